@@ -128,12 +128,12 @@ async def test_manifests_of_policies_that_drip_keep_only_manifests_waiting(slow:
     slow.holds["/good.jsonl"] = [POLICY]
     good, drips = f"{slow.url}/good.jsonl", slow.drips(2 * AT_ONCE)
     manifests = Manifests(lambda: None)
-    manifests.want(drips)
+    manifests.want({uri: uri for uri in drips})
     await asyncio.sleep(0)  # all have begun
     await others_run()
 
     def read() -> bool:
-        manifests.want([*drips, good])
+        manifests.want({uri: uri for uri in (*drips, good)})
         return len(manifests.found) == len(drips) + 1
 
     await until(read)

@@ -76,30 +76,30 @@ async def test_what_is_wrong_is_named(shelf: str) -> None:
 async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf: str) -> None:
     told = asyncio.Event()
     manifests, uri = Manifests(told.set), f"{shelf}/policies.jsonl"
-    manifests.want([uri])
+    manifests.want({uri: uri})
     async with asyncio.timeout(60):
         await told.wait()
-    manifests.want([uri])
+    manifests.want({uri: uri})
     first = manifests.found[uri]
-    manifests.want([uri])
+    manifests.want({uri: uri})
     assert manifests.found[uri] is first
-    manifests.want([])
+    manifests.want({})
     assert manifests.found == {}
 
 
 async def test_a_manifest_is_read_anew_for_another_wave(shelf: str, tmp_path: Path) -> None:
     manifests, uri = Manifests(lambda: None), f"{shelf}/policies.jsonl"
+    wanted: dict[str, str] = {}
 
-    def look() -> object:
-        manifests.want([uri])
-        return manifests.found.get(uri)
+    def look(wave: str) -> object:
+        wanted[wave] = uri
+        manifests.want(wanted)
+        return manifests.found.get(wave)
 
-    await until(look)
+    first = await until(lambda: look("first"))
     (tmp_path / "policies.jsonl").write_text('{"name": "acme/c"}\n')
-    manifests.want([uri], anew=[uri])
-    assert manifests.found == {}, "what the other wave begins with is not what was there before"
-    await until(look)
-    assert manifests.found[uri] == (Policy("acme/c"),)
+    assert await until(lambda: look("second")) == (Policy("acme/c"),)
+    assert manifests.found["first"] == first
 
 
 async def test_a_manifest_that_was_wrong_is_read_again_when_it_may_have_been_mended(
@@ -109,7 +109,7 @@ async def test_a_manifest_that_was_wrong_is_read_again_when_it_may_have_been_men
     manifests, uri = Manifests(lambda: None), f"{shelf}/broken.jsonl"
 
     def look() -> object:
-        manifests.want([uri])
+        manifests.want({uri: uri})
         return manifests.found.get(uri)
 
     failed = await until(look)

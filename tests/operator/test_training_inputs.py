@@ -12,9 +12,9 @@ from mint_operator.planning.snapshot import Inputs
 from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
 
 
-@pytest.mark.parametrize("unread", [{}, {"s3://b/p.jsonl": Failure("SourceNotFound", "it is gone", terminal=True)}])
+@pytest.mark.parametrize("unread", [{}, {"uid-w": Failure("SourceNotFound", "it is gone", terminal=True)}])
 def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dict[str, Failure]) -> None:
-    read = {"s3://b/p.jsonl": (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))}
+    read = {"uid-w": (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))}
     fields: dict[str, Any] = {"policies": Policies(manifest="s3://b/p.jsonl"), "admission": "Elastic"}
     wave = training_wave("w", serve=Serve(residency="Host"), **fields)
     world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests=read))
@@ -38,10 +38,11 @@ def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dic
 
 
 def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says_since() -> None:
-    uri = "s3://b/p.jsonl"
     first = (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))
-    wave = training_wave("w", policies=Policies(manifest=uri), admission="Elastic", serve=Serve(residency="Host"))
-    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests={uri: first}))
+    wave = training_wave(
+        "w", policies=Policies(manifest="s3://b/p.jsonl"), admission="Elastic", serve=Serve(residency="Host")
+    )
+    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests={"uid-w": first}))
     world.step()
     world.say(Stage.RUNNING, 3, published=published(3))
     world.step()
@@ -50,7 +51,7 @@ def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says
         (Policy(name="team/x"),),
         (Policy(name="team/x"), Policy(name="team/b", rank=8), Policy(name="team/c", rank=2)),
     ):
-        world.inputs = Inputs(manifests={uri: others})
+        world.inputs = Inputs(manifests={"uid-w": others})
         assert world.step().training == {}
         assert (world.leases, world.placements) == (before, placed)
     world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
@@ -60,7 +61,7 @@ def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says
 
 def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
     own = Loss(type="grpo", clip_high=0.3)
-    read = {"s3://b/p.jsonl": (Policy(name="team/a", loss=own), Policy(name="team/b"))}
+    read = {"uid-w": (Policy(name="team/a", loss=own), Policy(name="team/b"))}
     wave = training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"), loss=Loss(type="cispo"))
     world = World(base(), [wave], engines(1), inputs=Inputs(manifests=read))
     world.step()
@@ -79,7 +80,7 @@ def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
 def test_a_loss_of_a_manifest_by_which_nothing_can_be_learnt_is_refused_before_anything_begins(
     loss: Loss, algorithm: Algorithm, why: str
 ) -> None:
-    read = {"s3://b/p.jsonl": (Policy(name="team/a"), Policy(name="team/b", loss=loss))}
+    read = {"uid-w": (Policy(name="team/a"), Policy(name="team/b", loss=loss))}
     wave = training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"), algorithm=algorithm)
     world = World(base(), [wave], engines(1), inputs=Inputs(manifests=read))
     world.step()

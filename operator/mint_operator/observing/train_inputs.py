@@ -33,8 +33,7 @@ class InputsView:
         self._waves: Sequence[ObservedWave] = ()
         self._specs: dict[str, AdapterWaveSpec] = {}  # by uid, as of when what they name was read
         self._texts: dict[_Name, _Text] = {}
-        self._uris: frozenset[str] = frozenset()
-        self._anew: frozenset[str] = frozenset()  # of them, those that a wave names which was not there before
+        self._uris: dict[str, str] = {}  # of manifests, by the uid of the wave that names it
         self.inputs = Inputs()
         self.changed = False  # the last look found something new
 
@@ -47,8 +46,7 @@ class InputsView:
         if again or waves is not self._waves or self._failed():
             await self._read(waves, again)
             self._waves = waves
-        self._manifests.want(self._uris, self._anew)
-        self._anew = frozenset()
+        self._manifests.want(self._uris)
         inputs = Inputs(config_maps=_by_namespace(self._texts), manifests=dict(self._manifests.found))
         self.changed = inputs != self.inputs
         self.inputs = inputs
@@ -58,8 +56,7 @@ class InputsView:
         specs: dict[str, AdapterWaveSpec] = {}
         named: set[_Name] = set()
         unread: set[_Name] = set()
-        uris: set[str] = set()
-        anew: set[str] = set()
+        uris: dict[str, str] = {}
         for wave in waves:
             train = wave.spec.train
             if train is None:
@@ -69,14 +66,13 @@ class InputsView:
             named |= of
             if again or self._specs.get(wave.meta.uid) is not wave.spec:
                 unread |= of
-            uris.add(train.policies.manifest)
-            if wave.meta.uid not in self._specs:
-                anew.add(train.policies.manifest)
+            if train.policies.manifest:
+                uris[wave.meta.uid] = train.policies.manifest
         reading = sorted(unread | self._failed() & named)
         texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in reading])
         kept = {name: self._texts[name] for name in named.difference(reading)}
         self._texts = kept | dict(zip(reading, texts, strict=True))
-        self._specs, self._uris, self._anew = specs, frozenset(uris - {""}), self._anew.union(anew)
+        self._specs, self._uris = specs, uris
 
     def _failed(self) -> set[_Name]:
         return {name for name, text in self._texts.items() if isinstance(text, Failure)}

@@ -1,7 +1,7 @@
 """Reading a manifest of policies, JSON lines or Parquet at a URI: once, beside the loop and within bounds."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -23,10 +23,10 @@ log = structlog.get_logger()
 
 
 class Manifests:
-    """Manifests that waves name, by URI. One is read when a wave first names it, and again later if that failed.
+    """Manifests by who asks for them, each with its URI: read for each once, and again later if that failed.
 
-    Whatever it failed by: who has mended the file need not make the wave anew. What is named by another wave is read
-    anew, for it may have been rewritten for that one; those that have begun keep what they began with.
+    Whatever it failed by: who has mended the file need not make the wave anew. What another wave names is read anew,
+    for it may have been rewritten for that one.
 
     `wake` is called when one has been read.
     """
@@ -37,27 +37,26 @@ class Manifests:
         self._again_at: dict[str, float] = {}
         self.found: dict[str, Read] = {}
 
-    def want(self, uris: Iterable[str], anew: Collection[str] = ()) -> None:
-        """Begin to read what is new or is named `anew`, take what has been read, forget the rest."""
-        wanted, now = set(uris), asyncio.get_running_loop().time()
-        for uri in self._work.keys() | self.found.keys():
-            if uri not in wanted or uri in anew:
-                self.found.pop(uri, None)
-                self._again_at.pop(uri, None)
-                if task := self._work.pop(uri, None):
-                    task.cancel()
-        for uri in wanted:
-            task = self._work.get(uri)
+    def want(self, uris: Mapping[str, str]) -> None:
+        """Begin to read what is new, take what has been read, forget the rest."""
+        now = asyncio.get_running_loop().time()
+        for asking in (self._work.keys() | self.found.keys()) - uris.keys():
+            self.found.pop(asking, None)
+            self._again_at.pop(asking, None)
+            if task := self._work.pop(asking, None):
+                task.cancel()
+        for asking, uri in uris.items():
+            task = self._work.get(asking)
             if task is not None and task.done():
-                del self._work[uri]
-                self.found[uri], self._again_at[uri] = task.result(), now + RETRY_S
-            elif task is None and self._due(uri, now):
-                self._work[uri] = task = asyncio.create_task(read(uri))
+                del self._work[asking]
+                self.found[asking], self._again_at[asking] = task.result(), now + RETRY_S
+            elif task is None and self._due(asking, now):
+                self._work[asking] = task = asyncio.create_task(read(uri))
                 task.add_done_callback(lambda _: self._wake())
 
-    def _due(self, uri: str, now: float) -> bool:
-        known = self.found.get(uri)
-        return known is None or (isinstance(known, Failure) and now >= self._again_at[uri])
+    def _due(self, asking: str, now: float) -> bool:
+        known = self.found.get(asking)
+        return known is None or (isinstance(known, Failure) and now >= self._again_at[asking])
 
 
 async def read(uri: str) -> Read:

@@ -165,8 +165,8 @@ class TrainKnown(msgspec.Struct, frozen=True):
 class Inputs(msgspec.Struct, frozen=True):
     """What training waves name beside themselves.
 
-    ConfigMaps by namespace and name, as key -> text, without those that are not there; manifests by URI; or why one
-    cannot be read.
+    ConfigMaps by namespace and name, as key -> text, without those that are not there; manifests by the wave's
+    uid; or why one cannot be read.
     """
 
     config_maps: Mapping[str, Mapping[str, Mapping[str, str] | Failure]] = {}

@@ -49,8 +49,8 @@ def manifest_of(wave: ObservedWave, inputs: Inputs, state: TrainState) -> tuple[
 
     Those with which the wave began stay the wave's: a manifest may have been rewritten since, for another wave.
     """
-    manifest = wave.spec.train.policies.manifest if wave.spec.train is not None else ""
-    found = inputs.manifests.get(manifest, _UNREAD) if manifest else ()
+    named = wave.spec.train is not None and wave.spec.train.policies.manifest
+    found = inputs.manifests.get(wave.meta.uid, _UNREAD) if named else ()
     names = _began_with(wave, state) if found and not isinstance(found, Failure) else ()
     if isinstance(found, Failure) or not names:
         return found
