@@ -78,6 +78,14 @@ def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought() -> None:
     assert 0 < request.sampling.top_p < 1e-6
 
 
+@pytest.mark.parametrize(("told", "meant"), [(-1, 0), (0, 0), (40, 40)])
+def test_no_number_of_likeliest_tokens_is_asked_for_as_by_vllm(told: int, meant: int) -> None:
+    [request] = _as_texts(json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "top_k": told}).encode())
+    assert request.sampling.top_k == meant
+    with pytest.raises(InvalidRequest, match="top_k"):
+        _as_texts(b'{"model": "demo/pirate", "prompt": "Ahoy", "top_k": -2}')
+
+
 @pytest.mark.parametrize("told", [{}, {"max_tokens": None}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
 def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(told: dict[str, int | None]) -> None:
     """As by OpenAI; a text has engines' default, as it has a small one there."""

@@ -99,7 +99,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_tokens: _Count | None = None
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: _Natural = 0
+    top_k: Annotated[int, Meta(ge=-1, le=_MOST)] = 0  # -1 leaves it off, too: vLLM's clients say it so
     min_p: float = 0.0
     n: _Count = 1
     echo: bool = False
@@ -203,7 +203,7 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
         sampling.max_tokens = max_tokens
     sampling.n = asked.n
     sampling.temperature, sampling.top_p = asked.temperature, asked.top_p or _LEAST_TOP_P
-    sampling.top_k, sampling.min_p, sampling.ignore_eos = asked.top_k, asked.min_p, asked.ignore_eos
+    sampling.top_k, sampling.min_p, sampling.ignore_eos = max(0, asked.top_k), asked.min_p, asked.ignore_eos
     sampling.repetition_penalty = asked.repetition_penalty
     sampling.frequency_penalty, sampling.presence_penalty = asked.frequency_penalty, asked.presence_penalty
     sampling.logit_bias.update(_biases(asked.logit_bias))
