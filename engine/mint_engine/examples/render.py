@@ -35,13 +35,14 @@ class Renderer:
             raise BadExample(f"example {example.text[:80]!r}", f"can't be asked: {error}") from None
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:
-        """The answer's tokens and the one that ends it, at most `room`. Raises BadExample."""
+        """The answer's tokens and the one that ends it, at most `room`: a wave's maxTokens. Raises BadExample."""
         if not example.answer:
             raise BadExample(f"example {example.text[:80]!r}", "has no answer to learn")
         tokens: Sequence[int] = self.tokenizer.encode(example.answer, add_special_tokens=False)
         ended = [*tokens, *([] if self.eos is None else [self.eos])]
         if len(ended) > room:
-            raise BadExample(
-                f"example {example.text[:80]!r}", f"has an answer of {len(ended)} tokens; there is room for {room}"
+            said = (
+                f"has an answer of {len(ended)} tokens with the one that ends it; sampling.maxTokens, which bounds "
             )
+            raise BadExample(f"example {example.text[:80]!r}", f"{said}answers, too, is {room}")
         return tuple(ended)

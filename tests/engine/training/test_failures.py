@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mint_contracts.errors import SourceUnavailable
-from mint_contracts.training import Dataset, Evaluation, Loss, NumericAnswer, Optimizer, Regex, Reward
+from mint_contracts.training import Dataset, Evaluation, Loss, NumericAnswer, Optimizer, Regex, Reward, TrainSampling
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import patience
 from mint_engine.policies.store import LocalStore
@@ -25,6 +25,11 @@ from tests.waiting import until
             {"reward": None, "algorithm": "SFT", "evaluation": Evaluation()},
             "InvalidRequest",
             "has no reward to score its evaluations by",
+        ),
+        (
+            {"reward": None, "algorithm": "SFT", "sampling": TrainSampling(max_tokens=1)},
+            "BadExample",
+            "sampling.maxTokens, which bounds answers, too, is 1",
         ),
         ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is no JSON"),
         ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "no regular expression"),
