@@ -10,7 +10,9 @@ from typing import Any
 _SLIDING = "sliding_attention"
 _SERVED = frozenset({"full_attention", _SLIDING, "indexed_attention"})
 # Model types whose layers all slide over `sliding_window`, without saying so layer by layer.
-_ALL_SLIDE = frozenset({"minimax", "ministral3", "mistral", "mixtral", "olmoe", "phi3", "qwen3_moe", "starcoder2"})
+_ALL_SLIDE = frozenset(
+    {"minimax", "ministral3", "mistral", "mixtral", "olmoe", "phi3", "phimoe", "qwen3_moe", "starcoder2"}
+)
 
 
 def unserved_attention(told: Callable[[str], Any]) -> str:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    MistralConfig,
+    MixtralConfig,
+    PhimoeConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from mint_engine.build import build
 from mint_engine.model.base import Base
@@ -68,10 +76,14 @@ def test_a_request_as_long_as_the_window_is_computed_by_own_kernels(name: str, s
     torch.testing.assert_close(found, plain(config, forward, WINDOW, slot), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", SLIDING)
+# Its attention is told of no window: the masks alone have it in transformers.
+PHI_MOE = PhimoeConfig(**SIZES, sliding_window=WINDOW, num_local_experts=4)
+
+
+@pytest.mark.parametrize("name", [*SLIDING, "phimoe"])
 def test_one_token_more_and_the_window_binds(name: str) -> None:
     """Then transformers' modules compute it, and see no more than it says: all of it would be another answer."""
-    config = SLIDING[name]
+    config = SLIDING.get(name, PHI_MOE)
     forward = make(config, WINDOW + 1)
     assert forward.compute == "generic"
     assert WINDOW in forward.cache.groups.windows

@@ -13,6 +13,7 @@ over compressed keys and values.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,9 @@ NAME = "mint"
 _HARMLESS = frozenset(
     {"position_ids", "use_cache", "is_causal", "cache", "output_attentions", "output_router_logits", "layer_idx"}
 )
+
+# Families in which a mask alone says that all layers slide; none is built here.
+_MASKED = frozenset({"phimoe"})
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def attend(
     """
     _refuse(module, options, attention_mask if indices is None else None, dropout, paged)
     assert paged is not None  # noqa: S101 - refused above; for the type checker
-    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    window = window_of(module, sliding_window)
+    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, s_aux)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(paged.cache, KvCache):
         if style.window is not None or style.cap is not None or style.sinks is not None:
@@ -91,6 +96,14 @@ def attend(
     for chunk in plan.chunks:
         _attend_chunk(out, query[0], layer, chunk, cache, style)
     return out.transpose(0, 1).unsqueeze(0), None
+
+
+def window_of(module: Any, told: int | None) -> int | None:
+    """How many of the latest tokens a layer's attention sees, by what it is told or by its family; None: all."""
+    config = getattr(module, "config", None)
+    if told is None and getattr(config, "model_type", "") in _MASKED:
+        return config.sliding_window or None  # type: ignore[union-attr]
+    return told
 
 
 def _refuse(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.attention import Style, attend_rows, unserved
+from mint_engine.model.attention import Style, attend_rows, unserved, window_of
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
 NAME = "mint_training"
@@ -52,7 +52,8 @@ def attend(
     Raises UnsupportedBase when the model asks for something else.
     """
     _refuse(module, options, attention_mask if indices is None else None, dropout)
-    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    window = window_of(module, sliding_window)
+    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, s_aux)
     rows, parts = query.shape[2], []
     for at, tree in enumerate(trees):
         choice = indices[at] if indices is not None else None
