@@ -84,6 +84,15 @@ async def test_a_program_teaches_a_policy_step_by_step_and_asks_it(world: World)
         answer = await client.answer(asked)
         assert (answer.text, answer.revision, answer.engine) == (taught, published.revision, policy.engine)
         assert policy.name in {each.policy for each in (await client.policies()).policies}
+        unpack = (
+            "mint-adapter",
+            "unpack",
+            published.uri,
+            "/mint/cache/taught",
+            "--base",
+            "/mint/pvc/mint-samples/base",
+        )
+        assert published.revision in world.kube.kubectl("exec", policy.engine, "-n", NAMESPACE, "--", *unpack)
         await policy.drop()
         with pytest.raises(PolicyNotFound):
             await client.policy(policy.name, base_model=base)

@@ -5,7 +5,6 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import grpc
 import msgspec
@@ -43,7 +42,6 @@ from mint_gateway.mounted import Mounted
 from mint_gateway.page.answers import Page
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
-from mint_gateway.page.policies import GLANCE_S
 from mint_gateway.route import Router
 from mint_gateway.secured import Secured
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
@@ -130,8 +128,7 @@ async def serve(
     port = _listen(server, address, secured.certificate)
     await server.start()
     guards = [guarding(secured.access, metrics)] if secured.access else []
-    taught = partial(forwarding.list, "", GLANCE_S)
-    page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), taught, calls)
+    page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), forwarding, calls)
     door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
     context = http_context(secured.certificate) if secured.certificate else None
     opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, limits.grace_s), context)

@@ -11,24 +11,18 @@ DEFAULT_PVC_ROOT = "/mint/pvc"
 
 
 def local_path(location: Location) -> tuple[Path, Path | None]:
-    """Where a file:// or pvc:// source lies, links resolved, and the folder that it may not leave (a claim).
+    """Where a file:// or pvc:// source lies, links resolved, and the folder that it may not leave (a pvc:// claim).
 
-    What lies in a claim keeps to the claim's rules by whichever of the two it is named. Raises SourceForbidden for a
-    claim that is not mounted, a link that leaves it, and the kernel's links, by which everything has further names.
+    Raises SourceForbidden for a claim that is not mounted or a link that leaves it.
     """
-    named, root = Path(named_path(location)), _root()
-    subject = f"source '{location.scheme}://{location.host}/{location.path}'"
-    if named.parts[1:2] == ("proc",) or named.parts[1:3] == ("dev", "fd"):
-        raise SourceForbidden(subject, "lies among the kernel's links; name the folder that it leads to")
-    within = named.relative_to(root).parts if named.is_relative_to(root) else ()
-    if location.scheme == "file" and not within:
-        return Path(os.path.realpath(named)), None
-    name = location.host or within[0]
-    claim = root / name
-    if name.startswith(".") or "/" in name or not claim.is_dir():
-        raise SourceForbidden(subject, f"claim {name!r} is not mounted; add it to adapters.volumeClaims")
+    if location.scheme == "file":
+        return Path(os.path.realpath("/" + location.path)), None
+    claim = _root() / location.host
+    subject = f"source 'pvc://{location.host}/{location.path}'"
+    if location.host.startswith(".") or "/" in location.host or not claim.is_dir():
+        raise SourceForbidden(subject, f"claim {location.host!r} is not mounted; add it to adapters.volumeClaims")
     claim = Path(os.path.realpath(claim))
-    path = Path(os.path.realpath(named))
+    path = Path(os.path.realpath(claim / location.path))
     if not path.is_relative_to(claim):
         raise SourceForbidden(subject, "leads out of its claim by a symbolic link")
     return path, claim

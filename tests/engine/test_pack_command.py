@@ -74,6 +74,8 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
         (["show", str(tmp_path / "a" / WEIGHTS)], "CorruptFile"),
         (["unpack", str(tmp_path / PACKED), str(tmp_path / "a"), *order[3:]], "InvalidRequest"),
         (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "UnsupportedBase"),
+        (["unpack", str(tmp_path / PACKED), "/proc/none/out", *order[3:]], "SourceUnavailable"),
+        (["pack", str(tmp_path / "a"), "/proc/none/x", *order[3:]], "SourceUnavailable"),
         (["unpack", "ftp://store/a", out, *order[3:]], "SourceForbidden"),
         (["unpack", "hf://acme/haiku", out, *order[3:]], "SourceForbidden"),
         (["unpack", f"file://{tmp_path}/absent", out, *order[3:]], "SourceNotFound"),

@@ -15,9 +15,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
 from mint_engine.adapters.file_identity import Identity, identity_of
 from mint_engine.adapters.packed import Packed
-from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.reading import LostBlock
-from mint_engine.residency.residency import LONGEST_RETRY_S
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.tiers import NAMES, Q0, Scene, Watched, once, wanted
 from tests.waiting import until
@@ -178,12 +176,6 @@ async def test_too_many_loads_at_once_are_refused_with_a_time_to_come_back(scene
         with pytest.raises(errors.Overloaded) as caught:
             await once(here, NAMES[2])
         assert caught.value.retry_after_s
-        here.residency.rate = LoadRate()
-        here.residency.rate.began(0.0)
-        here.residency.rate.ended(10_000.0, loading=0)  # as where storage was away
-        with pytest.raises(errors.Overloaded) as caught:
-            await once(here, NAMES[2])
-        assert caught.value.retry_after_s == LONGEST_RETRY_S
         here.loader.gate.set()
     await once(here, NAMES[2])
 

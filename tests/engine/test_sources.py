@@ -137,11 +137,8 @@ def test_a_branch_is_pinned_to_the_commit_that_it_names(
             loader(tmp_path).load(Source("hf://team/store/acme/good", "no-such-branch"))
 
 
-@pytest.mark.parametrize("named", ["pvc://", "file://{claims}/"])
 @pytest.mark.parametrize("name", ["link", "deep"])
-def test_links_out_of_a_claim_are_refused(
-    name: str, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_links_out_of_a_claim_are_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "claims" / "mine").mkdir(parents=True)
     peft_adapter(tmp_path / "theirs")
     if name == "link":
@@ -152,14 +149,7 @@ def test_links_out_of_a_claim_are_refused(
         (tmp_path / "claims" / "mine" / "deep" / WEIGHTS).symlink_to(tmp_path / "theirs" / WEIGHTS)
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
     with pytest.raises(errors.SourceForbidden, match="symbolic link"):
-        loader(tmp_path).load(Source(f"{named.format(claims=tmp_path / 'claims')}mine/{name}"))
-
-
-@pytest.mark.parametrize("way", ["/proc/self/root", "/proc/self/cwd", "//dev/fd/0/proc/self/root"])
-def test_the_kernels_links_are_no_way_to_what_has_another_name(way: str, tmp_path: Path) -> None:
-    peft_adapter(tmp_path / "theirs")
-    with pytest.raises(errors.SourceForbidden, match="kernel"):
-        loader(tmp_path).load(Source(f"file://{way}{tmp_path}/theirs"))
+        loader(tmp_path).load(Source(f"pvc://mine/{name}"))
 
 
 def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from mint_contracts.records import BaseRecord, Failure, Held, MapChange, Place, 
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Stage
-from mint_gateway import server
-from mint_gateway.page import overview
+from mint_gateway.page import overview, policies
 from mint_gateway.page.files import FILES
 from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, STORE, Scene
@@ -139,7 +138,7 @@ async def test_waves_that_train_tell_how_far_they_are(served: Scene, monkeypatch
 async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "GLANCE_S", 0.2)
+    monkeypatch.setattr(policies, "GLANCE_S", 0.2)
     await scene.base(trains=True)
     engines = [await scene.engine(f"e-{n}", trains=True) for n in range(2)]
     trainers = [engine.trainer for engine in engines if engine.trainer is not None]

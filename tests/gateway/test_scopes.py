@@ -149,35 +149,6 @@ def test_nor_names_of_others_nor_what_lies_by_their_names_in_the_store(entry: En
     Writable(EVERYTHING, STORE).check([entry])
 
 
-@pytest.mark.parametrize(
-    ("store", "written"),
-    [
-        ("https://store.example/adapters", "https://Store.Example/adapters/rival/bot"),
-        ("https://store.example/adapters", "HTTPS://store.example:443/adapters/rival/bot"),
-        ("https://store.example/adapters", "https://store.example./adapters/rival/bot"),
-        ("https://store.example/adapters", "http://store.example:80/adapters/rival/bot"),
-        ("https://store.example/adapters", "https://store.example:/adapters/rival/bot"),
-        ("https://store.example/adapters", "https://store.example:0443/adapters/rival/bot"),
-        ("https://[::1]:8443/adapters", "https://[::1]:08443/adapters/rival/bot"),
-        ("https://store.example/adapters", "https://\uff53tore\u3002example/adapters/rival/bot"),
-        ("http://store.example:8080/adapters", "http://STORE.example.:8080//adapters/rival/bot"),
-        ("hf://team/store", "hf://Team/STORE/rival/bot"),
-    ],
-)
-def test_another_spelling_of_the_store_is_the_store(store: str, written: str) -> None:
-    writable = Writable(Scope(("acme/",)), Source(store, "main"))
-    with pytest.raises(PermissionDenied, match="of no name that your key opens"):
-        writable.check([Entry("acme/bot", written, "main")])
-    writable.check([Entry("acme/bot", written.replace("rival", "acme"), "main")])
-
-
-def test_another_server_or_folder_is_not_the_store() -> None:
-    writable = Writable(Scope(("acme/",)), Source("https://store.example/adapters"))
-    for elsewhere in ("https://store.example:8443/adapters", "https://b.store.example/adapters", "https://[::1]/a"):
-        writable.check([Entry("acme/bot", f"{elsewhere}/rival/bot")])
-    writable.check([Entry("acme/bot", "https://store.example/Adapters/rival/bot")])
-
-
 def read(told: object) -> Scopes:
     return read_scopes(Path("/scopes"), {SCOPES_FILE: told if isinstance(told, bytes) else json.dumps(told).encode()})
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from mint_contracts.errors import MintError, SourceNotFound, UnsupportedBase
 from mint_contracts.source import Source
-from mint_contracts.storage_errors import os_errors
+from mint_contracts.storage_errors import os_errors, writing_errors
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if told.command == "pack":
                 _write(packed, told.file)
             else:
-                export(packed, told.folder, modules)
+                with writing_errors(f"folder {str(told.folder)!r}"):
+                    export(packed, told.folder, modules)
         print(_line(packed))
     except MintError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
@@ -105,7 +106,7 @@ def _open(file: Path) -> Packed:
 def _write(packed: Packed, file: Path) -> None:
     partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
-        with os_errors(f"file {str(file)!r}"):
+        with writing_errors(f"file {str(file)!r}"):
             with partial.open("xb") as out:
                 packed_file.write(packed, out)
             publish(partial, file)

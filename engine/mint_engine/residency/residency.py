@@ -46,7 +46,6 @@ REMOTE_WORKERS = 16
 LOADS_WAITING = 256
 REQUESTS_WAITING = 1024  # for loads, or for a slot that takes no new ones
 FIRST_PER_S = 40.0  # loads, before the first has ended: a tenth of a second each
-LONGEST_RETRY_S = 30.0  # where storage was away loads took minutes, and are quick once it is back
 SLOT_WAIT_S = 10.0
 TERMS = Terms()
 CLOSE_S = 5.0
@@ -254,7 +253,7 @@ class Residency:
         return Overloaded(
             f"adapter {copy.adapter!r}",
             f"can not be loaded now: {why}; come back later",
-            retry_after_s=min(max(0.1, len(self.books.loading) / (self.rate.per_s or FIRST_PER_S)), LONGEST_RETRY_S),
+            retry_after_s=max(0.1, len(self.books.loading) / (self.rate.per_s or FIRST_PER_S)),
         )
 
     def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":

@@ -1,7 +1,6 @@
 """What whoever bears a key may write into a base's catalog: pure."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from mint_contracts.claims import DEFAULT_PVC_ROOT
@@ -9,8 +8,6 @@ from mint_contracts.entries import Entry
 from mint_contracts.errors import PermissionDenied
 from mint_contracts.source import Source, locate
 from mint_gateway.scope import EVERYTHING, Scope
-
-_PORTS = {"https": "443", "http": "80"}
 
 NOT_OPENED = "that your key opens; ask whoever runs the gateway"
 
@@ -45,25 +42,7 @@ ANYTHING = Writable()
 def _folders(source: Source) -> list[str]:
     """The way to a source, folder by folder, alike for each way to write it; a claim's as engines mount it."""
     location = locate(source)
-    scheme, host, path = location.scheme, location.host, location.path
+    scheme, path = location.scheme, f"{location.host}/{location.path}"
     if scheme == "pvc":
-        scheme, path = "file", f"{DEFAULT_PVC_ROOT}/{host}/{path}"
-    elif scheme in _PORTS:
-        scheme, path = "https", f"{_server(host, _PORTS[scheme])}/{path}"
-    elif scheme == "hf":  # the hub finds a repository however its letters are cased
-        repository, _, rest = path.partition("/")
-        path = f"{host}/{repository}".lower() + f"/{rest}"
-    else:
-        path = f"{host}/{path}"
+        scheme, path = "file", f"{DEFAULT_PVC_ROOT}/{path}"
     return [scheme, *(folder for folder in path.split("/") if folder)]
-
-
-def _server(host: str, port: str) -> str:
-    """A web server as a resolver of names is asked for it, without the port that goes without saying."""
-    with suppress(UnicodeError):  # else it is no name that could be asked for
-        host = host.encode("idna").decode()
-    name, _, told = host.lower().rpartition(":")
-    if told.strip("0123456789") or not name:
-        name, told = host.lower(), ""
-    told = told.lstrip("0")
-    return name.rstrip(".") + (f":{told}" if told not in {"", port} else "")

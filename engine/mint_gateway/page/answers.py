@@ -20,8 +20,9 @@ from mint_gateway.page.files import FILES, send
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
 from mint_gateway.page.pages import asked, number
-from mint_gateway.page.policies import List, policies
+from mint_gateway.page.policies import policies
 from mint_gateway.page.waves import thinned
+from mint_gateway.trainer.forwarding import Forwarding
 from mint_gateway.wave_watch import WaveWatch
 from mint_gateway.why import Why
 
@@ -42,11 +43,10 @@ class Page:
     """The routes of the web page. `calls` counts and bounds what is asked, with other calls."""
 
     def __init__(
-        self, overview: Overview, why: Why, watch: WaveWatch, names: Names, taught: List, calls: InFlight
+        self, overview: Overview, why: Why, watch: WaveWatch, names: Names, forwarding: Forwarding, calls: InFlight
     ) -> None:
-        """`taught` asks engines which policies programs train there."""
         self._overview, self._why, self._watch, self._names = overview, why, watch, names
-        self._taught, self._calls = taught, calls
+        self._forwarding, self._calls = forwarding, calls
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """The files, and what they ask for."""
@@ -74,7 +74,7 @@ class Page:
 
     async def _policies(self, http: web.Request) -> web.Response:
         page = asked(http.query, default=WAVES, most=WAVES_MOST)
-        return await self._answer(lambda: policies(self._taught, page))
+        return await self._answer(lambda: policies(self._forwarding, page))
 
     async def _wave(self, http: web.Request) -> web.Response:
         """Why it stands as it stands, and of one that trains its progress and some of its policies."""

@@ -1,15 +1,11 @@
 """Policies that programs train by calls, as the page lists them."""
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 
-from mint_contracts.training_pb2 import ListPoliciesResponse
 from mint_gateway.page.pages import Asked
+from mint_gateway.trainer.forwarding import Forwarding
 
 GLANCE_S = 1.0  # engines answer at once; who looks at a page does not wait longer for one that does not
-
-List = Callable[[], Awaitable[ListPoliciesResponse]]
 
 
 class Taught(msgspec.Struct, frozen=True):
@@ -31,9 +27,9 @@ class Policies(msgspec.Struct, frozen=True):
     silent: list[str]
 
 
-async def policies(ask: List, asked: Asked) -> Policies:
+async def policies(forwarding: Forwarding, asked: Asked) -> Policies:
     """A page of what the engines tell. Engines that were cut off from each other may have two of one name."""
-    told = await ask()
+    told = await forwarding.list("", GLANCE_S)
     found = {f"{each.policy} {each.base_model} {each.engine}": each for each in told.policies}
     names, following = asked.of(found)
     page = [
