@@ -1,5 +1,6 @@
 """What the chart makes, in each of its variants."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.chart.rendering import (
     DEFAULTS,
     EVERYTHING,
     EXTERNAL,
+    KUBE_VERSION,
     NAMESPACE,
     NAMESPACED,
     VARIANTS,
@@ -216,6 +218,51 @@ def test_without_a_secret_the_gateway_speaks_plain_text() -> None:
         "grpc",
         "http",
     ]
+
+
+def numbers(node: Any) -> list[int]:
+    """Every whole number in an object."""
+    if isinstance(node, dict):
+        return [found for child in node.values() for found in numbers(child)]
+    if isinstance(node, list):
+        return [found for child in node for found in numbers(child)]
+    return [node] if isinstance(node, int) and not isinstance(node, bool) else []
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_names_that_are_all_digits_stay_names(external: bool) -> None:
+    """As of namespaces that are called by the digest of a commit."""
+    names = (str(each) for each in itertools.count(7_000_001))
+    common = {"priorityClassName": next(names), "nodeSelector": {"pool": next(names)}}
+    values = {
+        "watchNamespaces": [next(names)],
+        "imagePullSecrets": [next(names)],
+        "runtimeClassName": next(names),
+        "operator": {"manifests": {"existingSecret": next(names)}, **common},
+        "gateway": {
+            "tls": {"secretName": next(names)},
+            "keys": {"secretName": next(names)},
+            "catalog": {"existingSecret": next(names), "claims": [next(names)]},
+        },
+        "redis": {"existingSecret": next(names), "persistence": {"storageClassName": next(names)}},
+        "metrics": EVERYTHING["metrics"],
+    }
+    if external:
+        url = {"url": "rediss://redis", "existingSecret": next(names), "caSecret": next(names)}
+        values["redis"] = {"external": url}
+    objects = render(values, "-n", next(names), release=next(names))
+    assert [each for each in numbers(objects) if each > 7_000_000] == []
+
+
+def test_dashboards_may_be_labelled_as_ones_own_grafana_looks_for_them() -> None:
+    values = {"metrics": {"dashboard": {"enabled": True, "labels": {"grafana_dashboard": "true"}}}}
+    assert of_kind(render(values), "ConfigMap")["mint-dashboard"]["metadata"]["labels"]["grafana_dashboard"] == "true"
+    assert (
+        helm("template", "mint", str(CHART), "--kube-version", KUBE_VERSION, values=values).count(
+            "grafana_dashboard:"
+        )
+        == 1
+    )
 
 
 def test_the_operator_is_told_what_engines_need() -> None:

@@ -7,7 +7,7 @@
 {{/* Labels that never change, by which pods are found. Takes (list $ component). */}}
 {{- define "mint.selector" -}}
 app.kubernetes.io/name: mint
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -46,15 +46,15 @@ securityContext:
   seccompProfile:
     type: RuntimeDefault
 {{- with $root.Values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with $own.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $root.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with $own.nodeSelector }}
@@ -88,7 +88,7 @@ capabilities:
 - name: MINT_REDIS_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: password
 {{- end }}
 {{- if include "mint.redis.ca" . }}
@@ -113,7 +113,7 @@ capabilities:
 {{- with include "mint.redis.ca" . }}
 - name: redis-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     items:
       - key: ca.crt
         path: ca.crt
