@@ -363,6 +363,15 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
     assert load(base).context_length == 300
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_transformers_can_not_compute_is_told_of(folder: Path, ranks: int) -> None:
+    """It makes such a model, and stumbles in its first layer."""
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    edit_config(folder, rope_parameters=rope)
+    with pytest.raises(UnsupportedBase, match="The size of tensor a"):
+        build(settings_for(folder, tensor_parallel_size=ranks), folder, Limits())
+
+
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     from e2e.samples import prepare

@@ -17,8 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
+from mint_engine.model.files import LIBRARY_ERRORS, first_line
 from mint_engine.model.fill import Name, Naming, fill
 from mint_engine.model.kept import every_weight
 from mint_engine.model.modules import layers_of, layers_prefix
@@ -39,8 +41,16 @@ def probe(vocabulary: int) -> list[int]:
 
 @torch.inference_mode()
 def reference_logits(base: Base) -> torch.Tensor:
-    """Of a base that is whole, before anything is swapped or cut. [T, V] float32"""
-    return _logits(base.model)
+    """Of a base that is whole, before anything is swapped or cut. [T, V] float32
+
+    Raises UnsupportedBase where transformers' own modules can not compute it, whose configuration does not fit them.
+    """
+    try:
+        return _logits(base.model)
+    except torch.OutOfMemoryError:
+        raise
+    except LIBRARY_ERRORS as error:
+        raise UnsupportedBase(base.architecture, f"can't be computed by transformers: {first_line(error)}") from error
 
 
 def load_part(
