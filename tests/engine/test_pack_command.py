@@ -51,7 +51,7 @@ def test_what_lies_in_a_store_comes_out_as_peft_has_it(
             each.rename(folder / each.name)
     with ExitStack() as stack:
         source = child(opened(scheme, tmp_path / "shelf", stack, monkeypatch), "haiku")
-        told = ["unpack", source.uri, str(tmp_path / "out"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
+        told = ["unpack", source.uri, str(tmp_path / "out"), "--base", str(tmp_path / "base")]
         assert command.main([*told, *(["--revision", source.revision] if source.revision else [])]) == 0
     again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "out")).eval()
     assert torch.equal(model(input_ids=PROMPT).logits, again(input_ids=PROMPT).logits)

@@ -26,13 +26,14 @@ from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
 from mint_engine.adapters.mapped import Opener
 from mint_engine.adapters.packed import Packed
-from mint_engine.adapters.read import read_adapter
+from mint_engine.adapters.read import opened_packed, read_adapter
 from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.copying import publish
+from mint_engine.sources.fetch import PACKED, adapter_files
 from mint_engine.sources.local import LocalFolder
-from mint_engine.sources.storage import folder_of
+from mint_engine.sources.storage import Folder, folder_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             packed = _open(told.file)
         else:
             modules = base_modules(told.base)
-            packed = _read(told.adapter, told.revision, Fit(modules, told.max_rank), DTYPES[told.dtype])
+            fit = Fit(modules, told.max_rank)
             if told.command == "pack":
+                packed = _read(told.adapter, told.revision, fit, DTYPES[told.dtype])
                 _write(packed, told.file)
             else:
+                packed = _read(told.adapter, told.revision, fit, None)
                 with writing_errors(f"folder {str(told.folder)!r}"):
                     export(packed, told.folder, modules)
         print(_line(packed))
@@ -68,22 +71,33 @@ def _parser() -> argparse.ArgumentParser:
         )
         each.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
         each.add_argument("--revision", default="", help="of an hf:// URI")
-        each.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
         each.add_argument("--max-rank", type=int, default=256, help="refuse larger ones (default %(default)s)")
+    pack.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
     pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
     unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
     commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
     return parser
 
 
-def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype) -> Packed:
+def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> Packed:
     """What that folder, URI or packed file holds; the file in the dtype that it has. Raises as `read_adapter`."""
-    if "://" in adapter:
-        return read_adapter(folder_of(Source(adapter, revision)), fit, dtype)
     path = Path(adapter)
-    if path.is_dir():
-        return read_adapter(LocalFolder(path.resolve(), f"adapter {adapter!r}"), fit, dtype)
-    return _open(path)
+    if "://" in adapter:
+        folder = folder_of(Source(adapter, revision))
+    elif path.is_dir():
+        folder = LocalFolder(path.resolve(), f"adapter {adapter!r}")
+    else:
+        return _open(path)
+    return read_adapter(folder, fit, dtype or _dtype_of(folder, fit))
+
+
+def _dtype_of(folder: Folder, fit: Fit) -> torch.dtype:
+    """In which nothing is rounded: a packed file's own, or what holds whatever PEFT's files have."""
+    found = adapter_files(folder)
+    if PACKED not in found:
+        return torch.float32
+    with opened_packed(folder, found[PACKED], fit) as (header, _):
+        return header.dtype
 
 
 def base_modules(base: Path) -> dict[str, Module]:

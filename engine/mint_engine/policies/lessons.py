@@ -30,9 +30,8 @@ from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.schedule import settled
 
-LEAST_LOGPROB = math.log(
-    2**-149
-)  # of the least probability that float32 holds: what a loss without a number is told as
+# Of the least probability that float32 holds: what a loss without a number is told as.
+LEAST_LOGPROB = math.log(2**-149)
 
 
 def _timed(phase: str) -> AbstractContextManager[object]:
