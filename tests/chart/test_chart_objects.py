@@ -18,7 +18,6 @@ from tests.chart.rendering import (
     CHART,
     DEFAULTS,
     EVERYTHING,
-    EXTERNAL,
     KUBE_VERSION,
     NAMESPACE,
     NAMESPACED,
@@ -274,58 +273,6 @@ def test_the_operator_is_told_what_engines_need() -> None:
     assert told["MINT_ENGINE_PULL_POLICY"] == "IfNotPresent"
     assert told["MINT_ENGINE_RUNTIME_CLASS"] == "mint-host"
     assert told["MINT_ENGINE_PULL_SECRETS"] == "registry"
-
-
-@pytest.mark.parametrize("name", ["mint-operator", "mint-gateway"])
-def test_the_map_is_reached_by_a_full_name_and_a_secret(name: str) -> None:
-    told = environment(workloads(render(DEFAULTS))[name])
-    assert told[settings.REDIS_URL] == f"redis://mint-redis.{NAMESPACE}.svc:6379/0"
-    assert told[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "mint-redis", "key": "password"}}
-    assert settings.REDIS_CA_FILE not in told
-
-
-@pytest.mark.parametrize("name", ["mint-operator", "mint-gateway"])
-def test_an_external_redis_brings_its_password_and_authority(name: str) -> None:
-    workload = workloads(render(EXTERNAL))[name]
-    told = environment(workload)
-    assert told[settings.REDIS_URL] == "rediss://redis.example:6380/0"
-    assert told[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "redis-auth", "key": "password"}}
-    folder = told[settings.REDIS_CA_FILE].removesuffix("/ca.crt")
-    assert {"name": "redis-ca", "mountPath": folder, "readOnly": True} in container(workload)["volumeMounts"]
-
-
-def test_with_an_external_redis_there_is_none_in_the_chart() -> None:
-    assert [each for each in render(EXTERNAL) if "redis" in each["metadata"]["name"]] == []
-
-
-def test_an_external_redis_needs_no_password() -> None:
-    values = {"redis": {"external": {"url": "redis://redis.example:6379"}}}
-    for workload in workloads(render(values)).values():
-        assert settings.REDIS_PASSWORD not in environment(workload)
-
-
-def test_redis_keeps_its_log_on_a_claim_and_takes_its_password_from_the_secret() -> None:
-    objects = render(DEFAULTS)
-    redis = workloads(objects)["mint-redis"]
-    assert redis["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "1Gi"
-    assert (
-        "appendonly yes\nappendfsync everysec\n" in of_kind(objects, "ConfigMap")["mint-redis"]["data"]["redis.conf"]
-    )
-    secret = of_kind(objects, "Secret")["mint-redis"]["data"]["password"]
-    assert secret not in repr(redis)
-
-
-def test_redis_without_persistence_has_no_claim_and_may_use_a_secret_of_yours() -> None:
-    objects = render(BARE)
-    assert "volumeClaimTemplates" not in workloads(objects)["mint-redis"]["spec"]
-    assert of_kind(objects, "Secret") == {}
-    assert environment(workloads(objects)["mint-gateway"])[settings.REDIS_PASSWORD]["secretKeyRef"]["name"] == "own"
-
-
-def test_generated_passwords_are_long_and_never_the_same() -> None:
-    first, second = (of_kind(render(DEFAULTS), "Secret")["mint-redis"]["data"]["password"] for _ in range(2))
-    assert first != second
-    assert len(first) >= 40  # 32 letters, base64
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "redis"])

@@ -150,3 +150,14 @@ async def test_an_engine_does_not_wait_longer_than_it_has_for_what_is_under_way(
         await asyncio.wait(scene.server.register._saving)
     async with called(base, tmp_path) as (_, stub):
         assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 1
+
+
+async def test_an_engine_that_started_earlier_goes_on_where_a_younger_one_died(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, elder):
+        async with called(base, tmp_path) as (_, younger):
+            await younger.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+            saved = await younger.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
+        await elder.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await elder.LoadState(pb.LoadStateRequest(policy="one", sequence=1, uri=saved.uri))
+        again = await elder.SaveState(pb.SaveStateRequest(policy="one", sequence=2))
+        assert again.uri > saved.uri

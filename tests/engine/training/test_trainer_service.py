@@ -386,16 +386,5 @@ async def test_a_policy_made_anew_writes_over_nothing_that_its_namesake_saved(ba
         assert state.step == 1
 
 
-async def test_an_engine_that_started_earlier_goes_on_where_a_younger_one_died(base: Path, tmp_path: Path) -> None:
-    async with called(base, tmp_path) as (_, elder):
-        async with called(base, tmp_path) as (_, younger):
-            await younger.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
-            saved = await younger.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
-        await elder.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
-        await elder.LoadState(pb.LoadStateRequest(policy="one", sequence=1, uri=saved.uri))
-        again = await elder.SaveState(pb.SaveStateRequest(policy="one", sequence=2))
-        assert again.uri > saved.uri
-
-
 async def _drop(stub: Any, policy: str) -> None:
     await stub.DropPolicy(pb.DropPolicyRequest(policy=policy))
