@@ -117,6 +117,13 @@ def test_a_prompt_is_a_text_or_tokens_and_a_list_of_such_is_several(prompt: Any,
     assert {(each.sampling.seed, each.sampling.logprobs, each.sampling.n) for each in requests} == {(3, 1, 2)}
 
 
+def test_what_a_developer_says_is_what_a_system_says() -> None:
+    """Templates that know no developer would pass over it."""
+    said = [{"role": role, "content": f"as {role}"} for role in ("developer", "system", "user", "tool")]
+    [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": said}).encode())
+    assert [each.role for each in chat.chat.messages] == ["system", "system", "user", "tool"]
+
+
 def test_penalties_and_biases_are_those_of_openai() -> None:
     told: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
     told |= {

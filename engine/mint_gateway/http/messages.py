@@ -8,6 +8,10 @@ from msgspec import Meta
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
 
+# OpenAI's newer clients call a system's message so. Most templates pass over a role that they do not know, in
+# silence; one that knows both means the same by them.
+_SYSTEM = {"developer": "system"}
+
 _Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
@@ -65,7 +69,7 @@ def message(told: Message, place: str) -> sampling_pb2.Message:
         for call in told.tool_calls or ()
     ]
     return sampling_pb2.Message(
-        role=told.role,
+        role=_SYSTEM.get(told.role, told.role),
         content=_content(told.content or "", place),
         tool_calls=calls,
         tool_call_id=told.tool_call_id or "",
