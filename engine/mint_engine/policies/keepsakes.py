@@ -51,6 +51,11 @@ async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bo
     return _folder(here.store, shelf) + str(name)
 
 
+async def leave(here: Open, policy: str, calls: Calls) -> None:
+    """Write a checkpoint of a policy as it is, which its engine lets go of, for any to go on with."""
+    await save(here, policy, calls, calls.sequence, left=True)
+
+
 async def load(here: Open, policy: str, uri: str) -> tuple[Policy, Name | None]:
     """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`."""
     shelf = shelf_of(here.store, policy)

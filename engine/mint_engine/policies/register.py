@@ -124,11 +124,7 @@ class Register:
         await calls.end()  # an update of it that is ready would be taken by a policy of the same name
         await keepsakes.give_up(here, policy, 0)  # an earlier life's, too
         await here.herald.withdraw(policy, calls.life)
-        if self._calls.get(policy) is calls:
-            del self._calls[policy]
-            here.means.places.withdraw(policy)
-            await here.means.desk.call(lambda trainer: trainer.drop(policy))
-            here.room.leave(calls.holder)
+        await self._let_go(here, policy, calls)
 
     async def give_way(self, policy: str, since: float) -> None:
         """Let go of a name that `waves` has told of `since` then (monotonic seconds), so that no call can take it.
@@ -151,7 +147,7 @@ class Register:
             return
 
         async def save(name: str, calls: Calls) -> None:
-            await calls.part(lambda: keepsakes.save(here, name, calls, calls.sequence, left=True))
+            await calls.part(lambda: keepsakes.leave(here, name, calls))
 
         self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late ones go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)
@@ -182,14 +178,22 @@ class Register:
                     break
 
     async def _put_to_rest(self, here: Open, name: str, calls: Calls) -> None:
-        await keepsakes.save(here, name, calls, calls.sequence, left=True)
+        await keepsakes.leave(here, name, calls)
+        await self._let_go(here, name, calls)
+        _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
+
+    async def _let_go(self, here: Open, name: str, calls: Calls) -> None:
+        """Its name is free last of all: who goes on with it has memory by the same holder.
+
+        What the name means is from now on what is announced: another engine may publish it anew.
+        """
+        if self._calls.get(name) is not calls:
+            return
         await here.means.desk.call(lambda trainer: trainer.drop(name))
         here.room.leave(calls.holder)
-        here.means.places.withdraw(
-            name
-        )  # which another engine may publish anew: what is announced tells what it means
-        del self._calls[name]
-        _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
+        here.means.places.withdraw(name)
+        if self._calls.get(name) is calls:  # and nobody else has let go of it meanwhile
+            del self._calls[name]
 
     def _new(self, name: str, told: PolicySettings | None) -> Calls:
         """A place for one more policy. Raises Overloaded, and Draining."""
