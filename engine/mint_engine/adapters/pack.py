@@ -26,14 +26,13 @@ from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
 from mint_engine.adapters.mapped import Opener
 from mint_engine.adapters.packed import Packed
-from mint_engine.adapters.read import opened_packed, read_adapter
+from mint_engine.adapters.read import read_adapter
 from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.copying import publish
-from mint_engine.sources.fetch import PACKED, adapter_files
 from mint_engine.sources.local import LocalFolder
-from mint_engine.sources.storage import Folder, folder_of
+from mint_engine.sources.storage import folder_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,16 +87,7 @@ def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> P
         folder = LocalFolder(path.resolve(), f"adapter {adapter!r}")
     else:
         return _open(path)
-    return read_adapter(folder, fit, dtype or _dtype_of(folder, fit))
-
-
-def _dtype_of(folder: Folder, fit: Fit) -> torch.dtype:
-    """In which nothing is rounded: a packed file's own, or what holds whatever PEFT's files have."""
-    found = adapter_files(folder)
-    if PACKED not in found:
-        return torch.float32
-    with opened_packed(folder, found[PACKED], fit) as (header, _):
-        return header.dtype
+    return read_adapter(folder, fit, dtype)
 
 
 def base_modules(base: Path) -> dict[str, Module]:

@@ -44,19 +44,22 @@ class _IntoMemory(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
-def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = lambda _: None) -> Packed:
+def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype | None, admit: Admit = lambda _: None) -> Packed:
     """As `read_found`, of whatever the source's folder has."""
     return read_found(folder, adapter_files(folder), fit, dtype, admit)
 
 
-def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
+def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None, admit: Admit) -> Packed:
     """Read an adapter from its source; its run comes in the base's `dtype`.
+
+    None: as a packed file has it, and of PEFT's files in float32, so that nothing is rounded.
 
     The bytes that its packed file takes are told to `admit` before the weights arrive; it raises where there is no
     room. Raises every error of `check`, NonFiniteWeights naming the tensor, and Source* errors.
     """
     if PACKED in found:
         return _read_packed(folder, found[PACKED], fit, dtype, admit)
+    dtype = dtype or torch.float32
     config = peft_config.parse(read_bounded(folder, CONFIG, peft_config.MAX_CONFIG_BYTES), folder.subject)
     check_config(config, fit, folder.subject)
     with folder.open(WEIGHTS) as file:
@@ -98,7 +101,7 @@ def opened_packed(folder: Folder, file_bytes: int | None, fit: Fit) -> Iterator[
         yield header, file
 
 
-def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
+def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype | None, admit: Admit) -> Packed:
     subject = folder.subject
     with opened_packed(folder, file_bytes, fit) as (header, file):
         admit(header.file_bytes)
@@ -108,7 +111,7 @@ def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.
         verified = beside.submit(packed_file.verify, header, run, subject)
         finite = is_finite(run)
         verified.result()
-    if header.dtype != dtype:
+    if dtype is not None and header.dtype != dtype:
         base = fingerprint(fit.modules)
         run = run.to(dtype)
         header = packed_file.describe(header.config, base, header.layout, header.scalings, run)
