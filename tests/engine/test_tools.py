@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest, PromptTooLong
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, ToolCall
+from mint_contracts.transport import MOST_TOOL_CHARACTERS
 from mint_engine.requests.prompts import read_form, read_prompt
-from mint_engine.requests.tools import DEEPEST, LONGEST, check_template, form_of
+from mint_engine.requests.tools import DEEPEST, check_template, form_of
 from tests.engine.tooled import save_tooled
 
 SAIL = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "é": "<|end|>"}}}
@@ -59,7 +60,10 @@ CASES: list[tuple[Chat, str]] = [
     (Chat(tools='[{"type": "custom"}]'), r"tools: are no functions: .*\$\[0\]\.type"),
     (Chat(tools='[{"type": "function", "function": {}}]'), r"`name` - at `\$\[0\]\.function`"),
     (Chat(tools='[{"type": "function", "function": {"name": "a b"}}]'), r"\$\[0\]\.function\.name"),
-    (Chat(tools=f"[{' ' * LONGEST}]"), f"tools: has {LONGEST + 2} characters; at most {LONGEST}"),
+    (
+        Chat(tools=f"[{' ' * MOST_TOOL_CHARACTERS}]"),
+        f"tools: has {MOST_TOOL_CHARACTERS + 2} characters; at most {MOST_TOOL_CHARACTERS}",
+    ),
     (Chat(tools="[" * DEEPEST + "[]" + "]" * DEEPEST), f"tools: has more than {DEEPEST} values in one another"),
     (Chat(tools=json.dumps([SAIL | {"a<|end|>": 1}])), r"has the control token '<\|end\|>' in a name within JSON"),
     (Chat(calls=7), r"prompt\.chat\.calls: is 7"),  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, ToolCall
+from mint_contracts.transport import MOST_TOOL_CHARACTERS
 
-LONGEST = 65_536  # characters of all functions
 # Values in one another. Templates that indent each take the square of it; transformers recurses on them.
 DEEPEST = 32
 
@@ -49,8 +49,8 @@ def read_tools(text: str) -> list[Any]:
     place = "prompt.chat.tools"
     if not text:
         return []
-    if len(text) > LONGEST:
-        raise InvalidRequest(place, f"has {len(text)} characters; at most {LONGEST} are taken")
+    if len(text) > MOST_TOOL_CHARACTERS:
+        raise InvalidRequest(place, f"has {len(text)} characters; at most {MOST_TOOL_CHARACTERS} are taken")
     tools: list[Any] = _json(text, place)
     try:
         msgspec.convert(tools, list[_Tool])

@@ -15,8 +15,9 @@ from msgspec import Meta
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
+from mint_contracts.transport import MOST_TOOL_CHARACTERS
 from mint_gateway.http.messages import Message, message
-from mint_gateway.http.tools import FORMS, LONGEST, TAG_END, Choice, Tool, Tools, checked
+from mint_gateway.http.tools import FORMS, TAG_END, Choice, Tool, Tools, checked
 
 # They tell of the client, or of how it is billed, and change no answer of a kind of request that has no such field.
 PASSED_OVER = frozenset(
@@ -217,8 +218,8 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
 def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     """Note what may be called, and hold the answer to it where it must be. Raises InvalidRequest."""
     sampling, told = request.sampling, tools.told
-    if len(told) > LONGEST:  # before their schemas become one
-        raise InvalidRequest("tools", f"have {len(told)} characters; at most {LONGEST} are taken")
+    if len(told) > MOST_TOOL_CHARACTERS:  # before their schemas become one
+        raise InvalidRequest("tools", f"have {len(told)} characters; at most {MOST_TOOL_CHARACTERS} are taken")
     request.chat.tools = told
     if tools.choice != "none" and sampling.WhichOneof("shape"):
         raise InvalidRequest(

@@ -17,8 +17,6 @@ from mint_contracts.sampling_pb2 import Chat
 from mint_gateway.http.calls import Leading, Listed, Once, Reader, Reading, Single, Tagged
 from mint_gateway.http.schemas import moved
 
-LONGEST = 65_536  # characters of all functions, as engines take them: to move schemas may take the square of it
-
 TAG_END = "\n</tool_call>"  # no string within a call holds it: JSON escapes a line's end
 
 # How a model that is left to its own way calls, by the form that its template has: the first of these, or another.
