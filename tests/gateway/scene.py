@@ -110,6 +110,14 @@ class Scene:
         self._stack.push_async_callback(engine.stop)
         return engine
 
+    async def with_engine(self) -> ScriptedEngine:
+        """A base with one engine, and a gateway that has seen it."""
+        await self.base()
+        engine = await self.engine("e-0")
+        await self.open()
+        await self.seen(engine)
+        return engine
+
     async def seen(self, *engines: ScriptedEngine) -> None:
         """Wait until the gateway has seen all that was written and reported until now."""
 

@@ -81,10 +81,7 @@ async def test_several_completions_stand_side_by_side_too(scene: Scene) -> None:
 
 
 async def test_sampling_options_reach_the_engine(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    engine = await scene.with_engine()
     options = ["--max-tokens", "7", "--temperature", "0.5", "--seed", "3", "--stop", "END", "--raw", "--base", BASE]
     assert (await mint(scene.target, "ask", *options, "Once upon"))[0] == 0
     request = engine.seen[0]

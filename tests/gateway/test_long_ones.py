@@ -15,11 +15,7 @@ from tests.gateway.test_http import CHAT, TEXT, get, post
 
 @pytest.fixture
 async def engine(scene: Scene) -> ScriptedEngine:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
-    return engine
+    return await scene.with_engine()
 
 
 async def test_others_are_answered_while_a_long_one_is_put_together(

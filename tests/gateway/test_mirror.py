@@ -71,10 +71,7 @@ async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:
 
 
 async def test_an_engine_is_dead_when_its_heartbeat_runs_out(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    engine = await scene.with_engine()
     await engine.silence()
     assert scene.gateway.mirror.views[BASE].engines["e-0"].alive
     await scene.redis.pexpire(keys.engine(BASE, "e-0"), 1)  # as if so much time had passed

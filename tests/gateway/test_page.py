@@ -243,10 +243,7 @@ async def test_one_reading_of_waves_serves_all_who_look(served: Scene) -> None:
 
 
 async def test_an_engine_s_holdings_are_counted_anew_when_they_change(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    engine = await scene.with_engine()
     assert (await ask(scene, "bases"))["bases"][0]["held"]["host"] == 0
     engine.held["demo/a"] = Held("demo/a", Source(f"{STORE}/demo/a"), Tier.HOST)
     await engine.report()

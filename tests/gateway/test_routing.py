@@ -121,10 +121,7 @@ async def test_an_engine_whose_heart_stops_is_not_asked(scene: Scene) -> None:
 
 
 async def test_unknown_names_are_not_found(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    engine = await scene.with_engine()
     with pytest.raises(errors.AdapterNotFound, match="demo/nobody"):
         await scene.client.answer(question("Ahoy?", adapter="demo/nobody"))
     with pytest.raises(errors.BaseModelNotFound, match="there are demo/smollm2"):

@@ -118,10 +118,7 @@ async def test_reflection_lists_the_services(scene: Scene) -> None:
 
 
 async def test_each_request_is_one_log_line_that_tells_what_became_of_it(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    engine = await scene.with_engine()
     with capture_logs() as logs:
         await scene.client.answer(question("Ahoy?"))
         request = question("Ahoy?", adapter="demo/nobody")
@@ -153,10 +150,7 @@ async def test_what_clients_send_as_names_is_logged_cut(scene: Scene) -> None:
 
 
 async def test_requests_are_counted_by_code_and_timed(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.with_engine()
     await scene.client.answer(question("Ahoy?"))
     value = scene.gateway.metrics.registry.get_sample_value
     await until(lambda: value("mint_gateway_requests_total", {"code": "OK", "client": ""}) == 1)

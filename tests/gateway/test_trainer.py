@@ -262,10 +262,7 @@ async def test_more_than_a_gateway_holds_is_refused_with_when_to_come_back(
 
 
 async def test_a_base_that_trains_nothing_says_so(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.with_engine()
     for call in (scene.client.create_policy("acme/a"), scene.client.policy("acme/a")):
         with pytest.raises(errors.InvalidRequest, match="trains nothing; set spec"):
             await call

@@ -66,10 +66,7 @@ class Training:
 
 @pytest.fixture
 async def training(scene: Scene) -> Training:
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.with_engine()
     return Training(scene)
 
 
