@@ -81,15 +81,14 @@ class Forwarding:
 
     async def list(self, base_model: str, within_s: float = ASK_S) -> pb.ListPoliciesResponse:
         """The policies of all engines, of one base or of all, as far as the request's key opens them."""
-        response = pb.ListPoliciesResponse()
-        for view in self._router.views(base_model):
-            asked = trainers(view, self._router.now(view))
-            answers = await asyncio.gather(*(self._list(engine, within_s) for engine in asked))
-            for engine, told in zip(asked, answers, strict=True):
-                if told is None:
-                    response.silent.append(engine.name)
-                else:
-                    response.policies.extend(each for each in told.policies if view.scope.adapter(each.policy))
+        views, response = self._router.views(base_model), pb.ListPoliciesResponse()
+        asked = [(view, engine) for view in views for engine in trainers(view, self._router.now(view))]
+        answers = await asyncio.gather(*(self._list(engine, within_s) for _, engine in asked))
+        for (view, engine), told in zip(asked, answers, strict=True):
+            if told is None:
+                response.silent.append(engine.name)
+            else:
+                response.policies.extend(each for each in told.policies if view.scope.adapter(each.policy))
         response.policies.sort(key=lambda each: (each.base_model, each.policy, each.life))
         return response
 
