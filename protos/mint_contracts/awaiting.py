@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 async def to_its_end(answer: "asyncio.Future[T]") -> T:
-    """What comes of it. Cancelled, it lasts just as long."""
+    """What comes of it. Cancelled, however often, it lasts just as long."""
     try:
         return await asyncio.shield(answer)
     except asyncio.CancelledError:
-        await asyncio.wait({answer})
+        while not answer.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({answer})
         raise
 
 

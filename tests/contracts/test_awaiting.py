@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mint_contracts.awaiting import together
+from mint_contracts.awaiting import to_its_end, together
 from mint_contracts.errors import Overloaded
 
 
@@ -62,3 +62,16 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
 
 async def test_nothing_gives_nothing() -> None:
     assert await together([]) == []
+
+
+async def test_who_waits_for_an_end_does_so_however_often_it_is_cancelled() -> None:
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(to_its_end(answer))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=0)
+    assert not done
+    answer.set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from mint_contracts.awaiting import to_its_end
 from mint_contracts.names import check_adapter
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, parent
@@ -90,9 +91,8 @@ class Lending:
         """To its end, even if nobody waits for it any more: the books must know whose each slot is."""
         task = self._spawn(work)
         try:
-            return await asyncio.shield(task)
+            return await to_its_end(task)
         except asyncio.CancelledError:
-            await asyncio.wait({task})
             if not task.cancelled() and task.exception() is None and task.result() is not None:
                 await self._spawn(self._give_back(task.result()))
             raise

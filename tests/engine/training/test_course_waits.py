@@ -172,6 +172,25 @@ async def test_an_order_to_cancel_is_heard_at_once_by_who_waits_for_a_place_or_f
         await until(lambda: len(slots.free) == slots.count)
 
 
+async def test_who_is_told_to_cancel_more_than_once_keeps_no_slot_that_comes_in_between(
+    base: Path, tmp_path: Path
+) -> None:
+    """As whenever the map changes while a policy that is to be cancelled still waits in line."""
+    async with training(base, tmp_path, train()) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        scene.want(assignment("acme/one"))
+        await until(lambda: slots._line)
+        for _ in range(3):
+            scene.want(assignment("acme/one", order=Order.CANCEL))
+            await asyncio.sleep(0)
+        for slot in taken:
+            await lending.release(slot)
+        await scene.ended("acme/one", stage=Stage.CANCELLED)
+        await until(lambda: not scene.residency._tasks)
+        assert len(slots.free) == slots.count
+
+
 def refuse(told: Dataset) -> Any:
     raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
 
