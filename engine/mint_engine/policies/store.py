@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -85,8 +85,13 @@ class LocalStore:
             self._check_mounted()
             _make_folder(target.parent)
             partial = _partial(target)
-            _write(partial, content)
-            publish(partial, target)
+            try:
+                _write(partial, content)
+                publish(partial, target)
+            except BaseException:  # a volume that is full would stay so by the very file that found no room there
+                with suppress(OSError):
+                    partial.unlink()
+                raise
 
     def read(self, path: str, limit: int | None) -> bytes:
         """The whole file."""

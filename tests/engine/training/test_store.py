@@ -286,3 +286,5 @@ def test_a_full_volume_is_named_as_what_is_full(store: Store, monkeypatch: pytes
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Overloaded, match=r"store 'file:.*: has no room left on its volume; enlarge it"):
         store.write("acme/p/x", b"data")
+    assert isinstance(store, LocalStore)
+    assert not [path for path in store._root.rglob("*") if path.is_file()], "what was written of it takes no room"
