@@ -1,8 +1,13 @@
 """How a course begins: memory and a slot are had for its policy, which then is made, or read from its checkpoint."""
 
 import asyncio
+from collections.abc import Sequence
 
 from mint_engine.adapters.packed import Packed
+from mint_engine.aside import aside
+from mint_engine.examples.draw import draw
+from mint_engine.examples.example import Example
+from mint_engine.examples.lengths import check_lengths
 from mint_engine.policies.checkpoints import Record, Shelf
 from mint_engine.policies.means import Means
 from mint_engine.policies.terms import Terms
@@ -10,10 +15,28 @@ from mint_engine.sources.asking import asked
 from mint_engine.training.making import Maker
 from mint_engine.training.policy import Policy
 
+MOST_DRAWN = 1 << 14  # examples that are looked at ahead of their steps, where those take not all that there are
+
 
 def holder_of(policy: str) -> str:
     """Who has the host memory of a wave's policy."""
     return f"policy {policy!r}"
+
+
+async def check_examples(
+    means: Means, terms: Terms, examples: Sequence[Example], held_out: Sequence[Example]
+) -> None:
+    """Raise BadExample where something that steps or evaluations will take does not fit (see `check_lengths`)."""
+    room, places = terms.sampling.max_tokens, terms.train.steps * terms.train.prompts_per_step
+
+    def check() -> None:
+        taken = examples
+        if places < len(examples):
+            taken = [examples[at] for at in draw(len(examples), terms.draw_seed, 0, min(places, MOST_DRAWN))]
+        check_lengths(means.renderer, taken, room, answers=terms.supervised)
+        check_lengths(means.renderer, held_out, room)
+
+    await aside(check)
 
 
 async def reserve(means: Means, terms: Terms) -> int:

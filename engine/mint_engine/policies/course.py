@@ -222,6 +222,7 @@ class Course:
             self._scorer = Scorer(terms.reward)
         if not self._readable:
             held = [await self._read(terms)]
+            await beginning.check_examples(means, terms, *held[0])
             asyncio.get_running_loop().call_later(HELD_S, held.clear)
             self._readable = True
         if self._slot is None:

@@ -175,5 +175,4 @@ class Lessons:
         return learnt
 
     def _draw(self, step: int) -> list[int]:
-        seed = self.terms.dataset.shuffle_seed + self.terms.form.seed
-        return draw(len(self.examples), seed, step, self.terms.train.prompts_per_step)
+        return draw(len(self.examples), self.terms.draw_seed, step, self.terms.train.prompts_per_step)

@@ -31,6 +31,11 @@ class Terms(msgspec.Struct, frozen=True):
         """Whether it learns given answers instead of its own completions."""
         return self.train.algorithm == "SFT"
 
+    @property
+    def draw_seed(self) -> int:
+        """Of the order in which examples are drawn."""
+        return self.dataset.shuffle_seed + self.form.seed
+
 
 def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
     """A policy's terms. Raises InvalidRequest where its wave leaves out what it needs."""

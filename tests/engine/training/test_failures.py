@@ -1,5 +1,6 @@
 """Courses that fail: with the reason, alone, and letting go of all they had."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 from mint_contracts.errors import SourceUnavailable
 from mint_contracts.training import Dataset, Evaluation, Loss, NumericAnswer, Optimizer, Regex, Reward, TrainSampling
 from mint_contracts.training_records import Order, Stage
+from mint_engine.examples.draw import draw
 from mint_engine.policies import patience
 from mint_engine.policies.store import LocalStore
 from mint_engine.rewards.scorer import Scorer
-from tests.engine.training.teaching import assignment, saved, train, training, whole
+from tests.engine.running import CONTEXT
+from tests.engine.training.teaching import LINES, assignment, saved, train, training, whole
 from tests.waiting import until
 
 
@@ -47,6 +50,33 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
         assert failure.reason == reason
         assert message in failure.message
         await until(lambda: len(scene.residency.slots.free) == 10)
+
+
+@pytest.mark.parametrize("long", ["prompt", "answer", "held out"])
+async def test_what_does_not_fit_is_told_as_a_policy_begins_and_not_by_the_step_that_draws_it(
+    base: Path, tmp_path: Path, long: str
+) -> None:
+    """What no step draws may be as long as it likes."""
+    told, text = assignment("acme/one"), "word " * CONTEXT
+    lines = [{"prompt": f"say {number}", "answer": "yes"} for number in range(8)]
+    third = draw(len(lines), told.settings.seed or 0, 2, 2)[0]
+    lines[third]["answer" if long == "answer" else "prompt"] = text
+    examples = Dataset(lines=[json.dumps(each) for each in lines])
+    changes: dict[str, Any] = {"dataset": examples, "steps": 3, "checkpoint_every_steps": 1}
+    if long == "answer":
+        changes |= {"algorithm": "SFT"}
+    elif long == "held out":
+        changes |= {"dataset": Dataset(lines=LINES), "evaluation": Evaluation(dataset=examples, prompts=8)}
+    async with training(base, tmp_path, train(**changes)) as scene:
+        scene.want(told)
+        ended = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
+        assert ended.failure is not None
+        assert (ended.step, ended.saved, ended.failure.reason) == (0, 0, "BadExample")
+        assert ("has an answer of" if long == "answer" else "can't be asked: prompt: has") in ended.failure.message
+    if long != "held out":
+        async with training(base, tmp_path / "fewer", train(**changes | {"steps": 2})) as scene:
+            scene.want(told)
+            assert (await scene.ended("acme/one"))["acme/one"].step == 2
 
 
 async def test_a_loss_that_grpo_has_not_fails_its_own_policy_alone(base: Path, tmp_path: Path) -> None:

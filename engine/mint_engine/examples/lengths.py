@@ -1,0 +1,33 @@
+"""Whether what a policy is to learn from fits the context: told as it begins, not hours later by the step it is for.
+
+To render all of a large data set would take minutes. Those of the longest texts tell of the others; where one does
+not fit all the same, the step that draws it says so.
+"""
+
+from collections.abc import Sequence
+from heapq import nlargest
+
+from mint_engine.examples.example import Example
+from mint_engine.examples.render import Renderer
+
+RENDERED = 64  # of a data set, longest first
+
+
+def check_lengths(render: Renderer, examples: Sequence[Example], room: int, *, answers: bool = False) -> None:
+    """Raise BadExample where a prompt does not leave `room`, or an answer that is to be learnt is not within it."""
+    for each in nlargest(RENDERED, examples, key=_characters):
+        render.prompt(each, room)
+    if answers:
+        for each in nlargest(RENDERED, examples, key=_to_learn):
+            render.answer(each, room)
+
+
+def _characters(example: Example) -> int:
+    if isinstance(example.prompt, str):
+        return len(example.prompt)
+    return sum(len(each.content) for each in example.prompt)
+
+
+def _to_learn(example: Example) -> tuple[bool, int]:
+    """Those that have none come first."""
+    return not example.answer, len(example.answer or "")
