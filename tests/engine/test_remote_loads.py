@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency import loading
 from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
 from mint_engine.residency.together import Together
 from mint_engine.sources import hosts
@@ -200,3 +202,27 @@ def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
     fail(hosts.SILENT_S, SourceNotFound)  # which is an answer, however late
     with here.asking(source), here.asking(source):
         pass
+
+
+async def test_who_has_waited_in_line_says_nothing_of_its_server(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place comes late where much else is read, whichever server that is from."""
+
+    def relay(*given: Any) -> None:
+        silent.append(len(here.loader._hosts._silent))
+        given[3](1)  # takes its place in line
+        raise SourceUnavailable("source", "broke off; retrying")
+
+    now, silent = [0.0], list[int]()
+    here = scene(slots=1, store=None)
+    monkeypatch.setattr(loading, "relay", relay)
+    monkeypatch.setattr(here.loader, "_hosts", Hosts(lambda: now[0]))
+    monkeypatch.setattr(here.loader, "_together", Together(few=1, most_bytes=0))
+    with here.loader._together.reading(1):
+        here.residency.want([Assignment("far", Source("https://a.example/x"), Tier.DISK)])
+        await until(lambda: here.loader._together._line)
+        now[0] += hosts.SILENT_S
+    await until(lambda: here.failure("far"))
+    assert len(silent) > 1, "it was tried again"
+    assert not any(silent)

@@ -22,7 +22,7 @@ from mint_engine.adapters.relay import relay
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.together import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
-from mint_engine.sources.hosts import Hosts
+from mint_engine.sources.hosts import Asking, Hosts
 from mint_engine.sources.local import is_local, state_of
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
@@ -126,10 +126,10 @@ class Loader:
         return packed
 
     def _asked(self, source: Source) -> Path:
-        with self._hosts.asking(source):
-            return self._ingest(source)
+        with self._hosts.asking(source) as asking:
+            return self._ingest(source, asking)
 
-    def _ingest(self, source: Source) -> Path:
+    def _ingest(self, source: Source, asking: Asking) -> Path:
         """Read, check and lay out what the source holds, and write it to the disk tier; its file."""
         identity = self._identity(source)
 
@@ -140,7 +140,8 @@ class Loader:
                     admit(nbytes)
                     until_written.close()  # who reads anew, to tell what is wrong, must not wait for its own place
                     if not is_local(source):
-                        until_written.enter_context(self._together.reading(nbytes))
+                        with asking.aside():
+                            until_written.enter_context(self._together.reading(nbytes))
 
                 relay(folder_of(source), self._fit, self._dtype, admitted, file.fileno())
                 if self._identity(source) != identity:

@@ -19,6 +19,27 @@ SILENT_S = 5.0  # a failure that took as long was a wait
 _Host = tuple[str, str]
 
 
+class Asking:
+    """One load that reads a source."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._began = clock, clock()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what it waits for that is no answer of the server's."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._began += self._clock() - began
+
+    @property
+    def waited_s(self) -> float:
+        """How long it has asked."""
+        return self._clock() - self._began
+
+
 class Hosts:
     """Those of remote sources, from any thread."""
 
@@ -28,20 +49,20 @@ class Hosts:
         self._asked: Counter[_Host] = Counter()
 
     @contextmanager
-    def asking(self, source: Source) -> Iterator[None]:
+    def asking(self, source: Source) -> Iterator[Asking]:
         """Around what reads a source. Raises SourceUnavailable where its server is silent, and somebody asks it."""
+        asking = Asking(self._clock)
         if is_local(source):
-            yield
+            yield asking
             return
         location = locate(source)
         host = location.scheme, location.host
         self._begin(host, source)
-        began = self._clock()
         silent = False
         try:
-            yield
+            yield asking
         except SourceUnavailable:
-            silent = self._clock() - began >= SILENT_S
+            silent = asking.waited_s >= SILENT_S
             raise
         finally:
             self._end(host, silent=silent)
