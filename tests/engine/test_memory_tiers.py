@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -206,6 +207,28 @@ def test_a_copy_in_progress_is_not_there_yet(tmp_path: Path) -> None:
     assert seen == [None]
     assert tier.get(source("a"), IDENTITY) is not None
     assert tier.ledger.used == 5, "what was written counts, not what was expected"
+
+
+def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tmp_path: Path) -> None:
+    """Of many small ones that give way to a large one the last may be loaded again before its file is gone."""
+    disk = DiskTier(tmp_path / "disk", 100)
+    store(disk, "small", 60)
+    add = disk.ledger.add
+
+    def add_and_come_again(key: str, nbytes: int, *, evicting: bool = True) -> list[str] | None:
+        evicted = add(key, nbytes, evicting=evicting)
+        if evicted:
+            with ThreadPoolExecutor(1) as other:
+                other.submit(store, disk, "small", 30).result()
+        return evicted
+
+    disk.ledger.add = add_and_come_again  # type: ignore[method-assign]
+    store(disk, "large", 50)
+    for name, nbytes in (("small", 30), ("large", 50)):
+        path = disk.get(source(name), IDENTITY)
+        assert path is not None
+        assert path.stat().st_size == nbytes
+    assert disk.imbalance() == ""
 
 
 def test_the_disk_tier_refuses_rather_than_evict_what_is_wanted(tmp_path: Path) -> None:

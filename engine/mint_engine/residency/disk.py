@@ -45,7 +45,7 @@ class DiskTier:
             if name is None or not path.is_file():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 continue
-            self._remove(name[1])
+            self._drop(name[1])
             self._paths[name[1]] = path
             if not self._enter(name[1], path.stat().st_size):
                 self._remove(name[1])
@@ -101,8 +101,7 @@ class DiskTier:
 
     def drop(self, source: Source) -> None:
         """Remove a source's file, if it is here."""
-        self.ledger.remove(folder_name(source))
-        self._remove(folder_name(source))
+        self._drop(folder_name(source))
 
     def imbalance(self) -> str:
         """What does not add up, or "" when all is well. Files being written are on the books before they are seen."""
@@ -132,9 +131,14 @@ class DiskTier:
             self._remove(each)
         return evicted is not None
 
+    def _drop(self, key: str) -> None:
+        self.ledger.remove(key)
+        self._remove(key)
+
     def _remove(self, key: str) -> None:
+        """Remove the file of what is off the books; what has come again meanwhile has a new one, or soon will."""
         with self._lock:
-            path = self._paths.pop(key, None)
+            path = None if key in self.ledger else self._paths.pop(key, None)
             if path is not None:
                 with suppress(FileNotFoundError):
                     path.unlink()
