@@ -60,6 +60,7 @@ def read(folder: Path, fit: Fit | None = None, dtype: torch.dtype = torch.float3
         {"target_modules": r".*\.mlp\.(up|down)_proj"},
         {"target_modules": "all-linear"},
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"], "layers_to_transform": [1]},
         {"init_lora_weights": "gaussian"},
         {"lora_dropout": 0.1, "exclude_modules": ["v_proj"]},
     ],

@@ -1,6 +1,7 @@
 """PEFT's layouts of adapters on routed experts: each answers as PEFT's own model does, or is refused by name."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,27 @@ def test_some_experts_alone_answer_as_pefts_do_beside_zeros(name: str, tmp_path:
     came, went = (load_file(tmp_path / folder / WEIGHTS) for folder in ("parameters", "again"))
     assert came.keys() == went.keys()
     assert all(torch.equal(went[key], each) for key, each in came.items())
+
+
+@pytest.mark.parametrize("layers", [[1], [1, 4]], ids=["as PEFT counts layers", "as earlier ones counted experts"])
+def test_linears_of_experts_of_some_layers(layers: list[int], tmp_path: Path) -> None:
+    """Of the numbers in an expert's name PEFT takes the first for the layer's, and took the last before 0.21."""
+    forward = make_forward(FAMILIES["qwen3_moe"])
+    save_some(tmp_path, "qwen3_moe", forward)
+    folder, experts = tmp_path / "pairs", {each for kept in KEPT.values() for each in kept}
+    kept = ("layers.1.",) if layers == [1] else ("layers.1.", *(f"experts.{each}." for each in experts))
+    pairs = {key: each for key, each in load_file(folder / WEIGHTS).items() if any(part in key for part in kept)}
+    save_file(pairs, folder / WEIGHTS)
+    linears = [*ATTENTION["qwen3_moe"], *KEPT]
+    _config(target_modules=linears, target_parameters=None, layers_to_transform=layers)(folder)
+    places = read(forward, folder).header.layout.places
+    assert {place.path for place in places} == {
+        re.sub(r"(experts)\.\d+", r"\1", key.removeprefix("base_model.model.").partition(".lora_")[0])
+        for key in pairs
+    }
+    _config(layers_to_transform=[2])(folder)
+    with pytest.raises(errors.CorruptFile, match="layers_to_transform"):
+        read(forward, folder)
 
 
 def test_one_module_by_both_layouts_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from mint_engine.adapters.peft_config import LoraConfig
 
 PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-_LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as peft finds a layer's number when layers_pattern is not given
+_NUMBERS = re.compile(
+    r"\.[^.]+\.(\d+)(?=\.)"
+)  # the layer's: to peft 0.21 the first, to earlier ones the last of these
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
 
@@ -254,10 +256,11 @@ def _untargeted(config: LoraConfig, path: str) -> str:
         return ""
     if config.targets is not None and config.targets.isdisjoint(endings(path)):
         return "target_modules"
-    layer = _LAYER.match(path)
-    if config.layers is not None and (layer is None or int(layer[1]) not in config.layers):
-        return "layers_to_transform"
-    return ""
+    if config.layers is None or (
+        config.targets is not None and path in config.targets
+    ):  # in full, whatever the layer
+        return ""
+    return "layers_to_transform" if config.layers.isdisjoint(map(int, _NUMBERS.findall(path))) else ""
 
 
 def _check_shapes(
