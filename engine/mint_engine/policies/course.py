@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 import msgspec
 import structlog
@@ -67,6 +66,7 @@ class Course:
         self.abandoned = False  # its lease may be another engine's
         self.parting = False  # the engine ends: what is finished is saved before all is let go of
         self._placing: asyncio.Future[Lessons] | None = None  # until there are examples and a slot
+        self._unplaced = False  # it was told to stop meanwhile
         self._readable = False  # its examples have been read once, and not been away since
         self._slot: int | None = None
         self._label = ""
@@ -76,14 +76,14 @@ class Course:
 
     @property
     def order(self) -> Order:
-        """What it is told to do; to cancel is heard at once by who has nothing to lose yet."""
+        """What it is told to do; to stop is heard at once by who has nothing to lose yet."""
         return self._order
 
     @order.setter
     def order(self, order: Order) -> None:
         self._order = order
-        if order is Order.CANCEL and self._placing is not None:
-            self._placing.cancel()
+        if order is not Order.RUN and self._placing is not None:
+            self._unplaced = self._placing.cancel() or self._unplaced
         if order is Order.CANCEL and self.stage is Stage.PAUSED:  # it is saved, and lets go if it has not yet
             self._set_stage(Stage.CANCELLED)
 
@@ -161,9 +161,11 @@ class Course:
 
     async def _live(self) -> None:
         with metrics.SECONDS.labels("load").time():
-            lessons = await self._unless_cancelled(self._patience(self._place, "load", self._keeps))
+            lessons = await self._unless_stopped()
             if lessons is None:
-                self._set_stage(Stage.CANCELLED)
+                saved = self.assignment.saved
+                self._standing = Standing(saved, saved)
+                self._set_stage(Stage.PAUSED if self.order is Order.PAUSE else Stage.CANCELLED)
                 return
             self._lessons = lessons
             self._keeping = keeping = await self._patience(partial(self._load, lessons), "load", self._keeps)
@@ -203,17 +205,21 @@ class Course:
 
         return attempt
 
-    async def _unless_cancelled(self, work: Coroutine[Any, Any, Lessons]) -> Lessons | None:
-        """What it gives, or nothing where an order to cancel comes while it waits."""
-        self._placing, task = asyncio.ensure_future(work), asyncio.current_task()
-        try:
-            return await self._placing
-        except asyncio.CancelledError:
-            if self._order is not Order.CANCEL or task is None or task.cancelling():
-                raise
-            return None
-        finally:
-            self._placing = None
+    async def _unless_stopped(self) -> Lessons | None:
+        """What it learns from, or nothing where an order to stop comes while it waits for a place."""
+        task = asyncio.current_task()
+        while True:
+            self._unplaced = False
+            self._placing = asyncio.ensure_future(self._patience(self._place, "load", self._keeps))
+            try:
+                return await self._placing
+            except asyncio.CancelledError:
+                if not self._unplaced or task is None or task.cancelling():
+                    raise
+            finally:
+                self._placing = None
+            if not self._runs():  # or else it is told to go on by now
+                return None
 
     async def _place(self) -> Lessons:
         """Examples, memory and a slot. Who waits for one of them takes nobody's place and holds no examples."""

@@ -142,9 +142,10 @@ async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_hol
         assert len(free) == tries + 1, "they were read again, once, when there was a slot"
 
 
+@pytest.mark.parametrize(("order", "stage"), [(Order.CANCEL, Stage.CANCELLED), (Order.PAUSE, Stage.PAUSED)])
 @pytest.mark.parametrize("waits_for", ["its turn to read", "a slot", "a data set that is away"])
-async def test_an_order_to_cancel_is_heard_at_once_by_who_waits_for_a_place_or_for_examples(
-    base: Path, tmp_path: Path, waits_for: str
+async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for_examples(
+    base: Path, tmp_path: Path, waits_for: str, order: Order, stage: Stage
 ) -> None:
     (tmp_path / "train.jsonl").write_text(LINES[0])
     name = "train.jsonl" if waits_for != "a data set that is away" else "away.parquet"
@@ -162,11 +163,11 @@ async def test_an_order_to_cancel_is_heard_at_once_by_who_waits_for_a_place_or_f
             else:
                 patched.setattr(shared, "read_dataset", refuse)
             with capture_logs() as logs:
-                scene.want(assignment("acme/one"))
+                scene.want(assignment("acme/one", saved=2))
                 await until(lambda: datasets._room._waiters or any(each["event"] == "tried_again" for each in logs))
-            scene.want(assignment("acme/one", order=Order.CANCEL))
-            ended = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
-        assert ended.failure is None
+            scene.want(assignment("acme/one", order=order, saved=2))
+            ended = (await scene.ended("acme/one", stage=stage))["acme/one"]
+        assert (ended.step, ended.saved, ended.failure) == (2, 2, None)
         for slot in taken:
             await lending.release(slot)
         await until(lambda: len(slots.free) == slots.count)
@@ -189,6 +190,19 @@ async def test_who_is_told_to_cancel_more_than_once_keeps_no_slot_that_comes_in_
         await scene.ended("acme/one", stage=Stage.CANCELLED)
         await until(lambda: not scene.residency._tasks)
         assert len(slots.free) == slots.count
+
+
+async def test_who_is_told_to_pause_and_to_go_on_while_it_waits_goes_on(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        scene.want(assignment("acme/one"))
+        await until(lambda: slots._line)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        scene.want(assignment("acme/one"))
+        for slot in taken:
+            await lending.release(slot)
+        await scene.ended("acme/one")
 
 
 def refuse(told: Dataset) -> Any:
