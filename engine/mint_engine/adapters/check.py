@@ -21,9 +21,7 @@ from mint_engine.adapters.peft_config import LoraConfig
 
 PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-_NUMBERS = re.compile(
-    r"\.[^.]+\.(\d+)(?=\.)"
-)  # the layer's: to peft 0.21 the first, to earlier ones the last of these
+_NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's is the first of them; before peft 0.21 it was the last
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
 
@@ -256,9 +254,7 @@ def _untargeted(config: LoraConfig, path: str) -> str:
         return ""
     if config.targets is not None and config.targets.isdisjoint(endings(path)):
         return "target_modules"
-    if config.layers is None or (
-        config.targets is not None and path in config.targets
-    ):  # in full, whatever the layer
+    if config.layers is None or path in (config.targets or ()):  # named in full, whatever the layer
         return ""
     return "layers_to_transform" if config.layers.isdisjoint(map(int, _NUMBERS.findall(path))) else ""
 
