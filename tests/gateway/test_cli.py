@@ -9,7 +9,7 @@ import pyarrow
 from pyarrow import parquet
 
 from mint_contracts import errors
-from mint_contracts.records import BaseRecord, Failure, MapChange, Tier
+from mint_contracts.records import BaseRecord, Failure, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
 from mint_gateway.placement_pages import PAGE
@@ -163,6 +163,21 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
     await engine.deafen()
     code, _, err = await mint(scene.target, "policy", "list")
     assert (code, err) == (1, "engines that may have more, and did not answer: e-0\n")
+
+
+async def test_no_name_is_cut_however_narrow_a_terminal_is_and_in_a_pipe_each_row_is_a_line(scene: Scene) -> None:
+    await play(scene)
+    name, why = "demo/an-adapter-with-a-name-that-is-long", "it is there because of a rule that takes long to tell"
+    place = Placement(name, Source(f"{STORE}/{name}"), ("demo/wave",), (Place("e-0", Tier.DEVICE, why),))
+    scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(set_placements=(place,)))
+    await scene.seen()
+    _, out, _ = await mint(scene.target, "placements", COLUMNS="60")
+    [row] = [line for line in out.splitlines() if name in line]
+    assert why in row
+    _, out, _ = await mint(scene.target, "placements", COLUMNS="60", FORCE_COLOR="1", NO_COLOR="1")
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert name in "".join(row.strip("│").split("│")[0].strip() for row in rows)
+    assert all(len(row) <= 60 for row in rows)
 
 
 async def test_placements_shows_all_of_them_however_many_pages_they_take(scene: Scene) -> None:

@@ -305,8 +305,8 @@ def shown(console: Console) -> str:
     return console.file.getvalue()
 
 
-def on_screen() -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, color_system=None, width=160, height=20)
+def on_screen(width: int = 160) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width, height=20)
 
 
 def running(step: int, **changes: Any) -> WaveProgress:
@@ -321,7 +321,7 @@ def running(step: int, **changes: Any) -> WaveProgress:
 
 def test_the_table_tells_of_each_policy_how_it_stands_what_it_earns_and_what_is_left() -> None:
     console = on_screen()
-    console.print(progress_table(running(2)))
+    console.print(progress_table(running(2), console))
     head, titles, rows = shown(console).splitlines()[0], shown(console).splitlines()[2], shown(console).splitlines()
     assert head.startswith("demo/w Training 2/4, 2 policies")
     assert [each.strip() for each in titles.strip("┃").split("┃")] == [
@@ -332,6 +332,22 @@ def test_the_table_tells_of_each_policy_how_it_stands_what_it_earns_and_what_is_
         "demo/w-0", "Running", "2/4", "0.500", "0.750", "0.250", "▁█", "2.0", "1m30s", "e-0",
     ]  # fmt: skip
     assert cells[1][:3] + cells[1][4:] == ["demo/w-1", "Failed", "0/4", "-", "-", "-", "", "-", "-", "no [data]"]
+
+
+def test_where_a_terminal_is_narrow_pictures_give_way_and_names_stay_whole() -> None:
+    heads = []
+    for width in (160, 130, 80):
+        console = on_screen(width)
+        progress = running(2)
+        progress.policies[1].failure_message = "no data " * 20
+        console.print(progress_table(progress, console))
+        titles, *rows = [line for line in shown(console).splitlines() if line.startswith(("┃", "│"))]
+        heads.append([each.strip() for each in titles.strip("┃").split("┃")])
+        names = "".join(row.strip("│").split("│")[0].strip() for row in rows)
+        assert (names, max(map(len, rows)) <= width) == ("demo/w-0demo/w-1", True)
+    assert "" in heads[0]
+    assert ("" in heads[1], "rewards so far" in heads[1]) == (False, True)
+    assert "rewards so far" not in heads[2]
 
 
 async def test_on_a_terminal_the_table_is_drawn_anew_at_each_update_and_the_last_one_stays() -> None:

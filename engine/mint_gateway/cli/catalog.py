@@ -15,6 +15,7 @@ from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.cli.manifest_file import requests, size_of
 from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import entries_table, refusals_table
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ async def run_list(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps([_as_dict(entry) for entry in found], indent=2))
         return 0
-    Console(highlight=False).print(entries_table(found))
+    show(entries_table(found))
     more = "; raise --limit for more" if token else ""
     in_all = f"; the whole catalog has {total:,}" if total else ""
     print(f"{len(found):,} shown{in_all}{more}")
@@ -116,7 +117,7 @@ async def run_retire(options: argparse.Namespace) -> int:
 def _tell(told: RegisterResponse) -> None:
     print(f"{told.registered:,} registered, {told.refused:,} refused")
     if told.refused:
-        Console(highlight=False, file=sys.stderr).print(refusals_table(told.refusals))
+        show(refusals_table(told.refusals), sys.stderr)
         if told.refused > len(told.refusals):
             print(f"and {told.refused - len(told.refusals):,} more", file=sys.stderr)
 

@@ -5,9 +5,9 @@ import json
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 
 from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import holders_table
 
 if TYPE_CHECKING:
@@ -34,5 +34,5 @@ async def run(options: argparse.Namespace) -> int:
         print(f"  source       {explanation.source_uri}")
     print(f"  goes to      {explanation.chosen_engine or 'nobody'}: {explanation.chosen_because}")
     print(f"  map version  {explanation.map_version}")
-    Console(highlight=False).print(holders_table(explanation))
+    show(holders_table(explanation))
     return 0

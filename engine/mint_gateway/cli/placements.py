@@ -5,9 +5,9 @@ import json
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 
 from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import placements_table
 
 if TYPE_CHECKING:
@@ -27,5 +27,5 @@ async def run(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps([MessageToDict(each, preserving_proto_field_name=True) for each in found], indent=2))
     else:
-        Console(highlight=False).print(placements_table(found))
+        show(placements_table(found))
     return 0

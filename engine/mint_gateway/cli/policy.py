@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 
 from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import policies_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ async def run_list(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
     else:
-        Console(highlight=False).print(policies_table(found.policies))
+        show(policies_table(found.policies))
     if found.silent:
         print(f"engines that may have more, and did not answer: {', '.join(found.silent)}", file=sys.stderr)
     return 1 if found.silent else 0

@@ -10,6 +10,7 @@ from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2 import Explanation, Holder
 from mint_contracts.training_pb2 import PolicyState
+from mint_gateway.cli.showing import table
 from mint_gateway.client import Answer
 
 REVISION_SHOWN = 12  # hex digits of a digest
@@ -38,12 +39,12 @@ def answers_table(columns: Sequence[Column]) -> Table:
 
 def placements_table(placements: Iterable[Explanation]) -> Table:
     """One row for each engine that must hold, or holds, an adapter."""
-    table = Table("adapter", "waves", "engine", "wanted", "tier", "revision", "why")
+    shown = table("adapter", "waves", "engine", "wanted", "tier", "revision", "why")
     for placement in placements:
         for holder in placement.holders:
             if holder.wanted or holder.residency:
                 why = holder.failure or holder.wanted_because or "loaded on demand"
-                table.add_row(
+                shown.add_row(
                     escape(placement.adapter),
                     escape(", ".join(placement.waves)),
                     escape(holder.engine),
@@ -52,23 +53,23 @@ def placements_table(placements: Iterable[Explanation]) -> Table:
                     short_revision(holder.revision),
                     escape(why),
                 )
-    return table
+    return shown
 
 
 def policies_table(policies: Iterable[PolicyState]) -> Table:
     """One row a policy that calls train."""
-    table = Table("policy", "base model", "engine", "steps", "calls")
+    shown = table("policy", "base model", "engine", "steps", "calls")
     for each in policies:
         where = escape(each.base_model), escape(each.engine)
-        table.add_row(escape(each.policy), *where, str(each.step), str(each.sequence))
-    return table
+        shown.add_row(escape(each.policy), *where, str(each.step), str(each.sequence))
+    return shown
 
 
 def holders_table(explanation: Explanation) -> Table:
     """One row for each engine that was considered."""
-    table = Table("engine", "address", "answers", "wanted", "tier", "revision", "why")
+    shown = table("engine", "address", "answers", "wanted", "tier", "revision", "why")
     for holder in explanation.holders:
-        table.add_row(
+        shown.add_row(
             escape(holder.engine),
             holder.address or "-",
             "yes" if holder.available else "[red]no[/]",
@@ -77,16 +78,16 @@ def holders_table(explanation: Explanation) -> Table:
             short_revision(holder.revision),
             escape(holder.failure or holder.wanted_because),
         )
-    return table
+    return shown
 
 
 def entries_table(entries: Iterable[CatalogEntry]) -> Table:
     """One row for each adapter of the catalog."""
-    table = Table("adapter", "revision", "rank", "bytes", "labels", "source")
+    shown = table("adapter", "revision", "rank", "bytes", "labels", "source")
     for entry in entries:
         labels = " ".join(f"{key}={value}" for key, value in sorted(entry.labels.items()))
         size = f"{entry.bytes:,}" if entry.bytes else "-"
-        table.add_row(
+        shown.add_row(
             escape(entry.name),
             escape(short_revision(entry.revision)),
             str(entry.rank or "-"),
@@ -94,15 +95,15 @@ def entries_table(entries: Iterable[CatalogEntry]) -> Table:
             escape(labels or "-"),
             escape(entry.uri),
         )
-    return table
+    return shown
 
 
 def refusals_table(refusals: Iterable[RefusedLine]) -> Table:
     """One row for each line that was not registered."""
-    table = Table("line", "reason", "why")
+    shown = table("line", "reason", "why")
     for refusal in refusals:
-        table.add_row(str(refusal.line), refusal.reason, escape(refusal.message))
-    return table
+        shown.add_row(str(refusal.line), refusal.reason, escape(refusal.message))
+    return shown
 
 
 def short_revision(revision: str) -> str:

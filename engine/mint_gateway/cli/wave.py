@@ -17,6 +17,7 @@ from rich.live import Live
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.cli import wave_orders
 from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.showing import show
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import line, progress_table, waves_table
@@ -61,7 +62,7 @@ async def list_waves(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps([_as_dict(each) for each in found], indent=2))
     else:
-        Console(highlight=False).print(waves_table(found))
+        show(waves_table(found))
     return 0
 
 
@@ -86,7 +87,7 @@ async def explain(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
     else:
-        Console(highlight=False).print(wave_explained(found))
+        show(wave_explained(found))
     return 0
 
 
@@ -105,7 +106,7 @@ async def _live(console: Console, updates: AsyncIterator[WaveProgress]) -> WaveP
     last = WaveProgress()
     with Live(console=console, refresh_per_second=4) as live:
         async for last in updates:
-            live.update(progress_table(last))
+            live.update(progress_table(last, console))
     return last
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mint_contracts.placement_pb2 import WaveExplanation
+from mint_gateway.cli.showing import table
 
 
 def wave_explained(found: WaveExplanation) -> Group:
@@ -34,24 +35,24 @@ def _facts(found: WaveExplanation) -> list[tuple[str, str]]:
 
 
 def _namespaces(found: WaveExplanation) -> Table:
-    table = Table("namespace", "weight", "quota", "slots held", "admitted", "waiting", title="who shares the base")
+    shown = table("namespace", "weight", "quota", "slots held", "admitted", "waiting", title="who shares the base")
     for each in found.namespaces:
         quota = str(each.quota or "-")
         counts = (str(each.slots_held), str(each.waves_admitted), str(each.waves_waiting))
-        table.add_row(escape(each.namespace), str(each.weight), quota, *counts)
-    return table
+        shown.add_row(escape(each.namespace), str(each.weight), quota, *counts)
+    return shown
 
 
 def _engines(found: WaveExplanation) -> Table:
-    table = Table("engine", "answers", "wanted", "ready", "failed", title="where its copies are")
+    shown = table("engine", "answers", "wanted", "ready", "failed", title="where its copies are")
     for each in found.engines:
         answers = "yes" if each.available else "[red]no[/]"
-        table.add_row(escape(each.engine), answers, str(each.wanted), str(each.ready), str(each.failed))
-    return table
+        shown.add_row(escape(each.engine), answers, str(each.wanted), str(each.ready), str(each.failed))
+    return shown
 
 
 def _missing(found: WaveExplanation) -> Table:
-    table = Table("adapter", "engine", "why", title=f"not ready: {len(found.missing)} of {found.missing_count}")
+    shown = table("adapter", "engine", "why", title=f"not ready: {len(found.missing)} of {found.missing_count}")
     for each in found.missing:
-        table.add_row(escape(each.adapter), escape(each.engine), escape(each.why))
-    return table
+        shown.add_row(escape(each.adapter), escape(each.engine), escape(each.why))
+    return shown

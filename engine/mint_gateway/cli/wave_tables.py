@@ -2,26 +2,30 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
+from mint_gateway.cli.showing import table, whole_width
 from mint_gateway.cli.tables import short_revision
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 24
 BAR_WIDTH = 20
+FAILURE_WIDTH = 30  # why a policy failed takes lines, not the room of all others' columns
+_HEADS = ("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "left", "engine")
+_PICTURES = ("", "rewards so far")  # what numbers beside them tell as well, in the order in which they give way
 _COLOURS = {"Complete": "green", "Failed": "red", "Cancelled": "yellow", "Paused": "yellow", "Running": "cyan"}
 
 
 def waves_table(waves: Iterable[WaveProgress]) -> Table:
     """One row a wave."""
-    table = Table("wave", "base", "phase", "policies", "step", "reward", "best", "tokens", "left", "why")
+    shown = table("wave", "base", "phase", "policies", "step", "reward", "best", "tokens", "left", "why")
     for wave in waves:
-        table.add_row(
+        shown.add_row(
             escape(wave.wave),
             escape(wave.base_model),
             _coloured(wave.phase),
@@ -33,16 +37,23 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
             span(wave.eta_s) if wave.HasField("eta_s") else "-",
             escape(wave.message),
         )
-    return table
+    return shown
 
 
-def progress_table(wave: WaveProgress) -> RenderableType:
-    """The wave in a line, then one row a policy with its bar and the course of its rewards."""
-    table = Table(
-        "policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "left", "engine"
-    )
+def progress_table(wave: WaveProgress, console: Console) -> RenderableType:
+    """The wave in a line, then one row a policy; with its bar and its rewards so far where there is room."""
+    shown = _policies(wave, _HEADS)
+    for pictures in (_PICTURES[:1], _PICTURES):
+        if whole_width(shown, console) > console.width:
+            shown = _policies(wave, [head for head in _HEADS if head not in pictures])
+    return Group(Text.from_markup(f"[bold]{escape(line(wave))}[/]"), shown)
+
+
+def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
+    shown = table(*heads)
+    shown.columns[-1].max_width = FAILURE_WIDTH
     for policy in wave.policies:
-        table.add_row(
+        cells: tuple[RenderableType, ...] = (
             escape(policy.policy),
             _coloured(policy.stage),
             f"{policy.step}/{policy.steps}",
@@ -54,9 +65,10 @@ def progress_table(wave: WaveProgress) -> RenderableType:
             f"{policy.step_s:.1f}" if policy.step_s else "-",
             span(policy.eta_s) if policy.HasField("eta_s") else "-",
             escape(policy.failure_message or policy.engine or "-"),
-            end_section=False,
         )
-    return Group(Text.from_markup(f"[bold]{escape(line(wave))}[/]"), table)
+        told = dict(zip(_HEADS, cells, strict=True))
+        shown.add_row(*(told[head] for head in heads))
+    return shown
 
 
 def line(wave: WaveProgress) -> str:
