@@ -1,8 +1,9 @@
 """Leadership through a Lease, one for each release, and the epoch that fences what a leader writes.
 
 The epoch is the Lease's leaseTransitions after acquisition. It grows with every acquisition, also by the same
-holder, and lives in the API server, so it outlives Redis. A new Lease starts from the clock, so that a Lease which
-was deleted, or lies in the namespace of an earlier installation, does not leave a higher epoch behind in Redis.
+holder, and lives in the API server, so it outlives Redis. It is at least the clock's minute, so that no Lease leaves
+a higher epoch behind in Redis: neither one that was deleted, nor that of a later installation, of which this one
+takes a namespace over.
 
 A holder that dies is replaced when its Lease has not been renewed for LEASE_S, judged by this process's own clock.
 A leader that cannot renew stops before that, after RENEW_WITHIN_S.
@@ -103,14 +104,15 @@ class Leadership:
 
     async def _try_to_acquire(self) -> str | None:
         """None when the Lease is ours now, else who holds it."""
-        raw = await self._kube.get("Lease", self._namespace, self._lease)
+        raw, minute = await self._kube.get("Lease", self._namespace, self._lease), int(time.time() // 60)
         if raw is None:
-            self.epoch = int(time.time() // 60)
+            self.epoch = minute
             return await self._claim(create=True)
         lease = msgspec.json.decode(raw, type=_Lease)
         if lease.spec.holder_identity and not self._ran_out(lease.spec):
             return lease.spec.holder_identity
-        self._version, self.epoch = lease.metadata.resource_version, (lease.spec.lease_transitions or 0) + 1
+        self._version = lease.metadata.resource_version
+        self.epoch = max((lease.spec.lease_transitions or 0) + 1, minute)
         return await self._claim(create=False)
 
     async def _claim(self, *, create: bool) -> str | None:
