@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_writer import MapWriter
-from mint_contracts.records import Failure
+from mint_contracts.records import Failure, MapState
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.train_writer import TrainWriter
 from mint_operator import metrics
@@ -84,7 +84,7 @@ class Applier:
         self.owes = False
         await self._manifests(plan, counts)
         await asyncio.gather(
-            *[self._change(base, plan, counts) for base in sorted({*plan.changes, *plan.training})],
+            *[self._change(base, plan, snapshot, counts) for base in sorted({*plan.changes, *plan.training})],
             *[self._to_map(base, "forgets", partial(self._writer.forget, base), counts) for base in plan.forgets],
         )
         waves = {wave.meta.key: wave for wave in snapshot.waves}
@@ -155,7 +155,7 @@ class Applier:
         self._refused[manifest.key] = _Refused(manifest.digest, failure, attempts, retry_at)
         self._dirt.note(Part.WORKLOADS)
 
-    async def _change(self, base: str, plan: Plan, counts: Counter[str]) -> None:
+    async def _change(self, base: str, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
         """Leases first: a map that was lost is known only once its placements are there."""
         training = plan.training.get(base)
         if training is not None:
@@ -163,11 +163,11 @@ class Applier:
             if not await self._to_map(base, "training", lambda: self._train_writer.apply(base, training), counts):
                 return
         if base in plan.changes:
-            await self._place(base, plan, counts)
+            await self._place(base, plan, snapshot.maps[base].state, counts)
 
-    async def _place(self, base: str, plan: Plan, counts: Counter[str]) -> None:
+    async def _place(self, base: str, plan: Plan, over: MapState, counts: Counter[str]) -> None:
         async def write() -> None:
-            version = await self._writer.apply(base, plan.changes[base])
+            version = await self._writer.apply(base, plan.changes[base], over)
             if base in plan.known:
                 self._map.wrote(base, plan.known[base].written(version))
 

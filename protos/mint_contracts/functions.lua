@@ -2,7 +2,7 @@
 -- two versions of MinT can share a Redis while one replaces the other.
 
 -- KEYS: epoch, version, base, placements, editions, waves, assigned...
--- ARGV: epoch, channel, base record or "", commit 0|1, ops, called
+-- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, version that the change is made for, -1: none, or ""
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
 -- with one element of "assigned" for each key after the sixth. called (JSON): [[engine, its channel]...], every engine
 -- whose part the whole change touches; they are called when it commits.
@@ -21,6 +21,9 @@ end
 local function apply(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
   if refused then return refused end
+  -- A change of a map that Redis has lost meanwhile would be taken for the whole of it.
+  local there = redis.call('GET', keys[2]) or '-1'
+  if argv[7] ~= '' and argv[7] ~= there then return redis.error_reply('MAPCHANGED ' .. there) end
   if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
   local ops = cjson.decode(argv[5])
   change(keys[4], ops.placements)

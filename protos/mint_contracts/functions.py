@@ -54,13 +54,18 @@ def connect(url: str | None = None) -> Redis:
 
 
 async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence[str]) -> Any:
-    """A function of the map's library. Raises StaleEpoch when a newer writer has taken over."""
+    """A function of the map's library. Raises StaleEpoch when a newer writer has taken over, and MapUnavailable where
+    the map is not what a change was made for.
+    """
     try:
         return await run(redis, MAP, function, names, args)
     except ResponseError as error:
         text = str(error)
         if text.startswith(("STALEEPOCH", "STALEINCARNATION")):
             raise StaleEpoch(names[0], f"a newer writer has taken over ({text})") from None
+        if text.startswith("MAPCHANGED"):
+            said = f"is not as it was read, as where Redis has lost it since ({text}); reading it anew"
+            raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S) from None
         raise
 
 

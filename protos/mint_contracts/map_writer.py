@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded, call, text
-from mint_contracts.records import Assignment, MapChange, Placement
+from mint_contracts.records import Assignment, MapChange, MapState, Placement
 
 OPS_PER_CALL = 1000
 FORGOTTEN_PER_CALL = 1000  # keys: a base's catalog may have tens of thousands
@@ -24,20 +24,22 @@ class MapWriter:
         self._redis = redis
         self.epoch = epoch
 
-    async def apply(self, base: str, change: MapChange) -> int:
-        """Write a change; readers see its version grow once the whole of it is there. Returns that version.
+    async def apply(self, base: str, change: MapChange, over: MapState | None = None) -> int:
+        """Write a change of `over`; readers see its version grow once the whole of it is there. Returns that version.
 
-        What only tells of waves is nobody's to follow, and leaves the version as it is.
+        Raises MapUnavailable where the map is not of that version any more; None: whatever it is. What only tells of
+        waves is nobody's to follow, and leaves the version as it is.
         """
         await name_base(self._redis, base)
+        seen = "" if over is None else str(-1 if over.version is None else over.version)
         called = sorted({*change.set_assigned, *change.del_assigned})
         tells_only = bool(change) and not change.places
         parts = _split(change)
         for part in parts[:-1]:
-            await self._apply_part(base, part, None)
-        return await self._apply_part(base, parts[-1], None if tells_only else called)
+            await self._apply_part(base, part, None, seen)
+        return await self._apply_part(base, parts[-1], None if tells_only else called, seen)
 
-    async def _apply_part(self, base: str, part: MapChange, called: Sequence[str] | None) -> int:
+    async def _apply_part(self, base: str, part: MapChange, called: Sequence[str] | None, seen: str) -> int:
         """One call; `called` commits the whole change and calls these engines. Returns the version by then."""
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
@@ -59,6 +61,7 @@ class MapWriter:
             "0" if called is None else "1",
             text(ops),
             text(channels),
+            seen,
         ]
         return int(await call(self._redis, "apply", names, args))
 

@@ -1,5 +1,9 @@
 """The map after objects were deleted, after it was lost, and while Redis is away."""
 
+from typing import Any
+
+import pytest
+
 from mint_contracts.map_reader import MapReader
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
 from tests.redis_process import RedisProcess
@@ -41,6 +45,28 @@ async def test_a_map_that_was_flushed_is_written_again_as_it_was(stage: Stage) -
     await stage.once()
     after = await MapReader(stage.redis).state(stage.base, ["smol-0", "smol-1"])
     assert (after.placements, after.assigned, after.base) == (before.placements, before.assigned, before.base)
+
+
+async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_taken_for_the_whole(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS[:2]))
+    await stage.once()
+    await stage.once()
+    read, write = MapReader(stage.redis), stage.applier.apply
+
+    async def lost_before(*given: Any) -> Any:
+        await stage.redis.flushall()
+        return await write(*given)
+
+    stage.apply(adapter_wave("other", ADAPTERS[2:]))
+    with monkeypatch.context() as losing:
+        losing.setattr(stage.applier, "apply", lost_before)
+        await stage.once()
+    assert (await read.state(stage.base, [])).version is None, "nobody knows by now what is wanted"
+    await stage.once()
+    assert sorted(await read.placements(stage.base)) == ADAPTERS
+    assert sorted((await read.state(stage.base, ["smol-0"])).assigned["smol-0"]) == ADAPTERS
 
 
 async def test_redis_may_be_gone_while_things_are_deleted(mortal_stage: tuple[Stage, RedisProcess]) -> None:
