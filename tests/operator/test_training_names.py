@@ -97,3 +97,34 @@ def test_of_what_another_namespace_serves_or_trains_by_a_name_only_that_is_told(
     said = " ".join(each.message for each in status.conditions)
     assert "a wave of another namespace" in said
     assert not any(secret in said for secret in ("acme", "private", "revisions"))
+
+
+EARLIER = "2025-12-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_no_older_wave_of_another_namespace_takes_the_name_of_what_trains(step: int) -> None:
+    world = World(base(tenants=[Tenant(namespace="acme")]), [training_wave("w", policies=X)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, step, published=published(step) if step else None)
+    world.step()
+    theirs = worlds.wave("s", sources={"team/x": "s3://acme/x"}, namespace="acme", created=EARLIER)
+    world.waves.append(theirs)
+    for later in range(step + 1, step + 3):
+        world.step()
+        assert condition(world, "s", "Admitted")[1] == "PolicyConflict"
+        world.say(Stage.RUNNING, later, published=published(later))
+    world.step()
+    assert world.placements["team/x"].source == published(step + 2).source
+    assert world.placements["team/x"].waves == ("team/w",)
+
+
+def test_another_namespace_may_serve_what_a_wave_has_published() -> None:
+    world = World(base(tenants=[Tenant(namespace="acme")]), [training_wave("w", policies=X)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 1, published=published(1))
+    same = {"team/x": published(1).source.uri}
+    world.waves.append(worlds.wave("s", sources=same, replicas=1, namespace="acme", created=EARLIER))
+    world.step()
+    assert condition(world, "s", "Admitted")[0] == "True"
+    assert world.placements["team/x"].waves == ("acme/s", "team/w")

@@ -36,8 +36,9 @@ class Refusal(msgspec.Struct, frozen=True):
 class Want(msgspec.Struct, frozen=True, gc=False):
     """One adapter that admitted waves want: on `replicas` engines, in `residency` or warmer.
 
-    `pins` are the only engines that may hold it; none: any may. `yields` are waves whose source counts instead:
-    who is kept as it is shares with them what it has, and says nothing of what that is to be.
+    `pins` are the only engines that may hold it; none: any may. `at_home`: they are only where it is best, as long as
+    nobody else wants it. `yields` are waves whose source counts instead: who is kept as it is shares with them what
+    it has, and says nothing of what that is to be.
     """
 
     adapter: str
@@ -47,6 +48,7 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     waves: tuple[str, ...]
     priority: int = 0
     pins: tuple[str, ...] = ()
+    at_home: bool = False
     yields: tuple[str, ...] = ()
 
 
@@ -67,7 +69,7 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
     allowed, beside = pins(spec), wave.beside
     return tuple(
-        Want(name, source, residency, replicas, waves, spec.priority, allowed, beside.get(name, ()))
+        Want(name, source, residency, replicas, waves, spec.priority, allowed, yields=beside.get(name, ()))
         for name, source in named
     )
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Tier
-from mint_operator.planning import capacity, conditions
-from mint_operator.planning.adapters import Refusal, Want, of_one_namespace, told_to
+from mint_contracts.records import Placement
+from mint_operator.planning import capacity
+from mint_operator.planning.adapters import Refusal, Want
 from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
+from mint_operator.planning.naming import Claim, barred
 from mint_operator.planning.shards import Shards
+from mint_operator.planning.sharing import conflict, merge
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, in_turn, quota
@@ -58,19 +60,20 @@ def admit(
     sizes: Mapping[str, Size],
     reserved: capacity.Demand,
     held: Mapping[str, int],
-    claimed: Mapping[str, str],
+    claims: Mapping[str, Claim],
+    there: Mapping[str, Placement],
 ) -> Admission:
     """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
 
     Those that are kept as they are come before all others, and are never refused what they have.
 
     `reserved` is what training takes, which holds leases and comes before every wave that only serves; `held` the
-    slots that each namespace has of it, which count in its quota and its share. `claimed` are names that nobody may
-    have but the wave given with each.
+    slots that each namespace has of it, which count in its quota and its share. `claims` are made on the names of
+    policies; `there` is what the map has placed.
     """
     asks = ask(base, waves, before.asks if before else NOBODY)
     limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
-    shared = _shared_of(asks)
+    shared, kept_out = _shared_of(asks), barred(asks, claims, there)
     tally = _Tally(taken=reserved, by_namespace=dict(held), merged={})
     last = before.cases if before is not None and before.limits == limits else {}
     same_sizes = before is not None and before.sizes is sizes
@@ -86,7 +89,8 @@ def admit(
         if case is None or not known:
             case = _case(each, most, limits, sizes)
         cases[key] = case
-        verdict = _claimed(each, claimed) or _add(tally, case, asks, shared.get(key, ()), limits, sizes)
+        verdict = None if each.kept else kept_out.get(key)
+        verdict = verdict or _add(tally, case, asks, shared.get(key, ()), limits, sizes)
         if verdict is None:
             turns[key] = len(turns)
             continue
@@ -120,13 +124,13 @@ def _add(
     """Count a wave in, or say why not. `names` are those of its adapters that others ask for too."""
     meta = case.ask.wave.meta
     held = tally.by_namespace.get(meta.namespace, 0)
-    merged = {name: _merge(tally.merged.get(name), asks.of(meta.key, name)) for name in names}
+    merged = {name: merge(tally.merged.get(name), asks.of(meta.key, name)) for name in names}
     more = _more(meta.key, case.alone, asks, merged, tally, sizes) if names else case.alone
     verdict = (
         None
         if case.ask.kept
         else (
-            (_conflict(tally.merged, asks, meta.key, names) if names else None)
+            (conflict(tally.merged, asks, meta.key, names) if names else None)
             or case.never
             or capacity.over_quota(meta.namespace, case.quota, held, more.slots)
             or capacity.now(limits, tally.taken, more)
@@ -189,59 +193,3 @@ def _want(asks: Asks, turns: Mapping[str, int], merged: Mapping[str, Want], name
         return merged[name]
     owner = asks.owners.get(name)
     return asks.of(owner, name) if owner in turns and owner is not None else None
-
-
-def _merge(before: Want | None, want: Want) -> Want:
-    """Both wants as one: as many copies as either asks for, as warm as either asks for."""
-    if before is None:
-        return want
-    yields = _yields(before, want)
-    residency: Tier = max(before.residency, want.residency, key=lambda tier: tier.warmth)
-    return Want(
-        adapter=want.adapter,
-        source=want.source if yields else before.source,
-        residency=residency,
-        replicas=max(before.replicas, want.replicas),
-        waves=tuple(sorted({*before.waves, *want.waves})),
-        priority=max(before.priority, want.priority),
-        pins=before.pins if before.pins == want.pins else (),
-        yields=want.yields if yields else (),
-    )
-
-
-def _yields(before: Want, want: Want) -> bool:
-    """Whether the source is the later one's to say."""
-    return bool(before.yields) and want.waves[0] in before.yields
-
-
-def _conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[str]) -> Refusal | None:
-    for name in names:
-        want, other = asks.of(wave, name), merged.get(name)
-        if other is not None and other.source != want.source and not _yields(other, want):
-            return Refusal(
-                conditions.SOURCE_CONFLICT,
-                f"adapter {name} is {_shown(want)} here but {_elsewhere(other, wave)}, which comes first; give it "
-                "one source, or another name",
-            )
-    return None
-
-
-def _elsewhere(other: Want, wave: str) -> str:
-    """What a name means where others come first, as far as the wave is to know."""
-    known = next((each for each in other.waves if of_one_namespace(wave, each)), None)
-    return "something else in a wave of another namespace" if known is None else f"{_shown(other)} in wave {known}"
-
-
-def _claimed(each: Ask, claimed: Mapping[str, str]) -> Refusal | None:
-    own = each.wave.meta.key
-    name = next((name for name, wave in claimed.items() if wave != own and name in each.by_name), None)
-    if name is None or each.kept:
-        return None
-    owner = told_to(own, claimed[name])
-    said = f"adapter {name} is what {owner} trains; serve it once that publishes it, or name another"
-    return Refusal(conditions.POLICY_CONFLICT, said, terminal=False)
-
-
-def _shown(want: Want) -> str:
-    source = want.source
-    return f"{source.uri} at {source.revision}" if source.revision else source.uri

@@ -84,8 +84,9 @@ def plan_base(
     waves = training.waves
     last = before.admission if before else None
     sizes, taken = known.sizes if known else {}, _taken(base, training, known)
-    claimed = {} if known is None else training.unplaced(placements_of(known))
-    admission = admit(base, waves, last, sizes, taken, training.held, claimed)
+    there = placements_of(known) if known else {}
+    claimed = training.claims(base, there) if known else {}
+    admission = admit(base, waves, last, sizes, taken, training.held, claimed, there)
     refusal = _unusable(base, groups=snapshot.groups)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
     child = snapshot.children.get(base.workload)

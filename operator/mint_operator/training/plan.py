@@ -12,9 +12,10 @@ import msgspec
 from mint_contracts.records import Failure, Place, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus
 from mint_contracts.source import Source
-from mint_contracts.training import Policies
-from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
+from mint_contracts.training import Policies, Train
+from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining, published_in
 from mint_operator.planning.engines import Engine
+from mint_operator.planning.naming import Claim
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
 from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training import unread
@@ -42,10 +43,22 @@ class Training(msgspec.Struct, frozen=True):
     demand: int = 0
     engines: int = 0
 
-    def unplaced(self, placements: Mapping[str, Placement]) -> dict[str, str]:
-        """Policies of waves that are kept as they are which nobody is to serve yet, each with its wave."""
-        kept = [(wave.meta.key, wave.stand) for wave in self.waves if wave.stand is not None and wave.stand.kept]
-        return {each.name: key for key, stand in kept for each in stand.policies if each.name not in placements}
+    def claims(self, base: ObservedBase, there: Mapping[str, Placement]) -> dict[str, Claim]:
+        """Whose the names of policies are: of waves that have begun, and of those that are kept as they are.
+
+        Of the latter, nobody is to serve what is not `there` yet: what it is to be cannot be read.
+        """
+        store = base.spec.training.store.source if base.spec.training else Source(uri="")
+        found: dict[str, Claim] = {}
+        for wave in self.waves:
+            key, stand = wave.meta.key, wave.stand or WaveStand(Train(policies=Policies()))
+            for policy in stand.policies if stand.kept or stand.begun else ():
+                name = policy.name
+                if not stand.kept:
+                    found[name] = Claim(key, published=policy.published, folder=published_in(store, name).uri)
+                elif name not in there:
+                    found[name] = Claim(key, all=True)
+        return found
 
 
 def prepared(

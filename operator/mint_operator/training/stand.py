@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from mint_contracts.records import Failure
+from mint_contracts.source import Source
 from mint_contracts.training import Policy, Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, TrainState
 from mint_contracts.training_words import AT_REST, Words, words
@@ -35,6 +36,12 @@ class PolicyStand(msgspec.Struct, frozen=True):
     def step(self) -> int:
         """Finished steps."""
         return self.progress.step if self.progress else 0
+
+    @property
+    def published(self) -> Source | None:
+        """Where its newest revision lies that was published; None before the first."""
+        told = self.progress.published if self.progress else None
+        return told.source if told else None
 
     @property
     def saved(self) -> int:

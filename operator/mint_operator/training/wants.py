@@ -50,4 +50,4 @@ def _want(wave: ObservedWave, stand: WaveStand, policy: PolicyStand, source: Sou
     if policy.ended(stand.train.steps):
         return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, spec.priority, pins(spec))
     home = (policy.engine,) if policy.engine else ()
-    return Want(policy.name, source, Tier.DISK, 1, waves, spec.priority, home)
+    return Want(policy.name, source, Tier.DISK, 1, waves, spec.priority, home, at_home=True)

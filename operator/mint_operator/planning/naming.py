@@ -1,0 +1,79 @@
+"""Whose a name is, where waves of several namespaces mean different things by it: nobody takes another's. Pure.
+
+Among the waves of one namespace the turn decides (`sharing`).
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.records import Placement
+from mint_contracts.source import Source, parent
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal, Want, of_one_namespace, told_to
+from mint_operator.planning.asking import Asks
+from mint_operator.planning.sharing import shown
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A policy's name is its wave's, to waves of other namespaces at least; to `all` where nobody else may have it.
+
+    Others may ask for what it has published, before that for what an earlier policy of the name has, in `folder`.
+    """
+
+    wave: str
+    all: bool = False
+    published: Source | None = None
+    folder: str = ""
+
+    def bars(self, wave: str, want: Want) -> bool:
+        """Whether another wave may not ask so."""
+        if self.all or wave == self.wave:
+            return wave != self.wave
+        if of_one_namespace(wave, self.wave):
+            return False
+        return want.source != self.published if self.published else parent(want.source) != self.folder
+
+
+def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placement]) -> dict[str, Refusal]:
+    """Waves that ask for what is another's. A name that the map has `there` is its waves' for as long as they ask."""
+    found: dict[str, Refusal] = {}
+    for name, claim in claims.items():
+        for wave in _asking(asks, name):
+            if wave not in found and claim.bars(wave, asks.of(wave, name)):
+                said = f"adapter {name} is what {told_to(wave, claim.wave)} trains; serve it once that publishes it"
+                found[wave] = Refusal(conditions.POLICY_CONFLICT, f"{said}, or name another", terminal=False)
+    for name, waves in asks.shared.items():
+        placement = there.get(name)
+        source = asks.of(waves[0], name).source
+        if placement is None or name in claims or all(asks.of(wave, name).source == source for wave in waves[1:]):
+            continue
+        for wave in waves:
+            if wave not in found and _another_has(asks, placement, wave):
+                found[wave] = Refusal(
+                    conditions.SOURCE_CONFLICT,
+                    f"adapter {name} is {shown(asks.of(wave, name))} here but something else in a wave of another "
+                    "namespace, which has the name; give it another",
+                )
+    return found
+
+
+def _asking(asks: Asks, name: str) -> Iterable[str]:
+    owner = asks.owners.get(name)
+    return asks.shared.get(name, () if owner is None else (owner,))
+
+
+def _another_has(asks: Asks, placement: Placement, wave: str) -> bool:
+    """Whether a wave of another namespace has the name by the map, and means something else by it.
+
+    Of two that have it, the one that has come to mean something else does not.
+    """
+    name, shares = placement.adapter, wave in placement.waves
+    want = asks.of(wave, name)
+    for other in placement.waves:
+        theirs = asks.by_wave[other].by_name.get(name) if other in asks.by_wave else None
+        if theirs is None or of_one_namespace(wave, other) or wave in theirs.yields:
+            continue
+        if theirs.source != want.source and (not shares or theirs.source == placement.source):
+            return True
+    return False

@@ -1,0 +1,99 @@
+"""What waves that ask for one adapter want of it together, and what keeps two of them from sharing it. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from mint_contracts.records import Tier
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal, Want, of_one_namespace
+from mint_operator.planning.asking import Asks
+
+Pins = tuple[str, ...]
+
+
+def merge(before: Want | None, want: Want) -> Want:
+    """Both wants as one: as many copies as either asks for, as warm as either asks for, where both allow them."""
+    if before is None:
+        return want
+    yields = _yields(before, want)
+    residency: Tier = max(before.residency, want.residency, key=lambda tier: tier.warmth)
+    return Want(
+        adapter=want.adapter,
+        source=want.source if yields else before.source,
+        residency=residency,
+        replicas=max(before.replicas, want.replicas),
+        waves=tuple(sorted({*before.waves, *want.waves})),
+        priority=max(before.priority, want.priority),
+        pins=_pins(before, want) or (),  # they differ where one is kept, which is refused nothing
+        at_home=before.at_home and want.at_home,
+        yields=want.yields if yields else (),
+    )
+
+
+def conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[str]) -> Refusal | None:
+    """Why a wave cannot share what waves before it want; None if it can."""
+    for name in names:
+        want, other = asks.of(wave, name), merged.get(name)
+        if other is None:
+            continue
+        if other.source != want.source and not _yields(other, want):
+            return Refusal(
+                conditions.SOURCE_CONFLICT,
+                f"adapter {name} is {shown(want)} here but {_elsewhere(other, wave)}, which comes first; give it "
+                "one source, or another name",
+            )
+        if _pins(other, want) is None:
+            return Refusal(
+                conditions.ENGINES_CONFLICT,
+                f"adapter {name} is wanted {_held(want)} here but {_held_elsewhere(other, wave)}, which comes first, "
+                "and no engines suit both; change spec.serve.engines or spec.serve.replicas of one",
+            )
+    return None
+
+
+def shown(want: Want) -> str:
+    """What an adapter is, for people."""
+    source = want.source
+    return f"{source.uri} at {source.revision}" if source.revision else source.uri
+
+
+def _yields(before: Want, want: Want) -> bool:
+    """Whether the source is the later one's to say."""
+    return bool(before.yields) and want.waves[0] in before.yields
+
+
+def _pins(before: Want, want: Want) -> Pins | None:
+    """The engines that both allow (none: any); None where they are too few.
+
+    Of two that name engines one allows all that the other does: that those hold all of its adapters was seen to with
+    the other wave alone.
+    """
+    if before.at_home or want.at_home:
+        return want.pins if before.at_home else before.pins
+    found = before.pins or want.pins
+    if before.pins and want.pins:
+        fewer, more = sorted((before.pins, want.pins), key=len)
+        if not set(fewer) <= set(more):
+            return None
+        found = fewer
+    return found if not found or len(found) >= max(before.replicas, want.replicas) else None
+
+
+def _elsewhere(other: Want, wave: str) -> str:
+    """What a name means where others come first, as far as the wave is to know."""
+    known = _known(other, wave)
+    return "something else in a wave of another namespace" if known is None else f"{shown(other)} in wave {known}"
+
+
+def _held_elsewhere(other: Want, wave: str) -> str:
+    known = _known(other, wave)
+    return "otherwise by a wave of another namespace" if known is None else f"{_held(other)} by wave {known}"
+
+
+def _held(want: Want) -> str:
+    where = f" of {', '.join(want.pins)} alone" if want.pins else ""
+    return f"on {want.replicas} engines{where}"
+
+
+def _known(other: Want, wave: str) -> str | None:
+    """A wave that it may be told of."""
+    return next((each for each in other.waves if of_one_namespace(wave, each)), None)
