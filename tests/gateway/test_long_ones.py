@@ -7,6 +7,8 @@ from typing import Any
 import openai
 import pytest
 
+from mint_contracts.errors import Overloaded
+from mint_contracts.sampling_pb2 import Chunk, GenerateEvent
 from mint_gateway.http import answered, asked, beside, kept
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
@@ -73,3 +75,41 @@ async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_wor
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
         pieces = [piece async for piece in await client.completions.create(model=BASE, prompt="Ahoy", stream=True)]
     assert sum(len(piece.choices[0].text) for piece in pieces) == 40 * 500_000
+
+
+async def test_answers_are_told_whole_while_all_together_have_room(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "MOST_TOGETHER", 1 << 20)
+    engine.words, engine.hold_after = ("word " * 100_000,) * 4, 3
+    status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
+    assert (status, told["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
+    assert "keeps 1 MiB of answers that are to be told whole; ask for a stream" in told["error"]["message"]
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+    engine.words, engine.hold_after = ("word " * 100_000,), None
+    for _ in range(4):
+        status, told, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
+        assert (status, len(told["choices"][0]["text"])) == (200, 500_000), "what was told takes room no more"
+
+
+async def test_an_answer_shares_what_it_takes_beyond_what_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "MOST_TOGETHER", 1 << 20)
+    room, large, small = kept.Room(), piece(600_000), piece(1_000)
+    with kept.Kept(room) as first:
+        await first.take(0, large)
+        with kept.Kept(room) as second:
+            await second.take(0, small)
+            with pytest.raises(Overloaded):
+                await second.take(0, large)
+        first.told_as(b" " * 200_000)
+        with kept.Kept(room) as third:
+            await third.take(0, large)
+            monkeypatch.setattr(kept, "MOST_TOGETHER", 0)
+            with kept.Kept(room) as fourth:
+                await fourth.take(0, small)
+            first.told_as(b"")
+    assert room.taken == 0
+
+
+def piece(characters: int) -> GenerateEvent:
+    return GenerateEvent(chunk=Chunk(text="x" * characters))

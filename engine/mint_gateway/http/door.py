@@ -20,9 +20,9 @@ from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.beside import Beside
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
-from mint_gateway.http.kept import Kept
+from mint_gateway.http.kept import Kept, Room
 from mint_gateway.http.refusing import NAMED, REQUEST_ID, Handler, refusing, reply
-from mint_gateway.http.sending import sending
+from mint_gateway.http.sending import sending, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
@@ -70,7 +70,7 @@ class Door:
         self._calls = calls
         self._page = page
         self._guards = guards
-        self._beside = Beside()
+        self._beside, self._room = Beside(), Room()
 
     def application(self) -> web.Application:
         """What to serve."""
@@ -126,19 +126,20 @@ class Door:
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
-        kept = Kept()
+        with Kept(self._room) as kept:
 
-        def whole() -> bytes:
-            started = kept.started()
-            echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
-            found = answered.revision(started.values())
-            reading = tools.reading(started[0].calls)  # a chat is one prompt
-            head = answered.Head(form, request_id, wanted.model, created, found, reading)
-            return msgspec.json.encode(answered.whole(head, echoes, kept.events(), wanted.n))
+            def whole() -> bytes:
+                started = kept.started()
+                echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
+                found = answered.revision(started.values())
+                reading = tools.reading(started[0].calls)  # a chat is one prompt
+                head = answered.Head(form, request_id, wanted.model, created, found, reading)
+                return msgspec.json.encode(answered.whole(head, echoes, kept.events(), wanted.n))
 
-        await together.answer(self._answering, requests, wanted.n, kept.take)
-        body = await self._beside.do(kept.size, whole)
-        return reply(msgspec.Raw(body), headers={REQUEST_ID: request_id})
+            await together.answer(self._answering, requests, wanted.n, kept.take)
+            body = await self._beside.do(kept.size, whole)
+            kept.told_as(body)
+            return await sent(http, reply(msgspec.Raw(body), headers={REQUEST_ID: request_id}))
 
     async def _models(self, http: web.Request) -> web.Response:
         limit = http.query.get("limit", str(models.DEFAULT))

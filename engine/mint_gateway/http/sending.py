@@ -13,11 +13,15 @@ from mint_gateway.taking import NothingTaken, taken
 async def sending(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Send what the handler answers, and cut off who does not take it."""
     try:
-        response = await handler(request)
-        await taken(response.prepare(request))
-        await taken(response.write_eof())
+        return await sent(request, await handler(request))
     except NothingTaken:
         if request.transport is not None:
             request.transport.abort()  # to close it would wait until what lies there is read
         raise
+
+
+async def sent(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Send the whole of an answer, unless it is sent already. Raises NothingTaken."""
+    await taken(response.prepare(request))
+    await taken(response.write_eof())
     return response
