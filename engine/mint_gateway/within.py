@@ -1,5 +1,6 @@
 """The placement map as a key's scope shows it: pure. What is out of scope is not there, so that nothing tells it."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -12,6 +13,12 @@ from mint_gateway.view import Engine, MapView
 
 T = TypeVar("T")
 
+# In what the operator says of a wave: names of adapters where it tells that they are such, and what may be one, or a
+# part of a URI, by its "/". A wave's is told to be one.
+_TOLD = re.compile(r"(?<!each )(?<!an )\b(?:adapter|policy|names) ('?[\w./@-]+'?(?:, '?[\w./@-]+'?)*)")
+_NAMED = re.compile(r"(\bwave )?'?([\w.@-]*/[\w./@-]*)")
+_KEPT_BACK = "for the sake of what this key does not open; ask whoever runs the base"
+
 
 def within(views: Mapping[str, MapView], scope: Scope) -> Mapping[str, MapView]:
     """The bases that a scope opens, each with the adapters that it opens, and of their waves those that it opens."""
@@ -22,12 +29,12 @@ def within(views: Mapping[str, MapView], scope: Scope) -> Mapping[str, MapView]:
 
 def waves_within(records: Mapping[str, WaveRecord], scope: Scope) -> Mapping[str, WaveRecord]:
     """The waves of one base that a scope opens, with their places among those of them that wait."""
-    if scope.namespaces is None:
+    if scope == EVERYTHING:
         return records
     own = {name: each for name, each in records.items() if scope.wave(name)}
     others = records.keys() - own.keys()
     waiting = sorted(each.position for each in own.values() if each.position)
-    return {name: _wave(each, others, waiting) for name, each in own.items()}
+    return {name: _wave(each, others, waiting, scope) for name, each in own.items()}
 
 
 def training_within(training: Mapping[str, WaveTraining], scope: Scope) -> Mapping[str, WaveTraining]:
@@ -91,18 +98,32 @@ def _engine(engine: Engine, scope: Scope) -> Engine:
     )
 
 
-def _wave(record: WaveRecord, others: frozenset[str] | set[str], waiting: list[int]) -> WaveRecord:
+def _wave(record: WaveRecord, others: frozenset[str] | set[str], waiting: list[int], scope: Scope) -> WaveRecord:
     """`others` are out of scope: a message that names one is theirs too."""
-    message = record.message
+    message = _message(record.message, scope)
     if any(name in message for name in others):
-        message = "for the sake of what this key does not open; ask whoever runs the base"
+        message = _KEPT_BACK
     position = waiting.index(record.position) + 1 if record.position else 0
     return msgspec.structs.replace(record, message=message, position=position)
 
 
+def _message(message: str, scope: Scope) -> str:
+    """What is said of a wave, unless it names what may be an adapter, or its place, that the scope does not open."""
+    if scope.adapters is None:
+        return message
+    told = [name.strip("'.") for names in _TOLD.findall(message) for name in names.split(", ")]
+    opened = all(scope.adapter(name) for name in told) and all(
+        scope.wave(name) if wave else scope.adapter(name.strip("'.")) for wave, name in _NAMED.findall(message)
+    )
+    return message if opened else _KEPT_BACK
+
+
 def _training(training: WaveTraining, scope: Scope) -> WaveTraining:
+    closed = [name for name in training.policies if not scope.adapter(name)]
+    message = _message(training.message, scope)
     return msgspec.structs.replace(
         training,
         policies=tuple(name for name in training.policies if scope.adapter(name)),
         last_words=tuple(each for each in training.last_words if scope.adapter(each.policy)),
+        message=_KEPT_BACK if any(name in message for name in closed) else message,
     )

@@ -14,13 +14,15 @@ from mint_contracts.entries import Entry
 from mint_contracts.errors import InvalidRequest, PermissionDenied, SourceNotFound, Unauthenticated
 from mint_contracts.records import Held, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
+from mint_contracts.training import Policies, Train
+from mint_contracts.training_records import WaveTraining
 from mint_gateway.catalog.writable import Writable
 from mint_gateway.mounted import Mounted
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
 from mint_gateway.secured import Secured
 from mint_gateway.view import MapView, heard
-from mint_gateway.within import waves_within, within
+from mint_gateway.within import training_within, waves_within, within
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import mount
 
@@ -105,7 +107,33 @@ def test_waves_of_others_are_neither_counted_nor_named() -> None:
     assert {name: each.position for name, each in own.items()} == {"b/second": 1, "b/fourth": 2}
     assert "a/first" not in own["b/second"].message
     assert own["b/fourth"].message == "needs 4 more"
-    assert waves_within(waves, Scope(("b/",))) is waves
+    assert waves_within(waves, EVERYTHING) is waves
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("needs 3 more device slots; waves before it hold 6 of 8 (1 engines x 8), 2 are free", True),
+        ("adapter acme/x is s3://acme/x here but something else in a wave of another namespace", False),
+        ("adapter acme/x is wanted on 1 engines here but on 2 engines by wave rival/w, which comes first", True),
+        ("adapter rival/x is what wave rival/w trains; serve it once that publishes it, or name another", False),
+        ("names acme/x, acme/y more than once; name each adapter once", True),
+        ("wants each adapter on 3 engines, but the base may have 1; lower spec.serve.replicas to 1", True),
+        ("names acme/x, bot-7 more than once; name each adapter once", False),
+        ("policy bot-7 is wave acme/w's; name it otherwise, or delete that wave", False),
+        ("adapter 'acme/x': is not in the catalog of BaseModel smol; register it", True),
+        ("adapter 'bot-7': is not in the catalog of BaseModel smol; register it", False),
+        ("no adapters in the catalog of BaseModel smol begin with rival/; register some", False),
+        ("1 of 2 policies complete, 1 failed; acme/closed-1: no such dataset", False),
+    ],
+)
+def test_a_key_of_some_names_is_told_of_no_other_name_in_what_is_said_of_waves(said: str, shown: bool) -> None:
+    scope = Scope(("acme/x", "acme/y"))
+    records = {"rival/w": WaveRecord("rival/w", "names", 1, 1, Tier.DEVICE, reason="SourceConflict", message=said)}
+    assert (waves_within(records, scope)["rival/w"].message == said) is shown
+    policies = ("acme/x", "acme/closed-1")
+    lessons = WaveTraining("rival/w", 1, Train(Policies()), STORE, policies=policies, message=said)
+    assert (training_within({"rival/w": lessons}, scope)["rival/w"].message == said) is shown
 
 
 STORE = Source("pvc://claim/adapters")

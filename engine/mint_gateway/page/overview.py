@@ -50,7 +50,7 @@ class _Reading(msgspec.Struct):
     lock: asyncio.Lock
     read_at: float = float("-inf")
     records: Mapping[str, WaveRecord] = {}
-    within: dict[object, Mapping[str, WaveRecord]] = {}  # the records, by the namespaces that keys open
+    within: dict[object, Mapping[str, WaveRecord]] = {}  # the records, by what keys open
 
 
 class Overview:
@@ -147,9 +147,9 @@ class Overview:
                 reading.records, reading.within = await self._reader.waves(view.base), {}
                 reading.read_at = now
         scope = granted.get()
-        if scope.namespaces not in reading.within:
-            reading.within[scope.namespaces] = waves_within(reading.records, scope)
-        return reading.within[scope.namespaces]
+        if scope not in reading.within:
+            reading.within[scope] = waves_within(reading.records, scope)
+        return reading.within[scope]
 
     async def _count(self, view: MapView, records: Mapping[str, WaveRecord]) -> Mapping[str, Copies]:
         counted = {name: Copies() for name in records}
