@@ -48,6 +48,12 @@ ACCEPTED = [
     engine(device="cuda", tensorParallelSize=16, nodes=2, resources={"limits": {"nvidia.com/gpu": 8}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": "8"}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"memory": "64Gi"}}),
+    engine(device="cuda", tensorParallelSize=8, resources={"requests": {"nvidia.com/gpu": 8}}),
+    engine(
+        device="cuda",
+        tensorParallelSize=2,
+        resources={"requests": {"nvidia.com/gpu": 1}, "limits": {"nvidia.com/gpu": 2}},
+    ),
     engine(cache={"size": "800Gi"}),
     engine(cache={"size": "5Gi", "storageClassName": "nvme"}, nodes=1),
     engine(contextLength=16),
@@ -121,6 +127,10 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (
         engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": 4}}),
         "each rank of an engine computes on a GPU of its own",
+    ),
+    (
+        engine(device="cuda", tensorParallelSize=2, resources={"requests": {"nvidia.com/gpu": 1}}),
+        "raise resources.requests of nvidia.com/gpu",
     ),
     (engine(tensorParallelSize=3, nodes=2), "each node of an engine has as many ranks"),
 ]

@@ -233,6 +233,19 @@ def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
     assert container(base())["resources"] == {}
 
 
+def test_what_device_plugins_give_is_asked_for_as_kubernetes_has_it() -> None:
+    """There "non overcommitable resources" need a limit, of which a request is all."""
+    for asked in (
+        Resources(requests={"nvidia.com/gpu": 2, "cpu": 1}),
+        Resources(requests={"nvidia.com/gpu": 1, "cpu": 1}, limits={"nvidia.com/gpu": 2}),
+    ):
+        found = container(with_spec(engine=EngineSpec(device="cuda", resources=asked)))["resources"]
+        assert found == {"requests": {"nvidia.com/gpu": 2, "cpu": 1}, "limits": {"nvidia.com/gpu": 2}}
+    nic = Resources(requests={"rdma/hca": 1})
+    found = container(with_spec(engine=EngineSpec(resources=nic)))["resources"]
+    assert found == {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": 1}}
+
+
 def test_every_rank_computes_on_a_gpu_of_its_own() -> None:
     ranks = with_spec(engine=EngineSpec(device="cuda", tensor_parallel_size=4))
     assert container(ranks)["resources"]["limits"] == {"nvidia.com/gpu": 4}

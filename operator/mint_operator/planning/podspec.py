@@ -143,6 +143,8 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
 
 def _resources(spec: BaseModelSpec) -> Body:
     requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
+    for name in (name for name in requests if "/" in name):  # what device plugins give is a request and a limit alike
+        requests[name] = limits.setdefault(name, requests[name])
     if spec.engine.device == "cuda":
         limits.setdefault(GPU, _ranks(spec))  # each computes on one
         requests.setdefault(GPU, limits[GPU])
