@@ -123,6 +123,14 @@ async def test_a_gateway_that_is_not_there_is_said_so() -> None:
     assert err.startswith("mint: Unavailable: ")
 
 
+async def test_a_time_that_is_none_is_said_so() -> None:
+    """Of "nan" no time is the end: it would go on trying for ever."""
+    for told in ("nan", "-1", "long"):
+        code, _, err = await mint("127.0.0.1:1", "placements", f"--patience={told}")
+        assert code == 2
+        assert err.splitlines()[-1].startswith("mint placements: error: argument --patience: "), err
+
+
 async def test_explain_says_who_would_answer_and_why(scene: Scene) -> None:
     await play(scene)
     code, out, _ = await mint(scene.target, "explain", "demo/pirate")

@@ -31,9 +31,17 @@ def options() -> argparse.ArgumentParser:
     )
     way.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
     way.add_argument(
-        "--patience", type=float, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
+        "--patience", type=seconds, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
     )
     return way
+
+
+def seconds(text: str) -> float:
+    """A time for argparse; "inf" for ever."""
+    number = float(text)
+    if not number >= 0:  # nor is nan
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait")
+    return number
 
 
 def by_tls(told: argparse.Namespace) -> list[str]:
