@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_contracts.records import Bringing, Failure, Held, Tier, WaveRecord
+from mint_contracts.records import TRAIN, Bringing, Failure, Held, Tier, WaveRecord
 from mint_contracts.source import Source
 from mint_gateway.page import bases, waves
 from mint_gateway.page.pages import Asked
@@ -108,6 +108,9 @@ ADMITTED = WaveRecord("a/w", "names", 2, 2, Tier.DEVICE, admitted=True)
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, position=1, reason="CapacityExceeded"), Copies(), "Pending"),
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="CapacityExceeded"), Copies(), "Failed"),
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="MapUnavailable"), Copies(), "Pending"),
+        (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="SourceConflict"), Copies(), "Failed"),
+        (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, position=1, reason="PolicyConflict"), Copies(), "Pending"),
+        (WaveRecord("a/w", TRAIN, 1, 1, Tier.DEVICE, reason="WaitingForCapacity"), Copies(), "Pending"),
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="Expired"), Copies(), "Expired"),
     ],
 )

@@ -9,6 +9,8 @@ from mint_contracts.records import EXPIRED, WaveRecord
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.explain_wave import Copy
 
+_WAITING = frozenset(("WaitingForCapacity", "WaitingForQuota"))  # the operator's reasons
+
 
 class Copies(msgspec.Struct):
     """How many of a wave's copies were given an engine, are ready there, or failed: counted up."""
@@ -115,15 +117,20 @@ def thinned(rewards: Sequence[float], most: int) -> tuple[list[float], int]:
 
 def _phase(record: WaveRecord, copies: Copies, wanted: int) -> str:
     if not record.admitted:
-        kind = by_reason(record.reason)
         if record.reason == EXPIRED:
             return EXPIRED
-        return "Failed" if kind is not None and kind.terminal and not record.position else "Pending"
+        return "Pending" if record.position or _waits(record.reason) else "Failed"
     if copies.hopeless:
         return "Failed"
     if copies.failed:
         return "Degraded"
     return "Ready" if copies.ready >= wanted else "Placing"
+
+
+def _waits(reason: str) -> bool:
+    """Whether a wave waits that has no position: an error may pass, and a wave that trains waits by its own rules."""
+    kind = by_reason(reason)
+    return reason in _WAITING if kind is None else not kind.terminal
 
 
 def not_training(base: str, record: WaveRecord) -> Training:
