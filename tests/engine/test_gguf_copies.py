@@ -10,6 +10,7 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.source import Source, child
 from mint_engine.beforehand import check_small_files
+from mint_engine.model.files import find_files
 from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.gguf_head import read_head
 from mint_engine.sources.headway import Headway
@@ -115,3 +116,16 @@ def test_weights_without_a_configuration_are_refused_by_the_names_alone(
     with pytest.raises(errors.CorruptFile, match=r"base'.*: holds no config\.json"):
         fetch_base(child(opened(scheme), "base"), tmp_path / "cache", lambda *_: None)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("scheme", REMOTE[1:])  # a web server lists no names
+def test_of_several_files_it_is_said_alike_that_one_is_to_be_named(
+    scheme: str, store: Path, opened: Callable[[str], Source], tmp_path: Path
+) -> None:
+    for name in ("one.gguf", "two.gguf"):
+        write(store / name)
+    says = r"holds 2 \.gguf files; name the one to serve in the URI \(one\.gguf, two\.gguf\)"
+    with pytest.raises(errors.UnsupportedBase, match=says):
+        fetch_base(child(opened(scheme), "base"), tmp_path / "cache", lambda *_: None, Untold())
+    with pytest.raises(errors.UnsupportedBase, match=says):
+        find_files(store)  # as where it is read in place

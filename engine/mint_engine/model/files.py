@@ -18,7 +18,7 @@ from mint_engine.model.gguf_told import complete
 from mint_engine.model.integers import WORDS
 from mint_engine.model.kept import EXPERT
 from mint_engine.model.stored import open_tensors
-from mint_engine.sources.fetch_base import INDEX, weights_read
+from mint_engine.sources.fetch_base import INDEX, several_ggufs, weights_read
 from mint_engine.sources.gguf_head import MAGIC
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
@@ -77,7 +77,7 @@ def find_files(path: Path) -> BaseFiles:
     if len(ggufs) == 1:
         return check_start(BaseFiles(path, ggufs[0]))
     if ggufs:
-        raise UnsupportedBase(subject, f"holds several GGUF files; name one of {', '.join(ggufs)}")
+        raise UnsupportedBase(subject, several_ggufs(ggufs))
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         raise UnsafeFormat(subject, f"holds only {', '.join(pickles[:3])}; convert the weights to safetensors")
     raise SourceNotFound(subject, "holds no *.safetensors and no *.gguf")

@@ -18,6 +18,7 @@ from mint_contracts.errors import (
     SourceNotFound,
     SourceUnavailable,
     UnsafeFormat,
+    UnsupportedBase,
 )
 from mint_contracts.quantisation import MODELOPT_FILE
 from mint_contracts.records import COPYING
@@ -33,6 +34,7 @@ from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, sub
 _SAFE = ".safetensors"
 _GGUF = ".gguf"
 _WEIGHTS = (_SAFE, _GGUF)
+_SHOWN = 5  # names of files
 SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONFIG = "config.json"
@@ -57,8 +59,8 @@ def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None 
 
     A remote source that could not be loaded anyway is refused before its weights are copied: then it is looked at.
     `headway` is told of the copy.
-    Raises UnsafeFormat for pickled weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile
-    and Source* errors, and what `look` does.
+    Raises UnsafeFormat for pickled weights alone, UnsupportedBase for several GGUF files, CapacityExceeded when the
+    disk of `cache` is too small, CorruptFile and Source* errors, and what `look` does.
     """
     single = _single(source)
     if locate(source).is_local:
@@ -142,18 +144,24 @@ def _in_place(source: Source, single: str) -> Path:
 
 
 def check_names(names: list[str], subject: str) -> None:
-    """Raise UnsafeFormat, SourceNotFound or CorruptFile unless these are the files of one base that can be loaded."""
+    """Raise UnsafeFormat, SourceNotFound, CorruptFile or UnsupportedBase unless these are of a base to be loaded."""
     if any(name.endswith(_SAFE) for name in names):
         if _CONFIG not in names:
             raise CorruptFile(subject, f"holds no {_CONFIG}")
         return
     ggufs = [name for name in names if name.endswith(_GGUF)]
     if len(ggufs) > 1:
-        raise CorruptFile(subject, f"holds {len(ggufs)} .gguf files; name the one to serve in the URI")
+        raise UnsupportedBase(subject, several_ggufs(ggufs))
     if not ggufs and any(name.endswith(_PICKLES) for name in names):
         raise UnsafeFormat(subject, "holds pickled weights only; save the base model as safetensors")
     if not ggufs:
         raise SourceNotFound(subject, "holds no *.safetensors and no .gguf; check its path and revision")
+
+
+def several_ggufs(names: list[str]) -> str:
+    """What is said of a folder that holds them: it is not known which of them is the base."""
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    return f"holds {len(names)} .gguf files; name the one to serve in the URI ({shown})"
 
 
 def _copy(source: Source, single: str, target: Path, look: Look, headway: Headway) -> None:
