@@ -1,5 +1,6 @@
 """The mint-adapter program: from PEFT's files to a packed one, and from stores back to what `peft` loads."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from tests.engine.made import ALL_SEVEN, packed_source, peft_adapter, read_tiny,
 from tests.engine.stores import opened
 
 PROMPT = torch.arange(10)[None]
+
+
+def edit_base(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
@@ -67,13 +73,25 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
     assert command.main(["show", str(tmp_path / PACKED)]) == 0
     assert revision in capsys.readouterr().out
 
+    assert command.main(["pack", str(tmp_path / PACKED), str(tmp_path / "new" / "half"), *order[3:]]) == 0
+    assert " rank 4 bfloat16: 4 parts, " in capsys.readouterr().out
+
+    tiny_llama().config.save_pretrained(tmp_path / "wide")
+    edit_base(tmp_path / "wide", hidden_size=64)
+    tiny_llama().config.save_pretrained(tmp_path / "other")
+    edit_base(tmp_path / "other", model_type="of-nobody")
     out = str(tmp_path / "out")
     for arguments, told in (
         ([*order, "--max-rank", "2"], "RankTooLarge"),
         (["show", str(tmp_path / "absent")], "SourceNotFound"),
         (["show", str(tmp_path / "a" / WEIGHTS)], "CorruptFile"),
         (["unpack", str(tmp_path / PACKED), str(tmp_path / "a"), *order[3:]], "InvalidRequest"),
-        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "UnsupportedBase"),
+        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "SourceNotFound"),
+        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "other")], "UnsupportedBase"),
+        (["pack", str(tmp_path / PACKED), str(tmp_path / "x"), "--base", str(tmp_path / "wide")], "ShapeMismatch"),
+        (["pack", str(tmp_path / PACKED), str(tmp_path / "x"), *order[3:], "--max-rank", "2"], "RankTooLarge"),
+        (["pack", str(tmp_path / "a"), str(tmp_path), *order[3:]], "InvalidRequest"),
+        (["pack", str(tmp_path / "a"), "", *order[3:]], "InvalidRequest"),
         (["unpack", str(tmp_path / PACKED), "/proc/none/out", *order[3:]], "SourceUnavailable"),
         (["pack", str(tmp_path / "a"), "/proc/none/x", *order[3:]], "SourceUnavailable"),
         (["unpack", "ftp://store/a", out, *order[3:]], "SourceForbidden"),
@@ -81,5 +99,6 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
         (["unpack", f"file://{tmp_path}/absent", out, *order[3:]], "SourceNotFound"),
     ):
         assert command.main(arguments) == 1
-        assert capsys.readouterr().err.startswith(f"{told}: ")
+        said = capsys.readouterr().err
+        assert (said.partition(": ")[0], said.count("\n")) == (told, 1)
     assert not list(tmp_path.glob(".partial*"))

@@ -11,13 +11,15 @@ unpacked `peft` loads. Stores are asked with the credentials that their own tool
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from transformers import AutoConfig
 
-from mint_contracts.errors import MintError, SourceNotFound, UnsupportedBase
+from mint_contracts.errors import InvalidRequest, MintError, SourceNotFound, UnsupportedBase
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import os_errors, writing_errors
 from mint_engine.adapters import packed_file
@@ -31,8 +33,9 @@ from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.copying import publish
+from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
-from mint_engine.sources.storage import folder_of
+from mint_engine.sources.storage import Folder, folder_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             modules = base_modules(told.base)
             fit = Fit(modules, told.max_rank)
             if told.command == "pack":
+                _refuse_folder(told.file)
                 packed = _read(told.adapter, told.revision, fit, DTYPES[told.dtype])
                 _write(packed, told.file)
             else:
@@ -79,38 +83,70 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> Packed:
-    """What that folder, URI or packed file holds; the file in the dtype that it has. Raises as `read_adapter`."""
+    """What that folder, URI or packed file holds, in `dtype`. Raises as `read_adapter`."""
     path = Path(adapter)
+    folder: Folder
     if "://" in adapter:
         folder = folder_of(Source(adapter, revision))
     elif path.is_dir():
         folder = LocalFolder(path.resolve(), f"adapter {adapter!r}")
     else:
-        return _open(path)
+        folder = _Alone(path)
     return read_adapter(folder, fit, dtype)
 
 
+class _Alone:
+    """A packed file, whatever it is called, as a folder that holds it alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.subject = path, f"file {str(path)!r}"
+
+    def files(self, *_names: str) -> dict[str, int | None]:
+        """As `Folder` has it. Raises SourceNotFound."""
+        _refuse_missing(self._path)
+        return {PACKED: self._path.stat().st_size}
+
+    @contextmanager
+    def open(self, _name: str) -> Iterator[BinaryIO]:
+        """The file, whichever is asked for."""
+        with os_errors(self.subject), self._path.open("rb") as file:
+            yield file
+
+
 def base_modules(base: Path) -> dict[str, Module]:
-    """The modules of a base, from its config.json alone. Raises UnsupportedBase."""
+    """The modules of a base, from its config.json alone. Raises SourceNotFound or UnsupportedBase."""
+    if not (base.is_file() or (base / "config.json").is_file()):  # transformers would look for it on the hub
+        raise SourceNotFound(f"base {str(base)!r}", "holds no config.json; name a base's folder, or its config.json")
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UnsupportedBase(f"base {str(base)!r}", f"has no config.json that is served ({error})") from None
+        raise UnsupportedBase(
+            f"base {str(base)!r}", f"has no config.json that is served ({' '.join(str(error).split())})"
+        ) from None
     return find_modules(empty_model(config, f"base {str(base)!r}"))
 
 
 def _open(file: Path) -> Packed:
-    subject = f"file {str(file)!r}"
-    if not file.is_file():
-        raise SourceNotFound(subject, "is no file; check its path")
-    with os_errors(subject):
+    _refuse_missing(file)
+    with os_errors(subject := f"file {str(file)!r}"):
         return Opener().open(file, subject)
+
+
+def _refuse_missing(file: Path) -> None:
+    if not file.is_file():
+        raise SourceNotFound(f"file {str(file)!r}", "is no file; check its path")
+
+
+def _refuse_folder(file: Path) -> None:
+    if not file.name or file.is_dir():
+        raise InvalidRequest(f"folder {str(file)!r}", "can not become a packed file; name one to write, in it maybe")
 
 
 def _write(packed: Packed, file: Path) -> None:
     partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
         with writing_errors(f"file {str(file)!r}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("xb") as out:
                 packed_file.write(packed, out)
             publish(partial, file)
