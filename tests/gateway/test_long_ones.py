@@ -1,18 +1,21 @@
 """Requests and whole answers that are long: they hold nobody up, and a gateway's memory is not theirs alone."""
 
 import asyncio
+import socket
 import threading
+from contextlib import closing
 from typing import Any
 
 import openai
 import pytest
 
 from mint_contracts.errors import Overloaded
-from mint_contracts.sampling_pb2 import Chunk, GenerateEvent
-from mint_gateway.http import answered, asked, beside, kept
+from mint_gateway.http import answered, asked, beside, door, kept
+from mint_gateway.http.room import OWN_BYTES, Room
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.test_http import CHAT, TEXT, get, post
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -78,9 +81,10 @@ async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_wor
 
 
 async def test_answers_are_told_whole_while_all_together_have_room(
-    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "MOST_TOGETHER", 1 << 20)
+    monkeypatch.setattr(door, "MOST_KEPT", 1 << 20)
+    engine = await scene.with_engine()
     engine.words, engine.hold_after = ("word " * 100_000,) * 4, 3
     status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
     assert (status, told["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
@@ -92,24 +96,40 @@ async def test_answers_are_told_whole_while_all_together_have_room(
         assert (status, len(told["choices"][0]["text"])) == (200, 500_000), "what was told takes room no more"
 
 
-async def test_an_answer_shares_what_it_takes_beyond_what_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "MOST_TOGETHER", 1 << 20)
-    room, large, small = kept.Room(), piece(600_000), piece(1_000)
-    with kept.Kept(room) as first:
-        await first.take(0, large)
-        with kept.Kept(room) as second:
-            await second.take(0, small)
-            with pytest.raises(Overloaded):
-                await second.take(0, large)
-        first.told_as(b" " * 200_000)
-        with kept.Kept(room) as third:
-            await third.take(0, large)
-            monkeypatch.setattr(kept, "MOST_TOGETHER", 0)
-            with kept.Kept(room) as fourth:
-                await fourth.take(0, small)
-            first.told_as(b"")
+async def test_requests_are_taken_in_while_all_that_come_have_room(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MOST_ARRIVING", 1 << 20)
+    await scene.with_engine()
+    short, long = {"model": BASE, "prompt": "Ahoy"}, {"model": BASE, "prompt": "Ahoy " * 150_000}
+    with closing(socket.create_connection(("127.0.0.1", scene.gateway.http_port))) as slow:
+        head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
+        await asyncio.to_thread(slow.sendall, head.encode() + b" " * 900_000)
+
+        async def refused() -> bool:
+            status, told, headers = await post(scene, TEXT, long)
+            assert status == 200 or "1 MiB of requests are on their way" in told["error"]["message"]
+            return (status, headers.get("Retry-After")) == (429, "1")
+
+        await until(refused)
+        assert (await post(scene, TEXT, short))[0] == 200
+
+    async def taken() -> bool:
+        return (await post(scene, TEXT, long))[0] == 200
+
+    await until(taken)
+
+
+def test_parts_of_a_room_share_what_they_take_beyond_what_each_has() -> None:
+    room = Room(1 << 20, "is full")
+    with room.part() as first:
+        first.fill(600_000)
+        with room.part() as second:
+            second.fill(OWN_BYTES)
+            with pytest.raises(Overloaded, match="is full; come back later"):
+                second.fill(600_000)
+        first.fill(200_000)
+        with room.part() as third:
+            third.fill(600_000)
+            first.fill(0)
     assert room.taken == 0
-
-
-def piece(characters: int) -> GenerateEvent:
-    return GenerateEvent(chunk=Chunk(text="x" * characters))

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -20,8 +21,9 @@ from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.beside import Beside
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
-from mint_gateway.http.kept import Kept, Room
+from mint_gateway.http.kept import Kept
 from mint_gateway.http.refusing import NAMED, REQUEST_ID, Handler, refusing, reply
+from mint_gateway.http.room import Part, Room
 from mint_gateway.http.sending import sending, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
@@ -31,9 +33,14 @@ from mint_gateway.page.answers import Page
 from mint_gateway.route import Router
 
 MOST_BYTES = 4 << 20  # of a request, as by gRPC
+# In memory, together; the chart gives a gateway 512 MiB.
+MOST_ARRIVING = 64 << 20  # of requests that have not come whole, or are not read yet
+MOST_KEPT = 128 << 20  # of answers that are to be told whole, from their first events until the client has taken them
 BODY_S = 30.0  # in which a request has come
 MOST_OUTSIDE = 64  # connections at once that are told that they are too many; others are closed
 OUTSIDE_S = 5.0  # in which who is one too many has asked for something
+
+T = TypeVar("T")
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -70,7 +77,10 @@ class Door:
         self._calls = calls
         self._page = page
         self._guards = guards
-        self._beside, self._room = Beside(), Room()
+        self._beside = Beside()
+        self._arriving = Room(MOST_ARRIVING, f"{MOST_ARRIVING >> 20} MiB of requests are on their way")
+        said = f"keeps {MOST_KEPT >> 20} MiB of answers that are to be told whole; ask for a stream"
+        self._kept = Room(MOST_KEPT, said)
 
     def application(self) -> web.Application:
         """What to serve."""
@@ -93,24 +103,30 @@ class Door:
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
-        body, bases = await _body(http), self._mirror.known()
+        bases = self._mirror.known()
 
-        def read() -> tuple[asked.AskedText, Sequence[GenerateRequest]]:
+        def read(body: bytes) -> tuple[asked.AskedText, Sequence[GenerateRequest]]:
             wanted = asked.read(body, asked.AskedText)
             return wanted, asked.text_requests(wanted, bases)
 
-        wanted, requests = await self._beside.do(len(body), read)
+        wanted, requests = await self._told(http, read)
         return await self._answer(http, wanted, requests, answered.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
-        body, bases = await _body(http), self._mirror.known()
+        bases = self._mirror.known()
 
-        def read() -> tuple[asked.AskedChat, GenerateRequest, Tools]:
+        def read(body: bytes) -> tuple[asked.AskedChat, GenerateRequest, Tools]:
             wanted = asked.read(body, asked.AskedChat)
             return wanted, asked.chat_request(wanted, bases), wanted.called()
 
-        wanted, request, tools = await self._beside.do(len(body), read)
+        wanted, request, tools = await self._told(http, read)
         return await self._answer(http, wanted, [request], answered.CHAT, tools)
+
+    async def _told(self, http: web.Request, read: Callable[[bytes], T]) -> T:
+        """What a request says; of how it was written nothing is kept."""
+        with self._arriving.part() as part:
+            body = await _body(http, part)
+            return await self._beside.do(len(body), lambda: read(body))
 
     async def _answer(
         self,
@@ -126,7 +142,8 @@ class Door:
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
-        with Kept(self._room) as kept:
+        with self._kept.part() as part:
+            kept = Kept(part)
 
             def whole() -> bytes:
                 started = kept.started()
@@ -230,16 +247,22 @@ async def _live(_: web.Request) -> web.Response:
     return reply({"live": True})
 
 
-async def _body(http: web.Request) -> bytes:
+async def _body(http: web.Request, part: Part) -> bytes:
     if http.content_type != "application/json":
         raise InvalidRequest("Content-Type", f"is {http.content_type[:100]!r}; send application/json")
+    body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
-            return await http.read()
+            async for piece in http.content.iter_any():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise web.HTTPRequestEntityTooLarge(max_size=MOST_BYTES, actual_size=len(body))
+                part.fill(len(body))
     except TimeoutError:
         raise InvalidRequest("body", f"has not come whole within {BODY_S:g} s; send it again") from None
     except web.RequestPayloadError as error:
         raise InvalidRequest("body", f"is not encoded as its headers say: {error}") from None
+    return bytes(body)
 
 
 def _request_id(http: web.Request) -> str:

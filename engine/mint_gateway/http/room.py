@@ -1,0 +1,47 @@
+"""Memory that requests by HTTP share, so that all together cannot take what the gateway has."""
+
+from types import TracebackType
+from typing import Self
+
+from mint_contracts.errors import Overloaded
+
+OWN_BYTES = 32 << 10  # of each part, whatever others take: some hundred tokens
+
+
+class Room:
+    """So many bytes, beyond OWN_BYTES of each part; `said` is what is told where they are taken."""
+
+    def __init__(self, most: int, said: str) -> None:
+        self._most, self._said = most, said
+        self.taken = 0
+
+    def part(self) -> "Part":
+        """One that has nothing yet."""
+        return Part(self)
+
+    def take(self, more: int) -> None:
+        """Give so many bytes to a part, or take them back where it is less than nothing. Raises Overloaded."""
+        if more > 0 and self.taken + more > self._most:
+            raise Overloaded("gateway", f"{self._said}; come back later", retry_after_s=1.0)
+        self.taken += more
+
+
+class Part:
+    """What one takes of a room, until the block ends."""
+
+    def __init__(self, room: Room) -> None:
+        self._room, self._taken = room, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.fill(0)
+
+    def fill(self, size: int) -> None:
+        """Have so many bytes from now on. Raises Overloaded, and has what it had."""
+        taken = max(0, size - OWN_BYTES)
+        self._room.take(taken - self._taken)
+        self._taken = taken
