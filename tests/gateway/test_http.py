@@ -103,7 +103,12 @@ async def test_a_text_is_completed_by_the_bare_base(client: openai.AsyncOpenAI, 
 async def test_a_stream_tells_who_speaks_then_words_then_the_end_then_counts(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="demo/pirate",
-        messages=[{"role": "user", "content": [{"type": "text", "text": "Ahoy?"}]}],
+        messages=[
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "Ahoy?", "prompt_cache_breakpoint": {"mode": "explicit"}}],
+            }
+        ],
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -221,6 +226,12 @@ BAD: list[tuple[str, object, str]] = [
     (CHAT, {"model": BASE, "messages": []}, "messages"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]}, "'image'"),
+    *(
+        (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": kind, kind: {}}]}]}, told)
+        for kind in ("image_url", "video_url", "input_audio", "file", "refusal")
+        for told in [rf"messages\[0\]\.content\[0\]: is of type '{kind}'; only text is read here"]
+    ),
+    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"text: is missing"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs"),
     (
         CHAT,

@@ -16,10 +16,16 @@ _Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A piece of a message; only text is read."""
+    """A piece of a message; only text is read, and what others hold instead is refused by their type."""
 
-    text: str
+    text: str | None = None
     type: str = "text"
+    prompt_cache_breakpoint: dict[str, Any] | None = None  # changes no answer
+    image_url: Any = None
+    video_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    refusal: Any = None
 
 
 class Called(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,9 +86,12 @@ def message(told: Message, place: str) -> sampling_pb2.Message:
 def _content(content: str | list[Part], place: str) -> str:
     if isinstance(content, str):
         return content
-    for part in content:
-        if part.type != "text":
-            raise InvalidRequest(
-                f"{place}.content", f"holds a part of type {part.type[:100]!r}; only text is read here"
-            )
-    return "".join(part.text for part in content)
+    return "".join(_text(part, f"{place}.content[{at}]") for at, part in enumerate(content))
+
+
+def _text(part: Part, place: str) -> str:
+    if part.type != "text":
+        raise InvalidRequest(place, f"is of type {part.type[:100]!r}; only text is read here")
+    if part.text is None:
+        raise InvalidRequest(f"{place}.text", "is missing")
+    return part.text
