@@ -11,7 +11,9 @@ from peft import PeftModel
 
 from mint_contracts.source import child
 from mint_engine.adapters import pack as command
+from mint_engine.model.modules import find_modules
 from mint_engine.sources.fetch import PACKED, WEIGHTS
+from tests.engine.families import FAMILIES, make_model
 from tests.engine.made import ALL_SEVEN, packed_source, peft_adapter, read_tiny, tiny_llama
 from tests.engine.stores import opened
 
@@ -63,6 +65,16 @@ def test_what_lies_in_a_store_comes_out_as_peft_has_it(
     assert torch.equal(model(input_ids=PROMPT).logits, again(input_ids=PROMPT).logits)
 
 
+def test_a_base_is_read_as_engines_read_it(tmp_path: Path) -> None:
+    """Kimi-K2's config.json names code of its own, and how its weights are quantised."""
+    FAMILIES["kimi_k2"].save_pretrained(tmp_path)
+    own = {"model_type": "kimi_k2", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}}
+    float8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    edit_base(tmp_path, **own, quantization_config=float8)
+    expected = find_modules(make_model(FAMILIES["kimi_k2"]))
+    assert command.base_modules(tmp_path) == command.base_modules(tmp_path / "config.json") == expected
+
+
 def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peft_adapter(tmp_path / "a")
     tiny_llama().config.save_pretrained(tmp_path / "base")
@@ -80,6 +92,8 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
     edit_base(tmp_path / "wide", hidden_size=64)
     tiny_llama().config.save_pretrained(tmp_path / "other")
     edit_base(tmp_path / "other", model_type="of-nobody")
+    tiny_llama().config.save_pretrained(tmp_path / "odd")
+    edit_base(tmp_path / "odd", num_attention_heads=0)
     out = str(tmp_path / "out")
     for arguments, told in (
         ([*order, "--max-rank", "2"], "RankTooLarge"),
@@ -88,6 +102,7 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
         (["unpack", str(tmp_path / PACKED), str(tmp_path / "a"), *order[3:]], "InvalidRequest"),
         (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "SourceNotFound"),
         (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "other")], "UnsupportedBase"),
+        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "odd")], "UnsupportedBase"),
         (["pack", str(tmp_path / PACKED), str(tmp_path / "x"), "--base", str(tmp_path / "wide")], "ShapeMismatch"),
         (["pack", str(tmp_path / PACKED), str(tmp_path / "x"), *order[3:], "--max-rank", "2"], "RankTooLarge"),
         (["pack", str(tmp_path / "a"), str(tmp_path), *order[3:]], "InvalidRequest"),

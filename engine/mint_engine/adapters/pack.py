@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from transformers import AutoConfig
 
-from mint_contracts.errors import InvalidRequest, MintError, SourceNotFound, UnsupportedBase
+from mint_contracts.errors import InvalidRequest, MintError, SourceNotFound
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import os_errors, writing_errors
 from mint_engine.adapters import packed_file
@@ -31,6 +30,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
+from mint_engine.model.files import BaseFiles, read_config
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.copying import publish
 from mint_engine.sources.fetch import PACKED
@@ -114,16 +114,12 @@ class _Alone:
 
 
 def base_modules(base: Path) -> dict[str, Module]:
-    """The modules of a base, from its config.json alone. Raises SourceNotFound or UnsupportedBase."""
-    if not (base.is_file() or (base / "config.json").is_file()):  # transformers would look for it on the hub
-        raise SourceNotFound(f"base {str(base)!r}", "holds no config.json; name a base's folder, or its config.json")
-    try:
-        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedBase(
-            f"base {str(base)!r}", f"has no config.json that is served ({' '.join(str(error).split())})"
-        ) from None
-    return find_modules(empty_model(config, f"base {str(base)!r}"))
+    """The modules of a base, from its config.json alone. Raises SourceNotFound, and as `read_config`."""
+    folder, subject = base.parent if base.name == "config.json" else base, f"base {str(base)!r}"
+    if not (folder / "config.json").is_file():  # transformers would look for it on the hub
+        raise SourceNotFound(subject, "holds no config.json; name a base's folder, or its config.json")
+    config, _ = read_config(BaseFiles(folder, None, subject))
+    return find_modules(empty_model(config, subject))
 
 
 def _open(file: Path) -> Packed:
