@@ -77,6 +77,10 @@ class Shelf:
         with self._series.written(name):
             self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
 
+    def latest_lease(self) -> int:
+        """Under which something was saved, 0: nothing was."""
+        return self._series.latest_lease()
+
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
         """The newest whole checkpoint with its blob; broken ones are passed over and told. None: there has been none.
 

@@ -3,12 +3,14 @@
 <store>/policies/<policy>/calls/<lease>-<sequence>      as `checkpoints` has them
 """
 
+import asyncio
 from contextlib import suppress
 
 import msgspec
 
 from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden
 from mint_engine.aside import aside
+from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import copying
@@ -21,6 +23,7 @@ from mint_engine.training.policy import Policy
 
 RUN = "calls"  # stands for a wave's run in the names of checkpoints
 KEPT = 16  # checkpoints of a policy
+LEASE_S = 5.0  # that a new policy waits to hear of others of its name
 
 
 def shelf_of(store: Store, policy: str) -> Shelf:
@@ -80,6 +83,15 @@ async def newest(here: Open, policy: str, life: int) -> tuple[Policy, Record]:
         said = f"of life {life} is not what its engine has left as it ended; resume it by its name, or create it"
         raise PolicyNotFound(f"policy {policy!r}", said)
     return await _read(here, policy, blob), record
+
+
+async def latest_lease(here: Open, policy: str) -> int:
+    """Under which a policy of that name has saved or published; 0: none has, or the store does not say in time."""
+    with suppress(MintError, TimeoutError):
+        async with asyncio.timeout(LEASE_S):
+            saved, published = shelf_of(here.store, policy).latest_lease, revisions.latest_lease
+            return await asked(lambda: max(saved(), published(here.store, policy)))
+    return 0
 
 
 async def take_up(here: Open, policy: str, record: Record) -> None:

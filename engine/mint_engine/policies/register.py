@@ -202,10 +202,15 @@ class Register:
         if len(self._calls) >= MOST_POLICIES:
             said = f"trains {MOST_POLICIES} policies of calls; drop one"
             raise Overloaded("engine", said, retry_after_s=FULL_RETRY_S)
-        # Later than those of policies of this name that other engines have trained, or this one has dropped.
+        # Later than those of policies of this name that other engines have trained, or this one has dropped (but see
+        # `_succeed`).
         self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
         calls = self._calls[name] = Calls(name, self._lease, told)
         return calls
+
+    def _succeed(self, calls: Calls, lease: int) -> None:
+        """Have it come after others of its name, though their engines' clocks were ahead, or nothing can be saved."""
+        calls.lease = self._lease = max(self._lease, lease + 1)
 
     async def _there(self, calls: Calls) -> Calls:
         if making := self._making.get(calls):
@@ -217,6 +222,8 @@ class Register:
     async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
         desk = here.means.desk
         await desk.call(lambda trainer: trainer.refuse_known(name))
+        self._succeed(calls, await keepsakes.latest_lease(here, name))
+        calls.life = calls.lease
         here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
         try:
             policy = await desk.make(lambda maker: maker.fresh(name, told))
@@ -230,7 +237,7 @@ class Register:
         await desk.call(lambda trainer: trainer.refuse_known(name))
         async with self._resuming:  # of what is read is not known before how much it takes
             policy, record = await keepsakes.newest(here, name, life)
-            calls.lease = self._lease = max(self._lease, record.lease + 1)
+            self._succeed(calls, max(record.lease, await keepsakes.latest_lease(here, name)))
             calls.life, calls.step = record.life or calls.lease, policy.step
             here.room.take(calls.holder, policy.needs(here.means.dtype))
             try:

@@ -67,6 +67,11 @@ def newest(store: Store, policy: str, lease: int) -> Published | None:
     return None
 
 
+def latest_lease(store: Store, policy: str) -> int:
+    """Under which something was published, 0: nothing was."""
+    return _series(store, policy).latest_lease()
+
+
 def _entry(store: Store, policy: str, path: str) -> Published:
     broken: Exception | None = None
     for _ in range(READS):

@@ -46,6 +46,10 @@ class Series:
         found = [Name.read(name) for name in self._store.names(self.folder)]
         return sorted(each for each in found if each is not None)
 
+    def latest_lease(self) -> int:
+        """Under which anything was written, 0: nothing was."""
+        return max((each.lease for each in self.names()), default=0)
+
     @contextmanager
     def written(self, name: Name) -> Iterator[None]:
         """Around what is written as `name`. Raises StaleLease where a newer lease has written, before or meanwhile.

@@ -78,3 +78,24 @@ async def test_one_listing_of_what_calls_have_published_does_for_a_wave(
         "one is the published one's"
     )
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("left", ["published", "saved"])
+async def test_a_new_policy_is_later_than_any_of_its_name_though_its_engine_s_clock_is_behind(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Another engine's has been ahead of it, or it was put back."""
+    now_ns = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns + 3600 * 10**9)
+    async with called(base, tmp_path, engine="tiny-1") as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        if left == "published":
+            await stub.Publish(pb.PublishRequest(policy="one", sequence=1))
+        else:
+            await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns)
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
+        await stub.Publish(pb.PublishRequest(policy="one", sequence=2))
