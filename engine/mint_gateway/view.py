@@ -85,6 +85,10 @@ class MapView(msgspec.Struct, frozen=True):
             return None
         return held
 
+    def is_held(self, adapter: str) -> bool:
+        """Whether an engine has such a copy."""
+        return any(self.copy(engine, adapter) for engine in self.engines.values())
+
 
 def incomplete(base: str) -> MapUnavailable:
     """That the map does not know what is wanted of a base: the operator has yet to write it, or it was lost."""

@@ -18,10 +18,8 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.source import Source
 from mint_gateway.http import door
 from mint_gateway.server import Limits
-from tests.gateway.catalogs import declare, entry, in_pieces, lines
-from tests.gateway.scene import BASE, CREATED, PIRATE, Scene, complete
+from tests.gateway.scene import BASE, CREATED, PIRATE, Scene
 from tests.gateway.scripted import ScriptedEngine
-from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 TEXT, CHAT, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
@@ -328,33 +326,6 @@ async def test_what_an_engine_has_published_is_a_model_too(
     answer = await client.completions.create(model="acme/taught", prompt="Ahoy?")
     assert answer.choices[0].text == "Hello there."
     assert not engine.seen[-1].HasField("whence"), "it may have a newer one by now"
-
-
-async def test_adapters_were_created_when_their_revision_was_registered(
-    fragile: Scene, local: str, own_redis: RedisProcess
-) -> None:
-    scene = fragile
-    await declare(scene.redis, local)
-    known, older = entry("a/known"), entry("a/known", "r1")
-    await scene.place("a/known", "e-0", source=known.uri)
-    await scene.open()
-    await complete(scene.redis)
-    began = int(time.time())
-    await scene.client.register(in_pieces(lines([older, known, entry("a/other")])))
-    await until(lambda: "a/known" in scene.gateway.mirror.views[BASE].placements)
-
-    async def created(path: str) -> int:
-        status, told = await get(scene, MODELS + path)
-        assert status == 200
-        made = (told["data"][0] if "data" in told else told)["created"]
-        assert isinstance(made, int)
-        return made
-
-    for path in ("", "/a/known", "/a/known@r1", "/a/other"):
-        assert began <= await created(path) <= time.time()
-    own_redis.kill()
-    await until(lambda: scene.gateway.mirror.away)
-    assert await created("") == 0
 
 
 async def test_it_is_healthy_once_the_map_was_read(scene: Scene, engine: ScriptedEngine) -> None:

@@ -174,10 +174,11 @@ class Door:
             return reply(models.base(views[name]))
         with self._calls.admit():
             view, source = await self._router.locate("", name)
-            serving = models.serving(views, name) or ([] if source is None else [view])
+            serving = models.serving(views, name) or ([view] if source or view.is_held(name) else [])
             if not serving:
                 said = "is served by no wave, published by no engine, in no catalog"
-                raise AdapterNotFound(f"adapter {name!r}", said)
+                fetched = ", and has been fetched from the adapter store by no engine" if view.stored(name) else ""
+                raise AdapterNotFound(f"adapter {name!r}", said + fetched)
             created = await self._dates.of([(serving[0].told(name, source), name)])
         return reply(models.adapter(name, serving, created.get(name, 0)))
 

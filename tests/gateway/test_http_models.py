@@ -1,0 +1,62 @@
+"""What a gateway tells by HTTP of one model: whether it is there, and since when."""
+
+import time
+from typing import Any
+
+import aiohttp
+
+from mint_contracts.records import Tier
+from tests.gateway.catalogs import declare, entry, in_pieces, lines
+from tests.gateway.scene import BASE, STORE, Scene, complete
+from tests.redis_process import RedisProcess
+from tests.waiting import until
+
+MODELS = "/v1/models"
+
+
+async def get(scene: Scene, path: str) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as session, session.get(scene.url + path) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_what_only_a_store_has_is_a_model_once_an_engine_has_fetched_it(
+    scene: Scene,
+) -> None:
+    engine = await scene.with_engine()
+    await scene.base(store=STORE)
+    await scene.seen(engine)
+    status, told = await get(scene, f"{MODELS}/demo/found")
+    assert (status, "fetched from the adapter store by no engine" in told["error"]["message"]) == (404, True)
+    await engine.hold("demo/found", f"{STORE}/demo/found", Tier.HOST)
+    await engine.hold("demo/old", "file:///elsewhere/demo/old", Tier.HOST)
+    await scene.seen(engine)
+    status, told = await get(scene, f"{MODELS}/demo/found")
+    assert (status, told["parent"], told["created"]) == (200, BASE, 0)
+    assert (await get(scene, f"{MODELS}/demo/old"))[0] == 404
+
+
+async def test_adapters_were_created_when_their_revision_was_registered(
+    fragile: Scene, local: str, own_redis: RedisProcess
+) -> None:
+    scene = fragile
+    await declare(scene.redis, local)
+    known, older = entry("a/known"), entry("a/known", "r1")
+    await scene.place("a/known", "e-0", source=known.uri)
+    await scene.open()
+    await complete(scene.redis)
+    began = int(time.time())
+    await scene.client.register(in_pieces(lines([older, known, entry("a/other")])))
+    await until(lambda: "a/known" in scene.gateway.mirror.views[BASE].placements)
+
+    async def created(path: str) -> int:
+        status, told = await get(scene, MODELS + path)
+        assert status == 200
+        made = (told["data"][0] if "data" in told else told)["created"]
+        assert isinstance(made, int)
+        return made
+
+    for path in ("", "/a/known", "/a/known@r1", "/a/other"):
+        assert began <= await created(path) <= time.time()
+    own_redis.kill()
+    await until(lambda: scene.gateway.mirror.away)
+    assert await created("") == 0
