@@ -89,6 +89,15 @@ local function report(keys, argv)
   return { 1, version, tonumber(redis.call('HGET', keys[5], argv[1]) or '0') }
 end
 
+-- KEYS: engines, engine   ARGV: engine, incarnation, channel
+-- An old start that ends late leaves the heart of the next one beating.
+local function leave(keys, argv)
+  if redis.call('HGET', keys[1], argv[1]) ~= argv[2] then return 0 end
+  redis.call('DEL', keys[2])
+  redis.call('PUBLISH', argv[3], 'engine ' .. argv[1])
+  return 1
+end
+
 -- KEYS: engines, progress, rewards...   ARGV: engine, incarnation, full 0|1, set (JSON pairs), del (JSON), lists, channel
 -- lists (JSON): [[first, [value...]]...], one for each key after the second: the list's values from `first` on.
 -- Returns -1 when the map does not know this incarnation, else the indices of the lists that are too short for theirs.
@@ -121,3 +130,4 @@ redis.register_function{ function_name = 'LIBRARY_train', callback = train, flag
 redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_forget', callback = forget, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_report', callback = report, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_leave', callback = leave, flags = { 'allow-oom' } }

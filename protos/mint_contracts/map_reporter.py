@@ -6,7 +6,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.functions import bounded, call, text
+from mint_contracts.functions import call, text
 from mint_contracts.records import EngineRecord, Held
 
 HEARTBEAT_TTL_S = 6.0
@@ -37,6 +37,7 @@ class MapReporter:
         self._redis = redis
         self._base = base
         self._engine = engine
+        self._incarnation = 0  # as last reported; 0: never
         self._told: object = None  # what followers judge the engine by, as last reported
 
     async def report(
@@ -57,10 +58,11 @@ class MapReporter:
         args.append("1" if full or changed or gone or judged != self._told else "0")
         known, version, edition = await call(self._redis, "report", names, args)
         if known:
-            self._told = judged
+            self._told, self._incarnation = judged, record.incarnation
         return Heard(known=bool(known), version=None if version < 0 else int(version), edition=int(edition))
 
     async def leave(self) -> None:
-        """Say goodbye: the heartbeat ends now instead of running out."""
-        await bounded(lambda: self._redis.delete(keys.engine(self._base, self._engine)))
-        await bounded(lambda: self._redis.publish(keys.changed(self._base), f"engine {self._engine}"))
+        """Say goodbye: the heartbeat ends now instead of running out, but for that of a later start."""
+        base, engine = self._base, self._engine
+        names = [keys.engines(base), keys.engine(base, engine)]
+        await call(self._redis, "leave", names, [engine, str(self._incarnation), keys.changed(base)])

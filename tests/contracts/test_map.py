@@ -139,9 +139,10 @@ async def test_a_pulse_tells_whether_to_read_more(redis_client: Redis) -> None:
     silent = await reader.pulse(BASE)
     assert (silent.version, silent.epoch, silent.engines) == (None, None, {})
     version = await write(writer, "a")
-    for name in ("e-1", "e-0"):
-        await MapReporter(redis_client, BASE, name).report(record(name), [], [], full=True)
-    await MapReporter(redis_client, BASE, "e-1").leave()
+    reporters = {name: MapReporter(redis_client, BASE, name) for name in ("e-1", "e-0")}
+    for name, reporter in reporters.items():
+        await reporter.report(record(name), [], [], full=True)
+    await reporters["e-1"].leave()
     pulse = await reader.pulse(BASE)
     assert (pulse.version, pulse.epoch) == (version, 7)
     assert pulse.engines == {"e-0": record("e-0"), "e-1": None}

@@ -63,6 +63,16 @@ async def test_a_start_whose_clock_was_put_back_is_heard_once_the_one_before_has
     assert (view.record, list(view.held)) == (record(incarnation=now), ["b"])
 
 
+async def test_an_old_start_that_ends_late_leaves_the_heart_of_the_next_one_beating(redis_client: Redis) -> None:
+    first, second, reader = *(MapReporter(redis_client, BASE, "e-0") for _ in range(2)), MapReader(redis_client)
+    await first.report(record(incarnation=1), [held("a")], [], full=True)
+    await second.report(record(incarnation=2), [held("a")], [], full=True)
+    await first.leave()
+    assert (await reader.pulse(BASE)).engines == {"e-0": record(incarnation=2)}
+    await second.leave()
+    assert (await reader.pulse(BASE)).engines == {"e-0": None}
+
+
 async def test_engines_do_not_touch_each_other(redis_client: Redis) -> None:
     reader = MapReader(redis_client)
     for name in ("e-0", "e-1"):
