@@ -52,6 +52,8 @@ class _Ends:
 def main() -> None:
     """End with status 0 when the other end is closed, with 1 after a defect."""
     steps, slots, memory, group, parent = map(int, sys.argv[1:])
+    for number in (signal.SIGTERM, signal.SIGINT):  # whoever has started it is told too, and lets it end
+        signal.signal(number, signal.SIG_IGN)
     die_with(parent)
     log_as_json()
     ends = _Ends(socket.socket(fileno=steps), socket.socket(fileno=slots), Files(memory, group))

@@ -1,6 +1,7 @@
 """An engine whose ranks lie on two nodes computes what one of a single node does, and lets nobody else take part."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from tests.engine import saved_families
 from tests.engine.parallel.learning import NAMES, engine
 from tests.engine.parallel.nodes import entrance_of, other_nodes, worker
 from tests.engine.parallel.playing import TURNS, built, play
-from tests.engine.parallel.processes import children
+from tests.engine.parallel.processes import children, followers
 from tests.engine.running import packed, save_adapter, save_base, settings_for
 from tests.redis_process import free_port
 from tests.waiting import until
@@ -57,7 +58,10 @@ def strangers(port: int) -> Iterator[None]:
 
 
 def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -> None:
-    """Adapters loaded, replaced and cleared, whoever else connects; told to end, a worker waits for its leader."""
+    """Adapters loaded, replaced and cleared, whoever else connects; told to end, all wait for the leader.
+
+    They are told where a machine shuts down or somebody at a terminal says so: to all processes at once.
+    """
     base, served = saved_families.save_base("gpt_oss", tmp_path / "base"), saved_families.SERVED["gpt_oss"]
     four, nine = (saved_families.save_adapter(base, tmp_path / f"r{rank}", rank, **served) for rank in (4, 9))
     found = []
@@ -67,8 +71,9 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
             with strangers(group.entrance.port) if group.entrance else nullcontext():
                 _, slots, generation = build(settings, base, Limits(), entrance=group.entrance)
             try:
-                for each in group.workers:
-                    each.process.send_signal(signal.SIGTERM)
+                workers = [each.process.pid for each in group.workers]
+                for pid in (*workers, *followers(), *(rank for each in workers for rank in children(each))):
+                    os.kill(pid, signal.SIGTERM)
                 slots.load(0, packed(four, slots))
                 slots.load(1, packed(nine, slots))
                 vocabulary = generation._forward.base.vocab_size
