@@ -130,10 +130,10 @@ def _build_rank_0(
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group))
         forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected.to(device)))
+        return member.base, member.slots, _generation(forward, limits, on_lost)
     except BaseException:
         ranks.close()
         raise
-    return member.base, member.slots, _generation(forward, limits, on_lost)
 
 
 def _generation(forward: Forward, limits: Limits | None, on_lost: Callable[[], None]) -> Generation:

@@ -65,7 +65,11 @@ class Ranks:
         begins = [Begin(settings, str(base), digest, rank, count, rows, threads) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
         self._door = _open_door(entrance, self._nodes) if self._nodes else None
-        started = muster(each)
+        try:
+            started = muster(each)
+        except BaseException:  # whoever tries again listens there
+            self._close_door()
+            raise
         self._files = started.files
         for rank in started.ranks:
             rank.at_end(self._ended)

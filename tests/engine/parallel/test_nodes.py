@@ -1,6 +1,7 @@
 """An engine whose ranks lie on two nodes computes what one of a single node does, and lets nobody else take part."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from mint_contracts.errors import EngineUnavailable, WrongBase
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_engine.build import build
+from mint_engine.parallel.ahead import Started
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.work import Work
 from tests.engine import saved_families
@@ -168,6 +170,19 @@ async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> N
     )
     other = settings_for(ours, tensor_parallel_size=2, nodes=2, max_rank=8)
     assert "UnsupportedBase: node 1: settings: of this node" in await asyncio.to_thread(refused, other)
+
+
+def test_no_door_stays_open_where_no_rank_can_be_started(tmp_path: Path) -> None:
+    base = save_base(tmp_path)
+    settings = settings_for(base, tensor_parallel_size=4, nodes=2)
+    entrance = entrance_of(settings, free_port())
+
+    def start_none(_: int) -> Started:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="Too many open files"):
+            build(settings, base, entrance=entrance, muster=start_none)
 
 
 def finish(work: Work) -> None:

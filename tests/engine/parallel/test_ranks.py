@@ -16,6 +16,7 @@ from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
+from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import PATIENCE_S, Meeting
@@ -240,3 +241,11 @@ async def test_ranks_end_where_the_engine_finds_no_place_for_its_adapters(files:
         assert len(followers()) == 1
     finally:
         await server.drain(30)
+
+
+async def test_ranks_end_where_the_first_one_can_not_serve_what_all_have_loaded(tmp_path: Path) -> None:
+    """By an odd word in the configuration, say: another try would start others beside them, each with its share."""
+    base = save_base(tmp_path, num_experts_per_tok=2, num_local_experts="many")
+    with pytest.raises(ValueError, match="many"):
+        build(settings_for(base, tensor_parallel_size=2), base)
+    await until(lambda: not followers())
