@@ -11,14 +11,16 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from mint_contracts.errors import MintError
+from mint_contracts.errors import EngineUnavailable, Internal, MintError
 from mint_contracts.logs import log_as_json
 from mint_engine.adapters.mapped import Opener
 from mint_engine.model.base import load_base
@@ -27,13 +29,15 @@ from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.member import Member, join, lay_member
-from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, Step, Wipe
+from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange, Step, Wipe
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import refusal
 from mint_engine.parallel.steps import spans_of
 from mint_engine.residency.slots import Slots
 from mint_engine.training.follower import Follower
+
+T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -61,6 +65,9 @@ def main() -> None:
         _live(ends)
     except (EOFError, ConnectionError):
         os._exit(0)  # the thread of slots may still wait for a message that never comes
+    except EngineUnavailable as error:  # another has ended, which whoever has started it tells
+        _log.error("rank_lost", error=str(error))
+        os._exit(1)
     except Exception:  # noqa: BLE001 - told here, for nobody sees how this process ends but by its status
         _log.exception("rank_defect")
         os._exit(1)
@@ -76,26 +83,33 @@ def die_with(parent: int) -> None:
 def _live(ends: _Ends) -> None:
     begin = messages.decode_told(messages.receive(ends.steps))
     assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `ranks`
-    try:
-        member = _load(begin)
-    except MintError as error:
-        messages.send(ends.steps, refusal(error))
+    member = _answer(ends.steps, begin, lambda: _load(begin))
+    if member is None:
         return
-    messages.send(ends.steps, Ready())
     meet = messages.decode_told(messages.receive(ends.steps))
     assert isinstance(meet, Meet)  # noqa: S101
     peers = join(member, ends.files, begin.rows, begin.threads, meet.wire)
-    try:
-        follower = None
-        if begin.settings.training_store is not None:  # as the first rank's trainer, before serving swaps modules
-            follower = Follower(member.base, member.slots.modules, peers.group)
-        chosen = choose_pass(member.base, member.slots, member.cache, peers=peers, lean=meet.lean)
-    except MintError as error:
-        messages.send(ends.steps, refusal(error))
+    work = _answer(ends.steps, begin, lambda: _choose(member, begin, peers, lean=meet.lean))
+    if work is None:
         return
     threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
-    messages.send(ends.steps, Ready())
-    _follow_steps(ends.steps, _Work(member, chosen, follower), peers)
+    _follow_steps(ends.steps, work, peers)
+
+
+def _answer(steps: socket.socket, begin: Begin, do: Callable[[], T]) -> T | None:
+    """Do it, and say that it went well, or what went wrong: then there is nothing."""
+    try:
+        found = do()
+    except MintError as error:
+        messages.send(steps, refusal(error))
+    except Exception as defect:  # noqa: BLE001 - whoever only sees this rank end knows no reason not to try again
+        _log.exception("rank_defect")
+        told = f"could not be loaded ({type(defect).__name__}); see the log"
+        messages.send(steps, refusal(Internal(f"base {begin.settings.source.uri!r}", told)))
+    else:
+        messages.send(steps, Ready())
+        return found
+    return None
 
 
 def _load(begin: Begin) -> Member:
@@ -128,6 +142,13 @@ class _Work:
             self.training.do(told)
 
 
+def _choose(member: Member, begin: Begin, peers: Peers, *, lean: bool) -> _Work:
+    follower = None
+    if begin.settings.training_store is not None:  # as the first rank's trainer, before serving swaps modules
+        follower = Follower(member.base, member.slots.modules, peers.group)
+    return _Work(member, choose_pass(member.base, member.slots, member.cache, peers=peers, lean=lean), follower)
+
+
 def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
     while True:
         told = messages.decode_told(messages.receive(steps))
@@ -139,30 +160,37 @@ def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
 
 
 def _follow_slots(changes: socket.socket, slots: Slots) -> None:
-    """Answer each change with what went wrong, or with nothing."""
+    """Answer each change with what went wrong, or with nothing. After a defect this rank ends."""
     opener = Opener()
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(changes, 1 << 16, 1)
-        if not data:  # nobody tells this rank anything any more, and nobody does whom it may be waiting for
-            os._exit(0)
-        change = messages.decode_change(data)
-        problem = ""
-        try:
-            if isinstance(change, Load):
-                path = Path(f"/proc/self/fd/{descriptors[0]}")
-                opener.trust(path)  # rank 0 has checked it
-                slots.load(change.slot, opener.open(path, change.subject))
-            else:
-                slots.clear(change.slot)
-        except (MintError, OSError) as error:
-            problem = str(error)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        try:
+    try:
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(changes, 1 << 16, 1)
+            if not data:  # nobody tells this rank anything any more, and nobody does whom it may be waiting for
+                os._exit(0)
+            problem = _change(messages.decode_change(data), descriptors, slots, opener)
             changes.sendall(messages.encode(Refused(problem) if problem else Ready()))
-        except OSError:  # rank 0 is gone
-            return
+    except ConnectionError:  # rank 0 is gone
+        return
+    except Exception:  # noqa: BLE001 - as in `main`: rank 0 would wait for an answer
+        _log.exception("rank_defect")
+        os._exit(1)
+
+
+def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, opener: Opener) -> str:
+    """Make it, and say what went wrong."""
+    try:
+        if isinstance(change, Load):
+            path = Path(f"/proc/self/fd/{descriptors[0]}")
+            opener.trust(path)  # rank 0 has checked it
+            slots.load(change.slot, opener.open(path, change.subject))
+        else:
+            slots.clear(change.slot)
+    except (MintError, OSError) as error:
+        return str(error)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return ""
 
 
 if __name__ == "__main__":

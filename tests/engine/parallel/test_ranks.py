@@ -7,11 +7,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from mint_contracts.errors import EngineUnavailable
+from mint_contracts.errors import EngineUnavailable, Internal
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
@@ -19,7 +20,11 @@ from mint_contracts.source import Source
 from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
+from mint_engine.parallel import messages
+from mint_engine.parallel.ahead import start_ranks
 from mint_engine.parallel.meeting import PATIENCE_S, Meeting
+from mint_engine.parallel.messages import Begin
+from mint_engine.parallel.rank import ANSWER_S
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
@@ -158,15 +163,18 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
 
 
 async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
-    routed_files: Path, monkeypatch: pytest.MonkeyPatch
+    routed_files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """They wait for it in the middle of a layer, and do not wait for long."""
+    """They wait for it in the middle of a layer, not for long, and do not call that a defect of theirs."""
     with built(routed_files / "base", "float32", 2) as (_, generation):
         [rank] = followers()
         monkeypatch.setattr(generation._forward._pass, "_base", None)
         with pytest.raises(AttributeError):
             generation._forward.run([5], [one(generation._forward)], [0])
         await until(lambda: not alive(rank), timeout_s=PATIENCE_S / 2)
+    told = capfd.readouterr().err
+    assert "rank_lost" in told
+    assert "rank_defect" not in told
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +257,27 @@ async def test_ranks_end_where_the_first_one_can_not_serve_what_all_have_loaded(
     with pytest.raises(ValueError, match="many"):
         build(settings_for(base, tensor_parallel_size=2), base)
     await until(lambda: not followers())
+
+
+def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
+    """Not as if it had ended, after which the engine would try again at once."""
+    started = start_ranks(2)
+    [rank] = started.ranks
+    rank.at_end(lambda *_: None)
+    no_threads = Begin(settings_for(files / "base", tensor_parallel_size=2), str(files / "base"), "", 1, 2, 64, 0)
+    rank.tell(messages.encode(no_threads))
+    with pytest.raises(Internal, match=r"rank 1: .* could not be loaded \(RuntimeError\); see the log"):
+        rank.expect_ready(120)
+    rank.finish(30)
+    started.files.close()
+
+
+async def test_a_rank_that_fails_at_a_slot_ends_at_once(files: Path) -> None:
+    """It has no answer, and what its slots hold nobody knows."""
+    with built(files / "base", "float32", 2) as (slots, generation):
+        [rank] = followers()
+        others: Any = generation._forward._others
+        with pytest.raises(EngineUnavailable, match="rank 1"), others.clear(slots.count):
+            pass
+        await until(lambda: not alive(rank), timeout_s=ANSWER_S / 2)
+        assert others.lost
