@@ -49,8 +49,8 @@ class Rank:
         except OSError as error:
             raise gone(self.name) from error
 
-    def expect_ready(self, timeout_s: float) -> None:
-        """Raises what it says, or EngineUnavailable."""
+    def expect_ready(self, timeout_s: float | None) -> None:
+        """Raises what it says, or EngineUnavailable; None: it takes as long as it takes."""
         expect_ready(self._steps, self.name, timeout_s)
 
     def tell_change(self, change: SlotChange, descriptor: int | None) -> None:
@@ -99,7 +99,7 @@ class Rank:
         self._on_end.result()(self.name, status)
 
 
-def expect_ready(steps: socket.socket, name: str, timeout_s: float) -> None:
+def expect_ready(steps: socket.socket, name: str, timeout_s: float | None) -> None:
     """The next answer over a connection. Raises the error that it tells of, or EngineUnavailable."""
     steps.settimeout(timeout_s)
     try:

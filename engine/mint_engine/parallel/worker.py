@@ -35,7 +35,7 @@ from mint_engine.parallel.content import receive_content
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
-from mint_engine.parallel.rank import START_S, Rank, refusal
+from mint_engine.parallel.rank import Rank, refusal
 from mint_engine.sources.base_digest import base_digest
 from mint_engine.sources.fetch_base import drop_base, fetch_base
 
@@ -241,10 +241,10 @@ def _tell(ranks: list[Rank], message: bytes) -> None:
 
 
 def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
-    """What all ranks answer, as one."""
+    """What all ranks answer, as one. How long that may take is the leader's to say, who reads more than they do."""
     try:
         for rank in ranks:
-            rank.expect_ready(START_S)
+            rank.expect_ready(None)
     except MintError as error:
         _refuse(start, steps, error)
     else:

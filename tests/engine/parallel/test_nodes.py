@@ -19,7 +19,11 @@ from mint_contracts.errors import EngineUnavailable, WrongBase
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_engine.build import build
-from mint_engine.parallel.ahead import Started
+from mint_engine.environment import Start
+from mint_engine.parallel import messages
+from mint_engine.parallel.ahead import Started, start_ranks
+from mint_engine.parallel.messages import Begin, Ready
+from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.work import Work
 from tests.engine import saved_families
@@ -170,6 +174,26 @@ async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> N
     )
     other = settings_for(ours, tensor_parallel_size=2, nodes=2, max_rank=8)
     assert "UnsupportedBase: node 1: settings: of this node" in await asyncio.to_thread(refused, other)
+
+
+async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(tmp_path: Path) -> None:
+    """Which begins when that one has read all of a base: of a large one a share may take hours from a slow disk."""
+    base, started = save_base(tmp_path), start_ranks(2)
+    settings = settings_for(base, tensor_parallel_size=4, nodes=2)
+    start = Start(settings, "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
+    [rank] = started.ranks
+    rank.at_end(lambda *_: None)
+    leader, steps = socket.socketpair()
+    answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, started.ranks))
+    try:
+        await until(lambda: rank._steps.gettimeout() is None)
+        rank.tell(messages.encode(Begin(settings, str(base), "", 1, 4, 64, 1)))
+        await answering
+        assert messages.decode_answer(messages.receive(leader)) == Ready()
+    finally:
+        rank.hang_up()
+        rank.finish(60)
+        started.files.close()
 
 
 def test_no_door_stays_open_where_no_rank_can_be_started(tmp_path: Path) -> None:
