@@ -271,6 +271,14 @@ def test_dtypes_devices_and_threads() -> None:
     assert 1 <= count_threads(1) <= count_threads()
 
 
+def test_a_rank_without_a_device_of_its_own_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UnsupportedBase, match=r"is on this machine for 1 of its ranks, .*tensorParallelSize"):
+        choose_device("cuda", 1)
+    with pytest.raises(UnsupportedBase, match="'tpu': is not there on this machine"):
+        choose_device("tpu", 1)
+
+
 def test_zeros_cost_memory_only_where_they_are_written() -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

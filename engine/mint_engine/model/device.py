@@ -26,9 +26,16 @@ def choose_device(name: str, number: int = 0) -> torch.device:
     """
     if name == "cpu":
         return torch.device("cpu")
-    if name == "cuda" and number < torch.cuda.device_count():
+    found = torch.cuda.device_count() if name == "cuda" else 0
+    if number < found:
         torch.cuda.set_device(number)
         return torch.device("cuda", number)
+    if found:
+        raise UnsupportedBase(
+            f"device {name!r}",
+            f"is on this machine for {found} of its ranks, and each computes on one of its own; "
+            "lower the BaseModel's spec.engine.tensorParallelSize, or give its pods as many",
+        )
     raise UnsupportedBase(f"device {name!r}", "is not there on this machine; set the BaseModel's spec.engine.device")
 
 
