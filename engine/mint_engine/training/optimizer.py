@@ -11,6 +11,8 @@ from mint_contracts.training import Optimizer
 from mint_engine.training.policy import Policy, room_to_round, spans
 
 _CLIP_EPSILON = 1e-6  # torch's, beside the norm
+# Of numbers whose squares float32 holds: with a smaller epsilon a weight without any gradient would be 0 / 0.
+_LEAST = math.sqrt(torch.finfo(torch.float32).tiny)
 _STRETCH = 1 << 18  # numbers of each vector at a time on a CPU: those of all vectors stay in its caches; about 1 ms
 _DEVICE_STRETCH = 1 << 24  # on a device, which needs more to be full: 0.2 ms of an H100's memory
 _NORMS = 16  # stretches whose norm is taken without a pause: one vector is read, where a step reads and writes five
@@ -79,6 +81,7 @@ def _adamw(
     (divisor, scale), step = by, policy.step + 1
     rate, beta1, beta2 = optimizer.learning_rate, optimizer.beta1, optimizer.beta2
     root, step_by = math.sqrt(1 - beta2**step), _rate(optimizer, step)
+    epsilon = max(optimizer.epsilon, _LEAST)
     rounded = policy.rounded if policy.rounded is not None else room_to_round(policy, dtype)
     policy.torn, policy.rounded = True, None
     vectors = (policy.weights, policy.exp_avg, policy.exp_avg_sq, gradient, rounded)
@@ -90,7 +93,7 @@ def _adamw(
         weights.mul_(1 - rate * optimizer.weight_decay)
         exp_avg.lerp_(slope, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
-        spread = torch.sqrt(exp_avg_sq, out=slope).div_(root).add_(optimizer.epsilon)  # the gradient has been used
+        spread = torch.sqrt(exp_avg_sq, out=slope).div_(root).add_(epsilon)  # the gradient has been used
         weights.addcdiv_(exp_avg, spread, value=-step_by)
         low.copy_(weights)
     policy.step, policy.rounded, policy.torn = step, rounded, False

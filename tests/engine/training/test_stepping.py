@@ -9,6 +9,7 @@ import torch
 
 from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, TornPolicy
 from mint_contracts.training import Optimizer
+from mint_engine.adapters.packed import halves
 from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.handoff import hand_off
 from mint_engine.policies.updates import Job, Learnt, Updates
@@ -83,6 +84,21 @@ def ready(trainer: Trainer) -> None:
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
     step_all(trainer, {"p/0": OPTIMIZER})
     learn(trainer, [PolicyBatch("p/0", groups(2), DAPO)])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-46])
+def test_without_an_epsilon_what_has_no_gradient_stays(epsilon: float) -> None:
+    """A new policy's B is zero, and so is A's gradient."""
+    trainer = trainer_of()
+    create(trainer, "p", PolicySettings(rank=4))
+    policy = trainer.policy("p")
+    before = [a.clone() for _, a, _ in halves(policy.form.layout, policy.weights)]
+    learn(trainer, [PolicyBatch("p", groups(1), DAPO)])
+    step_all(trainer, {"p": Optimizer(epsilon=epsilon)})
+    for (_, a, b), begun in zip(halves(policy.form.layout, policy.weights), before, strict=True):
+        assert torch.equal(a, begun)
+        assert b.any()
+        assert b.isfinite().all()
 
 
 @pytest.mark.usefixtures("short")
