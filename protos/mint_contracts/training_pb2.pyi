@@ -451,7 +451,7 @@ class OptimStepResponse(_message.Message):
     step: _builtins.int
     grad_norm: _builtins.float
     skipped: _builtins.bool
-    """The gradient held NaN or infinity: it was dropped and nothing changed."""
+    """The gradient held NaN or infinity, or is so large that its square is none: it was dropped and nothing changed."""
     def __init__(
         self,
         *,

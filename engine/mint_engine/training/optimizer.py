@@ -11,8 +11,9 @@ from mint_contracts.training import Optimizer
 from mint_engine.training.policy import Policy, room_to_round, spans
 
 _CLIP_EPSILON = 1e-6  # torch's, beside the norm
-# Of numbers whose squares float32 holds: with a smaller epsilon a weight without any gradient would be 0 / 0.
-_LEAST = math.sqrt(torch.finfo(torch.float32).tiny)
+# Of numbers whose squares float32 holds: with a smaller epsilon a weight without any gradient would be 0 / 0, and a
+# second moment beyond the other is infinite for ever.
+_LEAST, _MOST = (math.sqrt(bound) for bound in (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max))
 _STRETCH = 1 << 18  # numbers of each vector at a time on a CPU: those of all vectors stay in its caches; about 1 ms
 _DEVICE_STRETCH = 1 << 24  # on a device, which needs more to be full: 0.2 ms of an H100's memory
 _NORMS = 16  # stretches whose norm is taken without a pause: one vector is read, where a step reads and writes five
@@ -24,7 +25,7 @@ class StepOutcome:
 
     step: int  # steps taken so far
     grad_norm: float  # before the clip
-    skipped: bool  # the loss or the gradient was not finite: it was dropped and nothing else changed
+    skipped: bool  # the loss, the gradient or its square was not finite: it was dropped and nothing else changed
 
 
 def check_rate(policy: Policy, optimizer: Optimizer) -> None:
@@ -48,10 +49,10 @@ def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> Gener
         raise RuntimeError(f"policy {policy.name} has no gradient")
     divisor = max(1.0, policy.normaliser)  # TRL's bound: a batch of no tokens has no gradient either
     norm = yield from _norm(gradient, divisor)
-    skipped = policy.broken or not math.isfinite(norm)
+    most = optimizer.max_grad_norm
+    scale = min(1.0, most / (norm + _CLIP_EPSILON)) if most else 1.0
+    skipped = policy.broken or not norm * scale <= _MOST  # NaN neither
     if not skipped:
-        most = optimizer.max_grad_norm
-        scale = min(1.0, most / (norm + _CLIP_EPSILON)) if most else 1.0
         yield from _adamw(policy, gradient, (divisor, scale), optimizer, dtype)
     policy.forget_gradient()
     return StepOutcome(policy.step, norm, skipped)

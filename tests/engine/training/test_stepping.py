@@ -101,6 +101,23 @@ def test_without_an_epsilon_what_has_no_gradient_stays(epsilon: float) -> None:
         assert b.isfinite().all()
 
 
+def test_a_gradient_whose_square_is_infinite_is_dropped() -> None:
+    """It would be in the second moment for ever, and keep its weights where they are. Clipped, it is as any other."""
+    trainer = trainer_of()
+    ready(trainer)
+    policy = trainer.policy("p/0")
+    assert policy.gradient is not None
+    before, finite = [getattr(policy, name).clone() for name in VECTORS], policy.gradient.clone()
+    policy.gradient[-1] = 1e25
+    outcome = step_all(trainer, {"p/0": Optimizer(max_grad_norm=0.0)})["p/0"]
+    assert (outcome.skipped, outcome.step) == (True, 1)
+    for name, was in zip(VECTORS, before, strict=True):
+        assert torch.equal(getattr(policy, name), was), name
+    policy.gradient = finite.mul_(1e25)
+    assert not step_all(trainer, {"p/0": Optimizer(max_grad_norm=1.0)})["p/0"].skipped
+    assert all(getattr(policy, name).isfinite().all() for name in VECTORS)
+
+
 @pytest.mark.usefixtures("short")
 def test_until_its_first_change_a_step_is_given_up_without_a_trace() -> None:
     trainer, other = trainer_of(), trainer_of()
