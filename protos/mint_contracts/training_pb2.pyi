@@ -348,7 +348,11 @@ class ForwardBackwardResponse(_message.Message):
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprobs]: ...
     @_builtins.property
-    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Means over tokens: kl (k3, against the base), and of losses that weigh by importance also ratio, clipped, kept (within
+        the band) and drift, how far log-probabilities are from the sampler's.
+        """
+
     def __init__(
         self,
         *,

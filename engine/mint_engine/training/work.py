@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mint_engine.training.agenda import Agenda
 from mint_engine.training.batch import Held, Wanted, make_batch
 from mint_engine.training.crew import Crew
-from mint_engine.training.example import PolicyBatch
+from mint_engine.training.example import PolicyBatch, needs_sampler
 from mint_engine.training.losses import token_losses
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
 from mint_engine.training.policy import Policy, spans
@@ -27,7 +27,9 @@ class LossOutcome:
     tokens: int  # weighted ones
     rows: int  # computed ones; what completions share counts once
     logprobs: tuple[NDArray[np.float32], ...]  # of each example's targets; 0 where the weight is 0
-    metrics: dict[str, float]  # means over weighted tokens: ratio, clipped, kept, kl (k3), drift |now - sampler|
+    # Means over weighted tokens: kl (k3), and of losses that read the sampler's log-probabilities also ratio,
+    # clipped, kept and drift |now - sampler|.
+    metrics: dict[str, float]
     finite: bool  # whether all of it was; if not, the policy's next step will be skipped
 
 
@@ -230,10 +232,11 @@ def _grade(item: Item, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Ten
         (slopes,) = torch.autograd.grad((found.loss * weights * chosen(entries.shares)).sum(), now)
     share.loss_sum += float((found.loss.detach() * weights).sum(dtype=torch.float64))
     share.tokens += len(taken)
-    means = {
-        "ratio": found.ratio, "clipped": found.clipped, "kept": found.kept, "kl": found.kl,
-        "drift": (logprobs - sampler).abs(),
-    }  # fmt: skip
+    means = {"kl": found.kl}
+    if needs_sampler(share.batch.loss):
+        means |= {
+            "ratio": found.ratio, "clipped": found.clipped, "kept": found.kept, "drift": (logprobs - sampler).abs(),
+        }  # fmt: skip
     for name, values in means.items():
         share.sums[name] = share.sums.get(name, 0.0) + float(values.sum(dtype=torch.float64))
     return slopes

@@ -238,6 +238,16 @@ def test_split_accumulation_equals_combined() -> None:
         torch.testing.assert_close(one.policy("p/0").exp_avg, many.policy("p/0").exp_avg, rtol=1e-3, atol=1e-7)
 
 
+def test_only_where_a_sampler_is_read_is_it_told_how_far_that_is() -> None:
+    """Supervised, the distance from log-probabilities of 0 would be taken for drift."""
+    trainer = trainer_of()
+    policies(trainer, 2)
+    losses = Loss(type="cross_entropy", kl_coefficient=0.1), Loss(kl_coefficient=0.1)
+    found = learn(trainer, [PolicyBatch(f"p/{at}", groups(at), loss) for at, loss in enumerate(losses)])
+    assert found["p/0"].metrics.keys() == {"kl"}
+    assert found["p/1"].metrics.keys() == {"kl", "ratio", "clipped", "kept", "drift"}
+
+
 def test_pieces_change_nothing_but_rounding() -> None:
     """Completions that share a prompt, cut anywhere or computed one by one, give the same gradient."""
     examples = groups(6, prompts=3, size=4)
