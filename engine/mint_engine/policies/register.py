@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound
+from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound, TornPolicy
 from mint_contracts.records import PolicyRoom
 from mint_engine.policies import keepsakes
 from mint_engine.policies.calls import Calls, draining
@@ -178,7 +178,10 @@ class Register:
                     break
 
     async def _put_to_rest(self, here: Open, name: str, calls: Calls) -> None:
-        await keepsakes.leave(here, name, calls)
+        try:
+            await keepsakes.leave(here, name, calls)
+        except TornPolicy as error:  # nobody could go on with it: what its program has saved itself is all there is
+            _log.warning("policy_unsaved", policy=name, error=str(error))
         await self._let_go(here, name, calls)
         _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
 

@@ -81,6 +81,20 @@ async def test_what_can_not_be_saved_stays(base: Path, tmp_path: Path) -> None:
         assert not scene.server.register.made()
 
 
+async def test_what_was_left_within_a_step_takes_no_memory_for_ever_and_its_program_goes_on_from_what_it_saved(
+    base: Path, tmp_path: Path
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
+        await scene.means.desk.call(lambda trainer: setattr(trainer.policy("one"), "torn", True))
+        await scene.server.register.rest(0.0)
+        assert scene.server.training_bytes == scene.residency.lending.room.lasting == 0
+        resume = pb.ResumePolicyRequest(policy="one", life=made.life)
+        assert "resume it by its name" in (await refused(stub.ResumePolicy(resume))).message
+        assert (await stub.ResumePolicy(pb.ResumePolicyRequest(policy="one"))).sequence == 1
+
+
 async def test_a_drop_that_comes_meanwhile_is_no_less_of_one(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
