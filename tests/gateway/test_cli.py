@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
 import pyarrow
+import pytest
 from pyarrow import parquet
 
 from mint_contracts import errors
@@ -50,6 +52,36 @@ async def play(scene: Scene) -> None:
 async def test_one_answer_is_plain_text(scene: Scene) -> None:
     await play(scene)
     assert await mint(scene.target, "ask", "--adapter", "demo/pirate", "Hello?") == (0, "Arr, matey\n", "")
+
+
+async def test_an_answer_is_written_whatever_the_characters_of_the_terminal(scene: Scene) -> None:
+    engine = await scene.with_engine()
+    engine.words = ("Où est", " 🌊?")
+    for encoding, told in (("utf-8", "Où est 🌊?"), ("ascii", "O\\xf9 est \\U0001f30a?")):
+        code, out, err = await mint(scene.target, "ask", "Hello?", PYTHONIOENCODING=f"{encoding}:strict")
+        assert (code, err) == (0, "")
+        assert out == f"{told}\n"
+        _, out, _ = await mint(scene.target, "ask", "-o", "json", "Hello?", PYTHONIOENCODING=encoding)
+        assert json.loads(out)[0]["text"] == "Où est 🌊?"
+
+
+@pytest.mark.parametrize("arguments", [("ask", "Hello?"), ("policy", "list"), ("explain", "-o", "json")])
+async def test_a_full_disk_is_told_in_a_line(scene: Scene, arguments: tuple[str, ...]) -> None:
+    await scene.with_engine()
+    command = (
+        sys.executable,
+        "-c",
+        "from mint_gateway.cli import main; main()",
+        *arguments,
+        "--gateway",
+        scene.target,
+    )
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(*command, stdout=full, stderr=asyncio.subprocess.PIPE)
+    os.close(full)
+    _, err = await process.communicate()
+    assert (process.returncode, err.count(b"\n")) == (1, 1)
+    assert err.startswith(b"mint: Overloaded: standard output: has no room left")
 
 
 async def test_several_answers_stand_side_by_side(scene: Scene) -> None:

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from mint_contracts.errors import InvalidRequest, MintError
+from mint_contracts.storage_errors import volume_full
 from mint_gateway.cli import ask, catalog, explain, placements, plan, policy, reaching, wave
 from mint_gateway.cli.complaining import complain
 
@@ -14,8 +16,11 @@ from mint_gateway.cli.complaining import complain
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb. A MintError becomes one line on stderr and exit code 1."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where it is not UTF-8, say in a pipe on Windows
     try:
         code: int = asyncio.run(options.run(options))
+        print(end="", flush=True)  # what does not go out is known before the program ends
     except MintError as error:
         complain(error, options)
         code = 1
@@ -28,9 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
+        code = 1
+    except OSError as error:
+        full = volume_full(error, "standard output")
+        if full is None:
+            raise
+        _write_no_more()
+        complain(full, options)
         code = 1
     sys.exit(code)
+
+
+def _write_no_more() -> None:
+    """What stdout still holds goes nowhere when the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

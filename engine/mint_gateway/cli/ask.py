@@ -69,7 +69,8 @@ async def run(options: argparse.Namespace) -> int:
         columns = [column for group in groups for column in group]
         await _ask_all(client, requests, groups, live=options.output == "text")
     if options.output == "json":
-        print(json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=False))
+        plain = getattr(sys.stdout, "encoding", "") != "utf-8"
+        print(json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=plain))
     errors = list(dict.fromkeys(column.error for column in columns if column.error))
     for error in errors:
         complain(error, options)
