@@ -25,6 +25,9 @@ _NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's is the first of th
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
 
+# Where models that see have those that read: until transformers 4.52, by which peft still knows tensors, and since.
+_READER_BEFORE, _READER = "language_model.model.", "model.language_model."
+
 PLAIN = -1  # in place of an expert's number: the module is no stack
 MAX_SCALING = 3e38  # what float32 holds
 MOST_EFFORT = 1 << 24  # over all linears: some five seconds of a core
@@ -174,6 +177,7 @@ def _halves(
 
     Those that `fused` names go by the path of their parameter.
     """
+    sees = any(path.startswith(_READER) for path in fit.modules)
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in header.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
@@ -183,8 +187,13 @@ def _halves(
                 f"holds the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are served",
             )
         path = name.removeprefix(PREFIX).removesuffix(suffix)
+        if sees and path.startswith(_READER_BEFORE):
+            path = _READER + path.removeprefix(_READER_BEFORE)
         key = (fused[path], PLAIN) if path in fused else _stacked(path, fit)
-        halves.setdefault(key, {})[_HALVES[suffix]] = spec
+        found = halves.setdefault(key, {})
+        if _HALVES[suffix] in found:
+            raise CorruptFile(subject, f"holds lora_{_HALVES[suffix]} of {path[:200]} twice, by two names")
+        found[_HALVES[suffix]] = spec
     return halves
 
 
