@@ -21,6 +21,9 @@ from tests.engine.running import save_tokenizer
 
 EOS = 0
 CHOICES = [{"properties": {f"p{n}": {"maxLength": n}}} for n in range(8)]
+# 17 patterns, which take half a second for one letter of a text that must match them all; 25 take minutes.
+MEETING = [{"type": "string", "pattern": f"^(|.*a.{{{n}}}b.*)$"} for n in range(3, 20)]
+MET = "too many patterns, or too long ones, are to be matched by one text at once"
 PADDING = 100  # rows of a base's vocabulary that no token of the tokenizer has
 
 
@@ -171,7 +174,7 @@ def test_white_space_may_be_anywhere_in_json_but_not_without_end(
         ("json_schema", "{", "sampling.json_schema: can't be read: Expecting property name"),
         ("json_schema", "[]", "it is no JSON object"),
         ("json_schema", '{"type": "object"} }, {"lark_grammar": "start: /x/"', "can't be read: Extra data"),
-        ("json_schema", '{"items":' * 500 + "{}" + "}" * 500, "can't be followed: recursion limit"),
+        ("json_schema", '{"items":' * 500 + "{}" + "}" * 500, "can't be read: it is nested too deeply"),
         ("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000, "can't be read: it is nested too deeply"),
         ("json_schema", '{"const": NaN}', "can't be followed: expected value"),
         ("json_schema", '{"type": "strin"}', "sampling.json_schema: can't be followed: Invalid type: strin"),
@@ -188,6 +191,33 @@ def test_white_space_may_be_anywhere_in_json_but_not_without_end(
         ("regex", "a\\", "it ends in a backslash that escapes nothing"),
         ("regex", r"a[^\s\S]", "nothing matches it"),
         ("json_schema", json.dumps({"allOf": 8 * [{"anyOf": CHOICES}]}), "can't be followed: schema too large"),
+        ("json_schema", json.dumps({"properties": {"a": {"allOf": MEETING}}}), MET),
+        ("json_schema", json.dumps({"allOf": [{"items": {"anyOf": [True, each]}} for each in MEETING]}), MET),
+        (
+            "json_schema",
+            json.dumps(
+                {
+                    "$ref": "#/$defs/0",
+                    "$defs": {str(n): e | {"$ref": f"#/$defs/{n + 1}"} for n, e in enumerate(MEETING)},
+                }
+            ),
+            MET,
+        ),
+        (
+            "json_schema",
+            json.dumps({"$ref": "#all", "$defs": {"all": {"$anchor": "all", "allOf": MEETING}}}),
+            MET,
+        ),
+        (
+            "json_schema",
+            json.dumps(
+                {
+                    "items": {"$id": "http://a/b", "$ref": "#/$defs/all", "$defs": {"all": {"allOf": MEETING}}},
+                    "$defs": {"all": True},
+                }
+            ),
+            MET,
+        ),
     ],
 )
 def test_what_is_no_shape_is_refused_by_name(grammars: Grammars, field: str, text: str, says: str) -> None:
@@ -196,6 +226,23 @@ def test_what_is_no_shape_is_refused_by_name(grammars: Grammars, field: str, tex
     assert says in str(refused.value)
     assert str(refused.value).startswith(f"sampling.{field}: ")
     assert len(str(refused.value)) < 400
+
+
+def test_patterns_that_never_meet_may_be_many(grammars: Grammars, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each in a place of its own, by `$ref` too, and of one that refers to itself."""
+    identity = {"type": "string", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"}
+    node = {
+        "type": "object",
+        "properties": {f"p{n}": {"$ref": "#/$defs/id"} for n in range(40)} | {"next": {"$ref": "#/$defs/node"}},
+    }
+    schema = {
+        "allOf": [{"$ref": "#/$defs/node"}, {"properties": {"p1": {"maxLength": 40}, "q": identity}}],
+        "$defs": {"id": identity, "node": node},
+    }
+    grammar = grammars.compile(Shape("json_schema", json.dumps(schema)))
+    for token in tokenizer.encode('{"p1":"01234567-'):
+        assert token in allowed(grammar, len(tokenizer))
+        assert not grammar.take(token)
 
 
 def test_a_backslash_that_is_escaped_ends_an_expression(
