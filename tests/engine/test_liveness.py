@@ -1,6 +1,7 @@
 """The liveness probe of an engine's pod: alive while it waits for its base or for work, and while it drains."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mint_contracts.errors import EngineUnavailable
+from mint_contracts.errors import Draining, EngineUnavailable
 from mint_contracts.settings import LIVENESS_SERVICE
 from mint_contracts.wire import from_rpc_error
 from mint_engine import serve
 from mint_engine.build import build
-from mint_engine.scheduling.request import Done, Event, Request, Sampling
-from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling
+from mint_engine.scheduling.scheduler import Limits, Share
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen
 from tests.engine.running import ask, running, save_base, settings_for
@@ -108,3 +109,31 @@ async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_noth
         await until(lambda: not work.busy)
     finally:
         assert stepper.stop(20)
+
+
+async def test_a_defect_that_ends_the_step_thread_is_told_to_all_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether their requests were begun or not; those that come later ask another engine at once."""
+
+    def break_books(*_: object) -> list[Share]:
+        assert scheduler.live  # it has taken the first in
+        stepper.submit(Request((7, 8), Sampling(max_tokens=1, seed=0)), ended.append)
+        raise KeyError("acme/one")
+
+    def post(deliver: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(deliver)
+
+    base, lost, ended = save_base(tmp_path), threading.Event(), list[Event]()
+    loop = asyncio.get_running_loop()
+    _, _, generation = build(settings_for(base), base, Limits(), on_lost=lost.set)
+    scheduler, stepper = generation.scheduler, Stepper(generation, post)
+    monkeypatch.setattr(scheduler, "next_step", break_books)
+    stepper.start()
+    stepper.submit(Request((5, 6), Sampling(max_tokens=1, seed=0)), ended.append)
+    await until(lambda: len(ended) == 2)
+    assert all(isinstance(event, Failed) and isinstance(event.error, EngineUnavailable) for event in ended)
+    assert lost.is_set()
+    with pytest.raises(Draining):
+        stepper.submit(Request((5, 6), Sampling(max_tokens=1, seed=0)), ended.append)
+    assert stepper.stop(20)

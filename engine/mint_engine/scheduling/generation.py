@@ -135,8 +135,12 @@ class Generation:
         """Whether anything can still be computed; where not, the engine is lost."""
         if self._forward.computes():
             return True
-        self._on_lost()
+        self.lose()
         return False
+
+    def lose(self) -> None:
+        """Nothing will be computed any more."""
+        self._on_lost()
 
     def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
         """End requests with an error, those of them that have not ended."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloaded
+from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
 from mint_engine.crowd import Crowd
 from mint_engine.residency.holding import Tenant
@@ -182,8 +182,21 @@ class Stepper:
         )
 
     def _run(self) -> None:
-        while self._advance(*self._await_work()):
-            pass
+        try:
+            while self._advance(*self._await_work()):
+                pass
+        except Exception:  # noqa: BLE001 - of the books, say: nobody would ever be told anything
+            _log.exception("step_thread_ended", requests=len(self._scheduler.live))
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Have all who wait ask another engine, and this one start anew; its books do not count any more."""
+        with self._wake:
+            self._stopping = True
+            left = [*self._scheduler.live, *self._inbox]
+        self._generation.lose()
+        error = EngineUnavailable("engine", "can compute nothing any more; see its log")
+        self._hand([(sequence, Failed(error)) for sequence in left])
 
     def _advance(self, came: list[Sequence], cancelled: list[Sequence], stopping: bool) -> bool:
         """Take in what came, and get on by one step; whether to go on."""
@@ -254,6 +267,9 @@ class Stepper:
                     self._demand.leave(sequence.request.adapter, now)
                     self._tenants[_tenant(sequence)] -= 1
                 self._tenants = +self._tenants
+        self._hand(outcomes)
+
+    def _hand(self, outcomes: list[Outcome]) -> None:
         try:
             self._post(lambda: _hand_over(outcomes))
         except RuntimeError:  # the event loop has closed: nobody is left to tell
