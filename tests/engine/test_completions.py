@@ -13,8 +13,10 @@ from mint_contracts.errors import Internal, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
 from mint_engine import metrics
+from mint_engine.requests.answers import answer
+from mint_engine.scheduling.life import Asked, Begun, Inbox, Told
 from mint_engine.scheduling.pages import PAGE_TOKENS
-from mint_engine.scheduling.request import Request, Sampling, siblings
+from mint_engine.scheduling.request import PromptScored, Request, Sampling, Scored, siblings
 from mint_engine.scheduling.scheduler import Limits, Share
 from tests.engine.running import Running, ask, peft_scores, running, save_adapter
 from tests.engine.steps import Gate, refusal
@@ -98,6 +100,30 @@ async def test_a_prompt_alone_is_scored_and_no_token_made(base: Path, adapter: P
         assert [event.WhichOneof("event") for event in events] == ["started", *["finished"] * 3]
         echoed = await ask(engine, PROMPT, "a", max_tokens=0, echo=True)
         assert (len(echoed.started.prompt), echoed.tokens) == (len(PROMPT), ())
+
+
+async def test_others_have_their_turn_while_a_long_prompt_is_told(quiet: Running) -> None:
+    """Of 8,000 tokens it takes a tenth of a second, in which no other client would be sent a token."""
+    parts, prompt, turns = quiet.server._services.parts, (5,) * 2000, 0
+    assert parts is not None
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    inbox: Inbox = asyncio.Queue()
+    inbox.put_nowait(Begun(""))
+    inbox.put_nowait(Told(0, PromptScored((Scored(5, -1.0, ((6, -2.0),)),) * (len(prompt) - 1))))
+    sampling = Sampling(max_tokens=1, seed=0, prompt_logprobs=True)
+    asked = Asked("one", "", prompt, sampling, echo=True, offsets=tuple(range(len(prompt))))
+    beside = asyncio.create_task(others())
+    event = await anext(answer(asked, inbox, "tiny-0", "tests/tiny", parts.spelling))
+    beside.cancel()
+    assert turns > 10
+    assert len(event.started.prompt) == len(prompt)
+    assert [each.text_offset for each in event.started.prompt_logprobs] == list(range(1, len(prompt)))
 
 
 async def test_a_prompt_counts_as_computed_once_whatever_is_wanted_of_it(quiet: Running) -> None:

@@ -1,12 +1,15 @@
 """A request's events as a client gets them."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from mint_contracts import sampling_pb2
 from mint_engine.requests import routed
 from mint_engine.requests.spelling import Spelling
 from mint_engine.scheduling.life import Asked, Begun, Inbox
 from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
+
+_AT_ONCE = 256  # tokens of a prompt that are told before others of the event loop have their turn: 3 ms, scored
 
 
 async def answer(
@@ -23,9 +26,11 @@ async def answer(
         base_model=base_model,
         adapter=asked.adapter,
         prompt_tokens=len(asked.prompt),
-        prompt=[spelling[token] for token in asked.prompt] if asked.echo else (),
         calls=sampling_pb2.Chat.Calls.ValueType(asked.calls),
     )
+    for part in _parts(len(asked.prompt) if asked.echo else 0):
+        started.prompt.extend(spelling[token] for token in asked.prompt[part])
+        await asyncio.sleep(0)
     left = asked.sampling.n
     while left:
         told = await inbox.get()
@@ -38,7 +43,10 @@ async def answer(
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, PromptScored):
-            started.prompt_logprobs.extend(_scores(event.scores, asked.offsets[1:], spelling))
+            for part in _parts(len(event.scores)):
+                offsets = asked.offsets[part.start + 1 : part.stop + 1]
+                started.prompt_logprobs.extend(_scores(event.scores[part], offsets, spelling))
+                await asyncio.sleep(0)
             yield sampling_pb2.GenerateEvent(started=started)
             continue
         if isinstance(event, Done):
@@ -46,6 +54,10 @@ async def answer(
             for routes in routed.tell(event.routes) if event.routes is not None else ():
                 yield sampling_pb2.GenerateEvent(routed=sampling_pb2.Routed(routes=routes, index=told.index))
         yield _said(asked, told.index, event, spelling)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(first, first + _AT_ONCE) for first in range(0, count, _AT_ONCE))
 
 
 def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
