@@ -33,6 +33,7 @@ class Matrices {
     } shapes;
     std::fill_n(shapes.bytes, 8, uint16_t(DEEP * sizeof(bf16)));
     std::fill_n(shapes.rows, 8, uint8_t(HEIGHT));
+    asm volatile("" : : "r"(&shapes) : "memory");  // GCC 12 believes that what follows reads eight bytes of them
     _tile_loadconfig(&shapes);
   }
   ~Matrices() { _tile_release(); }
@@ -57,19 +58,19 @@ inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) 
   return {x, ld, count, room.data()};
 }
 
-// sums [32, 48] of twice 16 rows, in six registers. Not `FRESH`: they are added to. Between products `bring` is told
-// how many sixths of a panel's DEEP inputs they were.
-template <bool FRESH, typename F>
-inline void sum_two(const bf16* x, const bf16* next, int64_t ld, const bf16* panel, int64_t depth, float* sums,
-                    F& bring) {
-  constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float), PAIRS = WIDTH * 2 * sizeof(bf16);
-  float* below = sums + HEIGHT * WIDTH;
-  if constexpr (FRESH) {
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); _tile_zero(4); _tile_zero(5);
-  } else {
-    _tile_loadd(0, sums, FAR); _tile_loadd(1, sums + 16, FAR); _tile_loadd(2, sums + 32, FAR);
-    _tile_loadd(3, below, FAR); _tile_loadd(4, below + 16, FAR); _tile_loadd(5, below + 32, FAR);
-  }
+// More inputs of the same rows, `ld` apart, and the panel of weights that they meet.
+struct More {
+  const bf16* rows;
+  int64_t ld;
+  const bf16* panel;
+  int64_t depth;
+};
+
+// Adds twice 16 rows by a panel to what six registers hold. Between products `bring` is told how many sixths of a
+// panel's DEEP inputs they were.
+template <typename F>
+inline void add_two(const bf16* x, const bf16* next, int64_t ld, const bf16* panel, int64_t depth, F& bring) {
+  constexpr int64_t WIDTH = 16 * BESIDE, PAIRS = WIDTH * 2 * sizeof(bf16);
   const int64_t apart = ld * int64_t(sizeof(bf16));
   for (int64_t i = 0; i < depth; i += DEEP, panel += DEEP * WIDTH) {
     _tile_loadd(6, x + i, apart);
@@ -80,6 +81,27 @@ inline void sum_two(const bf16* x, const bf16* next, int64_t ld, const bf16* pan
     _tile_dpbf16ps(5, 6, 7); bring(1);
     _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(4, 6, 7); bring(1);
     _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(3, 6, 7); bring(1);
+  }
+}
+
+// sums [32, 48] of twice 16 rows, in six registers, and behind them of `count` times more inputs. Not `FRESH`: they are
+// added to.
+template <bool FRESH, typename F>
+inline void sum_two(const bf16* x, const bf16* next, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring,
+                    const More* more = nullptr, int64_t count = 0, int64_t row = 0) {
+  constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float);
+  float* below = sums + HEIGHT * WIDTH;
+  if constexpr (FRESH) {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); _tile_zero(4); _tile_zero(5);
+  } else {
+    _tile_loadd(0, sums, FAR); _tile_loadd(1, sums + 16, FAR); _tile_loadd(2, sums + 32, FAR);
+    _tile_loadd(3, below, FAR); _tile_loadd(4, below + 16, FAR); _tile_loadd(5, below + 32, FAR);
+  }
+  add_two(x, next, ld, panel, depth, bring);
+  const auto nothing = [](int) {};
+  for (const More* of = more; of != more + count; ++of) {
+    const bf16* own = of->rows + row * of->ld;
+    add_two(own, own + HEIGHT * of->ld, of->ld, of->panel, of->depth, nothing);
   }
   _tile_stored(0, sums, FAR); _tile_stored(1, sums + 16, FAR); _tile_stored(2, sums + 32, FAR);
   _tile_stored(3, below, FAR); _tile_stored(4, below + 16, FAR); _tile_stored(5, below + 32, FAR);
@@ -119,33 +141,45 @@ inline void sum_last(const bf16* x, int64_t ld, int64_t rows, const bf16* panel,
     }
 }
 
-// The same of all rows; those behind the last whole register have room for what they lack.
+// The same of all rows; those behind the last whole register have room for what they lack. More inputs: of rows that
+// fill registers in twos.
 template <bool FRESH, typename F>
-inline void sum_rows(const Heights& x, int64_t from, const bf16* panel, int64_t depth, float* sums, F& bring) {
+inline void sum_rows(const Heights& x, int64_t from, const bf16* panel, int64_t depth, float* sums, F& bring,
+                     const More* more = nullptr, int64_t count = 0) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   const int64_t whole = x.count / HEIGHT * HEIGHT;
   const auto at = [&](int64_t row) { return (row < whole ? x.rows + row * x.ld : x.rest) + from; };
   for (int64_t row = 0; row < x.count; row += 2 * HEIGHT) {
     if (row + HEIGHT < x.count)
-      sum_two<FRESH>(at(row), at(row + HEIGHT), x.ld, panel, depth, sums + row * WIDTH, bring);
+      sum_two<FRESH>(at(row), at(row + HEIGHT), x.ld, panel, depth, sums + row * WIDTH, bring, more, count, row);
     else
       sum_one<FRESH>(at(row), x.ld, panel, depth, sums + row * WIDTH, bring);
   }
+}
+
+// The same of all inputs of a panel, in so many parts.
+template <bool FRESH, typename F>
+inline void sum_parts(const Heights& x, const bf16* panel, int64_t depth, int64_t parts, float* sums, F& bring,
+                      const More* more = nullptr, int64_t count = 0) {
+  constexpr int64_t WIDTH = 16 * BESIDE;
+  const int64_t steps = depth / DEEP;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t from = steps * part / parts * DEEP, to = steps * (part + 1) / parts * DEEP;
+    const int64_t last = part + 1 == parts ? count : 0;
+    if (FRESH && part == 0)
+      sum_rows<true>(x, from, panel, to - from, sums, bring, more, last);
+    else
+      sum_rows<false>(x, from, panel + from * WIDTH, to - from, sums, bring, more, last);
+  }
+  if (steps * DEEP < depth) sum_last(x.rows, x.ld, x.count, panel, steps * DEEP, depth, sums);
 }
 
 // sums [rows, 48] = x panel, rows rounded up to whole registers; not `FRESH`: are added to. Needs `Matrices`. Many
 // rows take of a deep panel so much at a time as the nearest cache holds; few wait for memory, however it is taken.
 template <bool FRESH, typename F>
 inline void sum_panel(const Heights& x, const bf16* panel, int64_t depth, float* sums, F bring) {
-  constexpr int64_t WIDTH = 16 * BESIDE, NEAREST = 256, MANY = 8 * HEIGHT;
-  const int64_t deep = depth / DEEP * DEEP, parts = x.count < MANY ? 1 : std::max<int64_t>(1, (deep + NEAREST - 1) / NEAREST);
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t from = deep / DEEP * part / parts * DEEP, to = deep / DEEP * (part + 1) / parts * DEEP;
-    if (FRESH && part == 0)
-      sum_rows<true>(x, from, panel, to - from, sums, bring);
-    else
-      sum_rows<false>(x, from, panel + from * WIDTH, to - from, sums, bring);
-  }
-  if (deep < depth) sum_last(x.rows, x.ld, x.count, panel, deep, depth, sums);
+  constexpr int64_t NEAREST = 256, MANY = 8 * HEIGHT;
+  const int64_t parts = x.count < MANY ? 1 : std::max<int64_t>(1, (depth / DEEP * DEEP + NEAREST - 1) / NEAREST);
+  sum_parts<FRESH>(x, panel, depth, parts, sums, bring);
 }
 #endif

@@ -63,44 +63,50 @@ inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, 
     for (int64_t row = 0; row < rows; ++row) middle[row * pitch + part.rank] = {0};
 }
 
-// Middles of `rows` rows as registers take them: [rows, depth], both rounded up, what is missing zero. The next call of
-// this thread overwrites them.
-inline Heights lay_middles(const Strip<bf16>& strip, int64_t rows) {
-  static thread_local Aligned<bf16> laid;
+// Middles of `rows` rows -> [rows, depth], rounded up to whole registers, what is missing zero.
+inline void lay_middles(const Strip<bf16>& strip, int64_t rows, bf16* to) {
   const int64_t depth = deep(strip.rank), high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
-  laid.resize(high * depth);
   for (int64_t row = 0; row < high; ++row)
     for (int64_t r = 0; r < depth; r += DEEP) {
       const __mmask32 there = row < rows ? first(strip.rank - r) : __mmask32(0);
       const bf16* from = strip.middle + row * strip.pitch + r;
-      _mm512_storeu_si512(laid.data() + row * depth + r, _mm512_maskz_loadu_epi16(there, from));
+      _mm512_storeu_si512(to + row * depth + r, _mm512_maskz_loadu_epi16(there, from));
     }
-  return {laid.data(), depth, high, nullptr};
 }
 
-// sums [rows, 48], of outputs `first` on, += what an adapter adds to them. The last rows are met in a place of their
-// own: rows behind them, which are not the run's, stay as they are, whatever numbers the adapter has.
-inline void add_run(const Heights& middles, const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
+// Whether an adapter adds to any output of the panel whose first is `first`.
+inline bool meets(const Strip<bf16>& strip, int64_t first) {
+  return first < strip.column + strip.out && first + 16 * BESIDE > strip.column;
+}
+
+// Its weights as a panel of those outputs, [depth / 2, 48, 2].
+inline void lay_weights(const Strip<bf16>& strip, int64_t first, bf16* to) {
   constexpr int64_t WIDTH = 16 * BESIDE;
-  static thread_local Aligned<bf16> weights;
-  alignas(64) float last[HEIGHT * WIDTH];
-  if (first >= strip.column + strip.out || first + WIDTH <= strip.column) return;
-  weights.resize(middles.ld * WIDTH);
-  for (int64_t r = 0; r < middles.ld; r += 2)
+  for (int64_t r = 0; r < deep(strip.rank); r += 2)
     for (int64_t v = 0; v < BESIDE; ++v) {
       const int64_t from = first + 16 * v - strip.column;
       const __mmask16 mask = within16(from, strip.out);
       const __mmask16 one = r < strip.rank ? mask : __mmask16(0), other = r + 1 < strip.rank ? mask : __mmask16(0);
       const bf16* b = strip.b + r * strip.out + from;
-      _mm512_storeu_si512(weights.data() + r * WIDTH + 32 * v, pair_up(b, one, b + strip.out, other));
+      _mm512_storeu_si512(to + r * WIDTH + 32 * v, pair_up(b, one, b + strip.out, other));
     }
-  const Matrices registers;
+}
+
+// sums [rows, 48], of outputs `first` on, += what an adapter adds to them. The last rows are met in a place of their
+// own: rows behind them, which are not the run's, stay as they are, whatever numbers the adapter has. Needs `Matrices`.
+inline void add_run(const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
+  constexpr int64_t WIDTH = 16 * BESIDE;
+  static thread_local Aligned<bf16> middles, weights;
+  alignas(64) float last[HEIGHT * WIDTH];
+  const int64_t depth = deep(strip.rank), whole = rows / HEIGHT * HEIGHT;
+  middles.resize((whole + HEIGHT) * depth), weights.resize(depth * WIDTH);
+  lay_middles(strip, rows, middles.data());
+  lay_weights(strip, first, weights.data());
   const auto nothing = [](int) {};
-  const int64_t whole = rows / HEIGHT * HEIGHT;
-  sum_panel<false>({middles.rows, middles.ld, whole, nullptr}, weights.data(), middles.ld, sums, nothing);
+  sum_parts<false>({middles.data(), depth, whole, nullptr}, weights.data(), depth, 1, sums, nothing);
   if (whole == rows) return;
   std::copy_n(sums + whole * WIDTH, (rows - whole) * WIDTH, last);
-  sum_one<false>(middles.rows + whole * middles.ld, middles.ld, weights.data(), middles.ld, last, nothing);
+  sum_one<false>(middles.data() + whole * depth, depth, weights.data(), depth, last, nothing);
   std::copy_n(last, (rows - whole) * WIDTH, sums + whole * WIDTH);
 }
 #endif

@@ -2,12 +2,9 @@
 // for the one weight of a linear that all rows meet. A weight is packed a block at a time, which many rows then meet.
 // A sum is taken in the order of its inputs, so that a row's numbers depend on nothing but itself.
 #include <omp.h>
-#include "added.h"
-#include "aligned.h"
-#include "lines.h"
-#include "panel.h"
+#include "blocks.h"
 #include "product.h"
-#include "ranks.h"
+#include "runs.h"
 
 namespace {
 // Rows of one run within one tile; the adapters from `from` to `to` add to them.
@@ -15,34 +12,10 @@ struct Piece {
   int64_t row, rows, from, to;
 };
 
-// Rows `first` to `last` of an expert, which have some pieces, by some panels.
-struct Block {
-  int64_t expert, first, last, first_piece, last_piece, panel, panels;
-};
-
 // Some rows of a run by what is narrow of an adapter.
 struct Narrow {
   int64_t added, first, rows;
 };
-
-// Memory that is needed soon, in rows: its lines come while sums are taken.
-struct Soon {
-  const char* row = nullptr;
-  int64_t apart = 0, bytes = 0, rows = 0, at = 0;
-
-  inline void bring() {
-    if (rows == 0) return;
-    __builtin_prefetch(row + at, 0, 2);
-    at += LINE;
-    if (at >= bytes) at = 0, row += apart, --rows;
-  }
-};
-
-template <typename T>
-Soon soon(const T* from, int64_t ld, int64_t count, int64_t rows) {
-  const char* first = (const char*)(uintptr_t(from) / LINE * LINE);
-  return {first, ld * int64_t(sizeof(T)), (const char*)(from + count) - first, rows};
-}
 
 // sums [N, WIDTH] = x by a panel of `depth` inputs; not `FRESH`: are added to. Meanwhile lines come.
 template <bool FRESH, int N, typename T>
@@ -92,31 +65,14 @@ inline void sum_rows(int64_t rows, const Input<T>* x, int64_t ldx, const T* pane
   }
 }
 
-// sums [rows, WIDTH] of a block's rows. Meanwhile what is left of its next weight comes, then of its next rows; by
-// matrix registers, which leave less time, so many lines at once.
+// sums [rows, WIDTH] of a block's rows. Meanwhile what is left of its next weight comes, then of its next rows.
 template <typename T>
 void sum_block(const Inputs<T>& from, int64_t rows, const T* panel, int64_t depth, float* sums, bool fresh, Soon& weight,
-               Soon& x, int) {
+               Soon& x) {
   for (int64_t row = 0; row < rows; row += TILE)
     sum_rows<TILE, T>(std::min<int64_t>(TILE, rows - row), from.rows + row * from.ld, from.ld, panel, depth,
                       sums + row * WIDTH, fresh, weight.rows ? weight : x);
 }
-#ifdef MINT_AMX
-template <>
-void sum_block<bf16>(const Inputs<bf16>& from, int64_t rows, const bf16* panel, int64_t depth, float* sums, bool fresh,
-                     Soon& weight, Soon& x, int lines) {
-  const Matrices registers;
-  const Heights all = heights(from.rows, from.ld, rows, depth);
-  const auto bring = [&](int) {
-    Soon& next = weight.rows ? weight : x;
-    for (int line = 0; line < lines; ++line) next.bring();
-  };
-  if (fresh)
-    sum_panel<true>(all, panel, depth, sums, bring);
-  else
-    sum_panel<false>(all, panel, depth, sums, bring);
-}
-#endif
 
 // sums [rows, WIDTH], of outputs `first` on, += what an adapter adds to them.
 template <typename T>
@@ -148,15 +104,11 @@ inline void put_rows(int64_t rows, float* sums, const Strip<T>* strips, int64_t 
   }
 }
 
-// One product: x [rows, in] by a weight for each expert's rows -> y [rows, out]. Backwards what is `in` here is what the
-// weight gives, and A and B change places.
+// One product, cut into blocks that threads take.
 template <Way WAY, typename T>
 class Product {
  public:
-  Product(const T* x, const T* weight, int64_t apart, const T* bias, int64_t in, int64_t out, const Added<T>* added,
-          int64_t count, Middle<T>* middles, T* y)
-      : x_(x), weight_(weight), apart_(apart), bias_(bias), in_(in), out_(out), added_(added), count_(count),
-        middles_(middles), y_(y) {}
+  explicit Product(const Call<T>& call) : call_(call) {}
 
   void run(const int64_t* bounds, int64_t experts) {
     const size_t threads = size_t(omp_get_max_threads());
@@ -166,25 +118,25 @@ class Product {
 #pragma omp for schedule(dynamic, 4)
       for (size_t at = 0; at < narrow_.size(); ++at) shrink_rows(narrow_[at]);
 #pragma omp for schedule(dynamic, 1)
-      for (size_t at = 0; at < blocks_.size(); ++at) multiply(blocks_[at], at + threads < blocks_.size() ? &blocks_[at + threads] : nullptr);
+      for (size_t at = 0; at < blocks_.size(); ++at)
+        multiply(blocks_[at], at + threads < blocks_.size() ? &blocks_[at + threads] : nullptr);
     }
   }
 
  private:
-  static constexpr size_t BLOCKS = 4;  // for each thread, if it can be, so that all end at about the same time
+  // For each thread, if it can be, so that all end at about the same time.
+  static constexpr size_t BLOCKS = BY_MATRICES<T> ? 3 : 4;
 
-  // The most of a block, whose sums fit the second-level cache, and cache lines brought at a time.
+  // The most of a block: its sums fit the second-level cache, by matrix registers its panels half of it, in twos.
   struct Size {
     int64_t rows, panels;
-    int lines;
   };
 
-  // Matrix registers are so fast that they wait for inputs. These stay near for one block after another where they can;
-  // else more panels share them.
   Size size() const {
-    constexpr int64_t MANY = 768, NEAR = 1 << 20;
-    if (!BY_MATRICES<T>) return {64 * TILE, 4, 1};
-    return MANY * in_ * int64_t(sizeof(T)) <= NEAR ? Size{MANY, 2, 1} : Size{MANY / 2, 6, 2};
+    constexpr int64_t ROWS = 1024, PANELS = 6, HALF = 1 << 20;  // bytes
+    if (!BY_MATRICES<T>) return {64 * TILE, 4};
+    const int64_t held = HALF / (panel_size<T>(call_.in) * int64_t(sizeof(T)));
+    return {ROWS, held > 1 ? std::min(held / 2 * 2, PANELS) : 1};
   }
 
   // Cuts an expert's rows into blocks of whole tiles, and these into pieces where a tile or a run ends.
@@ -195,10 +147,11 @@ class Product {
       for (int64_t first = bounds[expert]; first < bounds[expert + 1]; first += most_.rows) {
         const int64_t last = std::min(first + most_.rows, bounds[expert + 1]), piece = int64_t(pieces_.size());
         for (int64_t row = first, tile = std::min(row + TILE, last); row < last;) {
-          while (at < count_ && added_[at].first + added_[at].rows <= row) ++at;
+          while (at < call_.count && call_.added[at].first + call_.added[at].rows <= row) ++at;
           int64_t to = at;  // the first that adds nothing to this row
-          while (to < count_ && added_[to].first <= row) ++to;
-          const int64_t run = to > at ? added_[at].first + added_[at].rows : at < count_ ? added_[at].first : last;
+          while (to < call_.count && call_.added[to].first <= row) ++to;
+          const int64_t run = to > at ? call_.added[at].first + call_.added[at].rows
+                              : at < call_.count ? call_.added[at].first : last;
           const int64_t end = std::min(tile, run);
           pieces_.push_back({row, end - row, at, to});
           row = end;
@@ -206,7 +159,7 @@ class Product {
         }
         whole.push_back({expert, first, last, piece, int64_t(pieces_.size()), 0, 0});
       }
-    const int64_t panels = (out_ + WIDTH - 1) / WIDTH;
+    const int64_t panels = (call_.out + WIDTH - 1) / WIDTH;
     int64_t most = most_.panels;
     while (most > 1 && whole.size() * (panels / most) < BLOCKS * threads) most = most > 2 ? most / 4 * 2 : 1;
     for (Block each : whole)
@@ -214,15 +167,15 @@ class Product {
         each.panels = std::min(most, panels - each.panel);
         blocks_.push_back(each);
       }
-    for (int64_t own = 0; own < count_; ++own) {
-      const int64_t rows = together(added_[own]);
-      for (int64_t first = 0; first < added_[own].rows; first += rows)
-        narrow_.push_back({own, first, std::min(rows, added_[own].rows - first)});
+    for (int64_t own = 0; own < call_.count; ++own) {
+      const int64_t rows = together(call_.added[own]);
+      for (int64_t first = 0; first < call_.added[own].rows; first += rows)
+        narrow_.push_back({own, first, std::min(rows, call_.added[own].rows - first)});
     }
   }
 
   // Inputs of a run's narrow product.
-  int64_t narrow_inputs(const Added<T>& own) const { return WAY == Way::THERE ? in_ : own.width; }
+  int64_t narrow_inputs(const Added<T>& own) const { return WAY == Way::THERE ? call_.in : own.width; }
 
   // Whether that fills matrix registers.
   bool by_matrices(const Added<T>& own) const {
@@ -236,119 +189,74 @@ class Product {
   int64_t together(const Added<T>& own) const { return by_matrices(own) ? 8 * ITEM_ROWS : ITEM_ROWS; }
 
   void shrink_rows(const Narrow& rows) const {
-    const Added<T>& own = added_[rows.added];
+    const Added<T>& own = call_.added[rows.added];
     const bool there = WAY == Way::THERE;
     const Part part{own.rank, narrow_inputs(own), 0, float(own.scaling)};
-    const T *x = x_ + (own.first + rows.first) * in_ + (there ? 0 : own.column), *by = there ? own.a : own.b;
-    Middle<T>* middle = middles_ + own.middle + rows.first * own.pitch();
+    const T *x = call_.x + (own.first + rows.first) * call_.in + (there ? 0 : own.column), *by = there ? own.a : own.b;
+    Middle<T>* middle = call_.middles + own.middle + rows.first * own.pitch();
 #ifdef MINT_AMX
     if constexpr (BY_MATRICES<T>)
-      if (by_matrices(own)) return shrink_run(x, in_, rows.rows, by, part, middle, own.pitch());
+      if (by_matrices(own)) return shrink_run(x, call_.in, rows.rows, by, part, middle, own.pitch());
 #endif
     Ahead nothing;
-    shrink(x, in_, int(rows.rows), by, part, middle, own.pitch(), nothing);
-  }
-
-  Strip<T> strip_of(const Added<T>& own, int64_t row) const {
-    const bool there = WAY == Way::THERE;
-    return {there ? own.b : own.a, middles_ + own.middle + (row - own.first) * own.pitch(), own.pitch(), own.rank,
-            there ? own.column : 0, there ? own.width : out_};
-  }
-
-  // The part of a block's weight that inputs from `i` on meet.
-  const T* weight_of(const Block& block, int64_t i) const {
-    const int64_t first = block.panel * WIDTH;
-    return weight_ + block.expert * apart_ + (WAY == Way::THERE ? first * in_ + i : i * out_ + first);
+    shrink(x, call_.in, int(rows.rows), by, part, middle, own.pitch(), nothing);
   }
 
   Soon weight_soon(const Block& block, int64_t i) const {
-    const int64_t depth = std::min(DEPTH, in_ - i);
-    const int64_t width = std::min(block.panels * WIDTH, out_ - block.panel * WIDTH);
-    return WAY == Way::THERE ? soon(weight_of(block, i), in_, depth, width)
-                             : soon(weight_of(block, i), out_, width, depth);
+    const int64_t depth = std::min(DEPTH, call_.in - i);
+    const int64_t width = std::min(block.panels * WIDTH, call_.out - block.panel * WIDTH);
+    const T* from = weight_of<WAY>(call_, block, i);
+    return WAY == Way::THERE ? soon(from, call_.in, depth, width) : soon(from, call_.out, width, depth);
   }
 
   void multiply(const Block& block, const Block* next) const {
+#ifdef MINT_AMX
+    if constexpr (BY_MATRICES<T>) return multiply_block<WAY>(call_, block, blocks_.back().last);
+#endif
     static thread_local Aligned<T> panels;
     static thread_local Aligned<float> sums;
+    const int64_t in = call_.in, rows = block.last - block.first;
     if (int64_t(panels.size()) < most_.panels * DEPTH * WIDTH) panels.resize(most_.panels * DEPTH * WIDTH);
     if (int64_t(sums.size()) < most_.panels * most_.rows * WIDTH) sums.resize(most_.panels * most_.rows * WIDTH);
-    const int64_t ld = WAY == Way::THERE ? in_ : out_;
-    for (int64_t i = 0; i < in_; i += DEPTH) {
-      const int64_t depth = std::min(DEPTH, in_ - i), then = i + depth;
+    for (int64_t i = 0; i < in; i += DEPTH) {
+      const int64_t depth = std::min(DEPTH, in - i), then = i + depth;
       Soon weight, x;
-      if (then < in_) {
+      if (then < in) {
         weight = weight_soon(block, then);
-        x = soon(x_ + block.first * in_ + then, in_, std::min(DEPTH, in_ - then), block.last - block.first);
+        x = soon(call_.x + block.first * in + then, in, std::min(DEPTH, in - then), rows);
       } else if (next) {
         weight = weight_soon(*next, 0);
       }
-      const Inputs<T> from = inputs(x_ + block.first * in_ + i, in_, block.last - block.first, depth);
-      for (int64_t p = 0; p < block.panels; ++p) {
-        T* panel = panels.data() + p * DEPTH * WIDTH;
-        pack_panel<WAY>(weight_of(block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
-                        out_ - (block.panel + p) * WIDTH, panel);
-        sum_block(from, block.last - block.first, panel, depth, sums.data() + p * most_.rows * WIDTH, i == 0, weight, x,
-                  most_.lines);
-      }
+      const Inputs<T> from = inputs(call_.x + block.first * in + i, in, rows, depth);
+      pack_block<WAY>(call_, block, i, depth, panels.data());
+      for (int64_t p = 0; p < block.panels; ++p)
+        sum_block(from, rows, panels.data() + p * panel_size<T>(depth), depth, sums.data() + p * most_.rows * WIDTH,
+                  i == 0, weight, x);
     }
+    put(block, sums.data());
+  }
+
+  // Writes a block's sums and what adapters add to them.
+  void put(const Block& block, float* sums) const {
     std::vector<Strip<T>> strips;
-#ifdef MINT_AMX
-    if constexpr (BY_MATRICES<T>) {
-      add_runs(block, sums.data());  // to all at once, before they are written
-      if (stream_rows(block, sums.data())) return;
-    }
-#endif
     for (int64_t at = block.first_piece; at < block.last_piece; ++at) {
       const Piece& piece = pieces_[at];
       strips.clear();
-      if constexpr (!BY_MATRICES<T>)
-        for (int64_t own = piece.from; own < piece.to; ++own) strips.push_back(strip_of(added_[own], piece.row));
+      for (int64_t own = piece.from; own < piece.to; ++own)
+        strips.push_back(strip_of<WAY>(call_, call_.added[own], piece.row));
       for (int64_t p = 0; p < block.panels; ++p) {
         const int64_t first = (block.panel + p) * WIDTH;
-        put_rows<TILE>(piece.rows, sums.data() + (p * most_.rows + piece.row - block.first) * WIDTH, strips.data(),
-                       int64_t(strips.size()), first, bias_ ? bias_ + first : nullptr, out_ - first,
-                       y_ + piece.row * out_ + first, out_);
+        put_rows<TILE>(piece.rows, sums + (p * most_.rows + piece.row - block.first) * WIDTH, strips.data(),
+                       int64_t(strips.size()), first, call_.bias ? call_.bias + first : nullptr, call_.out - first,
+                       call_.y + piece.row * call_.out + first, call_.out);
       }
     }
   }
 
-#ifdef MINT_AMX
-  // Rounds a block's sums and writes them line by line, if they are whole ones of many outputs.
-  bool stream_rows(const Block& block, const float* sums) const {
-    const int64_t first = block.panel * WIDTH, last = std::min(first + block.panels * WIDTH, out_);
-    if (!streams(y_, blocks_.back().last, out_, first, last)) return false;
-    stream_panels(sums, most_.rows * WIDTH, block.last - block.first, last - first, bias_ ? bias_ + first : nullptr,
-                  y_ + block.first * out_ + first, out_);
-    return true;
-  }
-
-  // A block's sums += what each run's adapter adds to its rows.
-  void add_runs(const Block& block, float* sums) const {
-    for (int64_t at = pieces_[block.first_piece].from; at < pieces_[block.last_piece - 1].to; ++at) {
-      const Added<T>& own = added_[at];
-      const int64_t row = std::max(block.first, own.first), rows = std::min(block.last, own.first + own.rows) - row;
-      const Strip<T> strip = strip_of(own, row);
-      const int64_t first = block.panel * WIDTH, last = first + block.panels * WIDTH;
-      if (rows <= 0 || first >= strip.column + strip.out || last <= strip.column) continue;
-      const Heights middles = lay_middles(strip, rows);
-      for (int64_t p = 0; p < block.panels; ++p)
-        add_run(middles, strip, rows, (block.panel + p) * WIDTH, sums + (p * most_.rows + row - block.first) * WIDTH);
-    }
-  }
-#endif
-
   // Inputs of a step: a panel of them fits the nearest cache.
-  static constexpr int64_t DEPTH = BY_MATRICES<T> ? 192 : 512 / int64_t(sizeof(T));
-  const T *x_, *weight_;
-  const int64_t apart_;  // of experts' weights
-  const T* bias_;
-  const int64_t in_, out_;
+  static constexpr int64_t DEPTH = 512 / int64_t(sizeof(T));
+  const Call<T> call_;
   const Size most_ = size();
-  const Added<T>* added_;
-  const int64_t count_;
-  Middle<T>* middles_;
-  T* y_;
   std::vector<Piece> pieces_;
   std::vector<Block> blocks_;
   std::vector<Narrow> narrow_;
@@ -362,13 +270,13 @@ class Product {
   extern "C" void mint_multiply_runs_##NAME(const T* x, const int64_t* bounds, int64_t experts, const T* weight,       \
                                             int64_t apart, const T* bias, int64_t in, int64_t out,                     \
                                             const Added<T>* added, int64_t count, Middle<T>* middles, T* y) {          \
-    Product<Way::THERE, T>(x, weight, apart, bias, in, out, added, count, middles, y).run(bounds, experts);            \
+    Product<Way::THERE, T>({x, weight, apart, bias, in, out, added, count, middles, y}).run(bounds, experts);          \
   }                                                                                                                    \
   /* dy [R, out] -> dx [R, in]; dy B^T scaling, laid out as middles are */                                             \
   extern "C" void mint_multiply_runs_back_##NAME(const T* dy, const int64_t* bounds, int64_t experts, const T* weight, \
                                                  int64_t apart, int64_t in, int64_t out, const Added<T>* added,        \
                                                  int64_t count, Middle<T>* backs, T* dx) {                             \
-    Product<Way::BACK, T>(dy, weight, apart, nullptr, out, in, added, count, backs, dx).run(bounds, experts);          \
+    Product<Way::BACK, T>({dy, weight, apart, nullptr, out, in, added, count, backs, dx}).run(bounds, experts);        \
   }
 MINT_RUNS(bfloat16, bf16)
 MINT_RUNS(float32, float)

@@ -11,8 +11,9 @@ from mint_engine.training.batch import Part, Segment
 from mint_engine.training.products import Product, Rows, Target, multiply, multiply_back
 from tests.engine.training.tried import DTYPES, kernels_of, near, normal
 
-# in, out: odd, whole, more inputs than are taken at once; more outputs than caches keep, of few inputs and of many
-SHAPES = [(90, 150), (33, 64), (600, 160), (96, 704), (768, 800)]
+# in, out: odd, whole, more inputs than are taken at once; more outputs than caches keep, of few inputs and of many;
+# more inputs than are taken by parts
+SHAPES = [(90, 150), (33, 64), (600, 160), (96, 704), (768, 800), (1601, 64), (1600, 150)]
 BOUNDS = (0, 64, 64, 750, 774)  # the second expert has no rows, the third more than are taken at once
 # First row, rows, expert, segment; rows 40 to 47 are nobody's.
 RUNS = ((0, 5, 0, 0), (5, 35, 0, 1), (48, 16, 0, 2), (64, 1, 2, 0), (65, 685, 2, 1), (750, 24, 3, 2))
