@@ -158,6 +158,8 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
             del each.quantization_config
+    # By whose code its makers had attention and experts computed, which need not be installed here: nobody asks it.
+    config._attn_implementation = config._experts_implementation = None
     return config, quantisation
 
 
