@@ -1,15 +1,20 @@
-"""A base's config.json may name what its makers computed it with: that is not asked for here."""
+"""Files of a base may name what its makers computed it with, or hold an adapter of it: here neither is asked for."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mint_engine.beforehand import check_small_files
 from mint_engine.build import build
+from mint_engine.model.base import load_base
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine import saved_families
 from tests.engine.running import save_base, settings_for
+
+CPU = torch.device("cpu")
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -24,3 +29,13 @@ def test_whatever_its_makers_computed_with_it_is_computed_here(key: str, named: 
     edit_config(base, **{key: named})
     check_small_files(settings_for(base), base, "a base")
     build(settings_for(base), base, Limits())
+
+
+def test_an_adapter_beside_a_base_is_no_part_of_it(tmp_path: Path) -> None:
+    """As where one was trained, and merged, in the base's folder; whether PEFT is installed or not."""
+    base = save_base(tmp_path)
+    expected = load_base(base, torch.float32, CPU).model.state_dict()
+    saved_families.save_adapter(base, base, 4, target_modules=["q_proj"])
+    found = load_base(base, torch.float32, CPU).model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], each) for name, each in expected.items())

@@ -112,11 +112,19 @@ def filled_from(whole: type[PreTrainedModel], by: Fill) -> type[PreTrainedModel]
     """A kind of model whose `from_pretrained` has its files' tensors read by `by`.
 
     transformers makes a model without memory and fills it from tensors that are read one after another; these are
-    chosen, and the model may be cut, in between.
+    chosen, and the model may be cut, in between. An adapter that lies beside them it would add where PEFT is
+    installed, and nowhere else: it is no part of the base.
     """
+    read: list[LoadStateDictInfo] = []
 
     def load(model: Any, _: Any, files: list[str], loading: Any, **__: Any) -> Any:
-        return by(model, open_tensors(files), loading), None
+        read.append(by(model, open_tensors(files), loading))
+        return read[-1], None
 
-    changes = {"_load_pretrained_model": staticmethod(load), "__module__": whole.__module__}
+    def leave_adapter(*_: Any, **__: Any) -> LoadStateDictInfo:
+        return read[-1]
+
+    changes = {
+        "_load_pretrained_model": staticmethod(load), "load_adapter": leave_adapter, "__module__": whole.__module__
+    }  # fmt: skip
     return type(whole.__name__, (whole,), changes)
