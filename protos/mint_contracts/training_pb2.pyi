@@ -221,7 +221,9 @@ class Example(_message.Message):
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
     def sampler_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Log-probabilities of the targets as the sampler had them; for losses that weigh by importance."""
+        """Log-probabilities of the targets as the sampler had them; for losses that weigh by importance. These and advantages
+        are finite wherever the weight is not 0.
+        """
 
     @_builtins.property
     def advantages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...

@@ -11,7 +11,7 @@ from mint_contracts.training import Loss, LossType, Optimizer
 from mint_contracts.transport import MOST_ROUTE_BYTES
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import routed
-from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.example import Example, PolicyBatch, needs_sampler
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.work import LossOutcome
 
@@ -51,8 +51,21 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
         )
         for number, each in enumerate(request.examples)
     ]
+    for number, each in enumerate(examples):
+        if needs_sampler(loss) and (name := _not_finite(each)):
+            subject = f"policy {request.policy}, example {number}"
+            raise InvalidRequest(subject, f"has {name} that are not finite where its weights are not 0")
     longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
     return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or longest)
+
+
+def _not_finite(example: Example) -> str:
+    """Which numbers of weighted tokens: a single one would cost the whole step, of all other examples too."""
+    for name in ("sampler_logprobs", "advantages"):
+        pairs = zip(example.weights, getattr(example, name), strict=False)  # their count is checked later
+        if any(weight and not math.isfinite(value) for weight, value in pairs):
+            return name
+    return ""
 
 
 def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:

@@ -281,6 +281,13 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         for numbers in ({"clip_high": -0.5}, {"clip_low": nan}, {"kl_coefficient": inf}, band):
             error = await refused(stub.ForwardBackward(lesson("one", 1, loss="ppo", **numbers)))
             assert (error.reason, error.subject) == ("InvalidRequest", "loss")
+        good: dict[str, Any] = {"sampler_logprobs": [nan, -1, -1], "advantages": [inf, 1, 1]}
+        for name, number in (("sampler_logprobs", -inf), ("advantages", nan)):
+            spoiled = good | {name: [0, 1, number]}
+            example = pb.Example(tokens=[5, 6, 7], targets=[6, 7, 8], weights=[0, 1, 1], **spoiled)
+            error = await refused(stub.ForwardBackward(lesson("one", 1, loss="ppo", examples=[example])))
+            assert (error.reason, error.subject) == ("InvalidRequest", "policy one, example 0")
+            assert error.message == f"has {name} that are not finite where its weights are not 0"
         long = [5] * (CONTEXT + 1)  # no more than the base knows, but than the engine has been sized for
         error = await refused(
             stub.ForwardBackward(lesson("one", 1, examples=[pb.Example(tokens=long, targets=long)]))
