@@ -1,7 +1,6 @@
 """Loading a base: what is served, and one clear error for everything that is not."""
 
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,6 @@ from mint_engine.beforehand import check_small_files
 from mint_engine.build import build
 from mint_engine.model.base import load_base
 from mint_engine.model.cache import count_pages
-from mint_engine.model.device import choose_device, choose_dtype, count_threads, zeros
 from mint_engine.model.modules import find_modules
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
@@ -123,6 +121,18 @@ def test_a_shard_that_is_not_there(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[")
     with pytest.raises(CorruptFile, match=r"unreadable model\.safetensors\.index\.json"):
         load(folder)
+
+
+def test_an_index_as_transformers_does_not_read_it(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    names = load_file(folder / "one.safetensors")
+    told: dict[str, Any] = {"weight_map": dict.fromkeys(names, "one.safetensors")}
+    for wrong in (told, told | {"metadata": []}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(wrong))
+        with pytest.raises(CorruptFile, match=r'without "metadata", which transformers reads: put {} there'):
+            load(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(told | {"metadata": {}}))
+    assert load(folder)
 
 
 def test_weights_that_are_there_a_second_time_are_not_read(folder: Path) -> None:
@@ -263,31 +273,6 @@ def test_target_modules_limit_what_adapters_reach(good: Path) -> None:
     assert sorted(some) == sorted(path for path in every if path.endswith(("q_proj", "down_proj")))
     down = some["model.layers.1.mlp.down_proj"]
     assert (down.in_features, down.out_features) == (96, 64)
-
-
-def test_dtypes_devices_and_threads() -> None:
-    assert choose_dtype("bfloat16") is torch.bfloat16
-    assert choose_device("cpu") == CPU
-    assert 1 <= count_threads(1) <= count_threads()
-
-
-def test_a_rank_without_a_device_of_its_own_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UnsupportedBase, match=r"is on this machine for 1 of its ranks, .*tensorParallelSize"):
-        choose_device("cuda", 1)
-    with pytest.raises(UnsupportedBase, match="'tpu': is not there on this machine"):
-        choose_device("tpu", 1)
-
-
-def test_zeros_cost_memory_only_where_they_are_written() -> None:
-    def resident_bytes() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    before, size = resident_bytes(), 512 << 20
-    many = zeros((512, 1 << 20), torch.uint8, CPU)
-    many[3].fill_(1)
-    assert resident_bytes() - before < size // 4
-    assert many[:8].sum() == 1 << 20
 
 
 # Architectures by transformers' own code; more of them, with adapters, in test_families.
