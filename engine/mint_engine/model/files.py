@@ -18,7 +18,7 @@ from mint_engine.model.gguf_told import complete
 from mint_engine.model.integers import WORDS
 from mint_engine.model.kept import EXPERT
 from mint_engine.model.stored import open_tensors
-from mint_engine.sources.fetch_base import INDEX, several_ggufs, weights_read
+from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
 from mint_engine.sources.gguf_head import MAGIC
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
@@ -97,6 +97,10 @@ def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
     shards = _shards(files)
     if absent := sorted(shard for shard in shards if shard not in names):
         raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {INDEX}")
+    if shards and WHOLE not in names and not isinstance(_read_json(files.folder / INDEX).get("metadata"), dict):
+        raise CorruptFile(
+            files.subject, f'has a {INDEX} without "metadata", which transformers reads: put {{}} there'
+        )
     for name in sorted(weights_read(names, shards)):
         try:
             with safe_open(files.folder / name, framework="pt"):

@@ -44,7 +44,7 @@ _PROBED = (_CONFIG, "generation_config.json", "model.safetensors", "model.safete
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin",
            MODELOPT_FILE)  # fmt: skip
 INDEX = "model.safetensors.index.json"
-_WHOLE = "model.safetensors"
+WHOLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
 
@@ -122,7 +122,7 @@ def weights_read(names: Collection[str], shards: Collection[str]) -> set[str]:
 
     Others beside them may hold the same a second time, for their makers' own code (consolidated.safetensors).
     """
-    known = {*shards, *({_WHOLE} & set(names))}
+    known = {*shards, *({WHOLE} & set(names))}
     return known or {name for name in names if name.endswith(_SAFE)}
 
 
