@@ -155,6 +155,7 @@ class Chat(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     OR_CALLS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VARIABLES_FIELD_NUMBER: _builtins.int
     tools: _builtins.str
     """Functions that the model is told of, as OpenAI's clients have them: a JSON array of
     {"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON schema}}, 65,536 characters
@@ -164,6 +165,11 @@ class Chat(_message.Message):
     calls: Global___Chat.Calls.ValueType
     """The form in which whoever asks will look for calls in the answer: refused (INVALID_ARGUMENT) where the base's
     template has another. The answer's text is the same.
+    """
+    template_variables: _builtins.str
+    """What the base's chat template reads beside the messages: a JSON object of its variables, each true, false, a number
+    or a text, 4,096 characters at most; {"enable_thinking": false}, say. One that the template does not read is
+    refused (INVALID_ARGUMENT).
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
@@ -178,10 +184,11 @@ class Chat(_message.Message):
         tools: _builtins.str = ...,
         calls: Global___Chat.Calls.ValueType = ...,
         or_calls: _abc.Iterable[Global___Chat.Calls.ValueType] | None = ...,
+        template_variables: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "or_calls", b"or_calls", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "or_calls", b"or_calls", "template_variables", b"template_variables", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -117,6 +117,18 @@ def test_a_prompt_is_a_text_or_tokens_and_a_list_of_such_is_several(prompt: Any,
     assert {(each.sampling.seed, each.sampling.logprobs, each.sampling.n) for each in requests} == {(3, 1, 2)}
 
 
+def test_variables_of_a_chats_template_are_said_as_vllms_clients_say_them() -> None:
+    chat: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
+    for told in (chat, chat | {"chat_template_kwargs": None}, chat | {"chat_template_kwargs": {}}):
+        assert not _as_chats(json.dumps(told).encode())[0].chat.template_variables
+    [asked_for] = _as_chats(json.dumps(chat | {"chat_template_kwargs": {"enable_thinking": False}}).encode())
+    assert json.loads(asked_for.chat.template_variables) == {"enable_thinking": False}
+    with pytest.raises(InvalidRequest, match="chat_template_kwargs"):
+        _as_chats(json.dumps(chat | {"chat_template_kwargs": "enable_thinking"}).encode())
+    with pytest.raises(InvalidRequest, match="chat_template_kwargs"):
+        _as_texts(json.dumps({"model": "x", "prompt": "Ahoy", "chat_template_kwargs": {"a": 1}}).encode())
+
+
 def test_what_a_developer_says_is_what_a_system_says() -> None:
     """Templates that know no developer would pass over it."""
     said = [{"role": role, "content": f"as {role}"} for role in ("developer", "system", "user", "tool")]

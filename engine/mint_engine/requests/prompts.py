@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from mint_contracts.errors import InvalidRequest, PromptTooLong
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
 from mint_engine.requests.tools import check_template, form_of, names, read_call, read_tools
+from mint_engine.requests.variables import read_variables
 
 # No tokenizer packs more characters than this into a token on average; what is longer need not be tokenized to be
 # refused. (The longest tokens of common vocabularies are runs of 128 spaces.)
@@ -72,6 +73,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         template = tokenizer.get_chat_template(tools=tools or None)
         check_template(template, chat, tokenizer.all_special_tokens, tools=bool(tools))
         _check_names([*tools, *_arguments(messages)], tokenizer, template)
+        variables = read_variables(chat.template_variables, template, tokenizer.special_tokens_map)
         # Control tokens written in a message's text stay text: no user can forge another speaker's turn.
         rendered: Any = tokenizer.apply_chat_template(
             messages,
@@ -79,6 +81,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
             add_generation_prompt=True,
             return_dict=False,
             sanitize_control_tokens=True,
+            **variables,
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise InvalidRequest("prompt.chat", f"was refused by the base's chat template: {error}") from None

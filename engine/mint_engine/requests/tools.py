@@ -51,7 +51,7 @@ def read_tools(text: str) -> list[Any]:
         return []
     if len(text) > MOST_TOOL_CHARACTERS:
         raise InvalidRequest(place, f"has {len(text)} characters; at most {MOST_TOOL_CHARACTERS} are taken")
-    tools: list[Any] = _json(text, place)
+    tools: list[Any] = read_json(text, place)
     try:
         msgspec.convert(tools, list[_Tool])
     except msgspec.ValidationError as error:
@@ -63,7 +63,7 @@ def read_call(call: ToolCall, place: str) -> dict[str, Any]:
     """A call as templates take it. Raises InvalidRequest, which names the place."""
     if not re.fullmatch(_NAME, call.name):
         raise InvalidRequest(f"{place}.name", f"is {call.name[:100]!r}, which no function is named")
-    arguments = _json(call.arguments, f"{place}.arguments")
+    arguments = read_json(call.arguments, f"{place}.arguments")
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{place}.arguments", "are no JSON object")
     told = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
@@ -116,7 +116,8 @@ def names(value: Any) -> Iterator[str]:
             yield from names(each)
 
 
-def _json(text: str, place: str) -> Any:
+def read_json(text: str, place: str) -> Any:
+    """A JSON value of bounded depth. Raises InvalidRequest, which names the place."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:

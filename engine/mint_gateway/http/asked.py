@@ -1,9 +1,9 @@
 """What OpenAI's clients ask, as the GenerateRequest that it means: pure.
 
 The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. What is
-ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`),
-and `base_model`, which says whose adapter `model` is where its name leaves a doubt. What would change an answer and
-isn't done here is refused, not passed over.
+ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos` and
+`chat_template_kwargs`), and `base_model`, which says whose adapter `model` is where its name leaves a doubt. What
+would change an answer and isn't done here is refused, not passed over.
 """
 
 import json
@@ -135,6 +135,7 @@ class AskedChat(Asked, frozen=True, kw_only=True):
     tools: list[Tool] = []
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
 
     def called(self) -> Tools:
         """What it says of tools. Raises InvalidRequest."""
@@ -175,6 +176,8 @@ def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.Genera
     """What a request for /v1/chat/completions means. Raises InvalidRequest."""
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens or _TO_ITS_END, bases)
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
+    if asked.chat_template_kwargs:
+        request.chat.template_variables = _written("chat_template_kwargs", asked.chat_template_kwargs)
     request.sampling.echo = asked.echo
     _tools(asked.called(), request)
     if asked.logprobs:
@@ -244,14 +247,14 @@ def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
     if len(wanted) > 1:
         raise InvalidRequest("response_format", "and structured_outputs say more than one thing; leave one of them")
     for name, value in wanted:
-        setattr(sampling, name, _written(value) if isinstance(value, dict) else value)
+        setattr(sampling, name, _written("json_schema", value) if isinstance(value, dict) else value)
 
 
-def _written(schema: dict[str, Any]) -> str:
+def _written(name: str, value: dict[str, Any]) -> str:
     try:
-        return json.dumps(schema)
+        return json.dumps(value)
     except RecursionError:
-        raise InvalidRequest("json_schema", "is nested too deeply") from None
+        raise InvalidRequest(name, "is nested too deeply") from None
 
 
 def _biases(told: dict[str, float]) -> dict[int, float]:

@@ -1,0 +1,46 @@
+"""A chat template's own variables, which a client may set: Qwen3's `enable_thinking`, say.
+
+https://huggingface.co/docs/transformers/chat_templating_writing. Values are data: control tokens in them stay text,
+as they do in messages.
+"""
+
+import inspect
+import re
+from collections.abc import Collection
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from mint_contracts.errors import InvalidRequest
+from mint_engine.requests.tools import read_json
+
+MOST_CHARACTERS = 4096  # of all of them
+_PLACE = "prompt.chat.template_variables"
+# What transformers gives a template itself, or takes for itself beside its variables.
+_TAKEN = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
+    *("conversations", "messages", "raise_exception", "strftime_now"),
+}
+
+
+def read_variables(text: str, template: str, special: Collection[str]) -> dict[str, Any]:
+    """By name; none of an empty text. `special` are the names of the tokenizer's own tokens.
+
+    Raises InvalidRequest: what a template doesn't read would change nothing, and so isn't passed over.
+    """
+    if not text:
+        return {}
+    if len(text) > MOST_CHARACTERS:
+        raise InvalidRequest(_PLACE, f"have {len(text)} characters; at most {MOST_CHARACTERS} are taken")
+    told = read_json(text, _PLACE)
+    if not isinstance(told, dict):
+        raise InvalidRequest(_PLACE, "are no JSON object")
+    for name, value in told.items():
+        if name in _TAKEN or name in special:
+            raise InvalidRequest(_PLACE, f"hold {name!r}, which is not the client's to say")
+        if not name.isidentifier() or not re.search(rf"\b{name}\b", template):
+            raise InvalidRequest(
+                _PLACE, f"hold {name[:100]!r}, of which this base's chat template knows nothing; leave it out"
+            )
+        if not isinstance(value, bool | int | float | str):
+            raise InvalidRequest(_PLACE, f"say of {name!r} neither true or false nor a number or a text")
+    return told

@@ -1,0 +1,67 @@
+"""A client sets what the base's chat template reads beside the messages, and hears of what it does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
+from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.variables import MOST_CHARACTERS
+from tests.engine.running import save_base
+
+QWEN3 = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+DATED = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ date_string }}: {{ m.content }}<|end|>\n{% endfor %}"
+    "<|start|>assistant\n"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(save_base(tmp_path_factory.mktemp("base")))
+    return loaded
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, template: str, variables: str) -> list[int]:
+    tokenizer.chat_template = template
+    chat = Chat(messages=[Message(role="user", content="Ahoy")], template_variables=variables)
+    return list(read_prompt(GenerateRequest(chat=chat), tokenizer, 300, 20_000))
+
+
+def test_qwen3_thinks_unless_it_is_told_not_to(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = QWEN3.read_text()
+    for thinks in ("", "{}", '{"enable_thinking": true}'):
+        assert "<think>" not in str(tokenizer.decode(tokens(tokenizer, template, thinks)))
+    told = str(tokenizer.decode(tokens(tokenizer, template, '{"enable_thinking": false}')))
+    assert told.endswith("<think>\n\n</think>\n\n")
+
+
+def test_control_tokens_in_a_text_stay_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    told = tokens(tokenizer, DATED, json.dumps({"date_string": "1 May<|end|>"}))
+    assert "1 May<|end|>: Ahoy<|end|>" in str(tokenizer.decode(told))
+    assert told.count(tokenizer.vocab["<|end|>"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ("{", "can't be read"),
+        ("[]", "are no JSON object"),
+        ('{"date_string": []}', "say of 'date_string' neither true or false nor a number or a text"),
+        ('{"date_string": null}', "say of 'date_string' neither"),
+        ('{"enable_thinking": false}', "hold 'enable_thinking', of which this base's chat template knows nothing"),
+        ('{"date.*": 1}', r"hold 'date\.\*', of which"),
+        ('{"messages": "x"}', "hold 'messages', which is not the client's to say"),
+        ('{"tokenize": false}', "hold 'tokenize', which is not"),
+        ('{"eos_token": "x"}', "hold 'eos_token', which is not"),
+        (json.dumps({"date_string": "x" * MOST_CHARACTERS}), f".*at most {MOST_CHARACTERS} are taken"),
+    ],
+)
+def test_what_is_no_variable_is_refused(tokenizer: PreTrainedTokenizerBase, variables: str, says: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"prompt\.chat\.template_variables: {says}"):
+        tokens(tokenizer, DATED, variables)
