@@ -114,12 +114,18 @@ async def test_a_broken_state_leaves_the_old_one_serving_until_it_is_mended(
     assert await once(here, NAME) == new
 
 
-async def test_a_source_that_is_gone_changes_nothing(scene: Callable[..., Scene], store: Path) -> None:
+@pytest.mark.parametrize("left", [[], [CONFIG], [WEIGHTS], None])
+async def test_a_source_that_is_gone_or_just_going_changes_nothing(
+    scene: Callable[..., Scene], store: Path, left: list[str] | None
+) -> None:
     here = scene(**OFTEN)
     here.residency.want(wanted(store, NAME))
     old = await once(here, NAME)
     await until(lambda: here.tier(NAME) is Tier.DEVICE)
-    shutil.rmtree(store / NAME)
+    for each in () if left is None else {CONFIG, WEIGHTS} - {*left}:
+        (store / NAME / each).unlink()
+    if left is None:
+        shutil.rmtree(store / NAME)
     new = change(store, OTHER, like=NAMES[2])
     here.residency.want(wanted(store, NAME, OTHER))
     await until(lambda: revision(here, OTHER) == new)

@@ -23,7 +23,7 @@ from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.together import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.hosts import Asking, Hosts
-from mint_engine.sources.local import is_local, state_of
+from mint_engine.sources.local import has, is_local, state_of
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
 
@@ -97,11 +97,15 @@ class Loader:
                 self.disk.drop(source)
 
     def state(self, source: Source) -> str | None:
-        """What tells a local source's files from what they may be later, "" where there are none; None of others."""
+        """What tells a local source's files from what they may be later; None of others.
+
+        "" where it lacks one that it needs: it is gone, or just being removed or written.
+        """
         if not is_local(source):
             return None
         try:
-            return self._identity(source)
+            identity, location = self._identity(source), locate(source)
+            return identity if has(location, PACKED) or has(location, CONFIG, WEIGHTS) else ""
         except MintError:
             return ""
 

@@ -35,6 +35,12 @@ def state_of(location: Location, names: Sequence[str], subject: str) -> bytes:
     return repr(found).encode()
 
 
+def has(location: Location, *names: str) -> bool:
+    """Whether all of the named files are there. Raises what `named_path` does."""
+    folder = named_path(location)
+    return all(os.path.exists(f"{folder}/{name}") for name in names)
+
+
 class LocalFolder:
     """A folder of this machine. Its files may be links, as long as they stay inside the folder (or its claim)."""
 
