@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.together import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.hosts import Asking, Hosts
-from mint_engine.sources.local import has, is_local, state_of
+from mint_engine.sources.local import FileState, is_local, state_of
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
 
@@ -104,10 +104,11 @@ class Loader:
         if not is_local(source):
             return None
         try:
-            identity, location = self._identity(source), locate(source)
-            return identity if has(location, PACKED) or has(location, CONFIG, WEIGHTS) else ""
+            files = _files_of(source)
         except MintError:
             return ""
+        names = {name for name, *_ in files}
+        return self._told(files) if PACKED in names or {CONFIG, WEIGHTS} <= names else ""
 
     def _turn(self, source: Source) -> threading.Lock:
         with self._guard:
@@ -163,11 +164,18 @@ class Loader:
 
         A local source's files are looked at. A remote one is taken to be what its URI and revision name, for good.
         """
+        return self._told(_files_of(source) if is_local(source) else None)
+
+    def _told(self, files: Sequence[FileState] | None) -> str:
         told = hashlib.sha256(self._base.encode())
-        location = locate(source)
-        if is_local(source):
-            told.update(state_of(location, (CONFIG, WEIGHTS, PACKED), subject_of(source)))
+        if files is not None:
+            told.update(repr(files).encode())
         return told.hexdigest()[:16]
+
+
+def _files_of(source: Source) -> list[FileState]:
+    """An adapter's files that a local source has. Raises as `state_of`."""
+    return state_of(locate(source), (CONFIG, WEIGHTS, PACKED), subject_of(source))
 
 
 def _own_trouble(error: OSError | MemoryError, subject: str, did: str) -> MintError:

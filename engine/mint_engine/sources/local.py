@@ -18,13 +18,16 @@ def is_local(source: Source) -> bool:
     return source.uri.partition(":")[0].lower() in LOCAL
 
 
-def state_of(location: Location, names: Sequence[str], subject: str) -> bytes:
+FileState = tuple[str, int, int, int]  # a name, its bytes, time of change and inode
+
+
+def state_of(location: Location, names: Sequence[str], subject: str) -> list[FileState]:
     """Bytes and times of change of those of the named files that a file:// or pvc:// source has.
 
     Links are followed wherever they lead: what is read is looked up again, by `LocalFolder` in its fence.
     Raises SourceNotFound, and what `local_path` does.
     """
-    folder, found = named_path(location), []
+    folder, found = named_path(location), list[FileState]()
     with os_errors(subject):
         for name in names:
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -32,13 +35,7 @@ def state_of(location: Location, names: Sequence[str], subject: str) -> bytes:
                 found.append((name, about.st_size, about.st_mtime_ns, about.st_ino))
         if not found:
             os.stat(local_path(location)[0])
-    return repr(found).encode()
-
-
-def has(location: Location, *names: str) -> bool:
-    """Whether all of the named files are there. Raises what `named_path` does."""
-    folder = named_path(location)
-    return all(os.path.exists(f"{folder}/{name}") for name in names)
+    return found
 
 
 class LocalFolder:
