@@ -94,10 +94,10 @@ def check_start(files: BaseFiles) -> BaseFiles:
 
 def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
     """Every shard that the index names is there, and every header that is read agrees with its file's size."""
-    shards = _shards(files)
+    shards, metadata = _read_index(files)
     if absent := sorted(shard for shard in shards if shard not in names):
         raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {INDEX}")
-    if shards and WHOLE not in names and not isinstance(_read_json(files.folder / INDEX).get("metadata"), dict):
+    if shards and WHOLE not in names and not isinstance(metadata, dict):
         raise CorruptFile(
             files.subject, f'has a {INDEX} without "metadata", which transformers reads: put {{}} there'
         )
@@ -110,12 +110,13 @@ def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
     return files
 
 
-def _shards(files: BaseFiles) -> set[str]:
-    """The weight files that an index names; none where there is no index."""
+def _read_index(files: BaseFiles) -> tuple[set[str], object]:
+    """The weight files that an index names, and its metadata; none where there is no index."""
     try:
-        return {str(name) for name in _read_json(files.folder / INDEX)["weight_map"].values()}
+        index = _read_json(files.folder / INDEX)
+        return {str(name) for name in index["weight_map"].values()}, index.get("metadata")
     except FileNotFoundError:
-        return set()
+        return set(), None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise CorruptFile(files.subject, f"has an unreadable {INDEX}") from None
 
@@ -127,7 +128,7 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
     Raises UnsupportedBase, and CorruptFile where a file can not be read.
     """
     firsts: dict[str, tuple[str, list[int]]] = {}
-    names = weights_read([each.name for each in files.folder.iterdir()], _shards(files))
+    names = weights_read([each.name for each in files.folder.iterdir()], _read_index(files)[0])
     for name, tensor in open_tensors(str(files.folder / each) for each in sorted(names)).items():
         small, packed = tensor.get_dtype().startswith("F8"), name.endswith(f".{WORDS}")
         if quantisation is None and (small or packed):
