@@ -139,25 +139,31 @@ class Product {
     return {ROWS, held > 1 ? std::min(held / 2 * 2, PANELS) : 1};
   }
 
-  // Cuts an expert's rows into blocks of whole tiles, and these into pieces where a tile or a run ends.
+  // Cuts a block's rows into pieces where a tile or a run ends; `at`: the first adapter that does not end before them.
+  void cut_pieces(Block& block, int64_t& at) {
+    block.first_piece = int64_t(pieces_.size());
+    for (int64_t row = block.first, tile = std::min(row + TILE, block.last); row < block.last;) {
+      while (at < call_.count && call_.added[at].first + call_.added[at].rows <= row) ++at;
+      int64_t to = at;  // the first that adds nothing to this row
+      while (to < call_.count && call_.added[to].first <= row) ++to;
+      const int64_t run = to > at ? call_.added[at].first + call_.added[at].rows
+                          : at < call_.count ? call_.added[at].first : block.last;
+      const int64_t end = std::min(tile, run);
+      pieces_.push_back({row, end - row, at, to});
+      row = end;
+      if (row == tile) tile = std::min(row + TILE, block.last);
+    }
+    block.last_piece = int64_t(pieces_.size());
+  }
+
+  // Cuts an expert's rows into blocks of whole tiles; by matrix registers, which find their runs, not into pieces.
   void plan(const int64_t* bounds, int64_t experts, size_t threads) {
     int64_t at = 0;
     std::vector<Block> whole;  // all panels
     for (int64_t expert = 0; expert < experts; ++expert)
       for (int64_t first = bounds[expert]; first < bounds[expert + 1]; first += most_.rows) {
-        const int64_t last = std::min(first + most_.rows, bounds[expert + 1]), piece = int64_t(pieces_.size());
-        for (int64_t row = first, tile = std::min(row + TILE, last); row < last;) {
-          while (at < call_.count && call_.added[at].first + call_.added[at].rows <= row) ++at;
-          int64_t to = at;  // the first that adds nothing to this row
-          while (to < call_.count && call_.added[to].first <= row) ++to;
-          const int64_t run = to > at ? call_.added[at].first + call_.added[at].rows
-                              : at < call_.count ? call_.added[at].first : last;
-          const int64_t end = std::min(tile, run);
-          pieces_.push_back({row, end - row, at, to});
-          row = end;
-          if (row == tile) tile = std::min(row + TILE, last);
-        }
-        whole.push_back({expert, first, last, piece, int64_t(pieces_.size()), 0, 0});
+        whole.push_back({expert, first, std::min(first + most_.rows, bounds[expert + 1]), 0, 0, 0, 0});
+        if (!BY_MATRICES<T>) cut_pieces(whole.back(), at);
       }
     const int64_t panels = (call_.out + WIDTH - 1) / WIDTH;
     int64_t most = most_.panels;
