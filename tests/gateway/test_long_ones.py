@@ -99,25 +99,26 @@ async def test_answers_are_told_whole_while_all_together_have_room(
 async def test_requests_are_taken_in_while_all_that_come_have_room(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rooms = list[Room]()  # the first is that of what arrives
+
+    def room(*told: Any) -> Room:
+        rooms.append(Room(*told))
+        return rooms[-1]
+
     monkeypatch.setattr(door, "MOST_ARRIVING", 1 << 20)
+    monkeypatch.setattr(door, "Room", room)
     await scene.with_engine()
     short, long = {"model": BASE, "prompt": "Ahoy"}, {"model": BASE, "prompt": "Ahoy " * 150_000}
     with closing(socket.create_connection(("127.0.0.1", scene.gateway.http_port))) as slow:
         head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
         await asyncio.to_thread(slow.sendall, head.encode() + b" " * 900_000)
-
-        async def refused() -> bool:
-            status, told, headers = await post(scene, TEXT, long)
-            assert status == 200 or "1 MiB of requests are on their way" in told["error"]["message"]
-            return (status, headers.get("Retry-After")) == (429, "1")
-
-        await until(refused)
+        await until(lambda: rooms[0].taken == 900_000 - OWN_BYTES)
+        status, told, headers = await post(scene, TEXT, long)
+        assert (status, headers.get("Retry-After")) == (429, "1")
+        assert "1 MiB of requests are on their way" in told["error"]["message"]
         assert (await post(scene, TEXT, short))[0] == 200
-
-    async def taken() -> bool:
-        return (await post(scene, TEXT, long))[0] == 200
-
-    await until(taken)
+    await until(lambda: rooms[0].taken == 0)
+    assert (await post(scene, TEXT, long))[0] == 200
 
 
 def test_parts_of_a_room_share_what_they_take_beyond_what_each_has() -> None:
