@@ -17,6 +17,7 @@ MXFP4_BYTES = MXFP4_GROUP // 2  # that these numbers take, their scale left out
 NVFP4_GROUP = 16  # numbers in a row that have one scale
 PACKED = "pack-quantized"  # what compressed-tensors calls the format of Integers
 WORD = 32  # bits
+_E4M3 = ("e4m3", "e4m3fn", "float8_e4m3fn", None)  # one "fmt", as DeepSeek-V3, others and MiniMax-M2 spell it
 _INTEGERS = (4, 8)  # bits; numbers of others run over from one word into the next
 _REORDERED = ("group", "dynamic", True)  # of "actorder": "weight" and "static" leave columns in their groups
 _ADVICE = (
@@ -100,10 +101,10 @@ def said_of(config: Mapping[str, Any]) -> Any:
 
 
 def _fp8(told: Mapping[str, Any], subject: str) -> Float8:
-    block, kind = told.get("weight_block_size"), told.get("fmt", "e4m3")
-    if kind == "e4m3" and block is None:
+    block, kind = told.get("weight_block_size"), told.get("fmt")
+    if kind in _E4M3 and block is None:
         return BY_TENSOR
-    if kind == "e4m3" and isinstance(block, list) and _is_block(block):
+    if kind in _E4M3 and isinstance(block, list) and _is_block(block):
         return Float8(*block)
     raise _refused(subject, f"'fp8' of kind {kind!r} in blocks of {block!r}")
 

@@ -61,6 +61,9 @@ FP8: dict[str, Any] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme"
 DEEPSEEK = Float8Layout(FP8 | {"weight_block_size": list(BLOCK)}, BLOCK, "weight_scale_inv")
 LAYOUTS = {
     "deepseek": DEEPSEEK,
+    "minimax": Float8Layout(
+        FP8 | {"fmt": "float8_e4m3fn", "weight_block_size": list(BLOCK)}, BLOCK, "weight_scale_inv"
+    ),
     "mistral": Float8Layout(
         {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}, (None, None),
         "weight_scale_inv", torch.bfloat16, none, {"activation_scale": HALF.bfloat16()},

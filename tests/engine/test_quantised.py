@@ -358,6 +358,7 @@ def mixture(*algorithms: str) -> dict[str, Any]:
         (mixture("FP8", "W4A8_AWQ"), "quantised by 'modelopt' as 'MIXED_PRECISION' of W4A8_AWQ, which is not read"),
         (mixture(), "quantised by 'modelopt' as 'MIXED_PRECISION' of nothing, which is not read"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2"}, "'fp8' of kind 'e5m2'"),
+        ({"quant_method": "fp8", "fmt": "float8_e4m3fnuz"}, "'fp8' of kind 'float8_e4m3fnuz'"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"in blocks of \[128, 0\]"),
         ({}, "float8 weights"),
         ("fp8", "quantised by None"),
