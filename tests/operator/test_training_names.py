@@ -1,5 +1,7 @@
 """Names of policies: each is trained by one wave, and served by none that means something else by it."""
 
+from typing import Any
+
 import pytest
 
 from mint_contracts.resources import Tenant
@@ -57,7 +59,7 @@ def test_what_trains_goes_on_when_another_wave_comes_to_serve_its_name() -> None
     world.waves.append(worlds.wave("z", ["team/w-0"]))
     world.step()
     assert orders(world) == {Order.RUN}
-    assert condition(world, "z", "Admitted")[1] == "SourceConflict"
+    assert condition(world, "z", "Admitted")[1] == "PolicyConflict"
 
 
 def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -> None:
@@ -128,3 +130,37 @@ def test_another_namespace_may_serve_what_a_wave_has_published() -> None:
     world.step()
     assert condition(world, "s", "Admitted")[0] == "True"
     assert world.placements["team/x"].waves == ("acme/s", "team/w")
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("first", [{"created": EARLIER}, {"priority": 9}])
+def test_no_wave_that_comes_first_takes_the_name_of_what_trains_before_that_ends(
+    step: int, first: dict[str, Any]
+) -> None:
+    world = World(base(), [training_wave("w", policies=X)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, step, published=published(step) if step else None)
+    world.step()
+    world.waves.append(worlds.wave("s", ["team/x"], **first))
+    for later in range(step + 1, step + 3):
+        world.step()
+        reason, said = condition(world, "s", "Admitted")[1:]
+        assert reason == "PolicyConflict"
+        assert said.startswith("adapter team/x is what wave team/w trains; serve it once that publishes it, or name ")
+        world.say(Stage.RUNNING, later, published=published(later))
+    world.step()
+    assert world.placements["team/x"].waves == ("team/w",)
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    assert world.placements["team/x"].waves == ("team/s",)
+
+
+def test_a_wave_of_the_namespace_may_serve_a_revision_that_has_been_superseded() -> None:
+    world = World(base(), [training_wave("w", policies=X)], engines(1))
+    world.step()
+    before = "pvc://training/runs/revisions/team/x/.published/abc"
+    world.say(Stage.RUNNING, 1, published=published(1))
+    world.waves.append(worlds.wave("s", sources={"team/x": before}, created=EARLIER))
+    world.step()
+    assert condition(world, "s", "Admitted")[0] == "True"
+    assert world.placements["team/x"].source.uri == before

@@ -1,6 +1,6 @@
-"""Whose a name is, where waves of several namespaces mean different things by it: nobody takes another's. Pure.
+"""Whose a name is, where waves mean different things by it: nobody takes another namespace's, or what trains. Pure.
 
-Among the waves of one namespace the turn decides (`sharing`).
+Else, among the waves of one namespace, the turn decides (`sharing`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,15 @@ from mint_operator.planning.sharing import shown
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A policy's name is its wave's, to waves of other namespaces at least; to `all` where nobody else may have it.
+    """A policy's name is its wave's; to `all` where nobody else may have it.
 
     Others may ask for what it has published, before that for what an earlier policy of the name has, in `folder`.
+    Those of its own namespace may ask for any that lies there and, once it has `ended`, for something else.
     """
 
     wave: str
     all: bool = False
+    ended: bool = False
     published: Source | None = None
     folder: str = ""
 
@@ -31,7 +33,7 @@ class Claim(msgspec.Struct, frozen=True):
         if self.all or wave == self.wave:
             return wave != self.wave
         if of_one_namespace(wave, self.wave):
-            return False
+            return not self.ended and want.source != self.published and parent(want.source) != self.folder
         return want.source != self.published if self.published else parent(want.source) != self.folder
 
 

@@ -55,7 +55,8 @@ class Training(msgspec.Struct, frozen=True):
             for policy in stand.policies if stand.kept or stand.begun else ():
                 name = policy.name
                 if not stand.kept:
-                    found[name] = Claim(key, published=policy.published, folder=published_in(store, name).uri)
+                    folder, ended = published_in(store, name).uri, policy.ended(stand.train.steps)
+                    found[name] = Claim(key, ended=ended, published=policy.published, folder=folder)
                 elif name not in there:
                     found[name] = Claim(key, all=True)
         return found
