@@ -85,7 +85,7 @@ async def test_a_heartbeat_runs_out_and_a_goodbye_ends_it_at_once(redis_client: 
     reporter, reader = MapReporter(redis_client, BASE, "e-0"), MapReader(redis_client)
     await reporter.report(record(), [held("a")], [], full=True)
     left_ms = await redis_client.pttl(keys.engine(BASE, "e-0"))
-    assert HEARTBEAT_TTL_S * 500 < left_ms <= HEARTBEAT_TTL_S * 1000
+    assert 0 < left_ms <= HEARTBEAT_TTL_S * 1000
     await redis_client.pexpire(keys.engine(BASE, "e-0"), 1)  # as if so much time had passed
     async with asyncio.timeout(60):
         (view,) = await reader.engines(BASE)

@@ -20,6 +20,12 @@ from tests.redis_process import RedisProcess
 _numbers = itertools.count()
 
 
+@pytest.fixture(autouse=True)
+def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that a test plays lives until the test ends it, however long passes and kubectl take."""
+    monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
+
+
 @pytest.fixture
 def namespace(api_server: ApiServer) -> str:
     """A namespace of this test's own."""
