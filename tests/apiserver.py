@@ -5,7 +5,6 @@ cluster, and nothing else happens to them. Pods need no service account object t
 """
 
 import secrets
-import socket
 import subprocess
 import time
 import urllib.request
@@ -18,6 +17,7 @@ from ssl import create_default_context
 from kubernetes import client, config
 
 from e2e.cluster.native import binaries as built
+from tests.redis_process import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 90.0
@@ -79,7 +79,7 @@ def binaries() -> Path:
 def serve(folder: Path) -> Iterator[ApiServer]:
     """Run etcd and kube-apiserver with their files in `folder`, apply crds/, and end both afterwards."""
     with ExitStack() as stack:
-        etcd_port, peer_port, api_port = _free_ports(3)
+        etcd_port, peer_port, api_port = (free_port() for _ in range(3))
         token = secrets.token_hex(16)
         certificate, key = _certificate(folder)
         server = ApiServer(f"https://127.0.0.1:{api_port}", token, certificate, folder / "kubeconfig", binaries())
@@ -162,11 +162,3 @@ def _await_ready(server: ApiServer, process: subprocess.Popen[bytes], log: Path)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"kube-apiserver is not ready after {START_TIMEOUT_S:.0f} s; see {log}") from error
             time.sleep(POLL_S)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -1,5 +1,6 @@
 """A real redis-server of a test's own, that can be killed and started again."""
 
+import random
 import shutil
 import signal
 import socket
@@ -11,12 +12,29 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+PORTS = range(16_000, 30_000)
+
+_claims = list[socket.socket]()
+
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of loopback that nobody listens on, and that is this process's to give for as long as it runs.
+
+    It is none of those that the system gives to whoever asks for any, since who is to listen there may be seconds
+    from doing so. A socket without a file, which goes with this process, tells other processes that it is taken.
+    """
+    for port in random.Random().sample(PORTS, k=1000):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0mint-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return port
+    raise AssertionError("no port of loopback is free")
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from mint_contracts.source import Source
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_contracts.wire import to_status
 from tests.gateway.scripted_trainer import ROOM, ScriptedTrainer
+from tests.redis_process import free_port
 
 HEARTBEAT_S = 1.0
 _incarnations = itertools.count(1)
@@ -105,8 +106,8 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         sampling_pb2_grpc.add_SamplerServicer_to_server(self, self._server)
         if self.trainer is not None:
             training_pb2_grpc.add_TrainerServicer_to_server(self.trainer, self._server)
-        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
+        self.address = self.address or f"127.0.0.1:{free_port()}"
+        self._server.add_insecure_port(self.address)
         await self._server.start()
 
     async def hold(self, adapter: str, source: str, tier: Tier, failure: Failure | None = None) -> None:
