@@ -18,6 +18,7 @@ from mint_contracts.records import EngineView
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from tests.engine.parallel.nodes import group_environment
+from tests.logs import whole_lines
 from tests.redis_process import RedisProcess, free_port
 
 BASE = "default/tiny"
@@ -53,11 +54,11 @@ class Pod:
 
     def lines(self) -> list[dict[str, Any]]:
         """What the process logged so far."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [json.loads(line) for line in whole_lines(self.log)]
 
     async def ended(self) -> int:
-        """Its exit code, within 30 s."""
-        return await asyncio.to_thread(self.process.wait, 30)
+        """Its exit code, once it has ended."""
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 @contextmanager

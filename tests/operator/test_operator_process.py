@@ -23,6 +23,7 @@ from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure
 from tests.importing import ends_while_it_imports
+from tests.logs import whole_lines
 from tests.operator.stage import Stage, adapter_wave, base_model, until
 from tests.redis_process import free_port
 
@@ -40,7 +41,7 @@ class Process:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Log lines of that event."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in whole_lines(self.log) if line.startswith("{")]
         return [line for line in lines if line.get("event") == name]
 
     def healthy(self, host: str = "127.0.0.1") -> bool:

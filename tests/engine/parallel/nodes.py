@@ -16,6 +16,7 @@ import msgspec
 from mint_contracts import settings as contracts
 from mint_contracts.settings import EngineSettings
 from mint_engine.parallel.greeting import Entrance, key_of
+from tests.logs import whole_lines
 from tests.redis_process import free_port
 
 PASSWORD = "of all pods of a base"
@@ -30,7 +31,7 @@ class Worker:
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged so far."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in whole_lines(self.log) if line.startswith("{")]
 
     def has_logged(self, event: str) -> bool:
         return event in {line["event"] for line in self.lines()}
