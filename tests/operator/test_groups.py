@@ -21,7 +21,7 @@ from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import SETTINGS_DIGEST, Manifest, render, settings_digest
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Release, Snapshot
-from tests.apiserver import POLL_S, ApiServer, KubectlError, serve
+from tests.apiserver import POLL_S, START_TIMEOUT_S, ApiServer, KubectlError, serve
 from tests.operator.stage import Stage, base_model
 from tests.operator.worlds import NOW, RELEASE, base
 
@@ -173,7 +173,7 @@ def statefulset(name: str, template: Body, labels: dict[str, str]) -> str:
 
 def await_served(api_server: ApiServer) -> None:
     """Until the API is there: `kubectl wait` fails on a definition whose status nobody has written yet."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             api_server.kubectl("get", "--raw", f"/apis/{API_VERSION}/leaderworkersets")
