@@ -16,7 +16,8 @@ from mint_contracts.part_names import part_name
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
 from mint_gateway.client import Client
-from tests.gateway.scene import BASE, Scene, complete
+from mint_gateway.server import Limits
+from tests.gateway.scene import BASE, LIMITS, Scene, complete
 from tests.waiting import until
 
 COUNT = 2500
@@ -34,10 +35,10 @@ def lines(entries: list[Entry]) -> bytes:
     return b"".join(msgspec.json.encode(each) + b"\n" for each in entries)
 
 
-async def opened(scene: Scene, manifests: str) -> Client:
+async def opened(scene: Scene, manifests: str, limits: Limits = LIMITS) -> Client:
     """A gateway, over a base with a catalog that is complete."""
     await declare(scene.redis, manifests)
-    await scene.open()
+    await scene.open(limits)
     await complete(scene.redis)
     await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
     return scene.client

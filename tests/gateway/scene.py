@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import grpc
+import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
@@ -33,6 +34,7 @@ STORE = "file:///adapters"
 PIRATE = f"{STORE}/demo/pirate"
 LIMIT_S = 60.0  # only a test that fails waits for it
 LIMITS = Limits(requests=64, patience=Patience(away_s=1.5), farewell_s=0.0, grace_s=2.0)
+PATIENT = msgspec.structs.replace(LIMITS, patience=Patience(tries=1000, away_s=LIMIT_S), grace_s=LIMIT_S)
 
 
 class Scene:

@@ -7,7 +7,7 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.records import Tier
 from mint_gateway.client import question
-from tests.gateway.scene import BASE, LIMIT_S, PIRATE, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, PATIENT, PIRATE, STORE, Scene
 from tests.waiting import until
 
 
@@ -128,7 +128,7 @@ async def test_an_engine_that_has_yet_to_read_the_map_is_given_a_moment(scene: S
     await scene.base()
     engine = await scene.engine("e-0")
     engine.refuse = errors.AdapterNotFound("adapter 'demo/pirate'", "is in no wave")
-    await scene.open()
+    await scene.open(PATIENT)
     await scene.place("demo/pirate", "e-0")
     await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))

@@ -18,7 +18,7 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.source import Source
 from mint_gateway.http import door
 from mint_gateway.server import Limits
-from tests.gateway.scene import BASE, CREATED, PIRATE, Scene
+from tests.gateway.scene import BASE, CREATED, PATIENT, PIRATE, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 
@@ -360,7 +360,7 @@ async def test_what_was_begun_is_finished_when_the_gateway_ends(scene: Scene, en
     engine.hold_before = asyncio.Event()
     async with AsyncExitStack() as stack:
         leaving = Scene(scene.redis, stack)
-        await leaving.open()
+        await leaving.open(PATIENT)
         await asyncio.wait_for(leaving.gateway.mirror.first_read.wait(), 60)
         asking = asyncio.create_task(post(leaving, TEXT, {"model": BASE, "prompt": "Ahoy"}))
         await asyncio.wait_for(engine.started.wait(), 60)

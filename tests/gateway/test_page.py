@@ -17,7 +17,7 @@ from mint_contracts.training_records import Stage
 from mint_gateway.page import overview, policies
 from mint_gateway.page.files import FILES
 from mint_gateway.server import Limits
-from tests.gateway.scene import BASE, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.gateway.test_waves import NAMES, Training, said, wave
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -138,7 +138,7 @@ async def test_waves_that_train_tell_how_far_they_are(served: Scene, monkeypatch
 async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policies, "GLANCE_S", 0.2)
+    monkeypatch.setattr(policies, "GLANCE_S", LIMIT_S)
     await scene.base(trains=True)
     engines = [await scene.engine(f"e-{n}", trains=True) for n in range(2)]
     trainers = [engine.trainer for engine in engines if engine.trainer is not None]
@@ -155,8 +155,13 @@ async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
     last = await ask(scene, f"policies?prefix=acme/&limit=2&after={quote(told['next'])}")
     assert ([each["policy"] for each in last["policies"]], last["next"]) == (["acme/b"], "")
     trainers[1].answers.clear()
-    told = await ask(scene, "policies")
-    assert ([each["policy"] for each in told["policies"]], told["silent"]) == (["acme/a", "acme/b"], ["e-1"])
+    monkeypatch.setattr(policies, "GLANCE_S", 0.2)
+
+    async def one_is_silent() -> Any:
+        told = await ask(scene, "policies")
+        return told if told["silent"] == ["e-1"] else None  # a busy machine may have the other miss it too
+
+    assert [each["policy"] for each in (await until(one_is_silent))["policies"]] == ["acme/a", "acme/b"]
     trainers[1].answers.set()
 
 

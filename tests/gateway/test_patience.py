@@ -10,7 +10,7 @@ from mint_contracts.transport import KEEPALIVE_MS
 from mint_gateway.client import Client, question
 from mint_gateway.server import Limits
 from mint_gateway.tries import Patience
-from tests.gateway.scene import LIMIT_S, LIMITS, Scene
+from tests.gateway.scene import LIMIT_S, LIMITS, PATIENT, Scene
 from tests.waiting import until
 
 
@@ -33,7 +33,7 @@ async def test_a_request_that_waits_is_answered_when_an_engine_comes_back(scene:
     await scene.place("demo/pirate", "e-0")
     engine.ready = False
     await engine.report()
-    await scene.open(Limits(patience=Patience(away_s=LIMIT_S), farewell_s=0.0))
+    await scene.open(PATIENT)
     await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
     await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 1)
@@ -122,7 +122,7 @@ async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Sc
     await engine.deafen()
     await scene.open(Limits(patience=Patience(away_s=0.1, retry_after_s=0.2), farewell_s=0.0))
     await scene.seen(engine)
-    async with Client(scene.target, patience_s=20.0) as client:
+    async with Client(scene.target, patience_s=LIMIT_S) as client:
         asking = asyncio.create_task(client.answer(question("Ahoy?")))
         ended = scene.gateway.metrics.registry.get_sample_value
         await until(lambda: (ended("mint_gateway_requests_total", {"code": "UNAVAILABLE", "client": ""}) or 0) >= 2)

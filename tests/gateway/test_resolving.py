@@ -15,7 +15,7 @@ from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import Client, question
 from tests.gateway.catalogs import declare, entry, in_pieces, lines, opened
-from tests.gateway.scene import BASE, STORE, Scene, complete
+from tests.gateway.scene import BASE, PATIENT, STORE, Scene, complete
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -138,7 +138,7 @@ async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local:
 async def test_an_adapter_whose_wave_goes_while_a_request_waits_is_where_the_catalog_has_it(
     scene: Scene, local: str
 ) -> None:
-    client = await opened(scene, local)
+    client = await opened(scene, local, PATIENT)
     engine = await scene.engine("one")
     engine.refuse = EngineUnavailable("engine 'one'", "starts anew", retry_after_s=1.0)
     await client.register(in_pieces(lines([entry("a/b", "r2")])))

@@ -7,9 +7,7 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.records import Failure, Tier
 from mint_gateway.client import question
-from mint_gateway.server import Limits
-from mint_gateway.tries import Patience
-from tests.gateway.scene import BASE, LIMIT_S, PIRATE, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, PATIENT, PIRATE, STORE, Scene
 from tests.waiting import until
 
 
@@ -46,7 +44,7 @@ async def test_another_engine_is_told_where_a_wave_has_the_adapter_by_then(scene
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     engine.refuse = errors.Draining("engine e-0", "ends")
-    await scene.open(Limits(patience=Patience(tries=1000, away_s=LIMIT_S), farewell_s=0.0))
+    await scene.open(PATIENT)
     await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
     await until(lambda: engine.seen)
