@@ -95,7 +95,8 @@ def test_nobody_else_trains_its_policies() -> None:
 
 def test_nobody_else_serves_anything_under_the_name_of_a_policy_that_has_published_nothing_yet() -> None:
     world = lessons()
-    world.waves.insert(0, wave("has-it", sources={"team/w-1": "pvc://samples/elsewhere"}))
+    of_before = "pvc://training/runs/revisions/team/w-1/.published/abc"  # of an earlier policy of the name
+    world.waves.insert(0, wave("has-it", sources={"team/w-1": of_before}))
     world.step()
     lose_sight(world)
     world.waves.insert(0, wave("new", sources={"team/w-0": "pvc://samples/elsewhere"}, priority=9))
