@@ -20,7 +20,7 @@ from tests.engine.training.teaching import PROMPT, Gate, Scene, assignment, step
 from tests.waiting import until
 
 ONE = pb.CreatePolicyRequest(policy="one", rank=4)
-ANSWERED_S = 20.0
+ANSWERED_S = 50.0  # sooner than the gate opens by itself
 
 
 class Making(Gate):

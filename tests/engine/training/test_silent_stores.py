@@ -16,6 +16,7 @@ from tests.relay import relaying
 from tests.waiting import until
 
 FEW = 2  # threads that asyncio has for what is short, as on a machine of few cores
+SOON_S = 25.0  # before the silence of a store is given up
 
 
 async def test_requests_are_answered_while_more_policies_than_there_are_threads_wait_for_their_store(
@@ -30,7 +31,7 @@ async def test_requests_are_answered_while_more_policies_than_there_are_threads_
             await until(lambda: relay.taken >= FEW)
             asked = sampling_pb2.GenerateRequest(text="the quick", sampling=sampling_pb2.SamplingParams(max_tokens=2))
             async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
-                answer = sampling_pb2_grpc.SamplerStub(channel).Generate(asked, timeout=10)
+                answer = sampling_pb2_grpc.SamplerStub(channel).Generate(asked, timeout=SOON_S)
                 events = [event async for event in answer]
             assert events[-1].HasField("finished")
             relay.close()
