@@ -98,6 +98,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.uses.append(key)
         self.ledger.use(key)
 
+    @rule(key=keys)
+    def touch(self, key: int) -> None:
+        before = set(self.ledger.keys())
+        self.ledger.touch(key)
+        assert set(self.ledger.keys()) == before
+
     @rule()
     def release(self) -> None:
         if self.uses:
@@ -127,6 +133,18 @@ def test_the_host_tier_lets_go_of_the_least_recently_used() -> None:
     assert host.get(a) is not None
     assert host.ledger.used == 2 * ONE
     assert host.imbalance() == ""
+
+
+def test_what_is_used_elsewhere_leaves_a_ledger_later() -> None:
+    ledger: Ledger[str] = Ledger(2)
+    assert ledger.add("a", 1) == ledger.add("b", 1) == []
+    ledger.touch("a")
+    ledger.touch("unknown")
+    assert ledger.add("c", 1) == ["b"]
+    ledger.use("c")
+    ledger.touch("c")
+    assert ledger.add("d", 1) == ["a"], "what is pinned stays so"
+    assert ledger.imbalance() == ""
 
 
 def test_the_host_tier_refuses_rather_than_evict_what_is_wanted() -> None:
@@ -260,3 +278,14 @@ def test_a_restart_finds_what_was_complete_and_sweeps_the_rest(tmp_path: Path) -
     assert set(tmp_path.iterdir()) == {kept, newer}
     assert again.imbalance() == ""
     assert DiskTier(tmp_path, 10).ledger.used == 0, "a smaller budget holds for what is found, too"
+
+
+def test_a_restart_evicts_what_was_used_longest_ago_first(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    early, late = store(tier, "early", 40), store(tier, "late", 40)
+    os.utime(early, (3, 1))  # read after the other had come
+    os.utime(late, (2, 2))
+    again = DiskTier(tmp_path, 100)
+    store(again, "new", 40)
+    assert (again.holds(source("early")), again.holds(source("late"))) == (True, False)
+    assert set(tmp_path.iterdir()) == {early, again.get(source("new"), IDENTITY)}

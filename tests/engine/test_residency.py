@@ -95,6 +95,22 @@ async def test_the_least_recently_used_slot_goes_to_the_next_adapter_and_is_zero
         assert len(here.loader.fetches) == fetched, "from host memory"
 
 
+async def test_what_serves_from_its_slot_leaves_host_memory_and_disk_after_what_nobody_asks_for(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene()
+    for name in (NAMES[0], NAMES[1], NAMES[0]):
+        await once(here, name)
+    assert len(here.loader.fetches) == 2, "the last one finds it in its slot"
+    for tier in (here.host, here.loader.disk):
+        tier.ledger.budget = tier.ledger.used
+    await once(here, NAMES[2])
+    kept, given_up = (Source(f"file://{store}/{name}") for name in NAMES[:2])
+    assert here.host.get((NAMES[0], kept)) is not None
+    assert here.host.get((NAMES[1], given_up)) is None
+    assert (here.loader.disk.holds(kept), here.loader.disk.holds(given_up)) == (True, False)
+
+
 async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(scene: Callable[..., Scene]) -> None:
     here = scene(slots=1, slot_wait_s=0.05)
     async with here.residency.hold(NAMES[0]):

@@ -71,6 +71,12 @@ class Books:
         """Loads matter more than steps: as many requests wait for one as run, or none runs."""
         return self.awaiting.total >= self.serving
 
+    def use(self, copy: Copy) -> None:
+        """A request has had a copy's slot: what other tiers have of it is used as well, and leaves them later."""
+        copy.used = self.tick()
+        self.host.ledger.touch(copy.key)
+        self.disk.touch(copy.source)
+
     def evicted(self, keys: Iterable[Key]) -> None:
         """Note that these have left the host tier."""
         self._changed.update(adapter for adapter, _ in keys)

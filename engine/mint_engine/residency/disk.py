@@ -39,16 +39,20 @@ class DiskTier:
         self._recover()
 
     def _recover(self) -> None:
-        """Enter what an earlier process left complete, the newest of each source; sweep the rest."""
+        """Enter what an earlier process left complete, the newest of each source, by last use; sweep the rest."""
+        newest: dict[str, Path] = {}
         for path in sorted(self._folder.iterdir(), key=lambda each: each.stat().st_mtime_ns):
             name = _FILE.fullmatch(path.name)
             if name is None or not path.is_file():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 continue
-            self._drop(name[1])
-            self._paths[name[1]] = path
-            if not self._enter(name[1], path.stat().st_size):
-                self._remove(name[1])
+            if name[1] in newest:
+                newest[name[1]].unlink()
+            newest[name[1]] = path
+        for key, path in sorted(newest.items(), key=lambda each: _last_used_ns(each[1])):
+            self._paths[key] = path
+            if not self._enter(key, path.stat().st_size):
+                self._remove(key)
 
     def holds(self, source: Source) -> bool:
         """A packed file of that source is here; whether the source has changed since is not asked."""
@@ -67,6 +71,10 @@ class DiskTier:
     def yields(self, sources: frozenset[Source]) -> None:
         """From now on the files of these sources, and of no others, may only take room that is free."""
         self._yielding = frozenset(map(folder_name, sources))
+
+    def touch(self, source: Source) -> None:
+        """What a source's file holds has been used elsewhere."""
+        self.ledger.touch(folder_name(source))
 
     @contextmanager
     def using(self, source: Source) -> Iterator[None]:
@@ -142,3 +150,12 @@ class DiskTier:
             if path is not None:
                 with suppress(FileNotFoundError):
                     path.unlink()
+
+
+def _last_used_ns(path: Path) -> int:
+    """When a file was written or last read, which Linux notes once a day (relatime), or not at all (noatime).
+
+    To note it here would change what the file is known by (see `Identity`).
+    """
+    about = path.stat()
+    return max(about.st_atime_ns, about.st_mtime_ns)

@@ -81,6 +81,12 @@ class Ledger(Generic[K]):
                 del self._in_use[key]
             self._sort(key)
 
+    def touch(self, key: K) -> None:
+        """A key has been used: of those not pinned it becomes the most recently used."""
+        with self._lock:
+            if key in self._open:
+                self._open.move_to_end(key)
+
     def add(self, key: K, nbytes: int, *, evicting: bool = True) -> list[K] | None:
         """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit.
 

@@ -138,7 +138,7 @@ class Residency:
                 yield Held(slot=slot, revision=copy.revision, arrival=copy.arrival)
         finally:
             copy.users -= 1
-            copy.used = self.books.tick()
+            self.books.use(copy)
             if copy.users == 0:
                 self.books.changed(copy)
                 self.slots.moved()
