@@ -5,7 +5,11 @@ from prometheus_client import Counter, Gauge, Histogram
 REQUESTS = Counter(
     "mint_engine_requests", "Requests that ended, by how: stop, length, cancelled, or the error", ["outcome"]
 )
-TOKENS = Counter("mint_engine_tokens", "Tokens computed: of prompts, and of completions", ["kind"])
+TOKENS = Counter(
+    "mint_engine_tokens",
+    "Tokens of requests that were answered: of prompts, of these the cached, and of completions",
+    ["kind"],
+)
 FIRST_TOKEN = Histogram(
     "mint_engine_first_token_seconds",
     "From a request's arrival to its first token, loading included",
@@ -33,7 +37,10 @@ PREEMPTIONS = Counter(
     ["reason"],
 )
 PREEMPTED_FOR_PAGES, PREEMPTED_FOR_TURN = PREEMPTIONS.labels("pages"), PREEMPTIONS.labels("turn")
-REUSED_TOKENS = Counter("mint_engine_reused_tokens", "Tokens of prompts whose keys and values were still cached")
+REUSED_TOKENS = Counter(
+    "mint_engine_reused_tokens",
+    "Tokens whose keys and values were still cached when their request got a place, after a pause too",
+)
 IMBALANCES = Counter("mint_engine_imbalances", "Times that the engine's books did not add up")
 RUNNING = Gauge("mint_engine_requests_running", "Requests decoding")
 WAITING = Gauge("mint_engine_requests_waiting", "Requests queued")

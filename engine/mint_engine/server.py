@@ -103,8 +103,12 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                     first = False
                 if kind == "chunk":
                     metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
-                elif kind == "finished" and (ended := ended + 1) == asked.sampling.n:
-                    outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
+                elif kind == "finished":
+                    ended += 1
+                    if ended == 1:
+                        metrics.TOKENS.labels("cached").inc(event.finished.cached_tokens)
+                    if ended == asked.sampling.n:
+                        outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
                 yield event
         except MintError as error:
             outcome = error.reason

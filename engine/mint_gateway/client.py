@@ -47,6 +47,7 @@ class Answer(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     index: int = 0  # among the n completions of a request
+    cached_tokens: int = 0  # of the prompt's, those that were not computed for it
     routes: tuple[sampling_pb2.Routes, ...] = ()  # which experts the tokens went to, when asked for
 
 
@@ -378,6 +379,7 @@ def _answer(
         prompt_tokens=finished.prompt_tokens,
         completion_tokens=finished.completion_tokens,
         index=finished.index,
+        cached_tokens=finished.cached_tokens,
         routes=tuple(routes),
     )
 

@@ -646,7 +646,7 @@ Global___Routes: _TypeAlias = Routes  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
-    """The end of one completion. prompt_tokens is the same in each of a request."""
+    """The end of one completion. prompt_tokens and cached_tokens are the same in each of a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -673,11 +673,16 @@ class Finished(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     reason: Global___Finished.Reason.ValueType
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     index: _builtins.int
     """Which of the n completions ended, from 0."""
+    cached_tokens: _builtins.int
+    """Of prompt_tokens, those whose keys and values were still cached when the request first got a place, so that they
+    were not computed for it: what the n completions share of each other's, or find after a pause, is not among them.
+    """
     def __init__(
         self,
         *,
@@ -685,10 +690,11 @@ class Finished(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         index: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "index", b"index", "prompt_tokens", b"prompt_tokens", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "index", b"index", "prompt_tokens", b"prompt_tokens", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,6 +58,18 @@ async def test_each_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> N
             assert (end.reason, end.completion_tokens, end.prompt_tokens) == (Finished.LENGTH, 9, len(PROMPT))
 
 
+async def test_each_tells_what_was_cached_before_the_first_of_them(base: Path) -> None:
+    """What they find of each other's is not that; a prompt that is scored is computed anew."""
+    tokens = metrics.TOKENS.labels("cached")._value
+    async with running(base) as engine:
+        for n, scored, cached in ((3, False, 0), (3, False, 32), (1, True, 0), (1, False, 32)):
+            before = tokens.get()
+            events = await stream(engine, request_of(n, prompt_logprobs=scored))
+            ends = [event.finished for event in events if event.HasField("finished")]
+            assert [end.cached_tokens for end in ends] == [cached] * n
+            assert tokens.get() - before == cached
+
+
 async def test_their_prompt_is_hashed_once(quiet: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, hashed, blake2b = tuple(range(3, 3 + 4 * PAGE_TOKENS)), list[bytes](), hashlib.blake2b
 

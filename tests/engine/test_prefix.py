@@ -230,3 +230,13 @@ def test_a_beginning_is_found_as_far_as_every_group_can_go_on_from(
         cache.release(table)
     assert cache.available == 30
     assert cache.find_imbalance() == ""
+
+
+def test_what_a_request_finds_of_its_own_after_a_pause_was_not_there_when_it_began() -> None:
+    books = scheduler()
+    first, other = sequence(40, 100, "a"), sequence(40, 100, "b")
+    for each in (first, other):
+        books.add(each)
+    run(books)
+    assert max(each.found for each in (first, other)) > 40, "one had to give way"
+    assert [each.found_first for each in (first, other)] == [0, 0]

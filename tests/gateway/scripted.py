@@ -90,6 +90,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             prompt_tokens=len(prompt),
             completion_tokens=len(words),
             index=index,
+            cached_tokens=len(prompt) // 2,
         )
         await context.write(sampling_pb2.GenerateEvent(finished=finished))
 

@@ -55,6 +55,8 @@ async def test_choices_are_told_prompt_by_prompt_each_with_its_completions(
     assert answer.usage
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4 + 6, 4 * 4)
     assert answer.usage.total_tokens == 10 + 16
+    assert answer.usage.prompt_tokens_details
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2 + 3
     asked = [request for engine in engines for request in engine.seen]
     assert {(each.request_id, each.text) for each in asked} == {("mine-0", "Ahoy"), ("mine-1", "Avast!")}
     assert {each.sampling.seed for each in asked} == {3}, "each is answered as it would be alone"
@@ -116,6 +118,8 @@ async def test_a_stream_tells_each_prompts_words_as_they_come(scene: Scene, engi
     }
     assert last.usage
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (4 + 5, 4 * 4)
+    assert last.usage.prompt_tokens_details
+    assert last.usage.prompt_tokens_details.cached_tokens == 2 + 2
 
 
 @pytest.mark.parametrize("streamed", [True, False])

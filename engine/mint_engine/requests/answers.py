@@ -70,6 +70,7 @@ def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) ->
         prompt_tokens=len(asked.prompt),
         completion_tokens=event.completion_tokens,
         index=index,
+        cached_tokens=event.cached_tokens,
     )
     return sampling_pb2.GenerateEvent(finished=finished)
 

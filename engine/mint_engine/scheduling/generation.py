@@ -270,7 +270,8 @@ class Generation:
     def _end(self, sequence: Sequence, *, stopped: bool) -> Outcome:
         routes = self._routes(sequence)
         self.scheduler.remove(sequence)
-        return sequence, Done(stopped, sequence.completion_tokens, routes)
+        cached = (sequence.leader or sequence).found_first  # siblings find what the first has just computed
+        return sequence, Done(stopped, sequence.completion_tokens, cached, routes)
 
     def _routes(self, sequence: Sequence) -> Routes | None:
         routes = self._forward.routes if sequence.request.routes else None

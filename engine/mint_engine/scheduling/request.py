@@ -141,6 +141,7 @@ class Done(msgspec.Struct, frozen=True):
 
     stopped: bool
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt, when its first completion first got a place
     routes: Routes | None = None  # of all its tokens but the last, which was never computed
 
 
@@ -187,6 +188,7 @@ class Sequence:
     placed_at: int = 0  # the step in which it got it
     placed_with: int = 0  # tokens that it had then
     found: int = 0  # of those, how many were cached
+    found_first: int = 0  # and when it had its first place, all of them the prompt's
     reached: int = 0  # tokens that had been computed when it lost the one before
 
     def __post_init__(self) -> None:

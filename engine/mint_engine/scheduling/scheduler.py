@@ -333,6 +333,8 @@ class Scheduler:
         self.waiting.remove(sequence)
         self._without.pop(sequence.request.party, None)
         sequence.state = State.RUNNING
+        if not sequence.placed_at:
+            sequence.found_first = sequence.found
         sequence.placed_at, sequence.placed_with = self._steps, len(sequence.tokens)
         self.running.append(sequence)
         promised[sequence.request.adapter] += PROMPT_WEIGHT * sequence.pending

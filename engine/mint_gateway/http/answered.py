@@ -203,11 +203,16 @@ def counts(head: Head, ends: Iterable[Finished], completions: int) -> Json:
 
 
 def usage(ends: Iterable[Finished], completions: int) -> Json:
-    """Tokens of the prompts, each counted once for its `completions`, and of all completions."""
+    """Tokens of the prompts, each counted once for its `completions`, of these the cached, and of all completions."""
     ends = list(ends)
-    prompts = {each.index // completions: each.prompt_tokens for each in ends}
-    prompt, made = sum(prompts.values()), sum(each.completion_tokens for each in ends)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    prompts = {each.index // completions: each for each in ends}.values()
+    prompt, made = sum(each.prompt_tokens for each in prompts), sum(each.completion_tokens for each in ends)
+    return {
+        "prompt_tokens": prompt,
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+    }
 
 
 def refusal(error: MintError) -> Json:
