@@ -26,6 +26,9 @@ _Steps = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 _Rank = Annotated[int, msgspec.Meta(ge=0, le=512)]
 _Alpha = Annotated[float, msgspec.Meta(ge=0, le=65536)]
 _Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_Variables = Annotated[dict[_Name, bool | int | float | _Text], msgspec.Meta(max_length=32)]
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
@@ -98,6 +101,7 @@ class Dataset(_Camel, frozen=True):
     answer_field: str = "answer"
     system: str = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
     chat: bool = False  # text prompts become the user's message of a chat
+    template_variables: _Variables = {}  # of the base's chat template; with them, text prompts become chats
     shuffle_seed: int = 0
 
 

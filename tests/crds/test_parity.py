@@ -37,6 +37,9 @@ def differences(declared: Any, node: Schema, path: str, above: tuple[Any, ...] =
         )
     if declared == dict[str, Any]:  # Kubernetes' own shape, passed on as it is
         return _type(path, "object", node)
+    if declared == dict[str, bool | int | float | str]:
+        name = "x-kubernetes-preserve-unknown-fields"  # no schema has a choice of types
+        return _type(path, "object", node) + _unequal(path, name, True, node.get(name))
     if get_origin(declared) is dict:
         values = node.get("additionalProperties", {})
         return _type(path, "object", node) + differences(get_args(declared)[1], values, f"{path}{{}}", above)

@@ -62,6 +62,9 @@ ACCEPTED = [
     dataset(configMap={"name": "questions"}),
     dataset(configMap={"name": "questions", "key": "hard.jsonl"}, system="Answer in a word."),
     dataset(lines=["{}"] * 1024),
+    dataset(**LINES, templateVariables={"enable_thinking": False, "reasoning_effort": "low", "budget": 0.5}),
+    listed({"name": "a", "dataset": LINES | {"templateVariables": {"enable_thinking": False}}}, {"name": "b"}),
+    train(evaluation={"dataset": LINES | {"templateVariables": {"enable_thinking": False}}}),
     reward(regex={"pattern": "^{answer}$", "full": True}),
     reward(numericAnswer={"tolerance": 0}),
     reward(jsonSchema={"schema": '{"type": "object"}'}),
@@ -146,6 +149,8 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (weighted(*[EXACT] * 9), "spec.train.reward.sum: Too many"),
     (reward(service={"address": "no port"}), "spec.train.reward.service.address"),
     (dataset(lines=["{}"] * 1025), "spec.train.dataset.lines: Too many"),
+    (dataset(**LINES, templateVariables={f"a{n}": n for n in range(33)}), "dataset.templateVariables: Too many"),
+    (dataset(**LINES, templateVariables=["enable_thinking"]), "spec.train.dataset.templateVariables"),
 ]
 
 CHANGES: list[dict[str, Any]] = [
@@ -162,6 +167,7 @@ REFUSED_CHANGES = [
     ({"policies": {"count": 9}}, FROZEN),
     ({"policies": {"template": {"rank": 4}}}, FROZEN),
     ({"dataset": {"lines": ["{}"]}}, FROZEN),
+    ({"dataset": {"templateVariables": {"enable_thinking": True}}}, FROZEN),
     ({"reward": {"exactMatch": {"ignoreCase": True}}}, FROZEN),
     ({"optimizer": {"learningRate": 0.01}}, FROZEN),
     ({"sampling": {"maxTokens": 8}}, FROZEN),
@@ -234,6 +240,15 @@ def test_defaults_are_those_of_the_structs(admission: Admission) -> None:
     assert msgspec.convert(stored, AdapterWaveSpec) == AdapterWaveSpec(
         base_model_ref=BaseModelRef(name="smollm2"), train=wanted
     )
+
+
+def test_variables_of_a_template_are_kept_as_they_are_said(admission: Admission) -> None:
+    said: dict[str, bool | int | float | str]
+    said = {"enable_thinking": False, "reasoning_effort": "low", "budget": 512, "share": 0.5}
+    stored = admission.created(resource("AdapterWave", merged(SMALLEST, dataset(**LINES, templateVariables=said))))
+    told = msgspec.convert(stored["spec"], AdapterWaveSpec).train
+    assert told is not None
+    assert told.dataset == Dataset(lines=LINES["lines"], template_variables=said)
 
 
 def test_a_policy_of_a_list_keeps_what_it_leaves_out(admission: Admission) -> None:

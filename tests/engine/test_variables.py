@@ -10,6 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
+from mint_contracts.training import Dataset
+from mint_engine.examples.dataset import read_dataset
+from mint_engine.examples.render import Renderer
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.variables import MOST_CHARACTERS
 from tests.engine.running import save_base
@@ -39,6 +42,15 @@ def test_qwen3_thinks_unless_it_is_told_not_to(tokenizer: PreTrainedTokenizerBas
         assert "<think>" not in str(tokenizer.decode(tokens(tokenizer, template, thinks)))
     told = str(tokenizer.decode(tokens(tokenizer, template, '{"enable_thinking": false}')))
     assert told.endswith("<think>\n\n</think>\n\n")
+
+
+def test_policies_learn_from_the_prompts_that_clients_would_send(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = QWEN3.read_text()
+    render = Renderer(tokenizer, 300, 20_000, None)
+    every: list[dict[str, bool | int | float | str]] = [{}, {"enable_thinking": True}, {"enable_thinking": False}]
+    for said in every:
+        [example] = read_dataset(Dataset(lines=['{"prompt": "Ahoy"}'], chat=True, template_variables=said))
+        assert list(render.prompt(example, 1)) == tokens(tokenizer, QWEN3.read_text(), json.dumps(said))
 
 
 def test_control_tokens_in_a_text_stay_text(tokenizer: PreTrainedTokenizerBase) -> None:

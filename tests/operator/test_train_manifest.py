@@ -60,6 +60,25 @@ def test_a_loss_that_there_can_not_be_is_refused_naming_the_line_and_the_field(l
     assert why in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b'{"enable_thinking": []}', "got `array` - at `$.dataset.templateVariables[...]`"),
+        (b'{"enable_thinking": null}', "got `null` - at `$.dataset.templateVariables[...]`"),
+        (b'{"a b": 1}', "matching regex"),
+        (b"[]", "Expected `object`, got `array` - at `$.dataset.templateVariables`"),
+    ],
+)
+def test_variables_of_a_template_are_named_and_have_one_value_each(said: bytes, why: str) -> None:
+    line = b'{"name": "acme/a", "dataset": {"uri": "s3://b/x.jsonl", "templateVariables": '
+    [policy] = parsed("s3://b/m.jsonl", line + b'{"enable_thinking": false, "effort": "low"}}}')
+    assert policy.dataset is not None
+    assert policy.dataset.template_variables == {"enable_thinking": False, "effort": "low"}
+    with pytest.raises(InvalidRequest, match="line 1 is no policy") as refused:
+        parsed("s3://b/m.jsonl", line + said + b"}}")
+    assert why in str(refused.value)
+
+
 async def test_what_is_wrong_is_named(shelf: str) -> None:
     broken = await read(f"{shelf}/broken.jsonl")
     assert isinstance(broken, Failure)

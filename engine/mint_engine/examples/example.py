@@ -24,6 +24,7 @@ class Example(msgspec.Struct, frozen=True):
     prompt: str | tuple[Message, ...]
     answer: str | None
     json: str
+    variables: Mapping[str, Any] = {}  # of the chat template: its data set's
 
     @property
     def text(self) -> str:
@@ -47,7 +48,7 @@ def read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Exampl
     if told.prompt_field not in found:
         raise BadExample(subject, f"has no field {told.prompt_field!r}; it has {sorted(map(str, found))[:10]}")
     prompt = _prompt(found[told.prompt_field], subject)
-    if isinstance(prompt, str) and (told.chat or told.system):
+    if isinstance(prompt, str) and (told.chat or told.system or told.template_variables):
         prompt = (Message("user", prompt),)
     if told.system and isinstance(prompt, tuple):
         prompt = (Message("system", told.system), *prompt)
@@ -60,7 +61,7 @@ def read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Exampl
         whole = msgspec.json.encode(found).decode()
     except (TypeError, msgspec.MsgspecError) as error:
         raise BadExample(subject, f"can't be told as JSON: {error}") from None
-    return Example(prompt, answer, whole)
+    return Example(prompt, answer, whole, told.template_variables)
 
 
 def _prompt(value: Any, subject: str) -> str | tuple[Message, ...]:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import BadExample, InvalidRequest
 from mint_engine.examples.example import Example
 from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.variables import PLACE
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,13 @@ class Renderer:
             request.chat.messages.extend(
                 sampling_pb2.Message(role=each.role, content=each.content) for each in example.prompt
             )
+            if example.variables:
+                request.chat.template_variables = msgspec.json.encode(example.variables).decode()
         try:
             return read_prompt(request, self.tokenizer, self.vocab_size, self.context_length - room + 1)
         except InvalidRequest as error:
+            if error.subject == PLACE:
+                raise BadExample("dataset.templateVariables", error.message) from None
             raise BadExample(f"example {example.text[:80]!r}", f"can't be asked: {error}") from None
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:

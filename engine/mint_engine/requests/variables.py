@@ -15,7 +15,7 @@ from mint_contracts.errors import InvalidRequest
 from mint_engine.requests.tools import read_json
 
 MOST_CHARACTERS = 4096  # of all of them
-_PLACE = "prompt.chat.template_variables"
+PLACE = "prompt.chat.template_variables"
 # What transformers gives a template itself, or takes for itself beside its variables.
 _TAKEN = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     *("conversations", "messages", "raise_exception", "strftime_now"),
@@ -30,17 +30,17 @@ def read_variables(text: str, template: str, special: Collection[str]) -> dict[s
     if not text:
         return {}
     if len(text) > MOST_CHARACTERS:
-        raise InvalidRequest(_PLACE, f"have {len(text)} characters; at most {MOST_CHARACTERS} are taken")
-    told = read_json(text, _PLACE)
+        raise InvalidRequest(PLACE, f"have {len(text)} characters; at most {MOST_CHARACTERS} are taken")
+    told = read_json(text, PLACE)
     if not isinstance(told, dict):
-        raise InvalidRequest(_PLACE, "are no JSON object")
+        raise InvalidRequest(PLACE, "are no JSON object")
     for name, value in told.items():
         if name in _TAKEN or name in special:
-            raise InvalidRequest(_PLACE, f"hold {name!r}, which is not the client's to say")
+            raise InvalidRequest(PLACE, f"hold {name!r}, which is not the client's to say")
         if not name.isidentifier() or not re.search(rf"\b{name}\b", template):
             raise InvalidRequest(
-                _PLACE, f"hold {name[:100]!r}, of which this base's chat template knows nothing; leave it out"
+                PLACE, f"hold {name[:100]!r}, of which this base's chat template knows nothing; leave it out"
             )
         if not isinstance(value, bool | int | float | str):
-            raise InvalidRequest(_PLACE, f"say of {name!r} neither true or false nor a number or a text")
+            raise InvalidRequest(PLACE, f"say of {name!r} neither true or false nor a number or a text")
     return told

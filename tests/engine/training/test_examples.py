@@ -53,6 +53,8 @@ def test_text_becomes_a_chat_where_that_is_asked_for() -> None:
         (Message("system", "be brief"), Message("user", "hi")),
         (Message("system", "be brief"), Message("user", "ho")),
     ]
+    told = read_dataset(Dataset(lines=lines, template_variables={"enable_thinking": False}))
+    assert [each.prompt for each in told] == [(Message("user", "hi"),), (Message("user", "ho"),)]
 
 
 def test_files_are_read_by_uri(tmp_path: Path) -> None:

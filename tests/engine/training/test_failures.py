@@ -35,6 +35,11 @@ from tests.waiting import until
             "sampling.maxTokens, which bounds answers, too, is 1",
         ),
         ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is no JSON"),
+        (
+            {"dataset": Dataset(lines=LINES, template_variables={"enable_thinking": False})},
+            "BadExample",
+            "dataset.templateVariables: hold 'enable_thinking', of which this base's chat template knows nothing",
+        ),
         ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "no regular expression"),
         ({"reward": Reward(numeric_answer=NumericAnswer())}, "BadExample", "is no number"),
         ({"loss": Loss(type="cross_entropy")}, "InvalidRequest", "cross_entropy"),
