@@ -23,6 +23,7 @@ FAULTS = ("silent", "trickle", "cut")
 LIMIT_S = 30.0  # only a test that fails waits for it
 PART = b"part" * 1000
 LARGE = bytes(8 << 20)  # more than sockets take that nobody reads
+WHOLE = bytes(1 << 20)  # what also a busy machine moves within these bounds
 
 T = TypeVar("T")
 
@@ -62,6 +63,13 @@ def insist(work: Callable[[], T]) -> T:
     return retrying(work, attempts=20)
 
 
+def once_healed(work: Callable[[], T]) -> T:
+    """What it gives by a storage that answers again, however long that takes on a busy machine."""
+    with pytest.MonkeyPatch.context() as patient:
+        patient.setattr("mint_contracts.paces.ANSWER_S", LIMIT_S)
+        return insist(work)
+
+
 @pytest.fixture(params=["s3", "gs"])
 def bucket(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,8 +104,8 @@ def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_
     assert [type(each) for each in ended] == [SourceUnavailable] * 5
     assert [" file 'part': storage did not" in str(ended[1]), " file 'large': storage" in str(ended[3])] == [True] * 2
     relay.heal()
-    insist(lambda: store.put("large", LARGE))
-    assert insist(lambda: (store.read("part", 1 << 20), store.read("large", 16 << 20))) == (PART, LARGE)
+    insist(lambda: store.put("large", WHOLE))
+    assert insist(lambda: (store.read("part", 1 << 20), store.read("large", 16 << 20))) == (PART, WHOLE)
 
 
 @pytest.fixture
@@ -115,7 +123,7 @@ def test_an_upload_that_is_not_taken_any_more_is_given_up_long_before_a_slow_one
     relay.fault, relay.freely = fault, {"silent": 0, "stuck": 1 << 20}[fault]
     assert [type(each) for each in together([lambda: store.put("large", LARGE)] * 2)] == [SourceUnavailable] * 2
     relay.heal()
-    insist(lambda: store.put("large", LARGE))
+    insist(lambda: store.put("large", WHOLE))
 
 
 @pytest.mark.usefixtures("_steady")
@@ -128,7 +136,7 @@ def test_an_upload_that_is_taken_slowly_and_steadily_ends_well(
     relay.fault, content = "slow", bytes(TAKEN * 500)  # longer than a server may be silent
     insist(lambda: store.put("large", content))
     relay.heal()
-    assert insist(lambda: store.read("large", len(content))) == content
+    assert once_healed(lambda: store.read("large", len(content))) == content
 
 
 @pytest.fixture(params=["http", "hf"])
@@ -165,7 +173,7 @@ def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
     ended = together([lambda: in_blocks(folder), lambda: at_one_go(folder)])
     assert [type(each) for each in ended] == [SourceUnavailable] * 2
     relay.heal()
-    assert insist(lambda: in_blocks(folder)) == insist(lambda: at_one_go(folder)) == LARGE
+    assert once_healed(lambda: in_blocks(folder)) == once_healed(lambda: at_one_go(folder)) == LARGE
 
 
 def test_a_hub_that_asks_for_patience_is_asked_again_by_whoever_asked(
