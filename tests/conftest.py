@@ -24,8 +24,10 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def redis_client(redis_server: str) -> AsyncIterator[Redis]:
-    """An empty Redis database."""
-    client = connect(redis_server)
+    """An empty Redis database, to which a machine that stands still for seconds is no outage."""
+    with pytest.MonkeyPatch.context() as patient:
+        patient.setattr("mint_contracts.functions.CALL_TIMEOUT_S", 60.0)
+        client = connect(redis_server)
     await client.flushall()
     yield client
     await client.aclose()
