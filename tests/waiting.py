@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, overload
 
 POLL_S = 0.01
+PATIENCE_S = 240.0
 
 T = TypeVar("T")
 
@@ -18,10 +19,11 @@ async def until(look: Callable[[], Coroutine[Any, Any, T | None]], timeout_s: fl
 async def until(look: Callable[[], object], timeout_s: float = ...) -> object: ...
 
 
-async def until(look: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+async def until(look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     """The first true answer of `look`, which may be a coroutine function. Raises TimeoutError.
 
-    The limit is generous, since only a test that fails waits for it, and machines that run tests are busy.
+    The limit is generous, since only a test that fails waits for it, and machines that run tests are busy: there a
+    process that imports torch may take two minutes to be there.
     """
     async with asyncio.timeout(timeout_s):
         while True:

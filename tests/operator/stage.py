@@ -33,9 +33,10 @@ from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
+from tests.waiting import PATIENCE_S
 
 ADAPTERS = ["demo/json", "demo/pirate", "demo/shout"]
-POLL_S, PATIENCE_S = 0.05, 60.0
+POLL_S = 0.05
 RELEASE = Release(
     image="mint.dev/host:dev",
     redis_url="redis://redis.mint.svc:6379/0",
