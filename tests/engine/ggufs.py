@@ -44,8 +44,12 @@ def save(
     tensors: Mapping[str, torch.Tensor] | None = None,
     *,
     without: str = "",
+    only: str = "",
 ) -> None:
-    """A model as llama.cpp's converter writes it, with more metadata and tensors, `without` those named so."""
+    """A model as llama.cpp's converter writes it, with more metadata and tensors.
+
+    `without` those named so, or with `only` them.
+    """
     config: Any = model.config
     writer = gguf.GGUFWriter(path, architecture)
     _tell_sizes(writer, config)
@@ -65,7 +69,7 @@ def save(
         if architecture == "llama" and stem.endswith(_PAIRED):
             heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
             weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-        if not without or without not in name:
+        if only in name and (not without or without not in name):
             writer.add_tensor(name, weight.float().numpy())
     for name, weight in (tensors or {}).items():
         writer.add_tensor(name, weight.float().numpy())

@@ -85,6 +85,20 @@ def test_what_would_be_computed_wrong_is_refused(
         load_base(tmp_path, torch.float32, CPU)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [("gpt-oss", "give the model as OpenAI's own files in MXFP4"), ("llama", "as safetensors")],
+)
+def test_experts_that_are_not_read_are_refused_by_the_head(architecture: str, says: str, tmp_path: Path) -> None:
+    """gpt-oss as llama.cpp writes it, with YaRN, and Mixtral."""
+    scaling: dict[str, Any] = {"type": "yarn", "factor": 32.0, "original_context_length": 4096}
+    told: dict[str, Any] = {"ARCH.expert_count": 6, "ARCH.expert_used_count": 2}
+    told |= {f"ARCH.rope.scaling.{key}": value for key, value in scaling.items()}
+    save(tmp_path / "tiny.gguf", make_model(LLAMA), architecture, told, only="token_embd")
+    with pytest.raises(UnsupportedBase, match=f"routes to experts as '{architecture}', which are not read .*{says}"):
+        read_config(find_files(tmp_path))
+
+
 def test_what_is_turned_of_a_head_in_part_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"ARCH.rope.dimension_count": 8})
     with pytest.raises(

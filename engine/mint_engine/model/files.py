@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
-from mint_engine.model.gguf_told import complete
+from mint_engine.model.gguf_told import check_read, complete
 from mint_engine.model.integers import WORDS
 from mint_engine.model.kept import EXPERT
 from mint_engine.model.stored import open_tensors
@@ -202,7 +202,13 @@ def _read_object(files: BaseFiles, name: str) -> dict[str, Any]:
 
 
 def _load_config(files: BaseFiles) -> PreTrainedConfig:
-    return _told_by_library(files, lambda: AutoConfig.from_pretrained(files.folder, **_as_they_lie(files)))
+    def load() -> PreTrainedConfig:
+        if files.gguf is not None:
+            check_read(files.folder / files.gguf, files.subject)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(files.folder, **_as_they_lie(files))
+        return config
+
+    return _told_by_library(files, load)
 
 
 def _config_for(files: BaseFiles, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:

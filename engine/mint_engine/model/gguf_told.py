@@ -23,11 +23,25 @@ _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softca
 _SCALING = "rope.scaling."
 _READ = frozenset({"type", "factor", "original_context_length", "finetuned"})  # of how positions are stretched
 _FREQUENCIES = "rope_freqs.weight"  # what each frequency is divided by: Llama 3.1's way to stretch positions
+# Architectures whose experts transformers doesn't read as llama.cpp writes them, and what it makes of their heads.
+_OTHER_EXPERTS = frozenset({"gpt-oss", "llama", "llama4"})
 _TURN_BY_LENGTH = ("rope_factors_long.weight", "rope_factors_short.weight")
 _BIASED = {
     "attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj",
     "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj",
 }  # fmt: skip
+
+
+def check_read(path: Path, subject: str) -> None:
+    """Raise UnsupportedBase for a file whose experts are not read, before its head is made a configuration of."""
+    metadata, _ = read_gguf_metadata(str(path))
+    architecture = metadata["general.architecture"]
+    if architecture in _OTHER_EXPERTS and metadata.get(f"{architecture}.expert_count"):
+        own = "OpenAI's own files in MXFP4, which are no larger" if architecture == "gpt-oss" else "safetensors"
+        raise UnsupportedBase(
+            subject,
+            f"routes to experts as {architecture!r}, which are not read of a GGUF file; give the model as {own}",
+        )
 
 
 def complete(config: PreTrainedConfig, path: Path, subject: str) -> PreTrainedConfig:
