@@ -40,7 +40,7 @@ from mint_engine.sources.storage import Folder, folder_of
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 refused, with the reason on stderr."""
-    told = _parser().parse_args(arguments)
+    told = parser().parse_args(arguments)
     try:
         if told.command == "show":
             packed = _open(told.file)
@@ -62,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mint-adapter", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(prog="mint-adapter", description=__doc__)
+    root.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = root.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="check an adapter against its base and write it as one packed file")
     unpack = commands.add_parser("unpack", help="write PEFT's files, of what was packed or published")
     for each in (pack, unpack):
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
     unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
     commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
-    return parser
+    return root
 
 
 def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> Packed:

@@ -1,0 +1,64 @@
+"""Commands of the pages and samples are such as the programs take."""
+
+import argparse
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mint_engine.adapters import pack
+from mint_gateway import cli
+from tests.apiserver import ROOT
+from tests.docs.pages import PAGES, SAMPLES, commands, name, spans
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """What follows a program's or a verb's name, by that word."""
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
+
+
+def alternatives(words: list[str]) -> list[list[str]]:
+    """`wave pause|resume` as both commands, without what stands for more of them."""
+    if not words:
+        return [[]]
+    return [[one, *rest] for one in words[0].split("|") if one != "..." for rest in alternatives(words[1:])]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *SAMPLES], ids=name)
+def test_mint_takes_the_command_lines_of_the_pages(page: Path) -> None:
+    for line in commands(page):
+        found = re.match(r"(?:\.venv/bin/)?(mint|mint-adapter) (.*)", line)
+        if found:
+            parser = cli.parser() if found[1] == "mint" else pack.parser()
+            for words in alternatives(shlex.split(found[2])):
+                parser.parse_args(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_verbs_and_flags_that_the_text_names_are_there(page: Path) -> None:
+    for span in spans(page):
+        if span.startswith("mint "):
+            for words in alternatives(span.split()[1:]):
+                parser = cli.parser()
+                while words and words[0] in verbs(parser):
+                    parser = verbs(parser)[words.pop(0)]
+                assert parser.prog != "mint", span
+                for flag in (word for word in words if word.startswith("-")):
+                    assert flag in parser._option_string_actions, span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_make_and_python_have_what_they_are_asked_for(page: Path) -> None:
+    for line in [*commands(page), *spans(page)]:
+        if line.startswith("make "):
+            words = [word for word in line.split()[1:] if word != "..."]
+            for variable in (word.partition("=")[0] for word in words if "=" in word):
+                assert re.search(rf"\$\({variable}\)|export {variable}\b", MAKEFILE), line
+            assert re.search(rf"^{words[0]}:|\b{words[0]} \w+: export", MAKEFILE, re.MULTILINE), line
+        for module in re.findall(r"\bpython -m ([\w.]+)", line):
+            assert importlib.util.find_spec(module), line

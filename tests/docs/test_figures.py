@@ -1,0 +1,23 @@
+"""The README's figures are those of docs/measured.md, from which it says that they are taken."""
+
+import re
+
+from tests.apiserver import ROOT
+
+MEASURED = (ROOT / "docs" / "measured.md").read_text()
+
+
+def rows(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+
+
+def test_each_row_is_one_of_what_was_measured() -> None:
+    (table,) = re.findall(r"## What was measured\n(.*)", (ROOT / "README.md").read_text(), re.DOTALL)
+    metric = ""
+    for first, _machine, ours, peer, ratio, _goal in rows(table)[2:]:
+        metric = re.match(r"`([^`]+)`", first)[1] if first.startswith("`") else metric  # type: ignore[index]
+        told = " ".join(" ".join(row) for row in rows(MEASURED) if row[0].startswith(f"`{metric}`"))
+        for figure in (*re.findall(r"[\d.,]*\d", f"{ours} {peer}"), *re.findall(r"[\d.]+x", ratio)):
+            assert re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", told), f"{metric}: {figure}"
