@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import product
 
 import msgspec
 import pytest
@@ -167,6 +168,20 @@ def test_engines_of_an_earlier_version_tell_nothing_and_only_slots_count() -> No
     assert len(leased(world)) == 5
 
 
+def test_a_gang_begins_where_it_fits_in_another_order_than_it_is_told_in() -> None:
+    """In that one both of rank 10 come first, and together, which leaves room for one of rank 30."""
+    world = World(base(2, 2), [wave("first", 20)], told(2, 1100))
+    world.step()
+    world.waves.append(wave("w", 10, 10, 30, 30, gang=True))
+    world.step()
+    assert set(leased(world)) == {"team/first-0"}
+    complete(world, "team/first-0")
+    world.step()
+    places = [leased(world)[f"team/w-{at}"] for at in range(4)]
+    assert places[0] != places[1], "each with one of rank 30: 800 bytes, and 300 to save the larger"
+    assert places[2] != places[3]
+
+
 RANKS = st.lists(st.integers(1, 32), min_size=1, max_size=6)
 WAVES = st.lists(st.tuples(RANKS, st.booleans()), min_size=1, max_size=4)
 LOADS = st.tuples(st.integers(0, 1200), st.integers(0, 400), st.integers(0, 200))
@@ -197,6 +212,34 @@ def test_no_more_is_given_than_there_is_nor_less(ranks: list[int], loads: list[t
     else:
         left = policies.keys() - pins.keys()
         assert not any(slots.open(engine, policies[name]) for name in left for engine in rooms)
+
+
+@given(st.lists(st.integers(1, 32), min_size=1, max_size=5), st.lists(LOADS, min_size=1, max_size=ENGINES), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_gang_that_fits_in_any_way_is_placed(
+    ranks: list[int], loads: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    each = data.draw(st.integers(1, 4))
+    rooms = {
+        f"smol-{at}": msgspec.structs.replace(ROOM, budget=budget, calls=calls, calls_copies=copies)
+        for at, (budget, calls, copies) in enumerate(loads)
+    }
+    alive = [Engine(name, at, engines(1)[0].record) for at, name in enumerate(rooms)]
+    policies = [Policy(name=f"p{at}", rank=rank) for at, rank in enumerate(ranks)]
+    names = tuple(policy.name for policy in policies)
+    stand = WaveStand(Train(policies=Policies()), tuple(map(PolicyStand, policies)), names)
+    pins = fill(stand, {}, Slots(alive, each, {}, Memory(rooms, {})), whole=True)
+
+    def fits(places: tuple[str, ...]) -> bool:
+        slots = Slots(alive, each, {}, Memory(rooms, {}))
+        for policy, place in zip(policies, places, strict=True):
+            if not slots.open(place, policy):
+                return False
+            slots.take(place, policy)
+        return True
+
+    assert pins.keys() == set(names) or not any(map(fits, product(rooms, repeat=len(policies))))
+    assert not pins or fits(tuple(pins[name] for name in names))
 
 
 def all_trained(world: World, budget: int, rounds: int) -> bool:

@@ -112,19 +112,25 @@ class Memory:
             if name not in self._rooms:
                 self._rooms[name], self._free[name], self._taken[name] = room, room.budget, NOTHING
 
+    def needed(self, engine: str, policy: Policy) -> Taken:
+        """What a policy takes of an engine; nothing where nobody knows."""
+        room = self._rooms.get(engine)
+        return NOTHING if room is None else needs(policy, room, self._starts)
+
+    def left(self, engine: str) -> tuple[int, int]:
+        """Bytes beside what policies take for themselves, and copies of the largest, which are to be among them."""
+        taken = self._taken.get(engine, NOTHING)
+        return self._free.get(engine, 0) - taken.own, taken.copies
+
     def fits(self, engine: str, policy: Policy) -> bool:
         """Whether an engine has memory for one policy more; also where nobody knows."""
-        room = self._rooms.get(engine)
-        if room is None:
-            return True
-        needed = needs(policy, room, self._starts)
+        needed = self.needed(engine, policy)
         return not needed.total or self._taken[engine].plus(needed).total <= self._free[engine]
 
     def take(self, engine: str, policy: Policy) -> None:
         """Give it memory there, also where that is more than there is: what trains stays."""
-        room = self._rooms.get(engine)
-        if room is not None:
-            self._taken[engine] = self._taken[engine].plus(needs(policy, room, self._starts))
+        if engine in self._rooms:
+            self._taken[engine] = self._taken[engine].plus(self.needed(engine, policy))
 
     def told(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
         """What policies need together, and what there is of it on these engines."""

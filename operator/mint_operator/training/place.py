@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
+from mint_operator.training.gang import packed
 from mint_operator.training.memory import Memory
 from mint_operator.training.stand import WaveStand
 
@@ -101,10 +102,23 @@ def fill(
     most = len(stand.wants_slot) if most is None else most
     missing = len(stand.wants_slot) - len(pins)
     if whole:
-        enough = min(slots.room(), most) >= missing
-        if not enough or len(_filled(stand, pins, slots.copy(), missing, blind)) < len(stand.wants_slot):
+        if min(slots.room(), most) < missing:
             return dict(pins)
+        if len(_filled(stand, pins, slots.copy(), missing, blind)) < len(stand.wants_slot):
+            return dict(pins) if blind else _packed(stand, pins, slots)
     return _filled(stand, pins, slots, most, blind)
+
+
+def _packed(stand: WaveStand, pins: Mapping[str, str], slots: Slots) -> dict[str, str]:
+    """With all others, however they fit; `pins` alone where no way is found."""
+    wanting = frozenset(stand.wants_slot) - pins.keys()
+    missing = [policy for policy in stand.policies if policy.name in wanting]
+    free = {name: slots.free[name] for name in slots.usable}
+    found = packed(missing, Counter(pins.values()), free, slots.memory) or {}
+    for policy in missing:
+        if policy.name in found:
+            slots.take(found[policy.name], policy.settings)
+    return {**pins, **found}
 
 
 def _filled(stand: WaveStand, pins: Mapping[str, str], slots: Slots, most: int, blind: bool) -> dict[str, str]:

@@ -82,7 +82,7 @@ class Room:
         for policy in stand.policies:
             if policy.name in kept:
                 alone.take(kept[policy.name], policy.settings)
-        return len(fill(stand, kept, alone)) == len(stand.wants_slot)
+        return len(fill(stand, kept, alone, whole=True)) == len(stand.wants_slot)
 
     def ask_for_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> None:
         """Count in the fewest engines more by which as many of a wave's policies get memory as can get it."""
