@@ -100,18 +100,20 @@ class Climber:
 
     async def vacate(self, copy: Copy) -> int:
         """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
-        slot = self._take_from(copy)
-        await self._clear(slot)
+        slot = self.take_from(copy)
+        await self.clear(slot)
         return slot
 
-    async def clear_again(self) -> None:
-        """Try the slots that were set aside, and give back what can be cleared by now."""
-        for slot in sorted(self._table.aside):
-            with suppress(Exception):  # told when it was set aside
-                await self._zero(slot)
-                self._table.give_back(slot)
+    def take_from(self, copy: Copy) -> int:
+        """Take an idle copy's slot, which is still full of it."""
+        slot = None if copy.users else self._books.unseat(copy)
+        if slot is None:
+            raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
+        metrics.VACATED.inc()
+        log.info("slot_vacated", adapter=copy.adapter, revision=copy.revision, slot=slot, tier=self._books.tier(copy))
+        return slot
 
-    async def _clear(self, slot: int) -> None:
+    async def clear(self, slot: int) -> None:
         """Clear a slot. Where that fails it may still hold its tenant: it is set aside, and that error raised."""
         try:
             await self._zero(slot)
@@ -121,17 +123,15 @@ class Climber:
             self._on_aside()
             raise
 
+    async def clear_again(self) -> None:
+        """Try the slots that were set aside, and give back what can be cleared by now."""
+        for slot in sorted(self._table.aside):
+            with suppress(Exception):  # told when it was set aside
+                await self._zero(slot)
+                self._table.give_back(slot)
+
     async def _zero(self, slot: int) -> None:
         await self._copy(lambda: self._memory.clear(slot))
-
-    def _take_from(self, copy: Copy) -> int:
-        """Take an idle copy's slot, which is still full of it."""
-        slot = None if copy.users else self._books.unseat(copy)
-        if slot is None:
-            raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
-        metrics.VACATED.inc()
-        log.info("slot_vacated", adapter=copy.adapter, revision=copy.revision, slot=slot, tier=self._books.tier(copy))
-        return slot
 
     def _refuse_host(self, copy: Copy, packed: Packed) -> None:
         subject, budget = f"adapter {copy.adapter!r}", self._books.host.ledger.budget
@@ -184,7 +184,7 @@ class Climber:
     async def _to_device(self, copy: Copy, packed: Packed) -> None:
         serving = self._books.current.get(copy.adapter)
         taken = await self._table.take(copy)
-        slot = self._take_from(taken) if isinstance(taken, Copy) else taken
+        slot = self.take_from(taken) if isinstance(taken, Copy) else taken
         replaced = serving if taken is serving else None
         with self._in_reserve(replaced):
             try:
@@ -192,7 +192,7 @@ class Climber:
             except Exception as error:  # of any kind: half an adapter must not stay in a slot
                 await self._part_from(copy, error)
                 with suppress(Exception):  # the load's own error says more
-                    await self._clear(slot)
+                    await self.clear(slot)
                     self._table.give_back(slot)
                 if replaced is not None and self._books.current.get(copy.adapter) is copy:
                     self._books.current[copy.adapter] = replaced  # a failed load never stops serving

@@ -43,8 +43,14 @@ class Lending:
         self.offered: dict[str, Assignment] = {}
 
     async def reserve(self, adapter: str) -> int:
-        """An empty slot, until it is released nobody else's. Raises Overloaded where none is free in time."""
-        slot: int = await self._whole(self._take(adapter))
+        """An empty slot, until it is released nobody else's. Raises Overloaded where none is free in time.
+
+        Who is cancelled while it waits leaves the line at once.
+        """
+        taken = await self._table.take(Copy(adapter, Source(TRAINING + adapter), lent=True))
+        full = isinstance(taken, Copy)
+        slot = self._climber.take_from(taken) if isinstance(taken, Copy) else taken
+        await self._whole(self._lend(adapter, slot, full=full))
         return slot
 
     async def release(self, slot: int) -> None:
@@ -97,11 +103,10 @@ class Lending:
                 await self._spawn(self._give_back(task.result()))
             raise
 
-    async def _take(self, adapter: str) -> int:
-        key = adapter, Source(TRAINING + adapter)
-        taken = await self._table.take(Copy(*key, lent=True))
-        slot = await self._climber.vacate(taken) if isinstance(taken, Copy) else taken
-        copy = self._books.copy_of(key)
+    async def _lend(self, adapter: str, slot: int, *, full: bool) -> int:
+        if full:
+            await self._climber.clear(slot)
+        copy = self._books.copy_of((adapter, Source(TRAINING + adapter)))
         copy.lent = True
         copy.users += 1
         self._books.seat(copy, slot)

@@ -143,7 +143,9 @@ async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_hol
 
 
 @pytest.mark.parametrize(("order", "stage"), [(Order.CANCEL, Stage.CANCELLED), (Order.PAUSE, Stage.PAUSED)])
-@pytest.mark.parametrize("waits_for", ["its turn to read", "a slot", "a data set that is away"])
+@pytest.mark.parametrize(
+    "waits_for", ["its turn to read", "its turn for a slot", "a slot", "a data set that is away"]
+)
 async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for_examples(
     base: Path, tmp_path: Path, waits_for: str, order: Order, stage: Stage
 ) -> None:
@@ -154,8 +156,8 @@ async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for
         lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
         taken = list[int]()
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(slots, "_wait_s", 0.01)
-            if waits_for == "a slot":
+            patched.setattr(slots, "_wait_s", 3600.0 if waits_for == "its turn for a slot" else 0.01)
+            if waits_for in {"a slot", "its turn for a slot"}:
                 taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
             elif waits_for == "its turn to read":
                 for _ in range(shared.AT_ONCE):
@@ -164,7 +166,13 @@ async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for
                 patched.setattr(shared, "read_dataset", refuse)
             with capture_logs() as logs:
                 scene.want(assignment("acme/one", saved=2))
-                await until(lambda: datasets._room._waiters or any(each["event"] == "tried_again" for each in logs))
+                await until(
+                    lambda: (
+                        datasets._room._waiters
+                        or (waits_for == "its turn for a slot" and slots._line)
+                        or any(each["event"] == "tried_again" for each in logs)
+                    )
+                )
             scene.want(assignment("acme/one", order=order, saved=2))
             ended = (await scene.ended("acme/one", stage=stage))["acme/one"]
         assert (ended.step, ended.saved, ended.failure) == (2, 2, None)
