@@ -4,8 +4,9 @@ import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
 from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.file_identity import KnownFile, identity_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
@@ -233,8 +235,8 @@ def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tm
     store(disk, "small", 60)
     add = disk.ledger.add
 
-    def add_and_come_again(key: str, nbytes: int, *, evicting: bool = True) -> list[str] | None:
-        evicted = add(key, nbytes, evicting=evicting)
+    def add_and_come_again(key: str, nbytes: int, **how: Any) -> list[str] | None:
+        evicted = add(key, nbytes, **how)
         if evicted:
             with ThreadPoolExecutor(1) as other:
                 other.submit(store, disk, "small", 30).result()
@@ -247,6 +249,86 @@ def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tm
         assert path is not None
         assert path.stat().st_size == nbytes
     assert disk.imbalance() == ""
+
+
+def mapped(tier: DiskTier, name: str, nbytes: int = 40, identity: str = IDENTITY) -> KnownFile:
+    """A stored file of that name, which is mapped for as long as what is returned is kept."""
+    path = store(tier, name, nbytes, identity)
+    file = KnownFile(path, identity_of(path.stat()))
+    tier.mapped(source(name), file)
+    return file
+
+
+def test_a_file_that_is_mapped_gives_way_after_those_that_are_not(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    file = mapped(tier, "a")
+    again = replace(file)
+    tier.mapped(source("a"), again)
+    store(tier, "b", 40)
+    store(tier, "c", 40)
+    assert [tier.holds(source(name)) for name in "abc"] == [True, False, True], "its room would not come back"
+    del file
+    store(tier, "d", 40)
+    assert [tier.holds(source(name)) for name in "acd"] == [True, False, True], "somebody else has it mapped"
+    del again
+    store(tier, "e", 40)
+    assert [tier.holds(source(name)) for name in "ade"] == [False, True, True]
+    assert tier.used == 80
+
+
+def test_a_file_that_is_replaced_or_dropped_counts_while_it_is_mapped(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    older = mapped(tier, "a")
+    path = store(tier, "a", 50, OTHER)
+    assert (tier.used, list(tmp_path.iterdir())) == (90, [path])
+    tier.yields(frozenset({source("early")}))
+    with pytest.raises(Overloaded):
+        store(tier, "early", 20)
+    store(tier, "b", 20)
+    assert (tier.used, tier.holds(source("a"))) == (60, False), "what is not mapped made room"
+    tier.drop(source("b"))
+    del older
+    assert tier.used == 0
+    store(tier, "early", 20)
+
+
+def test_mappings_are_let_go_of_before_files_in_use_are_removed(tmp_path: Path) -> None:
+    tier, asked = DiskTier(tmp_path, 100), list[int]()
+    files = [mapped(tier, name) for name in "ab"]
+
+    def shed(nbytes: int) -> bool:
+        asked.append(nbytes)
+        return bool(files and files.pop(0))
+
+    tier.sheds = shed
+    files.append(kept := mapped(tier, "c"))
+    assert (asked, [tier.holds(source(name)) for name in "abc"]) == ([40], [False, True, True])
+    files.clear()
+    kept_too = mapped(tier, "d")
+    assert [tier.holds(source(name)) for name in "bcd"] == [False, True, True]
+    store(tier, "e", 40)
+    assert [tier.holds(source(name)) for name in "cde"] == [False, True, True], "the least recently used goes"
+    assert tier.used == 120, "and takes its room until it is let go of"
+    assert (kept.path.exists(), kept_too.path.exists()) == (False, True)
+    del kept
+    assert tier.used == 80
+
+
+def test_the_host_tier_lets_go_of_mapped_files_that_nobody_wants(tmp_path: Path) -> None:
+    host, whole = HostTier(1 << 20), adapter()
+    file = KnownFile(tmp_path, identity_of(tmp_path.stat()))
+    names = [(name, source(name)) for name in "abcde"]
+    for key in names:
+        assert host.put(key, whole if key[0] == "b" else replace(whole, file=file)) == []
+    host.ledger.keep(frozenset({names[0]}))
+    assert host.shed(ONE + 1)
+    assert host.take_shed() == names[2:4]
+    assert [host.get(key) is not None for key in names] == [True, True, False, False, True]
+    assert (host.shed(ONE), host.shed(ONE), host.take_shed(), host.take_shed()) == (True, False, names[4:], [])
+    assert host.imbalance() == ""
+    pinned = HostTier(1 << 20, pinned=True)
+    pinned.put(names[0], replace(whole, file=file))
+    assert not pinned.shed(ONE), "it has memory of its own"
 
 
 def test_the_disk_tier_refuses_rather_than_evict_what_is_wanted(tmp_path: Path) -> None:

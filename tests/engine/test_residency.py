@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
+from mint_engine.adapters import mapped
 from mint_engine.adapters.file_identity import Identity, identity_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.reading import LostBlock
@@ -109,6 +110,27 @@ async def test_what_serves_from_its_slot_leaves_host_memory_and_disk_after_what_
     assert here.host.get((NAMES[0], kept)) is not None
     assert here.host.get((NAMES[1], given_up)) is None
     assert (here.loader.disk.holds(kept), here.loader.disk.holds(given_up)) == (True, False)
+
+
+def inodes_of(folder: Path) -> set[int]:
+    """The files in a folder, and those that were there and that this process has mapped still."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/" in line]
+    return {int(line[4]) for line in lines} | {path.stat().st_ino for path in folder.iterdir()}
+
+
+async def test_files_in_host_memory_and_on_disk_take_no_more_of_the_disk_than_its_cache_may(
+    scene: Callable[..., Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "MAP_FROM_BYTES", 0)
+    here, folder = scene(), tmp_path / "disk"
+    await once(here, NAMES[0])
+    each = here.host.ledger.used
+    here.loader.disk.ledger.budget = 3 * each
+    for name in (*NAMES[1:], NAMES[0]):
+        await once(here, name)
+        assert len(inodes_of(folder)) <= 3, "removed files that are mapped among them"
+    assert here.host.ledger.used == here.loader.disk.ledger.used == 3 * each
+    assert len(here.residency.states()) == 3, "what host memory has let go of is forgotten"
 
 
 async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(scene: Callable[..., Scene]) -> None:

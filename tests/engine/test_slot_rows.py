@@ -24,6 +24,7 @@ from mint_engine.parallel.ranks import _opened
 from mint_engine.parallel.shares import ModuleCut
 from mint_engine.residency import remapping
 from mint_engine.residency.arrival import Arrival
+from mint_engine.residency.mapped_files import MappedFiles
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_pages, put_zeros, reserve
 from mint_engine.residency.slots import Alone, Slots
@@ -121,6 +122,22 @@ def test_an_unload_lets_go_of_the_file_and_of_memory(tmp_path: Path) -> None:
         assert slots.is_empty(slot)
     assert maps(path) == 0
     assert memory_of(slots) - before < copied.run.nbytes / 2
+
+
+def test_a_slot_has_its_file_mapped_until_something_else_takes_its_place(tmp_path: Path) -> None:
+    slots, files, path = make_slots(), MappedFiles(), tmp_path / "adapter.mint"
+    for leave in (slots.clear, lambda slot: slots.load(slot, adapter(2))):
+        packed = filed(adapter(8), path)
+        nbytes = packed.nbytes
+        assert packed.file is not None
+        files.enter(packed.file)
+        slots.load(0, packed)
+        del packed
+        assert files.has(path)
+        files.remove(path)
+        assert (files.removed_bytes, maps(path)) == (nbytes, 1)
+        leave(0)
+        assert (files.removed_bytes, maps(path)) == (0, 0)
 
 
 def test_what_is_written_to_a_slot_does_not_reach_the_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A file as it was when somebody looked into it."""
+    """A file as it was when somebody looked into it. Who has it mapped keeps the very object that told so."""
 
     path: Path
     identity: Identity

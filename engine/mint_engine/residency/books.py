@@ -203,6 +203,7 @@ class Books:
 
     def settle(self) -> None:
         """Let new requests go to what has become as warm as wanted, and forget what is of no use any more."""
+        self.evicted(self.host.take_shed())
         now = time.monotonic()
         over = {copy for copy in self._blocked if not copy.blocked(now)}
         self._blocked -= over

@@ -177,7 +177,8 @@ class Climber:
         if host.pinned and packed.nbytes <= host.ledger.budget:
             mapped = packed
             async with self._readable(copy, mapped):
-                packed = await self._copy(lambda: replace(mapped, run=read(mapped).pin_memory()))
+                run = await self._copy(lambda: read(mapped).pin_memory())
+            packed = replace(mapped, run=run, file=mapped.file and replace(mapped.file))  # this one maps nothing
         self._books.evicted(host.put(copy.key, packed) or ())
         return packed
 

@@ -10,13 +10,15 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
+from mint_engine.adapters.file_identity import KnownFile
 from mint_engine.residency.ledger import Ledger
+from mint_engine.residency.mapped_files import MappedFiles
 from mint_engine.sources.copying import folder_name
 from mint_engine.sources.storage import subject_of
 
@@ -27,14 +29,22 @@ Write = Callable[[BinaryIO, Callable[[int], None]], None]
 
 
 class DiskTier:
-    """Files complete or absent. Methods may run in any thread."""
+    """Files complete or absent. Methods may run in any thread.
+
+    A file that is removed takes the disk while it is mapped, and counts as long. So what is mapped stays, until
+    nothing else makes room: then `sheds` is asked to let go of mappings of so many bytes, and whether there were
+    any. What is mapped even then, in slots or where a wave wants it in host memory, goes last: where that alone is
+    more than the budget, it is exceeded, by no more than that.
+    """
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.ledger: Ledger[str] = Ledger(budget)  # by the source's hash
         self._folder = folder
         self._paths: dict[str, Path] = {}
+        self._mapped = MappedFiles()
         self._yielding: frozenset[str] = frozenset()
         self._lock = threading.Lock()
+        self.sheds: Callable[[int], bool] = lambda _: False
         folder.mkdir(parents=True, exist_ok=True)
         self._recover()
 
@@ -71,6 +81,17 @@ class DiskTier:
     def yields(self, sources: frozenset[Source]) -> None:
         """From now on the files of these sources, and of no others, may only take room that is free."""
         self._yielding = frozenset(map(folder_name, sources))
+
+    @property
+    def used(self) -> int:
+        """Bytes that adapters take of the disk."""
+        return self.ledger.used + self._mapped.removed_bytes
+
+    def mapped(self, source: Source, file: KnownFile) -> None:
+        """A source's file has been mapped, and is so for as long as `file` is kept. Call inside `using(source)`."""
+        with self._lock:
+            if self._paths.get(folder_name(source)) == file.path:
+                self._mapped.enter(file)
 
     def touch(self, source: Source) -> None:
         """What a source's file holds has been used elsewhere."""
@@ -119,25 +140,44 @@ class DiskTier:
 
     def _publish(self, key: str, partial: Path, target: Path) -> None:
         with self._lock:
-            older = self._paths.get(key)
             partial.rename(target)
             self._paths[key] = target
-            if older is not None and older != target:
-                older.unlink(missing_ok=True)
 
     def _admit(self, source: Source, key: str, nbytes: int) -> None:
         if nbytes > self.ledger.budget:
             raise CapacityExceeded(
                 subject_of(source), f"needs {nbytes} bytes of a disk cache of {self.ledger.budget}; raise diskCache"
             )
+        self._remove_older(key)
         if not self._enter(key, nbytes):
             raise Overloaded(subject_of(source), "finds the disk cache full of wanted adapters", retry_after_s=5.0)
 
     def _enter(self, key: str, nbytes: int) -> bool:
-        evicted = self.ledger.add(key, nbytes, evicting=key not in self._yielding)
+        if key in self._yielding:
+            return self._add(key, nbytes, lambda _: False)
+        while not self._add(key, nbytes, lambda each: not self._is_mapped(each)):
+            if not self.sheds(nbytes):
+                return self._add(key, nbytes, lambda _: True, beside=0)
+        return True
+
+    def _add(self, key: str, nbytes: int, evicting: Callable[[str], bool], beside: int | None = None) -> bool:
+        beside = self._mapped.removed_bytes if beside is None else beside
+        evicted = self.ledger.add(key, nbytes, evicting=evicting, beside=beside)
         for each in evicted or ():
             self._remove(each)
         return evicted is not None
+
+    def _is_mapped(self, key: str) -> bool:
+        """Takes no lock of this tier's: the ledger asks, and has its own."""
+        path = self._paths.get(key)
+        return path is not None and self._mapped.has(path)
+
+    def _remove_older(self, key: str) -> None:
+        """Remove the file that another is about to take the place of: together they might exceed the budget."""
+        with self._lock:
+            path = self._paths.pop(key, None)
+            if path is not None:
+                self._mapped.remove(path)
 
     def _drop(self, key: str) -> None:
         self.ledger.remove(key)
@@ -148,8 +188,7 @@ class DiskTier:
         with self._lock:
             path = None if key in self.ledger else self._paths.pop(key, None)
             if path is not None:
-                with suppress(FileNotFoundError):
-                    path.unlink()
+                self._mapped.remove(path)
 
 
 def _last_used_ns(path: Path) -> int:

@@ -20,6 +20,7 @@ class HostTier:
         self.ledger: Ledger[Key] = Ledger(budget)
         self.pinned = pinned
         self._held: dict[Key, Packed] = {}
+        self._shed: list[Key] = []
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Packed | None:
@@ -47,6 +48,27 @@ class HostTier:
             for each in evicted or ():
                 del self._held[each]
             return evicted
+
+    def shed(self, nbytes: int) -> bool:
+        """Let go of mapped files, so many bytes or what there is, as `put` does; False where there is none.
+
+        The disk needs their room. Which they were, `take_shed` tells.
+        """
+        with self._lock:
+            gone = self.ledger.give_up(nbytes, self._is_mapped)
+            for each in gone:
+                del self._held[each]
+            self._shed += gone
+            return bool(gone)
+
+    def take_shed(self) -> list[Key]:
+        """What was let go of by `shed` since the last call."""
+        with self._lock:
+            taken, self._shed = self._shed, []
+            return taken
+
+    def _is_mapped(self, key: Key) -> bool:
+        return not self.pinned and self._held[key].file is not None
 
     def drop(self, key: Key) -> None:
         """Let go of an adapter, if it is here."""

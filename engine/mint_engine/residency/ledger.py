@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -87,14 +87,16 @@ class Ledger(Generic[K]):
             if key in self._open:
                 self._open.move_to_end(key)
 
-    def add(self, key: K, nbytes: int, *, evicting: bool = True) -> list[K] | None:
+    def add(
+        self, key: K, nbytes: int, *, evicting: Callable[[K], bool] = lambda _: True, beside: int = 0
+    ) -> list[K] | None:
         """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit.
 
-        Without `evicting` it fits only where there is room.
+        Only what may be evicted by `evicting` makes room; so many bytes `beside` the entries take some now.
         """
         with self._lock:
-            free = self.budget - self._aside - self._used + self._entries.get(key, 0)
-            open_to = ((each, size) for each, size in self._open.items() if evicting and each != key)
+            free = self.budget - self._aside - self._used - beside + self._entries.get(key, 0)
+            open_to = ((each, size) for each, size in self._open.items() if each != key and evicting(each))
             chosen = self._evict(open_to, free, nbytes)
             if chosen is None:
                 return None
@@ -102,6 +104,23 @@ class Ledger(Generic[K]):
             self._entries[key] = nbytes
             self._used += nbytes
             self._sort(key)
+            return chosen
+
+    def give_up(self, nbytes: int, which: Callable[[K], bool]) -> list[K]:
+        """Take so many bytes off the books, or what there is; returns the keys.
+
+        Those not pinned of `which` this is so, least recently used first.
+        """
+        with self._lock:
+            chosen, left = list[K](), nbytes
+            for key, size in self._open.items():
+                if left <= 0:
+                    break
+                if which(key):
+                    chosen.append(key)
+                    left -= size
+            for key in chosen:
+                self._remove(key)
             return chosen
 
     def set_aside(self, nbytes: int) -> list[K] | None:

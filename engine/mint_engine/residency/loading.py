@@ -125,6 +125,8 @@ class Loader:
             if isinstance(error, OSError) and error.errno in LOST:
                 raise _Lost(error.strerror) from error
             raise _own_trouble(error, subject, "read from") from error
+        if packed.file is not None:
+            self.disk.mapped(source, packed.file)
         if packed.header not in self._fitting:
             check_packed(packed.header, self._fit, subject)
             self._fitting.add(packed.header)

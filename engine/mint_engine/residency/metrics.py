@@ -27,7 +27,10 @@ SLOTS_IN_MEMORY = Gauge(
 )
 SLOTS_LOST = Counter("mint_engine_slots_lost_bytes", "Bytes of slots that had left memory and were brought back")
 HOST_BYTES = Gauge("mint_engine_host_tier_bytes", "Bytes of adapters in host memory")
-DISK_BYTES = Gauge("mint_engine_disk_tier_bytes", "Bytes of adapters in the disk cache")
+DISK_BYTES = Gauge(
+    "mint_engine_disk_tier_bytes",
+    "Bytes of adapters in the disk cache, and of those removed that a slot or host memory still has mapped",
+)
 BALANCED = Gauge("mint_engine_residency_books_balanced", "1 while slots, references and bytes add up, 0 when not")
 BALANCED.set(1)  # while nothing is held
 

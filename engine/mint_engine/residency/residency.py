@@ -78,6 +78,7 @@ class Residency:
         audit_s: float = AUDIT_S,
     ) -> None:
         self.books = Books(host, loader.disk, store, requests_waiting)
+        loader.disk.sheds = host.shed
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
         self._readers = Readers(workers, remote_workers)
         self._climber = Climber(
@@ -315,7 +316,7 @@ class Residency:
 
     def _changed(self) -> None:
         self.books.settle()
-        metrics.tell_used(self.slots.used, self.books.host.ledger.used, self.books.disk.ledger.used)
+        metrics.tell_used(self.slots.used, self.books.host.ledger.used, self.books.disk.used)
         self._wake.set()
         self._early.nudge()
         self.on_change()

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from mint_engine.adapters.file_identity import KnownFile
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.packed_file import MAX_HEAD_BYTES
 from mint_engine.model.device import zeros
@@ -47,7 +48,7 @@ class SlotRows:
             self.memory = zeros((count, width), dtype, device)  # [S, W]
         self._first, self._row_bytes = self.memory.data_ptr(), self.memory[:1].nbytes
         self.filled = [0] * count  # elements of each row that are, or may be, its tenant's
-        self._file_bytes = [0] * count  # what of each row is a file's
+        self._files: list[KnownFile | None] = [None] * count  # that are mapped into each row
         self._locked = [False] * count
         self._guards = [threading.Lock() for _ in range(count)]  # of a row against being tended while it changes
         self.stay = Stay.COPIED
@@ -88,7 +89,7 @@ class SlotRows:
 
     def _tend(self, slot: int) -> Stayed:
         with self._guards[slot]:
-            address, size = self._address(slot), self._file_bytes[slot]
+            address, size = self._address(slot), self._file_bytes(slot)
             if size and self.stay is Stay.LOCKED and not self._locked[slot]:
                 self._locked[slot] = lock(address, size)
             if not size or self._locked[slot]:
@@ -103,14 +104,14 @@ class SlotRows:
             put_zeros(self._address(slot), self.filled[slot] * self.memory.itemsize)
         else:
             _zero(self.memory[slot, : self.filled[slot]])
-        self.filled[slot] = self._file_bytes[slot] = 0
+        self.filled[slot], self._files[slot] = 0, None
         self._locked[slot] = False
 
     def _put_file(self, slot: int, descriptor: int, packed: Packed, told: Callable[[int], None] | None) -> bool:
         """Map the whole file to the row's beginning. False, with zeros in the row, where files can not be mapped."""
         size, before = packed.header.file_bytes, self.filled[slot]
         self.filled[slot] = max(before, size // self.memory.itemsize)  # until the rest is zero
-        self._file_bytes[slot] = size
+        self._files[slot] = packed.file
         address, rest = self._address(slot), -(-size // PAGE) * PAGE
         try:
             mapped = put_file(address, descriptor, size, told)
@@ -118,7 +119,7 @@ class SlotRows:
             raise unreadable(packed, error) from error
         put_zeros(address + rest, before * self.memory.itemsize - rest)
         self.filled[slot] = size // self.memory.itemsize if mapped else 0
-        self._file_bytes[slot] = size if mapped else 0
+        self._files[slot] = packed.file if mapped else None
         return mapped
 
     def _put_pages(self, slot: int, run: torch.Tensor) -> bool:
@@ -131,11 +132,11 @@ class SlotRows:
         if not put_pages(self._address(slot), run.data_ptr(), size):
             return False
         put_zeros(self._address(slot) + size, before * self.memory.itemsize - size)
-        self.filled[slot], self._file_bytes[slot] = run.numel(), 0
+        self.filled[slot], self._files[slot] = run.numel(), None
         return True
 
     def _copy(self, slot: int, run: torch.Tensor) -> None:
-        if self._file_bytes[slot]:  # a copy would go to private copies of the file's pages, one fault a page
+        if self._file_bytes(slot):  # a copy would go to private copies of the file's pages, one fault a page
             self._clear(slot)
         count, before = run.numel(), self.filled[slot]
         self.filled[slot] = max(count, before)  # until the copy has ended
@@ -143,6 +144,10 @@ class SlotRows:
         _copy(row[:count], run)
         _zero(row[count:before])
         self.filled[slot] = count
+
+    def _file_bytes(self, slot: int) -> int:
+        file = self._files[slot]
+        return 0 if file is None else file.identity.nbytes
 
     def _address(self, slot: int) -> int:
         return self._first + slot * self._row_bytes
