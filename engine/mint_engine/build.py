@@ -125,7 +125,7 @@ def _build_rank_0(
         # All is read, while the others read their shares: they must compute together what transformers does of it.
         admit = partial(check_config, settings)
         dtype, keep = choose_dtype(settings.dtype), settings.quantised_experts
-        base, expected = load_part(base_path, dtype, part, admit, headway, quantised_experts=keep)
+        base, expected = load_part(base_path, dtype, part, admit, headway, ranks.listen, quantised_experts=keep)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group))

@@ -6,7 +6,7 @@ They take all of a base. A rank that keeps but a part of it has no more than one
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,16 @@ def load_part(
     part: Part,
     admit: Admit = admit_any,
     headway: Headway | None = None,
+    listen: Callable[[], None] = lambda: None,
     *,
     quantised_experts: bool = False,
 ) -> tuple[Base, torch.Tensor]:
     """A rank's part of a base in the host's memory, and the logits [T, V] of all of it. Raises as `load_base` does.
 
-    A GGUF file is in memory whole, and cut by whoever has it next.
+    A GGUF file is in memory whole, and cut by whoever has it next. `listen` is called before each layer is read, and
+    raises where nothing will come of that.
     """
-    streamed = _Streamed(part)
+    streamed = _Streamed(part, listen)
     cpu = torch.device("cpu")
     base = load_base(path, dtype, cpu, streamed, admit, headway, quantised_experts=quantised_experts)
     return base, reference_logits(base) if streamed.logits is None else streamed.logits
@@ -78,8 +80,8 @@ class _Streamed:
     Each is read when transformers' model comes to it, and cut as soon as it has run: so nothing is read twice.
     """
 
-    def __init__(self, part: Part) -> None:
-        self._part = part
+    def __init__(self, part: Part, listen: Callable[[], None]) -> None:
+        self._part, self._listen = part, listen
         self._loading: Any = None
         self._later: dict[str, dict[str, Stored]] = {}  # of each layer, by its path
         self._names: dict[str, Name] = {}
@@ -117,6 +119,7 @@ class _Streamed:
                 yield name, weight
 
     def _fill_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
+        self._listen()
         info = fill(model, self._later.pop(path, {}), self._loading, self._names)
         info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
         check(vars(info), every_weight(layer, path))

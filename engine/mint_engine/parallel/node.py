@@ -1,5 +1,6 @@
 """Another node's ranks, as the leader sees them: one answer for all, over connections that their node has made."""
 
+import math
 import socket
 import threading
 import time
@@ -65,11 +66,16 @@ class Node:
         except OSError as error:
             raise gone(self.name) from error
 
-    def expect_ready(self, timeout_s: float) -> None:
+    @property
+    def answers(self) -> socket.socket | None:
+        """See `Rank`; None while it is not there."""
+        return self._connections[Channel.STEPS] if self._there.is_set() else None
+
+    def expect_ready(self, timeout_s: float | None) -> None:
         """See `Rank`."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s if timeout_s is not None else math.inf
         if not self._there.wait(timeout_s):
-            raise EngineUnavailable(self.name, f"of this engine has not come within {timeout_s:.0f} s; see its pod")
+            raise EngineUnavailable(self.name, "of this engine has not come in time; see its pod")
         expect_ready(self._connections[Channel.STEPS], self.name, max(1.0, deadline - time.monotonic()))
 
     def watch(self) -> None:

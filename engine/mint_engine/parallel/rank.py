@@ -5,6 +5,7 @@ child when this process ends in whatever way (see `follow.die_with`).
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mint_engine.parallel.messages import Refused, SlotChange
 START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
 ANSWER_S = 60.0  # that it takes to put an adapter in its slot
 TELL_S = 60.0  # that it leaves a message unread
+_END_S = 1.0  # between the end of its connections and that of its process
 
 
 class Rank:
@@ -51,7 +53,12 @@ class Rank:
 
     def expect_ready(self, timeout_s: float | None) -> None:
         """Raises what it says, or EngineUnavailable; None: it takes as long as it takes."""
-        expect_ready(self._steps, self.name, timeout_s)
+        expect_ready(self._steps, self.name, timeout_s, self._how_ended)
+
+    @property
+    def answers(self) -> socket.socket:
+        """Where its answers come in."""
+        return self._steps
 
     def tell_change(self, change: SlotChange, descriptor: int | None) -> None:
         """Raises EngineUnavailable."""
@@ -98,14 +105,26 @@ class Rank:
         status = self._process.wait()
         self._on_end.result()(self.name, status)
 
+    def _how_ended(self) -> str:
+        """In words; "" where it has not, or was never there."""
+        self._thread.join(_END_S)
+        status = self._process.returncode if self._process is not None else None
+        if status is None:
+            return ""
+        if status == -signal.SIGKILL:
+            return "it was killed, as happens where memory runs out"
+        return f"by signal {-status}" if status < 0 else f"with status {status}; see the log"
 
-def expect_ready(steps: socket.socket, name: str, timeout_s: float | None) -> None:
+
+def expect_ready(
+    steps: socket.socket, name: str, timeout_s: float | None, how_ended: Callable[[], str] = str
+) -> None:
     """The next answer over a connection. Raises the error that it tells of, or EngineUnavailable."""
     steps.settimeout(timeout_s)
     try:
         answer = messages.decode_answer(messages.receive(steps))
     except (OSError, EOFError) as error:
-        raise gone(name) from error
+        raise gone(name, how_ended()) from error
     finally:
         steps.settimeout(TELL_S)
     if isinstance(answer, Refused):
@@ -117,6 +136,7 @@ def refusal(error: MintError) -> Refused:
     return Refused(str(error), error.reason)
 
 
-def gone(name: str) -> EngineUnavailable:
-    """Of a rank or node that does not answer."""
-    return EngineUnavailable(name, "of this engine has ended or does not answer; ask again")
+def gone(name: str, how: str = "") -> EngineUnavailable:
+    """Of a rank or node that does not answer; of one that has ended, `how` where that is known."""
+    told = f"has ended ({how})" if how else "has ended or does not answer"
+    return EngineUnavailable(name, f"of this engine {told}; ask again")

@@ -21,6 +21,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.ahead import Muster, start_ranks
+from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.door import Door
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import Member, extent_of, join
@@ -76,16 +77,20 @@ class Ranks:
             with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
                 rank.tell(messages.encode(begins[rank.number]))
         self._others: list[Rank | Node] = [*started.ranks, *self._nodes]
+        self._loading = Awaited(self._others)
 
     @property
     def lost(self) -> bool:
         """Whether one has ended by itself: the engine can not go on."""
         return self._lost.is_set() or (self._peers is not None and self._peers.broken)
 
+    def listen(self) -> None:
+        """Raise what keeps any of them from loading its share, as far as that is known; waits for nobody."""
+        self._loading.listen()
+
     def meet(self, member: Member, *, lean: bool) -> Peers:
         """Wait until all have loaded their shares, and meet them. Raises what they do, or EngineUnavailable."""
-        for other in self._others:
-            other.expect_ready(START_S)
+        self._loading.hear_all(START_S)
         self._close_door()
         wire = self._lay_wire() if self._nodes else None
         if wire is None:
@@ -95,8 +100,7 @@ class Ranks:
                 os.ftruncate(self._files.group, nbytes)
         self._peers = join(member, self._files, self._rows, self._threads, wire)
         self._tell(Meet(lean, wire))
-        for other in self._others:
-            other.expect_ready(START_S)
+        Awaited(self._others).hear_all(START_S)
         for node in self._nodes:
             node.watch()
         self._met = True

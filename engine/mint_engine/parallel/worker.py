@@ -31,6 +31,7 @@ from mint_contracts.errors import (
 from mint_contracts.settings import EngineSettings
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
+from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.content import receive_content
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
@@ -243,8 +244,7 @@ def _tell(ranks: list[Rank], message: bytes) -> None:
 def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
     """What all ranks answer, as one. How long that may take is the leader's to say, who reads more than they do."""
     try:
-        for rank in ranks:
-            rank.expect_ready(None)
+        Awaited(ranks).hear_all(None)
     except MintError as error:
         _refuse(start, steps, error)
     else:

@@ -22,7 +22,8 @@ from mint_engine.build import build
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
 from mint_engine.parallel.ahead import Started, start_ranks
-from mint_engine.parallel.messages import Begin, Ready
+from mint_engine.parallel.awaited import Awaited
+from mint_engine.parallel.messages import Begin, Ready, Refused
 from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.work import Work
@@ -176,8 +177,18 @@ async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> N
     assert "UnsupportedBase: node 1: settings: of this node" in await asyncio.to_thread(refused, other)
 
 
-async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(tmp_path: Path) -> None:
+async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which begins when that one has read all of a base: of a large one a share may take hours from a slow disk."""
+    bounds: list[float | None] = []
+
+    class Told(Awaited):
+        def hear_all(self, timeout_s: float | None) -> None:
+            bounds.append(timeout_s)
+            super().hear_all(timeout_s)
+
+    monkeypatch.setattr("mint_engine.parallel.worker.Awaited", Told)
     base, started = save_base(tmp_path), start_ranks(2)
     settings = settings_for(base, tensor_parallel_size=4, nodes=2)
     start = Start(settings, "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
@@ -186,7 +197,7 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(tmp
     leader, steps = socket.socketpair()
     answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, started.ranks))
     try:
-        await until(lambda: rank._steps.gettimeout() is None)
+        await until(lambda: bounds == [None])
         rank.tell(messages.encode(Begin(settings, str(base), "", 1, 4, 64, 1)))
         await answering
         assert messages.decode_answer(messages.receive(leader)) == Ready()
@@ -194,6 +205,27 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(tmp
         rank.hang_up()
         rank.finish(60)
         started.files.close()
+
+
+async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp_path: Path) -> None:
+    started, settings = start_ranks(3), over_two_nodes("pvc://models/tiny")
+    start = Start(settings, "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
+    leader, steps = socket.socketpair()
+    leader.settimeout(60)
+    for rank in started.ranks:
+        rank.at_end(lambda *_: None)
+    answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, started.ranks))
+    await until(lambda: len(followers()) == 2)
+    os.kill(max(followers()), signal.SIGKILL)  # the other one is told nothing yet, and says nothing
+    told = messages.decode_answer(await asyncio.to_thread(messages.receive, leader))
+    await answering
+    assert isinstance(told, Refused)
+    assert "of this engine has ended (it was killed" in told.problem
+    assert told.reason == EngineUnavailable.__name__
+    for rank in started.ranks:
+        rank.hang_up()
+        rank.finish(60)
+    started.files.close()
 
 
 def test_no_door_stays_open_where_no_rank_can_be_started(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from safetensors.torch import load_file
 
 from mint_contracts.errors import EngineUnavailable, Internal
 from mint_contracts.functions import connect
@@ -21,7 +22,7 @@ from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
-from mint_engine.parallel.ahead import start_ranks
+from mint_engine.parallel.ahead import Started, start_ranks
 from mint_engine.parallel.meeting import PATIENCE_S, Meeting
 from mint_engine.parallel.messages import Begin
 from mint_engine.parallel.rank import ANSWER_S
@@ -29,6 +30,7 @@ from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
+from mint_engine.sources.headway import Headway
 from tests.engine import saved_families
 from tests.engine.families import span
 from tests.engine.parallel.nodes import worker
@@ -270,6 +272,30 @@ def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
         rank.expect_ready(120)
     rank.finish(30)
     started.files.close()
+
+
+async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(files: Path) -> None:
+    """Of a large base that would take the first rank many minutes; and it is told how the other has ended."""
+    headway = Headway()
+
+    def muster(count: int) -> Started:
+        started = start_ranks(count)
+        while not (found := followers()):
+            started.ranks[0]._thread.join(0.01)
+        os.kill(found[0], signal.SIGKILL)
+        while alive(found[0]):
+            started.ranks[0]._thread.join(0.01)
+        return started
+
+    with pytest.raises(EngineUnavailable, match=r"rank 1: of this engine has ended \(it was killed, as"):
+        build(settings_for(files / "base", tensor_parallel_size=2), files / "base", muster=muster, headway=headway)
+    read = headway.now
+    assert read is not None
+    beside = [
+        each for name, each in load_file(files / "base" / "model.safetensors").items() if ".layers." not in name
+    ]
+    assert read.done == sum(each.nbytes for each in beside) < read.total
+    assert not followers()
 
 
 async def test_a_rank_that_fails_at_a_slot_ends_at_once(files: Path) -> None:

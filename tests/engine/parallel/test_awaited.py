@@ -1,0 +1,97 @@
+"""Who has been asked for an answer is heard in whatever order that comes: over real sockets."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from mint_contracts.errors import EngineUnavailable, NonFiniteWeights
+from mint_engine.parallel import messages
+from mint_engine.parallel.awaited import Awaited
+from mint_engine.parallel.messages import Ready
+from mint_engine.parallel.rank import expect_ready, refusal
+
+
+class One:
+    """A rank or node that is told apart by its name; `said` is the end that it speaks at."""
+
+    def __init__(self, name: str, *, there: bool = True) -> None:
+        self.name, self._there = name, there
+        self._heard, self.said = socket.socketpair()
+
+    @property
+    def answers(self) -> socket.socket | None:
+        return self._heard if self._there else None
+
+    def come(self) -> None:
+        self._there = True
+
+    def expect_ready(self, timeout_s: float | None) -> None:
+        expect_ready(self._heard, self.name, timeout_s)
+
+    def close(self) -> None:
+        self._heard.close()
+        self.said.close()
+
+
+@pytest.fixture
+def three() -> Iterator[list[One]]:
+    with ExitStack() as stack:
+        found = [One(f"rank {number}") for number in (1, 2, 3)]
+        for each in found:
+            stack.callback(each.close)
+        yield found
+
+
+def test_all_are_waited_for(three: list[One]) -> None:
+    awaited = Awaited(three)
+    awaited.listen()
+    for each in reversed(three):
+        messages.send(each.said, Ready())
+        awaited.listen()
+    awaited.hear_all(0.0)
+
+
+def test_one_that_refuses_is_heard_while_others_are_silent(three: list[One]) -> None:
+    messages.send(three[1].said, Ready())
+    messages.send(three[2].said, refusal(NonFiniteWeights("base b", "has NaN or infinity in w")))
+    with pytest.raises(NonFiniteWeights, match="rank 3: base b: has NaN"):
+        Awaited(three).hear_all(None)
+
+
+def test_one_that_has_ended_is_missed_while_others_are_silent(three: list[One]) -> None:
+    awaited = Awaited(three)
+    three[1].said.close()
+    with pytest.raises(EngineUnavailable, match="rank 2: of this engine has ended"):
+        awaited.listen()
+
+
+def test_one_that_ends_after_it_was_ready_is_for_others_to_miss(three: list[One]) -> None:
+    """As a rank's own watcher, or the next answer that it is asked for."""
+    awaited = Awaited(three)
+    messages.send(three[0].said, Ready())
+    awaited.listen()
+    three[0].said.close()
+    awaited.listen()
+
+
+def test_one_that_says_nothing_in_time_is_told_of(three: list[One]) -> None:
+    for each in three[:2]:
+        messages.send(each.said, Ready())
+    with pytest.raises(EngineUnavailable, match="rank 3: of this engine"):
+        Awaited(three).hear_all(0.01)
+
+
+def test_one_that_comes_late_is_heard_too(three: list[One]) -> None:
+    late = One("node 1", there=False)
+    messages.send(late.said, refusal(NonFiniteWeights("base b", "has NaN or infinity in w")))
+    awaited = Awaited([*three, late])
+    awaited.listen()
+    coming = threading.Timer(0.01, late.come)
+    coming.start()
+    with pytest.raises(NonFiniteWeights, match="node 1"):
+        awaited.hear_all(None)
+    coming.join()
+    late.close()
