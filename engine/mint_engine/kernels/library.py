@@ -267,6 +267,12 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
     return None
 
 
+def instruction_set() -> str:
+    """The best of those that kernels are told apart by which this machine has, by its name; "" where it has none."""
+    flags = _cpu_flags()
+    return next((each for each in VARIANTS.get(platform.machine(), {}) if flags >= _NEEDS[each]), "")
+
+
 def _cpu_flags() -> frozenset[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

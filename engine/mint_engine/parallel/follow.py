@@ -13,18 +13,22 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from mint_contracts.errors import EngineUnavailable, Internal, MintError
+from mint_contracts.errors import EngineUnavailable, Internal, MintError, UnsupportedBase
 from mint_contracts.logs import log_as_json
 from mint_engine.adapters.mapped import Opener
-from mint_engine.model.base import load_base
+from mint_engine.kernels.library import instruction_set
+from mint_engine.model.base import empty_model, load_base
 from mint_engine.model.device import choose_device, choose_dtype
+from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
@@ -119,8 +123,27 @@ def _load(begin: Begin) -> Member:
     device = choose_device(told.device, begin.rank % told.ranks_per_node)
     part = Part(begin.rank, begin.count, told.target_modules)
     cpu, keep = torch.device("cpu"), told.quantised_experts
-    base = load_base(Path(begin.base), choose_dtype(told.dtype), cpu, part, quantised_experts=keep)
+    admit = partial(_admit, begin.instructions)
+    base = load_base(Path(begin.base), choose_dtype(told.dtype), cpu, part, admit, quantised_experts=keep)
     return lay_member(told, base, part, device)
+
+
+def _admit(leaders: str, config: PreTrainedConfig, subject: str) -> None:
+    """Raise UnsupportedBase where a base's ranks would choose by numbers that their CPUs round in different ways.
+
+    Each chooses experts, and tokens to attend to, for itself; where two differ an expert's part counts twice or not.
+    """
+    own = instruction_set()
+    if leaders in {"", own}:
+        return
+    model = empty_model(config, subject)
+    if route_shape(model) is None and not any(path.endswith(".indexer") for path, _ in model.named_modules()):
+        return
+    raise UnsupportedBase(
+        subject,
+        f"has ranks choose experts or tokens, all alike, and this one's CPU has {own or 'no'} instructions and the "
+        f"leader's {leaders}, which round differently; give an engine nodes of one kind (spec.engine.nodeSelector)",
+    )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     count: int
     rows: int  # of a step at most
     threads: int  # of each rank
+    instructions: str = ""  # that the leader's CPU computes by; "" where all ranks are on one node, or on GPUs
 
 
 class Wire(msgspec.Struct, frozen=True, array_like=True):

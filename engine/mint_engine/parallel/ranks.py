@@ -18,6 +18,7 @@ from mint_contracts.errors import EngineUnavailable, SourceUnavailable
 from mint_contracts.settings import EngineSettings
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
+from mint_engine.kernels.library import instruction_set
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.ahead import Muster, start_ranks
@@ -63,7 +64,8 @@ class Ranks:
         self._changing = threading.Lock()
         count, each = settings.tensor_parallel_size, settings.ranks_per_node
         digest = base_digest(base) if settings.nodes > 1 else ""
-        begins = [Begin(settings, str(base), digest, rank, count, rows, threads) for rank in range(count)]
+        own = instruction_set() if settings.nodes > 1 and settings.device == "cpu" else ""
+        begins = [Begin(settings, str(base), digest, rank, count, rows, threads, own) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
         self._door = _open_door(entrance, self._nodes) if self._nodes else None
         try:

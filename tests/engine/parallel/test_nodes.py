@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mint_contracts.errors import EngineUnavailable, WrongBase
+from mint_contracts.errors import EngineUnavailable, UnsupportedBase, WrongBase
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_engine.build import build
@@ -205,6 +205,22 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
         rank.hang_up()
         rank.finish(60)
         started.files.close()
+
+
+@pytest.mark.parametrize(("family", "chooses"), [("qwen3_moe", True), ("deepseek_v32", True), ("llama", False)])
+def test_ranks_that_would_choose_by_other_numbers_are_refused(family: str, chooses: bool, tmp_path: Path) -> None:
+    """Nodes of two kinds of CPU round differently: what only adds up may, what chooses may not."""
+    base, started = saved_families.save_base(family, tmp_path), start_ranks(2)
+    [rank] = started.ranks
+    rank.at_end(lambda *_: None)
+    settings = settings_for(base, tensor_parallel_size=2, nodes=2)
+    rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind of")))
+    why = r"rank 1: .* has ranks choose experts or tokens, .* and the leader's another kind of"
+    with pytest.raises(UnsupportedBase, match=why) if chooses else nullcontext():
+        rank.expect_ready(120)
+    rank.hang_up()
+    rank.finish(60)
+    started.files.close()
 
 
 async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp_path: Path) -> None:
