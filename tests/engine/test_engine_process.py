@@ -113,6 +113,8 @@ async def test_an_engine_serves_follows_the_map_and_drains(
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
             alive = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{engine.metrics_port}/metrics")
             assert b"mint_engine_requests" in alive.read()
+            [settled] = [line for line in engine.lines() if line["event"] == "settled"]
+            assert settled["objects"] > 100_000, "what libraries have made is gone through again and again"
 
             bare, (revision, adapted) = await ask(channel, ""), await ask(channel, "acme/one")
             assert (bare[0], revision[:7]) == ("", "sha256:")
