@@ -36,13 +36,18 @@ class Slow:
         self._ended = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def drips(self, count: int) -> list[str]:
         return [f"{self.url}/drip/{index}.jsonl" for index in range(count)]
 
     def end(self) -> None:
         self._ended.set()
+        self._server.shutdown(
+            socket.SHUT_RDWR
+        )  # who waits for a connection is told, and no other socket's comes to it
+        self._thread.join()
         self._server.close()
 
     def _serve(self) -> None:
