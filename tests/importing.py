@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 _STARTED = "importing"
 
@@ -22,7 +22,7 @@ async def ends_while_it_imports(program: str, slow: str, folder: Path) -> int:
     try:
         await until((folder / _STARTED).exists)
         process.terminate()
-        return await asyncio.wait_for(process.wait(), 60)
+        return await asyncio.wait_for(process.wait(), PATIENCE_S)
     finally:
         if process.returncode is None:
             process.kill()

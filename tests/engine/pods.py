@@ -20,6 +20,7 @@ from mint_contracts.source import Source
 from tests.engine.parallel.nodes import group_environment
 from tests.logs import whole_lines
 from tests.redis_process import RedisProcess, free_port
+from tests.waiting import PATIENCE_S
 
 BASE = "default/tiny"
 
@@ -58,7 +59,7 @@ class Pod:
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
-        return await asyncio.to_thread(self.process.wait, 60)
+        return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ async def test_remote_loads_that_wait_take_no_local_ones_place(scene: Callable[.
     class Silent(stores.Files):
         def do_HEAD(self) -> None:  # noqa: N802
             asked.release()
-            assert go_on.wait(LIMIT_S)
+            assert go_on.wait(3 * LIMIT_S)
             super().do_HEAD()
 
     with stores.serving(Silent, store) as (address, _):
@@ -87,7 +87,7 @@ async def test_remote_loads_that_wait_take_no_local_ones_place(scene: Callable[.
         here.residency.want([*far, *near])
         try:
             await until(lambda: all(here.tier(name) is Tier.DEVICE for name in NAMES), LIMIT_S)
-            assert len(here.residency.books.loading) == REMOTE_WORKERS
+            await until(lambda: len(here.residency.books.loading) == REMOTE_WORKERS, LIMIT_S)
         finally:
             go_on.set()
         await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in far), LIMIT_S)

@@ -26,6 +26,7 @@ from tests.importing import ends_while_it_imports
 from tests.logs import whole_lines
 from tests.operator.stage import Stage, adapter_wave, base_model, until
 from tests.redis_process import free_port
+from tests.waiting import PATIENCE_S
 
 ADAPTERS = ["demo/json", "demo/pirate"]
 
@@ -50,7 +51,7 @@ class Process:
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
-        return await asyncio.to_thread(self.process.wait, 60)
+        return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
 
 def answers(url: str) -> bool:
