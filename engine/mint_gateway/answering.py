@@ -8,12 +8,16 @@ import structlog
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest, MintError
+from mint_contracts.room import Room
 from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
 
 REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
+
+MOST_BYTES = 96 << 20  # of requests in flight, by whichever door; the chart gives a gateway 512 MiB
+_TOKEN_BYTES = 10  # that protobuf takes for each token of a prompt
 
 _log = structlog.get_logger()
 
@@ -24,11 +28,13 @@ class Answering:
     def __init__(self, router: Router, metrics: Metrics) -> None:
         self._router = router
         self._metrics = metrics
+        self._room = Room(MOST_BYTES, "gateway", f"has {MOST_BYTES >> 20} MiB of requests in flight")
 
     async def answer(self, request: sampling_pb2.GenerateRequest, send: Send, remaining_s: float | None) -> None:
         """Send the events of an answer; `remaining_s` is the client's deadline, if it has one.
 
-        Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
+        The request is the router's from here on. Raises MintError for what the gateway says itself, AioRpcError
+        for an engine's own word.
         """
         started_at = asyncio.get_running_loop().time()
         trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
@@ -36,7 +42,9 @@ class Answering:
         try:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
-            await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
+            with self._room.part() as part:
+                part.fill(max(request.ByteSize(), _TOKEN_BYTES * len(request.tokens.ids)))
+                await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
             code = grpc.StatusCode.OK
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED

@@ -108,7 +108,9 @@ class Router:
     async def generate(
         self, request: sampling_pb2.GenerateRequest, send: Send, *, remaining_s: float | None, trail: Trail
     ) -> None:
-        """Answer one request by way of an engine; `remaining_s` is the client's deadline, if it has one.
+        """Answer one request by way of an engine, and note in it what that must know.
+
+        `remaining_s` is the client's deadline, if it has one.
 
         Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
         """
@@ -123,7 +125,8 @@ class Router:
                 candidate, source = await self._next(trail, tries)
                 trail.engine, trail.why, trail.tries = candidate.engine, candidate.why, tries.count
                 with self._in_flight.at(candidate.address):
-                    if await self._try(candidate, _forwarded(request, trail, source), send, tries, trail):
+                    _prepare(request, trail, source)
+                    if await self._try(candidate, request, send, tries, trail):
                         return
 
     async def _next(self, trail: Trail, tries: Tries) -> tuple[Candidate, Source | None]:
@@ -185,17 +188,15 @@ class Router:
         return True
 
 
-def _forwarded(
-    request: sampling_pb2.GenerateRequest, trail: Trail, source: Source | None
-) -> sampling_pb2.GenerateRequest:
-    """What an engine is asked. It may hold a wave's adapter, and not know of the wave (yet, or any more)."""
-    forwarded = sampling_pb2.GenerateRequest()
-    forwarded.CopyFrom(request)
-    forwarded.base_model, forwarded.request_id = trail.base_model, trail.request_id
-    forwarded.ClearField("whence")
+def _prepare(request: sampling_pb2.GenerateRequest, trail: Trail, source: Source | None) -> None:
+    """Tell an engine what it must know. It may hold a wave's adapter, and not know of the wave (yet, or any more).
+
+    In the request itself: of a copy, a long prompt would be kept twice until its answer's end.
+    """
+    request.base_model, request.request_id = trail.base_model, trail.request_id
+    request.ClearField("whence")
     if source is not None:
-        forwarded.whence.uri, forwarded.whence.revision = source.uri, source.revision
-    return forwarded
+        request.whence.uri, request.whence.revision = source.uri, source.revision
 
 
 async def _until_first_token(call: "Call", candidate: Candidate) -> list[sampling_pb2.GenerateEvent]:

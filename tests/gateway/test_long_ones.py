@@ -10,8 +10,10 @@ import openai
 import pytest
 
 from mint_contracts.errors import Overloaded
+from mint_contracts.room import OWN_BYTES, Room
+from mint_contracts.sampling_pb2 import GenerateRequest, TokenIds
+from mint_gateway import answering
 from mint_gateway.http import answered, asked, beside, door, kept
-from mint_gateway.http.room import OWN_BYTES, Room
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.test_http import CHAT, TEXT, get, post
@@ -121,8 +123,35 @@ async def test_requests_are_taken_in_while_all_that_come_have_room(
     assert (await post(scene, TEXT, long))[0] == 200
 
 
+async def test_requests_are_in_flight_by_both_doors_while_all_together_have_room(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token of a prompt takes more than it had on its way here."""
+    monkeypatch.setattr(answering, "MOST_BYTES", 1 << 20)
+    engine = await scene.with_engine()
+    engine.hold_after = 1
+    long, tokens = "Ahoy " * 150_000, TokenIds(ids=[1] * 150_000)
+    held = scene.stub().Generate(GenerateRequest(base_model=BASE, text=long))
+    await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+    for refused in (GenerateRequest(base_model=BASE, text=long), GenerateRequest(base_model=BASE, tokens=tokens)):
+        with pytest.raises(Overloaded, match="1 MiB of requests in flight; come back later") as error:
+            await scene.client.answer(refused)
+        assert error.value.retry_after_s == 1.0
+    status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": long})
+    assert (status, told["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
+    held.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+    engine.hold_after = None
+
+    async def answered_again() -> bool:
+        return (await post(scene, TEXT, {"model": BASE, "prompt": long}))[0] == 200
+
+    await until(answered_again)
+    assert len(engine.seen) == 2, "no engine was asked what was refused"
+
+
 def test_parts_of_a_room_share_what_they_take_beyond_what_each_has() -> None:
-    room = Room(1 << 20, "is full")
+    room = Room(1 << 20, "gateway", "is full")
     with room.part() as first:
         first.fill(600_000)
         with room.part() as second:

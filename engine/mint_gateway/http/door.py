@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import AdapterNotFound, InvalidRequest, Unavailable
+from mint_contracts.room import Part, Room
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
@@ -23,7 +24,6 @@ from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.kept import Kept
 from mint_gateway.http.refusing import NAMED, REQUEST_ID, Handler, refusing, reply
-from mint_gateway.http.room import Part, Room
 from mint_gateway.http.sending import sending, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
@@ -78,9 +78,9 @@ class Door:
         self._page = page
         self._guards = guards
         self._beside = Beside()
-        self._arriving = Room(MOST_ARRIVING, f"{MOST_ARRIVING >> 20} MiB of requests are on their way")
+        self._arriving = Room(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are on their way")
         said = f"keeps {MOST_KEPT >> 20} MiB of answers that are to be told whole; ask for a stream"
-        self._kept = Room(MOST_KEPT, said)
+        self._kept = Room(MOST_KEPT, "gateway", said)
 
     def application(self) -> web.Application:
         """What to serve."""

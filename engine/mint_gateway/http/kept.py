@@ -6,8 +6,8 @@ A gateway keeps as many of these as it has requests in flight, so that all of th
 from collections.abc import Iterator, Mapping
 
 from mint_contracts.errors import CapacityExceeded
+from mint_contracts.room import Part
 from mint_contracts.sampling_pb2 import GenerateEvent, Started
-from mint_gateway.http.room import Part
 
 MOST_BYTES = 8 << 20  # of one answer: half a million tokens, or 20,000 with twenty log-probabilities each
 _EVENT_BYTES = 48  # that Python takes beside an event's own
