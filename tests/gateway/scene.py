@@ -23,6 +23,7 @@ from mint_gateway.server import OPEN, Gateway, Limits, serve
 from mint_gateway.tries import Patience
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.scripted_trainer import ScriptedTrainer
+from tests.redis_process import free_port
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Scene:
         key: str = "",
     ) -> None:
         """Start the gateway, and a client that does not retry."""
-        serving = serve(self.redis, "127.0.0.1:0", listen("127.0.0.1", 0), limits, secured)
+        door = listen("127.0.0.1", free_port())  # nobody takes it from one that is to come back
+        serving = serve(self.redis, "127.0.0.1:0", door, limits, secured)
         self.gateway = await self._stack.enter_async_context(serving)
         self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0, trust=trust, key=key))
 
