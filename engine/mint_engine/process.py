@@ -26,6 +26,7 @@ from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.namesakes import Namesakes
 from mint_engine.policies.opened import Open
+from mint_engine.policies.resting import Resting
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
 from mint_engine.residency.disk import DiskTier
@@ -193,8 +194,10 @@ class Process:
         roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
         told = self._start.settings
         namesakes = Namesakes(self._redis, told.base_model, source, told.store)
+        store = store_of(source)
+        resting = Resting(store, told.base_model)
         self._server.register.open = Open(
-            means, store_of(source), lambda: roster.policies, namesakes.refuse, self._herald
+            means, store, lambda: roster.policies, namesakes.refuse, self._herald, resting
         )
         roster.want(*self._trains)
 

@@ -305,6 +305,20 @@ class Client:
             lambda: self._trainer.ListPolicies(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
 
+    async def resting_policies(self, base_model: str = "", size: int = 1000) -> training_pb2.ListPoliciesResponse:
+        """Those that rest, of one base or of all, asked for by pages of this size."""
+        request = training_pb2.ListPoliciesRequest(base_model=base_model, resting=True, page_size=size)
+        found = training_pb2.ListPoliciesResponse()
+        while True:
+            page = await self._call(
+                lambda: self._trainer.ListPolicies(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+            )
+            found.policies.extend(page.policies)
+            found.silent.extend(page.silent)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
     def _policy(self, state: training_pb2.PolicyState, base_model: str) -> Policy:
         return Policy(self._trainer, self._metadata, self._call, state, state.base_model or base_model)
 

@@ -74,7 +74,7 @@ class PolicyState(_message.Message):
     life: _builtins.int
     """Another number each time that a policy of this name is created."""
     engine: _builtins.str
-    """The engine that has it, and its BaseModel."""
+    """The engine that has it, none where it rests; and its BaseModel."""
     base_model: _builtins.str
     lease: _builtins.int
     """What it is trained under there: of two engines that have one life, since one was cut off, the higher is meant."""
@@ -158,16 +158,28 @@ class ListPoliciesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """"namespace/name" of a BaseModel; empty: of all."""
+    resting: _builtins.bool
+    """Those that rest, in place of those in memory: saved as their engines let go of them, for ResumePolicy to go on with."""
+    page_size: _builtins.int
+    """Of those that rest at most; 0 takes 100, and 1,000 are the most."""
+    page_token: _builtins.str
+    """From the page before of those that rest; empty begins."""
     def __init__(
         self,
         *,
         base_model: _builtins.str = ...,
+        resting: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "page_size", b"page_size", "page_token", b"page_token", "resting", b"resting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,21 +191,25 @@ class ListPoliciesResponse(_message.Message):
 
     POLICIES_FIELD_NUMBER: _builtins.int
     SILENT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty after the last page. A page may be short, or empty, although there are more."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyState]: ...
     @_builtins.property
     def silent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Engines that may have more, and did not answer."""
+        """Engines that may have more, or know of more that rest, and did not answer; of these a base that has no engine now."""
 
     def __init__(
         self,
         *,
         policies: _abc.Iterable[Global___PolicyState] | None = ...,
         silent: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies", "silent", b"silent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policies", b"policies", "silent", b"silent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -137,7 +137,7 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicies(self, request, context):
-        """All policies of calls that are in memory, by name.
+        """All policies of calls that are in memory, or those that rest, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,7 +55,7 @@ class TrainerStub:
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]
     """How far it has come: what a client needs that goes on with it, or has lost an answer."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]
-    """All policies of calls that are in memory, by name."""
+    """All policies of calls that are in memory, or those that rest, by name."""
     ForwardBackward: _grpc.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]
     OptimStep: _grpc.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]
     SaveState: _grpc.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]
@@ -98,7 +98,7 @@ class TrainerAsyncStub(TrainerStub):
     GetPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """How far it has come: what a client needs that goes on with it, or has lost an answer."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]  # type: ignore[assignment]
-    """All policies of calls that are in memory, by name."""
+    """All policies of calls that are in memory, or those that rest, by name."""
     ForwardBackward: _aio.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]  # type: ignore[assignment]
     OptimStep: _aio.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]  # type: ignore[assignment]
     SaveState: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]  # type: ignore[assignment]
@@ -162,7 +162,7 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ListPoliciesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ListPoliciesResponse, _abc.Awaitable[_training_pb2.ListPoliciesResponse]]:
-        """All policies of calls that are in memory, by name."""
+        """All policies of calls that are in memory, or those that rest, by name."""
 
     @_abc_1.abstractmethod
     def ForwardBackward(

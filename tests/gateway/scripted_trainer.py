@@ -23,6 +23,7 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
 
     def __init__(self) -> None:
         self.policies: dict[str, pb.PolicyState] = {}
+        self.resting: dict[str, pb.PolicyState] = {}
         self.asked: list[Any] = []
         self.answers = asyncio.Event()  # ListPolicies waits for it
         self.answers.set()
@@ -41,6 +42,11 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
         self, request: pb.ListPoliciesRequest, _: _Context
     ) -> pb.ListPoliciesResponse:
         await self.answers.wait()
+        if request.resting:
+            names = sorted(name for name in self.resting if name > request.page_token)
+            page = names[: request.page_size]
+            token = page[-1] if len(names) > len(page) else ""
+            return pb.ListPoliciesResponse(policies=[self.resting[name] for name in page], next_page_token=token)
         return pb.ListPoliciesResponse(policies=list(self.policies.values()))
 
     async def ForwardBackward(  # noqa: N802

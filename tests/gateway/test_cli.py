@@ -196,8 +196,12 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
         0,
         ["demo/taught", BASE, "e-0", "3", "7"],
     )
+    engine.trainer.resting = {"demo/idle": PolicyState(policy="demo/idle", step=2, sequence=4, life=6)}
+    _, out, _ = await mint(scene.target, "policy", "list")
+    [line] = [line for line in out.splitlines() if "demo/idle" in line]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["demo/idle", BASE, "rests", "2", "4"]
     _, out, _ = await mint(scene.target, "policy", "list", "-o", "json")
-    assert json.loads(out)["policies"][0]["life"] == "5"
+    assert [each["life"] for each in json.loads(out)["policies"]] == ["5", "6"]
     assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
     assert not engine.trainer.policies
     await engine.deafen()

@@ -55,6 +55,14 @@ async def list_policies(tenants: Tenants, me: str, other: str) -> None:
     told_not = await refused(client.policies(own(other)), own(other))
     assert told_not == await refused(client.policies(own(NOBODY)), own(NOBODY))
     assert len((await tenants.clients["admin"].policies()).policies) == 2
+    tenants.trainer.resting = {name: pb.PolicyState(policy=name) for name in (f"{me}/old", f"{other}/old")}
+    for base in ("", SHARED):
+        told = await client.resting_policies(base, size=1)
+        assert ([each.policy for each in told.policies], list(told.silent)) == ([f"{me}/old"], [])
+        asked = pb.ListPoliciesRequest(base_model=base, resting=True, page_size=1)
+        page = await client._trainer.ListPolicies(asked, metadata=client._metadata)
+        assert other not in page.next_page_token
+    assert len((await tenants.clients["admin"].resting_policies(size=1)).policies) == 2
 
 
 CHECKS: dict[str, Check] = {

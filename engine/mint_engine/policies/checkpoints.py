@@ -40,6 +40,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     size: int = 0  # bytes of the blob; 0: written by an earlier version, which did not tell
     sequence: int = 0  # of the Trainer service's calls
     life: int = 0  # of a policy of those, see `Calls`
+    taken: int = 0  # optimizer steps of such a policy
     left: bool = False  # by the policy's engine as it ended, for another one to go on with
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step

@@ -15,6 +15,7 @@ from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import copying
 from mint_engine.policies.opened import Open
+from mint_engine.policies.resting import Rests
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.sources.asking import asked
@@ -48,6 +49,7 @@ async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bo
             size=len(blob),
             sequence=sequence,
             life=calls.life,
+            taken=calls.step,
             left=left,
         )
         await aside(shelf.save, record, blob)
@@ -57,6 +59,9 @@ async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bo
 async def leave(here: Open, policy: str, calls: Calls) -> None:
     """Write a checkpoint of a policy as it is, which its engine lets go of, for any to go on with."""
     await save(here, policy, calls, calls.sequence, left=True)
+    rests = Rests(policy, calls.life, calls.sequence, calls.step)
+    with suppress(MintError):  # or it is merely not listed
+        await aside(here.resting.note, rests)
 
 
 async def load(here: Open, policy: str, uri: str) -> tuple[Policy, Name | None]:
@@ -114,8 +119,26 @@ async def give_up(here: Open, policy: str, life: int) -> None:
         await _retell(here, policy, record, left=False)
 
 
+async def succeed(here: Open, policy: str) -> None:
+    """A new policy has the name: what an engine has left of an earlier one is not listed beside it."""
+    with suppress(MintError, TimeoutError):
+        async with asyncio.timeout(LEASE_S):
+            record = await asked(shelf_of(here.store, policy).newest_told)
+            if record is not None and record.left:
+                await aside(here.resting.forget, _rests(record))
+
+
 async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> None:
+    """What is listed was left, whenever somebody looks."""
+    if not left:
+        await aside(here.resting.forget, _rests(record))
     await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
+    if left:
+        await aside(here.resting.note, _rests(record))
+
+
+def _rests(record: Record) -> Rests:
+    return Rests(record.policy, record.life, record.sequence, record.taken)
 
 
 async def _read(here: Open, policy: str, blob: bytes) -> Policy:

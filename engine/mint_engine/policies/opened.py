@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.means import Means
+from mint_engine.policies.resting import Resting
 from mint_engine.policies.store import Store
 from mint_engine.residency.room import Room
 from mint_engine.training.policy import Policy
@@ -15,13 +16,14 @@ from mint_engine.training.policy import Policy
 @dataclass(frozen=True)
 class Open:
     """`waves` tells the policies that belong to waves here; `refuse_taken` raises InvalidRequest for a name that is
-    somebody else's; `herald` has names outlive this engine."""
+    somebody else's; `herald` has names outlive this engine; `resting` tells what was let go of."""
 
     means: Means
     store: Store
     waves: Callable[[], frozenset[str]]
     refuse_taken: Callable[[str], Awaitable[None]]
     herald: Herald
+    resting: Resting
 
     @property
     def room(self) -> Room:

@@ -225,7 +225,10 @@ class Register:
     async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
         desk = here.means.desk
         await desk.call(lambda trainer: trainer.refuse_known(name))
-        self._succeed(calls, await keepsakes.latest_lease(here, name))
+        earlier = await keepsakes.latest_lease(here, name)
+        self._succeed(calls, earlier)
+        if earlier:
+            await keepsakes.succeed(here, name)
         calls.life = calls.lease
         here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
         try:

@@ -35,6 +35,9 @@ from mint_engine.policies.primitives import (
 )
 from mint_engine.policies.register import Register
 from mint_engine.policies.series import Name
+from mint_engine.sources.asking import asked
+
+MOST_LISTED = 1000  # of those that rest, at once
 
 M = TypeVar("M", bound=Message)
 _Named = Ordered | pb.CreatePolicyRequest | pb.ResumePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
@@ -78,10 +81,12 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def ListPolicies(  # noqa: N802
         self, request: pb.ListPoliciesRequest, context: _Context
     ) -> pb.ListPoliciesResponse:
-        """All that are here."""
+        """All that are here, or a page of those of the base that rest."""
 
         async def work() -> pb.ListPoliciesResponse:
             self._refuse_other(request.base_model)
+            if request.resting:
+                return await self._resting(request)
             return pb.ListPoliciesResponse(policies=[self._told(*each) for each in self._register.made()])
 
         return await _answered(work, context)
@@ -178,6 +183,19 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             base_model=self._base,
             lease=calls.lease,
         )
+
+    async def _resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
+        here = self._register.here
+        most = request.page_size if 0 < request.page_size < MOST_LISTED else MOST_LISTED
+        found = await asked(here.resting.after, request.page_token)
+        waves, response = here.waves(), pb.ListPoliciesResponse()
+        for each in found[:most]:
+            if each.policy not in waves:
+                told = response.policies.add(policy=each.policy, step=each.step, sequence=each.sequence)
+                told.life, told.base_model = each.life, self._base
+        if len(found) > most:
+            response.next_page_token = found[most - 1].policy
+        return response
 
     def _refuse_other(self, base: str) -> None:
         if base not in {"", self._base}:

@@ -19,7 +19,9 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb and what it may do."""
     verb = verbs.add_parser("policy", help="what programs train by calls: list, drop")
     acts = verb.add_subparsers(required=True, metavar="WHAT")
-    listing = acts.add_parser("list", parents=[common], help="where each is, and how far it has come")
+    listing = acts.add_parser(
+        "list", parents=[common], help="where each is or that it rests, and how far it has come"
+    )
     listing.set_defaults(run=run_list)
     drop = acts.add_parser("drop", parents=[common], help="let them and their names go; files stay in the store")
     drop.add_argument("policies", metavar="NAME", nargs="+")
@@ -29,7 +31,9 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
 async def run_list(options: argparse.Namespace) -> int:
     """Ask the gateway and print; 1 where an engine did not answer, which may have more."""
     async with reach(options) as client:
-        found = await client.policies(options.base)
+        found, resting = await client.policies(options.base), await client.resting_policies(options.base)
+    found.policies.extend(resting.policies)
+    found.silent.extend(name for name in resting.silent if name not in found.silent)
     if options.output == "json":
         print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
     else:

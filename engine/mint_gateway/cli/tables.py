@@ -60,7 +60,7 @@ def policies_table(policies: Iterable[PolicyState]) -> Table:
     """One row a policy that calls train."""
     shown = table("policy", "base model", "engine", "steps", "calls")
     for each in policies:
-        where = escape(each.base_model), escape(each.engine)
+        where = escape(each.base_model), escape(each.engine) or "rests"
         shown.add_row(escape(each.policy), *where, str(each.step), str(each.sequence))
     return shown
 

@@ -19,6 +19,7 @@ from mint_gateway.channels import Channels
 from mint_gateway.choose import home_order
 from mint_gateway.explain import silence
 from mint_gateway.route import Router
+from mint_gateway.trainer.resting import resting
 from mint_gateway.trainer.whereabouts import ASK_S, Whereabout, Whereabouts, nowhere, trainers
 from mint_gateway.tries import Patience, Tries, lost
 from mint_gateway.view import Engine, MapView, incomplete
@@ -91,6 +92,10 @@ class Forwarding:
                 response.policies.extend(each for each in told.policies if view.scope.adapter(each.policy))
         response.policies.sort(key=lambda each: (each.base_model, each.policy, each.life))
         return response
+
+    async def resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
+        """A page of those that rest. Raises InvalidRequest."""
+        return await resting(self._router, self._channels, request)
 
     async def _list(self, engine: Engine, within_s: float) -> pb.ListPoliciesResponse | None:
         async with self._channels.use(engine.record.address) as stubs:

@@ -50,7 +50,9 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     async def ListPolicies(  # noqa: N802
         self, request: pb.ListPoliciesRequest, context: _Context
     ) -> pb.ListPoliciesResponse:
-        """Those of every engine."""
+        """Those of every engine, or a page of those that rest."""
+        if request.resting:
+            return await answered(lambda: self._forwarding.resting(request), context, self._calls)
         return await answered(lambda: self._forwarding.list(request.base_model), context, self._calls)
 
     async def ForwardBackward(  # noqa: N802

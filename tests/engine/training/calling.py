@@ -14,6 +14,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.opened import Open
+from mint_engine.policies.resting import Resting
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Scene, training
 
@@ -34,7 +35,8 @@ async def answer_calls(scene: Scene, engine: str = "tiny-0") -> Herald:
     herald.on_change = lambda: scene.residency.lending.announce(herald.known)
     await herald.look()
     store, roster = store_of(scene.store), scene.roster
-    scene.server.register.open = Open(scene.means, store, lambda: roster.policies, nobody_else, herald)
+    resting = Resting(store, BASE)
+    scene.server.register.open = Open(scene.means, store, lambda: roster.policies, nobody_else, herald, resting)
     return herald
 
 

@@ -2,13 +2,19 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from mint_contracts import training_pb2 as pb
+from mint_contracts.names import ADAPTER_MAX_LENGTH
+from mint_contracts.source import Source
 from mint_engine.policies import register
+from mint_engine.policies.resting import Resting, Rests
+from mint_engine.policies.store import store_of
 from tests.engine.running import save_base
-from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.calling import BASE, called, lesson, refused, step
 from tests.engine.training.teaching import Gate, hold_updates
 from tests.waiting import until
 
@@ -66,6 +72,63 @@ async def test_what_is_called_now_and_then_or_at_work_does_not_rest(base: Path, 
             await scene.server.register.rest(0.0)
         assert (await learning).tokens == 3
         assert (await stub.OptimStep(step("one", 2))).step == 1
+
+
+async def resting(stub: Any, **page: Any) -> list[tuple[str, int, int, int]]:
+    """Those that rest: life, calls and steps of each."""
+    told = await stub.ListPolicies(pb.ListPoliciesRequest(resting=True, **page))
+    assert {(each.engine, each.base_model) for each in told.policies} <= {("", BASE)}
+    return [(each.policy, each.life, each.sequence, each.step) for each in told.policies]
+
+
+async def test_what_rests_is_listed_as_such_until_somebody_goes_on_with_it_or_drops_it(
+    base: Path, tmp_path: Path
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        lives = {}
+        for name in ("a", "team/b", "team/c"):
+            lives[name] = (await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))).life
+        await stub.ForwardBackward(lesson("team/b", 1))
+        await stub.OptimStep(step("team/b", 2))
+        assert await resting(stub) == []
+        await scene.server.register.rest(0.0)
+        told = [("a", lives["a"], 0, 0), ("team/b", lives["team/b"], 2, 1), ("team/c", lives["team/c"], 0, 0)]
+        assert await resting(stub) == told
+        assert not (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            assert await resting(other) == told, "by any engine of the base"
+            await other.ResumePolicy(pb.ResumePolicyRequest(policy="team/b", life=lives["team/b"]))
+            assert await resting(stub) == [told[0], told[2]]
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="team/c"))
+        assert await resting(stub) == told[:1]
+        assert (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="a", rank=4))).life > lives["a"]
+        assert await resting(stub) == []
+
+
+async def test_what_an_engine_has_left_as_it_ended_rests_and_is_told_by_pages(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        for name in ("a", "b", "c"):
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))
+        await scene.server.register.part(LONG_S)
+    async with called(base, tmp_path, engine="tiny-1") as (_, stub):
+        found, token = [], ""
+        for _ in range(2):
+            page = await stub.ListPolicies(pb.ListPoliciesRequest(resting=True, page_size=2, page_token=token))
+            found.append([each.policy for each in page.policies])
+            token = page.next_page_token
+        assert (found, token) == ([["a", "b"], ["c"]], "")
+
+
+def test_the_longest_name_after_the_most_calls_can_rest(tmp_path: Path) -> None:
+    there = Resting(store_of(Source(f"file://{tmp_path}")), BASE)
+    rests = Rests("a/" + "b" * (ADAPTER_MAX_LENGTH - 2), (1 << 44) - 1, 99_999_999, 99_999_999)
+    earlier = msgspec.structs.replace(rests, life=1)
+    for each in (rests, earlier):
+        there.note(each)
+    assert there.after("") == [rests]
+    assert there.after(rests.policy) == []
+    there.forget(rests)
+    assert there.after("") == [earlier]
 
 
 async def test_what_can_not_be_saved_stays(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Policies that rest: on no engine, so that any engine of a base tells of them, by the base's training store."""
+
+from collections.abc import Sequence
+
+import grpc
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import InvalidRequest
+from mint_gateway.channels import Channels
+from mint_gateway.route import Router
+from mint_gateway.trainer.whereabouts import trainers
+from mint_gateway.view import Engine, MapView
+
+PAGE, PAGE_MAX = 100, 1000
+TRIED, LIST_S = 2, 4.0  # engines, which list a folder of their store: together they take less than a client waits
+
+
+async def resting(router: Router, channels: Channels, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
+    """A page of them, of one base or of all, as far as the request's key opens them. Raises InvalidRequest.
+
+    Its token is the base and the name of its last one, which the key opens, so that it tells nothing of others'.
+    """
+    if not 0 <= request.page_size <= PAGE_MAX:
+        raise InvalidRequest("page_size", f"is {request.page_size}; {PAGE_MAX} are the most")
+    size, (of, _, after) = request.page_size or PAGE, request.page_token.partition(" ")
+    response = pb.ListPoliciesResponse()
+    for view in router.views(request.base_model):
+        if view.base < of or view.record is None or not view.record.trains:
+            continue
+        ready = sorted(trainers(view, router.now(view)), key=lambda engine: not engine.record.ready)
+        await _add(channels, view, ready[:TRIED], after if view.base == of else "", size, response)
+        if len(response.policies) == size:
+            last = response.policies[-1]
+            response.next_page_token = f"{last.base_model} {last.policy}"
+            break
+    return response
+
+
+async def _add(
+    channels: Channels,
+    view: MapView,
+    engines: Sequence[Engine],
+    after: str,
+    size: int,
+    response: pb.ListPoliciesResponse,
+) -> None:
+    """Those of a base, until a page is full; who did not say which is `silent`, the base where there is no engine."""
+    most = size if view.scope.adapters is None else PAGE_MAX
+    while True:
+        told = await _told(channels, engines, pb.ListPoliciesRequest(resting=True, page_size=most, page_token=after))
+        if told is None:
+            response.silent.extend([engine.name for engine in engines] or [view.base])
+            return
+        for each in told.policies:
+            # An engine of an earlier version tells what it has.
+            if not each.engine and view.scope.adapter(each.policy):
+                each.base_model = view.base
+                response.policies.append(each)
+                if len(response.policies) == size:
+                    return
+        if not told.next_page_token:
+            return
+        after = told.next_page_token
+
+
+async def _told(
+    channels: Channels, engines: Sequence[Engine], request: pb.ListPoliciesRequest
+) -> pb.ListPoliciesResponse | None:
+    """What the first engine says that answers."""
+    for engine in engines:
+        async with channels.use(engine.record.address) as stubs:
+            try:
+                return await stubs.trainer.ListPolicies(request, timeout=LIST_S)
+            except grpc.aio.AioRpcError:
+                continue
+    return None
