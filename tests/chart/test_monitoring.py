@@ -1,4 +1,4 @@
-"""The chart's alerts and dashboard ask only for what MinT's processes tell."""
+"""The chart's alerts and dashboard ask only for what MinT's processes tell, and the docs tell of all of it."""
 
 import importlib
 import json
@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from mint_gateway.metrics import Metrics
+from tests.apiserver import ROOT
 from tests.chart.rendering import BARE, DEFAULTS, EVERYTHING, NAMESPACE, NAMESPACED, Object, of_kind, render
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
@@ -71,6 +72,14 @@ def test_only_what_is_told_is_asked_for(values: Object, exported: dict[str, set[
             assert {each.strip() for each in grouped.split(",")} <= known | ADDED, text
         assert all(text.count(one) == text.count(other) for one, other in ("()", "{}", "[]")), text
     assert {name.split("_")[1] for name in named} == {"operator", "engine", "gateway", "train"}
+
+
+def test_the_docs_tell_of_every_metric_with_its_labels(exported: dict[str, set[str]]) -> None:
+    told = {}
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for name, histogram, labels in re.findall(r"^\| `(\w+)`(, a histogram)? \|(.*?)\|", page, re.MULTILINE):
+        told[name + "_bucket" * bool(histogram)] = set(re.findall(r"`(\w+)`", labels))
+    assert told == {name: labels for name, labels in exported.items() if not name.endswith(("_sum", "_count"))}
 
 
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
