@@ -30,13 +30,19 @@ class CreatePolicyRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
+    """The adapter that it is published as, e.g. "acme/haiku"."""
     rank: _builtins.int
+    """0: 8. No higher than the base's maxRank."""
     alpha: _builtins.float
+    """The adapter's part is scaled by alpha / rank. 0: 16."""
     seed: _builtins.int
+    """What the initial weights are drawn from."""
     base_model: _builtins.str
     """"namespace/name" of the BaseModel; empty at an engine, and at a gateway where one alone is served: that one."""
     @_builtins.property
-    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in a wave's policies (spec.train.policies of an AdapterWave); none: all that the base offers."""
+
     def __init__(
         self,
         *,
@@ -430,9 +436,13 @@ class OptimStepRequest(_message.Message):
     learning_rate: _builtins.float
     """1e-4 where it is not told."""
     beta1: _builtins.float
+    """Decay of the first moment. 0: 0.9."""
     beta2: _builtins.float
+    """Decay of the second moment. 0: 0.95."""
     epsilon: _builtins.float
+    """Added to the root of the second moment. 0: 1e-12, as Tinker has it; a wave's is 1e-8."""
     weight_decay: _builtins.float
+    """Decoupled, as in AdamW."""
     max_grad_norm: _builtins.float
     """0 leaves the gradient as it is."""
     life: _builtins.int
