@@ -2,22 +2,24 @@
 
 import errno
 import os
+import shutil
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from mint_contracts import backends, errors
-from mint_contracts.source import Source
+from mint_contracts.source import Source, child
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
-from tests.engine.made import tiny_fit
+from tests.engine.made import peft_adapter, tiny_fit
 from tests.engine.tiers import loader
 from tests.redis_process import free_port
 
@@ -48,6 +50,29 @@ def test_a_short_disturbance_is_outlived(shelf: Path, tmp_path: Path) -> None:
         here = loader(tmp_path)
         here.load(source)
         assert handler.faults == {WEIGHTS: 0, CONFIG: 0}
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("scheme", ["file", "http", "s3", "gs"])
+def test_files_of_which_one_is_overwritten_while_they_are_read_are_not_mixed(
+    scheme: str, name: str, opened: Callable[[str], Source], shelf: Path, tmp_path: Path
+) -> None:
+    folder, other = shelf / f"team/store/mixed-{scheme}-{name}", tmp_path / "other"
+    shutil.copytree(shelf / "team/store/acme/good", folder)
+    peft_adapter(other, seed=1, lora_alpha=16)
+    source = child(opened(scheme), folder.name)
+
+    def overwrite(_nbytes: int) -> None:
+        content = (other / name).read_bytes()
+        if scheme in {"file", "http"}:
+            (folder / name).write_bytes(content)
+            os.utime(folder / name, (1, 1))
+        else:
+            backends.backend(scheme).files.pipe_file(f"{stores.BUCKET}/team/store/{folder.name}/{name}", content)
+
+    with pytest.raises(errors.SourceUnavailable, match=f"changed {name} while it was read"):
+        read_adapter(folder_of(source), tiny_fit(), torch.float32, overwrite)
+    read_adapter(folder_of(source), tiny_fit(), torch.float32)
 
 
 def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
         size = sum(spec.end - spec.begin for spec in table.tensors.values())
         blob = bytearray(size)
         check_filled(fill(memoryview(blob), file), size, file, folder.subject, known=found[WEIGHTS] is not None)
+    folder.check_same(CONFIG, WEIGHTS)  # no digest tells whether they, or all parts of them, belong together
     run = torch.empty(layout.elements, dtype=dtype)
     for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
         if not part.fused and len(part.pairs) < a.shape[0]:

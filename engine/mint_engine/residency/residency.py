@@ -39,7 +39,7 @@ from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
 WORKERS = 4  # loads of local sources for waves at once, and threads that read them; as many read for requests
-# The same of remote ones, which wait for answers for most of their time. An adapter of 4.4 MB takes eight requests:
+# The same of remote ones, which wait for answers for most of their time. An adapter of 4.4 MB took eight requests:
 # where each was answered after 50 ms, 4 brought 5.6 a second, 16 brought 8.7 and 32 some 9.7 (two cores with as much
 # other work as they could do). S3's client has as many connections and as many again.
 REMOTE_WORKERS = 16

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mint_contracts.claims import local_path, named_path
-from mint_contracts.errors import SourceForbidden
+from mint_contracts.errors import SourceForbidden, SourceUnavailable
 from mint_contracts.source import LOCAL, Location, Source
 from mint_contracts.storage_errors import os_errors
 
@@ -21,6 +21,10 @@ def is_local(source: Source) -> bool:
 FileState = tuple[str, int, int, int]  # a name, its bytes, time of change and inode
 
 
+def _state(name: str, about: os.stat_result) -> FileState:
+    return name, about.st_size, about.st_mtime_ns, about.st_ino
+
+
 def state_of(location: Location, names: Sequence[str], subject: str) -> list[FileState]:
     """Bytes and times of change of those of the named files that a file:// or pvc:// source has.
 
@@ -31,8 +35,7 @@ def state_of(location: Location, names: Sequence[str], subject: str) -> list[Fil
     with os_errors(subject):
         for name in names:
             with suppress(FileNotFoundError, NotADirectoryError):
-                about = os.stat(f"{folder}/{name}")
-                found.append((name, about.st_size, about.st_mtime_ns, about.st_ino))
+                found.append(_state(name, os.stat(f"{folder}/{name}")))
         if not found:
             os.stat(local_path(location)[0])
     return found
@@ -45,6 +48,7 @@ class LocalFolder:
         self.path = path
         self.subject = subject
         self._fence = fence or path
+        self._found: dict[str, FileState] = {}
 
     def files(self, *_names: str) -> dict[str, int | None]:
         """Regular files directly in the folder, with their bytes. Raises SourceNotFound."""
@@ -57,7 +61,15 @@ class LocalFolder:
                     continue
                 if stat.S_ISREG(about.st_mode):
                     found[entry.name] = about.st_size
+                    self._found[entry.name] = _state(entry.name, about)
         return found
+
+    def check_same(self, *names: str) -> None:
+        """Raise SourceUnavailable unless these are what they were when `files` told of them; see `Folder`."""
+        with os_errors(self.subject):
+            for name in names:
+                if _state(name, os.stat(self.path / name)) != self._found.get(name):
+                    raise SourceUnavailable(self.subject, f"changed {name} while it was read; retrying")
 
     def resolve(self, name: str) -> Path:
         """The real path of one of the folder's files. Raises SourceForbidden when a link leads outside."""

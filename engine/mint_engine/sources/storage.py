@@ -1,9 +1,9 @@
 """https://, s3://, gs:// and hf:// sources: list and open."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
 from fsspec.spec import AbstractFileSystem
@@ -19,6 +19,8 @@ BLOCK_BYTES = 8 << 20
 
 # What stores tell of a file that changes with its content, beside what HTTP has for that.
 _MARKS = ("VersionId", "generation", "etag", "md5Hash", "blob_id", "xet_hash")
+Told = Mapping[str, Any]  # of a file, by fsspec
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -33,6 +35,13 @@ class Folder(Protocol):
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A context manager of one file, opened for reading bytes."""
+        ...
+
+    def check_same(self, *names: str) -> None:
+        """Raise SourceUnavailable unless these are what they were when `files` last told of them, as far as is told.
+
+        Asked after all of them were read: what was read belongs together then.
+        """
         ...
 
 
@@ -77,16 +86,29 @@ class RemoteFolder:
         self._location = location
         self._revision = revision
         self._root = ""
+        self._found: dict[str, tuple[int | None, str]] = {}  # sizes and marks, as last listed
 
     def files(self, *names: str) -> dict[str, int | None]:
         """Files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
         with storage_errors(self._location.scheme, self.subject):
             files, root = backend(self._location.scheme).files, self._resolved_root()
             if self._web:
-                return _probe(files, root, names)
-            entries = files.ls(root, detail=True)
-        found = {e["name"].rsplit("/", 1)[-1]: e.get("size") for e in entries if e["type"] == "file"}
-        return {name: None if size is None else int(size) for name, size in found.items()}
+                told = _probe(files, root, names)
+            else:
+                entries = files.ls(root, detail=True)
+                told = {each["name"].rsplit("/", 1)[-1]: each for each in entries if each["type"] == "file"}
+        self._found = {name: (_size_of(each), _mark_of(each)) for name, each in told.items()}
+        return {name: size for name, (size, _) in self._found.items()}
+
+    def check_same(self, *names: str) -> None:
+        """As the protocol has it. Of a hub all that is read is of one commit."""
+        if self._location.scheme == "hf":
+            return
+        before = self._found
+        self.files(*names)
+        for name in names:
+            if self._found.get(name) != before.get(name):
+                raise SourceUnavailable(self.subject, f"changed {name} while it was read; retrying")
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -107,13 +129,8 @@ class RemoteFolder:
         """
         with storage_errors(self._location.scheme, self.subject):
             told = backend(self._location.scheme).files.info(f"{self._resolved_root()}/{name}")
-        etag = str(told.get("ETag") or "")
-        strong = "" if etag.startswith("W/") else etag  # a weak one is of contents that differ in bytes
-        known = strong or str(told.get("Last-Modified") or "")
-        marks = [known, *[f"{key}={told[key]}" for key in _MARKS if told.get(key)]]
-        size, lfs = told.get("size"), told.get("lfs") or {}
-        mark = ";".join([*marks, f"{size}"]) if any(marks) else ""
-        return About(size, mark, lfs.get("sha256", ""), known if self._web else "")
+        lfs = told.get("lfs") or {}
+        return About(told.get("size"), _mark_of(told), lfs.get("sha256", ""), _validator(told) if self._web else "")
 
     @contextmanager
     def open_at(self, name: str, start: int, about: About, *, in_blocks: bool) -> Iterator[BinaryIO]:
@@ -168,14 +185,28 @@ class RemoteFolder:
         return commit
 
 
-def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, int | None]:
-    found: dict[str, int | None] = {}
+def _validator(told: Told) -> str:
+    etag = str(told.get("ETag") or "")
+    strong = "" if etag.startswith("W/") else etag  # a weak one is of contents that differ in bytes
+    return strong or str(told.get("Last-Modified") or "")
+
+
+def _mark_of(told: Told) -> str:
+    marks = [_validator(told), *[f"{key}={told[key]}" for key in _MARKS if told.get(key)]]
+    return ";".join([*marks, f"{told.get('size')}"]) if any(marks) else ""
+
+
+def _size_of(told: Told) -> int | None:
+    size = told.get("size")
+    return None if size is None else int(size)
+
+
+def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, Told]:
+    found: dict[str, Told] = {}
     for name in names:
         try:
-            size = files.info(f"{root}/{name}").get("size")
+            found[name] = files.info(f"{root}/{name}")
         except FileNotFoundError as error:
             if cause_of(error) is not error:
                 raise
-            continue
-        found[name] = None if size is None else int(size)
     return found
