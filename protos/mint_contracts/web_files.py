@@ -1,8 +1,13 @@
-"""Files of web servers, which anybody may run: each answer's beginning, block and stream is bounded as a whole."""
+"""Files of web servers, which anybody may run: each answer's beginning, block and stream is bounded as a whole.
+
+A block that is not the one that was asked for is none: nothing else might tell that it was another.
+"""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -10,6 +15,8 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
 from mint_contracts.paces import allowed_s
+
+_ASKED, _SENT = re.compile(r"bytes=(\d{1,18})-(\d{1,18})"), re.compile(r"bytes (\d{1,18})-(\d{1,18})/")
 
 
 class WebFiles(HTTPFileSystem):  # type: ignore[misc]
@@ -34,7 +41,18 @@ async def _answered(
     request: aiohttp.ClientRequest, send: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 ) -> aiohttp.ClientResponse:
     async with asyncio.timeout(allowed_s(0)):
-        return await send(request)
+        answer = await send(request)
+    asked, told = _ASKED.fullmatch(request.headers.get("Range", "")), answer.headers.get("Content-Range", "")
+    if answer.status == HTTPStatus.PARTIAL_CONTENT and asked and not _is_part(told, int(asked[1]), int(asked[2])):
+        answer.close()
+        raise aiohttp.ClientPayloadError(f"asked for {asked[0]} and was sent {told[:100]!r}")
+    return answer
+
+
+def _is_part(told: str, first: int, last: int) -> bool:
+    """Whether what a server tells of a part is what it was asked for, or the beginning of that at the file's end."""
+    sent = _SENT.match(told)
+    return sent is not None and int(sent[1]) == first and int(sent[2]) <= last
 
 
 def _paced(read: Callable[[int], bytes], name: str) -> Callable[[int], bytes]:

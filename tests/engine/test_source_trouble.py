@@ -16,10 +16,11 @@ from mint_contracts.source import Source, child
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
+from mint_engine.sources import storage, web_stream
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
-from tests.engine.made import peft_adapter, tiny_fit
+from tests.engine.made import peft_adapter, read_tiny, tiny_fit
 from tests.engine.tiers import loader
 from tests.redis_process import free_port
 
@@ -73,6 +74,36 @@ def test_files_of_which_one_is_overwritten_while_they_are_read_are_not_mixed(
     with pytest.raises(errors.SourceUnavailable, match=f"changed {name} while it was read"):
         read_adapter(folder_of(source), tiny_fit(), torch.float32, overwrite)
     read_adapter(folder_of(source), tiny_fit(), torch.float32)
+
+
+def test_a_web_server_that_sends_no_parts_of_files_is_read_from_as_they_come(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(web_stream, "PIECE_BYTES", 30)
+    with stores.serving(stores.Files, shelf) as (address, _):
+        found = loader(tmp_path).load(Source(f"http://{address}/team/store/acme/good"))
+    assert found.revision == read_tiny(shelf / "team/store/acme/good").revision
+
+
+@pytest.mark.parametrize("told", ["bytes 1-{last}/{size}", "bytes 0-{size}/{size}", "bytes */{size}", ""])
+def test_a_part_that_was_not_asked_for_is_not_taken_for_the_one_that_was(
+    told: str, shelf: Path, tmp_path: Path
+) -> None:
+    class Confused(stores.Files):
+        def do_GET(self) -> None:  # noqa: N802
+            body = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Range", told.format(last=len(body) - 1, size=len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    backends.backend.cache_clear()
+    with stores.serving(Confused, shelf) as (address, _), pytest.raises(errors.SourceUnavailable) as caught:
+        read_adapter(folder_of(Source(f"http://{address}/team/store/acme/good")), tiny_fit(), torch.float32)
+    assert not caught.value.terminal
 
 
 def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:

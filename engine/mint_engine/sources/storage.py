@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
@@ -14,6 +14,7 @@ from mint_contracts.errors import SourceUnavailable
 from mint_contracts.source import Location, Source, locate
 from mint_contracts.storage_errors import cause_of, storage_errors
 from mint_engine.sources.local import LocalFolder
+from mint_engine.sources.web_stream import WebStream
 
 BLOCK_BYTES = 8 << 20
 
@@ -114,12 +115,14 @@ class RemoteFolder:
     def open(self, name: str) -> Iterator[BinaryIO]:
         """One file for reading from its start to its end, in blocks. Maps errors while it is read too."""
         with storage_errors(self._location.scheme, self.subject):
-            path = f"{self._resolved_root()}/{name}"
-            opened = backend(self._location.scheme).files.open(
-                path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"
-            )
-            with opened as file:
-                yield cast(BinaryIO, file)
+            path, files = f"{self._resolved_root()}/{name}", backend(self._location.scheme).files
+
+            def open_by(block_bytes: int) -> BinaryIO:
+                return cast(BinaryIO, files.open(path, "rb", block_size=block_bytes, cache_type="readahead"))
+
+            opened = WebStream(open_by, BLOCK_BYTES) if self._web else open_by(BLOCK_BYTES)
+            with closing(opened):
+                yield cast(BinaryIO, opened)
 
     def about(self, name: str) -> About:
         """What the store tells of one of its files now. Raises as `files` does.
