@@ -128,7 +128,7 @@ def _build_rank_0(
         base, expected = load_part(base_path, dtype, part, admit, headway, ranks.listen, quantised_experts=keep)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
-        equip(member.base, member.slots, Lead(ranks, peers.group))
+        equip(member.base, member.slots, Lead(ranks, peers.group, settings.ranks_per_node))
         forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected.to(device)))
         return member.base, member.slots, _generation(forward, limits, on_lost)
     except BaseException:

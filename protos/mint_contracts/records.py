@@ -174,6 +174,8 @@ class PolicyRoom(_Record, frozen=True):
     copies: int  # bytes that are free beside that for each weight of the largest, for it to be saved
     calls: int = 0  # bytes that policies take which no wave trains
     calls_copies: int = 0  # and what the largest of these needs beside
+    # Bytes that ranks hold of a policy of rank 1 beside its `own`, by the module's name; nothing of one rank alone.
+    shared: Mapping[str, int] = {}
 
 
 MOST_TOLD = 16  # adapters of which an engine tells the demand: those that fill a quarter of a batch at least

@@ -6,12 +6,15 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.modules import find_modules
+from mint_engine.parallel.shard import share_of
+from mint_engine.parallel.shares import cuts_of
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.room import Room
 from mint_engine.training import lean_pass, pieces
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.llama import read_llama
-from mint_engine.training.policy import PolicySettings
+from mint_engine.training.making import Maker
+from mint_engine.training.policy import FormLimits, PolicySettings
 from mint_engine.training.trainer import Trainer
 from mint_gateway.planning import fit
 from mint_gateway.planning.config import read_shape
@@ -50,12 +53,30 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
     mix = msgspec.structs.replace(MIX, targets=targets, context=16, policies=3, policy_rank=4)
     found = make_plan(shape, DEVICES["cpu"], 1, mix, dtype, Storage(1e9, 1e9))
     assert found.policy == sum(each.nbytes for each in vectors if each is not None)
-    needs = policy.needs(base.dtype)
+    needs = trainer.maker.needs_for(policy)
     assert (found.policy, found.policy_saved) == (needs.own, needs.copies)
     room = Room(HostTier(found.held[0].training), lambda _: None)
     for name in ("p", "q", "r"):
         room.take(name, needs)
     assert room.lasting == found.held[0].training, "and so much hostMemory lets all of them train"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("glm_5", "dense")])
+def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, ranks: int) -> None:
+    """As the engine counts it out of hostMemory where all of them are in one."""
+    base, shape = base_of(family, torch.bfloat16), read_shape(told_by(FAMILIES[family]))
+    modules = find_modules(base.model, shape.target_modules(targets))
+    cuts = [cuts_of(modules, share_of(base.model, rank, ranks)) for rank in range(ranks)] if ranks > 1 else []
+    maker = Maker(modules, FormLimits(16), base.dtype, base.device, cuts)
+    needs, room = maker.needs("p", PolicySettings(rank=4)), Room(HostTier(1 << 30), lambda _: None)
+    for name in ("p", "q", "r"):
+        room.take(name, needs)
+    mix = msgspec.structs.replace(MIX, targets=targets, context=16, policies=3, policy_rank=4)
+    found = make_plan(shape, DEVICES["cpu"], ranks, mix, "bfloat16", Storage(1e9, 1e9))
+    assert found.policy + found.policy_parts == needs.own
+    assert found.held[0].training == room.lasting
+    assert bool(found.policy_parts) == (ranks > 1)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -90,10 +111,16 @@ def test_activations_take_the_room_of_slots() -> None:
 
 
 def test_the_first_rank_has_all_of_every_policy() -> None:
-    """Their numbers are not shared out; slots of their rank are, one on every rank."""
+    """Their numbers are not shared out; slots of their rank are, one on every rank, and what an update is made with:
+
+    of such a slot's weights also a gradient in float32.
+    """
     served, trained = plan("kimi_k2", 24), plan("kimi_k2", 24, policies=8, policy_rank=16)
-    assert trained.held[0].training == 8 * trained.policy
-    assert {each.training for each in trained.held[1:]} == {0}
+    parts = [3 * each.adapter for each in trained.held]
+    assert trained.policy_parts == sum(parts)
+    first, *others = (each.training - 8 * part for each, part in zip(trained.held, parts, strict=True))
+    assert first == 8 * trained.policy
+    assert {*others} == {0}
     for each, other in zip(trained.held, served.held, strict=True):
         assert each.adapter == 2 * other.adapter
         routes = each.cache - other.cache

@@ -74,7 +74,7 @@ async def make(means: Means, terms: Terms, shelf: Shelf, since: float) -> tuple[
         if start is not None:
             room.take(holder, means.desk.maker.needs_from(start))
         policy = await _made(means, terms, found[1] if found is not None else None, start)
-        room.take(holder, policy.needs(means.dtype))
+        room.take(holder, means.desk.maker.needs_for(policy))
     return policy, found[0] if found is not None else None
 
 

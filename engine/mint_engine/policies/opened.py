@@ -36,7 +36,7 @@ class Open:
 
     async def replace(self, calls: Calls, read: Policy) -> None:
         """Put a state that was read into its policy's place; the larger of both counts meanwhile."""
-        needs = read.needs(self.means.dtype)
+        needs = self.means.desk.maker.needs_for(read)
         if needs.own > self.room.of(calls.holder).own:
             self.room.take(calls.holder, needs)
         await self.means.desk.call(lambda trainer: trainer.replace(read))

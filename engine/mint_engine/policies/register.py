@@ -245,7 +245,7 @@ class Register:
             policy, record = await keepsakes.newest(here, name, life)
             self._succeed(calls, max(record.lease, await keepsakes.latest_lease(here, name)))
             calls.life, calls.step = record.life or calls.lease, policy.step
-            here.room.take(calls.holder, policy.needs(here.means.dtype))
+            here.room.take(calls.holder, desk.maker.needs_for(policy))
             try:
                 await keepsakes.take_up(here, name, record)
                 await desk.call(lambda trainer: trainer.put(policy))

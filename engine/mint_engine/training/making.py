@@ -5,16 +5,18 @@ A policy is whole before anybody has it; putting it into the trainer is all that
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 
 from mint_contracts.records import PolicyRoom
 from mint_contracts.targets import within_layer
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.packed import Packed, lay_out
+from mint_engine.adapters.cut import cut_layout
+from mint_engine.adapters.packed import Layout, Packed, lay_out
+from mint_engine.parallel.shares import ModuleCut
 from mint_engine.residency.room import Needs
 from mint_engine.training import policy as policies
 from mint_engine.training import state
@@ -25,29 +27,48 @@ class Maker:
     """Makes those of one engine (see `Trainer.maker`). From any thread."""
 
     def __init__(
-        self, modules: Mapping[str, Module], limits: FormLimits, dtype: torch.dtype, device: torch.device
+        self,
+        modules: Mapping[str, Module],
+        limits: FormLimits,
+        dtype: torch.dtype,
+        device: torch.device,
+        cuts: Sequence[Mapping[str, ModuleCut]] = (),
     ) -> None:
+        """`cuts`: what of the modules each rank of this node holds, where it is not one that has all of them."""
         self._modules, self._limits, self._dtype, self._device = dict(modules), limits, dtype, device
+        self._cuts = tuple(cuts)
+        self._needs = WeakKeyDictionary[Form, Needs]()  # of a form with many modules it takes a while to count
         self._lock = threading.Lock()
         self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
 
     def needs(self, name: str, settings: PolicySettings) -> Needs:
         """The host memory that a new one takes at most. Raises as `fresh`."""
-        return needs_of(self._form(name, settings).layout.elements, self._dtype, self._device)
+        return self._needs_in(self._form(name, settings).layout)
 
     def needs_from(self, start: Packed) -> Needs:
         """The host memory that one takes at most which begins with a revision's weights."""
-        return needs_of(start.header.layout.elements, self._dtype, self._device)
+        return self._needs_in(start.header.layout)
+
+    def needs_for(self, policy: Policy) -> Needs:
+        """The host memory that one takes at most which has been made."""
+        with self._lock:
+            found = self._needs.get(policy.form)
+            if found is None:
+                found = self._needs[policy.form] = self._needs_in(policy.form.layout)
+            return found
 
     @cached_property
     def room(self) -> PolicyRoom:
         """What policies take, for who admits them; of a budget of nothing."""
         layout = lay_out(self._modules, dict.fromkeys(learning(self._modules), 1))
-        weights = Counter[str]()
+        weights, shared = Counter[str](), Counter[str]()
         for place in layout.places:
             weights[within_layer(self._modules[place.path].name)] += place.elements
-        each = needs_of(1, self._dtype, self._device)
-        return PolicyRoom(budget=0, weights=dict(weights), own=each.own, copies=each.copies)
+        each, part = (needs_of(*counts, self._dtype, self._device) for counts in ((1, 0), (0, 1)))
+        for cuts in self._cuts if part.own else ():
+            for place in cut_layout(layout, cuts).places:
+                shared[within_layer(self._modules[place.path].name)] += place.elements * part.own
+        return PolicyRoom(budget=0, weights=dict(weights), own=each.own, copies=each.copies, shared=dict(shared))
 
     def fresh(self, name: str, settings: PolicySettings) -> Policy:
         """A new one, as PEFT would begin it. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""
@@ -60,6 +81,10 @@ class Maker:
     def read(self, name: str, data: bytes | bytearray) -> Policy:
         """What `state.to_bytes` gave, here or on another engine of this base. Raises CorruptFile or WrongBase."""
         return state.from_bytes(data, name, self._modules, self._device, f"policy {name}")
+
+    def _needs_in(self, layout: Layout) -> Needs:
+        shared = sum(cut_layout(layout, cuts).elements for cuts in self._cuts)
+        return needs_of(layout.elements, shared, self._dtype, self._device)
 
     def _form(self, name: str, settings: PolicySettings) -> Form:
         """One form for all policies of a kind that are here: slots then know their layout already."""

@@ -72,10 +72,6 @@ class Policy:
     busy: bool = field(default=False, repr=False)  # some work is computing its gradient, or a step is being taken
     torn: bool = False  # part of an optimizer step is taken: its numbers are neither those before nor those after
 
-    def needs(self, dtype: torch.dtype) -> Needs:
-        """What it takes of host memory at most, see `needs_of`."""
-        return needs_of(self.weights.numel(), dtype, self.weights.device)
-
     def round(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights in the base's dtype [n], the same until the next step."""
         if self.rounded is None:
@@ -87,13 +83,15 @@ class Policy:
         self.gradient, self.normaliser, self.sums, self.broken = None, 0.0, "", False
 
 
-def needs_of(elements: int, dtype: torch.dtype, device: torch.device) -> Needs:
+def needs_of(elements: int, shared: int, dtype: torch.dtype, device: torch.device) -> Needs:
     """What a policy of so many weights takes of host memory at most: all its numbers, unless they are on a device.
 
+    Of several ranks each holds a part during an update, rounded and with its gradient: `shared` weights in all.
     It is saved and loaded by way of a copy and of a file's bytes, and published by a rounded copy and its bytes.
     """
     vectors, rounded = _VECTORS * elements * torch.float32.itemsize, elements * dtype.itemsize
-    own = vectors + rounded if device.type == "cpu" else 0
+    parts = shared * (dtype.itemsize + torch.float32.itemsize)
+    own = vectors + rounded + parts if device.type == "cpu" else 0
     return Needs(own, _COPIES * vectors, 2 * rounded)
 
 

@@ -28,6 +28,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
 from mint_engine.parallel.group import Group
+from mint_engine.parallel.shares import ModuleCut, cuts_of, share_out
 from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
 from mint_engine.training.making import Maker
@@ -45,6 +46,7 @@ class Lead:
 
     others: Others
     group: Group
+    here: int  # ranks of this node, the first ones
 
 
 class Trainer:
@@ -68,7 +70,8 @@ class Trainer:
         the other ranks compute theirs.
         """
         self._base = base
-        self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.dtype, base.device)
+        limits, cuts = FormLimits(max_rank, tuple(offered), base_name), _cuts_here(modules, lead)
+        self.maker = Maker(modules, limits, base.dtype, base.device, cuts)
         self._policies: dict[str, Policy] = {}
         self.routes = route_shape(base.model)  # None: it routes no experts
         self._numbers = count()  # of shares of work
@@ -90,8 +93,8 @@ class Trainer:
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that the policies' own numbers take at most. From any thread."""
-        return sum(policy.needs(self._base.dtype).own for policy in list(self._policies.values()))
+        """Host memory that the policies' own numbers take at most, on all ranks here. From any thread."""
+        return sum(self.maker.needs_for(policy).own for policy in list(self._policies.values()))
 
     def refuse_known(self, name: str) -> None:
         """Raise InvalidRequest where a policy of that name is here: to make another would be in vain."""
@@ -178,6 +181,13 @@ class Trainer:
             raise InvalidRequest(
                 f"policy {policy.name}", f"has a gradient of {policy.sums}; take a step before {batch.loss.type}"
             )
+
+
+def _cuts_here(modules: Mapping[str, Module], lead: Lead | None) -> list[Mapping[str, ModuleCut]]:
+    if lead is None:
+        return []
+    share = lead.group.share
+    return [cuts_of(modules, each) for each in share_out(share.whole, share.count)[: lead.here]]
 
 
 def _unknown(name: str) -> NotFound:

@@ -90,7 +90,7 @@ def _scaled(files: Integers) -> str:
 
 def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     """What policies take but for their slots, and for what an update computes in."""
-    own, saved = mix.policies * plan.policy, plan.policy_saved
+    own, saved = mix.policies * (plan.policy + plan.policy_parts), plan.policy_saved
     least = size(own + saved if device.one_memory else saved)
     table.add_row(
         "training",
@@ -98,6 +98,7 @@ def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
         size(plan.held[0].training),
         f"{mix.policies:,} policies of rank {mix.policy_rank}, each four vectors in float32 and a rounded copy"
         + ("" if device.one_memory else ", all on the first rank")
+        + (f", and a part on each rank in an update: {size(plan.policy_parts)} of one" if plan.policy_parts else "")
         + f"; {size(saved)} of the host's memory to save one at a time; hostMemory {least} at least",
     )
     kept = [each.activations for each in plan.held]

@@ -65,7 +65,7 @@ class Held(msgspec.Struct, frozen=True):
     weights: int
     cache: int  # for the mix's requests
     adapter: int  # in its slot
-    training: int  # numbers of policies, which the first rank alone has
+    training: int  # numbers of policies, which the first rank alone has, and the rank's part of them in an update
     activations: int  # kept for the way back, of rows that are trained at once
     policies: int  # that are trained: each has a slot on every rank
     room: int  # for adapters' slots; negative where not even all else fits
@@ -101,6 +101,7 @@ class Plan(msgspec.Struct, frozen=True):
     layouts: tuple[Layout, ...]  # that PEFT's files may have, where adapters are on routed experts
     adapter_file: int  # packed
     policy: int  # one that is trained, on the first rank; 0 where none is
+    policy_parts: int  # of one during an update, on all ranks where there are several
     policy_saved: int  # of the host's memory while one is saved
     adapter_tensors: int  # in PEFT's files
     target_modules: tuple[str, ...]  # that a BaseModel says, so that slots are no larger; none: all there are
@@ -156,6 +157,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         layouts=layouts(shape, mix.rank) if mix.targets == "all" else (),
         adapter_file=file,
         policy=policy,
+        policy_parts=sum(_parts(shape, ranks, mix, dtype)),
         policy_saved=saved,
         adapter_tensors=shape.adapter_tensors(mix.targets),
         target_modules=shape.target_modules(mix.targets),
@@ -185,12 +187,13 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     policy, saved = _policy(shape, mix, dtype)
     routes = shape.route_bytes if mix.policies else 0
     training = mix.policies * policy + (saved if device.one_memory else 0)
+    parts = _parts(shape, ranks, mix, dtype)
     each = [
         (
             _resident(share, device, mix, dtype),
             _cache(share, mix, size, 0 if at else routes),
             share.adapter_elements(mix.slot_rank, mix.targets) * size,
-            0 if at else training,
+            mix.policies * parts[at] + (0 if at else training),
             _activations(share, device, mix, dtype) if mix.policies else 0,
         )
         for at, share in enumerate(share_out(shape, ranks))
@@ -230,6 +233,14 @@ def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:
     """Bytes of one policy's numbers with what they round to, and of the host's memory while it is saved."""
     elements = shape.policy_elements(mix.policy_rank, mix.targets) if mix.policies else 0
     return elements * (_VECTORS * 4 + DTYPE_BYTES[dtype]), elements * _SAVED_VECTORS * 4
+
+
+def _parts(shape: BaseShape, ranks: int, mix: Mix, dtype: str) -> list[int]:
+    """Bytes that each rank holds of one policy during an update: rounded, and with its gradient."""
+    if ranks == 1 or not mix.policies:
+        return [0] * ranks
+    each = DTYPE_BYTES[dtype] + 4
+    return [share.policy_elements(mix.policy_rank, mix.targets) * each for share in share_out(shape, ranks)]
 
 
 def least(shape: BaseShape, device: Device, mix: Mix, dtype: str) -> Least | None:

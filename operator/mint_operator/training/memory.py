@@ -4,7 +4,7 @@ A policy's own numbers take memory for as long as it trains; beside them there i
 by which policies are saved one after another (the engine's `Room`). Pure.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -53,6 +53,11 @@ class Starts(msgspec.Struct, frozen=True):
         most = size.rank * sum(room.weights.values())
         return min(most, size.bytes // self.item_bytes) if size.bytes else most
 
+    def shared(self, weights: int, room: PolicyRoom) -> int:
+        """Bytes that ranks hold at most of one that begins with so many weights, of whichever modules."""
+        each = [(room.shared.get(name, 0), count) for name, count in room.weights.items() if count]
+        return max((-(-weights * shared // count) for shared, count in each), default=0)
+
 
 _UNREAD = Starts()
 
@@ -64,19 +69,22 @@ def needs(policy: Policy, room: PolicyRoom, starts: Starts = _UNREAD) -> Taken:
     not know by that name it refuses itself. Nor for one that has no room on an empty engine: waiting for others would
     not help it.
     """
-    weights = starts.weights(policy.start_from, room) if policy.start_from else _new(policy, room)
-    found = Taken(weights * room.own, weights * room.copies)
+    if policy.start_from:
+        weights = starts.weights(policy.start_from, room)
+        shared = starts.shared(weights, room)
+    else:
+        names = _targeted(policy.target_modules, room)
+        weights = policy.rank * sum(room.weights[name] for name in names)
+        shared = policy.rank * sum(room.shared.get(name, 0) for name in names)
+    found = Taken(weights * room.own + shared, weights * room.copies)
     return found if found.total <= room.budget else NOTHING
 
 
-def _new(policy: Policy, room: PolicyRoom) -> int:
-    """The weights of one that begins anew."""
-    targets = policy.target_modules
+def _targeted(targets: Sequence[str], room: PolicyRoom) -> list[str]:
+    """The modules of one that begins anew; none where it names what is not known."""
     if any(not any(is_targeted(name, [target]) for name in room.weights) for target in targets):
-        return 0
-    return policy.rank * sum(
-        count for name, count in room.weights.items() if not targets or is_targeted(name, targets)
-    )
+        return []
+    return [name for name in room.weights if not targets or is_targeted(name, targets)]
 
 
 class Memory:

@@ -55,7 +55,7 @@ def held_bytes() -> int:
 def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
     base, other = base_of(family), base_of(family)
     others = InProcess(Follower(other, find_modules(other.model), alone(other)))
-    trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(others, alone(base)))
+    trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(others, alone(base), 1))
     names = policies(trainer, 2)
     batches = [PolicyBatch(name, examples_of(number), DAPO) for number, name in enumerate(names)]
     learn(trainer, batches)  # what is made once is made now
@@ -83,7 +83,7 @@ def test_between_turns_others_hold_what_goes_on_and_no_more(family: str, monkeyp
     monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=1))
     base, other = base_of(family), base_of(family)
     follower = Follower(other, find_modules(other.model), alone(other))
-    trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(InProcess(follower), alone(base)))
+    trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(InProcess(follower), alone(base), 1))
     names = policies(trainer, 3)
     goes_on, fails, ends = (
         PolicyBatch(name, examples_of(number)[: 1 if number == 2 else 4], DAPO) for number, name in enumerate(names)

@@ -197,7 +197,7 @@ async def test_a_name_that_is_trained_under_already_is_refused_before_anything_i
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):
         policy = await scene.means.desk.make(lambda maker: maker.fresh("one", PolicySettings(4)))
-        scene.means.places.room.take("one", policy.needs(scene.means.dtype))
+        scene.means.places.room.take("one", scene.means.desk.maker.needs_for(policy))
         await scene.means.desk.call(lambda trainer: trainer.put(policy))
         with Making(monkeypatch, policies, "form_of") as making:
             error = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99)))

@@ -68,7 +68,7 @@ def test_the_host_memory_that_a_policy_takes_is_known_before_it_is_made() -> Non
     assert trainer.host_bytes == needs.own == 5 * vector, "weights, what they round to, gradient and moments"
     assert needs.copies == 2 * 4 * vector, "a copy, and the bytes that are made of it"
     assert abs(blob - 4 * vector) < 16384, "which are four vectors, and what is told of them"
-    assert policy.needs(torch.float32) == needs
+    assert trainer.maker.needs_for(policy) == needs
     trainer.drop("a")
     assert trainer.host_bytes == 0
 
