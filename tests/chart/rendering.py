@@ -63,6 +63,13 @@ VARIANTS = {
     "everything": EVERYTHING,
     "bare": BARE,
 }
+# As the operator labels engines' pods and Services.
+ENGINE_LABELS = {
+    "app.kubernetes.io/name": "mint-engine",
+    "app.kubernetes.io/managed-by": "mint",
+    "app.kubernetes.io/component": "engine",
+    "mint.dev/base-model": "smollm2",
+}
 
 
 class HelmError(RuntimeError):
@@ -134,3 +141,10 @@ def rules(objects: list[Object]) -> Iterator[tuple[str, str, str, tuple[str, ...
                 for resource in rule["resources"]:
                     for verb in rule["verbs"]:
                         yield group, resource, verb, tuple(rule.get("resourceNames", ()))
+
+
+def matches(selector: dict[str, Any], given: dict[str, str]) -> bool:
+    """Whether a label selector takes these labels."""
+    by_label = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
+    by_set = selector.get("matchExpressions", [])
+    return by_label.items() <= given.items() and all(given.get(each["key"]) in each["values"] for each in by_set)

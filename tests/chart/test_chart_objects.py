@@ -17,9 +17,9 @@ from tests.chart.rendering import (
     BARE,
     CHART,
     DEFAULTS,
+    ENGINE_LABELS,
     EVERYTHING,
     KUBE_VERSION,
-    NAMESPACE,
     NAMESPACED,
     VARIANTS,
     Object,
@@ -28,6 +28,7 @@ from tests.chart.rendering import (
     environment,
     helm,
     labels,
+    matches,
     of_kind,
     pod,
     render,
@@ -36,13 +37,6 @@ from tests.chart.rendering import (
 )
 
 every_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
-
-
-def matches(selector: dict[str, Any], given: dict[str, str]) -> bool:
-    """Whether a label selector takes these labels."""
-    by_label = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
-    by_set = selector.get("matchExpressions", [])
-    return by_label.items() <= given.items() and all(given.get(each["key"]) in each["values"] for each in by_set)
 
 
 def owner(service: str) -> str:
@@ -301,33 +295,6 @@ def test_each_release_leads_by_a_lease_of_its_own(release: str, lease: str) -> N
     assert told[operator_settings.LEASE] == lease
     named = {names for _, resource, verb, names in rules(objects) if (resource, verb) == ("leases", "update")}
     assert named == {(lease,)}
-
-
-def test_service_monitors_find_operator_gateways_and_engines() -> None:
-    objects = render(EVERYTHING)
-    monitor = of_kind(objects, "ServiceMonitor")["mint"]
-    assert monitor["metadata"]["labels"]["release"] == "prometheus"
-    assert monitor["spec"]["namespaceSelector"] == {"any": True}
-    [port] = [each["port"] for each in monitor["spec"]["endpoints"]]
-    asked = {
-        name
-        for name, each in of_kind(objects, "Service").items()
-        if matches(monitor["spec"]["selector"], each["metadata"]["labels"])
-        and port in {given["name"] for given in each["spec"]["ports"]}
-    }
-    assert asked == {"mint-operator", "mint-gateway-metrics"}
-    assert matches(monitor["spec"]["selector"], ENGINE_LABELS)
-    watched = of_kind(render(EVERYTHING | NAMESPACED), "ServiceMonitor")["mint"]
-    assert watched["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b", NAMESPACE]}
-
-
-# As the operator labels engines' pods and Services.
-ENGINE_LABELS = {
-    "app.kubernetes.io/name": "mint-engine",
-    "app.kubernetes.io/managed-by": "mint",
-    "app.kubernetes.io/component": "engine",
-    "mint.dev/base-model": "smollm2",
-}
 
 
 def test_redis_is_reached_by_operator_gateways_and_engines_alone() -> None:
