@@ -31,6 +31,7 @@ from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER, Manifest
 from mint_operator.planning.plan import Plan
 from mint_operator.planning.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
+from mint_operator.pruning import CRDS_OUTDATED, Pruning
 
 AT_ONCE = 8
 GONE = 404
@@ -76,6 +77,7 @@ class Applier:
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # statuses of plans that said nothing new
+        self._pruning = Pruning()
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
     async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
@@ -87,6 +89,8 @@ class Applier:
             *[self._change(base, plan, snapshot, counts) for base in sorted({*plan.changes, *plan.training})],
             *[self._to_map(base, "forgets", partial(self._writer.forget, base), counts) for base in plan.forgets],
         )
+        if self._pruning.looks(time.monotonic()):
+            self._settled.clear()
         waves = {wave.meta.key: wave for wave in snapshot.waves}
         statuses: list[_Said] = [
             ("BaseModel", snapshot.bases[key], status) for key, status in plan.base_statuses.items()
@@ -208,7 +212,8 @@ class Applier:
     ) -> None:
         meta, now = of.meta, time.monotonic()
         key, part = (kind, meta.uid), Part.BASES if kind == "BaseModel" else Part.WAVES
-        wait_s = status_write.owed_in(of.status, status, now - self._written.get(key, float("-inf")))
+        readable = self._pruning.readable(kind, status)
+        wait_s = status_write.owed_in(of.status, readable, now - self._written.get(key, float("-inf")))
         if wait_s is None:
             self._settled[key] = status
             return
@@ -236,16 +241,18 @@ class Applier:
         for failure in events.failures(of.status, status):
             with about({"adapter": failure.adapter, "engine": failure.engine}):
                 log.warning("adapter failed", reason=failure.reason, error=failure.message)
-        await self._tell(kind, meta, of.status, status)
+        await self._tell(events.transition(kind, meta, of.status, status, time.time()))
+        await self._hear(kind, meta, status, raw)
 
-    async def _tell(
-        self,
-        kind: str,
-        meta: Meta,
-        old: BaseModelStatus | AdapterWaveStatus,
-        new: BaseModelStatus | AdapterWaveStatus,
-    ) -> None:
-        event = events.transition(kind, meta, old, new, time.time())
+    async def _hear(self, kind: str, meta: Meta, status: BaseModelStatus | AdapterWaveStatus, raw: bytes) -> None:
+        """Whether the API server keeps what it is told: where that has changed, all statuses are looked at again."""
+        told = self._pruning.heard(kind, status, raw, time.monotonic())
+        if told is not None:
+            self._settled.clear()
+        if told:
+            await self._tell(events.event(kind, meta, "Warning", CRDS_OUTDATED, told, time.time()))
+
+    async def _tell(self, event: dict[str, Any] | None) -> None:
         if event is None:
             return
         try:

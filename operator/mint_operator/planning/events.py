@@ -32,6 +32,12 @@ def transition(
     if old.phase == new.phase or told is None:
         return None
     ready = next((each for each in new.conditions if each.type == "Ready"), None)
+    reason = ready.reason if ready and new.phase != "Ready" else new.phase
+    return event(kind, meta, told, reason, ready.message if ready else new.phase, now)
+
+
+def event(kind: str, meta: Meta, told: str, reason: str, message: str, now: float) -> dict[str, Any]:
+    """An Event about one object; `told` is its type, Normal or Warning."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -44,8 +50,8 @@ def transition(
             "uid": meta.uid,
         },
         "type": told,
-        "reason": ready.reason if ready and new.phase != "Ready" else new.phase,
-        "message": ready.message if ready else new.phase,
+        "reason": reason,
+        "message": message,
         "source": {"component": COMPONENT},
         "reportingComponent": COMPONENT,
         "firstTimestamp": stamp(now),

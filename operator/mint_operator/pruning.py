@@ -1,0 +1,109 @@
+"""What the API server leaves out of statuses: the fields that its resource definitions, being older, do not have.
+
+Helm never upgrades CRDs. What such a field says is never read back then, and must not be taken for something new.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from mint_operator.planning import status_write
+from mint_operator.planning.status_write import Status
+
+LOOK_S = 60.0  # one status a kind is written whole again this often: somebody may have applied the CRDs
+CRDS_OUTDATED = "CRDsOutdated"
+
+T = TypeVar("T", bound=Status)
+
+log = structlog.get_logger()
+
+
+class _Custom(msgspec.Struct, frozen=True):
+    status: dict[str, Any] = {}
+
+
+class Pruning:
+    """The fields that are left out, by kind, as the last status that was written tells; none until then."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, frozenset[str]] = {}
+        self._look_at: dict[str, float] = {}
+        self._looking: set[str] = set()  # kinds of which a status is to be written whole
+
+    def looks(self, now: float) -> bool:
+        """Whether it is time to look whether they still are."""
+        due = {kind for kind, fields in self._fields.items() if fields and now >= self._look_at[kind]}
+        self._look_at |= dict.fromkeys(due, now + LOOK_S)
+        self._looking |= due
+        return bool(due)
+
+    def readable(self, kind: str, status: T) -> T:
+        """The part of a status that will be read back; all of it where that is to be found out."""
+        fields = self._fields.get(kind)
+        kept = without(status, fields) if fields else status
+        if kept == status or kind not in self._looking:
+            return kept
+        self._looking.discard(kind)
+        return status
+
+    def heard(self, kind: str, sent: Status, raw: bytes, now: float) -> str | None:
+        """Take in the answer to a write; returns what to tell of it: "" where all is kept again, None for nothing."""
+        body, before = status_write.body(sent), self._fields.get(kind, frozenset())
+        fields = left_out(body, msgspec.json.decode(raw, type=_Custom).status)
+        fields |= {each for each in before if not _says(body, each)}  # of those nothing has been heard
+        if fields == before:
+            return None
+        self._fields[kind], self._look_at[kind] = fields, now + LOOK_S
+        if not fields:
+            log.info("fields of statuses are kept again", kind=kind)
+            return ""
+        named = ", ".join(f"status.{each}" for each in sorted(fields))
+        told = (
+            f"the cluster's CRDs are older than this operator and leave out {named}; apply those of its version: "
+            "kubectl apply --server-side --force-conflicts -f crds/"
+        )
+        log.warning("fields of statuses are not kept", kind=kind, fields=sorted(fields), error=told)
+        return told
+
+
+def left_out(sent: Mapping[str, Any], came: Mapping[str, Any], under: str = "") -> frozenset[str]:
+    """The paths of the fields of `sent` that `came` lacks; a list's items are all under the list's name."""
+    found: set[str] = set()
+    for name, value in sent.items():
+        path = under + name
+        if name not in came:
+            found |= {path} if value is not None else set()
+            continue
+        pairs = zip(value, came[name], strict=False) if isinstance(value, list) else [(value, came[name])]
+        for mine, its in pairs:
+            found |= left_out(mine, its, f"{path}.") if isinstance(mine, dict) else set()
+    return frozenset(found)
+
+
+def without(status: T, fields: Collection[str]) -> T:
+    """A status as it is read back where these are left out."""
+    try:
+        return msgspec.convert(_without(status_write.body(status), fields), type(status))
+    except msgspec.ValidationError:  # no status can be read without one of them
+        return status
+
+
+def _without(body: Mapping[str, Any], fields: Collection[str], under: str = "") -> dict[str, Any]:
+    return {name: _rest(value, fields, under + name) for name, value in body.items() if under + name not in fields}
+
+
+def _rest(value: Any, fields: Collection[str], path: str) -> Any:
+    if isinstance(value, list):
+        return [_rest(each, fields, path) for each in value]
+    return _without(value, fields, f"{path}.") if isinstance(value, dict) else value
+
+
+def _says(body: Any, path: str) -> bool:
+    """Whether a status has a value there."""
+    if isinstance(body, list):
+        return any(_says(each, path) for each in body)
+    name, _, rest = path.partition(".")
+    value = body.get(name)
+    return _says(value, rest) if rest and value is not None else value is not None
