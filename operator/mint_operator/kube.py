@@ -91,10 +91,11 @@ class Kube:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._api.close()  # type: ignore[no-untyped-call]
 
-    async def items(self, kind: str, namespace: str = "", selector: str = "") -> list[msgspec.Raw]:
-        """Every object of a kind, whole, by pages."""
+    async def items(self, kind: str, namespace: str = "", selector: str = "", fields: str = "") -> list[msgspec.Raw]:
+        """Every object of a kind, whole, by pages; of those the ones with these labels and fields."""
         found: list[msgspec.Raw] = []
-        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in query.items() if value}
         while True:
             page = msgspec.json.decode(await self._send("GET", path(kind, namespace), query), type=_Page)
             found += page.items

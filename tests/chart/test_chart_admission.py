@@ -72,7 +72,7 @@ NEEDED = [
     *[("policy", "poddisruptionbudgets", "", verb, "") for verb in ("list", "create", "patch")],
     *[("networking.k8s.io", "networkpolicies", "", verb, "") for verb in ("list", "create", "patch")],
     *[("", "pods", "", verb, "") for verb in ("get", "list", "watch")],
-    ("", "events", "", "create", ""),
+    *[("", "events", "", verb, "") for verb in ("create", "list")],
     ("", "configmaps", "", "get", "lessons"),
     ("", "secrets", "", "create", ""),
     ("", "secrets", "", "patch", SECRET),

@@ -125,8 +125,30 @@ def test_a_container_that_ends_again_and_again_says_how_it_ended() -> None:
     assert pod.trouble is not None
     assert (pod.trouble.reason, pod.trouble.message) == (
         "CrashLoopBackOff",
-        "back-off 5m0s restarting failed container=engine; it ended with OOMKilled, exit code 137",
+        "back-off 5m0s restarting failed container=engine; it ended with OOMKilled, exit code 137; raise "
+        "spec.engine.resources.limits.memory of the BaseModel, or lower its spec.adapters.hostMemory or "
+        "spec.engine.kvCacheMemory",
     )
+
+
+def test_a_container_that_has_just_ended_is_in_trouble_unless_it_was_told_to_end() -> None:
+    container = {"state": {"terminated": {"exitCode": 3, "reason": "Error"}}}
+    status = {"phase": "Running", "containerStatuses": [container]}
+    _, pod = decode.engine_pod(json.dumps({"metadata": METADATA, "status": status}).encode())
+    assert pod.trouble is not None
+    assert (pod.trouble.reason, pod.trouble.message) == ("Error", "the container ended with Error, exit code 3")
+    metadata = METADATA | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    assert decode.engine_pod(json.dumps({"metadata": metadata, "status": status}).encode())[1].trouble is None
+
+
+def test_claims_that_are_not_bound_are_named() -> None:
+    volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "m", "persistentVolumeClaim": {"claimName": "models"}}]
+    said = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+    raw_pod = {"metadata": METADATA, "spec": {"volumes": volumes}, "status": {"conditions": [waits]}}
+    _, pod = decode.engine_pod(json.dumps(raw_pod).encode())
+    assert pod.trouble is not None
+    assert pod.trouble.message == f"{said}; its claims are models: kubectl describe pvc says what they wait for"
 
 
 def test_a_pods_address_and_readiness() -> None:

@@ -10,11 +10,14 @@ from typing import Any
 
 import msgspec
 
+from mint_contracts.records import Failure
 from mint_operator.kube import Kube, KubeError, namespaced
 from mint_operator.observing import decode
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.feed import Feed
+from mint_operator.observing.kube_events import About, warnings
 from mint_operator.observing.store import Store
+from mint_operator.planning.engines import engine_name
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER, REDIS_SECRET
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, ObservedWave
@@ -48,6 +51,8 @@ class ClusterView:
         self.bases: dict[str, ObservedBase] = {}
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
+        self.unmade: Mapping[str, Failure] = {}  # by base: why pods of its engines cannot be made
+        self._told: Mapping[About, Failure] = {}  # what Events alone tell
         self.groups = True  # whether the API server has LeaderWorkerSets, as far as a base wants one
         self._wanted_groups = False
         self._workloads: dict[tuple[str, str, str], Child] = {}
@@ -82,6 +87,7 @@ class ClusterView:
             self._unarranged = False
         if Part.WORKLOADS in parts or self._wants_groups() > self._wanted_groups:
             await self._read_workloads()
+            await self._read_events()
         if Part.CHILDREN in parts:  # after the bases, whose namespaces it asks for
             self._children = await self._read_children()
         return changed
@@ -116,7 +122,8 @@ class ClusterView:
         self.waves = tuple(self._waves.objects.values())
         pods: dict[str, list[EnginePod]] = defaultdict(list)
         for base, pod in self._pods.objects.values():
-            pods[base].append(pod)
+            told = self._told.get(_about(base, pod)) if pod.waits and pod.trouble is None else None
+            pods[base].append(pod if told is None else msgspec.structs.replace(pod, trouble=told))
         self.pods = {base: tuple(each) for base, each in pods.items()}
 
     def _wants_groups(self) -> bool:
@@ -135,6 +142,22 @@ class ClusterView:
                 served = False
         self.groups, self._wanted_groups, self._workloads = served, wanted, _by_key(found)
 
+    async def _read_events(self) -> None:
+        """Ask for the Events of what should be there and is not: pods, and containers of pods that have a node."""
+        lacking = {key: _maker(base) for key, base in self.bases.items() if self._lacks_pods(key, base)}
+        waiting = {_about(base, pod) for base, pod in self._pods.objects.values() if pod.waits}
+        if not lacking and not waiting and not self._told:
+            return
+        self._told = await warnings(self._kube, {*lacking.values(), *waiting})
+        self.unmade = {key: self._told[maker] for key, maker in lacking.items() if maker in self._told}
+        self._arrange()
+
+    def _lacks_pods(self, key: str, base: ObservedBase) -> bool:
+        """Whether an engine that should run has no pod."""
+        workload, there = self._workloads.get(base.workload), {pod.name for pod in self.pods.get(key, ())}
+        wanted = 0 if workload is None else workload.replicas
+        return not all(engine_name(base.meta.name, ordinal) in there for ordinal in range(wanted))
+
     async def _read_children(self) -> dict[tuple[str, str, str], Child]:
         lists = await asyncio.gather(*[self._items(kind, OURS) for kind in self._kinds])
         found = [decode.child(kind, raw) for kind, raws in zip(self._kinds, lists, strict=True) for raw in raws]
@@ -147,6 +170,15 @@ class ClusterView:
     async def _items(self, kind: str, selector: str) -> list[msgspec.Raw]:
         lists = await asyncio.gather(*[self._kube.items(kind, each, selector) for each in self._namespaces])
         return [item for items in lists for item in items]
+
+
+def _maker(base: ObservedBase) -> About:
+    """What makes the pods of a base's engines: of several nodes, too, StatefulSets."""
+    return About(WORKLOADS[0], base.meta.namespace, base.meta.name)
+
+
+def _about(base: str, pod: EnginePod) -> About:
+    return About("Pod", base.partition("/")[0], pod.name)
 
 
 def _by_key(children: Iterable[Child]) -> dict[tuple[str, str, str], Child]:

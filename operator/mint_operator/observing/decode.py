@@ -1,7 +1,7 @@
 """API objects, as JSON, to what a snapshot holds. Only the fields that matter are read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -22,6 +22,11 @@ from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase
 
 # Reasons of a waiting container that are no trouble: every container passes through them.
 _STARTING = {"ContainerCreating", "PodInitializing", ""}
+
+OF_MEMORY = (
+    "; raise spec.engine.resources.limits.memory of the BaseModel, or lower its spec.adapters.hostMemory or "
+    "spec.engine.kvCacheMemory"
+)
 
 T = TypeVar("T")
 
@@ -113,8 +118,21 @@ class _PodStatus(_Camel, frozen=True):
     container_statuses: list[_ContainerStatus] = []
 
 
+class _Claim(_Camel, frozen=True):
+    claim_name: str = ""
+
+
+class _Volume(_Camel, frozen=True):
+    persistent_volume_claim: _Claim | None = None
+
+
+class _PodSpec(_Camel, frozen=True):
+    volumes: list[_Volume] = []
+
+
 class _Pod(_Camel, frozen=True):
     metadata: _Metadata
+    spec: _PodSpec = _PodSpec()
     status: _PodStatus = _PodStatus()
 
 
@@ -174,7 +192,8 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
         ip=pod.status.pod_ip,
         ready=ready,
         terminating=pod.metadata.deletion_timestamp is not None,
-        trouble=_trouble(pod.status),
+        trouble=_trouble(pod),
+        waits=_waits(pod.status),
         settings=pod.metadata.annotations.get(SETTINGS_DIGEST, ""),
     )
     return f"{pod.metadata.namespace}/{pod.metadata.labels.get(BASE_LABEL, '')}", found
@@ -197,28 +216,52 @@ def labels(raw: bytes | msgspec.Raw) -> Mapping[str, str]:
     return msgspec.json.decode(raw, type=_Child).metadata.labels
 
 
-def _trouble(status: _PodStatus) -> Failure | None:
+def _trouble(pod: _Pod) -> Failure | None:
     """Why a pod does not run, in Kubernetes' own words; None while it runs or merely starts."""
+    status = pod.status
     for each in status.container_statuses:
-        waiting = each.state.waiting
+        waiting, ended = each.state.waiting, each.state.terminated
+        if ended is not None and pod.metadata.deletion_timestamp is None and status.phase != "Failed":
+            return failure(ended.reason or "Error", f"the container {_ended(ended)}")
         if waiting is not None and waiting.reason not in _STARTING:
-            return _failure(waiting.reason, _with_end(waiting.message or "the container waits", each.last_state))
+            return failure(waiting.reason, _with_end(waiting.message or "the container waits", each.last_state))
     for condition in status.conditions:
         if condition.type == "PodScheduled" and condition.status == "False":
-            return _failure(condition.reason or "Unschedulable", condition.message or "the pod has no node")
+            said = _with_claims(condition.message or "the pod has no node", pod.spec.volumes)
+            return failure(condition.reason or "Unschedulable", said)
     if status.phase == "Failed":
-        return _failure(status.reason or "PodFailed", status.message or "the pod failed")
+        return failure(status.reason or "PodFailed", status.message or "the pod failed")
     return None
+
+
+def _waits(status: _PodStatus) -> bool:
+    """Whether a pod has a node, and no container yet: its volumes are mounted, its image is pulled."""
+    placed = any(each.type == "PodScheduled" and each.status == "True" for each in status.conditions)
+    states = [each.state for each in status.container_statuses]
+    return placed and status.phase == "Pending" and all(each.waiting is not None for each in states)
+
+
+def _with_claims(message: str, volumes: Sequence[_Volume]) -> str:
+    """And which claims a pod has, where the scheduler says only that some of them are not bound."""
+    claims = [each.persistent_volume_claim.claim_name for each in volumes if each.persistent_volume_claim]
+    if "unbound" not in message or not claims:
+        return message
+    return f"{message}; its claims are {', '.join(claims)}: kubectl describe pvc says what they wait for"
 
 
 def _with_end(message: str, last: _ContainerState) -> str:
     """And how the container ended that is to be started again: of memory, say, which back-off alone does not tell."""
-    end = last.terminated
-    return message if end is None else f"{message}; it ended with {end.reason or 'Error'}, exit code {end.exit_code}"
+    return message if last.terminated is None else f"{message}; it {_ended(last.terminated)}"
 
 
-def _failure(reason: str, message: str) -> Failure:
-    """With a reason that a condition may have: the kubelet also gives some like OutOfnvidia.com/gpu."""
+def _ended(end: _Terminated) -> str:
+    """How a container ended, and what to do where that is known."""
+    said = f"ended with {end.reason or 'Error'}, exit code {end.exit_code}"
+    return said + OF_MEMORY if end.reason == "OOMKilled" else said
+
+
+def failure(reason: str, message: str) -> Failure:
+    """Kubernetes' word, by a reason that a condition may have: kubelets also give some like OutOfnvidia.com/gpu."""
     word = re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9]", "_", reason))
     return Failure(reason=word or "PodTrouble", message=message, terminal=False)
 

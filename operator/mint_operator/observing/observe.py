@@ -57,6 +57,7 @@ class Observer:
             bases=cluster.bases,
             waves=waves,
             pods=cluster.pods,
+            unmade=cluster.unmade,
             children=cluster.children,
             groups=cluster.groups,
             redis_ok=self._redis_ok,

@@ -95,9 +95,12 @@ def plan_base(
         running = min(running, before.fleet.count)
     bounds = base.spec.engine.replicas
     needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
-    seen = expected(base.meta.name, max(running, needed), pods, known, live)
+    unmade = snapshot.unmade.get(key)
+    seen = expected(base.meta.name, max(running, needed), pods, known, live, unmade=unmade)
     flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
-    engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving) if flock.leaving else seen
+    engines = seen
+    if flock.leaving:
+        engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving, unmade)
     task = None if known is None else _task(base, admission, engines, known, training)
     placed = None if task is None else place(task, before.placed if before else None)
     flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
@@ -139,7 +142,13 @@ def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:
     child = snapshot.children.get(base.workload)
     count = max(child.replicas if child else 1, len(known.engines) if known else 1)
     facts = BaseFacts(
-        engines=expected(base.meta.name, count, snapshot.pods.get(base.meta.key, ()), known),
+        engines=expected(
+            base.meta.name,
+            count,
+            snapshot.pods.get(base.meta.key, ()),
+            known,
+            unmade=snapshot.unmade.get(base.meta.key),
+        ),
         selector=selector_text(base.meta.name),
         redis_ok=known is not None,
         refusal=Failure(reason="InvalidRequest", message=base.defect, terminal=True),

@@ -71,12 +71,18 @@ def expected(
     known: BaseMap | None,
     before: Sequence[Engine] = (),
     leaving: Collection[int] = (),
+    unmade: Failure | None = None,
 ) -> tuple[Engine, ...]:
     """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read.
+
+    `unmade` is why those have no pod that have none.
 
     One of which nothing changed stays the same object as in `before`, and so do all of them together.
     """
     by_pod = _with_workers({pod.name: pod for pod in pods})
+    if unmade is not None:
+        names = [engine_name(base_name, ordinal) for ordinal in range(count)]
+        by_pod = dict.fromkeys(names, EnginePod(name="", trouble=unmade)) | dict(by_pod)
     views = {} if known is None else {view.engine: view for view in known.engines}
     seen = [
         _seen(base_name, ordinal, by_pod, views, before[ordinal] if ordinal < len(before) else None)

@@ -112,7 +112,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
 
 
 class EnginePod(msgspec.Struct, frozen=True):
-    """An engine's pod. `trouble` is why it does not run, e.g. ImagePullBackOff or Unschedulable."""
+    """An engine's pod, or why it has none (no `name`). `trouble` is why it does not run, e.g. ImagePullBackOff."""
 
     name: str
     ip: str = ""
@@ -120,6 +120,7 @@ class EnginePod(msgspec.Struct, frozen=True):
     terminating: bool = False
     trouble: Failure | None = None
     settings: str = ""  # digest of what its container was made from
+    waits: bool = False  # it has a node, and no container yet
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -196,6 +197,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     bases: Mapping[str, ObservedBase] = {}
     waves: tuple[ObservedWave, ...] = ()
     pods: Mapping[str, tuple[EnginePod, ...]] = {}
+    unmade: Mapping[str, Failure] = {}  # why pods of a base's engines cannot be made, as where a quota is exceeded
     children: Mapping[tuple[str, str, str], Child] = {}
     groups: bool = True  # whether the cluster has LeaderWorkerSets; not looked at where no base wants one
     redis_ok: bool = True
