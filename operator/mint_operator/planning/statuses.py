@@ -104,7 +104,7 @@ def _training(
     if seen.records is not None and ask.wants and refusal is None:
         facts, waiting = _facts(ask, seen)
         served = wave_status(ask.wave, facts, now)
-    told = TrainFacts(stand, seen.engines, served, refusal, seen.records is not None)
+    told = TrainFacts(stand, seen.engines, served, refusal, seen.records is not None, missing(seen.base))
     return training_status(ask.wave, told, now), waiting
 
 

@@ -31,7 +31,8 @@ DIGITS = 4  # of a reward: more would only make statuses differ
 class TrainFacts(msgspec.Struct, frozen=True):
     """What the status depends on beside the object.
 
-    `served` is its status as a wave that serves what it publishes, `unserved` why nothing of that is held.
+    `served` is its status as a wave that serves what it publishes, `unserved` why nothing of that is held; `lacking`
+    is the reason, and the message, by which its base is not ready.
     """
 
     stand: WaveStand
@@ -39,12 +40,26 @@ class TrainFacts(msgspec.Struct, frozen=True):
     served: AdapterWaveStatus | None = None
     unserved: Refusal | None = None
     map_known: bool = True
+    lacking: tuple[str, str] | None = None
 
     @property
     def refusal(self) -> Refusal | None:
         """Why nothing is trained."""
         why = self.stand.unfit or self.stand.waiting
         return None if why is None else Refusal(why.reason, why.message, why.terminal)
+
+    @property
+    def cause(self) -> Refusal | None:
+        """What a person should look at first where nothing is trained: a base that is not ready has no free slots."""
+        why = self.refusal
+        if why is None or why.reason != conditions.WAITING_FOR_CAPACITY or self.lacking is None:
+            return why
+        return Refusal(self.lacking[0], f"{why.message}; {self.unready}", terminal=False)
+
+    @property
+    def unready(self) -> str:
+        """That the base is not ready, and why; empty where it is."""
+        return "" if self.lacking is None else f"the base model is not ready: {self.lacking[1]}"
 
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> AdapterWaveStatus:
@@ -74,7 +89,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> Adapte
 
 def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     """The phase, and the Complete condition."""
-    stand, refusal = facts.stand, facts.refusal
+    stand, refusal = facts.stand, facts.cause
     ended = f"{counts.complete} of {counts.total} policies complete"
     if counts.failed:
         ended += f", {counts.failed} failed"
@@ -94,6 +109,8 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
         return "Paused", Finding(conditions.COMPLETE, "False", conditions.TRAINING_PAUSED, said)
     begun = counts.running or any(policy.progress for policy in stand.policies)
     reason = conditions.TRAINING if begun else conditions.POLICIES_LOADING
+    if not begun and facts.lacking is not None:
+        reason, ended = facts.lacking[0], f"{ended}; {facts.unready}"
     return ("Training" if begun else "Placing"), Finding(conditions.COMPLETE, "False", reason, ended)
 
 
