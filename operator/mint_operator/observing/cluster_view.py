@@ -122,7 +122,7 @@ class ClusterView:
         self.waves = tuple(self._waves.objects.values())
         pods: dict[str, list[EnginePod]] = defaultdict(list)
         for base, pod in self._pods.objects.values():
-            told = self._told.get(_about(base, pod)) if pod.waits and pod.trouble is None else None
+            told = self._told.get(_about(base, pod)) if pod.waits else None
             pods[base].append(pod if told is None else msgspec.structs.replace(pod, trouble=told))
         self.pods = {base: tuple(each) for base, each in pods.items()}
 

@@ -237,8 +237,9 @@ def _trouble(pod: _Pod) -> Failure | None:
 def _waits(status: _PodStatus) -> bool:
     """Whether a pod has a node, and no container yet: its volumes are mounted, its image is pulled."""
     placed = any(each.type == "PodScheduled" and each.status == "True" for each in status.conditions)
-    states = [each.state for each in status.container_statuses]
-    return placed and status.phase == "Pending" and all(each.waiting is not None for each in states)
+    waiting = [each.state.waiting for each in status.container_statuses]
+    starting = all(each is not None and each.reason in _STARTING for each in waiting)
+    return placed and status.phase == "Pending" and starting
 
 
 def _with_claims(message: str, volumes: Sequence[_Volume]) -> str:
