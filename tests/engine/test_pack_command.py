@@ -13,6 +13,7 @@ from mint_contracts.source import child
 from mint_engine.adapters import pack as command
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.fetch import PACKED, WEIGHTS
+from tests.crds import schemas
 from tests.engine.families import FAMILIES, make_model
 from tests.engine.made import ALL_SEVEN, packed_source, peft_adapter, read_tiny, tiny_llama
 from tests.engine.stores import opened
@@ -63,6 +64,17 @@ def test_what_lies_in_a_store_comes_out_as_peft_has_it(
         assert command.main([*told, *(["--revision", source.revision] if source.revision else [])]) == 0
     again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "out")).eval()
     assert torch.equal(model(input_ids=PROMPT).logits, again(input_ids=PROMPT).logits)
+
+
+def test_what_any_base_may_hold_is_taken(tmp_path: Path) -> None:
+    most = schemas.schema("BaseModel")["properties"]["spec"]["properties"]["adapters"]["properties"]["maxRank"][
+        "maximum"
+    ]
+    peft_adapter(tmp_path / "peft", r=most)
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    whole, base = str(tmp_path / PACKED), ["--base", str(tmp_path / "base")]
+    assert command.main(["pack", str(tmp_path / "peft"), whole, *base]) == 0
+    assert command.main(["unpack", whole, str(tmp_path / "again"), *base]) == 0
 
 
 def test_a_base_is_read_as_engines_read_it(tmp_path: Path) -> None:

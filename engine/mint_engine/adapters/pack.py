@@ -37,6 +37,8 @@ from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.storage import Folder, folder_of
 
+MOST_RANK = 512  # as the CRD of BaseModel admits
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 refused, with the reason on stderr."""
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         )
         each.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
         each.add_argument("--revision", default="", help="of an hf:// URI")
-        each.add_argument("--max-rank", type=int, default=256, help="refuse larger ones (default %(default)s)")
+        each.add_argument("--max-rank", type=int, default=MOST_RANK, help="refuse larger ones (default %(default)s)")
     pack.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
     pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
     unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
