@@ -24,7 +24,7 @@ _SILENT = {"task_type", "inference_mode", "revision", "peft_version", "auto_mapp
            "exclude_modules", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
            "lora_ga_config", "qalora_group_size", "runtime_config"}  # fmt: skip
 # Initialisations that leave the base model's weights alone; the others (pissa, olora, corda, loftq, ...) change them.
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 # PEFT takes patterns as regular expressions. Those of a tenant are run only if they can not blow up: no quantified
 # group, at most two quantifiers, and few ways through groups of alternatives one behind another. While one is matched
