@@ -15,10 +15,12 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Glm4MoeConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
     Kimi_K25Config,
     LlamaConfig,
+    MiniMaxM2Config,
     MistralConfig,
     Olmo2Config,
     Olmo3Config,
@@ -87,6 +89,17 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         sliding_window=11,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "minimax_m2": MiniMaxM2Config(**SIZES, num_local_experts=8, num_experts_per_tok=3, rotary_dim=8),
+    "glm4_moe": Glm4MoeConfig(
+        **SIZES,
+        attention_bias=True,
+        use_qk_norm=True,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=40,
+    ),
     "deepseek_v3": DeepseekV3Config(**LATENT),
     "kimi_k2": DeepseekV3Config(**(LATENT | {"n_group": 1, "rope_parameters": YARN})),
     "deepseek_v3_plain_query": DeepseekV3Config(**(LATENT | {"q_lora_rank": None})),
@@ -109,7 +122,7 @@ KIMI_SEEING = Kimi_K25Config(
     tie_word_embeddings=False,
 )  # fmt: skip
 SEEING: dict[str, PreTrainedConfig] = {"gemma3_seeing": GEMMA3_SEEING, "kimi_seeing": KIMI_SEEING}
-ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
+ROUTED = ("qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
 
 
 def kind_of(config: PreTrainedConfig) -> Any:

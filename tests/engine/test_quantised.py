@@ -39,7 +39,7 @@ from tests.engine.quantised import (
 from tests.engine.saved_families import save_base
 from tests.engine.test_base_loading import edit_config
 
-FLOAT8_FAMILIES = ("qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_5")
+FLOAT8_FAMILIES = ("qwen3", "qwen3_moe", "minimax_m2", "deepseek_v3", "deepseek_v32", "glm_5")
 FEW = ("compressed_channel", "modelopt", "compressed_mxfp8")  # one of each kind
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

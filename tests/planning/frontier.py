@@ -99,6 +99,40 @@ ORDINARY: dict[str, dict[str, Any]] = {
         "attention_bias": False, "mlp_bias": False,
     },
 }  # fmt: skip
+# MiniMaxAI/MiniMax-M2, zai-org/GLM-4.5, zai-org/GLM-4.7-Flash and ByteDance-Seed/Seed-OSS-36B-Instruct.
+ORDINARY |= {
+    "minimax_m2": {
+        "model_type": "minimax_m2", "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62,
+        "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 200064,
+        "num_local_experts": 256, "num_experts_per_tok": 8, "max_position_embeddings": 196608, "rotary_dim": 64,
+        "use_qk_norm": True, "qk_norm_type": "per_layer", "num_mtp_modules": 3, "tie_word_embeddings": False,
+        "quantization_config": {
+            "activation_scheme": "dynamic", "fmt": "float8_e4m3fn", "quant_method": "fp8",
+            "weight_block_size": [128, 128], "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"],
+        },
+    },
+    "glm_4_5": {
+        "model_type": "glm4_moe", "hidden_size": 5120, "intermediate_size": 12288, "num_hidden_layers": 92,
+        "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151552,
+        "n_routed_experts": 160, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 1536,
+        "first_k_dense_replace": 3, "n_group": 1, "topk_group": 1, "attention_bias": True, "use_qk_norm": True,
+        "max_position_embeddings": 131072, "num_nextn_predict_layers": 1, "tie_word_embeddings": False,
+    },
+    "glm_4_7_flash": {
+        "model_type": "glm4_moe_lite", "hidden_size": 2048, "intermediate_size": 10240, "num_hidden_layers": 47,
+        "num_attention_heads": 20, "num_key_value_heads": 20, "q_lora_rank": 768, "kv_lora_rank": 512,
+        "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256, "vocab_size": 154880,
+        "n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 4, "moe_intermediate_size": 1536,
+        "first_k_dense_replace": 1, "max_position_embeddings": 202752, "num_nextn_predict_layers": 1,
+        "tie_word_embeddings": False, "attention_bias": False,
+    },
+    "seed_oss_36b": {
+        "model_type": "seed_oss", "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64,
+        "num_attention_heads": 80, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 155136,
+        "attention_bias": True, "attention_out_bias": False, "mlp_bias": False, "max_position_embeddings": 524288,
+        "tie_word_embeddings": False,
+    },
+}  # fmt: skip
 FRONTIER = {
     "kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B,
     "phi_3_mini": PHI_3_MINI,

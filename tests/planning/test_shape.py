@@ -15,12 +15,15 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     GemmaConfig,
+    Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     GptOssConfig,
     GraniteConfig,
     MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    SeedOssConfig,
     SmolLM3Config,
 )
 
@@ -41,7 +44,7 @@ from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
 from mint_gateway.planning.layouts import layouts
 from mint_gateway.planning.shape import KINDS, BaseShape
-from tests.engine.families import CPU, FAMILIES, SEEING, SIZES, kind_of, make_forward, make_model
+from tests.engine.families import CPU, FAMILIES, LATENT, SEEING, SIZES, kind_of, make_forward, make_model
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25, ORDINARY
 
@@ -59,6 +62,10 @@ PUBLISHED = {
     "mixtral_8x7b": 46.7,
     "granite_8b": 8.1,
     "smollm3_3b": 3.1,
+    "minimax_m2": 229,
+    "glm_4_5": 355,
+    "glm_4_7_flash": 30,
+    "seed_oss_36b": 36,
 }
 # Served like llama's, and in none of the engine's own families.
 OTHERS: dict[str, PreTrainedConfig] = {
@@ -68,6 +75,10 @@ OTHERS: dict[str, PreTrainedConfig] = {
     "granite": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "smollm3": SmolLM3Config(**SIZES),
     "kimi_seeing": SEEING["kimi_seeing"],
+    "seed_oss": SeedOssConfig(**SIZES),
+    "seed_oss_biased": SeedOssConfig(**SIZES, attention_bias=False, attention_out_bias=True, mlp_bias=True),
+    "glm4_moe_plain": Glm4MoeConfig(**SIZES, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=40),
+    "glm4_moe_lite": Glm4MoeLiteConfig(**(LATENT | {"n_group": 1})),
     "smollm3_untied": SmolLM3Config(**SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
 }
 

@@ -16,7 +16,7 @@ from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
 # Families that norm queries and keys over all heads at once, in the way of `SharedNorm`.
-_WIDE_NORMS = frozenset({"olmo2", "olmo3"})
+_WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})
 STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")  # of experts
 
 

@@ -17,19 +17,25 @@ from mint_gateway.planning.told import check_told, garbled, text_of
 GROUPED = frozenset(
     {
         *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "phi3"),
-        *("olmo2", "olmo3", "mixtral", "qwen3_moe", "gpt_oss"),
+        *("olmo2", "olmo3", "mixtral", "qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "seed_oss"),
     }
 )
-LATENT = frozenset({"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"})
+LATENT = frozenset({"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"})
 FAMILIES = GROUPED | LATENT
 
 # Share embedding and head unless the config says otherwise.
 _TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3"})
-_WIDE_NORMS = frozenset({"olmo2", "olmo3"})  # of queries, and of keys, over all heads at once
+_WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})  # of queries, and of keys, over all heads at once
 _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate and up another
-_NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
+_BIASED = frozenset({"gpt_oss", "seed_oss"})  # queries, keys and values, unless the config says otherwise
+_PLAIN_OUTPUTS = frozenset({"glm4_moe", "seed_oss"})  # of attention have no biases by that
+_NETWORK_BIASES = frozenset({"llama", "granite", "smollm3", "seed_oss"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
-_ROUTED_TO = {"mixtral": 2, "gpt_oss": 4}  # experts of a token, where that is not told
+_HEAD_NORMS_IF_TOLD = frozenset({"glm4_moe"})
+_SHARED = LATENT | {"glm4_moe"}  # have networks beside routed experts, that all tokens go to, and wide routers
+_INNER_OF_EXPERTS = frozenset({"mixtral", "gpt_oss", "minimax_m2"})  # is `intermediate_size`
+_DENSE_FIRST = {"glm4_moe": 1}  # layers without experts, where that is not told; others: 3
+_ROUTED_TO = {"mixtral": 2, "gpt_oss": 4, "glm4_moe_lite": 4}  # experts of a token, where that is not told
 _LINEAR_ROUTERS = frozenset({"mixtral", "qwen3_moe"})  # whose routers are linears as any to who quantises
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 # What config.json files as published leave to transformers.
@@ -123,12 +129,12 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         latent_elements=_latent_elements(family, told) if latent else 0,
         route_bytes=_route_bytes(family, told) if routers else 0,
         context_length=_positions(family, told),
-        predicting=int(told.get("num_nextn_predict_layers") or 0) if latent else 0,
+        predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _SHARED else 0,
         unserved=unserved_attention(told.get),
         lean=_is_lean(family, told),
-        head_norms=family in _HEAD_NORMS,
+        head_norms=_norms_heads(family, told),
         routes=_routes(family, told) if routers else 0,
-        wide_parameters=routers if latent else 0,
+        wide_parameters=routers if family in _SHARED else 0,
         wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
         windows=windows(slides, layers),
         narrowest=narrowest(slides),
@@ -181,7 +187,8 @@ def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     hidden, layers, heads = told["hidden_size"], told["num_hidden_layers"], told["num_attention_heads"]
     size = _head_size(told)
     kv = (told.get("num_key_value_heads") or heads) * size
-    biased = bool(told.get("attention_bias", family == "gpt_oss")) and family not in _FUSED
+    biased = bool(told.get("attention_bias", family in _BIASED)) and family not in _FUSED
+    out_biased = bool(told.get("attention_out_bias")) if family in _PLAIN_OUTPUTS else biased
     parts: dict[str, tuple[int, tuple[Of, ...]]] = {
         "q_proj": (heads * size, ("heads",)),
         "k_proj": (kv, ("kv_heads",)),
@@ -193,8 +200,12 @@ def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
         Linear(name, hidden, high, layers, "attention", biased or family == "qwen2", "outputs", of)
         for name, (high, of) in parts.items()
     ]
-    linears.append(Linear("o_proj", heads * size, hidden, layers, "attention", biased, "inputs", ("heads",)))
-    return linears, layers * (2 * size if family in _HEAD_NORMS else 0)
+    linears.append(Linear("o_proj", heads * size, hidden, layers, "attention", out_biased, "inputs", ("heads",)))
+    return linears, layers * (2 * size if _norms_heads(family, told) else 0)
+
+
+def _norms_heads(family: str, told: Mapping[str, Any]) -> bool:
+    return family in _HEAD_NORMS or (family in _HEAD_NORMS_IF_TOLD and bool(told.get("use_qk_norm")))
 
 
 def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
@@ -255,9 +266,9 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     found = _gated(hidden, inner, layers - routed, "network", "mlp", bias=biased, fused=family in _FUSED)
     if not routed:
         return found, 0
-    small = inner if family in ("mixtral", "gpt_oss") else told["moe_intermediate_size"]
+    small = inner if family in _INNER_OF_EXPERTS else told["moe_intermediate_size"]
     found += _gated(hidden, small, routed * experts, "expert", "experts", bias=family == "gpt_oss")
-    if shared := told.get("n_shared_experts", 1) if family in LATENT else 0:
+    if shared := told.get("n_shared_experts", 1) if family in _SHARED else 0:
         found += _gated(hidden, small * shared, routed, "network", "shared_experts")
     return found, routed * (experts * hidden + (experts if family == "gpt_oss" else 0))
 
@@ -280,8 +291,10 @@ def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
     layers = range(told["num_hidden_layers"])
     if kinds := told.get("mlp_layer_types"):
         return [at for at in layers if kinds[at] == "sparse"]
-    if family in LATENT:
-        return layers[told.get("first_k_dense_replace", 3) :]
+    if family == "glm4_moe_lite":
+        return layers[1:]  # whatever it tells of first layers
+    if family in _SHARED:
+        return layers[told.get("first_k_dense_replace", _DENSE_FIRST.get(family, 3)) :]
     if family == "qwen3_moe":
         step, plain = told.get("decoder_sparse_step", 1), told.get("mlp_only_layers") or ()
         return [at for at in layers if at not in plain and (at + 1) % step == 0]

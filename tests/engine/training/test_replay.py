@@ -135,7 +135,7 @@ def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Ten
         taken = scores.softmax(-1).gather(1, chosen)
         return taken / taken.sum(-1, keepdim=True)
     taken = scores.sigmoid().gather(1, chosen)
-    return taken / taken.sum(-1, keepdim=True) * float(router.routed_scaling_factor)
+    return taken / taken.sum(-1, keepdim=True) * float(getattr(router, "routed_scaling_factor", 1.0))
 
 
 @pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in ROUTED), LEAN])
@@ -163,7 +163,7 @@ def test_gradients_with_any_routes(family: str, lean: bool) -> None:
         for layer, router in enumerate(routers):
             chosen = torch.from_numpy(np.asarray(example.routes)[:, layer].astype(np.int64))
 
-            def forced(hidden: torch.Tensor, router: Any = router, chosen: torch.Tensor = chosen) -> Any:
+            def forced(hidden: torch.Tensor, *_: Any, router: Any = router, chosen: torch.Tensor = chosen) -> Any:
                 return None, weights_of(family, router, hidden.reshape(-1, hidden.shape[-1]), chosen), chosen
 
             router.forward = forced
