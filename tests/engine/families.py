@@ -89,7 +89,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         sliding_window=11,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
-    "minimax_m2": MiniMaxM2Config(**SIZES, num_local_experts=8, num_experts_per_tok=3, rotary_dim=8),
+    "minimax_m2": MiniMaxM2Config(**SIZES, num_local_experts=8, num_experts_per_tok=3, rotary_dim=8),  # type: ignore[call-arg]
     "glm4_moe": Glm4MoeConfig(
         **SIZES,
         attention_bias=True,

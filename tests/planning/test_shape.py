@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import (
@@ -321,6 +321,7 @@ KEYS = {
 
 
 @given(st.sampled_from(TOLD), st.sampled_from(("", *NESTED)), st.sampled_from(sorted(KEYS)), ODD)
+@example(GEMMA_3_4B, "", "model_type", [])
 @settings(max_examples=1000)
 def test_whatever_a_config_tells_is_planned_or_refused(told: dict[str, Any], within: str, key: str, odd: Any) -> None:
     """Wrong kinds and numbers in place of any key, also in what is nested."""

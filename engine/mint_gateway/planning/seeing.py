@@ -15,7 +15,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {"gemma3": {}, "kimi_k25": _KIMI}  # by t
 def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a config.json tells of its model for images, completed; None of a model for text alone."""
     kind = config.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         return None
     told = config.get("vision_config")
     return _DEFAULTS[kind] | dict(told) if isinstance(told, Mapping) else _DEFAULTS[kind]
