@@ -36,6 +36,7 @@ from mint_operator.pruning import CRDS_OUTDATED, Pruning
 AT_ONCE = 8
 GONE = 404
 CONFLICT = 409
+REFUSED_EVERY_S = 30.0  # a status that the API server refused is sent again this often, or at once when it changes
 
 log = structlog.get_logger()
 
@@ -78,6 +79,8 @@ class Applier:
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # statuses of plans that said nothing new
         self._pruning = Pruning()
+        # Statuses that were refused, and when to send them again.
+        self._turned_away: dict[tuple[str, str], tuple[status_write.Status, float]] = {}
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
     async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
@@ -217,6 +220,9 @@ class Applier:
         if wait_s is None:
             self._settled[key] = status
             return
+        last, again_at = self._turned_away.get(key, (of.status, now))
+        if status_write.owed_in(last, status, 0.0) != 0.0:  # whatever the time: it says what was refused
+            wait_s = max(wait_s, again_at - now)
         if wait_s > 0:
             self._dirt.mark_in(Part.MAP, wait_s)
             self.owes = True
@@ -230,9 +236,12 @@ class Applier:
             if error.status not in {GONE, CONFLICT}:
                 self._count(counts, "statuses", failed=True)
                 log.warning("status not written", error=str(error))
-            if not error.refused:  # else the object is as it was seen: tried again with the next pass, without a list
+            if error.refused:  # the object is as it was seen, and need not be listed again
+                self._turned_away[key] = status, now + REFUSED_EVERY_S
+            else:
                 self._dirt.note(part)
             return
+        self._turned_away.pop(key, None)
         self._written[key] = now
         self._feed.saw(meta.uid, News(kind, raw, own=True))
         self._count(counts, "statuses")
@@ -266,6 +275,7 @@ class Applier:
         alive |= {("AdapterWave", wave.meta.uid) for wave in snapshot.waves}
         self._written = {key: at for key, at in self._written.items() if key in alive}
         self._settled = {key: status for key, status in self._settled.items() if key in alive}
+        self._turned_away = {key: each for key, each in self._turned_away.items() if key in alive}
 
     @staticmethod
     def _count(counts: Counter[str], what: str, *, failed: bool = False) -> None:

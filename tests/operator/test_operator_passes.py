@@ -8,6 +8,7 @@ import pytest
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Held, Tier
+from mint_operator import apply
 from mint_operator.kube import KubeError
 from mint_operator.observing import cluster_view
 from mint_operator.observing.dirt import RESYNC, Part
@@ -117,6 +118,39 @@ async def test_an_edit_that_comes_while_a_status_is_written_is_planned_for(
     assert sorted(await stage.engine().assigned()) == ADAPTERS[:1]
     await stage.once(frozenset())
     assert sorted(await stage.engine().assigned()) == ADAPTERS
+
+
+async def test_a_status_that_is_refused_is_not_sent_with_every_pass(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, patch_status = list[str](), stage.kube.patch_status
+
+    async def refused(kind: str, namespace: str, name: str, body: dict[str, Any]) -> bytes:
+        sent.append(kind)
+        if kind == "AdapterWave" and body["status"]["phase"] != "Ready":
+            raise KubeError("PATCH status", 422, 'status.phase: Unsupported value: "Placing"')
+        return await patch_status(kind, namespace, name, body)
+
+    monkeypatch.setattr(stage.kube, "patch_status", refused)
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    engine = stage.engine()
+    await engine.report()
+    await stage.once()
+    sent.clear()
+    for _ in range(3):
+        await stage.once()
+    assert sent == []
+    await engine.obey()
+    await stage.once()
+    assert (await stage.status("AdapterWave", "demo"))["phase"] == "Ready", "once it says something else"
+    monkeypatch.setattr(apply, "REFUSED_EVERY_S", 0.0)
+    engine.holds = {}
+    await engine.report()
+    await stage.once()
+    sent.clear()
+    await stage.once()
+    assert "AdapterWave" in sent, "and now and then in any case"
 
 
 async def test_what_the_watch_saw_before_a_listing_failed_is_planned_for(
