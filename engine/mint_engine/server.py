@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,7 +31,8 @@ from mint_engine.requests.prompts import read_form, read_prompt
 from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
-from mint_engine.scheduling.life import Asked, Inbox, live
+from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, room
+from mint_engine.scheduling.life import Asked, live
 from mint_engine.scheduling.stepper import Stepper
 
 _LONGEST_ID = 128
@@ -65,6 +67,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     def __init__(self, settings: EngineSettings, engine: str) -> None:
         self._settings = settings
         self.engine = engine
+        self._unread = room(f"engine {engine}")
         self._lives: set[asyncio.Task[None]] = set()
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
@@ -89,27 +92,27 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         try:
             parts = self._open()
             asked = await self._read(request, parts)
-            inbox: Inbox = asyncio.Queue()
-            life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
-            self._lives.add(life)
-            life.add_done_callback(self._lives.discard)
-            first, ended = True, 0
-            async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
-                kind = event.WhichOneof("event")
-                if first and kind in {"chunk", "finished"}:  # a request that wants no tokens has an end alone
-                    metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
+            with closing(Inbox(self._unread.part(OWN_UNREAD * asked.sampling.n))) as inbox:
+                life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
+                self._lives.add(life)
+                life.add_done_callback(self._lives.discard)
+                first, ended = True, 0
+                async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
+                    kind = event.WhichOneof("event")
+                    if first and kind in {"chunk", "finished"}:  # a request that wants no tokens has an end alone
+                        metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
+                        if kind == "chunk":
+                            metrics.FIRST_TOKEN.observe(time.monotonic() - arrived)
+                        first = False
                     if kind == "chunk":
-                        metrics.FIRST_TOKEN.observe(time.monotonic() - arrived)
-                    first = False
-                if kind == "chunk":
-                    metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
-                elif kind == "finished":
-                    ended += 1
-                    if ended == 1:
-                        metrics.TOKENS.labels("cached").inc(event.finished.cached_tokens)
-                    if ended == asked.sampling.n:
-                        outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
-                yield event
+                        metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
+                    elif kind == "finished":
+                        ended += 1
+                        if ended == 1:
+                            metrics.TOKENS.labels("cached").inc(event.finished.cached_tokens)
+                        if ended == asked.sampling.n:
+                            outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
+                    yield event
         except MintError as error:
             outcome = error.reason
             _log.info("request_failed", reason=error.reason, adapter=request.adapter[:200], message=str(error))

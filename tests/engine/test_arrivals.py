@@ -21,7 +21,8 @@ from mint_engine.residency import remapping
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.life import Asked, Begun, Inbox, Told, live
+from mint_engine.scheduling.inbox import Begun, Inbox, Told, room
+from mint_engine.scheduling.life import Asked, live
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.stepper import Stepper
 from tests.disk import on_disk
@@ -239,7 +240,7 @@ async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
     engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
 ) -> None:
     """Even where its client has left."""
-    inbox = Inbox()
+    inbox = Inbox(room("tiny-0").part())
     life = asyncio.create_task(lives(engine, inbox))
     await until(lambda: begun(engine))
     life.cancel()
@@ -274,7 +275,7 @@ async def test_what_never_comes_fails_those_who_began_and_nobody_else(
 
 
 async def fails(engine: Engine) -> MintError:
-    inbox = Inbox()
+    inbox = Inbox(room("tiny-0").part())
     await lives(engine, inbox)
     assert isinstance(inbox.get_nowait(), Begun)
     told = inbox.get_nowait()

@@ -36,8 +36,9 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.turns import Terms
+from mint_engine.scheduling.inbox import Begun, Inbox, Told, room
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.life import Asked, Begun, Inbox, Told, live
+from mint_engine.scheduling.life import Asked, live
 from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
 from mint_engine.scheduling.request import Done, Failed, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits, Scheduler
@@ -81,7 +82,7 @@ class Client:
     """One request, and all that it was told."""
 
     asked: Asked
-    inbox: Inbox = field(default_factory=asyncio.Queue)
+    inbox: Inbox = field(default_factory=lambda: Inbox(room("tiny-0").part()))
     task: "asyncio.Task[None] | None" = None
     cancelled: bool = False
 

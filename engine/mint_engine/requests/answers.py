@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from mint_contracts import sampling_pb2
 from mint_engine.requests import routed
 from mint_engine.requests.spelling import Spelling
-from mint_engine.scheduling.life import Asked, Begun, Inbox
+from mint_engine.scheduling.inbox import Begun, Inbox
+from mint_engine.scheduling.life import Asked
 from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
 
 _AT_ONCE = 256  # tokens of a prompt that are told before others of the event loop have their turn: 3 ms, scored

@@ -10,6 +10,7 @@ from mint_contracts.source import Source
 from mint_engine.requests.grammar import Grammar
 from mint_engine.residency.holding import Held, Holder
 from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.inbox import Begun, Inbox, Told
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
 from mint_engine.scheduling.stepper import Stepper
 
@@ -29,29 +30,15 @@ class Asked(msgspec.Struct, frozen=True):
     calls: int = 0  # the form of calls that Started is to tell
 
 
-class Begun(msgspec.Struct, frozen=True):
-    """The request has its adapter, at this revision, and is queued."""
-
-    revision: str
-
-
-class Told(msgspec.Struct, frozen=True):
-    """What came of one of the request's completions."""
-
-    index: int
-    event: Event
-
-
 _log = structlog.get_logger(__name__)
-
-Inbox = asyncio.Queue[Begun | Told]  # bounded by the request's own max_tokens and n
 
 
 async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> None:
     """Put Begun and the events of each completion into `inbox`; the last of each is Done or Failed.
 
-    What fails before it has begun is told of the first completion. Where one fails, the others are cancelled. A
-    cancelled life ends the request, and lasts until the step thread has let go of all of it.
+    What fails before it has begun is told of the first completion. Where one fails, or too much lies unread in the
+    inbox, the others are cancelled. A cancelled life ends the request, and lasts until the step thread has let go of
+    all of it.
     """
     try:
         if not asked.adapter:
@@ -75,7 +62,10 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
     def sink_of(index: int) -> Sink:
         def sink(event: Event) -> None:
             nonlocal left
-            inbox.put_nowait(Told(index, event))
+            try:
+                inbox.put_nowait(Told(index, event))
+            except MintError:  # who reads is told
+                _cancel(stepper, sequences)
             if isinstance(event, Failed):
                 _cancel(stepper, sequences)
             if isinstance(event, Done | Failed):

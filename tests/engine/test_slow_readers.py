@@ -1,0 +1,94 @@
+"""Clients that read slower than tokens come: others go on, and what lies unread is bounded."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mint_contracts.errors import CapacityExceeded, MintError, Overloaded
+from mint_contracts.room import Room
+from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, SamplingParams, TokenIds
+from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_contracts.wire import from_rpc_error
+from mint_engine import server
+from mint_engine.scheduling import inbox
+from mint_engine.scheduling.inbox import Begun, Inbox, Told
+from mint_engine.scheduling.request import Done, Failed, Scored, Tokens
+from mint_engine.scheduling.stepper import Load
+from tests.engine.running import Running, ask, running
+from tests.waiting import until
+
+PROMPT = list(range(5, 25))
+WORDY = SamplingParams(n=8, max_tokens=120, logprobs=20, temperature=1.0, ignore_eos=True)
+ASKED = GenerateRequest(tokens=TokenIds(ids=PROMPT), sampling=WORDY)
+NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # of what nobody reads, little is taken
+NOBODY = Load(0, 0)
+
+
+async def slow(engine: Running) -> MintError:
+    """What ends a request of whose answer nothing is read before the engine has nothing more to do."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.server.port}", options=NARROW) as channel:
+        events = aiter(SamplerStub(channel).Generate(ASKED, timeout=60))
+        await anext(events)
+        await until(lambda: engine.server.load_now == NOBODY)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await all_of(events)
+        return from_rpc_error(caught.value)
+
+
+async def all_of(events: AsyncIterator[GenerateEvent]) -> None:
+    async for _ in events:
+        pass
+
+
+async def test_a_request_of_which_too_much_lies_unread_ends(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "MOST_UNREAD", 200_000)
+    async with running(base) as engine:
+        error = await slow(engine)
+        assert isinstance(error, CapacityExceeded)
+        assert "lie unread; read it as it comes, or ask for fewer tokens or log-probabilities" in str(error)
+        assert len((await ask(engine, PROMPT, max_tokens=120, ignore_eos=True)).tokens) == 120
+        await until(lambda: engine.server._services._unread.taken == 0)
+
+
+async def test_where_all_together_leave_no_room_those_end_who_do_not_read(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "MOST_TOGETHER", 0)
+    async with running(base) as engine:
+        error = await slow(engine)
+        assert isinstance(error, Overloaded)
+        assert "of tokens that clients have yet to read; come back later" in str(error)
+        assert len((await ask(engine, PROMPT, max_tokens=120, ignore_eos=True)).tokens) == 120
+
+
+async def test_a_client_that_goes_away_leaves_room_to_others(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "OWN_UNREAD", 0)
+    async with running(base) as engine:
+        unread = engine.server._services._unread
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.server.port}", options=NARROW) as channel:
+            call = SamplerStub(channel).Generate(ASKED, timeout=60)
+            await until(lambda: engine.server.load_now == NOBODY and unread.taken > 0)
+            call.cancel()
+            await until(lambda: unread.taken == 0)
+
+
+async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(1000, "engine e-0", "is full")
+    first, second = Inbox(room.part(own=0)), Inbox(room.part(own=0))
+    event = Tokens((5,), "a", (Scored(5, -1.0, ((6, -2.0),)),))
+    first.put_nowait(Begun(""))
+    first.put_nowait(Told(0, event))
+    assert room.taken == 280 + 140 + 120
+    second.put_nowait(Begun(""))
+    with pytest.raises(Overloaded, match="engine e-0: is full; come back later"):
+        second.put_nowait(Told(1, event))
+    second.put_nowait(Told(0, Done(stopped=True, completion_tokens=1)))
+    told = await second.get()
+    assert isinstance(told, Told)
+    assert isinstance(told.event, Failed)
+    assert isinstance(told.event.error, Overloaded)
+    assert second.empty()
+    assert [await first.get() for _ in range(2)] == [Begun(""), Told(0, event)]
+    assert room.taken == 0
