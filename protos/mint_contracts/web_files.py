@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -29,9 +30,7 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         file = super()._open(path, mode, **options)
         if isinstance(file, HTTPFile):
-            file.cache.fetcher = lambda start, end: sync(
-                file.loop, file.async_fetch_range, start, end, timeout=allowed_s(end - start)
-            )
+            file.cache.fetcher = partial(_block, file)
         else:
             file.read = _paced(file.read, path.rsplit("/", 1)[-1])
         return file
@@ -53,6 +52,14 @@ def _is_part(told: str, first: int, last: int) -> bool:
     """Whether what a server tells of a part is what it was asked for, or the beginning of that at the file's end."""
     sent = _SENT.match(told)
     return sent is not None and int(sent[1]) == first and int(sent[2]) <= last
+
+
+def _block(file: HTTPFile, start: int, end: int) -> bytes:
+    """One block, whole: each is waited for anew, so that a file in pieces of some bytes would take for ever."""
+    part: bytes = sync(file.loop, file.async_fetch_range, start, end, timeout=allowed_s(end - start))
+    if len(part) != end - start:
+        raise aiohttp.ClientPayloadError(f"asked for {end - start} bytes from {start} and was sent {len(part)}")
+    return part
 
 
 def _paced(read: Callable[[int], bytes], name: str) -> Callable[[int], bytes]:

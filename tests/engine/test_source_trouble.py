@@ -106,6 +106,37 @@ def test_a_part_that_was_not_asked_for_is_not_taken_for_the_one_that_was(
     assert not caught.value.terminal
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["a whole file's status", "a part's status"])
+def test_of_a_part_that_was_asked_for_none_is_taken_that_is_shorter(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    class Stingy(stores.Files):
+        def do_GET(self) -> None:  # noqa: N802
+            if not self.path.endswith(WEIGHTS):
+                super().do_GET()
+                return
+            self._fault()
+            body = Path(self.translate_path(self.path)).read_bytes()
+            first, asked = (int(each) for each in self.headers["Range"].removeprefix("bytes=").split("-"))
+            part = body[first : min(asked + 1, first + 12)]
+            self.send_response(200 if whole else 206)
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(body)}")
+            self.end_headers()
+            self.wfile.write(part)
+
+        def end_headers(self) -> None:
+            self.send_header("Accept-Ranges", "bytes")
+            super().end_headers()
+
+    backends.backend.cache_clear()
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 100)
+    with stores.serving(Stingy, shelf) as (address, handler), pytest.raises(errors.SourceUnavailable) as caught:
+        read_adapter(folder_of(Source(f"http://{address}/team/store/acme/good")), tiny_fit(), torch.float32)
+    assert not caught.value.terminal
+    assert len(handler.seen) < 20, "a file comes in pieces of a few bytes"
+
+
 def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
