@@ -36,6 +36,7 @@ from mint_engine.scheduling.life import Asked, live
 from mint_engine.scheduling.stepper import Stepper
 
 _LONGEST_ID = 128
+_LONGEST_SALT = 256
 _LOADING_RETRY_S, _DRAINING_RETRY_S = 5.0, 1.0
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -182,6 +183,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             raise BaseModelNotFound(subject, f"is not served here; this is {self._settings.base_model}")
         if len(request.request_id) > _LONGEST_ID:
             raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
+        if len(request.cache_salt) > _LONGEST_SALT:
+            raise InvalidRequest("cache_salt", f"has more than {_LONGEST_SALT} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
         vocabulary = parts.base.vocab_size
         # Refused before the prompt costs anything.
@@ -201,4 +204,5 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             offsets = await asyncio.to_thread(prompt_offsets, request, prompt, parts.base.tokenizer, parts.spelling)
         name, told = request.request_id or uuid.uuid4().hex, request.sampling
         calls = read_form(request.chat, parts.base.tokenizer)
-        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar, calls)
+        salt = request.cache_salt
+        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar, calls, salt)

@@ -20,6 +20,7 @@ from mint_gateway.explain import silence
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
+from mint_gateway.scope import granted
 from mint_gateway.tries import Patience, Tries, another_may_do_better, lost
 from mint_gateway.view import MapView, unread
 
@@ -115,6 +116,7 @@ class Router:
         Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
         """
         trail.adapter, trail.base_model = request.adapter, request.base_model
+        request.cache_salt = granted.get().salt(request.cache_salt)
         with self._in_flight.admit():
             view, trail.source = await self.locate(request.base_model, request.adapter)
             trail.base_model = view.base

@@ -1,5 +1,7 @@
 """What one key opens: pure. Whoever bears it learns of nothing else, not even that it is there."""
 
+import hashlib
+import json
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -36,6 +38,13 @@ class Scope:
             if prefix.startswith(wanted) and not prefix.startswith(tuple(found)):
                 found.append(prefix)
         return tuple(found)
+
+    def salt(self, told: str) -> str:
+        """Of whoever may find what requests leave in engines' caches: all of this scope who have `told` the same."""
+        if self == EVERYTHING and not told:
+            return ""
+        opened = [sorted(each) if each is not None else None for each in (self.adapters, self.namespaces)]
+        return hashlib.blake2b(json.dumps([*opened, told]).encode(), digest_size=16).hexdigest()
 
     def _namespace(self, name: str) -> bool:
         return self.namespaces is None or name.partition("/")[0] in self.namespaces

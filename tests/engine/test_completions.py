@@ -71,6 +71,18 @@ async def test_each_tells_what_was_cached_before_the_first_of_them(base: Path) -
             assert tokens.get() - before == cached
 
 
+async def test_what_is_cached_is_found_by_the_same_salt_alone(base: Path) -> None:
+    async with running(base) as engine:
+        for salt, cached in (("", 0), ("acme", 0), ("rival", 0), ("", 32), ("acme", 32), ("rival", 32)):
+            request = request_of(1)
+            request.cache_salt = salt
+            events = await stream(engine, request)
+            assert events[-1].finished.cached_tokens == cached
+        request.cache_salt = "a" * 257
+        with pytest.raises(grpc.aio.AioRpcError, match="cache_salt: has more than 256 characters"):
+            await stream(engine, request)
+
+
 async def test_their_prompt_is_hashed_once(quiet: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, hashed, blake2b = tuple(range(3, 3 + 4 * PAGE_TOKENS)), list[bytes](), hashlib.blake2b
 

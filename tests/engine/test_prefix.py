@@ -11,9 +11,9 @@ from mint_engine.scheduling.request import State
 from tests.engine.scheduled import TOTAL_PAGES, advance, run, scheduler, sequence
 
 
-def keys_of(tokens: list[int], revision: str = "") -> list[bytes]:
+def keys_of(tokens: list[int], revision: str = "", salt: str = "") -> list[bytes]:
     keys: list[bytes] = []
-    extend_keys(keys, revision, tokens)
+    extend_keys(keys, revision, tokens, salt)
     return keys
 
 
@@ -73,6 +73,9 @@ def test_a_key_is_of_the_revision_and_all_tokens_before() -> None:
     assert len(set(keys)) == 3
     assert not set(keys) & set(keys_of(tokens, "sha256:b"))
     assert not set(keys) & set(keys_of(tokens))
+    salted = keys_of(tokens, "sha256:a", "acme")
+    assert keys_of(tokens, "sha256:a", "acme") == salted
+    assert not set(salted) & {*keys, *keys_of(tokens, "sha256:a", "acme2"), *keys_of(tokens, "sha256:b", "acme")}
     changed = keys_of([7, *tokens[1:]], "sha256:a")
     assert not set(keys) & set(changed), "the first token is in the keys of all pages"
     assert keys_of([*tokens[:47], 7], "sha256:a")[:2] == keys[:2]

@@ -86,6 +86,14 @@ def test_no_number_of_likeliest_tokens_is_asked_for_as_by_vllm(told: int, meant:
         _as_texts(b'{"model": "demo/pirate", "prompt": "Ahoy", "top_k": -2}')
 
 
+def test_what_is_cached_is_salted_as_by_vllm() -> None:
+    told: dict[str, object] = {"model": "demo/pirate", "prompt": ["Ahoy", "Aye"]}
+    assert [each.cache_salt for each in _as_texts(json.dumps(told | {"cache_salt": "acme"}).encode())] == ["acme"] * 2
+    assert [each.cache_salt for each in _as_texts(json.dumps(told | {"cache_salt": None}).encode())] == [""] * 2
+    with pytest.raises(InvalidRequest, match="cache_salt"):
+        _as_texts(json.dumps(told | {"cache_salt": "a" * 257}).encode())
+
+
 @pytest.mark.parametrize("told", [{}, {"max_tokens": None}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
 def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(told: dict[str, int | None]) -> None:
     """As by OpenAI; a text has engines' default, as it has a small one there."""

@@ -93,6 +93,19 @@ def test_a_scope_of_nothing_opens_nothing() -> None:
     assert not Scope(namespaces=frozenset({"acme"})).base("acme-2/base"), "a namespace is meant whole"
 
 
+@given(SCOPES, SCOPES, st.text(max_size=3), st.text(max_size=3))
+def test_those_of_one_scope_and_of_one_salt_share_what_is_cached(
+    scope: Scope, other: Scope, told: str, others: str
+) -> None:
+    alike = (told, scope.namespaces) == (others, other.namespaces) and (
+        sorted(scope.adapters) == sorted(other.adapters)
+        if scope.adapters is not None and other.adapters is not None
+        else scope.adapters is other.adapters
+    )
+    assert (scope.salt(told) == other.salt(others)) == alike
+    assert len(scope.salt(told)) == (0 if scope == EVERYTHING and not told else 32)
+
+
 def test_waves_of_others_are_neither_counted_nor_named() -> None:
     waves = {
         name: WaveRecord(name, "names", 1, 1, Tier.DEVICE, position=position, message=message)

@@ -78,6 +78,8 @@ async def generate(tenants: Tenants, me: str, other: str) -> None:
         await unlearnt(ask, me, other, name)
     await ask(f"{me}/twin", "")
     assert [engine.base for engine in tenants.engines.values() if engine.seen] == [SHARED], "the other's is not meant"
+    salt = Scope((f"{me}/",), frozenset({me, "models"})).salt("")
+    assert {each.cache_salt for each in tenants.engines[SHARED].seen} == {salt}, "what is cached is each tenant's own"
     for base in (SHARED, own(me)):
         assert await ask("", base)
     assert await refused(ask("", own(other)), own(other)) == await refused(ask("", own(NOBODY)), own(NOBODY))

@@ -89,7 +89,7 @@ class Generation:
         sequence = Sequence(request, sink, text, leader, grammar)
         if request.reuses:
             sequence.keys += leader.keys if leader is not None else ()  # 25 ms of 131,072 tokens, for each sibling
-            extend_keys(sequence.keys, request.revision, request.prompt)
+            extend_keys(sequence.keys, request.revision, request.prompt, request.salt)
         return sequence
 
     def step(self) -> list[Outcome]:

@@ -28,6 +28,7 @@ class Asked(msgspec.Struct, frozen=True):
     offsets: tuple[int, ...] = ()  # where these begin, if log-probabilities of the prompt are wanted
     grammar: Grammar | None = None  # of `sampling.shape`
     calls: int = 0  # the form of calls that Started is to tell
+    salt: str = ""  # of what is cached
 
 
 _log = structlog.get_logger(__name__)
@@ -84,6 +85,7 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
         arrival=held.arrival,
         routes=asked.routes,
         grammar=asked.grammar,
+        salt=asked.salt,
     )
     sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
     inbox.put_nowait(Begun(held.revision))

@@ -1,8 +1,8 @@
 """Prefix reuse: full pages of the KV cache, found again by what they were computed from.
 
-A page's key is a chained hash over the revision and every token up to the page's end, so equal keys mean equal keys
-and values. Nothing crosses from one revision to another. The hash is cryptographic: no tenant can make a prompt that
-finds pages of tokens other than its own.
+A page's key is a chained hash over the revision, the request's salt and every token up to the page's end, so equal
+keys mean equal keys and values. Nothing crosses from one revision or salt to another. The hash is cryptographic: no
+tenant can make a prompt that finds pages of tokens other than its own.
 
 Where a base's layers are in groups (`mint_contracts.layer_groups`), each has pages of its own under such keys. Of a
 group that sees but a window, the pages of the window are enough to go on from.
@@ -20,17 +20,25 @@ _DIGEST_BYTES = 16
 _KIND = "i"  # a token in the hash: a C int
 
 
-def extend_keys(keys: list[bytes], revision: str, tokens: Sequence[int]) -> None:
+def extend_keys(keys: list[bytes], revision: str, tokens: Sequence[int], salt: str = "") -> None:
     """Append, in place, the keys of the full pages of `tokens` that `keys` does not cover yet."""
     first, last = len(keys), len(tokens) // PAGE_TOKENS
     if first >= last:
         return
-    former = keys[-1] if keys else hashlib.blake2b(revision.encode(), digest_size=_DIGEST_BYTES).digest()
+    former = keys[-1] if keys else _root(revision, salt)
     content = memoryview(array(_KIND, tokens[first * PAGE_TOKENS : last * PAGE_TOKENS]).tobytes())
     size = len(content) // (last - first)
     for at in range(0, len(content), size):
         former = hashlib.blake2b(former + content[at : at + size], digest_size=_DIGEST_BYTES).digest()
         keys.append(former)
+
+
+def _root(revision: str, salt: str) -> bytes:
+    root = hashlib.blake2b(revision.encode(), digest_size=_DIGEST_BYTES).digest()
+    if not salt:
+        return root
+    key = hashlib.blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(root, key=key, digest_size=_DIGEST_BYTES).digest()  # no salt can pass for tokens
 
 
 def key_in(group: int, key: bytes) -> bytes:

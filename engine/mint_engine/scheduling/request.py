@@ -71,6 +71,7 @@ class Request(msgspec.Struct, frozen=True):
     background: bool = False  # whether tenants' requests go first in every step: a rollout
     grammar: Grammar | None = None  # of its shape, where it begins; each completion follows a copy
     arrival: Arrival | None = None  # by which its adapter comes into the slot, or has come
+    salt: str = ""  # of those with another nothing that is cached is found
 
     @property
     def party(self) -> Party:

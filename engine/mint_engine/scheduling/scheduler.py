@@ -159,7 +159,7 @@ class Scheduler:
             self.fairness.charge(sequence.request.adapter, PROMPT_WEIGHT * new)
         full = sequence.computed // PAGE_TOKENS
         if full > sequence.published and sequence.request.reuses:
-            extend_keys(sequence.keys, sequence.request.revision, sequence.tokens)
+            extend_keys(sequence.keys, sequence.request.revision, sequence.tokens, sequence.request.salt)
             for group, table in enumerate(sequence.tables):
                 for at in range(sequence.published, full):
                     self.prefix.publish(key_in(group, sequence.keys[at]), table[at])

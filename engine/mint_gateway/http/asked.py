@@ -1,9 +1,9 @@
 """What OpenAI's clients ask, as the GenerateRequest that it means: pure.
 
 The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. What is
-ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos` and
-`chat_template_kwargs`), and `base_model`, which says whose adapter `model` is where its name leaves a doubt. What
-would change an answer and isn't done here is refused, not passed over.
+ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`,
+`cache_salt` and `chat_template_kwargs`), and `base_model`, which says whose adapter `model` is where its name leaves
+a doubt. What would change an answer and isn't done here is refused, not passed over.
 """
 
 import json
@@ -109,6 +109,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] = ""
     response_format: TextFormat | ObjectFormat | SchemaFormat = TextFormat()
     structured_outputs: StructuredOutputs = StructuredOutputs()
     stop: str | list[str] = msgspec.field(default_factory=list)
@@ -201,7 +202,7 @@ def _told(fields: dict[str, Any], kind: type) -> dict[str, Any]:
 
 def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sampling_pb2.GenerateRequest:
     base, adapter = _meant(asked.model, asked.base_model, bases)
-    request = sampling_pb2.GenerateRequest(base_model=base, adapter=adapter)
+    request = sampling_pb2.GenerateRequest(base_model=base, adapter=adapter, cache_salt=asked.cache_salt)
     sampling = request.sampling
     if max_tokens is not None:
         sampling.max_tokens = max_tokens
