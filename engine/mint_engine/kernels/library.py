@@ -252,10 +252,9 @@ def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 def load_library() -> tuple[ctypes.CDLL, str] | None:
     """The best library that this machine runs and its variant, or None."""
     # Torch must be loaded before: the kernels then share its OpenMP threads.
-    flags = _cpu_flags()
-    for variant in VARIANTS.get(platform.machine(), {}):
+    for variant in _known():
         path = library_path(variant)
-        if not path.exists() or not flags >= _NEEDS[variant]:
+        if not path.exists():
             continue
         if not is_current(path):
             _log.warning("kernels not used: made from other sources; compile them anew", library=path.name)
@@ -269,8 +268,13 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
 
 def instruction_set() -> str:
     """The best of those that kernels are told apart by which this machine has, by its name; "" where it has none."""
+    return next(iter(_known()), "")
+
+
+def _known() -> list[str]:
+    """The variants whose instructions this machine has, the best first."""
     flags = _cpu_flags()
-    return next((each for each in VARIANTS.get(platform.machine(), {}) if flags >= _NEEDS[each]), "")
+    return [variant for variant in VARIANTS.get(platform.machine(), {}) if flags >= _NEEDS[variant]]
 
 
 def _cpu_flags() -> frozenset[str]:
