@@ -95,12 +95,10 @@ def plan_base(
         running = min(running, before.fleet.count)
     bounds = base.spec.engine.replicas
     needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
-    unmade = snapshot.unmade.get(key)
-    seen = expected(base.meta.name, max(running, needed), pods, known, live, unmade=unmade)
+    name, unmade = base.meta.name, snapshot.unmade.get(key)
+    seen = expected(name, max(running, needed), pods, known, live, unmade=unmade)
     flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
-    engines = seen
-    if flock.leaving:
-        engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving, unmade)
+    engines = expected(name, flock.count, pods, known, live, flock.leaving, unmade) if flock.leaving else seen
     task = None if known is None else _task(base, admission, engines, known, training)
     placed = None if task is None else place(task, before.placed if before else None)
     flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
@@ -110,7 +108,7 @@ def plan_base(
     facts = BaseFacts(
         engines=engines,
         loading=of_base(left),
-        selector=selector_text(base.meta.name),
+        selector=selector_text(name),
         redis_ok=known is not None,
         refusal=refusal or snapshot.apply_failures.get(key),
         rolling=sized.rolling,
