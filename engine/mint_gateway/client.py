@@ -6,7 +6,6 @@ async with Client("127.0.0.1:8470") as client:
 """
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
@@ -14,7 +13,6 @@ import grpc
 import msgspec
 
 from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2, training_pb2
-from mint_contracts.backoff import delay_s
 from mint_contracts.catalog_pb2_grpc import CatalogStub
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2_grpc import PlacementStub
@@ -22,6 +20,7 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import TrainerStub, WavesStub
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.dialling import Trust, bearing, dial, is_hopeless
+from mint_gateway.persistence import Persistence
 from mint_gateway.policy import Policy
 
 PATIENCE_S = 30.0
@@ -30,7 +29,6 @@ RETIRE_TIMEOUT_S = 60.0
 TRAINING_TIMEOUT_S = 60.0  # for a policy to be made, resumed or dropped
 
 _T = TypeVar("_T")
-_OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -322,8 +320,8 @@ class Client:
     def _policy(self, state: training_pb2.PolicyState, base_model: str) -> Policy:
         return Policy(self._trainer, self._metadata, self._call, state, state.base_model or base_model)
 
-    def _patience(self) -> "_Patience":
-        return _Patience(self._patience_s, lambda error: is_hopeless(error, self._target, self._trust))
+    def _patience(self) -> Persistence:
+        return Persistence(self._patience_s, lambda error: is_hopeless(error, self._target, self._trust))
 
     async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
         patience = self._patience()
@@ -332,30 +330,6 @@ class Client:
                 return await send()
             except grpc.aio.AioRpcError as error:
                 await patience.wait(error)
-
-
-class _Patience:
-    """Whether and how long one call goes on trying; not at all where that `is_hopeless`."""
-
-    def __init__(self, seconds: float, is_hopeless: Callable[[grpc.aio.AioRpcError], Awaitable[bool]]) -> None:
-        self._is_hopeless = is_hopeless
-        self._seconds, self._failures = seconds, 0
-        self._until: float | None = None  # from the first failure on: a call may take long before it fails
-
-    async def wait(self, error: grpc.aio.AioRpcError, *, final: bool = False) -> None:
-        """Return when the next try is due; raise the failure's MintError when there shall be none."""
-        failure = from_rpc_error(error)
-        self._failures += 1
-        now = asyncio.get_running_loop().time()
-        self._until = self._until or now + self._seconds
-        delay = delay_s(self._failures, first_s=0.1, cap_s=2.0)
-        if failure.retry_after_s is not None:
-            delay = failure.retry_after_s * random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients
-        if final or failure.terminal or error.code() in _OURS:
-            raise failure from error
-        if now + delay > self._until or await self._is_hopeless(error):
-            raise failure from error
-        await asyncio.sleep(delay)
 
 
 def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> list[Answer]:
