@@ -39,6 +39,7 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.model.paged import Span
 from mint_engine.residency.slots import ABSENT, Slots
+from tests.engine.copies import Lately, digest
 
 CPU = torch.device("cpu")
 VOCABULARY = 96
@@ -125,14 +126,21 @@ SEEING: dict[str, PreTrainedConfig] = {"gemma3_seeing": GEMMA3_SEEING, "kimi_see
 ROUTED = ("qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
 
 
+_READ = Lately()
+
+
 def kind_of(config: PreTrainedConfig) -> Any:
     """What transformers makes a model by."""
     return AutoModelForImageTextToText if config.model_type == "kimi_k25" else AutoModelForCausalLM
 
 
 def read_model(base: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A saved base by transformers' own code."""
-    return kind_of(AutoConfig.from_pretrained(base)).from_pretrained(base, dtype=dtype)
+    """A saved base by transformers' own code, which reads the same files once."""
+
+    def read() -> Any:
+        return kind_of(AutoConfig.from_pretrained(base)).from_pretrained(base, dtype=dtype)
+
+    return copy.deepcopy(_READ.get((digest(base), dtype), read))
 
 
 def make_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

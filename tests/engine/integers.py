@@ -91,13 +91,14 @@ def quantise_integers(weight: torch.Tensor, layout: Layout) -> Numbers:
         groups = groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
     shape = (1 if layout.strategy == "tensor" else outputs, int(groups.max()) + 1)
     scales, zeros = torch.empty(shape, dtype=layout.scale_dtype), torch.zeros(shape, dtype=torch.int8)
-    for row in range(shape[0]):
-        for group in range(shape[1]):
-            part = (weight if shape[0] == 1 else weight[row : row + 1]).float()[:, groups == group]
-            spread = part.max() - part.min() if not layout.symmetric else 2 * part.abs().max()
-            scales[row, group] = spread / (most - least)
-            if not layout.symmetric:
-                zeros[row, group] = (least - part.min() / scales[row, group].float()).round().clamp(least, most)
+    rows = weight.float().reshape(1, -1) if shape[0] == 1 else weight.float()
+    owners = groups.repeat(outputs) if shape[0] == 1 else groups
+    for group in range(shape[1]):
+        part = rows[:, owners == group]
+        spread = part.amax(1) - part.amin(1) if not layout.symmetric else 2 * part.abs().amax(1)
+        scales[:, group] = spread / (most - least)
+        if not layout.symmetric:
+            zeros[:, group] = (least - part.amin(1) / scales[:, group].float()).round().clamp(least, most)
     values = (weight.float() / scales.float()[:, groups] + zeros[:, groups]).round().clamp(least, most)
     return Numbers(values.to(torch.int8), scales, zeros, groups)
 
@@ -145,4 +146,4 @@ def save_packed(plain: Path, folder: Path, layout: Layout, *, also: tuple[str, .
         numbers = quantise_integers(tensor, layout)
         return packed_tensors(path, numbers, layout), {name: numbers.naive}
 
-    return save_two(plain, folder, layout.told, quantise)
+    return save_two(plain, folder, layout.told, quantise, f"{layout} {also}")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.engine.copies import digest, put
+
 Tensors = dict[str, torch.Tensor]
 BLOCK = (16, 24)  # not square, and of no shape in the tiny bases a divisor
 MXFP4: dict[str, Any] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
@@ -202,7 +204,7 @@ def save_nvfp4(
         return {name: bytes_} | beside, {name: naive_nvfp4(bytes_, scales, of_all)}
 
     told = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
-    return save_two(plain, folder, told if mixed else NVFP4 | said, quantise)
+    return save_two(plain, folder, told if mixed else NVFP4 | said, quantise, f"NVFP4 {mixed} {also}")
 
 
 def save_float8(
@@ -217,7 +219,7 @@ def save_float8(
             return {name: tensor}, {name: tensor}
         return _float8(name, tensor, layout)
 
-    return save_two(plain, folder, {**layout.told, **said}, quantise, layout.file)
+    return save_two(plain, folder, {**layout.told, **said}, quantise, f"{layout} {also}", layout.file)
 
 
 def _float8(name: str, tensor: torch.Tensor, layout: Float8Layout) -> tuple[Tensors, Tensors]:
@@ -242,7 +244,7 @@ def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:
         blocks, scales = quantise_mxfp4(tensor)
         return {f"{name}_blocks": blocks, f"{name}_scales": scales}, {name: naive_mxfp4(blocks, scales)}
 
-    return save_two(plain, folder, MXFP4, quantise)
+    return save_two(plain, folder, MXFP4, quantise, "MXFP4")
 
 
 def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
@@ -270,9 +272,26 @@ def save_two(
     folder: Path,
     told: Mapping[str, Any],
     quantise: Callable[[str, torch.Tensor], tuple[Tensors, Tensors]],
+    way: str,
     file: str = "config.json",
 ) -> tuple[Path, Path]:
-    """A base's copy with its tensors as `quantise` stores them, and another with what these hold."""
+    """A base's copy with its tensors as `quantise` stores them, and another with what these hold.
+
+    It stores the same base in the same `way` as the same, and what is `told` of it is the same unless that is known
+    when this is called.
+    """
+    made_of = f"{way} {told} {file} {digest(plain)}"
+    put(folder, made_of, lambda first: _save_two(plain, first, told, quantise, file))
+    return folder / "quantised", folder / "dequantised"
+
+
+def _save_two(
+    plain: Path,
+    folder: Path,
+    told: Mapping[str, Any],
+    quantise: Callable[[str, torch.Tensor], tuple[Tensors, Tensors]],
+    file: str,
+) -> None:
     small, full = (
         Path(shutil.copytree(plain, folder / name, ignore=shutil.ignore_patterns("*.safetensors*")))
         for name in ("quantised", "dequantised")
@@ -291,7 +310,6 @@ def save_two(
     config = json.loads((plain / "config.json").read_text())
     said = config | {"quantization_config": told} if file == "config.json" else told
     (small / file).write_text(json.dumps(said))
-    return small, full
 
 
 def _index(folder: Path) -> None:

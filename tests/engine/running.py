@@ -1,5 +1,6 @@
 """A real engine on a loopback port over a tiny base, real PEFT adapters, and PEFT's own answers to compare with."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -34,8 +34,9 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import EngineServer, listen
 from mint_engine.sources.local import LocalFolder
+from tests.engine.copies import Lately, digest, put
 from tests.engine.families import read_model
-from tests.engine.made import fill
+from tests.engine.made import edit_config, fill
 from tests.engine.parallel.nodes import Worker, other_nodes
 
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -47,6 +48,11 @@ TEMPLATE = (
 
 def save_tokenizer(folder: Path) -> int:
     """A byte-level tokenizer of some 300 tokens, with a chat template; returns its size."""
+    put(folder, "tokenizer", _save_tokenizer)
+    return len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+
+
+def _save_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,7 +67,6 @@ def save_tokenizer(folder: Path) -> int:
     )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    return len(fast)
 
 
 _SIZES: dict[str, Any] = {
@@ -72,15 +77,24 @@ _SIZES: dict[str, Any] = {
 
 def save_base(folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> Path:
     """A random Llama, with weights large enough that its answers vary, and its tokenizer."""
-    vocab = save_tokenizer(folder)
-    torch.manual_seed(3)
-    options = _SIZES | {"num_hidden_layers": 2, "vocab_size": vocab} | changes
-    LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(folder, max_shard_size=max_shard_size)
+
+    def make(folder: Path) -> None:
+        vocab = save_tokenizer(folder)
+        torch.manual_seed(3)
+        options = _SIZES | {"num_hidden_layers": 2, "vocab_size": vocab} | changes
+        LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(folder, max_shard_size=max_shard_size)
+
+    put(folder, f"Llama {max_shard_size} {sorted(changes.items())}", make)
     return folder
 
 
 def save_sliding_base(folder: Path) -> Path:
     """A random Gemma 3 of which the first and the last of three layers see 20 tokens, and its tokenizer."""
+    put(folder, "sliding", _save_sliding_base)
+    return folder
+
+
+def _save_sliding_base(folder: Path) -> None:
     vocab = save_tokenizer(folder)
     torch.manual_seed(3)
     config = Gemma3TextConfig(
@@ -93,16 +107,22 @@ def save_sliding_base(folder: Path) -> Path:
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )
     Gemma3ForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def save_adapter(base: Path, folder: Path, *, rank: int, targets: Sequence[str] = ALL_SEVEN, **options: Any) -> Path:
     """A random adapter, saved by PEFT."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    options = {"lora_alpha": 2 * rank, **options}
-    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=list(targets), **options))
-    fill(peft, rank + len(targets), 0.15)
-    peft.save_pretrained(str(folder))
+
+    def make(folder: Path) -> None:
+        model = read_model(base)
+        changes = {"lora_alpha": 2 * rank, **options}
+        peft = get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=list(targets), **changes)
+        )
+        fill(peft, rank + len(targets), 0.15)
+        peft.save_pretrained(str(folder))
+
+    put(folder, f"adapter {rank} {list(targets)} {sorted(options.items())} {digest(base)}", make)
+    edit_config(folder, base_model_name_or_path=str(base))
     return folder
 
 
@@ -270,12 +290,22 @@ def peft_model(base: Path, adapter: Path | None, dtype: torch.dtype = torch.floa
     return (model if adapter is None else PeftModel.from_pretrained(model, str(adapter))).eval()
 
 
+_LATELY = Lately()
+
+
+def _read_once(base: Path, adapter: Path | None, dtype: torch.dtype) -> torch.nn.Module:
+    """The same of the same files."""
+    key = (digest(base), "" if adapter is None else digest(adapter), dtype)
+    found: torch.nn.Module = _LATELY.get(key, lambda: peft_model(base, adapter, dtype))
+    return found
+
+
 @torch.inference_mode()
 def peft_answer(
     base: Path, adapter: Path | None, prompt: Sequence[int], count: int
 ) -> tuple[tuple[int, ...], list[float]]:
     """Greedy tokens and their log-probabilities, each step from the whole sequence."""
-    model, tokens, scores = peft_model(base, adapter), list(prompt), []
+    model, tokens, scores = _read_once(base, adapter, torch.float32), list(prompt), []
     for _ in range(count):
         logits = torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0, -1].float(), -1)
         tokens.append(int(logits.argmax()))
@@ -288,6 +318,6 @@ def peft_scores(
     base: Path, adapter: Path | None, tokens: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> list[float]:
     """The log-probability of each token from the second on."""
-    model, row = peft_model(base, adapter, dtype), torch.tensor([tokens])
+    model, row = _read_once(base, adapter, dtype), torch.tensor([tokens])
     scores = torch.log_softmax(model(input_ids=row).logits[0].float(), -1)
     return [float(score) for score in scores[:-1].gather(1, row[0, 1:, None])[:, 0]]

@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig
 
 from mint_engine.model.base import Base
+from tests.engine.copies import digest, put
 from tests.engine.families import FAMILIES, SEEING, SIZES, make_model, read_model
-from tests.engine.made import fill
+from tests.engine.made import edit_config, fill
 from tests.engine.running import save_tokenizer
 
 # Whose files name experts otherwise, and all of their layers.
@@ -37,17 +38,26 @@ def weights(base: Base) -> dict[str, torch.Tensor]:
 
 def save_base(name: str, folder: Path, **changes: Any) -> Path:
     """A random base of the family, and its tokenizer."""
-    config = copy.deepcopy(BASES[name])
-    for field, value in (changes | {"vocab_size": save_tokenizer(folder)}).items():
-        setattr(config.get_text_config(), field, value)
-    make_model(config).save_pretrained(folder)
+
+    def make(folder: Path) -> None:
+        config = copy.deepcopy(BASES[name])
+        for field, value in (changes | {"vocab_size": save_tokenizer(folder)}).items():
+            setattr(config.get_text_config(), field, value)
+        make_model(config).save_pretrained(folder)
+
+    put(folder, f"{name} {sorted(changes.items())}", make)
     return folder
 
 
 def save_adapter(base: Path, folder: Path, rank: int, **options: Any) -> Path:
     """A random adapter, saved by PEFT."""
-    model = read_model(base)
-    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, **options))
-    fill(peft, rank, 0.15)
-    peft.save_pretrained(str(folder))
+
+    def make(folder: Path) -> None:
+        model = read_model(base)
+        peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, **options))
+        fill(peft, rank, 0.15)
+        peft.save_pretrained(str(folder))
+
+    put(folder, f"family's adapter {rank} {sorted(options.items())} {digest(base)}", make)
+    edit_config(folder, base_model_name_or_path=str(base))
     return folder
