@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mint_contracts.ending import end_when_told
+from mint_contracts.importing import without_collecting
 
 if TYPE_CHECKING:
     from mint_engine.environment import Start
@@ -44,13 +45,15 @@ def _lead(start: "Start") -> int:
     from mint_engine.parallel.ahead import Ahead
 
     ahead = Ahead(start.settings.ranks_per_node)  # they import what this process does, at the same time
-    from mint_engine.process import run  # torch and transformers read the environment when they are imported
+    with without_collecting():  # torch and transformers read the environment when they are imported
+        from mint_engine.process import run
 
     return asyncio.new_event_loop().run_until_complete(run(start, ahead))
 
 
 def _work(start: "Start") -> int:
-    from mint_engine.parallel.worker import run
+    with without_collecting():
+        from mint_engine.parallel.worker import run
 
     return run(start)
 

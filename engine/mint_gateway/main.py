@@ -1,6 +1,7 @@
 """The `mint-gateway` program: from a name to the engine that answers."""
 
 from mint_contracts.ending import end_when_told
+from mint_contracts.importing import without_collecting
 
 
 def main() -> None:
@@ -13,11 +14,12 @@ def main() -> None:
     import asyncio
     from pathlib import Path
 
-    from mint_contracts.errors import MintError
-    from mint_contracts.logs import log_as_json
-    from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
-    from mint_gateway.process import run
-    from mint_gateway.secured import Secured
+    with without_collecting():
+        from mint_contracts.errors import MintError
+        from mint_contracts.logs import log_as_json
+        from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
+        from mint_gateway.process import run
+        from mint_gateway.secured import Secured
 
     parser = argparse.ArgumentParser(prog="mint-gateway", description=main.__doc__)
     parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="gRPC (default %(default)s, 0: a free one)")

@@ -1,6 +1,7 @@
 """The `mint-operator` program: custom resources in, engines, placements and statuses out."""
 
 from mint_contracts.ending import end_when_told
+from mint_contracts.importing import without_collecting
 
 
 def main() -> None:
@@ -10,12 +11,13 @@ def main() -> None:
     import logging
     import sys
 
-    import structlog
+    with without_collecting():
+        import structlog
 
-    from mint_contracts.errors import MintError
-    from mint_contracts.logs import log_as_json
-    from mint_operator import settings
-    from mint_operator.process import run
+        from mint_contracts.errors import MintError
+        from mint_contracts.logs import log_as_json
+        from mint_operator import settings
+        from mint_operator.process import run
 
     log_as_json(level=logging.INFO, quiet=("kopf", "aiohttp", "asyncio", "urllib3"))
     try:

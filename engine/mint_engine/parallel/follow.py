@@ -2,7 +2,8 @@
 
 That is rank 0 itself, or on another node its `worker`, which passes on what rank 0 tells.
 
-python -m mint_engine.parallel.follow STEPS SLOTS MEMORY GROUP PARENT    (inherited descriptors, and who has them too)
+Its program is `follow_program`, with the arguments STEPS SLOTS MEMORY GROUP PARENT: inherited descriptors, and who
+has them too.
 """
 
 import ctypes
@@ -214,7 +215,3 @@ def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, opener
         for descriptor in descriptors:
             os.close(descriptor)
     return ""
-
-
-if __name__ == "__main__":
-    main()

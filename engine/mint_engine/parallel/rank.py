@@ -96,7 +96,7 @@ class Rank:
     def _watch(self, steps: socket.socket, slots: socket.socket, files: Files) -> None:
         """Start it, and stay until it has ended."""
         inherited = (steps.fileno(), slots.fileno(), files.memory, files.group)
-        command = [sys.executable, "-m", "mint_engine.parallel.follow", *map(str, (*inherited, os.getpid()))]
+        command = [sys.executable, "-m", "mint_engine.parallel.follow_program", *map(str, (*inherited, os.getpid()))]
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited)  # noqa: S603
         finally:

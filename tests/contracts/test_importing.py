@@ -1,0 +1,21 @@
+"""While programs import, nobody looks for cycles; afterwards they are looked for again."""
+
+import gc
+
+import pytest
+
+from mint_contracts.importing import without_collecting
+
+
+def test_no_cycles_are_looked_for_within_and_afterwards_they_are_but_not_in_what_was_there() -> None:
+    with without_collecting():
+        assert not gc.isenabled()
+        kept = [object()]
+    assert gc.isenabled()
+    assert not any(each is kept for each in gc.get_objects())
+
+
+def test_a_failed_import_leaves_collecting_as_it_was() -> None:
+    with pytest.raises(ImportError), without_collecting():
+        raise ImportError
+    assert gc.isenabled()
