@@ -43,6 +43,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "env: compiling what engines import, which pods of a native cluster see but cannot write (half a minute)"
+	@$(BIN)/python -c "import mint_engine.process, mint_gateway.process, mint_operator.process"
 	@touch $(STAMP)
 
 .PHONY: tools

@@ -13,12 +13,11 @@ from e2e.cache import cache_folder, mark_used
 from e2e.cluster.backend import Cluster, Values
 from e2e.cluster.commands import run
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.native import addons, binaries, files, health, leftovers, machine, packages
+from e2e.cluster.native import addons, binaries, files, health, leftovers, machine, packages, sources
 from e2e.cluster.native.address import choose_link, routed_networks
 from e2e.cluster.native.config import CONTAINERD_SOCKET, RUNTIME_HANDLER
 from e2e.cluster.native.images import HOST_IMAGE
 from e2e.cluster.native.layout import KUBERNETES_VERSION, NODE_NAME, Layout
-from e2e.cluster.native.sources import source_tag
 from e2e.cluster.paths import short_id
 from e2e.cluster.progress import Steps
 
@@ -34,7 +33,7 @@ def chart_values() -> Values:
     The tag names the sources: changed code is another image, and an upgrade rolls the pods. Redis never changes.
     """
     repository, constant = HOST_IMAGE.rsplit(":", 1)
-    image = {"repository": repository, "tag": source_tag(), "pullPolicy": "IfNotPresent"}
+    image = {"repository": repository, "tag": sources.source_tag(), "pullPolicy": "IfNotPresent"}
     images = {part: dict(image) for part in ("operator", "gateway", "engine")} | {"redis": image | {"tag": constant}}
     return {"images": images, "runtimeClassName": RUNTIME_HANDLER}
 
@@ -114,11 +113,12 @@ class NativeBackend:
         _import(supervisor, archive)
 
     def _tag(self) -> None:
-        """Let the host image be known by the tag of today's sources as well."""
+        """Let the host image be known by the tag of today's sources as well, and these be compiled."""
+        sources.compile_sources()
         supervisor = machine.running(self._data)
         if supervisor is None:
             raise ClusterError("the cluster ended while it was prepared: run `python -m e2e.cluster up`")
-        name = f"{HOST_IMAGE.rsplit(':', 1)[0]}:{source_tag()}"
+        name = f"{HOST_IMAGE.rsplit(':', 1)[0]}:{sources.source_tag()}"
         run([*_ctr(supervisor), "images", "tag", "--force", f"{HOST_IMAGE}", name], limit_s=60)
 
     def _layout(self) -> Layout | None:

@@ -108,6 +108,7 @@ def kubelet(layout: Layout) -> str:
         "oomScoreAdj": 0,
         "podLogsDir": f"{PRIVATE}/logs/pods",
         "resolvConf": "",
+        "syncFrequency": "5s",  # in which pods see a changed Secret; by default it takes a minute
         "tlsCertFile": f"{pki}/kubelet-server.crt",
         "tlsPrivateKeyFile": f"{pki}/kubelet-server.key",
         "volumePluginDir": f"{PRIVATE}/volume-plugins",

@@ -1,7 +1,9 @@
-"""A digest of what pods run from this checkout, compiled kernels too: an image tag changes when the code does."""
+"""What pods run from this checkout: its digest, by which an image tag changes when code does, and its compilation."""
 
 import hashlib
+import sys
 
+from e2e.cluster.commands import run
 from e2e.cluster.paths import REPOSITORY
 
 PACKAGES = ("operator/mint_operator", "engine/mint_engine", "engine/mint_gateway", "protos/mint_contracts")
@@ -16,3 +18,8 @@ def source_tag() -> str:
             if path.suffix in SUFFIXES:
                 digest.update(f"\0{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())
     return f"src-{digest.hexdigest()[:12]}"
+
+
+def compile_sources() -> None:
+    """Compile what changed of the packages: pods see the checkout read-only, and each would compile it anew."""
+    run([sys.executable, "-m", "compileall", "-q", *(REPOSITORY / package for package in PACKAGES)])
