@@ -10,6 +10,7 @@ from mint_contracts.errors import MintError, Unavailable
 from mint_gateway.client import Answer, Client, question
 
 NAMES = [adapter.name for adapter in TRAINED]
+PAUSE_S = 0.1  # of each who asks: an engine that starts meanwhile has to get at a processor, too
 TRIES = 20  # of one request whose stream was cut: what the error tells a client to do
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list
                 outcomes.append(await _answer(client, adapter))
             except MintError as error:
                 outcomes.append(error)
+            await asyncio.sleep(PAUSE_S)
 
     async with Client(world.gateway, patience_s=60) as client, asyncio.TaskGroup() as group:
         for adapter in ["", *NAMES]:

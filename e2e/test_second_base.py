@@ -1,11 +1,16 @@
-"""A base that two ranks of a pod share out answers as one rank does, adapters too."""
+"""A base beside the world's own, of one engine that two ranks share out, with a volume of its own.
+
+It answers as one rank does, adapters too; what its engine has on the volume is there for its next pod, and goes with
+the BaseModel.
+"""
 
 import asyncio
 from collections.abc import Iterator
 
 import pytest
 
-from e2e.samples import TRAINED, questions
+from e2e.asking import NAMES
+from e2e.samples import questions
 from e2e.samples.answering import Answer
 from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
 from e2e.waiting import until
@@ -14,21 +19,22 @@ from mint_contracts import sampling_pb2
 from mint_gateway import client
 
 NAME = "halves"
+POD, CLAIM = f"{NAME}-0", f"cache-{NAME}-0"
 RANKS = 2
 NEAR_TIE = 0.02  # logits: below this, the order in which ranks add up may choose the other token
-ADAPTERS = [adapter.name for adapter in TRAINED]
 
 
 @pytest.fixture(scope="module")
 def halves(world: World) -> Iterator[World]:
-    """A base of one engine of two ranks beside the world's own, whose engines are one rank each."""
+    """The base, which takes its volume with it; the world's own engines are one rank each."""
     base = base_model(NAME, engines=1)
-    base["spec"]["engine"]["tensorParallelSize"] = RANKS
+    base["spec"]["engine"] |= {"tensorParallelSize": RANKS, "cache": {"size": "2Gi"}}
     del base["spec"]["training"]
     world.kube.apply(base, NAMESPACE)
     world.kube.wait(f"basemodel/{NAME}", "Ready", NAMESPACE, timeout_s=600)
     yield world
     world.kube.kubectl("delete", "basemodel", NAME, "-n", NAMESPACE, "--timeout=60s")
+    until("the volume to be gone", lambda: CLAIM not in _uids(world, "persistentvolumeclaim"))
     until("the gateway to know of one base alone", lambda: _is_answered(world))
 
 
@@ -46,11 +52,11 @@ def ask_for(answer: Answer, base: str) -> sampling_pb2.GenerateRequest:
 
 
 async def test_two_ranks_give_one_ranks_tokens(halves: World, waves: Waves) -> None:
-    answers = reference(halves.samples, questions()[:3], [BASE, *ADAPTERS], ANSWER_TOKENS)
+    answers = reference(halves.samples, questions()[:3], [BASE, *NAMES], ANSWER_TOKENS)
     clear = [answer for rows in answers.values() for answer in rows if answer.min_gap > NEAR_TIE]
-    assert {answer.adapter for answer in clear} == {BASE, *ADAPTERS}
+    assert {answer.adapter for answer in clear} == {BASE, *NAMES}
     for base in ("smollm2", NAME):
-        waves(f"on-{base}", wave(ADAPTERS, base=base))
+        waves(f"on-{base}", wave(NAMES, base=base))
         halves.kube.wait(f"adapterwave/on-{base}", "Ready", NAMESPACE)
 
     one = await client.answers(halves.gateway, [ask_for(answer, "smollm2") for answer in clear])
@@ -61,3 +67,26 @@ async def test_two_ranks_give_one_ranks_tokens(halves: World, waves: Waves) -> N
         assert isinstance(shared, client.Answer), shared
         assert shared.token_ids == alone.token_ids, (answer.adapter, shared.text, alone.text)
         assert shared.token_ids in {answer.token_ids, answer.content_ids}
+
+
+def _uids(world: World, kind: str) -> dict[str, str]:
+    return {each["metadata"]["name"]: str(each["metadata"]["uid"]) for each in world.kube.list(kind, NAMESPACE)}
+
+
+def _packed(world: World) -> str:
+    """The packed adapters on the volume, and when each was written."""
+    asked = ("exec", POD, "-n", NAMESPACE, "--", "ls", "-l", "--full-time", "/mint/cache/adapters")
+    return str(world.kube.kubectl(*asked))
+
+
+def test_the_next_pod_of_an_engine_finds_what_the_one_before_had_fetched(halves: World, waves: Waves) -> None:
+    waves("kept", wave(NAMES, base=NAME))
+    halves.kube.wait("adapterwave/kept", "Ready", NAMESPACE)
+    before, claim, packed = _uids(halves, "pod")[POD], _uids(halves, "persistentvolumeclaim")[CLAIM], _packed(halves)
+    assert packed.count(".mint") == len(NAMES)
+    halves.kube.kubectl("delete", "pod", POD, "-n", NAMESPACE, "--grace-period=0", "--force")
+    until("another pod", lambda: _uids(halves, "pod").get(POD) not in {None, before})
+    halves.kube.wait(f"pod/{POD}", "Ready", NAMESPACE, timeout_s=600)
+    halves.kube.wait("adapterwave/kept", "Ready", NAMESPACE)
+    assert _packed(halves) == packed, "none was fetched again"
+    assert _uids(halves, "persistentvolumeclaim")[CLAIM] == claim
