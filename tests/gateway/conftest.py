@@ -20,6 +20,13 @@ def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
 
 
+@pytest.fixture(autouse=True)
+def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways look at once for catalogs and secrets that are new: no test waits a second for a clock."""
+    for looked in ("catalog.keeper", "catalog.catalogs", "mounted"):
+        monkeypatch.setattr(f"mint_gateway.{looked}.LOOK_S", 0.1)
+
+
 @pytest.fixture
 async def scene(redis_client: Redis) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:

@@ -6,11 +6,13 @@ import grpc
 import pytest
 
 from mint_contracts import errors
-from mint_contracts.transport import KEEPALIVE_MS
+from mint_contracts.transport import KEEPALIVE_MS, SERVER_OPTIONS
+from mint_gateway import channels
 from mint_gateway.client import Client, question
 from mint_gateway.server import Limits
 from mint_gateway.tries import Patience
 from tests.gateway.scene import LIMIT_S, LIMITS, PATIENT, Scene
+from tests.gateway.test_vanished_peers import sooner
 from tests.waiting import until
 
 
@@ -130,8 +132,13 @@ async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Sc
         assert (await asyncio.wait_for(asking, LIMIT_S)).text == "Hello there."
 
 
-async def test_the_silence_of_a_long_load_does_not_cost_the_connection(scene: Scene) -> None:
-    """A server that takes our pings for an attack ends the connection at the third (too_many_pings)."""
+async def test_the_silence_of_a_long_load_does_not_cost_the_connection(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that takes our pings for an attack ends the connection at the fourth (too_many_pings)."""
+    # Both ends' intervals alike: gRPC itself lets a ping go once a second at most.
+    monkeypatch.setattr("tests.gateway.scripted.SERVER_OPTIONS", sooner(SERVER_OPTIONS, 10))
+    monkeypatch.setattr(channels, "_OPTIONS", sooner(channels._OPTIONS, 10))
     await scene.base()
     engine = await scene.engine("e-0")
     engine.hold_before = asyncio.Event()
@@ -139,7 +146,6 @@ async def test_the_silence_of_a_long_load_does_not_cost_the_connection(scene: Sc
     await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?")))
     await asyncio.wait_for(engine.started.wait(), LIMIT_S)
-    # gRPC lets no channel ping more often than every 10 s, so this takes as long as it takes.
-    asyncio.get_running_loop().call_later(3.3 * KEEPALIVE_MS / 1000, engine.hold_before.set)
+    asyncio.get_running_loop().call_later(6 * KEEPALIVE_MS / 10_000, engine.hold_before.set)
     assert (await asking).text == "Hello there."
     assert len(engine.seen) == 1

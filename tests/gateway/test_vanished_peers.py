@@ -26,8 +26,9 @@ SOONER = 20
 Options = Iterable[tuple[str, int]]
 
 
-def sooner(options: Options) -> list[tuple[str, int]]:
-    return [(name, value // SOONER if "keepalive" in name or "ping" in name else value) for name, value in options]
+def sooner(options: Options, times: int = SOONER) -> list[tuple[str, int]]:
+    """What pings are told by, so many times as soon."""
+    return [(name, value // times if "keepalive" in name or "ping" in name else value) for name, value in options]
 
 
 @pytest.fixture

@@ -74,8 +74,9 @@ def running(
     kubeconfig: Path | None = None,
     namespaces: Sequence[str] = (),
     pod_ip: str = "10.0.0.1",
+    look_s: float | None = None,
 ) -> Iterator[Process]:
-    """Start `mint-operator` over the stage's namespace, or others."""
+    """Start `mint-operator` over the stage's namespace, or others, whose rights it looks at every `look_s`."""
     port, metrics_port, log = free_port(), free_port(), folder / f"{name}.log"
     env = os.environ | {
         "KUBECONFIG": str(kubeconfig or stage.server.kubeconfig),
@@ -90,6 +91,9 @@ def running(
         "MINT_METRICS_PORT": str(metrics_port),
     }
     command = [sys.executable, "-m", "mint_operator.main"]
+    if look_s is not None:
+        begin = f"from mint_operator import main, reach; reach.LOOK_S = {look_s}; main.main()"
+        command = [sys.executable, "-c", begin]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
         try:
             yield Process(process, log, port, metrics_port)
@@ -188,6 +192,9 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
     assert second.events("pass") == []
     assert second.healthy()
     first.process.kill()
+    # Nobody renews what it has promised, which is less from now on: ten seconds would only be waited out.
+    promise = '{"spec": {"leaseDurationSeconds": 1}}'
+    stage.server.kubectl("patch", "lease/mint-operator", "-n", stage.namespace, "--type=merge", "-p", promise)
     await until("the second to lead", lambda: _said(second, "leading"))
     assert second.events("leading")[0]["epoch"] > first.events("leading")[0]["epoch"]
     stage.apply(adapter_wave("more", ["demo/more"]))
@@ -254,7 +261,7 @@ async def test_a_namespace_that_may_not_be_read_is_left_out_and_taken_in_again(
     stage: Stage, launch: Any, tmp_path: Path
 ) -> None:
     kept, other = stage.namespace, stage.server.namespace(f"{stage.namespace}-other")
-    start = partial(launch, kubeconfig=stage.account(tmp_path), namespaces=[kept, other])
+    start = partial(launch, kubeconfig=stage.account(tmp_path), namespaces=[kept, other], look_s=0.5)
     stage.let_in(kept, other)
     operator = start("over-both")
     await until("it to lead", lambda: _said(operator, "leading"))
