@@ -9,9 +9,9 @@ import grpc
 import msgspec
 
 from mint_contracts.errors import InvalidRequest, SourceNotFound, SourceUnavailable
-from mint_gateway.keys import AUTHORIZATION
 from mint_gateway.pem import check_certificates
 
+AUTHORIZATION = "authorization"  # what bears a key, of gRPC's metadata as of HTTP's headers
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
 HELLO_S = 5.0  # for a server to answer a greeting by TLS

@@ -12,7 +12,7 @@ from mint_contracts.errors import Unauthenticated
 from mint_contracts.wire import to_status
 from mint_gateway.access import Access
 from mint_gateway.answering import LOGGED_LENGTH
-from mint_gateway.keys import AUTHORIZATION
+from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.metrics import Metrics
 
 _OPEN = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")

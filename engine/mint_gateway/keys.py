@@ -13,9 +13,8 @@ from pathlib import Path
 import structlog
 
 from mint_contracts.errors import Unauthenticated
+from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.mounted import Files
-
-AUTHORIZATION = "authorization"
 
 # Whose key the request that is answered here bears; empty where none is asked for.
 caller: ContextVar[str] = ContextVar("caller", default="")

@@ -7,8 +7,8 @@ from aiohttp.typedefs import Middleware
 from mint_contracts.errors import Unauthenticated
 from mint_gateway.access import Access
 from mint_gateway.answering import LOGGED_LENGTH
+from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.http.refusing import Handler
-from mint_gateway.keys import AUTHORIZATION
 from mint_gateway.metrics import Metrics
 from mint_gateway.page.files import FILES
 
