@@ -40,21 +40,6 @@ def test_what_is_staged_covers_all_of_the_root(samples: Samples) -> None:
     assert samples.folders == {path.name: path for path in samples.root.iterdir()}
 
 
-def test_both_ways_of_loading_the_base_give_equal_logits(samples: Samples) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    file = samples.base_gguf_file
-    unpacked = GgufConfig(dequantize=True)
-    gguf = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=unpacked
-    )
-    base = AutoModelForCausalLM.from_pretrained(samples.base, dtype=torch.float32)
-    ids = AutoTokenizer.from_pretrained(samples.base)(questions()[0], return_tensors="pt").input_ids
-    with torch.inference_mode():
-        assert torch.equal(gguf(ids).logits, base(ids).logits)
-
-
 @pytest.mark.parametrize("adapter", GOOD, ids=lambda a: a.name)
 def test_a_good_adapter_is_what_the_catalog_says(samples: Samples, adapter: Adapter) -> None:
     folder = samples.adapters / adapter.name

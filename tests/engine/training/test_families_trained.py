@@ -86,8 +86,17 @@ def test_experts_that_had_no_tensors_stay_as_they_are(family: str, lean: bool) -
                 assert not torch.equal(now[::2], then[::2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in (*ROUTED, "gemma2")), LEAN])
+@pytest.mark.parametrize(
+    ("family", "lean", "dtype"),
+    [
+        *((family, False, torch.float32) for family in (*ROUTED, "gemma2")),
+        # One of each kind of attention and experts: others differ in what does not depend on the dtype.
+        *((family, False, torch.bfloat16) for family in ("qwen3_moe", "gpt_oss", "deepseek_v32", "gemma2")),
+        (*LEAN, torch.float32),
+        (*LEAN, torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_alone_as_beside_others(family: str, lean: bool, dtype: torch.dtype) -> None:
     """Two steps, bit for bit, though the others change how many tokens each expert has."""
     together = trainer_of(family, dtype, lean=lean)

@@ -149,7 +149,7 @@ def test_where_no_checkpoint_can_be_read_nobody_takes_it_for_there_being_none(st
 def test_what_was_written_can_be_read_however_much_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """No bound but what the record tells: a policy of a 30B-A3B of rank 16 is 10 GB. And a million steps' rewards."""
     shelf, blob = Shelf(store, "acme/one"), b"state"
-    rewards = (-1.2345678901234567e-300,) * MOST_STEPS
+    rewards = (-1.2345678901234567e100,) * MOST_STEPS
     shelf.save(msgspec.structs.replace(record(1, MOST_STEPS, blob), rewards=rewards), blob)
     asked, read = [], store.read
 
