@@ -36,8 +36,13 @@ def assert_same(path: Path, dtype: torch.dtype) -> None:
         assert not any(each.requires_grad or each.is_inference() for each in base.model.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", [*FAMILIES, "mixtral"])  # whose files name experts otherwise than its model
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.bfloat16) for family in (*FAMILIES, "mixtral")),  # whose files name experts in another way
+        *((family, torch.float32) for family in ("llama", "gpt_oss", "deepseek_v32")),
+    ],
+)
 def test_every_family(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert_same(save_base(family, tmp_path), dtype)
 
