@@ -100,7 +100,7 @@ class Arrivals(RuleBasedStateMachine):
 
 
 TestArrivals = Arrivals.TestCase
-TestArrivals.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestArrivals.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class SlidingArrivals(Arrivals):
@@ -111,7 +111,7 @@ class SlidingArrivals(Arrivals):
 
 
 TestSlidingArrivals = SlidingArrivals.TestCase
-TestSlidingArrivals.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSlidingArrivals.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_a_request_takes_pages_as_it_grows() -> None:
