@@ -6,6 +6,7 @@ llama.cpp, which writes such files, reads them (src/llama-model.cpp).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from mint_contracts.errors import UnsupportedBase
+
+# transformers asks for the names of all tensors that a family may have anew at each module of a model.
+gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 
 # Of Gemma's largest models, by their layers, scores are scaled by the hidden size a head: files do not say so.
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
