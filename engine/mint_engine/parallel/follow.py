@@ -1,22 +1,16 @@
 """A rank beside rank 0: loads its share of the base, then does whatever step it is told, until who tells it is gone.
 
 That is rank 0 itself, or on another node its `worker`, which passes on what rank 0 tells.
-
-Its program is `follow_program`, with the arguments STEPS SLOTS MEMORY GROUP PARENT: inherited descriptors, and who
-has them too.
 """
 
-import ctypes
 import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import structlog
 import torch
@@ -35,6 +29,7 @@ from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange, Step, Wipe
+from mint_engine.parallel.nursery import die_with
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import refusal
@@ -43,8 +38,6 @@ from mint_engine.residency.slots import Slots
 from mint_engine.training.follower import Follower
 
 T = TypeVar("T")
-
-_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 _log = structlog.get_logger(__name__)
 
@@ -58,31 +51,25 @@ class _Ends:
     files: Files
 
 
-def main() -> None:
-    """End with status 0 when the other end is closed, with 1 after a defect."""
-    steps, slots, memory, group, parent = map(int, sys.argv[1:])
-    for number in (signal.SIGTERM, signal.SIGINT):  # whoever has started it is told too, and lets it end
-        signal.signal(number, signal.SIG_IGN)
+def follow(steps: int, slots: int, memory: int, group: int, parent: int) -> NoReturn:
+    """All that this process does, with these descriptors: it has been forked by `parent`, which has imported all.
+
+    It ends with status 0 when the other end is closed, with 1 after a defect.
+    """
     die_with(parent)
     log_as_json()
     ends = _Ends(socket.socket(fileno=steps), socket.socket(fileno=slots), Files(memory, group))
     try:
         _live(ends)
     except (EOFError, ConnectionError):
-        os._exit(0)  # the thread of slots may still wait for a message that never comes
+        pass
     except EngineUnavailable as error:  # another has ended, which whoever has started it tells
         _log.error("rank_lost", error=str(error))
         os._exit(1)
-    except Exception:  # noqa: BLE001 - told here, for nobody sees how this process ends but by its status
+    except BaseException:  # noqa: BLE001 - told here, for nobody sees how this process ends but by its status
         _log.exception("rank_defect")
         os._exit(1)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process as soon as its parent has ended, however that came."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that was said
-        os._exit(0)
+    os._exit(0)  # the thread of slots may still wait for a message that never comes
 
 
 def _live(ends: _Ends) -> None:
@@ -195,7 +182,7 @@ def _follow_slots(changes: socket.socket, slots: Slots) -> None:
             changes.sendall(messages.encode(Refused(problem) if problem else Ready()))
     except ConnectionError:  # rank 0 is gone
         return
-    except Exception:  # noqa: BLE001 - as in `main`: rank 0 would wait for an answer
+    except Exception:  # noqa: BLE001 - as in `follow`: rank 0 would wait for an answer
         _log.exception("rank_defect")
         os._exit(1)
 

@@ -1,14 +1,11 @@
-"""A rank of this node, as who has started it sees it: a child process, and two sockets to it.
+"""A rank of this node, as who has started it sees it: a process, and two sockets to it.
 
-A thread waits for it, so that its end is known at once; and because that thread has started it, the kernel ends the
-child when this process ends in whatever way (see `follow.die_with`).
+A thread waits for it, so that its end is known at once. The kernel ends it when this process ends in whatever way
+(see `nursery`).
 """
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +15,7 @@ from mint_contracts.errors import EngineUnavailable, MintError, UnsupportedBase,
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.messages import Refused, SlotChange
+from mint_engine.parallel.nursery import Forked, nursery
 
 START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
 ANSWER_S = 60.0  # that it takes to put an adapter in its slot
@@ -29,13 +27,13 @@ class Rank:
     """Who has started it tells it steps in one thread, and changes of slots in any, one after another."""
 
     def __init__(self, number: int, files: Files) -> None:
-        """Start it; it imports what it needs, which takes seconds, before it hears anything."""
+        """Start it. It hears nothing before the nursery has imported what it needs, for seconds, the first time."""
         self.number, self.name = number, f"rank {number}"
         self._steps, steps = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._slots, slots = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._slots.settimeout(ANSWER_S)
         self._steps.settimeout(TELL_S)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._on_end = Future[Callable[[str, int], None]]()
         self._thread = threading.Thread(target=self._watch, args=(steps, slots, files), daemon=True)
         self._thread.start()
@@ -95,10 +93,8 @@ class Rank:
 
     def _watch(self, steps: socket.socket, slots: socket.socket, files: Files) -> None:
         """Start it, and stay until it has ended."""
-        inherited = (steps.fileno(), slots.fileno(), files.memory, files.group)
-        command = [sys.executable, "-m", "mint_engine.parallel.follow_program", *map(str, (*inherited, os.getpid()))]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited)  # noqa: S603
+            self._process = nursery().fork((steps.fileno(), slots.fileno(), files.memory, files.group))
         finally:
             steps.close()
             slots.close()
@@ -108,7 +104,7 @@ class Rank:
     def _how_ended(self) -> str:
         """In words; "" where it has not, or was never there."""
         self._thread.join(_END_S)
-        status = self._process.returncode if self._process is not None else None
+        status = self._process.status if self._process is not None else None
         if status is None:
             return ""
         if status == -signal.SIGKILL:

@@ -7,12 +7,20 @@ from pathlib import Path
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that have not ended."""
     told = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for each in told for child in each.read_text().split()]
+    try:
+        return [int(child) for each in told for child in each.read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return []
 
 
-def followers() -> list[int]:
-    """The ranks that this process has started as the first one."""
-    return [child for child in children(os.getpid()) if b"parallel.follow" in _command(child)]
+def followers(pid: int = 0) -> list[int]:
+    """The ranks that a process (0: this one) has started: its nursery's children."""
+    return [rank for nursery in _forking(pid or os.getpid()) for rank in _forking(nursery)]
+
+
+def _forking(pid: int) -> list[int]:
+    """Of its children the nurseries and ranks, which both have the nurseries' command."""
+    return [child for child in children(pid) if b"parallel.forking" in _command(child)]
 
 
 def _command(pid: int) -> bytes:

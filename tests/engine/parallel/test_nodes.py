@@ -31,7 +31,7 @@ from tests.engine import saved_families
 from tests.engine.parallel.learning import NAMES, engine
 from tests.engine.parallel.nodes import entrance_of, other_nodes, worker
 from tests.engine.parallel.playing import TURNS, built, play
-from tests.engine.parallel.processes import children, followers
+from tests.engine.parallel.processes import followers
 from tests.engine.running import packed, save_adapter, save_base, settings_for
 from tests.redis_process import free_port
 from tests.waiting import until
@@ -79,7 +79,7 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
                 _, slots, generation = build(settings, base, Limits(), entrance=group.entrance)
             try:
                 workers = [each.process.pid for each in group.workers]
-                for pid in (*workers, *followers(), *(rank for each in workers for rank in children(each))):
+                for pid in (*workers, *followers(), *(rank for each in workers for rank in followers(each))):
                     os.kill(pid, signal.SIGTERM)
                 slots.load(0, packed(four, slots))
                 slots.load(1, packed(nine, slots))
@@ -151,7 +151,7 @@ async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_
         shutil.copy(ours / "model.safetensors", theirs / "model.safetensors")
         await asyncio.to_thread(bring_up)
         assert other.process.poll() is None
-        await until(lambda: not children(other.process.pid))
+        await until(lambda: not followers(other.process.pid))
         other.process.terminate()
         assert await asyncio.to_thread(other.process.wait, 30) == 0
 

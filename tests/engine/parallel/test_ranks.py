@@ -25,6 +25,7 @@ from mint_engine.parallel import messages
 from mint_engine.parallel.ahead import Started, start_ranks
 from mint_engine.parallel.meeting import PATIENCE_S, Meeting
 from mint_engine.parallel.messages import Begin
+from mint_engine.parallel.nursery import Nursery
 from mint_engine.parallel.rank import ANSWER_S
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT, Slots
@@ -35,7 +36,7 @@ from tests.engine import saved_families
 from tests.engine.families import span
 from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
-from tests.engine.parallel.processes import children, followers
+from tests.engine.parallel.processes import followers
 from tests.engine.pods import pod, view
 from tests.engine.running import (
     FixedHolder,
@@ -168,12 +169,15 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
     routed_files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """They wait for it in the middle of a layer, not for long, and do not call that a defect of theirs."""
+    own = Nursery()  # says what it and its ranks have to say where this test can read it
+    monkeypatch.setattr("mint_engine.parallel.rank.nursery", lambda: own)
     with built(routed_files / "base", "float32", 2) as (_, generation):
         [rank] = followers()
         monkeypatch.setattr(generation._forward._pass, "_base", None)
         with pytest.raises(AttributeError):
             generation._forward.run([5], [one(generation._forward)], [0])
         await until(lambda: not alive(rank), timeout_s=PATIENCE_S / 2)
+    own._control.close()
     told = capfd.readouterr().err
     assert "rank_lost" in told
     assert "rank_defect" not in told
@@ -197,7 +201,7 @@ async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisPr
         worker(leader.settings, leader.ranks_port, tmp_path, password="") as other,
     ):
         await _until_ready(reader, leader.name)
-        [rank] = children(other.process.pid)
+        [rank] = followers(other.process.pid)
         os.kill(rank if dies == "another node's rank" else leader.process.pid, signal.SIGKILL)
         assert await leader.ended() == (1 if dies == "another node's rank" else -signal.SIGKILL)
         assert await asyncio.to_thread(other.process.wait, 30) == (1 if dies == "another node's rank" else 0)
@@ -216,7 +220,7 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
     reader = MapReader(redis)
     with pod(tmp_path, redis_process, Source(f"file://{files}/base"), tensor_parallel_size=2) as engine:
         await _until_ready(reader, engine.name)
-        [rank] = children(engine.process.pid)
+        [rank] = followers(engine.process.pid)
         os.kill(rank if dies == "rank 1" else engine.process.pid, signal.SIGKILL)
         assert await engine.ended() == (1 if dies == "rank 1" else -signal.SIGKILL)
         await until(lambda: not alive(rank))

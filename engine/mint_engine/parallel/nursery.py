@@ -1,0 +1,95 @@
+"""The process that this one's ranks are forked from, as this one sees it.
+
+It imports what every rank needs (torch and transformers, for seconds) once, and has it in memory once.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+DESCRIPTORS = 5  # that a rank begins with: see `forking`
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+
+class Forked:
+    """A process that has been forked, or is about to be. It has its line to the nursery, on which its end is told."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self.status: int | None = None  # once it has ended: as of a `Popen`
+
+    def wait(self) -> int:
+        """Its status, when it has ended. To be called by one thread."""
+        told = b""
+        with suppress(ConnectionError):
+            told = self._line.recv(16)
+        self.status = int(told) if told else -signal.SIGKILL  # a nursery that has ended takes all with it
+        self._line.close()
+        return self.status
+
+    def kill(self) -> None:
+        """Whoever waits is told soon."""
+        with suppress(OSError):  # it has ended
+            self._line.shutdown(socket.SHUT_WR)
+
+
+class Nursery:
+    """Ends with this process, as the ranks do with it."""
+
+    def __init__(self) -> None:
+        """Start it: a thread stays until it has ended, for the kernel ends it with who has started it, a thread."""
+        self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be forked any more."""
+        return self._ended.is_set()
+
+    def fork(self, descriptors: Sequence[int]) -> Forked:
+        """A rank with these, as `follow.main` takes them. Raises OSError where there is none."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                socket.send_fds(self._control, [b"fork"], [*descriptors, theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        return Forked(ours)
+
+    def _watch(self) -> None:
+        end = self._theirs.fileno()
+        command = [sys.executable, "-m", "mint_engine.parallel.forking", str(end), str(os.getpid())]
+        try:
+            with self._theirs:
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(end,))  # noqa: S603
+            process.wait()
+        finally:
+            self._ended.set()
+            self._control.close()
+
+
+_turn = threading.Lock()
+_nurseries: list[Nursery] = []
+
+
+def nursery() -> Nursery:
+    """This process's own: a new one where there is none, or it has ended."""
+    with _turn:
+        if not _nurseries or _nurseries[-1].ended:
+            _nurseries[:] = [Nursery()]
+        return _nurseries[-1]
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process as soon as its parent has ended, however that came."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that was said
+        os._exit(0)

@@ -1,0 +1,84 @@
+"""Ranks are forked from one process, and each is on its own from then on."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from mint_engine.parallel.files import Files, make_files
+from mint_engine.parallel.rank import Rank
+from tests.engine.parallel.processes import followers
+from tests.waiting import until
+
+
+class Group:
+    """Ranks that wait to be told what to load, and what has been heard of their ends."""
+
+    def __init__(self, files: Files) -> None:
+        self.ended = Queue[tuple[str, int]]()
+        self._files = files
+        self.ranks: list[Rank] = []
+
+    async def start(self, number: int) -> int:
+        """Another, and its process."""
+        before = set(followers())
+        rank = Rank(number, self._files)
+        rank.at_end(lambda name, status: self.ended.put((name, status)))
+        self.ranks.append(rank)
+        await until(lambda: set(followers()) - before)
+        (pid,) = set(followers()) - before
+        return pid
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    files = make_files()
+    found = Group(files)
+    yield found
+    for rank in found.ranks:
+        rank.finish(0.0)
+    files.close()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def open_files(pid: int) -> set[str]:
+    return {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+async def test_one_process_imports_for_all(group: Group) -> None:
+    first, second = [await group.start(number) for number in (1, 2)]
+    assert parent(first) == parent(second) != os.getpid()
+
+
+async def test_one_that_nobody_tells_anything_any_more_ends_whoever_was_forked_after_it(group: Group) -> None:
+    """None has what belongs to another."""
+    _, second = [await group.start(number) for number in (1, 2)]
+    group.ranks[0].hang_up()
+    assert group.ended.get(timeout=60) == ("rank 1", 0)
+    assert second in followers()
+    names = open_files(second)
+    assert len([name for name in names if name.startswith("socket:")]) == 2
+    assert not [name for name in names if "pidfd" in name or "eventpoll" in name]
+
+
+async def test_one_that_takes_too_long_to_end_is_killed_alone(group: Group) -> None:
+    first, second = [await group.start(number) for number in (1, 2)]
+    os.kill(first, signal.SIGSTOP)
+    group.ranks[0].finish(0.0)
+    assert group.ended.get(timeout=60) == ("rank 1", -signal.SIGKILL)
+    assert second in followers()
+
+
+async def test_all_end_with_the_process_that_they_were_forked_from_and_later_ones_have_another(group: Group) -> None:
+    first, second = [await group.start(number) for number in (1, 2)]
+    lost = parent(first)
+    os.kill(lost, signal.SIGKILL)
+    assert sorted(group.ended.get(timeout=60) for _ in range(2)) == [(f"rank {n}", -signal.SIGKILL) for n in (1, 2)]
+    await until(lambda: not {first, second} & set(followers()))
+    assert parent(await group.start(3)) not in {lost, os.getpid()}
