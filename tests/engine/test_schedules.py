@@ -281,7 +281,7 @@ def counted(metric: object) -> float:
 def test_random_schedules(place: Place) -> None:
     reasons = (metrics.PREEMPTED_FOR_PAGES, metrics.PREEMPTED_FOR_TURN)
     preempted, reused = [counted(each) for each in reasons], counted(metrics.REUSED_TOKENS)
-    examples = 50 if any(place.generation.scheduler.windows) else 120  # by slower modules
+    examples = 20 if any(place.generation.scheduler.windows) else 50  # by slower modules
     run_state_machine_as_test(
         machine_of(place),
         settings=settings(max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True),
