@@ -20,7 +20,7 @@ from e2e.cluster.native.config import RUNTIME_HANDLER
 from e2e.cluster.native.images import HOST_IMAGE
 from e2e.cluster.progress import Steps
 
-REPLACEMENT_LIMIT_S = 10.0
+REPLACEMENT_LIMIT_S = 30.0
 SERVER = "python -m http.server 8080 --directory /data"
 
 
