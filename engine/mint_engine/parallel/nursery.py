@@ -10,18 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 DESCRIPTORS = 5  # that a rank begins with: see `forking`
+_END_S = 1.0  # between the end of its connections and that of its process
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 class Forked:
     """A process that has been forked, or is about to be. It has its line to the nursery, on which its end is told."""
 
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
+    def __init__(self, line: socket.socket, lost: Callable[[], int]) -> None:
+        """`lost` tells how its nursery has ended, where that took it along."""
+        self._line, self._lost = line, lost
         self.status: int | None = None  # once it has ended: as of a `Popen`
 
     def wait(self) -> int:
@@ -29,7 +31,7 @@ class Forked:
         told = b""
         with suppress(ConnectionError):
             told = self._line.recv(16)
-        self.status = int(told) if told else -signal.SIGKILL  # a nursery that has ended takes all with it
+        self.status = int(told) if told else self._lost()
         self._line.close()
         return self.status
 
@@ -46,6 +48,7 @@ class Nursery:
         """Start it: a thread stays until it has ended, for the kernel ends it with who has started it, a thread."""
         self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ended = threading.Event()
+        self._status = -signal.SIGKILL
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property
@@ -62,7 +65,7 @@ class Nursery:
         except OSError:
             ours.close()
             raise
-        return Forked(ours)
+        return Forked(ours, self._lost)
 
     def _watch(self) -> None:
         end = self._theirs.fileno()
@@ -70,10 +73,14 @@ class Nursery:
         try:
             with self._theirs:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(end,))  # noqa: S603
-            process.wait()
+            self._status = process.wait()
         finally:
             self._ended.set()
             self._control.close()
+
+    def _lost(self) -> int:
+        self._ended.wait(_END_S)
+        return self._status
 
 
 _turn = threading.Lock()

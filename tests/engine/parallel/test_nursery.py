@@ -9,6 +9,7 @@ from queue import Queue
 import pytest
 
 from mint_engine.parallel.files import Files, make_files
+from mint_engine.parallel.nursery import Nursery
 from mint_engine.parallel.rank import Rank
 from tests.engine.parallel.processes import followers
 from tests.waiting import until
@@ -82,3 +83,14 @@ async def test_all_end_with_the_process_that_they_were_forked_from_and_later_one
     assert sorted(group.ended.get(timeout=60) for _ in range(2)) == [(f"rank {n}", -signal.SIGKILL) for n in (1, 2)]
     await until(lambda: not {first, second} & set(followers()))
     assert parent(await group.start(3)) not in {lost, os.getpid()}
+
+
+def test_one_that_can_not_begin_is_told_with_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a library is missing: not as if memory had run out."""
+    program, asked = tmp_path / "program", tmp_path / "asked"
+    program.write_text(f"#!/bin/sh\nuntil test -e {asked}; do sleep 0.01; done\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    forked = Nursery().fork((0, 0, 0, 0))
+    asked.touch()
+    assert forked.wait() == 3
