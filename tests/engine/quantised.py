@@ -280,36 +280,29 @@ def save_two(
     It stores the same base in the same `way` as the same, and what is `told` of it is the same unless that is known
     when this is called.
     """
-    made_of = f"{way} {told} {file} {digest(plain)}"
-    put(folder, made_of, lambda first: _save_two(plain, first, told, quantise, file))
+
+    def make(folder: Path) -> None:
+        small, full = (
+            Path(shutil.copytree(plain, folder / name, ignore=shutil.ignore_patterns("*.safetensors*")))
+            for name in ("quantised", "dequantised")
+        )
+        shards: tuple[Tensors, Tensors] = {}, {}
+        whole: Tensors = {}
+        for name, tensor in sorted(tensors_of(plain).items()):
+            stored, held = quantise(name, tensor)
+            whole |= held
+            for at, (key, each) in enumerate(stored.items()):  # what belongs together need not be in one shard
+                shards[min(at, 1)][key] = each
+        save_file(whole, full / "model.safetensors", {"format": "pt"})
+        for at, shard in enumerate(shards):
+            save_file(shard, small / f"model-{at + 1:05}-of-00002.safetensors", {"format": "pt"})
+        _index(small)
+        config = json.loads((plain / "config.json").read_text())
+        said = config | {"quantization_config": told} if file == "config.json" else told
+        (small / file).write_text(json.dumps(said))
+
+    put(folder, f"{way} {told} {file} {digest(plain)}", make)
     return folder / "quantised", folder / "dequantised"
-
-
-def _save_two(
-    plain: Path,
-    folder: Path,
-    told: Mapping[str, Any],
-    quantise: Callable[[str, torch.Tensor], tuple[Tensors, Tensors]],
-    file: str,
-) -> None:
-    small, full = (
-        Path(shutil.copytree(plain, folder / name, ignore=shutil.ignore_patterns("*.safetensors*")))
-        for name in ("quantised", "dequantised")
-    )
-    shards: tuple[Tensors, Tensors] = {}, {}
-    whole: Tensors = {}
-    for name, tensor in sorted(tensors_of(plain).items()):
-        stored, held = quantise(name, tensor)
-        whole |= held
-        for at, (key, each) in enumerate(stored.items()):  # what belongs together need not be in one shard
-            shards[min(at, 1)][key] = each
-    save_file(whole, full / "model.safetensors", {"format": "pt"})
-    for at, shard in enumerate(shards):
-        save_file(shard, small / f"model-{at + 1:05}-of-00002.safetensors", {"format": "pt"})
-    _index(small)
-    config = json.loads((plain / "config.json").read_text())
-    said = config | {"quantization_config": told} if file == "config.json" else told
-    (small / file).write_text(json.dumps(said))
 
 
 def _index(folder: Path) -> None:

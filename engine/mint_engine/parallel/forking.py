@@ -19,7 +19,9 @@ from selectors import EVENT_READ
 from typing import NoReturn
 
 from mint_contracts.importing import without_collecting
-from mint_engine.parallel.nursery import DESCRIPTORS, die_with
+from mint_engine.parallel.nursery import die_with
+
+_DESCRIPTORS = 5  # that come for each rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Forking:
         while True:
             for key, _ in self._heard.select():
                 if key.fileobj is self._control:
-                    message, descriptors, _, _ = socket.recv_fds(self._control, 16, DESCRIPTORS)
+                    message, descriptors, _, _ = socket.recv_fds(self._control, 16, _DESCRIPTORS)
                     if not message:
                         return
                     self._fork(descriptors)

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-DESCRIPTORS = 5  # that a rank begins with: see `forking`
 _END_S = 1.0  # between the end of its connections and that of its process
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -57,7 +56,7 @@ class Nursery:
         return self._ended.is_set()
 
     def fork(self, descriptors: Sequence[int]) -> Forked:
-        """A rank with these, as `follow.main` takes them. Raises OSError where there is none."""
+        """A rank with these, as `follow.follow` takes them. Raises OSError where there is none."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
