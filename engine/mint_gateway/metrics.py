@@ -53,22 +53,22 @@ class Metrics:
         self._map_age = Gauge(
             "mint_gateway_map_age_seconds", "Since the placement map was last read", registry=self.registry
         )
-        self._map_outages = Gauge(
-            "mint_gateway_map_outages", "Times that Redis went away since the start", registry=self.registry
-        )
+        self._map_outages = Counter("mint_gateway_map_outages", "Times that Redis went away", registry=self.registry)
 
     def observe(
         self,
         in_flight: Callable[[], float],
         map_age_s: Callable[[], float],
-        outages: Callable[[], float],
         catalogs_failing: Callable[[], float],
     ) -> None:
         """Read these at each scrape."""
         self._in_flight.set_function(in_flight)
         self._map_age.set_function(map_age_s)
-        self._map_outages.set_function(outages)
         self._catalogs_failing.set_function(catalogs_failing)
+
+    def count_outage(self) -> None:
+        """Redis, which answered until now or was never reached, does not answer."""
+        self._map_outages.inc()
 
     def count_retry(self, error: MintError) -> None:
         """A try failed so, and another engine is asked."""

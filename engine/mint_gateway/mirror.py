@@ -45,15 +45,15 @@ class _Following(msgspec.Struct):
 class Mirror:
     """The gateway's copy of the map. `away` says that it may be stale."""
 
-    def __init__(self, reader: MapReader, on_read: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, reader: MapReader, on_read: Callable[[], None], on_outage: Callable[[], None]) -> None:
+        """`on_outage` is called once each time that Redis goes away."""
         self._reader = reader
-        self._on_read = on_read
+        self._on_read, self._on_outage = on_read, on_outage
         self._following: dict[str, _Following] = {}
         self._views: Mapping[str, MapView] = {}
         self._read_at: float | None = None
-        self._answering = False
+        self._answering: bool | None = None  # None: it has not been asked yet
         self.first_read = asyncio.Event()  # set once the map has been read whole
-        self.outages = 0
 
     @property
     def views(self) -> Mapping[str, MapView]:
@@ -179,8 +179,8 @@ class Mirror:
             _log.error("map holds a record that cannot be read", base_model=following.view.base, error=error)
 
     def _note_outage(self, error: Exception) -> None:
-        if self._answering or not self.outages:
-            self.outages += 1
+        if self._answering is not False:
+            self._on_outage()
             _log.warning("placement map is away; the last view goes on serving", error=str(error))
         self._answering = False
         # Heartbeats ran out unseen: engines get one heartbeat's time to speak again, and all is read anew.

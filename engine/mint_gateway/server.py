@@ -107,10 +107,10 @@ async def serve(
     def ready() -> bool:
         return mirror.first_read.is_set() and not draining.is_set()
 
-    mirror = Mirror(reader, on_read=keep_channels)
+    mirror = Mirror(reader, on_read=keep_channels, on_outage=metrics.count_outage)
     catalogs = Catalogs(redis, mirror)
     router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, metrics.count_retry)
-    metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
+    metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
     why, watch = Why(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
     forwarding = Forwarding(router, channels, limits.patience)
