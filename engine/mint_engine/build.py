@@ -23,7 +23,6 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
 from mint_engine.model.reference import load_part
-from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
@@ -50,7 +49,6 @@ def build(
     on_lost: Callable[[], None] = _nothing,
     threads: int = 0,
     entrance: Entrance | None = None,
-    muster: Muster = start_ranks,
     headway: Headway | None = None,
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
@@ -58,8 +56,8 @@ def build(
     `limits` are the base's own where none are given. `equip` sees the base before serving puts its own modules in
     place; of several ranks, the first one's share, and what it leads the others by. `on_lost` is called, on some
     thread, when another rank has ended or nothing can be computed any more: then this engine can not go on.
-    `threads` are each rank's; 0: its share of the cores. The ranks of this node come by a `muster`, those of other
-    nodes in at the `entrance`. `headway` is told of what is read of the base.
+    `threads` are each rank's; 0: its share of the cores. Other nodes come in at the `entrance`. `headway` is told of
+    what is read of the base.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     threads = threads or max(1, count_threads() // settings.ranks_per_node)
@@ -67,7 +65,7 @@ def build(
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
         base, slots, generation = _build_rank_0(
-            settings, base_path, limits, threads, device, equip, on_lost, entrance, muster, headway
+            settings, base_path, limits, threads, device, equip, on_lost, entrance, headway
         )
     else:
         base = load_base(
@@ -115,11 +113,10 @@ def _build_rank_0(
     equip: Equip,
     on_lost: Callable[[], None],
     entrance: Entrance | None,
-    muster: Muster,
     headway: Headway | None,
 ) -> tuple[Base, Slots, Generation]:
     rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
-    ranks = Ranks(settings, base_path, rows, threads, on_lost, entrance, muster)
+    ranks = Ranks(settings, base_path, rows, threads, on_lost, entrance)
     try:
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
         # All is read, while the others read their shares: they must compute together what transformers does of it.

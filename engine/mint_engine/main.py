@@ -19,6 +19,7 @@ def main() -> None:
     from mint_contracts.logs import log_as_json
     from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
     from mint_engine.environment import confine, read_environment
+    from mint_engine.parallel.nursery import nursery
 
     parser = argparse.ArgumentParser(prog="mint-engine", description=main.__doc__)
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="gRPC (default %(default)s)")
@@ -33,6 +34,8 @@ def main() -> None:
         parser.exit(2, f"mint-engine: {error}\n")
     log_as_json(engine=start.engine, base_model=start.settings.base_model)
     confine(start.cache)
+    if start.node > 0 or start.settings.ranks_per_node > 1:
+        nursery()  # imports what this process does, at the same time
     code = _lead(start) if start.node == 0 else _work(start)
     sys.stderr.flush()
     # A thread may still wait for storage or read a base, for minutes; nothing that it does is wanted any more.
@@ -42,13 +45,10 @@ def main() -> None:
 def _lead(start: "Start") -> int:
     import asyncio
 
-    from mint_engine.parallel.ahead import Ahead
-
-    ahead = Ahead(start.settings.ranks_per_node)  # they import what this process does, at the same time
     with without_collecting():  # torch and transformers read the environment when they are imported
         from mint_engine.process import run
 
-    return asyncio.new_event_loop().run_until_complete(run(start, ahead))
+    return asyncio.new_event_loop().run_until_complete(run(start))
 
 
 def _work(start: "Start") -> int:

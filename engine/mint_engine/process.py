@@ -21,7 +21,6 @@ from mint_engine.agent import Agent, Body
 from mint_engine.aside import leave_cores
 from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
-from mint_engine.parallel.ahead import Muster
 from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.namesakes import Namesakes
@@ -256,7 +255,7 @@ class Process:
         )
 
 
-async def run(start: Start, muster: Muster) -> int:
+async def run(start: Start) -> int:
     """Live until SIGTERM (or SIGINT); the exit code: 0 drained, 3 replaced by a newer start of this engine, 1 defect.
 
     A second signal does not wait for requests any more.
@@ -265,7 +264,7 @@ async def run(start: Start, muster: Muster) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     start_http_server(start.metrics_port, everywhere())
-    server = await listen(start.settings, start.engine, start.port, entrance=start.entrance, muster=muster)
+    server = await listen(start.settings, start.engine, start.port, entrance=start.entrance)
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)
     following = asyncio.create_task(process.follow())

@@ -25,7 +25,6 @@ from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
 from mint_engine.model.routes import RouteShape
-from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means, Places
@@ -65,11 +64,10 @@ class EngineServer:
         services: Services,
         limits: Limits | None,
         entrance: Entrance | None,
-        muster: Muster,
     ) -> None:
         self._settings = settings
         self._services = services
-        self._limits, self._entrance, self._muster = limits, entrance, muster
+        self._limits, self._entrance = limits, entrance
         self._health = health.aio.HealthServicer()
         trains = TRAINER_OPTIONS if settings.training_store is not None else ()
         self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", IDLE_MS), *trains])
@@ -159,7 +157,6 @@ class EngineServer:
             equip,
             on_lost,
             entrance=self._entrance,
-            muster=self._muster,
             headway=headway,
         )
         try:
@@ -280,9 +277,8 @@ async def listen(
     port: int,
     limits: Limits | None = None,
     entrance: Entrance | None = None,
-    muster: Muster = start_ranks,
 ) -> EngineServer:
     """Start an engine's server, not serving yet. `engine` is its name, e.g. the pod's."""
-    server = EngineServer(settings, Services(settings, engine), limits, entrance, muster)
+    server = EngineServer(settings, Services(settings, engine), limits, entrance)
     await server.start(port)
     return server

@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, UnsupportedBase, by_reason
@@ -26,21 +25,20 @@ _END_S = 1.0  # between the end of its connections and that of its process
 class Rank:
     """Who has started it tells it steps in one thread, and changes of slots in any, one after another."""
 
-    def __init__(self, number: int, files: Files) -> None:
-        """Start it. It hears nothing before the nursery has imported what it needs, for seconds, the first time."""
+    def __init__(self, number: int, files: Files, on_end: Callable[[str, int], None]) -> None:
+        """Start it. It hears nothing before the nursery has imported what it needs, for seconds, the first time.
+
+        `on_end` is called once, on a thread, with its name and status when it has ended.
+        """
         self.number, self.name = number, f"rank {number}"
         self._steps, steps = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._slots, slots = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._slots.settimeout(ANSWER_S)
         self._steps.settimeout(TELL_S)
         self._process: Forked | None = None
-        self._on_end = Future[Callable[[str, int], None]]()
+        self._on_end = on_end
         self._thread = threading.Thread(target=self._watch, args=(steps, slots, files), daemon=True)
         self._thread.start()
-
-    def at_end(self, do: Callable[[str, int], None]) -> None:
-        """Have it called once, on a thread, with its name and status when it has ended."""
-        self._on_end.set_result(do)
 
     def tell(self, message: bytes) -> None:
         """Raises EngineUnavailable where it has ended, or reads nothing."""
@@ -98,8 +96,7 @@ class Rank:
         finally:
             steps.close()
             slots.close()
-        status = self._process.wait()
-        self._on_end.result()(self.name, status)
+        self._on_end(self.name, self._process.wait())
 
     def _how_ended(self) -> str:
         """In words; "" where it has not, or was never there."""

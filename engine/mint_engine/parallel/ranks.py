@@ -21,9 +21,9 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.kernels.library import instruction_set
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
-from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.door import Door
+from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import Member, extent_of, join
 from mint_engine.parallel.messages import Begin, Clear, Lesson, Load, Meet, SlotChange, Told, Wipe, Wire
@@ -50,9 +50,8 @@ class Ranks:
         threads: int,
         on_end: Callable[[], None],
         entrance: Entrance | None = None,
-        muster: Muster = start_ranks,
     ) -> None:
-        """`muster` them; each begins to load its share, those of other nodes when these have come to the `entrance`.
+        """Each begins to load its share, those of other nodes when these have come to the `entrance`.
 
         `on_end` is called, on a thread, when they can not go on. Raises EngineUnavailable where nobody can come in.
         """
@@ -67,18 +66,18 @@ class Ranks:
         own = instruction_set() if settings.nodes > 1 and settings.device == "cpu" else ""
         begins = [Begin(settings, str(base), digest, rank, count, rows, threads, own) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
-        self._door = _open_door(entrance, self._nodes) if self._nodes else None
+        self._others: list[Rank | Node] = list(self._nodes)
+        self._door: Door | None = None
+        self._files = make_files()
         try:
-            started = muster(each)
-        except BaseException:  # whoever tries again listens there
-            self._close_door()
+            self._door = _open_door(entrance, self._nodes) if self._nodes else None
+            for begin in begins[1:each]:
+                self._others.append(rank := Rank(begin.rank, self._files, self._ended))
+                with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
+                    rank.tell(messages.encode(begin))
+        except BaseException:  # whoever tries again listens there, and starts others
+            self.close()
             raise
-        self._files = started.files
-        for rank in started.ranks:
-            rank.at_end(self._ended)
-            with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
-                rank.tell(messages.encode(begins[rank.number]))
-        self._others: list[Rank | Node] = [*started.ranks, *self._nodes]
         self._loading = Awaited(self._others)
 
     @property

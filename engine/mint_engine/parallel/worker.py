@@ -198,11 +198,10 @@ def _ranks(settings: EngineSettings, begin: Begin, base: Path, met: threading.Ev
             if met.is_set():  # before that its answer is missing
                 os._exit(DEFECT)
 
-    files = make_files()
-    ranks = [Rank(begin.rank + number, files) for number in range(settings.ranks_per_node)]
+    files, ranks = make_files(), list[Rank]()
     try:
-        for rank in ranks:
-            rank.at_end(on_end)
+        for number in range(begin.rank, begin.rank + settings.ranks_per_node):
+            ranks.append(rank := Rank(number, files, on_end))
             rank.tell(messages.encode(msgspec.structs.replace(begin, base=str(base), rank=rank.number)))
         yield ranks
     finally:

@@ -1,7 +1,26 @@
 """The processes of an engine's other ranks."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mint_engine.parallel.files import make_files
+from mint_engine.parallel.rank import Rank
+
+
+@contextmanager
+def ranks_until(count: int) -> Iterator[list[Rank]]:
+    """All of a node's ranks but the first, which have been told nothing yet."""
+    files = make_files()
+    ranks = [Rank(number, files, lambda *_: None) for number in range(1, count)]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.hang_up()
+            rank.finish(60)
+        files.close()
 
 
 def children(pid: int) -> list[int]:
@@ -15,11 +34,11 @@ def children(pid: int) -> list[int]:
 
 def followers(pid: int = 0) -> list[int]:
     """The ranks that a process (0: this one) has started: its nursery's children."""
-    return [rank for nursery in _forking(pid or os.getpid()) for rank in _forking(nursery)]
+    return [rank for nursery in nurseries(pid or os.getpid()) for rank in nurseries(nursery)]
 
 
-def _forking(pid: int) -> list[int]:
-    """Of its children the nurseries and ranks, which both have the nurseries' command."""
+def nurseries(pid: int) -> list[int]:
+    """What ranks are forked from, of a process's children; of a nursery's, the ranks, which have its command."""
     return [child for child in children(pid) if b"parallel.forking" in _command(child)]
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,9 @@ from mint_contracts.source import Source
 from mint_engine.build import build
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
-from mint_engine.parallel.ahead import Started, start_ranks
 from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.messages import Begin, Ready, Refused
+from mint_engine.parallel.rank import Rank
 from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.work import Work
@@ -31,7 +32,7 @@ from tests.engine import saved_families
 from tests.engine.parallel.learning import NAMES, engine
 from tests.engine.parallel.nodes import entrance_of, other_nodes, worker
 from tests.engine.parallel.playing import TURNS, built, play
-from tests.engine.parallel.processes import followers
+from tests.engine.parallel.processes import followers, ranks_until
 from tests.engine.running import packed, save_adapter, save_base, settings_for
 from tests.redis_process import free_port
 from tests.waiting import until
@@ -189,72 +190,64 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
             super().hear_all(timeout_s)
 
     monkeypatch.setattr("mint_engine.parallel.worker.Awaited", Told)
-    base, started = save_base(tmp_path), start_ranks(2)
+    base = save_base(tmp_path)
     settings = settings_for(base, tensor_parallel_size=4, nodes=2)
     start = Start(settings, "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
-    [rank] = started.ranks
-    rank.at_end(lambda *_: None)
     leader, steps = socket.socketpair()
-    answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, started.ranks))
-    try:
+    with ranks_until(2) as ranks:
+        answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, ranks))
         await until(lambda: bounds == [None])
-        rank.tell(messages.encode(Begin(settings, str(base), "", 1, 4, 64, 1)))
+        ranks[0].tell(messages.encode(Begin(settings, str(base), "", 1, 4, 64, 1)))
         await answering
         assert messages.decode_answer(messages.receive(leader)) == Ready()
-    finally:
-        rank.hang_up()
-        rank.finish(60)
-        started.files.close()
 
 
 @pytest.mark.parametrize(("family", "chooses"), [("qwen3_moe", True), ("deepseek_v32", True), ("llama", False)])
 def test_ranks_that_would_choose_by_other_numbers_are_refused(family: str, chooses: bool, tmp_path: Path) -> None:
     """Nodes of two kinds of CPU round differently: what only adds up may, what chooses may not."""
-    base, started = saved_families.save_base(family, tmp_path), start_ranks(2)
-    [rank] = started.ranks
-    rank.at_end(lambda *_: None)
+    base = saved_families.save_base(family, tmp_path)
     settings = settings_for(base, tensor_parallel_size=2, nodes=2)
-    rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind of")))
     why = r"rank 1: .* has ranks choose experts or tokens, .* and the leader's another kind of"
-    with pytest.raises(UnsupportedBase, match=why) if chooses else nullcontext():
-        rank.expect_ready(120)
-    rank.hang_up()
-    rank.finish(60)
-    started.files.close()
+    with ranks_until(2) as [rank]:
+        rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind of")))
+        with pytest.raises(UnsupportedBase, match=why) if chooses else nullcontext():
+            rank.expect_ready(120)
 
 
 async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp_path: Path) -> None:
-    started, settings = start_ranks(3), over_two_nodes("pvc://models/tiny")
-    start = Start(settings, "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
+    start = Start(over_two_nodes("pvc://models/tiny"), "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
     leader, steps = socket.socketpair()
     leader.settimeout(60)
-    for rank in started.ranks:
-        rank.at_end(lambda *_: None)
-    answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, started.ranks))
-    await until(lambda: len(followers()) == 2)
-    os.kill(max(followers()), signal.SIGKILL)  # the other one is told nothing yet, and says nothing
-    told = messages.decode_answer(await asyncio.to_thread(messages.receive, leader))
-    await answering
+    with ranks_until(3) as ranks:
+        answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, ranks))
+        await until(lambda: len(followers()) == 2)
+        os.kill(max(followers()), signal.SIGKILL)  # the other one is told nothing yet, and says nothing
+        told = messages.decode_answer(await asyncio.to_thread(messages.receive, leader))
+        await answering
     assert isinstance(told, Refused)
     assert "of this engine has ended (it was killed" in told.problem
     assert told.reason == EngineUnavailable.__name__
-    for rank in started.ranks:
-        rank.hang_up()
-        rank.finish(60)
-    started.files.close()
 
 
-def test_no_door_stays_open_where_no_rank_can_be_started(tmp_path: Path) -> None:
+async def test_neither_a_door_nor_a_rank_stays_where_not_all_ranks_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = save_base(tmp_path)
-    settings = settings_for(base, tensor_parallel_size=4, nodes=2)
-    entrance = entrance_of(settings, free_port())
+    settings = settings_for(base, tensor_parallel_size=6, nodes=2)
+    entrance, first = entrance_of(settings, free_port()), list[Rank]()
 
-    def start_none(_: int) -> Started:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    def start_one(*arguments: Any) -> Rank:
+        if first:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        first.append(Rank(*arguments))
+        return first[0]
 
+    monkeypatch.setattr("mint_engine.parallel.ranks.Rank", start_one)
     for _ in range(2):
         with pytest.raises(OSError, match="Too many open files"):
-            build(settings, base, entrance=entrance, muster=start_none)
+            build(settings, base, entrance=entrance)
+        started = first.pop()
+        assert not started._thread.is_alive()
 
 
 def finish(work: Work) -> None:

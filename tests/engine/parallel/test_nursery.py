@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -13,6 +15,8 @@ from mint_engine.parallel.nursery import Nursery
 from mint_engine.parallel.rank import Rank
 from tests.engine.parallel.processes import followers
 from tests.waiting import until
+
+HEAVY = ("torch", "transformers", "numpy")
 
 
 class Group:
@@ -26,9 +30,7 @@ class Group:
     async def start(self, number: int) -> int:
         """Another, and its process."""
         before = set(followers())
-        rank = Rank(number, self._files)
-        rank.at_end(lambda name, status: self.ended.put((name, status)))
-        self.ranks.append(rank)
+        self.ranks.append(Rank(number, self._files, lambda name, status: self.ended.put((name, status))))
         await until(lambda: set(followers()) - before)
         (pid,) = set(followers()) - before
         return pid
@@ -50,6 +52,13 @@ def parent(pid: int) -> int:
 
 def open_files(pid: int) -> set[str]:
     return {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_the_program_can_start_it_before_it_imports_anything_heavy() -> None:
+    imports = "import sys, mint_engine.main, mint_engine.environment, mint_engine.parallel.nursery"
+    code = f"{imports}; print(sorted({{*sys.modules}} & {{*{HEAVY}}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 async def test_one_process_imports_for_all(group: Group) -> None:

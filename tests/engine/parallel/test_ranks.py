@@ -22,11 +22,10 @@ from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
-from mint_engine.parallel.ahead import Started, start_ranks
 from mint_engine.parallel.meeting import PATIENCE_S, Meeting
 from mint_engine.parallel.messages import Begin
 from mint_engine.parallel.nursery import Nursery
-from mint_engine.parallel.rank import ANSWER_S
+from mint_engine.parallel.rank import ANSWER_S, Rank
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
@@ -36,7 +35,7 @@ from tests.engine import saved_families
 from tests.engine.families import span
 from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
-from tests.engine.parallel.processes import followers
+from tests.engine.parallel.processes import followers, nurseries, ranks_until
 from tests.engine.pods import pod, view
 from tests.engine.running import (
     FixedHolder,
@@ -49,7 +48,7 @@ from tests.engine.running import (
     save_base,
     settings_for,
 )
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, free_port
 from tests.waiting import until
 
 PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77, 160, 9]
@@ -231,6 +230,21 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
     await redis.aclose()
 
 
+@pytest.mark.parametrize(("ranks", "count"), [(1, 0), (2, 1)])
+async def test_what_ranks_are_forked_from_begins_before_there_is_a_base(
+    ranks: int, count: int, redis_process: RedisProcess, tmp_path: Path
+) -> None:
+    with pod(tmp_path, redis_process, Source(f"file://{tmp_path}/none"), tensor_parallel_size=ranks) as engine:
+        await until(lambda: "base_refused" in {line["event"] for line in engine.lines()}, timeout_s=300)
+        assert len(nurseries(engine.process.pid)) == count
+
+
+async def test_it_begins_on_another_node_before_the_leader_is_there(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "none", tensor_parallel_size=2, nodes=2)
+    with worker(settings, free_port(), tmp_path) as other:
+        await until(lambda: len(nurseries(other.process.pid)) == 1)
+
+
 async def _until_ready(reader: MapReader, engine: str) -> None:
     """Until the map has it as ready."""
 
@@ -267,32 +281,30 @@ async def test_ranks_end_where_the_first_one_can_not_serve_what_all_have_loaded(
 
 def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
     """Not as if it had ended, after which the engine would try again at once."""
-    started = start_ranks(2)
-    [rank] = started.ranks
-    rank.at_end(lambda *_: None)
     no_threads = Begin(settings_for(files / "base", tensor_parallel_size=2), str(files / "base"), "", 1, 2, 64, 0)
-    rank.tell(messages.encode(no_threads))
-    with pytest.raises(Internal, match=r"rank 1: .* could not be loaded \(RuntimeError\); see the log"):
-        rank.expect_ready(120)
-    rank.finish(30)
-    started.files.close()
+    with ranks_until(2) as [rank]:
+        rank.tell(messages.encode(no_threads))
+        with pytest.raises(Internal, match=r"rank 1: .* could not be loaded \(RuntimeError\); see the log"):
+            rank.expect_ready(120)
 
 
-async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(files: Path) -> None:
+async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a large base that would take the first rank many minutes; and it is told how the other has ended."""
     headway = Headway()
 
-    def muster(count: int) -> Started:
-        started = start_ranks(count)
-        while not (found := followers()):
-            started.ranks[0]._thread.join(0.01)
-        os.kill(found[0], signal.SIGKILL)
-        while alive(found[0]):
-            started.ranks[0]._thread.join(0.01)
-        return started
+    class Killed(Rank):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            while not (found := followers()):
+                self._thread.join(0.01)
+            os.kill(found[0], signal.SIGKILL)
+            self._thread.join()
 
+    monkeypatch.setattr("mint_engine.parallel.ranks.Rank", Killed)
     with pytest.raises(EngineUnavailable, match=r"rank 1: of this engine has ended \(it was killed, as"):
-        build(settings_for(files / "base", tensor_parallel_size=2), files / "base", muster=muster, headway=headway)
+        build(settings_for(files / "base", tensor_parallel_size=2), files / "base", headway=headway)
     read = headway.now
     assert read is not None
     beside = [
