@@ -12,7 +12,8 @@ _LAYERS = range(1, (1 << 12) + 1)  # gone through one by one; of published bases
 _PARTS = range(1, (1 << 16) + 1)  # heads, and experts, whose numbers have two bytes at most
 _WIDTHS = range(1, (1 << 24) + 1)  # of vectors and vocabularies
 _POSITIONS = range(1, (1 << 31) + 1)
-_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
+_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
 
 
 def _or_none(sizes: range) -> range:
@@ -23,7 +24,7 @@ _ALLOWED: dict[str, range] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "depth"), _LAYERS),
     "num_nextn_predict_layers": _or_none(_LAYERS),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "index_n_heads"), _PARTS),
-    **dict.fromkeys((*_EXPERTS, "n_shared_experts", "num_experts_per_tok"), _or_none(_PARTS)),
+    **dict.fromkeys((*_EXPERTS, *_CHOSEN, "n_shared_experts", "moe_num_shared_experts"), _or_none(_PARTS)),
     **dict.fromkeys(("n_group", "topk_group"), _PARTS),
     **dict.fromkeys(("vocab_size", "hidden_size", "n_embd", "d_model", "head_dim", "intermediate_size"), _WIDTHS),
     **dict.fromkeys(("moe_intermediate_size", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), _WIDTHS),
@@ -79,9 +80,11 @@ def _at_odds(config: Mapping[str, Any], own_heads: bool) -> Iterator[str]:
     experts = next((name for name in _EXPERTS if told(name)), "")
     if not experts:
         return
-    of, chosen = told(experts), text.get("num_experts_per_tok")
-    if isinstance(chosen, int) and not 0 < chosen <= of:
-        yield f"`{within}num_experts_per_tok` is {chosen}; it may be from 1 to `{experts}`, which is {of}"
+    of = told(experts)
+    for name in _CHOSEN:
+        chosen = text.get(name)
+        if isinstance(chosen, int) and not 0 < chosen <= of:
+            yield f"`{within}{name}` is {chosen}; it may be from 1 to `{experts}`, which is {of}"
     groups, chosen_groups = told("n_group"), told("topk_group")
     if groups and of % groups:
         yield f"`{within}n_group` is {groups}; it must divide `{experts}`, which is {of}"

@@ -12,12 +12,20 @@ from transformers import (
     AutoModelForImageTextToText,
     DeepseekV3Config,
     DeepseekV32Config,
+    Dots1Config,
+    Ernie4_5_MoeConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     Glm4MoeConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
+    GraniteConfig,
+    GraniteMoeConfig,
+    HunYuanDenseV1Config,
+    HunYuanMoEV1Config,
     Kimi_K25Config,
     LlamaConfig,
     MiniMaxM2Config,
@@ -61,6 +69,11 @@ YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
     "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+GRANITE: dict[str, Any] = {
+    "attention_bias": True, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+    "residual_multiplier": 0.5,
+}  # fmt: skip
+STRETCHED = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 1000.0}  # as Hunyuan's files say
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "smollm2": LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -101,6 +114,27 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         topk_group=1,
         moe_intermediate_size=40,
     ),
+    "dots1": Dots1Config(
+        **SIZES,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_shared_experts=2,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=40,
+        first_k_dense_replace=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+        sliding_window=11,
+        max_window_layers=1,
+    ),
+    "ernie4_5": Ernie4_5Config(**SIZES, use_bias=True),
+    "ernie4_5_moe": Ernie4_5_MoeConfig(**SIZES, moe_num_experts=6, moe_k=2, moe_intermediate_size=40),
+    "exaone4": Exaone4Config(**SIZES, sliding_window=11, sliding_window_pattern=2),
+    "granite": GraniteConfig(**SIZES, **GRANITE),
+    "granitemoe": GraniteMoeConfig(**SIZES, **GRANITE, num_local_experts=6, num_experts_per_tok=2),
+    "hunyuan": HunYuanDenseV1Config(**SIZES, rope_parameters=STRETCHED),
+    "hunyuan_moe": HunYuanMoEV1Config(**SIZES, rope_parameters=STRETCHED, num_experts=6, moe_topk=2),
     "deepseek_v3": DeepseekV3Config(**LATENT),
     "kimi_k2": DeepseekV3Config(**(LATENT | {"n_group": 1, "rope_parameters": YARN})),
     "deepseek_v3_plain_query": DeepseekV3Config(**(LATENT | {"q_lora_rank": None})),
@@ -123,7 +157,10 @@ KIMI_SEEING = Kimi_K25Config(
     tie_word_embeddings=False,
 )  # fmt: skip
 SEEING: dict[str, PreTrainedConfig] = {"gemma3_seeing": GEMMA3_SEEING, "kimi_seeing": KIMI_SEEING}
-ROUTED = ("qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
+ROUTED = (
+    *("qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5", "dots1"),
+    *("ernie4_5_moe", "granitemoe", "hunyuan_moe"),
+)
 
 
 _READ = Lately()
@@ -152,7 +189,7 @@ def make_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> 
         for name, each in sorted((*model.named_parameters(), *model.named_buffers())):
             if "norm" in name or "bias" in name or "sinks" in name:
                 each.add_(torch.randn(each.shape, generator=draw).to(each) * 0.2)
-            elif "mlp.gate.weight" in name or "router.weight" in name:
+            elif "mlp.gate.weight" in name or "router.weight" in name or "gate.wg.weight" in name:
                 each.copy_(torch.randn(each.shape, generator=draw).to(each) * 0.3)
     model.train(False)
     assert isinstance(model, PreTrainedModel)

@@ -58,6 +58,8 @@ from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25
             {"num_experts_per_tok": 99},
             "`num_experts_per_tok` is 99; it may be from 1 to `num_local_experts`, which is 6",
         ),
+        ("ernie4_5_moe", {"moe_k": 9}, "`moe_k` is 9; it may be from 1 to `moe_num_experts`, which is 6"),
+        ("hunyuan_moe", {"moe_topk": 0}, "`moe_topk` is 0; it may be from 1 to `num_experts`, which is 6"),
         (
             "gemma3_seeing",
             {"vision_config": {"num_hidden_layers": 10**9}},

@@ -3,12 +3,15 @@
 import asyncio
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.files import find_files, read_config
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ask, peft_answer, running
 from tests.engine.saved_families import SERVED, save_adapter, save_base
@@ -52,11 +55,31 @@ async def check_answers(name: str, served: Path, base: Path, tmp_path: Path, ran
                 assert answer.logprobs == pytest.approx(scores, abs=1e-3)
 
 
+def tell(base: Path, **changes: Any) -> None:
+    told = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(told | changes))
+
+
 async def test_kimi_k2_is_served_by_deepseeks_code(tmp_path: Path) -> None:
     """Its config.json names a model type of its own and brings code, which is not run."""
     base = save_base("kimi_k2", tmp_path / "base")
     served = shutil.copytree(base, tmp_path / "served")
-    told = json.loads((base / "config.json").read_text())
-    changes = {"model_type": "kimi_k2", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}}
-    (served / "config.json").write_text(json.dumps(told | changes))
+    tell(served, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
     await check_answers("deepseek_v3", served, base, tmp_path, 1)
+
+
+async def test_how_many_experts_a_token_has_may_be_told_of_every_layer(tmp_path: Path) -> None:
+    """As Hunyuan-A13B has it; of its router adapters know nothing."""
+    base = save_base("hunyuan_moe", tmp_path / "base")
+    served = shutil.copytree(base, tmp_path / "served")
+    tell(served, moe_topk=[2, 2, 2], moe_intermediate_size=[64] * 3)
+    await check_answers("hunyuan_moe", served, base, tmp_path, 1)
+
+
+@pytest.mark.parametrize("told", [[2, 1, 2], [2], []])
+def test_another_number_of_experts_in_some_layers_is_refused(told: list[int], tmp_path: Path) -> None:
+    base = save_base("hunyuan_moe", tmp_path / "base")
+    tell(base, moe_topk=told)
+    says = re.escape(f"has no one number of experts of a token, but {told}, which is not served")
+    with pytest.raises(UnsupportedBase, match=says):
+        read_config(find_files(base))

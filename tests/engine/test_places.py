@@ -17,7 +17,7 @@ def test_as_many_rows_an_expert_as_a_dense_base_has(family: str) -> None:
     if getattr(config, "num_experts_per_tok", None) is None:
         assert limits == usual
         return
-    each, experts = config.num_experts_per_tok, config.num_local_experts
+    each, experts = config.num_experts_per_tok, getattr(config, "num_local_experts", None) or config.num_experts
     assert limits.running == usual.running * experts // each
     assert limits.step_tokens >= limits.running + 1
 

@@ -133,6 +133,51 @@ ORDINARY |= {
         "tie_word_embeddings": False,
     },
 }  # fmt: skip
+# baidu/ERNIE-4.5-0.3B-PT and -21B-A3B-PT, rednote-hilab/dots.llm1.inst, tencent/Hunyuan-7B-Instruct and
+# -A13B-Instruct, ibm-granite/granite-3.0-3b-a800m-base and LGAI-EXAONE/EXAONE-4.0-32B.
+_HUNYUAN: dict[str, Any] = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 128, "max_position_embeddings": 32768, "attention_bias": False, "tie_word_embeddings": True,
+    "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1},
+}  # fmt: skip
+ORDINARY |= {
+    "ernie_45_03b": {
+        "model_type": "ernie4_5", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,
+        "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 103424, "use_bias": False,
+        "max_position_embeddings": 131072, "tie_word_embeddings": True,
+    },
+    "ernie_45_21b_a3b": {
+        "model_type": "ernie4_5_moe", "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 28,
+        "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 103424, "use_bias": False,
+        "moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1, "moe_layer_interval": 1, "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+    "dots_llm1": {
+        "model_type": "dots1", "hidden_size": 4096, "intermediate_size": 10944, "num_hidden_layers": 62,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 152064, "n_routed_experts": 128,
+        "n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "first_k_dense_replace": 1,
+        "n_group": 1, "topk_group": 1, "sliding_window": None, "max_window_layers": 62,
+        "max_position_embeddings": 32768, "attention_bias": False, "tie_word_embeddings": False,
+    },
+    "hunyuan_7b": _HUNYUAN | {"model_type": "hunyuan_v1_dense", "intermediate_size": 14336, "vocab_size": 128167},
+    "hunyuan_a13b": _HUNYUAN | {
+        "model_type": "hunyuan_v1_moe", "intermediate_size": 3072, "vocab_size": 128167, "num_experts": 64,
+        "moe_topk": [8] * 32, "moe_intermediate_size": [3072] * 32, "num_shared_expert": [1] * 32,
+    },
+    "granite_3b_a800m": {
+        "model_type": "granitemoe", "hidden_size": 1536, "intermediate_size": 512, "num_hidden_layers": 32,
+        "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 49155, "num_local_experts": 40,
+        "num_experts_per_tok": 8, "max_position_embeddings": 4096, "attention_bias": False,
+        "tie_word_embeddings": True,
+    },
+    "exaone_4_32b": {
+        "model_type": "exaone4", "hidden_size": 5120, "intermediate_size": 27392, "num_hidden_layers": 64,
+        "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 102400,
+        "max_position_embeddings": 131072, "sliding_window": 4096, "sliding_window_pattern": "LLLG",
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
 FRONTIER = {
     "kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B,
     "phi_3_mini": PHI_3_MINI,

@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
+    Dots1Config,
+    Ernie4_5_MoeConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     GemmaConfig,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
@@ -26,6 +30,7 @@ from transformers import (
     SeedOssConfig,
     SmolLM3Config,
 )
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.check import Fit
@@ -34,6 +39,7 @@ from mint_engine.adapters.packed import lay_out
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.experts import route_shape
+from mint_engine.model.files import tell_routes_once
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import positions_of
 from mint_engine.residency.slots import Slots
@@ -42,7 +48,7 @@ from mint_engine.sources.local import LocalFolder
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
-from mint_gateway.planning.layouts import layouts
+from mint_gateway.planning.layouts import CONVERTED, layouts
 from mint_gateway.planning.shape import KINDS, BaseShape
 from tests.engine.families import CPU, FAMILIES, LATENT, SEEING, SIZES, kind_of, make_forward, make_model
 from tests.engine.test_expert_layouts import BOTH, save
@@ -66,13 +72,36 @@ PUBLISHED = {
     "glm_4_5": 355,
     "glm_4_7_flash": 30,
     "seed_oss_36b": 36,
+    "ernie_45_03b": 0.36,
+    "ernie_45_21b_a3b": 21.8,
+    "dots_llm1": 142,
+    "hunyuan_7b": 7.5,
+    "hunyuan_a13b": 80,
+    "granite_3b_a800m": 3.3,
+    "exaone_4_32b": 32,
 }
+# Two layers of experts, with none beside them.
+ERNIE: dict[str, Any] = {
+    "num_experts": 6, "k": 2, "intermediate_size": 40, "num_shared_experts": 0, "layer_start_index": 0,
+    "layer_end_index": 1,
+}  # fmt: skip
 # Served like llama's, and in none of the engine's own families.
 OTHERS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES),
     "gemma": GemmaConfig(**SIZES),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
-    "granite": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "granite_biased": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "ernie4_5_plain": Ernie4_5Config(**SIZES),
+    "ernie4_5_moe_biased": Ernie4_5_MoeConfig(
+        **SIZES,
+        **{f"moe_{name}": each for name, each in ERNIE.items()},
+        use_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "dots1_all_routed": Dots1Config(
+        **SIZES, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=40
+    ),
+    "exaone4_sees_all": Exaone4Config(**SIZES, sliding_window=None, layer_types=["full_attention"] * 3),
     "smollm3": SmolLM3Config(**SIZES),
     "kimi_seeing": SEEING["kimi_seeing"],
     "seed_oss": SeedOssConfig(**SIZES),
@@ -87,6 +116,7 @@ def built(told: dict[str, Any]) -> PreTrainedModel:
     """The whole model, with shapes but no memory."""
     kind = {"kimi_k2": "deepseek_v3"}.get(told["model_type"], told["model_type"])
     config = AutoConfig.for_model(kind, **{name: each for name, each in told.items() if name != "model_type"})
+    tell_routes_once(config, kind)
     with torch.device("meta"):
         model = kind_of(config).from_config(config, dtype=torch.bfloat16)
     assert isinstance(model, PreTrainedModel)
@@ -181,6 +211,12 @@ def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     assert 16 * 20 * (4 * shape.cache_of(long, whole=True)[1] + shape.route_bytes) == trained.cache.bytes
 
 
+@pytest.mark.parametrize("family", sorted(CONVERTED | {each.model_type for each in FAMILIES.values()}))
+def test_whose_networks_names_peft_takes_for_stacked_parameters(family: str) -> None:
+    known = "deepseek_v3" if family == "kimi_k2" else family
+    assert (_MODEL_TO_CONVERSION_PATTERN.get(known) == "qwen2_moe") is (family in CONVERTED)
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> None:
     """From PEFT's own files to the slot: parameters by name, names of experts' linears, and each expert's linears."""
@@ -192,7 +228,7 @@ def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> No
         "target_parameters": {"target_modules": linears, "target_parameters": BOTH},
         "target_modules": {"target_modules": [*linears, *stacked]},
     }
-    if name == "gpt_oss":
+    if shape.model_type not in CONVERTED:
         del told["target_modules"]
     assert found.keys() == {"each expert's linears", *told}
     for way, options in told.items():

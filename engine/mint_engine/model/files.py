@@ -163,9 +163,20 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
             del each.quantization_config
+    tell_routes_once(config.get_text_config(), files.subject)
     # By whose code its makers had attention and experts computed, which need not be installed here: nobody asks it.
     config._attn_implementation = config._experts_implementation = None
     return config, quantisation
+
+
+def tell_routes_once(config: Any, subject: str) -> None:
+    """How many experts a token has, where that is told of every layer (Hunyuan): once, if it is the same for all."""
+    told = getattr(config, "num_experts_per_tok", None)
+    if not isinstance(told, list):
+        return
+    if len(told) < config.num_hidden_layers or any(each != told[0] for each in told):
+        raise UnsupportedBase(subject, f"has no one number of experts of a token, but {told}, which is not served")
+    config.num_experts_per_tok = told[0]
 
 
 def _check_sizes(files: BaseFiles, what: str, told: dict[str, Any]) -> None:

@@ -87,9 +87,10 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
     """
     prefix = layers_prefix(model)
     linears: dict[str, Module] = {}
+    routers = tuple(_router_paths(model))
     for path, module in model.named_modules():
         if path.startswith(prefix):
-            if is_linear(module):
+            if is_linear(module) and not path.startswith(routers):
                 linears[path] = Module(path, module.in_features, module.out_features)
             elif is_stack(module):
                 linears |= stacked_modules(path, module)
@@ -102,6 +103,12 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
             "targetModules", f"names {', '.join(missing)}, which this base lacks; it offers {', '.join(offered)}"
         )
     return {path: module for path, module in linears.items() if is_targeted(module.name, wanted)}
+
+
+def _router_paths(model: PreTrainedModel) -> Iterator[str]:
+    """Where what chooses among experts would be, beside them: Hunyuan's has a linear within."""
+    mixtures = (path.rpartition(".")[0] for path, module in model.named_modules() if is_stack(module))
+    return (f"{mixture}.gate." for mixture in mixtures)
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

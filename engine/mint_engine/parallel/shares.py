@@ -158,8 +158,8 @@ _CUT_BY_OUTPUTS = {
 _FUSED = {"qkv_proj": (_By.HEADS, _By.KV_HEADS, _By.KV_HEADS), "gate_up_proj": (_By.INNER, _By.INNER)}  # Phi-3's
 _CUT_BY_INPUTS = {"o_proj": _By.HEADS, "down_proj": _By.INNER}
 _WIDE_NORMS = {"q_norm": _By.HEADS, "k_norm": _By.KV_HEADS}  # OLMo 2's
-# Latent attention's way down, its indexer, and Qwen2-MoE's gate of a shared expert.
-_WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate"})
+# Latent attention's way down, its indexer, Qwen2-MoE's gate of a shared expert, and Hunyuan's router.
+_WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate", "wg"})
 
 
 def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:

@@ -9,6 +9,7 @@ from mint_contracts.attention import narrowest, unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
 from mint_gateway.planning.exempt import Chosen, head_is_plain, plain_layers, read_chosen
+from mint_gateway.planning.names import with_names
 from mint_gateway.planning.seeing import vision_of, vision_parameters
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.sliding import with_windows
@@ -17,25 +18,36 @@ from mint_gateway.planning.told import check_told, garbled, text_of
 GROUPED = frozenset(
     {
         *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "phi3"),
-        *("olmo2", "olmo3", "mixtral", "qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "seed_oss"),
+        *("olmo2", "olmo3", "mixtral", "qwen3_moe", "gpt_oss", "minimax_m2", "glm4_moe", "seed_oss", "granitemoe"),
+        *("ernie4_5", "ernie4_5_moe", "dots1", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone4"),
     }
 )
 LATENT = frozenset({"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"})
 FAMILIES = GROUPED | LATENT
 
 # Share embedding and head unless the config says otherwise.
-_TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3"})
+_TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3", "ernie4_5", "ernie4_5_moe"})
 _WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})  # of queries, and of keys, over all heads at once
 _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate and up another
 _BIASED = frozenset({"gpt_oss", "seed_oss"})  # queries, keys and values, unless the config says otherwise
 _PLAIN_OUTPUTS = frozenset({"glm4_moe", "seed_oss"})  # of attention have no biases by that
-_NETWORK_BIASES = frozenset({"llama", "granite", "smollm3", "seed_oss"})  # where the config says so
-_HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
+# Where the config says so.
+_NETWORK_BIASES = frozenset({"llama", "granite", "smollm3", "seed_oss", "ernie4_5", "ernie4_5_moe"})
+_HEAD_BIASES = frozenset({"ernie4_5_moe"})  # likewise, of the head that makes logits
+_HEAD_NORMS = frozenset(
+    {"qwen3", "qwen3_moe", "gemma3_text", "dots1", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone4"}
+)
 _HEAD_NORMS_IF_TOLD = frozenset({"glm4_moe"})
-_SHARED = LATENT | {"glm4_moe"}  # have networks beside routed experts, that all tokens go to, and wide routers
-_INNER_OF_EXPERTS = frozenset({"mixtral", "gpt_oss", "minimax_m2"})  # is `intermediate_size`
-_DENSE_FIRST = {"glm4_moe": 1}  # layers without experts, where that is not told; others: 3
-_ROUTED_TO = {"mixtral": 2, "gpt_oss": 4, "glm4_moe_lite": 4}  # experts of a token, where that is not told
+_LIKE_DEEPSEEK = LATENT | {"glm4_moe", "dots1"}  # first layers without experts, others with one beside them
+# Networks beside routed experts, that all tokens go to, and wide routers. Of them so many, where that is not told.
+_SHARED = dict.fromkeys(_LIKE_DEEPSEEK, 1) | {"ernie4_5_moe": 2, "hunyuan_v1_moe": 1}
+_SHARED_WITHIN = {"hunyuan_v1_moe": "shared_mlp"}  # others: shared_experts
+# Is `intermediate_size`.
+_INNER_OF_EXPERTS = frozenset({"mixtral", "gpt_oss", "minimax_m2", "granitemoe", "hunyuan_v1_moe"})
+_DENSE_FIRST = {"glm4_moe": 1, "dots1": 0}  # layers without experts, where that is not told; others: 3
+# Experts of a token, where that is not told; others: 8.
+_ROUTED_TO = {"mixtral": 2, "gpt_oss": 4, "glm4_moe_lite": 4, "granitemoe": 2, "ernie4_5_moe": 6, "hunyuan_v1_moe": 1}
+_WEIGHED_ROUTERS = frozenset({"gpt_oss", "ernie4_5_moe"})  # by one more parameter an expert
 _LINEAR_ROUTERS = frozenset({"mixtral", "qwen3_moe"})  # whose routers are linears as any to who quantises
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 # What config.json files as published leave to transformers.
@@ -44,6 +56,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "max_position_embeddings": 131072,
     },
+    "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
 _LEAN = frozenset({"llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"})
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
@@ -60,7 +73,7 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         raise UnsupportedBase(
             subject, f"is of model type {family!r}, which can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
-    told, vision = _DEFAULTS.get(family, {}) | dict(text), vision_of(config)
+    told, vision = _DEFAULTS.get(family, {}) | with_names(family, text), vision_of(config)
     check_told(told, config, vision, subject)
     try:
         shape = _read(family, told)
@@ -88,7 +101,7 @@ def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], chosen: 
     every = range(told["num_hidden_layers"])
     routed = _routed_layers(family, told) if shape.experts else ()
     dense = [layer for layer in every if layer not in routed]
-    layers = {"mlp": dense, "experts": routed, "shared_experts": routed}
+    layers = {"mlp": dense, "experts": routed, "shared_experts": routed, "shared_mlp": routed}
 
     def with_plain(linear: Linear, own: Sequence[int]) -> Linear:
         plain = plain_layers(linear, own, chosen)
@@ -122,14 +135,14 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         heads=heads,
         kv_heads=heads if latent else told.get("num_key_value_heads") or heads,
         experts=_experts(told) if routers else 0,
-        small_parameters=small + routers + norms,
+        small_parameters=small + routers + norms + _head_biases(family, told),
         query_parameters=layers if family == "gpt_oss" else wide_norms,  # sinks, or norms
         key_parameters=wide_norms,
         key_elements=0 if latent else 2 * layers * _head_size(told),
         latent_elements=_latent_elements(family, told) if latent else 0,
         route_bytes=_route_bytes(family, told) if routers else 0,
         context_length=_positions(family, told),
-        predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _SHARED else 0,
+        predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
         unserved=unserved_attention(told.get),
         lean=_is_lean(family, told),
         head_norms=_norms_heads(family, told),
@@ -139,6 +152,10 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         windows=windows(slides, layers),
         narrowest=narrowest(slides),
     )
+
+
+def _head_biases(family: str, told: Mapping[str, Any]) -> int:
+    return int(told["vocab_size"]) if family in _HEAD_BIASES and told.get("mlp_bias") else 0
 
 
 def _weighing(attention: Iterable[Linear]) -> int:
@@ -268,9 +285,10 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
         return found, 0
     small = inner if family in _INNER_OF_EXPERTS else told["moe_intermediate_size"]
     found += _gated(hidden, small, routed * experts, "expert", "experts", bias=family == "gpt_oss")
-    if shared := told.get("n_shared_experts", 1) if family in _SHARED else 0:
-        found += _gated(hidden, small * shared, routed, "network", "shared_experts")
-    return found, routed * (experts * hidden + (experts if family == "gpt_oss" else 0))
+    if shared := told.get("n_shared_experts", _SHARED[family]) if family in _SHARED else 0:
+        within = _SHARED_WITHIN.get(family, "shared_experts")
+        found += _gated(hidden, small * shared, routed, "network", within, bias=biased)
+    return found, routed * (experts * hidden + (experts if family in _WEIGHED_ROUTERS else 0))
 
 
 def _route_bytes(family: str, told: Mapping[str, Any]) -> int:
@@ -293,11 +311,15 @@ def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
         return [at for at in layers if kinds[at] == "sparse"]
     if family == "glm4_moe_lite":
         return layers[1:]  # whatever it tells of first layers
-    if family in _SHARED:
+    if family in _LIKE_DEEPSEEK:
         return layers[told.get("first_k_dense_replace", _DENSE_FIRST.get(family, 3)) :]
     if family == "qwen3_moe":
         step, plain = told.get("decoder_sparse_step", 1), told.get("mlp_only_layers") or ()
         return [at for at in layers if at not in plain and (at + 1) % step == 0]
+    if family == "ernie4_5_moe":
+        first, last, step = (told.get(f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
+        last = layers[-1] if last in (None, -1) else last
+        return [at for at in layers if (1 if first is None else first) <= at <= last and (at + 1) % (step or 1) == 0]
     return layers
 
 

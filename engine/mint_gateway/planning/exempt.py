@@ -19,6 +19,7 @@ _BEFORE = ("model.", "model.language_model.", "language_model.model.")  # of mod
 _HEADS = ("lm_head", "language_model.lm_head")
 _WITHIN = {
     "": "self_attn", "indexer": "self_attn.indexer", "mlp": "mlp", "shared_experts": "mlp.shared_experts",
+    "shared_mlp": "mlp.shared_mlp",
     "experts": "mlp.experts.0",
 }  # fmt: skip
 # What Mixtral's files call them, and those of bases made alike.

@@ -6,7 +6,12 @@ from mint_gateway.planning.shape import BaseShape, Targets
 
 # Whose networks' names PEFT takes for those of stacked parameters (utils/transformers_weight_conversion.py): gate and
 # up are one then, of twice the rank, with one A; and networks without routed experts are adapted no more.
-CONVERTED = frozenset({"qwen3_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"})
+CONVERTED = frozenset(
+    {
+        *("qwen3_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm4_moe", "glm4_moe_lite"),
+        *("ernie4_5_moe", "dots1", "hunyuan_v1_moe"),
+    }
+)
 
 
 class Layout(msgspec.Struct, frozen=True):

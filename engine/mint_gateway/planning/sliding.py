@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _WINDOWS = {
-    "gemma2": 4096, "gemma3_text": 4096, "gpt_oss": 128, "mistral": 4096, "olmo3": 4096, "qwen2": 4096, "qwen3": 4096,
-    "qwen3_moe": 4096,
+    "dots1": 4096, "exaone4": 4096, "gemma2": 4096, "gemma3_text": 4096, "gpt_oss": 128, "mistral": 4096,
+    "olmo3": 4096, "qwen2": 4096, "qwen3": 4096, "qwen3_moe": 4096,
 }  # fmt: skip
-_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}  # so manieth layer sees all
+_EVERY = {"exaone4": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}  # so manieth layer sees all
 _IF_ASKED = frozenset({"qwen2", "qwen3", "qwen3_moe"})
-_FROM_ON = frozenset({"qwen2", "qwen3"})  # the first layers see all
-_FIRST_LAYERS = 28
+_TOLD_HOW_MANY = frozenset({"exaone4", "gemma3_text"})
+_FROM_ON = {"dots1": 62, "qwen2": 28, "qwen3": 28}  # so many first layers see all, where that is not told
 _UNTURNED = frozenset({"smollm3"})  # layers that do not turn by positions slide, if asked
 _UNTURNED_EVERY = 4
 
@@ -30,10 +30,10 @@ def _kinds(family: str, told: Mapping[str, Any]) -> Sequence[str] | None:
     """Of each layer, which way it attends where there is a window; None: a window is all layers'."""
     layers = range(int(told["num_hidden_layers"]))
     if family in _EVERY:
-        often = (told.get("sliding_window_pattern") if family == "gemma3_text" else None) or _EVERY[family]
+        often = (told.get("sliding_window_pattern") if family in _TOLD_HOW_MANY else None) or _EVERY[family]
         return [_SLIDES if (at + 1) % often else _SEES_ALL for at in layers]
     if family in _FROM_ON:
-        first = told.get("max_window_layers", _FIRST_LAYERS)
+        first = told.get("max_window_layers", _FROM_ON[family])
         return [_SLIDES if at >= first else _SEES_ALL for at in layers]
     if family in _UNTURNED and told.get("use_sliding_window"):
         often = told.get("no_rope_layer_interval") or _UNTURNED_EVERY

@@ -76,6 +76,9 @@ class _Text(msgspec.Struct, frozen=True):
     mlp_only_layers: list[int] | None = None
     first_k_dense_replace: int | UnsetType = UNSET
     decoder_sparse_step: int | UnsetType = UNSET
+    moe_layer_start_index: int | None = None
+    moe_layer_end_index: int | None = None
+    moe_layer_interval: int | None = None
     num_experts_per_tok: int | None = None
     num_nextn_predict_layers: int | None = None
     # what engines refuse, see `mint_contracts.attention`

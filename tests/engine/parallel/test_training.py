@@ -41,7 +41,8 @@ LEAN = (*LLAMAS, "smollm2", "qwen3", "mixtral", "qwen3_moe")
 # sparse attention.
 OTHERS = (
     "mistral", "gemma2", "gemma3_seeing", "phi3", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3",
-    "deepseek_v3_plain_query", "kimi_k2", "deepseek_v32", "glm_5",
+    "deepseek_v3_plain_query", "kimi_k2", "deepseek_v32", "glm_5", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "granite", "granitemoe", "hunyuan", "hunyuan_moe",
 )  # fmt: skip
 REPLAYED = ("mixtral", *ROUTED)
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}

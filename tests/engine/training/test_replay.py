@@ -125,13 +125,17 @@ def test_where_a_router_can_not_be_told_a_line_says_so_and_its_own_choice_stands
     assert all(map(np.array_equal, logprobs[1], logprobs[0]))
 
 
+ROUTERS = ("mlp.gate", "mlp.router", "block_sparse_moe.router")
+
+
 def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """What the chosen experts count for by each family's formula, written out."""
-    scores: torch.Tensor = hidden @ router.weight.float().t()
-    if family == "gpt_oss":
-        biased: torch.Tensor = scores + router.bias
+    weight = router.wg.weight if family == "hunyuan_moe" else router.weight
+    scores: torch.Tensor = hidden @ weight.float().t()
+    if family in ("gpt_oss", "granitemoe"):
+        biased: torch.Tensor = scores + getattr(router, "bias", 0.0)
         return biased.gather(1, chosen).softmax(-1)
-    if family == "qwen3_moe":
+    if family in ("qwen3_moe", "ernie4_5_moe", "hunyuan_moe"):
         taken = scores.softmax(-1).gather(1, chosen)
         return taken / taken.sum(-1, keepdim=True)
     taken = scores.sigmoid().gather(1, chosen)
@@ -145,7 +149,7 @@ def test_gradients_with_any_routes(family: str, lean: bool) -> None:
     create(trainer, "p/0", PolicySettings(4))
     awaken(trainer, "p/0")
     merged = frontier.Merged(trainer, "p/0", make_model(FAMILIES[family]))
-    routers = [module for path, module in merged.model.named_modules() if path.endswith(("mlp.gate", "mlp.router"))]
+    routers = [module for path, module in merged.model.named_modules() if path.endswith(ROUTERS)]
     draw = np.random.default_rng(2)
     examples: list[Example] = []
     for told in frontier.examples_of(0):
@@ -210,7 +214,7 @@ def chosen_by(model: PreTrainedModel, tokens: list[int]) -> Any:
     """What transformers' own routers choose, sorted: [T, M, k]."""
     chosen: list[torch.Tensor] = []
     for path, module in model.named_modules():
-        if path.endswith(("mlp.gate", "mlp.router")):
+        if path.endswith(ROUTERS):
             module.register_forward_hook(lambda _, __, told: chosen.append(told[-1]))
     plain_logits(model, tokens)
     return torch.stack(chosen, 1).sort(-1).values.numpy()

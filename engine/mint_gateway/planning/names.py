@@ -1,0 +1,37 @@
+"""What families call otherwise than the others in a config.json, under the names that the others have for it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_ERNIE: dict[str, tuple[str, ...]] = {"use_bias": ("attention_bias", "mlp_bias")}
+_OTHERWISE: dict[str, dict[str, tuple[str, ...]]] = {
+    "ernie4_5": _ERNIE,
+    "ernie4_5_moe": _ERNIE
+    | {
+        "moe_k": ("num_experts_per_tok",),
+        "moe_num_experts": ("num_experts",),
+        "moe_num_shared_experts": ("n_shared_experts",),
+    },
+    "hunyuan_v1_moe": {"moe_topk": ("num_experts_per_tok",)},
+}
+# Of a family's config.json, what transformers does not read, and others' has in other kinds.
+_UNREAD = {"hunyuan_v1_moe": "moe_intermediate_size"}
+
+
+def with_names(family: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json tells of a model for text, in the names that most families have."""
+    found = dict(told)
+    found.pop(_UNREAD.get(family, ""), None)
+    for own, names in _OTHERWISE.get(family, {}).items():
+        if own in found:
+            found |= dict.fromkeys(names, _one_of_all(found.pop(own)))
+    # In letters, one a layer, and over again; transformers reads them only where it is not told layer by layer.
+    if family == "exaone4" and isinstance(found.get("sliding_window_pattern"), str) and found.get("layer_types"):
+        del found["sliding_window_pattern"]
+    return found
+
+
+def _one_of_all(value: Any) -> Any:
+    """What a list tells of each layer, where that is the same for all."""
+    alike = isinstance(value, list) and value and all(each == value[0] for each in value)
+    return value[0] if alike else value
