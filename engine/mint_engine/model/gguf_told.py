@@ -17,9 +17,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.gguf_arrays import ArrayReader
 
-# transformers asks for the names of all tensors that a family may have anew at each module of a model.
+# transformers asks for the names of all tensors that a family may have anew at each module of a model, and for a
+# file's configuration, its tokenizer and its weights for all of its head.
 gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
+gguf.GGUFReader = ArrayReader  # type: ignore[misc]
 
 # Of Gemma's largest models, by their layers, scores are scaled by the hidden size a head: files do not say so.
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
