@@ -17,6 +17,7 @@ from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceUnavailable
 from mint_contracts.source import WRITABLE, Location, Source, locate
 from mint_contracts.storage_errors import os_errors, storage_errors, volume_full
+from mint_engine.policies.writing import write_along
 from mint_engine.sources.copying import publish, sync
 
 PARTIAL = ".partial"
@@ -146,16 +147,15 @@ def _partial(target: Path) -> Path:
 
 
 def _write(file: Path, content: Content) -> None:
-    if not isinstance(content, HeadLast):
-        file.write_bytes(content)
-        return
-    with file.open("xb") as out:
+    with file.open("xb", buffering=0) as out:
+        if not isinstance(content, HeadLast):
+            write_along(out.fileno(), memoryview(content))
+            return
         out.seek(content.head_bytes)
-        out.write(content.rest)
-        out.flush()
+        write_along(out.fileno(), content.rest)
         os.fsync(out.fileno())  # the head may not be known yet
         out.seek(0)
-        out.write(content.head())
+        write_along(out.fileno(), memoryview(content.head()))
 
 
 def _remove(gone: Path) -> None:
