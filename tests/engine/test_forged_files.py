@@ -17,6 +17,7 @@ import torch
 from mint_contracts.errors import Rejected
 from mint_contracts.records import Tier
 from mint_engine.adapters import packed_file
+from mint_engine.adapters.digests import UNKNOWN, digest_of
 from mint_engine.adapters.packed_file import ALIGNMENT, PREFIX
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from tests.engine.made import peft_adapter, read_tiny
@@ -66,7 +67,8 @@ PACKED_CHANGES: dict[str, Change] = {
     "another scaling": lambda table: table["scalings"].__setitem__(0, 99.0),
     "another dtype": also(dtype="bfloat16"),
     "a dtype of tomorrow": also(dtype="float4"),
-    "another digest": also(run="0" * 64),
+    "another digest": also(run=UNKNOWN),
+    "the digest of format 1": also(run="0" * 64),
     "no config": also(config=""),
     "the config of another": also(config='{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj"]}'),
     "a field of tomorrow": also(quantised=True),
@@ -102,7 +104,7 @@ def packed_forgeries(folder: Path) -> dict[str, bytes]:
             "a header longer than the file": started(magic, version, (1 << 32) - 1, digest),
             "a header's digest of another": started(magic, version, length, digest[::-1]),
             "weights of another": blob[: -len(run)] + run[::-1],
-            "NaN under its digest": headed(told(also(run=hashlib.sha256(broken).hexdigest()), body), broken),
+            "NaN under its digest": headed(told(also(run=digest_of(memoryview(broken))), body), broken),
             "zeros": bytes(len(blob)),
         }
     )

@@ -7,7 +7,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mint_contracts.errors import CorruptFile
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.digests import UNKNOWN, Digesting, digest_of
 from mint_engine.adapters.mapped import LONG_BYTES, MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed, bytes_of, is_finite, lay_out
 from mint_engine.adapters.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
@@ -178,11 +179,11 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, blob: b
 
 def forged(change: Callable[[dict[str, Any]], object], run: bytes | None = None) -> bytes:
     """A file whose header says something else, under a digest that is right."""
-    length = PREFIX.unpack(GOOD[: PREFIX.size])[2]
+    magic, version, length, _ = PREFIX.unpack(GOOD[: PREFIX.size])
     told = json.loads(GOOD[PREFIX.size : PREFIX.size + length])
     told = change(told) or told
     body = told if isinstance(told, bytes) else json.dumps(told, separators=(",", ":")).encode()
-    prefix = PREFIX.pack(b"MINTLORA", 1, len(body), hashlib.sha256(body).digest())
+    prefix = PREFIX.pack(magic, version, len(body), hashlib.sha256(body).digest())
     head = (prefix + body).ljust(-(-(len(body) + PREFIX.size) // ALIGNMENT) * ALIGNMENT, b"\0")
     return head + (GOOD[-adapter().run.nbytes :] if run is None else run)
 
@@ -196,6 +197,42 @@ def _part(index: int, field: int, value: object) -> Callable[[dict[str, Any]], N
 
 def _said(**fields: object) -> Callable[[dict[str, Any]], None]:
     return lambda told: told.update(fields)
+
+
+def of_format_1(packed: Packed) -> bytes:
+    """Its file as versions before format 2 wrote it, whose run has SHA-256's digest."""
+    return packed_file.head_of(replace(packed.header, digest=SHA256)) + bytes(bytes_of(packed.run))
+
+
+SHA256 = hashlib.sha256(bytes_of(adapter().run)).hexdigest()
+
+
+def test_a_file_of_format_1_is_read_as_before(tmp_path: Path) -> None:
+    blob = of_format_1(adapter())
+    _, version, length, digest = PREFIX.unpack(blob[: PREFIX.size])
+    body = json.loads(blob[PREFIX.size : PREFIX.size + length])
+    assert (version, body["run"]) == (1, SHA256)
+    told = read(blob, tmp_path)
+    assert torch.equal(told.run, adapter().run)
+    assert told.revision == f"sha256:{digest.hex()}" != adapter().revision
+    assert written(told) == blob, "it stays what it is"
+    at = len(blob) - 1
+    with pytest.raises(CorruptFile, match="do not match their digest"):
+        read(blob[:at] + bytes([blob[at] ^ 1]), tmp_path)
+
+
+def test_a_digest_is_blake3s_however_its_bytes_come() -> None:
+    """Of nothing, and of what the specification's own test vectors are: 0, 1, ... 250, 0, 1, ..."""
+    vector = memoryview(bytes(each % 251 for each in range(2049)))
+    known = "5f4d72f40d7a5f82b15ca2b2e44b1de3c2ef86c426c95c1af0b6879522563030"
+    assert (
+        digest_of(memoryview(b"")) == f"blake3:{'af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262'}"
+    )
+    assert digest_of(vector) == f"blake3:{known}"
+    digesting = Digesting()
+    for start in range(0, len(vector), 100):
+        digesting.update(vector[start : start + 100])
+    assert digesting.told == f"blake3:{known}"
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -214,14 +251,16 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no path": (_part(1, 0, ""), "length >= 1"),
     "no parts": (_said(parts=[], scalings=[]), "no parts"),
     "parts that are none": (_said(parts={}), "not right"),
-    "parts nested without end": (lambda _: b'{"dtype":"float32","base":"' + b"0" * 64 + b'","run":"' + b"0" * 64
-                                 + b'","config":"{}","scalings":[],"parts":' + b"[" * 100_000 + b"}", "not right"),
+    "parts nested without end": (lambda told: json.dumps({**told, "parts": 0}, separators=(",", ":")).encode()[:-2]
+                                 + b"[" * 100_000 + b"}", "not right"),
     "too few scalings": (_said(scalings=[1.0]), "1 scalings for 2 parts"),
     "a scaling that is text": (_said(scalings=["x", 1.0]), "not right"),
     "a dtype of tomorrow": (_said(dtype="float4"), "not right"),
     "another dtype": (_said(dtype="bfloat16"), "beyond its run"),
     "a digest that is none": (_said(run="x"), "not right"),
-    "another digest": (_said(run="0" * 64), "do not match their digest"),
+    "another digest": (_said(run=UNKNOWN), "do not match their digest"),
+    "the digest of format 1": (_said(run="0" * 64), "digest of another format than 2"),
+    "a digest of tomorrow": (_said(run="blake4:" + "0" * 64), "not right"),
     "a field of tomorrow": (_said(quantised=True), "unknown field"),
     "no config": (lambda told: told.pop("config") and None, "missing required field"),
     "JSON that is none": (lambda _: b"{", "not right"),
@@ -248,7 +287,8 @@ def test_a_forgery_of_nothing_is_the_file_itself(tmp_path: Path) -> None:
         (b"", "0 bytes"),
         (GOOD[:47], "47 bytes"),
         (b"PK\x03\x04" + GOOD[4:], "MINTLORA"),
-        (struct.pack("<8sII32s", b"MINTLORA", 2, 10, b""), "format 2"),
+        (struct.pack("<8sII32s", b"MINTLORA", 0, 10, b""), "format 0"),
+        (struct.pack("<8sII32s", b"MINTLORA", 3, 10, b""), "format 3; this engine reads 2 and 1"),
         (struct.pack("<8sII32s", b"MINTLORA", 1, MAX_BODY_BYTES + 1, b""), "claims"),
         (struct.pack("<8sII32s", b"MINTLORA", 1, (1 << 32) - 1, b""), "claims"),
     ],
@@ -339,7 +379,7 @@ def test_parts_that_fill_the_file_are_read_and_no_others(tmp_path: Path) -> None
     @given(tables())
     def check(table: Table) -> None:
         found[table.is_right] += 1
-        told = _said(parts=table.parts, scalings=table.scalings, run=hashlib.sha256(table.run).hexdigest())
+        told = _said(parts=table.parts, scalings=table.scalings, run=digest_of(memoryview(table.run)))
         blob = forged(told, table.run)
         if not table.is_right:
             with pytest.raises(CorruptFile):

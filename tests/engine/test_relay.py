@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from mint_contracts.errors import CapacityExceeded, CorruptFile, NonFiniteWeights
 from mint_engine.adapters import packed_file, relay
+from mint_engine.adapters.digests import digest_of
 from mint_engine.adapters.packed import Packed, bytes_of
 from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
@@ -41,7 +43,7 @@ def relayed(
     tmp_path: Path, blob: bytes, dtype: torch.dtype = torch.float32, kind: type[LocalFolder] = LocalFolder
 ) -> bytes:
     folder = tmp_path / "source"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / PACKED).write_bytes(blob)
     out = tmp_path / "out"
     with out.open("wb") as file:
@@ -53,6 +55,15 @@ def relayed(
 def test_a_packed_file_arrives_byte_for_byte(tmp_path: Path, packed: Packed, pieces: Pieces, nbytes: int) -> None:
     pieces(nbytes)
     assert relayed(tmp_path, blob_of(packed)) == blob_of(packed)
+
+
+def test_a_file_of_format_1_arrives_as_it_is(tmp_path: Path, packed: Packed, pieces: Pieces) -> None:
+    pieces(1024)
+    header = replace(packed.header, digest=hashlib.sha256(bytes_of(packed.run)).hexdigest())
+    blob = blob_of(Packed(header, packed.run))
+    assert relayed(tmp_path, blob) == blob
+    with pytest.raises(CorruptFile, match="do not match their digest"):
+        relayed(tmp_path, blob[:-4] + b"\0" * 4)
 
 
 def test_its_head_is_written_together_with_what_follows(
@@ -132,4 +143,4 @@ def test_digests_can_be_taken_later_than_where_the_run_begins_is_known(packed: P
     assert outline.head_bytes == told.head_bytes
     complete = packed_file.complete(outline, packed.run)
     assert packed_file.head_of(complete) == packed_file.head_of(told)
-    assert complete.digest == hashlib.sha256(bytes_of(packed.run)).hexdigest()
+    assert complete.digest == digest_of(bytes_of(packed.run))

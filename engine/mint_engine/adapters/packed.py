@@ -7,7 +7,7 @@ B transposed [E, r, out] of E stacked experts), without gaps, in the base's dtyp
     offset 48  the body: JSON, see `_Body`; then zeros up to a multiple of 4096, so that what follows can be mapped
     then       the run, to the file's end
 
-The body names the run's own sha256, so the body's digest is that of the whole content: it is the revision.
+The body names the run's own digest, so the body's digest is that of the whole content: it is the revision.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class Header:
     config: bytes  # PEFT's adapter_config.json in canonical form
     layout: Layout
     scalings: tuple[float, ...]
-    digest: str  # sha256 of the run, in hex
+    digest: str  # of the run, see `digests`
     revision: str  # "sha256:" and the digest of the header's body
     head_bytes: int  # where the run begins in the file
 

@@ -16,17 +16,18 @@ import torch
 from msgspec import Meta
 
 from mint_contracts.errors import CorruptFile
+from mint_engine.adapters.digests import BLAKE3, UNKNOWN, Digest, digest_of
 from mint_engine.adapters.packed import Header, Layout, Packed, Place, bytes_of
 from mint_engine.model.device import DTYPES
 
 MAGIC = b"MINTLORA"
-VERSION = 1
+VERSION = 2
+_BEFORE = 1  # the same but for the run's digest; still read, and passed on as it is
 PREFIX = struct.Struct("<8sII32s")
 ALIGNMENT = 4096  # of the run: a page
 MAX_BODY_BYTES = 4 << 20  # 672 parts of a large model need 60 KiB, and a PEFT config has its own limit of 1 MiB
 MAX_HEAD_BYTES = MAX_BODY_BYTES + ALIGNMENT
 CACHED_TEXT_BYTES = 256 << 10
-NO_DIGEST = "0" * 64
 
 _HEX = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Size = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -41,11 +42,11 @@ _Part = tuple[
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """JSON, in this order, without spaces. `run` is the run's sha256; `parts` a list of `_Part`."""
+    """JSON, in this order, without spaces. `run` is the run's digest; `parts` a list of `_Part`."""
 
     dtype: Literal["bfloat16", "float16", "float32"]
     base: _HEX
-    run: _HEX
+    run: Digest
     config: str
     scalings: list[float]
     parts: msgspec.Raw
@@ -63,20 +64,20 @@ def describe(config: bytes, base: str, layout: Layout, scalings: tuple[float, ..
 
 def outline(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], dtype: torch.dtype) -> Header:
     """All of a header but its digests, which take time: in its file the run begins where it says."""
-    unnamed = Header(dtype, base, config, layout, scalings, NO_DIGEST, revision="", head_bytes=0)
+    unnamed = Header(dtype, base, config, layout, scalings, UNKNOWN, revision="", head_bytes=0)
     return replace(unnamed, head_bytes=_aligned(len(_encode(unnamed))))
 
 
 def complete(header: Header, run: torch.Tensor) -> Header:
     """An outline, or a header, with the digests of that run in host memory."""
-    digested = replace(header, digest=hashlib.sha256(bytes_of(run)).hexdigest())
+    digested = replace(header, digest=digest_of(bytes_of(run)))
     return replace(digested, revision=f"sha256:{hashlib.sha256(_encode(digested)).hexdigest()}")
 
 
 def head_of(header: Header) -> bytes:
     """The bytes before the run."""
     body = _encode(header)
-    prefix = PREFIX.pack(MAGIC, VERSION, len(body), hashlib.sha256(body).digest())
+    prefix = PREFIX.pack(MAGIC, _version_of(header.digest), len(body), hashlib.sha256(body).digest())
     return (prefix + body).ljust(_aligned(len(body)), b"\0")
 
 
@@ -109,10 +110,9 @@ def _body_bytes(start: bytes, subject: str, file_bytes: int | None) -> int:
     magic, version, length, _ = PREFIX.unpack(start[: PREFIX.size])
     if magic != MAGIC:
         raise CorruptFile(subject, "is no packed adapter: it does not begin with MINTLORA")
-    if version != VERSION:
-        raise CorruptFile(
-            subject, f"is a packed adapter of format {version}; this engine reads {VERSION}; pack it anew"
-        )
+    if version not in (VERSION, _BEFORE):
+        read = f"this engine reads {VERSION} and {_BEFORE}"
+        raise CorruptFile(subject, f"is a packed adapter of format {version}; {read}; pack it anew")
     if length > MAX_BODY_BYTES or (file_bytes is not None and _aligned(length) > file_bytes):
         raise CorruptFile(subject, f"is truncated, or its header is broken: it claims {length} bytes of header")
     return int(length)
@@ -125,7 +125,7 @@ def rest_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int
 
 def verify(header: Header, run: torch.Tensor, subject: str) -> None:
     """Raise CorruptFile unless the run in host memory is the one that the header was written for."""
-    check_digest(header, hashlib.sha256(bytes_of(run)).hexdigest(), subject)
+    check_digest(header, digest_of(bytes_of(run), like=header.digest), subject)
 
 
 def check_digest(header: Header, digest: str, subject: str) -> None:
@@ -154,6 +154,9 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
         layout = _known_layout(bytes(told.parts)) if len(told.parts) <= CACHED_TEXT_BYTES else _layout(told.parts)
     except (msgspec.MsgspecError, RecursionError, UnicodeError, _Defect) as error:
         raise CorruptFile(subject, f"has a packed adapter's header that is not right: {str(error)[:200]}") from None
+    version = PREFIX.unpack(start)[1]
+    if version != _version_of(told.run):
+        raise CorruptFile(subject, f"has the digest of another format than {version}, its own; pack it anew")
     if len(told.scalings) != len(layout.places):
         raise CorruptFile(subject, f"has {len(told.scalings)} scalings for {len(layout.places)} parts")
     header = Header(
@@ -213,6 +216,10 @@ def _encode(header: Header) -> bytes:
             parts=msgspec.Raw(msgspec.json.encode(parts)),
         )
     )
+
+
+def _version_of(digest: str) -> int:
+    return VERSION if digest.startswith(BLAKE3) else _BEFORE
 
 
 def _aligned(body: int) -> int:

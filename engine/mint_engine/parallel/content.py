@@ -3,10 +3,11 @@
 That is its length, its bytes and their digest.
 """
 
-import hashlib
 import os
 import socket
 import struct
+
+from blake3 import blake3
 
 from mint_contracts.errors import CorruptFile, EngineUnavailable
 from mint_engine.parallel.messages import exactly
@@ -17,7 +18,7 @@ _PIECE = 1 << 20
 
 def send_content(to: socket.socket, descriptor: int) -> None:
     """Send a whole file, wherever its descriptor stands. Raises OSError, or EngineUnavailable where it shrinks."""
-    length, digest, sent = os.fstat(descriptor).st_size, hashlib.sha256(), 0
+    length, digest, sent = os.fstat(descriptor).st_size, blake3(), 0
     to.sendall(_LENGTH.pack(length))
     while sent < length:
         piece = os.pread(descriptor, min(_PIECE, length - sent), sent)
@@ -31,7 +32,7 @@ def send_content(to: socket.socket, descriptor: int) -> None:
 
 def receive_content(source: socket.socket, into: int, subject: str) -> None:
     """Write what is sent into an empty file. Raises CorruptFile after all of it, or as `messages.receive` does."""
-    (left,), digest = _LENGTH.unpack(exactly(source, _LENGTH.size)), hashlib.sha256()
+    (left,), digest = _LENGTH.unpack(exactly(source, _LENGTH.size)), blake3()
     with os.fdopen(into, "wb", closefd=False) as file:
         while left:
             piece = exactly(source, min(_PIECE, left))

@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 from mint_contracts.errors import EngineUnavailable, SourceUnavailable
 from mint_contracts.settings import EngineSettings
 from mint_engine.adapters import packed_file
+from mint_engine.adapters.digests import UNKNOWN
 from mint_engine.adapters.packed import Packed
 from mint_engine.kernels.library import instruction_set
 from mint_engine.model.paged import Span
@@ -231,7 +232,7 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
                 yield descriptor
                 return
     # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
-    header = replace(packed.header, digest=packed.header.digest or packed_file.NO_DIGEST)
+    header = replace(packed.header, digest=packed.header.digest or UNKNOWN)
     with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
         packed_file.write(Packed(header, packed.run.cpu()), file)
         file.flush()
