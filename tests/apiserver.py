@@ -62,6 +62,12 @@ class ApiServer:
             raise KubectlError(done.stderr or done.stdout)
         return done.stdout
 
+    def apply_crds(self) -> None:
+        """Give it crds/, and wait until it has taken them up."""
+        self.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/basemodels.mint.dev")
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/adapterwaves.mint.dev")
+
     def namespace(self, name: str) -> str:
         """Make a namespace; returns its name."""
         self.kubectl("create", "namespace", name)
@@ -78,6 +84,14 @@ def binaries() -> Path:
 @contextmanager
 def serve(folder: Path) -> Iterator[ApiServer]:
     """Run etcd and kube-apiserver with their files in `folder`, apply crds/, and end both afterwards."""
+    with serve_without_crds(folder) as server:
+        server.apply_crds()
+        yield server
+
+
+@contextmanager
+def serve_without_crds(folder: Path) -> Iterator[ApiServer]:
+    """The same as it is before anybody applied them."""
     with ExitStack() as stack:
         etcd_port, peer_port, api_port = (free_port() for _ in range(3))
         token = secrets.token_hex(16)
@@ -89,9 +103,6 @@ def serve(folder: Path) -> Iterator[ApiServer]:
         command = _apiserver(folder, server.binaries, f"http://127.0.0.1:{etcd_port}", api_port, certificate, key)
         process = stack.enter_context(_running(folder, "kube-apiserver", command))
         _await_ready(server, process, folder / "kube-apiserver.log")
-        server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/basemodels.mint.dev")
-        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/adapterwaves.mint.dev")
         yield server
 
 

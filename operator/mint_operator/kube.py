@@ -38,6 +38,7 @@ _ROOTS = {
     "ConfigMap": ("/api/v1", "configmaps"),
     "Event": ("/api/v1", "events"),
 }
+OWN = frozenset({"BaseModel", "AdapterWave"})  # kinds that our CRDs define
 
 
 class KubeError(Exception):
@@ -66,6 +67,22 @@ class _ListMeta(msgspec.Struct, frozen=True, rename={"go_on": "continue"}):
 class _Page(msgspec.Struct, frozen=True):
     metadata: _ListMeta
     items: list[msgspec.Raw] = []
+
+
+class _Named(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _Groups(msgspec.Struct, frozen=True):
+    groups: list[_Named] = []
+
+
+class _Resource(msgspec.Struct, frozen=True):
+    kind: str
+
+
+class _Resources(msgspec.Struct, frozen=True):
+    resources: list[_Resource] = []
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -110,6 +127,19 @@ class Kube:
         except KubeError as error:
             return error.status != 403
         return True
+
+    async def kinds(self) -> frozenset[str]:
+        """The kinds of our group that the API server tells of to those who look for what it has."""
+        found = msgspec.json.decode(await self._send("GET", "/apis"), type=_Groups)
+        if all(each.name != GROUP for each in found.groups):
+            return frozenset()
+        try:
+            told = await self._send("GET", f"/apis/{GROUP}/{VERSION}")
+        except KubeError as error:
+            if error.status == 404:
+                return frozenset()
+            raise
+        return frozenset(each.kind for each in msgspec.json.decode(told, type=_Resources).resources)
 
     async def get(self, kind: str, namespace: str, name: str) -> bytes | None:
         """One object; None if it does not exist."""

@@ -17,7 +17,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import kube, metrics, reach, settings
+from mint_operator import crds, kube, metrics, reach, settings
 from mint_operator.apply import Applier, Maps
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.loop import Loop
@@ -80,9 +80,16 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     def progress() -> float | None:
         return loops[0].last_pass if loops else None
 
-    watch = Watch(dirt, feed, config.namespaces, config.liveness_at, progress, kopf_ended)
-    watch.start()
+    def begin() -> Watch:
+        begun = Watch(dirt, feed, config.namespaces, config.liveness_at, progress, kopf_ended)
+        begun.start()
+        return begun
+
+    watch = begin()
     try:
+        if await crds.awaited(api):  # the watch, which answers the liveness probe meanwhile, saw no kinds of ours
+            await asyncio.to_thread(watch.stop)
+            watch = begin()
         work = [_lead(config, api, dirt, feed, loops)]
         if named:
             work.append(reach.changed(api, named, config.namespaces))

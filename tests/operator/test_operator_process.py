@@ -75,8 +75,12 @@ def running(
     namespaces: Sequence[str] = (),
     pod_ip: str = "10.0.0.1",
     look_s: float | None = None,
+    resyncs: bool = True,
 ) -> Iterator[Process]:
-    """Start `mint-operator` over the stage's namespace, or others, whose rights it looks at every `look_s`."""
+    """Start `mint-operator` over the stage's namespace, or others, whose rights it looks at every `look_s`.
+
+    What its watch does not tell it learns by resyncs alone.
+    """
     port, metrics_port, log = free_port(), free_port(), folder / f"{name}.log"
     env = os.environ | {
         "KUBECONFIG": str(kubeconfig or stage.server.kubeconfig),
@@ -93,6 +97,9 @@ def running(
     command = [sys.executable, "-m", "mint_operator.main"]
     if look_s is not None:
         begin = f"from mint_operator import main, reach; reach.LOOK_S = {look_s}; main.main()"
+        command = [sys.executable, "-c", begin]
+    if not resyncs:
+        begin = "from mint_operator import main, process; process.Dirt.__init__.__defaults__ = (1e9,); main.main()"
         command = [sys.executable, "-c", begin]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
         try:
