@@ -20,8 +20,8 @@ from mint_engine.residency.remapping import HUGE, reserve
 from mint_engine.sources.fetch import PACKED, adapter_files
 from mint_engine.sources.storage import Folder
 
-# The first is written together with the head, as the whole of a small adapter is (see `packed_file.write_at_once`).
-PIECE_BYTES = 8 * HUGE
+# Of the file: where one ends, a large page of the system's cache does (see `packed_file.write_at_once`).
+PIECE_BYTES = 4 * HUGE
 
 
 def relay(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit, descriptor: int) -> None:
@@ -74,7 +74,7 @@ def _pass_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Passed:
         while nbytes < size:
             if len(proved) > 1:
                 proved[-2].result()
-            piece = next(rooms)[: size - nbytes]
+            piece = next(rooms)[: min(size - nbytes, PIECE_BYTES - len(head) % PIECE_BYTES)]
             count = fill(piece, file)
             nbytes += count
             if count < len(piece):
