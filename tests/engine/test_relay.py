@@ -67,7 +67,7 @@ def test_a_file_of_format_1_arrives_as_it_is(tmp_path: Path, packed: Packed, pie
         relayed(tmp_path, blob[:-4] + b"\0" * 4)
 
 
-@pytest.mark.parametrize("nbytes", [1024, 3072])
+@pytest.mark.parametrize("nbytes", [1024, 1536])
 def test_its_head_is_written_together_with_what_follows_and_pieces_end_where_large_pages_do(
     tmp_path: Path, packed: Packed, pieces: Pieces, monkeypatch: pytest.MonkeyPatch, nbytes: int
 ) -> None:
