@@ -59,13 +59,13 @@ def _s3() -> Backend:
     import aiohttp
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
     from fsspec.exceptions import FSTimeoutError
-    from s3fs import S3FileSystem
 
+    from mint_contracts.s3_files import S3Files
     from mint_contracts.s3_session import S3Session
 
     limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
     limits |= {"max_pool_connections": S3_CONNECTIONS, "http_session_cls": S3Session}
-    files = S3FileSystem(config_kwargs=limits, max_concurrency=S3_PARTS, **_PLAIN)
+    files = S3Files(config_kwargs=limits, max_concurrency=S3_PARTS, **_PLAIN)
     files.retries = 1  # botocore has tried twice by then, and whoever asks tries again, and says why
     return Backend(
         files, (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -191,6 +191,43 @@ def s3(folder: Path) -> Iterator[str]:
         server.stop()
 
 
+class _WithoutLengths(BaseHTTPRequestHandler):
+    """Passes on what another server says, but for how long it is."""
+
+    host, port = "", 0
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def pass_on(self) -> None:
+        with closing(HTTPConnection(self.host, self.port)) as asked:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.request(self.command, self.path, body, dict(self.headers))
+            answer = asked.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in {"content-length", "connection", "transfer-encoding"}:
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.read())
+
+
+@contextmanager
+def lengthless(url: str) -> Iterator[str]:
+    """The address of a server that says what the one at `url` does, without lengths."""
+    at = urlsplit(url)
+    calls = {f"do_{method}": _WithoutLengths.pass_on for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
+    handler = type("Passing", (_WithoutLengths,), {"host": at.hostname, "port": at.port, **calls})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @contextmanager
 def gs(folder: Path) -> Iterator[str]:
     """The address of a Google Cloud Storage emulator whose bucket holds what `folder` holds."""
@@ -246,8 +283,10 @@ def opened(scheme: str, shelf: Path, stack: ExitStack, monkeypatch: pytest.Monke
         address, _ = stack.enter_context(serving(Hub, shelf))
         monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
         return Source("hf://team/store", "v1")
-    if scheme == "s3":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(s3(shelf)))
+    if scheme in {"s3", "lengthless s3"}:
+        url = stack.enter_context(s3(shelf))
+        url = stack.enter_context(lengthless(url)) if scheme != "s3" else url
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         return Source(f"s3://{BUCKET}/team/store")

@@ -22,7 +22,7 @@ from tests.engine import stores
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
 from tests.engine.tiers import loader
 
-SCHEMES = ("file", "pvc", "http", "s3", "gs", "hf")
+SCHEMES = ("file", "pvc", "http", "s3", "lengthless s3", "gs", "hf")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

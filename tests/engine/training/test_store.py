@@ -27,7 +27,7 @@ from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECOR
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store, store_of
 
-SCHEMES = ("file", "pvc", "s3", "gs")
+SCHEMES = ("file", "pvc", "s3", "lengthless s3", "gs")
 
 
 def record(lease: int, step: int, blob: bytes) -> Record:
