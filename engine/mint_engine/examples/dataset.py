@@ -5,7 +5,10 @@ Blocks its thread. Whatever is wrong with a line is told with the line's number.
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 from mint_contracts.errors import (
     BadExample,
@@ -18,7 +21,8 @@ from mint_contracts.errors import (
 from mint_contracts.parquet_rows import rows
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset
-from mint_engine.examples.example import Example, read_line, read_object
+from mint_engine.examples.example import read_line
+from mint_engine.examples.held import Examples
 from mint_engine.sources.copying import CHUNK_BYTES, read_up_to
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of
@@ -29,50 +33,61 @@ MAX_EXAMPLES = 1_000_000
 MOST_S = 600.0  # that a file's bytes may take: a source that trickles holds up those who wait for their turn
 
 
-def read_dataset(told: Dataset) -> Sequence[Example]:
+def read_dataset(told: Dataset) -> Examples:
     """Every example, at least one.
 
     Raises BadExample naming the line, InvalidRequest, CapacityExceeded for too many, and the errors of a source.
     """
     if told.lines:
-        examples = list(_from_lines((line.encode() for line in told.lines), told, "dataset"))
+        lines = _from_lines((line.encode() for line in told.lines), told, "dataset")
     elif told.uri.endswith(".parquet"):
-        examples = list(_from_parquet(_content(told), told))
+        lines = _from_parquet(_content(told), told)
     elif told.uri.endswith((".jsonl", ".json", ".ndjson")):
-        examples = list(_from_lines(_content(told).splitlines(), told, f"dataset {told.uri!r}"))
+        lines = _from_lines(_content(told).splitlines(), told, f"dataset {told.uri!r}")
     elif told.uri:
         raise InvalidRequest(f"dataset {told.uri!r}", "must end in .jsonl or .parquet")
     else:
         raise InvalidRequest("dataset", "names neither a uri nor lines")
+    examples = Examples(told, lines)
     if not examples:
         raise BadExample(f"dataset {told.uri!r}" if told.uri else "dataset", "holds no examples")
     return examples
 
 
-def _from_lines(lines: Iterator[bytes] | list[bytes], told: Dataset, subject: str) -> Iterator[Example]:
+def _from_lines(lines: Iterator[bytes] | list[bytes], told: Dataset, subject: str) -> Iterator[bytes]:
+    """Those that hold an example."""
     for number, line in enumerate(lines, start=1):
         _check_count(number, subject)
         if len(line) > MAX_LINE:
             raise BadExample(f"{subject} line {number}", f"has more than {MAX_LINE} bytes")
         if line.strip():
-            yield read_line(line, told, f"{subject} line {number}")
+            read_line(line, told, f"{subject} line {number}")
+            yield line
 
 
-def _from_parquet(content: bytes, told: Dataset) -> Iterator[Example]:
-    """Within the bounds of lines: a few kB may unpack to far more than memory holds."""
+def _from_parquet(content: bytes, told: Dataset) -> Iterator[bytes]:
+    """Rows as lines, within the bounds of these: a few kB may unpack to far more than memory holds."""
     subject, taken = f"dataset {told.uri!r}", 0
     try:
         for number, row in enumerate(rows(subject, io.BytesIO(content), MAX_BYTES), start=1):
             _check_count(number, subject)
-            example = read_object(row, told, f"{subject} row {number}")
-            size = len(example.json.encode())
-            if size > MAX_LINE:
-                raise BadExample(f"{subject} row {number}", f"has more than {MAX_LINE} bytes")
-            taken += size
+            where = f"{subject} row {number}"
+            line = _line_of(row, where)
+            if len(line) > MAX_LINE:
+                raise BadExample(where, f"has more than {MAX_LINE} bytes")
+            taken += len(line)
             _check_size(taken, subject)
-            yield example
+            read_line(line, told, where)
+            yield line
     except CorruptFile as error:
         raise BadExample(subject, error.message) from None
+
+
+def _line_of(row: Any, subject: str) -> bytes:
+    try:
+        return msgspec.json.encode(row)
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise BadExample(subject, f"can't be told as JSON: {error}") from None
 
 
 def _check_count(count: int, subject: str) -> None:

@@ -40,11 +40,10 @@ def read_line(line: str | bytes, told: Dataset, subject: str) -> Example:
         raise BadExample(subject, f"is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadExample(subject, f"is no JSON object but {type(found).__name__}")
-    return read_object(found, told, subject)
+    return _read_object(found, told, subject)
 
 
-def read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Example:
-    """An example from an object with the fields that the data set names. Raises BadExample."""
+def _read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Example:
     if told.prompt_field not in found:
         raise BadExample(subject, f"has no field {told.prompt_field!r}; it has {sorted(map(str, found))[:10]}")
     prompt = _prompt(found[told.prompt_field], subject)

@@ -10,17 +10,13 @@ import msgspec
 from mint_contracts.errors import Overloaded, SourceUnavailable
 from mint_contracts.training import Dataset
 from mint_engine.examples.dataset import MOST_S, read_dataset
-from mint_engine.examples.example import Example
+from mint_engine.examples.held import Examples
 from mint_engine.sources.asking import asked
 
 AT_ONCE = 2  # are read: their bytes are in memory beside their examples, and parsing takes turns with the event loop
 TURN_S = 30.0  # that a file waits for its turn to be read, before those who wait for it are told
 
 _Key = tuple[str, bytes]
-
-
-class Examples(list[Example]):
-    """A data set's examples, which nobody changes. (A list itself can not be held weakly.)"""
 
 
 @dataclass(eq=False)
@@ -63,7 +59,7 @@ class Datasets:
 
     async def _read(self, told: Dataset) -> Examples:
         if told.lines:  # are in memory anyway, and soon read
-            return Examples(await asyncio.to_thread(read_dataset, told))
+            return await asyncio.to_thread(read_dataset, told)
         subject = f"dataset {told.uri!r}"
         try:
             async with asyncio.timeout(TURN_S):
@@ -74,6 +70,6 @@ class Datasets:
         reading.add_done_callback(lambda _: self._room.release())  # a thread goes on though nobody waits any more
         try:
             async with asyncio.timeout(MOST_S):
-                return Examples(await asyncio.shield(reading))
+                return await asyncio.shield(reading)
         except TimeoutError:
             raise SourceUnavailable(subject, f"could not be read within {MOST_S:.0f} s") from None

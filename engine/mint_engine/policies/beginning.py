@@ -1,7 +1,7 @@
 """How a course begins: memory and a slot are had for its policy, which then is made, or read from its checkpoint."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mint_engine.adapters.packed import Packed
 from mint_engine.aside import aside
@@ -30,9 +30,9 @@ async def check_examples(
     room, places = terms.sampling.max_tokens, terms.train.steps * terms.train.prompts_per_step
 
     def check() -> None:
-        taken = examples
+        taken: Iterable[Example] = examples
         if places < len(examples):
-            taken = [examples[at] for at in draw(len(examples), terms.draw_seed, 0, min(places, MOST_DRAWN))]
+            taken = (examples[at] for at in draw(len(examples), terms.draw_seed, 0, min(places, MOST_DRAWN)))
         check_lengths(means.renderer, taken, room, answers=terms.supervised)
         check_lengths(means.renderer, held_out, room)
 

@@ -1,6 +1,7 @@
 """Data sets: read from lines, JSONL and Parquet, refused by line, drawn by step without any state."""
 
 import asyncio
+import datetime
 import json
 import os
 import threading
@@ -120,6 +121,41 @@ def test_a_file_that_says_it_is_too_large_is_not_read(tmp_path: Path) -> None:
         with pytest.raises(CapacityExceeded, match=said):
             read_dataset(Dataset(uri=f"http://{address}/vast.jsonl"))
     assert handler.seen == ["HEAD /vast.jsonl"]
+
+
+def test_examples_take_the_bytes_of_their_lines(tmp_path: Path) -> None:
+    """As objects their texts would take four bytes a character where one of them is rare, in prompt and JSON each."""
+    lines = [json.dumps({"prompt": f"{n} \N{GRINNING FACE} " + "x" * 1000}, ensure_ascii=False) for n in range(5000)]
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n\n".join(lines))
+    tracemalloc.start()
+    try:
+        found = read_dataset(Dataset(uri=f"file://{file}"))
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.3 * file.stat().st_size
+    assert most < 4 * file.stat().st_size
+    assert [each.json for each in found] == [line.replace(": ", ":", 1) for line in lines]
+
+
+def test_a_part_of_the_examples_holds_no_others() -> None:
+    found = read_dataset(Dataset(lines=[f'{{"prompt": "{n}"}}' for n in range(9)], chat=True))
+    part = found[2:5]
+    assert [each.text for each in part] == ["2", "3", "4"] == [found[at].text for at in (2, 3, -5)]
+    assert part._content == b'{"prompt": "2"}{"prompt": "3"}{"prompt": "4"}'
+    assert not found[9:]
+    with pytest.raises(IndexError):
+        found[9]
+
+
+def test_rows_are_told_as_the_lines_that_they_would_be(tmp_path: Path) -> None:
+    answers = [datetime.date(2024, 5, 1), None, datetime.date(2025, 6, 2)]
+    table = pyarrow.table({"prompt": ["a", "b", "c"], "answer": answers, "level": [1, 2, 3]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    found = read_dataset(Dataset(uri=f"file://{tmp_path}/train.parquet"))
+    assert [each.answer for each in found] == ["2024-05-01", None, "2025-06-02"]
+    assert [json.loads(each.json)["level"] for each in found] == [1, 2, 3]
 
 
 TEXT = "x" * 200_000

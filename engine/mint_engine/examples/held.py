@@ -1,0 +1,40 @@
+"""A data set's examples in memory: as their lines, of which each is read again when it is asked for.
+
+With all of their texts as objects they would take several times the bytes of a file, and of some files ten times.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from mint_contracts.training import Dataset
+from mint_engine.examples.example import Example, read_line
+
+
+class Examples(Sequence[Example]):
+    """Of lines that have been read without error, which nobody changes. A slice has lines of its own."""
+
+    def __init__(self, told: Dataset, lines: Iterable[bytes]) -> None:
+        self._told, self._content, self._ends = told, bytearray(), array("Q")
+        for line in lines:
+            self._content += line
+            self._ends.append(len(self._content))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> "Examples": ...
+
+    def __getitem__(self, at: int | slice) -> "Example | Examples":
+        places = range(len(self))
+        if isinstance(at, slice):
+            return Examples(self._told, map(self._line, places[at]))
+        return read_line(self._line(places[at]), self._told, "example")
+
+    def _line(self, place: int) -> bytes:
+        first = self._ends[place - 1] if place else 0
+        return bytes(self._content[first : self._ends[place]])
