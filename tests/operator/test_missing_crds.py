@@ -1,4 +1,4 @@
-"""An operator that comes before its CRDs says what to apply, waits, and begins once they are there."""
+"""An operator that comes before its CRDs says what to apply, and waits; so does one whose CRDs go, started anew."""
 
 import signal
 from functools import partial
@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_operator import kube
-from tests.apiserver import ROOT, serve_without_crds
+from tests.apiserver import ROOT, serve, serve_without_crds
 from tests.operator.stage import Stage, base_model, until
 from tests.operator.test_operator_process import Process, running
 
@@ -34,6 +34,22 @@ async def test_it_says_what_to_apply_and_watches_once_they_are_there(
             assert operator.healthy()
             operator.process.send_signal(signal.SIGTERM)
             assert await operator.ended() == 0
+        client.close()
+
+
+async def test_once_they_are_removed_it_ends_to_wait_for_them_anew(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, redis_client: Redis, redis_server: str
+) -> None:
+    """Kopf ends when a kind goes: who went on would see no change any more."""
+    with serve(tmp_path_factory.mktemp("bare")) as server:
+        client = kube.connect(str(server.kubeconfig))
+        stage = Stage(server, server.namespace("late"), client, redis_client)
+        with running(stage, redis_server, tmp_path, "late") as operator:
+            stage.apply(base_model())
+            await until("its engines", partial(stage.get, "StatefulSet", "smol"))
+            server.kubectl("delete", "crd", "basemodels.mint.dev", "adapterwaves.mint.dev")
+            assert await operator.ended() == 1
+            assert operator.events("kopf ended")
         client.close()
 
 

@@ -47,7 +47,7 @@ class Watch:
         self._endpoint = f"http://{liveness_at}{LIVENESS_PATH}"
         self._progress = progress
         self._ended = ended
-        self._stop = threading.Event()
+        self._told, self._stop = False, threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
@@ -56,6 +56,7 @@ class Watch:
 
     def stop(self) -> None:
         """End it, within STOP_S."""
+        self._told = True
         self._stop.set()
         self._thread.join(STOP_S)
 
@@ -65,24 +66,28 @@ class Watch:
         self._configure(settings)
         self._register(registry, settings)
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=registry,
-                    settings=settings,
-                    # For peers, of which there are none; else kopf asks for the user's name, and a pod may have none.
-                    identity="mint-operator",  # type: ignore[arg-type]  # a kind of str that kopf does not export
-                    standalone=True,
-                    clusterwide=not self._namespaces,
-                    namespaces=self._namespaces,
-                    liveness_endpoint=self._endpoint,
-                    stop_flag=self._stop,
-                )
-            )
+            asyncio.run(self._operate(registry, settings))
         except Exception:  # whatever ended the watch, the process must end with it and say why
             log.exception("kopf ended")
         finally:
-            if not self._stop.is_set():
+            if not self._told:
                 self._ended()
+
+    async def _operate(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=settings,
+                # For peers, of which there are none; else kopf asks for the user's name, and a pod may have none.
+                identity="mint-operator",  # type: ignore[arg-type]  # a kind of str that kopf does not export
+                standalone=True,
+                clusterwide=not self._namespaces,
+                namespaces=self._namespaces,
+                liveness_endpoint=self._endpoint,
+                stop_flag=self._stop,
+            )
+        finally:
+            self._stop.set()  # which a thread of kopf's waits for, and asyncio.run for that
 
     @staticmethod
     def _configure(settings: kopf.OperatorSettings) -> None:
