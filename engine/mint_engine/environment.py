@@ -89,7 +89,8 @@ def confine(cache: Path) -> None:
     for variable, name in folders.items():
         if variable != "HOME" or not os.access(os.environ.get("HOME", ""), os.W_OK):
             os.environ[variable] = str(libraries / name)
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    for variable in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ[variable] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # torch takes the one, and the other only where it is not there; what is set there stays.
     variable = next((name for name in _ALLOCATOR if os.environ.get(name)), _ALLOCATOR[0])

@@ -13,6 +13,7 @@ import grpc
 import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from transformers import Qwen2Config
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc, settings
 from mint_contracts.functions import connect
@@ -21,6 +22,8 @@ from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineView, MapChange, Tier
 from mint_contracts.source import Source, child
+from tests.engine.families import SIZES, make_model
+from tests.engine.ggufs import save
 from tests.engine.pods import BASE, pod, view
 from tests.engine.running import save_adapter, save_base
 from tests.redis_process import RedisProcess
@@ -179,6 +182,15 @@ async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
         assert await engine.ended() == 3, "a newer start of the same engine takes over"
         assert engine.lines()[-1]["event"] == "replaced"
     await redis.aclose()
+
+
+async def test_while_it_reads_a_gguf_file_it_logs_as_ever(redis_process: RedisProcess, tmp_path: Path) -> None:
+    """An event a line, and no bars that grow."""
+    file = tmp_path / "base" / "tiny.gguf"
+    file.parent.mkdir()
+    save(file, make_model(Qwen2Config(**SIZES | {"hidden_size": 64})), "qwen2")
+    with pod(tmp_path, redis_process, Source(f"file://{file.parent}"), context_length=64) as engine:
+        await until(lambda: "base_loaded" in {line["event"] for line in engine.lines()}, timeout_s=300)
 
 
 @pytest.mark.parametrize("asked", ["", "acme/one"], ids=["by a step", "by a load"])
