@@ -336,6 +336,12 @@ def test_what_is_garbled_is_told_with_its_file_its_key_and_what_to_do(
         read_shape(told_by(FAMILIES[of]) | changes, "file x")
 
 
+def test_layers_that_send_tokens_to_other_numbers_of_experts_are_refused() -> None:
+    told = ORDINARY["hunyuan_a13b"] | {"moe_topk": [8] * 31 + [4]}
+    with pytest.raises(UnsupportedBase, match=r"^file x: has a `moe_topk` of no one number, \[8, .* is not served$"):
+        read_shape(told, "file x")
+
+
 ODD = st.one_of(
     st.sampled_from([None, True, False, 0, -3, 1.5, 1e400, 10**400, float("nan"), "", "text"]),
     st.recursive(

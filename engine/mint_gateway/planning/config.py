@@ -73,7 +73,7 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         raise UnsupportedBase(
             subject, f"is of model type {family!r}, which can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
-    told, vision = _DEFAULTS.get(family, {}) | with_names(family, text), vision_of(config)
+    told, vision = _DEFAULTS.get(family, {}) | with_names(family, text, subject), vision_of(config)
     check_told(told, config, vision, subject)
     try:
         shape = _read(family, told)
