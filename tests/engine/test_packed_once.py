@@ -1,9 +1,11 @@
 """What is loaded is packed once, onto the engine's disk, and anew where its source or the disk is not what it was."""
 
 import errno
+import hashlib
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from io import FileIO
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,10 +18,12 @@ from mint_contracts import errors
 from mint_contracts.source import Source
 from mint_engine.adapters import mapped
 from mint_engine.adapters.file_identity import Identity, identity_of
-from mint_engine.adapters.packed import Header
+from mint_engine.adapters.packed import Header, bytes_of, fingerprint
+from mint_engine.adapters.packed_file import head_of
 from mint_engine.adapters.read import read_adapter
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
+from mint_engine.sources.copying import folder_name
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.made import edit_config, edit_tensors, lora_names, packed_source, peft_adapter, read_tiny, tiny_fit
@@ -61,6 +65,20 @@ def test_a_restart_finds_what_was_packed_and_another_base_does_not(tmp_path: Pat
         == read_adapter(LocalFolder(tmp_path / "a", "a"), tiny_fit(), torch.bfloat16).revision
     )
     assert not only.exists()
+
+
+def test_what_versions_before_format_2_have_packed_is_not_fetched_anew(tmp_path: Path) -> None:
+    """An engine whose disk outlives an upgrade goes on with what is on it, though no source can be asked."""
+    peft_adapter(tmp_path / "a")
+    source, packed = Source("https://nobody.invalid/a"), read_tiny(tmp_path / "a")
+    header = replace(packed.header, digest=hashlib.sha256(bytes_of(packed.run)).hexdigest())
+    identity = hashlib.sha256(f"torch.float32 {fingerprint(tiny_fit().modules)} 1".encode()).hexdigest()[:16]
+    kept = tmp_path / "disk" / f"{folder_name(source)}-{identity}.mint"
+    kept.parent.mkdir()
+    kept.write_bytes(head_of(header) + bytes(bytes_of(packed.run)))
+    loaded = loader(tmp_path).load(source)
+    assert torch.equal(loaded.run, packed.run)
+    assert loaded.header.digest == header.digest
 
 
 def test_a_cached_file_that_broke_is_packed_anew(tmp_path: Path) -> None:

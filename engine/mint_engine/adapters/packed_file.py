@@ -22,7 +22,7 @@ from mint_engine.model.device import DTYPES
 
 MAGIC = b"MINTLORA"
 VERSION = 2
-_BEFORE = 1  # the same but for the run's digest; still read, and passed on as it is
+OLDEST = 1  # the same but for the run's digest; still read, and passed on as it is
 PREFIX = struct.Struct("<8sII32s")
 ALIGNMENT = 4096  # of the run: a page
 MAX_BODY_BYTES = 4 << 20  # 672 parts of a large model need 60 KiB, and a PEFT config has its own limit of 1 MiB
@@ -110,8 +110,8 @@ def _body_bytes(start: bytes, subject: str, file_bytes: int | None) -> int:
     magic, version, length, _ = PREFIX.unpack(start[: PREFIX.size])
     if magic != MAGIC:
         raise CorruptFile(subject, "is no packed adapter: it does not begin with MINTLORA")
-    if version not in (VERSION, _BEFORE):
-        read = f"this engine reads {VERSION} and {_BEFORE}"
+    if version not in (VERSION, OLDEST):
+        read = f"this engine reads {VERSION} and {OLDEST}"
         raise CorruptFile(subject, f"is a packed adapter of format {version}; {read}; pack it anew")
     if length > MAX_BODY_BYTES or (file_bytes is not None and _aligned(length) > file_bytes):
         raise CorruptFile(subject, f"is truncated, or its header is broken: it claims {length} bytes of header")
@@ -219,7 +219,7 @@ def _encode(header: Header) -> bytes:
 
 
 def _version_of(digest: str) -> int:
-    return VERSION if digest.startswith(BLAKE3) else _BEFORE
+    return VERSION if digest.startswith(BLAKE3) else OLDEST
 
 
 def _aligned(body: int) -> int:

@@ -43,7 +43,8 @@ class Loader:
         self.disk = disk
         self._fit = fit
         self._dtype = dtype
-        self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.VERSION}"
+        # What an older version has packed is read as well, so that an upgrade need not fetch all of a disk anew.
+        self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.OLDEST}"
         self._opener = Opener()
         self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
         self._together = Together()
