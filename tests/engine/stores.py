@@ -5,7 +5,7 @@ import json
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -146,14 +146,21 @@ def serving(
 ) -> Iterator[tuple[str, type[Files]]]:
     """A web server over `folder`: its host:port, and its handler's class with `faults` and `seen`."""
     own = type(handler.__name__, (handler,), {"faults": {}, "seen": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(own, directory=str(folder)))
+    with _listening(functools.partial(own, directory=str(folder)), tls) as address:
+        yield address, own
+
+
+@contextmanager
+def _listening(handler: Callable[..., BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The host:port where requests are handled so."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"127.0.0.1:{server.server_address[1]}", own
+        yield f"127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -218,14 +225,8 @@ def lengthless(url: str) -> Iterator[str]:
     at = urlsplit(url)
     calls = {f"do_{method}": _WithoutLengths.pass_on for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
     handler = type("Passing", (_WithoutLengths,), {"host": at.hostname, "port": at.port, **calls})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with _listening(handler) as address:
+        yield f"http://{address}"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mint_contracts.errors import CorruptFile
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.digests import UNKNOWN, Digesting, digest_of
+from mint_engine.adapters.digests import UNKNOWN, digest_of
 from mint_engine.adapters.mapped import LONG_BYTES, MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed, bytes_of, is_finite, lay_out
 from mint_engine.adapters.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
@@ -219,20 +219,6 @@ def test_a_file_of_format_1_is_read_as_before(tmp_path: Path) -> None:
     at = len(blob) - 1
     with pytest.raises(CorruptFile, match="do not match their digest"):
         read(blob[:at] + bytes([blob[at] ^ 1]), tmp_path)
-
-
-def test_a_digest_is_blake3s_however_its_bytes_come() -> None:
-    """Of nothing, and of what the specification's own test vectors are: 0, 1, ... 250, 0, 1, ..."""
-    vector = memoryview(bytes(each % 251 for each in range(2049)))
-    known = "5f4d72f40d7a5f82b15ca2b2e44b1de3c2ef86c426c95c1af0b6879522563030"
-    assert (
-        digest_of(memoryview(b"")) == f"blake3:{'af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262'}"
-    )
-    assert digest_of(vector) == f"blake3:{known}"
-    digesting = Digesting()
-    for start in range(0, len(vector), 100):
-        digesting.update(vector[start : start + 100])
-    assert digesting.told == f"blake3:{known}"
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

@@ -11,10 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.functions import connect
-from mint_operator import kube
 from tests.apiserver import ApiServer
 from tests.operator.catalogs import Catalog, entry
-from tests.operator.stage import Stage
+from tests.operator.stage import Stage, staged
 from tests.redis_process import RedisProcess
 
 _numbers = itertools.count()
@@ -35,9 +34,8 @@ def namespace(api_server: ApiServer) -> str:
 @pytest.fixture
 async def stage(api_server: ApiServer, namespace: str, redis_client: Redis) -> AsyncIterator[Stage]:
     """A namespace, an empty Redis, and an operator to drive pass by pass."""
-    client = kube.connect(str(api_server.kubeconfig))
-    yield Stage(api_server, namespace, client, redis_client)
-    client.close()
+    with staged(api_server, namespace, redis_client) as stage:
+        yield stage
 
 
 @pytest.fixture
@@ -52,10 +50,10 @@ async def mortal_stage(
     api_server: ApiServer, namespace: str, redis_process: RedisProcess
 ) -> AsyncIterator[tuple[Stage, RedisProcess]]:
     """A stage whose Redis may be killed."""
-    client, redis = kube.connect(str(api_server.kubeconfig)), connect(redis_process.url)
-    yield Stage(api_server, namespace, client, redis), redis_process
+    redis = connect(redis_process.url)
+    with staged(api_server, namespace, redis) as stage:
+        yield stage, redis_process
     await redis.aclose()
-    client.close()
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, Failure, Held, Tier
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
+from mint_operator import kube
 from mint_operator.apply import Applier, Maps
 from mint_operator.kube import Kube
 from mint_operator.loop import Loop
@@ -45,6 +47,16 @@ RELEASE = Release(
 )
 
 T = TypeVar("T")
+
+
+@contextmanager
+def staged(server: ApiServer, namespace: str, redis: Redis) -> Iterator["Stage"]:
+    """A stage in a namespace that is there."""
+    client = kube.connect(str(server.kubeconfig))
+    try:
+        yield Stage(server, namespace, client, redis)
+    finally:
+        client.close()
 
 
 async def until(what: str, probe: Callable[[], Awaitable[T]]) -> T:

@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 from mint_contracts.records import Failure
 from mint_contracts.resources import EngineSpec, Resources
 from mint_contracts.settings import ENGINE_SETTINGS, RANKS_PORT, EngineSettings
-from mint_operator import kube
 from mint_operator.observing import decode
 from mint_operator.planning.engines import engine_name, expected
 from mint_operator.planning.groups import API_VERSION
@@ -22,7 +21,7 @@ from mint_operator.planning.manifests import SETTINGS_DIGEST, Manifest, render, 
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Release, Snapshot
 from tests.apiserver import POLL_S, START_TIMEOUT_S, ApiServer, KubectlError, serve
-from tests.operator.stage import Stage, base_model
+from tests.operator.stage import base_model, staged
 from tests.operator.worlds import NOW, RELEASE, base
 
 Body = dict[str, Any]
@@ -252,9 +251,7 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
 ) -> None:
     """And bases of one node go on meanwhile."""
     own_api_server.namespace("groups")
-    client = kube.connect(str(own_api_server.kubeconfig))
-    stage = Stage(own_api_server, "groups", client, redis_client)
-    try:
+    with staged(own_api_server, "groups", redis_client) as stage:
         single = base_model()
         single["metadata"]["name"] = "single"
         stage.apply(over_two_nodes(), single)
@@ -277,8 +274,6 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
         await stage.once()
         assert (await stage.status("BaseModel", "smol"))["phase"] == "Ready"
         assert await stage.once() == {}
-    finally:
-        client.close()
 
 
 @pytest.fixture

@@ -7,50 +7,49 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from mint_operator import kube
 from tests.apiserver import ROOT, serve, serve_without_crds
-from tests.operator.stage import Stage, base_model, until
+from tests.operator.stage import base_model, staged, until
 from tests.operator.test_operator_process import Process, running
 
 
 async def test_it_says_what_to_apply_and_watches_once_they_are_there(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, redis_client: Redis, redis_server: str
 ) -> None:
-    with serve_without_crds(tmp_path_factory.mktemp("bare")) as server:
-        client = kube.connect(str(server.kubeconfig))
-        stage = Stage(server, server.namespace("early"), client, redis_client)
-        with running(stage, redis_server, tmp_path, "early", resyncs=False) as operator:
-            lacks = "the cluster has no {} of mint.dev/v1alpha1; apply MinT's CRDs"
-            await until("both to be missed", partial(told, operator, lacks.format("AdapterWave and no BaseModel")))
-            await until("its probe", partial(healthy, operator))
-            server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "mint.dev_basemodels.yaml"))
-            await until("one to be missed", partial(told, operator, lacks.format("AdapterWave")))
-            assert not operator.events("pass"), "nothing is begun by halves"
-            server.apply_crds()
-            await until("a first pass over everything", partial(logged, operator, "pass"))
-            assert operator.events("CRDs are there")
-            stage.apply(base_model())
-            await until("its engines, though nothing is listed again", partial(stage.get, "StatefulSet", "smol"))
-            assert operator.healthy()
-            operator.process.send_signal(signal.SIGTERM)
-            assert await operator.ended() == 0
-        client.close()
+    with (
+        serve_without_crds(tmp_path_factory.mktemp("bare")) as server,
+        staged(server, server.namespace("early"), redis_client) as stage,
+        running(stage, redis_server, tmp_path, "early", resyncs=False) as operator,
+    ):
+        lacks = "the cluster has no {} of mint.dev/v1alpha1; apply MinT's CRDs"
+        await until("both to be missed", partial(told, operator, lacks.format("AdapterWave and no BaseModel")))
+        await until("its probe", partial(healthy, operator))
+        server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "mint.dev_basemodels.yaml"))
+        await until("one to be missed", partial(told, operator, lacks.format("AdapterWave")))
+        assert not operator.events("pass"), "nothing is begun by halves"
+        server.apply_crds()
+        await until("a first pass over everything", partial(logged, operator, "pass"))
+        assert operator.events("CRDs are there")
+        stage.apply(base_model())
+        await until("its engines, though nothing is listed again", partial(stage.get, "StatefulSet", "smol"))
+        assert operator.healthy()
+        operator.process.send_signal(signal.SIGTERM)
+        assert await operator.ended() == 0
 
 
 async def test_once_they_are_removed_it_ends_to_wait_for_them_anew(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, redis_client: Redis, redis_server: str
 ) -> None:
     """Kopf ends when a kind goes: who went on would see no change any more."""
-    with serve(tmp_path_factory.mktemp("bare")) as server:
-        client = kube.connect(str(server.kubeconfig))
-        stage = Stage(server, server.namespace("late"), client, redis_client)
-        with running(stage, redis_server, tmp_path, "late") as operator:
-            stage.apply(base_model())
-            await until("its engines", partial(stage.get, "StatefulSet", "smol"))
-            server.kubectl("delete", "crd", "basemodels.mint.dev", "adapterwaves.mint.dev")
-            assert await operator.ended() == 1
-            assert operator.events("kopf ended")
-        client.close()
+    with (
+        serve(tmp_path_factory.mktemp("bare")) as server,
+        staged(server, server.namespace("late"), redis_client) as stage,
+        running(stage, redis_server, tmp_path, "late") as operator,
+    ):
+        stage.apply(base_model())
+        await until("its engines", partial(stage.get, "StatefulSet", "smol"))
+        server.kubectl("delete", "crd", "basemodels.mint.dev", "adapterwaves.mint.dev")
+        assert await operator.ended() == 1
+        assert operator.events("kopf ended")
 
 
 async def told(operator: Process, says: str) -> bool:

@@ -146,15 +146,15 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
         raise CorruptFile(
             subject, f"is truncated: its header of {head_bytes} bytes is not all there; upload it again"
         )
+    _, version, _, own = PREFIX.unpack(start)
     digest = hashlib.sha256(body)
-    if digest.digest() != PREFIX.unpack(start)[3] or padding.strip(b"\0"):
+    if digest.digest() != own or padding.strip(b"\0"):
         raise CorruptFile(subject, "has a header that does not match its digest; upload it again")
     try:
         told = _BODY.decode(body)
         layout = _known_layout(bytes(told.parts)) if len(told.parts) <= CACHED_TEXT_BYTES else _layout(told.parts)
     except (msgspec.MsgspecError, RecursionError, UnicodeError, _Defect) as error:
         raise CorruptFile(subject, f"has a packed adapter's header that is not right: {str(error)[:200]}") from None
-    version = PREFIX.unpack(start)[1]
     if version != _version_of(told.run):
         raise CorruptFile(subject, f"has the digest of another format than {version}, its own; pack it anew")
     if len(told.scalings) != len(layout.places):
