@@ -1,16 +1,20 @@
-"""64 distinct adapters on all experts against none: SmolLM2 upcycled into 8 and into 32 experts, two for a token."""
+"""SmolLM2 upcycled into experts, two for a token: 64 adapters on all of them against none, and quantised experts."""
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from tests.bench.adapters import make_adapters, names
 from tests.bench.bench import Bench, Group
 from tests.bench.our_setup import Setup
+from tests.bench.packed import GROUP, write_packed
 from tests.bench.places import bench_cache, made_once, scratch
 from tests.bench.rows import Row, measured
 from tests.bench.serve import rate, rounds
 from tests.bench.shapes import expert_shapes
+from tests.bench.side import Side
 from tests.bench.workload import TOGETHER
 from tests.upcycle import write
 
@@ -44,6 +48,34 @@ def _mixed(bench: Bench, experts: int) -> list[Row]:
     return [measured(f"serve.moe_mixed64_over_base.e{experts}", found["mixed"], found["base"], note)]
 
 
-GROUPS = tuple(
-    Group((f"serve.moe_mixed64_over_base.e{experts}",), partial(_mixed, experts=experts)) for experts in (8, 32)
+def _quantised(bench: Bench, experts: int, together: int) -> list[Row]:
+    """Experts that stay in INT4 against the same base's in bfloat16, without adapters."""
+    plain = upcycled(bench, experts)
+    with bench.doing("its experts in INT4"):
+        folder = bench_cache() / "models" / f"upcycled-{bench.base_key}-{experts}-int4"
+        kept = made_once(folder, lambda unfinished: write_packed(plain, unfinished))
+    with ExitStack() as sides:
+        turns = {}
+        for name, base in (("kept", kept), ("plain", plain)):
+            cache = sides.enter_context(scratch(name))
+            setup = Setup(str(base), str(cache), bench.device, slots=1, quantised_experts=name == "kept")
+            side = sides.enter_context(bench.ours(sys.executable, setup, name))
+            bench.start(side)
+            turns[name] = _few(bench, side, together)
+        found = rounds(bench, turns)
+    note = f"{experts} experts, two for a token, in INT4 with a scale for every {GROUP}; {together} requests at once"
+    return [measured("serve.quantised_experts_over_plain", found["kept"], found["plain"], note)]
+
+
+def _few(bench: Bench, side: Side, together: int) -> Callable[[int], float]:
+    def ask(number: int) -> float:
+        work = bench.work(number, requests=together, together=together)
+        return float(bench.round(side, work, f"{together} requests")["rate"])
+
+    return ask
+
+
+GROUPS = (
+    Group(("serve.quantised_experts_over_plain",), partial(_quantised, experts=8, together=8)),
+    *(Group((f"serve.moe_mixed64_over_base.e{experts}",), partial(_mixed, experts=experts)) for experts in (8, 32)),
 )

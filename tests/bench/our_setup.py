@@ -21,6 +21,7 @@ class Setup(msgspec.Struct, frozen=True):
     disk_bytes: int = 16 << 30
     ranks: int = 1
     threads: int = 0  # of each rank; 0: as many as there are cores for it
+    quantised_experts: bool = False
 
     @property
     def settings(self) -> EngineSettings:
@@ -38,4 +39,5 @@ class Setup(msgspec.Struct, frozen=True):
             disk_bytes=self.disk_bytes,
             store=Source(self.store) if self.store else None,
             tensor_parallel_size=self.ranks,
+            quantised_experts=self.quantised_experts,
         )

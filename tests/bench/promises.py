@@ -63,6 +63,7 @@ PROMISES = (
     _higher("serve.distinct2000_over_5", "own, drawn from 5 adapters", 0.97),
     _higher("serve.moe_mixed64_over_base.e8", BASE, 0.75),
     _higher("serve.moe_mixed64_over_base.e32", BASE, 0.75),
+    _higher("serve.quantised_experts_over_plain", "own, the same experts in bfloat16", 0.75),
     _higher("serve.windows_over_whole", "own, the same base without windows", 2.0),
     Promise("load.packed_over_unpacked.r32", "ms", "PEFT's files, a copy a tensor", "theirs/ours", ">=", 20.0),
     Promise("load.packed_over_unpacked_moe", "ms", "PEFT's files, a copy a tensor", "theirs/ours", ">=", 100.0),

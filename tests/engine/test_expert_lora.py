@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import ROWS, find_kernels
+from mint_engine.kernels.structs import Stack
 from mint_engine.model.expert_lora import add_expert_lora, plan_experts, sort_pairs
 from mint_engine.model.lora import Segment
 from mint_engine.parallel.shares import Cut, ModuleCut
@@ -125,10 +126,12 @@ def test_the_bases_product(
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(len(counts), high, wide, generator=draw).to(dtype)
     x = torch.randn(bounds[-1], wide, generator=draw).to(dtype)
-    found = kernels.multiply_experts(x, weight, bounds)
+    found = kernels.multiply_experts(x, Stack(weight.shape, weight), bounds)
     for expert, (start, stop) in enumerate(itertools.pairwise(bounds)):
         for row in range(start, stop):
             expected = weight[expert].float() @ x[row].float()
             torch.testing.assert_close(found[row].float(), expected, rtol=tolerance, atol=tolerance * wide**0.5)
             alone = [0] * (expert + 1) + [1] * (len(counts) - expert)
-            assert torch.equal(kernels.multiply_experts(x[row : row + 1], weight, alone)[0], found[row])
+            assert torch.equal(
+                kernels.multiply_experts(x[row : row + 1], Stack(weight.shape, weight), alone)[0], found[row]
+            )

@@ -4,6 +4,7 @@ import copy
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_contracts.training import Loss
 from mint_engine.beforehand import check_small_files
+from mint_engine.kernels.library import find_kernels
+from mint_engine.kernels.structs import Stack
 from mint_engine.model import base as base_module
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.experts import is_stack
@@ -65,7 +68,15 @@ SAVES: dict[str, tuple[str, Save]] = {
     "reordered numbers": ("mixtral", in_numbers("mixtral", "w4a16_reordered")),
 }
 EVERY = pytest.mark.parametrize("files", SAVES)
-FEW = pytest.mark.parametrize("files", ["float8", "mxfp4", "numbers"])
+FILES_AND_RANKS = [
+    ("float8", 1),
+    ("float8 by channels", 1),
+    ("mxfp4", 1),
+    ("mxfp4", 2),
+    ("nvfp4 and float8", 2),
+    ("numbers", 1),
+]
+FEW = pytest.mark.parametrize("files", ["float8", "float8 by channels", "mxfp4", "numbers"])
 
 
 def load(folder: Path, part: Part | None = None, *, keep: bool = True, dtype: torch.dtype = torch.bfloat16) -> Base:
@@ -138,27 +149,50 @@ def test_the_first_of_several_ranks_looks_at_each_weight_once(
 
 
 @EVERY
+def test_kernels_dequantise_experts_by_themselves(files: str, tmp_path: Path) -> None:
+    """To the bit as they are before; but for zero points, other orders, and matrices that lie turned."""
+    kernels = find_kernels(torch.bfloat16, CPU)
+    if kernels is None:
+        pytest.skip("no compiled kernels here")
+    held = [stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, KeptStack)]
+    assert all(bool(stack.codes) == (files not in ("mxfp4", "padded numbers", "reordered numbers")) for stack in held)
+    for stack in held:
+        if stack.codes:
+            experts, _, inputs = stack.shape
+            every = torch.eye(inputs, dtype=torch.bfloat16).repeat(experts, 1)
+            bounds = [inputs * at for at in range(experts + 1)]
+            found = kernels.multiply_experts(every, Stack(stack.shape, None, stack.codes), bounds)
+            assert torch.equal(found.view(experts, inputs, -1).mT, torch.stack([stack[at] for at in range(experts)]))
+
+
+@EVERY
 def test_experts_take_what_files_do(files: str, tmp_path: Path) -> None:
     quantised, _ = SAVES[files][1](tmp_path)
     base = load(quantised)
     kept = [stack for stack in stacks(base).values() if isinstance(stack, KeptStack)]
-    held = sum(each.nbytes for each in memory(kept))
+    held = bytes_of(kept)
     there = {name: each for name, each in tensors_of(quantised).items() if ".experts." in name}
     plain = {name for name, each in there.items() if name.endswith("weight") and each.dtype == torch.float32}
     beside = ("_bias", "input_scale", "activation_scale")
     assert held == sum(each.nbytes for name, each in there.items() if name not in plain and not name.endswith(beside))
 
 
-def memory(found: Any) -> list[torch.Tensor]:
-    """Every tensor that something holds."""
+def bytes_of(kept: list[KeptStack]) -> int:
+    """What they take; what kernels read lies in the same memory."""
+    return sum({each.data_ptr(): each.nbytes() for each in memory(kept)}.values())
+
+
+def memory(found: Any) -> list[torch.UntypedStorage]:
+    """Every tensor's memory that something holds."""
     if isinstance(found, torch.Tensor):
-        return [found]
+        return [found.untyped_storage()]
     if isinstance(found, (list, tuple)):
         return [tensor for each in found for tensor in memory(each)]
-    return [tensor for each in vars(found).values() for tensor in memory(each)] if hasattr(found, "__dict__") else []
+    fields = {} if isinstance(found, Enum) else getattr(found, "__dict__", {})
+    return [each for field in fields.values() for each in memory(field)]
 
 
-@pytest.mark.parametrize(("files", "ranks"), [("float8", 1), ("mxfp4", 1), ("mxfp4", 2), ("numbers", 1)])
+@pytest.mark.parametrize(("files", "ranks"), FILES_AND_RANKS)
 async def test_answers_are_pefts(files: str, ranks: int, tmp_path: Path) -> None:
     """Numbers by two ranks: over Kimi-K2.5, in test_quantised_served."""
     family, save = SAVES[files]
@@ -177,7 +211,8 @@ async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Pa
     found = []
     for keep in (True, False):
         async with running(quantised, adapters, Limits(running=4, step_tokens=24), quantised_experts=keep) as engine:
-            assert engine.server.generation.compute == "generic"
+            own = family == "qwen3_moe" and find_kernels(torch.bfloat16, CPU) is not None
+            assert engine.server.generation.compute.startswith("lean" if own else "generic")
             for prompt, who in itertools.product(prompts, ("", "a/all")):  # alone: products depend on what is beside
                 answer = await ask(engine, prompt, who, max_tokens=8, logprobs=0, ignore_eos=True)
                 found.append((answer.tokens, answer.logprobs))

@@ -17,7 +17,7 @@ from mint_gateway.planning.fit import Least, Mix, hold, make_plan
 from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.shape import keep_experts
 from tests.engine.integers import KIMI_IGNORES, packed_config
-from tests.engine.test_kept_experts import Save, in_float8, in_mxfp4, in_numbers, load, memory, stacks
+from tests.engine.test_kept_experts import Save, bytes_of, in_float8, in_mxfp4, in_numbers, load, stacks
 from tests.planning.frontier import GPT_OSS_120B, KIMI_K2
 from tests.planning.planned import STORAGE
 
@@ -63,7 +63,7 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
     for rank, share in enumerate(share_out(shape, ranks)):
         base = load(quantised, Part(rank, ranks) if ranks > 1 else None, dtype=torch.float16)
         kept = [stack for stack in stacks(base).values() if isinstance(stack, KeptStack)]
-        held = sum(each.nbytes for each in memory(kept)) + sum(each.nbytes for each in base.model.parameters())
+        held = bytes_of(kept) + sum(each.nbytes for each in base.model.parameters())
         assert share.resident_bytes("float16") == held - 2 * (shape.head_rows - share.head_rows) * shape.hidden
     (one,) = hold(shape, DEVICES["cpu"], 1, MIX, "bfloat16")
     assert one.weights == shape.resident_bytes("bfloat16")

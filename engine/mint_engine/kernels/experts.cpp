@@ -3,13 +3,12 @@
 
 #include <omp.h>
 
-// x [P, in], rows bounds[e] to bounds[e + 1] expert e's; weight [E, out, in] -> y [P, out].
+// x [P, in], rows bounds[e] to bounds[e + 1] expert e's -> y [P, out].
 #define MINT_EXPERTS(NAME, T)                                                                                          \
-  extern "C" void mint_multiply_experts_##NAME(const T* x, const int64_t* bounds, int64_t experts, const T* weight,    \
-                                               int64_t in, int64_t out, T* y) {                                        \
-    const Stack<T> by{weight, in, out, nullptr, 0};                                                                    \
+  extern "C" void mint_multiply_experts_##NAME(const T* x, const int64_t* bounds, int64_t experts,                     \
+                                               const Stack<T>* by, T* y) {                                             \
     _Pragma("omp parallel")                                                                                            \
-    multiply_part<T>(x, bounds, experts, by, y, omp_get_thread_num(), omp_get_num_threads());                          \
+    multiply_part<T>(x, bounds, experts, *by, y, omp_get_thread_num(), omp_get_num_threads());                         \
   }
 MINT_EXPERTS(bfloat16, bf16)
 MINT_EXPERTS(float32, float)

@@ -2,12 +2,15 @@
 // Inputs meet a weight's rows in dot products, so that nothing is packed and no weight lies in memory twice. A sum is
 // taken in the order of its inputs, so a row's result does not depend on how many rows there are.
 #pragma once
+#include "codes.h"
 #include "inputs.h"
 #include "lanes.h"
 #include "lora.h"
 #include "turned.h"
 
-constexpr int64_t BLOCK = 64;  // outputs of a work item: with 2,000 inputs their weights fit the second-level cache
+// Outputs of a work item: with 2,000 inputs their weights fit the second-level cache; of those that are dequantised for
+// it, where they are used at once, some fit the first.
+constexpr int64_t BLOCK = 64, BLOCK_DEQUANTISED = 32;
 constexpr int64_t FEW = 16;    // outputs that are taken together
 
 #if defined(__AVX512F__)
@@ -16,13 +19,25 @@ constexpr int DOTS = 4;  // rows, and outputs, of a tile of dot products: its su
 constexpr int DOTS = 2;
 #endif
 
-// One linear of all experts: weight [E, out, in], and the modules whose adapters add to it.
+// One linear of all experts: weight [E, out, in], or, where that is null, the quantised ones whose outputs it has one
+// below another; and the modules whose adapters add to it.
 template <typename T>
 struct Stack {
   const T* weight;
+  const Codes* codes;
   int64_t in, out;
   const Target* targets;
   int64_t target_count;
+
+  // Outputs `first` to `last` of an expert. The next call of this thread may overwrite them.
+  const T* rows(int64_t expert, int64_t first, int64_t last) const {
+    return weight ? weight + (expert * out + first) * in : dequantised<T>(codes, expert, first, last, in);
+  }
+  // Where these lie, `lines` of it brought at a time.
+  Ahead ahead(int64_t expert, int64_t first, int64_t last, int lines) const {
+    if (!weight) return ahead_of(codes, expert, first, last, lines);
+    return {(const char*)(weight + (expert * out + first) * in), (const char*)(weight + (expert * out + last) * in), lines};
+  }
 };
 
 // y [N, ldy] = x [N, in] W^T of R outputs.
@@ -99,20 +114,18 @@ inline Rows<bf16> rows_of(const bf16* x, int64_t count, const Stack<bf16>& by) {
 }
 #endif
 
-// Outputs `first` to `last` of one expert's rows -> y [count, out].
+// One expert's rows by `outs` of its outputs, weight [outs, in] -> y [count, ldy].
 template <typename T>
-inline void multiply_block(const Rows<T>& rows, const T* weight, const Stack<T>& by, int64_t first, int64_t last, T* y,
-                           Ahead& ahead) {
+inline void multiply_block(const Rows<T>& rows, const T* weight, int64_t in, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
 #ifdef MINT_AMX
   if constexpr (BY_MATRICES<T>)
-    if (rows.standing)
-      return multiply_standing(rows.standing, rows.count, weight, by.in, by.out, first, last, y, ahead);
+    if (rows.standing) return multiply_standing(rows.standing, rows.count, weight, in, outs, y, ldy, ahead);
 #endif
   for (int64_t row = 0; row < rows.count; row += ITEM_ROWS) {
     const int some = int(std::min<int64_t>(ITEM_ROWS, rows.count - row));
-    const Inputs<T> from = inputs(rows.x + row * by.in, by.in, some, by.in);
-    for (int64_t o = first; o < last; o += FEW)
-      put<T>(from.rows, by.in, some, weight + o * by.in, std::min(FEW, last - o), y + row * by.out + o, by.out, ahead);
+    const Inputs<T> from = inputs(rows.x + row * in, in, some, in);
+    for (int64_t o = 0; o < outs; o += FEW)
+      put<T>(from.rows, in, some, weight + o * in, std::min(FEW, outs - o), y + row * ldy + o, ldy, ahead);
   }
 }
 
@@ -120,8 +133,8 @@ inline void multiply_block(const Rows<T>& rows, const T* weight, const Stack<T>&
 template <typename T>
 void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Stack<T>& by, T* y, int thread,
                    int threads) {
-  const int64_t blocks = (by.out + BLOCK - 1) / BLOCK;
-  const int64_t first = blocks * thread / threads * BLOCK, last = std::min(by.out, blocks * (thread + 1) / threads * BLOCK);
+  const int64_t high = by.weight ? BLOCK : BLOCK_DEQUANTISED, blocks = (by.out + high - 1) / high;
+  const int64_t first = blocks * thread / threads * high, last = std::min(by.out, blocks * (thread + 1) / threads * high);
   if (first == last) return;
 #ifdef MINT_AMX
   const Matrices registers;
@@ -133,17 +146,16 @@ void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Sta
   };
   for (int64_t expert = after(-1), next; expert < experts; expert = next) {
     next = after(expert);
-    const int64_t from = bounds[expert], rows = bounds[expert + 1] - from;
-    const T *weight = by.weight + expert * by.out * by.in, *following = by.weight + next * by.out * by.in;
-    const Rows<T> these = rows_of(x + from * by.in, rows, by);
-    for (int64_t block = first; block < last; block += BLOCK) {
+    const int64_t from = bounds[expert];
+    const Rows<T> these = rows_of(x + from * by.in, bounds[expert + 1] - from, by);
+    for (int64_t block = first, end; block < last; block = end) {
+      end = std::min(block + high, last);
       Ahead ahead;  // a block's weights while the one before is computed, evenly over the steps that this takes
-      const bool more = block + BLOCK < last;
-      if (more || next < experts) {
-        const T* soon = more ? weight + (block + BLOCK) * by.in : following + first * by.in;
-        ahead = {(const char*)soon, (const char*)(soon + std::min(BLOCK, last - first) * by.in), these.lines()};
-      }
-      multiply_block(these, weight, by, block, std::min(block + BLOCK, last), y + from * by.out, ahead);
+      if (end < last)
+        ahead = by.ahead(expert, end, std::min(end + high, last), these.lines());
+      else if (next < experts)
+        ahead = by.ahead(next, first, std::min(first + high, last), these.lines());
+      multiply_block(these, by.rows(expert, block, end), by.in, end - block, y + from * by.out + block, by.out, ahead);
     }
   }
 }

@@ -22,10 +22,12 @@ from mint_engine.kernels.structs import (
     PeersStruct,
     RoomStruct,
     SlotsStruct,
+    Stack,
     StepStruct,
     heads_struct,
     linear_struct,
     slots_struct,
+    stack_struct,
 )
 from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.residency.large_pages import LargePages
@@ -53,7 +55,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
     "sum": (_P, _I, _I, _P),
     "meet": (_P,),
-    "multiply_experts": (_P, _P, _I, _P, _I, _I, _P),
+    "multiply_experts": (_P, _P, _I, _P, _P),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
@@ -208,11 +210,11 @@ class Kernels:
             ctypes.byref(slots_struct(slots)), parts.data_ptr(), parts.shape[0],
         )  # fmt: skip
 
-    def multiply_experts(self, x: torch.Tensor, weight: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-        """Rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight; weight [E, out, in] -> [P, out]."""
-        count, high, wide = weight.shape
-        y, limits = x.new_empty((x.shape[0], high)), torch.tensor(bounds)
-        self._multiply_experts(x.data_ptr(), limits.data_ptr(), count, weight.data_ptr(), wide, high, y.data_ptr())
+    def multiply_experts(self, x: torch.Tensor, by: Stack, bounds: Sequence[int]) -> torch.Tensor:
+        """Rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight, adapters aside -> [P, out]."""
+        count, high, _ = by.shape
+        y, limits, stack = x.new_empty((x.shape[0], high)), torch.tensor(bounds), stack_struct(by)
+        self._multiply_experts(x.data_ptr(), limits.data_ptr(), count, ctypes.byref(stack), y.data_ptr())
         return y
 
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:

@@ -6,6 +6,8 @@ Structs hold addresses alone: whoever makes one keeps its tensors alive.
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
 
 import torch
 
@@ -13,6 +15,15 @@ from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import Slots
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+# Types of scales as codes.h numbers them.
+_SCALES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.uint8: 3,
+    torch.float8_e8m0fnu: 3,
+    torch.float8_e4m3fn: 4,
+}
 
 
 class Angles:
@@ -30,6 +41,7 @@ class HeadNorms:
 
 
 NO_NORMS = HeadNorms(None, None, 0.0)
+NO_TARGETS = torch.empty((0, 4), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,41 @@ class Linear:
     targets: torch.Tensor
 
 
+class Kind(IntEnum):
+    """What a weight's codes are: bytes, or halves of bytes with the lower one first; whole numbers less the least."""
+
+    E4M3 = 0
+    INT8 = 1
+    E2M1 = 2
+    INT4 = 3
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A linear of all experts that stays quantised: each number is what its code stands for, times its block's scale.
+
+    codes [E, out, *] lie row by row; scales [E, rows, columns], each that of a block of so many outputs and inputs.
+    `every` [E] float32 is what an expert's are to be multiplied by, where they are e4m3 themselves.
+    """
+
+    kind: Kind
+    codes: torch.Tensor
+    scales: torch.Tensor
+    block: tuple[int, int]
+    every: torch.Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Stack:
-    """One linear of all of a layer's experts, as it lies, weight [E, out, in]; targets as of `Linear`."""
+    """One linear of all of a layer's experts, of `shape` [E, out, in]; targets as of `Linear`.
 
-    weight: torch.Tensor
-    targets: torch.Tensor
+    Its weight as it lies, or quantised linears that have its outputs one below another.
+    """
+
+    shape: torch.Size
+    weight: torch.Tensor | None
+    codes: tuple[Codes, ...] = ()
+    targets: torch.Tensor = NO_TARGETS
 
 
 @dataclass(frozen=True)
@@ -79,10 +120,22 @@ class LinearStruct(ctypes.Structure):
     )  # fmt: skip
 
 
+class CodesStruct(ctypes.Structure):
+    """codes.h: Codes"""
+
+    _fields_ = (
+        ("kind", _INT), ("codes", _POINTER), ("pitch", _INT), ("out", _INT), ("scale_kind", _INT),
+        ("scales", _POINTER), ("rows", _INT), ("columns", _INT), ("high", _INT), ("wide", _INT), ("every", _POINTER),
+    )  # fmt: skip
+
+
 class StackStruct(ctypes.Structure):
     """experts.h: Stack"""
 
-    _fields_ = (("weight", _POINTER), ("in_", _INT), ("out", _INT), ("targets", _POINTER), ("target_count", _INT))
+    _fields_ = (
+        ("weight", _POINTER), ("codes", ctypes.POINTER(CodesStruct)), ("in_", _INT), ("out", _INT),
+        ("targets", _POINTER), ("target_count", _INT),
+    )  # fmt: skip
 
 
 class ExpertsStruct(ctypes.Structure):
@@ -185,14 +238,25 @@ def experts_struct(experts: Experts) -> ExpertsStruct:
     """A layer's experts."""
     return ExpertsStruct(
         linear_struct(experts.router), experts.router.out_features, experts.each, experts.first,
-        experts.gate_up.weight.shape[0], experts.whole, experts.rounded,
-        _stack_struct(experts.gate_up), _stack_struct(experts.down),
+        experts.gate_up.shape[0], experts.whole, experts.rounded,
+        stack_struct(experts.gate_up), stack_struct(experts.down),
     )  # fmt: skip
 
 
-def _stack_struct(stack: Stack) -> StackStruct:
-    _, high, wide = stack.weight.shape
-    return StackStruct(address(stack.weight), wide, high, address(stack.targets), stack.targets.shape[0])
+def stack_struct(stack: Stack) -> StackStruct:
+    """A linear of a layer's experts."""
+    _, high, wide = stack.shape
+    codes = (CodesStruct * len(stack.codes))(*map(_codes_struct, stack.codes)) if stack.codes else None
+    return StackStruct(address(stack.weight), codes, wide, high, address(stack.targets), stack.targets.shape[0])
+
+
+def _codes_struct(of: Codes) -> CodesStruct:
+    _, high, *row = of.codes.shape
+    _, rows, columns = of.scales.shape
+    return CodesStruct(
+        of.kind, address(of.codes), prod(row) * of.codes.itemsize, high, _SCALES[of.scales.dtype], address(of.scales),
+        rows, columns, *of.block, address(of.every),
+    )  # fmt: skip
 
 
 def heads_struct(heads: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> HeadsStruct:

@@ -60,17 +60,17 @@ inline void multiply_turned(const bf16* weight, int64_t in, const bf16* standing
   }
 }
 
-// Outputs `first` to `last` of one expert's rows, which stand -> y [rows, out].
-inline void multiply_standing(const bf16* standing, int64_t rows, const bf16* weight, int64_t in, int64_t out,
-                              int64_t first, int64_t last, bf16* y, Ahead& ahead) {
-  for (int64_t o = first; o < last; o += 2 * HEIGHT)
+// One expert's rows, which stand, by `outs` of its outputs -> y [rows, ldy].
+inline void multiply_standing(const bf16* standing, int64_t rows, const bf16* weight, int64_t in, int64_t outs, bf16* y,
+                              int64_t ldy, Ahead& ahead) {
+  for (int64_t o = 0; o < outs; o += 2 * HEIGHT)
     for (int64_t row = 0; row < rows; row += HEIGHT) {
       const int64_t some = std::min(HEIGHT, rows - row);
-      bf16* to = y + row * out + o;
-      if (o + 2 * HEIGHT <= last)
-        multiply_turned<true>(weight + o * in, in, standing + row * in, some, to, out, ahead);
+      bf16* to = y + row * ldy + o;
+      if (o + 2 * HEIGHT <= outs)
+        multiply_turned<true>(weight + o * in, in, standing + row * in, some, to, ldy, ahead);
       else
-        multiply_turned<false>(weight + o * in, in, standing + row * in, some, to, out, ahead);
+        multiply_turned<false>(weight + o * in, in, standing + row * in, some, to, ldy, ahead);
     }
 }
 #endif

@@ -21,6 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
+from mint_engine.kernels.structs import Stack
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
 from mint_engine.model.kept import KeptStack, by_expert, by_group
 from mint_engine.model.routes import RouteShape
@@ -117,10 +118,14 @@ def _product(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) ->
     weight: torch.Tensor | KeptStack = getattr(experts, name)
     kernels: Kernels | None = experts.mint_modules.kernels if not torch.is_grad_enabled() else None
     if kernels is not None and isinstance(weight, torch.Tensor):
-        return kernels.multiply_experts(x, weight, bounds)
+        return kernels.multiply_experts(x, Stack(weight.shape, weight), bounds)
+    if kernels is not None and isinstance(weight, KeptStack) and weight.codes:
+        return kernels.multiply_experts(x, Stack(weight.shape, None, weight.codes), bounds)
     if kernels is not None and isinstance(weight, KeptStack):
         groups = by_group(weight, bounds)
-        return torch.cat([kernels.multiply_experts(x[rows], some, own) for rows, own, some in groups])
+        return torch.cat(
+            [kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups]
+        )
     bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     parts = []
     for at, rows, own in by_expert(weight, bounds):

@@ -14,6 +14,7 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import WORD, Integers
+from mint_engine.kernels.structs import Codes, Kind
 from mint_engine.model.dequantise import dequantise_integers, unpack_words
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
 from mint_engine.model.stored import Stored
@@ -220,6 +221,14 @@ class _Form:
             )
         groups = others[0].long() if others else self.wide
         dequantise_integers(words, self.files.bits, 0, _by_rows(scales, outputs, one=one), zeros, groups, out)
+
+    def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
+        """See `kept.Form`. None with zero points and for columns in another order."""
+        words, scales, _, *others = parts
+        if others:
+            return None
+        kind, high = Kind.INT4 if self.files.bits == 4 else Kind.INT8, words.shape[1] if self.rows == 1 else 1
+        return Codes(kind, words, scales.reshape(len(scales), self.rows, -1), (high, self.wide))
 
 
 def _by_rows(scales: torch.Tensor, outputs: int, *, one: bool) -> torch.Tensor:

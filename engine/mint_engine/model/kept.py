@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.kernels.structs import Codes
 from mint_engine.model.stored import Stored
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -33,6 +34,10 @@ class Form(Protocol):
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """Of N tensors, in parts [N, *], into `out` [N, O, I]."""
+        ...
+
+    def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
+        """N tensors, [N, O, I], as kernels dequantise them by themselves, over the same memory; None: they do not."""
         ...
 
 
@@ -137,6 +142,14 @@ class KeptStack:
     def __init__(self, linears: Sequence[_Linear], room: _Room) -> None:
         """Of linears that are one, whose outputs are one below another."""
         self._linears, self._room = linears, room
+        codes = [each.form.codes(each.parts) for each in linears]
+        # As kernels dequantise them by themselves; empty: they do not.
+        self.codes = tuple(each for each in codes if each is not None) if None not in codes else ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That they are dequantised to."""
+        return self._linears[0].dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -145,7 +158,7 @@ class KeptStack:
         return torch.Size((experts, sum(each.shape[1] for each in self._linears), inputs))
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        whole = torch.empty(self.shape[1:], dtype=self._linears[0].dtype, device=self._device)
+        whole = torch.empty(self.shape[1:], dtype=self.dtype, device=self._device)
         self._dequantise([int(expert)], whole[None])
         return whole
 
@@ -159,7 +172,7 @@ class KeptStack:
         for first in range(0, len(experts), many):
             some = experts[first : first + many]
             room = _Room() if torch.is_grad_enabled() else self._room
-            weights = room.of(torch.Size((len(some), *shape[1:])), self._linears[0].dtype, device)
+            weights = room.of(torch.Size((len(some), *shape[1:])), self.dtype, device)
             self._dequantise(some, weights)
             yield some, weights
 

@@ -15,6 +15,7 @@ from torch import nn
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
+from mint_engine.model.kept import KeptStack
 from mint_engine.model.llama_like import Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
@@ -163,8 +164,6 @@ class _Reader:
         experts, family = mlp.experts, self.config.model_type
         check_experts(experts)
         gate_up, down = experts.gate_up_proj, experts.down_proj
-        if not gate_up.is_contiguous() or not down.is_contiguous():
-            raise Unlike("its experts do not lie one after another")
         if mlp.gate.weight.shape[0] > MOST_EXPERTS:
             raise Unlike(f"{mlp.gate.weight.shape[0]} experts fit no kernel")
         inner = gate_up.shape[1] // 2
@@ -175,14 +174,24 @@ class _Reader:
             first=self.first,
             whole=family == "mixtral" or bool(mlp.gate.norm_topk_prob),
             rounded=family == "qwen3_moe",
-            gate_up=Stack(gate_up, self._targets(columns, gate_up.shape[2], inner)),
-            down=Stack(down, self._targets({f"{path}.experts.down_proj": 0}, inner, down.shape[1])),
+            gate_up=_stack(gate_up, self._targets(columns, gate_up.shape[2], inner)),
+            down=_stack(down, self._targets({f"{path}.experts.down_proj": 0}, inner, down.shape[1])),
         )
 
     def _targets(self, columns: Mapping[str, int], wide: int, high: int) -> torch.Tensor:
         """Of modules of one shape, those that adapters may target, by path and first column."""
         rows = [(self.index[path], at, wide, high) for path, at in columns.items() if path in self.index]
         return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
+
+
+def _stack(weight: torch.Tensor | KeptStack, targets: torch.Tensor) -> Stack:
+    if isinstance(weight, KeptStack):
+        if not weight.codes:
+            raise Unlike("its experts stay quantised as no kernel reads them")
+        return Stack(weight.shape, None, weight.codes, targets)
+    if not weight.is_contiguous():
+        raise Unlike("its experts do not lie one after another")
+    return Stack(weight.shape, weight, targets=targets)
 
 
 def _angles(rotary: Any, base: Base, positions: int) -> Angles:

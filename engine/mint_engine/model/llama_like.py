@@ -4,7 +4,6 @@ from typing import Any
 
 from mint_contracts.attention import narrowest
 from mint_engine.model.experts import is_stack
-from mint_engine.model.kept import KeptStack
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
@@ -30,11 +29,6 @@ def check_config(config: Any, positions: int) -> None:
 
 
 def check_experts(experts: Any) -> None:
-    """Raises Unlike for experts that are not stacked as [E, out, in], gates before what they gate, without biases.
-
-    Nor are they where they stay quantised.
-    """
-    if isinstance(getattr(experts, "down_proj", None), KeptStack):
-        raise Unlike("its experts stay quantised")
+    """Raises Unlike for experts that are not stacked as [E, out, in], gates before what they gate, without biases."""
     if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
         raise Unlike("its experts are laid out in another way")

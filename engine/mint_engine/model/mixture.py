@@ -30,17 +30,18 @@ class Mixture:
 
     def __init__(self, layers: Sequence[Experts], cache: KvCache) -> None:
         first = layers[0]
-        self._layers, self._each, self._weight = len(layers), first.each, first.gate_up.weight
+        _, both, hidden = first.gate_up.shape
+        self._layers, self._each, self._widths = len(layers), first.each, (hidden, both, both // 2)
+        self._dtype = cache.pool.dtype
         self._cache = cache.routes
         self._room: tuple[torch.Tensor, ...] = ()
         self._routes = torch.empty(0)
 
     def room_for(self, rows: int) -> Pairs:
         """What a step of so many rows works in; kept from step to step, as the pass's own."""
-        pairs, weight = rows * self._each, self._weight
+        pairs = rows * self._each
         if not self._room or self._room[0].shape[0] < pairs:
-            _, both, hidden = weight.shape
-            self._room = tuple(weight.new_empty((pairs, width)) for width in (hidden, both, both // 2))
+            self._room = tuple(torch.empty((pairs, width), dtype=self._dtype) for width in self._widths)
         self._routes = torch.empty((self._layers, rows, self._each), dtype=torch.int32)
         return Pairs(self._routes, torch.empty((rows, self._each)), self._room)
 

@@ -24,6 +24,7 @@ from mint_contracts.quantisation import (
     Nvfp4,
     Quantisation,
 )
+from mint_engine.kernels.structs import Codes, Kind
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4
 from mint_engine.model.integers import unpacked
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
@@ -171,8 +172,15 @@ class _Float8:
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, start: tuple[int, int] = (0, 0)) -> None:
         """Also of parts of weights, with all of their scales, that begin at `start`."""
         weights, scales = parts
-        by_blocks = scales.reshape(len(scales), -(-self.rows // self.block[0]), -1)
-        dequantise_float8(weights, by_blocks, start, self.block, out)
+        dequantise_float8(weights, self._by_blocks(scales), start, self.block, out)
+
+    def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
+        """See `kept.Form`."""
+        weights, scales = parts
+        return Codes(Kind.E4M3, weights, self._by_blocks(scales), self.block)
+
+    def _by_blocks(self, scales: torch.Tensor) -> torch.Tensor:
+        return scales.reshape(len(scales), -(-self.rows // self.block[0]), -1)
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,11 @@ class _Nvfp4:
         """Also of parts of weights that begin at the `left`-th column."""
         bytes_, scales, of_all = parts
         dequantise_nvfp4(bytes_, scales.float() * of_all.reshape(-1, 1, 1).float(), left, out)
+
+    def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
+        """See `kept.Form`."""
+        bytes_, scales, of_all = parts
+        return Codes(Kind.E2M1, bytes_, scales, (1, NVFP4_GROUP), of_all.flatten().float())
 
 
 @dataclass(frozen=True)
@@ -287,6 +300,10 @@ class _Mxfp4:
         """See `kept.Form`."""
         blocks, scales = parts
         dequantise_mxfp4(blocks, scales, out.transpose(1, 2))
+
+    def codes(self, _: Sequence[torch.Tensor]) -> Codes | None:
+        """None: kernels multiply by no matrix that lies as these."""
+        return None
 
 
 @dataclass(frozen=True)

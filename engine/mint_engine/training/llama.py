@@ -14,6 +14,7 @@ from torch import nn
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
+from mint_engine.model.kept import KeptStack
 from mint_engine.model.llama_like import Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
@@ -135,7 +136,10 @@ class _Reader:
         return Experts(next(self.numbers), mlp.gate, count, self.held or Cut(0, count), gate_up, down)
 
     def _stack(self, path: str, experts: Any, name: str) -> Product:
-        weight = getattr(experts, name).detach()
+        weight = getattr(experts, name)
+        if isinstance(weight, KeptStack):
+            raise Unlike("its experts stay quantised")
+        weight = weight.detach()
         parts = [module for module in self.modules.values() if module.part_of == f"{path}.{name}"]
         targets = [Target(part.path, slice(*part.outputs.indices(weight.shape[1]))) for part in parts]
         return Product(weight, None, tuple(targets))

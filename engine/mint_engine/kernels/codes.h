@@ -1,0 +1,207 @@
+// Weights of routed experts that stay quantised: each number is what its code stands for, times the scale of its block.
+// A row is dequantised to what it would be if all were (mint_engine.model.dequantise): their product in float, rounded.
+// None is NaN: such a base is refused when it is loaded.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <type_traits>
+#include "number.h"
+#include "stream.h"
+
+// As mint_engine.kernels.structs numbers them: bytes; halves of bytes, the lower one first.
+enum Kind : int64_t { E4M3, INT8, E2M1, INT4 };
+constexpr bool halved(Kind kind) { return kind == E2M1 || kind == INT4; }
+enum ScaleKind : int64_t { SCALE_FLOAT, SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_POWER, SCALE_E4M3 };
+
+// One linear of all experts: codes [E, out, pitch] in bytes, scales [E, rows, columns] of blocks of `high` outputs by
+// `wide` inputs; `every` [E]: what an expert's scales are to be multiplied by; null: nothing.
+struct Codes {
+  int64_t kind;
+  const uint8_t* codes;
+  int64_t pitch, out, scale_kind;
+  const void* scales;
+  int64_t rows, columns, high, wide;
+  const float* every;
+};
+
+constexpr float E2M1_NUMBERS[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+constexpr float INT4_NUMBERS[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+
+inline float float_of(uint32_t bits) {
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+inline float float16_of(uint16_t bits) {
+  return float_of((bits & 0x8000u) << 16 | (bits & 0x7fffu) << 13) * 0x1p112f;
+}
+inline float e4m3_of(uint8_t bits) {
+  return float_of((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 0x1p120f;
+}
+inline const std::array<float, 256>& e4m3_numbers() {
+  static const std::array<float, 256> all = [] {
+    std::array<float, 256> found;
+    for (int code = 0; code < 256; ++code) found[code] = e4m3_of(uint8_t(code));
+    return found;
+  }();
+  return all;
+}
+
+// One output's scales of blocks, [columns]. The next call of this thread overwrites them.
+inline const float* scales_of(const Codes& of, int64_t expert, int64_t output) {
+  static thread_local Aligned<float> room;
+  if (int64_t(room.size()) < of.columns) room.resize(of.columns);
+  const int64_t first = (expert * of.rows + output / of.high) * of.columns;
+  const auto put = [&](auto number, auto read) {
+    const auto* from = (const decltype(number)*)of.scales + first;
+    for (int64_t block = 0; block < of.columns; ++block) room[block] = read(from[block]);
+  };
+  switch (of.scale_kind) {
+    case SCALE_FLOAT: put(float(), [](float scale) { return scale; }); break;
+    case SCALE_BFLOAT16: put(bf16(), [](bf16 scale) { return wide(scale); }); break;
+    case SCALE_FLOAT16: put(uint16_t(), float16_of); break;
+    case SCALE_POWER: put(uint8_t(), [](uint32_t power) { return float_of(power ? power << 23 : 1 << 22); }); break;
+    default: {
+      const float* numbers = e4m3_numbers().data();
+      put(uint8_t(), [&](uint8_t code) { return numbers[code] * of.every[expert]; });
+    }
+  }
+  return room.data();
+}
+
+template <Kind KIND>
+inline float number_at(const uint8_t* codes, int64_t at) {
+  if constexpr (KIND == E4M3) return e4m3_numbers()[codes[at]];
+  if constexpr (KIND == INT8) return float(codes[at]) - 128;
+  const int half = codes[at / 2] >> at % 2 * 4 & 15;
+  return KIND == E2M1 ? E2M1_NUMBERS[half] : INT4_NUMBERS[half];
+}
+
+#ifdef MINT_AVX512_BF16
+// Sixteen numbers as bfloat16. Not by the instruction that rounds to it, which takes the smallest for zero.
+inline __m256i rounded(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value), half = _mm512_set1_epi32(0x7fff);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, half), odd), 16));
+}
+
+// Thirty-two codes of half a byte, each in the lowest four of 16 bits; what is in the others is not said.
+inline __m512i halves_at(const uint8_t* codes) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
+  return _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+}
+
+// Thirty-two codes of a byte as floats, in two halves; those of e4m3 as floats of 16 bits, which are 2^8 times smaller.
+template <Kind KIND>
+inline void bytes_at(const uint8_t* codes, __m512& front, __m512& back) {
+  const __m512i wider = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
+  if constexpr (KIND == INT8) {
+    const __m512i whole = _mm512_sub_epi16(wider, _mm512_set1_epi16(128));
+    front = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(whole)));
+    back = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(whole, 1)));
+  } else {
+    const __m512i size = _mm512_slli_epi16(_mm512_and_si512(wider, _mm512_set1_epi16(127)), 7);
+    const __m512i all = _mm512_or_si512(size, _mm512_slli_epi16(_mm512_and_si512(wider, _mm512_set1_epi16(128)), 8));
+    front = _mm512_cvtph_ps(_mm512_castsi512_si256(all)), back = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1));
+  }
+}
+
+// The sixteen numbers that codes of half a byte stand for, times a scale, as bfloat16.
+template <Kind KIND>
+inline __m256i every_number(float scale) {
+  const __m512 numbers = _mm512_loadu_ps(KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS);
+  return rounded(_mm512_mul_ps(numbers, _mm512_set1_ps(scale)));
+}
+
+// Columns `at` to `end`, a multiple of 32, of halves of bytes with one scale.
+template <Kind KIND>
+inline void dequantise_halves(const uint8_t* codes, float scale, int64_t at, int64_t end, bf16* to) {
+  const __m512i every = _mm512_broadcast_i64x4(every_number<KIND>(scale));  // twice, for a fifth bit of any kind
+  for (; at < end; at += 32)
+    _mm512_storeu_si512(to + at, _mm512_permutexvar_epi16(halves_at(codes + (at >> 1)), every));
+}
+
+// 32 columns from `at` on of halves of bytes, sixteen with one scale and sixteen with the next.
+template <Kind KIND>
+inline void dequantise_pair(const uint8_t* codes, const float* scales, int64_t at, bf16* to) {
+  const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+  const __m512i every = _mm512_inserti64x4(_mm512_castsi256_si512(every_number<KIND>(scales[0])),
+                                           every_number<KIND>(scales[1]), 1);
+  const __m512i which = _mm512_or_si512(_mm512_and_si512(halves_at(codes + (at >> 1)), _mm512_set1_epi16(15)), second);
+  _mm512_storeu_si512(to + at, _mm512_permutexvar_epi16(which, every));
+}
+
+// Columns `at` to `end`, a multiple of 32, of bytes with one scale.
+template <Kind KIND>
+inline void dequantise_bytes(const uint8_t* codes, float scale, int64_t at, int64_t end, bf16* to) {
+  const __m512 by = _mm512_set1_ps(KIND == E4M3 ? scale * 256 : scale);
+  const bool small = std::fabs(scale) < 1e-30f;  // the instruction that rounds may take its products for zero
+  for (; at < end; at += 32) {
+    __m512 front, back;
+    bytes_at<KIND>(codes + at, front, back);
+    front = _mm512_mul_ps(front, by), back = _mm512_mul_ps(back, by);
+    _mm512_storeu_si512(to + at, small ? _mm512_inserti64x4(_mm512_castsi256_si512(rounded(front)), rounded(back), 1)
+                                       : (__m512i)_mm512_cvtne2ps_pbh(back, front));
+  }
+}
+
+// Columns of a row in blocks that hold thirty-twos, or whose pairs do. Returns where it goes on.
+template <Kind KIND>
+inline int64_t dequantise_blocks(const uint8_t* codes, const float* scales, int64_t wide, int64_t in, bf16* to) {
+  int64_t at = 0, end = in / 32 * 32;
+  if (wide % 32 == 0 || wide >= in) {
+    for (; at < end; ++scales) {
+      const int64_t next = std::min(at + wide, end);
+      if constexpr (halved(KIND)) dequantise_halves<KIND>(codes, *scales, at, next, to);
+      else dequantise_bytes<KIND>(codes, *scales, at, next, to);
+      at = next;
+    }
+  } else if (halved(KIND) && wide == 16) {
+    for (; at < end; at += 32, scales += 2) dequantise_pair<KIND>(codes, scales, at, to);
+  }
+  return at;
+}
+#endif
+
+// One output's row -> to [in].
+template <Kind KIND, typename T>
+void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in, T* to) {
+  const uint8_t* codes = of.codes + (expert * of.out + output) * of.pitch;
+  const float* scales = scales_of(of, expert, output);
+  int64_t at = 0;
+#ifdef MINT_AVX512_BF16
+  if constexpr (std::is_same_v<T, bf16>) at = dequantise_blocks<KIND>(codes, scales, of.wide, in, to);
+#endif
+  for (; at < in; ++at) to[at] = narrow<T>(number_at<KIND>(codes, at) * scales[at / of.wide]);
+}
+
+template <typename T>
+void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in, T* to) {
+  switch (of.kind) {
+    case E4M3: return dequantise_row<E4M3>(of, expert, output, in, to);
+    case INT8: return dequantise_row<INT8>(of, expert, output, in, to);
+    case E2M1: return dequantise_row<E2M1>(of, expert, output, in, to);
+    default: return dequantise_row<INT4>(of, expert, output, in, to);
+  }
+}
+
+// Rows `first` to `last` of an expert, of linears whose outputs are one below another. The next call of this thread
+// overwrites them.
+template <typename T>
+const T* dequantised(const Codes* codes, int64_t expert, int64_t first, int64_t last, int64_t in) {
+  static thread_local Aligned<T> room;
+  if (int64_t(room.size()) < (last - first) * in) room.resize((last - first) * in);
+  int64_t above = 0;
+  for (int64_t output = first; output < last; ++output) {
+    while (output - above >= codes->out) above += (codes++)->out;
+    dequantise_row(*codes, expert, output - above, in, room.data() + (output - first) * in);
+  }
+  return room.data();
+}
+
+// Where those rows' codes lie, but for those of a further linear; `lines` are brought at a time.
+inline Ahead ahead_of(const Codes* codes, int64_t expert, int64_t first, int64_t last, int lines) {
+  for (; first >= codes->out; ++codes) first -= codes->out, last -= codes->out;
+  const char* all = (const char*)codes->codes + expert * codes->out * codes->pitch;
+  return {all + first * codes->pitch, all + std::min(last, codes->out) * codes->pitch, lines};
+}

@@ -1,0 +1,81 @@
+"""Experts that stay quantised, by the kernels: as if they had been dequantised before, to the bit."""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_engine.kernels.library import DTYPES, find_kernels
+from mint_engine.kernels.structs import Codes, Kind, Stack
+
+CPU = torch.device("cpu")
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+SIZES = st.one_of(
+    st.integers(1, 90), st.sampled_from((32, 64, 96, 160))
+)  # of any kind, and those that fill registers
+SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.float8_e8m0fnu, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A linear of all experts as kernels read it, and the naive reference of what it is."""
+
+    codes: Codes
+    weight: torch.Tensor  # [E, out, in] float32
+
+
+def quantised(
+    kind: Kind, experts: int, high: int, wide: int, block: tuple[int, int], scale: torch.dtype, draw: torch.Generator
+) -> Quantised:
+    grid = experts, -(-high // block[0]), -(-wide // block[1])
+    if scale in (torch.uint8, torch.float8_e8m0fnu):
+        powers = torch.randint(0, 254, grid, generator=draw, dtype=torch.uint8)
+        scales, sizes = powers.view(scale), torch.exp2(powers.double() - 127).float()
+    else:
+        scales = (torch.randn(grid, generator=draw) / 4).to(scale)
+        sizes = scales.float()
+    every = torch.rand(experts, generator=draw) if scale == torch.float8_e4m3fn else None
+    if every is not None:
+        sizes = sizes * every.view(-1, 1, 1)
+    bytes_ = torch.randint(0, 256, (experts, high, wide), generator=draw, dtype=torch.uint8)
+    if kind == Kind.E4M3:
+        bytes_[bytes_ & 127 == 127] = 0  # which would be no number
+        codes, numbers = bytes_.view(torch.float8_e4m3fn), bytes_.view(torch.float8_e4m3fn).float()
+    elif kind == Kind.INT8:
+        codes, numbers = bytes_, bytes_.float() - 128
+    else:
+        halves = bytes_ & 15
+        numbers = E2M1[halves.int()] if kind == Kind.E2M1 else halves.float() - 8
+        even = torch.nn.functional.pad(halves, (0, wide % 2))
+        codes = even[:, :, ::2] | even[:, :, 1::2] << 4
+    each = sizes.repeat_interleave(block[0], 1)[:, :high].repeat_interleave(block[1], 2)[:, :, :wide]
+    return Quantised(Codes(kind, codes.contiguous(), scales, block, every), numbers * each)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", Kind)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=4), st.lists(SIZES, min_size=1, max_size=2), SIZES,
+    st.tuples(st.integers(1, 70), st.sampled_from((1, 3, 16, 24, 32, 100))), st.sampled_from(SCALES),
+    st.integers(0, 1 << 20),
+)  # fmt: skip
+def test_products_are_those_of_what_is_dequantised_before(
+    dtype: torch.dtype, kind: Kind, counts: list[int], highs: list[int], wide: int, block: tuple[int, int],
+    scale: torch.dtype, seed: int,
+) -> None:  # fmt: skip
+    """Of whatever blocks, in scales of every type, and of one linear or of two in one."""
+    kernels = find_kernels(dtype, CPU)
+    if kernels is None:
+        pytest.skip("no compiled kernels here")
+    bounds, draw = list(itertools.accumulate(counts, initial=0)), torch.Generator().manual_seed(seed)
+    linears = [quantised(kind, len(counts), high, wide, block, scale, draw) for high in highs]
+    weight = torch.cat([each.weight for each in linears], dim=1).to(dtype)
+    x = torch.randn(bounds[-1], wide, generator=draw).to(dtype)
+    found = kernels.multiply_experts(x, Stack(weight.shape, None, tuple(each.codes for each in linears)), bounds)
+    assert torch.equal(
+        found.nan_to_num(), kernels.multiply_experts(x, Stack(weight.shape, weight), bounds).nan_to_num()
+    )
