@@ -119,14 +119,15 @@ def _product(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) ->
     kernels: Kernels | None = experts.mint_modules.kernels if not torch.is_grad_enabled() else None
     if kernels is not None and isinstance(weight, torch.Tensor):
         return kernels.multiply_experts(x, Stack(weight.shape, weight), bounds)
-    if kernels is not None and isinstance(weight, KeptStack) and weight.codes:
-        return kernels.multiply_experts(x, Stack(weight.shape, None, weight.codes), bounds)
+    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     if kernels is not None and isinstance(weight, KeptStack):
+        if (stack := weight.coded()) is not None:
+            y = kernels.multiply_experts(x, stack, bounds)
+            return y if bias is None else y.add_(bias.repeat_interleave(torch.tensor(bounds).diff(), dim=0))
         groups = by_group(weight, bounds)
         return torch.cat(
             [kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups]
         )
-    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     parts = []
     for at, rows, own in by_expert(weight, bounds):
         turned = own.t() if experts.is_transposed else own

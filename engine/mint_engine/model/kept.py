@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.kernels.structs import Codes
+from mint_engine.kernels.structs import NO_TARGETS, Codes, Stack
 from mint_engine.model.stored import Stored
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -37,7 +37,10 @@ class Form(Protocol):
         ...
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """N tensors, [N, O, I], as kernels dequantise them by themselves, over the same memory; None: they do not."""
+        """N tensors as kernels dequantise them by themselves, over the same memory; None: they do not.
+
+        They are [N, O, I] there, also where matrices lie turned.
+        """
         ...
 
 
@@ -143,8 +146,7 @@ class KeptStack:
         """Of linears that are one, whose outputs are one below another."""
         self._linears, self._room = linears, room
         codes = [each.form.codes(each.parts) for each in linears]
-        # As kernels dequantise them by themselves; empty: they do not.
-        self.codes = tuple(each for each in codes if each is not None) if None not in codes else ()
+        self._codes = tuple(each for each in codes if each is not None) if None not in codes else ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,6 +158,14 @@ class KeptStack:
         """As that of a tensor: [E, O, I]."""
         experts, _, inputs = self._linears[0].shape
         return torch.Size((experts, sum(each.shape[1] for each in self._linears), inputs))
+
+    def coded(self, targets: torch.Tensor = NO_TARGETS) -> Stack | None:
+        """As kernels dequantise it by themselves, and multiply by it; None: they do not."""
+        outputs = sum(each.codes.shape[1] for each in self._codes)
+        if not outputs:
+            return None
+        experts, *matrix = self.shape
+        return Stack(torch.Size((experts, outputs, prod(matrix) // outputs)), None, self._codes, targets)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         whole = torch.empty(self.shape[1:], dtype=self.dtype, device=self._device)

@@ -186,9 +186,9 @@ class _Reader:
 
 def _stack(weight: torch.Tensor | KeptStack, targets: torch.Tensor) -> Stack:
     if isinstance(weight, KeptStack):
-        if not weight.codes:
+        if (stack := weight.coded(targets)) is None:
             raise Unlike("its experts stay quantised as no kernel reads them")
-        return Stack(weight.shape, None, weight.codes, targets)
+        return stack
     if not weight.is_contiguous():
         raise Unlike("its experts do not lie one after another")
     return Stack(weight.shape, weight, targets=targets)

@@ -149,7 +149,8 @@ def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
     stacks = experts.gate_up_proj, experts.down_proj
     lie = all(isinstance(each, KeptStack) or each.is_contiguous() for each in stacks)
     plain = lie and not experts.is_transposed and not experts.has_bias
-    return kernels if plain and kernels is not None and kernels.meets_rows else None
+    coded = all(isinstance(each, KeptStack) and each.coded() is not None for each in stacks)
+    return kernels if (plain or coded) and kernels is not None and kernels.meets_rows else None
 
 
 def _prepare_latent(attention: Any, path: str, slots: Slots, current: Current) -> None:

@@ -301,9 +301,10 @@ class _Mxfp4:
         blocks, scales = parts
         dequantise_mxfp4(blocks, scales, out.transpose(1, 2))
 
-    def codes(self, _: Sequence[torch.Tensor]) -> Codes | None:
-        """None: kernels multiply by no matrix that lies as these."""
-        return None
+    def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
+        """See `kept.Form`."""
+        blocks, scales = parts
+        return Codes(Kind.E2M1, blocks, scales, (1, MXFP4_GROUP))
 
 
 @dataclass(frozen=True)
