@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <type_traits>
+#include "lanes.h"
 #include "number.h"
 #include "stream.h"
 
@@ -69,12 +70,58 @@ inline const float* scales_of(const Codes& of, int64_t expert, int64_t output) {
   return room.data();
 }
 
-template <Kind KIND>
-inline float number_at(const uint8_t* codes, int64_t at) {
-  if constexpr (KIND == E4M3) return e4m3_numbers()[codes[at]];
-  if constexpr (KIND == INT8) return float(codes[at]) - 128;
-  const int half = codes[at / 2] >> at % 2 * 4 & 15;
-  return KIND == E2M1 ? E2M1_NUMBERS[half] : INT4_NUMBERS[half];
+#ifdef __AVX2__
+// What 32 codes of half a byte stand for, each one of sixteen, by its bytes: those that are lower, and the others.
+inline void look_up(const uint8_t* codes, const bf16* every, bf16* to) {
+  const __m128i front = _mm_loadu_si128((const __m128i*)every), back = _mm_loadu_si128((const __m128i*)every + 1);
+  const __m128i byte = _mm_set1_epi16(255), half = _mm_set1_epi8(15), all = _mm_loadu_si128((const __m128i*)codes);
+  const __m128i lows = _mm_packus_epi16(_mm_and_si128(front, byte), _mm_and_si128(back, byte));
+  const __m128i highs = _mm_packus_epi16(_mm_srli_epi16(front, 8), _mm_srli_epi16(back, 8));
+  const __m128i even = _mm_and_si128(all, half), odd = _mm_and_si128(_mm_srli_epi16(all, 4), half);
+  __m128i* out = (__m128i*)to;
+  for (const __m128i some : {_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)}) {
+    const __m128i low = _mm_shuffle_epi8(lows, some), high = _mm_shuffle_epi8(highs, some);
+    _mm_storeu_si128(out++, _mm_unpacklo_epi8(low, high));
+    _mm_storeu_si128(out++, _mm_unpackhi_epi8(low, high));
+  }
+}
+
+// What eight codes of e4m3 are: as floats of 16 bits they are 2^8 times smaller.
+inline void put_e4m3(const uint8_t* codes, float* to) {
+  const __m128i wider = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)codes));
+  const __m128i size = _mm_slli_epi16(_mm_and_si128(wider, _mm_set1_epi16(127)), 7);
+  const __m128i sign = _mm_slli_epi16(_mm_and_si128(wider, _mm_set1_epi16(128)), 8);
+  _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(size, sign)), _mm256_set1_ps(256)));
+}
+#endif
+
+// Columns `at` to `end` with one scale, on every machine.
+template <Kind KIND, typename T>
+inline void dequantise_some(const uint8_t* codes, float scale, int64_t at, int64_t end, T* to) {
+  if constexpr (halved(KIND)) {
+    T every[16];
+    for (int code = 0; code < 16; ++code)
+      every[code] = narrow<T>((KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS)[code] * scale);
+    if (at % 2 && at < end) to[at] = every[codes[at / 2] >> 4], ++at;
+#ifdef __AVX2__
+    if constexpr (std::is_same_v<T, bf16>)
+      for (; at + 32 <= end; at += 32) look_up(codes + at / 2, every, to + at);
+#endif
+    for (; at + 2 <= end; at += 2) to[at] = every[codes[at / 2] & 15], to[at + 1] = every[codes[at / 2] >> 4];
+    if (at < end) to[at] = every[codes[at / 2] & 15];
+  } else {
+    const float* numbers = e4m3_numbers().data();
+    for (float some[LANES]; at < end; at += LANES) {
+      const int count = int(std::min<int64_t>(LANES, end - at));
+      int done = 0;
+#ifdef __AVX2__
+      if (KIND == E4M3)
+        for (; done + 8 <= count; done += 8) put_e4m3(codes + at + done, some + done);
+#endif
+      for (; done < count; ++done) some[done] = KIND == E4M3 ? numbers[codes[at + done]] : float(codes[at + done]) - 128;
+      for (int i = 0; i < count; ++i) to[at + i] = narrow<T>(some[i] * scale);
+    }
+  }
 }
 
 #ifdef MINT_AVX512_BF16
@@ -172,7 +219,11 @@ void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in,
 #ifdef MINT_AVX512_BF16
   if constexpr (std::is_same_v<T, bf16>) at = dequantise_blocks<KIND>(codes, scales, of.wide, in, to);
 #endif
-  for (; at < in; ++at) to[at] = narrow<T>(number_at<KIND>(codes, at) * scales[at / of.wide]);
+  while (at < in) {
+    const int64_t block = at / of.wide, end = std::min((block + 1) * of.wide, in);
+    dequantise_some<KIND>(codes, scales[block], at, end, to);
+    at = end;
+  }
 }
 
 template <typename T>
