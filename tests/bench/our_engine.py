@@ -22,7 +22,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.aside import aside, leave_cores
 from mint_engine.build import build
-from mint_engine.policies.revisions import publish
+from mint_engine.policies.revisions import publish, sweep
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
 from mint_engine.residency.disk import DiskTier
@@ -136,10 +136,11 @@ class Engine:
         """
         trained = self._trained(LocalFolder(Path(source), name))
         began = time.perf_counter()
-        written = await self._publish(name, trained, into)
+        written, sweeping = await self._publish(name, trained, into)
         live, round_ = time.perf_counter(), Round()
         await self._ask(name, prompt, 1, round_)
         done = time.perf_counter()
+        await sweeping
         return {"seconds": done - began, "write": written - began, "load": live - written, "first": done - live}
 
     async def memory(self) -> Answer:
@@ -175,12 +176,16 @@ class Engine:
         trained = self._trained(LocalFolder(Path(source), name)) if name else None
         while trained is not None and self._busy:
             trained.run[live % len(trained.run)].neg_()  # another content, so another revision
-            await self._publish(name, trained, into)
+            _, sweeping = await self._publish(name, trained, into)
+            await sweeping
             live += 1
         return live
 
-    async def _publish(self, name: str, trained: Packed, into: str) -> float:
-        """As an engine's trainer does: publish, and wait until it has the live one's place; when it was written."""
+    async def _publish(self, name: str, trained: Packed, into: str) -> tuple[float, asyncio.Task[None]]:
+        """As an engine's trainer does: publish, and wait until it has the live one's place.
+
+        Returns when it was written, and the sweeping of what is older, which goes on beside.
+        """
         before = {each.revision for each in self.residency.states() if each.adapter == name}
         changed = asyncio.Event()
         self.residency.on_change = changed.set
@@ -188,11 +193,12 @@ class Engine:
         told, _ = await aside(publish, store, name, number, trained)
         written = time.perf_counter()
         self._want(Assignment(name, told.source, Tier.DEVICE))
+        sweeping = asyncio.create_task(aside(sweep, store, name, number))
         while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
             changed.clear()
             async with asyncio.timeout(REACH_S):
                 await changed.wait()
-        return written
+        return written, sweeping
 
     def _trained(self, folder: LocalFolder) -> Packed:
         """An adapter as a trainer holds it: in a slot's layout."""

@@ -203,7 +203,7 @@ async def test_answers_are_pefts(files: str, ranks: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("files", ["float8", "float8 by channels", "numbers"])
 async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Path) -> None:
-    """To the bit, with adapters on every expert; what MXFP4 holds is else multiplied by torch, which rounds elsewhere."""
+    """To the bit, with adapters on every expert. Of gpt-oss dequantised experts are multiplied by torch."""
     family, save = SAVES[files]
     quantised, dequantised = save(tmp_path)
     adapters = {"a/all": save_adapter(dequantised, tmp_path / "all", 4, **SERVED[family])}

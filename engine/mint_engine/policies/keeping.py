@@ -125,6 +125,7 @@ class Keeping:
             self.published = told
             self._offer(told.source, packed)
             _log.info("published", policy=terms.policy, wave=terms.wave, revision=told.revision, step=step)
+            await self._write(lambda: revisions.sweep(self._store, terms.policy, name))
 
         with ExitStack() as held:
             held.callback(await self._room.begin_copy(self._holder, needs.published))

@@ -30,7 +30,7 @@ _PUBLISHED = msgspec.json.Decoder(Published)
 
 
 def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
-    """Write a revision and its entry, and sweep the oldest; returns it with its digests. Blocks its thread.
+    """Write a revision and its entry; returns it with its digests. Blocks its thread; `sweep` what is older, then.
 
     The digests are taken while it is written, either of which takes as long as the other. Raises StaleLease where a
     newer lease has published, and the errors of a store.
@@ -46,8 +46,12 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Publ
         digested = replace(packed, header=header.result())
         published = Published(digested.revision, name.step, child(published_in(store.source, policy), str(name)))
         store.write(f"{series.folder}/{name}/{ENTRY}", msgspec.json.encode(published))
-    series.sweep(name)
     return published, digested
+
+
+def sweep(store: Store, policy: str, name: Name) -> None:
+    """Remove all but the newest revisions up to that one. Blocks its thread; raises the errors of a store."""
+    _series(store, policy).sweep(name)
 
 
 def newest(store: Store, policy: str, lease: int) -> Published | None:

@@ -12,7 +12,7 @@ from mint_contracts.errors import (
     CorruptFile,
     StaleLease,
 )
-from mint_contracts.training_records import revisions_of
+from mint_contracts.training_records import Published, revisions_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies.series import Name
@@ -25,6 +25,13 @@ from tests.engine.made import peft_adapter, read_tiny, tiny_fit
 from tests.engine.training.teaching import Gate
 
 
+def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
+    """As a trainer does it."""
+    told = revisions.publish(store, policy, name, packed)
+    revisions.sweep(store, policy, name)
+    return told
+
+
 def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(store: Store, tmp_path: Path) -> None:
     loader = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.float32)
     assert revisions.newest(store, "acme/one", 1) is None
@@ -32,7 +39,7 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
     for step in range(1, 7):
         peft_adapter(tmp_path / str(step), seed=step)
         packed = read_tiny(tmp_path / str(step))
-        told.append(revisions.publish(store, "acme/one", Name(1, step), packed)[0])
+        told.append(publish(store, "acme/one", Name(1, step), packed)[0])
         with loader.disk.using(told[-1].source):
             loaded = loader.load(told[-1].source)
         assert (loaded.revision, told[-1].revision, told[-1].step) == (packed.revision, packed.revision, step)
@@ -47,7 +54,7 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
 def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
     store: Store, tmp_path: Path, garbled: bytes
 ) -> None:
-    told = [revisions.publish(store, "acme/one", Name(1, step), made(tmp_path))[0] for step in (1, 2)]
+    told = [publish(store, "acme/one", Name(1, step), made(tmp_path))[0] for step in (1, 2)]
     entry = f"{revisions_of('acme/one')}/{Name(1, 2)}/{revisions.ENTRY}"
     store.write(entry, garbled)
     with pytest.raises(CorruptFile) as error:
@@ -61,9 +68,9 @@ def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
 def test_policies_whose_names_nest_publish_apart(scheme: str, opened: Callable[[str], Store], tmp_path: Path) -> None:
     store, packed = opened(scheme), made(tmp_path)
     within = [f"acme/one/{each}" for each in ("published", "d" * 64, str(Name(1, 1)))]
-    told = {policy: revisions.publish(store, policy, Name(1, 1), packed)[0] for policy in within}
+    told = {policy: publish(store, policy, Name(1, 1), packed)[0] for policy in within}
     for step in range(1, 7):
-        told["acme/one"], _ = revisions.publish(store, "acme/one", Name(1, step), packed)
+        told["acme/one"], _ = publish(store, "acme/one", Name(1, step), packed)
     for policy, published in told.items():
         assert revisions.newest(store, policy, 1) == published
         with folder_of(published.source).open(PACKED) as file:
@@ -100,11 +107,9 @@ async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes
     store: Store, tmp_path: Path, listings: int
 ) -> None:
     for step in range(1, 6):
-        revisions.publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
+        publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
     with ThreadPoolExecutor(2) as threads, Gate(after=listings) as old, Gate(after=1) as new:
-        stale = threads.submit(
-            revisions.publish, Held(store, names=old), "acme/one", Name(1, 6), made(tmp_path, seed=6)
-        )
+        stale = threads.submit(publish, Held(store, names=old), "acme/one", Name(1, 6), made(tmp_path, seed=6))
         await old.reached()
         packed = made(tmp_path, seed=7)
         newer = threads.submit(revisions.publish, Held(store, write=new), "acme/one", Name(2, 6), packed)
@@ -118,16 +123,16 @@ async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes
     with folder_of(published.source).open(PACKED) as file:
         assert file.read(1)
     with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
-        revisions.publish(store, "acme/one", Name(1, 7), packed)
+        publish(store, "acme/one", Name(1, 7), packed)
 
 
 async def test_the_newest_revision_is_found_while_older_ones_are_swept(store: Store, tmp_path: Path) -> None:
     for step in range(1, 5):
-        told, _ = revisions.publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
+        told, _ = publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
     with ThreadPoolExecutor(1) as threads, Gate() as reading:
         found = threads.submit(revisions.newest, Held(store, read=reading), "acme/one", 1)
         await reading.reached()
-        revisions.publish(store, "acme/one", Name(1, 5), made(tmp_path, seed=5))
+        publish(store, "acme/one", Name(1, 5), made(tmp_path, seed=5))
         reading.open()
         assert found.result(60) == told
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mint_contracts.errors import SourceNotFound, SourceUnavailable, StaleLease
-from mint_engine.policies import revisions
 from mint_engine.policies import store as stores
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.series import Name
@@ -17,6 +16,7 @@ from mint_engine.policies.store import LocalStore, Store
 from mint_engine.sources import copying
 from tests.engine.training.teaching import Gate
 from tests.engine.training.test_revisions import made
+from tests.engine.training.test_revisions import publish as publish_and_sweep
 
 
 def save(store: Store, name: Name, _: Path) -> None:
@@ -25,7 +25,7 @@ def save(store: Store, name: Name, _: Path) -> None:
 
 
 def publish(store: Store, name: Name, folder: Path) -> None:
-    revisions.publish(store, "acme/one", name, made(folder, seed=name.lease))
+    publish_and_sweep(store, "acme/one", name, made(folder, seed=name.lease))
 
 
 def found(store: Store) -> list[str]:
