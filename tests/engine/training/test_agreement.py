@@ -14,11 +14,13 @@ attention's indexer chooses is not replayed, and has ties of its own: by replaye
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedConfig, Qwen3Config
 
+from mint_engine.kernels.library import find_kernels
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape, make_cache
 from mint_engine.model.experts import route_shape
@@ -30,6 +32,7 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import ROUTED, make_model, span
 from tests.engine.saved_families import BASES
+from tests.engine.test_kept_experts import SAVES, load
 from tests.engine.training.at_once import packed_of, step_all
 from tests.engine.training.frontier import base_of as family_of
 from tests.engine.training.frontier import base_over
@@ -91,7 +94,7 @@ def test_in_bfloat16_they_differ_by_more_only_where_an_indexer_chooses(name: str
     config = copy.deepcopy(BASES[name])
     config.index_topk = 64
     check(base_over(make_model(config, torch.bfloat16)), lean=False)
-    for found in differences(family_of(name, torch.bfloat16), lean=False):
+    for found in differences(family_of(name, torch.bfloat16), lean=False, trained_lean=False):
         assert float(found.median()) < MEAN[torch.bfloat16]
         assert float((found > MOST[torch.bfloat16]).float().mean()) < FEW
 
@@ -101,19 +104,25 @@ def test_trainer_and_sampler_agree_by_own_kernels_over_experts(dtype: torch.dtyp
     check(family_of("qwen3_moe", dtype), lean=True)
 
 
-def check(base: Base, lean: bool) -> None:
-    for found in differences(base, lean):
+def test_trainer_and_sampler_agree_over_experts_that_stay_quantised(tmp_path: Path) -> None:
+    """Served by own kernels, which dequantise some rows at a time, and trained by transformers' modules."""
+    quantised, _ = SAVES["float8 by channels"][1](tmp_path)
+    check(load(quantised), lean=find_kernels(torch.bfloat16, CPU) is not None, trained_lean=False)
+
+
+def check(base: Base, lean: bool, *, trained_lean: bool | None = None) -> None:
+    for found in differences(base, lean, lean if trained_lean is None else trained_lean):
         assert float(found.mean()) < MEAN[base.dtype]
         assert float(found.max()) < MOST[base.dtype]
 
 
-def differences(base: Base, lean: bool) -> Iterator[torch.Tensor]:
+def differences(base: Base, lean: bool, trained_lean: bool) -> Iterator[torch.Tensor]:
     """Of each sampled token's log-probability, before and after a step."""
     dtype, modules, routes = base.dtype, find_modules(base.model), route_shape(base.model)
-    trainer = Trainer(base, modules, max_rank=16, lean=lean)
+    trainer = Trainer(base, modules, max_rank=16, lean=trained_lean)
     slots = Slots(modules, 2, 16, dtype, CPU)
     forward = Forward(base, slots, make_cache(cache_shape(base.config), routes, 40, dtype, CPU), lean=lean)
-    assert trainer.compute.startswith("lean") is forward.compute.startswith("lean") is lean
+    assert (trainer.compute.startswith("lean"), forward.compute.startswith("lean")) == (trained_lean, lean)
     (name,) = policies(trainer, 1)
     for turn in range(2):
         slots.load(1, packed_of(trainer, name))
