@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mint_engine.kernels.library import DTYPES, find_kernels
 from mint_engine.kernels.structs import Codes, Kind, Stack
+from tests.engine.integers import pack
 
 CPU = torch.device("cpu")
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -28,8 +29,13 @@ class Quantised:
 
 
 def quantised(
-    kind: Kind, experts: int, high: int, wide: int, block: tuple[int, int], scale: torch.dtype, draw: torch.Generator
-) -> Quantised:
+    kind: Kind, shape: tuple[int, int, int], block: tuple[int, int], scale: torch.dtype, zero: torch.dtype | None,
+    draw: torch.Generator,
+) -> Quantised:  # fmt: skip
+    (experts, high, wide), whole = shape, kind in (Kind.INT4, Kind.INT8)
+    zero = zero if whole else None
+    if zero == torch.int32:
+        block = 1, block[1]
     grid = experts, -(-high // block[0]), -(-wide // block[1])
     if scale in (torch.uint8, torch.float8_e8m0fnu):
         powers = torch.randint(0, 254, grid, generator=draw, dtype=torch.uint8)
@@ -51,8 +57,20 @@ def quantised(
         numbers = E2M1[halves.int()] if kind == Kind.E2M1 else halves.float() - 8
         even = torch.nn.functional.pad(halves, (0, wide % 2))
         codes = even[:, :, ::2] | even[:, :, 1::2] << 4
-    each = sizes.repeat_interleave(block[0], 1)[:, :high].repeat_interleave(block[1], 2)[:, :, :wide]
-    return Quantised(Codes(kind, codes.contiguous(), scales, block, every), numbers * each)
+    zeros: torch.Tensor | None = None
+    if zero is not None:
+        bits = 4 if kind == Kind.INT4 else 8
+        zeros = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), grid, generator=draw, dtype=torch.int8)
+        numbers -= spread(zeros.float(), block, shape)
+    if zeros is not None and zero == torch.int32:
+        zeros = torch.stack([pack(each.T, bits).T for each in zeros]).contiguous()
+    weight = numbers * spread(sizes, block, shape)
+    return Quantised(Codes(kind, codes.contiguous(), scales, block, every, zeros), weight)
+
+
+def spread(blocks: torch.Tensor, block: tuple[int, int], shape: tuple[int, int, int]) -> torch.Tensor:
+    """What is of blocks, of each number."""
+    return blocks.repeat_interleave(block[0], 1)[:, : shape[1]].repeat_interleave(block[1], 2)[:, :, : shape[2]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,18 +79,18 @@ def quantised(
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=4), st.lists(SIZES, min_size=1, max_size=2), SIZES,
     st.tuples(st.integers(1, 70), st.sampled_from((1, 3, 16, 24, 32, 100))), st.sampled_from(SCALES),
-    st.integers(0, 1 << 20),
+    st.sampled_from((None, torch.int8, torch.int32)), st.integers(0, 1 << 20),
 )  # fmt: skip
 def test_products_are_those_of_what_is_dequantised_before(
     dtype: torch.dtype, kind: Kind, counts: list[int], highs: list[int], wide: int, block: tuple[int, int],
-    scale: torch.dtype, seed: int,
+    scale: torch.dtype, zero: torch.dtype | None, seed: int,
 ) -> None:  # fmt: skip
-    """Of whatever blocks, in scales of every type, and of one linear or of two in one."""
+    """Of whatever blocks, in scales and zero points of every type, and of one linear or of two in one."""
     kernels = find_kernels(dtype, CPU)
     if kernels is None:
         pytest.skip("no compiled kernels here")
     bounds, draw = list(itertools.accumulate(counts, initial=0)), torch.Generator().manual_seed(seed)
-    linears = [quantised(kind, len(counts), high, wide, block, scale, draw) for high in highs]
+    linears = [quantised(kind, (len(counts), high, wide), block, scale, zero, draw) for high in highs]
     weight = torch.cat([each.weight for each in linears], dim=1).to(dtype)
     x = torch.randn(bounds[-1], wide, generator=draw).to(dtype)
     found = kernels.multiply_experts(x, Stack(weight.shape, None, tuple(each.codes for each in linears)), bounds)

@@ -1,5 +1,5 @@
-// Weights of routed experts that stay quantised: each number is what its code stands for, times the scale of its block.
-// A row is dequantised to what it would be if all were (mint_engine.model.dequantise): their product in float, rounded.
+// Weights of routed experts that stay quantised: each number is what its code stands for, less its block's zero point,
+// times its scale. A row is dequantised to what it would be if all were (mint_engine.model.dequantise): rounded once.
 // None is NaN: such a base is refused when it is loaded.
 #pragma once
 #include <algorithm>
@@ -13,9 +13,11 @@
 enum Kind : int64_t { E4M3, INT8, E2M1, INT4 };
 constexpr bool halved(Kind kind) { return kind == E2M1 || kind == INT4; }
 enum ScaleKind : int64_t { SCALE_FLOAT, SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_POWER, SCALE_E4M3 };
+enum ZeroKind : int64_t { NO_ZEROS, ZERO_BYTES, ZERO_CODES };
 
 // One linear of all experts: codes [E, out, pitch] in bytes, scales [E, rows, columns] of blocks of `high` outputs by
-// `wide` inputs; `every` [E]: what an expert's scales are to be multiplied by; null: nothing.
+// `wide` inputs; `every` [E]: what an expert's scales are to be multiplied by; null: nothing. Zero points are bytes as
+// many as scales, or codes of each output, those of a column in words one above another: [E, words, columns].
 struct Codes {
   int64_t kind;
   const uint8_t* codes;
@@ -23,6 +25,13 @@ struct Codes {
   const void* scales;
   int64_t rows, columns, high, wide;
   const float* every;
+  int64_t zero_kind;
+  const void* zeros;
+};
+
+// Of a block.
+struct Scale {
+  float by, less;
 };
 
 constexpr float E2M1_NUMBERS[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -48,14 +57,24 @@ inline const std::array<float, 256>& e4m3_numbers() {
   return all;
 }
 
+// The zero point of one output's block.
+inline float zero_at(const Codes& of, int64_t expert, int64_t output, int64_t block) {
+  const int64_t row = expert * of.rows + output / of.high;
+  if (of.zero_kind == ZERO_BYTES) return ((const int8_t*)of.zeros)[row * of.columns + block];
+  const int bits = of.kind == INT4 ? 4 : 8;
+  const int64_t each = 32 / bits, words = (of.out + each - 1) / each;
+  const uint32_t word = ((const uint32_t*)of.zeros)[(expert * words + output / each) * of.columns + block];
+  return float(word >> output % each * bits & ((1u << bits) - 1)) - float(1 << (bits - 1));
+}
+
 // One output's scales of blocks, [columns]. The next call of this thread overwrites them.
-inline const float* scales_of(const Codes& of, int64_t expert, int64_t output) {
-  static thread_local Aligned<float> room;
+inline const Scale* scales_of(const Codes& of, int64_t expert, int64_t output) {
+  static thread_local Aligned<Scale> room;
   if (int64_t(room.size()) < of.columns) room.resize(of.columns);
   const int64_t first = (expert * of.rows + output / of.high) * of.columns;
   const auto put = [&](auto number, auto read) {
     const auto* from = (const decltype(number)*)of.scales + first;
-    for (int64_t block = 0; block < of.columns; ++block) room[block] = read(from[block]);
+    for (int64_t block = 0; block < of.columns; ++block) room[block] = {read(from[block]), 0};
   };
   switch (of.scale_kind) {
     case SCALE_FLOAT: put(float(), [](float scale) { return scale; }); break;
@@ -67,6 +86,8 @@ inline const float* scales_of(const Codes& of, int64_t expert, int64_t output) {
       put(uint8_t(), [&](uint8_t code) { return numbers[code] * of.every[expert]; });
     }
   }
+  if (of.zero_kind != NO_ZEROS)
+    for (int64_t block = 0; block < of.columns; ++block) room[block].less = zero_at(of, expert, output, block);
   return room.data();
 }
 
@@ -97,11 +118,11 @@ inline void put_e4m3(const uint8_t* codes, float* to) {
 
 // Columns `at` to `end` with one scale, on every machine.
 template <Kind KIND, typename T>
-inline void dequantise_some(const uint8_t* codes, float scale, int64_t at, int64_t end, T* to) {
+inline void dequantise_some(const uint8_t* codes, Scale scale, int64_t at, int64_t end, T* to) {
   if constexpr (halved(KIND)) {
     T every[16];
     for (int code = 0; code < 16; ++code)
-      every[code] = narrow<T>((KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS)[code] * scale);
+      every[code] = narrow<T>(((KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS)[code] - scale.less) * scale.by);
     if (at % 2 && at < end) to[at] = every[codes[at / 2] >> 4], ++at;
 #ifdef __AVX2__
     if constexpr (std::is_same_v<T, bf16>)
@@ -118,8 +139,9 @@ inline void dequantise_some(const uint8_t* codes, float scale, int64_t at, int64
       if (KIND == E4M3)
         for (; done + 8 <= count; done += 8) put_e4m3(codes + at + done, some + done);
 #endif
-      for (; done < count; ++done) some[done] = KIND == E4M3 ? numbers[codes[at + done]] : float(codes[at + done]) - 128;
-      for (int i = 0; i < count; ++i) to[at + i] = narrow<T>(some[i] * scale);
+      for (const uint8_t* from = codes + at; done < count; ++done)
+        some[done] = KIND == E4M3 ? numbers[from[done]] : float(from[done]) - 128;
+      for (int i = 0; i < count; ++i) to[at + i] = narrow<T>((some[i] - scale.less) * scale.by);
     }
   }
 }
@@ -153,16 +175,16 @@ inline void bytes_at(const uint8_t* codes, __m512& front, __m512& back) {
   }
 }
 
-// The sixteen numbers that codes of half a byte stand for, times a scale, as bfloat16.
+// The sixteen numbers that codes of half a byte stand for, by a scale, as bfloat16.
 template <Kind KIND>
-inline __m256i every_number(float scale) {
+inline __m256i every_number(Scale scale) {
   const __m512 numbers = _mm512_loadu_ps(KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS);
-  return rounded(_mm512_mul_ps(numbers, _mm512_set1_ps(scale)));
+  return rounded(_mm512_mul_ps(_mm512_sub_ps(numbers, _mm512_set1_ps(scale.less)), _mm512_set1_ps(scale.by)));
 }
 
 // Columns `at` to `end`, a multiple of 32, of halves of bytes with one scale.
 template <Kind KIND>
-inline void dequantise_halves(const uint8_t* codes, float scale, int64_t at, int64_t end, bf16* to) {
+inline void dequantise_halves(const uint8_t* codes, Scale scale, int64_t at, int64_t end, bf16* to) {
   const __m512i every = _mm512_broadcast_i64x4(every_number<KIND>(scale));  // twice, for a fifth bit of any kind
   for (; at < end; at += 32)
     _mm512_storeu_si512(to + at, _mm512_permutexvar_epi16(halves_at(codes + (at >> 1)), every));
@@ -170,7 +192,7 @@ inline void dequantise_halves(const uint8_t* codes, float scale, int64_t at, int
 
 // 32 columns from `at` on of halves of bytes, sixteen with one scale and sixteen with the next.
 template <Kind KIND>
-inline void dequantise_pair(const uint8_t* codes, const float* scales, int64_t at, bf16* to) {
+inline void dequantise_pair(const uint8_t* codes, const Scale* scales, int64_t at, bf16* to) {
   const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
   const __m512i every = _mm512_inserti64x4(_mm512_castsi256_si512(every_number<KIND>(scales[0])),
                                            every_number<KIND>(scales[1]), 1);
@@ -180,13 +202,13 @@ inline void dequantise_pair(const uint8_t* codes, const float* scales, int64_t a
 
 // Columns `at` to `end`, a multiple of 32, of bytes with one scale.
 template <Kind KIND>
-inline void dequantise_bytes(const uint8_t* codes, float scale, int64_t at, int64_t end, bf16* to) {
-  const __m512 by = _mm512_set1_ps(KIND == E4M3 ? scale * 256 : scale);
-  const bool small = std::fabs(scale) < 1e-30f;  // the instruction that rounds may take its products for zero
+inline void dequantise_bytes(const uint8_t* codes, Scale scale, int64_t at, int64_t end, bf16* to) {
+  const __m512 by = _mm512_set1_ps(KIND == E4M3 ? scale.by * 256 : scale.by), less = _mm512_set1_ps(scale.less);
+  const bool small = std::fabs(scale.by) < 1e-30f;  // the instruction that rounds may take its products for zero
   for (; at < end; at += 32) {
     __m512 front, back;
     bytes_at<KIND>(codes + at, front, back);
-    front = _mm512_mul_ps(front, by), back = _mm512_mul_ps(back, by);
+    front = _mm512_mul_ps(_mm512_sub_ps(front, less), by), back = _mm512_mul_ps(_mm512_sub_ps(back, less), by);
     _mm512_storeu_si512(to + at, small ? _mm512_inserti64x4(_mm512_castsi256_si512(rounded(front)), rounded(back), 1)
                                        : (__m512i)_mm512_cvtne2ps_pbh(back, front));
   }
@@ -194,7 +216,7 @@ inline void dequantise_bytes(const uint8_t* codes, float scale, int64_t at, int6
 
 // Columns of a row in blocks that hold thirty-twos, or whose pairs do. Returns where it goes on.
 template <Kind KIND>
-inline int64_t dequantise_blocks(const uint8_t* codes, const float* scales, int64_t wide, int64_t in, bf16* to) {
+inline int64_t dequantise_blocks(const uint8_t* codes, const Scale* scales, int64_t wide, int64_t in, bf16* to) {
   int64_t at = 0, end = in / 32 * 32;
   if (wide % 32 == 0 || wide >= in) {
     for (; at < end; ++scales) {
@@ -214,7 +236,7 @@ inline int64_t dequantise_blocks(const uint8_t* codes, const float* scales, int6
 template <Kind KIND, typename T>
 void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in, T* to) {
   const uint8_t* codes = of.codes + (expert * of.out + output) * of.pitch;
-  const float* scales = scales_of(of, expert, output);
+  const Scale* scales = scales_of(of, expert, output);
   int64_t at = 0;
 #ifdef MINT_AVX512_BF16
   if constexpr (std::is_same_v<T, bf16>) at = dequantise_blocks<KIND>(codes, scales, of.wide, in, to);

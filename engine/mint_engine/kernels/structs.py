@@ -24,6 +24,7 @@ _SCALES = {
     torch.float8_e8m0fnu: 3,
     torch.float8_e4m3fn: 4,
 }
+_ZEROS = {torch.int8: 1, torch.int32: 2}  # and of zero points
 
 
 class Angles:
@@ -69,10 +70,11 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Codes:
-    """A linear of all experts that stays quantised: each number is what its code stands for, times its block's scale.
+    """A linear of all experts that stays quantised: what a code stands for, less its block's zero, times its scale.
 
     codes [E, out, *] lie row by row; scales [E, rows, columns], each that of a block of so many outputs and inputs.
-    `every` [E] float32 is what an expert's are to be multiplied by, where they are e4m3 themselves.
+    `every` [E] float32 is what an expert's are to be multiplied by, where they are e4m3 themselves. `zeros` are int8
+    that lie as scales do, or codes of each output in words of int32, one above another in a column: [E, words, *].
     """
 
     kind: Kind
@@ -80,6 +82,7 @@ class Codes:
     scales: torch.Tensor
     block: tuple[int, int]
     every: torch.Tensor | None = None
+    zeros: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class CodesStruct(ctypes.Structure):
     _fields_ = (
         ("kind", _INT), ("codes", _POINTER), ("pitch", _INT), ("out", _INT), ("scale_kind", _INT),
         ("scales", _POINTER), ("rows", _INT), ("columns", _INT), ("high", _INT), ("wide", _INT), ("every", _POINTER),
+        ("zero_kind", _INT), ("zeros", _POINTER),
     )  # fmt: skip
 
 
@@ -255,7 +259,8 @@ def _codes_struct(of: Codes) -> CodesStruct:
     _, rows, columns = of.scales.shape
     return CodesStruct(
         of.kind, address(of.codes), prod(row) * of.codes.itemsize, high, _SCALES[of.scales.dtype], address(of.scales),
-        rows, columns, *of.block, address(of.every),
+        rows, columns, *of.block, address(of.every), _ZEROS[of.zeros.dtype] if of.zeros is not None else 0,
+        address(of.zeros),
     )  # fmt: skip
 
 

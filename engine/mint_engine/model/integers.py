@@ -223,12 +223,16 @@ class _Form:
         dequantise_integers(words, self.files.bits, 0, _by_rows(scales, outputs, one=one), zeros, groups, out)
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """See `kept.Form`. None with zero points and for columns in another order."""
+        """See `kept.Form`. None for columns in another order."""
         words, scales, _, *others = parts
+        zeros: torch.Tensor | None = None
+        if not self.files.symmetric:
+            zeros, *others = others
+            zeros = zeros if self.packed else zeros.reshape(len(zeros), self.rows, -1)
         if others:
             return None
         kind, high = Kind.INT4 if self.files.bits == 4 else Kind.INT8, words.shape[1] if self.rows == 1 else 1
-        return Codes(kind, words, scales.reshape(len(scales), self.rows, -1), (high, self.wide))
+        return Codes(kind, words, scales.reshape(len(scales), self.rows, -1), (high, self.wide), zeros=zeros)
 
 
 def _by_rows(scales: torch.Tensor, outputs: int, *, one: bool) -> torch.Tensor:
