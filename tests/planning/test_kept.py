@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from mint_engine.kernels.library import find_kernels
 from mint_engine.model.kept import KeptStack
 from mint_engine.parallel.part import Part
 from mint_gateway.cli.plan import _read
@@ -16,7 +17,9 @@ from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Least, Mix, hold, make_plan
 from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.shape import keep_experts
+from tests.engine.families import CPU
 from tests.engine.integers import KIMI_IGNORES, packed_config
+from tests.engine.running import running
 from tests.engine.test_kept_experts import Save, bytes_of, in_float8, in_mxfp4, in_numbers, load, stacks
 from tests.planning.frontier import GPT_OSS_120B, KIMI_K2
 from tests.planning.planned import STORAGE
@@ -66,4 +69,32 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
         held = bytes_of(kept) + sum(each.nbytes for each in base.model.parameters())
         assert share.resident_bytes("float16") == held - 2 * (shape.head_rows - share.head_rows) * shape.hidden
     (one,) = hold(shape, DEVICES["cpu"], 1, MIX, "bfloat16")
-    assert one.weights == shape.resident_bytes("bfloat16")
+    assert one.weights == shape.resident_bytes("bfloat16") + (2 * shape.packed_parameters if shape.lean else 0)
+
+
+@pytest.mark.parametrize(
+    ("save", "lean"),
+    [
+        (in_float8("qwen3_moe"), True),
+        (in_numbers("mixtral", "w4a16_asymmetric"), True),
+        (in_numbers("mixtral", "w4a16_reordered"), False),
+        (in_mxfp4, False),
+    ],
+    ids=["float8", "with zero points", "reordered", "gpt-oss"],
+)
+async def test_what_own_kernels_lay_out_anew_is_counted_where_they_serve(
+    save: Save, lean: bool, tmp_path: Path
+) -> None:
+    """And not what they keep of an update, which torch computes."""
+    quantised, _ = save(tmp_path)
+    own = find_kernels(torch.bfloat16, CPU) is not None
+    async with running(quantised, {}, quantised_experts=True) as engine:
+        assert engine.server.generation.compute.startswith("lean") is (lean and own)
+    shape = keep_experts(read_shape(_read(quantised)), "config.json")
+    assert shape.lean is lean
+    training = msgspec.structs.replace(MIX, policies=1, policy_rank=8)
+    kept, torchs = (
+        hold(each, DEVICES["cpu"], 1, training, "bfloat16")[0].activations
+        for each in (shape, msgspec.structs.replace(shape, lean=False))
+    )
+    assert kept == torchs

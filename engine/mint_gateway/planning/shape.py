@@ -255,7 +255,8 @@ def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
     """
     if not can_keep_experts(shape):
         raise UnsupportedBase(subject, "tells of no quantised routed experts; leave --quantised-experts out")
-    return msgspec.structs.replace(shape, keeps=True, lean=False)
+    reordered = isinstance(shape.files, Integers) and shape.files.reordered  # which own kernels do not read
+    return msgspec.structs.replace(shape, keeps=True, lean=shape.lean and not reordered)
 
 
 def can_keep_experts(shape: BaseShape) -> bool:
