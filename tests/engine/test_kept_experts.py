@@ -4,6 +4,7 @@ import copy
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from mint_engine.beforehand import check_small_files
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import base as base_module
 from mint_engine.model.base import Base, load_base
-from mint_engine.model.experts import is_stack
+from mint_engine.model.experts import forward, is_stack
 from mint_engine.model.kept import KeptStack, every_weight, kept_weights, move
-from mint_engine.model.modules import find_modules
+from mint_engine.model.modules import find_modules, replace_modules
 from mint_engine.model.reference import load_part, reference_logits
 from mint_engine.parallel.part import Part
+from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
@@ -164,6 +166,29 @@ def test_kernels_dequantise_experts_by_themselves(files: str, tmp_path: Path) ->
             found = kernels.multiply_experts(every, coded, bounds).view(experts, inputs, -1)
             expected = torch.stack([stack[at] for at in range(experts)])
             assert torch.equal(found, expected if files == "mxfp4" else expected.mT)
+
+
+@pytest.mark.parametrize("files", ["float8", "mxfp4", "numbers"])
+def test_a_step_by_kernels_is_that_by_torch(files: str, tmp_path: Path) -> None:
+    """Of experts between transformers' modules, with biases where they have some; to the rounding of bfloat16."""
+    base = load(SAVES[files][1](tmp_path)[0])
+    slots = Slots(find_modules(base.model), 2, 16, base.dtype, CPU)
+    replace_modules(base.model, slots, None)
+    experts: Any = next(module for module in base.model.modules() if is_stack(module))
+    if experts.mint_modules.kernels is None:
+        pytest.skip("no compiled kernels here")
+    draw, hidden = torch.Generator().manual_seed(3), base.model.config.hidden_size
+    if experts.has_bias:
+        for bias in (experts.gate_up_proj_bias, experts.down_proj_bias):
+            bias.data.normal_(generator=draw)
+    x = torch.randn(9, hidden, generator=draw).bfloat16()
+    chances = torch.rand(9, experts.num_experts, generator=draw)
+    weights, routes = chances.topk(2, dim=1)
+    with torch.inference_mode():
+        ours = forward(experts, x, routes, weights.bfloat16())
+        experts.mint_modules = replace(experts.mint_modules, kernels=None)
+        theirs = forward(experts, x, routes, weights.bfloat16())
+    assert float((ours - theirs).float().norm()) < 1e-2 * float(theirs.float().norm())
 
 
 @EVERY
