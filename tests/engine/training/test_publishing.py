@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from mint_contracts.source import Source
+from mint_contracts.training_records import revisions_of
+from mint_engine.adapters.packed import Packed
 from mint_engine.aside import LOWER
 from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD
 from mint_engine.policies.revisions import ENTRY
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Content, LocalStore, store_of
+from mint_engine.residency.lending import Lending
 from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine
 from tests.engine.tiers import own_nice
@@ -32,6 +36,31 @@ async def test_a_published_revision_is_served_at_once_without_reading_storage(ba
         loader = other.residency._climber._loader
         with loader.disk.using(published.source):
             assert loader.load(published.source).revision == published.revision
+
+
+async def test_a_revision_is_served_before_an_older_one_is_swept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps 1 to 6 the first two give way, to 5 and to 6."""
+    offer, delete, served, swept = Lending.offer, LocalStore.delete, list[str](), list[tuple[str, str]]()
+
+    def seen(self: Lending, adapter: str, source: Source, packed: Packed) -> None:
+        served.append(Path(source.uri).name)
+        offer(self, adapter, source, packed)
+
+    def told(self: LocalStore, path: str) -> None:
+        if path.startswith(revisions_of("acme/one")):
+            swept.append((Path(path).name, served[-1]))
+        delete(self, path)
+
+    monkeypatch.setattr(Lending, "offer", seen)
+    monkeypatch.setattr(LocalStore, "delete", told)
+    async with training(base, tmp_path, train(steps=6, publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+    assert [each for each in swept if each[0] != ENTRY] == [
+        (str(Name(1, step)), str(Name(1, step + revisions.KEPT))) for step in (1, 2)
+    ]
 
 
 async def test_what_is_kept_is_written_by_threads_that_give_way_to_steps(
