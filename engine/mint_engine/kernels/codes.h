@@ -57,14 +57,13 @@ inline const std::array<float, 256>& e4m3_numbers() {
   return all;
 }
 
-// The zero point of one output's block.
-inline float zero_at(const Codes& of, int64_t expert, int64_t output, int64_t block) {
-  const int64_t row = expert * of.rows + output / of.high;
-  if (of.zero_kind == ZERO_BYTES) return ((const int8_t*)of.zeros)[row * of.columns + block];
-  const int bits = of.kind == INT4 ? 4 : 8;
-  const int64_t each = 32 / bits, words = (of.out + each - 1) / each;
-  const uint32_t word = ((const uint32_t*)of.zeros)[(expert * words + output / each) * of.columns + block];
-  return float(word >> output % each * bits & ((1u << bits) - 1)) - float(1 << (bits - 1));
+// One output's zero points that are codes.
+inline void unpack_zeros(const Codes& of, int64_t expert, int64_t output, Scale* to) {
+  const int bits = of.kind == INT4 ? 4 : 8, each = 32 / bits, least = 1 << (bits - 1);
+  const int64_t words = (of.out + each - 1) / each, shift = output % each * bits;
+  const uint32_t* from = (const uint32_t*)of.zeros + (expert * words + output / each) * of.columns;
+  for (int64_t block = 0; block < of.columns; ++block)
+    to[block].less = float(int(from[block] >> shift & ((1u << bits) - 1)) - least);
 }
 
 // One output's scales of blocks, [columns]. The next call of this thread overwrites them.
@@ -86,8 +85,9 @@ inline const Scale* scales_of(const Codes& of, int64_t expert, int64_t output) {
       put(uint8_t(), [&](uint8_t code) { return numbers[code] * of.every[expert]; });
     }
   }
-  if (of.zero_kind != NO_ZEROS)
-    for (int64_t block = 0; block < of.columns; ++block) room[block].less = zero_at(of, expert, output, block);
+  if (of.zero_kind == ZERO_CODES) unpack_zeros(of, expert, output, room.data());
+  if (of.zero_kind == ZERO_BYTES)
+    for (int64_t block = 0; block < of.columns; ++block) room[block].less = ((const int8_t*)of.zeros)[first + block];
   return room.data();
 }
 

@@ -210,29 +210,34 @@ class _Form:
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See `kept.Form`."""
-        words, scales, _, *others = parts
-        zeros, outputs, one = None, out.shape[1], self.rows == 1
-        if not self.files.symmetric:
-            zeros, *others = others
+        words, scales, zeros, order = self._told(parts)
+        outputs, one = out.shape[1], self.rows == 1
+        if zeros is not None:
             zeros = (
                 _unpacked_columns(zeros, self.files.bits)[:, :outputs]
                 if self.packed
                 else _by_rows(zeros, outputs, one=one)
             )
-        groups = others[0].long() if others else self.wide
+        groups = order.long() if order is not None else self.wide
         dequantise_integers(words, self.files.bits, 0, _by_rows(scales, outputs, one=one), zeros, groups, out)
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
         """See `kept.Form`. None for columns in another order."""
-        words, scales, _, *others = parts
-        zeros: torch.Tensor | None = None
-        if not self.files.symmetric:
-            zeros, *others = others
-            zeros = zeros if self.packed else zeros.reshape(len(zeros), self.rows, -1)
-        if others:
+        words, scales, zeros, order = self._told(parts)
+        if order is not None:
             return None
+        if zeros is not None and not self.packed:
+            zeros = zeros.reshape(len(zeros), self.rows, -1)
         kind, high = Kind.INT4 if self.files.bits == 4 else Kind.INT8, words.shape[1] if self.rows == 1 else 1
         return Codes(kind, words, scales.reshape(len(scales), self.rows, -1), (high, self.wide), zeros=zeros)
+
+    def _told(
+        self, parts: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Words, scales, zero points and which group columns are of, if there are any of these."""
+        words, scales, _, *others = parts
+        zeros = None if self.files.symmetric else others.pop(0)
+        return words, scales, zeros, others[0] if others else None
 
 
 def _by_rows(scales: torch.Tensor, outputs: int, *, one: bool) -> torch.Tensor:
