@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engine.integers import packed_config
+from tests.engine.integers import Layout, quantise_integers
 
 GROUP = 32  # inputs that have one scale
-_BITS, _EACH = 4, 8  # numbers in a word
+_LAYOUT = Layout(4, "group", GROUP, ignore=("lm_head", "re:.*self_attn.*", "re:.*gate$"))
+_EACH = 8  # numbers in a word
 
 
 def write_packed(plain: Path, folder: Path) -> None:
@@ -25,17 +26,15 @@ def write_packed(plain: Path, folder: Path) -> None:
         places |= dict.fromkeys(tensors, file.name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     config = json.loads((plain / "config.json").read_text())
-    told = packed_config("lm_head", "re:.*self_attn.*", "re:.*gate$", strategy="group", group_size=GROUP)
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": _LAYOUT.told}))
 
 
 def _packed(path: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    groups = weight.float().view(len(weight), -1, GROUP)
-    scales = (2 * groups.abs().amax(2) / ((1 << _BITS) - 1)).to(weight.dtype)
-    numbers = (groups / scales.float().unsqueeze(2)).round().clamp(-8, 7).long().flatten(1) + 8
-    words = (numbers.view(len(weight), -1, _EACH) << _BITS * torch.arange(_EACH)).sum(2)
+    """As `tests.engine.integers.packed_tensors`, which packs numbers one by one: here are hundreds of millions."""
+    numbers = quantise_integers(weight, _LAYOUT)
+    codes = (numbers.values.long() + 8).view(len(weight), -1, _EACH)
     return {
-        f"{path}.weight_packed": words.to(torch.int32),
-        f"{path}.weight_scale": scales,
+        f"{path}.weight_packed": (codes << _LAYOUT.bits * torch.arange(_EACH)).sum(2).to(torch.int32),
+        f"{path}.weight_scale": numbers.scales,
         f"{path}.weight_shape": torch.tensor(weight.shape),
     }

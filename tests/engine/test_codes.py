@@ -14,9 +14,8 @@ from tests.engine.integers import pack
 
 CPU = torch.device("cpu")
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-SIZES = st.one_of(
-    st.integers(1, 90), st.sampled_from((32, 64, 96, 160))
-)  # of any kind, and those that fill registers
+# Of any kind, and those that fill registers.
+SIZES = st.one_of(st.integers(1, 90), st.sampled_from((32, 64, 96, 160)))
 SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.float8_e8m0fnu, torch.float8_e4m3fn)
 
 

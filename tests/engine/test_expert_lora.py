@@ -126,12 +126,11 @@ def test_the_bases_product(
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(len(counts), high, wide, generator=draw).to(dtype)
     x = torch.randn(bounds[-1], wide, generator=draw).to(dtype)
-    found = kernels.multiply_experts(x, Stack(weight.shape, weight), bounds)
+    by = Stack(weight.shape, weight)
+    found = kernels.multiply_experts(x, by, bounds)
     for expert, (start, stop) in enumerate(itertools.pairwise(bounds)):
         for row in range(start, stop):
             expected = weight[expert].float() @ x[row].float()
             torch.testing.assert_close(found[row].float(), expected, rtol=tolerance, atol=tolerance * wide**0.5)
             alone = [0] * (expert + 1) + [1] * (len(counts) - expert)
-            assert torch.equal(
-                kernels.multiply_experts(x[row : row + 1], Stack(weight.shape, weight), alone)[0], found[row]
-            )
+            assert torch.equal(kernels.multiply_experts(x[row : row + 1], by, alone)[0], found[row])
