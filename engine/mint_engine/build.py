@@ -122,11 +122,11 @@ def _build_rank_0(
         # All is read, while the others read their shares: they must compute together what transformers does of it.
         admit = partial(check_config, settings)
         dtype, keep = choose_dtype(settings.dtype), settings.quantised_experts
-        base, expected = load_part(base_path, dtype, part, admit, headway, ranks.listen, quantised_experts=keep)
+        base, reference = load_part(base_path, dtype, part, admit, headway, ranks.listen, quantised_experts=keep)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group, settings.ranks_per_node))
-        forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected.to(device)))
+        forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, reference))
         return member.base, member.slots, _generation(forward, limits, on_lost)
     except BaseException:
         ranks.close()

@@ -22,7 +22,7 @@ from mint_engine.model.base import Base, load_base
 from mint_engine.model.experts import forward, is_stack
 from mint_engine.model.kept import KeptStack, every_weight, kept_weights, move
 from mint_engine.model.modules import find_modules, replace_modules
-from mint_engine.model.reference import load_part, reference_logits
+from mint_engine.model.reference import find_reference, load_part
 from mint_engine.parallel.part import Part
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.scheduler import Limits
@@ -118,14 +118,14 @@ def test_an_expert_is_what_it_would_be_dequantised(files: str, tmp_path: Path) -
     whole, plain = load(quantised), load(dequantised, keep=False)
     assert_alike(whole, plain)
     plain.model.set_experts_implementation("eager")
-    logits = reference_logits(plain)
-    assert torch.equal(reference_logits(whole), logits)
+    logits = find_reference(plain).logits
+    assert torch.equal(find_reference(whole).logits, logits)
     for rank in range(2):
         part = load(dequantised, Part(rank, 2), keep=False)
         assert_alike(load(quantised, Part(rank, 2)), part)
         streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2), quantised_experts=True)
         assert_alike(streamed, part)
-        assert torch.equal(found, logits)
+        assert torch.equal(found.logits, logits)
 
 
 def test_the_first_of_several_ranks_looks_at_each_weight_once(

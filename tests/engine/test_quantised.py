@@ -15,7 +15,7 @@ from mint_contracts.quantisation import Nvfp4
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.reference import load_part, reference_logits
+from mint_engine.model.reference import find_reference, load_part
 from mint_engine.model.stored import open_tensors
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
@@ -66,14 +66,14 @@ def assert_read_alike(quantised: Path, plain: Path) -> None:
     """Weights and logits of both, whole, by each rank, and streamed a layer at a time by the first."""
     whole, own = (load_base(each, torch.bfloat16, CPU) for each in (plain, quantised))
     assert_equal(own, whole)
-    logits = reference_logits(whole)
-    assert torch.equal(reference_logits(own), logits)
+    logits = find_reference(whole).logits
+    assert torch.equal(find_reference(own).logits, logits)
     for rank in range(2):
         read = load_base(quantised, torch.bfloat16, CPU, Part(rank, 2))
         assert_equal(read, load_base(plain, torch.bfloat16, CPU, Part(rank, 2)))
         streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2))
         assert_equal(streamed, read)
-        assert torch.equal(found, logits)
+        assert torch.equal(found.logits, logits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_engine.model.base import load_base
 from mint_engine.model.modules import layers_of
-from mint_engine.model.reference import load_part, reference_logits
+from mint_engine.model.reference import find_reference, load_part
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU, FAMILIES
 from tests.engine.quantised import edit_tensors, save_float8, save_mxfp4, tensors_of
@@ -22,11 +22,12 @@ from tests.engine.saved_families import save_base, weights
 
 
 def assert_same(path: Path, dtype: torch.dtype) -> None:
-    expected = reference_logits(load_base(path, dtype, CPU))
+    expected = find_reference(load_base(path, dtype, CPU))
     for rank in range(2):
         part, same = Part(rank, 2), Part(rank, 2)
-        base, logits = load_part(path, dtype, part)
-        assert torch.equal(logits, expected)
+        base, found = load_part(path, dtype, part)
+        assert torch.equal(found.logits, expected.logits)
+        assert found.moved == expected.moved
         held, read = weights(base), weights(load_base(path, dtype, CPU, same))
         assert (part.share, part.modules) == (same.share, same.modules)
         assert held.keys() == read.keys()

@@ -1,4 +1,4 @@
-"""transformers' own logits of a short prompt: what every pass over a base must compute too.
+"""transformers' own logits of a short prompt: what every pass over a base must compute too, but for rounding.
 
 They take all of a base. A rank that keeps but a part of it has no more than one decoder layer whole at a time.
 """
@@ -7,6 +7,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
+from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, first_line
 from mint_engine.model.fill import Name, Naming, fill
 from mint_engine.model.kept import every_weight
@@ -30,8 +32,22 @@ from mint_engine.parallel.shard import shard_layer
 from mint_engine.sources.headway import Headway
 
 TOLD_EVERY_S = 10.0  # while a base is read
+OTHERS = 7  # roundings that are tried: each may, or may not, change one of the probe's closest choices
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The probe's logits [T, V] float32, and how far rounding alone may move them, relative to their norm.
+
+    That is known of bases that choose experts, or tokens to attend to: rounding decides between those of like scores,
+    and what follows is another computation. No two ways to compute such a base need agree more closely; of 16 random
+    layers of experts, logits are half of their norm apart. Of other bases it is 0: all that they compute is smooth.
+    """
+
+    logits: torch.Tensor
+    moved: float
 
 
 def probe(vocabulary: int) -> list[int]:
@@ -40,13 +56,13 @@ def probe(vocabulary: int) -> list[int]:
 
 
 @torch.inference_mode()
-def reference_logits(base: Base) -> torch.Tensor:
-    """Of a base that is whole, before anything is swapped or cut. [T, V] float32
+def find_reference(base: Base) -> Reference:
+    """Of a base that is whole, before anything is swapped or cut.
 
     Raises UnsupportedBase where transformers' own modules can not compute it, whose configuration does not fit them.
     """
     try:
-        return _logits(base.model)
+        return _refer(base.model)
     except torch.OutOfMemoryError:
         raise
     except LIBRARY_ERRORS as error:
@@ -62,8 +78,8 @@ def load_part(
     listen: Callable[[], None] = lambda: None,
     *,
     quantised_experts: bool = False,
-) -> tuple[Base, torch.Tensor]:
-    """A rank's part of a base in the host's memory, and the logits [T, V] of all of it. Raises as `load_base` does.
+) -> tuple[Base, Reference]:
+    """A rank's part of a base in the host's memory, and what all of it computes. Raises as `load_base` does.
 
     A GGUF file is in memory whole, and cut by whoever has it next. `listen` is called before each layer is read, and
     raises where nothing will come of that.
@@ -71,7 +87,7 @@ def load_part(
     streamed = _Streamed(part, listen)
     cpu = torch.device("cpu")
     base = load_base(path, dtype, cpu, streamed, admit, headway, quantised_experts=quantised_experts)
-    return base, reference_logits(base) if streamed.logits is None else streamed.logits
+    return base, streamed.reference or find_reference(base)
 
 
 class _Streamed:
@@ -85,7 +101,7 @@ class _Streamed:
         self._loading: Any = None
         self._later: dict[str, dict[str, Stored]] = {}  # of each layer, by its path
         self._names: dict[str, Name] = {}
-        self.logits: torch.Tensor | None = None
+        self.reference: Reference | None = None
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """See `model.base.Part`."""
@@ -107,13 +123,13 @@ class _Streamed:
         for path, layer in layers:
             hooks.append(layer.register_forward_pre_hook(partial(self._fill_layer, model, path, check)))
             hooks.append(layer.register_forward_hook(partial(self._cut_layer, path, read)))
-        self.logits = _logits(model)
+        self.reference = _refer(model)
         for hook in hooks:
             hook.remove()
 
     def unchecked(self, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         """See `model.base.Part`: each layer has been looked at whole, but for those of a GGUF file."""
-        prefix = layers_prefix(model) if self.logits is not None else None
+        prefix = layers_prefix(model) if self.reference is not None else None
         for name, weight in model.named_parameters():
             if prefix is None or not name.startswith(prefix):
                 yield name, weight
@@ -146,11 +162,26 @@ class _Layers:
             _log.info("base_read", layers=self._read, of=self._layers, seconds=round(now - self._began, 1))
 
 
-def _logits(model: PreTrainedModel) -> torch.Tensor:
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    tokens = torch.tensor([probe(vocabulary)], device=model.device)
-    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
-    return logits
+def _refer(model: PreTrainedModel) -> Reference:
+    """Of the probe; in one batch with others whose inputs are rounded otherwise, where that may change a choice."""
+    text = model.config.get_text_config()
+    chooses = route_shape(model) is not None or bool(getattr(text, "index_topk", None))
+    tokens = torch.tensor([probe(int(text.vocab_size))] * (1 + OTHERS * chooses), device=model.device)
+    hook = model.get_input_embeddings().register_forward_hook(_round_otherwise)
+    try:
+        logits, *others = model(input_ids=tokens, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+    moved = max((float((other - logits).norm() / logits.norm()) for other in others), default=0.0)
+    return Reference(logits.clone(), moved)
+
+
+def _round_otherwise(_: nn.Module, __: Any, embedded: torch.Tensor) -> torch.Tensor:
+    """Of all sequences but the first, each number goes to one beside it, by draws that are always the same."""
+    probed, others = embedded[:1], embedded[1:]
+    up = torch.randint(0, 2, others.shape, generator=torch.Generator().manual_seed(0)).to(others.device)
+    moved = others.double() * (1 + (2 * up - 1) * torch.finfo(others.dtype).eps)
+    return torch.cat((probed, moved.to(others.dtype)))
 
 
 def _sort(
