@@ -9,21 +9,18 @@ Letters in shapes: T tokens, k experts of a token, P pairs (T k of a rank that i
 expert's inner size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
-from mint_engine.kernels.structs import Stack
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
-from mint_engine.model.kept import KeptStack, by_expert, by_group
+from mint_engine.model.expert_product import multiply
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
@@ -88,11 +85,11 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     if not pairs.bounds[-1]:
         return torch.zeros_like(hidden)
     x = hidden.index_select(0, pairs.order // each)  # [P, H]
-    y = _product(experts, "gate_up_proj", x, pairs.bounds)
+    y = multiply(experts, "gate_up_proj", x, pairs.bounds)
     if rows is not None:
         _add_gate_up(y, x, modules, rows, pairs, concatenated=experts.is_concatenated)
     inner = experts._apply_gate(y)  # [P, I]
-    out = _product(experts, "down_proj", inner, pairs.bounds)
+    out = multiply(experts, "down_proj", inner, pairs.bounds)
     if rows is not None:
         add_expert_lora([(out, modules.down)], inner, modules.slots, rows, pairs)
     out = out * weights.reshape(-1, 1).index_select(0, pairs.order)
@@ -111,25 +108,3 @@ def _add_gate_up(
         added = torch.zeros(y.shape[0], inner, dtype=y.dtype, device=y.device)
         add_expert_lora([(added, module)], x, modules.slots, rows, pairs)
         y[:, at::2] += added
-
-
-def _product(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out]."""
-    weight: torch.Tensor | KeptStack = getattr(experts, name)
-    kernels: Kernels | None = experts.mint_modules.kernels if not torch.is_grad_enabled() else None
-    if kernels is not None and isinstance(weight, torch.Tensor):
-        return kernels.multiply_experts(x, Stack(weight.shape, weight), bounds)
-    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    if kernels is not None and isinstance(weight, KeptStack):
-        if (stack := weight.coded()) is not None:
-            y = kernels.multiply_experts(x, stack, bounds)
-            return y if bias is None else y.add_(bias.repeat_interleave(torch.tensor(bounds).diff(), dim=0))
-        groups = by_group(weight, bounds)
-        return torch.cat(
-            [kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups]
-        )
-    parts = []
-    for at, rows, own in by_expert(weight, bounds):
-        turned = own.t() if experts.is_transposed else own
-        parts.append(functional.linear(x[rows], turned, bias[at] if bias is not None else None))
-    return torch.cat(parts)

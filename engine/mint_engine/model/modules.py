@@ -15,6 +15,7 @@ from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
+from mint_engine.model.expert_product import lay_rows
 from mint_engine.model.experts import ExpertModules, is_stack, stacked_modules
 from mint_engine.model.indexer import rotation_of, select
 from mint_engine.model.kept import KeptStack
@@ -146,11 +147,17 @@ def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, he
 def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
     """What multiplies the experts' rows by weights as they lie, where that is faster than by torch."""
     kernels = find_kernels(slots.dtype, slots.device)
+    if kernels is None or not kernels.meets_rows:
+        return None
     stacks = experts.gate_up_proj, experts.down_proj
-    lie = all(isinstance(each, KeptStack) or each.is_contiguous() for each in stacks)
-    plain = lie and not experts.is_transposed and not experts.has_bias
-    coded = all(isinstance(each, KeptStack) and each.coded() is not None for each in stacks)
-    return kernels if (plain or coded) and kernels is not None and kernels.meets_rows else None
+    kept = [each for each in stacks if isinstance(each, KeptStack)]
+    if experts.is_transposed and kept:
+        return kernels if len(kept) == len(stacks) and all(each.coded() is not None for each in kept) else None
+    if experts.is_transposed:
+        lay_rows(experts)
+    elif not all(isinstance(each, KeptStack) or each.is_contiguous() for each in stacks):
+        return None
+    return kernels
 
 
 def _prepare_latent(attention: Any, path: str, slots: Slots, current: Current) -> None:

@@ -1,0 +1,77 @@
+"""The base's products of stacked experts, adapters aside: rows sorted by expert, each by its own expert's weight.
+
+Letters in shapes: P rows, a token's for each expert that it goes to, E experts, in and out of one linear of theirs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from mint_engine.kernels.library import Kernels
+from mint_engine.kernels.structs import Stack
+from mint_engine.model.kept import KeptStack, by_expert, by_group
+
+_STRIP = 64  # inputs that are turned at once, which takes a third of the time of all
+
+
+def lay_rows(experts: Any) -> None:
+    """Have weights [E, in, out], as gpt-oss has them, lie by outputs, as kernels read them, in their own memory."""
+    for name in ("gate_up_proj", "down_proj"):
+        weight: torch.Tensor = getattr(experts, name).data
+        count, wide, high = weight.shape
+        if weight.is_contiguous():
+            turned = weight.new_empty(high, wide)
+            for each in weight:
+                for at in range(0, wide, _STRIP):
+                    turned[:, at : at + _STRIP].copy_(each[at : at + _STRIP].t())
+                each.view(high, wide).copy_(turned)
+            getattr(experts, name).data = weight.view(count, high, wide).transpose(1, 2)
+
+
+def multiply(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+    """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out]."""
+    weight: torch.Tensor | KeptStack = getattr(experts, name)
+    bias: torch.Tensor | None = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    kernels: Kernels | None = experts.mint_modules.kernels
+    if torch.is_grad_enabled():
+        return _by_expert(experts, weight, bias, x, bounds)
+    if isinstance(weight, torch.Tensor):
+        rows = weight.transpose(1, 2) if experts.is_transposed else weight  # [E, out, in]
+        if kernels is not None:
+            y = kernels.multiply_experts(x, Stack(rows.shape, rows), bounds)
+        elif not _grouped(weight):
+            return _by_expert(experts, weight, bias, x, bounds)
+        else:
+            ends = torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
+            y = functional.grouped_mm(x, rows.transpose(1, 2), offs=ends)
+    elif kernels is not None and (stack := weight.coded()) is not None:
+        y = kernels.multiply_experts(x, stack, bounds)
+    elif kernels is not None:
+        groups = by_group(weight, bounds)
+        y = torch.cat([kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups])
+    else:
+        return _by_expert(experts, weight, bias, x, bounds)
+    return y if bias is None else y.add_(bias.repeat_interleave(torch.tensor(bounds).diff().to(y.device), dim=0))
+
+
+def _grouped(weight: torch.Tensor) -> bool:
+    """Whether torch multiplies all experts' rows in one call: where rows begin at 16 bytes, on GPUs since Ampere."""
+    lies = all(size * weight.itemsize % 16 == 0 for size in weight.shape[1:])
+    return lies and (weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) >= (8, 0))
+
+
+def _by_expert(
+    experts: Any,
+    weight: torch.Tensor | KeptStack,
+    bias: torch.Tensor | None,
+    x: torch.Tensor,
+    bounds: Sequence[int],
+) -> torch.Tensor:
+    """An expert after another: where gradients are wanted, and of what torch can not take at once."""
+    parts = []
+    for at, rows, own in by_expert(weight, bounds):
+        turned = own.t() if experts.is_transposed else own
+        parts.append(functional.linear(x[rows], turned, bias[at] if bias is not None else None))
+    return torch.cat(parts)
