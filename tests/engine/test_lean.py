@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from structlog.testing import capture_logs
 from transformers import (
     AutoModelForCausalLM,
+    Dots1Config,
     GemmaConfig,
+    Glm4MoeConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -61,6 +64,16 @@ TAKEN = {
     ),
     "qwen3 moe, weights whole": Qwen3MoeConfig(
         **SIZES, num_experts=10, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=True
+    ),
+    "glm-4.5": Glm4MoeConfig(
+        **SIZES, attention_bias=True, use_qk_norm=True, n_routed_experts=12, num_experts_per_tok=3, n_group=4,
+        topk_group=2, moe_intermediate_size=40, n_shared_experts=1, first_k_dense_replace=1,
+        routed_scaling_factor=1.5,
+    ),
+    "dots.llm1": Dots1Config(
+        **SIZES, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, n_group=1, topk_group=1,
+        moe_intermediate_size=40, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=2.5,
+        sliding_window=None,
     ),
 }  # fmt: skip
 LEFT = {"gemma": GemmaConfig(**SIZES), "granite": GraniteConfig(**SIZES)}
@@ -115,21 +128,29 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
     return torch.cat(found)
 
 
+def assert_alike(found: torch.Tensor, expected: torch.Tensor, forward: Forward) -> None:
+    """Every row is; in bfloat16 but for a few which a rounding sends to other experts, where there are any."""
+    rounded = forward.base.dtype == torch.bfloat16
+    rows = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    astray = float((rows > (0.04 if rounded else 1e-5)).float().mean())
+    assert astray <= (0.1 if rounded and forward.routes is not None else 0)
+    assert rows.median() < (0.02 if rounded else 1e-5)
+
+
 TURNS = [[(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 50)], [(3, 1)], [(0, 5), (1, 1), (2, 1), (3, 40)], [(2, 1)]]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", TAKEN)
-def test_lean_equals_generic(family: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_lean_equals_generic(family: str, dtype: torch.dtype) -> None:
     lean, generic = (make(TAKEN[family], dtype, lean=lean) for lean in (True, False))
     assert lean.compute.startswith("lean")
     assert generic.compute == "generic"
-    found, expected = play(lean, TURNS), play(generic, TURNS)
-    assert (found - expected).norm() / expected.norm() < tolerance
+    assert_alike(play(lean, TURNS), play(generic, TURNS), lean)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "glm-4.5"])
 def test_a_row_does_not_depend_on_its_neighbours(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits, alone or in a batch."""
     forward = make(TAKEN[family], dtype, lean=True)
@@ -139,7 +160,7 @@ def test_a_row_does_not_depend_on_its_neighbours(family: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "glm-4.5"])
 def test_a_prompt_gets_the_same_in_pieces_of_any_length(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits: adapters reach rows that fill a tile, and fewer, in other ways."""
     forward = make(TAKEN[family], dtype, lean=True)
@@ -153,7 +174,7 @@ CROWDED = [[(0, 40), (1, 33)], [(0, 50), (2, 60)], [(1, 70), (0, 1), (3, 100)], 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["qwen3", "qwen3 moe"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3 moe", "glm-4.5"])
 def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits, whether teams hold whole sequences or parts of one."""
     before, found = torch.get_num_threads(), []
@@ -164,8 +185,8 @@ def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> 
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(each, found[0]) for each in found)
-    expected = play(make(TAKEN[family], dtype, lean=False), CROWDED)
-    assert (found[0] - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 0.04)
+    generic = make(TAKEN[family], dtype, lean=False)
+    assert_alike(found[0], play(generic, CROWDED), generic)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.get_num_threads() < 2, reason="needs libgomp, and two cores")
@@ -190,7 +211,7 @@ def test_steps_take_as_many_threads_as_were_set_by_another_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "dots.llm1"])
 def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, threads: int, dtype: torch.dtype) -> None:
     """Bit for bit the same logits: in a crowd adapters are computed between the tiles of the base's products."""
     count = 70
@@ -208,27 +229,28 @@ def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, thre
         expected = generic.run(tokens, spans, range(count)).float()
     finally:
         torch.set_num_threads(before)
-    assert (crowd.float() - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 0.04)
+    assert_alike(crowd, expected, lean)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3 moe"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3 moe", "glm-4.5", "dots.llm1"])
 def test_routes_are_kept_as_the_generic_pass_keeps_them(family: str, dtype: torch.dtype) -> None:
-    """Training replays them. In bfloat16 an expert or two may be another where two are as good as each other."""
+    """Training replays them, in any order. In bfloat16 one or two may be others, where two are as good."""
     lean, generic = (make(TAKEN[family], dtype, lean=lean) for lean in (True, False))
     for forward in (lean, generic):
         play(forward, TURNS)
     assert lean.routes is not None
     assert generic.routes is not None
     pages, tokens = list(range(1, 11)), 26  # of the first sequence
-    found, expected = (each.read(pages, tokens) for each in (lean.routes, generic.routes))
+    found, expected = (np.sort(each.read(pages, tokens), axis=-1) for each in (lean.routes, generic.routes))
     assert expected.any()
     assert (found != expected).mean() <= (0 if dtype == torch.float32 else 0.1)
 
 
-def test_a_row_of_nan_is_routed_somewhere_and_no_other_row_notices() -> None:
+@pytest.mark.parametrize("family", ["mixtral", "glm-4.5"])
+def test_a_row_of_nan_is_routed_somewhere_and_no_other_row_notices(family: str) -> None:
     """As it comes of an adapter whose weights are too large."""
-    forward = make(TAKEN["mixtral"], torch.bfloat16, lean=True)
+    forward = make(TAKEN[family], torch.bfloat16, lean=True)
     spans = [Span(0, 5, 0, [1], 0), Span(5, 5, 0, [2], 1)]
     expected = forward.run(range(10), spans, range(10))[5:].clone()
     forward.slots.memory[0, : forward.slots.filled[0]] = 3e38

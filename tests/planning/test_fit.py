@@ -13,13 +13,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
+from transformers import AutoConfig, Dots1Config, Glm4MoeConfig, LlamaConfig, Qwen3MoeConfig
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.packed_file import head_of
 from mint_engine.model.cache_shape import cache_shape
-from mint_engine.model.lean_layers import Network
 from mint_engine.model.llama_like import Unlike, check_config
 from mint_engine.model.modules import find_modules
 from mint_engine.training.policy import FormLimits, PolicySettings, form_of
@@ -103,13 +102,22 @@ def test_ranks_of_one_machine_share_its_memory() -> None:
 EVER = 1 << 20  # tokens of the longest requests
 # In the kernels' panels of 48 outputs, so that none is padded.
 PANELS = SIZES | {"num_key_value_heads": 1, "intermediate_size": 96}
+GROUPED: dict[str, Any] = {
+    "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "glm4_moe", "dots1"])
 def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
     """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
-    told = {"llama": LlamaConfig(**PANELS), "qwen3_moe": Qwen3MoeConfig(**PANELS, **MOE)}[family]
+    told = {
+        "llama": LlamaConfig(**PANELS),
+        "qwen3_moe": Qwen3MoeConfig(**PANELS, **MOE),
+        "glm4_moe": Glm4MoeConfig(**PANELS, **GROUPED),
+        "dots1": Dots1Config(**PANELS, **GROUPED, sliding_window=None),
+    }[family]
     told.tie_word_embeddings = tied
     forward = make_forward(told, lean=True)
     assert forward.compute.startswith("lean")
@@ -117,14 +125,15 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
     linears = [llama.head]
     for layer in llama.layers:
         own = layer.network
-        linears += [layer.qkv, layer.output] + ([own.gate_up, own.down] if isinstance(own, Network) else [])
+        linears += [layer.qkv, layer.output] + ([own.gate_up, own.down] if own is not None else [])
     held = sum(each.numel() for each in (*forward.base.model.parameters(), *(each.weight for each in linears)))
     shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
+    wide = 2 * shape.wide_parameters  # routers, which stay in float32
     for device, dtype, expected in (
         ("cpu", "float32", 4 * held),
-        ("cpu", "bfloat16", 2 * held),
-        ("cpu", "float16", 2 * shape.parameters),  # of which there are no kernels
-        ("h100", "bfloat16", 2 * shape.parameters),
+        ("cpu", "bfloat16", 2 * held + wide),
+        ("cpu", "float16", 2 * shape.parameters + wide),  # of which there are no kernels
+        ("h100", "bfloat16", 2 * shape.parameters + wide),
     ):
         [found] = hold(shape, DEVICES[device], 1, mix, dtype)
         assert found.weights == expected

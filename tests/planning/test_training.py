@@ -98,6 +98,17 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
     assert alone.held[0].activations == 0
 
 
+def test_what_own_kernels_serve_and_torch_trains() -> None:
+    """Of each layer its input is kept, as where there are no kernels."""
+    base, shape = base_of("glm4_moe", torch.bfloat16), read_shape(told_by(FAMILIES["glm4_moe"]))
+    assert Trainer(base, find_modules(base.model), 16).compute == "generic"
+    assert shape.is_lean(16)
+    mix = msgspec.structs.replace(MIX, context=16, policies=3, policy_rank=4)
+    plans = (make_plan(shape, DEVICES["cpu"], 1, mix, dtype, Storage(1e9, 1e9)) for dtype in ("bfloat16", "float16"))
+    kept, torchs = (found.held[0].activations for found in plans)
+    assert kept == torchs > 0
+
+
 def test_activations_take_the_room_of_slots() -> None:
     """A large base has a piece of a policy at once; on GPUs of each layer its input, on every rank."""
     shape, cpu = read_shape(FRONTIER["qwen3_30b_a3b"]), msgspec.structs.replace(DEVICES["cpu"], memory=1 << 40)

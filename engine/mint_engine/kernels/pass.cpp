@@ -68,13 +68,12 @@ class Walk {
     product(layer.output, attended, sums(ATTENTION));
     gather();
     add_and_norm(ATTENTION, layer.mlp_norm);
-    if (layer.experts)
-      experts(*layer.experts);
-    else
-      network(layer);
+    if (layer.experts) return experts(layer, *layer.experts);
+    network(layer, sums(NETWORK));
+    gather();
   }
 
-  void network(const Layer<T>& layer) {
+  void network(const Layer<T>& layer, T* to) {
     const int64_t inner = layer.down.in;
     T* gate_up = own(room_.wide, room_.wide_width, 2 * inner);
     T* gated = own(room_.narrow, room_.narrow_width, inner);
@@ -82,24 +81,52 @@ class Walk {
     each_row([&](int64_t row) {
       silu_mul<T>(gate_up + row * 2 * inner, gated + row * inner, inner);
     });
-    product(layer.down, gated, sums(NETWORK));
+    product(layer.down, gated, to);
+  }
+
+  void experts(const Layer<T>& layer, const Experts<T>& experts) {
+    if (experts.grouped)
+      route(experts, *experts.grouped);
+    else
+      route(experts);
+    place_.all->wait();
+    routed_.run(experts, routes_);
+    routes_ += step_.rows * experts.each;
+    const T* beside = layer.down.weight ? room_.x : nullptr;  // experts have their own rows by now
+    if (beside) network(layer, room_.x);
+    each_row([&](int64_t row) {
+      const int64_t at = row * base_.head.in;
+      routed_.mix(row, step_.weights + row * experts.each, beside ? beside + at : nullptr, sums(NETWORK) + at);
+    });
     gather();
   }
 
-  void experts(const Experts<T>& experts) {
+  void route(const Experts<T>& experts) {
     T* logits = own(room_.wide, room_.wide_width, experts.count);
     product(experts.router, room_.x, logits);
     each_row([&](int64_t row) {
       const int64_t at = row * experts.each;
       choose(logits + row * experts.count, experts, routes_ + at, step_.weights + at);
     });
-    place_.all->wait();
-    routed_.run(experts, routes_);
-    routes_ += step_.rows * experts.each;
+  }
+
+  // Rows in float32 and their logits lie where adapters' sums do: a router has no adapters.
+  void route(const Experts<T>& experts, const Grouped& by) {
+    const int64_t hidden = by.router.in, count = by.router.out, rows = place_.last - place_.first;
+    float* x = room_.sums + place_.first * room_.wide_width;
+    float* logits = x + rows * hidden;
     each_row([&](int64_t row) {
-      routed_.mix(row, step_.weights + row * experts.each, sums(NETWORK) + row * base_.head.in);
+      const T* from = room_.x + row * hidden;
+      float* to = x + (row - place_.first) * hidden;
+      for (int64_t i = 0; i < hidden; ++i) to[i] = wide(from[i]);
     });
-    gather();
+    multiply(x, rows, by.router, logits, count, place_.member, place_.members);
+    place_.team->wait();
+    each_row([&](int64_t row) {
+      const int64_t at = row * experts.each;
+      float* own = logits + (row - place_.first) * count;
+      choose(own, by, count, experts.each, experts.whole, routes_ + at, step_.weights + at);
+    });
   }
 
   // Where rows of `width` numbers begin, were they counted from 0: a team's lie in its own part of a room whose rows

@@ -30,6 +30,44 @@ void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weigh
   }
 }
 
+// The same of a router that looks into groups. Logits [E] become chances.
+inline void choose(float* logits, const Grouped& by, int64_t count, int64_t each, bool whole, int32_t* routes,
+                   float* weights) {
+  float scores[MOST_EXPERTS], groups[MOST_EXPERTS];
+  const int64_t size = count / by.groups;
+  for (int64_t e = 0; e < count; ++e) {
+    logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    scores[e] = logits[e] + by.bias[e];
+  }
+  for (int64_t group = 0; group < by.groups; ++group) {
+    float first = -INFINITY, second = -INFINITY;  // a group is as good as its two best experts
+    for (int64_t e = group * size; e < (group + 1) * size; ++e) {
+      if (scores[e] > first)
+        second = first, first = scores[e];
+      else if (scores[e] > second)
+        second = scores[e];
+    }
+    groups[group] = first + second;
+  }
+  for (int64_t left = by.groups - by.chosen; left > 0; --left) {
+    int64_t worst = 0;  // the last of equals
+    for (int64_t group = 1; group < by.groups; ++group)
+      if (!(groups[group] > groups[worst])) worst = group;
+    groups[worst] = INFINITY;
+    std::fill_n(scores + worst * size, size, -INFINITY);
+  }
+  float sum = 0;
+  for (int64_t j = 0; j < each; ++j) {
+    int64_t best = 0;
+    for (int64_t e = 1; e < count; ++e)
+      if (scores[e] > scores[best]) best = e;
+    routes[j] = int32_t(best), weights[j] = logits[best];
+    sum += weights[j];
+    scores[best] = -INFINITY;
+  }
+  for (int64_t j = 0; j < each; ++j) weights[j] = (whole ? weights[j] / (sum + 1e-20f) : weights[j]) * by.factor;
+}
+
 // The pairs of a step's rows as one thread sees them.
 template <typename T>
 class Routed {
@@ -60,8 +98,8 @@ class Routed {
     place_.all->wait();
   }
 
-  // to [H] = the weighted sum of what a row's held experts gave.
-  void mix(int64_t row, const float* weights, T* to) const {
+  // to [H] = the weighted sum of what a row's held experts gave, and what `beside` [H] has where it is not null.
+  void mix(int64_t row, const float* weights, const T* beside, T* to) const {
     constexpr int64_t CHUNK = 64;
     const int64_t hidden = experts_->down.out, each = experts_->each;
     for (int64_t first = 0; first < hidden; first += CHUNK) {
@@ -75,7 +113,10 @@ class Routed {
           sum[i] += experts_->rounded ? wide(narrow<T>(value)) : value;
         }
       }
-      for (int64_t i = 0; i < many; ++i) to[first + i] = narrow<T>(sum[i]);
+      for (int64_t i = 0; i < many; ++i) {
+        to[first + i] = narrow<T>(sum[i]);
+        if (beside) to[first + i] = narrow<T>(wide(to[first + i]) + wide(beside[first + i]));
+      }
     }
   }
 

@@ -8,11 +8,21 @@
 #include "product.h"
 #include "rows.h"
 
+// How DeepSeek-V3 routes (arXiv 2412.19437, 2.1.2), in float32: an expert's chance is a sigmoid by itself. By chances
+// and `bias` the best groups are found, and in these the best experts, whose weights are chances times `factor`.
+struct Grouped {
+  Linear<float> router;
+  const float* bias;       // [E]
+  int64_t groups, chosen;  // of experts that lie side by side; how many are looked into
+  float factor;
+};
+
 // What some layers have in place of one network: a router and the networks of which it gives each row `each`. Of
 // several ranks, each holds some of them, `first` and those that follow it.
 template <typename T>
 struct Experts {
-  Linear<T> router;
+  Linear<T> router;        // of experts whose chances add up to one
+  const Grouped* grouped;  // null: that one
   int64_t count, each, first, held;
   int64_t whole, rounded;  // whether a row's weights add up to one; whether they are rounded as what they weigh
   Stack<T> gate_up, down;
@@ -23,8 +33,8 @@ struct Layer {
   const T* attention_norm;
   Linear<T> qkv, output;
   const T* mlp_norm;
-  Linear<T> gate_up, down;
-  const Experts<T>* experts;  // null: gate_up and down are all rows'
+  Linear<T> gate_up, down;    // all rows'; beside experts there may be none
+  const Experts<T>* experts;  // null: none
   Heads<T> heads;
   T* pool;  // this layer's pages
 };
@@ -62,7 +72,7 @@ struct Step {
 template <typename T>
 struct Room {
   T *hidden, *x, *delta, *wide, *narrow;
-  float* sums;        // what adapters add, until the base's part is there
+  float* sums;        // what adapters add, until the base's part is there; a router's rows and their logits
   Middle<T>* middle;  // see lora.h
   T *paired, *paired_wide, *paired_narrow;
   int64_t wide_width, narrow_width, middle_width;

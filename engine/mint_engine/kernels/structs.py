@@ -99,19 +99,38 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Grouped:
+    """A router in float32 of DeepSeek-V3's kind: each expert's chance by itself, the best of the best groups chosen.
+
+    By chances and `bias` [E] float32 `chosen` of the groups, and their experts; weights are chances times `factor`.
+    """
+
+    router: Linear
+    bias: torch.Tensor
+    groups: int
+    chosen: int
+    factor: float
+
+
+@dataclass(frozen=True)
 class Experts:
     """A layer's router and experts; each row goes to `each` of them. Those held are `first` and the ones behind it.
 
     Its weights of these are made to add up to one where `whole`, and rounded to the base's dtype where `rounded`.
     """
 
-    router: Linear
+    router: Linear | Grouped
     each: int
     first: int
     whole: bool
     rounded: bool
     gate_up: Stack
     down: Stack
+
+    @property
+    def count(self) -> int:
+        """Of all that the router chooses from."""
+        return (self.router.router if isinstance(self.router, Grouped) else self.router).out_features
 
 
 class LinearStruct(ctypes.Structure):
@@ -142,13 +161,21 @@ class StackStruct(ctypes.Structure):
     )  # fmt: skip
 
 
+class GroupedStruct(ctypes.Structure):
+    """step.h: Grouped"""
+
+    _fields_ = (
+        ("router", LinearStruct), ("bias", _POINTER), ("groups", _INT), ("chosen", _INT), ("factor", _FLOAT),
+    )  # fmt: skip
+
+
 class ExpertsStruct(ctypes.Structure):
     """step.h: Experts"""
 
     _fields_ = (
-        ("router", LinearStruct), ("count", _INT), ("each", _INT), ("first", _INT), ("held", _INT), ("whole", _INT),
-        ("rounded", _INT),
-        ("gate_up", StackStruct), ("down", StackStruct),
+        ("router", LinearStruct), ("grouped", ctypes.POINTER(GroupedStruct)), ("count", _INT), ("each", _INT),
+        ("first", _INT), ("held", _INT), ("whole", _INT), ("rounded", _INT), ("gate_up", StackStruct),
+        ("down", StackStruct),
     )  # fmt: skip
 
 
@@ -240,8 +267,14 @@ def linear_struct(linear: Linear) -> LinearStruct:
 
 def experts_struct(experts: Experts) -> ExpertsStruct:
     """A layer's experts."""
+    router, grouped = experts.router, None
+    if isinstance(router, Grouped):
+        found = GroupedStruct(
+            linear_struct(router.router), address(router.bias), router.groups, router.chosen, router.factor
+        )
+        router, grouped = router.router, ctypes.pointer(found)
     return ExpertsStruct(
-        linear_struct(experts.router), experts.router.out_features, experts.each, experts.first,
+        linear_struct(router), grouped, experts.count, experts.each, experts.first,
         experts.gate_up.shape[0], experts.whole, experts.rounded,
         stack_struct(experts.gate_up), stack_struct(experts.down),
     )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.kernels.structs import (
     BaseStruct,
-    Experts,
+    Grouped,
     LayerStruct,
     LinearStruct,
     StepStruct,
@@ -27,7 +27,7 @@ from mint_engine.kernels.structs import (
     slots_struct,
 )
 from mint_engine.model.cache import KvCache
-from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Llama, Network
+from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Llama
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
@@ -36,6 +36,7 @@ from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
+_NO_LINEARS = LinearStruct(), LinearStruct()
 PATIENCE_S = 0.05  # for what of an adapter has not come: so much later may those begin who come meanwhile
 _KEPT_LOGITS_BYTES = (
     64 << 20
@@ -71,7 +72,7 @@ class Lean:
         self._cache = cache
         self._room: tuple[torch.Tensor, ...] = ()
         self._logits = llama.embedding.new_empty((0, llama.head.out_features))
-        experts = [layer.network for layer in llama.layers if isinstance(layer.network, Experts)]
+        experts = [layer.experts for layer in llama.layers if layer.experts is not None]
         self._mixture = Mixture(experts, cache) if experts else None
         self._targets = llama.targets
         self.name = f"lean ({kernels.variant})"
@@ -124,7 +125,7 @@ class Lean:
         if not self._room or self._room[0].shape[0] < rows:
             llama = self._llama
             hidden, layer = llama.embedding.shape[1], llama.layers[0]
-            widths = [_widths(layer.network) for layer in llama.layers]
+            widths = [_widths(layer) for layer in llama.layers]
             wide = max(layer.qkv.out_features, hidden, *(wide for wide, _ in widths))
             narrow = max(layer.output.in_features, *(narrow for _, narrow in widths))
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
@@ -136,22 +137,23 @@ class Lean:
 
 def _layer_struct(llama: Llama, layer: Layer, pool: torch.Tensor) -> LayerStruct:
     network = layer.network
-    experts, (gate_up, down) = None, (LinearStruct(), LinearStruct())
-    if isinstance(network, Experts):
-        experts = ctypes.pointer(experts_struct(network))
-    else:
-        gate_up, down = linear_struct(network.gate_up), linear_struct(network.down)
+    gate_up, down = (linear_struct(network.gate_up), linear_struct(network.down)) if network else _NO_LINEARS
+    experts = ctypes.pointer(experts_struct(layer.experts)) if layer.experts else None
     return LayerStruct(
         address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output), address(layer.mlp_norm),
         gate_up, down, experts, heads_struct(llama.heads, llama.angles, layer.head_norms), address(pool),
     )  # fmt: skip
 
 
-def _widths(network: Network | Experts) -> tuple[int, int]:
-    """Numbers of a row that a network makes of it, before its activation and after; of experts, a router's logits."""
-    if isinstance(network, Experts):
-        return network.router.out_features, 0
-    return network.gate_up.out_features, network.down.in_features
+def _widths(layer: Layer) -> tuple[int, int]:
+    """Numbers of a row that a layer's network makes of it, before its activation, or its router; and those after."""
+    wide = narrow = 0
+    if layer.network is not None:
+        wide, narrow = layer.network.gate_up.out_features, layer.network.down.in_features
+    if layer.experts is not None:
+        rows = layer.experts.router.router.in_features if isinstance(layer.experts.router, Grouped) else 0
+        wide = max(wide, rows + layer.experts.count)
+    return wide, narrow
 
 
 def plan_step(spans: Sequence[Span], slots: Slots, rows: int) -> Step:

@@ -1,7 +1,8 @@
 """Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
 
 Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
-Llama, Mistral, Qwen2, Qwen3 and SmolLM2; or routed experts in the network's place, as in Mixtral and Qwen3-MoE.
+Llama, Mistral, Qwen2, Qwen3 and SmolLM2; or routed experts in the network's place, as in Mixtral and Qwen3-MoE, or
+beside it, as in GLM-4.5 and dots.llm1.
 Experts' weights, of which a base has most, are not packed but used where they lie.
 """
 
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
-from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, HeadNorms, Linear, Stack
+from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels, find_kernels
+from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, Grouped, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import Unlike, check_config, check_experts
+from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
@@ -43,7 +44,8 @@ class Layer:
     head_norms: HeadNorms
     output: Linear
     mlp_norm: torch.Tensor  # [H]
-    network: Network | Experts
+    network: Network | None
+    experts: Experts | None
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Llama:
 
 
 def _linears(layer: Layer) -> list[Linear | Stack]:
-    network = layer.network
-    return [layer.qkv, layer.output, network.gate_up, network.down]
+    networks = [each for each in (layer.network, layer.experts) if each is not None]
+    return [layer.qkv, layer.output, *(linear for each in networks for linear in (each.gate_up, each.down))]
 
 
 def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None) -> Llama:
@@ -127,14 +129,18 @@ class _Reader:
         attention = layer.self_attn
         norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
         head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
-        at = f"{path}.self_attn"
+        at, mlp = f"{path}.self_attn", layer.mlp
+        routed, whole = hasattr(mlp, "experts"), getattr(mlp, "shared_experts", None)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
             qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}),
             head_norms=head_norms,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
             mlp_norm=layer.post_attention_layernorm.weight,
-            network=self._network(f"{path}.mlp", layer.mlp),
+            network=self._network(
+                f"{path}.mlp.shared_experts" if routed else f"{path}.mlp", whole if routed else mlp
+            ),
+            experts=self._experts(f"{path}.mlp", mlp) if routed else None,
         )
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
@@ -152,9 +158,9 @@ class _Reader:
             self.memory,
         )
 
-    def _network(self, path: str, mlp: Any) -> Network | Experts:
-        if hasattr(mlp, "experts"):
-            return self._experts(path, mlp)
+    def _network(self, path: str, mlp: Any) -> Network | None:
+        if mlp is None:
+            return None
         return Network(
             gate_up=self.fused({f"{path}.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}),
             down=self.fused({f"{path}.down_proj": mlp.down_proj}),
@@ -169,13 +175,27 @@ class _Reader:
         inner = gate_up.shape[1] // 2
         columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": inner}
         return Experts(
-            router=self.kernels.pack(mlp.gate.weight, None, self._targets({}, 0, 0), self.memory),
+            router=self._grouped(mlp.gate) if family in GROUPED else self._router(self.kernels, mlp.gate.weight),
             each=int(mlp.gate.top_k),
             first=self.first,
             whole=family == "mixtral" or bool(mlp.gate.norm_topk_prob),
             rounded=family == "qwen3_moe",
             gate_up=_stack(gate_up, self._targets(columns, gate_up.shape[2], inner)),
             down=_stack(down, self._targets({f"{path}.experts.down_proj": 0}, inner, down.shape[1])),
+        )
+
+    def _router(self, kernels: Kernels, weight: torch.Tensor) -> Linear:
+        return kernels.pack(weight, None, self._targets({}, 0, 0), self.memory)
+
+    def _grouped(self, gate: Any) -> Grouped:
+        kernels = find_kernels(torch.float32, gate.weight.device)
+        assert kernels is not None  # noqa: S101 - those of the base's dtype are in the same library
+        return Grouped(
+            router=self._router(kernels, gate.weight.float()),
+            bias=gate.e_score_correction_bias.float().contiguous(),
+            groups=int(gate.num_group),
+            chosen=int(gate.topk_group),
+            factor=float(gate.routed_scaling_factor),
         )
 
     def _targets(self, columns: Mapping[str, int], wide: int, high: int) -> torch.Tensor:

@@ -7,6 +7,8 @@ from mint_engine.model.experts import is_stack
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
+# The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts: these are served alone.
+GROUPED = frozenset({"dots1", "glm4_moe"})
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 
 
@@ -16,7 +18,7 @@ class Unlike(Exception):
 
 def check_config(config: Any, positions: int) -> None:
     """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
-    if config.model_type not in FAMILIES | ROUTED:
+    if config.model_type not in FAMILIES | ROUTED | GROUPED:
         raise Unlike(f"the family {config.model_type} has no lean pass")
     if config.hidden_act != "silu":
         raise Unlike(f"the activation is {config.hidden_act}")

@@ -15,7 +15,7 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import Unlike, check_config, check_experts
+from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
@@ -75,6 +75,8 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
     check_config(config, positions)
+    if config.model_type in GROUPED:
+        raise Unlike(f"the family {config.model_type} is trained by transformers' modules")
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
     queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)

@@ -8,7 +8,7 @@ from tests.engine.parallel.playing import TURNS, built, draw_adapter, play
 from tests.engine.saved_families import save_base
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "glm4_moe"])
 def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
     """Half of the experts and of the heads, and of adapters the same: little is held twice."""
     base, held = save_base(family, tmp_path / "base"), []
@@ -26,7 +26,7 @@ def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
     assert own_adapter < 0.7 * adapter
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "glm_5", "olmo2", "minimax_m2"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe", "glm_5", "olmo2", "minimax_m2"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six or eight experts over three."""
     base = save_base(family, tmp_path / "base", num_key_value_heads=4)
