@@ -169,11 +169,12 @@ def _refer(model: PreTrainedModel) -> Reference:
     tokens = torch.tensor([probe(int(text.vocab_size))] * (1 + OTHERS * chooses), device=model.device)
     hook = model.get_input_embeddings().register_forward_hook(_round_otherwise)
     try:
-        logits, *others = model(input_ids=tokens, use_cache=False).logits.float()
+        found, *others = model(input_ids=tokens, use_cache=False).logits
     finally:
         hook.remove()
-    moved = max((float((other - logits).norm() / logits.norm()) for other in others), default=0.0)
-    return Reference(logits.clone(), moved)
+    logits = found.to(torch.float32, copy=True)
+    moved = max((float((other.float() - logits).norm() / logits.norm()) for other in others), default=0.0)
+    return Reference(logits, moved)
 
 
 def _round_otherwise(_: nn.Module, __: Any, embedded: torch.Tensor) -> torch.Tensor:
