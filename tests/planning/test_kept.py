@@ -76,11 +76,12 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
     ("save", "lean"),
     [
         (in_float8("qwen3_moe"), True),
+        (in_float8("glm4_moe"), True),
         (in_numbers("mixtral", "w4a16_asymmetric"), True),
         (in_numbers("mixtral", "w4a16_reordered"), False),
         (in_mxfp4, False),
     ],
-    ids=["float8", "with zero points", "reordered", "gpt-oss"],
+    ids=["float8", "float8 in groups", "with zero points", "reordered", "gpt-oss"],
 )
 async def test_what_own_kernels_lay_out_anew_is_counted_where_they_serve(
     save: Save, lean: bool, tmp_path: Path
