@@ -37,6 +37,7 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
 )
 
 from mint_engine.model.base import Base
@@ -94,6 +95,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     ),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
     "phi3": Phi3Config(**SIZES),
+    "seed_oss": SeedOssConfig(**SIZES, attention_bias=True, attention_out_bias=True, mlp_bias=True),
     "olmo2": Olmo2Config(**SIZES),
     "olmo3_one_key": Olmo3Config(**(SIZES | {"num_key_value_heads": 1}), sliding_window=11),
     "gpt_oss": GptOssConfig(

@@ -22,10 +22,12 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
 )
 
 from mint_contracts.layer_groups import group_layers
@@ -57,6 +59,11 @@ TAKEN = {
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES),
+    "phi-4": Phi3Config(
+        **SIZES, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
+    "seed-oss": SeedOssConfig(**SIZES, attention_bias=True, attention_out_bias=True, mlp_bias=True),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2, sliding_window=None),
     "qwen3 moe": Qwen3MoeConfig(
         **SIZES, num_experts=10, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=False,
@@ -129,12 +136,15 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
 
 
 def assert_alike(found: torch.Tensor, expected: torch.Tensor, forward: Forward) -> None:
-    """Every row is; in bfloat16 but for a few which a rounding sends to other experts, where there are any."""
+    """But for a few rows that rounding to bfloat16 sends to other experts, where there are any."""
     rounded = forward.base.dtype == torch.bfloat16
-    rows = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
-    astray = float((rows > (0.04 if rounded else 1e-5)).float().mean())
-    assert astray <= (0.1 if rounded and forward.routes is not None else 0)
-    assert rows.median() < (0.02 if rounded else 1e-5)
+    most, away = 0.04 if rounded else 1e-5, found.float() - expected.float()
+    if not rounded or forward.routes is None:
+        assert away.norm() / expected.float().norm() < most
+        return
+    rows = away.norm(dim=-1) / expected.float().norm(dim=-1)
+    assert rows.median() < most / 2
+    assert (rows > most).float().mean() < 0.1
 
 
 TURNS = [[(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 50)], [(3, 1)], [(0, 5), (1, 1), (2, 1), (3, 40)], [(2, 1)]]
@@ -174,7 +184,7 @@ CROWDED = [[(0, 40), (1, 33)], [(0, 50), (2, 60)], [(1, 70), (0, 1), (3, 100)], 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["qwen3", "qwen3 moe", "glm-4.5"])
+@pytest.mark.parametrize("family", ["qwen3", "phi-4", "qwen3 moe", "glm-4.5"])
 def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits, whether teams hold whole sequences or parts of one."""
     before, found = torch.get_num_threads(), []

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, Dots1Config, Glm4MoeConfig, LlamaConfig, Qwen3MoeConfig
+from transformers import AutoConfig, Dots1Config, Glm4MoeConfig, LlamaConfig, Phi3Config, Qwen3MoeConfig
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.packed import Header, lay_out
@@ -109,11 +109,12 @@ GROUPED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "glm4_moe", "dots1"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "glm4_moe", "dots1"])
 def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
     """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
     told = {
         "llama": LlamaConfig(**PANELS),
+        "phi3": Phi3Config(**PANELS),
         "qwen3_moe": Qwen3MoeConfig(**PANELS, **MOE),
         "glm4_moe": Glm4MoeConfig(**PANELS, **GROUPED),
         "dots1": Dots1Config(**PANELS, **GROUPED, sliding_window=None),
@@ -152,6 +153,11 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, 4096),
         ("qwen3", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, 100),
         ("qwen3_moe", {"sliding_window": 100, "use_sliding_window": True}, 100),
+        ("phi3", {}, EVER),
+        ("phi3", {"sliding_window": 2047}, 2047),
+        ("seed_oss", {}, EVER),
+        ("glm4_moe", {}, EVER),
+        ("dots1", {"sliding_window": 100, "max_window_layers": 1}, 100),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
         ("gemma2", {}, 0),
     ],

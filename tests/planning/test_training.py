@@ -80,7 +80,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "qwen3_moe"])
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
     """Of so many rows at once as they take."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))

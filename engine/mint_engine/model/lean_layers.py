@@ -1,8 +1,8 @@
 """Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
 
 Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
-Llama, Mistral, Qwen2, Qwen3 and SmolLM2; or routed experts in the network's place, as in Mixtral and Qwen3-MoE, or
-beside it, as in GLM-4.5 and dots.llm1.
+Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS and SmolLM2; or routed experts in the network's place, as in Mixtral and
+Qwen3-MoE, or beside it, as in GLM-4.5 and dots.llm1.
 Experts' weights, of which a base has most, are not packed but used where they lie.
 """
 
@@ -17,7 +17,7 @@ from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels, find_ke
 from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, Grouped, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts
+from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts, names_of
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
@@ -133,7 +133,7 @@ class _Reader:
         routed, whole = hasattr(mlp, "experts"), getattr(mlp, "shared_experts", None)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
-            qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}),
+            qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in names_of("qkv", attention)}),
             head_norms=head_norms,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
             mlp_norm=layer.post_attention_layernorm.weight,
@@ -162,7 +162,7 @@ class _Reader:
         if mlp is None:
             return None
         return Network(
-            gate_up=self.fused({f"{path}.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}),
+            gate_up=self.fused({f"{path}.{name}": getattr(mlp, name) for name in names_of("gate_up", mlp)}),
             down=self.fused({f"{path}.down_proj": mlp.down_proj}),
         )
 

@@ -5,11 +5,15 @@ from typing import Any
 from mint_contracts.attention import narrowest
 from mint_engine.model.experts import is_stack
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss"})
 ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
 # The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts: these are served alone.
 GROUPED = frozenset({"dots1", "glm4_moe"})
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
+
+
+# The linears of one input that are multiplied at once, by what takes them; Phi-3 has them in one.
+_BESIDE = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 
 
 class Unlike(Exception):
@@ -28,6 +32,12 @@ def check_config(config: Any, positions: int) -> None:
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in _ROPES:
         raise Unlike(f"rotary positions are of type {rope}")
+
+
+def names_of(kind: str, module: Any) -> tuple[str, ...]:
+    """What an attention ("qkv") or network ("gate_up") calls the linears that take its input."""
+    fused = f"{kind}_proj"
+    return (fused,) if hasattr(module, fused) else _BESIDE[kind]
 
 
 def check_experts(experts: Any) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts
+from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts, names_of
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
@@ -118,7 +118,7 @@ class _Reader:
         norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
         return Layer(
             attention_norm=layer.input_layernorm.weight,
-            qkv=self._fused(f"{path}.self_attn", attention, ("q_proj", "k_proj", "v_proj")),
+            qkv=self._fused(f"{path}.self_attn", attention, names_of("qkv", attention)),
             head_norms=norms,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
             mlp_norm=layer.post_attention_layernorm.weight,
@@ -129,7 +129,7 @@ class _Reader:
         experts = getattr(mlp, "experts", None)
         if experts is None:
             return Network(
-                gate_up=self._fused(path, mlp, ("gate_proj", "up_proj")),
+                gate_up=self._fused(path, mlp, names_of("gate_up", mlp)),
                 down=self._fused(path, mlp, ("down_proj",)),
             )
         check_experts(experts)

@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
-_LEAN_TRAINED = frozenset({"llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"})
+_LEAN_TRAINED = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe"})
 _LEAN = _LEAN_TRAINED | {"dots1", "glm4_moe"}  # served by own kernels
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})

@@ -186,7 +186,8 @@ class BaseShape(msgspec.Struct, frozen=True):
         if not lean:
             return layers * self.hidden
         turned = 2 if self.head_norms else 1
-        sizes = {"q_proj": turned, "k_proj": turned, "v_proj": turned, "gate_proj": 1, "up_proj": 1}
+        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj"), turned)
+        sizes |= dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj"), 1)
         outputs, experts = 0, 0
         for each in self.linears:
             if each.kind == "expert":

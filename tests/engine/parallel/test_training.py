@@ -36,11 +36,11 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "llama of uneven heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
     "llama of one key/value head": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32},
 }
-LEAN = (*LLAMAS, "smollm2", "qwen3", "mixtral", "qwen3_moe")
-# By transformers' modules: windows and caps, linears in one, norms over all heads, experts with biases, latents,
+LEAN = (*LLAMAS, "smollm2", "qwen3", "phi3", "seed_oss", "mixtral", "qwen3_moe")
+# By transformers' modules: windows and caps, norms over all heads, experts with biases, latents,
 # sparse attention.
 OTHERS = (
-    "mistral", "gemma2", "gemma3_seeing", "phi3", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3",
+    "mistral", "gemma2", "gemma3_seeing", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3",
     "deepseek_v3_plain_query", "kimi_k2", "deepseek_v32", "glm_5", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
     "granite", "granitemoe", "hunyuan", "hunyuan_moe",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from mint_engine.adapters.packed import halves
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example, PolicyBatch, completion
-from mint_engine.training.policy import PolicySettings
+from mint_engine.training.policy import Policy, PolicySettings
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
 from tests.engine.training.at_once import create
@@ -86,10 +86,16 @@ def policies(trainer: Trainer, count: int) -> list[str]:
     """So many awake policies of different ranks and targets, named and seeded by their number."""
     names = [f"p/{number}" for number in range(count)]
     for number, name in enumerate(names):
-        targets = ("q_proj", "v_proj") if number % 3 == 2 else ()
+        targets = few_of(trainer.policy(names[0])) if number % 3 == 2 else ()
         create(trainer, name, PolicySettings(RANKS[number % len(RANKS)], 16.0, targets, seed=number))
         awaken(trainer, name, seed=number)
     return names
+
+
+def few_of(policy: Policy) -> tuple[str, ...]:
+    """Queries and values, of what a policy has that targets everything; Phi-3 has keys in one with them."""
+    offered = {place.path.rpartition(".")[2] for place in policy.form.layout.places}
+    return tuple(sorted(offered & {"q_proj", "v_proj", "qkv_proj"}))
 
 
 def peft_of(trainer: Trainer, name: str, dtype: torch.dtype = torch.float32) -> PeftModel:

@@ -14,10 +14,12 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
 )
 
 from mint_contracts.training import Loss
@@ -33,6 +35,8 @@ TAKEN: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES),
+    "phi3": Phi3Config(**SIZES, pad_token_id=0),
+    "seed_oss": SeedOssConfig(**SIZES, attention_bias=True, attention_out_bias=True, mlp_bias=True),
 }
 MOST_TOKENS = 40  # of an example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
