@@ -7,7 +7,7 @@ from mint_engine.model.experts import is_stack
 
 FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss"})
 ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
-# The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts: these are served alone.
+# The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts.
 GROUPED = frozenset({"dots1", "glm4_moe"})
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 

@@ -8,7 +8,7 @@ Of several ranks each has its share of heads and of I, or of experts, and they a
 residual stream, and on the way back to what came out of it.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
-from mint_engine.training.llama import Experts, Layer, Llama, Network, read_llama
+from mint_engine.training.llama import Layer, Llama, Network, read_llama
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.products import Kept, Rows, add_gradients, multiply, multiply_back, rows_back, straight
 
@@ -61,7 +61,8 @@ class _KeptLayer:
     sums: torch.Tensor  # [T, Q]
     between: torch.Tensor  # [T, H]: after attention
     products: tuple[Kept, Kept]  # qkv, output
-    network: _KeptNetwork | KeptExperts
+    network: _KeptNetwork | None
+    experts: KeptExperts | None
 
 
 class LeanPass:
@@ -119,13 +120,15 @@ class LeanPass:
         between = self._sum(output)
         x = self._norm(between, layer.mlp_norm, before)
         yield
-        inner: _KeptNetwork | KeptExperts
-        if isinstance(layer.network, Experts):
-            given, inner = yield from self._experts.forward(layer.network, x, laid.batch)
-        else:
-            given, inner = yield from self._network(layer.network, x, laid.rows)
-        kept = _KeptLayer(before, raw, qkv, attended, sums, between, (kept_qkv, kept_output), inner)
-        hidden = self._sum(given)
+        parts, network, experts = [], None, None
+        if layer.experts is not None:
+            part, experts = yield from self._experts.forward(layer.experts, x, laid.batch)
+            parts.append(part)
+        if layer.network is not None:
+            part, network = yield from self._network(layer.network, x, laid.rows)
+            parts.append(part)
+        kept = _KeptLayer(before, raw, qkv, attended, sums, between, (kept_qkv, kept_output), network, experts)
+        hidden = self._sum(_added(parts))
         return hidden, self._norm(hidden, next_norm, between), kept
 
     def _network(
@@ -145,11 +148,12 @@ class LeanPass:
         llama, training = self._llama, self._training
         kept_qkv, kept_output = kept.products
         x = self._norm(kept.between, layer.mlp_norm)
-        if isinstance(kept.network, KeptExperts):
-            narrow = yield from self._experts.backward(kept.network, x, back, laid.batch)
-        else:
-            narrow = yield from self._network_back(kept.network, x, back)
-        training.norm_back(back, self._sum(narrow), kept.between, layer.mlp_norm, llama.epsilon)
+        parts = []
+        if kept.experts is not None:
+            parts.append((yield from self._experts.backward(kept.experts, x, back, laid.batch)))
+        if kept.network is not None:
+            parts.append((yield from self._network_back(kept.network, x, back)))
+        training.norm_back(back, self._sum(_added(parts)), kept.between, layer.mlp_norm, llama.epsilon)
         attended = multiply_back(training, kept_output, back, kept.attended)
         yield
         qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, laid.trees, llama.heads)
@@ -186,6 +190,14 @@ class LeanPass:
         return self._kernels.add_norm(hidden, more, weight, self._llama.epsilon)
 
 
+def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What experts gave and a network beside them, or the one that there is [T, H]; in the first's memory."""
+    first, *others = parts
+    for each in others:
+        first.add_(each)
+    return first
+
+
 def _head(linear: Any, training: TrainingKernels, group: Group | None) -> Head:
     """A base's head: of several ranks, whose shares may differ, with as many rows each."""
     weight = linear.weight.detach()
@@ -200,11 +212,11 @@ def kept_bytes(llama: Llama) -> int:
     """Of one row, what is kept of all layers for the way back."""
     numbers = 0
     for layer in llama.layers:
-        (_, qkv, hidden), attended, network = layer.qkv.weight.shape, layer.output.weight.shape[2], layer.network
+        (_, qkv, hidden), attended = layer.qkv.weight.shape, layer.output.weight.shape[2]
         numbers += 2 * hidden + qkv * (2 if layer.head_norms else 1) + attended
-        wide = network.gate_up.weight.shape[1]
-        if isinstance(network, Experts):
-            router: Any = network.router
-            wide = int(router.top_k) * (wide + hidden)
-        numbers += wide
+        if layer.network is not None:
+            numbers += layer.network.gate_up.weight.shape[1]
+        if layer.experts is not None:
+            router: Any = layer.experts.router
+            numbers += int(router.top_k) * (layer.experts.gate_up.weight.shape[1] + hidden)
     return numbers * llama.embedding.itemsize

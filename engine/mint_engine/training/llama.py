@@ -1,7 +1,8 @@
 """A llama-like base as the lean training pass wants it: fused products, without a second copy of any weight.
 
 Weights that are multiplied together are laid side by side once, and transformers' modules see their parts of that.
-A layer's network is one for all tokens, or, in families that are llama-like but for it, routed experts.
+A layer has a network for all tokens, or, in families that are llama-like but for it, routed experts in its place or
+beside it.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts, names_of
+from mint_engine.model.llama_like import Unlike, check_config, check_experts, names_of
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
@@ -50,7 +51,8 @@ class Layer:
     head_norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys [D]
     output: Product
     mlp_norm: torch.Tensor  # [H]
-    network: Network | Experts
+    network: Network | None
+    experts: Experts | None
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,6 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
     check_config(config, positions)
-    if config.model_type in GROUPED:
-        raise Unlike(f"the family {config.model_type} is trained by transformers' modules")
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
     queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
@@ -116,22 +116,28 @@ class _Reader:
         """One of transformers' decoder layers."""
         attention = layer.self_attn
         norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
+        mlp, at = layer.mlp, f"{path}.mlp"
+        routed = hasattr(mlp, "experts")
+        if routed:
+            mlp, at = getattr(mlp, "shared_experts", None), f"{at}.shared_experts"
         return Layer(
             attention_norm=layer.input_layernorm.weight,
             qkv=self._fused(f"{path}.self_attn", attention, names_of("qkv", attention)),
             head_norms=norms,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
             mlp_norm=layer.post_attention_layernorm.weight,
-            network=self._network(f"{path}.mlp", layer.mlp),
+            network=self._network(at, mlp) if mlp is not None else None,
+            experts=self._experts(f"{path}.mlp", layer.mlp) if routed else None,
         )
 
-    def _network(self, path: str, mlp: Any) -> Network | Experts:
-        experts = getattr(mlp, "experts", None)
-        if experts is None:
-            return Network(
-                gate_up=self._fused(path, mlp, names_of("gate_up", mlp)),
-                down=self._fused(path, mlp, ("down_proj",)),
-            )
+    def _network(self, path: str, mlp: Any) -> Network:
+        return Network(
+            gate_up=self._fused(path, mlp, names_of("gate_up", mlp)),
+            down=self._fused(path, mlp, ("down_proj",)),
+        )
+
+    def _experts(self, path: str, mlp: Any) -> Experts:
+        experts = mlp.experts
         check_experts(experts)
         count = int(experts.num_experts)
         gate_up, down = (self._stack(f"{path}.experts", experts, name) for name in ("gate_up_proj", "down_proj"))

@@ -58,8 +58,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
-_LEAN_TRAINED = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe"})
-_LEAN = _LEAN_TRAINED | {"dots1", "glm4_moe"}  # served by own kernels
+_LEAN = frozenset(
+    {"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe", "dots1", "glm4_moe"}
+)
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
@@ -146,7 +147,6 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
         unserved=unserved_attention(told.get),
         lean=_is_lean(family, told),
-        lean_training=family in _LEAN_TRAINED,
         head_norms=_norms_heads(family, told),
         routes=_routes(family, told) if routers else 0,
         wide_parameters=routers if family in _SHARED else 0,

@@ -218,8 +218,7 @@ def _held(
 
 
 def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
-    # Updates beside experts that stay quantised are torch's.
-    lean = _is_lean(share, device, mix, dtype) and share.lean_training and not share.keeps
+    lean = _is_lean(share, device, mix, dtype) and not share.keeps  # whose updates torch computes
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
     return rows * each

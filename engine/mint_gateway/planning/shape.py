@@ -111,7 +111,6 @@ class BaseShape(msgspec.Struct, frozen=True):
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
     lean: bool = False  # whether own kernels compute it on processors, while no window narrows a request
-    lean_training: bool = False  # whether they then compute updates of policies, too
     head_norms: bool = False  # of queries and of keys, a head at a time
     routes: int = 0  # experts of a token, over all layers
     wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them

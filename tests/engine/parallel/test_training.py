@@ -36,7 +36,7 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "llama of uneven heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
     "llama of one key/value head": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32},
 }
-LEAN = (*LLAMAS, "smollm2", "qwen3", "phi3", "seed_oss", "mixtral", "qwen3_moe")
+LEAN = (*LLAMAS, "smollm2", "qwen3", "phi3", "seed_oss", "mixtral", "qwen3_moe", "glm4_moe")
 # By transformers' modules: windows and caps, norms over all heads, experts with biases, latents,
 # sparse attention.
 OTHERS = (

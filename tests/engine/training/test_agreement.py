@@ -99,9 +99,10 @@ def test_in_bfloat16_they_differ_by_more_only_where_an_indexer_chooses(name: str
         assert float((found > MOST[torch.bfloat16]).float().mean()) < FEW
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe"])
 @pytest.mark.parametrize("dtype", MEAN)
-def test_trainer_and_sampler_agree_by_own_kernels_over_experts(dtype: torch.dtype) -> None:
-    check(family_of("qwen3_moe", dtype), lean=True)
+def test_trainer_and_sampler_agree_by_own_kernels_over_experts(dtype: torch.dtype, name: str) -> None:
+    check(family_of(name, dtype), lean=True)
 
 
 def test_trainer_and_sampler_agree_over_experts_that_stay_quantised(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import (
     GemmaConfig,
+    Glm4MoeConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -35,14 +36,24 @@ TAKEN: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES),
-    "phi3": Phi3Config(**SIZES, pad_token_id=0),
+    "phi3": Phi3Config(
+        **SIZES,
+        pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
     "seed_oss": SeedOssConfig(**SIZES, attention_bias=True, attention_out_bias=True, mlp_bias=True),
 }
 MOST_TOKENS = 40  # of an example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+GROUPED: dict[str, Any] = {
+    "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1, "n_group": 2,
+    "topk_group": 1, "routed_scaling_factor": 1.5,
+}  # fmt: skip
 ROUTED: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=6),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
+    "glm4_moe": Glm4MoeConfig(**SIZES, **GROUPED, use_qk_norm=True, first_k_dense_replace=0),
+    "glm4_moe with a dense layer": Glm4MoeConfig(**SIZES, **GROUPED, first_k_dense_replace=1),
     "qwen3_moe with a dense layer": Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0]),
 }
 
@@ -98,7 +109,8 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     it does which side of the clip rounding puts them on.
     """
     alike, config = Loss(type="cross_entropy"), (TAKEN | ROUTED)[family]
-    routed = config.num_hidden_layers - len(getattr(config, "mlp_only_layers", ())) if family in ROUTED else 0
+    dense = len(getattr(config, "mlp_only_layers", ())) + getattr(config, "first_k_dense_replace", 0)
+    routed = config.num_hidden_layers - dense if family in ROUTED else 0
     base = base_of(config, torch.bfloat16)
     exact = dataclasses.replace(base, model=nn.Module.to(base.model, torch.float32), dtype=torch.float32)
     reference, expected = gradients(
