@@ -31,29 +31,40 @@ def lay_rows(experts: Any) -> None:
 
 
 def multiply(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out]."""
-    weight: torch.Tensor | KeptStack = getattr(experts, name)
-    bias: torch.Tensor | None = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out].
+
+    A bias is added to products that are rounded already, as transformers does it.
+    """
+    y = _product(experts, getattr(experts, name), x, bounds)
+    if not experts.has_bias:
+        return y
+    return add_bias(y, getattr(experts, f"{name}_bias"), bounds)
+
+
+def add_bias(y: torch.Tensor, bias: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+    """y [P, out] += each row's expert's bias [E, out], in place."""
+    counts = torch.tensor(bounds).diff().to(y.device)
+    return y.add_(bias.repeat_interleave(counts, dim=0, output_size=y.shape[0]))
+
+
+def _product(experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     kernels: Kernels | None = experts.mint_modules.kernels
     if torch.is_grad_enabled():
-        return _by_expert(experts, weight, bias, x, bounds)
+        return _by_expert(experts, weight, x, bounds)
     if isinstance(weight, torch.Tensor):
         rows = weight.transpose(1, 2) if experts.is_transposed else weight  # [E, out, in]
         if kernels is not None:
-            y = kernels.multiply_experts(x, Stack(rows.shape, rows), bounds)
-        elif not _grouped(weight):
-            return _by_expert(experts, weight, bias, x, bounds)
-        else:
-            ends = torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
-            y = functional.grouped_mm(x, rows.transpose(1, 2), offs=ends)
-    elif kernels is not None and (stack := weight.coded()) is not None:
-        y = kernels.multiply_experts(x, stack, bounds)
-    elif kernels is not None:
-        groups = by_group(weight, bounds)
-        y = torch.cat([kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups])
-    else:
-        return _by_expert(experts, weight, bias, x, bounds)
-    return y if bias is None else y.add_(bias.repeat_interleave(torch.tensor(bounds).diff().to(y.device), dim=0))
+            return kernels.multiply_experts(x, Stack(rows.shape, rows), bounds)
+        if not _grouped(weight):
+            return _by_expert(experts, weight, x, bounds)
+        ends = torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
+        return functional.grouped_mm(x, rows.transpose(1, 2), offs=ends)
+    if kernels is None:
+        return _by_expert(experts, weight, x, bounds)
+    if (stack := weight.coded()) is not None:
+        return kernels.multiply_experts(x, stack, bounds)
+    groups = by_group(weight, bounds)
+    return torch.cat([kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups])
 
 
 def _grouped(weight: torch.Tensor) -> bool:
@@ -63,15 +74,8 @@ def _grouped(weight: torch.Tensor) -> bool:
 
 
 def _by_expert(
-    experts: Any,
-    weight: torch.Tensor | KeptStack,
-    bias: torch.Tensor | None,
-    x: torch.Tensor,
-    bounds: Sequence[int],
+    experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int]
 ) -> torch.Tensor:
     """An expert after another: where gradients are wanted, and of what torch can not take at once."""
-    parts = []
-    for at, rows, own in by_expert(weight, bounds):
-        turned = own.t() if experts.is_transposed else own
-        parts.append(functional.linear(x[rows], turned, bias[at] if bias is not None else None))
-    return torch.cat(parts)
+    each = by_expert(weight, bounds)
+    return torch.cat([functional.linear(x[rows], own.t() if experts.is_transposed else own) for _, rows, own in each])

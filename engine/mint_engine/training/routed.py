@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.model.expert_product import add_bias
 from mint_engine.model.kept import KeptStack, by_expert
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
@@ -58,12 +59,12 @@ class Stack:
     modules: tuple[Module, ...]  # what adapters target of it
 
     def multiply(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-        """x [R, in] -> [R, out], each row by its expert."""
+        """x [R, in] -> [R, out], each row by its expert. Rounded as the sampler's are."""
         found = [x.new_empty(0, self.weight.shape[2 if self.transposed else 1])]
-        for at, rows, weight in by_expert(self.weight, bounds):
-            own = weight.t() if self.transposed else weight
-            found.append(functional.linear(x[rows], own, self.bias[at] if self.bias is not None else None))
-        return torch.cat(found)
+        for _, rows, weight in by_expert(self.weight, bounds):
+            found.append(functional.linear(x[rows], weight.t() if self.transposed else weight))
+        y = torch.cat(found)
+        return y if self.bias is None else add_bias(y, self.bias, bounds)
 
     def multiply_back(self, dy: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """dy [R, out] -> the gradient of x [R, in]."""
