@@ -66,6 +66,10 @@ LATENT: dict[str, Any] = SIZES | {
 SPARSE: dict[str, Any] = LATENT | {"index_topk": 9, "index_n_heads": 24, "index_head_dim": 16}
 del LATENT["head_dim"], SPARSE["head_dim"]
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+GROUPED: dict[str, Any] = {
+    "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1, "n_group": 2,
+    "topk_group": 1, "routed_scaling_factor": 1.5,
+}  # fmt: skip
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
     "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from structlog.testing import capture_logs
@@ -36,6 +35,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache import KvCache
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
+from mint_engine.model.llama_like import GROUPED
 from mint_engine.model.modules import find_modules
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.slots import NO_SLOT, Slots
@@ -135,11 +135,15 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
     return torch.cat(found)
 
 
+def chooses_in_groups(forward: Forward) -> bool:
+    return forward.base.config.model_type in GROUPED
+
+
 def assert_alike(found: torch.Tensor, expected: torch.Tensor, forward: Forward) -> None:
-    """But for a few rows that rounding to bfloat16 sends to other experts, where there are any."""
+    """In bfloat16 but for a few rows that a rounding sends to other experts, where these are chosen in groups."""
     rounded = forward.base.dtype == torch.bfloat16
     most, away = 0.04 if rounded else 1e-5, found.float() - expected.float()
-    if not rounded or forward.routes is None:
+    if not rounded or not chooses_in_groups(forward):
         assert away.norm() / expected.float().norm() < most
         return
     rows = away.norm(dim=-1) / expected.float().norm(dim=-1)
@@ -245,14 +249,17 @@ def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, thre
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["mixtral", "qwen3 moe", "glm-4.5", "dots.llm1"])
 def test_routes_are_kept_as_the_generic_pass_keeps_them(family: str, dtype: torch.dtype) -> None:
-    """Training replays them, in any order. In bfloat16 one or two may be others, where two are as good."""
+    """Training replays them. In bfloat16 an expert or two may be another where two are as good as each other."""
     lean, generic = (make(TAKEN[family], dtype, lean=lean) for lean in (True, False))
     for forward in (lean, generic):
         play(forward, TURNS)
     assert lean.routes is not None
     assert generic.routes is not None
     pages, tokens = list(range(1, 11)), 26  # of the first sequence
-    found, expected = (np.sort(each.read(pages, tokens), axis=-1) for each in (lean.routes, generic.routes))
+    found, expected = (each.read(pages, tokens) for each in (lean.routes, generic.routes))
+    if chooses_in_groups(lean):  # transformers does so in no order
+        for each in (found, expected):
+            each.sort(axis=-1)
     assert expected.any()
     assert (found != expected).mean() <= (0 if dtype == torch.float32 else 0.1)
 

@@ -50,17 +50,17 @@ def add_bias(y: torch.Tensor, bias: torch.Tensor, bounds: Sequence[int]) -> torc
 def _product(experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     kernels: Kernels | None = experts.mint_modules.kernels
     if torch.is_grad_enabled():
-        return _by_expert(experts, weight, x, bounds)
+        return multiply_each(weight, x, bounds, transposed=experts.is_transposed)
     if isinstance(weight, torch.Tensor):
         rows = weight.transpose(1, 2) if experts.is_transposed else weight  # [E, out, in]
         if kernels is not None:
             return kernels.multiply_experts(x, Stack(rows.shape, rows), bounds)
         if not _grouped(weight):
-            return _by_expert(experts, weight, x, bounds)
+            return multiply_each(weight, x, bounds, transposed=experts.is_transposed)
         ends = torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
         return functional.grouped_mm(x, rows.transpose(1, 2), offs=ends)
     if kernels is None:
-        return _by_expert(experts, weight, x, bounds)
+        return multiply_each(weight, x, bounds, transposed=experts.is_transposed)
     if (stack := weight.coded()) is not None:
         return kernels.multiply_experts(x, stack, bounds)
     groups = by_group(weight, bounds)
@@ -73,9 +73,11 @@ def _grouped(weight: torch.Tensor) -> bool:
     return lies and (weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) >= (8, 0))
 
 
-def _by_expert(
-    experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int]
+def multiply_each(
+    weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int], *, transposed: bool
 ) -> torch.Tensor:
-    """An expert after another: where gradients are wanted, and of what torch can not take at once."""
-    each = by_expert(weight, bounds)
-    return torch.cat([functional.linear(x[rows], own.t() if experts.is_transposed else own) for _, rows, own in each])
+    """The same without biases, an expert after another: weight [E, out, in], or [E, in, out] where transposed."""
+    found = [x.new_empty(0, weight.shape[2 if transposed else 1])]
+    for _, rows, own in by_expert(weight, bounds):
+        found.append(functional.linear(x[rows], own.t() if transposed else own))
+    return torch.cat(found)

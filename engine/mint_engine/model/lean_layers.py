@@ -17,7 +17,7 @@ from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels, find_ke
 from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, Grouped, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts, names_of
+from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts, names_of, network_of
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
@@ -129,18 +129,16 @@ class _Reader:
         attention = layer.self_attn
         norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
         head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
-        at, mlp = f"{path}.self_attn", layer.mlp
-        routed, whole = hasattr(mlp, "experts"), getattr(mlp, "shared_experts", None)
+        at, mlp = f"{path}.self_attn", f"{path}.mlp"
+        whole_at, whole = network_of(mlp, layer.mlp)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
             qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in names_of("qkv", attention)}),
             head_norms=head_norms,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
             mlp_norm=layer.post_attention_layernorm.weight,
-            network=self._network(
-                f"{path}.mlp.shared_experts" if routed else f"{path}.mlp", whole if routed else mlp
-            ),
-            experts=self._experts(f"{path}.mlp", mlp) if routed else None,
+            network=self._network(whole_at, whole) if whole is not None else None,
+            experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
         )
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
@@ -158,9 +156,7 @@ class _Reader:
             self.memory,
         )
 
-    def _network(self, path: str, mlp: Any) -> Network | None:
-        if mlp is None:
-            return None
+    def _network(self, path: str, mlp: Any) -> Network:
         return Network(
             gate_up=self.fused({f"{path}.{name}": getattr(mlp, name) for name in names_of("gate_up", mlp)}),
             down=self.fused({f"{path}.down_proj": mlp.down_proj}),

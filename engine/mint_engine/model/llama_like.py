@@ -40,6 +40,13 @@ def names_of(kind: str, module: Any) -> tuple[str, ...]:
     return (fused,) if hasattr(module, fused) else _BESIDE[kind]
 
 
+def network_of(path: str, mlp: Any) -> tuple[str, Any]:
+    """The network that all tokens take, and where it is, of the part at `path`; None beside experts alone."""
+    if not hasattr(mlp, "experts"):
+        return path, mlp
+    return f"{path}.shared_experts", getattr(mlp, "shared_experts", None)
+
+
 def check_experts(experts: Any) -> None:
     """Raises Unlike for experts that are not stacked as [E, out, in], gates before what they gate, without biases."""
     if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:

@@ -145,7 +145,10 @@ def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, he
 
 
 def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
-    """What multiplies the experts' rows by weights as they lie, where that is faster than by torch."""
+    """What multiplies the experts' rows by weights as they lie, where that is faster than by torch.
+
+    Weights that lie by inputs are turned for it.
+    """
     kernels = find_kernels(slots.dtype, slots.device)
     if kernels is None or not kernels.meets_rows:
         return None

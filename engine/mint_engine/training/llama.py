@@ -16,7 +16,7 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import Unlike, check_config, check_experts, names_of
+from mint_engine.model.llama_like import Unlike, check_config, check_experts, names_of, network_of
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
@@ -116,18 +116,16 @@ class _Reader:
         """One of transformers' decoder layers."""
         attention = layer.self_attn
         norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
-        mlp, at = layer.mlp, f"{path}.mlp"
-        routed = hasattr(mlp, "experts")
-        if routed:
-            mlp, at = getattr(mlp, "shared_experts", None), f"{at}.shared_experts"
+        mlp = f"{path}.mlp"
+        whole_at, whole = network_of(mlp, layer.mlp)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
             qkv=self._fused(f"{path}.self_attn", attention, names_of("qkv", attention)),
             head_norms=norms,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
             mlp_norm=layer.post_attention_layernorm.weight,
-            network=self._network(at, mlp) if mlp is not None else None,
-            experts=self._experts(f"{path}.mlp", layer.mlp) if routed else None,
+            network=self._network(whole_at, whole) if whole is not None else None,
+            experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
         )
 
     def _network(self, path: str, mlp: Any) -> Network:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
-from mint_engine.model.expert_product import add_bias
+from mint_engine.model.expert_product import add_bias, multiply_each
 from mint_engine.model.kept import KeptStack, by_expert
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
@@ -60,10 +60,7 @@ class Stack:
 
     def multiply(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """x [R, in] -> [R, out], each row by its expert. Rounded as the sampler's are."""
-        found = [x.new_empty(0, self.weight.shape[2 if self.transposed else 1])]
-        for _, rows, weight in by_expert(self.weight, bounds):
-            found.append(functional.linear(x[rows], weight.t() if self.transposed else weight))
-        y = torch.cat(found)
+        y = multiply_each(self.weight, x, bounds, transposed=self.transposed)
         return y if self.bias is None else add_bias(y, self.bias, bounds)
 
     def multiply_back(self, dy: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:

@@ -28,6 +28,7 @@ from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
+from tests.engine.families import GROUPED
 from tests.engine.training.scene import LLAMA, SIZES, base_of, groups, learn, model_of, policies, trainer_of
 
 TAKEN: dict[str, PreTrainedConfig] = {
@@ -45,10 +46,6 @@ TAKEN: dict[str, PreTrainedConfig] = {
 }
 MOST_TOKENS = 40  # of an example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-GROUPED: dict[str, Any] = {
-    "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1, "n_group": 2,
-    "topk_group": 1, "routed_scaling_factor": 1.5,
-}  # fmt: skip
 ROUTED: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=6),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
