@@ -168,6 +168,10 @@ inline void gather_rows<bf16>(float* scores, const int* visible, State* states, 
 }
 #endif
 
+#ifdef MINT_AVX2
+#include "attend_avx2.h"
+#endif
+
 // Query rows of key/value heads `first` to `last`: `tokens` of a sequence from `position` on, `group` heads each.
 template <typename T>
 void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,

@@ -104,3 +104,22 @@ inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
   }
 }
 #endif
+#ifdef MINT_AVX2
+template <>
+inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
+  const bf16* up = gate + size;
+  const __m256 one = _mm256_set1_ps(1.0f), none = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m256 g = load_wide(gate + i), below = _mm256_or_ps(g, _mm256_set1_ps(-0.0f));  // -|g|
+    const __m256 e = exp_below_zero(below), top = _mm256_blendv_ps(one, e, _mm256_cmp_ps(g, none, _CMP_LT_OQ));
+    alignas(16) bf16 gated[8];
+    store_narrow(gated, _mm256_div_ps(_mm256_mul_ps(g, top), _mm256_add_ps(one, e)));
+    store_narrow(out + i, _mm256_mul_ps(load_wide(gated), load_wide(up + i)));
+  }
+  for (; i < size; ++i) {
+    const float g = wide(gate[i]);
+    out[i] = narrow<bf16>(wide(narrow<bf16>(g / (1.0f + std::exp(-g)))) * wide(up[i]));
+  }
+}
+#endif
