@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen3MoeConfig
+from transformers import DeepseekV32Config, LlamaConfig, Qwen3MoeConfig
 
 from mint_contracts.errors import Internal, MintError, SourceUnavailable
 from mint_contracts.source import Source
@@ -27,7 +27,7 @@ from mint_engine.scheduling.request import Done, Event, Failed, Request, Samplin
 from mint_engine.scheduling.stepper import Stepper
 from tests.disk import on_disk
 from tests.engine import in_process
-from tests.engine.families import SIZES, fill, make_forward
+from tests.engine.families import SIZES, SPARSE, fill, make_forward
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.running import peft_answer, save_adapter, save_base
 from tests.waiting import until
@@ -39,6 +39,7 @@ CONFIGS = {
     "experts": Qwen3MoeConfig(
         **SIZES | {"num_hidden_layers": 3}, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40
     ),
+    "latent": DeepseekV32Config(**SPARSE),
 }
 
 

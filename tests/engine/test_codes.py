@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint_engine.kernels.expert_structs import Codes, Kind, Stack
 from mint_engine.kernels.library import DTYPES, find_kernels
-from mint_engine.kernels.structs import Codes, Kind, Stack
 from tests.engine.integers import pack
 
 CPU = torch.device("cpu")

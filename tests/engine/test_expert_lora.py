@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.kernels.expert_structs import Stack
 from mint_engine.kernels.library import ROWS, find_kernels
-from mint_engine.kernels.structs import Stack
 from mint_engine.model.expert_lora import add_expert_lora, plan_experts, sort_pairs
 from mint_engine.model.lora import Segment
 from mint_engine.parallel.shares import Cut, ModuleCut

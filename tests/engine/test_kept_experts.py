@@ -237,7 +237,7 @@ async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Pa
     found = []
     for keep in (True, False):
         async with running(quantised, adapters, Limits(running=4, step_tokens=24), quantised_experts=keep) as engine:
-            own = family == "qwen3_moe" and find_kernels(torch.bfloat16, CPU) is not None
+            own = family in ("qwen3_moe", "deepseek_v3") and find_kernels(torch.bfloat16, CPU) is not None
             assert engine.server.generation.compute.startswith("lean" if own else "generic")
             for prompt, who in itertools.product(prompts, ("", "a/all")):  # alone: products depend on what is beside
                 answer = await ask(engine, prompt, who, max_tokens=8, logprobs=0, ignore_eos=True)

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
-from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
+from mint_engine.kernels.linear_structs import Angles
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots

@@ -14,9 +14,13 @@ import torch
 from structlog.testing import capture_logs
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV32Config,
     Dots1Config,
     GemmaConfig,
     Glm4MoeConfig,
+    Glm4MoeLiteConfig,
+    GlmMoeDsaConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -29,10 +33,9 @@ from transformers import (
     SeedOssConfig,
 )
 
-from mint_contracts.layer_groups import group_layers
 from mint_engine.model.attention import Span
 from mint_engine.model.base import Base
-from mint_engine.model.cache import KvCache
+from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.llama_like import GROUPED
@@ -47,6 +50,16 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 128, "max_position_embeddings": 256,
     "initializer_range": 0.2,
 }  # fmt: skip
+ROUTED: dict[str, Any] = {
+    "n_routed_experts": 12, "num_experts_per_tok": 3, "n_shared_experts": 1, "n_group": 4, "topk_group": 2,
+    "moe_intermediate_size": 40, "routed_scaling_factor": 1.5,
+}  # fmt: skip
+LATENT: dict[str, Any] = SIZES | ROUTED | {
+    "num_key_value_heads": 4, "kv_lora_rank": 48, "q_lora_rank": 40, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16,
+    "head_dim": 16, "v_head_dim": 20,
+}  # fmt: skip
+# Many indexer heads: with few, most scores are zero, and which of equals are taken is up to the library.
+SPARSE: dict[str, Any] = LATENT | {"index_topk": 19, "index_n_heads": 24, "index_head_dim": 32}
 TAKEN = {
     "llama": LlamaConfig(**SIZES),
     "llama3 rope": LlamaConfig(
@@ -73,15 +86,30 @@ TAKEN = {
         **SIZES, num_experts=10, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=True
     ),
     "glm-4.5": Glm4MoeConfig(
-        **SIZES, attention_bias=True, use_qk_norm=True, n_routed_experts=12, num_experts_per_tok=3, n_group=4,
-        topk_group=2, moe_intermediate_size=40, n_shared_experts=1, first_k_dense_replace=1,
-        routed_scaling_factor=1.5,
+        **SIZES, **ROUTED, attention_bias=True, use_qk_norm=True, first_k_dense_replace=1,
     ),
     "dots.llm1": Dots1Config(
         **SIZES, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, n_group=1, topk_group=1,
         moe_intermediate_size=40, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=2.5,
         sliding_window=None,
     ),
+    "deepseek-v3": DeepseekV3Config(**LATENT, first_k_dense_replace=1),
+    "deepseek-v3, queries at once": DeepseekV3Config(
+        **LATENT | {"q_lora_rank": None, "kv_lora_rank": 64, "attention_bias": True}, rope_interleave=False
+    ),
+    "kimi-k2": DeepseekV3Config(
+        **LATENT | {"n_group": 1, "topk_group": 1}, first_k_dense_replace=0,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "deepseek-v3.2": DeepseekV32Config(**SPARSE, first_k_dense_replace=1),
+    "glm-5": GlmMoeDsaConfig(
+        **SPARSE | {"num_hidden_layers": 3}, mlp_layer_types=["dense", "sparse", "sparse"],
+        indexer_types=["full", "shared", "full"],
+    ),
+    "glm-4.7-flash": Glm4MoeLiteConfig(**LATENT, mlp_layer_types=["dense", "sparse"]),
 }  # fmt: skip
 LEFT = {"gemma": GemmaConfig(**SIZES), "granite": GraniteConfig(**SIZES)}
 
@@ -99,7 +127,7 @@ def make(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool, ranks: Seq
     draw = torch.Generator().manual_seed(5)
     for slot, rank in enumerate(ranks):
         fill(slots, slot, rank, draw)
-    cache, routes = KvCache(group_layers((None,) * 2), 2, 32, 80, dtype, CPU), route_shape(model)
+    cache, routes = cache_shape(model.config).make(80, dtype, CPU), route_shape(model)
     cache.routes = RouteCache(routes, 80, CPU) if routes is not None else None
     return Forward(base, slots, cache, lean=lean)
 
@@ -140,15 +168,19 @@ def chooses_in_groups(forward: Forward) -> bool:
 
 
 def assert_alike(found: torch.Tensor, expected: torch.Tensor, forward: Forward) -> None:
-    """In bfloat16 but for a few rows that a rounding sends to other experts, where these are chosen in groups."""
+    """In bfloat16 but for a few rows that a rounding sends to other experts, where these are chosen in groups.
+
+    And for more of those that choose what they attend to: each of them changes all that follow.
+    """
     rounded = forward.base.dtype == torch.bfloat16
     most, away = 0.04 if rounded else 1e-5, found.float() - expected.float()
     if not rounded or not chooses_in_groups(forward):
         assert away.norm() / expected.float().norm() < most
         return
     rows = away.norm(dim=-1) / expected.float().norm(dim=-1)
-    assert rows.median() < most / 2
-    assert (rows > most).float().mean() < 0.1
+    sparse = hasattr(forward.base.config, "index_topk")
+    assert rows.median() < (most if sparse else most / 2)
+    assert (rows > most).float().mean() < (0.6 if sparse else 0.1)
 
 
 TURNS = [[(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 50)], [(3, 1)], [(0, 5), (1, 1), (2, 1), (3, 40)], [(2, 1)]]
@@ -164,7 +196,7 @@ def test_lean_equals_generic(family: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "mixtral", "glm-4.5"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "glm-4.5", "deepseek-v3", "glm-5"])
 def test_a_row_does_not_depend_on_its_neighbours(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits, alone or in a batch."""
     forward = make(TAKEN[family], dtype, lean=True)
@@ -174,7 +206,7 @@ def test_a_row_does_not_depend_on_its_neighbours(family: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "mixtral", "glm-4.5"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "glm-4.5", "deepseek-v3", "glm-5"])
 def test_a_prompt_gets_the_same_in_pieces_of_any_length(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits: adapters reach rows that fill a tile, and fewer, in other ways."""
     forward = make(TAKEN[family], dtype, lean=True)
@@ -188,7 +220,7 @@ CROWDED = [[(0, 40), (1, 33)], [(0, 50), (2, 60)], [(1, 70), (0, 1), (3, 100)], 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["qwen3", "phi-4", "qwen3 moe", "glm-4.5"])
+@pytest.mark.parametrize("family", ["qwen3", "phi-4", "qwen3 moe", "glm-4.5", "deepseek-v3", "glm-5"])
 def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> None:
     """Bit for bit the same logits, whether teams hold whole sequences or parts of one."""
     before, found = torch.get_num_threads(), []
@@ -225,7 +257,7 @@ def test_steps_take_as_many_threads_as_were_set_by_another_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("family", ["llama", "mixtral", "dots.llm1"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "dots.llm1", "kimi-k2", "deepseek-v3.2"])
 def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, threads: int, dtype: torch.dtype) -> None:
     """Bit for bit the same logits: in a crowd adapters are computed between the tiles of the base's products."""
     count = 70
@@ -247,7 +279,7 @@ def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, thre
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3 moe", "glm-4.5", "dots.llm1"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3 moe", "glm-4.5", "dots.llm1", "deepseek-v3"])
 def test_routes_are_kept_as_the_generic_pass_keeps_them(family: str, dtype: torch.dtype) -> None:
     """Training replays them. In bfloat16 an expert or two may be another where two are as good as each other."""
     lean, generic = (make(TAKEN[family], dtype, lean=lean) for lean in (True, False))

@@ -4,22 +4,37 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, Dots1Config, Glm4MoeConfig, LlamaConfig, Phi3Config, Qwen3MoeConfig
+from transformers import (
+    AutoConfig,
+    DeepseekV3Config,
+    DeepseekV32Config,
+    Dots1Config,
+    Glm4MoeConfig,
+    LlamaConfig,
+    Phi3Config,
+    Qwen3MoeConfig,
+)
 
+from mint_engine.model.lean_layers import latent_queries
 from mint_engine.model.llama_like import Unlike, check_config
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, hold
-from tests.engine.families import GROUPED, MOE, SIZES, make_forward
+from tests.engine.families import GROUPED, LATENT, MOE, SIZES, SPARSE, make_forward
 from tests.planning.test_shape import told_by
 
 EVER = 1 << 20  # tokens of the longest requests
 # In the kernels' panels of 48 outputs, so that none is padded.
 PANELS = SIZES | {"num_key_value_heads": 1, "intermediate_size": 96}
+LATENT_PANELS = PANELS | GROUPED | {
+    "num_key_value_heads": 4, "q_lora_rank": 40, "kv_lora_rank": 48, "qk_rope_head_dim": 8, "qk_nope_head_dim": 40,
+    "v_head_dim": 48, "first_k_dense_replace": 1, "head_dim": 8,
+}  # fmt: skip
+SPARSE_PANELS = LATENT_PANELS | {"index_n_heads": 24, "index_head_dim": 24, "index_topk": 9}
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "glm4_moe", "dots1"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "glm4_moe", "dots1", "deepseek_v3", "deepseek_v32"])
 def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
     """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
     told = {
@@ -28,6 +43,8 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         "qwen3_moe": Qwen3MoeConfig(**PANELS, **MOE),
         "glm4_moe": Glm4MoeConfig(**PANELS, **GROUPED, first_k_dense_replace=1),
         "dots1": Dots1Config(**PANELS, **GROUPED, first_k_dense_replace=1, sliding_window=None),
+        "deepseek_v3": DeepseekV3Config(**LATENT_PANELS),
+        "deepseek_v32": DeepseekV32Config(**SPARSE_PANELS),
     }[family]
     told.tie_word_embeddings = tied
     forward = make_forward(told, lean=True)
@@ -37,13 +54,14 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
     for layer in llama.layers:
         own = layer.network
         linears += [layer.qkv, layer.output] + ([own.gate_up, own.down] if own is not None else [])
+        linears += [*latent_queries(layer), *((*layer.latent.keys, *layer.latent.values) if layer.latent else ())]
     held = sum(each.numel() for each in (*forward.base.model.parameters(), *(each.weight for each in linears)))
     shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
     wide = 2 * shape.wide_parameters  # routers, which stay in float32
     for device, dtype, expected in (
         ("cpu", "float32", 4 * held),
         ("cpu", "bfloat16", 2 * held + wide),
-        ("cpu", "float16", 2 * shape.parameters + wide),  # of which there are no kernels
+        ("cpu", "float16", 2 * (shape.parameters + shape.wide_in_float16) + wide),  # of which there are no kernels
         ("h100", "bfloat16", 2 * shape.parameters + wide),
     ):
         [found] = hold(shape, DEVICES[device], 1, mix, dtype)
@@ -67,6 +85,10 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         ("phi3", {"sliding_window": 2047}, 2047),
         ("seed_oss", {}, EVER),
         ("glm4_moe", {}, EVER),
+        ("deepseek_v3", LATENT, EVER),
+        ("deepseek_v32", SPARSE, EVER),
+        ("glm4_moe_lite", LATENT, EVER),
+        ("glm_moe_dsa", SPARSE, EVER),
         ("dots1", {"sliding_window": 100, "max_window_layers": 1}, 100),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
         ("gemma2", {}, 0),

@@ -80,7 +80,9 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "qwen3_moe", "glm4_moe"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen3", "phi3", "qwen3_moe", "glm4_moe", "deepseek_v3", "deepseek_v3_plain_query"]
+)
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
     """Of so many rows at once as they take."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
@@ -96,6 +98,14 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
     assert found.activations == lean_pass.MOST_ROWS * lean_pass.kept_bytes(read)
     alone = make_plan(shape, DEVICES["cpu"], 1, msgspec.structs.replace(mix, policies=0), dtype, Storage(1e9, 1e9))
     assert alone.held[0].activations == 0
+
+
+def test_updates_over_sparse_attention_keep_what_transformers_modules_do() -> None:
+    """Of each layer its input alone, though own kernels serve it."""
+    shape, mix = read_shape(told_by(FAMILIES["deepseek_v32"])), msgspec.structs.replace(MIX, context=16, policies=3)
+    assert shape.is_lean(16)
+    found = make_plan(shape, DEVICES["cpu"], 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
+    assert found.activations == fit.PIECE_ROWS * 2 * shape.kept_elements(lean=False)
 
 
 def test_activations_take_the_room_of_slots() -> None:

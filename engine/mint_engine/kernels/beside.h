@@ -7,16 +7,10 @@
 #pragma once
 #include <vector>
 #include "step.h"
-#include "team.h"
+#include "within.h"
 
 // Rows from which an item makes a tile of its own.
 constexpr int STRIP_ROWS = 4;
-
-// The part of `item` within a team's rows.
-inline Item within(const Item& item, const Place& place) {
-  const int32_t start = std::max<int32_t>(item.start, int32_t(place.first));
-  return {start, std::min<int32_t>(item.start + item.rows, int32_t(place.last)) - start, item.slot};
-}
 
 template <typename T>
 class Beside {

@@ -9,7 +9,7 @@
 #include "number.h"
 #include "stream.h"
 
-// As mint_engine.kernels.structs numbers them: bytes; halves of bytes, the lower one first.
+// As mint_engine.kernels.expert_structs numbers them: bytes; halves of bytes, the lower one first.
 enum Kind : int64_t { E4M3, INT8, E2M1, INT4 };
 constexpr bool halved(Kind kind) { return kind == E2M1 || kind == INT4; }
 enum ScaleKind : int64_t { SCALE_FLOAT, SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_POWER, SCALE_E4M3 };

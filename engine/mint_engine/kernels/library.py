@@ -13,22 +13,11 @@ from typing import Any
 import structlog
 import torch
 
+from mint_engine.kernels.attention_structs import HeadNorms, heads_struct
 from mint_engine.kernels.compile import VARIANTS, is_current, library_path
-from mint_engine.kernels.structs import (
-    Angles,
-    BaseStruct,
-    HeadNorms,
-    Linear,
-    PeersStruct,
-    RoomStruct,
-    SlotsStruct,
-    Stack,
-    StepStruct,
-    heads_struct,
-    linear_struct,
-    slots_struct,
-    stack_struct,
-)
+from mint_engine.kernels.expert_structs import Stack, stack_struct
+from mint_engine.kernels.linear_structs import Angles, Linear, linear_struct
+from mint_engine.kernels.structs import BaseStruct, PeersStruct, RoomStruct, SlotsStruct, StepStruct, slots_struct
 from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots

@@ -5,23 +5,20 @@
 #include <vector>
 
 #include "beside.h"
+#include "indexer.h"
+#include "latent.h"
 #include "routed.h"
 #include "step.h"
 #include "team.h"
 
 namespace {
-inline Stretch within(const Stretch& all, const Place& place) {
-  const int64_t row = std::max(all.row, place.first);
-  return {row, std::min(all.row + all.tokens, place.last) - row, all.position + row - all.row, all.table};
-}
-
 template <typename T>
 class Walk {
  public:
   Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers,
        const Place& place, bool divided, std::atomic<int64_t>& reached)
       : base_(base), step_(step), room_(room), peers_(peers), place_(place), beside_(slots, step, room, place),
-        routed_(slots, step, room, place), routes_(step.routes), divided_(divided), reached_(reached) {}
+        latents_(slots, step, room, place), routed_(slots, step, room, place), routes_(step.routes), divided_(divided), reached_(reached) {}
 
   // Up to the layer whose part of an adapter does not come in time, where there is one; `reached` is it then.
   void run() {
@@ -38,7 +35,7 @@ class Walk {
       settle(step_.keep[at], base_.layer_count ? NETWORK : NOTHING, base_.norm, room_.x + at * hidden);
     }
     place_.all->wait();
-    multiply(room_.x, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread, place_.threads);
+    multiply(room_.x, base_.head.in, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread, place_.threads);
     if (peers_) meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
   }
 
@@ -54,17 +51,12 @@ class Walk {
   enum Added { ATTENTION, NETWORK, NOTHING };
 
   void layer(const Layer<T>& layer, bool moved) {
-    const Heads<T>& heads = layer.heads;
-    const int64_t width = heads.width();
-    T* qkv = own(room_.wide, room_.wide_width, width);
     T* attended = own(room_.narrow, room_.narrow_width, layer.output.in);
     add_and_norm(moved ? NETWORK : NOTHING, layer.attention_norm);
-    product(layer.qkv, room_.x, qkv);
-    each_row([&](int64_t row) {
-      rope<T>(qkv + row * width, heads, step_.positions[row], step_.places[row], layer.pool);
-    });
-    if (divided_) place_.all->wait();
-    attend(layer, qkv, attended);
+    if (layer.latent)
+      attend(layer, *layer.latent, attended);
+    else
+      attend(layer, layer.heads, attended);
     product(layer.output, attended, sums(ATTENTION));
     gather();
     add_and_norm(ATTENTION, layer.mlp_norm);
@@ -120,7 +112,7 @@ class Walk {
       float* to = x + (row - place_.first) * hidden;
       for (int64_t i = 0; i < hidden; ++i) to[i] = wide(from[i]);
     });
-    multiply(x, rows, by.router, logits, count, place_.member, place_.members);
+    multiply(x, hidden, rows, by.router, logits, count, place_.member, place_.members);
     place_.team->wait();
     each_row([&](int64_t row) {
       const int64_t at = row * experts.each;
@@ -165,14 +157,19 @@ class Walk {
     if (beside_.begin(linear, x)) place_.team->wait();
     const Panels panels(linear.panels(), place_.member, place_.members);
     Stream ahead = beside_.start(panels.count());
-    multiply(x, beside_.tiles(), linear, y, linear.out, panels, ahead);
+    multiply(x, linear.in, beside_.tiles(), linear, y, linear.out, panels, ahead);
     place_.team->wait();
     if (beside_.finish(y)) place_.team->wait();
   }
 
-  void attend(const Layer<T>& layer, const T* qkv, T* attended) {
-    const Heads<T>& heads = layer.heads;
+  void attend(const Layer<T>& layer, const Heads<T>& heads, T* attended) {
     const int64_t width = heads.width(), out = heads.heads * heads.dim;
+    T* qkv = own(room_.wide, room_.wide_width, width);
+    product(layer.qkv, room_.x, qkv);
+    each_row([&](int64_t row) {
+      rope<T>(qkv + row * width, heads, step_.positions[row], step_.places[row], layer.pool);
+    });
+    if (divided_) place_.all->wait();
     // A page's heads lie side by side: whoever reads one reads them all, unless threads would have nothing to do.
     const int64_t share = step_.stretch_count >= 4 * place_.members ? heads.kv_heads : 1;
     int64_t turn = 0;
@@ -188,12 +185,61 @@ class Walk {
     place_.team->wait();
   }
 
+  void attend(const Layer<T>& layer, const Latent<T>& by, T* attended) {
+    const int64_t made = layer.qkv.out, out = by.queries.out;
+    const int64_t before = made - by.width() - (by.indexer ? by.indexer->made() : 0);
+    T* x = own(room_.wide, room_.wide_width, made);
+    product(layer.qkv, room_.x, x);
+    T* small = own(room_.narrow, room_.narrow_width, before);
+    each_row([&](int64_t row) {
+      latents_.keep(by, row, x + row * made + before, layer.pool);
+      if (by.query_norm) normalize(small + row * before, x + row * made, by.query_norm, before, by.epsilon);
+    });
+    if (by.indexer) find_tokens(layer, by, *by.indexer, small, x + before + by.width());
+    if (by.query_norm) {
+      T* queries = own(room_.wide, room_.wide_width, out);
+      product(by.queries, small, queries);
+      latents_.absorb(by, queries, out);
+    } else {
+      latents_.absorb(by, x, made);
+    }
+    (divided_ ? place_.all : place_.team)->wait();
+    latents_.attend(by, layer.pool, base_.scale);
+    place_.team->wait();
+    latents_.release(by, attended);
+    place_.team->wait();
+  }
+
+  // What each row attends to; `made` are rows of the layer's first product from where the indexer's part begins.
+  void find_tokens(const Layer<T>& layer, const Latent<T>& by, const Indexer<T>& indexer, const T* small, const T* made) {
+    const int64_t width = indexer.queries.out;
+    T* queries = own(room_.latents, room_.latents_width, width);
+    each_row([&](int64_t row) {
+      keep_index(by, indexer, step_.positions[row], made + row * layer.qkv.out,
+                 layer.pool + step_.places[row] * by.row + by.width());
+    });
+    product(indexer.queries, small, queries);
+    if (divided_) place_.all->wait();
+    int64_t turn = 0;
+    for (int64_t at = 0; at < step_.stretch_count; ++at) {
+      const Stretch each = within(step_.stretches[at], place_);
+      for (int64_t token = by.dense(each.position, each.tokens); token < each.tokens; ++token) {
+        const int64_t row = each.row + token;
+        if (turn++ % place_.members == place_.member)
+          choose_tokens(by, indexer, queries + row * width, made + row * layer.qkv.out + indexer.size,
+                        each.position + token, step_.tables + each.table, layer.pool, room_.chosen + row * by.most);
+      }
+    }
+    place_.team->wait();
+  }
+
   const Base<T>& base_;
   const Step<T>& step_;
   const Room<T>& room_;
   const Peers<T>* peers_;
   const Place& place_;
   Beside<T> beside_;
+  Latents<T> latents_;
   Routed<T> routed_;
   int32_t* routes_;  // of the next layer with experts
   const bool divided_;
@@ -259,7 +305,7 @@ bool pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
   }                                                                                                                    \
   /* y [rows, out] = x [rows, in] W^T + b */                                                                           \
   extern "C" void mint_multiply_##NAME(const T* x, int64_t rows, const Linear<T>* by, T* y) {                          \
-    multiply<T>(x, rows, *by, y, by->out, 0, 1);                                                                       \
+    multiply<T>(x, by->in, rows, *by, y, by->out, 0, 1);                                                               \
   }
 MINT_PASS(bfloat16, bf16)
 MINT_PASS(float32, float)

@@ -189,17 +189,17 @@ struct Panels {
   int64_t count() const { return end - first; }
 };
 
-// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of some panels. Tiles lie one behind another.
-// Brings `ahead` meanwhile.
+// y [rows, out] = x [rows, in] W^T + b + strips, of some panels; rows are `ldx` and `ldy` numbers apart. Tiles lie one
+// behind another. Brings `ahead` meanwhile.
 template <typename T>
-void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, const Panels& panels,
+void multiply(const T* x, int64_t ldx, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, const Panels& panels,
               Stream& ahead) {
   constexpr size_t MOST_WIDENED = 16;  // tiles: 96 rows of 2,000 inputs fit the second-level cache
   const size_t all = tiles.all.size(), most = WIDENS<T> ? MOST_WIDENED : all;
   for (size_t first = 0; first < all; first += most) {
     const size_t last = std::min(first + most, all);
     const int64_t row = tiles.all[first].row, end = tiles.all[last - 1].row + tiles.all[last - 1].rows;
-    const Inputs<T> from = inputs(x + row * by.in, by.in, end - row, by.in);
+    const Inputs<T> from = inputs(x + row * ldx, ldx, end - row, by.in);
     for (int64_t panel = panels.first; panel < panels.end; ++panel)
       for (size_t at = first; at < last; ++at) {
         const Tile& tile = tiles.all[at];
@@ -240,8 +240,8 @@ inline void stream_panels(const float* sums, int64_t apart, int64_t rows, int64_
 
 // The same by matrix registers, which take more rows than a tile has.
 template <>
-inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear<bf16>& by, bf16* y, int64_t ldy,
-                           const Panels& panels, Stream&) {
+inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles, const Linear<bf16>& by, bf16* y,
+                           int64_t ldy, const Panels& panels, Stream&) {
   static_assert(WIDTH == 16 * BESIDE && GROUP<bf16> == 2);
   constexpr int64_t NEAR = 1 << 20;  // bytes of rows: about half of a second-level cache
   const size_t all = tiles.all.size(), most = size_t(std::max<int64_t>(64, NEAR / int64_t(sizeof(bf16)) / by.in) / TILE);
@@ -250,7 +250,7 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
   for (size_t begin = 0; begin < all; begin += most) {
     const size_t end = std::min(begin + most, all);
     const int64_t row = tiles.all[begin].row, rows = tiles.all[end - 1].row + tiles.all[end - 1].rows - row;
-    const Heights from = heights(x + row * by.in, by.in, rows, by.in);
+    const Heights from = heights(x + row * ldx, ldx, rows, by.in);
     const int64_t apart = (rows + HEIGHT) * WIDTH;  // of two panels' sums
     if (int64_t(sums.size()) < 2 * apart) sums.resize(2 * apart);
     // Lines of the next panel that each sixth brings: evenly over all rows, since in a burst they come in each other's way.
@@ -288,9 +288,9 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
 
 // The same of rows without adapters.
 template <typename T>
-void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int thread, int threads) {
+void multiply(const T* x, int64_t ldx, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int thread, int threads) {
   std::vector<Tile> tiles;
   cut(0, rows, tiles);
   Stream nothing;
-  multiply<T>(x, {tiles, nullptr, 0}, by, y, ldy, {by.panels(), thread, threads}, nothing);
+  multiply<T>(x, ldx, {tiles, nullptr, 0}, by, y, ldy, {by.panels(), thread, threads}, nothing);
 }

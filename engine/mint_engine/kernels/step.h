@@ -28,6 +28,39 @@ struct Experts {
   Stack<T> gate_up, down;
 };
 
+// What scores a row's past, see indexer.h. Of a layer's first product it has the last [D + J]: key, and heads' weights.
+template <typename T>
+struct Indexer {
+  Linear<T> queries;      // [J D] of what the layer's `query_norm` gives
+  const T *norm, *bias;   // [D], of keys
+  int64_t heads, size;    // J, D
+  int64_t pairs;          // whether neighbours are turned together, not halves
+  float epsilon;
+  int64_t made() const { return size + heads; }
+};
+
+// Latent attention, see latent.h: a layer's first product makes each head's query, or what `queries` makes them of, and
+// behind that [C + E].
+template <typename T>
+struct Latent {
+  Linear<T> queries;      // of what `query_norm` gives; `query_norm` is null where there is nothing between
+  const T *query_norm, *norm;
+  const Linear<T>*keys, *values;  // of each head: [C, K] and [V, C]
+  int64_t heads, plain, rotated, latent, value;  // Q, K, E, C, V
+  int64_t row;                                   // numbers of a token in the cache
+  const float *cos, *sin;                        // [positions, E / 2]
+  int64_t pairs;   // whether neighbours are turned together, not halves
+  int64_t module;  // `kv_b_proj`; -1: no adapter may target it
+  float epsilon;
+  int64_t most;               // tokens that a row attends to; 0: all
+  const Indexer<T>* indexer;  // that finds them; null: all, or those of a layer before
+  int64_t width() const { return latent + rotated; }
+  // Of so many tokens from `position` on, the first, that attend to all before them.
+  int64_t dense(int64_t position, int64_t tokens) const {
+    return most ? std::clamp<int64_t>(most - position, 0, std::max<int64_t>(tokens, 0)) : tokens;
+  }
+};
+
 template <typename T>
 struct Layer {
   const T* attention_norm;
@@ -36,6 +69,7 @@ struct Layer {
   Linear<T> gate_up, down;    // all rows'; beside experts there may be none
   const Experts<T>* experts;  // null: none
   Heads<T> heads;
+  const Latent<T>* latent;  // in place of heads; null: none
   T* pool;  // this layer's pages
 };
 
@@ -75,5 +109,7 @@ struct Room {
   float* sums;        // what adapters add, until the base's part is there; a router's rows and their logits
   Middle<T>* middle;  // see lora.h
   T *paired, *paired_wide, *paired_narrow;
-  int64_t wide_width, narrow_width, middle_width;
+  T* latents;       // [rows, Q (C + E)] where attention is latent; an indexer's queries before
+  int32_t* chosen;  // [rows, most]: positions that a row attends to, in their order, where it does not to all
+  int64_t wide_width, narrow_width, middle_width, latents_width;
 };

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from mint_engine.kernels.expert_structs import Stack
 from mint_engine.kernels.library import Kernels
-from mint_engine.kernels.structs import Stack
 from mint_engine.model.kept import KeptStack, by_expert, by_group
 
 _STRIP = 64  # inputs that are turned at once, which takes a third of the time of all

@@ -13,7 +13,7 @@ import torch
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.base import Base
-from mint_engine.model.cache import PROBE_TOKENS, Cache, KvCache
+from mint_engine.model.cache import PROBE_TOKENS, Cache
 from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import read_llama
@@ -229,6 +229,6 @@ def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean |
     except Unlike as why:
         _log.info("lean_pass_unavailable", architecture=base.architecture, why=str(why))
         return None
-    if not isinstance(cache, KvCache) or any(cache.groups.windows):  # kernels read all of a past
+    if any(cache.groups.windows):  # kernels read all of a past
         return None
     return Lean(llama, kernels, slots, cache, peers.meeting if peers else None)

@@ -36,6 +36,11 @@ def rotation_of(model_type: str) -> Callable[..., tuple[torch.Tensor, torch.Tens
     return _ROTATIONS[model_type]
 
 
+def turns_pairs(model_type: str) -> bool:
+    """Whether a family's indexer turns neighbours together, and not halves. Raises as `rotation_of` does."""
+    return rotation_of(model_type) is apply_rotary_pos_emb_interleave
+
+
 @torch.no_grad()
 def select(
     indexer: Any,

@@ -14,7 +14,7 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import WORD, Integers
-from mint_engine.kernels.structs import Codes, Kind
+from mint_engine.kernels.expert_structs import Codes, Kind
 from mint_engine.model.dequantise import dequantise_integers, unpack_words
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
 from mint_engine.model.stored import Stored

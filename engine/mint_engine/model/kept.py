@@ -19,7 +19,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.kernels.structs import NO_TARGETS, Codes, Stack
+from mint_engine.kernels.expert_structs import Codes, Stack
+from mint_engine.kernels.linear_structs import NO_TARGETS
 from mint_engine.model.stored import Stored
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")

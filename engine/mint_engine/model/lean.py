@@ -11,23 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mint_engine.kernels.attention_structs import heads_struct, latent_struct
+from mint_engine.kernels.expert_structs import Grouped, experts_struct
 from mint_engine.kernels.library import ROWS, Kernels
-from mint_engine.kernels.structs import (
-    BaseStruct,
-    Grouped,
-    LayerStruct,
-    LinearStruct,
-    StepStruct,
-    address,
-    arrival_struct,
-    experts_struct,
-    heads_struct,
-    linear_struct,
-    room_struct,
-    slots_struct,
-)
-from mint_engine.model.cache import KvCache
-from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Llama
+from mint_engine.kernels.linear_structs import LinearStruct, address, linear_struct
+from mint_engine.kernels.structs import BaseStruct, LayerStruct, StepStruct, arrival_struct, room_struct, slots_struct
+from mint_engine.model.cache import Cache
+from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Llama, latent_queries
+from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
@@ -57,10 +48,10 @@ class Step:
 
 
 class Lean:
-    """A base with its slots and cache. The cache's pages are laid out in pairs, as the kernels want them."""
+    """A base with its slots and cache. Pages of keys and values are laid out in pairs, as the kernels want them."""
 
     def __init__(
-        self, llama: Llama, kernels: Kernels, slots: Slots, cache: KvCache, meeting: Meeting | None = None
+        self, llama: Llama, kernels: Kernels, slots: Slots, cache: Cache, meeting: Meeting | None = None
     ) -> None:
         """`meeting` is where this rank meets the others; then `llama` and `slots` are its shares."""
         self._llama, self._kernels, self._slots, self._meeting = llama, kernels, slots, meeting
@@ -81,7 +72,8 @@ class Lean:
         self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
     ) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
-        planned, ids, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(tokens), torch.tensor(keep)
+        planned, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(keep)
+        ids = embedded(torch.tensor(tokens), self._llama.placeholders)
         logits, own = self._room_for_logits(len(keep))
         mixture = self._mixture
         paired = mixture.room_for(len(tokens)) if mixture is not None else NO_PAIRS
@@ -130,7 +122,9 @@ class Lean:
             narrow = max(layer.output.in_features, *(narrow for _, narrow in widths))
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
             own = (torch.float32, wide), (torch.float32, middle)  # of what adapters add
-            shapes = [*((llama.embedding.dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own]
+            dtype, latent = llama.embedding.dtype, layer.latent
+            others = (dtype, latent.width if latent else 0), (torch.int32, latent.most if latent else 0)
+            shapes = [*((dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own, *others]
             self._room = tuple(torch.empty((rows, width), dtype=dtype) for dtype, width in shapes)
         return self._room
 
@@ -139,17 +133,22 @@ def _layer_struct(llama: Llama, layer: Layer, pool: torch.Tensor) -> LayerStruct
     network = layer.network
     gate_up, down = (linear_struct(network.gate_up), linear_struct(network.down)) if network else _NO_LINEARS
     experts = ctypes.pointer(experts_struct(layer.experts)) if layer.experts else None
+    latent = ctypes.pointer(latent_struct(layer.latent)) if layer.latent else None
     return LayerStruct(
         address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output), address(layer.mlp_norm),
-        gate_up, down, experts, heads_struct(llama.heads, llama.angles, layer.head_norms), address(pool),
+        gate_up, down, experts, heads_struct(llama.heads, llama.angles, layer.head_norms), latent,
+        address(pool),
     )  # fmt: skip
 
 
 def _widths(layer: Layer) -> tuple[int, int]:
-    """Numbers of a row that a layer's network makes of it, before its activation, or its router; and those after."""
+    """Numbers of a row that a layer's latent queries or network are, or its router makes; and those in between."""
     wide = narrow = 0
+    for queries in latent_queries(layer):
+        wide, narrow = max(wide, queries.out_features), queries.in_features
     if layer.network is not None:
-        wide, narrow = layer.network.gate_up.out_features, layer.network.down.in_features
+        wide = max(wide, layer.network.gate_up.out_features)
+        narrow = max(narrow, layer.network.down.in_features)
     if layer.experts is not None:
         rows = layer.experts.router.router.in_features if isinstance(layer.experts.router, Grouped) else 0
         wide = max(wide, rows + layer.experts.count)

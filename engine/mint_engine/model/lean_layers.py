@@ -2,7 +2,7 @@
 
 Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
 Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS and SmolLM2; or routed experts in the network's place, as in Mixtral and
-Qwen3-MoE, or beside it, as in GLM-4.5 and dots.llm1.
+Qwen3-MoE, or beside it, as in GLM-4.5 and dots.llm1; or latent attention, as in DeepSeek-V3.
 Experts' weights, of which a base has most, are not packed but used where they lie.
 """
 
@@ -13,17 +13,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Latent
+from mint_engine.kernels.expert_structs import Experts, Grouped, Stack
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels, find_kernels
-from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, Grouped, HeadNorms, Linear, Stack
+from mint_engine.kernels.linear_structs import Angles, Linear
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import GROUPED, Unlike, check_config, check_experts, names_of, network_of
+from mint_engine.model.latent import is_latent
+from mint_engine.model.latent_layers import check_latent, read_latent
+from mint_engine.model.llama_like import (
+    GROUPED,
+    Unlike,
+    bias_of,
+    check_config,
+    check_experts,
+    names_of,
+    network_of,
+    placeholders_of,
+)
+from mint_engine.model.modules import layers_prefix
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
-MOST_TARGETS = 3  # modules that one linear map is fused of
+MOST_TARGETS = 4  # modules that one linear map is fused of
 MOST_EXPERTS = 1024  # of a layer
 
 
@@ -42,6 +56,7 @@ class Layer:
     attention_norm: torch.Tensor  # [H]
     qkv: Linear
     head_norms: HeadNorms
+    latent: Latent | None
     output: Linear
     mlp_norm: torch.Tensor  # [H]
     network: Network | None
@@ -53,6 +68,7 @@ class Llama:
     """A whole base."""
 
     embedding: torch.Tensor  # [V, H]
+    placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
     layers: tuple[Layer, ...]
     norm: torch.Tensor  # [H]
     head: Linear
@@ -64,14 +80,22 @@ class Llama:
     @property
     def targets(self) -> list[list[int]]:
         """The modules of each layer that adapters may target, by number."""
-        return [
-            sorted({int(row[0]) for linear in _linears(layer) for row in linear.targets}) for layer in self.layers
-        ]
+        return [sorted(_targets(layer)) for layer in self.layers]
 
 
-def _linears(layer: Layer) -> list[Linear | Stack]:
+def _targets(layer: Layer) -> set[int]:
     networks = [each for each in (layer.network, layer.experts) if each is not None]
-    return [layer.qkv, layer.output, *(linear for each in networks for linear in (each.gate_up, each.down))]
+    linears = [layer.qkv, layer.output, *(linear for each in networks for linear in (each.gate_up, each.down))]
+    found = {int(row[0]) for linear in (*linears, *latent_queries(layer)) for row in linear.targets}
+    module = layer.latent.module if layer.latent is not None else None
+    return found | ({module} if module is not None else set())
+
+
+def latent_queries(layer: Layer) -> list[Linear]:
+    """What makes queries of the compressed ones, where attention is latent: the heads', and the indexer's."""
+    latent = layer.latent
+    made = [latent.queries, latent.indexer.queries if latent.indexer else None] if latent else []
+    return [linear for linear in made if linear is not None]
 
 
 def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None) -> Llama:
@@ -81,21 +105,18 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     """
     config, model = base.config, base.model
     _check(config, slots, positions)
-    decoder: Any = model.model
-    attention = decoder.layers[0].self_attn
-    dim = int(attention.head_dim)
-    heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
-    if share is not None:
-        heads = (share.heads.size, share.kv_heads.size, dim)
-    if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
-        raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
-    read = _Reader(kernels, slots.index, config, share.experts.start if share is not None else 0)
+    layers = layers_prefix(model)
+    decoder: Any = model.get_submodule(layers.removesuffix(".layers."))
+    attention, angles = decoder.layers[0].self_attn, _angles(decoder.rotary_emb, base, positions)
+    heads = _heads(config, attention, share)
+    read = _Reader(kernels, slots.index, config, share.experts.start if share is not None else 0, angles)
     return Llama(
         embedding=decoder.embed_tokens.weight,
-        layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
+        placeholders=placeholders_of(model.config),
+        layers=tuple(read.layer(f"{layers}{at}", layer) for at, layer in enumerate(decoder.layers)),
         norm=decoder.norm.weight,
         head=read.fused({"lm_head": model.lm_head}),
-        angles=_angles(decoder.rotary_emb, base, positions),
+        angles=angles,
         heads=heads,
         scale=float(attention.scaling),
         epsilon=float(config.rms_norm_eps),
@@ -111,6 +132,20 @@ def _check(config: Any, slots: Slots, positions: int) -> None:
         raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
 
 
+def _heads(config: Any, attention: Any, share: Share | None) -> tuple[int, int, int]:
+    """Query heads, key/value heads and their size; none where attention is latent."""
+    if is_latent(attention):
+        check_latent(attention, config)
+        return 0, 0, 0
+    dim = int(attention.head_dim)
+    heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
+    if share is not None:
+        heads = (share.heads.size, share.kv_heads.size, dim)
+    if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
+        raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
+    return heads
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target.
@@ -122,6 +157,7 @@ class _Reader:
     index: Mapping[str, int]
     config: Any
     first: int
+    angles: Angles
     memory: LargePages = field(default_factory=LargePages)  # of what is packed
 
     def layer(self, path: str, layer: Any) -> Layer:
@@ -133,8 +169,9 @@ class _Reader:
         whole_at, whole = network_of(mlp, layer.mlp)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
-            qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in names_of("qkv", attention)}),
+            qkv=self.fused({f"{at}.{name}": attention.get_submodule(name) for name in names_of("qkv", attention)}),
             head_norms=head_norms,
+            latent=self._latent(at, attention) if is_latent(attention) else None,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
             mlp_norm=layer.post_attention_layernorm.weight,
             network=self._network(whole_at, whole) if whole is not None else None,
@@ -144,17 +181,23 @@ class _Reader:
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
         """Linears of one input, by path, as one map with their outputs side by side."""
         weights: list[torch.Tensor] = [linear.weight for linear in linears.values()]
-        biases: list[torch.Tensor] = [linear.bias for linear in linears.values() if linear.bias is not None]
         targets, column = [], 0
         for path, linear in linears.items():
             targets.append(self._targets({path: column}, linear.in_features, linear.out_features))
             column += linear.out_features
         return self.kernels.pack(
             torch.cat(weights),
-            torch.cat(biases) if biases else None,
+            bias_of(list(linears.values())),
             torch.cat(targets),
             self.memory,
         )
+
+    def _latent(self, path: str, attention: Any) -> Latent:
+        indexer = getattr(attention, "indexer", None)
+        queries = self.fused({f"{path}.q_b_proj": attention.q_b_proj}) if attention.q_b_proj is not None else None
+        indexed = self.fused({f"{path}.indexer.wq_b": indexer.wq_b}) if indexer is not None else None
+        module = self.index.get(f"{path}.kv_b_proj")
+        return read_latent(attention, queries, indexed, module, self.angles, self.kernels, self.memory)
 
     def _network(self, path: str, mlp: Any) -> Network:
         return Network(

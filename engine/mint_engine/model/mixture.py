@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mint_engine.kernels.structs import Experts
-from mint_engine.model.cache import KvCache
+from mint_engine.kernels.expert_structs import Experts
+from mint_engine.model.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ NO_PAIRS = Pairs(None, None, ())
 class Mixture:
     """Of one base, whose layers' experts are of one number and size."""
 
-    def __init__(self, layers: Sequence[Experts], cache: KvCache) -> None:
+    def __init__(self, layers: Sequence[Experts], cache: Cache) -> None:
         first = layers[0]
         _, both, hidden = first.gate_up.shape
         self._layers, self._each, self._widths = len(layers), first.each, (hidden, both, both // 2)

@@ -24,7 +24,7 @@ from mint_contracts.quantisation import (
     Nvfp4,
     Quantisation,
 )
-from mint_engine.kernels.structs import Codes, Kind
+from mint_engine.kernels.expert_structs import Codes, Kind
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4
 from mint_engine.model.integers import unpacked
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded

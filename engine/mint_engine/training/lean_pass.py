@@ -18,11 +18,13 @@ from torch.nn import functional
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.base import Base
+from mint_engine.model.llama_like import embedded
 from mint_engine.model.widened import widens
 from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
+from mint_engine.training.latent import KeptLatent, LeanLatent
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
 from mint_engine.training.llama import Layer, Llama, Network, read_llama
 from mint_engine.training.pieces import PIECE_ROWS
@@ -51,16 +53,24 @@ class _KeptNetwork:
 
 
 @dataclass(frozen=True)
-class _KeptLayer:
-    """What a layer's backward needs of its forward."""
+class _KeptHeads:
+    """What attention's backward needs of its forward."""
 
-    before: torch.Tensor  # [T, H]: what came in
     raw: torch.Tensor | None  # [T, (Q + 2 K) D]: queries, keys, values before norms of heads, where there are any
     qkv: torch.Tensor  # the same, turned
     attended: torch.Tensor  # [T, Q D]
     sums: torch.Tensor  # [T, Q]
+    product: Kept
+
+
+@dataclass(frozen=True)
+class _KeptLayer:
+    """What a layer's backward needs of its forward."""
+
+    before: torch.Tensor  # [T, H]: what came in
+    attention: _KeptHeads | KeptLatent
+    output: Kept
     between: torch.Tensor  # [T, H]: after attention
-    products: tuple[Kept, Kept]  # qkv, output
     network: _KeptNetwork | None
     experts: KeptExperts | None
 
@@ -80,6 +90,7 @@ class LeanPass:
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
         self._experts = LeanExperts(kernels, training)
+        self._latents = LeanLatent(kernels, training, self._llama.cos, self._llama.sin)
         self.head = _head(self._llama.head, training, group)
         self.name = f"lean ({kernels.variant})"
         self.most_rows = min(MOST_ROWS, KEPT_BYTES // kept_bytes(self._llama))
@@ -87,7 +98,7 @@ class LeanPass:
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
         """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
-        hidden = functional.embedding(batch.tokens, llama.embedding)
+        hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
         kept = []
         norms = [*(layer.attention_norm for layer in llama.layers), llama.norm]
         x = self._norm(hidden, norms[0])
@@ -108,15 +119,12 @@ class LeanPass:
         self, layer: Layer, before: torch.Tensor, x: torch.Tensor, laid: _Laid, next_norm: torch.Tensor
     ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _KeptLayer]]:
         """What came in and its norm -> what goes out and its own, by `next_norm`; and what the backward needs."""
-        llama, training = self._llama, self._training
-        qkv, kept_qkv = multiply(training, layer.qkv, x, laid.rows)
-        yield
-        raw = qkv.clone() if layer.head_norms else None
-        if layer.head_norms:
-            training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
-        training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin)
-        attended, sums = training.attend(qkv, laid.trees, llama.heads)
-        output, kept_output = multiply(training, layer.output, attended, laid.rows)
+        attention: _KeptHeads | KeptLatent
+        if layer.latent is not None:
+            attention = yield from self._latents.forward(layer.latent, x, laid.rows, laid.trees, laid.batch)
+        else:
+            attention = yield from self._attend(layer, x, laid)
+        output, kept_output = multiply(self._training, layer.output, attention.attended, laid.rows)
         between = self._sum(output)
         x = self._norm(between, layer.mlp_norm, before)
         yield
@@ -127,9 +135,20 @@ class LeanPass:
         if layer.network is not None:
             part, network = yield from self._network(layer.network, x, laid.rows)
             parts.append(part)
-        kept = _KeptLayer(before, raw, qkv, attended, sums, between, (kept_qkv, kept_output), network, experts)
+        kept = _KeptLayer(before, attention, kept_output, between, network, experts)
         hidden = self._sum(_added(parts))
         return hidden, self._norm(hidden, next_norm, between), kept
+
+    def _attend(self, layer: Layer, x: torch.Tensor, laid: _Laid) -> Generator[None, None, _KeptHeads]:
+        """x [T, H] -> what is attended to, among what the backward needs."""
+        llama, training = self._llama, self._training
+        qkv, product = multiply(training, layer.qkv, x, laid.rows)
+        yield
+        raw = qkv.clone() if layer.head_norms else None
+        if layer.head_norms:
+            training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
+        training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin)
+        return _KeptHeads(raw, qkv, *training.attend(qkv, laid.trees, llama.heads), product)
 
     def _network(
         self, network: Network, x: torch.Tensor, rows: Rows
@@ -146,7 +165,6 @@ class LeanPass:
     ) -> Iterator[None]:
         """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
         llama, training = self._llama, self._training
-        kept_qkv, kept_output = kept.products
         x = self._norm(kept.between, layer.mlp_norm)
         parts = []
         if kept.experts is not None:
@@ -154,18 +172,28 @@ class LeanPass:
         if kept.network is not None:
             parts.append((yield from self._network_back(kept.network, x, back)))
         training.norm_back(back, self._sum(_added(parts)), kept.between, layer.mlp_norm, llama.epsilon)
-        attended = multiply_back(training, kept_output, back, kept.attended)
+        attended = multiply_back(training, kept.output, back, kept.attention.attended)
         yield
-        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, laid.trees, llama.heads)
+        x = self._norm(kept.before, layer.attention_norm)
+        if isinstance(kept.attention, KeptLatent):
+            narrow = yield from self._latents.backward(kept.attention, x, attended, laid.rows, laid.trees, laid.batch)
+        else:
+            narrow = yield from self._attend_back(layer, kept.attention, x, attended, laid)
+        if not lowest:
+            training.norm_back(back, self._sum(narrow), kept.before, layer.attention_norm, llama.epsilon)
+        yield
+
+    def _attend_back(
+        self, layer: Layer, kept: _KeptHeads, x: torch.Tensor, dattended: torch.Tensor, laid: _Laid
+    ) -> Generator[None, None, torch.Tensor]:
+        """What `_attend` kept and took, and the gradient of what it gave [T, Q D] -> that of x [T, H]."""
+        llama, training = self._llama, self._training
+        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, dattended, laid.trees, llama.heads)
         yield
         training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin, back=True)
         if layer.head_norms and kept.raw is not None:
             training.head_norm_back(qkv, kept.raw, llama.heads, *layer.head_norms, llama.epsilon)
-        x = self._norm(kept.before, layer.attention_norm)
-        narrow = multiply_back(training, kept_qkv, qkv, x)
-        if not lowest:
-            training.norm_back(back, self._sum(narrow), kept.before, layer.attention_norm, llama.epsilon)
-        yield
+        return multiply_back(training, kept.product, qkv, x)
 
     def _network_back(
         self, kept: _KeptNetwork, x: torch.Tensor, dy: torch.Tensor

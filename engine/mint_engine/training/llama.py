@@ -16,9 +16,20 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import Unlike, check_config, check_experts, names_of, network_of
+from mint_engine.model.latent import is_latent
+from mint_engine.model.llama_like import (
+    Unlike,
+    bias_of,
+    check_config,
+    check_experts,
+    names_of,
+    network_of,
+    placeholders_of,
+)
+from mint_engine.model.modules import layers_prefix
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
+from mint_engine.training.latent import Latent
 from mint_engine.training.products import Product, Target
 
 
@@ -49,6 +60,7 @@ class Layer:
     attention_norm: torch.Tensor  # [H]
     qkv: Product
     head_norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys [D]
+    latent: Latent | None  # in place of heads
     output: Product
     mlp_norm: torch.Tensor  # [H]
     network: Network | None
@@ -60,6 +72,7 @@ class Llama:
     """A whole base; cos and sin [positions, half] float32 are the angles of each position."""
 
     embedding: torch.Tensor  # [V, H]
+    placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
     layers: tuple[Layer, ...]
     norm: torch.Tensor  # [H]
     head: nn.Linear
@@ -77,21 +90,17 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
     check_config(config, positions)
-    decoder: Any = model.model
-    attention = decoder.layers[0].self_attn
-    queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
-    if share is not None:
-        queries, keys = share.heads.size, share.kv_heads.size
-    heads = Heads(queries, keys, int(attention.head_dim), float(attention.scaling))
-    if heads.dim % 16 or heads.queries % heads.keys:
-        raise Unlike(f"heads of {heads.dim}, {heads.queries} over {heads.keys}, fit no kernel")
+    path = layers_prefix(model)
+    decoder: Any = model.get_submodule(path.removesuffix(".layers."))
+    heads = _heads(config, decoder.layers[0].self_attn, share)
     cos, sin = decoder.rotary_emb(torch.empty(0, dtype=base.dtype), torch.arange(positions)[None])
     half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
     head: Any = model.lm_head
     read = _Reader(modules, share.experts if share is not None else None)
     return Llama(
         embedding=decoder.embed_tokens.weight,
-        layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
+        placeholders=placeholders_of(model.config),
+        layers=tuple(read.layer(f"{path}{at}", layer) for at, layer in enumerate(decoder.layers)),
         norm=decoder.norm.weight,
         head=head,
         cos=cos[0, :, :half].float().contiguous(),
@@ -99,6 +108,21 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
         heads=heads,
         epsilon=float(config.rms_norm_eps),
     )
+
+
+def _heads(config: Any, attention: Any, share: Share | None) -> Heads:
+    """As attention over trees takes them; of latent attention none."""
+    if getattr(config, "index_topk", None):
+        raise Unlike("sparse attention has no lean pass in training")
+    if is_latent(attention):
+        return Heads(0, 0, 0, 0.0)
+    queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
+    if share is not None:
+        queries, keys = share.heads.size, share.kv_heads.size
+    heads = Heads(queries, keys, int(attention.head_dim), float(attention.scaling))
+    if heads.dim % 16 or heads.queries % heads.keys:
+        raise Unlike(f"heads of {heads.dim}, {heads.queries} over {heads.keys}, fit no kernel")
+    return heads
 
 
 @dataclass(frozen=True)
@@ -118,14 +142,33 @@ class _Reader:
         norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
         mlp = f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
+        qkv = self._fused(f"{path}.self_attn", attention, names_of("qkv", attention))
         return Layer(
             attention_norm=layer.input_layernorm.weight,
-            qkv=self._fused(f"{path}.self_attn", attention, names_of("qkv", attention)),
+            qkv=qkv,
             head_norms=norms,
+            latent=self._latent(f"{path}.self_attn", attention, qkv) if is_latent(attention) else None,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
             mlp_norm=layer.post_attention_layernorm.weight,
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
+        )
+
+    def _latent(self, path: str, attention: Any, first: Product) -> Latent:
+        norm, query_norm = attention.kv_a_layernorm, attention.q_a_layernorm
+        if query_norm is not None and query_norm.variance_epsilon != norm.variance_epsilon:
+            raise Unlike("its latents' norms differ")
+        rotated, plain, value = attention.qk_rope_head_dim, attention.qk_nope_head_dim, attention.v_head_dim
+        return Latent(
+            first=first,
+            query_norm=query_norm.weight if query_norm is not None else None,
+            queries=self._fused(path, attention, ("q_b_proj",)) if query_norm is not None else None,
+            norm=norm.weight,
+            up=self._fused(path, attention, ("kv_b_proj",)),
+            sizes=(int(attention.num_heads), int(plain), int(rotated), int(value)),
+            pairs=bool(attention.config.rope_interleave),
+            scale=float(attention.scaling),
+            epsilon=float(norm.variance_epsilon),
         )
 
     def _network(self, path: str, mlp: Any) -> Network:
@@ -162,5 +205,4 @@ class _Reader:
             if f"{path}.{name}" in self.modules:
                 targets.append(Target(f"{path}.{name}", columns))
             row = columns.stop
-        biases = [linear.bias for linear in linears if linear.bias is not None]
-        return Product(weight.detach()[None], torch.cat(biases) if biases else None, tuple(targets))
+        return Product(weight.detach()[None], bias_of(linears), tuple(targets))

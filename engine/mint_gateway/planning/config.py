@@ -58,9 +58,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
-_LEAN = frozenset(
-    {"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe", "dots1", "glm4_moe"}
-)
+_LEAN = LATENT | {
+    *("llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe", "dots1", "glm4_moe"),
+}
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass

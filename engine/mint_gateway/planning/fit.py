@@ -218,7 +218,8 @@ def _held(
 
 
 def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
-    lean = _is_lean(share, device, mix, dtype) and not share.keeps  # whose updates torch computes
+    # Experts that stay quantised, and sparse attention, are computed in updates by torch.
+    lean = _is_lean(share, device, mix, dtype) and not share.keeps and not share.is_sparse
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
     return rows * each

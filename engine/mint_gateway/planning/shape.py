@@ -171,6 +171,11 @@ class BaseShape(msgspec.Struct, frozen=True):
         places = sum(min(tokens, each) for each in most)
         return places, self.cache_elements // len(kept) * groups.size
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether an indexer chooses what rows attend to."""
+        return any(each.within == "indexer" for each in self.linears)
+
     def is_lean(self, context: int) -> bool:
         """Whether own kernels compute it on processors, where requests have so many tokens at most."""
         return self.lean and (self.narrowest is None or context <= self.narrowest)
@@ -186,7 +191,7 @@ class BaseShape(msgspec.Struct, frozen=True):
             return layers * self.hidden
         turned = 2 if self.head_norms else 1
         sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj"), turned)
-        sizes |= dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj"), 1)
+        sizes |= dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "q_a_proj", "kv_a_proj_with_mqa"), 1)
         outputs, experts = 0, 0
         for each in self.linears:
             if each.kind == "expert":

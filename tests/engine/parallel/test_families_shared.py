@@ -26,7 +26,7 @@ def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
     assert own_adapter < 0.7 * adapter
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe", "glm_5", "olmo2", "minimax_m2"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe", "kimi_k2", "glm_5", "olmo2", "minimax_m2"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six or eight experts over three."""
     base = save_base(family, tmp_path / "base", num_key_value_heads=4)

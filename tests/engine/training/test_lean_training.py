@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    DeepseekV3Config,
     GemmaConfig,
     Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -46,13 +48,27 @@ TAKEN: dict[str, PreTrainedConfig] = {
 }
 MOST_TOKENS = 40  # of an example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENT: dict[str, Any] = SIZES | GROUPED | {
+    "num_key_value_heads": SIZES["num_attention_heads"], "head_dim": 8, "q_lora_rank": 40, "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 16,
+}  # fmt: skip
 ROUTED: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=6),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
     "glm4_moe": Glm4MoeConfig(**SIZES, **GROUPED, use_qk_norm=True, first_k_dense_replace=0),
     "glm4_moe with a dense layer": Glm4MoeConfig(**SIZES, **GROUPED, first_k_dense_replace=1),
+    "deepseek_v3": DeepseekV3Config(**LATENT, first_k_dense_replace=1),
+    "deepseek_v3, queries at once": DeepseekV3Config(
+        **LATENT | {"q_lora_rank": None, "v_head_dim": 36},
+        first_k_dense_replace=0,
+        attention_bias=True,
+        rope_interleave=False,
+    ),
+    "glm4_moe_lite": Glm4MoeLiteConfig(**LATENT, mlp_layer_types=["sparse"] * SIZES["num_hidden_layers"]),
     "qwen3_moe with a dense layer": Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0]),
 }
+
+LATENTS = ("deepseek_v3", "deepseek_v3, queries at once", "glm4_moe_lite")
 
 
 def gradients(
@@ -100,7 +116,7 @@ def test_lean_equals_generic(family: str) -> None:
 @pytest.mark.parametrize("family", TAKEN | ROUTED)
 def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     """Both miss the same base's gradients in float32 by 2 to 5% of their norm, lean by no more than generic; from
-    each other they are no further than two independent errors of that size would put them.
+    each other they are no further than two independent errors of that size would put them, or a tenth over latents.
 
     Over some 250 tokens a policy that count alike: where ratios weigh them, a few decide, and where those are clipped
     it does which side of the clip rounding puts them on.
@@ -120,7 +136,8 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
         ours, theirs = distance(lean, reference, name), distance(generic, reference, name)
         assert theirs < 0.06
         assert ours < 1.1 * theirs
-        assert distance(lean, generic, name) < math.hypot(ours, theirs)
+        apart = math.hypot(ours, theirs) * (1.1 if family in LATENTS else 1)
+        assert distance(lean, generic, name) < apart
         exactly, our, their = (np.concatenate(each[name].logprobs) for each in (expected, found, beside))
         assert np.abs(our - exactly).mean() < 1.1 * np.abs(their - exactly).mean() < 0.02
 

@@ -1,0 +1,128 @@
+"""Heads of attention, or latent attention, as the compiled kernels are given them."""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from mint_engine.kernels.linear_structs import Angles, Linear, LinearStruct, address, linear_struct
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class HeadNorms:
+    """RMSNorm weights [D] of each query and key head, where a family has them."""
+
+    def __init__(self, query: torch.Tensor | None, key: torch.Tensor | None, epsilon: float) -> None:
+        self.query, self.key, self.epsilon = query, key, epsilon
+
+
+NO_NORMS = HeadNorms(None, None, 0.0)
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """What scores a row's past in sparse attention: small heads' queries of what the layer's `query_norm` gives.
+
+    `norm` and `bias` [D] are its key's LayerNorm. Where `pairs`, neighbours turn together, and not halves.
+    """
+
+    queries: Linear
+    norm: torch.Tensor
+    bias: torch.Tensor
+    heads: int
+    pairs: bool
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention: queries from `queries`, where there are such, of what `query_norm` gives.
+
+    Each head's part of `kv_b_proj` is two maps: `keys` from its key without the rotated part to the latents' space,
+    and `values` from there. A token has `row` numbers in the cache; `module` is that of `kv_b_proj`, if adapters may
+    target it. Where `pairs`, neighbours turn together, and not halves. A row attends to all, where `most` is 0, or to
+    so many tokens at most, which `indexer` finds, or that of a layer before.
+    """
+
+    queries: Linear | None
+    query_norm: torch.Tensor | None
+    norm: torch.Tensor  # [C]
+    keys: tuple[Linear, ...]
+    values: tuple[Linear, ...]
+    rotated: int
+    row: int
+    angles: Angles
+    pairs: bool
+    module: int | None
+    epsilon: float
+    most: int
+    indexer: Indexer | None
+
+    @property
+    def width(self) -> int:
+        """Numbers of a query in the latents' space, of all heads, or of the indexer's heads."""
+        width = len(self.keys) * (self.keys[0].out_features + self.rotated)
+        return max(width, self.indexer.queries.out_features if self.indexer else 0)
+
+
+class HeadsStruct(ctypes.Structure):
+    """rows.h: Heads"""
+
+    _fields_ = (
+        ("heads", _INT), ("kv_heads", _INT), ("dim", _INT), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT),
+        ("q_norm", _POINTER), ("k_norm", _POINTER), ("epsilon", _FLOAT),
+    )  # fmt: skip
+
+
+class IndexerStruct(ctypes.Structure):
+    """step.h: Indexer"""
+
+    _fields_ = (
+        ("queries", LinearStruct), ("norm", _POINTER), ("bias", _POINTER), ("heads", _INT), ("size", _INT),
+        ("pairs", _INT), ("epsilon", _FLOAT),
+    )  # fmt: skip
+
+
+class LatentStruct(ctypes.Structure):
+    """step.h: Latent"""
+
+    _fields_ = (
+        ("queries", LinearStruct), ("query_norm", _POINTER), ("norm", _POINTER),
+        ("keys", ctypes.POINTER(LinearStruct)), ("values", ctypes.POINTER(LinearStruct)), ("heads", _INT),
+        ("plain", _INT), ("rotated", _INT), ("latent", _INT), ("value", _INT), ("row", _INT), ("cos", _POINTER),
+        ("sin", _POINTER), ("pairs", _INT), ("module", _INT), ("epsilon", _FLOAT), ("most", _INT),
+        ("indexer", ctypes.POINTER(IndexerStruct)),
+    )  # fmt: skip
+
+
+def heads_struct(heads: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> HeadsStruct:
+    """`heads` is (query heads, key/value heads, head size)."""
+    return HeadsStruct(
+        *heads, address(angles.cos), address(angles.sin), angles.cos.shape[1], address(norms.query),
+        address(norms.key), norms.epsilon,
+    )  # fmt: skip
+
+
+def latent_struct(latent: Latent) -> LatentStruct:
+    """A layer's latent attention."""
+    keys, values = ((LinearStruct * len(each))(*map(linear_struct, each)) for each in (latent.keys, latent.values))
+    return LatentStruct(
+        linear_struct(latent.queries) if latent.queries else LinearStruct(), address(latent.query_norm),
+        address(latent.norm), keys, values, len(latent.keys), latent.keys[0].in_features, latent.rotated,
+        latent.keys[0].out_features, latent.values[0].out_features, latent.row, address(latent.angles.cos),
+        address(latent.angles.sin), latent.pairs, -1 if latent.module is None else latent.module, latent.epsilon,
+        latent.most, ctypes.pointer(_indexer_struct(latent.indexer)) if latent.indexer else None,
+    )  # fmt: skip
+
+
+def _indexer_struct(of: Indexer) -> IndexerStruct:
+    return IndexerStruct(
+        linear_struct(of.queries),
+        address(of.norm),
+        address(of.bias),
+        of.heads,
+        of.norm.shape[0],
+        of.pairs,
+        of.epsilon,
+    )

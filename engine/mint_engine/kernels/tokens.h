@@ -1,0 +1,58 @@
+// Tokens' rows of a cache that keeps one for all heads, and how they are turned and laid out for products (attend.h).
+#pragma once
+#include <type_traits>
+#include "attend.h"
+#include "step.h"
+#include "transpose.h"
+
+// 16 tokens' rows.
+template <typename T>
+struct TokenRows {
+  const T* from;
+  int64_t ld;
+};
+
+// Some numbers of a query or key to `to` [E], turned by their position: neighbours together, or halves.
+template <typename T>
+void turn(const T* from, const Latent<T>& by, int64_t position, bool pairs, T* to) {
+  const int64_t half = by.rotated / 2;
+  const float *c = by.cos + position * half, *s = by.sin + position * half;
+  if (!pairs) {
+    std::copy_n(from, by.rotated, to);
+    return rotate(to, c, s, half);
+  }
+  for (int64_t i = 0; i < half; ++i) {
+    const float one = wide(from[2 * i]), two = wide(from[2 * i + 1]);
+    to[i] = narrow<T>(one * c[i] - two * s[i]);
+    to[i + half] = narrow<T>(two * c[i] + one * s[i]);
+  }
+}
+
+// Their first `width` numbers as keys [width / 2][16][2].
+template <typename T>
+void stand_tokens(const TokenRows<T>& rows, int64_t width, T* to) {
+  int64_t done = 0;
+#ifdef MINT_AVX512_BF16
+  if constexpr (std::is_same_v<T, bf16>)
+    if (rows.ld % 2 == 0)
+      for (; done + 32 <= width; done += 32)
+        transpose((const float*)(rows.from + done), rows.ld / 2, (float*)(to + done * PAGE), PAGE);
+#endif
+  for (int64_t d = done; d < width; ++d)
+    for (int t = 0; t < PAGE; ++t) to[(d / 2) * 2 * PAGE + t * 2 + d % 2] = rows.from[t * rows.ld + d];
+}
+
+// And as values [8][width][2].
+template <typename T>
+void pair_tokens(const TokenRows<T>& rows, int64_t width, T* to) {
+  const T* from = rows.from;
+  for (int t = 0; t < PAGE; t += 2, from += 2 * rows.ld, to += 2 * width) {
+    int64_t done = 0;
+#ifdef MINT_AVX512_BF16
+    if constexpr (std::is_same_v<T, bf16>)
+      for (; done + 16 <= width; done += 16)
+        _mm512_storeu_si512(to + 2 * done, pair_up(from + done, 0xffff, from + rows.ld + done, 0xffff));
+#endif
+    for (int64_t d = done; d < width; ++d) to[2 * d] = from[d], to[2 * d + 1] = from[rows.ld + d];
+  }
+}

@@ -1,0 +1,183 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1.2) in the lean training pass, forward and backward.
+
+Every head's keys and values are made of the latents; then attention is that over trees, of as many key/value heads as
+query heads and all of one size: a head is its rotated part, then the other, then zeros. Of the forward the first
+product and what was attended to are kept; queries, keys and values are made again on the way back. Of several ranks
+each has its share of heads, and all gradients are its part of a sum.
+
+Letters in shapes: T rows, Q heads, C latent size, E rotated size of a head, K its other size, V a value's, D the
+heads' common size.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from mint_engine.kernels.library import Kernels
+from mint_engine.training.batch import Batch
+from mint_engine.training.kernels import Heads, TrainingKernels, Trees
+from mint_engine.training.products import Kept, Product, Rows, multiply, multiply_back
+
+DEEP = 32  # numbers of a head that the kernels' matrix registers take at once
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One layer's; the first product makes queries, or what `query_norm` and `queries` make them of, then [C + E]."""
+
+    first: Product
+    query_norm: torch.Tensor | None
+    queries: Product | None  # [Q (K + E)]
+    norm: torch.Tensor  # [C]
+    up: Product  # [Q (K + V)]: `kv_b_proj`
+    sizes: tuple[int, int, int, int]  # Q, K, E, V
+    pairs: bool  # whether neighbours turn together, and not halves
+    scale: float
+    epsilon: float
+
+    @property
+    def heads(self) -> Heads:
+        """As attention over trees takes them."""
+        count, plain, rotated, value = self.sizes
+        return Heads(count, count, -(-max(plain + rotated, value) // DEEP) * DEEP, self.scale)
+
+
+@dataclass(frozen=True)
+class KeptLatent:
+    """What a layer's backward needs of its forward."""
+
+    latent: Latent
+    made: torch.Tensor  # [T, *]: by the first product
+    attended: torch.Tensor  # [T, Q V]
+    sums: torch.Tensor  # [T, Q]
+    first: Kept
+
+
+@dataclass(frozen=True)
+class _Expanded:
+    """What is made of the first product."""
+
+    compressed: torch.Tensor | None  # [T, *], normed, where there is such between
+    latents: torch.Tensor  # [T, C], normed
+    qkv: torch.Tensor  # [T, 3 Q D], turned
+    queries: Kept | None
+    up: Kept
+
+
+@dataclass(frozen=True)
+class LeanLatent:
+    """Both directions of one base's; cos and sin [positions, E / 2] float32."""
+
+    kernels: Kernels
+    training: TrainingKernels
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def forward(
+        self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
+    ) -> Generator[None, None, KeptLatent]:
+        """x [T, H] -> what is attended to, among what the backward needs; pauses after every large product."""
+        made, first = multiply(self.training, latent.first, x, rows)
+        yield
+        expanded = yield from self._expand(latent, made, rows, batch)
+        found, sums = self.training.attend(expanded.qkv, trees, latent.heads)
+        yield
+        return KeptLatent(latent, made, _values(found, latent), sums, first)
+
+    def backward(
+        self, kept: KeptLatent, x: torch.Tensor, dattended: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
+    ) -> Generator[None, None, torch.Tensor]:
+        """What `forward` took and gave, and the gradient of that [T, Q V] -> that of x [T, H]."""
+        latent = kept.latent
+        expanded = yield from self._expand(latent, kept.made, rows, batch)
+        dqkv = self.training.attend_back(
+            expanded.qkv, _padded(kept.attended, latent), kept.sums, _padded(dattended, latent), trees, latent.heads
+        )
+        self.training.turn(dqkv, latent.heads, batch.positions, self.cos, self.sin, back=True)
+        yield
+        dqueries, dup, drotated = _apart(dqkv, latent)
+        before = kept.made.shape[1] - latent.norm.shape[0] - drotated.shape[1]
+        if expanded.queries is not None and expanded.compressed is not None and latent.query_norm is not None:
+            dnormed = multiply_back(self.training, expanded.queries, dqueries, expanded.compressed)
+            dqueries = self._norm_back(dnormed, kept.made[:, :before], latent.query_norm, latent.epsilon)
+            yield
+        dnormed = multiply_back(self.training, expanded.up, dup, expanded.latents)
+        yield
+        dlatents = self._norm_back(dnormed, kept.made[:, before : -drotated.shape[1]], latent.norm, latent.epsilon)
+        narrow = multiply_back(self.training, kept.first, torch.cat((dqueries, dlatents, drotated), dim=1), x)
+        yield
+        return narrow
+
+    def _expand(
+        self, latent: Latent, made: torch.Tensor, rows: Rows, batch: Batch
+    ) -> Generator[None, None, _Expanded]:
+        size, rotated = latent.norm.shape[0], latent.sizes[2]
+        queries, latents, key = torch.split(made, [made.shape[1] - size - rotated, size, rotated], dim=1)
+        compressed, kept = None, None
+        if latent.queries is not None and latent.query_norm is not None:
+            compressed = self._norm(queries, latent.query_norm, latent.epsilon)
+            queries, kept = multiply(self.training, latent.queries, compressed, rows)
+            yield
+        normed = self._norm(latents, latent.norm, latent.epsilon)
+        up, kept_up = multiply(self.training, latent.up, normed, rows)
+        yield
+        qkv = _together(queries, up, key, latent)
+        self.training.turn(qkv, latent.heads, batch.positions, self.cos, self.sin)
+        return _Expanded(compressed, normed, qkv, kept, kept_up)
+
+    def _norm(self, rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return self.kernels.add_norm(rows.contiguous(), None, weight, epsilon)
+
+    def _norm_back(self, dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        dx = torch.zeros_like(dy)
+        self.training.norm_back(dx, dy, x.contiguous(), weight, epsilon)
+        return dx
+
+
+def _together(queries: torch.Tensor, up: torch.Tensor, key: torch.Tensor, latent: Latent) -> torch.Tensor:
+    """Queries [T, Q (K + E)], `up` [T, Q (K + V)] and the heads' rotated key [T, E] -> [T, 3 Q D], not turned yet."""
+    count, plain, rotated, value = latent.sizes
+    qkv = queries.new_zeros((len(queries), 3, count, latent.heads.dim))
+    asks, keys, values = qkv.unbind(1)
+    own, made = queries.view(len(queries), count, -1), up.view(len(up), count, -1)
+    asks[..., :rotated] = _halves(own[..., plain:], latent)
+    asks[..., rotated : rotated + plain] = own[..., :plain]
+    keys[..., :rotated] = _halves(key, latent)[:, None]
+    keys[..., rotated : rotated + plain] = made[..., :plain]
+    values[..., :value] = made[..., plain:]
+    return qkv.flatten(1)
+
+
+def _apart(dqkv: torch.Tensor, latent: Latent) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The way back of `_together`; all heads' gradients of the rotated key are added up."""
+    count, plain, rotated, value = latent.sizes
+    asks, keys, values = dqkv.view(len(dqkv), 3, count, -1).unbind(1)
+    middle = slice(rotated, rotated + plain)
+    dqueries = torch.cat((asks[..., middle], _neighbours(asks[..., :rotated], latent)), dim=-1)
+    dup = torch.cat((keys[..., middle], values[..., :value]), dim=-1)
+    dkey = _neighbours(keys[..., :rotated].float().sum(dim=1).to(dqkv.dtype), latent)
+    return dqueries.flatten(1), dup.flatten(1), dkey
+
+
+def _halves(rotated: torch.Tensor, latent: Latent) -> torch.Tensor:
+    """[..., E] as kernels turn it: what turns together is half of it apart."""
+    return rotated.view(*rotated.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if latent.pairs else rotated
+
+
+def _neighbours(rotated: torch.Tensor, latent: Latent) -> torch.Tensor:
+    return rotated.view(*rotated.shape[:-1], 2, -1).transpose(-1, -2).flatten(-2) if latent.pairs else rotated
+
+
+def _values(attended: torch.Tensor, latent: Latent) -> torch.Tensor:
+    """[T, Q D] -> [T, Q V]"""
+    count, value = latent.sizes[0], latent.sizes[3]
+    return attended.view(len(attended), count, -1)[..., :value].flatten(1)
+
+
+def _padded(attended: torch.Tensor, latent: Latent) -> torch.Tensor:
+    """[T, Q V] -> [T, Q D], with zeros."""
+    count, value = latent.sizes[0], latent.sizes[3]
+    heads = attended.view(len(attended), count, value)
+    return functional.pad(heads, (0, latent.heads.dim - value)).flatten(1)
