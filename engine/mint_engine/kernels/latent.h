@@ -4,6 +4,7 @@
 // K size of a head's key without its rotated part, V of its value, C latent size, E rotated size, R rank.
 #pragma once
 #include <vector>
+#include "latent_squares.h"
 #include "step.h"
 #include "tokens.h"
 #include "within.h"
@@ -15,6 +16,10 @@ constexpr int64_t LATENT_ROWS = 128;  // query rows of a work item: their sums f
 template <typename T, typename F>
 void attend_latents(const Latent<T>& by, T* q, int64_t ld, int heads, int tokens, int64_t position, float scale,
                     F page_of) {
+#ifdef MINT_AMX
+  if constexpr (BY_MATRICES<T>)
+    if (LatentSquares::takes(by)) return LatentSquares(by, heads, tokens, position, scale).attend(q, ld, page_of);
+#endif
   const int rows = tokens * heads;
   const int64_t width = by.width(), latent = by.latent;
   static thread_local Aligned<T> keys, values;

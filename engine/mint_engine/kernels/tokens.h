@@ -28,18 +28,18 @@ void turn(const T* from, const Latent<T>& by, int64_t position, bool pairs, T* t
   }
 }
 
-// Their first `width` numbers as keys [width / 2][16][2].
+// Their first `width` numbers as keys [width / 2][places][2], of which they have the first 16 places.
 template <typename T>
-void stand_tokens(const TokenRows<T>& rows, int64_t width, T* to) {
+void stand_tokens(const TokenRows<T>& rows, int64_t width, T* to, int64_t places = PAGE) {
   int64_t done = 0;
 #ifdef MINT_AVX512_BF16
   if constexpr (std::is_same_v<T, bf16>)
     if (rows.ld % 2 == 0)
       for (; done + 32 <= width; done += 32)
-        transpose((const float*)(rows.from + done), rows.ld / 2, (float*)(to + done * PAGE), PAGE);
+        transpose((const float*)(rows.from + done), rows.ld / 2, (float*)(to + done * places), places);
 #endif
   for (int64_t d = done; d < width; ++d)
-    for (int t = 0; t < PAGE; ++t) to[(d / 2) * 2 * PAGE + t * 2 + d % 2] = rows.from[t * rows.ld + d];
+    for (int t = 0; t < PAGE; ++t) to[(d / 2) * 2 * places + t * 2 + d % 2] = rows.from[t * rows.ld + d];
 }
 
 // And as values [8][width][2].

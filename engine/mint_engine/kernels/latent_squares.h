@@ -1,0 +1,114 @@
+// Attention over latents by matrix registers, some pages of a past at a time, softmax online. Weights are rounded where
+// they go into the second product, and all sums are float, as in `attend_latents`, which does it page by page.
+#pragma once
+#include "squares.h"
+#include "tokens.h"
+
+#ifdef MINT_AMX
+// Rows of one work item: `heads` heads of `tokens` tokens from `position` on, those of a token side by side.
+class LatentSquares {
+ public:
+  static constexpr int64_t TOKENS = 128;  // of a past that are taken at once: with them sums come and go less often
+
+  static bool takes(const Latent<bf16>& by) { return by.width() % DEEP == 0 && by.latent % DEEP == 0; }
+
+  LatentSquares(const Latent<bf16>& by, int heads, int tokens, int64_t position, float scale)
+      : width_(by.width()), latent_(by.latent), heads_(heads), rows_(tokens * heads),
+        tall_((rows_ + HEIGHT - 1) / HEIGHT * HEIGHT), position_(position), end_(position + tokens), scale_(scale) {}
+
+  // Queries [C + E] of each token, `ld` apart, become what they attend to [C]. `page_of` says where 16 tokens' rows lie.
+  template <typename F>
+  void attend(bf16* q, int64_t ld, F page_of) {
+    const Matrices registers;
+    Room& room = this->room();
+    for (int64_t row = 0; row < rows_; ++row)
+      std::copy_n(row_of(q, ld, row), width_, room.queries.data() + row * width_);
+    for (int64_t begin = 0; begin < end_; begin += TOKENS) {
+      const int64_t count = std::min(TOKENS, end_ - begin), whole = deep(count);
+      lay(room, begin, count, page_of);
+      multiply_squares(tall_, whole, width_, room.queries.data(), width_, room.keys.data(), TOKENS, room.scores.data(),
+                       TOKENS, false);
+      for (int64_t row = 0; row < rows_; ++row) weigh(room, row, begin, whole);
+      multiply_squares(tall_, latent_, whole, room.weights.data(), TOKENS, room.values.data(), latent_,
+                       room.sums.data(), latent_, true);
+    }
+    for (int64_t row = 0; row < rows_; ++row) {
+      const __m512 inverse = _mm512_set1_ps(1.0f / room.states[row].sum);
+      const float* sums = room.sums.data() + row * latent_;
+      bf16* to = row_of(q, ld, row);
+      for (int64_t d = 0; d < latent_; d += LANES)
+        store_narrow(to + d, _mm512_mul_ps(_mm512_loadu_ps(sums + d), inverse), 0xffff);
+    }
+  }
+
+ private:
+  // This thread's, from call to call. What rows lack of a register is there, and is not looked at.
+  struct Room {
+    Aligned<bf16> queries, keys, values, weights, page;
+    Aligned<float> scores, sums;
+    std::vector<State> states;
+  };
+
+  Room& room() const {
+    static thread_local Room room;
+    room.queries.resize(tall_ * width_), room.weights.resize(tall_ * TOKENS), room.scores.resize(tall_ * TOKENS);
+    room.keys.resize(TOKENS * width_), room.values.resize(TOKENS * latent_), room.page.resize(PAGE * width_);
+    room.sums.assign(tall_ * latent_, 0.0f), room.states.assign(rows_, State{NEVER, 0.0f});
+    return room;
+  }
+
+  bf16* row_of(bf16* q, int64_t ld, int64_t row) const { return q + (row / heads_) * ld + (row % heads_) * width_; }
+
+  // Keys [C + E, TOKENS] and values [TOKENS, C] of `count` tokens from `begin` on, in pairs; behind them zeros, up to
+  // what registers take at once: nothing that was there before may be multiplied.
+  template <typename F>
+  void lay(Room& room, int64_t begin, int64_t count, F page_of) const {
+    for (int64_t at = 0; at < deep(count); at += PAGE) {
+      TokenRows<bf16> from = {room.page.data(), width_};
+      if (at + PAGE <= count) {
+        from = page_of((begin + at) / PAGE);
+      } else {
+        std::fill(room.page.begin(), room.page.end(), bf16{0});
+        const TokenRows<bf16> some = at < count ? page_of((begin + at) / PAGE) : from;
+        for (int64_t t = 0; at + t < count; ++t) std::copy_n(some.from + t * some.ld, width_, room.page.data() + t * width_);
+      }
+      stand_tokens(from, width_, room.keys.data() + 2 * at, TOKENS);
+      pair_tokens(from, latent_, room.values.data() + at * latent_);
+    }
+  }
+
+  // A row's scores to weights, and what it has of sums to what it is beside the largest yet.
+  void weigh(Room& room, int64_t row, int64_t begin, int64_t whole) const {
+    const int64_t seen = position_ + row / heads_ + 1 - begin;
+    float* scores = room.scores.data() + row * TOKENS;
+    bf16* weights = room.weights.data() + row * TOKENS;
+    State& state = room.states[row];
+    const __m512 scale = _mm512_set1_ps(scale_);
+    __m512 peaks = _mm512_set1_ps(state.peak), sum = _mm512_setzero_ps();
+    for (int64_t t = 0; t < whole; t += LANES) {
+      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + t), scale);
+      peaks = _mm512_mask_max_ps(peaks, sees(seen - t), peaks, score);
+      _mm512_storeu_ps(scores + t, score);
+    }
+    const float peak = _mm512_reduce_max_ps(peaks);
+    for (int64_t t = 0; t < whole; t += LANES) {
+      const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + t), _mm512_set1_ps(peak));
+      const __m512 weight = _mm512_maskz_mov_ps(sees(seen - t), exp_below_zero(below));
+      sum = _mm512_add_ps(sum, weight);
+      store_narrow(weights + t, weight, 0xffff);
+    }
+    const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
+    if (shrink != 1.0f) {
+      float* sums = room.sums.data() + row * latent_;
+      for (int64_t d = 0; d < latent_; d += LANES)
+        _mm512_storeu_ps(sums + d, _mm512_mul_ps(_mm512_loadu_ps(sums + d), _mm512_set1_ps(shrink)));
+    }
+    state = {peak, state.sum * shrink + _mm512_reduce_add_ps(sum)};
+  }
+
+  static __mmask16 sees(int64_t seen) { return seen > 0 ? first16(seen) : __mmask16(0); }
+
+  const int64_t width_, latent_, heads_, rows_, tall_, position_, end_;  // tall_: rows, in whole registers
+  const float scale_;
+};
+#endif
