@@ -106,6 +106,7 @@ TAKEN = {
         },
     ),
     "deepseek-v3.2": DeepseekV32Config(**SPARSE, first_k_dense_replace=1),
+    "deepseek-v3.2, all of a past": DeepseekV32Config(**SPARSE | {"index_topk": 256}, first_k_dense_replace=1),
     "glm-5": GlmMoeDsaConfig(
         **SPARSE | DEEP | {"num_hidden_layers": 3}, mlp_layer_types=["dense", "sparse", "sparse"],
         indexer_types=["full", "shared", "full"],

@@ -69,7 +69,8 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
         held = bytes_of(kept) + sum(each.nbytes for each in base.model.parameters())
         assert share.resident_bytes("float16") == held - 2 * (shape.head_rows - share.head_rows) * shape.hidden
     (one,) = hold(shape, DEVICES["cpu"], 1, MIX, "bfloat16")
-    assert one.weights == shape.resident_bytes("bfloat16") + (2 * shape.packed_parameters if shape.lean else 0)
+    packed = shape.packed_parameters(MIX.context) if shape.lean else 0
+    assert one.weights == shape.resident_bytes("bfloat16") + 2 * packed
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mint_engine.kernels.attention_structs import Indexer, Latent
 from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import NO_TARGETS, Angles, Linear
 from mint_engine.model.indexer import turns_pairs
-from mint_engine.model.llama_like import Unlike
+from mint_engine.model.llama_like import Unlike, attends_to_some, interleaves
 from mint_engine.residency.large_pages import LargePages
 
 
@@ -40,7 +40,7 @@ def read_latent(
     config, norm, query_norm = attention.config, attention.kv_a_layernorm, attention.q_a_layernorm
     if query_norm is not None and query_norm.variance_epsilon != norm.variance_epsilon:
         raise Unlike("its latents' norms differ")
-    index = _index_size(config)
+    sparse = attends_to_some(config, len(angles.cos))
     return Latent(
         queries=queries,
         query_norm=query_norm.weight if query_norm is not None else None,
@@ -48,12 +48,12 @@ def read_latent(
         keys=keys,
         values=values,
         rotated=int(attention.qk_rope_head_dim),
-        row=int(attention.kv_lora_rank) + int(attention.qk_rope_head_dim) + index,
+        row=int(attention.kv_lora_rank) + int(attention.qk_rope_head_dim) + _index_size(config),
         angles=angles,
-        pairs=bool(getattr(config, "rope_interleave", True)),
+        pairs=interleaves(config),
         module=module,
         epsilon=float(norm.variance_epsilon),
-        most=min(int(config.index_topk), len(angles.cos)) if index else 0,
+        most=int(config.index_topk) if sparse else 0,
         indexer=_indexer(attention.indexer, indexed) if indexed is not None else None,
     )
 

@@ -24,6 +24,7 @@ from mint_engine.model.latent_layers import check_latent, read_latent
 from mint_engine.model.llama_like import (
     GROUPED,
     Unlike,
+    attends_to_some,
     bias_of,
     check_config,
     check_experts,
@@ -169,7 +170,7 @@ class _Reader:
         whole_at, whole = network_of(mlp, layer.mlp)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
-            qkv=self.fused({f"{at}.{name}": attention.get_submodule(name) for name in names_of("qkv", attention)}),
+            qkv=self.fused({f"{at}.{name}": attention.get_submodule(name) for name in self._first(attention)}),
             head_norms=head_norms,
             latent=self._latent(at, attention) if is_latent(attention) else None,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
@@ -192,10 +193,21 @@ class _Reader:
             self.memory,
         )
 
+    def _first(self, attention: Any) -> tuple[str, ...]:
+        """What takes a layer's input in its attention, and in an indexer that has something to choose."""
+        indexed = ("indexer.wk", "indexer.weights_proj") if self._indexes(attention) else ()
+        return *names_of("qkv", attention), *indexed
+
+    def _indexes(self, attention: Any) -> bool:
+        some = attends_to_some(self.config, len(self.angles.cos))
+        return some and getattr(attention, "indexer", None) is not None
+
     def _latent(self, path: str, attention: Any) -> Latent:
-        indexer = getattr(attention, "indexer", None)
-        queries = self.fused({f"{path}.q_b_proj": attention.q_b_proj}) if attention.q_b_proj is not None else None
-        indexed = self.fused({f"{path}.indexer.wq_b": indexer.wq_b}) if indexer is not None else None
+        def fused(name: str) -> Linear:
+            return self.fused({f"{path}.{name}": attention.get_submodule(name)})
+
+        queries = fused("q_b_proj") if attention.q_b_proj is not None else None
+        indexed = fused("indexer.wq_b") if self._indexes(attention) else None
         module = self.index.get(f"{path}.kv_b_proj")
         return read_latent(attention, queries, indexed, module, self.angles, self.kernels, self.memory)
 

@@ -41,6 +41,16 @@ def check_config(config: Any, positions: int) -> None:
         raise Unlike(f"rotary positions are of type {rope}")
 
 
+def interleaves(config: Any) -> bool:
+    """Whether latent attention turns neighbours together, and not halves; so it does where that is not told."""
+    return bool(getattr(config, "rope_interleave", True))
+
+
+def attends_to_some(config: Any, positions: int) -> bool:
+    """Whether an indexer has something to choose, of requests of so many tokens at most."""
+    return 0 < int(getattr(config, "index_topk", None) or 0) < positions
+
+
 def placeholders_of(config: Any) -> torch.Tensor:
     """Tokens of a whole model's configuration that are embedded as token 0 [n] int64. Raises Unlike."""
     names = _PLACEHOLDERS.get(config.model_type, ())
@@ -55,11 +65,9 @@ def embedded(tokens: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
 
 
 def names_of(kind: str, module: Any) -> tuple[str, ...]:
-    """What an attention ("qkv") or network ("gate_up") calls the linears that take its input."""
+    """What an attention ("qkv") or network ("gate_up") calls the linears that take its input; an indexer's aside."""
     if kind == "qkv" and hasattr(module, "kv_a_proj_with_mqa"):
-        first = "q_proj" if module.q_lora_rank is None else "q_a_proj"
-        indexed = () if getattr(module, "indexer", None) is None else ("indexer.wk", "indexer.weights_proj")
-        return first, "kv_a_proj_with_mqa", *indexed
+        return "q_proj" if module.q_lora_rank is None else "q_a_proj", "kv_a_proj_with_mqa"
     fused = f"{kind}_proj"
     return (fused,) if hasattr(module, fused) else _BESIDE[kind]
 

@@ -19,9 +19,11 @@ from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent
 from mint_engine.model.llama_like import (
     Unlike,
+    attends_to_some,
     bias_of,
     check_config,
     check_experts,
+    interleaves,
     names_of,
     network_of,
     placeholders_of,
@@ -92,7 +94,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     check_config(config, positions)
     path = layers_prefix(model)
     decoder: Any = model.get_submodule(path.removesuffix(".layers."))
-    heads = _heads(config, decoder.layers[0].self_attn, share)
+    heads = _heads(config, decoder.layers[0].self_attn, share, positions)
     cos, sin = decoder.rotary_emb(torch.empty(0, dtype=base.dtype), torch.arange(positions)[None])
     half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
     head: Any = model.lm_head
@@ -110,9 +112,9 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     )
 
 
-def _heads(config: Any, attention: Any, share: Share | None) -> Heads:
+def _heads(config: Any, attention: Any, share: Share | None, positions: int) -> Heads:
     """As attention over trees takes them; of latent attention none."""
-    if getattr(config, "index_topk", None):
+    if attends_to_some(config, positions):
         raise Unlike("sparse attention has no lean pass in training")
     if is_latent(attention):
         return Heads(0, 0, 0, 0.0)
@@ -166,7 +168,7 @@ class _Reader:
             norm=norm.weight,
             up=self._fused(path, attention, ("kv_b_proj",)),
             sizes=(int(attention.num_heads), int(plain), int(rotated), int(value)),
-            pairs=bool(attention.config.rope_interleave),
+            pairs=interleaves(attention.config),
             scale=float(attention.scaling),
             epsilon=float(norm.variance_epsilon),
         )

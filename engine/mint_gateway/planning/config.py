@@ -50,6 +50,7 @@ _ROUTED_TO = {"mixtral": 2, "gpt_oss": 4, "glm4_moe_lite": 4, "granitemoe": 2, "
 _WEIGHED_ROUTERS = frozenset({"gpt_oss", "ernie4_5_moe"})  # by one more parameter an expert
 _LINEAR_ROUTERS = frozenset({"mixtral", "qwen3_moe"})  # whose routers are linears as any to who quantises
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
+_CHOSEN = 2048  # by an indexer, where that is not told
 # What config.json files as published leave to transformers.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {
@@ -152,6 +153,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         wide_parameters=routers if family in _SHARED else 0,
         wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
         windows=windows(slides, layers),
+        chosen=int(told.get("index_topk") or _CHOSEN) if family in _INDEXED else 0,
         narrowest=narrowest(slides),
     )
 

@@ -219,7 +219,7 @@ def _held(
 
 def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     # Experts that stay quantised, and sparse attention, are computed in updates by torch.
-    lean = _is_lean(share, device, mix, dtype) and not share.keeps and not share.is_sparse
+    lean = _is_lean(share, device, mix, dtype) and not share.keeps and not share.is_sparse(mix.context)
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
     return rows * each
@@ -280,5 +280,5 @@ def _nodes(device: Device, ranks: int) -> int:
 
 def _resident(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
-    packed = share.packed_parameters if _is_lean(share, device, mix, dtype) else 0
+    packed = share.packed_parameters(mix.context) if _is_lean(share, device, mix, dtype) else 0
     return share.resident_bytes(dtype) + packed * DTYPE_BYTES[dtype]

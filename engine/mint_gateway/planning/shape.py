@@ -116,6 +116,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
     wide_in_float16: int = 0  # likewise beside float16 alone
     windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, the newest included; None: all
+    chosen: int = 0  # tokens that an indexer chooses for each row; 0: there is none
     narrowest: int | None = None  # the fewest that any may see, also where that is not told plainly
 
     @property
@@ -130,11 +131,14 @@ class BaseShape(msgspec.Struct, frozen=True):
         """All parameters."""
         return self.other_parameters + sum(linear.parameters for linear in self.linears)
 
-    @property
-    def packed_parameters(self) -> int:
-        """That own kernels hold once more, laid out for them: the head and all linears but experts'."""
-        rows = self.head_rows or self.vocabulary
-        return rows * self.hidden + sum(each.parameters for each in self.linears if each.kind != "expert")
+    def packed_parameters(self, context: int) -> int:
+        """That own kernels hold once more for requests of so many tokens at most, laid out for them.
+
+        They are the head and all linears but experts', and those of indexers that have nothing to choose.
+        """
+        rows, sparse = self.head_rows or self.vocabulary, self.is_sparse(context)
+        packed = (each for each in self.linears if each.kind != "expert" and (sparse or each.within != "indexer"))
+        return rows * self.hidden + sum(each.parameters for each in packed)
 
     def resident_bytes(self, dtype: str) -> int:
         """The weights in memory, in that dtype but for what stays in float32, and experts that stay quantised."""
@@ -171,10 +175,9 @@ class BaseShape(msgspec.Struct, frozen=True):
         places = sum(min(tokens, each) for each in most)
         return places, self.cache_elements // len(kept) * groups.size
 
-    @property
-    def is_sparse(self) -> bool:
-        """Whether an indexer chooses what rows attend to."""
-        return any(each.within == "indexer" for each in self.linears)
+    def is_sparse(self, context: int) -> bool:
+        """Whether an indexer has something to choose, where requests have so many tokens at most."""
+        return 0 < self.chosen < context
 
     def is_lean(self, context: int) -> bool:
         """Whether own kernels compute it on processors, where requests have so many tokens at most."""

@@ -62,6 +62,7 @@ class _Text(msgspec.Struct, frozen=True):
     v_head_dim: int | UnsetType = UNSET
     index_head_dim: int | UnsetType = UNSET
     index_n_heads: int | UnsetType = UNSET
+    index_topk: int | None = None
     indexer_types: list[str] | None = None
     index_topk_pattern: str | list[str] | None = None
     index_topk_freq: int | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import (
     DeepseekV3Config,
+    DeepseekV32Config,
     GemmaConfig,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
@@ -64,11 +65,18 @@ ROUTED: dict[str, PreTrainedConfig] = {
         attention_bias=True,
         rope_interleave=False,
     ),
+    "deepseek_v32, all of a past": DeepseekV32Config(
+        **LATENT,
+        first_k_dense_replace=1,
+        index_topk=SIZES["max_position_embeddings"],
+        index_n_heads=4,
+        index_head_dim=16,
+    ),
     "glm4_moe_lite": Glm4MoeLiteConfig(**LATENT, mlp_layer_types=["sparse"] * SIZES["num_hidden_layers"]),
     "qwen3_moe with a dense layer": Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0]),
 }
 
-LATENTS = ("deepseek_v3", "deepseek_v3, queries at once", "glm4_moe_lite")
+LATENTS = ("deepseek_v3", "deepseek_v3, queries at once", "deepseek_v32, all of a past", "glm4_moe_lite")
 
 
 def gradients(
