@@ -57,7 +57,8 @@ inline float weigh_fast(float* scores, int visible, State& state) {
   const __m256 high_mask = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(visible - 8), lane));
   const __m256 low = _mm256_loadu_ps(scores), high = _mm256_loadu_ps(scores + 8), never = _mm256_set1_ps(NEVER);
   const __m256 seen = _mm256_max_ps(_mm256_blendv_ps(never, low, low_mask), _mm256_blendv_ps(never, high, high_mask));
-  const float peak = std::max(state.peak, largest_of(seen)), shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
+  const float peak = std::max(state.peak, largest_of(seen));
+  const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
   const __m256 top = _mm256_set1_ps(peak);
   const __m256 one = _mm256_and_ps(low_mask, exp_below_zero(_mm256_sub_ps(low, top)));
   const __m256 other = _mm256_and_ps(high_mask, exp_below_zero(_mm256_sub_ps(high, top)));

@@ -88,7 +88,7 @@ class Beside {
   };
 
   // Rows of the same width as y's.
-  float* sums() const { return room_.sums + place_.first * (room_.wide_width - linear_->out); }
+  float* sums() const { return place_.own(room_.sums, room_.wide_width, linear_->out); }
 
   template <bool ADD>
   void add(const Due& due, Sums<ADD, T>* y, Ahead& first, Ahead& second) const {

@@ -58,7 +58,8 @@ void choose_tokens(const Latent<T>& by, const Indexer<T>& of, T* queries, const 
       const float weight = wide(weights[head]) * share;
       for (int t = 0; t < PAGE; ++t) sums[t] += weight * std::max(scores[head * PAGE + t], 0.0f);
     }
-    for (int64_t t = 0; t < std::min<int64_t>(PAGE, position + 1 - begin); ++t) ranks[begin + t] = rank_of(sums[t], begin + t);
+    for (int64_t t = 0; t < std::min<int64_t>(PAGE, position + 1 - begin); ++t)
+      ranks[begin + t] = rank_of(sums[t], begin + t);
   }
   std::nth_element(ranks.begin(), ranks.begin() + by.most, ranks.end());
   for (int64_t n = 0; n < by.most; ++n) chosen[n] = int32_t(ranks[n] & 0xffffffff);

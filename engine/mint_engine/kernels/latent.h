@@ -118,10 +118,9 @@ class Latents {
  private:
   int64_t rows() const { return place_.last - place_.first; }
 
-  // Where rows of queries in the latents' space begin, were they counted from 0: a team's lie in its own part of a room
-  // that may be wider.
+  // Queries in the latents' space.
   T* latents(const Latent<T>& by) const {
-    return room_.latents + place_.first * (room_.latents_width - by.heads * by.width());
+    return place_.own(room_.latents, room_.latents_width, by.heads * by.width());
   }
 
   // This thread's heads, in turns with the others'. They share what is read of the cache, unless threads would have

@@ -70,7 +70,8 @@ class LatentSquares {
       } else {
         std::fill(room.page.begin(), room.page.end(), bf16{0});
         const TokenRows<bf16> some = at < count ? page_of((begin + at) / PAGE) : from;
-        for (int64_t t = 0; at + t < count; ++t) std::copy_n(some.from + t * some.ld, width_, room.page.data() + t * width_);
+        for (int64_t t = 0; at + t < count; ++t)
+          std::copy_n(some.from + t * some.ld, width_, room.page.data() + t * width_);
       }
       stand_tokens(from, width_, room.keys.data() + 2 * at, TOKENS);
       pair_tokens(from, latent_, room.values.data() + at * latent_);

@@ -18,7 +18,8 @@ class Walk {
   Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers,
        const Place& place, bool divided, std::atomic<int64_t>& reached)
       : base_(base), step_(step), room_(room), peers_(peers), place_(place), beside_(slots, step, room, place),
-        latents_(slots, step, room, place), routed_(slots, step, room, place), routes_(step.routes), divided_(divided), reached_(reached) {}
+        latents_(slots, step, room, place), routed_(slots, step, room, place), routes_(step.routes), divided_(divided),
+        reached_(reached) {}
 
   // Up to the layer whose part of an adapter does not come in time, where there is one; `reached` is it then.
   void run() {
@@ -35,7 +36,8 @@ class Walk {
       settle(step_.keep[at], base_.layer_count ? NETWORK : NOTHING, base_.norm, room_.x + at * hidden);
     }
     place_.all->wait();
-    multiply(room_.x, base_.head.in, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread, place_.threads);
+    multiply(room_.x, base_.head.in, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread,
+             place_.threads);
     if (peers_) meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
   }
 
@@ -51,7 +53,7 @@ class Walk {
   enum Added { ATTENTION, NETWORK, NOTHING };
 
   void layer(const Layer<T>& layer, bool moved) {
-    T* attended = own(room_.narrow, room_.narrow_width, layer.output.in);
+    T* attended = place_.own(room_.narrow, room_.narrow_width, layer.output.in);
     add_and_norm(moved ? NETWORK : NOTHING, layer.attention_norm);
     if (layer.latent)
       attend(layer, *layer.latent, attended);
@@ -67,8 +69,8 @@ class Walk {
 
   void network(const Layer<T>& layer, T* to) {
     const int64_t inner = layer.down.in;
-    T* gate_up = own(room_.wide, room_.wide_width, 2 * inner);
-    T* gated = own(room_.narrow, room_.narrow_width, inner);
+    T* gate_up = place_.own(room_.wide, room_.wide_width, 2 * inner);
+    T* gated = place_.own(room_.narrow, room_.narrow_width, inner);
     product(layer.gate_up, room_.x, gate_up);
     each_row([&](int64_t row) {
       silu_mul<T>(gate_up + row * 2 * inner, gated + row * inner, inner);
@@ -94,7 +96,7 @@ class Walk {
   }
 
   void route(const Experts<T>& experts) {
-    T* logits = own(room_.wide, room_.wide_width, experts.count);
+    T* logits = place_.own(room_.wide, room_.wide_width, experts.count);
     product(experts.router, room_.x, logits);
     each_row([&](int64_t row) {
       const int64_t at = row * experts.each;
@@ -120,10 +122,6 @@ class Walk {
       choose(own, by, count, experts.each, experts.whole, routes_ + at, step_.weights + at);
     });
   }
-
-  // Where rows of `width` numbers begin, were they counted from 0: a team's lie in its own part of a room whose rows
-  // are `widest`, since other teams keep rows of another width there at the same time.
-  T* own(T* room, int64_t widest, int64_t width) const { return room + place_.first * (widest - width); }
 
   template <typename F>
   void each_row(F act) {
@@ -164,7 +162,7 @@ class Walk {
 
   void attend(const Layer<T>& layer, const Heads<T>& heads, T* attended) {
     const int64_t width = heads.width(), out = heads.heads * heads.dim;
-    T* qkv = own(room_.wide, room_.wide_width, width);
+    T* qkv = place_.own(room_.wide, room_.wide_width, width);
     product(layer.qkv, room_.x, qkv);
     each_row([&](int64_t row) {
       rope<T>(qkv + row * width, heads, step_.positions[row], step_.places[row], layer.pool);
@@ -188,16 +186,16 @@ class Walk {
   void attend(const Layer<T>& layer, const Latent<T>& by, T* attended) {
     const int64_t made = layer.qkv.out, out = by.queries.out;
     const int64_t before = made - by.width() - (by.indexer ? by.indexer->made() : 0);
-    T* x = own(room_.wide, room_.wide_width, made);
+    T* x = place_.own(room_.wide, room_.wide_width, made);
     product(layer.qkv, room_.x, x);
-    T* small = own(room_.narrow, room_.narrow_width, before);
+    T* small = place_.own(room_.narrow, room_.narrow_width, before);
     each_row([&](int64_t row) {
       latents_.keep(by, row, x + row * made + before, layer.pool);
       if (by.query_norm) normalize(small + row * before, x + row * made, by.query_norm, before, by.epsilon);
     });
     if (by.indexer) find_tokens(layer, by, *by.indexer, small, x + before + by.width());
     if (by.query_norm) {
-      T* queries = own(room_.wide, room_.wide_width, out);
+      T* queries = place_.own(room_.wide, room_.wide_width, out);
       product(by.queries, small, queries);
       latents_.absorb(by, queries, out);
     } else {
@@ -211,9 +209,10 @@ class Walk {
   }
 
   // What each row attends to; `made` are rows of the layer's first product from where the indexer's part begins.
-  void find_tokens(const Layer<T>& layer, const Latent<T>& by, const Indexer<T>& indexer, const T* small, const T* made) {
+  void find_tokens(const Layer<T>& layer, const Latent<T>& by, const Indexer<T>& indexer, const T* small,
+                   const T* made) {
     const int64_t width = indexer.queries.out;
-    T* queries = own(room_.latents, room_.latents_width, width);
+    T* queries = place_.own(room_.latents, room_.latents_width, width);
     each_row([&](int64_t row) {
       keep_index(by, indexer, step_.positions[row], made + row * layer.qkv.out,
                  layer.pool + step_.places[row] * by.row + by.width());

@@ -57,4 +57,11 @@ struct Place {
   int thread, threads;
   int team_number;
   Barrier *team, *all;
+
+  // Where rows of `width` numbers begin, were they counted from 0: a team's lie in its own part of a room whose rows
+  // are `widest`, since other teams keep rows of another width there at the same time.
+  template <typename T>
+  T* own(T* room, int64_t widest, int64_t width) const {
+    return room + first * (widest - width);
+  }
 };

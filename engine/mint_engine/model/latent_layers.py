@@ -11,7 +11,7 @@ from mint_engine.kernels.attention_structs import Indexer, Latent
 from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import NO_TARGETS, Angles, Linear
 from mint_engine.model.indexer import turns_pairs
-from mint_engine.model.llama_like import Unlike, attends_to_some, interleaves
+from mint_engine.model.llama_like import Unlike, attends_to_some, interleaves, latent_norms
 from mint_engine.residency.large_pages import LargePages
 
 
@@ -37,9 +37,7 @@ def read_latent(
     `module` is that of its `kv_b_proj`.
     """
     keys, values = _halves(attention, kernels, memory)
-    config, norm, query_norm = attention.config, attention.kv_a_layernorm, attention.q_a_layernorm
-    if query_norm is not None and query_norm.variance_epsilon != norm.variance_epsilon:
-        raise Unlike("its latents' norms differ")
+    config, (norm, query_norm) = attention.config, latent_norms(attention)
     sparse = attends_to_some(config, len(angles.cos))
     return Latent(
         queries=queries,

@@ -116,13 +116,12 @@ class Lean:
         """What a step works in; kept from step to step, since memory that is new costs more than its use."""
         if not self._room or self._room[0].shape[0] < rows:
             llama = self._llama
-            hidden, layer = llama.embedding.shape[1], llama.layers[0]
+            hidden, latent = llama.embedding.shape[1], llama.layers[0].latent
             widths = [_widths(layer) for layer in llama.layers]
-            wide = max(layer.qkv.out_features, hidden, *(wide for wide, _ in widths))
-            narrow = max(layer.output.in_features, *(narrow for _, narrow in widths))
+            wide, narrow = max(hidden, *(wide for wide, _ in widths)), max(narrow for _, narrow in widths)
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
             own = (torch.float32, wide), (torch.float32, middle)  # of what adapters add
-            dtype, latent = llama.embedding.dtype, layer.latent
+            dtype = llama.embedding.dtype
             others = (dtype, latent.width if latent else 0), (torch.int32, latent.most if latent else 0)
             shapes = [*((dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own, *others]
             self._room = tuple(torch.empty((rows, width), dtype=dtype) for dtype, width in shapes)
@@ -142,10 +141,10 @@ def _layer_struct(llama: Llama, layer: Layer, pool: torch.Tensor) -> LayerStruct
 
 
 def _widths(layer: Layer) -> tuple[int, int]:
-    """Numbers of a row that a layer's latent queries or network are, or its router makes; and those in between."""
-    wide = narrow = 0
+    """Numbers of a row that a layer's attention or network make, or its router; and those that they make these of."""
+    wide, narrow = layer.qkv.out_features, layer.output.in_features
     for queries in latent_queries(layer):
-        wide, narrow = max(wide, queries.out_features), queries.in_features
+        wide, narrow = max(wide, queries.out_features), max(narrow, queries.in_features)
     if layer.network is not None:
         wide = max(wide, layer.network.gate_up.out_features)
         narrow = max(narrow, layer.network.down.in_features)

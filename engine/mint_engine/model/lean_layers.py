@@ -32,7 +32,7 @@ from mint_engine.model.llama_like import (
     network_of,
     placeholders_of,
 )
-from mint_engine.model.modules import layers_prefix
+from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
@@ -106,15 +106,14 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     """
     config, model = base.config, base.model
     _check(config, slots, positions)
-    layers = layers_prefix(model)
-    decoder: Any = model.get_submodule(layers.removesuffix(".layers."))
+    decoder = decoder_of(model)
     attention, angles = decoder.layers[0].self_attn, _angles(decoder.rotary_emb, base, positions)
     heads = _heads(config, attention, share)
     read = _Reader(kernels, slots.index, config, share.experts.start if share is not None else 0, angles)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
-        layers=tuple(read.layer(f"{layers}{at}", layer) for at, layer in enumerate(decoder.layers)),
+        layers=tuple(read.layer(path, layer) for path, layer in layers_of(model)),
         norm=decoder.norm.weight,
         head=read.fused({"lm_head": model.lm_head}),
         angles=angles,

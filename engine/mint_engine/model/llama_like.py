@@ -41,6 +41,14 @@ def check_config(config: Any, positions: int) -> None:
         raise Unlike(f"rotary positions are of type {rope}")
 
 
+def latent_norms(attention: Any) -> tuple[Any, Any]:
+    """Latent attention's norms of latents, and of compressed queries where there are such. Raises Unlike."""
+    norm, query_norm = attention.kv_a_layernorm, attention.q_a_layernorm
+    if query_norm is not None and query_norm.variance_epsilon != norm.variance_epsilon:
+        raise Unlike("its latents' norms differ")
+    return norm, query_norm
+
+
 def interleaves(config: Any) -> bool:
     """Whether latent attention turns neighbours together, and not halves; so it does where that is not told."""
     return bool(getattr(config, "rope_interleave", True))

@@ -194,6 +194,11 @@ def layers_prefix(model: PreTrainedModel) -> str:
     raise UnsupportedBase(type(model).__name__, "has no decoder layers that adapters could target")
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The module that the decoder layers are in, beside what embeds tokens. Raises as `layers_prefix` does."""
+    return model.get_submodule(layers_prefix(model).removesuffix(".layers."))
+
+
 def layers_of(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """The decoder layers by path, e.g. "model.layers.0", in their order. Raises as `layers_prefix` does."""
     prefix = layers_prefix(model)

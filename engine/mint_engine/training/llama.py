@@ -24,11 +24,12 @@ from mint_engine.model.llama_like import (
     check_config,
     check_experts,
     interleaves,
+    latent_norms,
     names_of,
     network_of,
     placeholders_of,
 )
-from mint_engine.model.modules import layers_prefix
+from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
@@ -92,8 +93,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
     check_config(config, positions)
-    path = layers_prefix(model)
-    decoder: Any = model.get_submodule(path.removesuffix(".layers."))
+    decoder = decoder_of(model)
     heads = _heads(config, decoder.layers[0].self_attn, share, positions)
     cos, sin = decoder.rotary_emb(torch.empty(0, dtype=base.dtype), torch.arange(positions)[None])
     half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
@@ -102,7 +102,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
-        layers=tuple(read.layer(f"{path}{at}", layer) for at, layer in enumerate(decoder.layers)),
+        layers=tuple(read.layer(path, layer) for path, layer in layers_of(model)),
         norm=decoder.norm.weight,
         head=head,
         cos=cos[0, :, :half].float().contiguous(),
@@ -157,9 +157,7 @@ class _Reader:
         )
 
     def _latent(self, path: str, attention: Any, first: Product) -> Latent:
-        norm, query_norm = attention.kv_a_layernorm, attention.q_a_layernorm
-        if query_norm is not None and query_norm.variance_epsilon != norm.variance_epsilon:
-            raise Unlike("its latents' norms differ")
+        norm, query_norm = latent_norms(attention)
         rotated, plain, value = attention.qk_rope_head_dim, attention.qk_nope_head_dim, attention.v_head_dim
         return Latent(
             first=first,
