@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint_contracts.layer_groups import first_seen
 from mint_engine.adapters.adapter import Module
-from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms
+from mint_engine.kernels.attention_structs import HeadNorms, Heads, Sight
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.norm_structs import Norm
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots
@@ -161,15 +163,19 @@ def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], leng
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "dim"), [((6, 2), 64), ((4, 4), 16), ((9, 3), 32), ((8, 1), 48), ((5, 1), 16)])
 @pytest.mark.parametrize("lengths", [[(0, 1)], [(0, 40), (17, 1), (16, 16), (95, 1)], [(31, 2)] * 3 + [(5, 1)] * 30])
+@pytest.mark.parametrize("style", ["plain", "window", "one token", "page", "exact", "joint"])
 def test_rope_and_attention(
-    dtype: torch.dtype, heads: tuple[int, int], dim: int, lengths: list[tuple[int, int]]
+    dtype: torch.dtype, heads: tuple[int, int], dim: int, lengths: list[tuple[int, int]], style: str
 ) -> None:
-    """Sequences with a past of (position) tokens get (count) more: as plain causal attention over all of them."""
-    query, key, shape = *heads, (*heads, dim)
+    """Sequences with a past of (position) tokens get (count) more: plain attention over all of them or the latest.
+
+    What lies before a window is broken: nothing of it is read.
+    """
+    query, key = heads
     width, run = (query + 2 * key) * dim, kernels(dtype)
     half = dim // 2
     theta = torch.outer(torch.arange(128.0), 100 ** (-torch.arange(half) / half))
-    angles, norms = Angles(theta.cos(), theta.sin()), HeadNorms(draw(dim, dtype=dtype), draw(dim, dtype=dtype), 1e-6)
+    shape = Heads(query, key, dim, Angles(theta.cos(), theta.sin()), *styled(style, heads, dim, dtype))
     pool = torch.zeros(1 + sum(pages_for(at + count) for at, count in lengths), 2, key, PAGE_TOKENS, dim, dtype=dtype)
     free = list(range(1, pool.shape[0]))
     random.Random(0).shuffle(free)
@@ -194,42 +200,72 @@ def test_rope_and_attention(
             items.append((row, count, first, len(flat)))
             flat += tables[n]
             row += count
-        run.rope(qkv, shape, positions, angles, norms, places, pool)
+        run.rope(qkv, shape, positions, places, pool)
         return run.attend(qkv, shape, torch.tensor(items), torch.tensor(flat, dtype=torch.int32), pool, dim**-0.5)
 
     past = [(n, 0, at) for n, (at, _) in enumerate(lengths) if at]
     if past:
         compute(past)
+    for table, (at, _) in zip(tables, lengths, strict=True):
+        if shape.sight.window:
+            pool[table[: first_seen(at, shape.sight.window)]] = torch.nan
     found = compute([(n, at, count) for n, (at, count) in enumerate(lengths)])
-    expected = torch.cat(
-        [plain(whole[n], shape, angles, norms)[at : at + count] for n, (at, count) in enumerate(lengths)]
-    )
+    expected = torch.cat([plain(whole[n], shape)[at : at + count] for n, (at, count) in enumerate(lengths)])
     torch.testing.assert_close(found.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=3 * CLOSE[dtype]["atol"])
 
 
-def plain(qkv: torch.Tensor, shape: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> torch.Tensor:
+def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> tuple[HeadNorms, Sight]:
+    """Norms and sight of heads of some family's kind."""
+    sinks, (query, key) = draw(heads[0], dtype=dtype, seed=8), heads
+    sight = {
+        "window": Sight(37, sinks, 2.0),
+        "one token": Sight(1, sinks),
+        "page": Sight(PAGE_TOKENS),
+        "exact": Sight(sinks=sinks),
+        "joint": Sight(cap=5.0),
+    }.get(style, Sight())
+    if style == "joint":
+        return HeadNorms(Norm(draw(query * dim, dtype=dtype)), Norm(draw(key * dim, dtype=dtype)), 1e-6, True), sight
+    if style == "exact":
+        return HeadNorms(
+            Norm(exact=draw(dim, dtype=torch.float32)), Norm(exact=draw(dim, dtype=torch.float32, seed=2)), 1e-6
+        ), sight
+    return HeadNorms(Norm(draw(dim, dtype=dtype)), Norm(draw(dim, dtype=dtype)), 1e-6), sight
+
+
+def plain(qkv: torch.Tensor, of: Heads) -> torch.Tensor:
     """One whole sequence in float32: norm, rotate, attend. [T, (Q + 2 K) D] -> [T, Q D]"""
-    query, key, dim = shape
+    query, key, dim, norms = of.queries, of.keys, of.size, of.norms
     count, dtype = qkv.shape[0], qkv.dtype
     rows = qkv.float().view(count, -1, dim)
     q, k, v = rows[:, :query], rows[:, query : query + key], rows[:, query + key :]
-    q, k = (turn(each, weight, angles, norms.epsilon, dtype) for each, weight in ((q, norms.query), (k, norms.key)))
+    q, k = (turn(each, norm, of, dtype) for each, norm in ((q, norms.query), (k, norms.key)))
     k, v = (each.repeat_interleave(query // key, dim=1).transpose(0, 1) for each in (k, v))
     scores = (q.transpose(0, 1) @ k.transpose(1, 2)) * dim**-0.5
-    scores.masked_fill_(torch.ones(count, count).triu(1).bool(), -torch.inf)
-    attended: torch.Tensor = (scores.softmax(-1) @ v).transpose(0, 1).reshape(count, query * dim)
+    if of.sight.cap:
+        scores = of.sight.cap * torch.tanh(scores / of.sight.cap)
+    at = torch.arange(count)
+    hidden = at[None] > at[:, None]
+    if of.sight.window:
+        hidden |= at[None] <= at[:, None] - of.sight.window
+    scores.masked_fill_(hidden, -torch.inf)
+    if of.sight.sinks is not None:
+        scores = torch.cat([scores, of.sight.sinks.float()[:, None, None].expand(-1, count, 1)], dim=-1)
+    attended: torch.Tensor = (scores.softmax(-1)[..., :count] @ v).transpose(0, 1).reshape(count, query * dim)
     return attended
 
 
-def turn(
-    x: torch.Tensor, weight: torch.Tensor | None, angles: Angles, epsilon: float, dtype: torch.dtype
-) -> torch.Tensor:
+def turn(x: torch.Tensor, norm: Norm, of: Heads, dtype: torch.dtype) -> torch.Tensor:
+    """Heads x [T, N, D], normed and rotated, rounded where kernels round."""
+    weight = norm.exact if norm.exact is not None else norm.weight
     if weight is not None:
-        x = (weight.float() * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)).to(dtype).float()).to(
-            dtype
-        )
+        whole = x.flatten(1) if of.norms.joint else x
+        normed = whole * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + of.norms.epsilon)
+        if norm.exact is None:
+            normed = normed.to(dtype).float()
+        x = (weight.float() * normed).to(dtype).view(x.shape)
     one, two = x.float().chunk(2, dim=-1)
-    cos, sin = angles.cos[: x.shape[0], None], angles.sin[: x.shape[0], None]
+    cos, sin = of.angles.cos[: x.shape[0], None], of.angles.sin[: x.shape[0], None]
     return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1).to(dtype).float()
 
 
@@ -238,7 +274,7 @@ def test_heads_without_norms_are_left_as_they_are() -> None:
     before, pool = qkv.clone(), torch.zeros(2, 2, 1, PAGE_TOKENS, 16)
     angles = Angles(torch.ones(1, 8), torch.zeros(1, 8))
     zero = torch.zeros(1, dtype=torch.int64)
-    kernels(torch.float32).rope(qkv, (1, 1, 16), zero, angles, NO_NORMS, zero + PAGE_TOKENS, pool)
+    kernels(torch.float32).rope(qkv, Heads(1, 1, 16, angles), zero, zero + PAGE_TOKENS, pool)
     assert torch.equal(qkv, before)
     assert pool[0].abs().sum() == 0
     assert pool[1, 1, 0].flatten()[::2][:16].tolist() == before[0, 32:].tolist(), "values: token 0 of each pair"

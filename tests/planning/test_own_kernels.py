@@ -9,14 +9,20 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV32Config,
     Dots1Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     Glm4MoeConfig,
+    GptOssConfig,
     LlamaConfig,
+    MiniMaxM2Config,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen3MoeConfig,
 )
 
 from mint_engine.model.lean_layers import latent_queries
-from mint_engine.model.llama_like import Unlike, check_config
+from mint_engine.model.llama_like import Unlike, check_served, check_trained
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, hold
@@ -34,7 +40,13 @@ SPARSE_PANELS = LATENT_PANELS | {"index_n_heads": 24, "index_head_dim": 24, "ind
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "glm4_moe", "dots1", "deepseek_v3", "deepseek_v32"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llama", "phi3", "qwen3_moe", "glm4_moe", "dots1", "deepseek_v3", "deepseek_v32"),
+        *("gemma2", "gemma3_text", "gpt_oss", "minimax_m2", "olmo3"),
+    ],
+)
 def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
     """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
     told = {
@@ -45,6 +57,11 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         "dots1": Dots1Config(**PANELS, **GROUPED, first_k_dense_replace=1, sliding_window=None),
         "deepseek_v3": DeepseekV3Config(**LATENT_PANELS),
         "deepseek_v32": DeepseekV32Config(**SPARSE_PANELS),
+        "gemma2": Gemma2Config(**PANELS),
+        "gemma3_text": Gemma3TextConfig(**PANELS, sliding_window=11),
+        "gpt_oss": GptOssConfig(**PANELS, num_local_experts=4, num_experts_per_tok=2, attention_bias=False),
+        "minimax_m2": MiniMaxM2Config(**PANELS, num_local_experts=4, num_experts_per_tok=2),
+        "olmo3": Olmo3Config(**PANELS),
     }[family]
     told.tie_word_embeddings = tied
     forward = make_forward(told, lean=True)
@@ -69,37 +86,67 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "most"),
+    ("family", "more", "served", "most"),
     [
-        ("mistral", {}, 4096),  # over which it slides unless told otherwise
-        ("mistral", {"use_sliding_window": False}, 4096),  # of which it knows nothing
-        ("mistral", {"layer_types": ["full_attention"] * 3}, 4096),
-        ("mistral", {"sliding_window": None}, EVER),
-        ("mixtral", {"sliding_window": 512, "num_local_experts": 4}, 512),
-        ("qwen2", {"sliding_window": 4096}, EVER),
-        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, EVER),  # from the 29th layer on
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, 4096),
-        ("qwen3", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, 100),
-        ("qwen3_moe", {"sliding_window": 100, "use_sliding_window": True}, 100),
-        ("phi3", {}, EVER),
-        ("phi3", {"sliding_window": 2047}, 2047),
-        ("seed_oss", {}, EVER),
-        ("glm4_moe", {}, EVER),
-        ("deepseek_v3", LATENT, EVER),
-        ("deepseek_v32", SPARSE, EVER),
-        ("glm4_moe_lite", LATENT, EVER),
-        ("glm_moe_dsa", SPARSE, EVER),
-        ("dots1", {"sliding_window": 100, "max_window_layers": 1}, 100),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
-        ("gemma2", {}, 0),
+        ("mistral", {}, True, 4096),  # over which it slides unless told otherwise
+        ("mistral", {"use_sliding_window": False}, True, 4096),  # of which it knows nothing
+        ("mistral", {"layer_types": ["full_attention"] * 3}, False, 4096),  # which it slides over none the less
+        ("mistral", {"sliding_window": None}, True, EVER),
+        ("mixtral", {"sliding_window": 512, "num_local_experts": 4}, True, 512),
+        ("qwen2", {"sliding_window": 4096}, True, EVER),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, True, EVER),  # from the 29th layer on
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, True, 4096),
+        ("qwen3", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, True, 100),
+        ("qwen3_moe", {"sliding_window": 100, "use_sliding_window": True}, True, 100),
+        ("phi3", {}, True, EVER),
+        ("phi3", {"sliding_window": 2047}, True, 2047),
+        ("seed_oss", {}, True, EVER),
+        ("glm4_moe", {}, True, EVER),
+        ("deepseek_v3", LATENT, True, EVER),
+        ("deepseek_v32", SPARSE, True, EVER),
+        ("glm4_moe_lite", LATENT, True, EVER),
+        ("glm_moe_dsa", SPARSE, True, EVER),
+        ("dots1", {"sliding_window": 100, "max_window_layers": 1}, True, 100),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, False, 0),
+        ("gemma", {}, True, 0),
+        ("gemma2", {}, True, 0),
+        ("gemma3_text", {}, True, 0),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, False, 0),
+        ("gpt_oss", {"num_local_experts": 4}, True, 0),
+        ("minimax_m2", {"num_local_experts": 4}, True, 0),
+        ("olmo2", {}, True, 0),
+        ("olmo3", {}, True, 0),
+        ("exaone4", {"sliding_window": 33, "sliding_window_pattern": 2}, True, 0),
+        ("granite", {}, True, 0),
+        ("smollm3", {}, True, 0),
+        ("ernie4_5", {}, False, 0),
     ],
 )
-def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
-    """For requests of up to so many tokens."""
+def test_own_kernels_are_counted_on_where_the_engine_has_them(
+    family: str, more: dict[str, Any], served: bool, most: int
+) -> None:
+    """In serving; and in training on examples of up to so many tokens."""
     told = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
     shape, config = read_shape({"model_type": family} | told), AutoConfig.for_model(family, **told)
     for context in (1, max(1, most), min(most + 1, EVER), EVER):
-        lean = context <= most
+        lean = served or (context <= most)
         assert shape.is_lean(context) is lean
         with nullcontext() if lean else pytest.raises(Unlike):
-            check_config(config, context)
+            check_served(config, context)
+        trained = context <= most
+        assert shape.trains_lean(context) is (trained and not shape.is_sparse(context))
+        with nullcontext() if trained else pytest.raises(Unlike):
+            check_trained(config, context)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "minimax_m2"])
+def test_norms_over_all_heads_have_own_kernels_on_one_rank_alone(family: str) -> None:
+    told = {
+        "olmo2": Olmo2Config(**PANELS),
+        "minimax_m2": MiniMaxM2Config(**PANELS, num_local_experts=4, num_experts_per_tok=2),
+    }[family]
+    shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
+    one, two = (hold(shape, DEVICES["cpu"], ranks, mix, "bfloat16")[0].weights for ranks in (1, 2))
+    packed = 2 * shape.packed_parameters(16)
+    assert one - packed == 2 * shape.parameters + 2 * shape.wide_parameters
+    assert two < one - packed + 2 * shape.parameters, "no rank lays anything out anew"

@@ -103,7 +103,7 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
 def test_updates_over_sparse_attention_keep_what_transformers_modules_do() -> None:
     """Of each layer its input alone, though own kernels serve it, but where an indexer has nothing to choose."""
     shape, mix = read_shape(told_by(FAMILIES["deepseek_v32"])), msgspec.structs.replace(MIX, policies=3)
-    assert (shape.chosen, shape.is_lean(16)) == (9, True)
+    assert (shape.chosen, shape.is_lean(16), shape.trains_lean(16)) == (9, True, False)
     for context, rows, lean in ((16, fit.PIECE_ROWS, False), (9, lean_pass.MOST_ROWS, True)):
         asked = msgspec.structs.replace(mix, context=context)
         found = make_plan(shape, DEVICES["cpu"], 1, asked, "bfloat16", Storage(1e9, 1e9)).held[0]

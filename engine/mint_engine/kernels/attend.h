@@ -8,6 +8,7 @@
 #include <vector>
 #include "aligned.h"
 #include "number.h"
+#include "sight.h"
 
 constexpr int PAGE = 16;
 constexpr int MOST_ROWS = 1024;  // query rows of one key/value head in a work item; the caller refuses more
@@ -29,14 +30,14 @@ void score(const T* const* q, int rows, const T* keys, const T*, int64_t dim, fl
     }
 }
 
-// Weights of the page's tokens, at most `visible` of them; returns what earlier sums shrink by.
-inline float weigh(float* scores, int visible, State& state) {
+// Weights of those of the page's tokens that are seen; returns what earlier sums shrink by.
+inline float weigh(float* scores, Seen seen, State& state) {
   float peak = state.peak;
-  for (int t = 0; t < visible; ++t) peak = std::max(peak, scores[t]);
+  for (int t = seen.from; t < seen.to; ++t) peak = std::max(peak, scores[t]);
   const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
   float sum = 0;
   for (int t = 0; t < PAGE; ++t) {
-    scores[t] = t < visible ? std::exp(scores[t] - peak) : 0.0f;
+    scores[t] = seen.from <= t && t < seen.to ? std::exp(scores[t] - peak) : 0.0f;
     sum += scores[t];
   }
   state = {peak, state.sum * shrink + sum};
@@ -44,10 +45,10 @@ inline float weigh(float* scores, int visible, State& state) {
 }
 
 template <typename T>
-void gather(const float* weights, int visible, const T* values, int64_t dim, float shrink, float* out) {
+void gather(const float* weights, Seen seen, const T* values, int64_t dim, float shrink, float* out) {
   for (int64_t d = 0; d < dim; ++d) {
     float sum = out[d] * shrink;
-    for (int t = 0; t < visible; ++t)
+    for (int t = seen.from; t < seen.to; ++t)
       sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
     out[d] = sum;
   }
@@ -84,8 +85,8 @@ inline void score<bf16>(const bf16* const* q, int rows, const bf16* keys, const 
   for (; row < rows; ++row) score_block<1>(q + row, keys, next, dim, scale, scores + row * PAGE);
 }
 
-inline float weigh_fast(float* scores, int visible, State& state) {
-  const __mmask16 mask = first16(visible);
+inline float weigh_fast(float* scores, Seen seen, State& state) {
+  const __mmask16 mask = first16(seen.to) & ~first16(seen.from);
   const __m512 raw = _mm512_loadu_ps(scores);
   const float peak = std::max(state.peak, _mm512_mask_reduce_max_ps(mask, raw));
   const __m512 both = exp_below_zero(_mm512_sub_ps(raw, _mm512_set1_ps(peak)));
@@ -133,38 +134,38 @@ inline void gather_block(const uint32_t* pairs, int visible, const bf16* values,
 }
 #endif
 
-// Weighs and gathers `rows` rows of one page, of whose tokens each row sees `visible` ones, later rows no fewer.
+// Weighs and gathers `rows` rows of one page, of whose tokens each row sees some, later rows no fewer of the last ones.
 template <typename T>
-void gather_rows(float* scores, const int* visible, State* states, int rows, const T* values, const T*, int64_t dim,
+void gather_rows(float* scores, const Seen* seen, State* states, int rows, const T* values, const T*, int64_t dim,
                  float* out) {
   for (int row = 0; row < rows; ++row) {
-    const float shrink = weigh(scores + row * PAGE, visible[row], states[row]);
-    gather<T>(scores + row * PAGE, visible[row], values, dim, shrink, out + row * dim);
+    const float shrink = weigh(scores + row * PAGE, seen[row], states[row]);
+    gather<T>(scores + row * PAGE, seen[row], values, dim, shrink, out + row * dim);
   }
 }
 #ifdef MINT_AVX512_BF16
 template <>
-inline void gather_rows<bf16>(float* scores, const int* visible, State* states, int rows, const bf16* values,
+inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, int rows, const bf16* values,
                        const bf16* next, int64_t dim, float* out) {
   if (dim % 32) {
     for (int row = 0; row < rows; ++row) {
-      const float shrink = weigh_fast(scores + row * PAGE, visible[row], states[row]);
-      gather<bf16>(scores + row * PAGE, visible[row], values, dim, shrink, out + row * dim);
+      const float shrink = weigh_fast(scores + row * PAGE, seen[row], states[row]);
+      gather<bf16>(scores + row * PAGE, seen[row], values, dim, shrink, out + row * dim);
     }
     return;
   }
   uint32_t pairs[MOST_ROWS * PAGE / 2];
   float shrink[MOST_ROWS];
   for (int row = 0; row < rows; ++row) {
-    shrink[row] = weigh_fast(scores + row * PAGE, visible[row], states[row]);
+    shrink[row] = weigh_fast(scores + row * PAGE, seen[row], states[row]);
     _mm256_storeu_si256((__m256i*)(pairs + row * (PAGE / 2)),
                         (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(scores + row * PAGE)));
   }
   int row = 0;
   for (; row + 3 <= rows; row += 3)
-    gather_block<3>(pairs + row * (PAGE / 2), visible[row + 2], values, next, dim, shrink + row, out + row * dim);
+    gather_block<3>(pairs + row * (PAGE / 2), seen[row + 2].to, values, next, dim, shrink + row, out + row * dim);
   for (; row < rows; ++row)
-    gather_block<1>(pairs + row * (PAGE / 2), visible[row], values, next, dim, shrink + row, out + row * dim);
+    gather_block<1>(pairs + row * (PAGE / 2), seen[row].to, values, next, dim, shrink + row, out + row * dim);
 }
 #endif
 
@@ -175,33 +176,42 @@ inline void gather_rows<bf16>(float* scores, const int* visible, State* states, 
 // Query rows of key/value heads `first` to `last`: `tokens` of a sequence from `position` on, `group` heads each.
 template <typename T>
 void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,
-                  const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale, T* out,
-                  int64_t out_width) {
+                  const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale,
+                  const Sight<T>& sight, T* out, int64_t out_width) {
   const int rows = tokens * int(group), heads = int(last - first);
   // Kept from call to call: there is one for each sequence and layer, and most are of a single token.
   static thread_local Aligned<float> sums, scores;
-  static thread_local std::vector<int> visible;
+  static thread_local std::vector<Seen> seen;
   static thread_local std::vector<State> states;
   static thread_local std::vector<const T*> queries;
-  sums.assign(heads * rows * dim, 0.0f), scores.resize(rows * PAGE), visible.resize(rows);
+  sums.assign(heads * rows * dim, 0.0f), scores.resize(rows * PAGE), seen.resize(rows);
   states.assign(heads * rows, State{NEVER, 0.0f}), queries.resize(heads * rows);
   for (int head = 0; head < heads; ++head)
-    for (int row = 0; row < rows; ++row)
-      queries[head * rows + row] = q + (row / group) * width + ((first + head) * group + row % group) * dim;
+    for (int row = 0; row < rows; ++row) {
+      const int64_t own = (first + head) * group + row % group;
+      queries[head * rows + row] = q + (row / group) * width + own * dim;
+      if (sight.sinks) states[head * rows + row] = {wide(sight.sinks[own]), 1.0f};
+    }
   const int64_t pages = (position + tokens + PAGE - 1) / PAGE, size = PAGE * dim;
-  for (int64_t page = 0; page < pages; ++page) {
+  const int64_t window = sight.window ? sight.window : position + tokens;
+  for (int64_t page = std::max<int64_t>(0, position + 1 - window) / PAGE; page < pages; ++page) {
     const T* keys = pool + int64_t(table[page]) * 2 * kv_heads * size;
     const int64_t begin = page * PAGE;
-    // Tokens before the page see nothing of it.
+    // Tokens before the page see nothing of it, nor do those that are a window beyond.
     const int skip = int(std::max<int64_t>(0, begin - position)) * int(group);
-    for (int row = skip; row < rows; ++row)
-      visible[row] = int(std::min<int64_t>(PAGE, position + row / group + 1 - begin));
+    const int stop = int(std::min<int64_t>(tokens, begin + PAGE - 1 + window - position)) * int(group);
+    for (int row = skip; row < stop; ++row) {
+      const int64_t end = position + row / group + 1 - begin;
+      seen[row] = {int(std::max<int64_t>(0, end - window)), int(std::min<int64_t>(PAGE, end))};
+    }
     const int64_t after = page + 1 < pages ? (int64_t(table[page + 1]) - table[page]) * 2 * kv_heads * size : 0;
     for (int head = 0; head < heads; ++head) {
       const T *k = keys + (first + head) * size, *v = k + kv_heads * size;
-      score<T>(queries.data() + head * rows + skip, rows - skip, k, k + after, dim, scale, scores.data());
-      gather_rows<T>(scores.data(), visible.data() + skip, states.data() + head * rows + skip, rows - skip, v,
-                     v + after, dim, sums.data() + (head * rows + skip) * dim);
+      const int at = head * rows + skip, some = stop - skip;
+      score<T>(queries.data() + at, some, k, k + after, dim, scale, scores.data());
+      if (sight.cap) hold_within(scores.data(), some * PAGE, sight.cap);
+      gather_rows<T>(scores.data(), seen.data() + skip, states.data() + at, some, v, v + after, dim,
+                     sums.data() + at * dim);
     }
   }
   for (int head = 0; head < heads; ++head)

@@ -51,13 +51,16 @@ inline void score<bf16>(const bf16* const* q, int rows, const bf16* keys, const 
 }
 
 // As `weigh`; weights are rounded as values are.
-inline float weigh_fast(float* scores, int visible, State& state) {
+inline float weigh_fast(float* scores, Seen seen, State& state) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256 low_mask = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(visible), lane));
-  const __m256 high_mask = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(visible - 8), lane));
+  const auto mask = [&](int from, int to) {
+    const __m256i before = _mm256_cmpgt_epi32(_mm256_set1_epi32(from), lane);
+    return _mm256_castsi256_ps(_mm256_andnot_si256(before, _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lane)));
+  };
+  const __m256 low_mask = mask(seen.from, seen.to), high_mask = mask(seen.from - 8, seen.to - 8);
   const __m256 low = _mm256_loadu_ps(scores), high = _mm256_loadu_ps(scores + 8), never = _mm256_set1_ps(NEVER);
-  const __m256 seen = _mm256_max_ps(_mm256_blendv_ps(never, low, low_mask), _mm256_blendv_ps(never, high, high_mask));
-  const float peak = std::max(state.peak, largest_of(seen));
+  const __m256 shown = _mm256_max_ps(_mm256_blendv_ps(never, low, low_mask), _mm256_blendv_ps(never, high, high_mask));
+  const float peak = std::max(state.peak, largest_of(shown));
   const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
   const __m256 top = _mm256_set1_ps(peak);
   const __m256 one = _mm256_and_ps(low_mask, exp_below_zero(_mm256_sub_ps(low, top)));
@@ -102,18 +105,18 @@ inline void gather_block(const float* weights, int visible, const bf16* values, 
 }
 
 template <>
-inline void gather_rows<bf16>(float* scores, const int* visible, State* states, int rows, const bf16* values, const bf16*,
+inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, int rows, const bf16* values, const bf16*,
                               int64_t dim, float* out) {
   float shrink[MOST_ROWS];
-  for (int row = 0; row < rows; ++row) shrink[row] = weigh_fast(scores + row * PAGE, visible[row], states[row]);
+  for (int row = 0; row < rows; ++row) shrink[row] = weigh_fast(scores + row * PAGE, seen[row], states[row]);
   if (dim % 16) {
     for (int row = 0; row < rows; ++row)
-      gather<bf16>(scores + row * PAGE, visible[row], values, dim, shrink[row], out + row * dim);
+      gather<bf16>(scores + row * PAGE, seen[row], values, dim, shrink[row], out + row * dim);
     return;
   }
   int row = 0;
   for (; row + 4 <= rows; row += 4)
-    gather_block<4>(scores + row * PAGE, visible[row + 3], values, dim, shrink + row, out + row * dim);
+    gather_block<4>(scores + row * PAGE, seen[row + 3].to, values, dim, shrink + row, out + row * dim);
   for (; row < rows; ++row)
-    gather_block<1>(scores + row * PAGE, visible[row], values, dim, shrink + row, out + row * dim);
+    gather_block<1>(scores + row * PAGE, seen[row].to, values, dim, shrink + row, out + row * dim);
 }

@@ -6,18 +6,49 @@ from dataclasses import dataclass
 import torch
 
 from mint_engine.kernels.linear_structs import Angles, Linear, LinearStruct, address, linear_struct
+from mint_engine.kernels.norm_structs import NO_NORM, Norm, NormStruct, norm_struct
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
+@dataclass(frozen=True)
 class HeadNorms:
-    """RMSNorm weights [D] of each query and key head, where a family has them."""
+    """RMSNorms [D] of each query and key head, where a family has them; or `joint` ones of all, [Q D] and [K D]."""
 
-    def __init__(self, query: torch.Tensor | None, key: torch.Tensor | None, epsilon: float) -> None:
-        self.query, self.key, self.epsilon = query, key, epsilon
+    query: Norm
+    key: Norm
+    epsilon: float
+    joint: bool = False
 
 
-NO_NORMS = HeadNorms(None, None, 0.0)
+NO_NORMS = HeadNorms(NO_NORM, NO_NORM, 0.0)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How rows see their past: all of it or their `window`'s tokens, themselves included.
+
+    `sinks` [Q] are scores of nothing beside a head's own, which are held within `cap`, unless that is 0.
+    """
+
+    window: int = 0
+    sinks: torch.Tensor | None = None
+    cap: float = 0.0
+
+
+PLAIN = Sight()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A layer's heads: of queries, of keys and values, and the size D of each."""
+
+    queries: int
+    keys: int
+    size: int
+    angles: Angles
+    norms: HeadNorms = NO_NORMS
+    sight: Sight = PLAIN
 
 
 @dataclass(frozen=True)
@@ -66,12 +97,18 @@ class Latent:
         return max(width, self.indexer.queries.out_features if self.indexer else 0)
 
 
+class SightStruct(ctypes.Structure):
+    """sight.h: Sight"""
+
+    _fields_ = (("window", _INT), ("sinks", _POINTER), ("cap", _FLOAT))
+
+
 class HeadsStruct(ctypes.Structure):
     """rows.h: Heads"""
 
     _fields_ = (
         ("heads", _INT), ("kv_heads", _INT), ("dim", _INT), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT),
-        ("q_norm", _POINTER), ("k_norm", _POINTER), ("epsilon", _FLOAT),
+        ("q_norm", NormStruct), ("k_norm", NormStruct), ("joint", _INT), ("epsilon", _FLOAT), ("sight", SightStruct),
     )  # fmt: skip
 
 
@@ -96,12 +133,18 @@ class LatentStruct(ctypes.Structure):
     )  # fmt: skip
 
 
-def heads_struct(heads: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> HeadsStruct:
-    """`heads` is (query heads, key/value heads, head size)."""
+def heads_struct(heads: Heads) -> HeadsStruct:
+    """A layer's heads."""
+    angles, norms = heads.angles, heads.norms
     return HeadsStruct(
-        *heads, address(angles.cos), address(angles.sin), angles.cos.shape[1], address(norms.query),
-        address(norms.key), norms.epsilon,
+        heads.queries, heads.keys, heads.size, address(angles.cos), address(angles.sin), angles.cos.shape[1],
+        norm_struct(norms.query), norm_struct(norms.key), norms.joint, norms.epsilon, sight_struct(heads.sight),
     )  # fmt: skip
+
+
+def sight_struct(sight: Sight) -> SightStruct:
+    """How they see their past."""
+    return SightStruct(sight.window, address(sight.sinks), sight.cap)
 
 
 def latent_struct(latent: Latent) -> LatentStruct:

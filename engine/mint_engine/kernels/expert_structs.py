@@ -81,6 +81,7 @@ class Experts:
     """A layer's router and experts; each row goes to `each` of them. Those held are `first` and the ones behind it.
 
     Its weights of these are made to add up to one where `whole`, and rounded to the base's dtype where `rounded`.
+    Biases [E, out] there may be none. Where gates and what they gate take `turns`, they do in weight and bias.
     """
 
     router: Linear | Grouped
@@ -90,6 +91,9 @@ class Experts:
     rounded: bool
     gate_up: Stack
     down: Stack
+    gate_up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
+    turns: bool = False
 
     @property
     def count(self) -> int:
@@ -130,7 +134,7 @@ class ExpertsStruct(ctypes.Structure):
     _fields_ = (
         ("router", LinearStruct), ("grouped", ctypes.POINTER(GroupedStruct)), ("count", _INT), ("each", _INT),
         ("first", _INT), ("held", _INT), ("whole", _INT), ("rounded", _INT), ("gate_up", StackStruct),
-        ("down", StackStruct),
+        ("down", StackStruct), ("gate_up_bias", _POINTER), ("down_bias", _POINTER), ("turns", _INT),
     )  # fmt: skip
 
 
@@ -145,7 +149,8 @@ def experts_struct(experts: Experts) -> ExpertsStruct:
     return ExpertsStruct(
         linear_struct(router), grouped, experts.count, experts.each, experts.first,
         experts.gate_up.shape[0], experts.whole, experts.rounded,
-        stack_struct(experts.gate_up), stack_struct(experts.down),
+        stack_struct(experts.gate_up), stack_struct(experts.down), address(experts.gate_up_bias),
+        address(experts.down_bias), experts.turns,
     )  # fmt: skip
 
 

@@ -24,11 +24,11 @@ void attend_latents(const Latent<T>& by, T* q, int64_t ld, int heads, int tokens
   const int64_t width = by.width(), latent = by.latent;
   static thread_local Aligned<T> keys, values;
   static thread_local Aligned<float> sums, scores;
-  static thread_local std::vector<int> visible;
+  static thread_local std::vector<Seen> seen;
   static thread_local std::vector<State> states;
   static thread_local std::vector<const T*> queries;
   keys.resize(PAGE * width), values.resize(PAGE * latent);
-  sums.assign(rows * latent, 0.0f), scores.resize(rows * PAGE), visible.resize(rows);
+  sums.assign(rows * latent, 0.0f), scores.resize(rows * PAGE), seen.resize(rows);
   states.assign(rows, State{NEVER, 0.0f}), queries.resize(rows);
   for (int row = 0; row < rows; ++row) queries[row] = q + (row / heads) * ld + (row % heads) * width;
   const int64_t pages = (position + tokens + PAGE - 1) / PAGE;
@@ -39,9 +39,9 @@ void attend_latents(const Latent<T>& by, T* q, int64_t ld, int heads, int tokens
     pair_tokens(from, latent, values.data());
     const int skip = int(std::max<int64_t>(0, begin - position)) * heads;  // tokens before the page see nothing of it
     for (int row = skip; row < rows; ++row)
-      visible[row] = int(std::min<int64_t>(PAGE, position + row / heads + 1 - begin));
+      seen[row] = {0, int(std::min<int64_t>(PAGE, position + row / heads + 1 - begin))};
     score<T>(queries.data() + skip, rows - skip, keys.data(), keys.data(), width, scale, scores.data());
-    gather_rows<T>(scores.data(), visible.data() + skip, states.data() + skip, rows - skip, values.data(),
+    gather_rows<T>(scores.data(), seen.data() + skip, states.data() + skip, rows - skip, values.data(),
                    values.data(), latent, sums.data() + skip * latent);
   }
   for (int row = 0; row < rows; ++row) {

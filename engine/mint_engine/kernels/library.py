@@ -13,10 +13,10 @@ from typing import Any
 import structlog
 import torch
 
-from mint_engine.kernels.attention_structs import HeadNorms, heads_struct
+from mint_engine.kernels.attention_structs import Heads, heads_struct, sight_struct
 from mint_engine.kernels.compile import VARIANTS, is_current, library_path
 from mint_engine.kernels.expert_structs import Stack, stack_struct
-from mint_engine.kernels.linear_structs import Angles, Linear, linear_struct
+from mint_engine.kernels.linear_structs import Linear, linear_struct
 from mint_engine.kernels.structs import BaseStruct, PeersStruct, RoomStruct, SlotsStruct, StepStruct, slots_struct
 from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.residency.large_pages import LargePages
@@ -40,7 +40,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "argmax": (_P, _I, _I, _P, _P),
     "log_sums": (_P, _I, _I, _P),
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
-    "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
+    "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT, _P),
     "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
     "sum": (_P, _I, _I, _P),
     "meet": (_P,),
@@ -126,31 +126,29 @@ class Kernels:
         return out
 
     def rope(
-        self, qkv: torch.Tensor, heads: tuple[int, int, int], positions: torch.Tensor, angles: Angles,
-        norms: HeadNorms, places: torch.Tensor, pool: torch.Tensor,
-    ) -> None:  # fmt: skip
+        self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, places: torch.Tensor, pool: torch.Tensor
+    ) -> None:
         """Norm and rotate queries and keys of qkv [T, (Q + 2 K) D] in place; write keys and values to pages.
 
-        `heads` is (Q, K, D); positions and places [T] int64; pool [P, 2, K, 16, D] is a layer's pages, in pairs.
+        positions and places [T] int64; pool [P, 2, K, 16, D] is a layer's pages, in pairs.
         """
-        of = heads_struct(heads, angles, norms)
+        of = heads_struct(heads)
         self._rope(
             qkv.data_ptr(), qkv.shape[0], ctypes.byref(of), positions.data_ptr(), places.data_ptr(), pool.data_ptr()
         )
 
     def attend(
-        self, qkv: torch.Tensor, heads: tuple[int, int, int], items: torch.Tensor, tables: torch.Tensor,
-        pool: torch.Tensor, scale: float,
+        self, qkv: torch.Tensor, heads: Heads, items: torch.Tensor, tables: torch.Tensor, pool: torch.Tensor,
+        scale: float,
     ) -> torch.Tensor:  # fmt: skip
         """Causal attention of rotated qkv over a layer's pages -> [T, Q D].
 
         items [n, 4] int64: first row, tokens, position of the first, index of its page table in `tables` [*] int32.
         """
-        query, key, dim = heads
-        out = qkv.new_empty((qkv.shape[0], query * dim))
+        out, sight = qkv.new_empty((qkv.shape[0], heads.queries * heads.size)), sight_struct(heads.sight)
         self._attend(
-            qkv.data_ptr(), out.data_ptr(), query, key, dim, items.data_ptr(), items.shape[0], tables.data_ptr(),
-            pool.data_ptr(), scale,
+            qkv.data_ptr(), out.data_ptr(), heads.queries, heads.keys, heads.size, items.data_ptr(), items.shape[0],
+            tables.data_ptr(), pool.data_ptr(), scale, ctypes.byref(sight),
         )  # fmt: skip
         return out
 

@@ -38,6 +38,25 @@ inline bf16 narrow<bf16>(float value) {
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+// exp for a value at or below zero, as those below; a loop over it becomes vectors.
+inline float exp_below_zero(float x) {
+  constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  x = x < -87.0f ? -87.0f : x;          // in this order NaN stays NaN
+  const float n = (x * 1.44269504088896341f + WHOLE) - WHOLE;
+  const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  const int32_t bits = (int32_t(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+
 #ifdef MINT_AVX512_BF16
 inline __m512bh load_bf16(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
 inline __m512bh load_bf16(const bf16* from, __mmask32 mask) { return (__m512bh)_mm512_maskz_loadu_epi16(mask, from); }

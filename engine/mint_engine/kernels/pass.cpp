@@ -25,19 +25,21 @@ class Walk {
   void run() {
     const int64_t hidden = base_.head.in;
     each_row([&](int64_t row) {
-      std::copy_n(base_.embedding + step_.tokens[row] * hidden, hidden, room_.hidden + row * hidden);
+      T* own = room_.hidden + row * hidden;
+      std::copy_n(base_.embedding + step_.tokens[row] * hidden, hidden, own);
+      if (base_.enlarged != 1) scale(own, base_.enlarged, hidden);
     });
     for (int64_t at = 0; at < base_.layer_count; ++at) {
       if (step_.arrival && !arrives(at)) return;
-      layer(base_.layers[at], at > 0);
+      layer(base_.layers[at]);
     }
     place_.all->wait();
-    for (int64_t at = place_.thread; at < step_.kept; at += place_.threads) {
-      settle(step_.keep[at], base_.layer_count ? NETWORK : NOTHING, base_.norm, room_.x + at * hidden);
-    }
+    for (int64_t at = place_.thread; at < step_.kept; at += place_.threads)
+      settle(step_.keep[at], base_.norm, room_.x + at * hidden);
     place_.all->wait();
     multiply(room_.x, base_.head.in, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread,
              place_.threads);
+    if (base_.divided || base_.cap) bound();
     if (peers_) meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
   }
 
@@ -49,22 +51,36 @@ class Walk {
     return reached_.load(std::memory_order_relaxed) > layer;
   }
 
+  // Logits, each by the thread that has a part of their columns.
+  void bound() {
+    place_.all->wait();
+    const int64_t first = base_.head.out * place_.thread / place_.threads;
+    const int64_t size = base_.head.out * (place_.thread + 1) / place_.threads - first;
+    for (int64_t row = 0; row < step_.kept; ++row) {
+      T* logits = step_.logits + row * step_.logits_width + first;
+      if (base_.divided) scale(logits, 1.0f / base_.divided, size);
+      if (base_.cap) hold_within(logits, size, base_.cap);
+    }
+  }
+
   // What is still to be added to the residual stream.
   enum Added { ATTENTION, NETWORK, NOTHING };
 
-  void layer(const Layer<T>& layer, bool moved) {
+  void layer(const Layer<T>& layer) {
     T* attended = place_.own(room_.narrow, room_.narrow_width, layer.output.in);
-    add_and_norm(moved ? NETWORK : NOTHING, layer.attention_norm);
+    settle(layer.attention_norm);
     if (layer.latent)
       attend(layer, *layer.latent, attended);
     else
       attend(layer, layer.heads, attended);
     product(layer.output, attended, sums(ATTENTION));
-    gather();
-    add_and_norm(ATTENTION, layer.mlp_norm);
-    if (layer.experts) return experts(layer, *layer.experts);
-    network(layer, sums(NETWORK));
-    gather();
+    gather(ATTENTION, layer.attended_norm);
+    settle(layer.mlp_norm);
+    if (layer.experts)
+      experts(layer, *layer.experts);
+    else
+      network(layer, sums(NETWORK));
+    gather(NETWORK, layer.given_norm);
   }
 
   void network(const Layer<T>& layer, T* to) {
@@ -73,7 +89,7 @@ class Walk {
     T* gated = place_.own(room_.narrow, room_.narrow_width, inner);
     product(layer.gate_up, room_.x, gate_up);
     each_row([&](int64_t row) {
-      silu_mul<T>(gate_up + row * 2 * inner, gated + row * inner, inner);
+      gate_mul<T>(base_.activation, gate_up + row * 2 * inner, gated + row * inner, inner);
     });
     product(layer.down, gated, to);
   }
@@ -84,7 +100,7 @@ class Walk {
     else
       route(experts);
     place_.all->wait();
-    routed_.run(experts, routes_);
+    routed_.run(experts, base_.activation, routes_);
     routes_ += step_.rows * experts.each;
     const T* beside = layer.down.weight ? room_.x : nullptr;  // experts have their own rows by now
     if (beside) network(layer, room_.x);
@@ -92,7 +108,6 @@ class Walk {
       const int64_t at = row * base_.head.in;
       routed_.mix(row, step_.weights + row * experts.each, beside ? beside + at : nullptr, sums(NETWORK) + at);
     });
-    gather();
   }
 
   void route(const Experts<T>& experts) {
@@ -129,24 +144,35 @@ class Walk {
     place_.team->wait();
   }
 
-  void add_and_norm(Added added, const T* weight) {
-    each_row([&](int64_t row) { settle(row, added, weight, room_.x + row * base_.head.in); });
+  void settle(const Norm<T>& norm) {
+    each_row([&](int64_t row) { settle(row, norm, room_.x + row * base_.head.in); });
   }
 
-  // hidden[row] += what the latest product gave; x = rms_norm(hidden[row]) * weight.
-  void settle(int64_t row, Added added, const T* weight, T* x) {
+  // hidden[row] += what the latest product gave, normed itself where that is so; x = hidden[row], normed.
+  void settle(int64_t row, const Norm<T>& norm, T* x) {
     const int64_t size = base_.head.in;
     T* hidden = room_.hidden + row * size;
-    const T* delta = added == NOTHING ? nullptr : room_.delta + row * size;
-    if (peers_ && delta) peers_->add(added, row * size, hidden, size);
-    add_norm<T>(hidden, peers_ ? nullptr : delta, weight, x, size, base_.epsilon);
+    if (added_ != NOTHING) {
+      T* delta = room_.delta + row * size;
+      const bool plain = !*given_ && base_.added == 1;
+      if (peers_ && plain) peers_->add(added_, row * size, hidden, size);
+      if (peers_ && !plain) peers_->take(added_, row * size, delta, size);
+      if (*given_) normalize(delta, delta, *given_, size, base_.epsilon);
+      if (base_.added != 1) scale(delta, base_.added, size);
+      if (!peers_ || !plain) add(hidden, delta, size);
+    }
+    if (norm)
+      normalize(x, hidden, norm, size, base_.epsilon);
+    else
+      std::copy_n(hidden, size, x);
   }
 
   // Where what is added goes; of several ranks each has its own part of it.
   T* sums(Added added) const { return peers_ ? peers_->place(added, peers_->rank) : room_.delta; }
 
-  // Waits until all ranks have computed their sums of this team's rows.
-  void gather() {
+  // What is to be added next, and its norm; waits until all ranks have computed their sums of this team's rows.
+  void gather(Added added, const Norm<T>& given) {
+    added_ = added, given_ = &given;
     if (peers_) meet(*peers_->meeting, 1 + place_.team_number, place_.members * int(peers_->count), peers_->patience_s);
   }
 
@@ -162,23 +188,25 @@ class Walk {
 
   void attend(const Layer<T>& layer, const Heads<T>& heads, T* attended) {
     const int64_t width = heads.width(), out = heads.heads * heads.dim;
+    const int64_t* places = step_.places + layer.group * step_.rows;
+    const Stretch* stretches = step_.stretches + layer.group * step_.stretch_count;
     T* qkv = place_.own(room_.wide, room_.wide_width, width);
     product(layer.qkv, room_.x, qkv);
     each_row([&](int64_t row) {
-      rope<T>(qkv + row * width, heads, step_.positions[row], step_.places[row], layer.pool);
+      rope<T>(qkv + row * width, heads, step_.positions[row], places[row], layer.pool);
     });
     if (divided_) place_.all->wait();
     // A page's heads lie side by side: whoever reads one reads them all, unless threads would have nothing to do.
     const int64_t share = step_.stretch_count >= 4 * place_.members ? heads.kv_heads : 1;
     int64_t turn = 0;
     for (int64_t at = 0; at < step_.stretch_count; ++at) {
-      const Stretch each = within(step_.stretches[at], place_);
+      const Stretch each = within(stretches[at], place_);
       if (each.tokens <= 0) continue;
       for (int64_t first = 0; first < heads.kv_heads; first += share)
         if (turn++ % place_.members == place_.member)
           attend_block<T>(qkv + each.row * width, width, heads.heads / heads.kv_heads, int(each.tokens),
                           each.position, step_.tables + each.table, layer.pool, heads.kv_heads, first, first + share,
-                          heads.dim, base_.scale, attended + each.row * out, out);
+                          heads.dim, base_.scale, heads.sight, attended + each.row * out, out);
     }
     place_.team->wait();
   }
@@ -241,6 +269,8 @@ class Walk {
   Latents<T> latents_;
   Routed<T> routed_;
   int32_t* routes_;  // of the next layer with experts
+  Added added_ = NOTHING;
+  const Norm<T>* given_ = nullptr;  // of what is to be added
   const bool divided_;
   std::atomic<int64_t>& reached_;  // the layer at which the step ends
   std::chrono::steady_clock::duration waited_{};  // for what arrives

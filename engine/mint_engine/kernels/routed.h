@@ -4,10 +4,20 @@
 #pragma once
 #include <vector>
 #include "experts.h"
+#include "activation.h"
 #include "step.h"
 #include "team.h"
 
 constexpr int64_t MOST_EXPERTS = 1024;  // the caller refuses more
+
+// The first of the best, which is none of them from now on.
+inline int64_t take_best(float* scores, int64_t count) {
+  int64_t best = 0;
+  for (int64_t e = 1; e < count; ++e)
+    if (scores[e] > scores[best]) best = e;
+  scores[best] = -INFINITY;
+  return best;
+}
 
 // One row's k experts, from the best on, and their weights, of the router's logits [E]: as transformers' routers do it.
 template <typename T>
@@ -17,12 +27,9 @@ void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weigh
   for (int64_t e = 0; e < of.count; ++e) sum += chances[e] = std::exp(wide(logits[e]) - largest);
   float chosen = 0;
   for (int64_t j = 0; j < of.each; ++j) {
-    int64_t best = 0;
-    for (int64_t e = 1; e < of.count; ++e)
-      if (chances[e] > chances[best]) best = e;
-    routes[j] = int32_t(best), weights[j] = chances[best] / sum;
+    const int64_t best = take_best(chances, of.count);
+    routes[j] = int32_t(best), weights[j] = std::exp(wide(logits[best]) - largest) / sum;
     chosen += weights[j];
-    chances[best] = -1;
   }
   for (int64_t j = 0; j < of.each; ++j) {
     if (of.whole) weights[j] /= chosen;
@@ -58,12 +65,9 @@ inline void choose(float* logits, const Grouped& by, int64_t count, int64_t each
   }
   float sum = 0;
   for (int64_t j = 0; j < each; ++j) {
-    int64_t best = 0;
-    for (int64_t e = 1; e < count; ++e)
-      if (scores[e] > scores[best]) best = e;
+    const int64_t best = take_best(scores, count);
     routes[j] = int32_t(best), weights[j] = logits[best];
     sum += weights[j];
-    scores[best] = -INFINITY;
   }
   for (int64_t j = 0; j < each; ++j) weights[j] = (whole ? weights[j] / (sum + 1e-20f) : weights[j]) * by.factor;
 }
@@ -79,7 +83,7 @@ class Routed {
   }
 
   // From rows x [rows, H] and where they are routed to, to what the held experts give: `mix` finds it.
-  void run(const Experts<T>& experts, const int32_t* routes) {
+  void run(const Experts<T>& experts, const Activation& activation, const int32_t* routes) {
     experts_ = &experts;
     const int64_t hidden = experts.down.out, inner = experts.down.in;
     sort(routes);
@@ -87,13 +91,15 @@ class Routed {
     place_.all->wait();
     product(experts.gate_up, room_.paired, room_.paired_wide);
     place_.all->wait();
+    each_pair([&](int64_t pair) { finish(pair, experts.gate_up_bias, 2 * inner, experts.turns, room_.paired_wide); });
     add(experts.gate_up, room_.paired, room_.paired_wide);
     each_pair([&](int64_t pair) {
-      silu_mul<T>(room_.paired_wide + pair * 2 * inner, room_.paired_narrow + pair * inner, inner);
+      gate_mul<T>(activation, room_.paired_wide + pair * 2 * inner, room_.paired_narrow + pair * inner, inner);
     });
     place_.all->wait();
     product(experts.down, room_.paired_narrow, room_.paired);
     place_.all->wait();
+    each_pair([&](int64_t pair) { finish(pair, experts.down_bias, hidden, false, room_.paired); });
     add(experts.down, room_.paired_narrow, room_.paired);
     place_.all->wait();
   }
@@ -125,7 +131,7 @@ class Routed {
   void sort(const int32_t* routes) {
     const int64_t each = experts_->each, pairs = step_.rows * each, first = experts_->first;
     const auto held = [&](int64_t at) { return routes[at] >= first && routes[at] < first + experts_->held; };
-    bounds_.assign(experts_->held + 1, 0), rows_.resize(pairs), places_.assign(pairs, -1);
+    bounds_.assign(experts_->held + 1, 0), rows_.resize(pairs), experts_of_.resize(pairs), places_.assign(pairs, -1);
     for (int64_t at = 0; at < pairs; ++at)
       if (held(at)) ++bounds_[routes[at] - first + 1];
     for (int64_t e = 0; e < experts_->held; ++e) bounds_[e + 1] += bounds_[e];
@@ -133,7 +139,7 @@ class Routed {
     for (int64_t at = 0; at < pairs; ++at)
       if (held(at)) {
         places_[at] = next_[routes[at] - first]++;
-        rows_[places_[at]] = at / each;
+        rows_[places_[at]] = at / each, experts_of_[places_[at]] = routes[at] - first;
       }
     from_ = bounds_.back() * place_.thread / place_.threads, to_ = bounds_.back() * (place_.thread + 1) / place_.threads;
   }
@@ -142,6 +148,17 @@ class Routed {
   template <typename F>
   void each_pair(F act) {
     for (int64_t pair = from_; pair < to_; ++pair) act(pair);
+  }
+
+  // A pair's row of y [P, width] gets its expert's bias; of what takes turns, the first come before the second.
+  void finish(int64_t pair, const T* bias, int64_t width, bool turns, T* y) {
+    T* own = y + pair * width;
+    if (bias) ::add(own, bias + experts_of_[pair] * width, width);
+    if (!turns) return;
+    second_.resize(width / 2);
+    for (int64_t i = 0; i < width / 2; ++i) second_[i] = own[2 * i + 1];
+    for (int64_t i = 0; i < width / 2; ++i) own[i] = own[2 * i];
+    std::copy(second_.begin(), second_.end(), own + width / 2);
   }
 
   void product(const Stack<T>& stack, const T* x, T* y) {
@@ -199,6 +216,8 @@ class Routed {
   std::vector<int32_t> owners_;          // [rows]: the slot of each, or -1
   std::vector<int64_t> bounds_, next_;   // [E + 1]: where each expert's pairs begin
   std::vector<int64_t> rows_;            // [P]: each sorted pair's row
+  std::vector<int32_t> experts_of_;      // [P]: and its expert
+  std::vector<T> second_;                // room of one row's half
   std::vector<int64_t> places_;          // [rows, k]: where a row's pairs lie, -1 for experts that are not held
   int64_t from_ = 0, to_ = 0;            // this thread's pairs
   std::vector<Due> dues_;

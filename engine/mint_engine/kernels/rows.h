@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include "number.h"
+#include "sight.h"
 
 template <typename T>
 float inverse_rms(const T* row, int64_t size, float epsilon) {
@@ -19,6 +20,24 @@ void normalize(T* out, const T* row, const T* weight, int64_t size, float epsilo
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(weight[i]) * wide(narrow<T>(wide(row[i]) * scale)));
 }
 
+// The weight of an RMSNorm, of what is rounded before it is weighed, as in Llama; or, by `exact` in its place, after it,
+// as in Gemma and gpt-oss. Neither: there is none.
+template <typename T>
+struct Norm {
+  const T* weight;
+  const float* exact;
+  explicit operator bool() const { return weight || exact; }
+};
+
+// In place where `out` is `row`.
+template <typename T>
+void normalize(T* out, const T* row, const Norm<T>& by, int64_t size, float epsilon) {
+  if (!by.exact) return normalize(out, row, by.weight, size, epsilon);
+  const float scale = inverse_rms(row, size, epsilon);
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(row[i]) * scale * by.exact[i]);
+}
+
 // Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.
 template <typename T>
 void rotate(T* head, const float* cos, const float* sin, int64_t half) {
@@ -30,24 +49,37 @@ void rotate(T* head, const float* cos, const float* sin, int64_t half) {
   }
 }
 
+// hidden [size] += delta
+template <typename T>
+void add(T* hidden, const T* delta, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) hidden[i] = narrow<T>(wide(hidden[i]) + wide(delta[i]));
+}
+
+// row [size] *= factor
+template <typename T>
+void scale(T* row, float factor, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(wide(row[i]) * factor);
+}
+
 // hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight
 template <typename T>
 void add_norm(T* hidden, const T* delta, const T* weight, T* out, int64_t size, float epsilon) {
-  if (delta) {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) hidden[i] = narrow<T>(wide(hidden[i]) + wide(delta[i]));
-  }
+  if (delta) add(hidden, delta, size);
   normalize(out, hidden, weight, size, epsilon);
 }
 
-// Where a layer's attention finds its heads, and how their positions turn.
+// Where a layer's attention finds its heads, how their positions turn, and what they see.
 template <typename T>
 struct Heads {
   int64_t heads, kv_heads, dim;
   const float *cos, *sin;  // [positions, half]
   int64_t half;
-  const T *q_norm, *k_norm;  // [dim], null: none
+  Norm<T> q_norm, k_norm;  // [dim], or where they are `joint` over all heads of a row
+  int64_t joint;
   float epsilon;
+  Sight<T> sight;
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
 };
 
@@ -56,9 +88,13 @@ template <typename T>
 void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool) {
   const int64_t dim = of.dim;
   const float *c = of.cos + position * of.half, *s = of.sin + position * of.half;
+  if (of.joint) {
+    normalize(q, q, of.q_norm, of.heads * dim, of.epsilon);
+    normalize(q + of.heads * dim, q + of.heads * dim, of.k_norm, of.kv_heads * dim, of.epsilon);
+  }
   for (int64_t head = 0; head < of.heads + of.kv_heads; ++head) {
-    const T* norm = head < of.heads ? of.q_norm : of.k_norm;
-    if (norm) normalize(q + head * dim, q + head * dim, norm, dim, of.epsilon);
+    const Norm<T>& norm = head < of.heads ? of.q_norm : of.k_norm;
+    if (norm && !of.joint) normalize(q + head * dim, q + head * dim, norm, dim, of.epsilon);
     rotate(q + head * dim, c, s, of.half);
   }
   const int64_t page = place / 16, token = place % 16;

@@ -3,6 +3,7 @@
 #include "arrival.h"
 #include "attend.h"
 #include "experts.h"
+#include "activation.h"
 #include "lora.h"
 #include "peers.h"
 #include "product.h"
@@ -26,6 +27,8 @@ struct Experts {
   int64_t count, each, first, held;
   int64_t whole, rounded;  // whether a row's weights add up to one; whether they are rounded as what they weigh
   Stack<T> gate_up, down;
+  const T *gate_up_bias, *down_bias;  // [held, 2 inner], [held, hidden]; null: none
+  int64_t turns;                      // whether gates and what they gate take turns, in the weight and the bias
 };
 
 // What scores a row's past, see indexer.h. Of a layer's first product it has the last [D + J]: key, and heads' weights.
@@ -63,14 +66,17 @@ struct Latent {
 
 template <typename T>
 struct Layer {
-  const T* attention_norm;
+  Norm<T> attention_norm;
   Linear<T> qkv, output;
-  const T* mlp_norm;
+  Norm<T> attended_norm;  // of what attention gives; here and below there may be none
+  Norm<T> mlp_norm;
   Linear<T> gate_up, down;    // all rows'; beside experts there may be none
   const Experts<T>* experts;  // null: none
+  Norm<T> given_norm;         // of what the network gives
   Heads<T> heads;
   const Latent<T>* latent;  // in place of heads; null: none
-  T* pool;  // this layer's pages
+  T* pool;                  // this layer's pages
+  int64_t group;            // of layers whose pages these are
 };
 
 template <typename T>
@@ -78,16 +84,20 @@ struct Base {
   const T* embedding;  // [vocabulary, hidden]
   const Layer<T>* layers;
   int64_t layer_count;
-  const T* norm;
+  Norm<T> norm;
   Linear<T> head;
   float scale, epsilon;
+  Activation activation;
+  float enlarged, added;  // what embeddings are multiplied by, and what layers add
+  float divided, cap;     // what logits are divided by, and held within; 0: not
 };
 
 template <typename T>
 struct Step {
   int64_t rows;
-  const int64_t *tokens, *positions, *places;  // [rows]
-  const Stretch* stretches;
+  const int64_t *tokens, *positions;  // [rows]
+  const int64_t* places;              // [groups, rows]: of each group of layers
+  const Stretch* stretches;           // [groups, stretch_count], which differ in where their tables begin
   int64_t stretch_count;
   const int32_t* tables;
   const Item* items;

@@ -229,6 +229,4 @@ def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean |
     except Unlike as why:
         _log.info("lean_pass_unavailable", architecture=base.architecture, why=str(why))
         return None
-    if any(cache.groups.windows):  # kernels read all of a past
-        return None
     return Lean(llama, kernels, slots, cache, peers.meeting if peers else None)

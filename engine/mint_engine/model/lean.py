@@ -11,13 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mint_engine.kernels.attention_structs import heads_struct, latent_struct
+from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, latent_struct
 from mint_engine.kernels.expert_structs import Grouped, experts_struct
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.kernels.linear_structs import LinearStruct, address, linear_struct
-from mint_engine.kernels.structs import BaseStruct, LayerStruct, StepStruct, arrival_struct, room_struct, slots_struct
+from mint_engine.kernels.norm_structs import norm_struct
+from mint_engine.kernels.structs import (
+    BaseStruct,
+    LayerStruct,
+    StepStruct,
+    activation_struct,
+    arrival_struct,
+    room_struct,
+    slots_struct,
+)
 from mint_engine.model.cache import Cache
-from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Llama, latent_queries
+from mint_engine.model.head_layers import CHUNK_TOKENS
+from mint_engine.model.lean_layers import MOST_TARGETS, Layer, Llama, latent_queries
 from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
@@ -39,10 +49,9 @@ class Step:
     """One step's rows, sorted out once and used by every layer."""
 
     positions: torch.Tensor  # [T] int64
-    places: torch.Tensor  # [T] int64: where each token's key and value go
-    stretches: (
-        torch.Tensor
-    )  # [n, 4] int64: first row, tokens, position of the first, where in `tables` its pages begin
+    places: torch.Tensor  # [G, T] int64: where each token's key and value go, of each group of layers
+    # [G, n, 4] int64: first row, tokens, position of the first, where in `tables` its pages begin
+    stretches: torch.Tensor
     tables: torch.Tensor  # int32
     items: torch.Tensor  # [n, 3] int32: first row, rows, slot
 
@@ -55,10 +64,13 @@ class Lean:
     ) -> None:
         """`meeting` is where this rank meets the others; then `llama` and `slots` are its shares."""
         self._llama, self._kernels, self._slots, self._meeting = llama, kernels, slots, meeting
-        layers = [_layer_struct(llama, layer, cache.pool[at]) for at, layer in enumerate(llama.layers)]
+        layers = [
+            _layer_struct(layer, cache.of(at), cache.groups.places[at][0]) for at, layer in enumerate(llama.layers)
+        ]
         self._base = BaseStruct(
-            address(llama.embedding), (LayerStruct * len(layers))(*layers), len(layers), address(llama.norm),
-            linear_struct(llama.head), llama.scale, llama.epsilon,
+            address(llama.embedding), (LayerStruct * len(layers))(*layers), len(layers), norm_struct(llama.norm),
+            linear_struct(llama.head), llama.scale, llama.epsilon, activation_struct(llama.activation),
+            llama.enlarged, llama.added, llama.divided, llama.cap,
         )  # fmt: skip
         self._cache = cache
         self._room: tuple[torch.Tensor, ...] = ()
@@ -72,7 +84,8 @@ class Lean:
         self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
     ) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
-        planned, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(keep)
+        planned = plan_step(spans, self._slots, len(tokens), len(self._cache.groups.windows))
+        kept = torch.tensor(keep)
         ids = embedded(torch.tensor(tokens), self._llama.placeholders)
         logits, own = self._room_for_logits(len(keep))
         mixture = self._mixture
@@ -80,7 +93,7 @@ class Lean:
         needed = self._needed(spans[0].slot) if arrival is not None else None
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
-            address(planned.stretches), planned.stretches.shape[0], address(planned.tables),
+            address(planned.stretches), planned.stretches.shape[1], address(planned.tables),
             address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own), logits.shape[1],
             address(paired.routes), address(paired.weights), arrival_struct(arrival, needed, PATIENCE_S),
         )  # fmt: skip
@@ -91,7 +104,7 @@ class Lean:
         if meeting is not None:
             meeting.check()
         if mixture is not None:
-            mixture.keep(planned.places)
+            mixture.keep(planned.places[0])
         return logits
 
     def _needed(self, slot: int) -> torch.Tensor:
@@ -128,15 +141,16 @@ class Lean:
         return self._room
 
 
-def _layer_struct(llama: Llama, layer: Layer, pool: torch.Tensor) -> LayerStruct:
+def _layer_struct(layer: Layer, pool: torch.Tensor, group: int) -> LayerStruct:
     network = layer.network
     gate_up, down = (linear_struct(network.gate_up), linear_struct(network.down)) if network else _NO_LINEARS
     experts = ctypes.pointer(experts_struct(layer.experts)) if layer.experts else None
     latent = ctypes.pointer(latent_struct(layer.latent)) if layer.latent else None
     return LayerStruct(
-        address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output), address(layer.mlp_norm),
-        gate_up, down, experts, heads_struct(llama.heads, llama.angles, layer.head_norms), latent,
-        address(pool),
+        norm_struct(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output),
+        norm_struct(layer.attended_norm), norm_struct(layer.mlp_norm), gate_up, down, experts,
+        norm_struct(layer.given_norm), heads_struct(layer.heads) if layer.heads else HeadsStruct(), latent,
+        address(pool), group,
     )  # fmt: skip
 
 
@@ -154,33 +168,29 @@ def _widths(layer: Layer) -> tuple[int, int]:
     return wide, narrow
 
 
-def plan_step(spans: Sequence[Span], slots: Slots, rows: int) -> Step:
-    """Sort a step's spans out; they cover its rows in order."""
-    positions, places = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+def plan_step(spans: Sequence[Span], slots: Slots, rows: int, groups: int) -> Step:
+    """Sort a step's spans out, for so many groups of layers; spans cover its rows in order."""
+    positions, places = np.zeros(rows, np.int64), np.zeros((groups, rows), np.int64)
     tables: list[int] = []
-    stretches: list[tuple[int, int, int, int]] = []
+    stretches: list[list[tuple[int, int, int, int]]] = [[] for _ in range(groups)]
     for span in spans:
         end = span.position + span.length
-        table = span.pages[: pages_for(end)]
-        if span.length == 1:
-            positions[span.row] = span.position
-            places[span.row] = table[-1] * PAGE_TOKENS + span.position % PAGE_TOKENS
-            stretches.append((span.row, 1, span.position, len(tables)))
-        else:
-            at = np.arange(span.position, end)
-            positions[span.row : span.row + span.length] = at
-            places[span.row : span.row + span.length] = (
-                np.asarray(table)[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
-            )
-            stretches += [
+        used, rows_of, single = pages_for(end), slice(span.row, span.row + span.length), span.length == 1
+        at = span.position if single else np.arange(span.position, end)
+        positions[rows_of] = at
+        for group, pages in enumerate((span.pages, *span.others)):
+            table = pages[:used]
+            page = table[-1] if single else np.asarray(table)[at // PAGE_TOKENS]
+            places[group, rows_of] = page * PAGE_TOKENS + at % PAGE_TOKENS
+            stretches[group] += [
                 (span.row + done, min(CHUNK_TOKENS, span.length - done), span.position + done, len(tables))
                 for done in range(0, span.length, CHUNK_TOKENS)
             ]
-        tables += table
+            tables += table
     return Step(
         positions=torch.from_numpy(positions),
         places=torch.from_numpy(places),
-        stretches=torch.tensor(stretches, dtype=torch.int64).view(-1, 4),
+        stretches=torch.tensor(stretches, dtype=torch.int64).view(groups, -1, 4),
         tables=torch.tensor(tables, dtype=torch.int32),
         items=work_items(merge_spans(spans), slots, ROWS),
     )

@@ -1,45 +1,46 @@
 """Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
 
-Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
-Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS and SmolLM2; or routed experts in the network's place, as in Mixtral and
-Qwen3-MoE, or beside it, as in GLM-4.5 and dots.llm1; or latent attention, as in DeepSeek-V3.
-Experts' weights, of which a base has most, are not packed but used where they lie.
+Llama-like means: layers of grouped-query attention with rotary positions and a gated network, each behind a norm, as
+in Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS and SmolLM2, before one, as in OLMo 2, or between two, as in Gemma 2;
+or routed experts in the network's place, as in Mixtral and gpt-oss, or beside it, as in GLM-4.5 and dots.llm1; or
+latent attention, as in DeepSeek-V3.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Latent
-from mint_engine.kernels.expert_structs import Experts, Grouped, Stack
-from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels, find_kernels
+from mint_engine.kernels.attention_structs import Heads, Latent
+from mint_engine.kernels.expert_structs import Experts
+from mint_engine.kernels.library import MAX_RANK, Kernels
 from mint_engine.kernels.linear_structs import Angles, Linear
+from mint_engine.kernels.norm_structs import NO_NORM, Norm
+from mint_engine.kernels.structs import Activation
 from mint_engine.model.base import Base
-from mint_engine.model.kept import KeptStack
+from mint_engine.model.expert_layers import ExpertReader
+from mint_engine.model.head_layers import norm_of, read_angles, read_heads, sizes_of
 from mint_engine.model.latent import is_latent
 from mint_engine.model.latent_layers import check_latent, read_latent
 from mint_engine.model.llama_like import (
-    GROUPED,
     Unlike,
     attends_to_some,
     bias_of,
-    check_config,
-    check_experts,
+    check_served,
     names_of,
     network_of,
     placeholders_of,
+    windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
-CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
 MOST_TARGETS = 4  # modules that one linear map is fused of
-MOST_EXPERTS = 1024  # of a layer
+_ACTIVATED = frozenset({"gemma2", "gemma3_text"})  # that tell of their activation by another name
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,16 @@ class Network:
 class Layer:
     """One decoder layer."""
 
-    attention_norm: torch.Tensor  # [H]
+    attention_norm: Norm  # [H], as the others are; there may be none
     qkv: Linear
-    head_norms: HeadNorms
+    heads: Heads | None  # None: latent
     latent: Latent | None
     output: Linear
-    mlp_norm: torch.Tensor  # [H]
+    attended_norm: Norm  # of what attention gives
+    mlp_norm: Norm
     network: Network | None
     experts: Experts | None
+    given_norm: Norm  # of what network and experts give
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,15 @@ class Llama:
     embedding: torch.Tensor  # [V, H]
     placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
     layers: tuple[Layer, ...]
-    norm: torch.Tensor  # [H]
+    norm: Norm  # [H]
     head: Linear
-    angles: Angles
-    heads: tuple[int, int, int]  # query heads, key/value heads, head size
     scale: float
     epsilon: float
+    activation: Activation
+    enlarged: float  # what embeddings are multiplied by
+    added: float  # and what each part of a layer adds
+    divided: float  # what logits are divided by; 0: nothing
+    cap: float  # and held within; 0: they are not
 
     @property
     def targets(self) -> list[list[int]]:
@@ -107,24 +113,34 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     config, model = base.config, base.model
     _check(config, slots, positions)
     decoder = decoder_of(model)
-    attention, angles = decoder.layers[0].self_attn, _angles(decoder.rotary_emb, base, positions)
-    heads = _heads(config, attention, share)
-    read = _Reader(kernels, slots.index, config, share.experts.start if share is not None else 0, angles)
+    attention = decoder.layers[0].self_attn
+    if is_latent(attention):
+        check_latent(attention, config)
+    sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
+    angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
+    read = _Reader(kernels, slots.index, config, share, sizes, positions)
+    layers = layers_of(model)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
-        layers=tuple(read.layer(path, layer) for path, layer in layers_of(model)),
-        norm=decoder.norm.weight,
+        layers=tuple(
+            read.layer(path, layer, _angles_of(angles, config, at), windows[at])
+            for at, (path, layer) in enumerate(layers)
+        ),
+        norm=norm_of(config, decoder.norm),
         head=read.fused({"lm_head": model.lm_head}),
-        angles=angles,
-        heads=heads,
         scale=float(attention.scaling),
         epsilon=float(config.rms_norm_eps),
+        activation=_activation(config),
+        enlarged=_enlarged(config, decoder.embed_tokens, base.dtype),
+        added=float(getattr(config, "residual_multiplier", 1.0)),
+        divided=float(getattr(config, "logits_scaling", 0.0)),
+        cap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
     )
 
 
 def _check(config: Any, slots: Slots, positions: int) -> None:
-    check_config(config, positions)
+    check_served(config, positions)
     inner = (config.intermediate_size, getattr(config, "moe_intermediate_size", 0))
     if any(size % 2 for size in (config.hidden_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")
@@ -132,51 +148,74 @@ def _check(config: Any, slots: Slots, positions: int) -> None:
         raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
 
 
-def _heads(config: Any, attention: Any, share: Share | None) -> tuple[int, int, int]:
-    """Query heads, key/value heads and their size; none where attention is latent."""
-    if is_latent(attention):
-        check_latent(attention, config)
-        return 0, 0, 0
-    dim = int(attention.head_dim)
-    heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
-    if share is not None:
-        heads = (share.heads.size, share.kv_heads.size, dim)
-    if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
-        raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
-    return heads
+def _angles_of(angles: Mapping[str, Angles], config: Any, layer: int) -> Angles:
+    return angles[""] if "" in angles else angles[config.layer_types[layer]]
+
+
+def _activation(config: Any) -> Activation:
+    if config.model_type == "gpt_oss":
+        return Activation("clamped", float(config.swiglu_alpha), float(config.swiglu_limit))
+    told = getattr(config, "hidden_activation" if config.model_type in _ACTIVATED else "hidden_act")
+    kinds: dict[str, Literal["silu", "gelu_pytorch_tanh"]] = {
+        "silu": "silu",
+        "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    }
+    if told not in kinds:
+        raise Unlike(f"the activation is {told}")
+    return Activation(kinds[told])
+
+
+def _enlarged(config: Any, embedding: Any, dtype: torch.dtype) -> float:
+    """By a multiplier that is rounded, as Gemma has it, or by one that is not."""
+    if (rounded := getattr(embedding, "embed_scale", None)) is not None:
+        return float(rounded.to(dtype))
+    return float(getattr(config, "embedding_multiplier", 1.0))
 
 
 @dataclass(frozen=True)
 class _Reader:
     """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target.
 
-    `first` is the first expert that is held.
+    `sizes` are those of heads, of which all are here unless there is a `share`.
     """
 
     kernels: Kernels
     index: Mapping[str, int]
     config: Any
-    first: int
-    angles: Angles
+    share: Share | None
+    sizes: tuple[int, int, int] | None
+    positions: int
     memory: LargePages = field(default_factory=LargePages)  # of what is packed
 
-    def layer(self, path: str, layer: Any) -> Layer:
+    def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
         """One of transformers' decoder layers."""
-        attention = layer.self_attn
-        norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
-        head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
+        attention, alone = layer.self_attn, self.share is None
         at, mlp = f"{path}.self_attn", f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
+        before, after = self._norms(layer)
+        heads = None
+        if self.sizes is not None:
+            heads = read_heads(self.config, attention, self.sizes, angles, window, alone=alone)
         return Layer(
-            attention_norm=layer.input_layernorm.weight,
+            attention_norm=norm_of(self.config, getattr(layer, "input_layernorm", None)),
             qkv=self.fused({f"{at}.{name}": attention.get_submodule(name) for name in self._first(attention)}),
-            head_norms=head_norms,
-            latent=self._latent(at, attention) if is_latent(attention) else None,
+            heads=heads,
+            latent=self._latent(at, attention, angles) if heads is None else None,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
-            mlp_norm=layer.post_attention_layernorm.weight,
+            attended_norm=after[0],
+            mlp_norm=before,
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
+            given_norm=after[1],
         )
+
+    def _norms(self, layer: Any) -> tuple[Norm, tuple[Norm, Norm]]:
+        """Of what the network takes; and of what attention and network give, where these have norms of their own."""
+        if not hasattr(layer, "post_feedforward_layernorm"):
+            return norm_of(self.config, layer.post_attention_layernorm), (NO_NORM, NO_NORM)
+        before = getattr(layer, "pre_feedforward_layernorm", None)
+        after = (layer.post_attention_layernorm, layer.post_feedforward_layernorm)
+        return norm_of(self.config, before), (norm_of(self.config, after[0]), norm_of(self.config, after[1]))
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
         """Linears of one input, by path, as one map with their outputs side by side."""
@@ -198,17 +237,17 @@ class _Reader:
         return *names_of("qkv", attention), *indexed
 
     def _indexes(self, attention: Any) -> bool:
-        some = attends_to_some(self.config, len(self.angles.cos))
+        some = attends_to_some(self.config, self.positions)
         return some and getattr(attention, "indexer", None) is not None
 
-    def _latent(self, path: str, attention: Any) -> Latent:
+    def _latent(self, path: str, attention: Any, angles: Angles) -> Latent:
         def fused(name: str) -> Linear:
             return self.fused({f"{path}.{name}": attention.get_submodule(name)})
 
         queries = fused("q_b_proj") if attention.q_b_proj is not None else None
         indexed = fused("indexer.wq_b") if self._indexes(attention) else None
         module = self.index.get(f"{path}.kv_b_proj")
-        return read_latent(attention, queries, indexed, module, self.angles, self.kernels, self.memory)
+        return read_latent(attention, queries, indexed, module, angles, self.kernels, self.memory)
 
     def _network(self, path: str, mlp: Any) -> Network:
         return Network(
@@ -217,56 +256,11 @@ class _Reader:
         )
 
     def _experts(self, path: str, mlp: Any) -> Experts:
-        experts, family = mlp.experts, self.config.model_type
-        check_experts(experts)
-        gate_up, down = experts.gate_up_proj, experts.down_proj
-        if mlp.gate.weight.shape[0] > MOST_EXPERTS:
-            raise Unlike(f"{mlp.gate.weight.shape[0]} experts fit no kernel")
-        inner = gate_up.shape[1] // 2
-        columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": inner}
-        return Experts(
-            router=self._grouped(mlp.gate) if family in GROUPED else self._router(self.kernels, mlp.gate.weight),
-            each=int(mlp.gate.top_k),
-            first=self.first,
-            whole=family == "mixtral" or bool(mlp.gate.norm_topk_prob),
-            rounded=family == "qwen3_moe",
-            gate_up=_stack(gate_up, self._targets(columns, gate_up.shape[2], inner)),
-            down=_stack(down, self._targets({f"{path}.experts.down_proj": 0}, inner, down.shape[1])),
-        )
-
-    def _router(self, kernels: Kernels, weight: torch.Tensor) -> Linear:
-        return kernels.pack(weight, None, self._targets({}, 0, 0), self.memory)
-
-    def _grouped(self, gate: Any) -> Grouped:
-        kernels = find_kernels(torch.float32, gate.weight.device)
-        assert kernels is not None  # noqa: S101 - those of the base's dtype are in the same library
-        return Grouped(
-            router=self._router(kernels, gate.weight.float()),
-            bias=gate.e_score_correction_bias.float().contiguous(),
-            groups=int(gate.num_group),
-            chosen=int(gate.topk_group),
-            factor=float(gate.routed_scaling_factor),
-        )
+        first = self.share.experts.start if self.share is not None else 0
+        reader = ExpertReader(self.kernels, self.memory, self.config.model_type, first, self._targets)
+        return reader.read(path, mlp)
 
     def _targets(self, columns: Mapping[str, int], wide: int, high: int) -> torch.Tensor:
         """Of modules of one shape, those that adapters may target, by path and first column."""
         rows = [(self.index[path], at, wide, high) for path, at in columns.items() if path in self.index]
         return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
-
-
-def _stack(weight: torch.Tensor | KeptStack, targets: torch.Tensor) -> Stack:
-    if isinstance(weight, KeptStack):
-        if (stack := weight.coded(targets)) is None:
-            raise Unlike("its experts stay quantised as no kernel reads them")
-        return stack
-    if not weight.is_contiguous():
-        raise Unlike("its experts do not lie one after another")
-    return Stack(weight.shape, weight, targets=targets)
-
-
-def _angles(rotary: Any, base: Base, positions: int) -> Angles:
-    """The module's own cosines and sines, in the base's dtype as it gives them to its layers."""
-    like = torch.empty(0, dtype=base.dtype, device=base.device)
-    cos, sin = rotary(like, torch.arange(positions, device=base.device)[None])
-    half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
-    return Angles(cos[0, :, :half], sin[0, :, :half])

@@ -1,12 +1,12 @@
 """Which bases are llama-like, for serving's lean pass and training's: their own code computes nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from mint_contracts.attention import narrowest
+from mint_contracts.attention import narrowest, windows
 from mint_engine.model.experts import is_stack
 
 FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss"})
@@ -15,9 +15,14 @@ ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed exper
 LATENT = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
 # The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts.
 GROUPED = LATENT | {"dots1", "glm4_moe"}
+# Serving's lean pass takes others, with norms elsewhere or of another kind, GELU, caps, sinks or multipliers.
+GEMMA = frozenset({"gemma", "gemma2", "gemma3_text"})
+SERVED = FAMILIES | ROUTED | GROUPED | GEMMA
+SERVED |= {"exaone4", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"}
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 # Of families that see, which tokens stand for what is seen: transformers embeds them as token 0 where nothing is.
-_PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id")}
+_PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}
+_PLACED_OUTSIDE = frozenset({"gemma3"})  # where they are no tokens of the vocabulary; else as any
 
 # The linears of one input that are multiplied at once, by what takes them; Phi-3 has them in one.
 _BESIDE: dict[str, tuple[str, ...]] = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
@@ -27,18 +32,48 @@ class Unlike(Exception):
     """The base is not llama-like; the message says where."""
 
 
-def check_config(config: Any, positions: int) -> None:
-    """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
-    if config.model_type not in FAMILIES | ROUTED | GROUPED:
+def check_served(config: Any, positions: int) -> None:
+    """Raises Unlike for what serving's lean pass does not take, of requests of so many tokens at most."""
+    if config.model_type not in SERVED:
         raise Unlike(f"the family {config.model_type} has no lean pass")
+    told = _narrowest(config)
+    if told is not None and told < positions and told not in windows_of(config, positions):
+        raise Unlike(f"attention may slide over {told} tokens, and where is not told")
+    _check_ropes(config)
+
+
+def check_trained(config: Any, positions: int) -> None:
+    """Raises Unlike for what training's lean pass does not take, of examples of so many tokens at most."""
+    if config.model_type not in FAMILIES | ROUTED | GROUPED:
+        raise Unlike(f"the family {config.model_type} has no lean pass in training")
     if config.hidden_act != "silu":
         raise Unlike(f"the activation is {config.hidden_act}")
-    window = narrowest(lambda name: getattr(config, name, None))
+    window = _narrowest(config)
     if window is not None and window < positions:
         raise Unlike(f"attention slides over {window} tokens, of requests of up to {positions}")
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope not in _ROPES:
-        raise Unlike(f"rotary positions are of type {rope}")
+    _check_ropes(config)
+
+
+def windows_of(config: Any, positions: int) -> tuple[int, ...]:
+    """How many of the latest tokens each layer's attention sees, of so many at most; 0: all."""
+    found = windows(lambda name: getattr(config, name, None), int(config.num_hidden_layers))
+    return tuple(each if each is not None and each < positions else 0 for each in found)
+
+
+def _narrowest(config: Any) -> int | None:
+    return narrowest(lambda name: getattr(config, name, None))
+
+
+def _check_ropes(config: Any) -> None:
+    for told in _ropes(config.rope_parameters or {}):
+        if (rope := told.get("rope_type", "default")) not in _ROPES:
+            raise Unlike(f"rotary positions are of type {rope}")
+
+
+def _ropes(told: Any) -> Iterator[Any]:
+    """What is told of rotary positions: of all layers, or of each kind of them."""
+    kinds = [each for each in told.values() if isinstance(each, dict)]
+    yield from kinds or [told]
 
 
 def latent_norms(attention: Any) -> tuple[Any, Any]:
@@ -61,10 +96,12 @@ def attends_to_some(config: Any, positions: int) -> bool:
 
 def placeholders_of(config: Any) -> torch.Tensor:
     """Tokens of a whole model's configuration that are embedded as token 0 [n] int64. Raises Unlike."""
-    names = _PLACEHOLDERS.get(config.model_type, ())
-    if not names and config.get_text_config() is not config:
+    names, text = _PLACEHOLDERS.get(config.model_type, ()), config.get_text_config()
+    if not names and text is not config:
         raise Unlike(f"it sees, as {config.model_type} does")
-    return torch.tensor([int(getattr(config, name)) for name in names], dtype=torch.int64)
+    least = int(text.vocab_size) if config.model_type in _PLACED_OUTSIDE else 0
+    found = [token for token in (int(getattr(config, name)) for name in names) if token >= least]
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def embedded(tokens: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,8 @@ from mint_engine.model.llama_like import (
     Unlike,
     attends_to_some,
     bias_of,
-    check_config,
     check_experts,
+    check_trained,
     interleaves,
     latent_norms,
     names_of,
@@ -92,7 +92,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     """
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
-    check_config(config, positions)
+    check_trained(config, positions)
     decoder = decoder_of(model)
     heads = _heads(config, decoder.layers[0].self_attn, share, positions)
     cos, sin = decoder.rotary_emb(torch.empty(0, dtype=base.dtype), torch.arange(positions)[None])

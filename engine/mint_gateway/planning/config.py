@@ -59,8 +59,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
-_LEAN = LATENT | {
+_TRAINED_LEAN = LATENT | {
     *("llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe", "dots1", "glm4_moe"),
+}
+_LEAN = _TRAINED_LEAN | {
+    *("exaone4", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"),
 }
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
@@ -147,7 +150,8 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         context_length=_positions(family, told),
         predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
         unserved=unserved_attention(told.get),
-        lean=_is_lean(family, told),
+        lean=family in _LEAN and _turns(family, told),
+        trained_lean=family in _TRAINED_LEAN and _turns(family, told),
         head_norms=_norms_heads(family, told),
         routes=_routes(family, told) if routers else 0,
         wide_parameters=routers if family in _SHARED else 0,
@@ -179,10 +183,9 @@ def _positions(family: str, told: Mapping[str, Any]) -> int:
     return min([most, *alike] if most else alike, default=0)
 
 
-def _is_lean(family: str, told: Mapping[str, Any]) -> bool:
-    """Whether own kernels compute it where they can be had, as `mint_engine.model.llama_like` says."""
-    turned = {_kind(rope) for rope in _rotations(family, told)}
-    return family in _LEAN and turned <= _LEAN_ROPES
+def _turns(family: str, told: Mapping[str, Any]) -> bool:
+    """Whether positions turn as own kernels have it, as `mint_engine.model.llama_like` says."""
+    return {_kind(rope) for rope in _rotations(family, told)} <= _LEAN_ROPES
 
 
 def _rotations(family: str, told: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -218,16 +218,14 @@ def _held(
 
 
 def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
-    # Experts that stay quantised, and sparse attention, are computed in updates by torch.
-    lean = _is_lean(share, device, mix, dtype) and not share.keeps and not share.is_sparse(mix.context)
+    lean = _has_kernels(device, dtype) and share.trains_lean(mix.context)
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
     return rows * each
 
 
-def _is_lean(share: BaseShape, device: Device, mix: Mix, dtype: str) -> bool:
-    """Whether own kernels compute it there."""
-    return device.one_memory and share.is_lean(mix.context) and dtype in _KERNELS
+def _has_kernels(device: Device, dtype: str) -> bool:
+    return device.one_memory and dtype in _KERNELS
 
 
 def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:
@@ -280,5 +278,6 @@ def _nodes(device: Device, ranks: int) -> int:
 
 def _resident(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
-    packed = share.packed_parameters(mix.context) if _is_lean(share, device, mix, dtype) else 0
+    lean = _has_kernels(device, dtype) and share.is_lean(mix.context)
+    packed = share.packed_parameters(mix.context) if lean else 0
     return share.resident_bytes(dtype) + packed * DTYPE_BYTES[dtype]

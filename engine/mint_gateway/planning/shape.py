@@ -110,7 +110,8 @@ class BaseShape(msgspec.Struct, frozen=True):
     unread: str = ""  # why engines do not read the files; "" where they do
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
-    lean: bool = False  # whether own kernels compute it on processors, while no window narrows a request
+    lean: bool = False  # whether own kernels serve it on processors
+    trained_lean: bool = False  # and whether they train it, while no window narrows an example
     head_norms: bool = False  # of queries and of keys, a head at a time
     routes: int = 0  # experts of a token, over all layers
     wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
@@ -180,8 +181,15 @@ class BaseShape(msgspec.Struct, frozen=True):
         return 0 < self.chosen < context
 
     def is_lean(self, context: int) -> bool:
-        """Whether own kernels compute it on processors, where requests have so many tokens at most."""
-        return self.lean and (self.narrowest is None or context <= self.narrowest)
+        """Whether own kernels serve it on processors, where requests have so many tokens at most."""
+        return self.lean and (self._fits(context) or self.narrowest in self.windows)
+
+    def trains_lean(self, context: int) -> bool:
+        """Whether they train it there, on examples of so many tokens: in plain numbers, where no token is chosen."""
+        return self.trained_lean and self._fits(context) and not self.keeps and not self.is_sparse(context)
+
+    def _fits(self, context: int) -> bool:
+        return self.narrowest is None or context <= self.narrowest
 
     def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.

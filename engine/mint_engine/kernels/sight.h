@@ -1,0 +1,25 @@
+// How the rows of a layer's attention see their past.
+#pragma once
+#include "number.h"
+
+template <typename T>
+struct Sight {
+  int64_t window;  // the latest tokens that a row sees, itself included; 0: all
+  const T* sinks;  // [heads]: a score of nothing, beside those of what a row sees; null: none
+  float cap;       // scores go to cap * tanh(score / cap); 0: they stay
+};
+
+// The tokens of a page that a row sees.
+struct Seen {
+  int from, to;
+};
+
+// x [size] = cap * tanh(x / cap), rounded once; from e^-2|x|, so that nothing overflows.
+template <typename T>
+void hold_within(T* x, int64_t size, float cap) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const float part = wide(x[i]) / cap, e = exp_below_zero(-2.0f * std::fabs(part));
+    x[i] = narrow<T>(cap * std::copysign((1.0f - e) / (1.0f + e), part));
+  }
+}

@@ -1,0 +1,96 @@
+"""Reads a layer's routed experts out of transformers' modules for the lean pass, or refuses them.
+
+Their weights, of which a base has most, are not packed but used where they lie.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mint_engine.kernels.expert_structs import Experts, Grouped, Stack
+from mint_engine.kernels.library import Kernels, find_kernels
+from mint_engine.kernels.linear_structs import NO_TARGETS, Linear
+from mint_engine.model.expert_product import lay_rows
+from mint_engine.model.experts import is_stack
+from mint_engine.model.kept import KeptStack
+from mint_engine.model.llama_like import GROUPED, Unlike
+from mint_engine.residency.large_pages import LargePages
+
+MOST_EXPERTS = 1024  # of a layer
+_GROUPED = GROUPED | {"minimax_m2"}  # whose routers choose by a sigmoid and a bias
+_WHOLE = frozenset({"mixtral", "gpt_oss", "minimax_m2"})  # weights of the chosen add up to one, without a word of it
+_ROUNDED = frozenset({"qwen3_moe", "gpt_oss"})
+
+
+@dataclass(frozen=True)
+class ExpertReader:
+    """`first` is the first expert that is held; `targets` finds modules by path and first column, see `Stack`."""
+
+    kernels: Kernels
+    memory: LargePages
+    family: str
+    first: int
+    targets: Callable[[Mapping[str, int], int, int], torch.Tensor]
+
+    def read(self, path: str, mlp: Any) -> Experts:
+        """Of the part at `path` that has the experts, and their router. Raises Unlike."""
+        experts = mlp.experts
+        if not is_stack(experts):
+            raise Unlike("its experts are laid out in another way")
+        router = mlp.router if hasattr(mlp, "router") else mlp.gate
+        if router.weight.shape[0] > MOST_EXPERTS:
+            raise Unlike(f"{router.weight.shape[0]} experts fit no kernel")
+        if experts.is_transposed and not isinstance(experts.gate_up_proj, KeptStack):
+            lay_rows(experts)
+        gate_up, down = (_rows(experts, name) for name in ("gate_up_proj", "down_proj"))
+        _, both, hidden = gate_up.shape
+        columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": both // 2}
+        biases = (experts.gate_up_proj_bias, experts.down_proj_bias) if experts.has_bias else (None, None)
+        return Experts(
+            router=self._grouped(mlp, router) if self.family in _GROUPED else self._router(self.kernels, router),
+            each=int(router.top_k),
+            first=self.first,
+            whole=self.family in _WHOLE or bool(router.norm_topk_prob),
+            rounded=self.family in _ROUNDED,
+            gate_up=_stack(gate_up, self.targets(columns, hidden, both // 2)),
+            down=_stack(down, self.targets({f"{path}.experts.down_proj": 0}, both // 2, hidden)),
+            gate_up_bias=biases[0],
+            down_bias=biases[1],
+            turns=not experts.is_concatenated,
+        )
+
+    def _router(self, kernels: Kernels, router: Any) -> Linear:
+        return kernels.pack(router.weight, getattr(router, "bias", None), NO_TARGETS, self.memory)
+
+    def _grouped(self, mlp: Any, router: Any) -> Grouped:
+        kernels = find_kernels(torch.float32, router.weight.device)
+        assert kernels is not None  # noqa: S101 - those of the base's dtype are in the same library
+        bias = mlp.e_score_correction_bias if self.family == "minimax_m2" else router.e_score_correction_bias
+        return Grouped(
+            router=kernels.pack(router.weight.float(), None, NO_TARGETS, self.memory),
+            bias=bias.float().contiguous(),
+            groups=int(getattr(router, "num_group", 1)),
+            chosen=int(getattr(router, "topk_group", 1)),
+            factor=float(getattr(router, "routed_scaling_factor", 1.0)),
+        )
+
+
+def _rows(experts: Any, name: str) -> torch.Tensor | Stack:
+    """A linear of all experts, output by output."""
+    weight = getattr(experts, name)
+    if isinstance(weight, KeptStack):
+        if (stack := weight.coded()) is None:
+            raise Unlike("its experts stay quantised as no kernel reads them")
+        return stack
+    rows: torch.Tensor = weight.transpose(1, 2) if experts.is_transposed else weight
+    if not rows.is_contiguous():
+        raise Unlike("its experts do not lie one after another")
+    return rows
+
+
+def _stack(rows: torch.Tensor | Stack, targets: torch.Tensor) -> Stack:
+    if isinstance(rows, Stack):
+        return Stack(rows.shape, rows.weight, rows.codes, targets)
+    return Stack(rows.shape, rows, targets=targets)

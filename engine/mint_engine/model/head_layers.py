@@ -1,0 +1,88 @@
+"""Reads a layer's heads, its norms and its part of the past out of transformers' modules for the lean pass."""
+
+from typing import Any
+
+import torch
+
+from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Sight
+from mint_engine.kernels.library import MOST_QUERIES
+from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.norm_structs import NO_NORM, Norm
+from mint_engine.model.base import Base
+from mint_engine.model.llama_like import GEMMA, Unlike
+from mint_engine.parallel.shares import Share
+
+CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
+_EXACT = GEMMA | {"gpt_oss", "olmo2", "olmo3"}  # families whose norms round what is weighed already
+_LAYERED = frozenset({"gemma3_text", "olmo3"})  # whose positions turn by the kind of a layer
+_HALVES = frozenset({"gpt_oss"})  # whose modules give each angle once
+
+
+def norm_of(config: Any, module: Any) -> Norm:
+    """One of transformers' RMSNorms; none for None. Gemma's weights are told less one."""
+    if module is None:
+        return NO_NORM
+    if config.model_type not in _EXACT:
+        return Norm(module.weight)
+    weight = module.weight.detach().float()
+    return Norm(exact=weight + 1.0 if config.model_type in GEMMA else weight)
+
+
+def sizes_of(config: Any, attention: Any, share: Share | None) -> tuple[int, int, int]:
+    """Heads of queries, of keys and values, and the size of each. Raises Unlike."""
+    dim = int(attention.head_dim)
+    heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
+    if share is not None:
+        heads = (share.heads.size, share.kv_heads.size, dim)
+    if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
+        raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
+    return heads
+
+
+def read_heads(
+    config: Any, attention: Any, sizes: tuple[int, int, int], angles: Angles, window: int, *, alone: bool
+) -> Heads:
+    """A layer's, whose `window` is 0 where it sees all; `alone`: all of the base's heads are here. Raises Unlike."""
+    if not _turns(config, attention):
+        angles = Angles(angles.cos[:, :0], angles.sin[:, :0])
+    cap = attention.attn_logit_softcapping if config.model_type == "gemma2" else None
+    sinks = getattr(attention, "sinks", None)
+    return Heads(
+        *sizes,
+        angles,
+        _norms(config, attention, alone=alone),
+        Sight(window, sinks.detach() if sinks is not None else None, float(cap or 0.0)),
+    )
+
+
+def _turns(config: Any, attention: Any) -> bool:
+    """Whether positions turn a layer's heads: not in SmolLM3's without, nor in EXAONE's among others that slide."""
+    if config.model_type == "exaone4":
+        return attention.sliding_window is None or bool(attention.is_sliding)
+    return bool(getattr(attention, "use_rope", True))
+
+
+def _norms(config: Any, attention: Any, *, alone: bool) -> HeadNorms:
+    query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    if query is None:
+        return NO_NORMS
+    joint = query.weight.shape[0] != int(attention.head_dim)
+    if joint and not alone:
+        raise Unlike("its norms are over all ranks' heads")
+    epsilon = query.eps if config.model_type in GEMMA else query.variance_epsilon
+    return HeadNorms(norm_of(config, query), norm_of(config, key), float(epsilon), joint)
+
+
+def read_angles(config: Any, rotary: Any, base: Base, positions: int) -> dict[str, Angles]:
+    """By the kind of layer, or "" for all, the module's own, in the base's dtype as it gives them to its layers."""
+    kinds = sorted(set(config.layer_types)) if config.model_type in _LAYERED else [""]
+    return {kind: _angles(config, rotary, base, positions, kind) for kind in kinds}
+
+
+def _angles(config: Any, rotary: Any, base: Base, positions: int, kind: str) -> Angles:
+    like = torch.empty(0, dtype=base.dtype, device=base.device)
+    cos, sin = rotary(like, torch.arange(positions, device=base.device)[None], *([kind] if kind else []))
+    half = cos.shape[-1]
+    if config.model_type not in _HALVES:
+        half //= 2  # both halves of a head turn by the same angles
+    return Angles(cos[0, :, :half], sin[0, :, :half])
