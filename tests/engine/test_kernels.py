@@ -5,7 +5,7 @@ import platform
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ from mint_engine.kernels.attention_structs import HeadNorms, Heads, Sight
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.linear_structs import Angles
-from mint_engine.kernels.norm_structs import Norm
+from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots
@@ -71,28 +71,46 @@ def test_a_weight_is_packed_however_it_lies_in_memory() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [16, 40, 576])
 def test_add_norm(dtype: torch.dtype, size: int) -> None:
+    """Rounded before it is weighed, after it, or not normed at all."""
     hidden, delta, weight = (draw(5, size, dtype=dtype), draw(5, size, dtype=dtype, seed=1), draw(size, dtype=dtype))
     summed = hidden + delta
     scale = torch.rsqrt(summed.float().pow(2).mean(-1, keepdim=True) + 1e-5)
     expected = weight * (summed.float() * scale).to(dtype)
-    found = kernels(dtype).add_norm(hidden, delta, weight, 1e-5)
+    found = kernels(dtype).add_norm(hidden, delta, Norm(weight), 1e-5)
     assert torch.equal(hidden, summed)
     torch.testing.assert_close(found, expected, **CLOSE[dtype])
+    after = (weight.float() * (summed.float() * scale)).to(dtype)
+    exact = Norm(exact=weight.float())
+    torch.testing.assert_close(kernels(dtype).add_norm(hidden, None, exact, 1e-5), after, **CLOSE[dtype])
+    assert torch.equal(kernels(dtype).add_norm(hidden, None, Norm(), 1e-5), summed)
+
+
+def gpt_oss(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """As `GptOssExperts` has it."""
+    gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
+    return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [8, 96, 1536])
-def test_silu_mul(dtype: torch.dtype, size: int) -> None:
+@pytest.mark.parametrize("size", [8, 90, 96, 1536])
+@pytest.mark.parametrize("kind", ["silu", "gelu_pytorch_tanh", "clamped"])
+def test_gate_mul(dtype: torch.dtype, size: int, kind: Literal["silu", "gelu_pytorch_tanh", "clamped"]) -> None:
     gate_up = draw(7, 2 * size, dtype=dtype) * 6
-    expected = torch.nn.functional.silu(gate_up[:, :size]) * gate_up[:, size:]
-    torch.testing.assert_close(kernels(dtype).silu_mul(gate_up), expected, **CLOSE[dtype])
+    gate, up = gate_up[:, :size].float(), gate_up[:, size:].float()
+    expected = {
+        "silu": lambda: torch.nn.functional.silu(gate).to(dtype) * up,
+        "gelu_pytorch_tanh": lambda: torch.nn.functional.gelu(gate, approximate="tanh").to(dtype) * up,
+        "clamped": lambda: gpt_oss(gate, up),
+    }[kind]()
+    found = kernels(dtype).gate_mul(gate_up, Activation(kind, 1.702, 7.0))
+    torch.testing.assert_close(found, expected.to(dtype), **CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_silu_mul_keeps_what_is_not_finite(dtype: torch.dtype) -> None:
     gate_up = torch.ones(1, 32, dtype=dtype)
     gate_up[0, 0], gate_up[0, 1] = torch.nan, torch.inf
-    found = kernels(dtype).silu_mul(gate_up)[0]
+    found = kernels(dtype).gate_mul(gate_up)[0]
     assert found[0].isnan()
     assert not found[1].isfinite()
     assert found[2:].isfinite().all()
@@ -216,7 +234,7 @@ def test_rope_and_attention(
 
 def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> tuple[HeadNorms, Sight]:
     """Norms and sight of heads of some family's kind."""
-    sinks, (query, key) = draw(heads[0], dtype=dtype, seed=8), heads
+    sinks, (query, key) = draw(heads[0], dtype=torch.float32, seed=8), heads
     sight = {
         "window": Sight(37, sinks, 2.0),
         "one token": Sight(1, sinks),

@@ -133,7 +133,7 @@ TAKEN = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "gpt-oss": GptOssConfig(**SIZES, num_local_experts=8, num_experts_per_tok=3, sliding_window=17),
-    "minimax-m2": MiniMaxM2Config(**SIZES, num_local_experts=8, num_experts_per_tok=3, rotary_dim=16),
+    "minimax-m2": MiniMaxM2Config(**SIZES, num_local_experts=8, num_experts_per_tok=3, rotary_dim=16),  # type: ignore[call-arg]
     "olmo 2": Olmo2Config(**SIZES),
     "olmo 3": Olmo3Config(
         **SIZES, sliding_window=21, layer_types=["sliding_attention", "full_attention"],

@@ -86,54 +86,50 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "served", "most"),
+    ("family", "more", "most"),
     [
-        ("mistral", {}, True, 4096),  # over which it slides unless told otherwise
-        ("mistral", {"use_sliding_window": False}, True, 4096),  # of which it knows nothing
-        ("mistral", {"layer_types": ["full_attention"] * 3}, False, 4096),  # which it slides over none the less
-        ("mistral", {"sliding_window": None}, True, EVER),
-        ("mixtral", {"sliding_window": 512, "num_local_experts": 4}, True, 512),
-        ("qwen2", {"sliding_window": 4096}, True, EVER),
-        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, True, EVER),  # from the 29th layer on
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, True, 4096),
-        ("qwen3", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, True, 100),
-        ("qwen3_moe", {"sliding_window": 100, "use_sliding_window": True}, True, 100),
-        ("phi3", {}, True, EVER),
-        ("phi3", {"sliding_window": 2047}, True, 2047),
-        ("seed_oss", {}, True, EVER),
-        ("glm4_moe", {}, True, EVER),
-        ("deepseek_v3", LATENT, True, EVER),
-        ("deepseek_v32", SPARSE, True, EVER),
-        ("glm4_moe_lite", LATENT, True, EVER),
-        ("glm_moe_dsa", SPARSE, True, EVER),
-        ("dots1", {"sliding_window": 100, "max_window_layers": 1}, True, 100),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, False, 0),
-        ("gemma", {}, True, 0),
-        ("gemma2", {}, True, 0),
-        ("gemma3_text", {}, True, 0),
-        ("gemma3_text", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, False, 0),
-        ("gpt_oss", {"num_local_experts": 4}, True, 0),
-        ("minimax_m2", {"num_local_experts": 4}, True, 0),
-        ("olmo2", {}, True, 0),
-        ("olmo3", {}, True, 0),
-        ("exaone4", {"sliding_window": 33, "sliding_window_pattern": 2}, True, 0),
-        ("granite", {}, True, 0),
-        ("smollm3", {}, True, 0),
-        ("ernie4_5", {}, False, 0),
+        ("mistral", {}, EVER),
+        ("mistral", {"use_sliding_window": False}, EVER),  # of which it knows nothing
+        ("mistral", {"layer_types": ["full_attention"] * 3}, 4096),  # over which it slides none the less
+        ("mistral", {"sliding_window": None}, EVER),
+        ("mixtral", {"sliding_window": 512, "num_local_experts": 4}, EVER),
+        ("qwen2", {"sliding_window": 4096}, EVER),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, EVER),  # from the 29th layer on
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, EVER),
+        ("qwen3", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, EVER),
+        ("qwen3_moe", {"sliding_window": 100, "use_sliding_window": True}, EVER),
+        ("phi3", {"sliding_window": 2047}, EVER),
+        ("seed_oss", {}, EVER),
+        ("glm4_moe", {}, EVER),
+        ("deepseek_v3", LATENT, EVER),
+        ("deepseek_v32", SPARSE, EVER),
+        ("glm4_moe_lite", LATENT, EVER),
+        ("glm_moe_dsa", SPARSE, EVER),
+        ("dots1", {"sliding_window": 100, "max_window_layers": 1}, EVER),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
+        ("gemma", {}, EVER),
+        ("gemma2", {}, EVER),
+        ("gemma3_text", {}, EVER),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, 0),
+        ("gpt_oss", {"num_local_experts": 4}, EVER),
+        ("minimax_m2", {"num_local_experts": 4}, EVER),
+        ("olmo2", {}, EVER),
+        ("olmo3", {}, EVER),
+        ("exaone4", {"sliding_window": 33, "sliding_window_pattern": 2}, EVER),
+        ("granite", {}, EVER),
+        ("smollm3", {}, EVER),
+        ("ernie4_5", {}, 0),
     ],
 )
-def test_own_kernels_are_counted_on_where_the_engine_has_them(
-    family: str, more: dict[str, Any], served: bool, most: int
-) -> None:
-    """In serving; and in training on examples of up to so many tokens."""
+def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
+    """For requests, and for examples, of up to so many tokens; all but gpt-oss are trained by them too."""
     told = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
     shape, config = read_shape({"model_type": family} | told), AutoConfig.for_model(family, **told)
     for context in (1, max(1, most), min(most + 1, EVER), EVER):
-        lean = served or (context <= most)
+        lean, trained = context <= most, context <= most and family != "gpt_oss"
         assert shape.is_lean(context) is lean
         with nullcontext() if lean else pytest.raises(Unlike):
             check_served(config, context)
-        trained = context <= most
         assert shape.trains_lean(context) is (trained and not shape.is_sparse(context))
         with nullcontext() if trained else pytest.raises(Unlike):
             check_trained(config, context)

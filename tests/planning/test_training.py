@@ -81,7 +81,11 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
-    "family", ["llama", "qwen3", "phi3", "qwen3_moe", "glm4_moe", "deepseek_v3", "deepseek_v3_plain_query"]
+    "family",
+    [
+        *("llama", "qwen3", "phi3", "qwen3_moe", "glm4_moe", "deepseek_v3", "deepseek_v3_plain_query"),
+        *("gemma2", "gemma3", "olmo2", "exaone4", "minimax_m2"),
+    ],
 )
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
     """Of so many rows at once as they take."""

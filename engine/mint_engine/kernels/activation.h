@@ -11,17 +11,20 @@ struct Activation {
 
 // 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
 inline float sigmoid(float x) {
-  const float e = exp_below_zero(-std::fabs(x));
+  const float e = exp_down(-std::fabs(x));
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
+
+// GELU's (1 + tanh u) / 2 is the sigmoid of 2 u, which is this; and its slope.
+inline float gelu_twice(float x) { return 1.5957691216057308f * (x + 0.044715f * x * x * x); }
+inline float gelu_twice_slope(float x) { return 1.5957691216057308f * (1.0f + 0.134145f * x * x); }
 
 template <typename T>
 void gelu_mul(const T* gate, const T* up, T* out, int64_t size) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
-    // (1 + tanh u) / 2 is the sigmoid of 2 u.
-    const float g = wide(gate[i]), twice = 1.5957691216057308f * (g + 0.044715f * g * g * g);
-    out[i] = narrow<T>(wide(narrow<T>(g * sigmoid(twice))) * wide(up[i]));
+    const float g = wide(gate[i]);
+    out[i] = narrow<T>(wide(narrow<T>(g * sigmoid(gelu_twice(g)))) * wide(up[i]));
   }
 }
 

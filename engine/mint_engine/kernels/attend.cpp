@@ -4,7 +4,7 @@
 namespace {
 template <typename T>
 void attend(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, const Stretch* stretches, int64_t count,
-            const int32_t* tables, const T* pool, float scale, const Sight<T>& sight) {
+            const int32_t* tables, const T* pool, float scale, const Sight& sight) {
   const int64_t width = (heads + 2 * kv_heads) * dim;
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t i = 0; i < count; ++i) {
@@ -20,7 +20,7 @@ void attend(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, 
 // [pages, 2, kv_heads, 16 dim], keys before values.
 #define MINT_ATTEND(NAME, T)                                                                                           \
   extern "C" void NAME(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, const Stretch* stretches,   \
-                       int64_t count, const int32_t* tables, const T* pool, float scale, const Sight<T>* sight) {      \
+                       int64_t count, const int32_t* tables, const T* pool, float scale, const Sight* sight) {         \
     attend<T>(qkv, out, heads, kv_heads, dim, stretches, count, tables, pool, scale, *sight);                          \
   }
 MINT_ATTEND(mint_attend_bfloat16, bf16)

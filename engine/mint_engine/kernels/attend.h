@@ -177,7 +177,7 @@ inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, in
 template <typename T>
 void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,
                   const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale,
-                  const Sight<T>& sight, T* out, int64_t out_width) {
+                  const Sight& sight, T* out, int64_t out_width) {
   const int rows = tokens * int(group), heads = int(last - first);
   // Kept from call to call: there is one for each sequence and layer, and most are of a single token.
   static thread_local Aligned<float> sums, scores;
@@ -190,11 +190,11 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
     for (int row = 0; row < rows; ++row) {
       const int64_t own = (first + head) * group + row % group;
       queries[head * rows + row] = q + (row / group) * width + own * dim;
-      if (sight.sinks) states[head * rows + row] = {wide(sight.sinks[own]), 1.0f};
+      if (sight.sinks) states[head * rows + row] = {sight.sinks[own], 1.0f};
     }
   const int64_t pages = (position + tokens + PAGE - 1) / PAGE, size = PAGE * dim;
   const int64_t window = sight.window ? sight.window : position + tokens;
-  for (int64_t page = std::max<int64_t>(0, position + 1 - window) / PAGE; page < pages; ++page) {
+  for (int64_t page = sight.first(position) / PAGE; page < pages; ++page) {
     const T* keys = pool + int64_t(table[page]) * 2 * kv_heads * size;
     const int64_t begin = page * PAGE;
     // Tokens before the page see nothing of it, nor do those that are a window beyond.

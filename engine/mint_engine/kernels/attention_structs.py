@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mint_engine.kernels.linear_structs import Angles, Linear, LinearStruct, address, linear_struct
-from mint_engine.kernels.norm_structs import NO_NORM, Norm, NormStruct, norm_struct
+from mint_engine.kernels.row_structs import NO_NORM, Norm, NormStruct, norm_struct
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 

@@ -6,14 +6,14 @@
 #include <vector>
 #include "added.h"
 #include "aligned.h"
-#include "rows.h"
+#include "activation.h"
 #include "squares.h"
 #include "tiles.h"
 
 namespace {
 // dx = inv (g - x inv^2 mean(g x)) with g = dy weight; added to `to` or put there.
-template <typename T>
-void norm_back_row(const T* dy, const T* x, const T* weight, T* to, int64_t size, float epsilon, bool add) {
+template <typename T, typename W>
+void norm_back_row(const T* dy, const T* x, const W* weight, T* to, int64_t size, float epsilon, bool add) {
   const float inverse = inverse_rms(x, size, epsilon);
   float both = 0;
 #pragma omp simd reduction(+ : both)
@@ -27,10 +27,16 @@ void norm_back_row(const T* dy, const T* x, const T* weight, T* to, int64_t size
 }
 
 template <typename T>
-void norm_back(const T* dy, const T* x, const T* weight, T* dx, int64_t rows, int64_t size, float epsilon) {
+void norm_back_row(const T* dy, const T* x, const Norm<T>& norm, T* to, int64_t size, float epsilon, bool add) {
+  if (norm.weight) return norm_back_row(dy, x, norm.weight, to, size, epsilon, add);
+  norm_back_row(dy, x, norm.exact, to, size, epsilon, add);
+}
+
+template <typename T>
+void norm_back(const T* dy, const T* x, const Norm<T>& norm, T* dx, int64_t rows, int64_t size, float epsilon) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row)
-    norm_back_row(dy + row * size, x + row * size, weight, dx + row * size, size, epsilon, true);
+    norm_back_row(dy + row * size, x + row * size, norm, dx + row * size, size, epsilon, true);
 }
 
 // One row's gradients, and what `silu_mul` gave for it.
@@ -66,10 +72,25 @@ void silu_mul_row_back<bf16>(const bf16* gate, const bf16* dy, bf16* dgate, bf16
 #endif
 
 template <typename T>
-void silu_mul_back(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows, int64_t size) {
+void gelu_mul_row_back(const T* gate, const T* dy, T* dgate, T* gated, int64_t size) {
+  const T* up = gate + size;
+  T* dup = dgate + size;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const float g = wide(gate[i]), d = wide(dy[i]), part = sigmoid(gelu_twice(g));
+    const float slope = part + g * part * (1.0f - part) * gelu_twice_slope(g);
+    dup[i] = narrow<T>(d * g * part);
+    dgate[i] = narrow<T>(d * wide(up[i]) * slope);
+  }
+  gelu_mul<T>(gate, up, gated, size);
+}
+
+template <typename T>
+void gate_mul_back(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows, int64_t size, const Activation& by) {
+  const auto back = by.kind == Activation::GELU ? gelu_mul_row_back<T> : silu_mul_row_back<T>;
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row)
-    silu_mul_row_back<T>(gate_up + row * 2 * size, dy + row * size, to + row * 2 * size, gated + row * size, size);
+    back(gate_up + row * 2 * size, dy + row * size, to + row * 2 * size, gated + row * size, size);
 }
 
 // Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.
@@ -93,26 +114,24 @@ void turn(T* qkv, int64_t rows, int64_t turned, int64_t width, int64_t dim, cons
 }
 
 template <typename T>
-void head_norm(T* qkv, int64_t rows, int64_t first, int64_t heads, int64_t width, int64_t dim, const T* weight,
+void head_norm(T* qkv, int64_t rows, int64_t first, int64_t heads, int64_t width, int64_t dim, const Norm<T>& norm,
                float epsilon) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t head = first; head < first + heads; ++head) {
       T* x = qkv + row * width + head * dim;
-      const float inverse = inverse_rms(x, dim, epsilon);
-#pragma omp simd
-      for (int64_t i = 0; i < dim; ++i) x[i] = narrow<T>(wide(weight[i]) * wide(narrow<T>(wide(x[i]) * inverse)));
+      normalize(x, x, norm, dim, epsilon);
     }
 }
 
 template <typename T>
 void head_norm_back(T* dqkv, const T* raw, int64_t rows, int64_t first, int64_t heads, int64_t width, int64_t dim,
-                    const T* weight, float epsilon) {
+                    const Norm<T>& norm, float epsilon) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t head = first; head < first + heads; ++head) {
       const int64_t at = row * width + head * dim;
-      norm_back_row(dqkv + at, raw + at, weight, dqkv + at, dim, epsilon, false);
+      norm_back_row(dqkv + at, raw + at, norm, dqkv + at, dim, epsilon, false);
     }
 }
 
@@ -246,14 +265,14 @@ void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* we
 
 #define MINT_BACKWARD(T, NAME)                                                                                         \
   /* dx [rows, size] += the gradient through rms_norm(x) * weight */                                                   \
-  extern "C" void mint_norm_back_##NAME(const T* dy, const T* x, const T* weight, T* dx, int64_t rows, int64_t size,   \
-                                        float epsilon) {                                                               \
-    norm_back<T>(dy, x, weight, dx, rows, size, epsilon);                                                              \
+  extern "C" void mint_norm_back_##NAME(const T* dy, const T* x, const Norm<T>* norm, T* dx, int64_t rows,             \
+                                        int64_t size, float epsilon) {                                                 \
+    norm_back<T>(dy, x, *norm, dx, rows, size, epsilon);                                                               \
   }                                                                                                                    \
-  /* gate_up [rows, 2 size], dy [rows, size] -> to [rows, 2 size]; and gated [rows, size], what `silu_mul` gave */     \
-  extern "C" void mint_silu_mul_back_##NAME(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows,              \
-                                            int64_t size) {                                                            \
-    silu_mul_back<T>(gate_up, dy, to, gated, rows, size);                                                              \
+  /* gate_up [rows, 2 size], dy [rows, size] -> to [rows, 2 size]; and gated [rows, size], what `gate_mul` gave */     \
+  extern "C" void mint_gate_mul_back_##NAME(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows,              \
+                                            int64_t size, const Activation* by) {                                      \
+    gate_mul_back<T>(gate_up, dy, to, gated, rows, size, *by);                                                         \
   }                                                                                                                    \
   /* turn the first `turned` heads of every row [width] by its position's angles, in place; sign -1: back */           \
   extern "C" void mint_turn_##NAME(T* qkv, int64_t rows, int64_t turned, int64_t width, int64_t dim,                   \
@@ -263,12 +282,12 @@ void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* we
   }                                                                                                                    \
   /* rms_norm of `heads` heads of every row from head `first` on, in place; and its gradient, `raw` as it was before */\
   extern "C" void mint_head_norm_##NAME(T* qkv, int64_t rows, int64_t first, int64_t heads, int64_t width,             \
-                                        int64_t dim, const T* weight, float epsilon) {                                 \
-    head_norm<T>(qkv, rows, first, heads, width, dim, weight, epsilon);                                                \
+                                        int64_t dim, const Norm<T>* norm, float epsilon) {                             \
+    head_norm<T>(qkv, rows, first, heads, width, dim, *norm, epsilon);                                                 \
   }                                                                                                                    \
   extern "C" void mint_head_norm_back_##NAME(T* dqkv, const T* raw, int64_t rows, int64_t first, int64_t heads,        \
-                                             int64_t width, int64_t dim, const T* weight, float epsilon) {             \
-    head_norm_back<T>(dqkv, raw, rows, first, heads, width, dim, weight, epsilon);                                     \
+                                             int64_t width, int64_t dim, const Norm<T>* norm, float epsilon) {         \
+    head_norm_back<T>(dqkv, raw, rows, first, heads, width, dim, *norm, epsilon);                                      \
   }                                                                                                                    \
   /* the gradients of A and B, from x [R, in], dy [R, out], x A^T scaling and dy B^T scaling (see runs.cpp) */         \
   extern "C" void mint_add_gradients_##NAME(const T* x, const T* dy, int64_t in, int64_t out, const Added<T>* added,   \

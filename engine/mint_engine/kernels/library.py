@@ -17,6 +17,7 @@ from mint_engine.kernels.attention_structs import Heads, heads_struct, sight_str
 from mint_engine.kernels.compile import VARIANTS, is_current, library_path
 from mint_engine.kernels.expert_structs import Stack, stack_struct
 from mint_engine.kernels.linear_structs import Linear, linear_struct
+from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
 from mint_engine.kernels.structs import BaseStruct, PeersStruct, RoomStruct, SlotsStruct, StepStruct, slots_struct
 from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.residency.large_pages import LargePages
@@ -36,7 +37,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "multiply": (_P, _I, _P, _P),
     "add_norm": (_P, _P, _P, _P, _I, _I, _FLOAT),
     "rope": (_P, _I, _P, _P, _P, _P),
-    "silu_mul": (_P, _P, _I, _I),
+    "gate_mul": (_P, _P, _I, _I, _P),
     "argmax": (_P, _I, _I, _P, _P),
     "log_sums": (_P, _I, _I, _P),
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
@@ -76,7 +77,7 @@ class Kernels:
     _multiply: Callable[..., None]
     _add_norm: Callable[..., None]
     _rope: Callable[..., None]
-    _silu_mul: Callable[..., None]
+    _gate_mul: Callable[..., None]
     _argmax: Callable[..., None]
     _log_sums: Callable[..., None]
     _draw: Callable[..., None]
@@ -114,14 +115,12 @@ class Kernels:
         self._multiply(x.data_ptr(), x.shape[0], ctypes.byref(linear_struct(by)), y.data_ptr())
         return y
 
-    def add_norm(
-        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float
-    ) -> torch.Tensor:
-        """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H]."""
+    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, norm: Norm, epsilon: float) -> torch.Tensor:
+        """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H], a copy without a norm."""
         out = torch.empty_like(hidden)
         self._add_norm(
-            hidden.data_ptr(), delta.data_ptr() if delta is not None else None, weight.data_ptr(), out.data_ptr(),
-            hidden.shape[0], hidden.shape[1], epsilon,
+            hidden.data_ptr(), delta.data_ptr() if delta is not None else None, ctypes.byref(norm_struct(norm)),
+            out.data_ptr(), hidden.shape[0], hidden.shape[1], epsilon,
         )  # fmt: skip
         return out
 
@@ -152,11 +151,11 @@ class Kernels:
         )  # fmt: skip
         return out
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """gate_up [T, 2 I] -> silu(gate) * up [T, I]."""
+    def gate_mul(self, gate_up: torch.Tensor, by: Activation = SILU) -> torch.Tensor:
+        """gate_up [T, 2 I] -> activation(gate) * up [T, I]."""
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-        out = gate_up.new_empty((rows, size))
-        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, size)
+        out, of = gate_up.new_empty((rows, size)), activation_struct(by)
+        self._gate_mul(gate_up.data_ptr(), out.data_ptr(), rows, size, ctypes.byref(of))
         return out
 
     def argmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -123,16 +123,50 @@ class MatrixHead {
     std::fill(to.begin() + block.rows * dim, to.begin() + block.wide * dim, bf16{0});
   }
 
-  // Of 16 rows from `first` on, how many places each sees; those that are not there see none.
-  __m512i seen_by(const Block& block, int64_t first) const {
-    alignas(64) int32_t seen[LANES];
-    for (int64_t lane = 0; lane < LANES; ++lane)
-      seen[lane] = first + lane < block.rows ? int32_t(block.seen + (first + lane) / shape_.group()) : 0;
-    return _mm512_load_si512(seen);
+  // Of 16 rows, the places that each sees.
+  struct Seen {
+    __m512i from, to;
+    __mmask16 at(int64_t place) const {
+      const __m512i here = _mm512_set1_epi32(int32_t(place));
+      return _mm512_cmpgt_epi32_mask(to, here) & _mm512_cmple_epi32_mask(from, here);
+    }
+  };
+
+  // Those of 16 rows from `first` on; rows that are not there see none.
+  Seen seen_by(const Block& block, int64_t first) const {
+    alignas(64) int32_t from[LANES], to[LANES];
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      const int64_t place = block.seen - 1 + (first + lane) / shape_.group();
+      from[lane] = int32_t(shape_.sight.first(place)), to[lane] = first + lane < block.rows ? int32_t(place + 1) : 0;
+    }
+    return {_mm512_load_si512(from), _mm512_load_si512(to)};
   }
 
-  static __mmask16 sees(__m512i seen, int64_t place) {
-    return _mm512_cmpgt_epi32_mask(seen, _mm512_set1_epi32(int32_t(place)));
+  // The same rows' sinks.
+  __m512 sinks_of(int64_t first) const {
+    alignas(64) float sinks[LANES];
+    for (int64_t lane = 0; lane < LANES; ++lane)
+      sinks[lane] = shape_.sight.sinks ? shape_.sight.sinks[head_ * shape_.group() + (first + lane) % shape_.group()]
+                                       : -std::numeric_limits<float>::infinity();
+    return _mm512_load_ps(sinks);
+  }
+
+  // A score within the cap: cap tanh(x / cap), as `hold_within` has it.
+  __m512 held(__m512 score) const {
+    const float cap = shape_.sight.cap;
+    if (!cap) return score;
+    const __m512 part = _mm512_div_ps(score, _mm512_set1_ps(cap)), one = _mm512_set1_ps(1.0f);
+    const __m512 e = exp_below_zero(_mm512_mul_ps(_mm512_abs_ps(part), _mm512_set1_ps(-2.0f)));
+    const __m512 size = _mm512_div_ps(_mm512_mul_ps(_mm512_set1_ps(cap), _mm512_sub_ps(one, e)), _mm512_add_ps(one, e));
+    return _mm512_mask_sub_ps(size, _mm512_cmp_ps_mask(score, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps(), size);
+  }
+
+  // How much of a gradient a held score lets through.
+  __m512 slope_of(__m512 score) const {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    if (!shape_.sight.cap) return one;
+    const __m512 part = _mm512_mul_ps(score, _mm512_set1_ps(1.0f / shape_.sight.cap));
+    return _mm512_fnmadd_ps(part, part, one);
   }
 
   // Where among all rows' sums that of a block's row lies.
@@ -142,18 +176,20 @@ class MatrixHead {
 
   // Scores to weights, relative to a row's largest; `factors_` are what they are still to be multiplied by.
   void weigh(const Block& block, int64_t first, float* sums) {
-    const __m512i seen = seen_by(block, first);
-    const __m512 scale = _mm512_set1_ps(shape_.scale);
+    const Seen seen = seen_by(block, first);
+    const __m512 scale = _mm512_set1_ps(shape_.scale), sinks = sinks_of(first);
     float* scores = scores_.data() + first;
-    __m512 peak = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), sum = _mm512_setzero_ps();
+    __m512 peak = sinks;
     for (int64_t n = 0; n < block.keys; ++n) {
-      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + n * width_), scale);
-      peak = _mm512_mask_max_ps(peak, sees(seen, n), peak, score);
+      const __m512 score = held(_mm512_mul_ps(_mm512_loadu_ps(scores + n * width_), scale));
+      peak = _mm512_mask_max_ps(peak, seen.at(n), peak, score);
       _mm512_storeu_ps(scores + n * width_, score);
     }
+    __m512 sum = _mm512_setzero_ps();
+    if (shape_.sight.sinks) sum = exp_below_zero(_mm512_sub_ps(sinks, peak));
     for (int64_t n = 0; n < block.keys; ++n) {
       const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + n * width_), peak);
-      const __m512 weight = _mm512_maskz_mov_ps(sees(seen, n), exp_below_zero(below));
+      const __m512 weight = _mm512_maskz_mov_ps(seen.at(n), exp_below_zero(below));
       sum = _mm512_add_ps(sum, weight);
       store_narrow(weights_.data() + n * width_ + first, weight, 0xffff);
     }
@@ -180,19 +216,19 @@ class MatrixHead {
 
   // Scores to weights again, and the weights' gradients to those of the scores.
   void weigh_back(const Block& block, int64_t first, const float* sums) {
-    const __m512i seen = seen_by(block, first);
+    const Seen seen = seen_by(block, first);
     const __m512 scale = _mm512_set1_ps(shape_.scale), both = _mm512_loadu_ps(both_.data() + first);
     alignas(64) float known[LANES] = {};
     for (int64_t n = first; n < std::min(first + LANES, block.rows); ++n) known[n - first] = sums[sum_at(block, n)];
     const __m512 sum = _mm512_load_ps(known);
     for (int64_t n = 0; n < block.keys; ++n) {
       const int64_t place = n * width_ + first;
-      const __mmask16 mask = sees(seen, n);
-      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores_.data() + place), scale);
+      const __mmask16 mask = seen.at(n);
+      const __m512 score = held(_mm512_mul_ps(_mm512_loadu_ps(scores_.data() + place), scale));
       const __m512 weight = _mm512_maskz_mov_ps(mask, exp_below_zero(_mm512_sub_ps(score, sum)));
       const __m512 slope = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(slopes_.data() + place), both), scale);
       store_narrow(weights_.data() + place, weight, 0xffff);
-      store_narrow(gradients_.data() + place, _mm512_maskz_mul_ps(mask, weight, slope), 0xffff);
+      store_narrow(gradients_.data() + place, _mm512_maskz_mul_ps(mask, weight, _mm512_mul_ps(slope, slope_of(score))), 0xffff);
     }
   }
 

@@ -38,12 +38,12 @@ inline bf16 narrow<bf16>(float value) {
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-// exp for a value at or below zero, as those below; a loop over it becomes vectors.
-inline float exp_below_zero(float x) {
-  constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
-  x = x < -87.0f ? -87.0f : x;          // in this order NaN stays NaN
-  const float n = (x * 1.44269504088896341f + WHOLE) - WHOLE;
-  const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+// exp for values at or below zero to a few units of float's last place (Cephes); plain operations, so that a loop over
+// it is vectorised and gives the same wherever an element lies. NaN stays NaN.
+inline float exp_down(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounded to nearest
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -51,7 +51,7 @@ inline float exp_below_zero(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-  const int32_t bits = (int32_t(n) + 127) << 23;
+  const int32_t bits = (int32_t(n == n ? n : 0.0f) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, 4);
   return p * power;

@@ -1,5 +1,5 @@
 // The row kernels, each over many rows by itself; and the likeliest token of a row of logits.
-#include "rows.h"
+#include "activation.h"
 
 #include <limits>
 
@@ -43,10 +43,10 @@ void argmax(const T* logits, int64_t rows, int64_t size, int64_t* tokens, float*
 }
 
 template <typename T>
-void add_norms(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {
+void add_norms(T* hidden, const T* delta, const Norm<T>& norm, T* out, int64_t rows, int64_t size, float epsilon) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row)
-    add_norm<T>(hidden + row * size, delta ? delta + row * size : nullptr, weight, out + row * size, size, epsilon);
+    add_norm<T>(hidden + row * size, delta ? delta + row * size : nullptr, norm, out + row * size, size, epsilon);
 }
 
 template <typename T>
@@ -56,17 +56,17 @@ void ropes(T* qkv, int64_t rows, const Heads<T>& of, const int64_t* positions, c
 }
 
 template <typename T>
-void silu_muls(const T* gate_up, T* out, int64_t rows, int64_t size) {
+void gate_muls(const T* gate_up, T* out, int64_t rows, int64_t size, const Activation& by) {
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) silu_mul<T>(gate_up + row * 2 * size, out + row * size, size);
+  for (int64_t row = 0; row < rows; ++row) gate_mul<T>(by, gate_up + row * 2 * size, out + row * size, size);
 }
 }  // namespace
 
 #define MINT_ROWS(T, NAME)                                                                                             \
   /* hidden, delta (null: nothing), out [rows, size] */                                                                \
-  extern "C" void mint_add_norm_##NAME(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t size, \
-                                       float epsilon) {                                                                \
-    add_norms<T>(hidden, delta, weight, out, rows, size, epsilon);                                                     \
+  extern "C" void mint_add_norm_##NAME(T* hidden, const T* delta, const Norm<T>* norm, T* out, int64_t rows,           \
+                                       int64_t size, float epsilon) {                                                  \
+    add_norms<T>(hidden, delta, *norm, out, rows, size, epsilon);                                                      \
   }                                                                                                                    \
   /* qkv [rows, (heads + 2 kv_heads) dim]; positions and places [rows] */                                              \
   extern "C" void mint_rope_##NAME(T* qkv, int64_t rows, const Heads<T>* of, const int64_t* positions,                 \
@@ -74,8 +74,8 @@ void silu_muls(const T* gate_up, T* out, int64_t rows, int64_t size) {
     ropes<T>(qkv, rows, *of, positions, places, pool);                                                                 \
   }                                                                                                                    \
   /* gate_up [rows, 2 size] -> out [rows, size] */                                                                     \
-  extern "C" void mint_silu_mul_##NAME(const T* gate_up, T* out, int64_t rows, int64_t size) {                         \
-    silu_muls<T>(gate_up, out, rows, size);                                                                            \
+  extern "C" void mint_gate_mul_##NAME(const T* gate_up, T* out, int64_t rows, int64_t size, const Activation* by) {   \
+    gate_muls<T>(gate_up, out, rows, size, *by);                                                                       \
   }                                                                                                                    \
   /* logits [rows, size] -> the first largest of each row and its value, NaN where the row holds one */                \
   extern "C" void mint_argmax_##NAME(const T* logits, int64_t rows, int64_t size, int64_t* tokens, float* peaks) {     \

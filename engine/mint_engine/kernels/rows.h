@@ -32,7 +32,7 @@ struct Norm {
 // In place where `out` is `row`.
 template <typename T>
 void normalize(T* out, const T* row, const Norm<T>& by, int64_t size, float epsilon) {
-  if (!by.exact) return normalize(out, row, by.weight, size, epsilon);
+  if (by.weight) return normalize(out, row, by.weight, size, epsilon);
   const float scale = inverse_rms(row, size, epsilon);
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(row[i]) * scale * by.exact[i]);
@@ -63,11 +63,14 @@ void scale(T* row, float factor, int64_t size) {
   for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(wide(row[i]) * factor);
 }
 
-// hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight
+// hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight, or hidden where there is no norm
 template <typename T>
-void add_norm(T* hidden, const T* delta, const T* weight, T* out, int64_t size, float epsilon) {
+void add_norm(T* hidden, const T* delta, const Norm<T>& norm, T* out, int64_t size, float epsilon) {
   if (delta) add(hidden, delta, size);
-  normalize(out, hidden, weight, size, epsilon);
+  if (norm)
+    normalize(out, hidden, norm, size, epsilon);
+  else
+    std::copy_n(hidden, size, out);
 }
 
 // Where a layer's attention finds its heads, how their positions turn, and what they see.
@@ -79,7 +82,7 @@ struct Heads {
   Norm<T> q_norm, k_norm;  // [dim], or where they are `joint` over all heads of a row
   int64_t joint;
   float epsilon;
-  Sight<T> sight;
+  Sight sight;
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
 };
 

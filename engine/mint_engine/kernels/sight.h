@@ -2,11 +2,12 @@
 #pragma once
 #include "number.h"
 
-template <typename T>
 struct Sight {
-  int64_t window;  // the latest tokens that a row sees, itself included; 0: all
-  const T* sinks;  // [heads]: a score of nothing, beside those of what a row sees; null: none
-  float cap;       // scores go to cap * tanh(score / cap); 0: they stay
+  int64_t window;      // the latest tokens that a row sees, itself included; 0: all
+  const float* sinks;  // [heads]: a score of nothing, beside those of what a row sees; null: none
+  float cap;           // scores go to cap * tanh(score / cap); 0: they stay
+  // Of those that are at `position` and before, the first that is seen.
+  int64_t first(int64_t position) const { return window && window <= position ? position + 1 - window : 0; }
 };
 
 // The tokens of a page that a row sees.
@@ -19,7 +20,7 @@ template <typename T>
 void hold_within(T* x, int64_t size, float cap) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
-    const float part = wide(x[i]) / cap, e = exp_below_zero(-2.0f * std::fabs(part));
+    const float part = wide(x[i]) / cap, e = exp_down(-2.0f * std::fabs(part));
     x[i] = narrow<T>(cap * std::copysign((1.0f - e) / (1.0f + e), part));
   }
 }

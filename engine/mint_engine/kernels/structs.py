@@ -5,15 +5,13 @@ Structs hold addresses alone: whoever makes one keeps its tensors alive.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from mint_engine.kernels.attention_structs import HeadsStruct, LatentStruct
 from mint_engine.kernels.expert_structs import ExpertsStruct
 from mint_engine.kernels.linear_structs import LinearStruct, address
-from mint_engine.kernels.norm_structs import NormStruct
+from mint_engine.kernels.row_structs import ActivationStruct, NormStruct
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import Slots
 
@@ -29,24 +27,6 @@ class LayerStruct(ctypes.Structure):
         ("experts", ctypes.POINTER(ExpertsStruct)), ("given_norm", NormStruct), ("heads", HeadsStruct),
         ("latent", ctypes.POINTER(LatentStruct)), ("pool", _POINTER), ("group", _INT),
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Activation:
-    """What gates of networks do to what they gate; `alpha` and `limit` are gpt-oss's, the third kind's."""
-
-    kind: Literal["silu", "gelu_pytorch_tanh", "clamped"]
-    alpha: float = 0.0
-    limit: float = 0.0
-
-
-_ACTIVATIONS = "silu", "gelu_pytorch_tanh", "clamped"  # by their numbers
-
-
-class ActivationStruct(ctypes.Structure):
-    """activation.h: Activation"""
-
-    _fields_ = (("kind", _INT), ("alpha", _FLOAT), ("limit", _FLOAT))
 
 
 class BaseStruct(ctypes.Structure):
@@ -103,11 +83,6 @@ class PeersStruct(ctypes.Structure):
         ("count", _INT), ("rank", _INT), ("threads", _INT), ("meeting", _POINTER), ("sums", _POINTER),
         ("size", _INT), ("patience_s", _FLOAT),
     )  # fmt: skip
-
-
-def activation_struct(of: Activation) -> ActivationStruct:
-    """A base's activation."""
-    return ActivationStruct(_ACTIVATIONS.index(of.kind), of.alpha, of.limit)
 
 
 def slots_struct(slots: Slots) -> SlotsStruct:

@@ -73,23 +73,4 @@ inline void multiply(int64_t m, int64_t n, int64_t k, Left left, const T* b, int
   for (; j + VECTORS * LANES <= n; j += VECTORS * LANES) stripe<VECTORS>(m, k, left, b + j, ldb, c + j, ldc, add);
   for (; j < n; j += LANES) stripe<1>(m, k, left, b + j, ldb, c + j, ldc, add);
 }
-
-// exp for values at or below zero to a few units of float's last place (Cephes); plain operations, so that a loop over
-// it is vectorised and gives the same wherever an element lies. NaN stays NaN.
-inline float exp_down(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounded to nearest
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  const int32_t bits = (int32_t(n == n ? n : 0.0f) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
-  return p * power;
-}
 }  // namespace

@@ -1,10 +1,12 @@
 // What attention over trees of rows has in all heads.
 #pragma once
 #include <cstdint>
+#include "sight.h"
 
 struct TreeShape {
   int64_t heads, kv_heads, dim;
   float scale;
+  Sight sight;
   int64_t group() const { return heads / kv_heads; }
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
 };

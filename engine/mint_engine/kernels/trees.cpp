@@ -55,6 +55,8 @@ struct Head {
   // s = q k^T for the first `keys` places, and what is beyond them up to a multiple of 16, which nobody reads.
   void score(int64_t rows, int64_t keys) {
     multiply(rows, aligned(keys), shape.dim, {q.data(), shape.dim, 1}, kt.data(), places, s.data(), places, false);
+    if (shape.sight.cap)
+      for (int64_t i = 0; i < rows; ++i) hold_within(s.data() + i * places, keys, shape.sight.cap);
   }
 
   void attend(const T* qkv, T* out, float* sums, int64_t row, int64_t count, int64_t before) {
@@ -64,8 +66,9 @@ struct Head {
       load_queries(qkv, row + at, tokens);
       score(tokens * group, keys);
       for (int64_t i = 0; i < tokens * group; ++i) {
-        const int64_t seen = before + at + i / group + 1, token = row + at + i / group, h = head * group + i % group;
-        sums[token * shape.heads + h] = weigh(s.data() + i * places, seen, keys);
+        const int64_t place = before + at + i / group, token = row + at + i / group, h = head * group + i % group;
+        const float sink = shape.sight.sinks ? shape.sight.sinks[h] : -INFINITY;
+        sums[token * shape.heads + h] = weigh(s.data() + i * places, shape.sight.first(place), place + 1, keys, sink);
       }
       multiply(tokens * group, dim, keys, {s.data(), places, 1}, v.data(), dim, o.data(), dim, false);
       for (int64_t i = 0; i < tokens * group; ++i) {
@@ -75,17 +78,19 @@ struct Head {
     }
   }
 
-  // Scores to weights, in place, 0 for what is not seen; returns the logarithm of the sum of their exponentials.
-  static float weigh(float* scores, int64_t seen, int64_t keys) {
-    float peak = scores[0], sum = 0;
+  // Scores to weights, in place, 0 for what is not seen; returns the logarithm of the sum of their exponentials, and of
+  // the sink's.
+  static float weigh(float* scores, int64_t first, int64_t end, int64_t keys, float sink) {
+    float peak = std::max(scores[first], sink), sum = 0;
 #pragma omp simd reduction(max : peak)
-    for (int64_t n = 0; n < seen; ++n) peak = scores[n] > peak ? scores[n] : peak;
+    for (int64_t n = first; n < end; ++n) peak = scores[n] > peak ? scores[n] : peak;
+    if (sink > -INFINITY) sum = exp_down(sink - peak);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t n = 0; n < seen; ++n) sum += scores[n] = exp_down(scores[n] - peak);
+    for (int64_t n = first; n < end; ++n) sum += scores[n] = exp_down(scores[n] - peak);
     const float inverse = 1.0f / sum;
 #pragma omp simd
-    for (int64_t n = 0; n < seen; ++n) scores[n] *= inverse;
-    for (int64_t n = seen; n < keys; ++n) scores[n] = 0;
+    for (int64_t n = first; n < end; ++n) scores[n] *= inverse;
+    std::fill(scores, scores + first, 0.0f), std::fill(scores + end, scores + keys, 0.0f);
     return peak + std::log(sum);
   }
 
@@ -102,12 +107,13 @@ struct Head {
       }
       multiply(rows, aligned(keys), dim, {o.data(), dim, 1}, vt.data(), places, dp.data(), places, false);
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t seen = before + at + i / group + 1, token = row + at + i / group, h = head * group + i % group;
+        const int64_t place = before + at + i / group, token = row + at + i / group, h = head * group + i % group;
         const T* given = out + (token * shape.heads + h) * dim;
         float both = 0;
 #pragma omp simd reduction(+ : both)
         for (int64_t d = 0; d < dim; ++d) both += wide(given[d]) * o[i * dim + d];
-        weigh_back(s.data() + i * places, dp.data() + i * places, sums[token * shape.heads + h], both, seen, keys);
+        weigh_back(s.data() + i * places, dp.data() + i * places, sums[token * shape.heads + h], both,
+                   shape.sight.first(place), place + 1, keys);
       }
       multiply(keys, dim, rows, {s.data(), 1, places}, o.data(), dim, dv.data(), dim, true);
       multiply(keys, dim, rows, {dp.data(), 1, places}, q.data(), dim, dk.data(), dim, true);
@@ -120,13 +126,16 @@ struct Head {
   }
 
   // Scores to weights again, and the weights' gradients to those of the scores, both in place.
-  static void weigh_back(float* scores, float* gradients, float sum, float both, int64_t seen, int64_t keys) {
+  void weigh_back(float* scores, float* gradients, float sum, float both, int64_t first, int64_t end,
+                  int64_t keys) const {
+    const float inverse = shape.sight.cap ? 1.0f / shape.sight.cap : 0.0f;
 #pragma omp simd
-    for (int64_t n = 0; n < seen; ++n) {
+    for (int64_t n = first; n < end; ++n) {
+      const float part = scores[n] * inverse;  // tanh, whose slope is 1 less its square
       scores[n] = exp_down(scores[n] - sum);
-      gradients[n] = scores[n] * (gradients[n] - both);
+      gradients[n] = scores[n] * (gradients[n] - both) * (1.0f - part * part);
     }
-    for (int64_t n = seen; n < keys; ++n) scores[n] = gradients[n] = 0;
+    for (auto* each : {scores, gradients}) std::fill(each, each + first, 0.0f), std::fill(each + end, each + keys, 0.0f);
   }
 
   void store_back(T* dqkv, int64_t row, int64_t count, int64_t place) {
@@ -204,13 +213,14 @@ void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T
 #define MINT_TREES(NAME, T)                                                                                            \
   extern "C" void mint_attend_trees_##NAME(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count,     \
                                            const int64_t* lengths, int64_t heads, int64_t kv_heads, int64_t dim,       \
-                                           float scale) {                                                              \
-    attend<T>(qkv, out, sums, trees, count, lengths, {heads, kv_heads, dim, scale});                                   \
+                                           float scale, const Sight* sight) {                                          \
+    attend<T>(qkv, out, sums, trees, count, lengths, {heads, kv_heads, dim, scale, *sight});                           \
   }                                                                                                                    \
   extern "C" void mint_attend_trees_back_##NAME(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, \
                                                 const int64_t* trees, int64_t count, const int64_t* lengths,           \
-                                                int64_t heads, int64_t kv_heads, int64_t dim, float scale) {           \
-    attend_back<T>(qkv, out, sums, dout, dqkv, trees, count, lengths, {heads, kv_heads, dim, scale});                  \
+                                                int64_t heads, int64_t kv_heads, int64_t dim, float scale,             \
+                                                const Sight* sight) {                                                  \
+    attend_back<T>(qkv, out, sums, dout, dqkv, trees, count, lengths, {heads, kv_heads, dim, scale, *sight});          \
   }
 MINT_TREES(bfloat16, bf16)
 MINT_TREES(float32, float)

@@ -7,25 +7,14 @@ import torch
 from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Sight
 from mint_engine.kernels.library import MOST_QUERIES
 from mint_engine.kernels.linear_structs import Angles
-from mint_engine.kernels.norm_structs import NO_NORM, Norm
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import GEMMA, Unlike
+from mint_engine.model.told import norm_of
 from mint_engine.parallel.shares import Share
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
-_EXACT = GEMMA | {"gpt_oss", "olmo2", "olmo3"}  # families whose norms round what is weighed already
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # whose positions turn by the kind of a layer
 _HALVES = frozenset({"gpt_oss"})  # whose modules give each angle once
-
-
-def norm_of(config: Any, module: Any) -> Norm:
-    """One of transformers' RMSNorms; none for None. Gemma's weights are told less one."""
-    if module is None:
-        return NO_NORM
-    if config.model_type not in _EXACT:
-        return Norm(module.weight)
-    weight = module.weight.detach().float()
-    return Norm(exact=weight + 1.0 if config.model_type in GEMMA else weight)
 
 
 def sizes_of(config: Any, attention: Any, share: Share | None) -> tuple[int, int, int]:
@@ -47,12 +36,8 @@ def read_heads(
         angles = Angles(angles.cos[:, :0], angles.sin[:, :0])
     cap = attention.attn_logit_softcapping if config.model_type == "gemma2" else None
     sinks = getattr(attention, "sinks", None)
-    return Heads(
-        *sizes,
-        angles,
-        _norms(config, attention, alone=alone),
-        Sight(window, sinks.detach() if sinks is not None else None, float(cap or 0.0)),
-    )
+    sight = Sight(window, sinks.detach().float() if sinks is not None else None, float(cap or 0.0))
+    return Heads(*sizes, angles, _norms(config, attention, alone=alone), sight)
 
 
 def _turns(config: Any, attention: Any) -> bool:
@@ -73,10 +58,12 @@ def _norms(config: Any, attention: Any, *, alone: bool) -> HeadNorms:
     return HeadNorms(norm_of(config, query), norm_of(config, key), float(epsilon), joint)
 
 
-def read_angles(config: Any, rotary: Any, base: Base, positions: int) -> dict[str, Angles]:
-    """By the kind of layer, or "" for all, the module's own, in the base's dtype as it gives them to its layers."""
-    kinds = sorted(set(config.layer_types)) if config.model_type in _LAYERED else [""]
-    return {kind: _angles(config, rotary, base, positions, kind) for kind in kinds}
+def read_angles(config: Any, rotary: Any, base: Base, positions: int) -> list[Angles]:
+    """Of each layer, the module's own, in the base's dtype as it gives them to its layers."""
+    layers = int(config.num_hidden_layers)
+    kinds = list(config.layer_types) if config.model_type in _LAYERED else [""] * layers
+    found = {kind: _angles(config, rotary, base, positions, kind) for kind in sorted(set(kinds))}
+    return [found[kind] for kind in kinds]
 
 
 def _angles(config: Any, rotary: Any, base: Base, positions: int, kind: str) -> Angles:

@@ -15,12 +15,11 @@ from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, lat
 from mint_engine.kernels.expert_structs import Grouped, experts_struct
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.kernels.linear_structs import LinearStruct, address, linear_struct
-from mint_engine.kernels.norm_structs import norm_struct
+from mint_engine.kernels.row_structs import activation_struct, norm_struct
 from mint_engine.kernels.structs import (
     BaseStruct,
     LayerStruct,
     StepStruct,
-    activation_struct,
     arrival_struct,
     room_struct,
     slots_struct,

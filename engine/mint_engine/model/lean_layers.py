@@ -8,7 +8,7 @@ latent attention, as in DeepSeek-V3.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +17,10 @@ from mint_engine.kernels.attention_structs import Heads, Latent
 from mint_engine.kernels.expert_structs import Experts
 from mint_engine.kernels.library import MAX_RANK, Kernels
 from mint_engine.kernels.linear_structs import Angles, Linear
-from mint_engine.kernels.norm_structs import NO_NORM, Norm
-from mint_engine.kernels.structs import Activation
+from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.model.base import Base
 from mint_engine.model.expert_layers import ExpertReader
-from mint_engine.model.head_layers import norm_of, read_angles, read_heads, sizes_of
+from mint_engine.model.head_layers import read_angles, read_heads, sizes_of
 from mint_engine.model.latent import is_latent
 from mint_engine.model.latent_layers import check_latent, read_latent
 from mint_engine.model.llama_like import (
@@ -35,12 +34,12 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
+from mint_engine.model.told import activation_of, added_by, bounds_of, enlarged_by, norm_of, norms_of
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
 MOST_TARGETS = 4  # modules that one linear map is fused of
-_ACTIVATED = frozenset({"gemma2", "gemma3_text"})  # that tell of their activation by another name
 
 
 @dataclass(frozen=True)
@@ -118,24 +117,23 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         check_latent(attention, config)
     sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
-    read = _Reader(kernels, slots.index, config, share, sizes, positions)
-    layers = layers_of(model)
+    read, (divided, cap) = _Reader(kernels, slots.index, config, share, sizes, positions), bounds_of(config)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
         layers=tuple(
-            read.layer(path, layer, _angles_of(angles, config, at), windows[at])
-            for at, (path, layer) in enumerate(layers)
+            read.layer(*each, turned, window)
+            for each, turned, window in zip(layers_of(model), angles, windows, strict=True)
         ),
         norm=norm_of(config, decoder.norm),
         head=read.fused({"lm_head": model.lm_head}),
         scale=float(attention.scaling),
         epsilon=float(config.rms_norm_eps),
-        activation=_activation(config),
-        enlarged=_enlarged(config, decoder.embed_tokens, base.dtype),
-        added=float(getattr(config, "residual_multiplier", 1.0)),
-        divided=float(getattr(config, "logits_scaling", 0.0)),
-        cap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
+        activation=activation_of(config),
+        enlarged=enlarged_by(config, decoder.embed_tokens, base.dtype),
+        added=added_by(config),
+        divided=divided,
+        cap=cap,
     )
 
 
@@ -146,30 +144,6 @@ def _check(config: Any, slots: Slots, positions: int) -> None:
         raise Unlike("its sizes are odd, and kernels take inputs by twos")
     if slots.max_rank > MAX_RANK:
         raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
-
-
-def _angles_of(angles: Mapping[str, Angles], config: Any, layer: int) -> Angles:
-    return angles[""] if "" in angles else angles[config.layer_types[layer]]
-
-
-def _activation(config: Any) -> Activation:
-    if config.model_type == "gpt_oss":
-        return Activation("clamped", float(config.swiglu_alpha), float(config.swiglu_limit))
-    told = getattr(config, "hidden_activation" if config.model_type in _ACTIVATED else "hidden_act")
-    kinds: dict[str, Literal["silu", "gelu_pytorch_tanh"]] = {
-        "silu": "silu",
-        "gelu_pytorch_tanh": "gelu_pytorch_tanh",
-    }
-    if told not in kinds:
-        raise Unlike(f"the activation is {told}")
-    return Activation(kinds[told])
-
-
-def _enlarged(config: Any, embedding: Any, dtype: torch.dtype) -> float:
-    """By a multiplier that is rounded, as Gemma has it, or by one that is not."""
-    if (rounded := getattr(embedding, "embed_scale", None)) is not None:
-        return float(rounded.to(dtype))
-    return float(getattr(config, "embedding_multiplier", 1.0))
 
 
 @dataclass(frozen=True)
@@ -192,30 +166,22 @@ class _Reader:
         attention, alone = layer.self_attn, self.share is None
         at, mlp = f"{path}.self_attn", f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
-        before, after = self._norms(layer)
+        norms = norms_of(self.config, layer)
         heads = None
         if self.sizes is not None:
             heads = read_heads(self.config, attention, self.sizes, angles, window, alone=alone)
         return Layer(
-            attention_norm=norm_of(self.config, getattr(layer, "input_layernorm", None)),
+            attention_norm=norms.attention,
             qkv=self.fused({f"{at}.{name}": attention.get_submodule(name) for name in self._first(attention)}),
             heads=heads,
             latent=self._latent(at, attention, angles) if heads is None else None,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
-            attended_norm=after[0],
-            mlp_norm=before,
+            attended_norm=norms.attended,
+            mlp_norm=norms.network,
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
-            given_norm=after[1],
+            given_norm=norms.given,
         )
-
-    def _norms(self, layer: Any) -> tuple[Norm, tuple[Norm, Norm]]:
-        """Of what the network takes; and of what attention and network give, where these have norms of their own."""
-        if not hasattr(layer, "post_feedforward_layernorm"):
-            return norm_of(self.config, layer.post_attention_layernorm), (NO_NORM, NO_NORM)
-        before = getattr(layer, "pre_feedforward_layernorm", None)
-        after = (layer.post_attention_layernorm, layer.post_feedforward_layernorm)
-        return norm_of(self.config, before), (norm_of(self.config, after[0]), norm_of(self.config, after[1]))
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
         """Linears of one input, by path, as one map with their outputs side by side."""

@@ -19,6 +19,7 @@ GROUPED = LATENT | {"dots1", "glm4_moe"}
 GEMMA = frozenset({"gemma", "gemma2", "gemma3_text"})
 SERVED = FAMILIES | ROUTED | GROUPED | GEMMA
 SERVED |= {"exaone4", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"}
+UNTRAINED = frozenset({"gpt_oss"})  # by that of training, whose adapters find no gates among what takes turns
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 # Of families that see, which tokens stand for what is seen: transformers embeds them as token 0 where nothing is.
 _PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}
@@ -44,14 +45,9 @@ def check_served(config: Any, positions: int) -> None:
 
 def check_trained(config: Any, positions: int) -> None:
     """Raises Unlike for what training's lean pass does not take, of examples of so many tokens at most."""
-    if config.model_type not in FAMILIES | ROUTED | GROUPED:
+    if config.model_type in UNTRAINED:
         raise Unlike(f"the family {config.model_type} has no lean pass in training")
-    if config.hidden_act != "silu":
-        raise Unlike(f"the activation is {config.hidden_act}")
-    window = _narrowest(config)
-    if window is not None and window < positions:
-        raise Unlike(f"attention slides over {window} tokens, of requests of up to {positions}")
-    _check_ropes(config)
+    check_served(config, positions)
 
 
 def windows_of(config: Any, positions: int) -> tuple[int, ...]:

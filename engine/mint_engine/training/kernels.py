@@ -1,7 +1,7 @@
 """The compiled kernels of the lean training pass as Python functions; the C++ sources have the shapes."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mint_engine.kernels.attention_structs import PLAIN, HeadNorms, Sight, sight_struct
 from mint_engine.kernels.library import DTYPES, load_library
+from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
 from mint_engine.training.pieces import Tree
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "attend_trees": (_P, _P, _P, _P, _I, _P, _I, _I, _I, _F),
-    "attend_trees_back": (_P, _P, _P, _P, _P, _P, _I, _P, _I, _I, _I, _F),
+    "attend_trees": (_P, _P, _P, _P, _I, _P, _I, _I, _I, _F, _P),
+    "attend_trees_back": (_P, _P, _P, _P, _P, _P, _I, _P, _I, _I, _I, _F, _P),
     "norm_back": (_P, _P, _P, _P, _I, _I, _F),
-    "silu_mul_back": (_P, _P, _P, _P, _I, _I),
+    "gate_mul_back": (_P, _P, _P, _P, _I, _I, _P),
     "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
@@ -40,12 +43,13 @@ ADDED = np.dtype(
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention's sizes: query heads, key/value heads, a head's size, and what scores are multiplied by."""
+    """Attention's sizes: query heads, key/value heads, a head's size; what scores are multiplied by, and are of."""
 
     queries: int
     keys: int
     dim: int
     scale: float
+    sight: Sight = PLAIN
 
     @property
     def width(self) -> int:
@@ -83,7 +87,7 @@ class TrainingKernels:
     _attend_trees: Callable[..., None]
     _attend_trees_back: Callable[..., None]
     _norm_back: Callable[..., None]
-    _silu_mul_back: Callable[..., None]
+    _gate_mul_back: Callable[..., None]
     _turn: Callable[..., None]
     _head_norm: Callable[..., None]
     _head_norm_back: Callable[..., None]
@@ -102,6 +106,7 @@ class TrainingKernels:
         self._attend_trees(
             qkv.data_ptr(), out.data_ptr(), sums.data_ptr(), trees.trees.data_ptr(), trees.trees.shape[0],
             trees.lengths.data_ptr(), heads.queries, heads.keys, heads.dim, heads.scale,
+            ctypes.byref(sight_struct(heads.sight)),
         )  # fmt: skip
         return out, sums
 
@@ -113,51 +118,53 @@ class TrainingKernels:
         self._attend_trees_back(
             qkv.data_ptr(), out.data_ptr(), sums.data_ptr(), dout.data_ptr(), back.data_ptr(), trees.trees.data_ptr(),
             trees.trees.shape[0], trees.lengths.data_ptr(), heads.queries, heads.keys, heads.dim, heads.scale,
+            ctypes.byref(sight_struct(heads.sight)),
         )  # fmt: skip
         return back
 
-    def norm_back(
-        self, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, epsilon: float
-    ) -> None:
-        """dx [T, H] += the gradient of x, from that of RMSNorm(x) * weight, dy [T, H]."""
+    def norm_back(self, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, norm: Norm, epsilon: float) -> None:
+        """dx [T, H] += the gradient of x, from that of RMSNorm(x) * weight, dy [T, H]; that itself without a norm."""
+        if not norm:
+            dx += dy
+            return
         self._norm_back(
-            dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), x.shape[0], x.shape[1], epsilon
-        )
+            dy.data_ptr(), x.data_ptr(), ctypes.byref(norm_struct(norm)), dx.data_ptr(), x.shape[0], x.shape[1],
+            epsilon,
+        )  # fmt: skip
 
-    def silu_mul_back(self, gate_up: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of gate_up [T, 2 I], from that of silu(gate) * up, dy [T, I]; and the latter itself [T, I]."""
-        back, gated = torch.empty_like(gate_up), torch.empty_like(dy)
-        self._silu_mul_back(gate_up.data_ptr(), dy.data_ptr(), back.data_ptr(), gated.data_ptr(), *dy.shape)
+    def gate_mul_back(
+        self, gate_up: torch.Tensor, dy: torch.Tensor, by: Activation = SILU
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of gate_up [T, 2 I] from that of `gate_mul`, dy [T, I]; and what that gave [T, I]."""
+        back, gated, of = torch.empty_like(gate_up), torch.empty_like(dy), activation_struct(by)
+        self._gate_mul_back(
+            gate_up.data_ptr(), dy.data_ptr(), back.data_ptr(), gated.data_ptr(), *dy.shape, ctypes.byref(of)
+        )
         return back, gated
 
     def turn(
-        self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-        *, back: bool = False,
-    ) -> None:  # fmt: skip
-        """Turn queries and keys of qkv by their positions' angles [P, half] float32, in place; `back` undoes it."""
+        self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, angles: Angles, *, back: bool = False
+    ) -> None:
+        """Turn queries and keys of qkv by their positions' angles, in place; `back` undoes it."""
         self._turn(
             qkv.data_ptr(), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, positions.data_ptr(),
-            cos.data_ptr(), sin.data_ptr(), cos.shape[1], -1.0 if back else 1.0,
+            angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[1], -1.0 if back else 1.0,
         )  # fmt: skip
 
-    def head_norm(
-        self, qkv: torch.Tensor, heads: Heads, query: torch.Tensor, key: torch.Tensor, epsilon: float
-    ) -> None:
-        """RMSNorm with weights [D] of every query and key head, in place."""
-        for first, count, weight in ((0, heads.queries, query), (heads.queries, heads.keys, key)):
+    def head_norm(self, qkv: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
+        """RMSNorm of every query and key head, or of all of a row's, in place."""
+        for first, count, size, norm in _normed(heads, norms):
             self._head_norm(
-                qkv.data_ptr(), qkv.shape[0], first, count, heads.width, heads.dim, weight.data_ptr(), epsilon
-            )
+                qkv.data_ptr(), qkv.shape[0], first, count, heads.width, size, ctypes.byref(norm_struct(norm)),
+                norms.epsilon,
+            )  # fmt: skip
 
-    def head_norm_back(
-        self, dqkv: torch.Tensor, raw: torch.Tensor, heads: Heads, query: torch.Tensor, key: torch.Tensor,
-        epsilon: float,
-    ) -> None:  # fmt: skip
+    def head_norm_back(self, dqkv: torch.Tensor, raw: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
         """The way back of `head_norm`, in place; `raw` is what that took."""
-        for first, count, weight in ((0, heads.queries, query), (heads.queries, heads.keys, key)):
+        for first, count, size, norm in _normed(heads, norms):
             self._head_norm_back(
-                dqkv.data_ptr(), raw.data_ptr(), raw.shape[0], first, count, heads.width, heads.dim,
-                weight.data_ptr(), epsilon,
+                dqkv.data_ptr(), raw.data_ptr(), raw.shape[0], first, count, heads.width, size,
+                ctypes.byref(norm_struct(norm)), norms.epsilon,
             )  # fmt: skip
 
     def multiply_runs(
@@ -240,6 +247,16 @@ class TrainingKernels:
             logits.data_ptr(), *logits.shape, sums.data_ptr(), starts.data_ptr(), targets.data_ptr(),
             given.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
+
+
+def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Norm]]:
+    """What norms are of: first, counted in such, how many, the size of each."""
+    if norms.joint:
+        yield 0, 1, heads.queries * heads.dim, norms.query
+        yield heads.queries // heads.keys, 1, heads.keys * heads.dim, norms.key
+    else:
+        yield 0, heads.queries, heads.dim, norms.query
+        yield heads.queries, heads.keys, heads.dim, norms.key
 
 
 def _middles(added: NDArray[np.void]) -> int:

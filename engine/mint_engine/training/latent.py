@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional
 
 from mint_engine.kernels.library import Kernels
+from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.row_structs import Norm
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import Heads, TrainingKernels, Trees
 from mint_engine.training.products import Kept, Product, Rows, multiply, multiply_back
@@ -68,12 +70,11 @@ class _Expanded:
 
 @dataclass(frozen=True)
 class LeanLatent:
-    """Both directions of one base's; cos and sin [positions, E / 2] float32."""
+    """Both directions of one base's."""
 
     kernels: Kernels
     training: TrainingKernels
-    cos: torch.Tensor
-    sin: torch.Tensor
+    angles: Angles
 
     def forward(
         self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
@@ -95,7 +96,7 @@ class LeanLatent:
         dqkv = self.training.attend_back(
             expanded.qkv, _padded(kept.attended, latent), kept.sums, _padded(dattended, latent), trees, latent.heads
         )
-        self.training.turn(dqkv, latent.heads, batch.positions, self.cos, self.sin, back=True)
+        self.training.turn(dqkv, latent.heads, batch.positions, self.angles, back=True)
         yield
         dqueries, dup, drotated = _apart(dqkv, latent)
         before = kept.made.shape[1] - latent.norm.shape[0] - drotated.shape[1]
@@ -124,15 +125,15 @@ class LeanLatent:
         up, kept_up = multiply(self.training, latent.up, normed, rows)
         yield
         qkv = _together(queries, up, key, latent)
-        self.training.turn(qkv, latent.heads, batch.positions, self.cos, self.sin)
+        self.training.turn(qkv, latent.heads, batch.positions, self.angles)
         return _Expanded(compressed, normed, qkv, kept, kept_up)
 
     def _norm(self, rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        return self.kernels.add_norm(rows.contiguous(), None, weight, epsilon)
+        return self.kernels.add_norm(rows.contiguous(), None, Norm(weight), epsilon)
 
     def _norm_back(self, dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         dx = torch.zeros_like(dy)
-        self.training.norm_back(dx, dy, x.contiguous(), weight, epsilon)
+        self.training.norm_back(dx, dy, x.contiguous(), Norm(weight), epsilon)
         return dx
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from mint_engine.kernels.library import Kernels
+from mint_engine.kernels.row_structs import Activation
 from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
@@ -41,6 +42,7 @@ class LeanExperts:
 
     kernels: Kernels
     training: TrainingKernels
+    activation: Activation
 
     def forward(
         self, experts: Experts, x: torch.Tensor, batch: Batch
@@ -56,7 +58,7 @@ class LeanExperts:
         )
         gate_up, first = multiply(self.training, experts.gate_up, x.index_select(0, tokens), rows)
         yield
-        down, second = multiply(self.training, experts.down, self.kernels.silu_mul(gate_up), rows)
+        down, second = multiply(self.training, experts.down, self.kernels.gate_mul(gate_up, self.activation), rows)
         yield
         mixed = self.training.mix(down, back, weights)
         return mixed, KeptExperts(experts, tokens, back, weights, gate_up, down, (first, second))
@@ -69,7 +71,7 @@ class LeanExperts:
         given, slopes = self.training.mix_back(kept.down, kept.back, kept.weights, dy)
         inner, backs = rows_back(self.training, second, given)
         yield
-        wide, gated = self.training.silu_mul_back(kept.gate_up, inner)
+        wide, gated = self.training.gate_mul_back(kept.gate_up, inner, self.activation)
         add_gradients(self.training, second, given, backs, gated)
         yield
         narrow, backs = rows_back(self.training, first, wide)
@@ -85,6 +87,6 @@ class LeanExperts:
 
 def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's experts' weights and which they are, [T, k], by the router's own code."""
-    with replay.replaying(batch, experts.number, experts.count, type(experts.router).__name__):
+    with replay.replaying(batch, experts.number, experts.count, experts.kind):
         _, weights, routes = experts.router(x)
     return weights, routes

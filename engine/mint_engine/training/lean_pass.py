@@ -10,13 +10,13 @@ residual stream, and on the way back to what came out of it.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
+from mint_engine.kernels.row_structs import Norm
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import embedded
 from mint_engine.model.widened import widens
@@ -70,9 +70,11 @@ class _KeptLayer:
     before: torch.Tensor  # [T, H]: what came in
     attention: _KeptHeads | KeptLatent
     output: Kept
+    attended: torch.Tensor | None  # [T, H]: what attention gave, where that is normed
     between: torch.Tensor  # [T, H]: after attention
     network: _KeptNetwork | None
     experts: KeptExperts | None
+    given: torch.Tensor | None  # [T, H]: what the network and experts gave, likewise
 
 
 class LeanPass:
@@ -89,9 +91,9 @@ class LeanPass:
         """With a `group` the base is a rank's share. Raises Unlike where it is not llama-like."""
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
-        self._experts = LeanExperts(kernels, training)
-        self._latents = LeanLatent(kernels, training, self._llama.cos, self._llama.sin)
-        self.head = _head(self._llama.head, training, group)
+        self._experts = LeanExperts(kernels, training, self._llama.activation)
+        self._latents = LeanLatent(kernels, training, self._llama.layers[0].angles)
+        self.head = _head(self._llama, training, group)
         self.name = f"lean ({kernels.variant})"
         self.most_rows = min(MOST_ROWS, KEPT_BYTES // kept_bytes(self._llama))
 
@@ -99,8 +101,10 @@ class LeanPass:
         """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
+        if llama.enlarged != 1:
+            hidden *= llama.enlarged
         kept = []
-        norms = [*(layer.attention_norm for layer in llama.layers), llama.norm]
+        norms = [*(layer.norms.attention for layer in llama.layers), llama.norm]
         x = self._norm(hidden, norms[0])
         for layer, next_norm in zip(llama.layers, norms[1:], strict=True):
             hidden, x, found = yield from self._forward(layer, hidden, x, laid, next_norm)
@@ -116,7 +120,7 @@ class LeanPass:
             yield from self._backward(layer, found, back, laid, lowest=not kept)
 
     def _forward(
-        self, layer: Layer, before: torch.Tensor, x: torch.Tensor, laid: _Laid, next_norm: torch.Tensor
+        self, layer: Layer, before: torch.Tensor, x: torch.Tensor, laid: _Laid, next_norm: Norm
     ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _KeptLayer]]:
         """What came in and its norm -> what goes out and its own, by `next_norm`; and what the backward needs."""
         attention: _KeptHeads | KeptLatent
@@ -125,8 +129,8 @@ class LeanPass:
         else:
             attention = yield from self._attend(layer, x, laid)
         output, kept_output = multiply(self._training, layer.output, attention.attended, laid.rows)
-        between = self._sum(output)
-        x = self._norm(between, layer.mlp_norm, before)
+        between, attended = self._given(self._sum(output), layer.norms.attended)
+        x = self._norm(between, layer.norms.network, before)
         yield
         parts, network, experts = [], None, None
         if layer.experts is not None:
@@ -135,20 +139,37 @@ class LeanPass:
         if layer.network is not None:
             part, network = yield from self._network(layer.network, x, laid.rows)
             parts.append(part)
-        kept = _KeptLayer(before, attention, kept_output, between, network, experts)
-        hidden = self._sum(_added(parts))
+        hidden, given = self._given(self._sum(_added(parts)), layer.norms.given)
+        kept = _KeptLayer(before, attention, kept_output, attended, between, network, experts, given)
         return hidden, self._norm(hidden, next_norm, between), kept
+
+    def _given(self, whole: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What a part of a layer gave, to what of it is added; and itself, where the way back needs that."""
+        normed = self._norm(whole, norm) if norm else whole
+        if self._llama.added != 1:
+            normed *= self._llama.added
+        return normed, whole if norm else None
+
+    def _given_back(self, back: torch.Tensor, whole: torch.Tensor | None, norm: Norm) -> torch.Tensor:
+        """The gradient of what was added -> that of what a part of a layer gave."""
+        if self._llama.added != 1:
+            back = back * self._llama.added
+        if whole is None:
+            return back
+        found = torch.zeros_like(back)
+        self._training.norm_back(found, back, whole, norm, self._llama.epsilon)
+        return found
 
     def _attend(self, layer: Layer, x: torch.Tensor, laid: _Laid) -> Generator[None, None, _KeptHeads]:
         """x [T, H] -> what is attended to, among what the backward needs."""
-        llama, training = self._llama, self._training
+        training = self._training
         qkv, product = multiply(training, layer.qkv, x, laid.rows)
         yield
-        raw = qkv.clone() if layer.head_norms else None
-        if layer.head_norms:
-            training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
-        training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin)
-        return _KeptHeads(raw, qkv, *training.attend(qkv, laid.trees, llama.heads), product)
+        raw = qkv.clone() if layer.head_norms.query else None
+        if raw is not None:
+            training.head_norm(qkv, layer.heads, layer.head_norms)
+        training.turn(qkv, layer.heads, laid.batch.positions, layer.angles)
+        return _KeptHeads(raw, qkv, *training.attend(qkv, laid.trees, layer.heads), product)
 
     def _network(
         self, network: Network, x: torch.Tensor, rows: Rows
@@ -156,7 +177,9 @@ class LeanPass:
         """x [T, H] -> [T, H]"""
         gate_up, first = multiply(self._training, network.gate_up, x, rows)
         yield
-        down, second = multiply(self._training, network.down, self._kernels.silu_mul(gate_up), rows)
+        down, second = multiply(
+            self._training, network.down, self._kernels.gate_mul(gate_up, self._llama.activation), rows
+        )
         yield
         return down, _KeptNetwork(gate_up, (first, second))
 
@@ -165,34 +188,35 @@ class LeanPass:
     ) -> Iterator[None]:
         """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
         llama, training = self._llama, self._training
-        x = self._norm(kept.between, layer.mlp_norm)
-        parts = []
+        x = self._norm(kept.between, layer.norms.network)
+        parts, given = [], self._given_back(back, kept.given, layer.norms.given)
         if kept.experts is not None:
-            parts.append((yield from self._experts.backward(kept.experts, x, back, laid.batch)))
+            parts.append((yield from self._experts.backward(kept.experts, x, given, laid.batch)))
         if kept.network is not None:
-            parts.append((yield from self._network_back(kept.network, x, back)))
-        training.norm_back(back, self._sum(_added(parts)), kept.between, layer.mlp_norm, llama.epsilon)
-        attended = multiply_back(training, kept.output, back, kept.attention.attended)
+            parts.append((yield from self._network_back(kept.network, x, given)))
+        training.norm_back(back, self._sum(_added(parts)), kept.between, layer.norms.network, llama.epsilon)
+        given = self._given_back(back, kept.attended, layer.norms.attended)
+        attended = multiply_back(training, kept.output, given, kept.attention.attended)
         yield
-        x = self._norm(kept.before, layer.attention_norm)
+        x = self._norm(kept.before, layer.norms.attention)
         if isinstance(kept.attention, KeptLatent):
             narrow = yield from self._latents.backward(kept.attention, x, attended, laid.rows, laid.trees, laid.batch)
         else:
             narrow = yield from self._attend_back(layer, kept.attention, x, attended, laid)
         if not lowest:
-            training.norm_back(back, self._sum(narrow), kept.before, layer.attention_norm, llama.epsilon)
+            training.norm_back(back, self._sum(narrow), kept.before, layer.norms.attention, llama.epsilon)
         yield
 
     def _attend_back(
         self, layer: Layer, kept: _KeptHeads, x: torch.Tensor, dattended: torch.Tensor, laid: _Laid
     ) -> Generator[None, None, torch.Tensor]:
         """What `_attend` kept and took, and the gradient of what it gave [T, Q D] -> that of x [T, H]."""
-        llama, training = self._llama, self._training
-        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, dattended, laid.trees, llama.heads)
+        training, heads = self._training, layer.heads
+        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, dattended, laid.trees, heads)
         yield
-        training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin, back=True)
-        if layer.head_norms and kept.raw is not None:
-            training.head_norm_back(qkv, kept.raw, llama.heads, *layer.head_norms, llama.epsilon)
+        training.turn(qkv, heads, laid.batch.positions, layer.angles, back=True)
+        if kept.raw is not None:
+            training.head_norm_back(qkv, kept.raw, heads, layer.head_norms)
         return multiply_back(training, kept.product, qkv, x)
 
     def _network_back(
@@ -202,7 +226,7 @@ class LeanPass:
         first, second = kept.products
         inner, backs = rows_back(self._training, second, dy)
         yield
-        wide, gated = self._training.silu_mul_back(kept.gate_up, inner)
+        wide, gated = self._training.gate_mul_back(kept.gate_up, inner, self._llama.activation)
         add_gradients(self._training, second, dy, backs, gated)
         yield
         narrow, backs = rows_back(self._training, first, wide)
@@ -213,9 +237,9 @@ class LeanPass:
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         return partial if self._group is None else self._group.sum(partial)
 
-    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
-        """The norm of hidden + more, which becomes what hidden is."""
-        return self._kernels.add_norm(hidden, more, weight, self._llama.epsilon)
+    def _norm(self, hidden: torch.Tensor, norm: Norm, more: torch.Tensor | None = None) -> torch.Tensor:
+        """The norm of hidden + more, which becomes what hidden is; where there is no norm, itself."""
+        return self._kernels.add_norm(hidden, more, norm, self._llama.epsilon)
 
 
 def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -226,11 +250,12 @@ def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def _head(linear: Any, training: TrainingKernels, group: Group | None) -> Head:
+def _head(llama: Llama, training: TrainingKernels, group: Group | None) -> Head:
     """A base's head: of several ranks, whose shares may differ, with as many rows each."""
-    weight = linear.weight.detach()
-    if group is not None or linear.bias is not None or widens(weight.dtype, weight.device):
-        return Head(differentiated(linear), training, group)
+    linear, weight = llama.head, llama.head.weight.detach()
+    bounded = llama.divided or llama.cap or linear.bias is not None
+    if group is not None or bounded or widens(weight.dtype, weight.device):
+        return Head(differentiated(llama.logits), training, group)
     room = LOGITS_BYTES // (weight.shape[0] * weight.itemsize) // HEAD_ROWS * HEAD_ROWS
     rows = min(max(HEAD_ROWS, room), PIECE_ROWS)
     return Head(multiplied(weight, rows), training, rows=rows)
@@ -241,10 +266,10 @@ def kept_bytes(llama: Llama) -> int:
     numbers = 0
     for layer in llama.layers:
         (_, qkv, hidden), attended = layer.qkv.weight.shape, layer.output.weight.shape[2]
-        numbers += 2 * hidden + qkv * (2 if layer.head_norms else 1) + attended
+        numbers += 2 * hidden + qkv * (2 if layer.head_norms.query else 1) + attended
+        numbers += sum(hidden for norm in (layer.norms.attended, layer.norms.given) if norm)
         if layer.network is not None:
             numbers += layer.network.gate_up.weight.shape[1]
         if layer.experts is not None:
-            router: Any = layer.experts.router
-            numbers += int(router.top_k) * (layer.experts.gate_up.weight.shape[1] + hidden)
+            numbers += layer.experts.each * (layer.experts.gate_up.weight.shape[1] + hidden)
     return numbers * llama.embedding.itemsize

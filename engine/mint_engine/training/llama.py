@@ -6,15 +6,21 @@ beside it.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.kernels import attention_structs
+from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms
+from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.model.base import Base
+from mint_engine.model.head_layers import read_angles, read_heads
 from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent
 from mint_engine.model.llama_like import (
@@ -28,8 +34,18 @@ from mint_engine.model.llama_like import (
     names_of,
     network_of,
     placeholders_of,
+    windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
+from mint_engine.model.told import (
+    LayerNorms,
+    activation_of,
+    added_by,
+    bounds_of,
+    enlarged_by,
+    norm_of,
+    norms_of,
+)
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
@@ -49,7 +65,9 @@ class Experts:
     """A router, as transformers has it, and those that are held of the networks of which it gives each token some."""
 
     number: int  # of the base's layers with experts, this one
-    router: nn.Module
+    router: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # its logits, weights, choices
+    kind: str  # the name of its class
+    each: int  # of a token
     count: int  # of all that the router chooses from
     held: Cut
     gate_up: Product
@@ -60,29 +78,39 @@ class Experts:
 class Layer:
     """One decoder layer."""
 
-    attention_norm: torch.Tensor  # [H]
+    norms: LayerNorms  # [H] each
     qkv: Product
-    head_norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys [D]
+    heads: Heads
+    head_norms: HeadNorms
+    angles: Angles
     latent: Latent | None  # in place of heads
     output: Product
-    mlp_norm: torch.Tensor  # [H]
     network: Network | None
     experts: Experts | None
 
 
 @dataclass(frozen=True)
 class Llama:
-    """A whole base; cos and sin [positions, half] float32 are the angles of each position."""
+    """A whole base."""
 
     embedding: torch.Tensor  # [V, H]
     placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
     layers: tuple[Layer, ...]
-    norm: torch.Tensor  # [H]
+    norm: Norm  # [H]
     head: nn.Linear
-    cos: torch.Tensor
-    sin: torch.Tensor
-    heads: Heads
     epsilon: float
+    activation: Activation
+    enlarged: float  # what embeddings are multiplied by
+    added: float  # and what each part of a layer adds
+    divided: float  # what logits are divided by; 0: nothing
+    cap: float  # and held within; 0: they are not
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normed outputs [n, H] -> [n, V], as the base bounds them."""
+        found: torch.Tensor = self.head(hidden)
+        if self.divided:
+            found = found / self.divided
+        return torch.tanh(found / self.cap) * self.cap if self.cap else found
 
 
 def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = None) -> Llama:
@@ -94,67 +122,78 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     positions = base.context_length or int(config.max_position_embeddings)
     check_trained(config, positions)
     decoder = decoder_of(model)
-    heads = _heads(config, decoder.layers[0].self_attn, share, positions)
-    cos, sin = decoder.rotary_emb(torch.empty(0, dtype=base.dtype), torch.arange(positions)[None])
-    half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
-    head: Any = model.lm_head
-    read = _Reader(modules, share.experts if share is not None else None)
+    _check_heads(config, decoder.layers[0].self_attn, positions)
+    angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
+    read, (divided, cap) = _Reader(modules, config, share), bounds_of(config)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
-        layers=tuple(read.layer(path, layer) for path, layer in layers_of(model)),
-        norm=decoder.norm.weight,
-        head=head,
-        cos=cos[0, :, :half].float().contiguous(),
-        sin=sin[0, :, :half].float().contiguous(),
-        heads=heads,
+        layers=tuple(
+            read.layer(*each, turned, window)
+            for each, turned, window in zip(layers_of(model), angles, windows, strict=True)
+        ),
+        norm=norm_of(config, decoder.norm),
+        head=model.lm_head,
         epsilon=float(config.rms_norm_eps),
+        activation=activation_of(config),
+        enlarged=enlarged_by(config, decoder.embed_tokens, base.dtype),
+        added=added_by(config),
+        divided=divided,
+        cap=cap,
     )
 
 
-def _heads(config: Any, attention: Any, share: Share | None, positions: int) -> Heads:
-    """As attention over trees takes them; of latent attention none."""
+def _check_heads(config: Any, attention: Any, positions: int) -> None:
     if attends_to_some(config, positions):
         raise Unlike("sparse attention has no lean pass in training")
-    if is_latent(attention):
-        return Heads(0, 0, 0, 0.0)
-    queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
-    if share is not None:
-        queries, keys = share.heads.size, share.kv_heads.size
-    heads = Heads(queries, keys, int(attention.head_dim), float(attention.scaling))
-    if heads.dim % 16 or heads.queries % heads.keys:
-        raise Unlike(f"heads of {heads.dim}, {heads.queries} over {heads.keys}, fit no kernel")
-    return heads
+    if not is_latent(attention):
+        queries, keys, dim = int(config.num_attention_heads), int(config.num_key_value_heads), attention.head_dim
+        if dim % 16 or queries % keys:
+            raise Unlike(f"heads of {dim}, {queries} over {keys}, fit no kernel")
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Lays what is multiplied together side by side; `modules` are those that adapters may target.
-
-    Of several ranks, `held` are a rank's experts.
-    """
+    """Lays what is multiplied together side by side; `modules` are those that adapters may target."""
 
     modules: Mapping[str, Module]
-    held: Cut | None
+    config: Any
+    share: Share | None
     numbers: Iterator[int] = field(default_factory=itertools.count)  # of layers with experts
 
-    def layer(self, path: str, layer: Any) -> Layer:
+    def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
         """One of transformers' decoder layers."""
-        attention = layer.self_attn
-        norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
-        mlp = f"{path}.mlp"
+        attention, mlp = layer.self_attn, f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
+        latent = is_latent(attention)
+        found = (
+            None
+            if latent
+            else read_heads(self.config, attention, self._sizes(attention), angles, window, alone=self.alone)
+        )
         qkv = self._fused(f"{path}.self_attn", attention, names_of("qkv", attention))
         return Layer(
-            attention_norm=layer.input_layernorm.weight,
+            norms=norms_of(self.config, layer),
             qkv=qkv,
-            head_norms=norms,
-            latent=self._latent(f"{path}.self_attn", attention, qkv) if is_latent(attention) else None,
+            heads=_heads(found, float(attention.scaling)),
+            head_norms=found.norms if found is not None else NO_NORMS,
+            angles=found.angles if found is not None else angles,
+            latent=self._latent(f"{path}.self_attn", attention, qkv) if latent else None,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
-            mlp_norm=layer.post_attention_layernorm.weight,
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
         )
+
+    @property
+    def alone(self) -> bool:
+        """All of the base is here."""
+        return self.share is None
+
+    def _sizes(self, attention: Any) -> tuple[int, int, int]:
+        share, dim = self.share, int(attention.head_dim)
+        if share is not None:
+            return share.heads.size, share.kv_heads.size, dim
+        return int(self.config.num_attention_heads), int(self.config.num_key_value_heads), dim
 
     def _latent(self, path: str, attention: Any, first: Product) -> Latent:
         norm, query_norm = latent_norms(attention)
@@ -180,9 +219,12 @@ class _Reader:
     def _experts(self, path: str, mlp: Any) -> Experts:
         experts = mlp.experts
         check_experts(experts)
-        count = int(experts.num_experts)
         gate_up, down = (self._stack(f"{path}.experts", experts, name) for name in ("gate_up_proj", "down_proj"))
-        return Experts(next(self.numbers), mlp.gate, count, self.held or Cut(0, count), gate_up, down)
+        router, kind, count = mlp.gate, type(mlp.gate).__name__, int(experts.num_experts)
+        if self.config.model_type == "minimax_m2":  # whose block keeps what its router adds to scores
+            router = partial(router, e_score_correction_bias=mlp.e_score_correction_bias)
+        held = self.share.experts if self.share is not None else Cut(0, count)
+        return Experts(next(self.numbers), router, kind, int(mlp.gate.top_k), count, held, gate_up, down)
 
     def _stack(self, path: str, experts: Any, name: str) -> Product:
         weight = getattr(experts, name)
@@ -206,3 +248,8 @@ class _Reader:
                 targets.append(Target(f"{path}.{name}", columns))
             row = columns.stop
         return Product(weight.detach()[None], bias_of(linears), tuple(targets))
+
+
+def _heads(of: attention_structs.Heads | None, scale: float) -> Heads:
+    """As attention over trees takes them; of latent attention none."""
+    return Heads(of.queries, of.keys, of.size, scale, of.sight) if of is not None else Heads(0, 0, 0, scale)

@@ -111,8 +111,9 @@ class BaseShape(msgspec.Struct, frozen=True):
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
     lean: bool = False  # whether own kernels serve it on processors
-    trained_lean: bool = False  # and whether they train it, while no window narrows an example
+    trained_lean: bool = False  # and whether they train it
     head_norms: bool = False  # of queries and of keys, a head at a time
+    given_norms: bool = False  # of what attention and networks give
     routes: int = 0  # experts of a token, over all layers
     wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
     wide_in_float16: int = 0  # likewise beside float16 alone
@@ -182,14 +183,16 @@ class BaseShape(msgspec.Struct, frozen=True):
 
     def is_lean(self, context: int) -> bool:
         """Whether own kernels serve it on processors, where requests have so many tokens at most."""
-        return self.lean and (self._fits(context) or self.narrowest in self.windows)
+        return self.lean and self._slides_as_told(context)
 
     def trains_lean(self, context: int) -> bool:
         """Whether they train it there, on examples of so many tokens: in plain numbers, where no token is chosen."""
-        return self.trained_lean and self._fits(context) and not self.keeps and not self.is_sparse(context)
+        plain = not self.keeps and not self.is_sparse(context)
+        return self.trained_lean and plain and self._slides_as_told(context)
 
-    def _fits(self, context: int) -> bool:
-        return self.narrowest is None or context <= self.narrowest
+    def _slides_as_told(self, context: int) -> bool:
+        """Not over windows of which the config does not say where they are."""
+        return self.narrowest is None or context <= self.narrowest or self.narrowest in self.windows
 
     def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.
@@ -200,7 +203,7 @@ class BaseShape(msgspec.Struct, frozen=True):
         layers = sum(each.count for each in self.linears if each.name == "o_proj")
         if not lean:
             return layers * self.hidden
-        turned = 2 if self.head_norms else 1
+        turned = 2 if self.head_norms or self.key_parameters else 1  # before norms, where there are any, and after
         sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj"), turned)
         sizes |= dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "q_a_proj", "kv_a_proj_with_mqa"), 1)
         outputs, experts = 0, 0
@@ -209,7 +212,7 @@ class BaseShape(msgspec.Struct, frozen=True):
                 experts += each.high  # two of the inner size, and what comes out
             else:
                 outputs += each.count * (each.wide if each.name == "o_proj" else each.high * sizes.get(each.name, 0))
-        return 2 * layers * self.hidden + outputs + self.routes * experts
+        return (4 if self.given_norms else 2) * layers * self.hidden + outputs + self.routes * experts
 
     def bytes_in(self, files: Quantisation | None) -> int:
         """The weights with linears quantised so, those `beside` too, and all else in two bytes."""

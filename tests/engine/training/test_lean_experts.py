@@ -9,6 +9,7 @@ import torch
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from mint_engine.kernels.library import find_kernels
+from mint_engine.kernels.row_structs import SILU
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import Batch, Part, Segment
 from mint_engine.training.kernels import find_training_kernels
@@ -44,6 +45,8 @@ def experts_of(held: Cut) -> Experts:
     return Experts(
         0,
         router,
+        type(router).__name__,
+        int(router.top_k),
         COUNT,
         held,
         Product(gate_up, None, halves),
@@ -78,7 +81,7 @@ def computed(held: Cut, routes: torch.Tensor | None) -> Found:
     kernels, training = find_kernels(torch.float32, CPU), find_training_kernels(torch.float32, CPU)
     assert kernels is not None
     assert training is not None
-    lean, batch, x = LeanExperts(kernels, training), batch_of(held, routes), normal(ROWS, HIDDEN, seed=3) * 4
+    lean, batch, x = LeanExperts(kernels, training, SILU), batch_of(held, routes), normal(ROWS, HIDDEN, seed=3) * 4
     given, kept = result(lean.forward(experts_of(held), x, batch))
     back = result(lean.backward(kept, x, normal(ROWS, HIDDEN, seed=4), batch))
     parts = {f"{name} {each.policy}": part for each in batch.segments for name, part in each.parts.items()}

@@ -12,18 +12,28 @@ from torch import nn
 from transformers import (
     DeepseekV3Config,
     DeepseekV32Config,
+    Ernie4_5Config,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
+    GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
+    MiniMaxM2Config,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
+    SmolLM3Config,
 )
 
 from mint_contracts.training import Loss
@@ -46,7 +56,23 @@ TAKEN: dict[str, PreTrainedConfig] = {
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     ),
     "seed_oss": SeedOssConfig(**SIZES, attention_bias=True, attention_out_bias=True, mlp_bias=True),
-}
+    "mistral, windows": MistralConfig(**SIZES, sliding_window=9),
+    "gemma": GemmaConfig(**SIZES),
+    "gemma2": Gemma2Config(
+        **SIZES, sliding_window=9, attn_logit_softcapping=3.0, final_logit_softcapping=20.0, query_pre_attn_scalar=30
+    ),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, sliding_window=9, query_pre_attn_scalar=30, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "olmo2": Olmo2Config(**SIZES),
+    "olmo3": Olmo3Config(**SIZES, sliding_window=9, layer_types=["sliding_attention", "full_attention"]),
+    "exaone4": Exaone4Config(**SIZES, sliding_window=9, layer_types=["sliding_attention", "full_attention"]),
+    "smollm3": SmolLM3Config(**SIZES, pad_token_id=0, no_rope_layers=[1, 0]),
+    "granite": GraniteConfig(
+        **SIZES, attention_bias=True, attention_multiplier=0.2, embedding_multiplier=3.0, logits_scaling=2.0,
+        residual_multiplier=0.5,
+    ),
+}  # fmt: skip
 MOST_TOKENS = 40  # of an example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LATENT: dict[str, Any] = SIZES | GROUPED | {
@@ -74,6 +100,7 @@ ROUTED: dict[str, PreTrainedConfig] = {
     ),
     "glm4_moe_lite": Glm4MoeLiteConfig(**LATENT, mlp_layer_types=["sparse"] * SIZES["num_hidden_layers"]),
     "qwen3_moe with a dense layer": Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0]),
+    "minimax_m2": MiniMaxM2Config(**SIZES, num_local_experts=6, num_experts_per_tok=2, rotary_dim=16),  # type: ignore[call-arg]
 }
 
 LATENTS = ("deepseek_v3", "deepseek_v3, queries at once", "deepseek_v32, all of a past", "glm4_moe_lite")
@@ -151,7 +178,8 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
 
 
 def test_other_families_take_the_generic_pass() -> None:
-    assert trainer_of(GemmaConfig(**SIZES)).compute == "generic"
+    assert trainer_of(Ernie4_5Config(**SIZES)).compute == "generic"
+    assert trainer_of(GptOssConfig(**SIZES, num_local_experts=4)).compute == "generic"
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])

@@ -1,10 +1,16 @@
 """Each kernel of the lean training pass against plain torch and its autograd."""
 
+import dataclasses
+from typing import Literal
+
 import pytest
 import torch
 from torch.nn import functional
 
+from mint_engine.kernels.attention_structs import HeadNorms, Sight
 from mint_engine.kernels.library import find_kernels
+from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.training.attend import visible
 from mint_engine.training.kernels import Heads, lay_trees
 from mint_engine.training.pieces import Tree
@@ -21,17 +27,36 @@ def attend_plainly(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     for tree in TREES:
         span = slice(tree.row, tree.row + tree.rows)
         query, key, value = (each[span].transpose(0, 1)[None] for each in (q, k, v))
-        seen = visible(tree.trunk, tree.branches)
-        out[span] = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, scale=heads.scale, enable_gqa=True
-        )[0].transpose(0, 1)
+        seen = visible(tree.trunk, tree.branches, heads.sight.window or None)
+        key, value = (each.repeat_interleave(heads.queries // heads.keys, dim=1) for each in (key, value))
+        scores = query @ key.transpose(2, 3) * heads.scale
+        if heads.sight.cap:
+            scores = torch.tanh(scores / heads.sight.cap) * heads.sight.cap
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if heads.sight.sinks is not None:
+            beside = heads.sight.sinks[None, :, None, None].expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, beside], dim=-1)
+        weights = scores.softmax(-1)[..., : tree.rows]
+        out[span] = (weights @ value)[0].transpose(0, 1)
     return out.view(ROWS, -1)
 
 
-@pytest.mark.parametrize("heads", [Heads(6, 2, 32, 0.2), Heads(4, 4, 16, 1.0), Heads(9, 3, 64, 0.125)])
+SIGHTS = {
+    "all": Sight(),
+    "window": Sight(7),
+    "itself": Sight(1),
+    "sinks": Sight(window=40, sinks=torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0, 2.0, -2.0, 0.1, 0.2])),
+    "cap": Sight(cap=1.5),
+}
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize("sizes", [(6, 2, 32, 0.2), (4, 4, 16, 1.0), (9, 3, 64, 0.125)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_over_trees(dtype: torch.dtype, heads: Heads) -> None:
-    kernels, trees = kernels_of(dtype), lay_trees(TREES)
+def test_attention_over_trees(dtype: torch.dtype, sizes: tuple[int, int, int, float], sight: str) -> None:
+    kernels, trees, how = kernels_of(dtype), lay_trees(TREES), SIGHTS[sight]
+    sinks = how.sinks[: sizes[0]] if how.sinks is not None else None
+    heads = Heads(*sizes, dataclasses.replace(how, sinks=sinks))
     qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
     dout = normal(ROWS, heads.queries * heads.dim, seed=2, dtype=dtype)
     given = qkv.float().requires_grad_()
@@ -62,28 +87,33 @@ def test_a_tree_depends_on_nothing_outside(dtype: torch.dtype) -> None:
         assert back[span].isfinite().all()
 
 
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_norm_back(dtype: torch.dtype) -> None:
+def test_norm_back(dtype: torch.dtype, exact: bool) -> None:
     x, dy, dx = (normal(20, 80, seed=seed, dtype=dtype) for seed in (1, 2, 3))
     weight = normal(80, seed=4, dtype=dtype)
     given = x.float().requires_grad_()
     (back,) = torch.autograd.grad(functional.rms_norm(given, (80,), weight.float(), 1e-5), given, dy.float())
     expected = dx.float() + back
-    kernels_of(dtype).norm_back(dx, dy, x, weight, 1e-5)
+    kernels_of(dtype).norm_back(dx, dy, x, Norm(exact=weight.float()) if exact else Norm(weight), 1e-5)
     near(dx, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu_mul_back(dtype: torch.dtype) -> None:
-    gate_up, dy = normal(20, 160, seed=1, dtype=dtype) * 5, normal(20, 80, seed=2, dtype=dtype)
+@pytest.mark.parametrize("kind", ["silu", "gelu_pytorch_tanh"])
+def test_gate_mul_back(dtype: torch.dtype, kind: Literal["silu", "gelu_pytorch_tanh"]) -> None:
+    gate_up, dy, by = normal(20, 160, seed=1, dtype=dtype) * 5, normal(20, 80, seed=2, dtype=dtype), Activation(kind)
     gate_up[0, :4] = torch.tensor([200.0, -200.0, 0.0, -88.0])
     given = gate_up.float().requires_grad_()
-    (back,) = torch.autograd.grad(functional.silu(given[:, :80]) * given[:, 80:], given, dy.float())
-    found, gated = kernels_of(dtype).silu_mul_back(gate_up, dy)
+    gate = given[:, :80]
+    gated = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
+    (back,) = torch.autograd.grad(gated * given[:, 80:], given, dy.float())
+    found, again = kernels_of(dtype).gate_mul_back(gate_up, dy, by)
     near(found, back, dtype)
     there = find_kernels(dtype, torch.device("cpu"))
     assert there is not None
-    assert torch.equal(gated, there.silu_mul(gate_up))
+    assert torch.equal(again, there.gate_mul(gate_up, by))
+    near(again, gated * given[:, 80:], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,30 +123,36 @@ def test_turning_heads_and_back(dtype: torch.dtype) -> None:
     angles = torch.rand(50, 16, generator=torch.Generator().manual_seed(2)) * 6
     positions = torch.arange(20) * 2
     turned = qkv.clone()
-    kernels.turn(turned, heads, positions, angles.cos(), angles.sin())
+    kernels.turn(turned, heads, positions, Angles(angles.cos(), angles.sin()))
     first, second = qkv.float().view(20, 7, 2, 16)[:, :5].unbind(2)
     cos, sin = (each[positions][:, None] for each in (angles.cos(), angles.sin()))
     expected = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
     near(turned.view(20, 7, 32)[:, :5], expected, dtype)
     assert torch.equal(turned.view(20, 7, 32)[:, 5:], qkv.view(20, 7, 32)[:, 5:])
-    kernels.turn(turned, heads, positions, angles.cos(), angles.sin(), back=True)
+    kernels.turn(turned, heads, positions, Angles(angles.cos(), angles.sin()), back=True)
     near(turned, qkv, dtype)
 
 
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_head_norms_and_back(dtype: torch.dtype) -> None:
-    kernels, heads = kernels_of(dtype), Heads(3, 2, 32, 1.0)
+def test_head_norms_and_back(dtype: torch.dtype, joint: bool) -> None:
+    """Of each head, or of all query heads and all key heads of a row."""
+    kernels, heads = kernels_of(dtype), Heads(4, 2, 32, 1.0)
     raw, dy = (normal(20, heads.width, seed=seed, dtype=dtype) for seed in (1, 2))
-    query, key = (normal(32, seed=seed, dtype=dtype) for seed in (3, 4))
+    sizes = (4 * 32, 2 * 32) if joint else (32, 32)
+    query, key = (normal(size, seed=seed, dtype=dtype) for size, seed in zip(sizes, (3, 4), strict=True))
     given = raw.float().requires_grad_()
-    q, k, v = given.view(20, 7, 32).tensor_split((3, 5), dim=1)
-    normed = [functional.rms_norm(each, (32,), weight.float(), 1e-6) for each, weight in ((q, query), (k, key))]
-    expected = torch.cat([*normed, v], dim=1).view(20, -1)
+    q, k, v = given.tensor_split((4 * 32, 6 * 32), dim=1)
+    normed = [
+        functional.rms_norm(each.view(20, -1, size), (size,), weight.float(), 1e-6).view(20, -1)
+        for each, weight, size in ((q, query, sizes[0]), (k, key, sizes[1]))
+    ]
+    expected = torch.cat([*normed, v], dim=1)
     (back,) = torch.autograd.grad(expected, given, dy.float())
-    found = raw.clone()
-    kernels.head_norm(found, heads, query, key, 1e-6)
+    found, norms = raw.clone(), HeadNorms(Norm(query), Norm(exact=key.float()), 1e-6, joint)
+    kernels.head_norm(found, heads, norms)
     near(found, expected, dtype)
-    kernels.head_norm_back(dy, raw, heads, query, key, 1e-6)
+    kernels.head_norm_back(dy, raw, heads, norms)
     near(dy, back, dtype)
 
 
