@@ -48,7 +48,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
-from mint_engine.model.llama_like import FAMILIES, GROUPED, SERVED
+from mint_engine.model.llama_like import GROUPED, OTHERS
 from mint_engine.model.modules import find_modules
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.slots import NO_SLOT, Slots
@@ -146,8 +146,6 @@ TAKEN = {
         residual_multiplier=0.5,
     ),
 }  # fmt: skip
-# Families of which something counts that begins at zero or one.
-MOVED = SERVED - FAMILIES - GROUPED - {"mixtral", "qwen3_moe"}
 LEFT = {"ernie": Ernie4_5Config(**SIZES), "gelu": LlamaConfig(**SIZES, hidden_act="gelu")}
 
 
@@ -169,7 +167,7 @@ def make(
     if rounded:
         model = model.to(dtype)
     model.train(False)
-    if config.model_type in MOVED:
+    if config.model_type in OTHERS:
         move_from_start(model)
     base = Base(model, None, frozenset(), type(model).__name__, 256, config.vocab_size, dtype, CPU)  # type: ignore[arg-type]
     slots = Slots(find_modules(model), len(ranks), 16, dtype, CPU)
@@ -185,7 +183,7 @@ def make(
 
 @torch.no_grad()
 def move_from_start(model: Any) -> None:
-    """Norms, biases and sinks from where they begin, at zero or one."""
+    """Norms, biases and sinks from where they begin, at zero or one: of families that have some of another kind."""
     draw = torch.Generator().manual_seed(9)
     for name, each in sorted((*model.named_parameters(), *model.named_buffers())):
         if "norm" in name or "bias" in name or "sinks" in name:

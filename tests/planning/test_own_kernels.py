@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mint_engine.model.lean_layers import latent_queries
-from mint_engine.model.llama_like import Unlike, check_served, check_trained
+from mint_engine.model.llama_like import Unlike, check_config
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, hold
@@ -122,17 +122,15 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
     ],
 )
 def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
-    """For requests, and for examples, of up to so many tokens; all but gpt-oss are trained by them too."""
+    """For requests, and for examples, of up to so many tokens."""
     told = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
     shape, config = read_shape({"model_type": family} | told), AutoConfig.for_model(family, **told)
     for context in (1, max(1, most), min(most + 1, EVER), EVER):
-        lean, trained = context <= most, context <= most and family != "gpt_oss"
+        lean = context <= most
         assert shape.is_lean(context) is lean
+        assert shape.trains_lean(context) is (lean and not shape.is_sparse(context))
         with nullcontext() if lean else pytest.raises(Unlike):
-            check_served(config, context)
-        assert shape.trains_lean(context) is (trained and not shape.is_sparse(context))
-        with nullcontext() if trained else pytest.raises(Unlike):
-            check_trained(config, context)
+            check_config(config, context)
 
 
 @pytest.mark.parametrize("family", ["olmo2", "minimax_m2"])

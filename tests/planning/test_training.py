@@ -84,7 +84,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
     "family",
     [
         *("llama", "qwen3", "phi3", "qwen3_moe", "glm4_moe", "deepseek_v3", "deepseek_v3_plain_query"),
-        *("gemma2", "gemma3", "olmo2", "exaone4", "minimax_m2"),
+        *("gemma2", "gemma3", "gpt_oss", "olmo2", "exaone4", "minimax_m2"),
     ],
 )
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:

@@ -86,11 +86,32 @@ void gelu_mul_row_back(const T* gate, const T* dy, T* dgate, T* gated, int64_t s
 }
 
 template <typename T>
+void clamped_mul_row_back(const T* gate, const T* dy, T* dgate, T* gated, int64_t size, float alpha, float limit) {
+  const T* up = gate + size;
+  T* dup = dgate + size;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const float all = wide(gate[i]), g = all > limit ? limit : all, d = wide(dy[i]), part = sigmoid(g * alpha);
+    const float given = wide(up[i]), u = given > limit ? limit : given < -limit ? -limit : given;
+    const float slope = part + g * alpha * part * (1.0f - part);
+    dup[i] = narrow<T>(given >= limit || given <= -limit ? 0.0f : d * g * part);  // as torch has it: none there
+    dgate[i] = narrow<T>(all >= limit ? 0.0f : d * (u + 1.0f) * slope);
+  }
+  clamped_mul<T>(gate, up, gated, size, alpha, limit);
+}
+
+template <typename T>
 void gate_mul_back(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows, int64_t size, const Activation& by) {
   const auto back = by.kind == Activation::GELU ? gelu_mul_row_back<T> : silu_mul_row_back<T>;
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row)
-    back(gate_up + row * 2 * size, dy + row * size, to + row * 2 * size, gated + row * size, size);
+  for (int64_t row = 0; row < rows; ++row) {
+    const T *gate = gate_up + row * 2 * size, *given = dy + row * size;
+    T *found = to + row * 2 * size, *again = gated + row * size;
+    if (by.kind == Activation::CLAMPED)
+      clamped_mul_row_back<T>(gate, given, found, again, size, by.alpha, by.limit);
+    else
+      back(gate, given, found, again, size);
+  }
 }
 
 // Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.

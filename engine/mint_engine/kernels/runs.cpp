@@ -212,7 +212,7 @@ class Product {
     const int64_t depth = std::min(DEPTH, call_.in - i);
     const int64_t width = std::min(block.panels * WIDTH, call_.out - block.panel * WIDTH);
     const T* from = weight_of<WAY>(call_, block, i);
-    return WAY == Way::THERE ? soon(from, call_.in, depth, width) : soon(from, call_.out, width, depth);
+    return WAY == Way::THERE ? soon(from, call_.pitch, depth, width) : soon(from, call_.pitch, width, depth);
   }
 
   void multiply(const Block& block, const Block* next) const {
@@ -269,20 +269,21 @@ class Product {
 };
 }  // namespace
 
-// Rows bounds[e] to bounds[e + 1] meet expert e's weight [out, in], `apart` from the next; bias [out], null: none.
+// Rows bounds[e] to bounds[e + 1] meet expert e's weight [out, in], `apart` from the next, whose rows are `pitch` apart;
+// bias [out], null: none.
 // `added` is in the order of its runs, with all of a run beside each other.
 #define MINT_RUNS(NAME, T)                                                                                             \
   /* x [R, in] -> y [R, out], middles */                                                                               \
   extern "C" void mint_multiply_runs_##NAME(const T* x, const int64_t* bounds, int64_t experts, const T* weight,       \
-                                            int64_t apart, const T* bias, int64_t in, int64_t out,                     \
+                                            int64_t apart, int64_t pitch, const T* bias, int64_t in, int64_t out,      \
                                             const Added<T>* added, int64_t count, Middle<T>* middles, T* y) {          \
-    Product<Way::THERE, T>({x, weight, apart, bias, in, out, added, count, middles, y}).run(bounds, experts);          \
+    Product<Way::THERE, T>({x, weight, apart, pitch, bias, in, out, added, count, middles, y}).run(bounds, experts);   \
   }                                                                                                                    \
   /* dy [R, out] -> dx [R, in]; dy B^T scaling, laid out as middles are */                                             \
   extern "C" void mint_multiply_runs_back_##NAME(const T* dy, const int64_t* bounds, int64_t experts, const T* weight, \
-                                                 int64_t apart, int64_t in, int64_t out, const Added<T>* added,        \
-                                                 int64_t count, Middle<T>* backs, T* dx) {                             \
-    Product<Way::BACK, T>({dy, weight, apart, nullptr, out, in, added, count, backs, dx}).run(bounds, experts);        \
+                                                 int64_t apart, int64_t pitch, int64_t in, int64_t out,                \
+                                                 const Added<T>* added, int64_t count, Middle<T>* backs, T* dx) {      \
+    Product<Way::BACK, T>({dy, weight, apart, pitch, nullptr, out, in, added, count, backs, dx}).run(bounds, experts); \
   }
 MINT_RUNS(bfloat16, bf16)
 MINT_RUNS(float32, float)

@@ -6,11 +6,12 @@
 #include "strip.h"
 
 // x [rows, in] by a weight for each expert's rows, `apart` from the next one's -> y [rows, out], and what `count`
-// adapters add. Backwards what is `in` here is what the weight gives, and A and B change places.
+// adapters add. Backwards what is `in` here is what the weight gives, and A and B change places. What gives an output
+// lies `pitch` from what gives the next one.
 template <typename T>
 struct Call {
   const T *x, *weight;
-  int64_t apart;
+  int64_t apart, pitch;
   const T* bias;  // null: none
   int64_t in, out;
   const Added<T>* added;
@@ -55,7 +56,7 @@ Strip<T> strip_of(const Call<T>& call, const Added<T>& own, int64_t row) {
 template <Way WAY, typename T>
 const T* weight_of(const Call<T>& call, const Block& block, int64_t i) {
   const int64_t first = block.panel * WIDTH;
-  return call.weight + block.expert * call.apart + (WAY == Way::THERE ? first * call.in + i : i * call.out + first);
+  return call.weight + block.expert * call.apart + (WAY == Way::THERE ? first * call.pitch + i : i * call.pitch + first);
 }
 
 // Numbers of a packed panel.
@@ -67,8 +68,7 @@ constexpr int64_t panel_size(int64_t depth) {
 // Packs what `depth` inputs from `i` on meet of a block's weight: its panels lie one behind another.
 template <Way WAY, typename T>
 void pack_block(const Call<T>& call, const Block& block, int64_t i, int64_t depth, T* panels) {
-  const int64_t ld = WAY == Way::THERE ? call.in : call.out;
   for (int64_t p = 0; p < block.panels; ++p)
-    pack_panel<WAY>(weight_of<WAY>(call, block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
+    pack_panel<WAY>(weight_of<WAY>(call, block, i) + p * WIDTH * (WAY == Way::THERE ? call.pitch : 1), call.pitch, depth,
                     call.out - (block.panel + p) * WIDTH, panels + p * panel_size<T>(depth));
 }

@@ -12,10 +12,9 @@ import torch
 from mint_engine.kernels.expert_structs import Experts, Grouped, Stack
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.kernels.linear_structs import NO_TARGETS, Linear
-from mint_engine.model.expert_product import lay_rows
-from mint_engine.model.experts import is_stack
+from mint_engine.model.expert_product import rows_of
 from mint_engine.model.kept import KeptStack
-from mint_engine.model.llama_like import GROUPED, Unlike
+from mint_engine.model.llama_like import GROUPED, Unlike, check_experts, router_of
 from mint_engine.residency.large_pages import LargePages
 
 MOST_EXPERTS = 1024  # of a layer
@@ -36,14 +35,10 @@ class ExpertReader:
 
     def read(self, path: str, mlp: Any) -> Experts:
         """Of the part at `path` that has the experts, and their router. Raises Unlike."""
-        experts = mlp.experts
-        if not is_stack(experts):
-            raise Unlike("its experts are laid out in another way")
-        router = mlp.router if hasattr(mlp, "router") else mlp.gate
+        experts, router = mlp.experts, router_of(mlp)
+        check_experts(experts)
         if router.weight.shape[0] > MOST_EXPERTS:
             raise Unlike(f"{router.weight.shape[0]} experts fit no kernel")
-        if experts.is_transposed and not isinstance(experts.gate_up_proj, KeptStack):
-            lay_rows(experts)
         gate_up, down = (_rows(experts, name) for name in ("gate_up_proj", "down_proj"))
         _, both, hidden = gate_up.shape
         columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": both // 2}
@@ -84,7 +79,7 @@ def _rows(experts: Any, name: str) -> torch.Tensor | Stack:
         if (stack := weight.coded()) is None:
             raise Unlike("its experts stay quantised as no kernel reads them")
         return stack
-    rows: torch.Tensor = weight.transpose(1, 2) if experts.is_transposed else weight
+    rows = rows_of(experts, name)
     if not rows.is_contiguous():
         raise Unlike("its experts do not lie one after another")
     return rows

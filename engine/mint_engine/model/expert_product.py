@@ -30,6 +30,16 @@ def lay_rows(experts: Any) -> None:
             getattr(experts, name).data = weight.view(count, high, wide).transpose(1, 2)
 
 
+def rows_of(experts: Any, name: str) -> torch.Tensor:
+    """A linear of all experts that is not quantised, output by output [E, out, in], in its own memory."""
+    if not experts.is_transposed:
+        weight: torch.Tensor = getattr(experts, name)
+        return weight
+    lay_rows(experts)
+    turned: torch.Tensor = getattr(experts, name).transpose(1, 2)
+    return turned
+
+
 def multiply(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out].
 

@@ -27,7 +27,7 @@ from mint_engine.model.llama_like import (
     Unlike,
     attends_to_some,
     bias_of,
-    check_served,
+    check_config,
     names_of,
     network_of,
     placeholders_of,
@@ -138,7 +138,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
 
 
 def _check(config: Any, slots: Slots, positions: int) -> None:
-    check_served(config, positions)
+    check_config(config, positions)
     inner = (config.intermediate_size, getattr(config, "moe_intermediate_size", 0))
     if any(size % 2 for size in (config.hidden_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")

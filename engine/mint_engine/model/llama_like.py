@@ -15,11 +15,9 @@ ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed exper
 LATENT = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
 # The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts.
 GROUPED = LATENT | {"dots1", "glm4_moe"}
-# Serving's lean pass takes others, with norms elsewhere or of another kind, GELU, caps, sinks or multipliers.
+# Others, with norms elsewhere or of another kind, GELU, caps, sinks or multipliers.
 GEMMA = frozenset({"gemma", "gemma2", "gemma3_text"})
-SERVED = FAMILIES | ROUTED | GROUPED | GEMMA
-SERVED |= {"exaone4", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"}
-UNTRAINED = frozenset({"gpt_oss"})  # by that of training, whose adapters find no gates among what takes turns
+OTHERS = GEMMA | {"exaone4", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"}
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 # Of families that see, which tokens stand for what is seen: transformers embeds them as token 0 where nothing is.
 _PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}
@@ -33,21 +31,14 @@ class Unlike(Exception):
     """The base is not llama-like; the message says where."""
 
 
-def check_served(config: Any, positions: int) -> None:
-    """Raises Unlike for what serving's lean pass does not take, of requests of so many tokens at most."""
-    if config.model_type not in SERVED:
+def check_config(config: Any, positions: int) -> None:
+    """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
+    if config.model_type not in FAMILIES | ROUTED | GROUPED | OTHERS:
         raise Unlike(f"the family {config.model_type} has no lean pass")
     told = _narrowest(config)
     if told is not None and told < positions and told not in windows_of(config, positions):
         raise Unlike(f"attention may slide over {told} tokens, and where is not told")
     _check_ropes(config)
-
-
-def check_trained(config: Any, positions: int) -> None:
-    """Raises Unlike for what training's lean pass does not take, of examples of so many tokens at most."""
-    if config.model_type in UNTRAINED:
-        raise Unlike(f"the family {config.model_type} has no lean pass in training")
-    check_served(config, positions)
 
 
 def windows_of(config: Any, positions: int) -> tuple[int, ...]:
@@ -129,7 +120,12 @@ def network_of(path: str, mlp: Any) -> tuple[str, Any]:
     return f"{path}.shared_experts", getattr(mlp, "shared_experts", None)
 
 
+def router_of(mlp: Any) -> Any:
+    """What chooses among experts, of the part that has both."""
+    return mlp.router if hasattr(mlp, "router") else mlp.gate
+
+
 def check_experts(experts: Any) -> None:
-    """Raises Unlike for experts that are not stacked as [E, out, in], gates before what they gate, without biases."""
-    if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
+    """Raises Unlike for experts that are not stacked as transformers does it."""
+    if not is_stack(experts):
         raise Unlike("its experts are laid out in another way")

@@ -25,8 +25,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
-    "multiply_runs": (_P, _P, _I, _P, _I, _P, _I, _I, _P, _I, _P, _P),
-    "multiply_runs_back": (_P, _P, _I, _P, _I, _I, _I, _P, _I, _P, _P),
+    "multiply_runs": (_P, _P, _I, _P, _I, _I, _P, _I, _I, _P, _I, _P, _P),
+    "multiply_runs_back": (_P, _P, _I, _P, _I, _I, _I, _I, _P, _I, _P, _P),
     "add_gradients": (_P, _P, _I, _I, _P, _I, _P, _P),
     "mix": (_P, _I, _P, _P, _I, _I, _I, _P),
     "mix_back": (_P, _I, _P, _P, _I, _I, _I, _P, _P, _P),
@@ -173,12 +173,12 @@ class TrainingKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """x [R, in], rows bounds[e] to bounds[e + 1] by weight[e] [out, in] -> y [R, out]; and x A^T scaling, flat.
 
-        bounds [E + 1] int64; experts' weights may lie apart. `added` goes by runs, a run's beside each other.
+        bounds [E + 1] int64; experts' weights and their rows may lie apart. `added` goes by runs, one's beside each other.
         """
         count, high, wide = weight.shape
         y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(added))
         self._multiply_runs(
-            x.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), weight.stride(0),
+            x.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), *weight.stride()[:2],
             bias.data_ptr() if bias is not None else None, wide, high, added.ctypes.data, len(added),
             middles.data_ptr(), y.data_ptr(),
         )  # fmt: skip
@@ -191,7 +191,7 @@ class TrainingKernels:
         count, high, wide = weight.shape
         dx, backs = dy.new_empty((dy.shape[0], wide)), torch.empty(_middles(added))
         self._multiply_runs_back(
-            dy.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), weight.stride(0), wide, high,
+            dy.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), *weight.stride()[:2], wide, high,
             added.ctypes.data, len(added), backs.data_ptr(), dx.data_ptr(),
         )  # fmt: skip
         return dx, backs

@@ -15,11 +15,12 @@ import torch
 
 from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.row_structs import Activation
+from mint_engine.model.expert_product import add_bias
 from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
 from mint_engine.training.llama import Experts
-from mint_engine.training.products import Kept, add_gradients, multiply, rows_back, sorted_rows
+from mint_engine.training.products import Kept, Rows, add_gradients, multiply, rows_back, sorted_rows
 from mint_engine.training.routed import sort_routes
 
 
@@ -33,7 +34,8 @@ class KeptExperts:
     weights: torch.Tensor  # [T, k] float32: of each token's experts
     gate_up: torch.Tensor  # [P, 2 I]
     down: torch.Tensor  # [P, H]
-    products: tuple[Kept, Kept]  # gate_up, down
+    first: tuple[Kept, ...]  # gate_up
+    second: Kept  # down
 
 
 @dataclass(frozen=True)
@@ -56,33 +58,60 @@ class LeanExperts:
             routing.back.view(routes.shape),
             sorted_rows(routing, batch),
         )
-        gate_up, first = multiply(self.training, experts.gate_up, x.index_select(0, tokens), rows)
-        yield
+        gate_up, first = yield from self._gate_up(experts, x.index_select(0, tokens), rows, routing.bounds)
         down, second = multiply(self.training, experts.down, self.kernels.gate_mul(gate_up, self.activation), rows)
+        if experts.down_bias is not None:
+            add_bias(down, experts.down_bias, routing.bounds)
         yield
         mixed = self.training.mix(down, back, weights)
-        return mixed, KeptExperts(experts, tokens, back, weights, gate_up, down, (first, second))
+        return mixed, KeptExperts(experts, tokens, back, weights, gate_up, down, first, second)
+
+    def _gate_up(
+        self, experts: Experts, x: torch.Tensor, rows: Rows, bounds: tuple[int, ...]
+    ) -> Generator[None, None, tuple[torch.Tensor, tuple[Kept, ...]]]:
+        """x [P, H] -> [P, 2 I]; a bias is added to products that are rounded already, as the sampler does it."""
+        found, kept = [], []
+        for product in experts.gate_up:
+            y, own = multiply(self.training, product, x, rows)
+            found.append(y)
+            kept.append(own)
+            yield
+        gate_up = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        if experts.gate_up_bias is not None:
+            add_bias(gate_up, experts.gate_up_bias, bounds)
+        return gate_up, tuple(kept)
 
     def backward(
         self, kept: KeptExperts, x: torch.Tensor, dy: torch.Tensor, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
         """What `forward` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]; pauses as it."""
-        first, second = kept.products
         given, slopes = self.training.mix_back(kept.down, kept.back, kept.weights, dy)
-        inner, backs = rows_back(self.training, second, given)
+        inner, backs = rows_back(self.training, kept.second, given)
         yield
         wide, gated = self.training.gate_mul_back(kept.gate_up, inner, self.activation)
-        add_gradients(self.training, second, given, backs, gated)
+        add_gradients(self.training, kept.second, given, backs, gated)
         yield
-        narrow, backs = rows_back(self.training, first, wide)
-        yield
-        add_gradients(self.training, first, wide, backs, x.index_select(0, kept.tokens))
+        narrow = yield from self._gate_up_back(kept, x, wide)
         dx = self.training.mix(narrow, kept.back, torch.ones_like(kept.weights))
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             weights, _ = _route(kept.experts, leaf, batch)
             (through_router,) = torch.autograd.grad(weights, leaf, slopes.to(weights.dtype))
         return dx.add_(through_router)
+
+    def _gate_up_back(
+        self, kept: KeptExperts, x: torch.Tensor, wide: torch.Tensor
+    ) -> Generator[None, None, torch.Tensor]:
+        """What `forward` took [T, H], the gradient of gates and what they gate [P, 2 I] -> that of rows [P, H]."""
+        rows, narrow = x.index_select(0, kept.tokens), None
+        for first, part in zip(kept.first, wide.chunk(len(kept.first), dim=1), strict=True):
+            own = part.contiguous()
+            found, backs = rows_back(self.training, first, own)
+            yield
+            add_gradients(self.training, first, own, backs, rows)
+            narrow = found if narrow is None else narrow.add_(found)
+        assert narrow is not None  # noqa: S101 - there is a product
+        return narrow
 
 
 def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

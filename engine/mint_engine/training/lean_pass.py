@@ -271,5 +271,6 @@ def kept_bytes(llama: Llama) -> int:
         if layer.network is not None:
             numbers += layer.network.gate_up.weight.shape[1]
         if layer.experts is not None:
-            numbers += layer.experts.each * (layer.experts.gate_up.weight.shape[1] + hidden)
+            inner = layer.experts.down.weight.shape[2]
+            numbers += layer.experts.each * (2 * inner + hidden)
     return numbers * llama.embedding.itemsize

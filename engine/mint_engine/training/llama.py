@@ -20,6 +20,7 @@ from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.model.base import Base
+from mint_engine.model.expert_product import rows_of
 from mint_engine.model.head_layers import read_angles, read_heads
 from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent
@@ -27,13 +28,14 @@ from mint_engine.model.llama_like import (
     Unlike,
     attends_to_some,
     bias_of,
+    check_config,
     check_experts,
-    check_trained,
     interleaves,
     latent_norms,
     names_of,
     network_of,
     placeholders_of,
+    router_of,
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
@@ -70,8 +72,10 @@ class Experts:
     each: int  # of a token
     count: int  # of all that the router chooses from
     held: Cut
-    gate_up: Product
+    gate_up: tuple[Product, ...]  # both in one, or where they take turns in the weight, each by itself
     down: Product
+    gate_up_bias: torch.Tensor | None  # [E, 2 I]
+    down_bias: torch.Tensor | None  # [E, H]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     """
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
-    check_trained(config, positions)
+    check_config(config, positions)
     decoder = decoder_of(model)
     _check_heads(config, decoder.layers[0].self_attn, positions)
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
@@ -217,23 +221,35 @@ class _Reader:
         )
 
     def _experts(self, path: str, mlp: Any) -> Experts:
-        experts = mlp.experts
+        experts, router = mlp.experts, router_of(mlp)
         check_experts(experts)
-        gate_up, down = (self._stack(f"{path}.experts", experts, name) for name in ("gate_up_proj", "down_proj"))
-        router, kind, count = mlp.gate, type(mlp.gate).__name__, int(experts.num_experts)
+        count, kind, each = int(experts.num_experts), type(router).__name__, int(router.top_k)
         if self.config.model_type == "minimax_m2":  # whose block keeps what its router adds to scores
             router = partial(router, e_score_correction_bias=mlp.e_score_correction_bias)
         held = self.share.experts if self.share is not None else Cut(0, count)
-        return Experts(next(self.numbers), router, kind, int(mlp.gate.top_k), count, held, gate_up, down)
+        gate_up, down = (self._stack(f"{path}.experts", experts, name) for name in ("gate_up_proj", "down_proj"))
+        biases = (experts.gate_up_proj_bias, experts.down_proj_bias) if experts.has_bias else (None, None)
+        if biases[0] is not None and not experts.is_concatenated:
+            biases = torch.cat((biases[0][:, 0::2], biases[0][:, 1::2]), dim=1), biases[1]
+        return Experts(next(self.numbers), router, kind, each, count, held, gate_up, down[0], *biases)
 
-    def _stack(self, path: str, experts: Any, name: str) -> Product:
-        weight = getattr(experts, name)
-        if isinstance(weight, KeptStack):
+    def _stack(self, path: str, experts: Any, name: str) -> tuple[Product, ...]:
+        """What is made of one input: in one product, or where gates and what they gate take turns in two."""
+        if isinstance(getattr(experts, name), KeptStack):
             raise Unlike("its experts stay quantised")
-        weight = weight.detach()
+        weight = rows_of(experts, name).detach()
         parts = [module for module in self.modules.values() if module.part_of == f"{path}.{name}"]
-        targets = [Target(part.path, slice(*part.outputs.indices(weight.shape[1]))) for part in parts]
-        return Product(weight, None, tuple(targets))
+        if experts.is_concatenated or name == "down_proj":
+            targets = [Target(part.path, slice(*part.outputs.indices(weight.shape[1]))) for part in parts]
+            return (Product(weight, None, tuple(targets)),)
+        return tuple(
+            Product(
+                own,
+                None,
+                tuple(Target(part.path, slice(0, own.shape[1])) for part in parts if part.outputs.start == first),
+            )
+            for first, own in enumerate((weight[:, 0::2], weight[:, 1::2]))
+        )
 
     def _fused(self, path: str, parent: nn.Module, names: Sequence[str]) -> Product:
         linears: list[Any] = [getattr(parent, name) for name in names]

@@ -63,7 +63,6 @@ _LEAN = LATENT | {
     *("llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe", "dots1", "glm4_moe"),
     *("exaone4", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"),
 }
-_SERVED_LEAN = frozenset({"gpt_oss"})  # and not trained
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
@@ -151,7 +150,6 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
         unserved=unserved_attention(told.get),
         lean=family in _LEAN and _turns(family, told),
-        trained_lean=family in _LEAN - _SERVED_LEAN and _turns(family, told),
         head_norms=_norms_heads(family, told),
         given_norms=family in _GIVEN_NORMS,
         routes=_routes(family, told) if routers else 0,

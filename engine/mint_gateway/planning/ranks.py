@@ -37,9 +37,7 @@ def share_out(shape: BaseShape, count: int) -> tuple[BaseShape, ...]:
             heads=heads[rank],
             kv_heads=kv_heads[rank],
             experts=experts[rank],
-            # Own kernels have no norms over all ranks' heads.
-            lean=shape.lean and not shape.key_parameters,
-            trained_lean=shape.trained_lean and not shape.key_parameters,
+            lean=shape.lean and not shape.key_parameters,  # own kernels have no norms over all ranks' heads
         )
         linears = tuple(_part(linear, shape, own, rank, count) for linear in shape.linears)
         shares.append(msgspec.structs.replace(own, linears=linears))

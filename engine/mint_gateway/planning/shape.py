@@ -110,8 +110,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     unread: str = ""  # why engines do not read the files; "" where they do
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
-    lean: bool = False  # whether own kernels serve it on processors
-    trained_lean: bool = False  # and whether they train it
+    lean: bool = False  # whether own kernels compute it on processors
     head_norms: bool = False  # of queries and of keys, a head at a time
     given_norms: bool = False  # of what attention and networks give
     routes: int = 0  # experts of a token, over all layers
@@ -182,17 +181,15 @@ class BaseShape(msgspec.Struct, frozen=True):
         return 0 < self.chosen < context
 
     def is_lean(self, context: int) -> bool:
-        """Whether own kernels serve it on processors, where requests have so many tokens at most."""
-        return self.lean and self._slides_as_told(context)
+        """Whether own kernels compute it on processors, where requests have so many tokens at most.
+
+        Not over windows of which the config does not say where they are.
+        """
+        return self.lean and (self.narrowest is None or context <= self.narrowest or self.narrowest in self.windows)
 
     def trains_lean(self, context: int) -> bool:
         """Whether they train it there, on examples of so many tokens: in plain numbers, where no token is chosen."""
-        plain = not self.keeps and not self.is_sparse(context)
-        return self.trained_lean and plain and self._slides_as_told(context)
-
-    def _slides_as_told(self, context: int) -> bool:
-        """Not over windows of which the config does not say where they are."""
-        return self.narrowest is None or context <= self.narrowest or self.narrowest in self.windows
+        return self.is_lean(context) and not self.keeps and not self.is_sparse(context)
 
     def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.

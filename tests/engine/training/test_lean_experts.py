@@ -49,8 +49,10 @@ def experts_of(held: Cut) -> Experts:
         int(router.top_k),
         COUNT,
         held,
-        Product(gate_up, None, halves),
+        (Product(gate_up, None, halves),),
         Product(down, None, (Target("down", slice(0, HIDDEN)),)),
+        None,
+        None,
     )
 
 

@@ -100,8 +100,12 @@ ROUTED: dict[str, PreTrainedConfig] = {
     ),
     "glm4_moe_lite": Glm4MoeLiteConfig(**LATENT, mlp_layer_types=["sparse"] * SIZES["num_hidden_layers"]),
     "qwen3_moe with a dense layer": Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0]),
+    "gpt_oss": GptOssConfig(
+        **SIZES, num_local_experts=6, num_experts_per_tok=2, sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "minimax_m2": MiniMaxM2Config(**SIZES, num_local_experts=6, num_experts_per_tok=2, rotary_dim=16),  # type: ignore[call-arg]
-}
+}  # fmt: skip
 
 LATENTS = ("deepseek_v3", "deepseek_v3, queries at once", "deepseek_v32, all of a past", "glm4_moe_lite")
 
@@ -167,19 +171,19 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     (lean, found), (generic, beside) = (
         gradients(trainer_of(config, torch.bfloat16, lean=lean), alike, 8, routed) for lean in (True, False)
     )
+    further = 1.5 if config.model_type == "gpt_oss" else 1.0  # whose modules round scores, and gates more than once
     for name in lean.names:
         ours, theirs = distance(lean, reference, name), distance(generic, reference, name)
-        assert theirs < 0.06
+        assert theirs < 0.06 * further
         assert ours < 1.1 * theirs
         apart = math.hypot(ours, theirs) * (1.1 if family in LATENTS else 1)
         assert distance(lean, generic, name) < apart
         exactly, our, their = (np.concatenate(each[name].logprobs) for each in (expected, found, beside))
-        assert np.abs(our - exactly).mean() < 1.1 * np.abs(their - exactly).mean() < 0.02
+        assert np.abs(our - exactly).mean() < 1.1 * np.abs(their - exactly).mean() < 0.02 * further
 
 
 def test_other_families_take_the_generic_pass() -> None:
     assert trainer_of(Ernie4_5Config(**SIZES)).compute == "generic"
-    assert trainer_of(GptOssConfig(**SIZES, num_local_experts=4)).compute == "generic"
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])

@@ -1,7 +1,6 @@
 """Each kernel of the lean training pass against plain torch and its autograd."""
 
 import dataclasses
-from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch.nn import functional
 from mint_engine.kernels.attention_structs import HeadNorms, Sight
 from mint_engine.kernels.library import find_kernels
 from mint_engine.kernels.linear_structs import Angles
-from mint_engine.kernels.row_structs import Activation, Norm
+from mint_engine.kernels.row_structs import SILU, Activation, Norm
 from mint_engine.training.attend import visible
 from mint_engine.training.kernels import Heads, lay_trees
 from mint_engine.training.pieces import Tree
@@ -100,20 +99,27 @@ def test_norm_back(dtype: torch.dtype, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["silu", "gelu_pytorch_tanh"])
-def test_gate_mul_back(dtype: torch.dtype, kind: Literal["silu", "gelu_pytorch_tanh"]) -> None:
-    gate_up, dy, by = normal(20, 160, seed=1, dtype=dtype) * 5, normal(20, 80, seed=2, dtype=dtype), Activation(kind)
+@pytest.mark.parametrize("by", [SILU, Activation("gelu_pytorch_tanh"), Activation("clamped", 1.702, 7.0)])
+def test_gate_mul_back(dtype: torch.dtype, by: Activation) -> None:
+    gate_up, dy = normal(20, 160, seed=1, dtype=dtype) * 5, normal(20, 80, seed=2, dtype=dtype)
     gate_up[0, :4] = torch.tensor([200.0, -200.0, 0.0, -88.0])
     given = gate_up.float().requires_grad_()
-    gate = given[:, :80]
-    gated = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
-    (back,) = torch.autograd.grad(gated * given[:, 80:], given, dy.float())
+    expected = gated_plainly(given, by)
+    (back,) = torch.autograd.grad(expected, given, dy.float())
     found, again = kernels_of(dtype).gate_mul_back(gate_up, dy, by)
     near(found, back, dtype)
     there = find_kernels(dtype, torch.device("cpu"))
     assert there is not None
     assert torch.equal(again, there.gate_mul(gate_up, by))
-    near(again, gated * given[:, 80:], dtype)
+    near(again, expected, dtype)
+
+
+def gated_plainly(gate_up: torch.Tensor, by: Activation) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    if by.kind == "clamped":
+        gate, up = gate.clamp(max=by.limit), up.clamp(-by.limit, by.limit)
+        return (up + 1) * gate * torch.sigmoid(by.alpha * gate)
+    return (functional.silu(gate) if by == SILU else functional.gelu(gate, approximate="tanh")) * up
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
