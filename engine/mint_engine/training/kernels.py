@@ -173,7 +173,7 @@ class TrainingKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """x [R, in], rows bounds[e] to bounds[e + 1] by weight[e] [out, in] -> y [R, out]; and x A^T scaling, flat.
 
-        bounds [E + 1] int64; experts' weights and their rows may lie apart. `added` goes by runs, one's beside each other.
+        bounds [E + 1] int64; weights and their rows may lie apart. `added` goes by runs, a run's beside each other.
         """
         count, high, wide = weight.shape
         y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(added))

@@ -171,7 +171,7 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     (lean, found), (generic, beside) = (
         gradients(trainer_of(config, torch.bfloat16, lean=lean), alike, 8, routed) for lean in (True, False)
     )
-    further = 1.5 if config.model_type == "gpt_oss" else 1.0  # whose modules round scores, and gates more than once
+    further = 2.0 if config.model_type == "gpt_oss" else 1.0  # whose modules round scores, and gates more than once
     for name in lean.names:
         ours, theirs = distance(lean, reference, name), distance(generic, reference, name)
         assert theirs < 0.06 * further
