@@ -1,4 +1,4 @@
-"""Windows that no request is longer than: own kernels compute such bases, and the cache is as without any."""
+"""Windows that no request is longer than, which the cache is without; and those that a request goes beyond."""
 
 import copy
 from pathlib import Path
@@ -66,7 +66,7 @@ def plain(config: PreTrainedConfig, forward: Forward, length: int, slot: int) ->
 
 @pytest.mark.parametrize("slot", [0, NO_SLOT])
 @pytest.mark.parametrize("name", SLIDING)
-def test_a_request_as_long_as_the_window_is_computed_by_own_kernels(name: str, slot: int) -> None:
+def test_a_request_as_long_as_the_window_sees_all_of_it(name: str, slot: int) -> None:
     """To its last token, which sees itself and all that came before."""
     config = SLIDING[name]
     forward = make(config, WINDOW)
@@ -82,10 +82,10 @@ PHI_MOE = PhimoeConfig(**SIZES, sliding_window=WINDOW, num_local_experts=4)
 
 @pytest.mark.parametrize("name", [*SLIDING, "phimoe"])
 def test_one_token_more_and_the_window_binds(name: str) -> None:
-    """Then transformers' modules compute it, and see no more than it says: all of it would be another answer."""
+    """Own kernels, and transformers' modules, see no more than it says: all of it would be another answer."""
     config = SLIDING.get(name, PHI_MOE)
     forward = make(config, WINDOW + 1)
-    assert forward.compute == "generic"
+    assert forward.compute.startswith("lean" if name in SLIDING else "generic")
     assert WINDOW in forward.cache.groups.windows
     found = play(forward, WINDOW + 1, 0)
     torch.testing.assert_close(found, plain(config, forward, WINDOW + 1, 0), rtol=0, atol=2e-3)
@@ -97,24 +97,26 @@ def test_one_token_more_and_the_window_binds(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "context", "compute"), [(1, WINDOW, "lean"), (1, WINDOW + 1, "generic"), (2, WINDOW, "lean")]
+    ("ranks", "context", "kept"), [(1, WINDOW, None), (1, WINDOW + 1, WINDOW), (2, WINDOW, None)]
 )
-def test_an_engine_goes_by_its_own_context_length(ranks: int, context: int, compute: str, tmp_path: Path) -> None:
+def test_an_engine_goes_by_its_own_context_length(ranks: int, context: int, kept: int | None, tmp_path: Path) -> None:
     """Though the base knows more positions."""
     folder = save_base("mistral", tmp_path, sliding_window=WINDOW)
     told = settings_for(folder, context_length=context, tensor_parallel_size=ranks)
     base, _, generation = build(told, folder, Limits())
     generation.close()
     assert base.config.max_position_embeddings > base.context_length == context
-    assert generation.compute.startswith(compute)
+    assert generation.scheduler.windows == (kept,)
+    assert generation.compute.startswith("lean")
 
 
-async def test_answers_up_to_the_window_are_pefts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", [WINDOW, 2 * WINDOW])
+async def test_answers_up_to_the_window_and_beyond_are_pefts(context: int, tmp_path: Path) -> None:
     folder = save_base("mistral", tmp_path / "base", sliding_window=WINDOW)
     adapter = save_adapter(folder, tmp_path / "a", 4, target_modules=["q_proj", "v_proj", "down_proj"])
-    prompt = [(11 * at) % 290 for at in range(WINDOW - 8)]
+    prompt = [(11 * at) % 290 for at in range(context - 8)]
     expected, scores = peft_answer(folder, adapter, prompt, 8)
-    async with running(folder, {"t/a": adapter}, context_length=WINDOW) as engine:
+    async with running(folder, {"t/a": adapter}, context_length=context) as engine:
         assert engine.server.generation.compute.startswith("lean")
         answer = await ask(engine, prompt, "t/a", max_tokens=8, logprobs=0, ignore_eos=True)
     assert answer.tokens == expected

@@ -10,6 +10,7 @@ from mint_engine.kernels.linear_structs import Angles
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import GEMMA, Unlike
 from mint_engine.model.told import norm_of
+from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Share
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
@@ -28,16 +29,14 @@ def sizes_of(config: Any, attention: Any, share: Share | None) -> tuple[int, int
     return heads
 
 
-def read_heads(
-    config: Any, attention: Any, sizes: tuple[int, int, int], angles: Angles, window: int, *, alone: bool
-) -> Heads:
-    """A layer's, whose `window` is 0 where it sees all; `alone`: all of the base's heads are here. Raises Unlike."""
+def read_heads(config: Any, attention: Any, sizes: tuple[int, int, int], angles: Angles, window: int) -> Heads:
+    """A layer's, whose `window` is 0 where it sees all. Raises Unlike."""
     if not _turns(config, attention):
         angles = Angles(angles.cos[:, :0], angles.sin[:, :0])
     cap = attention.attn_logit_softcapping if config.model_type == "gemma2" else None
     sinks = getattr(attention, "sinks", None)
     sight = Sight(window, sinks.detach().float() if sinks is not None else None, float(cap or 0.0))
-    return Heads(*sizes, angles, _norms(config, attention, alone=alone), sight)
+    return Heads(*sizes, angles, _norms(config, attention), sight)
 
 
 def _turns(config: Any, attention: Any) -> bool:
@@ -47,13 +46,13 @@ def _turns(config: Any, attention: Any) -> bool:
     return bool(getattr(attention, "use_rope", True))
 
 
-def _norms(config: Any, attention: Any, *, alone: bool) -> HeadNorms:
+def _norms(config: Any, attention: Any) -> HeadNorms:
     query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     if query is None:
         return NO_NORMS
-    joint = query.weight.shape[0] != int(attention.head_dim)
-    if joint and not alone:
+    if isinstance(query, SharedNorm):
         raise Unlike("its norms are over all ranks' heads")
+    joint = query.weight.shape[0] != int(attention.head_dim)
     epsilon = query.eps if config.model_type in GEMMA else query.variance_epsilon
     return HeadNorms(norm_of(config, query), norm_of(config, key), float(epsilon), joint)
 

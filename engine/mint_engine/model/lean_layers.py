@@ -163,13 +163,13 @@ class _Reader:
 
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
         """One of transformers' decoder layers."""
-        attention, alone = layer.self_attn, self.share is None
+        attention = layer.self_attn
         at, mlp = f"{path}.self_attn", f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
         norms = norms_of(self.config, layer)
         heads = None
         if self.sizes is not None:
-            heads = read_heads(self.config, attention, self.sizes, angles, window, alone=alone)
+            heads = read_heads(self.config, attention, self.sizes, angles, window)
         return Layer(
             attention_norm=norms.attention,
             qkv=self.fused({f"{at}.{name}": attention.get_submodule(name) for name in self._first(attention)}),

@@ -170,11 +170,7 @@ class _Reader:
         attention, mlp = layer.self_attn, f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
         latent = is_latent(attention)
-        found = (
-            None
-            if latent
-            else read_heads(self.config, attention, self._sizes(attention), angles, window, alone=self.alone)
-        )
+        found = None if latent else read_heads(self.config, attention, self._sizes(attention), angles, window)
         qkv = self._fused(f"{path}.self_attn", attention, names_of("qkv", attention))
         return Layer(
             norms=norms_of(self.config, layer),
@@ -187,11 +183,6 @@ class _Reader:
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
         )
-
-    @property
-    def alone(self) -> bool:
-        """All of the base is here."""
-        return self.share is None
 
     def _sizes(self, attention: Any) -> tuple[int, int, int]:
         share, dim = self.share, int(attention.head_dim)

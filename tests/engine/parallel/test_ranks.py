@@ -76,9 +76,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def routed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/ that routes to experts and has no pass of own kernels, and adapters on all of it."""
     folder = tmp_path_factory.mktemp("routed")
-    base = saved_families.save_base("gpt_oss", folder / "base")
+    base = saved_families.save_base("hunyuan_moe", folder / "base")
     for rank in (4, 8):
-        saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["gpt_oss"])
+        saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["hunyuan_moe"])
     return folder
 
 

@@ -38,21 +38,21 @@ LLAMAS: dict[str, dict[str, Any]] = {
 }
 LEAN = (
     *LLAMAS, "smollm2", "qwen3", "phi3", "seed_oss", "mixtral", "qwen3_moe", "glm4_moe", "deepseek_v3",
-    "deepseek_v3_plain_query", "kimi_k2",
+    "deepseek_v3_plain_query", "kimi_k2", "mistral", "gemma2", "gemma3_seeing", "gpt_oss", "dots1", "exaone4",
+    "granite",
 )  # fmt: skip
+# Norms over all heads: by own kernels where one rank has them all.
+JOINT = ("olmo2", "olmo3_one_key")
 # By own kernels where they are served, by transformers' modules where they are trained.
 SPARSE = ("deepseek_v32", "glm_5")
-# By transformers' modules: windows and caps, norms over all heads, experts with biases.
-OTHERS = (
-    "mistral", "gemma2", "gemma3_seeing", "olmo2", "olmo3_one_key", "gpt_oss", "dots1", "ernie4_5", "ernie4_5_moe",
-    "exaone4", "granite", "granitemoe", "hunyuan", "hunyuan_moe",
-)  # fmt: skip
+# By transformers' modules.
+OTHERS = ("ernie4_5", "ernie4_5_moe", "granitemoe", "hunyuan", "hunyuan_moe")
 REPLAYED = ("mixtral", *ROUTED)
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
 ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may take a token to another expert
 ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
-MIXED = [("llama of uneven heads", "float32"), *ROUNDED, ("gpt_oss", "bfloat16")]
-EXACT = [(family, "float32") for family in (*LEAN, *SPARSE, *OTHERS)]
+MIXED = [("llama of uneven heads", "float32"), *ROUNDED, ("gpt_oss", "bfloat16"), ("hunyuan_moe", "bfloat16")]
+EXACT = [(family, "float32") for family in (*LEAN, *JOINT, *SPARSE, *OTHERS)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family, dtype = request.param
     base = save(family, tmp_path_factory.mktemp("base"))
     with engine(base, 2, dtype) as two:
-        check_compute(two, family)
+        check_compute(two, family, 2)
         yield Kind(family, dtype, base, two)
 
 
@@ -78,13 +78,14 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def one(kind: Kind) -> Iterator[Learning]:
     """The same base on a single rank."""
     with engine(kind.base, 1, kind.dtype) as found:
-        check_compute(found, kind.family)
+        check_compute(found, kind.family, 1)
         yield found
 
 
-def check_compute(each: Learning, family: str) -> None:
-    assert each.trainer.compute.startswith("lean") is (family in LEAN)
-    assert each.generation.compute.startswith("lean") is (family in (*LEAN, *SPARSE))
+def check_compute(each: Learning, family: str, ranks: int) -> None:
+    lean = (*LEAN, *JOINT) if ranks == 1 else LEAN
+    assert each.trainer.compute.startswith("lean") is (family in lean)
+    assert each.generation.compute.startswith("lean") is (family in (*lean, *SPARSE))
 
 
 def save(family: str, folder: Path, **changes: Any) -> Path:
@@ -258,7 +259,7 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
 ) -> None:
     """The others wait in the middle of it."""
     others = followers()
-    with engine(save("gpt_oss", tmp_path), 2) as two:
+    with engine(save("hunyuan_moe", tmp_path), 2) as two:
         two.create()
         (rank,) = set(followers()) - set(others)
         work = two.trainer.begin(two.batches([0]))
@@ -271,7 +272,7 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
         await until(lambda: rank not in followers(), timeout_s=PATIENCE_S / 2)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "hunyuan_moe"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six experts over three."""
     base = save(family, tmp_path, num_key_value_heads=4)
@@ -280,7 +281,7 @@ def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> 
             assert far(found, expected) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "hunyuan_moe"])
 def test_a_rank_that_dies_within_an_update_ends_the_engine(family: str, tmp_path: Path) -> None:
     """Nobody waits for it, the error says so, and no policy has changed."""
     others = followers()
