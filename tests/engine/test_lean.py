@@ -28,8 +28,6 @@ from mint_engine.scheduling.pages import pages_for
 from tests.engine.lean_families import LEFT, TAKEN
 
 CPU = torch.device("cpu")
-
-
 RANKS = (4, 16, 3)
 
 

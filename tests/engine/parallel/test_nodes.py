@@ -68,8 +68,8 @@ def strangers(port: int) -> Iterator[None]:
 def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -> None:
     """By transformers' modules. Adapters loaded, replaced and cleared, whoever else connects.
 
-    Told to end, all wait for the leader: where a machine shuts down or somebody at a terminal says so, to all processes
-    at once.
+    Told to end, all wait for the leader: where a machine shuts down or somebody at a terminal says so, to all
+    processes at once.
     """
     base, served = saved_families.save_base("hunyuan_moe", tmp_path / "base"), saved_families.SERVED["hunyuan_moe"]
     four, nine = (saved_families.save_adapter(base, tmp_path / f"r{rank}", rank, **served) for rank in (4, 9))
