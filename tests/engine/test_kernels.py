@@ -180,7 +180,15 @@ def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], leng
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "dim"), [((6, 2), 64), ((4, 4), 16), ((9, 3), 32), ((8, 1), 48), ((5, 1), 16)])
-@pytest.mark.parametrize("lengths", [[(0, 1)], [(0, 40), (17, 1), (16, 16), (95, 1)], [(31, 2)] * 3 + [(5, 1)] * 30])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [(0, 1)],
+        [(0, 40), (17, 1), (16, 16), (95, 1)],
+        [(31, 2)] * 3 + [(5, 1)] * 30,
+        [(127, 2), (250, 20), (300, 1), (128, 16)],  # beyond what registers take of a past at once
+    ],
+)
 @pytest.mark.parametrize("style", ["plain", "window", "one token", "page", "exact", "joint"])
 def test_rope_and_attention(
     dtype: torch.dtype, heads: tuple[int, int], dim: int, lengths: list[tuple[int, int]], style: str
@@ -192,7 +200,7 @@ def test_rope_and_attention(
     query, key = heads
     width, run = (query + 2 * key) * dim, kernels(dtype)
     half = dim // 2
-    theta = torch.outer(torch.arange(128.0), 100 ** (-torch.arange(half) / half))
+    theta = torch.outer(torch.arange(320.0), 100 ** (-torch.arange(half) / half))
     shape = Heads(query, key, dim, Angles(theta.cos(), theta.sin()), *styled(style, heads, dim, dtype))
     pool = torch.zeros(1 + sum(pages_for(at + count) for at, count in lengths), 2, key, PAGE_TOKENS, dim, dtype=dtype)
     free = list(range(1, pool.shape[0]))

@@ -4,20 +4,14 @@
 // not even as nothing times infinity: a page may hold what a former request has left.
 #pragma once
 #include <algorithm>
-#include <limits>
 #include <vector>
 #include "aligned.h"
 #include "number.h"
+#include "head_squares.h"
 #include "sight.h"
+#include "state.h"
 
-constexpr int PAGE = 16;
 constexpr int MOST_ROWS = 1024;  // query rows of one key/value head in a work item; the caller refuses more
-constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-// One query row's state: the largest score, and the sum of weights relative to it.
-struct State {
-  float peak, sum;
-};
 
 // scores[row][16] of one page; queries are rows of `q`, each of dim numbers.
 template <typename T>
@@ -178,6 +172,17 @@ template <typename T>
 void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,
                   const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale,
                   const Sight& sight, T* out, int64_t out_width) {
+#ifdef MINT_AMX
+  if constexpr (BY_MATRICES<T>)
+    if (HeadSquares::takes(dim)) {
+      const Matrices registers;
+      const HeadSquares squares(dim, int(group), tokens, position, scale, sight);
+      for (int64_t head = first; head < last; ++head)
+        squares.attend(q + head * group * dim, width, pool + head * PAGE * dim, 2 * kv_heads * PAGE * dim, kv_heads, table,
+                       head * group, out + head * group * dim, out_width);
+      return;
+    }
+#endif
   const int rows = tokens * int(group), heads = int(last - first);
   // Kept from call to call: there is one for each sequence and layer, and most are of a single token.
   static thread_local Aligned<float> sums, scores;

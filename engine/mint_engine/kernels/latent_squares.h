@@ -3,6 +3,7 @@
 #pragma once
 #include "squares.h"
 #include "tokens.h"
+#include "weigh_squares.h"
 
 #ifdef MINT_AMX
 // Rows of one work item: `heads` heads of `tokens` tokens from `position` on, those of a token side by side.
@@ -28,7 +29,10 @@ class LatentSquares {
       lay(room, begin, count, page_of);
       multiply_squares(tall_, whole, width_, room.queries.data(), width_, room.keys.data(), TOKENS, room.scores.data(),
                        TOKENS, false);
-      for (int64_t row = 0; row < rows_; ++row) weigh(room, row, begin, whole);
+      for (int64_t row = 0; row < rows_; ++row)
+        weigh_tokens(room.scores.data() + row * TOKENS, room.weights.data() + row * TOKENS, whole, 0,
+                     position_ + row / heads_ + 1 - begin, scale_, 0, room.states[row], room.sums.data() + row * latent_,
+                     latent_);
       multiply_squares(tall_, latent_, whole, room.weights.data(), TOKENS, room.values.data(), latent_,
                        room.sums.data(), latent_, true);
     }
@@ -77,37 +81,6 @@ class LatentSquares {
       pair_tokens(from, latent_, room.values.data() + at * latent_);
     }
   }
-
-  // A row's scores to weights, and what it has of sums to what it is beside the largest yet.
-  void weigh(Room& room, int64_t row, int64_t begin, int64_t whole) const {
-    const int64_t seen = position_ + row / heads_ + 1 - begin;
-    float* scores = room.scores.data() + row * TOKENS;
-    bf16* weights = room.weights.data() + row * TOKENS;
-    State& state = room.states[row];
-    const __m512 scale = _mm512_set1_ps(scale_);
-    __m512 peaks = _mm512_set1_ps(state.peak), sum = _mm512_setzero_ps();
-    for (int64_t t = 0; t < whole; t += LANES) {
-      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + t), scale);
-      peaks = _mm512_mask_max_ps(peaks, sees(seen - t), peaks, score);
-      _mm512_storeu_ps(scores + t, score);
-    }
-    const float peak = _mm512_reduce_max_ps(peaks);
-    for (int64_t t = 0; t < whole; t += LANES) {
-      const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + t), _mm512_set1_ps(peak));
-      const __m512 weight = _mm512_maskz_mov_ps(sees(seen - t), exp_below_zero(below));
-      sum = _mm512_add_ps(sum, weight);
-      store_narrow(weights + t, weight, 0xffff);
-    }
-    const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
-    if (shrink != 1.0f) {
-      float* sums = room.sums.data() + row * latent_;
-      for (int64_t d = 0; d < latent_; d += LANES)
-        _mm512_storeu_ps(sums + d, _mm512_mul_ps(_mm512_loadu_ps(sums + d), _mm512_set1_ps(shrink)));
-    }
-    state = {peak, state.sum * shrink + _mm512_reduce_add_ps(sum)};
-  }
-
-  static __mmask16 sees(int64_t seen) { return seen > 0 ? first16(seen) : __mmask16(0); }
 
   const int64_t width_, latent_, heads_, rows_, tall_, position_, end_;  // tall_: rows, in whole registers
   const float scale_;

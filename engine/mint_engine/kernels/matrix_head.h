@@ -151,15 +151,7 @@ class MatrixHead {
     return _mm512_load_ps(sinks);
   }
 
-  // A score within the cap: cap tanh(x / cap), as `hold_within` has it.
-  __m512 held(__m512 score) const {
-    const float cap = shape_.sight.cap;
-    if (!cap) return score;
-    const __m512 part = _mm512_div_ps(score, _mm512_set1_ps(cap)), one = _mm512_set1_ps(1.0f);
-    const __m512 e = exp_below_zero(_mm512_mul_ps(_mm512_abs_ps(part), _mm512_set1_ps(-2.0f)));
-    const __m512 size = _mm512_div_ps(_mm512_mul_ps(_mm512_set1_ps(cap), _mm512_sub_ps(one, e)), _mm512_add_ps(one, e));
-    return _mm512_mask_sub_ps(size, _mm512_cmp_ps_mask(score, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps(), size);
-  }
+  __m512 held(__m512 score) const { return shape_.sight.cap ? held_within(score, shape_.sight.cap) : score; }
 
   // How much of a gradient a held score lets through.
   __m512 slope_of(__m512 score) const {
