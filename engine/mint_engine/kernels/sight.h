@@ -15,14 +15,17 @@ struct Seen {
   int from, to;
 };
 
-// x [size] = cap * tanh(x / cap), rounded once; from e^-2|x|, so that nothing overflows.
+// cap * tanh(x / cap), from e^-2|x|, so that nothing overflows.
+inline float held_within(float x, float cap) {
+  const float part = x / cap, e = exp_down(-2.0f * std::fabs(part));
+  return cap * std::copysign((1.0f - e) / (1.0f + e), part);
+}
+
+// x [size], each held within the cap and rounded once.
 template <typename T>
 void hold_within(T* x, int64_t size, float cap) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) {
-    const float part = wide(x[i]) / cap, e = exp_down(-2.0f * std::fabs(part));
-    x[i] = narrow<T>(cap * std::copysign((1.0f - e) / (1.0f + e), part));
-  }
+  for (int64_t i = 0; i < size; ++i) x[i] = narrow<T>(held_within(wide(x[i]), cap));
 }
 
 #ifdef MINT_AVX512_BF16
@@ -32,5 +35,26 @@ inline __m512 held_within(__m512 x, float cap) {
   const __m512 e = exp_below_zero(_mm512_mul_ps(_mm512_abs_ps(part), _mm512_set1_ps(-2.0f)));
   const __m512 size = _mm512_div_ps(_mm512_mul_ps(_mm512_set1_ps(cap), _mm512_sub_ps(one, e)), _mm512_add_ps(one, e));
   return _mm512_mask_sub_ps(size, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps(), size);
+}
+template <>
+inline void hold_within<bf16>(bf16* x, int64_t size, float cap) {
+  for (int64_t i = 0; i < size; i += 16) {
+    const __mmask16 mask = first16(size - i);
+    store_narrow(x + i, held_within(load_wide(x + i, mask), cap), mask);
+  }
+}
+#endif
+#ifdef MINT_AVX2
+template <>
+inline void hold_within<bf16>(bf16* x, int64_t size, float cap) {
+  const __m256 all = _mm256_set1_ps(cap), one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m256 part = _mm256_div_ps(load_wide(x + i), all);
+    const __m256 e = exp_below_zero(_mm256_mul_ps(_mm256_andnot_ps(sign, part), _mm256_set1_ps(-2.0f)));
+    const __m256 bound = _mm256_mul_ps(all, _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e)));
+    store_narrow(x + i, _mm256_or_ps(bound, _mm256_and_ps(sign, part)));
+  }
+  for (; i < size; ++i) x[i] = narrow<bf16>(held_within(wide(x[i]), cap));
 }
 #endif
