@@ -20,6 +20,7 @@ from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, lib
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Activation, Norm
+from mint_engine.model.head_layers import CHUNK_TOKENS
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots
@@ -223,7 +224,8 @@ def test_rope_and_attention(
         flat: list[int] = []
         row = 0
         for n, first, count in rows:
-            items.append((row, count, first, len(flat)))
+            some = range(0, count, CHUNK_TOKENS)
+            items += [(row + at, min(CHUNK_TOKENS, count - at), first + at, len(flat)) for at in some]
             flat += tables[n]
             row += count
         run.rope(qkv, shape, positions, places, pool)
