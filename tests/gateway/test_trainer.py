@@ -100,7 +100,7 @@ async def test_a_call_whose_answer_was_lost_counts_once(school: School, patient:
     policy = await patient.create_policy("acme/a", rank=4)
     [where] = school.has("acme/a")
     engine = school.engines[where]
-    with engine.silent():
+    with engine.mute():
         learning = asyncio.create_task(policy.forward_backward(LESSON, loss="cross_entropy"))
         await until(lambda: engine.calls["acme/a"].sequence == 1)
     assert (await learning).tokens == 3
