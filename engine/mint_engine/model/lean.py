@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mint_contracts.layer_groups import first_seen
 from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, latent_struct
 from mint_engine.kernels.expert_structs import Grouped, experts_struct
 from mint_engine.kernels.library import ROWS, Kernels
@@ -83,7 +84,7 @@ class Lean:
         self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
     ) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
-        planned = plan_step(spans, self._slots, len(tokens), len(self._cache.groups.windows))
+        planned = plan_step(spans, self._slots, len(tokens), self._cache.groups.windows)
         kept = torch.tensor(keep)
         ids = embedded(torch.tensor(tokens), self._llama.placeholders)
         logits, own = self._room_for_logits(len(keep))
@@ -167,29 +168,33 @@ def _widths(layer: Layer) -> tuple[int, int]:
     return wide, narrow
 
 
-def plan_step(spans: Sequence[Span], slots: Slots, rows: int, groups: int) -> Step:
-    """Sort a step's spans out, for so many groups of layers; spans cover its rows in order."""
-    positions, places = np.zeros(rows, np.int64), np.zeros((groups, rows), np.int64)
+def plan_step(spans: Sequence[Span], slots: Slots, rows: int, windows: Sequence[int | None]) -> Step:
+    """Sort a step's spans out, for groups of layers that see so much; spans cover its rows in order.
+
+    Of a window's pages, those that lie before it are left out: a table begins where its first page would be.
+    """
+    positions, places = np.zeros(rows, np.int64), np.zeros((len(windows), rows), np.int64)
     tables: list[int] = []
-    stretches: list[list[tuple[int, int, int, int]]] = [[] for _ in range(groups)]
+    stretches: list[list[tuple[int, int, int, int]]] = [[] for _ in windows]
     for span in spans:
         end = span.position + span.length
         used, rows_of, single = pages_for(end), slice(span.row, span.row + span.length), span.length == 1
         at = span.position if single else np.arange(span.position, end)
         positions[rows_of] = at
-        for group, pages in enumerate((span.pages, *span.others)):
-            table = pages[:used]
-            page = table[-1] if single else np.asarray(table)[at // PAGE_TOKENS]
+        for group, (window, pages) in enumerate(zip(windows, (span.pages, *span.others), strict=True)):
+            first = first_seen(span.position, window)
+            table = pages[first:used]
+            page = table[-1] if single else np.asarray(table)[at // PAGE_TOKENS - first]
             places[group, rows_of] = page * PAGE_TOKENS + at % PAGE_TOKENS
             stretches[group] += [
-                (span.row + done, min(CHUNK_TOKENS, span.length - done), span.position + done, len(tables))
+                (span.row + done, min(CHUNK_TOKENS, span.length - done), span.position + done, len(tables) - first)
                 for done in range(0, span.length, CHUNK_TOKENS)
             ]
             tables += table
     return Step(
         positions=torch.from_numpy(positions),
         places=torch.from_numpy(places),
-        stretches=torch.tensor(stretches, dtype=torch.int64).view(groups, -1, 4),
-        tables=torch.tensor(tables, dtype=torch.int32),
+        stretches=torch.tensor(stretches, dtype=torch.int64).view(len(windows), -1, 4),
+        tables=torch.from_numpy(np.array(tables, np.int32)),
         items=work_items(merge_spans(spans), slots, ROWS),
     )
