@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -64,19 +64,17 @@ class TrainingEngine:
         await self.trains.server.register.part(LIMIT_S)
         await self.leave()
 
-    @contextmanager
-    def silent(self) -> Iterator[None]:
+    def silent(self) -> AbstractContextManager[None]:
         """Its answers are lost meanwhile."""
-        self.relay.fault = "cut"
-        try:
-            yield
-        finally:
-            self.relay.heal()
+        return self._befallen("cut")
+
+    def mute(self) -> AbstractContextManager[None]:
+        """What it is asked reaches it, no answer comes, and in the end its connections are gone."""
+        return self._befallen("silent")
 
     @contextmanager
-    def mute(self) -> Iterator[None]:
-        """What it is asked reaches it, no answer comes, and in the end its connections are gone."""
-        self.relay.fault = "silent"
+    def _befallen(self, fault: str) -> Iterator[None]:
+        self.relay.fault = fault
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ Their weights, of which a base has most, are not packed but used where they lie.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class ExpertReader:
         check_experts(experts)
         if router.weight.shape[0] > MOST_EXPERTS:
             raise Unlike(f"{router.weight.shape[0]} experts fit no kernel")
-        gate_up, down = (_rows(experts, name) for name in ("gate_up_proj", "down_proj"))
+        gate_up, down = (_stack(experts, name) for name in ("gate_up_proj", "down_proj"))
         _, both, hidden = gate_up.shape
         columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": both // 2}
         biases = (experts.gate_up_proj_bias, experts.down_proj_bias) if experts.has_bias else (None, None)
@@ -49,8 +49,8 @@ class ExpertReader:
             first=self.first,
             whole=self.family in _WHOLE or bool(router.norm_topk_prob),
             rounded=self.family in _ROUNDED,
-            gate_up=_stack(gate_up, self.targets(columns, hidden, both // 2)),
-            down=_stack(down, self.targets({f"{path}.experts.down_proj": 0}, both // 2, hidden)),
+            gate_up=replace(gate_up, targets=self.targets(columns, hidden, both // 2)),
+            down=replace(down, targets=self.targets({f"{path}.experts.down_proj": 0}, both // 2, hidden)),
             gate_up_bias=biases[0],
             down_bias=biases[1],
             turns=not experts.is_concatenated,
@@ -72,8 +72,8 @@ class ExpertReader:
         )
 
 
-def _rows(experts: Any, name: str) -> torch.Tensor | Stack:
-    """A linear of all experts, output by output."""
+def _stack(experts: Any, name: str) -> Stack:
+    """A linear of all experts, output by output, without targets."""
     weight = getattr(experts, name)
     if isinstance(weight, KeptStack):
         if (stack := weight.coded()) is None:
@@ -82,10 +82,4 @@ def _rows(experts: Any, name: str) -> torch.Tensor | Stack:
     rows = rows_of(experts, name)
     if not rows.is_contiguous():
         raise Unlike("its experts do not lie one after another")
-    return rows
-
-
-def _stack(rows: torch.Tensor | Stack, targets: torch.Tensor) -> Stack:
-    if isinstance(rows, Stack):
-        return Stack(rows.shape, rows.weight, rows.codes, targets)
-    return Stack(rows.shape, rows, targets=targets)
+    return Stack(rows.shape, rows)

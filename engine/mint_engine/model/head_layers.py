@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Sight
-from mint_engine.kernels.library import MOST_QUERIES
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import GEMMA, Unlike
@@ -24,7 +23,7 @@ def sizes_of(config: Any, attention: Any, share: Share | None) -> tuple[int, int
     heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
     if share is not None:
         heads = (share.heads.size, share.kv_heads.size, dim)
-    if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
+    if dim % 16 or heads[0] % heads[1]:
         raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
     return heads
 

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.kernels.expert_structs import Codes, Stack
-from mint_engine.kernels.linear_structs import NO_TARGETS
 from mint_engine.model.stored import Stored
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -160,13 +159,13 @@ class KeptStack:
         experts, _, inputs = self._linears[0].shape
         return torch.Size((experts, sum(each.shape[1] for each in self._linears), inputs))
 
-    def coded(self, targets: torch.Tensor = NO_TARGETS) -> Stack | None:
+    def coded(self) -> Stack | None:
         """As kernels dequantise it by themselves, and multiply by it; None: they do not."""
         outputs = sum(each.codes.shape[1] for each in self._codes)
         if not outputs:
             return None
         experts, *matrix = self.shape
-        return Stack(torch.Size((experts, outputs, prod(matrix) // outputs)), None, self._codes, targets)
+        return Stack(torch.Size((experts, outputs, prod(matrix) // outputs)), None, self._codes)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         whole = torch.empty(self.shape[1:], dtype=self.dtype, device=self._device)

@@ -67,10 +67,11 @@ class Lean:
         layers = [
             _layer_struct(layer, cache.of(at), cache.groups.places[at][0]) for at, layer in enumerate(llama.layers)
         ]
+        manner = llama.manner
         self._base = BaseStruct(
             address(llama.embedding), (LayerStruct * len(layers))(*layers), len(layers), norm_struct(llama.norm),
-            linear_struct(llama.head), llama.scale, llama.epsilon, activation_struct(llama.activation),
-            llama.enlarged, llama.added, llama.divided, llama.cap,
+            linear_struct(llama.head), llama.scale, llama.epsilon, activation_struct(manner.activation),
+            manner.enlarged, manner.added, manner.divided, manner.cap,
         )  # fmt: skip
         self._cache = cache
         self._room: tuple[torch.Tensor, ...] = ()

@@ -15,12 +15,12 @@ from torch import nn
 
 from mint_engine.kernels.attention_structs import Heads, Latent
 from mint_engine.kernels.expert_structs import Experts
-from mint_engine.kernels.library import MAX_RANK, Kernels
+from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
 from mint_engine.kernels.linear_structs import Angles, Linear
-from mint_engine.kernels.row_structs import Activation, Norm
+from mint_engine.kernels.row_structs import Norm
 from mint_engine.model.base import Base
 from mint_engine.model.expert_layers import ExpertReader
-from mint_engine.model.head_layers import read_angles, read_heads, sizes_of
+from mint_engine.model.head_layers import CHUNK_TOKENS, read_angles, read_heads, sizes_of
 from mint_engine.model.latent import is_latent
 from mint_engine.model.latent_layers import check_latent, read_latent
 from mint_engine.model.llama_like import (
@@ -34,7 +34,7 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
-from mint_engine.model.told import activation_of, added_by, bounds_of, enlarged_by, norm_of, norms_of
+from mint_engine.model.told import Manner, norm_of, norms_of, read_manner
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
@@ -77,11 +77,7 @@ class Llama:
     head: Linear
     scale: float
     epsilon: float
-    activation: Activation
-    enlarged: float  # what embeddings are multiplied by
-    added: float  # and what each part of a layer adds
-    divided: float  # what logits are divided by; 0: nothing
-    cap: float  # and held within; 0: they are not
+    manner: Manner
 
     @property
     def targets(self) -> list[list[int]]:
@@ -116,8 +112,10 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     if is_latent(attention):
         check_latent(attention, config)
     sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
+    if sizes is not None and sizes[0] // sizes[1] * CHUNK_TOKENS > MOST_QUERIES:
+        raise Unlike(f"{sizes[0]} heads over {sizes[1]} fit no kernel")
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
-    read, (divided, cap) = _Reader(kernels, slots.index, config, share, sizes, positions), bounds_of(config)
+    read = _Reader(kernels, slots.index, config, share, sizes, positions)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
@@ -129,11 +127,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         head=read.fused({"lm_head": model.lm_head}),
         scale=float(attention.scaling),
         epsilon=float(config.rms_norm_eps),
-        activation=activation_of(config),
-        enlarged=enlarged_by(config, decoder.embed_tokens, base.dtype),
-        added=added_by(config),
-        divided=divided,
-        cap=cap,
+        manner=read_manner(config, decoder.embed_tokens, base.dtype),
     )
 
 

@@ -35,7 +35,7 @@ def check_config(config: Any, positions: int) -> None:
     """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
     if config.model_type not in FAMILIES | ROUTED | GROUPED | OTHERS:
         raise Unlike(f"the family {config.model_type} has no lean pass")
-    told = _narrowest(config)
+    told = narrowest(lambda name: getattr(config, name, None))
     if told is not None and told < positions and told not in windows_of(config, positions):
         raise Unlike(f"attention may slide over {told} tokens, and where is not told")
     _check_ropes(config)
@@ -45,10 +45,6 @@ def windows_of(config: Any, positions: int) -> tuple[int, ...]:
     """How many of the latest tokens each layer's attention sees, of so many at most; 0: all."""
     found = windows(lambda name: getattr(config, name, None), int(config.num_hidden_layers))
     return tuple(each if each is not None and each < positions else 0 for each in found)
-
-
-def _narrowest(config: Any) -> int | None:
-    return narrowest(lambda name: getattr(config, name, None))
 
 
 def _check_ropes(config: Any) -> None:

@@ -47,29 +47,33 @@ def norms_of(config: Any, layer: Any) -> LayerNorms:
     return LayerNorms(attention, attended, network, given)
 
 
-def activation_of(config: Any) -> Activation:
-    """Of networks' gates. Raises Unlike."""
+@dataclass(frozen=True)
+class Manner:
+    """What a base does to numbers beside its products and norms."""
+
+    activation: Activation  # of networks' gates
+    enlarged: float  # what embeddings are multiplied by
+    added: float  # and each part of a layer, before it is added to the residual stream
+    divided: float  # what logits are divided by; 0: nothing
+    cap: float  # and held within; 0: they are not
+
+
+def read_manner(config: Any, embedding: Any, dtype: torch.dtype) -> Manner:
+    """Of a configuration, and the module that embeds tokens. Raises Unlike."""
+    rounded = getattr(embedding, "embed_scale", None)  # Gemma's
+    return Manner(
+        activation=_activation(config),
+        enlarged=float(rounded.to(dtype) if rounded is not None else getattr(config, "embedding_multiplier", 1.0)),
+        added=float(getattr(config, "residual_multiplier", 1.0)),
+        divided=float(getattr(config, "logits_scaling", 0.0)),
+        cap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
+    )
+
+
+def _activation(config: Any) -> Activation:
     if config.model_type == "gpt_oss":
         return Activation("clamped", float(config.swiglu_alpha), float(config.swiglu_limit))
     told = getattr(config, "hidden_activation" if config.model_type in _ACTIVATED else "hidden_act")
     if told not in _ACTIVATIONS:
         raise Unlike(f"the activation is {told}")
     return Activation(_ACTIVATIONS[told])
-
-
-def enlarged_by(config: Any, embedding: Any, dtype: torch.dtype) -> float:
-    """What embeddings are multiplied by: a number that is rounded, as Gemma has it, or one that is not."""
-    if (rounded := getattr(embedding, "embed_scale", None)) is not None:
-        return float(rounded.to(dtype))
-    return float(getattr(config, "embedding_multiplier", 1.0))
-
-
-def added_by(config: Any) -> float:
-    """What is multiplied by it before it is added to the residual stream."""
-    return float(getattr(config, "residual_multiplier", 1.0))
-
-
-def bounds_of(config: Any) -> tuple[float, float]:
-    """What logits are divided by, and what they are held within; 0: nothing."""
-    divided, cap = (getattr(config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
-    return float(divided or 0.0), float(cap or 0.0)

@@ -91,7 +91,7 @@ class LeanPass:
         """With a `group` the base is a rank's share. Raises Unlike where it is not llama-like."""
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
-        self._experts = LeanExperts(kernels, training, self._llama.activation)
+        self._experts = LeanExperts(kernels, training, self._llama.manner.activation)
         self._latents = LeanLatent(kernels, training, self._llama.layers[0].angles)
         self.head = _head(self._llama, training, group)
         self.name = f"lean ({kernels.variant})"
@@ -101,8 +101,8 @@ class LeanPass:
         """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
-        if llama.enlarged != 1:
-            hidden *= llama.enlarged
+        if llama.manner.enlarged != 1:
+            hidden *= llama.manner.enlarged
         kept = []
         norms = [*(layer.norms.attention for layer in llama.layers), llama.norm]
         x = self._norm(hidden, norms[0])
@@ -146,14 +146,14 @@ class LeanPass:
     def _given(self, whole: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What a part of a layer gave, to what of it is added; and itself, where the way back needs that."""
         normed = self._norm(whole, norm) if norm else whole
-        if self._llama.added != 1:
-            normed *= self._llama.added
+        if self._llama.manner.added != 1:
+            normed *= self._llama.manner.added
         return normed, whole if norm else None
 
     def _given_back(self, back: torch.Tensor, whole: torch.Tensor | None, norm: Norm) -> torch.Tensor:
         """The gradient of what was added -> that of what a part of a layer gave."""
-        if self._llama.added != 1:
-            back = back * self._llama.added
+        if self._llama.manner.added != 1:
+            back = back * self._llama.manner.added
         if whole is None:
             return back
         found = torch.zeros_like(back)
@@ -178,7 +178,7 @@ class LeanPass:
         gate_up, first = multiply(self._training, network.gate_up, x, rows)
         yield
         down, second = multiply(
-            self._training, network.down, self._kernels.gate_mul(gate_up, self._llama.activation), rows
+            self._training, network.down, self._kernels.gate_mul(gate_up, self._llama.manner.activation), rows
         )
         yield
         return down, _KeptNetwork(gate_up, (first, second))
@@ -226,7 +226,7 @@ class LeanPass:
         first, second = kept.products
         inner, backs = rows_back(self._training, second, dy)
         yield
-        wide, gated = self._training.gate_mul_back(kept.gate_up, inner, self._llama.activation)
+        wide, gated = self._training.gate_mul_back(kept.gate_up, inner, self._llama.manner.activation)
         add_gradients(self._training, second, dy, backs, gated)
         yield
         narrow, backs = rows_back(self._training, first, wide)
@@ -253,7 +253,7 @@ def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 def _head(llama: Llama, training: TrainingKernels, group: Group | None) -> Head:
     """A base's head: of several ranks, whose shares may differ, with as many rows each."""
     linear, weight = llama.head, llama.head.weight.detach()
-    bounded = llama.divided or llama.cap or linear.bias is not None
+    bounded = llama.manner.divided or llama.manner.cap or linear.bias is not None
     if group is not None or bounded or widens(weight.dtype, weight.device):
         return Head(differentiated(llama.logits), training, group)
     room = LOGITS_BYTES // (weight.shape[0] * weight.itemsize) // HEAD_ROWS * HEAD_ROWS

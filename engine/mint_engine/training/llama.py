@@ -18,10 +18,10 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.kernels import attention_structs
 from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms
 from mint_engine.kernels.linear_structs import Angles
-from mint_engine.kernels.row_structs import Activation, Norm
+from mint_engine.kernels.row_structs import Norm
 from mint_engine.model.base import Base
 from mint_engine.model.expert_product import rows_of
-from mint_engine.model.head_layers import read_angles, read_heads
+from mint_engine.model.head_layers import read_angles, read_heads, sizes_of
 from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent
 from mint_engine.model.llama_like import (
@@ -39,15 +39,7 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
-from mint_engine.model.told import (
-    LayerNorms,
-    activation_of,
-    added_by,
-    bounds_of,
-    enlarged_by,
-    norm_of,
-    norms_of,
-)
+from mint_engine.model.told import LayerNorms, Manner, norm_of, norms_of, read_manner
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
@@ -103,18 +95,15 @@ class Llama:
     norm: Norm  # [H]
     head: nn.Linear
     epsilon: float
-    activation: Activation
-    enlarged: float  # what embeddings are multiplied by
-    added: float  # and what each part of a layer adds
-    divided: float  # what logits are divided by; 0: nothing
-    cap: float  # and held within; 0: they are not
+    manner: Manner
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normed outputs [n, H] -> [n, V], as the base bounds them."""
         found: torch.Tensor = self.head(hidden)
-        if self.divided:
-            found = found / self.divided
-        return torch.tanh(found / self.cap) * self.cap if self.cap else found
+        if self.manner.divided:
+            found = found / self.manner.divided
+        cap = self.manner.cap
+        return torch.tanh(found / cap) * cap if cap else found
 
 
 def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = None) -> Llama:
@@ -126,9 +115,12 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     positions = base.context_length or int(config.max_position_embeddings)
     check_config(config, positions)
     decoder = decoder_of(model)
-    _check_heads(config, decoder.layers[0].self_attn, positions)
+    attention = decoder.layers[0].self_attn
+    if attends_to_some(config, positions):
+        raise Unlike("sparse attention has no lean pass in training")
+    sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
-    read, (divided, cap) = _Reader(modules, config, share), bounds_of(config)
+    read = _Reader(modules, config, share, sizes)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
@@ -139,21 +131,8 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
         norm=norm_of(config, decoder.norm),
         head=model.lm_head,
         epsilon=float(config.rms_norm_eps),
-        activation=activation_of(config),
-        enlarged=enlarged_by(config, decoder.embed_tokens, base.dtype),
-        added=added_by(config),
-        divided=divided,
-        cap=cap,
+        manner=read_manner(config, decoder.embed_tokens, base.dtype),
     )
-
-
-def _check_heads(config: Any, attention: Any, positions: int) -> None:
-    if attends_to_some(config, positions):
-        raise Unlike("sparse attention has no lean pass in training")
-    if not is_latent(attention):
-        queries, keys, dim = int(config.num_attention_heads), int(config.num_key_value_heads), attention.head_dim
-        if dim % 16 or queries % keys:
-            raise Unlike(f"heads of {dim}, {queries} over {keys}, fit no kernel")
 
 
 @dataclass(frozen=True)
@@ -163,14 +142,16 @@ class _Reader:
     modules: Mapping[str, Module]
     config: Any
     share: Share | None
+    sizes: tuple[int, int, int] | None  # of heads; None: latent
     numbers: Iterator[int] = field(default_factory=itertools.count)  # of layers with experts
 
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
         """One of transformers' decoder layers."""
         attention, mlp = layer.self_attn, f"{path}.mlp"
         whole_at, whole = network_of(mlp, layer.mlp)
-        latent = is_latent(attention)
-        found = None if latent else read_heads(self.config, attention, self._sizes(attention), angles, window)
+        found = None
+        if self.sizes is not None:
+            found = read_heads(self.config, attention, self.sizes, angles, window)
         qkv = self._fused(f"{path}.self_attn", attention, names_of("qkv", attention))
         return Layer(
             norms=norms_of(self.config, layer),
@@ -178,17 +159,11 @@ class _Reader:
             heads=_heads(found, float(attention.scaling)),
             head_norms=found.norms if found is not None else NO_NORMS,
             angles=found.angles if found is not None else angles,
-            latent=self._latent(f"{path}.self_attn", attention, qkv) if latent else None,
+            latent=self._latent(f"{path}.self_attn", attention, qkv) if found is None else None,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
         )
-
-    def _sizes(self, attention: Any) -> tuple[int, int, int]:
-        share, dim = self.share, int(attention.head_dim)
-        if share is not None:
-            return share.heads.size, share.kv_heads.size, dim
-        return int(self.config.num_attention_heads), int(self.config.num_key_value_heads), dim
 
     def _latent(self, path: str, attention: Any, first: Product) -> Latent:
         norm, query_norm = latent_norms(attention)
