@@ -128,7 +128,7 @@ def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more:
     for context in (1, max(1, most), min(most + 1, EVER), EVER):
         lean = context <= most
         assert shape.is_lean(context) is lean
-        assert shape.trains_lean(context) is (lean and not shape.is_sparse(context))
+        assert shape.trains_lean(context) is lean
         with nullcontext() if lean else pytest.raises(Unlike):
             check_config(config, context)
 

@@ -84,7 +84,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
     "family",
     [
         *("llama", "qwen3", "phi3", "qwen3_moe", "glm4_moe", "deepseek_v3", "deepseek_v3_plain_query"),
-        *("gemma2", "gemma3", "gpt_oss", "olmo2", "exaone4", "minimax_m2"),
+        *("deepseek_v32", "glm_5", "gemma2", "gemma3", "gpt_oss", "olmo2", "exaone4", "minimax_m2"),
     ],
 )
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
@@ -102,16 +102,6 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
     assert found.activations == lean_pass.MOST_ROWS * lean_pass.kept_bytes(read)
     alone = make_plan(shape, DEVICES["cpu"], 1, msgspec.structs.replace(mix, policies=0), dtype, Storage(1e9, 1e9))
     assert alone.held[0].activations == 0
-
-
-def test_updates_over_sparse_attention_keep_what_transformers_modules_do() -> None:
-    """Of each layer its input alone, though own kernels serve it, but where an indexer has nothing to choose."""
-    shape, mix = read_shape(told_by(FAMILIES["deepseek_v32"])), msgspec.structs.replace(MIX, policies=3)
-    assert (shape.chosen, shape.is_lean(16), shape.trains_lean(16)) == (9, True, False)
-    for context, rows, lean in ((16, fit.PIECE_ROWS, False), (9, lean_pass.MOST_ROWS, True)):
-        asked = msgspec.structs.replace(mix, context=context)
-        found = make_plan(shape, DEVICES["cpu"], 1, asked, "bfloat16", Storage(1e9, 1e9)).held[0]
-        assert found.activations == rows * 2 * shape.kept_elements(lean=lean)
 
 
 def test_activations_take_the_room_of_slots() -> None:

@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 SOURCES = (
     "attend.cpp",
     "backward.cpp",
+    "choice.cpp",
     "draw.cpp",
     "experts.cpp",
     "logits.cpp",

@@ -1,5 +1,6 @@
-// The highest number of a row.
+// The highest number of a row, and the order of scores.
 #pragma once
+#include <cstring>
 #include "number.h"
 
 // NaN where it is the first; others are passed over.
@@ -21,4 +22,12 @@ float highest(const T* row, int64_t size) {
 #pragma omp simd reduction(max : peak)
   for (int64_t at = i; at < size; ++at) peak = wide(row[at]) > peak ? wide(row[at]) : peak;
   return peak;
+}
+
+// As whole numbers, the largest score first, of equals the earlier token.
+inline uint64_t rank_of(float score, int64_t token) {
+  uint32_t bits;
+  std::memcpy(&bits, &score, 4);
+  const uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000;
+  return uint64_t(~rising) << 32 | uint64_t(token);
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <vector>
+#include "highest.h"
 #include "tokens.h"
 
 // A token's key of what was made of it [D], to the cache: its LayerNorm, whose first E are turned.
@@ -20,14 +21,6 @@ void keep_index(const Latent<T>& by, const Indexer<T>& of, int64_t position, con
     normed[i] = narrow<T>((wide(made[i]) - mean) * scale * wide(of.norm[i]) + wide(of.bias[i]));
   turn(normed.data(), by, position, of.pairs, to);
   std::copy_n(normed.data() + by.rotated, of.size - by.rotated, to + by.rotated);
-}
-
-// As whole numbers, the largest score first, of equals the earlier token.
-inline uint64_t rank_of(float score, int64_t token) {
-  uint32_t bits;
-  std::memcpy(&bits, &score, 4);
-  const uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000;
-  return uint64_t(~rising) << 32 | uint64_t(token);
 }
 
 // The `by.most` best of the tokens up to `position`, which are more, in their order. Queries [J, D] are turned in place;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include "aligned.h"
+#include "choice.h"
 #include "squares.h"
 #include "tree.h"
 
@@ -16,8 +17,8 @@ class MatrixHead {
  public:
   static constexpr int64_t TOKENS = 32;  // of queries that are computed together
 
-  MatrixHead(const TreeShape& shape, int64_t head, int64_t most, bool back)
-      : shape_(shape), head_(head), places_(deep(most)), width_(deep(TOKENS * shape.group())) {
+  MatrixHead(const TreeShape& shape, const Choice& choice, int64_t head, int64_t most, bool back)
+      : shape_(shape), choice_(choice), head_(head), places_(deep(most)), width_(deep(TOKENS * shape.group())) {
     const int64_t dim = shape.dim;
     k_.assign(places_ * dim, {}), vt_.assign(places_ * dim, {});
     for (auto* each : {&q_, &qt_}) each->resize(width_ * dim);
@@ -123,12 +124,15 @@ class MatrixHead {
     std::fill(to.begin() + block.rows * dim, to.begin() + block.wide * dim, bf16{0});
   }
 
-  // Of 16 rows, the places that each sees.
+  // Of 16 rows, the places that each sees, or chose of them.
   struct Seen {
     __m512i from, to;
+    Choice choice;
+    int64_t row;
     __mmask16 at(int64_t place) const {
       const __m512i here = _mm512_set1_epi32(int32_t(place));
-      return _mm512_cmpgt_epi32_mask(to, here) & _mm512_cmple_epi32_mask(from, here);
+      const __mmask16 seen = _mm512_cmpgt_epi32_mask(to, here) & _mm512_cmple_epi32_mask(from, here);
+      return choice.bits ? seen & __mmask16(choice.at(place, row)) : seen;
     }
   };
 
@@ -139,7 +143,7 @@ class MatrixHead {
       const int64_t place = block.seen - 1 + (first + lane) / shape_.group();
       from[lane] = int32_t(shape_.sight.first(place)), to[lane] = first + lane < block.rows ? int32_t(place + 1) : 0;
     }
-    return {_mm512_load_si512(from), _mm512_load_si512(to)};
+    return {_mm512_load_si512(from), _mm512_load_si512(to), choice_, block.row + first};
   }
 
   // The same rows' sinks.
@@ -242,6 +246,7 @@ class MatrixHead {
   }
 
   const TreeShape& shape_;
+  const Choice& choice_;
   const int64_t head_, places_, width_;  // width_: rows of a block
   Aligned<bf16> k_, kt_, v_, vt_;        // [places, dim], and turned
   Aligned<bf16> q_, qt_, qp_, g_, gt_, gp_;  // a block's queries and outputs' gradients [width, dim], standing, in pairs

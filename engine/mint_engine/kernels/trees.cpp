@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 #include "aligned.h"
+#include "choice.h"
 #include "matrix_head.h"
 #include "tiles.h"
 #include "tree.h"
@@ -17,11 +18,13 @@ inline int64_t aligned(int64_t count) { return (count + LANES - 1) / LANES * LAN
 template <typename T>
 struct Head {
   const TreeShape& shape;
+  const Choice& choice;
   int64_t head, places;  // places: the trunk's and the longest branch's, a multiple of 16
   Aligned<float> k, kt, v, vt, dk, dv;
   Aligned<float> q, s, o, dp;
 
-  Head(const TreeShape& shape, int64_t head, int64_t most, bool back) : shape(shape), head(head), places(aligned(most)) {
+  Head(const TreeShape& shape, const Choice& choice, int64_t head, int64_t most, bool back)
+      : shape(shape), choice(choice), head(head), places(aligned(most)) {
     const int64_t rows = TOKENS * shape.group();
     for (auto* each : {&k, &kt, &v}) each->assign(places * shape.dim, 0.0f);
     if (back)
@@ -59,6 +62,13 @@ struct Head {
       for (int64_t i = 0; i < rows; ++i) hold_within(s.data() + i * places, keys, shape.sight.cap);
   }
 
+  // Puts `instead` of what a token that sees so many places did not choose of them.
+  void hide(float* row, int64_t token, int64_t seen, float instead) const {
+    if (!choice.bits) return;
+    for (int64_t n = 0; n < seen; ++n)
+      if (!(choice.at(n, token) & 1)) row[n] = instead;
+  }
+
   void attend(const T* qkv, T* out, float* sums, int64_t row, int64_t count, int64_t before) {
     const int64_t group = shape.group(), dim = shape.dim;
     for (int64_t at = 0; at < count; at += TOKENS) {
@@ -68,7 +78,9 @@ struct Head {
       for (int64_t i = 0; i < tokens * group; ++i) {
         const int64_t place = before + at + i / group, token = row + at + i / group, h = head * group + i % group;
         const float sink = shape.sight.sinks ? shape.sight.sinks[h] : -INFINITY;
+        hide(s.data() + i * places, token, place + 1, -INFINITY);
         sums[token * shape.heads + h] = weigh(s.data() + i * places, shape.sight.first(place), place + 1, keys, sink);
+        hide(s.data() + i * places, token, place + 1, 0.0f);
       }
       multiply(tokens * group, dim, keys, {s.data(), places, 1}, v.data(), dim, o.data(), dim, false);
       for (int64_t i = 0; i < tokens * group; ++i) {
@@ -114,6 +126,7 @@ struct Head {
         for (int64_t d = 0; d < dim; ++d) both += wide(given[d]) * o[i * dim + d];
         weigh_back(s.data() + i * places, dp.data() + i * places, sums[token * shape.heads + h], both,
                    shape.sight.first(place), place + 1, keys);
+        hide(s.data() + i * places, token, place + 1, 0.0f), hide(dp.data() + i * places, token, place + 1, 0.0f);
       }
       multiply(keys, dim, rows, {s.data(), 1, places}, o.data(), dim, dv.data(), dim, true);
       multiply(keys, dim, rows, {dp.data(), 1, places}, q.data(), dim, dk.data(), dim, true);
@@ -155,32 +168,33 @@ struct Head {
 
 // A tree is row, trunk, branches, where its branches' lengths begin in `lengths`.
 template <typename H, typename Visit>
-void each_of(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape, bool back,
-             Visit visit) {
+void each_of(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape,
+             const Choices& choices, bool back, Visit visit) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t item = 0; item < count * shape.kv_heads; ++item) {
     const int64_t* tree = trees + 4 * (item / shape.kv_heads);
+    const Choice choice = choices.at(item / shape.kv_heads, tree[0]);
     int64_t longest = 0;
     for (int64_t b = 0; b < tree[2]; ++b) longest = std::max(longest, lengths[tree[3] + b]);
-    H head(shape, item % shape.kv_heads, tree[1] + longest, back);
+    H head(shape, choice, item % shape.kv_heads, tree[1] + longest, back);
     visit(head, tree[0], tree[1], lengths + tree[3], tree[2]);
   }
 }
 
 template <typename T, typename Visit>
-void each_head(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape, bool back,
-               Visit visit) {
+void each_head(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape,
+               const Choices& choices, bool back, Visit visit) {
 #ifdef MINT_AMX
   if constexpr (BY_MATRICES<T>)
-    if (shape.dim % DEEP == 0) return each_of<MatrixHead>(trees, count, lengths, shape, back, visit);
+    if (shape.dim % DEEP == 0) return each_of<MatrixHead>(trees, count, lengths, shape, choices, back, visit);
 #endif
-  each_of<Head<T>>(trees, count, lengths, shape, back, visit);
+  each_of<Head<T>>(trees, count, lengths, shape, choices, back, visit);
 }
 
 template <typename T>
 void attend(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count, const int64_t* lengths,
-            const TreeShape& shape) {
-  each_head<T>(trees, count, lengths, shape, false,
+            const TreeShape& shape, const Choices& choices) {
+  each_head<T>(trees, count, lengths, shape, choices, false,
                [&](auto& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
                  head.load(qkv, row, trunk, 0);
                  head.attend(qkv, out, sums, row, trunk, 0);
@@ -193,8 +207,8 @@ void attend(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t cou
 
 template <typename T>
 void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, const int64_t* trees,
-                 int64_t count, const int64_t* lengths, const TreeShape& shape) {
-  each_head<T>(trees, count, lengths, shape, true,
+                 int64_t count, const int64_t* lengths, const TreeShape& shape, const Choices& choices) {
+  each_head<T>(trees, count, lengths, shape, choices, true,
                [&](auto& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
                  head.load(qkv, row, trunk, 0);
                  head.attend_back(qkv, out, sums, dout, dqkv, row, trunk, 0);
@@ -209,18 +223,21 @@ void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T
 }  // namespace
 
 // qkv, dqkv [T, (heads + 2 kv_heads) dim]; out, dout [T, heads dim]; sums [T, heads]; trees [count, 4]: first row, rows
-// of the trunk, branches, where their rows' numbers begin in `lengths`. Rows of no tree are left as they are.
+// of the trunk, branches, where their rows' numbers begin in `lengths`; bits and choices as `Choices`, where as many
+// heads have keys as queries. Rows of no tree are left as they are.
 #define MINT_TREES(NAME, T)                                                                                            \
   extern "C" void mint_attend_trees_##NAME(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count,     \
-                                           const int64_t* lengths, int64_t heads, int64_t kv_heads, int64_t dim,       \
-                                           float scale, const Sight* sight) {                                          \
-    attend<T>(qkv, out, sums, trees, count, lengths, {heads, kv_heads, dim, scale, *sight});                           \
+                                           const int64_t* lengths, const uint8_t* bits, const int64_t* choices,        \
+                                           int64_t heads, int64_t kv_heads, int64_t dim, float scale,                  \
+                                           const Sight* sight) {                                                       \
+    attend<T>(qkv, out, sums, trees, count, lengths, {heads, kv_heads, dim, scale, *sight}, {bits, choices});          \
   }                                                                                                                    \
   extern "C" void mint_attend_trees_back_##NAME(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, \
                                                 const int64_t* trees, int64_t count, const int64_t* lengths,           \
-                                                int64_t heads, int64_t kv_heads, int64_t dim, float scale,             \
-                                                const Sight* sight) {                                                  \
-    attend_back<T>(qkv, out, sums, dout, dqkv, trees, count, lengths, {heads, kv_heads, dim, scale, *sight});          \
+                                                const uint8_t* bits, const int64_t* choices, int64_t heads,            \
+                                                int64_t kv_heads, int64_t dim, float scale, const Sight* sight) {      \
+    attend_back<T>(qkv, out, sums, dout, dqkv, trees, count, lengths, {heads, kv_heads, dim, scale, *sight},           \
+                   {bits, choices});                                                                                   \
   }
 MINT_TREES(bfloat16, bf16)
 MINT_TREES(float32, float)

@@ -11,7 +11,7 @@ from mint_engine.kernels.attention_structs import Indexer, Latent
 from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import NO_TARGETS, Angles, Linear
 from mint_engine.model.indexer import turns_pairs
-from mint_engine.model.llama_like import Unlike, attends_to_some, interleaves, latent_norms
+from mint_engine.model.llama_like import Unlike, attends_to_some, check_indexer, interleaves, latent_norms
 from mint_engine.residency.large_pages import LargePages
 
 
@@ -62,9 +62,8 @@ def _index_size(config: Any) -> int:
 
 
 def _indexer(indexer: Any, queries: Linear) -> Indexer:
+    check_indexer(indexer)
     norm = indexer.k_norm
-    if indexer.weights_proj.weight.dtype != norm.weight.dtype:
-        raise Unlike("what weighs its indexer's heads is of another dtype")
     return Indexer(
         queries=queries,
         norm=norm.weight,

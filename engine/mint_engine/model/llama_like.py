@@ -77,6 +77,12 @@ def attends_to_some(config: Any, positions: int) -> bool:
     return 0 < int(getattr(config, "index_topk", None) or 0) < positions
 
 
+def check_indexer(indexer: Any) -> None:
+    """Raises Unlike where what it makes of one input is not of one dtype."""
+    if indexer.weights_proj.weight.dtype != indexer.k_norm.weight.dtype:
+        raise Unlike("what weighs its indexer's heads is of another dtype")
+
+
 def placeholders_of(config: Any) -> torch.Tensor:
     """Tokens of a whole model's configuration that are embedded as token 0 [n] int64. Raises Unlike."""
     names, text = _PLACEHOLDERS.get(config.model_type, ()), config.get_text_config()

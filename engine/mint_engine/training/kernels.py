@@ -18,8 +18,9 @@ from mint_engine.training.pieces import Tree
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "attend_trees": (_P, _P, _P, _P, _I, _P, _I, _I, _I, _F, _P),
-    "attend_trees_back": (_P, _P, _P, _P, _P, _P, _I, _P, _I, _I, _I, _F, _P),
+    "attend_trees": (_P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _F, _P),
+    "attend_trees_back": (_P, _P, _P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _F, _P),
+    "choose_trees": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _P),
     "norm_back": (_P, _P, _P, _P, _I, _I, _F),
     "gate_mul_back": (_P, _P, _P, _P, _I, _I, _P),
     "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
@@ -75,6 +76,28 @@ def lay_trees(trees: Sequence[Tree]) -> Trees:
     return Trees(torch.tensor(rows, dtype=torch.int64).view(-1, 4), torch.tensor(lengths, dtype=torch.int64))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which places of its tree each row attends to, as the kernels take it (`choice.h`)."""
+
+    bits: torch.Tensor  # uint8, flat
+    of: torch.Tensor  # [n, 2] int64 of each tree: where its bits begin, or -1 for all that rows see; bytes of a place
+
+
+def lay_choice(trees: Sequence[Tree], most: int) -> Choice | None:
+    """Room for what rows choose; None where none of them sees more than the `most` that it may."""
+    of, size = [], 0
+    for tree in trees:
+        places = tree.trunk + max(tree.branches, default=0)
+        if places <= most:
+            of.append((-1, 0))
+            continue
+        stride = -(-tree.rows // 32) * 4 + 16
+        of.append((size, stride))
+        size += -(-places // 32) * 32 * stride
+    return Choice(torch.zeros(size, dtype=torch.uint8), torch.tensor(of, dtype=torch.int64)) if size else None
+
+
 class TrainingKernels:
     """The kernels of one number type. All tensors are contiguous and on CPU, but for what says otherwise."""
 
@@ -86,6 +109,7 @@ class TrainingKernels:
 
     _attend_trees: Callable[..., None]
     _attend_trees_back: Callable[..., None]
+    _choose_trees: Callable[..., None]
     _norm_back: Callable[..., None]
     _gate_mul_back: Callable[..., None]
     _turn: Callable[..., None]
@@ -99,28 +123,46 @@ class TrainingKernels:
     _log_sums: Callable[..., None]
     _logits_back: Callable[..., None]
 
-    def attend(self, qkv: torch.Tensor, trees: Trees, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
-        """qkv [T, (Q + 2 K) D] -> attended [T, Q D], zero for rows of no tree, and sums [T, Q] for the way back."""
+    def attend(
+        self, qkv: torch.Tensor, trees: Trees, heads: Heads, choice: Choice | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """qkv [T, (Q + 2 K) D] -> attended [T, Q D], zero for rows of no tree, and sums [T, Q] for the way back.
+
+        A `choice` needs as many heads of keys as of queries.
+        """
         out = qkv.new_zeros((qkv.shape[0], heads.queries * heads.dim))
         sums = torch.zeros((qkv.shape[0], heads.queries))
         self._attend_trees(
             qkv.data_ptr(), out.data_ptr(), sums.data_ptr(), trees.trees.data_ptr(), trees.trees.shape[0],
-            trees.lengths.data_ptr(), heads.queries, heads.keys, heads.dim, heads.scale,
+            trees.lengths.data_ptr(), *_addresses(choice), heads.queries, heads.keys, heads.dim, heads.scale,
             ctypes.byref(sight_struct(heads.sight)),
         )  # fmt: skip
         return out, sums
 
     def attend_back(
-        self, qkv: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, dout: torch.Tensor, trees: Trees, heads: Heads
-    ) -> torch.Tensor:
+        self, qkv: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, dout: torch.Tensor, trees: Trees,
+        heads: Heads, choice: Choice | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """What `attend` took and gave, and its gradient [T, Q D] -> that of qkv [T, (Q + 2 K) D]."""
         back = torch.zeros_like(qkv)
         self._attend_trees_back(
             qkv.data_ptr(), out.data_ptr(), sums.data_ptr(), dout.data_ptr(), back.data_ptr(), trees.trees.data_ptr(),
-            trees.trees.shape[0], trees.lengths.data_ptr(), heads.queries, heads.keys, heads.dim, heads.scale,
-            ctypes.byref(sight_struct(heads.sight)),
+            trees.trees.shape[0], trees.lengths.data_ptr(), *_addresses(choice), heads.queries, heads.keys, heads.dim,
+            heads.scale, ctypes.byref(sight_struct(heads.sight)),
         )  # fmt: skip
         return back
+
+    def choose(
+        self, asked: torch.Tensor, weights: torch.Tensor, size: int, most: int, trees: Trees, choice: Choice
+    ) -> None:
+        """Mark in `choice` what rows attend to: the `most` that J heads of D numbers score best.
+
+        asked [T, (J + 1) D], turned: each head's query, then the key of all; weights [T, J], what scores count for.
+        """
+        self._choose_trees(
+            asked.data_ptr(), weights.data_ptr(), weights.shape[1], size, most, trees.trees.data_ptr(),
+            trees.trees.shape[0], trees.lengths.data_ptr(), *_addresses(choice),
+        )  # fmt: skip
 
     def norm_back(self, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, norm: Norm, epsilon: float) -> None:
         """dx [T, H] += the gradient of x, from that of RMSNorm(x) * weight, dy [T, H]; that itself without a norm."""
@@ -247,6 +289,10 @@ class TrainingKernels:
             logits.data_ptr(), *logits.shape, sums.data_ptr(), starts.data_ptr(), targets.data_ptr(),
             given.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
+
+
+def _addresses(choice: Choice | None) -> tuple[int | None, int | None]:
+    return (choice.bits.data_ptr(), choice.of.data_ptr()) if choice is not None else (None, None)
 
 
 def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Norm]]:

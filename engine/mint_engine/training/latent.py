@@ -2,7 +2,8 @@
 
 Every head's keys and values are made of the latents; then attention is that over trees, of as many key/value heads as
 query heads and all of one size: a head is its rotated part, then the other, then zeros. Of the forward the first
-product and what was attended to are kept; queries, keys and values are made again on the way back. Of several ranks
+product, what was attended to and what an indexer chose are kept; queries, keys and values are made again on the way
+back. Of several ranks
 each has its share of heads, and all gradients are its part of a sum.
 
 Letters in shapes: T rows, Q heads, C latent size, E rotated size of a head, K its other size, V a value's, D the
@@ -19,7 +20,8 @@ from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.training.batch import Batch
-from mint_engine.training.kernels import Heads, TrainingKernels, Trees
+from mint_engine.training.choosing import Indexer, choose, halves
+from mint_engine.training.kernels import Choice, Heads, TrainingKernels, Trees
 from mint_engine.training.products import Kept, Product, Rows, multiply, multiply_back
 
 DEEP = 32  # numbers of a head that the kernels' matrix registers take at once
@@ -34,6 +36,8 @@ class Latent:
     queries: Product | None  # [Q (K + E)]
     norm: torch.Tensor  # [C]
     up: Product  # [Q (K + V)]: `kv_b_proj`
+    indexer: Indexer | None
+    shares: bool  # whether it attends to what the layer before chose
     sizes: tuple[int, int, int, int]  # Q, K, E, V
     pairs: bool  # whether neighbours turn together, and not halves
     scale: float
@@ -54,6 +58,7 @@ class KeptLatent:
     made: torch.Tensor  # [T, *]: by the first product
     attended: torch.Tensor  # [T, Q V]
     sums: torch.Tensor  # [T, Q]
+    choice: Choice | None  # None: all
     first: Kept
 
 
@@ -77,15 +82,22 @@ class LeanLatent:
     angles: Angles
 
     def forward(
-        self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
+        self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch, chosen: Choice | None
     ) -> Generator[None, None, KeptLatent]:
-        """x [T, H] -> what is attended to, among what the backward needs; pauses after every large product."""
+        """x [T, H] -> what is attended to, among what the backward needs; pauses after every large product.
+
+        `chosen` is what rows attended to in the layer before.
+        """
         made, first = multiply(self.training, latent.first, x, rows)
         yield
         expanded = yield from self._expand(latent, made, rows, batch)
-        found, sums = self.training.attend(expanded.qkv, trees, latent.heads)
+        choice = chosen if latent.shares else None
+        if latent.indexer is not None and expanded.compressed is not None:
+            choice = choose(self.training, latent.indexer, x, expanded.compressed, rows, trees, batch, self.angles)
+            yield
+        found, sums = self.training.attend(expanded.qkv, trees, latent.heads, choice)
         yield
-        return KeptLatent(latent, made, _values(found, latent), sums, first)
+        return KeptLatent(latent, made, _values(found, latent), sums, choice, first)
 
     def backward(
         self, kept: KeptLatent, x: torch.Tensor, dattended: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
@@ -94,8 +106,9 @@ class LeanLatent:
         latent = kept.latent
         expanded = yield from self._expand(latent, kept.made, rows, batch)
         dqkv = self.training.attend_back(
-            expanded.qkv, _padded(kept.attended, latent), kept.sums, _padded(dattended, latent), trees, latent.heads
-        )
+            expanded.qkv, _padded(kept.attended, latent), kept.sums, _padded(dattended, latent), trees, latent.heads,
+            kept.choice,
+        )  # fmt: skip
         self.training.turn(dqkv, latent.heads, batch.positions, self.angles, back=True)
         yield
         dqueries, dup, drotated = _apart(dqkv, latent)
@@ -143,9 +156,9 @@ def _together(queries: torch.Tensor, up: torch.Tensor, key: torch.Tensor, latent
     qkv = queries.new_zeros((len(queries), 3, count, latent.heads.dim))
     asks, keys, values = qkv.unbind(1)
     own, made = queries.view(len(queries), count, -1), up.view(len(up), count, -1)
-    asks[..., :rotated] = _halves(own[..., plain:], latent)
+    asks[..., :rotated] = halves(own[..., plain:], pairs=latent.pairs)
     asks[..., rotated : rotated + plain] = own[..., :plain]
-    keys[..., :rotated] = _halves(key, latent)[:, None]
+    keys[..., :rotated] = halves(key, pairs=latent.pairs)[:, None]
     keys[..., rotated : rotated + plain] = made[..., :plain]
     values[..., :value] = made[..., plain:]
     return qkv.flatten(1)
@@ -160,11 +173,6 @@ def _apart(dqkv: torch.Tensor, latent: Latent) -> tuple[torch.Tensor, torch.Tens
     dup = torch.cat((keys[..., middle], values[..., :value]), dim=-1)
     dkey = _neighbours(keys[..., :rotated].float().sum(dim=1).to(dqkv.dtype), latent)
     return dqueries.flatten(1), dup.flatten(1), dkey
-
-
-def _halves(rotated: torch.Tensor, latent: Latent) -> torch.Tensor:
-    """[..., E] as kernels turn it: what turns together is half of it apart."""
-    return rotated.view(*rotated.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if latent.pairs else rotated
 
 
 def _neighbours(rotated: torch.Tensor, latent: Latent) -> torch.Tensor:

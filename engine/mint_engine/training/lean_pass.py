@@ -23,7 +23,7 @@ from mint_engine.model.widened import widens
 from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
-from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
+from mint_engine.training.kernels import Choice, TrainingKernels, Trees, lay_trees
 from mint_engine.training.latent import KeptLatent, LeanLatent
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
 from mint_engine.training.llama import Layer, Llama, Network, read_llama
@@ -103,11 +103,13 @@ class LeanPass:
         hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
         if llama.manner.enlarged != 1:
             hidden *= llama.manner.enlarged
-        kept = []
+        kept: list[_KeptLayer] = []
+        chosen: Choice | None = None
         norms = [*(layer.norms.attention for layer in llama.layers), llama.norm]
         x = self._norm(hidden, norms[0])
         for layer, next_norm in zip(llama.layers, norms[1:], strict=True):
-            hidden, x, found = yield from self._forward(layer, hidden, x, laid, next_norm)
+            hidden, x, found = yield from self._forward(layer, hidden, x, laid, next_norm, chosen)
+            chosen = found.attention.choice if isinstance(found.attention, KeptLatent) else None
             if batch.segments:
                 kept.append(found)
         gradient = yield from score(x)
@@ -120,12 +122,21 @@ class LeanPass:
             yield from self._backward(layer, found, back, laid, lowest=not kept)
 
     def _forward(
-        self, layer: Layer, before: torch.Tensor, x: torch.Tensor, laid: _Laid, next_norm: Norm
+        self,
+        layer: Layer,
+        before: torch.Tensor,
+        x: torch.Tensor,
+        laid: _Laid,
+        next_norm: Norm,
+        chosen: Choice | None,
     ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _KeptLayer]]:
-        """What came in and its norm -> what goes out and its own, by `next_norm`; and what the backward needs."""
+        """What came in and its norm -> what goes out and its own, by `next_norm`; and what the backward needs.
+
+        `chosen` is what rows of the layer before attended to, which the next one may share.
+        """
         attention: _KeptHeads | KeptLatent
         if layer.latent is not None:
-            attention = yield from self._latents.forward(layer.latent, x, laid.rows, laid.trees, laid.batch)
+            attention = yield from self._latents.forward(layer.latent, x, laid.rows, laid.trees, laid.batch, chosen)
         else:
             attention = yield from self._attend(layer, x, laid)
         output, kept_output = multiply(self._training, layer.output, attention.attended, laid.rows)

@@ -22,6 +22,7 @@ from mint_engine.kernels.row_structs import Norm
 from mint_engine.model.base import Base
 from mint_engine.model.expert_product import rows_of
 from mint_engine.model.head_layers import read_angles, read_heads, sizes_of
+from mint_engine.model.indexer import turns_pairs
 from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent
 from mint_engine.model.llama_like import (
@@ -30,6 +31,7 @@ from mint_engine.model.llama_like import (
     bias_of,
     check_config,
     check_experts,
+    check_indexer,
     interleaves,
     latent_norms,
     names_of,
@@ -41,6 +43,7 @@ from mint_engine.model.llama_like import (
 from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.model.told import LayerNorms, Manner, norm_of, norms_of, read_manner
 from mint_engine.parallel.shares import Cut, Share
+from mint_engine.training.choosing import Indexer
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
 from mint_engine.training.products import Product, Target
@@ -116,11 +119,9 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     check_config(config, positions)
     decoder = decoder_of(model)
     attention = decoder.layers[0].self_attn
-    if attends_to_some(config, positions):
-        raise Unlike("sparse attention has no lean pass in training")
     sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
-    read = _Reader(modules, config, share, sizes)
+    read = _Reader(modules, config, share, sizes, attends_to_some(config, positions))
     return Llama(
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
@@ -143,6 +144,7 @@ class _Reader:
     config: Any
     share: Share | None
     sizes: tuple[int, int, int] | None  # of heads; None: latent
+    sparse: bool  # whether indexers have something to choose
     numbers: Iterator[int] = field(default_factory=itertools.count)  # of layers with experts
 
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
@@ -168,16 +170,33 @@ class _Reader:
     def _latent(self, path: str, attention: Any, first: Product) -> Latent:
         norm, query_norm = latent_norms(attention)
         rotated, plain, value = attention.qk_rope_head_dim, attention.qk_nope_head_dim, attention.v_head_dim
+        indexer = attention.indexer if self.sparse else None
         return Latent(
             first=first,
             query_norm=query_norm.weight if query_norm is not None else None,
             queries=self._fused(path, attention, ("q_b_proj",)) if query_norm is not None else None,
             norm=norm.weight,
             up=self._fused(path, attention, ("kv_b_proj",)),
+            indexer=self._indexer(f"{path}.indexer", indexer) if indexer is not None else None,
+            shares=self.sparse and indexer is None,
             sizes=(int(attention.num_heads), int(plain), int(rotated), int(value)),
             pairs=interleaves(attention.config),
             scale=float(attention.scaling),
             epsilon=float(norm.variance_epsilon),
+        )
+
+    def _indexer(self, path: str, indexer: Any) -> Indexer:
+        check_indexer(indexer)
+        norm = indexer.k_norm
+        return Indexer(
+            queries=self._fused(path, indexer, ("wq_b",)),
+            first=self._fused(path, indexer, ("wk", "weights_proj")),
+            norm=norm.weight,
+            bias=norm.bias,
+            epsilon=float(norm.eps),
+            rotated=int(indexer.qk_rope_head_dim),
+            pairs=turns_pairs(indexer.config.model_type),
+            most=int(indexer.index_topk),
         )
 
     def _network(self, path: str, mlp: Any) -> Network:

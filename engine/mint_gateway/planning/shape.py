@@ -188,8 +188,8 @@ class BaseShape(msgspec.Struct, frozen=True):
         return self.lean and (self.narrowest is None or context <= self.narrowest or self.narrowest in self.windows)
 
     def trains_lean(self, context: int) -> bool:
-        """Whether they train it there, on examples of so many tokens: in plain numbers, where no token is chosen."""
-        return self.is_lean(context) and not self.keeps and not self.is_sparse(context)
+        """Whether they train it there, on examples of so many tokens: in plain numbers."""
+        return self.is_lean(context) and not self.keeps
 
     def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.

@@ -39,12 +39,10 @@ LLAMAS: dict[str, dict[str, Any]] = {
 LEAN = (
     *LLAMAS, "smollm2", "qwen3", "phi3", "seed_oss", "mixtral", "qwen3_moe", "glm4_moe", "deepseek_v3",
     "deepseek_v3_plain_query", "kimi_k2", "mistral", "gemma2", "gemma3_seeing", "gpt_oss", "dots1", "exaone4",
-    "granite",
+    "granite", "deepseek_v32", "glm_5",
 )  # fmt: skip
 # Norms over all heads: by own kernels where one rank has them all.
 JOINT = ("olmo2", "olmo3_one_key")
-# By own kernels where they are served, by transformers' modules where they are trained.
-SPARSE = ("deepseek_v32", "glm_5")
 # By transformers' modules.
 OTHERS = ("ernie4_5", "ernie4_5_moe", "granitemoe", "hunyuan", "hunyuan_moe")
 REPLAYED = ("mixtral", *ROUTED)
@@ -52,7 +50,7 @@ CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
 ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may take a token to another expert
 ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
 MIXED = [("llama of uneven heads", "float32"), *ROUNDED, ("gpt_oss", "bfloat16"), ("hunyuan_moe", "bfloat16")]
-EXACT = [(family, "float32") for family in (*LEAN, *JOINT, *SPARSE, *OTHERS)]
+EXACT = [(family, "float32") for family in (*LEAN, *JOINT, *OTHERS)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def one(kind: Kind) -> Iterator[Learning]:
 def check_compute(each: Learning, family: str, ranks: int) -> None:
     lean = (*LEAN, *JOINT) if ranks == 1 else LEAN
     assert each.trainer.compute.startswith("lean") is (family in lean)
-    assert each.generation.compute.startswith("lean") is (family in (*lean, *SPARSE))
+    assert each.generation.compute.startswith("lean") is (family in lean)
 
 
 def save(family: str, folder: Path, **changes: Any) -> Path:

@@ -83,9 +83,10 @@ def test_trainer_and_sampler_of_other_families_agree(name: str, dtype: torch.dty
     check(family_of(name, dtype), lean=False)
 
 
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 @pytest.mark.parametrize("name", SPARSE)
-def test_trainer_and_sampler_of_sparse_attention_agree(name: str) -> None:
-    check(family_of(name, torch.float32), lean=False)
+def test_trainer_and_sampler_of_sparse_attention_agree(name: str, lean: bool) -> None:
+    check(family_of(name, torch.float32), lean=lean)
 
 
 @pytest.mark.parametrize("name", SPARSE)

@@ -1,6 +1,7 @@
 """Each kernel of the lean training pass against plain torch and its autograd."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from mint_engine.kernels.attention_structs import HeadNorms, Sight
 from mint_engine.kernels.library import find_kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import SILU, Activation, Norm
+from mint_engine.model import indexer
+from mint_engine.model.selection import choose
 from mint_engine.training.attend import visible
-from mint_engine.training.kernels import Heads, lay_trees
+from mint_engine.training.kernels import Heads, lay_choice, lay_trees
 from mint_engine.training.pieces import Tree
 from tests.engine.training.tried import DTYPES, kernels_of, near, normal
 
@@ -19,14 +22,15 @@ TREES = (Tree(0, 5, (3, 0, 7)), Tree(15, 1, (0,)), Tree(16, 70, (33, 1, 40)), Tr
 ROWS = 256  # the last four belong to no tree
 
 
-def attend_plainly(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
-    """[T, (Q + 2 K) D] -> [T, Q D] in float32."""
+def attend_plainly(qkv: torch.Tensor, heads: Heads, chosen: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    """[T, (Q + 2 K) D] -> [T, Q D] in float32; `chosen` of each tree [n, n] bool."""
     q, k, v = qkv.view(ROWS, -1, heads.dim).tensor_split((heads.queries, heads.queries + heads.keys), dim=1)
     out = torch.zeros(ROWS, heads.queries, heads.dim)
-    for tree in TREES:
+    for at, tree in enumerate(TREES):
         span = slice(tree.row, tree.row + tree.rows)
         query, key, value = (each[span].transpose(0, 1)[None] for each in (q, k, v))
         seen = visible(tree.trunk, tree.branches, heads.sight.window or None)
+        seen = seen & chosen[at] if chosen is not None else seen
         key, value = (each.repeat_interleave(heads.queries // heads.keys, dim=1) for each in (key, value))
         scores = query @ key.transpose(2, 3) * heads.scale
         if heads.sight.cap:
@@ -38,6 +42,38 @@ def attend_plainly(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
         weights = scores.softmax(-1)[..., : tree.rows]
         out[span] = (weights @ value)[0].transpose(0, 1)
     return out.view(ROWS, -1)
+
+
+@pytest.mark.parametrize("dim", [32, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_to_what_was_chosen(dtype: torch.dtype, dim: int) -> None:
+    """A tree whose rows see no more than they may attend to is left whole."""
+    kernels, trees, heads = kernels_of(dtype), lay_trees(TREES), Heads(4, 4, dim, 0.2)
+    asked, weights = normal(ROWS, 4 * dim, seed=3, dtype=dtype), normal(ROWS, 3, seed=4, dtype=dtype)
+    choice, plainly = lay_choice(TREES, 20), choose_plainly(asked, weights, dim, 20)
+    assert choice is not None
+    assert choice.of[:2].tolist() == [[-1, 0], [-1, 0]]
+    kernels.choose(asked, weights, dim, 20, trees, choice)
+    qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
+    dout = normal(ROWS, heads.queries * dim, seed=2, dtype=dtype)
+    given = qkv.float().requires_grad_()
+    expected = attend_plainly(given, heads, plainly)
+    (back,) = torch.autograd.grad(expected, given, dout.float())
+    out, sums = kernels.attend(qkv, trees, heads, choice)
+    near(out, expected, dtype)
+    near(kernels.attend_back(qkv, out, sums, dout, trees, heads, choice), back, dtype)
+
+
+def choose_plainly(asked: torch.Tensor, weights: torch.Tensor, dim: int, most: int) -> list[torch.Tensor]:
+    """Of each tree what its rows choose of all that they see [n, n] bool."""
+    given = asked.float().view(ROWS, -1, dim)
+    queries, keys = given[:, :-1], given[:, -1]
+    scale, found = dim**-0.5, []
+    for tree in TREES:
+        span, seen = slice(tree.row, tree.row + tree.rows), visible(tree.trunk, tree.branches)
+        scores = indexer.score(queries[span], keys[span], weights[span].float() * scale * weights.shape[1] ** -0.5)
+        found.append(choose(scores, seen, most))
+    return found
 
 
 SIGHTS = {

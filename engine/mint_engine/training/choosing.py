@@ -1,0 +1,69 @@
+"""DeepSeek Sparse Attention's choice in the lean training pass (DeepSeek-V3.2, arXiv 2512.02556, section 2.1).
+
+As serving's indexer chooses, among each tree's own rows. A choice has no gradient: what is trained is the attention
+over the chosen rows, and the indexer stays as it is, adapters on it included.
+
+Letters in shapes: T rows, J indexer heads, D their size, E numbers of it that are turned.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from mint_engine.kernels.linear_structs import Angles
+from mint_engine.training.batch import Batch
+from mint_engine.training.kernels import Choice, Heads, TrainingKernels, Trees, lay_choice
+from mint_engine.training.products import Product, Rows, multiply
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """One layer's."""
+
+    queries: Product  # [J D], of compressed queries
+    first: Product  # [D + J], of what the layer takes: a key, and what heads' scores count for
+    norm: torch.Tensor  # [D]: of keys
+    bias: torch.Tensor  # [D]
+    epsilon: float
+    rotated: int
+    pairs: bool  # whether neighbours turn together, and not halves
+    most: int  # places that a row attends to
+
+    @property
+    def size(self) -> int:
+        """D"""
+        return self.norm.shape[0]
+
+
+def choose(
+    training: TrainingKernels,
+    indexer: Indexer,
+    x: torch.Tensor,
+    compressed: torch.Tensor,
+    rows: Rows,
+    trees: Trees,
+    batch: Batch,
+    angles: Angles,
+) -> Choice | None:
+    """x [T, H], compressed queries [T, *] -> what each row attends to; None: all that it sees."""
+    choice = lay_choice(batch.trees, indexer.most)
+    if choice is None:
+        return None
+    first, _ = multiply(training, indexer.first, x, rows)
+    queries, _ = multiply(training, indexer.queries, compressed, rows)
+    key = functional.layer_norm(
+        first[:, : indexer.size], (indexer.size,), indexer.norm, indexer.bias, indexer.epsilon
+    )
+    asked = torch.cat((queries, key), dim=1)
+    heads = Heads(asked.shape[1] // indexer.size, 0, indexer.size, 0.0)
+    turned = asked.view(len(asked), heads.queries, -1)[..., : indexer.rotated]
+    turned.copy_(halves(turned, pairs=indexer.pairs))
+    training.turn(asked, heads, batch.positions, angles)
+    training.choose(asked, first[:, indexer.size :].contiguous(), indexer.size, indexer.most, trees, choice)
+    return choice
+
+
+def halves(rotated: torch.Tensor, *, pairs: bool) -> torch.Tensor:
+    """[..., E] as kernels turn it: what turns together is half of it apart, and not beside each other (`pairs`)."""
+    return rotated.reshape(*rotated.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if pairs else rotated
