@@ -6,6 +6,7 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV32Config,
     Dots1Config,
+    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     Gemma2Config,
@@ -16,12 +17,16 @@ from transformers import (
     GlmMoeDsaConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    HunYuanDenseV1Config,
+    HunYuanMoEV1Config,
     LlamaConfig,
     MiniMaxM2Config,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -29,6 +34,8 @@ from transformers import (
     SeedOssConfig,
     SmolLM3Config,
 )
+
+from tests.engine.families import STRETCHED
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -45,6 +52,9 @@ LATENT: dict[str, Any] = SIZES | ROUTED | {
 }  # fmt: skip
 # Many indexer heads: with few, most scores are zero, and which of equals are taken is up to the library.
 SPARSE: dict[str, Any] = LATENT | {"index_topk": 19, "index_n_heads": 24, "index_head_dim": 32}
+MULTIPLIED: dict[str, Any] = {
+    "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5,
+}  # fmt: skip
 DEEP: dict[str, Any] = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "head_dim": 32}  # as matrix registers take them
 TAKEN = {
     "llama": LlamaConfig(**SIZES),
@@ -116,9 +126,13 @@ TAKEN = {
     "exaone 4": Exaone4Config(**SIZES, sliding_window=21, layer_types=["sliding_attention", "full_attention"]),
     "exaone 4, no windows": Exaone4Config(**SIZES, sliding_window=None, layer_types=["full_attention"] * 2),
     "smollm3": SmolLM3Config(**SIZES | {"num_hidden_layers": 4}, pad_token_id=0),
-    "granite": GraniteConfig(
-        **SIZES, attention_bias=True, attention_multiplier=0.2, embedding_multiplier=3.0, logits_scaling=2.0,
-        residual_multiplier=0.5,
+    "granite": GraniteConfig(**SIZES, **MULTIPLIED, attention_bias=True),
+    "granite of experts": GraniteMoeConfig(**SIZES, **MULTIPLIED, num_local_experts=8, num_experts_per_tok=3),
+    "ernie 4.5": Ernie4_5Config(**SIZES, use_bias=True),
+    "ernie 4.5 of experts": Ernie4_5_MoeConfig(
+        **SIZES, moe_num_experts=8, moe_k=3, moe_intermediate_size=40, moe_layer_start_index=1
     ),
+    "hunyuan": HunYuanDenseV1Config(**SIZES, rope_parameters=STRETCHED),
+    "hunyuan of experts": HunYuanMoEV1Config(**SIZES, rope_parameters=STRETCHED, num_experts=8, moe_topk=3),
 }  # fmt: skip
-LEFT = {"ernie": Ernie4_5Config(**SIZES), "gelu": LlamaConfig(**SIZES, hidden_act="gelu")}
+LEFT = {"olmo": OlmoConfig(**SIZES), "gelu": LlamaConfig(**SIZES, hidden_act="gelu")}

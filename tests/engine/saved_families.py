@@ -25,6 +25,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "gpt_oss": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "hunyuan_moe": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
+    "minimax_m2": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "deepseek_v3": {"target_modules": LATENT, "target_parameters": EXPERTS},
     "kimi_seeing": {"target_modules": LATENT, "target_parameters": EXPERTS},
     "deepseek_v32": {"target_modules": LATENT, "target_parameters": EXPERTS},

@@ -118,7 +118,11 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         ("exaone4", {"sliding_window": 33, "sliding_window_pattern": 2}, EVER),
         ("granite", {}, EVER),
         ("smollm3", {}, EVER),
-        ("ernie4_5", {}, 0),
+        ("ernie4_5", {}, EVER),
+        ("ernie4_5_moe", {"moe_num_experts": 4, "moe_intermediate_size": 48}, EVER),
+        ("granitemoe", {"num_local_experts": 4}, EVER),
+        ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}}, EVER),
+        ("hunyuan_v1_moe", {"num_experts": 4, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
     ],
 )
 def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:

@@ -13,12 +13,16 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True)
 class HeadNorms:
-    """RMSNorms [D] of each query and key head, where a family has them; or `joint` ones of all, [Q D] and [K D]."""
+    """RMSNorms [D] of each query and key head, where a family has them; or `joint` ones of all, [Q D] and [K D].
+
+    `late` ones are of heads that have turned.
+    """
 
     query: Norm
     key: Norm
     epsilon: float
     joint: bool = False
+    late: bool = False
 
 
 NO_NORMS = HeadNorms(NO_NORM, NO_NORM, 0.0)
@@ -41,7 +45,10 @@ PLAIN = Sight()
 
 @dataclass(frozen=True)
 class Heads:
-    """A layer's heads: of queries, of keys and values, and the size D of each."""
+    """A layer's heads: of queries, of keys and values, and the size D of each.
+
+    Where `pairs`, neighbours turn together, and not halves.
+    """
 
     queries: int
     keys: int
@@ -49,6 +56,7 @@ class Heads:
     angles: Angles
     norms: HeadNorms = NO_NORMS
     sight: Sight = PLAIN
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ class HeadsStruct(ctypes.Structure):
 
     _fields_ = (
         ("heads", _INT), ("kv_heads", _INT), ("dim", _INT), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT),
-        ("q_norm", NormStruct), ("k_norm", NormStruct), ("joint", _INT), ("epsilon", _FLOAT), ("sight", SightStruct),
+        ("pairs", _INT), ("q_norm", NormStruct), ("k_norm", NormStruct), ("joint", _INT), ("late", _INT),
+        ("epsilon", _FLOAT), ("sight", SightStruct),
     )  # fmt: skip
 
 
@@ -138,7 +147,8 @@ def heads_struct(heads: Heads) -> HeadsStruct:
     angles, norms = heads.angles, heads.norms
     return HeadsStruct(
         heads.queries, heads.keys, heads.size, address(angles.cos), address(angles.sin), angles.cos.shape[1],
-        norm_struct(norms.query), norm_struct(norms.key), norms.joint, norms.epsilon, sight_struct(heads.sight),
+        heads.pairs, norm_struct(norms.query), norm_struct(norms.key), norms.joint, norms.late, norms.epsilon,
+        sight_struct(heads.sight),
     )  # fmt: skip
 
 

@@ -114,24 +114,13 @@ void gate_mul_back(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows,
   }
 }
 
-// Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.
-template <typename T>
-void turn_head(T* head, const float* cos, const float* sin, int64_t half, float sign) {
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const float one = wide(head[i]), two = wide(head[i + half]), s = sin[i] * sign;
-    head[i] = narrow<T>(one * cos[i] - two * s);
-    head[i + half] = narrow<T>(two * cos[i] + one * s);
-  }
-}
-
 template <typename T>
 void turn(T* qkv, int64_t rows, int64_t turned, int64_t width, int64_t dim, const int64_t* positions, const float* cos,
-          const float* sin, int64_t half, float sign) {
+          const float* sin, int64_t half, bool pairs, float sign) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t head = 0; head < turned; ++head)
-      turn_head(qkv + row * width + head * dim, cos + positions[row] * half, sin + positions[row] * half, half, sign);
+      rotate(qkv + row * width + head * dim, cos + positions[row] * half, sin + positions[row] * half, half, pairs, sign);
 }
 
 template <typename T>
@@ -298,8 +287,8 @@ void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* we
   /* turn the first `turned` heads of every row [width] by its position's angles, in place; sign -1: back */           \
   extern "C" void mint_turn_##NAME(T* qkv, int64_t rows, int64_t turned, int64_t width, int64_t dim,                   \
                                    const int64_t* positions, const float* cos, const float* sin, int64_t half,         \
-                                   float sign) {                                                                       \
-    turn<T>(qkv, rows, turned, width, dim, positions, cos, sin, half, sign);                                           \
+                                   int64_t pairs, float sign) {                                                        \
+    turn<T>(qkv, rows, turned, width, dim, positions, cos, sin, half, pairs, sign);                                    \
   }                                                                                                                    \
   /* rms_norm of `heads` heads of every row from head `first` on, in place; and its gradient, `raw` as it was before */\
   extern "C" void mint_head_norm_##NAME(T* qkv, int64_t rows, int64_t first, int64_t heads, int64_t width,             \

@@ -67,13 +67,15 @@ class Grouped:
     """A router in float32 of DeepSeek-V3's kind: each expert's chance by itself, the best of the best groups chosen.
 
     By chances and `bias` [E] float32 `chosen` of the groups, and their experts; weights are chances times `factor`.
+    Where they are `together`, all chances add up to one.
     """
 
     router: Linear
     bias: torch.Tensor
-    groups: int
-    chosen: int
-    factor: float
+    groups: int = 1
+    chosen: int = 1
+    factor: float = 1.0
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class GroupedStruct(ctypes.Structure):
     """step.h: Grouped"""
 
     _fields_ = (
-        ("router", LinearStruct), ("bias", _POINTER), ("groups", _INT), ("chosen", _INT), ("factor", _FLOAT),
+        ("router", LinearStruct), ("together", _INT), ("bias", _POINTER), ("groups", _INT), ("chosen", _INT),
+        ("factor", _FLOAT),
     )  # fmt: skip
 
 
@@ -143,8 +146,9 @@ def experts_struct(experts: Experts) -> ExpertsStruct:
     router, grouped = experts.router, None
     if isinstance(router, Grouped):
         found = GroupedStruct(
-            linear_struct(router.router), address(router.bias), router.groups, router.chosen, router.factor
-        )
+            linear_struct(router.router), router.together, address(router.bias), router.groups, router.chosen,
+            router.factor,
+        )  # fmt: skip
         router, grouped = router.router, ctypes.pointer(found)
     return ExpertsStruct(
         linear_struct(router), grouped, experts.count, experts.each, experts.first,

@@ -134,7 +134,7 @@ class Walk {
     each_row([&](int64_t row) {
       const int64_t at = row * experts.each;
       float* own = logits + (row - place_.first) * count;
-      choose(own, by, count, experts.each, experts.whole, routes_ + at, step_.weights + at);
+      choose(own, by, experts, routes_ + at, step_.weights + at);
     });
   }
 

@@ -38,14 +38,20 @@ void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weigh
 }
 
 // The same of a router that looks into groups. Logits [E] become chances.
-inline void choose(float* logits, const Grouped& by, int64_t count, int64_t each, bool whole, int32_t* routes,
-                   float* weights) {
+template <typename T>
+void choose(float* logits, const Grouped& by, const Experts<T>& of, int32_t* routes, float* weights) {
+  const int64_t count = of.count, each = of.each;
   float scores[MOST_EXPERTS], groups[MOST_EXPERTS];
   const int64_t size = count / by.groups;
-  for (int64_t e = 0; e < count; ++e) {
-    logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
-    scores[e] = logits[e] + by.bias[e];
+  if (by.together) {
+    float largest = logits[0], sum = 0;
+    for (int64_t e = 1; e < count; ++e) largest = std::max(largest, logits[e]);
+    for (int64_t e = 0; e < count; ++e) sum += logits[e] = std::exp(logits[e] - largest);
+    for (int64_t e = 0; e < count; ++e) logits[e] /= sum;
+  } else {
+    for (int64_t e = 0; e < count; ++e) logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
   }
+  for (int64_t e = 0; e < count; ++e) scores[e] = logits[e] + by.bias[e];
   for (int64_t group = 0; group < by.groups; ++group) {
     float first = -INFINITY, second = -INFINITY;  // a group is as good as its two best experts
     for (int64_t e = group * size; e < (group + 1) * size; ++e) {
@@ -69,7 +75,10 @@ inline void choose(float* logits, const Grouped& by, int64_t count, int64_t each
     routes[j] = int32_t(best), weights[j] = logits[best];
     sum += weights[j];
   }
-  for (int64_t j = 0; j < each; ++j) weights[j] = (whole ? weights[j] / (sum + 1e-20f) : weights[j]) * by.factor;
+  for (int64_t j = 0; j < each; ++j) {
+    weights[j] = (of.whole ? weights[j] / (sum + 1e-20f) : weights[j]) * by.factor;
+    if (of.rounded) weights[j] = wide(narrow<T>(weights[j]));
+  }
 }
 
 // The pairs of a step's rows as one thread sees them.

@@ -38,15 +38,21 @@ void normalize(T* out, const T* row, const Norm<T>& by, int64_t size, float epsi
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(row[i]) * scale * by.exact[i]);
 }
 
-// Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.
+// Pairs (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin), which are its halves, or neighbours where `pairs`; what
+// lies beyond `half` of them stays. With a `sign` of -1 they turn back.
 template <typename T>
-void rotate(T* head, const float* cos, const float* sin, int64_t half) {
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const float one = wide(head[i]), two = wide(head[i + half]);
-    head[i] = narrow<T>(one * cos[i] - two * sin[i]);
-    head[i + half] = narrow<T>(two * cos[i] + one * sin[i]);
+void rotate(T* head, const float* cos, const float* sin, int64_t half, bool pairs, float sign = 1.0f) {
+  const auto turn = [&](int64_t i, T& first, T& second) {
+    const float one = wide(first), two = wide(second), s = sin[i] * sign;
+    first = narrow<T>(one * cos[i] - two * s);
+    second = narrow<T>(two * cos[i] + one * s);
+  };
+  if (pairs) {
+    for (int64_t i = 0; i < half; ++i) turn(i, head[2 * i], head[2 * i + 1]);
+    return;
   }
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) turn(i, head[i], head[i + half]);
 }
 
 // hidden [size] += delta
@@ -79,8 +85,9 @@ struct Heads {
   int64_t heads, kv_heads, dim;
   const float *cos, *sin;  // [positions, half]
   int64_t half;
-  Norm<T> q_norm, k_norm;  // [dim], or where they are `joint` over all heads of a row
-  int64_t joint;
+  int64_t pairs;           // whether neighbours turn together, and not halves
+  Norm<T> q_norm, k_norm;  // [dim], or where they are `joint` over all heads of a row; `late`: of what is turned
+  int64_t joint, late;
   float epsilon;
   Sight sight;
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
@@ -97,8 +104,10 @@ void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool) {
   }
   for (int64_t head = 0; head < of.heads + of.kv_heads; ++head) {
     const Norm<T>& norm = head < of.heads ? of.q_norm : of.k_norm;
-    if (norm && !of.joint) normalize(q + head * dim, q + head * dim, norm, dim, of.epsilon);
-    rotate(q + head * dim, c, s, of.half);
+    T* own = q + head * dim;
+    if (norm && !of.joint && !of.late) normalize(own, own, norm, dim, of.epsilon);
+    rotate(own, c, s, of.half, of.pairs);
+    if (norm && of.late) normalize(own, own, norm, dim, of.epsilon);
   }
   const int64_t page = place / 16, token = place % 16;
   for (int64_t head = 0; head < of.kv_heads; ++head) {

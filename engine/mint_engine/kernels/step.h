@@ -9,10 +9,12 @@
 #include "product.h"
 #include "rows.h"
 
-// How DeepSeek-V3 routes (arXiv 2412.19437, 2.1.2), in float32: an expert's chance is a sigmoid by itself. By chances
-// and `bias` the best groups are found, and in these the best experts, whose weights are chances times `factor`.
+// How DeepSeek-V3 routes (arXiv 2412.19437, 2.1.2), in float32: an expert's chance is a sigmoid by itself, or where they
+// are `together` one of chances that add up to one. By chances and `bias` the best groups are found, and in these the
+// best experts, whose weights are chances times `factor`.
 struct Grouped {
   Linear<float> router;
+  int64_t together;
   const float* bias;       // [E]
   int64_t groups, chosen;  // of experts that lie side by side; how many are looked into
   float factor;

@@ -19,7 +19,7 @@ void turn(const T* from, const Latent<T>& by, int64_t position, bool pairs, T* t
   const float *c = by.cos + position * half, *s = by.sin + position * half;
   if (!pairs) {
     std::copy_n(from, by.rotated, to);
-    return rotate(to, c, s, half);
+    return rotate(to, c, s, half, false);
   }
   for (int64_t i = 0; i < half; ++i) {
     const float one = wide(from[2 * i]), two = wide(from[2 * i + 1]);

@@ -18,9 +18,12 @@ from mint_engine.model.llama_like import GROUPED, Unlike, check_experts, router_
 from mint_engine.residency.large_pages import LargePages
 
 MOST_EXPERTS = 1024  # of a layer
-_GROUPED = GROUPED | {"minimax_m2"}  # whose routers choose by a sigmoid and a bias
-_WHOLE = frozenset({"mixtral", "gpt_oss", "minimax_m2"})  # weights of the chosen add up to one, without a word of it
-_ROUNDED = frozenset({"qwen3_moe", "gpt_oss"})
+# Whose routers are in float32: choose by a sigmoid and a bias; or by chances that add up to one.
+_TOGETHER = frozenset({"ernie4_5_moe", "hunyuan_v1_moe"})
+_GROUPED = GROUPED | _TOGETHER | {"minimax_m2"}
+# Weights of the chosen add up to one, without a word of it.
+_WHOLE = _TOGETHER | {"mixtral", "gpt_oss", "minimax_m2", "granitemoe"}
+_ROUNDED = frozenset({"qwen3_moe", "gpt_oss", "ernie4_5_moe", "granitemoe"})
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class ExpertReader:
         """Of the part at `path` that has the experts, and their router. Raises Unlike."""
         experts, router = mlp.experts, router_of(mlp)
         check_experts(experts)
-        if router.weight.shape[0] > MOST_EXPERTS:
-            raise Unlike(f"{router.weight.shape[0]} experts fit no kernel")
+        if experts.num_experts > MOST_EXPERTS:
+            raise Unlike(f"{experts.num_experts} experts fit no kernel")
         gate_up, down = (_stack(experts, name) for name in ("gate_up_proj", "down_proj"))
         _, both, hidden = gate_up.shape
         columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": both // 2}
@@ -60,16 +63,27 @@ class ExpertReader:
         return kernels.pack(router.weight, getattr(router, "bias", None), NO_TARGETS, self.memory)
 
     def _grouped(self, mlp: Any, router: Any) -> Grouped:
-        kernels = find_kernels(torch.float32, router.weight.device)
+        weight = router.wg.weight if self.family == "hunyuan_v1_moe" else router.weight
+        kernels = find_kernels(torch.float32, weight.device)
         assert kernels is not None  # noqa: S101 - those of the base's dtype are in the same library
-        bias = mlp.e_score_correction_bias if self.family == "minimax_m2" else router.e_score_correction_bias
         return Grouped(
-            router=kernels.pack(router.weight.float(), None, NO_TARGETS, self.memory),
-            bias=bias.float().contiguous(),
+            router=kernels.pack(weight.float(), None, NO_TARGETS, self.memory),
+            bias=self._bias(mlp, router, weight).float().contiguous(),
             groups=int(getattr(router, "num_group", 1)),
             chosen=int(getattr(router, "topk_group", 1)),
             factor=float(getattr(router, "routed_scaling_factor", 1.0)),
+            together=self.family in _TOGETHER,
         )
+
+    def _bias(self, mlp: Any, router: Any, weight: torch.Tensor) -> torch.Tensor:
+        """What is added to chances [E] where experts are chosen by them."""
+        if self.family == "hunyuan_v1_moe":
+            return torch.zeros(weight.shape[0])
+        if self.family == "ernie4_5_moe":
+            bias: torch.Tensor = router.moe_statics.e_score_correction_bias.detach()[0]
+        else:
+            bias = (mlp if self.family == "minimax_m2" else router).e_score_correction_bias
+        return bias
 
 
 def _stack(experts: Any, name: str) -> Stack:

@@ -7,7 +7,7 @@ import torch
 from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Sight
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.model.base import Base
-from mint_engine.model.llama_like import GEMMA, Unlike
+from mint_engine.model.llama_like import ERNIE, GEMMA, Unlike
 from mint_engine.model.told import norm_of
 from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Share
@@ -35,7 +35,7 @@ def read_heads(config: Any, attention: Any, sizes: tuple[int, int, int], angles:
     cap = attention.attn_logit_softcapping if config.model_type == "gemma2" else None
     sinks = getattr(attention, "sinks", None)
     sight = Sight(window, sinks.detach().float() if sinks is not None else None, float(cap or 0.0))
-    return Heads(*sizes, angles, _norms(config, attention), sight)
+    return Heads(*sizes, angles, _norms(config, attention), sight, pairs=config.model_type in ERNIE)
 
 
 def _turns(config: Any, attention: Any) -> bool:
@@ -46,14 +46,17 @@ def _turns(config: Any, attention: Any) -> bool:
 
 
 def _norms(config: Any, attention: Any) -> HeadNorms:
-    query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    if (late := getattr(attention, "query_layernorm", None)) is not None:  # Hunyuan's, of heads that have turned
+        query, key = late, attention.key_layernorm
+    else:
+        query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     if query is None:
         return NO_NORMS
     if isinstance(query, SharedNorm):
         raise Unlike("its norms are over all ranks' heads")
     joint = query.weight.shape[0] != int(attention.head_dim)
     epsilon = query.eps if config.model_type in GEMMA else query.variance_epsilon
-    return HeadNorms(norm_of(config, query), norm_of(config, key), float(epsilon), joint)
+    return HeadNorms(norm_of(config, query), norm_of(config, key), float(epsilon), joint, late=late is not None)
 
 
 def read_angles(config: Any, rotary: Any, base: Base, positions: int) -> list[Angles]:

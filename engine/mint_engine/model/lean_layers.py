@@ -27,6 +27,7 @@ from mint_engine.model.llama_like import (
     Unlike,
     attends_to_some,
     bias_of,
+    block_of,
     check_config,
     names_of,
     network_of,
@@ -133,8 +134,9 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
 
 def _check(config: Any, slots: Slots, positions: int) -> None:
     check_config(config, positions)
-    inner = (config.intermediate_size, getattr(config, "moe_intermediate_size", 0))
-    if any(size % 2 for size in (config.hidden_size, *inner)):
+    of_experts = getattr(config, "moe_intermediate_size", 0)
+    inner = of_experts if isinstance(of_experts, list) else [of_experts]  # Hunyuan tells it of every layer
+    if any(size % 2 for size in (config.hidden_size, config.intermediate_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")
     if slots.max_rank > MAX_RANK:
         raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
@@ -158,8 +160,8 @@ class _Reader:
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
         """One of transformers' decoder layers."""
         attention = layer.self_attn
-        at, mlp = f"{path}.self_attn", f"{path}.mlp"
-        whole_at, whole = network_of(mlp, layer.mlp)
+        at, (mlp, block) = f"{path}.self_attn", block_of(path, layer)
+        whole_at, whole = network_of(mlp, block)
         norms = norms_of(self.config, layer)
         heads = None
         if self.sizes is not None:
@@ -173,7 +175,7 @@ class _Reader:
             attended_norm=norms.attended,
             mlp_norm=norms.network,
             network=self._network(whole_at, whole) if whole is not None else None,
-            experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
+            experts=self._experts(mlp, block) if whole is not block else None,
             given_norm=norms.given,
         )
 

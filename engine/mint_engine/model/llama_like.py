@@ -15,9 +15,12 @@ ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed exper
 LATENT = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
 # The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts.
 GROUPED = LATENT | {"dots1", "glm4_moe"}
-# Others, with norms elsewhere or of another kind, GELU, caps, sinks or multipliers.
+# Others, with norms elsewhere or of another kind, GELU, caps, sinks, multipliers, or heads that turn otherwise.
 GEMMA = frozenset({"gemma", "gemma2", "gemma3_text"})
-OTHERS = GEMMA | {"exaone4", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"}
+HUNYUAN = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})
+ERNIE = frozenset({"ernie4_5", "ernie4_5_moe"})
+OTHERS = GEMMA | HUNYUAN | ERNIE
+OTHERS |= {"exaone4", "gpt_oss", "granite", "granitemoe", "minimax_m2", "olmo2", "olmo3", "smollm3"}
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 # Of families that see, which tokens stand for what is seen: transformers embeds them as token 0 where nothing is.
 _PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}
@@ -49,6 +52,8 @@ def windows_of(config: Any, positions: int) -> tuple[int, ...]:
 
 def _check_ropes(config: Any) -> None:
     for told in _ropes(config.rope_parameters or {}):
+        if config.model_type in HUNYUAN and told.get("alpha"):
+            continue  # stretches all angles once, whatever the type is called
         if (rope := told.get("rope_type", "default")) not in _ROPES:
             raise Unlike(f"rotary positions are of type {rope}")
 
@@ -119,7 +124,14 @@ def network_of(path: str, mlp: Any) -> tuple[str, Any]:
     """The network that all tokens take, and where it is, of the part at `path`; None beside experts alone."""
     if not hasattr(mlp, "experts"):
         return path, mlp
-    return f"{path}.shared_experts", getattr(mlp, "shared_experts", None)
+    name = "shared_mlp" if hasattr(mlp, "shared_mlp") else "shared_experts"
+    return f"{path}.{name}", getattr(mlp, name, None)
+
+
+def block_of(path: str, layer: Any) -> tuple[str, Any]:
+    """Where a layer's network or experts are, and that."""
+    name = "mlp" if hasattr(layer, "mlp") else "block_sparse_moe"
+    return f"{path}.{name}", getattr(layer, name)
 
 
 def router_of(mlp: Any) -> Any:

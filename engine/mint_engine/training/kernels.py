@@ -23,7 +23,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "choose_trees": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _P),
     "norm_back": (_P, _P, _P, _P, _I, _I, _F),
     "gate_mul_back": (_P, _P, _P, _P, _I, _I, _P),
-    "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
+    "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
     "multiply_runs": (_P, _P, _I, _P, _I, _I, _P, _I, _I, _P, _I, _P, _P),
@@ -44,13 +44,17 @@ ADDED = np.dtype(
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention's sizes: query heads, key/value heads, a head's size; what scores are multiplied by, and are of."""
+    """Attention's sizes: query heads, key/value heads, a head's size; what scores are multiplied by, and are of.
+
+    Where `pairs`, neighbours turn together, and not halves.
+    """
 
     queries: int
     keys: int
     dim: int
     scale: float
     sight: Sight = PLAIN
+    pairs: bool = False
 
     @property
     def width(self) -> int:
@@ -190,7 +194,7 @@ class TrainingKernels:
         """Turn queries and keys of qkv by their positions' angles, in place; `back` undoes it."""
         self._turn(
             qkv.data_ptr(), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, positions.data_ptr(),
-            angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[1], -1.0 if back else 1.0,
+            angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[1], heads.pairs, -1.0 if back else 1.0,
         )  # fmt: skip
 
     def head_norm(self, qkv: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:

@@ -57,7 +57,7 @@ class _KeptHeads:
     """What attention's backward needs of its forward."""
 
     raw: torch.Tensor | None  # [T, (Q + 2 K) D]: queries, keys, values before norms of heads, where there are any
-    qkv: torch.Tensor  # the same, turned
+    qkv: torch.Tensor  # the same as it is attended to
     attended: torch.Tensor  # [T, Q D]
     sums: torch.Tensor  # [T, Q]
     product: Kept
@@ -176,10 +176,14 @@ class LeanPass:
         training = self._training
         qkv, product = multiply(training, layer.qkv, x, laid.rows)
         yield
-        raw = qkv.clone() if layer.head_norms.query else None
+        norms, positions = layer.head_norms, laid.batch.positions
+        if norms.late:
+            training.turn(qkv, layer.heads, positions, layer.angles)
+        raw = qkv.clone() if norms.query else None
         if raw is not None:
-            training.head_norm(qkv, layer.heads, layer.head_norms)
-        training.turn(qkv, layer.heads, laid.batch.positions, layer.angles)
+            training.head_norm(qkv, layer.heads, norms)
+        if not norms.late:
+            training.turn(qkv, layer.heads, positions, layer.angles)
         return _KeptHeads(raw, qkv, *training.attend(qkv, laid.trees, layer.heads), product)
 
     def _network(
@@ -225,9 +229,13 @@ class LeanPass:
         training, heads = self._training, layer.heads
         qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, dattended, laid.trees, heads)
         yield
-        training.turn(qkv, heads, laid.batch.positions, layer.angles, back=True)
+        norms, positions = layer.head_norms, laid.batch.positions
+        if not norms.late:
+            training.turn(qkv, heads, positions, layer.angles, back=True)
         if kept.raw is not None:
-            training.head_norm_back(qkv, kept.raw, heads, layer.head_norms)
+            training.head_norm_back(qkv, kept.raw, heads, norms)
+        if norms.late:
+            training.turn(qkv, heads, positions, layer.angles, back=True)
         return multiply_back(training, kept.product, qkv, x)
 
     def _network_back(

@@ -29,6 +29,7 @@ from mint_engine.model.llama_like import (
     Unlike,
     attends_to_some,
     bias_of,
+    block_of,
     check_config,
     check_experts,
     check_indexer,
@@ -149,8 +150,8 @@ class _Reader:
 
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
         """One of transformers' decoder layers."""
-        attention, mlp = layer.self_attn, f"{path}.mlp"
-        whole_at, whole = network_of(mlp, layer.mlp)
+        attention, (mlp, block) = layer.self_attn, block_of(path, layer)
+        whole_at, whole = network_of(mlp, block)
         found = None
         if self.sizes is not None:
             found = read_heads(self.config, attention, self.sizes, angles, window)
@@ -164,7 +165,7 @@ class _Reader:
             latent=self._latent(f"{path}.self_attn", attention, qkv) if found is None else None,
             output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
             network=self._network(whole_at, whole) if whole is not None else None,
-            experts=self._experts(mlp, layer.mlp) if whole is not layer.mlp else None,
+            experts=self._experts(mlp, block) if whole is not block else None,
         )
 
     def _latent(self, path: str, attention: Any, first: Product) -> Latent:
@@ -253,4 +254,4 @@ class _Reader:
 
 def _heads(of: attention_structs.Heads | None, scale: float) -> Heads:
     """As attention over trees takes them; of latent attention none."""
-    return Heads(of.queries, of.keys, of.size, scale, of.sight) if of is not None else Heads(0, 0, 0, scale)
+    return Heads(of.queries, of.keys, of.size, scale, of.sight, of.pairs) if of is not None else Heads(0, 0, 0, scale)

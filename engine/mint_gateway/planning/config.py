@@ -59,12 +59,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
-_LEAN = LATENT | {
-    *("llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss", "mixtral", "qwen3_moe", "dots1", "glm4_moe"),
-    *("exaone4", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "minimax_m2", "olmo2", "olmo3", "smollm3"),
-}
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
+_STRETCHED = frozenset(
+    {"hunyuan_v1_dense", "hunyuan_v1_moe"}
+)  # all angles once by `alpha`, whatever type that is called
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 _GIVEN_NORMS = _FOUR_NORMS | {"exaone4", "olmo2", "olmo3"}  # after them
@@ -149,7 +148,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         context_length=_positions(family, told),
         predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
         unserved=unserved_attention(told.get),
-        lean=family in _LEAN and _turns(family, told),
+        lean=_turns(family, told),
         head_norms=_norms_heads(family, told),
         given_norms=family in _GIVEN_NORMS,
         routes=_routes(family, told) if routers else 0,
@@ -184,7 +183,8 @@ def _positions(family: str, told: Mapping[str, Any]) -> int:
 
 def _turns(family: str, told: Mapping[str, Any]) -> bool:
     """Whether positions turn as own kernels have it, as `mint_engine.model.llama_like` says."""
-    return {_kind(rope) for rope in _rotations(family, told)} <= _LEAN_ROPES
+    ropes = _rotations(family, told)
+    return (family in _STRETCHED and bool(ropes[0].get("alpha"))) or {_kind(rope) for rope in ropes} <= _LEAN_ROPES
 
 
 def _rotations(family: str, told: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mint_engine.parallel.files import make_files
@@ -25,11 +25,11 @@ def ranks_until(count: int) -> Iterator[list[Rank]]:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that have not ended."""
-    told = Path(f"/proc/{pid}/task").glob("*/children")
-    try:
-        return [int(child) for each in told for child in each.read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-        return []
+    found = list[int]()
+    for told in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # of a thread that has ended meanwhile
+            found += map(int, told.read_text().split())
+    return found
 
 
 def followers(pid: int = 0) -> list[int]:

@@ -71,7 +71,7 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
     Told to end, all wait for the leader: where a machine shuts down or somebody at a terminal says so, to all
     processes at once.
     """
-    base, served = saved_families.save_base("hunyuan_moe", tmp_path / "base"), saved_families.SERVED["hunyuan_moe"]
+    base, served = saved_families.save_base("minimax_m2", tmp_path / "base"), saved_families.SERVED["minimax_m2"]
     four, nine = (saved_families.save_adapter(base, tmp_path / f"r{rank}", rank, **served) for rank in (4, 9))
     found = []
     for nodes in (1, 2):

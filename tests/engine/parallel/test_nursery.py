@@ -29,10 +29,15 @@ class Group:
 
     async def start(self, number: int) -> int:
         """Another, and its process."""
-        before = set(followers())
+        before, found = set(followers()), set[int]()
+
+        def seen() -> bool:
+            found.update(set(followers()) - before)
+            return bool(found)
+
         self.ranks.append(Rank(number, self._files, lambda name, status: self.ended.put((name, status))))
-        await until(lambda: set(followers()) - before)
-        (pid,) = set(followers()) - before
+        await until(seen)
+        (pid,) = found
         return pid
 
 
@@ -71,10 +76,9 @@ async def test_one_that_nobody_tells_anything_any_more_ends_whoever_was_forked_a
     _, second = [await group.start(number) for number in (1, 2)]
     group.ranks[0].hang_up()
     assert group.ended.get(timeout=60) == ("rank 1", 0)
-    assert second in followers()
-    names = open_files(second)
-    assert len([name for name in names if name.startswith("socket:")]) == 2
-    assert not [name for name in names if "pidfd" in name or "eventpoll" in name]
+    await until(lambda: second in followers())
+    await until(lambda: len([name for name in open_files(second) if name.startswith("socket:")]) == 2)
+    assert not [name for name in open_files(second) if "pidfd" in name or "eventpoll" in name]
 
 
 async def test_one_that_takes_too_long_to_end_is_killed_alone(group: Group) -> None:
@@ -82,7 +86,7 @@ async def test_one_that_takes_too_long_to_end_is_killed_alone(group: Group) -> N
     os.kill(first, signal.SIGSTOP)
     group.ranks[0].finish(0.0)
     assert group.ended.get(timeout=60) == ("rank 1", -signal.SIGKILL)
-    assert second in followers()
+    await until(lambda: second in followers())
 
 
 async def test_all_end_with_the_process_that_they_were_forked_from_and_later_ones_have_another(group: Group) -> None:

@@ -74,11 +74,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def routed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ that routes to experts and has no pass of own kernels, and adapters on all of it."""
+    """base/ that routes to experts and has no pass of own kernels on several ranks, and adapters on all of it."""
     folder = tmp_path_factory.mktemp("routed")
-    base = saved_families.save_base("hunyuan_moe", folder / "base")
+    base = saved_families.save_base("minimax_m2", folder / "base")
     for rank in (4, 8):
-        saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["hunyuan_moe"])
+        saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["minimax_m2"])
     return folder
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import (
     DeepseekV3Config,
     DeepseekV32Config,
+    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     Gemma2Config,
@@ -22,12 +23,16 @@ from transformers import (
     GlmMoeDsaConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    HunYuanDenseV1Config,
+    HunYuanMoEV1Config,
     LlamaConfig,
     MiniMaxM2Config,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
@@ -42,9 +47,12 @@ from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
-from tests.engine.families import GROUPED
+from tests.engine.families import GROUPED, STRETCHED
 from tests.engine.training.scene import LLAMA, SIZES, base_of, groups, learn, model_of, policies, trainer_of
 
+MULTIPLIED: dict[str, Any] = {
+    "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5,
+}  # fmt: skip
 TAKEN: dict[str, PreTrainedConfig] = {
     "llama": LLAMA,
     "llama with biases": LlamaConfig(**SIZES, attention_bias=True, tie_word_embeddings=True),
@@ -69,10 +77,9 @@ TAKEN: dict[str, PreTrainedConfig] = {
     "olmo3": Olmo3Config(**SIZES, sliding_window=9, layer_types=["sliding_attention", "full_attention"]),
     "exaone4": Exaone4Config(**SIZES, sliding_window=9, layer_types=["sliding_attention", "full_attention"]),
     "smollm3": SmolLM3Config(**SIZES, pad_token_id=0, no_rope_layers=[1, 0]),
-    "granite": GraniteConfig(
-        **SIZES, attention_bias=True, attention_multiplier=0.2, embedding_multiplier=3.0, logits_scaling=2.0,
-        residual_multiplier=0.5,
-    ),
+    "granite": GraniteConfig(**SIZES, **MULTIPLIED, attention_bias=True),
+    "ernie": Ernie4_5Config(**SIZES, use_bias=True),
+    "hunyuan": HunYuanDenseV1Config(**SIZES, rope_parameters=STRETCHED),
 }  # fmt: skip
 MOST_TOKENS = 40  # of an example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -113,6 +120,11 @@ ROUTED: dict[str, PreTrainedConfig] = {
         layer_types=["sliding_attention", "full_attention"],
     ),
     "minimax_m2": MiniMaxM2Config(**SIZES, num_local_experts=6, num_experts_per_tok=2, rotary_dim=16),  # type: ignore[call-arg]
+    "granite of experts": GraniteMoeConfig(**SIZES, **MULTIPLIED, num_local_experts=6, num_experts_per_tok=2),
+    "ernie of experts": Ernie4_5_MoeConfig(
+        **SIZES, moe_num_experts=6, moe_k=2, moe_intermediate_size=48, moe_layer_start_index=0
+    ),
+    "hunyuan of experts": HunYuanMoEV1Config(**SIZES, rope_parameters=STRETCHED, num_experts=6, moe_topk=2),
 }  # fmt: skip
 
 LATENTS = (
@@ -214,7 +226,7 @@ def rounded(config: PreTrainedConfig, *, routed: bool) -> list[tuple[Trainer, di
 
 
 def test_other_families_take_the_generic_pass() -> None:
-    assert trainer_of(Ernie4_5Config(**SIZES)).compute == "generic"
+    assert trainer_of(OlmoConfig(**SIZES)).compute == "generic"
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
