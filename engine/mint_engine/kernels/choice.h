@@ -7,7 +7,7 @@
 struct Choice {
   const uint8_t* bits;  // null: rows attend to all that they see
   int64_t stride, row;  // row: the tree's first
-  // Of a place, those of so many rows from one on that 32 bits hold; there are 16 bytes behind the last row's.
+  // A place's bits of the 32 rows from one on. What is read may lie as far as 16 bytes behind those of the last row.
   uint32_t at(int64_t place, int64_t from) const {
     uint64_t found;
     std::memcpy(&found, bits + place * stride + (from - row) / 8, 8);

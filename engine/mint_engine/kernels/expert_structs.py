@@ -72,9 +72,9 @@ class Grouped:
 
     router: Linear
     bias: torch.Tensor
-    groups: int = 1
-    chosen: int = 1
-    factor: float = 1.0
+    groups: int
+    chosen: int
+    factor: float
     together: bool = False
 
 
