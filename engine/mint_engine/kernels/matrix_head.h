@@ -47,11 +47,12 @@ class MatrixHead {
       const Block block = block_of(row + at, std::min(TOKENS, count - at), before + at);
       gather(qkv, shape_.width(), block, q_);
       stand_rows(q_.data(), block.wide, dim, qt_.data(), width_);
-      multiply_squares(block.keys, block.wide, dim, k_.data(), dim, qt_.data(), width_, scores_.data(), width_, false);
+      const bf16* keys = k_.data() + block.first * dim;
+      multiply_squares(block.keys, block.wide, dim, keys, dim, qt_.data(), width_, scores_.data(), width_, false);
       for (int64_t first = 0; first < block.wide; first += LANES) weigh(block, first, sums);
       pair_rows(weights_.data(), width_, block.keys, block.wide, paired_.data(), width_);
-      multiply_squares(dim, block.wide, block.keys, vt_.data(), places_, paired_.data(), width_, turned_.data(), width_,
-                       false);
+      multiply_squares(dim, block.wide, block.keys, vt_.data() + block.first, places_, paired_.data(), width_,
+                       turned_.data(), width_, false);
       put_turned(block, out, shape_.heads * dim);
     }
   }
@@ -68,15 +69,18 @@ class MatrixHead {
       stand_rows(g_.data(), block.wide, dim, gt_.data(), width_);
       pair_rows(q_.data(), dim, block.wide, dim, qp_.data(), dim);
       pair_rows(g_.data(), dim, block.wide, dim, gp_.data(), dim);
-      multiply_squares(block.keys, block.wide, dim, k_.data(), dim, qt_.data(), width_, scores_.data(), width_, false);
-      multiply_squares(block.keys, block.wide, dim, v_.data(), dim, gt_.data(), width_, slopes_.data(), width_, false);
+      const bf16* keys = k_.data() + block.first * dim;
+      multiply_squares(block.keys, block.wide, dim, keys, dim, qt_.data(), width_, scores_.data(), width_, false);
+      multiply_squares(block.keys, block.wide, dim, v_.data() + block.first * dim, dim, gt_.data(), width_,
+                       slopes_.data(), width_, false);
       meet(block, out);
       for (int64_t first = 0; first < block.wide; first += LANES) weigh_back(block, first, sums);
-      multiply_squares(block.keys, dim, block.wide, weights_.data(), width_, gp_.data(), dim, dv_.data(), dim, true);
-      multiply_squares(block.keys, dim, block.wide, gradients_.data(), width_, qp_.data(), dim, dk_.data(), dim, true);
+      float *dk = dk_.data() + block.first * dim, *dv = dv_.data() + block.first * dim;
+      multiply_squares(block.keys, dim, block.wide, weights_.data(), width_, gp_.data(), dim, dv, dim, true);
+      multiply_squares(block.keys, dim, block.wide, gradients_.data(), width_, qp_.data(), dim, dk, dim, true);
       pair_rows(gradients_.data(), width_, block.keys, block.wide, paired_.data(), width_);
-      multiply_squares(dim, block.wide, block.keys, kt_.data(), places_, paired_.data(), width_, turned_.data(), width_,
-                       false);
+      multiply_squares(dim, block.wide, block.keys, kt_.data() + block.first, places_, paired_.data(), width_,
+                       turned_.data(), width_, false);
       put_turned(block, dqkv, shape_.width());
     }
   }
@@ -93,14 +97,15 @@ class MatrixHead {
   }
 
  private:
-  // Queries of some tokens from `row` on, a head behind another, and what they meet: `seen` places by the first token.
+  // Queries of some tokens from `row` on, a head behind another, and the places that they meet, `first` and the `keys`
+  // from it on: the first token is at `place`.
   struct Block {
-    int64_t row, rows, wide, seen, keys;  // wide, keys: multiples of 32
+    int64_t row, rows, wide, place, first, keys;  // wide, first, keys: multiples of 32
   };
 
-  Block block_of(int64_t row, int64_t tokens, int64_t before) const {
-    const int64_t rows = tokens * shape_.group();
-    return {row, rows, deep(rows), before + 1, deep(before + tokens)};
+  Block block_of(int64_t row, int64_t tokens, int64_t place) const {
+    const int64_t rows = tokens * shape_.group(), first = shape_.sight.first(place) / DEEP * DEEP;
+    return {row, rows, deep(rows), place, first, deep(place + tokens) - first};
   }
 
   // A row of keys or values to its place, and to the column of that place; null: zeros.
@@ -124,15 +129,15 @@ class MatrixHead {
     std::fill(to.begin() + block.rows * dim, to.begin() + block.wide * dim, bf16{0});
   }
 
-  // Of 16 rows, the places that each sees, or chose of them.
+  // Of 16 rows, those of a block's places that each sees, or chose of them.
   struct Seen {
     __m512i from, to;
     Choice choice;
-    int64_t row;
+    int64_t row, first;
     __mmask16 at(int64_t place) const {
       const __m512i here = _mm512_set1_epi32(int32_t(place));
       const __mmask16 seen = _mm512_cmpgt_epi32_mask(to, here) & _mm512_cmple_epi32_mask(from, here);
-      return choice.bits ? seen & __mmask16(choice.at(place, row)) : seen;
+      return choice.bits ? seen & __mmask16(choice.at(first + place, row)) : seen;
     }
   };
 
@@ -140,10 +145,11 @@ class MatrixHead {
   Seen seen_by(const Block& block, int64_t first) const {
     alignas(64) int32_t from[LANES], to[LANES];
     for (int64_t lane = 0; lane < LANES; ++lane) {
-      const int64_t place = block.seen - 1 + (first + lane) / shape_.group();
-      from[lane] = int32_t(shape_.sight.first(place)), to[lane] = first + lane < block.rows ? int32_t(place + 1) : 0;
+      const int64_t place = block.place + (first + lane) / shape_.group();
+      from[lane] = int32_t(shape_.sight.first(place) - block.first);
+      to[lane] = first + lane < block.rows ? int32_t(place + 1 - block.first) : 0;
     }
-    return {_mm512_load_si512(from), _mm512_load_si512(to), choice_, block.row + first};
+    return {_mm512_load_si512(from), _mm512_load_si512(to), choice_, block.row + first, block.first};
   }
 
   // The same rows' sinks.

@@ -55,12 +55,17 @@ struct Head {
     }
   }
 
-  // s = q k^T for the first `keys` places, and what is beyond them up to a multiple of 16, which nobody reads.
-  void score(int64_t rows, int64_t keys) {
-    multiply(rows, aligned(keys), shape.dim, {q.data(), shape.dim, 1}, kt.data(), places, s.data(), places, false);
+  // s = q k^T for places `first` to `keys`, and what is beyond them up to a multiple of 16, which nobody reads.
+  void score(int64_t rows, int64_t first, int64_t keys) {
+    const float* from = kt.data() + first;
+    float* to = s.data() + first;
+    multiply(rows, aligned(keys) - first, shape.dim, {q.data(), shape.dim, 1}, from, places, to, places, false);
     if (shape.sight.cap)
-      for (int64_t i = 0; i < rows; ++i) hold_within(s.data() + i * places, keys, shape.sight.cap);
+      for (int64_t i = 0; i < rows; ++i) hold_within(to + i * places, keys - first, shape.sight.cap);
   }
+
+  // The first place that tokens from one at `place` on meet, or some before it: a multiple of 16.
+  int64_t first_of(int64_t place) const { return shape.sight.first(place) / LANES * LANES; }
 
   // Puts `instead` of what a token that sees so many places did not choose of them.
   void hide(float* row, int64_t token, int64_t seen, float instead) const {
@@ -72,17 +77,19 @@ struct Head {
   void attend(const T* qkv, T* out, float* sums, int64_t row, int64_t count, int64_t before) {
     const int64_t group = shape.group(), dim = shape.dim;
     for (int64_t at = 0; at < count; at += TOKENS) {
-      const int64_t tokens = std::min(TOKENS, count - at), keys = before + at + tokens;
+      const int64_t tokens = std::min(TOKENS, count - at), keys = before + at + tokens, from = first_of(before + at);
       load_queries(qkv, row + at, tokens);
-      score(tokens * group, keys);
+      score(tokens * group, from, keys);
       for (int64_t i = 0; i < tokens * group; ++i) {
         const int64_t place = before + at + i / group, token = row + at + i / group, h = head * group + i % group;
         const float sink = shape.sight.sinks ? shape.sight.sinks[h] : -INFINITY;
         hide(s.data() + i * places, token, place + 1, -INFINITY);
-        sums[token * shape.heads + h] = weigh(s.data() + i * places, shape.sight.first(place), place + 1, keys, sink);
+        sums[token * shape.heads + h] =
+            weigh(s.data() + i * places + from, shape.sight.first(place) - from, place + 1 - from, keys - from, sink);
         hide(s.data() + i * places, token, place + 1, 0.0f);
       }
-      multiply(tokens * group, dim, keys, {s.data(), places, 1}, v.data(), dim, o.data(), dim, false);
+      multiply(tokens * group, dim, keys - from, {s.data() + from, places, 1}, v.data() + from * dim, dim, o.data(), dim,
+               false);
       for (int64_t i = 0; i < tokens * group; ++i) {
         T* to = out + ((row + at + i / group) * shape.heads + head * group + i % group) * dim;
         for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(o[i * dim + d]);
@@ -110,27 +117,29 @@ struct Head {
                    int64_t before) {
     const int64_t group = shape.group(), dim = shape.dim;
     for (int64_t at = 0; at < count; at += TOKENS) {
-      const int64_t tokens = std::min(TOKENS, count - at), keys = before + at + tokens, rows = tokens * group;
+      const int64_t tokens = std::min(TOKENS, count - at), rows = tokens * group;
+      const int64_t keys = before + at + tokens, from = first_of(before + at), met = keys - from;
       load_queries(qkv, row + at, tokens);
-      score(rows, keys);
+      score(rows, from, keys);
       for (int64_t i = 0; i < rows; ++i) {
-        const T* from = dout + ((row + at + i / group) * shape.heads + head * group + i % group) * dim;
-        for (int64_t d = 0; d < dim; ++d) o[i * dim + d] = wide(from[d]);
+        const T* given = dout + ((row + at + i / group) * shape.heads + head * group + i % group) * dim;
+        for (int64_t d = 0; d < dim; ++d) o[i * dim + d] = wide(given[d]);
       }
-      multiply(rows, aligned(keys), dim, {o.data(), dim, 1}, vt.data(), places, dp.data(), places, false);
+      multiply(rows, aligned(keys) - from, dim, {o.data(), dim, 1}, vt.data() + from, places, dp.data() + from, places,
+               false);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t place = before + at + i / group, token = row + at + i / group, h = head * group + i % group;
         const T* given = out + (token * shape.heads + h) * dim;
         float both = 0;
 #pragma omp simd reduction(+ : both)
         for (int64_t d = 0; d < dim; ++d) both += wide(given[d]) * o[i * dim + d];
-        weigh_back(s.data() + i * places, dp.data() + i * places, sums[token * shape.heads + h], both,
-                   shape.sight.first(place), place + 1, keys);
+        weigh_back(s.data() + i * places + from, dp.data() + i * places + from, sums[token * shape.heads + h], both,
+                   shape.sight.first(place) - from, place + 1 - from, met);
         hide(s.data() + i * places, token, place + 1, 0.0f), hide(dp.data() + i * places, token, place + 1, 0.0f);
       }
-      multiply(keys, dim, rows, {s.data(), 1, places}, o.data(), dim, dv.data(), dim, true);
-      multiply(keys, dim, rows, {dp.data(), 1, places}, q.data(), dim, dk.data(), dim, true);
-      multiply(rows, dim, keys, {dp.data(), places, 1}, k.data(), dim, o.data(), dim, false);
+      multiply(met, dim, rows, {s.data() + from, 1, places}, o.data(), dim, dv.data() + from * dim, dim, true);
+      multiply(met, dim, rows, {dp.data() + from, 1, places}, q.data(), dim, dk.data() + from * dim, dim, true);
+      multiply(rows, dim, met, {dp.data() + from, places, 1}, k.data() + from * dim, dim, o.data(), dim, false);
       for (int64_t i = 0; i < rows; ++i) {
         T* to = dqkv + (row + at + i / group) * shape.width() + (head * group + i % group) * dim;
         for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(o[i * dim + d] * shape.scale);
