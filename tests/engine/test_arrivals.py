@@ -7,10 +7,11 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import DeepseekV32Config, LlamaConfig, Qwen3MoeConfig
+from transformers import DeepseekV32Config, Gemma2Config, GptOssConfig, LlamaConfig, Qwen3MoeConfig
 
 from mint_contracts.errors import Internal, MintError, SourceUnavailable
 from mint_contracts.source import Source
@@ -34,12 +35,15 @@ from tests.waiting import until
 
 PROMPT, COUNT, SLOT = (7, 21, 3, 90, 55), 6, 1
 NAMES = ("team/one", "team/two")
+ALIKE: dict[str, Any] = {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
 CONFIGS = {
     "dense": LlamaConfig(**SIZES | {"num_hidden_layers": 3}),
     "experts": Qwen3MoeConfig(
         **SIZES | {"num_hidden_layers": 3}, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40
     ),
     "latent": DeepseekV32Config(**SPARSE),
+    "norms behind": Gemma2Config(**SIZES | ALIKE, query_pre_attn_scalar=16),
+    "experts with biases": GptOssConfig(**SIZES | ALIKE, num_local_experts=6, num_experts_per_tok=2),
 }
 
 
