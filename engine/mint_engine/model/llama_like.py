@@ -19,8 +19,8 @@ GROUPED = LATENT | {"dots1", "glm4_moe"}
 GEMMA = frozenset({"gemma", "gemma2", "gemma3_text"})
 HUNYUAN = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})
 ERNIE = frozenset({"ernie4_5", "ernie4_5_moe"})
-OTHERS = GEMMA | HUNYUAN | ERNIE
-OTHERS |= {"exaone4", "gpt_oss", "granite", "granitemoe", "minimax_m2", "olmo2", "olmo3", "smollm3"}
+_MORE = frozenset({"exaone4", "gpt_oss", "granite", "granitemoe", "minimax_m2", "olmo2", "olmo3", "smollm3"})
+OTHERS = GEMMA | HUNYUAN | ERNIE | _MORE
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 # Of families that see, which tokens stand for what is seen: transformers embeds them as token 0 where nothing is.
 _PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}

@@ -3,8 +3,7 @@
 Every head's keys and values are made of the latents; then attention is that over trees, of as many key/value heads as
 query heads and all of one size: a head is its rotated part, then the other, then zeros. Of the forward the first
 product, what was attended to and what an indexer chose are kept; queries, keys and values are made again on the way
-back. Of several ranks
-each has its share of heads, and all gradients are its part of a sum.
+back. Of several ranks each has its share of heads, and all gradients are its part of a sum.
 
 Letters in shapes: T rows, Q heads, C latent size, E rotated size of a head, K its other size, V a value's, D the
 heads' common size.
