@@ -96,9 +96,9 @@ def lay_choice(trees: Sequence[Tree], most: int) -> Choice | None:
         if places <= most:
             of.append((-1, 0))
             continue
-        stride = -(-tree.rows // 32) * 4 + 16
+        stride = -(-tree.rows // 32) * 4 + 16  # kernels write words of 32 rows, and may read so far behind them
         of.append((size, stride))
-        size += -(-places // 32) * 32 * stride
+        size += -(-places // 32) * 32 * stride  # and take 32 places at a time
     return Choice(torch.zeros(size, dtype=torch.uint8), torch.tensor(of, dtype=torch.int64)) if size else None
 
 

@@ -61,9 +61,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
-_STRETCHED = frozenset(
-    {"hunyuan_v1_dense", "hunyuan_v1_moe"}
-)  # all angles once by `alpha`, whatever type that is called
+_STRETCHED = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})  # whose `alpha` stretches all angles once
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 _GIVEN_NORMS = _FOUR_NORMS | {"exaone4", "olmo2", "olmo3"}  # after them

@@ -127,10 +127,7 @@ ROUTED: dict[str, PreTrainedConfig] = {
     "hunyuan of experts": HunYuanMoEV1Config(**SIZES, rope_parameters=STRETCHED, num_experts=6, moe_topk=2),
 }  # fmt: skip
 
-LATENTS = (
-    *("deepseek_v3", "deepseek_v3, queries at once", "deepseek_v32, all of a past", "deepseek_v32", "glm_5"),
-    "glm4_moe_lite",
-)
+LATENTS = ("deepseek_v3", "deepseek_v3, queries at once", "deepseek_v32, all of a past", "glm4_moe_lite")
 CHOOSING = ("deepseek_v32", "glm_5")
 
 
