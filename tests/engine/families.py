@@ -57,6 +57,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
     "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 1,
 }  # fmt: skip
+BY_MODULES: dict[str, Any] = {"head_dim": 24}  # a size of heads that own kernels do not compute
 LATENT: dict[str, Any] = SIZES | {
     "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12,
     "v_head_dim": 10, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 2, "topk_group": 1,

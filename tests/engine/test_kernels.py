@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.layer_groups import first_seen
 from mint_engine.adapters.adapter import Module
-from mint_engine.kernels.attention_structs import HeadNorms, Heads, Sight
+from mint_engine.kernels.attention_structs import HeadNorms, Heads, Joint, Sight
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.linear_structs import Angles
@@ -253,7 +253,8 @@ def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> 
         "joint": Sight(cap=5.0),
     }.get(style, Sight())
     if style == "joint":
-        return HeadNorms(Norm(draw(query * dim, dtype=dtype)), Norm(draw(key * dim, dtype=dtype)), 1e-6, True), sight
+        queries, keys = Norm(draw(query * dim, dtype=dtype)), Norm(draw(key * dim, dtype=dtype))
+        return HeadNorms(queries, keys, 1e-6, Joint(query * dim, key * dim)), sight
     if style == "exact":
         return HeadNorms(
             Norm(exact=draw(dim, dtype=torch.float32)), Norm(exact=draw(dim, dtype=torch.float32, seed=2)), 1e-6

@@ -26,6 +26,7 @@ from mint_engine.model.llama_like import Unlike, check_config
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, hold
+from mint_gateway.planning.ranks import share_out
 from tests.engine.families import GROUPED, LATENT, MOE, SIZES, SPARSE, make_forward
 from tests.planning.test_shape import told_by
 
@@ -138,13 +139,14 @@ def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more:
 
 
 @pytest.mark.parametrize("family", ["olmo2", "minimax_m2"])
-def test_norms_over_all_heads_have_own_kernels_on_one_rank_alone(family: str) -> None:
+def test_ranks_lay_out_their_shares_anew_where_norms_are_over_all_heads_too(family: str) -> None:
     told = {
         "olmo2": Olmo2Config(**PANELS),
         "minimax_m2": MiniMaxM2Config(**PANELS, num_local_experts=4, num_experts_per_tok=2),
     }[family]
     shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
-    one, two = (hold(shape, DEVICES["cpu"], ranks, mix, "bfloat16")[0].weights for ranks in (1, 2))
-    packed = 2 * shape.packed_parameters(16)
-    assert one - packed == 2 * shape.parameters + 2 * shape.wide_parameters
-    assert two < one - packed + 2 * shape.parameters, "no rank lays anything out anew"
+    for ranks in (1, 2):
+        shares = share_out(shape, ranks)
+        assert all(share.packed_parameters(16) for share in shares)
+        held = sum(share.parameters + share.packed_parameters(16) + share.wide_parameters for share in shares)
+        assert hold(shape, DEVICES["cpu"], ranks, mix, "bfloat16")[0].weights == 2 * held

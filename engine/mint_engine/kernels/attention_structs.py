@@ -12,6 +12,18 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 @dataclass(frozen=True)
+class Joint:
+    """How many numbers norms over all heads are of, of all ranks: queries and keys.
+
+    Not `counted` are keys that another rank has too, and counts.
+    """
+
+    queries: int
+    keys: int
+    counted: bool = True
+
+
+@dataclass(frozen=True)
 class HeadNorms:
     """RMSNorms [D] of each query and key head, where a family has them; or `joint` ones of all, [Q D] and [K D].
 
@@ -21,7 +33,7 @@ class HeadNorms:
     query: Norm
     key: Norm
     epsilon: float
-    joint: bool = False
+    joint: Joint | None = None
     late: bool = False
 
 
@@ -116,8 +128,8 @@ class HeadsStruct(ctypes.Structure):
 
     _fields_ = (
         ("heads", _INT), ("kv_heads", _INT), ("dim", _INT), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT),
-        ("pairs", _INT), ("q_norm", NormStruct), ("k_norm", NormStruct), ("joint", _INT), ("late", _INT),
-        ("epsilon", _FLOAT), ("sight", SightStruct),
+        ("pairs", _INT), ("q_norm", NormStruct), ("k_norm", NormStruct), ("joint_queries", _INT),
+        ("joint_keys", _INT), ("counted", _INT), ("late", _INT), ("epsilon", _FLOAT), ("sight", SightStruct),
     )  # fmt: skip
 
 
@@ -145,10 +157,11 @@ class LatentStruct(ctypes.Structure):
 def heads_struct(heads: Heads) -> HeadsStruct:
     """A layer's heads."""
     angles, norms = heads.angles, heads.norms
+    joint = norms.joint or Joint(0, 0)
     return HeadsStruct(
         heads.queries, heads.keys, heads.size, address(angles.cos), address(angles.sin), angles.cos.shape[1],
-        heads.pairs, norm_struct(norms.query), norm_struct(norms.key), norms.joint, norms.late, norms.epsilon,
-        sight_struct(heads.sight),
+        heads.pairs, norm_struct(norms.query), norm_struct(norms.key), joint.queries, joint.keys, joint.counted,
+        norms.late, norms.epsilon, sight_struct(heads.sight),
     )  # fmt: skip
 
 

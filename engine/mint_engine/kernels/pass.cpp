@@ -40,7 +40,7 @@ class Walk {
     multiply(room_.x, base_.head.in, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread,
              place_.threads);
     if (base_.divided || base_.cap) bound();
-    if (peers_) meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
+    if (peers_) ::meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
   }
 
  private:
@@ -173,7 +173,21 @@ class Walk {
   // What is to be added next, and its norm; waits until all ranks have computed their sums of this team's rows.
   void gather(Added added, const Norm<T>& given) {
     added_ = added, given_ = &given;
-    if (peers_) meet(*peers_->meeting, 1 + place_.team_number, place_.members * int(peers_->count), peers_->patience_s);
+    if (peers_) meet();
+  }
+
+  // This team and those of all ranks that have the same rows.
+  void meet() const {
+    ::meet(*peers_->meeting, 1 + place_.team_number, place_.members * int(peers_->count), peers_->patience_s);
+  }
+
+  // Waits until all ranks have told the squares of their heads, of this team's rows. Those of the layer before have been
+  // read: all have met twice since.
+  void tell_squares(const T* qkv, const Heads<T>& heads) {
+    each_row([&](int64_t row) {
+      peers_->squares[row * peers_->count + peers_->rank] = squares_of(qkv + row * heads.width(), heads);
+    });
+    meet();
   }
 
   // y = x W^T + b and every row's adapter.
@@ -192,8 +206,12 @@ class Walk {
     const Stretch* stretches = step_.stretches + layer.group * step_.stretch_count;
     T* qkv = place_.own(room_.wide, room_.wide_width, width);
     product(layer.qkv, room_.x, qkv);
+    if (heads.joint() && peers_) tell_squares(qkv, heads);
     each_row([&](int64_t row) {
-      rope<T>(qkv + row * width, heads, step_.positions[row], places[row], layer.pool);
+      T* own = qkv + row * width;
+      SquareSums squares{};
+      if (heads.joint()) squares = peers_ ? peers_->squares_of(row) : squares_of(own, heads);
+      rope<T>(own, heads, step_.positions[row], places[row], layer.pool, squares);
     });
     if (divided_) place_.all->wait();
     // A page's heads lie side by side: whoever reads one reads them all, unless threads would have nothing to do.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <thread>
 #include "number.h"
+#include "rows.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -61,6 +62,17 @@ struct Peers {
   T* sums;       // [2, count, rows, hidden]
   int64_t size;  // of one rank's place: rows * hidden
   float patience_s;
+  SquareSums* squares;  // [rows, count]: of each rank's heads, where norms are joint over all ranks'
+
+  // Of a row's heads of all ranks; added in their order.
+  SquareSums squares_of(int64_t row) const {
+    SquareSums sum{0, 0};
+    for (int64_t of = 0; of < count; ++of) {
+      const SquareSums& each = squares[row * count + of];
+      sum.queries += each.queries, sum.keys += each.keys;
+    }
+    return sum;
+  }
 
   T* place(int turn, int64_t of) const { return sums + (turn * count + of) * size; }
   // hidden [width] += the sum of all ranks' from element `at` of their places on; rounded once.

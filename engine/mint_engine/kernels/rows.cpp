@@ -52,7 +52,10 @@ void add_norms(T* hidden, const T* delta, const Norm<T>& norm, T* out, int64_t r
 template <typename T>
 void ropes(T* qkv, int64_t rows, const Heads<T>& of, const int64_t* positions, const int64_t* places, T* pool) {
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) rope<T>(qkv + row * of.width(), of, positions[row], places[row], pool);
+  for (int64_t row = 0; row < rows; ++row) {
+    T* own = qkv + row * of.width();
+    rope<T>(own, of, positions[row], places[row], pool, of.joint() ? squares_of(own, of) : SquareSums{});
+  }
 }
 
 template <typename T>

@@ -6,16 +6,25 @@
 #include "sight.h"
 
 template <typename T>
-float inverse_rms(const T* row, int64_t size, float epsilon) {
+float sum_squares(const T* row, int64_t size) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; ++i) sum += wide(row[i]) * wide(row[i]);
-  return 1.0f / std::sqrt(sum / size + epsilon);
+  return sum;
+}
+
+// Of `size` numbers, from the sum of their squares.
+inline float inverse_rms(float squares, int64_t size, float epsilon) {
+  return 1.0f / std::sqrt(squares / size + epsilon);
 }
 
 template <typename T>
-void normalize(T* out, const T* row, const T* weight, int64_t size, float epsilon) {
-  const float scale = inverse_rms(row, size, epsilon);
+float inverse_rms(const T* row, int64_t size, float epsilon) {
+  return inverse_rms(sum_squares(row, size), size, epsilon);
+}
+
+template <typename T>
+void weigh(T* out, const T* row, const T* weight, int64_t size, float scale) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(weight[i]) * wide(narrow<T>(wide(row[i]) * scale)));
 }
@@ -29,13 +38,17 @@ struct Norm {
   explicit operator bool() const { return weight || exact; }
 };
 
-// In place where `out` is `row`.
 template <typename T>
-void normalize(T* out, const T* row, const Norm<T>& by, int64_t size, float epsilon) {
-  if (by.weight) return normalize(out, row, by.weight, size, epsilon);
-  const float scale = inverse_rms(row, size, epsilon);
+void weigh(T* out, const T* row, const Norm<T>& by, int64_t size, float scale) {
+  if (by.weight) return weigh(out, row, by.weight, size, scale);
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(row[i]) * scale * by.exact[i]);
+}
+
+// In place where `out` is `row`; by a Norm, or a weight [size].
+template <typename T, typename W>
+void normalize(T* out, const T* row, const W& by, int64_t size, float epsilon) {
+  weigh(out, row, by, size, inverse_rms(row, size, epsilon));
 }
 
 // Pairs (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin), which are its halves, or neighbours where `pairs`; what
@@ -86,26 +99,43 @@ struct Heads {
   const float *cos, *sin;  // [positions, half]
   int64_t half;
   int64_t pairs;           // whether neighbours turn together, and not halves
-  Norm<T> q_norm, k_norm;  // [dim], or where they are `joint` over all heads of a row; `late`: of what is turned
-  int64_t joint, late;
+  Norm<T> q_norm, k_norm;  // [dim], or where they are joint over all heads of a row; `late`: of what is turned
+  int64_t joint_queries, joint_keys;  // of so many numbers, of all ranks; 0: each head is normed by itself
+  int64_t counted;                    // whether keys' squares are this rank's to add to all ranks'
+  int64_t late;
   float epsilon;
   Sight sight;
+  bool joint() const { return joint_queries != 0; }
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
 };
 
-// One row of qkv [(heads + 2 kv_heads) dim]: norm and rotate q and k in place; k and v go to token `place` of `pool`.
+// What joint norms are of: the sums of squares of a row's queries and keys.
+struct SquareSums {
+  float queries, keys;
+};
+
+// Of the heads that there are of a row.
 template <typename T>
-void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool) {
+SquareSums squares_of(const T* q, const Heads<T>& of) {
+  const float keys = of.counted ? sum_squares(q + of.heads * of.dim, of.kv_heads * of.dim) : 0.0f;
+  return {sum_squares(q, of.heads * of.dim), keys};
+}
+
+// One row of qkv [(heads + 2 kv_heads) dim]: norm and rotate q and k in place; k and v go to token `place` of `pool`.
+// Joint norms take `squares` of all heads.
+template <typename T>
+void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool, const SquareSums& squares) {
   const int64_t dim = of.dim;
   const float *c = of.cos + position * of.half, *s = of.sin + position * of.half;
-  if (of.joint) {
-    normalize(q, q, of.q_norm, of.heads * dim, of.epsilon);
-    normalize(q + of.heads * dim, q + of.heads * dim, of.k_norm, of.kv_heads * dim, of.epsilon);
+  if (of.joint()) {
+    T* k = q + of.heads * dim;
+    weigh(q, q, of.q_norm, of.heads * dim, inverse_rms(squares.queries, of.joint_queries, of.epsilon));
+    weigh(k, k, of.k_norm, of.kv_heads * dim, inverse_rms(squares.keys, of.joint_keys, of.epsilon));
   }
   for (int64_t head = 0; head < of.heads + of.kv_heads; ++head) {
     const Norm<T>& norm = head < of.heads ? of.q_norm : of.k_norm;
     T* own = q + head * dim;
-    if (norm && !of.joint && !of.late) normalize(own, own, norm, dim, of.epsilon);
+    if (norm && !of.joint() && !of.late) normalize(own, own, norm, dim, of.epsilon);
     rotate(own, c, s, of.half, of.pairs);
     if (norm && of.late) normalize(own, own, norm, dim, of.epsilon);
   }

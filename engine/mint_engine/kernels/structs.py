@@ -81,7 +81,7 @@ class PeersStruct(ctypes.Structure):
 
     _fields_ = (
         ("count", _INT), ("rank", _INT), ("threads", _INT), ("meeting", _POINTER), ("sums", _POINTER),
-        ("size", _INT), ("patience_s", _FLOAT),
+        ("size", _INT), ("patience_s", _FLOAT), ("squares", _POINTER),
     )  # fmt: skip
 
 

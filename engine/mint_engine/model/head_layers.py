@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Sight
+from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Joint, Sight
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import ERNIE, GEMMA, Unlike
@@ -52,11 +52,21 @@ def _norms(config: Any, attention: Any) -> HeadNorms:
         query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     if query is None:
         return NO_NORMS
-    if isinstance(query, SharedNorm):
-        raise Unlike("its norms are over all ranks' heads")
-    joint = query.weight.shape[0] != int(attention.head_dim)
     epsilon = query.eps if config.model_type in GEMMA else query.variance_epsilon
-    return HeadNorms(norm_of(config, query), norm_of(config, key), float(epsilon), joint, late=late is not None)
+    return HeadNorms(
+        norm_of(config, query),
+        norm_of(config, key),
+        float(epsilon),
+        joint=_joint(query, key, int(attention.head_dim)),
+        late=late is not None,
+    )
+
+
+def _joint(query: Any, key: Any, size: int) -> Joint | None:
+    if isinstance(key, SharedNorm):
+        return Joint(query.whole, key.whole, key.counted)
+    queries, keys = int(query.weight.shape[0]), int(key.weight.shape[0])
+    return Joint(queries, keys) if queries != size else None
 
 
 def read_angles(config: Any, rotary: Any, base: Base, positions: int) -> list[Angles]:

@@ -1,5 +1,7 @@
 """The memory in which the ranks of one engine meet: gates, their partial sums, and the logits that they all write.
 
+Where norms are over all ranks' heads their sums of squares are there too.
+
 A file without a name (memfd), which rank 0 makes and its children inherit: it needs no /dev/shm, counts as the pod's
 memory, and is gone with the last of them. Only pages that are written cost anything.
 """
@@ -36,9 +38,14 @@ class Extent:
         return -(-self.rows * self.hidden // _LINE) * _LINE
 
     @property
+    def squares_at(self) -> int:
+        """Where sums of squares begin, in bytes: two of each rank for each row."""
+        return _whole_pages(_sums_at() + 2 * self.count * self.place * self.dtype.itemsize)
+
+    @property
     def logits_at(self) -> int:
         """Where the logits begin, in bytes."""
-        return _whole_pages(_sums_at() + 2 * self.count * self.place * self.dtype.itemsize)
+        return _whole_pages(self.squares_at + self.rows * self.count * 2 * torch.float32.itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +71,8 @@ class Meeting:
         """The memory as kernels of that type see it: places of as many numbers as fit where `Extent.place` would."""
         extent, share, start = self.extent, self.share, self._every.data_ptr()
         size, sums = extent.place * extent.dtype.itemsize // dtype.itemsize, start + _sums_at()
-        return PeersStruct(share.count, share.rank, extent.threads, start, sums, size, self._patience_s)
+        squares = start + extent.squares_at
+        return PeersStruct(share.count, share.rank, extent.threads, start, sums, size, self._patience_s, squares)
 
     @property
     def broken(self) -> bool:

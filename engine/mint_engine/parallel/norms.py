@@ -18,14 +18,14 @@ class SharedNorm(nn.Module):
         """Of a whole `norm`. Not `counted` are keys that another rank has too, and counts."""
         super().__init__()
         self.weight = nn.Parameter(norm.weight[slice(*held)].clone(), requires_grad=False)
-        self._whole, self._epsilon = int(norm.weight.shape[0]), float(norm.variance_epsilon)
-        self._counted = float(counted)
+        self.whole, self.variance_epsilon = int(norm.weight.shape[0]), float(norm.variance_epsilon)
+        self.counted = counted
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [1, T, own heads * D], alike; rounded as transformers' norm does."""
         wide = x.float()
-        squares = wide.pow(2).sum(-1, keepdim=True) * self._counted  # gradients meet wherever squares do
-        scale = torch.rsqrt(self.add(squares) / self._whole + self._epsilon)
+        squares = wide.pow(2).sum(-1, keepdim=True) * float(self.counted)  # gradients meet wherever squares do
+        scale = torch.rsqrt(self.add(squares) / self.whole + self.variance_epsilon)
         return (self.weight * (wide * scale)).to(x.dtype)
 
 

@@ -23,6 +23,7 @@ from mint_engine.model.widened import widens
 from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
+from mint_engine.training.joint import norm_jointly, norm_jointly_back
 from mint_engine.training.kernels import Choice, TrainingKernels, Trees, lay_trees
 from mint_engine.training.latent import KeptLatent, LeanLatent
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
@@ -180,7 +181,9 @@ class LeanPass:
         if norms.late:
             training.turn(qkv, layer.heads, positions, layer.angles)
         raw = qkv.clone() if norms.query else None
-        if raw is not None:
+        if raw is not None and norms.joint is not None and self._group is not None:
+            norm_jointly(qkv, layer.heads, norms, norms.joint, self._group.sum)
+        elif raw is not None:
             training.head_norm(qkv, layer.heads, norms)
         if not norms.late:
             training.turn(qkv, layer.heads, positions, layer.angles)
@@ -232,7 +235,9 @@ class LeanPass:
         norms, positions = layer.head_norms, laid.batch.positions
         if not norms.late:
             training.turn(qkv, heads, positions, layer.angles, back=True)
-        if kept.raw is not None:
+        if kept.raw is not None and norms.joint is not None and self._group is not None:
+            norm_jointly_back(qkv, kept.raw, heads, norms, norms.joint, self._group.sum)
+        elif kept.raw is not None:
             training.head_norm_back(qkv, kept.raw, heads, norms)
         if norms.late:
             training.turn(qkv, heads, positions, layer.angles, back=True)

@@ -37,7 +37,6 @@ def share_out(shape: BaseShape, count: int) -> tuple[BaseShape, ...]:
             heads=heads[rank],
             kv_heads=kv_heads[rank],
             experts=experts[rank],
-            lean=shape.lean and not shape.key_parameters,  # own kernels have no norms over all ranks' heads
         )
         linears = tuple(_part(linear, shape, own, rank, count) for linear in shape.linears)
         shares.append(msgspec.structs.replace(own, linears=linears))

@@ -29,6 +29,7 @@ from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.work import Work
 from tests.engine import saved_families
+from tests.engine.families import BY_MODULES
 from tests.engine.parallel.learning import NAMES, engine
 from tests.engine.parallel.nodes import entrance_of, other_nodes, worker
 from tests.engine.parallel.playing import TURNS, built, play
@@ -71,7 +72,8 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
     Told to end, all wait for the leader: where a machine shuts down or somebody at a terminal says so, to all
     processes at once.
     """
-    base, served = saved_families.save_base("minimax_m2", tmp_path / "base"), saved_families.SERVED["minimax_m2"]
+    base = saved_families.save_base("minimax_m2", tmp_path / "base", **BY_MODULES)
+    served = saved_families.SERVED["minimax_m2"]
     four, nine = (saved_families.save_adapter(base, tmp_path / f"r{rank}", rank, **served) for rank in (4, 9))
     found = []
     for nodes in (1, 2):

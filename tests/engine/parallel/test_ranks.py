@@ -32,7 +32,7 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
 from mint_engine.sources.headway import Headway
 from tests.engine import saved_families
-from tests.engine.families import span
+from tests.engine.families import BY_MODULES, span
 from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
 from tests.engine.parallel.processes import followers, nurseries, ranks_until
@@ -74,9 +74,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def routed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ that routes to experts and has no pass of own kernels on several ranks, and adapters on all of it."""
+    """base/ that routes to experts and that own kernels do not compute, and adapters on all of it."""
     folder = tmp_path_factory.mktemp("routed")
-    base = saved_families.save_base("minimax_m2", folder / "base")
+    base = saved_families.save_base("minimax_m2", folder / "base", **BY_MODULES)
     for rank in (4, 8):
         saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["minimax_m2"])
     return folder

@@ -23,7 +23,7 @@ from mint_engine.training.example import PolicyBatch
 from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.work import Share, Work
 from tests.engine import saved_families
-from tests.engine.families import ROUTED
+from tests.engine.families import BY_MODULES, ROUTED
 from tests.engine.parallel.learning import NAMES, Learning, engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.parallel.processes import followers
@@ -40,15 +40,18 @@ LEAN = (
     *LLAMAS, "smollm2", "qwen3", "phi3", "seed_oss", "mixtral", "qwen3_moe", "glm4_moe", "deepseek_v3",
     "deepseek_v3_plain_query", "kimi_k2", "mistral", "gemma2", "gemma3_seeing", "gpt_oss", "dots1", "exaone4",
     "granite", "deepseek_v32", "glm_5", "ernie4_5", "ernie4_5_moe", "granitemoe", "hunyuan", "hunyuan_moe",
+    "olmo2", "olmo3_one_key", "minimax_m2",
 )  # fmt: skip
-# Norms over all heads: by own kernels where one rank has them all, else by transformers' modules.
-JOINT = ("olmo2", "olmo3_one_key", "minimax_m2")
-REPLAYED = ("mixtral", *ROUTED)
+MODULES = {f"{family} by modules": family for family in ("olmo2", "olmo3_one_key", "minimax_m2")}
+REPLAYED = ("mixtral", *ROUTED, "minimax_m2 by modules")
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
 ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may take a token to another expert
 ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
-MIXED = [("llama of uneven heads", "float32"), *ROUNDED, ("gpt_oss", "bfloat16"), ("minimax_m2", "bfloat16")]
-EXACT = [(family, "float32") for family in (*LEAN, *JOINT)]
+MIXED = [
+    ("llama of uneven heads", "float32"), *ROUNDED,
+    *((family, "bfloat16") for family in ("gpt_oss", "minimax_m2", "minimax_m2 by modules")),
+]  # fmt: skip
+EXACT = [(family, "float32") for family in (*LEAN, *MODULES)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family, dtype = request.param
     base = save(family, tmp_path_factory.mktemp("base"))
     with engine(base, 2, dtype) as two:
-        check_compute(two, family, 2)
+        check_compute(two, family)
         yield Kind(family, dtype, base, two)
 
 
@@ -74,19 +77,20 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def one(kind: Kind) -> Iterator[Learning]:
     """The same base on a single rank."""
     with engine(kind.base, 1, kind.dtype) as found:
-        check_compute(found, kind.family, 1)
+        check_compute(found, kind.family)
         yield found
 
 
-def check_compute(each: Learning, family: str, ranks: int) -> None:
-    lean = (*LEAN, *JOINT) if ranks == 1 else LEAN
-    assert each.trainer.compute.startswith("lean") is (family in lean)
-    assert each.generation.compute.startswith("lean") is (family in lean)
+def check_compute(each: Learning, family: str) -> None:
+    assert each.trainer.compute.startswith("lean") is (family in LEAN)
+    assert each.generation.compute.startswith("lean") is (family in LEAN)
 
 
 def save(family: str, folder: Path, **changes: Any) -> Path:
     if family in LLAMAS:
         return save_base(folder, hidden_size=96, **LLAMAS[family])
+    if family in MODULES:
+        return saved_families.save_base(MODULES[family], folder, **changes, **BY_MODULES)
     return saved_families.save_base(family, folder, **changes)
 
 
@@ -255,7 +259,7 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
 ) -> None:
     """The others wait in the middle of it."""
     others = followers()
-    with engine(save("minimax_m2", tmp_path), 2) as two:
+    with engine(save("minimax_m2 by modules", tmp_path), 2) as two:
         two.create()
         (rank,) = set(followers()) - set(others)
         work = two.trainer.begin(two.batches([0]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mint_engine.kernels.attention_structs import HeadNorms, Sight
+from mint_engine.kernels.attention_structs import HeadNorms, Joint, Sight
 from mint_engine.kernels.library import find_kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import SILU, Activation, Norm
@@ -191,7 +191,10 @@ def test_head_norms_and_back(dtype: torch.dtype, joint: bool) -> None:
     ]
     expected = torch.cat([*normed, v], dim=1)
     (back,) = torch.autograd.grad(expected, given, dy.float())
-    found, norms = raw.clone(), HeadNorms(Norm(query), Norm(exact=key.float()), 1e-6, joint)
+    found, norms = (
+        raw.clone(),
+        HeadNorms(Norm(query), Norm(exact=key.float()), 1e-6, Joint(*sizes) if joint else None),
+    )
     kernels.head_norm(found, heads, norms)
     near(found, expected, dtype)
     kernels.head_norm_back(dy, raw, heads, norms)
