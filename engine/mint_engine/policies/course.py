@@ -1,6 +1,7 @@
 """One policy's training from its lease to its end: `moves` decides, here it is done. Lives on the event loop."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.training import Train
-from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
+from mint_contracts.training_records import Order, Progress, Published, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
 from mint_engine.examples.example import Example
 from mint_engine.policies import beginning
@@ -37,6 +38,7 @@ RECENT = 10  # steps, as in Progress.reward_recent
 HELD_S = 1.0  # that examples are kept for a slot that is at hand: who waits for one longer reads them again
 
 _log = structlog.get_logger(__name__)
+_numbers = itertools.count(1)
 
 
 class Course:
@@ -52,6 +54,7 @@ class Course:
     ) -> None:
         self._means, self._wave, self._sure, self._on_change = means, wave, sure, on_change
         self.assignment = assignment
+        self._number = next(_numbers)
         self._since = time.monotonic()  # that the roster, which makes it, has its policy
         self.train: Train = wave.train
         self._order = assignment.order
@@ -61,6 +64,7 @@ class Course:
         self._failure: Failure | None = None
         self._patience = Patience(assignment.policy, on_change)
         self._evaluation: float | None = None
+        self._published: Published | None = None  # before it has its keeping
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
         self.waits = False  # for the map, to be sure of its lease
         self.abandoned = False  # its lease may be another engine's
@@ -87,6 +91,13 @@ class Course:
         if order is Order.CANCEL and self.stage is Stage.PAUSED:  # it is saved, and lets go if it has not yet
             self._set_stage(Stage.CANCELLED)
 
+    def follow(self, before: "Course") -> None:
+        """Stand, until it is loaded, where an earlier one under the same lease has come to rest."""
+        told = before.progress
+        self.rewards, self._tokens = list(before.rewards), told.tokens
+        self._evaluation, self._published = told.evaluation, told.published
+        self._standing = Standing(told.saved, told.saved)
+
     @property
     def progress(self) -> Progress:
         """How it stands, as the map tells it."""
@@ -105,10 +116,10 @@ class Course:
             evaluation=self._evaluation,
             tokens=self._tokens,
             step_s=round(self._step_s, 3),
-            published=keeping.published if keeping is not None else None,
+            published=keeping.published if keeping is not None else self._published,
             failure=self._failure or self._trouble,
             retry=self.train.retry,
-            saved=max(self.assignment.saved, keeping.saved if keeping is not None else 0),
+            saved=max(self.assignment.saved, self._standing.saved if keeping is None else keeping.saved),
         )
 
     @property
@@ -163,7 +174,7 @@ class Course:
         with metrics.SECONDS.labels("load").time():
             lessons = await self._unless_stopped()
             if lessons is None:
-                saved = self.assignment.saved
+                saved = max(self.assignment.saved, self._standing.step)
                 self._standing = Standing(saved, saved)
                 self._set_stage(Stage.PAUSED if self.order is Order.PAUSE else Stage.CANCELLED)
                 return
@@ -226,6 +237,7 @@ class Course:
         terms, means = terms_of(self._wave, self.assignment), self._means
         if terms.reward is not None and self._scorer is None:
             self._scorer = Scorer(terms.reward)
+            await self._scorer.check()
         if not self._readable:
             held = [await self._read(terms)]
             await beginning.check_examples(means, terms, *held[0])
@@ -263,11 +275,12 @@ class Course:
         policy, record = await beginning.make(self._means, terms, keeping.shelf, self._since)
         if record is not None:
             self._take_up(record)
-            published = await keeping.take_up(record)
+            # What was published of steps that are taken again was of others, if these come to other numbers.
+            published = min(await keeping.take_up(record), record.step)
             self._standing = msgspec.structs.replace(self._standing, published=published)
         else:
             self._standing = Standing(saved=-1 if terms.start_from else 0)
-        self._label = label = label_of(terms.policy, terms.lease, self._standing.step)
+        self._label = label = label_of(terms.policy, self._number, self._standing.step)
 
         def begin(trainer: Trainer) -> None:
             trainer.put(policy)
@@ -285,7 +298,7 @@ class Course:
 
     async def _step(self) -> None:
         lessons, step, began = self._running(), self._standing.step, time.monotonic()
-        next_label = label_of(self.assignment.policy, self.assignment.lease, step + 1)
+        next_label = label_of(self.assignment.policy, self._number, step + 1)
         taken = await lessons.take(step, self.train.steps, self._label, next_label)
         if taken.learnt is not None:
             self._label = next_label

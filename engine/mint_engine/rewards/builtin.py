@@ -1,18 +1,19 @@
 """Rewards that need nobody else: each a pure function of one completion, 0 to 1."""
 
+import re
 from collections.abc import Callable
-
-import regex
 
 from mint_contracts.errors import BadExample, InvalidRequest
 from mint_contracts.training import ExactMatch, JsonSchema, Length, NumericAnswer, Regex, Reward
 from mint_engine.rewards.completion import Completion
-from mint_engine.rewards.patterns import ANSWER, check_pattern, matches, pattern_for
+from mint_engine.rewards.patterns import ANSWER, check_length, matches, pattern_for
 from mint_engine.rewards.schemas import Schema
 
 Judge = Callable[[Completion], float]
 
-_NUMBER = regex.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+_MINUS = "\N{MINUS SIGN}"
+# By `re`, whose digits are those that `float` reads; `regex` knows newer ones.
+_NUMBER = re.compile(rf"[-+{_MINUS}]?(?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def judge_of(reward: Reward) -> Judge | None:
@@ -30,10 +31,24 @@ def judge_of(reward: Reward) -> Judge | None:
     return None
 
 
+def trial_of(reward: Reward) -> Callable[[], object] | None:
+    """What tells, before anything is scored, whether a pattern or a schema is one; None for other rewards.
+
+    It blocks its thread, and raises InvalidRequest or RewardUnavailable.
+    """
+    if reward.regex is not None:
+        pattern, full = reward.regex.pattern.replace(ANSWER, ""), reward.regex.full
+        return lambda: matches(pattern, "", full=full)
+    if reward.json_schema is not None:
+        schema = Schema(reward.json_schema.schema)
+        return lambda: schema.accepts("null")
+    return None
+
+
 def last_number(text: str) -> float | None:
-    """The last number in a text; commas between digits group thousands."""
+    """The last number in a text; commas group its thousands."""
     found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    return float(found[-1].replace(",", "").replace(_MINUS, "-")) if found else None
 
 
 def _answer_of(completion: Completion, reward: str) -> str:
@@ -53,7 +68,7 @@ def _exact(told: ExactMatch) -> Judge:
 
 
 def _regex(told: Regex) -> Judge:
-    check_pattern(told.pattern.replace(ANSWER, ""))  # refused now where it is wrong
+    check_length(told.pattern)
 
     def found(completion: Completion) -> float:
         pattern = told.pattern

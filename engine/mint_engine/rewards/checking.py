@@ -20,6 +20,7 @@ from referencing.exceptions import Unresolvable
 
 MOST_BYTES = 1 << 30  # of its memory
 _SCHEMAS_CACHED = 32
+_SHALLOW = 32  # values within each other that any schema goes through
 _PATTERNS_CACHED = 1024  # one that compares with answers is another one for each
 
 _Check = Callable[[str], bool]
@@ -49,6 +50,8 @@ def _answer(seconds: float, kind: str, told: str, text: str) -> bool | str:
         return f"is no JSON schema: {error.message[:300]}"
     except Unresolvable as error:
         return f"refers to what it does not hold: {error}"
+    except regex.error as error:
+        return f"is no regular expression: {error}"
     except MemoryError:
         return f"takes more than {MOST_BYTES >> 20} MiB on {text[:100]!r}"
     except Exception as error:  # noqa: BLE001 - whatever it does to who checks is its own trouble alone
@@ -66,9 +69,29 @@ def _by_schema(told: str) -> _Check:
 
 def _accepts(validator: Any, text: str) -> bool:
     try:
-        return bool(validator.is_valid(json.loads(text, parse_constant=_refuse)))
-    except (ValueError, RecursionError, ArithmeticError):  # 1e999 is beyond all floats that could be divided
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return False
+    try:
+        return bool(validator.is_valid(value))
+    except ArithmeticError:  # 1e999 is beyond all floats that could be divided
+        return False
+    except RecursionError:  # by the text, where that is deep, or by a schema that leads back to itself
+        if _is_deep(value):
+            return False
+        raise
+
+
+def _is_deep(value: Any) -> bool:
+    inner = [value]
+    for _ in range(_SHALLOW):
+        inner = [
+            each
+            for outer in inner
+            if isinstance(outer, dict | list)
+            for each in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(inner)
 
 
 def _refuse(constant: str) -> None:

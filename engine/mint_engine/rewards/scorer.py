@@ -2,13 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mint_contracts.errors import BadReward, InvalidRequest
 from mint_contracts.training import Reward
-from mint_engine.rewards.builtin import Judge, judge_of
+from mint_engine.rewards.builtin import Judge, judge_of, trial_of
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.service import ServiceClient
 
@@ -29,15 +29,22 @@ class Part:
     weight: float
     judge: Judge | None = None
     service: ServiceClient | None = None
+    trial: Callable[[], object] | None = None  # see `trial_of`
 
 
 class Scorer:
-    """Scores completions by one `Reward`. Raises InvalidRequest where that can't be used."""
+    """Scores completions by one `Reward`. Raises InvalidRequest where that can't be used; `check` tells the rest."""
 
     def __init__(self, reward: Reward) -> None:
         self._parts = _parts(reward, 1.0)
         if len(self._parts) > MAX_PARTS:
             raise InvalidRequest("reward.sum", f"has {len(self._parts)} parts; at most {MAX_PARTS}")
+
+    async def check(self) -> None:
+        """Raise InvalidRequest for a pattern or a schema that is none, or takes too long; RewardUnavailable."""
+        for part in self._parts:
+            if part.trial is not None:
+                await asyncio.get_running_loop().run_in_executor(_threads, part.trial)
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """The reward of each completion.
@@ -94,4 +101,4 @@ def _parts(reward: Reward, weight: float) -> list[Part]:
         return [part for each in reward.sum for part in _parts(each.reward, weight * each.weight)]
     if reward.service is not None:
         return [Part("service", weight, service=ServiceClient(reward.service))]
-    return [Part(named[0], weight, judge=judge_of(reward))]
+    return [Part(named[0], weight, judge=judge_of(reward), trial=trial_of(reward))]

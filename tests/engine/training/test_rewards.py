@@ -59,6 +59,12 @@ async def worth(reward: Reward, text: str, answer: str | None = "", prompt: str 
         (Reward(numeric_answer=NumericAnswer(tolerance=0.5)), "3.4 or so", "3", 1.0),
         (Reward(numeric_answer=NumericAnswer()), "no idea", "3", 0.0),
         (Reward(numeric_answer=NumericAnswer()), "1e3", "1000", 1.0),
+        (Reward(numeric_answer=NumericAnswer()), "it is \N{MINUS SIGN}3", "3", 0.0),
+        (Reward(numeric_answer=NumericAnswer()), "it is -3", "\N{MINUS SIGN}3", 1.0),
+        (Reward(numeric_answer=NumericAnswer()), "at (1,2)", "2", 1.0),
+        (Reward(numeric_answer=NumericAnswer()), "of 1,234,567.5", "1234567.5", 1.0),
+        (Reward(numeric_answer=NumericAnswer()), "it is 4 or \U00011f53", "4", 1.0),  # a digit newer than Python
+        (Reward(numeric_answer=NumericAnswer()), "it is \N{FULLWIDTH DIGIT FOUR}\N{FULLWIDTH DIGIT TWO}", "42", 1.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), ' {"name": "Ada"} ', "", 1.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": "ada"}', "", 0.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": 3}', "", 0.0),
@@ -175,7 +181,7 @@ async def test_rewards_wait_for_no_thread_that_requests_need_nor_these_for_their
     [
         (Reward(), "it has none"),
         (Reward(exact_match=ExactMatch(), length=Length(1, 1)), "it has exact_match, length"),
-        (Reward(regex=Regex("(")), "no regular expression"),
+        (Reward(regex=Regex("x" * 4097)), "more than 4096 characters"),
         (Reward(json_schema=JsonSchema(schema="{")), "no JSON"),
         (Reward(length=Length(3, 0)), "above 0"),
         (Reward(sum=[Weighted(math.nan, Reward(length=Length(1, 1)))]), "weight of nan"),
@@ -185,6 +191,37 @@ async def test_rewards_wait_for_no_thread_that_requests_need_nor_these_for_their
 def test_a_reward_that_can_not_be_used_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         Scorer(reward)
+
+
+@pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        (Reward(regex=Regex("(")), "no regular expression"),
+        (Reward(sum=[Weighted(1.0, Reward(regex=Regex("{answer}[")))]), "no regular expression"),
+        (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "is no JSON schema: 3 is not valid"),
+    ],
+)
+async def test_what_is_no_pattern_or_schema_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why):
+        await Scorer(reward).check()
+
+
+async def test_a_pattern_that_takes_for_ever_to_read_is_an_error_in_bounded_time_and_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Repeats within repeats, each of which doubles what is read: nobody else in its process would run."""
+    monkeypatch.setattr(checker, "CHECK_S", 0.2)
+    scorer = Scorer(Reward(regex=Regex(pattern="(?:" * 18 + "a" + "){2,3}" * 18)))
+    with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
+        await scorer.check()
+
+
+async def test_a_schema_that_leads_back_to_itself_is_refused_and_a_deep_text_is_not_its_fault() -> None:
+    with pytest.raises(InvalidRequest, match="RecursionError"):
+        await worth(Reward(json_schema=JsonSchema(schema='{"$ref": "#"}')), '{"a": 1}')
+    lists = Reward(json_schema=JsonSchema(schema='{"type": "array", "items": {"$ref": "#"}}'))
+    assert await worth(lists, "[[], [[]]]") == 1.0
+    assert await worth(lists, "[" * 900 + "]" * 900) in {0.0, 1.0}
 
 
 async def test_what_is_no_schema_is_refused() -> None:
