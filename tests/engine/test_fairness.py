@@ -1,5 +1,7 @@
 """Fair share between adapters: whoever was served least goes first, and nobody starves another."""
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +104,21 @@ def test_prompts_of_the_hot_adapter_yield_the_budget() -> None:
     advance(books)  # both were served alike before this step
     advance(books)
     assert cold.state is State.ENDED
+
+
+def test_a_prompt_comes_to_its_end_beside_newcomers_without_end() -> None:
+    """Each comes before it by what it has been served, and another is there when it goes."""
+    books = scheduler(Limits(running=4, waiting=8, step_tokens=24), pages=60)
+    long = sequence(range(100_000, 100_400), 1, "long")
+    books.add(long)
+    newcomers = itertools.count()
+    for _ in range(8 * 400 // 24 + 40):
+        while len(books.live) < 6:
+            at = next(newcomers)
+            books.add(sequence(range(at * 100, at * 100 + 90), 1, f"one-shot/{at}"))
+        if long in advance(books)[1]:
+            return
+    raise AssertionError(f"{long.computed} of its 400 tokens were computed beside {next(newcomers)} newcomers")
 
 
 @given(places=st.integers(1, 400), asks=st.lists(st.sampled_from("abcdefgh"), max_size=500))

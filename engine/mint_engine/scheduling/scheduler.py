@@ -66,6 +66,7 @@ class Share:
 
 Rank = Callable[[Sequence], tuple[int, int]]
 
+EARLIEST = 8  # of the tokens of prompts in a step, one in so many is the earliest prompt's, whoever else comes
 FREE_ROWS = 4  # in the background cost tenants next to nothing: a step reads all weights for however few rows
 
 
@@ -82,17 +83,25 @@ def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[
 
 
 def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
-    """Every decoding request's token, then prompts, while the budget lasts; by `rank` where it does not."""
+    """Every decoding request's token, then prompts, while the budget lasts; by `rank` where it does not.
+
+    Of what prompts get the earliest gets its part at least: adapters that nobody has served yet come before it by
+    rank, and of a large catalog there may be new ones without end.
+    """
     decoding = [each for each in sequences if each.pending == 1]
     if len(decoding) > budget:
         decoding = sorted(decoding, key=rank)[:budget]
     shares = [Share(each, 1) for each in decoding]
     left = budget - len(shares)
-    for each in sorted((each for each in sequences if each.pending > 1), key=rank):
-        if left <= 0:
-            break
-        shares.append(Share(each, min(each.pending, left)))
-        left -= shares[-1].length
+    prompts = sorted((each for each in sequences if each.pending > 1), key=rank)
+    earliest = min(prompts, key=lambda each: each.arrival, default=None)
+    kept = min(earliest.pending, -(-left // EARLIEST)) if earliest is not None else 0
+    for each in prompts:
+        if each is earliest:
+            kept = 0
+        if left > kept:
+            shares.append(Share(each, min(each.pending, left - kept)))
+            left -= shares[-1].length
     return shares
 
 
