@@ -12,7 +12,7 @@ def rate(optimizer: Optimizer, step: int, steps: int) -> float:
 
     Warming up, the first step's rate is the first part of the whole, not 0: a step is never wasted.
     """
-    warmup = min(optimizer.warmup_steps, steps)
+    warmup = optimizer.warmup_steps
     if step < warmup:
         return optimizer.learning_rate * (step + 1) / (warmup + 1)
     if optimizer.schedule == "constant":

@@ -31,6 +31,14 @@ def test_warming_up_climbs_to_the_whole(kind: Schedule) -> None:
     assert found[-1] > 0
 
 
+def test_a_wave_that_ends_before_it_is_warm_climbs_as_one_that_does_not() -> None:
+    """And so goes on where it was when it is given more steps."""
+    optimizer = Optimizer(learning_rate=1.0, schedule="linear", warmup_steps=2 * STEPS)
+    found = [rate(optimizer, step, STEPS) for step in range(STEPS)]
+    assert found == [rate(optimizer, step, 4 * STEPS) for step in range(STEPS)]
+    assert found[-1] < 0.5
+
+
 def test_settled_changes_the_rate_alone() -> None:
     optimizer = Optimizer(learning_rate=1.0, schedule="linear", weight_decay=0.3)
     found = settled(optimizer, 10, STEPS)
