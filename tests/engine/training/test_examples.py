@@ -28,7 +28,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.training import Dataset
 from mint_engine.examples import dataset, shared
-from mint_engine.examples.dataset import read_dataset
+from mint_engine.examples.dataset import read_dataset, split
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example, Message
 from mint_engine.examples.shared import AT_ONCE, Datasets
@@ -322,3 +322,21 @@ async def test_a_source_that_trickles_is_given_up(tmp_path: Path, monkeypatch: p
             await Datasets().read("run", told)
     finally:
         opened.set()
+
+
+@given(st.lists(st.sampled_from([b"a", b"bc", b"\r", b"\n", b"\r\n", b"\x0b", b"\x85"])))
+def test_a_file_is_cut_into_lines_as_bytes_are(parts: list[bytes]) -> None:
+    content = b"".join(parts)
+    assert list(split(bytearray(content))) == content.splitlines()
+
+
+def test_lines_are_cut_one_by_one() -> None:
+    """Beside a file of short ones all at once would take many times its memory."""
+    lines = split(bytearray(b"{}\n" * (1 << 20)))
+    tracemalloc.start()
+    try:
+        assert all(line == b"{}" for line in lines)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 20
