@@ -14,6 +14,7 @@ from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0
 REMEMBERED = 16  # answers; a client that retries has not gone on by more calls than this
+REMEMBERED_BYTES = 2 << 20  # of them; the last one is remembered however large
 
 M = TypeVar("M", bound=Message)
 
@@ -38,6 +39,7 @@ class Calls:
         self._gone = ""  # how it went, once it has
         self._parting = False
         self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # beside what was asked
+        self._nbytes = 0  # of all of them
         self._turn = asyncio.Lock()
         self._used_at = time.monotonic()
 
@@ -129,10 +131,15 @@ class Calls:
             finally:
                 self._used_at = time.monotonic()
             self.sequence = sequence
-            self._answers[sequence] = digest, given
-            if len(self._answers) > REMEMBERED:
-                self._answers.popitem(last=False)
+            self._remember(sequence, digest, given)
             return given
+
+    def _remember(self, sequence: int, digest: bytes, answer: Message) -> None:
+        self._answers[sequence] = digest, answer
+        self._nbytes += answer.ByteSize()
+        while len(self._answers) > REMEMBERED or (self._nbytes > REMEMBERED_BYTES and len(self._answers) > 1):
+            _, (_, oldest) = self._answers.popitem(last=False)
+            self._nbytes -= oldest.ByteSize()
 
     def _refuse_ended(self) -> None:
         self.check_there()
