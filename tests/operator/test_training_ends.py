@@ -139,7 +139,12 @@ def test_a_failed_policy_is_tried_again_once_when_its_wave_asks_for_it() -> None
     assert found.training["team/smol"].called == ("smol-0",), "who knows the policy hears of it at once"
     assert (world.status("w").phase, world.status("w").failures) == ("Training", [])
     assert (training(world).policies.waiting, training(world).policies.complete) == (1, 1)
-    assert (world.leases["team/w-0"][1].order, world.leases["team/w-0"][1].lease) == (Order.RUN, token)
+    again = world.leases["team/w-0"][1]
+    assert again.order is Order.RUN
+    assert again.lease > token, "what it comes to is saved and published by names of its own"
+    world.step()
+    assert world.leases["team/w-0"][1].lease == again.lease, "it is granted once"
+    assert world.leases["team/w-1"][1].lease == token, "and to nobody else"
     world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE, retry=1)
     world.step()
     assert condition(world, "w", "Complete")[2] == "1 of 2 policies complete, 1 failed", "not again by itself"
@@ -177,6 +182,18 @@ def test_a_wave_that_failed_goes_on_with_those_that_it_cancelled_when_it_is_trie
     world.step()
     assert world.status("w").phase == "Training"
     assert {lease.order for _, lease in world.leases.values()} == {Order.RUN}
+
+
+@pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])
+def test_a_wave_that_was_given_up_says_how_far_it_had_come(stage: Stage) -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.change("w", cancelled=stage is Stage.CANCELLED)
+    world.step()
+    world.say(stage, 4, "team/w-0")
+    world.say(stage, 6, "team/w-1")
+    world.step()
+    assert training(world).progress == f"4/{STEPS}"
 
 
 def test_what_a_person_has_cancelled_is_not_tried_again() -> None:

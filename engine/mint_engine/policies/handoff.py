@@ -18,6 +18,10 @@ def hand_off(slots: Slots, slot: int, policy: Policy, label: str) -> None:
     slots.load(slot, Packed(header, run), keep=policy.busy)
 
 
-def label_of(policy: str, lease: int, step: int) -> str:
-    """Names what a policy's slot holds after a step. No digest looks like it, and no other policy's label."""
-    return f"{policy}@{lease}.{step}"
+def label_of(policy: str, course: int, step: int) -> str:
+    """Names what a policy's slot holds after a step of an engine's course of that number.
+
+    No digest looks like it, and no other policy's label; nor is it that of another course, which may have come to
+    other weights at this step.
+    """
+    return f"{policy}@{course}.{step}"

@@ -97,10 +97,11 @@ class Roster:
             running.course.train, running.course.order = wave.train, told.order
 
     def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
+        course = Course(self._means, wave, told, self._sure, self._changed)
         if policy in self._running:  # it has come to its end, but may not have let go yet
+            course.follow(self._running[policy].course)
             self._leave(self._running[policy].task)
         before = [task for task in self._leaving if task.get_name() == policy]
-        course = Course(self._means, wave, told, self._sure, self._changed)
 
         async def begin() -> None:
             if before:  # the last course of this policy may still hold its weights
@@ -138,9 +139,12 @@ def _right(told: TrainAssignment) -> tuple[int, str, int]:
 
 
 def _goes_on(course: Course, told: TrainAssignment, wave: WaveTraining) -> bool:
-    """Whether a course that has ended is to be taken up again: paused, with more steps to take, or given up once."""
+    """Whether a course that has ended is taken up again under its lease: paused, or with more steps to take.
+
+    One that was given up goes on under another: it begins before steps that it had taken, and what it comes to may
+    not go by the names of what these came to.
+    """
     if told.order is not Order.RUN:
         return False
     more = course.stage is Stage.COMPLETE and wave.train.steps > course.progress.step
-    again = course.stage in {Stage.FAILED, Stage.CANCELLED} and wave.train.retry > course.train.retry
-    return course.stage is Stage.PAUSED or more or again
+    return course.stage is Stage.PAUSED or more

@@ -2,6 +2,8 @@
 
 A lease stays as it is while the start of the engine that it was granted to lives, or may come back. It is granted
 anew, with a higher token, to another engine or to a later start of the same; never to one whose heart does not beat.
+And where a policy was given up and is retried: it goes on from before steps that it had taken, and what it comes to
+is saved and published by names of its own.
 """
 
 from collections.abc import Mapping
@@ -47,7 +49,7 @@ def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, Train
     lease, engine = policy.assignment, ground.engines.get(policy.engine)
     if lease is None or engine is None or _restarted(lease, engine):
         return "", None
-    return policy.engine, _again(lease, order, policy)
+    return policy.engine, _again(lease, order, policy, ground)
 
 
 def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
@@ -55,13 +57,13 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
     if engine is None:
         return "", None
     if lease is not None and policy.engine == slot and not _restarted(lease, engine):
-        return slot, _again(lease, order, policy)
+        return slot, _again(lease, order, policy, ground)
     if engine.record is None:  # it is on its way: the lease is granted to the start that reports
         return _kept(policy, order, ground)
     return slot, TrainAssignment(
         policy=policy.name,
         wave=ground.wave,
-        lease=max(ground.now_ms, policy.token + 1),
+        lease=_next(policy, ground),
         settings=policy.settings,
         order=order,
         incarnation=engine.record.incarnation,
@@ -70,18 +72,23 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
     )
 
 
-def _again(lease: TrainAssignment, order: Order, policy: PolicyStand) -> TrainAssignment:
-    """The same lease, written whole also where it was read in part."""
+def _again(lease: TrainAssignment, order: Order, policy: PolicyStand, ground: Ground) -> TrainAssignment:
+    """The same lease, written whole also where it was read in part; another where the policy is retried."""
+    retried = policy.given_up and order is Order.RUN
     return TrainAssignment(
         policy=policy.name,
         wave=lease.wave,
-        lease=lease.lease,
+        lease=_next(policy, ground) if retried else lease.lease,
         settings=policy.settings,
         order=order,
         incarnation=lease.incarnation,
         run=lease.run,
         saved=_saved(lease, policy),
     )
+
+
+def _next(policy: PolicyStand, ground: Ground) -> int:
+    return max(ground.now_ms, policy.token + 1)
 
 
 def _saved(lease: TrainAssignment, policy: PolicyStand) -> int:

@@ -14,13 +14,17 @@ _OVER = {Stage.FAILED, Stage.CANCELLED}
 
 
 class PolicyStand(msgspec.Struct, frozen=True):
-    """One policy. `assignment` is the newest one, on `engine`; `token` the highest lease that anybody knows of."""
+    """One policy. `assignment` is the newest one, on `engine`; `token` the highest lease that anybody knows of.
+
+    It is `given_up` where that was its assignment's end, and it is to be retried.
+    """
 
     settings: Policy
     engine: str = ""
     assignment: TrainAssignment | None = None
     progress: Progress | None = None
     token: int = 0
+    given_up: bool = False
 
     @property
     def name(self) -> str:
@@ -108,12 +112,13 @@ class WaveStand(msgspec.Struct, frozen=True):
 
 
 def heard(said: Progress, train: Train) -> Progress:
-    """The word on a policy as its wave takes it: one that was given up is as good as paused once it is to be retried.
+    """The word on a policy as its wave takes it: one that was given up is as good as paused once it is retried."""
+    return msgspec.structs.replace(said, stage=Stage.PAUSED, failure=None) if _retried(said, train) else said
 
-    Of a wave that is not cancelled itself, those that are cancelled were so because others failed.
-    """
-    again = said.stage in _OVER and said.retry < train.retry and not train.cancelled
-    return msgspec.structs.replace(said, stage=Stage.PAUSED, failure=None) if again else said
+
+def _retried(said: Progress, train: Train) -> bool:
+    """Of a wave that is not cancelled itself, those that are cancelled were so because others failed."""
+    return said.stage in _OVER and said.retry < train.retry and not train.cancelled
 
 
 def stands(
@@ -126,8 +131,15 @@ def stands(
     """
     record = state.training.get(wave)
     said = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
+    again = {name: word.lease for name, (_, word) in said.items() if _retried(word, train)}
     said = {name: (engine, heard(word, train)) for name, (engine, word) in said.items()}
-    return tuple(_stand(wave, run, policy, state, said, alive) for policy in policies)
+    found = (_stand(wave, run, policy, state, said, alive) for policy in policies)
+    return tuple(
+        msgspec.structs.replace(each, given_up=True)
+        if each.assignment is not None and again.get(each.name) == each.assignment.lease
+        else each
+        for each in found
+    )
 
 
 def wanting(train: Train, policies: Sequence[PolicyStand], *, stopped: bool) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def _stage(policy: PolicyStand, stand: WaveStand, steps: int) -> Stage:
 def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
     said = [policy.progress for policy in stand.policies if policy.progress is not None]
     going = [each for each in stand.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
-    step, steps = min((each.step for each in going), default=0), stand.train.steps
+    step, steps = min((each.step for each in going or stand.policies), default=0), stand.train.steps
     eta = eta_s(stand.train, [policy.progress for policy in stand.policies])
     return TrainingStatus(
         step=step,

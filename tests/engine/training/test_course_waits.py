@@ -257,3 +257,31 @@ async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pyt
         for slot in taken:
             await lending.release(slot)
         await scene.ended("acme/one")
+
+
+@pytest.mark.parametrize("order", [Order.PAUSE, Order.CANCEL])
+async def test_one_that_is_stopped_while_it_waits_for_a_slot_stands_where_it_stood(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order
+) -> None:
+    """Though its lease tells of an older checkpoint."""
+    async with training(base, tmp_path, train(steps=1000, publish_every_steps=1)) as scene:
+        slots, lending = scene.residency.slots, scene.residency.lending
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 3)
+        scene.want(assignment("acme/one", order=Order.PAUSE, saved=2))
+        paused = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
+        rewards = list(scene.roster.rewards()["acme/one"])
+        await until(lambda: scene.roster._running["acme/one"].ended)
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        scene.want(assignment("acme/one", saved=2))
+        await until(lambda: scene.roster._running["acme/one"].course._placing is not None)
+        assert scene.roster.progress()["acme/one"].step == paused.step
+        scene.want(assignment("acme/one", order=order, saved=2))
+        stage = Stage.PAUSED if order is Order.PAUSE else Stage.CANCELLED
+        told = (await scene.ended("acme/one", stage=stage))["acme/one"]
+        assert (told.step, told.saved, told.tokens) == (paused.step, paused.step, paused.tokens)
+        assert (told.published, told.reward_mean) == (paused.published, paused.reward_mean)
+        assert list(scene.roster.rewards()["acme/one"]) == rewards
+        for slot in taken:
+            await lending.release(slot)

@@ -106,6 +106,8 @@ async def test_a_failed_policy_goes_on_once_its_files_are_back_and_its_wave_asks
         scene.want(assignment("acme/one"), told=train(steps=5))
         assert scene.roster.progress()["acme/one"].stage is Stage.FAILED, "not before it is asked for"
         scene.want(assignment("acme/one"), told=train(steps=5, retry=1))
+        assert scene.roster.progress()["acme/one"].stage is Stage.FAILED, "nor under the lease of what failed"
+        scene.want(assignment("acme/one", lease=2))
         await until(lambda: scene.roster.progress()["acme/one"].stage is Stage.COMPLETE)
         told = scene.roster.progress()["acme/one"]
         assert (told.step, told.failure, told.retry) == (5, None, 1)
