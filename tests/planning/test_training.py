@@ -12,8 +12,10 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.room import Room
 from mint_engine.training import lean_pass, pieces
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.kernels import lay_choice
 from mint_engine.training.llama import read_llama
 from mint_engine.training.making import Maker
+from mint_engine.training.pieces import Tree
 from mint_engine.training.policy import FormLimits, PolicySettings
 from mint_engine.training.trainer import Trainer
 from mint_gateway.planning import fit
@@ -99,9 +101,25 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
     )
     mix = msgspec.structs.replace(MIX, context=16, policies=3, policy_rank=4)
     found = make_plan(shape, DEVICES["cpu"], 1, mix, dtype, Storage(1e9, 1e9)).held[0]
-    assert found.activations == lean_pass.MOST_ROWS * lean_pass.kept_bytes(read)
+    assert found.activations == lean_pass.MOST_ROWS * (lean_pass.kept_bytes(read) + shape.choice_bytes(16))
     alone = make_plan(shape, DEVICES["cpu"], 1, msgspec.structs.replace(mix, policies=0), dtype, Storage(1e9, 1e9))
     assert alone.held[0].activations == 0
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_5"])
+def test_what_rows_choose_is_kept_for_the_way_back_too(family: str) -> None:
+    """Of each layer that chooses by itself; nothing where all fits into a choice."""
+    base, shape = base_of(family, torch.bfloat16), read_shape(told_by(FAMILIES[family]))
+    read, tokens = read_llama(base, find_modules(base.model)), 1 << 12
+    assert shape.choice_bytes(shape.chosen) == 0
+    choosing = [layer.latent.indexer for layer in read.layers if layer.latent and layer.latent.indexer]
+    choices = [lay_choice([Tree(0, tokens, ())], each.most) for each in choosing]
+    kept = sum(choice.bits.nbytes for choice in choices if choice is not None)
+    assert kept == pytest.approx(tokens * shape.choice_bytes(tokens), rel=0.05)
+    mix = msgspec.structs.replace(MIX, context=tokens, policies=1, policy_rank=4)
+    found = make_plan(shape, DEVICES["cpu"], 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
+    each = shape.kept_elements(lean=True) * 2 + shape.choice_bytes(tokens)
+    assert found.activations == lean_pass.MOST_ROWS * each
 
 
 def test_activations_take_the_room_of_slots() -> None:

@@ -220,8 +220,9 @@ def _held(
 def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     lean = _has_kernels(device, dtype) and share.trains_lean(mix.context)
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
-    rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
-    return rows * each
+    if not lean:
+        return PIECE_ROWS * each
+    return min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) * (each + share.choice_bytes(mix.context))
 
 
 def _has_kernels(device: Device, dtype: str) -> bool:

@@ -211,6 +211,13 @@ class BaseShape(msgspec.Struct, frozen=True):
                 outputs += each.count * (each.wide if each.name == "o_proj" else each.high * sizes.get(each.name, 0))
         return (4 if self.given_norms else 2) * layers * self.hidden + outputs + self.routes * experts
 
+    def choice_bytes(self, context: int) -> int:
+        """Of one row, what training by own kernels keeps of what it attends to, of so many tokens: a bit for each."""
+        if not self.is_sparse(context):
+            return 0
+        choosing = sum(each.count for each in self.linears if each.within == "indexer" and each.name == "wq_b")
+        return choosing * -(-context // 8)
+
     def bytes_in(self, files: Quantisation | None) -> int:
         """The weights with linears quantised so, those `beside` too, and all else in two bytes."""
         smaller = sum(each.bytes_in(None) - each.bytes_in(files) for each in self.beside)
