@@ -95,6 +95,7 @@ def said_of(config: Mapping[str, Any]) -> Any:
     """What a config.json says of how its base is quantised, unread; None where it is not."""
     text = config.get("text_config")
     told = config.get("quantization_config") or (isinstance(text, Mapping) and text.get("quantization_config"))
+    told = told or config.get("compression_config")  # as compressed-tensors wrote it at first
     if isinstance(told, Mapping) and isinstance(told.get("quantization"), Mapping):  # as in MODELOPT_FILE
         return {"quant_method": "modelopt"} | told["quantization"]
     return told or None

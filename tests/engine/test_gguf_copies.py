@@ -98,6 +98,11 @@ def test_a_head_is_read_to_its_end_and_not_behind_it(tmp_path: Path) -> None:
     [
         (b"\x01" + bytes(7) + b"\xff" * 8, "a head of more than 268435456 bytes"),  # a name
         (b"\x01" + bytes(7) + bytes(8) + b"\x63\0\0\0", "a value of kind 99"),
+        (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x08\0\0\0" + b"\xff" * 8, "more than 2,097,152 values"),
+        (
+            b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\0\0\0\0" + (3 << 20).to_bytes(8, "little") + bytes(3 << 20),
+            "more than 2,097,152 values",
+        ),
         (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x09\0\0\0" + b"\xff" * 8, "a value of kind 9"),
         (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x0a\0\0\0" + b"\xff" * 8, "a head of more than"),
     ],

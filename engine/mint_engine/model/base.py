@@ -23,6 +23,7 @@ from mint_contracts.records import LOADING
 from mint_engine.model.files import (
     LIBRARY_ERRORS,
     BaseFiles,
+    check_enough,
     check_tensors,
     find_files,
     first_line,
@@ -158,6 +159,7 @@ def _read_model(
     keep: bool,
 ) -> PreTrainedModel:
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+        check_enough(files, model, tensors)
         tensors = counted(tensors, headway)
         if quantisation is not None:
             tensors = dequantised(tensors, quantisation, dtype, files.subject)

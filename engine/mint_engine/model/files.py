@@ -2,11 +2,13 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -17,15 +19,17 @@ from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quanti
 from mint_engine.model.gguf_told import check_read, complete
 from mint_engine.model.integers import WORDS
 from mint_engine.model.kept import EXPERT
-from mint_engine.model.stored import open_tensors
+from mint_engine.model.stored import Stored, open_tensors
 from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
-from mint_engine.sources.gguf_head import MAGIC
+from mint_engine.sources.gguf_head import MAGIC, read_head
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases have some 10 MB
 _TOKENIZER_FILE = "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # as safetensors names whole numbers
+_NUMBERS_IN = {"U8": 2, "I8": 2, "I32": 8, "I64": 16}  # that may be packed in one of these
 # What transformers raises over a file that it can't make sense of.
 LIBRARY_ERRORS = (
     OSError,
@@ -84,10 +88,10 @@ def find_files(path: Path) -> BaseFiles:
 
 
 def check_start(files: BaseFiles) -> BaseFiles:
-    """The files, unless one is to be a GGUF file and does not start as such. Raises CorruptFile."""
+    """The files, unless one is to be a GGUF file and has no head that is meant to be read. Raises CorruptFile."""
     if files.gguf is not None:
         with (files.folder / files.gguf).open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
+            if not read_head(file, files.subject).startswith(MAGIC):
                 raise CorruptFile(files.subject, "does not start as a GGUF file does")
     return files
 
@@ -130,9 +134,8 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
     firsts: dict[str, tuple[str, list[int]]] = {}
     names = weights_read([each.name for each in files.folder.iterdir()], _read_index(files)[0])
     for name, tensor in open_tensors(str(files.folder / each) for each in sorted(names)).items():
-        small, packed = tensor.get_dtype().startswith("F8"), name.endswith(f".{WORDS}")
-        if quantisation is None and (small or packed):
-            kind = "float8" if small else "packed"
+        packed = name.endswith(f".{WORDS}")
+        if quantisation is None and (kind := _quantised(name, tensor.get_dtype())):
             raise UnsupportedBase(
                 files.subject, f"has {kind} weights, {name} among them, but no quantization_config in its config.json"
             )
@@ -141,6 +144,27 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
             first, expected = firsts.setdefault(EXPERT.sub(".experts.*.", name), (name, shape))
             if shape != expected:
                 raise UnsupportedBase(files.subject, f"has {first} of {expected}, but {name} of {shape}")
+
+
+def _quantised(name: str, kind: str) -> str:
+    """In which way a tensor is, as far as its name and its kind of numbers tell; "" where it is not."""
+    if kind.startswith("F8"):
+        return "float8"
+    if name.endswith(f".{WORDS}"):
+        return "packed"
+    return "integer" if name.endswith(".weight") and kind in _WHOLE else ""
+
+
+def check_enough(files: BaseFiles, model: torch.nn.Module, tensors: Mapping[str, Stored]) -> None:
+    """The files hold about what fills the model that config.json tells of. Raises UnsupportedBase.
+
+    What they lack would be made before it is told of by name, and may be more than memory holds.
+    """
+    wanted = sum(each.numel() for each in model.parameters())
+    held = sum(prod(each.get_shape()) * _NUMBERS_IN.get(each.get_dtype(), 1) for each in tensors.values())
+    if wanted > 2 * held:  # a head that is the embedding may be there once
+        said = f"has a config.json of {wanted:,} numbers, but weights of {held:,}; one of them is another base's"
+        raise UnsupportedBase(files.subject, said)
 
 
 def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None]:
@@ -155,6 +179,9 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
         return _told_by_library(files, lambda: complete(config, path, files.subject)), None
     raw = _read_object(files, "config.json")
     _check_sizes(files, "a config.json", raw)
+    if raw.get("transformers_weights"):  # transformers would read that in place of all that is looked at here
+        said = "names a file of weights in its config.json; take transformers_weights out"
+        raise UnsupportedBase(files.subject, said)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
         raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
     quantisation = read_quantisation(raw, files.subject)

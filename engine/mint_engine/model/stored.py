@@ -73,7 +73,8 @@ def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
 
 @dataclass(frozen=True)
 class _Mapped:
-    """A tensor where its file is mapped, read to the end before it is handed out.
+    """A tensor where its file is mapped, copied before it is handed out: what is written to the file, or lost of it,
+    while a base is resident must change nothing.
 
     Not by safetensors' own slices, which look at its first byte: a block that can not be read ends who looks at it.
     """
@@ -101,7 +102,7 @@ class _Mapped:
             last = sum((size - 1) * step for size, step in zip(found.shape, found.stride(), strict=True))
             with _readable(self.file):
                 bring(found.data_ptr(), (last + 1) * found.itemsize)
-        return found
+        return found.clone()
 
 
 @contextmanager

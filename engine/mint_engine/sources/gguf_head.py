@@ -12,6 +12,7 @@ from mint_engine.sources.copying import CHUNK_BYTES
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # of those before, and of other byte orders, nothing is read
 _MOST_BYTES = 256 << 20  # vocabularies of a quarter million tokens, with their merges, have some 15 MB
+_MOST_VALUES = 1 << 21  # of all arrays; whoever reads them makes an object of each
 _BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by the kind of a value
 _STRING, _ARRAY = 8, 9
 
@@ -39,7 +40,7 @@ class _Head:
     """As much of it as was read, and how far it is gone through."""
 
     def __init__(self, file: BinaryIO, subject: str) -> None:
-        self._file, self._subject, self._at = file, subject, 0
+        self._file, self._subject, self._at, self._values = file, subject, 0, 0
         self.read = bytearray()
 
     def skip(self, count: int) -> None:
@@ -67,8 +68,16 @@ class _Head:
         of, count = (self.number("<I"), self.number("<Q")) if kind == _ARRAY else (kind, 1)
         if of in _BYTES:
             self.skip(count * _BYTES[of])
+            self._count(count)
         elif of == _STRING:
+            self._count(count)
             for _ in range(count):
                 self.string()
         else:  # an array of arrays too, which nobody writes
             raise CorruptFile(self._subject, f"has a value of kind {of} in its head, which is not known")
+
+    def _count(self, values: int) -> None:
+        self._values += values
+        if self._values > _MOST_VALUES:
+            said = f"has more than {_MOST_VALUES:,} values in its head, which no GGUF file has"
+            raise CorruptFile(self._subject, said)

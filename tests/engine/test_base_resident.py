@@ -1,0 +1,92 @@
+"""A base is what its own files held when it was read: nothing else is taken for it, nor what they hold later."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.base import Base, load_base
+from tests.engine.running import save_base
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(good, tmp_path / "base"))
+
+
+def load(path: Path, dtype: torch.dtype = torch.float32) -> Base:
+    return load_base(path, dtype, CPU)
+
+
+def tell(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_becomes_of_its_files_changes_nothing(folder: Path, stored: torch.dtype, dtype: torch.dtype) -> None:
+    """Others may be copied over them, or a claim's disk lose them."""
+    path = folder / "model.safetensors"
+    tensors = {name: each.to(stored) for name, each in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    base = load(folder, dtype)
+    before = {name: each.clone() for name, each in base.model.named_parameters()}
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(each, before[name]) for name, each in base.model.named_parameters())
+    os.truncate(path, 0)
+    assert all(torch.equal(each, before[name]) for name, each in base.model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_whole_numbers_are_no_weights(folder: Path, dtype: torch.dtype) -> None:
+    """Whatever scales lie beside them: nothing tells of these."""
+    path, name = folder / "model.safetensors", "model.layers.0.self_attn.q_proj.weight"
+    tensors = load_file(path)
+    save_file(tensors | {name: (tensors[name] * 100).to(dtype)}, path, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedBase, match=f"integer weights, {name} among them, but no quantization_config"):
+        load(folder)
+
+
+def test_an_older_word_for_how_files_are_quantised_is_heard(folder: Path) -> None:
+    tell(folder, compression_config={"quant_method": "compressed-tensors", "config_groups": {}})
+    with pytest.raises(UnsupportedBase, match="'compressed-tensors' with weights: none"):
+        load(folder)
+
+
+def test_no_other_file_is_read_in_place_of_its_weights(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    tell(folder, transformers_weights="other.safetensors")
+    with pytest.raises(UnsupportedBase, match="take transformers_weights out"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 8_000_000}, {"intermediate_size": 1_000_000}, {"num_hidden_layers": 300}]
+)
+def test_a_config_of_far_more_than_its_files_hold_is_refused_before_that_is_made(
+    folder: Path, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was filled")
+
+    monkeypatch.setattr("mint_engine.model.base.fill", make)
+    tell(folder, **changes)
+    with pytest.raises(UnsupportedBase, match=r"a config\.json of [\d,]+ numbers, but weights of [\d,]+"):
+        load(folder)
