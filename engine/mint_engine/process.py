@@ -5,6 +5,7 @@ import gc
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -12,7 +13,15 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import CorruptFile, Internal, MintError, NonFiniteWeights, StaleEpoch, UnsupportedBase
+from mint_contracts.errors import (
+    CorruptFile,
+    Internal,
+    MintError,
+    NonFiniteWeights,
+    StaleEpoch,
+    UnsupportedBase,
+    WrongBase,
+)
 from mint_contracts.functions import connect
 from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held, Tier
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
@@ -34,7 +43,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.sources.fetch_base import copied_marks, drop_base, fetch_base, told_marks
+from mint_engine.sources.fetch_base import copied_marks, drop_base, drop_stale, fetch_base, told_marks
 from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
@@ -152,9 +161,15 @@ class Process:
         return None
 
     def _put_away(self, error: MintError) -> None:
-        """Let go of a copy that is not right: one that is broken, and one whose source would have to be mended."""
+        """Let go of a copy that is not right: one that is broken, and one whose source would have to be mended.
+
+        And one of what the source held before, which other nodes can get no more.
+        """
         source, cache = self._start.settings.source, self._start.cache
         if is_of_node(error):
+            with suppress(MintError):
+                if isinstance(error, WrongBase):
+                    drop_stale(source, cache)
             return
         if isinstance(error, CorruptFile):
             drop_base(source, cache)

@@ -33,12 +33,13 @@ from mint_engine.environment import Start
 from mint_engine.parallel import messages
 from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.content import receive_content
+from mint_engine.parallel.edition import edition
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
 from mint_engine.parallel.rank import Rank, refusal
 from mint_engine.sources.base_digest import base_digest
-from mint_engine.sources.fetch_base import drop_base, fetch_base
+from mint_engine.sources.fetch_base import drop_base, drop_stale, fetch_base
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
 RECHECK_S = 30.0  # a base that is refused is looked at again, as the leader does: its source may have been mended
@@ -101,6 +102,7 @@ class OwnBase:
         self._start = start
         self._found: Path | MintError = Internal("base", "has not been looked for")
         self._again_at = 0.0
+        self._disputed = ""  # the digest of what a leader held in place of it
 
     def find(self) -> Path | MintError:
         """Where it is, or why there is none. A source that is refused is not asked again at each connection."""
@@ -112,6 +114,17 @@ class OwnBase:
                 _log.warning("base_refused", reason=self._found.reason, error=str(self._found), again_in_s=wait_s)
         return self._found
 
+    def dispute(self, digest: str) -> None:
+        """A leader holds another one, which may be what the source held before, or after.
+
+        The copy goes where that is known of it, or where the leader comes again with the same.
+        """
+        source, cache = self._start.settings.source, self._start.cache
+        with suppress(MintError):  # who can't be asked can't be copied from
+            if not drop_stale(source, cache) or digest == self._disputed:
+                drop_base(source, cache)
+        self._disputed = digest
+
 
 def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
     """From one connection until the leader has no more use for it. Raises OSError, EOFError or Stranger."""
@@ -121,6 +134,8 @@ def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
         assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `Node`
         _log.info("beginning", leader=start.leader, node=start.node, ranks=start.settings.ranks_per_node)
         refused = base if isinstance(base, MintError) else _unlike(start, begin, base)
+        if isinstance(refused, WrongBase):
+            own.dispute(begin.digest)
         if refused is not None:
             _refuse(start, steps, refused)
             messages.receive(steps)  # `End`, or its end: nothing else comes
@@ -154,6 +169,10 @@ def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
 
 def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
     """Why this node's share would be of something else than the leader's."""
+    if begin.edition != edition():
+        return UnsupportedBase(
+            "code", "of this node's image is not its leader's; give all pods of an engine one image"
+        )
     if begin.settings != start.settings:
         return UnsupportedBase("settings", "of this node are not its leader's; their pods were not made together")
     try:
@@ -167,9 +186,9 @@ def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
 
 
 def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:
-    """Tell the leader, which may have hung up meanwhile; a copy that is not right is to be made anew."""
+    """Tell the leader, which may have hung up meanwhile; a copy that is broken is to be made anew."""
     _log.warning("base_refused", reason=error.reason, error=str(error))
-    if isinstance(error, CorruptFile | WrongBase):
+    if isinstance(error, CorruptFile):
         drop_base(start.settings.source, start.cache)
     with suppress(OSError):
         messages.send(steps, refusal(error))

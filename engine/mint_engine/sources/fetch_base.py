@@ -117,6 +117,17 @@ def told_marks(source: Source) -> dict[str, str]:
     return {name: folder.about(name).mark for name in sorted(found) if name.endswith(SUFFIXES)}
 
 
+def drop_stale(source: Source, cache: Path) -> bool:
+    """Remove a copy of other content than its source holds now. Raises as `told_marks`.
+
+    Returns whether it is known what it is of.
+    """
+    marks = copied_marks(source, cache)
+    if marks and told_marks(source) != marks:
+        drop_base(source, cache)
+    return bool(marks)
+
+
 def weights_read(names: Collection[str], shards: Collection[str]) -> set[str]:
     """Which of a folder's safetensors transformers may read: an index's shards, and the one that has all.
 

@@ -1,0 +1,98 @@
+"""Nodes copy a base at different times from a source that moves between: all come to hold what it holds now."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mint_contracts import backends
+from mint_contracts.errors import UnsupportedBase, WrongBase
+from mint_contracts.source import Source
+from mint_engine.environment import Start
+from mint_engine.parallel import worker
+from mint_engine.parallel.edition import edition
+from mint_engine.parallel.messages import Begin
+from mint_engine.parallel.worker import OwnBase
+from mint_engine.sources.base_digest import base_digest
+from mint_engine.sources.fetch_base import drop_stale, fetch_base
+from tests.engine import stores
+from tests.engine.running import save_base, settings_for
+from tests.engine.test_base_resumed import Ranged
+
+
+@pytest.fixture
+def moving(tmp_path: Path) -> Iterator[tuple[Start, Start, Path]]:
+    """How a leader and a node start, and the file whose change moves their source."""
+    base = save_base(tmp_path / "base")
+    backends.backend.cache_clear()
+    with stores.serving(Ranged, tmp_path) as (address, _):
+        source = Source(f"http://{address}/base")
+        settings = settings_for(base, source=source, tensor_parallel_size=2, nodes=2)
+        leader, node = (
+            Start(settings, name, "leader:1", tmp_path / name, 1, 2, node=number)
+            for number, name in enumerate(("leader", "node"))
+        )
+        yield leader, node, base / "generation_config.json"
+
+
+def move(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"note": "of another commit"}))
+
+
+def copied(start: Start) -> Path:
+    return fetch_base(start.settings.source, start.cache, lambda *_: None)
+
+
+def begun(leader: Start) -> Begin:
+    base = copied(leader)
+    return Begin(leader.settings, str(base), base_digest(base), 1, 2, 64, 1, "", edition())
+
+
+def meet(leader: Start, node: Start, own: OwnBase) -> bool:
+    """Whether both hold the same; where not, each does with its copy what it does then."""
+    begin, base = begun(leader), own.find()
+    assert isinstance(base, Path)
+    refused = worker._unlike(node, begin, base)
+    if refused is None:
+        return True
+    assert isinstance(refused, WrongBase)
+    own.dispute(begin.digest)
+    drop_stale(leader.settings.source, leader.cache)
+    return False
+
+
+@pytest.mark.parametrize("first", ["leader", "node"])
+def test_who_copied_before_it_moved_copies_anew_and_nobody_else(
+    moving: tuple[Start, Start, Path], first: str
+) -> None:
+    leader, node, file = moving
+    own = OwnBase(node)
+    copied({"leader": leader, "node": node}[first])
+    move(file)
+    newer = copied({"leader": node, "node": leader}[first])
+    there = newer.stat().st_ino
+    assert not meet(leader, node, own)
+    assert meet(leader, node, own)
+    assert newer.stat().st_ino == there, "what was right is not copied again"
+
+
+def test_a_copy_that_was_damaged_goes_though_its_source_has_not_moved(moving: tuple[Start, Start, Path]) -> None:
+    leader, node, _ = moving
+    own = OwnBase(node)
+    weights = copied(node) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    found = [meet(leader, node, own) for _ in range(3)]
+    assert found == [False, False, True]
+
+
+def test_a_node_of_other_code_than_its_leaders_is_refused(moving: tuple[Start, Start, Path]) -> None:
+    leader, node, _ = moving
+    base = begun(leader)
+    other = msgspec.structs.replace(base, edition="of another image")
+    refused = worker._unlike(node, other, Path(base.base))
+    assert isinstance(refused, UnsupportedBase)
+    assert "give all pods of an engine one image" in refused.message
