@@ -1,8 +1,12 @@
 """Calls are read out of an answer's text the same however it is cut, and nothing of the text is lost beside them."""
 
 import json
+import re
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.sampling_pb2 import Chat
 from mint_gateway.http.calls import Call, Listed, Once, Reader, Single, Tagged
+from mint_gateway.http.runs import Runs
 from mint_gateway.http.tools import Function, Tools
 
 SEA = Call("sea", '{"deep": true}')
@@ -259,3 +264,62 @@ def test_text_is_told_as_soon_as_no_call_can_begin_with_it(pieces: list[str]) ->
             break
         kept = come.removeprefix(said)
         assert "<tool_call>".startswith(kept.lstrip())
+
+
+def steps(of: Callable[[], object]) -> int:
+    """How many lines of the gateway's it runs: whatever else may come, such as by the collector, is not counted."""
+    count, before = 0, sys.gettrace()
+
+    def counted(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return counted if "mint_gateway" in frame.f_code.co_filename else None
+
+    sys.settrace(counted)
+    try:
+        of()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("made", "begun"),
+    [
+        (llama, ""),
+        (llama, "<|python_tag|>"),
+        (llama, _SEA),
+        (mistral, ""),
+        (mistral, "[TOOL_CALLS]"),
+        (mistral, "[TOOL_CALLS] ["),
+        (mistral, f"[{_SHIP}"),
+        (tagged, ""),
+        (tagged, "<tool_call>"),
+        (tagged, TAGGED.removesuffix("</tool_call>")),
+        (Listed, "["),
+    ],
+)
+def test_much_white_space_makes_more_of_it_no_slower_to_take(made: Callable[[], Reader], begun: str) -> None:
+    reader = made()
+    reader.push(begun + " " * 100)
+    few = steps(lambda: reader.push(" \n"))
+    reader.push(" " * 100_000)
+    assert steps(lambda: reader.push(" \n")) == few
+
+
+class Noting:
+    """A pattern that notes from where on it looked."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern, self.looked = re.compile(pattern), list[int]()
+
+    def search(self, text: str, at: int) -> re.Match[str] | None:
+        self.looked.append(at)
+        return self._pattern.search(text, at)
+
+
+def test_of_a_run_nothing_is_looked_at_twice() -> None:
+    runs, other = Runs(), Noting("[^ ]")
+    assert [runs.end(other, text, 1) for text in ("[", "[  ", "[   ", "[   ]", "[   ] ")] == [1, 3, 4, 4, 4]
+    assert other.looked == [1, 1, 3, 4, 4]
+    assert runs.end(other, "[   ] ", 5) == 6, "another run is none of that one"

@@ -4,15 +4,25 @@ However the text is cut into pieces, the same calls are read and the same text i
 call stays text. Arguments are the model's own characters.
 """
 
+import re
 from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
 
+from mint_gateway.http.runs import Runs
+
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _SPACE = " \n\r\t"  # of JSON
 _BETWEEN = f"{_SPACE},[]"  # of an array, all that is outside of its objects
 _JSON = frozenset(f'{_SPACE}{{}}[],:"+-.0123456789eEtrufalsn')  # outside of strings
+
+
+def _other_than(characters: str) -> re.Pattern[str]:
+    return re.compile(f"[^{re.escape(characters)}]")
+
+
+_NO_SPACE, _NOT_BETWEEN = _other_than(_SPACE), _other_than(_BETWEEN)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -48,6 +58,7 @@ class _Object:
     def __init__(self) -> None:
         self.length = 0  # once it is whole
         self.broken = False
+        self.runs = Runs()  # of what may come before and after it
         self._read = self._depth = 0
         self._quoted = self._escaped = False
 
@@ -110,11 +121,11 @@ class Tagged:
     def _called(self, of: _Object, *, last: bool) -> list[str | Call] | None:
         """What comes of the call that has begun: it, or text; None while that may be either."""
         begin = self._held.index(_BEGIN) + len(_BEGIN)
-        at = _after_space(self._held, begin)
+        at = of.runs.end(_NO_SPACE, self._held, begin)
         of.read(self._held, at)
         if of.length:
             end = at + of.length
-            tag = _after_space(self._held, end)
+            tag = of.runs.end(_NO_SPACE, self._held, end)
             if self._held.startswith(_END, tag) or (last and tag == len(self._held)):
                 call, close = _decoded(self._held[at:end], "arguments", self._names, "{}"), tag + len(_END)
                 if call is None:
@@ -152,6 +163,7 @@ class Leading:
         `opening` may come before the first, but "[" must where it is among them; `between` are what separates calls.
         """
         self._names, self._opening, self._between, self._field = names, opening, f"{_SPACE}{between}", field
+        self._not_between = _other_than(self._between)
         self._held = ""  # since the last call
         self._object = _Object()
         self._called = self._saying = False
@@ -178,11 +190,12 @@ class Leading:
 
     def _begins(self) -> int | None:
         """Where an object may begin; None while that is not known."""
-        held, at = self._held, 0
+        held, at, runs = self._held, 0, self._object.runs
         if self._called:
-            at = len(held) - len(held.lstrip(self._between))
-        for literal in () if self._called else self._opening:
-            at = _after_space(held, at)
+            at = runs.end(self._not_between, held, at)
+            return at if at < len(held) else None
+        for literal in self._opening:
+            at = runs.end(_NO_SPACE, held, at)
             if held.startswith(literal, at):
                 at += len(literal)
             elif literal.startswith(held[at:]):
@@ -190,7 +203,7 @@ class Leading:
             elif literal == "[":
                 self._saying = True
                 return None
-        at = _after_space(held, at)
+        at = runs.end(_NO_SPACE, held, at)
         return at if at < len(held) else None
 
     def _said(self) -> list[str | Call]:
@@ -235,7 +248,7 @@ class Listed:
         """Take more text."""
         found: list[str | Call] = []
         self._held += text
-        while (at := len(self._held) - len(self._held.lstrip(_BETWEEN))) < len(self._held):
+        while (at := self._object.runs.end(_NOT_BETWEEN, self._held, 0)) < len(self._held):
             self._object.read(self._held, at)
             if not self._object.length:
                 break
@@ -284,12 +297,6 @@ def _is_object(text: str) -> bool:
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
-
-
-def _after_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
 
 
 def _may_begin(text: str) -> int:
