@@ -212,7 +212,9 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
             await _taught(trainer, ADAPTERS[0])
         refusal = from_rpc_error(taken.value)
         assert isinstance(refusal, errors.InvalidRequest)
-        assert f"policy {ADAPTERS[0]!r}: can't be published: adapter {ADAPTERS[0]!r} of wave" in str(refusal)
+        assert f"policy {ADAPTERS[0]!r}: can't be published: adapter {ADAPTERS[0]!r} of a wave has its name" in str(
+            refusal
+        )
 
     # The engine dies; what it published is in the training store, from where the other one loads it.
     engines[trained_by].kill()

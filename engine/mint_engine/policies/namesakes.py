@@ -1,6 +1,7 @@
 """Who else has a policy's name: what such a policy publishes would pass for a tenant's adapter, or never be found.
 
-A wave and the catalog go before what engines publish, whoever came first; this only says so in time.
+A wave and the catalog go before what engines publish, whoever came first; this only says so in time. Which wave it is
+nobody is told here: it may be of a namespace that the caller's key does not open.
 """
 
 import structlog
@@ -39,10 +40,10 @@ class Namesakes:
     async def _in_waves(self, policy: str) -> str:
         placed = await self._map.placement(self._base, policy)
         if placed is not None and not self._is_own(policy, placed.source):
-            return f"adapter {policy!r} of wave {', '.join(placed.waves)} has its name"
+            return f"adapter {policy!r} of a wave has its name"
         training = await self._waves.training(self._base, partly=True)
-        wave = next((name for name, wave in sorted(training.items()) if policy in wave.policies), "")
-        return f"policy {policy!r} of wave {wave} has its name" if wave else ""
+        taken = any(policy in wave.policies for wave in training.values())
+        return f"policy {policy!r} of a wave has its name" if taken else ""
 
     async def _in_catalog(self, policy: str) -> str:
         record = await self._map.base_record(self._base)
