@@ -1,7 +1,8 @@
 """Forwarding one request: pick, try, go on to the next engine before the first token, wait when all are away."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import grpc
@@ -19,7 +20,7 @@ from mint_gateway.choose import Candidate, Now, candidates, refusal
 from mint_gateway.explain import silence
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
-from mint_gateway.resolve import resolve
+from mint_gateway.resolve import meant, possible, resolve
 from mint_gateway.scope import granted
 from mint_gateway.tries import Patience, Tries, another_may_do_better, lost
 from mint_gateway.view import MapView, unread
@@ -63,38 +64,55 @@ class Router:
         self._patience = patience or Patience()
         self._on_retry = on_retry
 
-    def find(self, base: str, adapter: str) -> MapView:
-        """The view of the base that these names mean. Raises as `resolve` does.
+    def find(self, base: str) -> MapView:
+        """The view of the base that is named, or without a name of the only one. Raises as `resolve` does.
 
         Raises MapUnavailable before any map, and for what is not known of while Redis is away.
         """
-        try:
-            return resolve(self._mirror.known(), base, adapter)
-        except (AdapterNotFound, BaseModelNotFound) as error:
-            if self._mirror.away:
-                raise unread(error.subject) from error
-            raise
+        with self._as_last_read():
+            return resolve(self._mirror.known(), base)
 
     def views(self, base: str) -> list[MapView]:
         """That of the base that is named, or without a name those of all, by name. Raises as `find`."""
         if base:
-            return [self.find(check_base(base), "")]
+            return [self.find(check_base(base))]
         return [view for _, view in sorted(self._mirror.known().items())]
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
-        """The view of `find`, and where the base's catalog has an adapter that no wave serves there.
+        """The view of the base that these names mean, and where its catalog has an adapter that no wave serves there.
 
         What the catalog does not know may lie in the base's store; what was retired means nothing, wherever it lies:
-        raises AdapterNotFound.
+        raises AdapterNotFound. Raises as `possible` and `meant` do, and MapUnavailable as `find`, or where a catalog
+        that may decide cannot be asked.
         """
-        view = self.find(base, adapter)
-        unknown = adapter and adapter not in view.placements
-        if not unknown or view.record is None or view.record.catalog is None or not view.scope.adapter(adapter):
+        with self._as_last_read():
+            view = await self._meant(base, adapter)
+        if not adapter or adapter in view.placements or not _may_ask(view, adapter):
             return view, None
         entry = await self._catalog.find(view.base, adapter)
         if entry is not None and entry.retired:
             raise retired(adapter, view.base, "ask for another")
         return view, None if entry is None else entry.source
+
+    async def _meant(self, base: str, adapter: str) -> MapView:
+        """The view that is meant: catalogs are asked, all at once, where the map leaves several."""
+        views = self._mirror.known()
+        found = possible(views, base, adapter)
+        if len(found) == 1:
+            return found[0]
+        asked = [view.base for view in found if _may_ask(view, adapter)]
+        entries = await asyncio.gather(*(self._catalog.find(each, adapter) for each in asked))
+        return meant(views, found, adapter, dict(zip(asked, entries, strict=True)))
+
+    @contextmanager
+    def _as_last_read(self) -> Iterator[None]:
+        """What is not found in a map that may be old by now may have come since: MapUnavailable."""
+        try:
+            yield
+        except (AdapterNotFound, BaseModelNotFound) as error:
+            if self._mirror.away:
+                raise unread(error.subject) from error
+            raise
 
     def now(self, view: MapView) -> Now:
         """What the gateway itself knows of the engines of a view."""
@@ -188,6 +206,11 @@ class Router:
             finally:
                 call.cancel()
         return True
+
+
+def _may_ask(view: MapView, adapter: str) -> bool:
+    """Whether the base's catalog may be asked of it: there is one, and the caller's key opens the name."""
+    return view.has_catalog and view.scope.adapter(adapter)
 
 
 def _prepare(request: sampling_pb2.GenerateRequest, trail: Trail, source: Source | None) -> None:

@@ -58,11 +58,18 @@ class MapView(msgspec.Struct, frozen=True):
         store = self.record.store if self.record else None
         return child(store, adapter) if store else None
 
+    @property
+    def has_catalog(self) -> bool:
+        """Whether the base is known to keep one."""
+        return self.record is not None and self.record.catalog is not None
+
+    def may_store(self, adapter: str) -> bool:
+        """Whether the base's store may have it; one that is out of scope, as one that does not exist."""
+        return self.record is not None and self.record.store is not None and "@" not in adapter
+
     def may_have(self, adapter: str) -> bool:
-        """Whether it may be here for all that is known; one that is out of scope, as one that does not exist."""
-        record = self.record
-        asked_of = record is not None and (record.catalog or (record.store and "@" not in adapter))
-        return bool(asked_of or self.stored(adapter))
+        """Whether it may be here for all that the map tells; one that is out of scope, as one that does not exist."""
+        return self.has_catalog or self.may_store(adapter) or adapter in self.published
 
     def whence(self, adapter: str, engine: str) -> Source | None:
         """What an engine is told of where the adapter is: what it does not know by itself, or may not yet know."""

@@ -66,7 +66,7 @@ class WaveWatch:
         """Every training wave of one base, or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
         views = self._mirror.known()
-        for name in [resolve(views, base, "").base] if base else sorted(views):
+        for name in [resolve(views, base).base] if base else sorted(views):
             standing = await self.standing(name)
             if not standing.known:
                 raise incomplete(name)

@@ -161,7 +161,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
 
     def _catalog(self, base_model: str) -> tuple[str, Source, Source | None]:
         """The base that is meant, where its manifests are, and its store, if it has one. Raises CatalogNotFound."""
-        view = self._router.find(base_model, "")
+        view = self._router.find(base_model)
         if view.record is None or view.record.catalog is None:
             said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel"
             raise CatalogNotFound(f"base model {view.base!r}", said)

@@ -169,12 +169,15 @@ class Door:
             return reply(models.listed(views, page, await self._dates.of(adapters)))
 
     async def _model(self, http: web.Request) -> web.Response:
-        name, views = http.match_info["model"], dict(self._mirror.known())
+        name, base = http.match_info["model"], http.query.get("base_model", "")
+        views = dict(self._mirror.known())
         if name in views:
             return reply(models.base(views[name]))
         with self._calls.admit():
-            view, source = await self._router.locate("", name)
-            serving = models.serving(views, name) or ([view] if source or view.is_held(name) else [])
+            view, source = await self._router.locate(base, name)
+            serving = models.serving({base: view} if base else views, name)
+            if not serving and (source or view.is_held(name)):
+                serving = [view]
             if not serving:
                 said = "is served by no wave, published by no engine, in no catalog"
                 fetched = ", and has been fetched from the adapter store by no engine" if view.stored(name) else ""

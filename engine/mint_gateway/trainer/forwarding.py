@@ -149,7 +149,7 @@ class Forwarding:
 
     def _view(self, request: Request, way: Way) -> MapView:
         """Of the base that is meant, which trains, where the key opens the policy's name."""
-        view = self._router.find(request.base_model, "")
+        view = self._router.find(request.base_model)
         way.base_model = view.base
         if not view.scope.adapter(way.policy):
             if isinstance(request, pb.CreatePolicyRequest):

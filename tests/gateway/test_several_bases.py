@@ -1,0 +1,192 @@
+"""A name alone means the one base that knows it, whichever door it comes by and whatever engines hold."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from mint_contracts import keys
+from mint_contracts.catalog_pb2 import RegisterRequest
+from mint_contracts.entries import Entry
+from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable
+from mint_contracts.records import BaseRecord, MapChange, Tier
+from mint_contracts.source import Source
+from mint_gateway.catalog.resolver import Resolver
+from mint_gateway.client import question
+from tests.gateway.catalogs import entry, lines
+from tests.gateway.scene import BASE, PATIENT, STORE, Scene
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.tenants import SHARED, Tenants, stream
+from tests.redis_process import RedisProcess
+from tests.waiting import until
+
+OTHER = "demo/other"
+ADAPTER = "team/x"
+DOUBT = f"may mean one of several base models; name one of {OTHER}, {BASE}"
+
+
+class Two:
+    """Two bases with a catalog each, and an engine each."""
+
+    def __init__(self, scene: Scene, folder: Path) -> None:
+        self.scene, self._folder = scene, folder
+        self.engines: dict[str, ScriptedEngine] = {}
+
+    async def begin(self, *stores: str) -> None:
+        """Those of `stores` have a store, too."""
+        for number, base in enumerate((BASE, OTHER)):
+            store = Source(f"{STORE}/{number}") if base in stores else None
+            record = BaseRecord(base, store, catalog=Source(f"file://{self._folder}/{base}"))
+            self.scene.versions[base] = await self.scene.writer.apply(base, MapChange(base=record))
+            self.engines[base] = await self.scene.engine(f"e-{number}", base)
+        await self.scene.open(PATIENT)
+        await self.scene.seen(*self.engines.values())
+        for base in self.engines:
+            await until(partial(self._complete, base))
+
+    async def register(self, base: str) -> None:
+        told = RegisterRequest(base_model=base, lines=lines([entry(ADAPTER)]))
+        await self.scene.client.register(stream(told))
+
+    async def ask(self, base: str = "") -> str:
+        """The base that answers."""
+        asked = question("Ahoy?", adapter=ADAPTER, base_model=base)
+        answer = await self.scene.client.answer(asked)
+        return next(name for name, engine in self.engines.items() if engine.name == answer.engine)
+
+    async def model(self, query: str = "") -> tuple[int, Any]:
+        """What the Models API says."""
+        url = f"{self.scene.url}/v1/models/{ADAPTER}{query}"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            return answer.status, await answer.json()
+
+    async def _complete(self, base: str) -> bool:
+        return bool(await self.scene.redis.hget(keys.catalog(base), "complete") == "1")
+
+
+@pytest.fixture
+def two(scene: Scene, tmp_path: Path) -> Two:
+    return Two(scene, tmp_path)
+
+
+@pytest.mark.parametrize("stores", [(), (BASE,), (BASE, OTHER)])
+async def test_what_one_base_has_registered_is_asked_for_by_its_name(two: Two, stores: tuple[str, ...]) -> None:
+    await two.begin(*stores)
+    await two.register(OTHER)
+    assert await two.ask() == OTHER
+    assert two.engines[OTHER].seen[-1].whence.uri == entry(ADAPTER).uri
+    status, told = await two.model()
+    assert (status, told["parent"], told["base_models"]) == (200, OTHER, [OTHER])
+    assert (await two.scene.client.explain(ADAPTER)).base_model == OTHER
+
+
+async def test_what_two_bases_have_registered_is_of_the_one_that_is_named_beside_it(two: Two) -> None:
+    await two.begin()
+    for base in (BASE, OTHER):
+        await two.register(base)
+    with pytest.raises(InvalidRequest, match=DOUBT):
+        await two.ask()
+    status, told = await two.model()
+    assert (status, told["error"]["code"]) == (400, "InvalidRequest")
+    for base in (BASE, OTHER):
+        assert await two.ask(base) == base
+        status, told = await two.model(f"?base_model={base}")
+        assert (status, told["base_models"]) == (200, [base])
+    assert (await two.model("?base_model=demo/nobody"))[0] == 404
+
+
+async def test_a_waves_adapter_over_two_bases_is_told_of_the_one_that_is_named(two: Two) -> None:
+    await two.begin()
+    for base, engine in two.engines.items():
+        await two.scene.place(ADAPTER, engine.name, base=base)
+    await two.scene.seen()
+    status, told = await two.model(f"?base_model={OTHER}")
+    assert (status, told["base_models"]) == (200, [OTHER])
+
+
+async def test_what_two_stores_may_have_means_no_other_base_as_engines_fetch_and_drop_it(two: Two) -> None:
+    await two.begin(BASE, OTHER)
+    for holder in (None, BASE, OTHER):
+        for number, (base, engine) in enumerate(two.engines.items()):
+            engine.held.clear()
+            if base == holder:
+                await engine.hold(ADAPTER, f"{STORE}/{number}/{ADAPTER}", Tier.DEVICE)
+            await engine.report()
+        await two.scene.seen(*two.engines.values())
+        with pytest.raises(InvalidRequest, match=DOUBT):
+            await two.ask()
+    assert await two.ask(BASE) == BASE
+
+
+async def test_openais_client_is_told_that_there_is_no_such_model(two: Two) -> None:
+    await two.begin()
+    async with openai.AsyncOpenAI(base_url=f"{two.scene.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match="no base model serves it; there are"):
+            await client.completions.create(model="gpt-4o-mini", prompt="Ahoy?")
+        with pytest.raises(openai.NotFoundError, match="no base model serves it"):
+            await client.models.retrieve("gpt-4o-mini")
+
+
+async def test_a_retired_name_is_said_to_be_retired(two: Two) -> None:
+    await two.begin()
+    await two.register(OTHER)
+    await two.scene.client.retire([ADAPTER], OTHER)
+    with pytest.raises(AdapterNotFound, match=f"was retired from the catalog of {OTHER}"):
+        await two.ask()
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The bases and names that catalogs are asked for."""
+    found, find = list[tuple[str, str]](), Resolver.find
+
+    async def noted(self: Resolver, base: str, asked: str) -> Entry | None:
+        found.append((base, asked))
+        return await find(self, base, asked)
+
+    monkeypatch.setattr(Resolver, "find", noted)
+    return found
+
+
+async def test_no_catalog_is_asked_where_a_wave_decides(two: Two, asked_for: list[tuple[str, str]]) -> None:
+    await two.begin()
+    await two.scene.place(ADAPTER, "e-0")
+    await two.scene.seen()
+    assert await two.ask() == BASE
+    assert asked_for == []
+
+
+async def test_one_catalog_is_asked_where_its_base_is_named(two: Two, asked_for: list[tuple[str, str]]) -> None:
+    await two.begin()
+    await two.register(OTHER)
+    assert await two.ask(OTHER) == OTHER
+    assert {base for base, _ in asked_for} == {OTHER}
+
+
+async def test_of_a_name_that_a_key_does_not_open_no_catalog_is_asked(
+    tenants: Tenants, asked_for: list[tuple[str, str]]
+) -> None:
+    with pytest.raises(AdapterNotFound):
+        await tenants.clients["acme"].answer(question("Ahoy?", adapter="rival/cat"))
+    assert asked_for == []
+    assert await tenants.clients["acme"].answer(question("Ahoy?", adapter="acme/cat"))
+    assert {base for base, _ in asked_for} == {SHARED, "acme/own"}, "the other tenant's base is not asked"
+
+
+async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
+    fragile: Scene, own_redis: RedisProcess, tmp_path: Path
+) -> None:
+    """Nor guessed: both may have it. What was asked for before goes on being answered."""
+    two = Two(fragile, tmp_path)
+    await two.begin()
+    await two.register(OTHER)
+    assert await two.ask() == OTHER
+    own_redis.kill()
+    await until(lambda: fragile.gateway.mirror.away)
+    assert await two.ask() == OTHER
+    with pytest.raises(MapUnavailable):
+        await asyncio.wait_for(fragile.client.answer(question("Ahoy?", adapter="team/never-asked")), 60)
