@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 
 from mint_contracts import keys
@@ -20,8 +21,11 @@ from mint_contracts.errors import (
     MapUnavailable,
     Overloaded,
 )
+from mint_gateway.catalog.servicer import OF_ONE_KEY, STREAMS
+from mint_gateway.client import Client
 from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
-from tests.gateway.scene import BASE, Scene, complete
+from tests.gateway.scene import BASE, LIMITS, Scene, complete
+from tests.gateway.tenants import SHARED, Tenants, stream
 from tests.redis_process import full_memory
 from tests.waiting import until
 
@@ -113,25 +117,27 @@ async def test_several_register_at_once(scene: Scene, local: str) -> None:
     assert (await listed(client))["shared/bot"].revision == before  # its manifests say the same as Redis did
 
 
+async def holding(client: Client, base: str, held: asyncio.Event) -> None:
+    """Keep a place among the streams that register until `held` is set."""
+
+    async def slow() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=base, lines=b"")
+        await held.wait()
+
+    async def admitted() -> bool:  # one that is to be refused may be in its place for a moment
+        try:
+            await client.register(slow())
+        except Overloaded:
+            return False
+        return True
+
+    await until(admitted)
+
+
 async def test_streams_beyond_the_limit_are_told_when_to_come_back(scene: Scene, local: str) -> None:
     client = await opened(scene, local)
     held = asyncio.Event()
-
-    async def slow() -> AsyncIterator[RegisterRequest]:
-        yield RegisterRequest(base_model=BASE, lines=b"")
-        await held.wait()
-
-    async def holding() -> None:
-        async def admitted() -> bool:  # one of those below may be in its place for a moment
-            try:
-                await client.register(slow())
-            except Overloaded:
-                return False
-            return True
-
-        await until(admitted)
-
-    registering = [asyncio.create_task(holding()) for _ in range(4)]
+    registering = [asyncio.create_task(holding(client, BASE, held)) for _ in range(4)]
 
     async def refused() -> bool:
         try:
@@ -141,6 +147,39 @@ async def test_streams_beyond_the_limit_are_told_when_to_come_back(scene: Scene,
         return False
 
     await until(refused)
+    held.set()
+    await asyncio.gather(*registering)
+
+
+async def test_streams_of_messages_without_a_word_in_them_keep_no_others_from_registering(
+    scene: Scene, local: str
+) -> None:
+    client = await opened(scene, local, msgspec.structs.replace(LIMITS, silence_s=0.2))
+
+    async def wordless() -> AsyncIterator[RegisterRequest]:
+        while True:
+            yield RegisterRequest(base_model=BASE)
+
+    for ended in await asyncio.gather(*[client.register(wordless()) for _ in range(STREAMS)], return_exceptions=True):
+        assert isinstance(ended, InvalidRequest)
+        assert "has kept others waiting 0.2 s for less than 32 bytes a second; send it all again" in str(ended)
+    assert (await client.register(in_pieces(lines([entry("a/one")])))).registered == 1
+
+
+async def test_whoever_bears_one_key_leaves_a_place_to_others(tenants: Tenants) -> None:
+    held, acme = asyncio.Event(), tenants.clients["acme"]
+    registering = [asyncio.create_task(holding(acme, SHARED, held)) for _ in range(OF_ONE_KEY)]
+
+    async def refused() -> bool:
+        try:
+            await acme.register(stream(RegisterRequest(base_model=SHARED)))
+        except Overloaded as error:
+            return f"{OF_ONE_KEY} streams with your key are registering" in str(error)
+        return False
+
+    await until(refused)
+    told = RegisterRequest(base_model=SHARED, lines=lines([entry("rival/new")]))
+    assert (await tenants.clients["rival"].register(stream(told))).registered == 1
     held.set()
     await asyncio.gather(*registering)
 

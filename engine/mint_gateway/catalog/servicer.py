@@ -1,7 +1,10 @@
 """The gateway's Catalog service."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -19,6 +22,7 @@ from mint_contracts.names import check_adapter, check_asked, check_base
 from mint_contracts.source import Source
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.listing import page_of
+from mint_gateway.catalog.pace import Pace
 from mint_gateway.catalog.registration import Registration
 from mint_gateway.catalog.writable import NOT_OPENED, Writable
 from mint_gateway.inflight import InFlight
@@ -28,6 +32,7 @@ from mint_gateway.scope import granted
 from mint_gateway.servicers import answered
 
 STREAMS = 4  # registering at once
+OF_ONE_KEY = STREAMS - 1  # of these: whoever bears another finds one of them, whatever the first one does
 RETIRED_AT_ONCE = 10_000
 PAGE = 100
 
@@ -39,7 +44,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
     """Registers, lists, resolves and retires adapters of the bases that have a catalog."""
 
     def __init__(self, router: Router, redis: Redis, catalogs: Catalogs, silence_s: float, calls: InFlight) -> None:
-        """A client that registers keeps others from it: it is given up after `silence_s` without a word.
+        """A client that registers keeps others from it: `silence_s` are those of its `Pace`.
 
         `calls` counts and bounds all others, with those of other services.
         """
@@ -47,7 +52,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         self._silence_s = silence_s
         self._catalogs = catalogs
         self._writer = CatalogWriter(redis)
-        self._registering = 0
+        self._registering: Counter[str] = Counter()  # streams, by whose key they bear
 
     async def Register(  # noqa: N802 - the proto's name
         self, request_iterator: AsyncIterator[catalog_pb2.RegisterRequest], context: _Context
@@ -119,26 +124,39 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         return await answered(answer, context, self._calls)
 
     async def _register(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterResponse:
-        if self._registering >= STREAMS:
-            raise Overloaded("catalog", f"{STREAMS} streams are registering; come back later", retry_after_s=2.0)
-        self._registering += 1
         registration: Registration | None = None
-        try:
-            while (request := await self._next(requests)) is not None:
+        with self._place():
+            try:
+                pace = Pace(self._silence_s)
+                while (request := await _next(requests, pace)) is not None:
+                    if registration is None:
+                        registration = await self._registration(request.base_model)
+                    await registration.add_lines(request.lines)
+                    await registration.add([_entry(each) for each in request.entries])
                 if registration is None:
-                    registration = await self._registration(request.base_model)
-                await registration.add_lines(request.lines)
-                await registration.add([_entry(each) for each in request.entries])
-            if registration is None:
-                raise InvalidRequest("stream", "is empty; send at least one message")
-            await registration.finish()
-        finally:
-            self._registering -= 1
-            if registration is not None:
-                await registration.abandon()
+                    raise InvalidRequest("stream", "is empty; send at least one message")
+                await registration.finish()
+            finally:
+                if registration is not None:
+                    await registration.abandon()
         counts = {"adapters": registration.registered, "refused": registration.refused}
         _log.info("registered", base_model=registration.base, **counts, client=caller.get())
         return _response(registration)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for streams. Raises Overloaded where none is free, or none for this caller's key."""
+        key = caller.get()
+        if self._registering.total() >= STREAMS:
+            raise Overloaded("catalog", f"{STREAMS} streams are registering; come back later", retry_after_s=2.0)
+        if key and self._registering[key] >= OF_ONE_KEY:
+            said = f"{OF_ONE_KEY} streams with your key are registering; come back later"
+            raise Overloaded("catalog", said, retry_after_s=2.0)
+        self._registering[key] += 1
+        try:
+            yield
+        finally:
+            self._registering[key] -= 1
 
     async def _registration(self, base_model: str) -> Registration:
         """One that takes in what the caller's key opens. Raises CatalogNotFound, PermissionDenied, MapUnavailable."""
@@ -150,15 +168,6 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         stored, writable = store is not None, Writable(scope, store)
         return Registration(base, Parts(manifests), self._writer, stored=stored, writable=writable)
 
-    async def _next(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterRequest | None:
-        """What a stream sends next; None at its end."""
-        try:
-            return await asyncio.wait_for(anext(requests, None), self._silence_s)
-        except TimeoutError:
-            said = f"has sent nothing for {self._silence_s:g} s"
-            again = "send it all again: what is registered already does no harm"
-            raise InvalidRequest("stream", f"{said}; {again}") from None
-
     def _catalog(self, base_model: str) -> tuple[str, Source, Source | None]:
         """The base that is meant, where its manifests are, and its store, if it has one. Raises CatalogNotFound."""
         view = self._router.find(base_model)
@@ -166,6 +175,22 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel"
             raise CatalogNotFound(f"base model {view.base!r}", said)
         return view.base, view.record.catalog, view.record.store
+
+
+async def _next(
+    requests: AsyncIterator[catalog_pb2.RegisterRequest], pace: Pace
+) -> catalog_pb2.RegisterRequest | None:
+    """What a stream sends next; None at its end. Raises InvalidRequest where it takes too long."""
+    asked = time.monotonic()
+    try:
+        request = await asyncio.wait_for(anext(requests, None), pace.left_s)
+    except TimeoutError:
+        again = "send it all again: what is registered already does no harm"
+        raise InvalidRequest("stream", f"{pace.said}; {again}") from None
+    if request is not None:
+        size = len(request.lines) + sum(each.ByteSize() for each in request.entries)
+        pace.heard(size, time.monotonic() - asked)
+    return request
 
 
 def _message(entry: Entry) -> catalog_pb2.CatalogEntry:
