@@ -29,6 +29,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 MOST_TOOL_CHARACTERS = 65_536  # of all functions of a chat: what reads them may take the square of it
 
+MOST_STOPS = 16  # strings that end an answer
+
 MOST_ROUTE_BYTES = 64 << 20  # that one Generate tells, and one ForwardBackward takes
 
 # ForwardBackward's most tokens, 32 bytes each (two numbers of five bytes, three floats). A gateway takes no more,

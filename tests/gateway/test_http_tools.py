@@ -8,6 +8,7 @@ import pytest
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
+from mint_contracts.transport import MOST_STOPS
 from mint_gateway.http import asked
 from mint_gateway.http.calls import Call, Leading, Listed, Single, Tagged
 
@@ -58,6 +59,15 @@ def test_one_call_at_most_ends_the_answer_with_it() -> None:
     reader = reading.reader()
     assert reader.push(f"I rest. {rest}{rest}") == ["I rest.", Call("rest", "{}")]
     assert [*reader.push(f"So. {rest}"), *reader.finish()] == []
+
+
+def test_one_call_at_most_takes_none_of_the_stops_that_a_client_may_send() -> None:
+    stops = [f"end {number}" for number in range(MOST_STOPS)]
+    wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop=stops)
+    assert list(request.sampling.stop) == stops
+    reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}\n</tool_call>'
+    assert reading
+    assert reading.reader().push(f"{rest}{rest} So.") == [Call("rest", "{}")]
 
 
 def test_none_are_called_though_they_are_told() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import SamplingParams
+from mint_contracts.transport import MOST_STOPS
 from mint_engine.requests.grammar import Shape
 from mint_engine.scheduling.request import Sampling
 
@@ -14,7 +15,6 @@ MOST_LOGPROBS = 20
 # Of a prompt, whose log-probabilities are told in one message, of which gateways take 64 MiB: those of some 20 bytes
 # each. Until all of them are there each takes some 120 bytes of memory.
 MOST_PROMPT_LOGPROBS = 1 << 20
-MOST_STOPS = 16
 LONGEST_STOP = 256
 MOST_COMPLETIONS = 16
 HOTTEST = 100.0

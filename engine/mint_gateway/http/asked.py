@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
-from mint_contracts.transport import MOST_TOOL_CHARACTERS
+from mint_contracts.transport import MOST_STOPS, MOST_TOOL_CHARACTERS
 from mint_gateway.http.messages import Message, message
 from mint_gateway.http.tools import FORMS, TAG_END, Choice, Tool, Tools, checked
 
@@ -234,7 +234,8 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     elif tools.choice == "auto":
         request.chat.calls = FORMS[0]
         request.chat.or_calls.extend(FORMS[1:])
-        if not tools.parallel:  # what was called by then is read all the same
+        # What was called by then is read all the same; what comes after it is told to nobody, stopped or not.
+        if not tools.parallel and len(sampling.stop) < MOST_STOPS:
             sampling.stop.append(TAG_END)
 
 
