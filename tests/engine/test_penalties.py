@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
+from mint_contracts.sampling_pb2 import SamplingParams
+from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.said import Said
 from mint_engine.scheduling.request import Sampling
@@ -120,3 +122,8 @@ async def test_others_are_answered_as_if_alone(base: Path, adapter: Path) -> Non
         assert len(set(alone)) == len(alone)
         together = await asyncio.gather(*(greedy(engine, "a", **each) for each in asking))
     assert together == alone
+
+
+def test_the_least_that_a_client_may_ask_for_is_taken_as_a_proto_rounds_it() -> None:
+    sampling = read_sampling(SamplingParams(repetition_penalty=0.01), room=10, vocab_size=10)
+    assert sampling.repetition_penalty == pytest.approx(0.01)

@@ -73,9 +73,17 @@ def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str,
     assert (request.base_model, request.adapter) == meant
 
 
-def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought() -> None:
-    [request] = asked.text_requests(asked.AskedText(model="demo/pirate", prompt="Ahoy", top_p=0), BASES)
+@pytest.mark.parametrize("told", ["0", "-0.0", "1e-46", "1e-400", "1e-12"])
+def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought(told: str) -> None:
+    """And by what becomes nought in a proto, where that leaves the filter off."""
+    [request] = _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "top_p": {told}}}'.encode())
     assert 0 < request.sampling.top_p < 1e-6
+
+
+@pytest.mark.parametrize(("field", "told"), [("top_p", "-1e-46"), ("repetition_penalty", "1e-46")])
+def test_what_is_out_of_bounds_does_not_become_what_leaves_a_filter_off(field: str, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "{field}": {told}}}'.encode())
 
 
 @pytest.mark.parametrize(("told", "meant"), [(-1, 0), (0, 0), (40, 40)])

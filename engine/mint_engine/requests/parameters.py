@@ -3,6 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping
+from ctypes import c_float
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import SamplingParams
@@ -21,7 +22,8 @@ HOTTEST = 100.0
 MOST_BIASES = 300
 LARGEST_BIAS = 100.0
 LARGEST_PENALTY = 2.0
-LARGEST_REPETITION = 100.0  # and one over it at least: no logit overflows
+LARGEST_REPETITION = 100.0
+LEAST_REPETITION = c_float(1 / LARGEST_REPETITION).value  # as a proto rounds it; less might make logits overflow
 # Characters. At most, they take some 200 ms to compile.
 LONGEST_SCHEMA, LONGEST_REGEX = 65_536, 8_192
 
@@ -38,7 +40,7 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
     _within("min_p", params.min_p, 0, 1)
     _within("n", params.n, 0, MOST_COMPLETIONS)
     _within("logprobs", params.logprobs, 0, MOST_LOGPROBS)
-    _within("repetition_penalty", params.repetition_penalty or 1.0, 1 / LARGEST_REPETITION, LARGEST_REPETITION)
+    _within("repetition_penalty", params.repetition_penalty or 1.0, LEAST_REPETITION, LARGEST_REPETITION)
     _within("frequency_penalty", params.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     _within("presence_penalty", params.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     if len(params.stop) > MOST_STOPS:

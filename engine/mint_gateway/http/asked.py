@@ -48,7 +48,9 @@ MOST_PROMPTS = 128  # of one request: each takes one of the places that the gate
 _MOST = 2**31 - 1
 _Count = Annotated[int, Meta(ge=1, le=_MOST)]
 _Natural = Annotated[int, Meta(ge=0, le=_MOST)]
-_LEAST_TOP_P = 1e-9  # stands for OpenAI's 0, the likeliest token alone; ours leaves the filter off
+# Stands for OpenAI's 0, the likeliest token alone, and for what a proto's float would make 0 of; ours leaves the
+# filter off.
+_LEAST_TOP_P = 1e-9
 _TO_ITS_END = _MOST  # tokens of a chat's answer where no number is told: engines take what the context has room for
 
 _T = TypeVar("_T")
@@ -99,13 +101,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     base_model: str = ""
     max_tokens: _Count | None = None
     temperature: float = 1.0
-    top_p: float = 1.0
+    top_p: Annotated[float, Meta(ge=0)] = 1.0
     top_k: Annotated[int, Meta(ge=-1, le=_MOST)] = 0  # -1 leaves it off, too: vLLM's clients say it so
     min_p: float = 0.0
     n: _Count = 1
     echo: bool = False
     logit_bias: dict[str, float] = {}
-    repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0  # by gRPC 0 leaves it off
+    # By gRPC 0 leaves it off, which what is less than engines take must not become.
+    repetition_penalty: Annotated[float, Meta(ge=0.01)] = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
@@ -207,7 +210,7 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
     if max_tokens is not None:
         sampling.max_tokens = max_tokens
     sampling.n = asked.n
-    sampling.temperature, sampling.top_p = asked.temperature, asked.top_p or _LEAST_TOP_P
+    sampling.temperature, sampling.top_p = asked.temperature, max(asked.top_p, _LEAST_TOP_P)
     sampling.top_k, sampling.min_p, sampling.ignore_eos = max(0, asked.top_k), asked.min_p, asked.ignore_eos
     sampling.repetition_penalty = asked.repetition_penalty
     sampling.frequency_penalty, sampling.presence_penalty = asked.frequency_penalty, asked.presence_penalty
