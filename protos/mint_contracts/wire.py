@@ -1,5 +1,6 @@
 """MintError across gRPC, as google.rpc.Status with ErrorInfo and RetryInfo (google.aip.dev/193)."""
 
+import re
 from typing import cast
 
 import grpc
@@ -13,6 +14,11 @@ DOMAIN = "mint.dev"
 SUBJECT_MAX_BYTES = 300
 MESSAGE_MAX_BYTES = 1000
 """A status travels in headers: as text (a byte may take three) and in details, of which gRPC takes 8 kB in all."""
+
+
+_TOO_LARGE = re.compile(
+    "(SERVER: Received|CLIENT: Sent) message larger than max"
+)  # of a request, in gRPC's own words
 
 
 def to_status(error: errors.MintError) -> grpc.Status:
@@ -33,7 +39,10 @@ def to_status(error: errors.MintError) -> grpc.Status:
 
 
 def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
-    """The MintError that a failed call carries; a bare transport failure becomes Unavailable or Internal."""
+    """The MintError that a failed call carries; a bare transport failure becomes Unavailable or Internal.
+
+    That a request is larger than a server takes gRPC itself says, before any of ours has seen it: InvalidRequest.
+    """
     status = rpc_status.from_call(cast("grpc.Call", call))  # it only reads what the two have in common
     if status is not None:
         info, retry_after_s = error_details_pb2.ErrorInfo(), None
@@ -50,6 +59,8 @@ def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
     code, text = call.code(), call.details() or ""
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
         return errors.Unavailable("", f"the call ended with {code.name}: {text}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE.search(text):
+        return errors.InvalidRequest("message", f"is too large for one: {text}; send less in each")
     return errors.Internal("", f"the call ended with {code.name}: {text}")
 
 

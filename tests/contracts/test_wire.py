@@ -91,6 +91,7 @@ async def test_what_is_no_unicode_does_not_break_the_answer(refusing: tuple[Refu
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.Unavailable),
         (grpc.StatusCode.CANCELLED, errors.Unavailable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Internal),
         (grpc.StatusCode.UNKNOWN, errors.Internal),
         (grpc.StatusCode.UNIMPLEMENTED, errors.Internal),
     ],
@@ -103,6 +104,27 @@ async def test_a_status_that_is_not_ours_says_whether_to_retry(
     back = from_rpc_error(await received(stub))
     assert type(back) is kind
     assert code.name in str(back)
+
+
+@pytest.mark.parametrize("option", ["grpc.max_receive_message_length", "grpc.max_send_message_length"])
+async def test_a_request_that_is_larger_than_is_taken_is_the_clients_to_mend(option: str) -> None:
+    """Whichever end says so: none of ours has seen it."""
+    bounds = {option: 1000}
+    receiving = [each for each in bounds.items() if "receive" in option]
+    server = grpc.aio.server(options=receiving)
+    sampling_pb2_grpc.add_SamplerServicer_to_server(Refusing(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(bounds.items())) as channel:
+        call = sampling_pb2_grpc.SamplerStub(channel).Generate(
+            sampling_pb2.GenerateRequest(text="a" * 5000), timeout=60
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    await server.stop(None)
+    back = from_rpc_error(caught.value)
+    assert type(back) is errors.InvalidRequest
+    assert "message larger than max" in str(back)
 
 
 async def test_a_server_that_is_not_there_is_unavailable() -> None:

@@ -10,6 +10,7 @@ from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFoun
 from mint_contracts.parquet_rows import count, entry_lines
 
 MESSAGE_BYTES = 256 << 10
+LONGEST_LINE = 1 << 20  # some ten times what an entry can have; with it a message is well within what gateways take
 PARQUET = ".parquet"
 
 
@@ -20,7 +21,10 @@ def size_of(file: Path) -> int:
 
 
 async def requests(file: Path, base: str, told: Callable[[int], None]) -> AsyncIterator[RegisterRequest]:
-    """The messages; `told` hears how much of `size_of` has been sent. Read in a thread, a message ahead at most."""
+    """The messages; `told` hears how much of `size_of` has been sent. Read in a thread, a message ahead at most.
+
+    Raises InvalidRequest for a line or row that is too long for an entry, with its number.
+    """
     pieces = _rows(file) if file.suffix == PARQUET else _lines(file)
     sent = False
     while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
@@ -33,12 +37,16 @@ async def requests(file: Path, base: str, told: Callable[[int], None]) -> AsyncI
 
 
 def _lines(file: Path) -> Iterator[tuple[bytes, int]]:
-    read = 0
+    read, before = 0, 1
     try:
         with _opened(file) as opened:
             while block := opened.read(MESSAGE_BYTES):
-                block += opened.readline()
-                read += len(block)
+                number = before + block.count(b"\n")
+                rest = opened.readline(LONGEST_LINE)
+                if len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+                    raise _too_long(file, "line", number)
+                block += rest
+                read, before = read + len(block), number + rest.count(b"\n")
                 yield block, read
     except OSError as error:
         raise SourceUnavailable(_subject(file), f"could not be read ({error.strerror})") from error
@@ -48,8 +56,10 @@ def _rows(file: Path) -> Iterator[tuple[bytes, int]]:
     block, read = bytearray(), 0
     with _opened(file) as opened:
         for line in entry_lines(_subject(file), opened):
-            block += line + b"\n"
             read += 1
+            if len(line) >= LONGEST_LINE:
+                raise _too_long(file, "row", read)
+            block += line + b"\n"
             if len(block) >= MESSAGE_BYTES:
                 yield bytes(block), read
                 block.clear()
@@ -68,6 +78,11 @@ def _opened(file: Path) -> BinaryIO:
         raise InvalidRequest(_subject(file), "is a folder; name a file of JSON lines or Parquet") from None
     except OSError as error:
         raise InvalidRequest(_subject(file), f"could not be opened ({error.strerror})") from None
+
+
+def _too_long(file: Path, what: str, number: int) -> InvalidRequest:
+    said = f"{what} {number} has {LONGEST_LINE >> 20} MiB or more, which no entry has; write one entry a line"
+    return InvalidRequest(_subject(file), said)
 
 
 def _subject(file: Path) -> str:
