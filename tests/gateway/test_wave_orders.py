@@ -138,3 +138,25 @@ async def test_without_kubectl_or_an_api_server_it_says_what_is_missing(
     code, _, err = await ask("pause", "lessons", KUBECONFIG=str(tmp_path / "kubeconfig"))
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("mint: Unavailable: API server: could not be asked by kubectl: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "said"),
+    [
+        ("x", 0o644, "InvalidRequest: kubectl: could not be run (Permission denied); see which is on the PATH"),
+        (
+            "#!/bin/sh\necho not json",
+            0o755,
+            "Unavailable: API server: what kubectl printed is no adapterwaves.mint.dev",
+        ),
+        ("#!/bin/sh\necho '{}'", 0o755, "Unavailable: API server: what kubectl printed is no adapterwaves.mint.dev"),
+        ("#!/bin/sh\nprintf '\\377'", 0o755, "Unavailable: API server: what kubectl printed is no"),
+    ],
+)
+async def test_a_kubectl_that_is_none_is_one_clear_error(tmp_path: Path, content: str, mode: int, said: str) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(content)
+    kubectl.chmod(mode)
+    code, out, err = await mint("127.0.0.1:1", "wave", "pause", "demo/lessons", PATH=str(tmp_path))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"mint: {said}")

@@ -1,6 +1,7 @@
 """What fits: properties of every plan, and the figures that a person sees."""
 
 import asyncio
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from mint_contracts.errors import UnsupportedBase
+from mint_contracts.errors import SourceForbidden, UnsupportedBase
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.packed_file import head_of
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
 from mint_engine.training.policy import FormLimits, PolicySettings, form_of
+from mint_gateway.cli import parser
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import WHOLE_LAYERS, Least, Mix, Plan, hold, least, make_plan
@@ -331,3 +333,49 @@ async def test_one_error_for_bad_input(tmp_path: Path, base: Path) -> None:
         assert (code, out) == (1, "")
         assert word in err
     assert (await mint_plan(str(base), "--memory", "lots"))[0] == 2
+
+
+async def test_a_place_that_cannot_be_looked_up_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = await mint_plan("a" * 300)
+    assert (code, out) == (1, "")
+    assert err == f"mint: SourceNotFound: base {'a' * 300}: could not be looked up (File name too long)\n"
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for look in ("is_dir", "exists"):
+        (tmp_path / "config.json").write_text(json.dumps(KIMI_K2))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, look, denied)
+            options = parser().parse_args(["plan", str(tmp_path / "config.json")])
+            with pytest.raises(SourceForbidden, match=r"config\.json: may not be looked into"):
+                await options.run(options)
+
+
+@pytest.mark.parametrize(
+    ("option", "told", "said"),
+    [
+        ("--tensor-parallel", "9" * 23, "is more than can be planned with, 65536"),
+        ("--tensor-parallel", "65537", "'65537' is more than can be planned with, 65536"),
+        ("--adapters", "9" * 400, "is more than can be planned with, 1000000000000000"),
+        ("--adapters", "9" * 10_000, "is more than can be planned with, 1000000000000000"),
+        ("--memory", "9" * 400, "is no size such as 64Gi"),
+        ("--memory", "999999T", "'999999T' is more than can be planned with, 1000000000000000"),
+        ("--rank", "0" * 100, "is no positive number"),
+        ("--rank", "\u0663", "is no positive number"),
+        ("--rank", "-1", "'-1' is no positive number"),
+    ],
+)
+def test_a_number_that_nothing_can_be_planned_with_is_refused(
+    option: str, told: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["plan", "base", option, told])
+    assert said in capsys.readouterr().err
+
+
+async def test_the_most_of_everything_is_planned_with(base: Path) -> None:
+    counts = ("--adapters", "--rank", "--requests", "--train", "--disk", "--network", "--node", "--memory")
+    most = [each for name in counts for each in (name, str(10**15))]
+    code, _, err = await mint_plan(str(base), *most)
+    assert (code, err) == (2, "")

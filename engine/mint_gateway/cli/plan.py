@@ -3,13 +3,14 @@
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
 
-from mint_contracts.errors import CorruptFile, InvalidRequest, SourceNotFound
+from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, SourceNotFound
 from mint_contracts.quantisation import MODELOPT_FILE
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.planning.config import read_shape
@@ -17,7 +18,9 @@ from mint_gateway.planning.devices import DEVICES, Device
 from mint_gateway.planning.fit import Mix, Storage, make_plan
 from mint_gateway.planning.shape import DTYPE_BYTES, KINDS, keep_experts
 
-_QUANTITY = re.compile(r"([1-9][0-9]*)(?:([KMGT])(i)?)?")
+_QUANTITY = re.compile(r"([1-9][0-9]{0,20})(?:([KMGT])(i)?)?")
+_MOST = 10**15  # of whatever is counted: what is planned of it stays a float's
+_MOST_RANKS = 65_536  # each is looked at by itself
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -32,7 +35,7 @@ def add(verbs: "Verbs") -> None:
         "--memory", type=_size, metavar="SIZE", help="of one device, e.g. 64Gi (default: the device's own)"
     )
     verb.add_argument("--node", type=_positive, metavar="N", help="devices of one node (default: as they are built)")
-    verb.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N", help="ranks of one engine")
+    verb.add_argument("--tensor-parallel", type=_ranks, default=1, metavar="N", help="ranks of one engine")
     verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16")
     verb.add_argument("--quantised-experts", action="store_true", help="routed experts stay as the files have them")
     verb.add_argument("--adapters", type=_positive, default=64, metavar="N", help="in slots at once")
@@ -50,9 +53,10 @@ def add(verbs: "Verbs") -> None:
 
 async def run(options: argparse.Namespace) -> int:
     """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
-    shape = read_shape(_read(options.config), f"file {_file(options.config)}")
+    file = _file(options.config)
+    shape = read_shape(_read(options.config), f"file {file}")
     if options.quantised_experts:
-        shape = keep_experts(shape, f"file {_file(options.config)}")
+        shape = keep_experts(shape, f"file {file}")
     device = _device(DEVICES[options.device], options)
     mix = Mix(
         *(options.adapters, options.rank, options.targets, options.requests, options.context),
@@ -87,13 +91,24 @@ def _read(path: Path) -> dict[str, Any]:
     """A base's config.json, with what a file beside it says of how it is quantised where it does not."""
     file = _file(path)
     config, beside = _read_object(path, file), file.with_name(MODELOPT_FILE)
-    if "quantization_config" not in config and beside.exists():
+    if "quantization_config" not in config and _looked_up(path, beside.exists):
         config["quantization_config"] = _read_object(path, beside)
     return config
 
 
 def _file(path: Path) -> Path:
-    return path / "config.json" if path.is_dir() else path
+    return path / "config.json" if _looked_up(path, path.is_dir) else path
+
+
+def _looked_up(path: Path, look: Callable[[], bool]) -> bool:
+    try:
+        return look()
+    except PermissionError:
+        raise SourceForbidden(
+            f"base {path}", "may not be looked into; check the permissions of its folders"
+        ) from None
+    except OSError as error:
+        raise SourceNotFound(f"base {path}", f"could not be looked up ({error.strerror})") from None
 
 
 def _read_object(path: Path, file: Path) -> dict[str, Any]:
@@ -118,10 +133,25 @@ def _size(text: str) -> int:
     count = int(found[1])
     for _ in range(" KMGT".index(found[2] or " ")):
         count *= 1024 if found[3] else 1000
-    return count
+    return _bounded(text, count, _MOST)
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
+    return _bounded(text, _counted(text), _MOST)
+
+
+def _ranks(text: str) -> int:
+    return _bounded(text, _counted(text), _MOST_RANKS)
+
+
+def _counted(text: str) -> int:
+    digits = text.lstrip("0")
+    if not (text.isascii() and text.isdecimal() and digits):
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no positive number")
+    return int(digits[:50])  # of more digits are too many, however they go on
+
+
+def _bounded(text: str, count: int, most: int) -> int:
+    if count > most:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is more than can be planned with, {most}")
+    return count

@@ -73,7 +73,7 @@ async def ask(options: argparse.Namespace) -> int:
     order: Order = options.order
     namespace, _, name = options.wave.rpartition("/")
     cluster = _Kubectl(namespace or options.namespace, name, options.context)
-    wave = msgspec.json.decode(await cluster.run("get", "--output=json"), type=_Wave)
+    wave = await cluster.wave()
     train, failed, asked = wave.spec.train, wave.status.training.policies.failed, order.asked
     if train is None:
         raise InvalidRequest(cluster.subject, "trains nothing, it serves adapters that exist; delete it to end that")
@@ -97,6 +97,15 @@ class _Kubectl:
         self._where = [f"--namespace={namespace}", f"--context={context}", f"--request-timeout={TIMEOUT_S}s"]
         self._name, self._namespace = name, namespace
 
+    async def wave(self) -> _Wave:
+        """The wave as it is now."""
+        printed = await self.run("get", "--output=json")
+        try:
+            return msgspec.json.decode(printed, type=_Wave)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            said = f"what kubectl printed is no {_KIND} in JSON ({error}); is it a wrapper that says more?"
+            raise Unavailable("API server", said) from None
+
     async def run(self, verb: str, *options: str) -> bytes:
         """What kubectl prints."""
         try:
@@ -108,6 +117,10 @@ class _Kubectl:
         except FileNotFoundError:
             said = "is not on the PATH; install it, with a context of the cluster that the wave is in"
             raise InvalidRequest("kubectl", said) from None
+        except OSError as error:
+            raise InvalidRequest(
+                "kubectl", f"could not be run ({error.strerror}); see which is on the PATH"
+            ) from None
         out, err = await process.communicate()
         if process.returncode:
             self._refuse(_words(err.decode(errors="replace")))
