@@ -42,6 +42,13 @@ def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], said: str) 
     assert said in decode.base_model(raw(spec=spec)).defect
 
 
+@pytest.mark.parametrize("amount", ["1e5000", "1e999999999", "1e4294967306", "1e999999Ki", "16Ei", "inf", "nan"])
+def test_more_bytes_than_any_node_has_are_refused_without_being_counted(amount: str) -> None:
+    """Where the resource definitions are older than the bound, such a spec reaches the operator."""
+    found = decode.base_model(raw(spec={"source": {"uri": "pvc://m/s"}, "adapters": {"hostMemory": amount}}))
+    assert f"spec.adapters.hostMemory {amount!r} is " in found.defect
+
+
 def test_a_wave_whose_ttl_is_no_duration_cannot_be_read() -> None:
     spec = {"baseModelRef": {"name": "smol"}, "adapters": {"names": ["a/b"]}, "serve": {"ttl": "soon"}}
     assert "`$.serve.ttl`" in decode.adapter_wave(raw(spec=spec)).defect

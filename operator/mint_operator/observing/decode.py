@@ -28,6 +28,8 @@ OF_MEMORY = (
     "spec.engine.kvCacheMemory"
 )
 
+MOST_BYTES = 1 << 60  # 1Ei, as the resource definition has it
+
 T = TypeVar("T")
 
 
@@ -278,6 +280,8 @@ def _lenient(raw: msgspec.Raw, kind: type[T], default: T) -> T:
 def _bytes(quantity: str | int, field: str) -> int:
     try:
         parsed: Any = parse_quantity(quantity)  # type: ignore[no-untyped-call]
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ValueError(f"{field} {quantity!r} is not a quantity like 512Mi ({error})") from None
+    if not parsed.is_finite() or parsed > MOST_BYTES:  # 1e99999 is a quantity: its digits would hold up everybody
+        raise ValueError(f"{field} {quantity!r} is more than any node has; write, say, 512Mi or 4Gi")
     return int(parsed)
