@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 
@@ -17,6 +18,7 @@ from mint_operator.kube import KubeError
 from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
 from mint_operator.observing.observe import Observer
 from mint_operator.planning.base_plan import Known
+from mint_operator.planning.defects import Defect
 from mint_operator.planning.plan import plan
 
 log = structlog.get_logger()
@@ -33,6 +35,7 @@ class Loop:
         self._failures = 0
         self._cut_off = False  # the last pass ended before what it saw was planned for and written
         self._known: Mapping[str, Known] = {}
+        self._defects: Mapping[str, Defect] = {}
         self._due: float | None = None  # from then on the last plan is not what would be planned now
         self.last_pass = time.monotonic()  # when a pass last ended, well or badly
 
@@ -67,8 +70,10 @@ class Loop:
         if self._observer.quiet and not self._applier.owes and not owed and not due:
             self._cut_off = False
             return Counter()
-        wanted = await asyncio.get_running_loop().run_in_executor(self._planner, plan, snapshot, self._known)
-        self._known, self._due = wanted.known, wanted.due
+        work = partial(plan, snapshot, self._known, self._defects)
+        wanted = await asyncio.get_running_loop().run_in_executor(self._planner, work)
+        self._tell(wanted.defects)
+        self._known, self._defects, self._due = wanted.known, wanted.defects, wanted.due
         planned = time.perf_counter()
         counts = await self._applier.apply(wanted, snapshot)
         self._cut_off = False
@@ -76,7 +81,7 @@ class Loop:
         seconds = {"observe": observed - started, "plan": planned - observed, "apply": ended - planned}
         for part, value in seconds.items():
             metrics.PASS_SECONDS.labels(part).observe(value)
-        metrics.PASSES.labels("failed" if counts["failed"] else "done").inc()
+        metrics.PASSES.labels("failed" if counts["failed"] or wanted.defects else "done").inc()
         metrics.observe(snapshot, wanted)
         log.info(
             "pass",
@@ -88,6 +93,12 @@ class Loop:
             **{f"{part}_s": round(value, 4) for part, value in seconds.items()},
         )
         return counts
+
+    def _tell(self, defects: Mapping[str, Defect]) -> None:
+        """Log each whole, once for each time that its base was planned for."""
+        for base, defect in defects.items():
+            if self._defects.get(base) is not defect:
+                log.error("base not planned for", base=base, exc_info=defect.error)
 
     async def _pause(self, error: str, parts: frozenset[Part]) -> None:
         self._failures += 1

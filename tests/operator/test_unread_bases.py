@@ -2,7 +2,9 @@
 
 import msgspec
 
+from mint_contracts.records import MapState
 from mint_operator.planning.plan import plan
+from mint_operator.planning.snapshot import Child
 from tests.operator.training_worlds import named, training_wave
 from tests.operator.unread_worlds import Settled, condition, lessons
 from tests.operator.worlds import DEFECT, KEY, base, snapshot, unread, wave
@@ -17,6 +19,15 @@ def test_where_its_base_cannot_be_read_either_nothing_changes_and_it_says_so_its
     assert DEFECT in condition(found, "one")[2]
     world.base = readable
     assert world.plan().changes == {}, "the base that can be read again changes nothing of it"
+
+
+def test_one_that_nobody_runs_engines_of_is_told_of_and_hinders_no_other() -> None:
+    idle = msgspec.structs.replace(base(), defect="spec.engine.device: no such device")
+    child = Child("StatefulSet", "team", "smol", replicas=0)
+    of = msgspec.structs.replace(snapshot(idle, state=MapState(3, None, {}, {})), children={child.key: child})
+    found = plan(of)
+    assert (found.base_statuses[KEY].phase, found.base_statuses[KEY].engines.desired) == ("Failed", 1)
+    assert (found.manifests, found.changes) == ((), {})
 
 
 def test_deleting_a_wave_over_a_base_that_cannot_be_read_takes_away_what_only_it_had() -> None:

@@ -138,7 +138,7 @@ def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:
     """
     known = snapshot.maps.get(base.meta.key) if snapshot.redis_ok else None
     child = snapshot.children.get(base.workload)
-    count = max(child.replicas if child else 1, len(known.engines) if known else 1)
+    count = max(1, child.replicas if child else 1, len(known.engines) if known else 1)
     facts = BaseFacts(
         engines=expected(
             base.meta.name,

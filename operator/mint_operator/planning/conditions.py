@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from mint_contracts.records import Failure
 from mint_contracts.resources import Condition
 
 MESSAGE_LENGTH = 1024
@@ -86,6 +87,13 @@ def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: in
             )
         )
     return conditions
+
+
+def kept(old: Sequence[Condition], why: Failure, generation: int, now: float) -> list[Condition]:
+    """The conditions of an object that all stays as it was of, for this reason: nothing is claimed of now."""
+    findings = [Finding(each, "Unknown", why.reason, why.message) for each in ("Ready", "Progressing")]
+    rest = [each for each in old if each.type not in {"Ready", "Progressing"}]
+    return follow(old, findings, generation, now) + rest
 
 
 def truth(value: bool) -> Truth:

@@ -10,6 +10,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
+from mint_operator.planning.defects import Defect, broken_status
 from mint_operator.planning.expiry import due, expired_status
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
@@ -33,11 +34,16 @@ class Plan(msgspec.Struct, frozen=True):
     base_statuses: Mapping[str, BaseModelStatus] = {}
     wave_statuses: Mapping[str, AdapterWaveStatus] = {}
     known: Mapping[str, Known] = {}  # for the next plan
+    defects: Mapping[str, Defect] = {}  # by base: what was raised while it was planned for; for the next plan, too
     due: float | None = None  # when time alone will have changed the plan, in seconds since 1970; None: never
 
 
-def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
+def plan(
+    snapshot: Snapshot, before: Mapping[str, Known] | None = None, broken: Mapping[str, Defect] | None = None
+) -> Plan:
     """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed.
+
+    `broken` are its `defects`: such a base keeps what it has, and is planned for from nothing a while later.
 
     A wave that has expired is to all others as one that was deleted; it keeps its object, and its status and the map
     say so.
@@ -56,15 +62,14 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         else:
             waves[wave.base].append(wave)
     bases = {key: base for key, base in sorted(snapshot.bases.items()) if not base.meta.deleting}
-    parts = {
-        key: plan_base(snapshot, base, waves.get(key, ()), over.get(key, ()), before.get(key))
-        for key, base in bases.items()
-        if not base.defect
-    }
+    parts, defects = _parts(snapshot, bases, waves, over, before, broken or {})
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
+    stuck = {key: broken_status(bases[key], defect, snapshot.now) for key, defect in defects.items()}
     statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
     statuses |= {wave.meta.key: expired_status(wave, snapshot.now) for each in over.values() for wave in each}
     statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}
+    for key, defect in defects.items():
+        statuses |= {wave.meta.key: kept_status(wave, snapshot.now, defect.failure) for wave in waves.get(key, ())}
     for part in parts.values():
         statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
@@ -79,11 +84,42 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         changes=changes | clears,
         training=training | ends,
         forgets=forgets,
-        base_statuses={key: part.status for key, part in parts.items()} | unread,
+        base_statuses={key: part.status for key, part in parts.items()} | unread | stuck,
         wave_statuses=statuses,
         known={key: part.known for key, part in parts.items()},
-        due=due(there, snapshot.now),
+        defects=defects,
+        due=_due(there, defects, snapshot.now),
     )
+
+
+def _parts(
+    snapshot: Snapshot,
+    bases: Mapping[str, ObservedBase],
+    waves: Mapping[str, Sequence[ObservedWave]],
+    over: Mapping[str, Sequence[ObservedWave]],
+    before: Mapping[str, Known],
+    broken: Mapping[str, Defect],
+) -> tuple[dict[str, BasePlan], dict[str, Defect]]:
+    """The plans of all bases whose specs can be read, each apart from the others, or what was raised instead."""
+    parts, defects = dict[str, BasePlan](), dict[str, Defect]()
+    for key, base in bases.items():
+        if base.defect:
+            continue
+        last = broken.get(key)
+        if last is not None and last.stands(snapshot.now):
+            defects[key] = last
+            continue
+        try:
+            parts[key] = plan_base(snapshot, base, waves.get(key, ()), over.get(key, ()), before.get(key))
+        except Exception as error:  # noqa: BLE001 - a defect that one base meets must not end the plans of all
+            defects[key] = Defect(error, snapshot.now)
+    return parts, defects
+
+
+def _due(there: Sequence[ObservedWave], defects: Mapping[str, Defect], now: float) -> float | None:
+    times = [each.again_at for each in defects.values()]
+    ends = due(there, now)
+    return min([*times, *([] if ends is None else [ends])], default=None)
 
 
 def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
@@ -121,13 +157,13 @@ def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
 def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mapping[str, BasePlan]) -> list[Manifest]:
     """One Secret for each namespace whose engines need a password or a CA.
 
-    Those of a base whose spec can be read no more, or is refused, run on and need it as well.
+    Those of a base whose spec can be read no more, is refused, or is not planned for, run on and need it as well.
     """
     if not snapshot.release.redis_password and not snapshot.release.redis_ca:
         return []
     namespaces: dict[str, list[ObservedBase]] = defaultdict(list)
     for key, base in bases.items():
-        if base.defect or parts[key].manifests or base.workload in snapshot.children:
+        if key not in parts or parts[key].manifests or base.workload in snapshot.children:
             namespaces[base.meta.namespace].append(base)
     return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
 

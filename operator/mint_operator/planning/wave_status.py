@@ -6,7 +6,7 @@ from functools import cached_property
 
 import msgspec
 
-from mint_contracts.records import EXPIRED, Tier
+from mint_contracts.records import EXPIRED, Failure, Tier
 from mint_contracts.resources import (
     AdapterWaveStatus,
     BaseModelStatus,
@@ -74,24 +74,24 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
     )
 
 
-def kept_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
-    """The status of a wave whose own spec, or that of its base, cannot be read.
+def kept_status(wave: ObservedWave, now: float, why: Failure | None = None) -> AdapterWaveStatus:
+    """The status of a wave whose own spec, or that of its base, cannot be read; or, by `why`, not planned for.
 
     It is the last one, but nothing is claimed of now.
     """
     if wave.defect:
         said = f"{unreadable(wave)}. What it holds and trains stays as it was until then; to end that, delete it"
-    else:
+        why = Failure("InvalidRequest", said, terminal=True)
+    elif why is None:
         base = wave.spec.base_model_ref.name
         said = f"the spec of BaseModel {base} cannot be read (its status says why), so all stays as it was"
-    findings = [Finding(each, "Unknown", "InvalidRequest", said) for each in ("Ready", "Progressing")]
+        why = Failure("InvalidRequest", said, terminal=True)
     last = _last(wave)
-    kept = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]
     return msgspec.structs.replace(
         last,
         phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
         observed_generation=wave.meta.generation,
-        conditions=conditions.follow(last.conditions, findings, wave.meta.generation, now) + kept,
+        conditions=conditions.kept(last.conditions, why, wave.meta.generation, now),
     )
 
 

@@ -1,0 +1,49 @@
+"""A defect of ours in what is planned for one base: it hinders no other, and this one keeps what it has. Pure."""
+
+import msgspec
+
+from mint_contracts.errors import Internal
+from mint_contracts.records import Failure
+from mint_contracts.resources import BaseModelStatus
+from mint_operator.planning import conditions
+from mint_operator.planning.snapshot import ObservedBase
+
+AGAIN_S = 10.0  # a plan from nothing may take long, and others would wait for it in every pass
+
+
+class Defect(msgspec.Struct, frozen=True):
+    """What was raised, and when by the snapshot's clock."""
+
+    error: Exception
+    at: float
+
+    def stands(self, now: float) -> bool:
+        """Whether it is too soon to plan for the base again."""
+        return 0.0 <= now - self.at < AGAIN_S
+
+    @property
+    def again_at(self) -> float:
+        """When the base is planned for again."""
+        return self.at + AGAIN_S
+
+    @property
+    def failure(self) -> Failure:
+        """The same for people."""
+        raised = f"{type(self.error).__name__}: {self.error}"
+        said = (
+            f"the operator could not plan for this base ({raised}), a defect of MinT's that its log has whole; all "
+            "stays as it was, and it tries again"
+        )
+        found = Internal("", said)
+        return Failure(found.reason, found.message, terminal=False)
+
+
+def broken_status(base: ObservedBase, defect: Defect, now: float) -> BaseModelStatus:
+    """The status of a base that could not be planned for: the last one, but nothing is claimed of now."""
+    last, generation = base.status, base.meta.generation
+    return msgspec.structs.replace(
+        last,
+        phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
+        observed_generation=generation,
+        conditions=conditions.kept(last.conditions, defect.failure, generation, now),
+    )
