@@ -25,6 +25,7 @@ GATEWAY_LABELS = "MINT_GATEWAY_LABELS"  # of the gateways' pods, key=value,...; 
 PORT_OF_LIVENESS = "MINT_LIVENESS_PORT"  # ports are set where several operators share one network
 PORT_OF_METRICS = "MINT_METRICS_PORT"
 LIVENESS_PORT = 8080
+MOST_PORT = 65535
 LIVENESS_PATH = "/healthz"
 
 _DIGEST_ROUNDS = 200_000  # the digest lands in an annotation: guessing a password from it must not be cheap
@@ -43,7 +44,7 @@ class OperatorSettings(msgspec.Struct, frozen=True):
 
 
 def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
-    """Settings from `env`. Raises InvalidRequest naming a variable that is missing."""
+    """Settings from `env`. Raises InvalidRequest naming a variable that is missing, or is not what it should be."""
     pod = env.get(POD_NAME, "mint-operator")
     return OperatorSettings(
         namespace=_needed(env, NAMESPACE),
@@ -51,8 +52,8 @@ def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
         identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is another holder of the Lease
         release=_release(env),
         namespaces=_list(env.get(WATCH_NAMESPACES, "")),
-        liveness_at=f"{_own_version(env)}:{int(env.get(PORT_OF_LIVENESS, LIVENESS_PORT))}",
-        metrics_port=int(env.get(PORT_OF_METRICS, contracts.METRICS_PORT)),
+        liveness_at=f"{_own_version(env)}:{_port(env, PORT_OF_LIVENESS, LIVENESS_PORT)}",
+        metrics_port=_port(env, PORT_OF_METRICS, contracts.METRICS_PORT),
     )
 
 
@@ -88,6 +89,19 @@ def _needed(env: Mapping[str, str], name: str) -> str:
     if not value:
         raise InvalidRequest(f"environment variable {name}", "must be set; the chart sets it")
     return value
+
+
+def _port(env: Mapping[str, str], name: str, default: int) -> int:
+    value = env.get(name, "")
+    if not value:
+        return default
+    try:
+        port = int(value)
+    except ValueError:
+        port = 0
+    if not 0 < port <= MOST_PORT:
+        raise InvalidRequest(f"environment variable {name}", f"is {value!r} and no port; leave it out for {default}")
+    return port
 
 
 def _labels(text: str) -> dict[str, str]:

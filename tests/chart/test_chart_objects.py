@@ -276,6 +276,13 @@ def test_what_all_pods_share(part: str) -> None:
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
 
 
+@every_variant
+def test_no_service_of_the_namespace_comes_into_an_environment(values: Values) -> None:
+    """One named mint-metrics would set MINT_METRICS_PORT, to what is no port."""
+    for workload in workloads(render(values)).values():
+        assert pod(workload)["enableServiceLinks"] is False
+
+
 def test_a_tag_may_be_a_digest() -> None:
     digest = "sha256:" + "a" * 64
     image = container(workloads(render({"images": {"gateway": {"tag": digest}}}))["mint-gateway"])["image"]
