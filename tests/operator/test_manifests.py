@@ -1,6 +1,7 @@
 """The objects that a BaseModel becomes."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -137,6 +138,21 @@ def test_engines_are_told_what_they_must_restart_for() -> None:
     assert variables["MINT_ENGINE_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
     assert variables["MINT_ENGINE_ADDRESS"]["value"] == "$(POD_IP):8470"
     assert list(variables).index("POD_IP") < list(variables).index("MINT_ENGINE_ADDRESS")
+
+
+@pytest.mark.parametrize("uri", ["s3://models/$(POD_IP)", "s3://models/a$$b", "s3://models/$$(POD_IP)", "s3://m/$"])
+def test_engines_are_told_what_the_spec_says_whatever_the_kubelet_does_to_it(uri: str) -> None:
+    variables = env(base(uri=uri), msgspec.structs.replace(RELEASE, redis_url=f"redis://{uri}"))
+    told = msgspec.json.decode(expanded(variables[ENGINE_SETTINGS]["value"]), type=EngineSettings)
+    assert told.source.uri == uri
+    assert expanded(variables["MINT_REDIS_URL"]["value"]) == f"redis://{uri}"
+    assert expanded(variables["MINT_ENGINE_ADDRESS"]["value"]) == "10.0.0.7:8470"
+
+
+def expanded(value: str) -> str:
+    """A variable as the kubelet sets it: of $$ it makes $, and of $(NAME) what it knows by that name."""
+    known = {"$$": "$", "$(POD_IP)": "10.0.0.7"}
+    return re.sub(r"\$\$|\$\([^)]*\)", lambda found: known.get(found[0], found[0]), value)
 
 
 def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> None:

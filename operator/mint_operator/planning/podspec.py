@@ -127,10 +127,10 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
         {"name": settings.ENGINE_NAME, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
         {"name": settings.ENGINE_ADDRESS, "value": f"$(POD_IP):{settings.ENGINE_PORT}"},
-        {"name": settings.ENGINE_SETTINGS, "value": told},
+        {"name": settings.ENGINE_SETTINGS, "value": _literal(told)},
         {"name": settings.PVC_ROOT, "value": DEFAULT_PVC_ROOT},
         {"name": settings.CACHE_FOLDER, "value": CACHE_FOLDER},
-        {"name": settings.REDIS_URL, "value": release.redis_url},
+        {"name": settings.REDIS_URL, "value": _literal(release.redis_url)},
         {"name": "TMPDIR", "value": TEMPORARY_FOLDER},
     ]
     if release.redis_password:
@@ -139,6 +139,11 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
     if release.redis_ca:
         env.append({"name": settings.REDIS_CA_FILE, "value": f"{CA_FOLDER}/ca.crt"})
     return env
+
+
+def _literal(value: str) -> str:
+    """What the kubelet makes `value` of: it puts variables for $(NAME), and one $ for two."""
+    return value.replace("$", "$$")
 
 
 def _resources(spec: BaseModelSpec) -> Body:
