@@ -84,16 +84,37 @@ class Leadership:
             await asyncio.sleep(RENEW_EVERY_S if time.monotonic() - renewed_at < RENEW_EVERY_S else RETRY_S)
             try:
                 async with asyncio.timeout(RENEW_WITHIN_S - (time.monotonic() - renewed_at)):
-                    await self._write(self._identity, self.epoch)
+                    await self._renew()
                 renewed_at = time.monotonic()
             except (KubeError, TimeoutError) as error:
-                if isinstance(error, KubeError) and error.status in {404, 409}:
-                    raise LeadershipLost(f"lease {self._lease} was taken over or removed ({error})") from error
                 if time.monotonic() - renewed_at > RENEW_WITHIN_S - RETRY_S:
                     raise LeadershipLost(
                         f"lease {self._lease} was not renewed for {RENEW_WITHIN_S:.0f} s ({error})"
                     ) from None
                 log.warning("lease not renewed", lease=self._lease, error=str(error))
+
+    async def _renew(self) -> None:
+        """Renew once. Raises LeadershipLost where somebody else holds the Lease, and KubeError.
+
+        A Lease that is not as it was last heard of may be so by this process: the answer to a renewal can be lost on
+        its way back.
+        """
+        try:
+            await self._write(self._identity, self.epoch)
+        except KubeError as error:
+            if error.status not in {404, 409}:
+                raise
+            raw = await self._kube.get("Lease", self._namespace, self._lease)
+            lease = None if raw is None else msgspec.json.decode(raw, type=_Lease)
+            if lease is None or (lease.spec.holder_identity, lease.spec.lease_transitions) != self._held:
+                raise LeadershipLost(f"lease {self._lease} was taken over or removed ({error})") from error
+            self._version = lease.metadata.resource_version
+            await self._write(self._identity, self.epoch)
+
+    @property
+    def _held(self) -> tuple[str, int]:
+        """The holder and the epoch that the Lease has while this process leads."""
+        return self._identity, self.epoch
 
     async def release(self) -> None:
         """Let the next candidate lead at once. Only called by a leader that has stopped writing."""
@@ -109,8 +130,9 @@ class Leadership:
             self.epoch = minute
             return await self._claim(create=True)
         lease = msgspec.json.decode(raw, type=_Lease)
-        if lease.spec.holder_identity and not self._ran_out(lease.spec):
-            return lease.spec.holder_identity
+        holder = lease.spec.holder_identity
+        if holder and holder != self._identity and not self._ran_out(lease.spec):  # ours: the answer was lost
+            return holder
         self._version = lease.metadata.resource_version
         self.epoch = max((lease.spec.lease_transitions or 0) + 1, minute)
         return await self._claim(create=False)

@@ -1,0 +1,88 @@
+"""Leading by a Lease of a real API server, some of whose answers are lost on their way back."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from mint_operator import epoch
+from mint_operator.epoch import Leadership, LeadershipLost
+from mint_operator.kube import KubeError
+from tests.operator.stage import Stage, until
+
+LEASE = "mint-operator"
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaders renew often, so that a test sees many renewals, and have all the time they need for each."""
+    monkeypatch.setattr(epoch, "RENEW_EVERY_S", 0.05)
+    monkeypatch.setattr(epoch, "RETRY_S", 0.05)
+    monkeypatch.setattr(epoch, "RENEW_WITHIN_S", 600.0)
+
+
+class Lossy:
+    """The API server, which stores what is written and whose answer is lost as often as told."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.losses, self.answered = 0, 0
+        for name in ("create", "replace"):
+            monkeypatch.setattr(stage.kube, name, self._losing(getattr(stage.kube, name)))
+
+    def _losing(self, write: Any) -> Any:
+        async def written(body: Mapping[str, Any]) -> bytes:
+            raw: bytes = await write(body)
+            if self.losses:
+                self.losses -= 1
+                raise KubeError("PUT lease", 0, "the API server did not answer (connection reset)")
+            self.answered += 1
+            return raw
+
+        return written
+
+
+def candidate(stage: Stage, identity: str = "one") -> Leadership:
+    return Leadership(stage.kube, stage.namespace, LEASE, identity)
+
+
+async def test_a_leader_that_misses_an_answer_leads_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, leader = Lossy(stage, monkeypatch), candidate(stage)
+    await leader.acquire()
+    keeping = asyncio.create_task(leader.keep())
+    api.losses, before = 1, api.answered
+
+    async def renewed() -> bool:
+        return keeping.done() or (not api.losses and api.answered > before + 2)
+
+    await until("renewals after the loss", renewed)
+    assert not keeping.done()
+    keeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await keeping
+
+
+async def test_one_that_misses_the_answer_to_its_candidature_leads_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "LEASE_S", 86_400)  # nobody waits for what it promised to run out
+    api, leader = Lossy(stage, monkeypatch), candidate(stage)
+    api.losses = 1
+    found = await leader.acquire()
+    lease = await stage.get("Lease", LEASE)
+    assert lease is not None
+    assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("one", found)
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"holderIdentity": "two"}, {"leaseTransitions": 2_000_000_000}, {"holderIdentity": None}]
+)
+async def test_a_leader_whose_lease_is_not_as_it_holds_it_leads_no_more(stage: Stage, theirs: dict[str, Any]) -> None:
+    leader = candidate(stage)
+    await leader.acquire()
+    lease = await stage.get("Lease", LEASE)
+    assert lease is not None
+    await stage.kube.replace(lease | {"spec": lease["spec"] | theirs})
+    with pytest.raises(LeadershipLost, match="taken over or removed"):
+        await leader.keep()
