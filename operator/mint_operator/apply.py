@@ -37,6 +37,7 @@ AT_ONCE = 8
 GONE = 404
 CONFLICT = 409
 REFUSED_EVERY_S = 30.0  # a status that the API server refused is sent again this often, or at once when it changes
+FAILED_FIRST_S = 1.0  # one that it could not take is sent again after this long, and from then on ever later
 
 log = structlog.get_logger()
 
@@ -51,6 +52,19 @@ class _Refused(msgspec.Struct):
     failure: Failure
     attempts: int
     retry_at: float
+
+
+class _TurnedAway(msgspec.Struct, frozen=True):
+    """A status that was not written, and when to send one again. `refused`: for what it says."""
+
+    status: status_write.Status
+    refused: bool
+    attempts: int
+    again_at: float
+
+    def holds_back(self, status: status_write.Status) -> bool:
+        """Whether `status` waits for that time as well: what says something else than was refused does not."""
+        return not self.refused or status_write.owed_in(self.status, status, 0.0) != 0.0
 
 
 class Maps(msgspec.Struct, frozen=True):
@@ -79,8 +93,7 @@ class Applier:
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # statuses of plans that said nothing new
         self._pruning = Pruning()
-        # Statuses that were refused, and when to send them again.
-        self._turned_away: dict[tuple[str, str], tuple[status_write.Status, float]] = {}
+        self._turned_away: dict[tuple[str, str], _TurnedAway] = {}
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
     async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
@@ -214,15 +227,15 @@ class Applier:
         counts: Counter[str],
     ) -> None:
         meta, now = of.meta, time.monotonic()
-        key, part = (kind, meta.uid), Part.BASES if kind == "BaseModel" else Part.WAVES
+        key = (kind, meta.uid)
         readable = self._pruning.readable(kind, status)
         wait_s = status_write.owed_in(of.status, readable, now - self._written.get(key, float("-inf")))
         if wait_s is None:
             self._settled[key] = status
             return
-        last, again_at = self._turned_away.get(key, (of.status, now))
-        if status_write.owed_in(last, status, 0.0) != 0.0:  # whatever the time: it says what was refused
-            wait_s = max(wait_s, again_at - now)
+        last = self._turned_away.get(key)
+        if last is not None and last.holds_back(status):
+            wait_s = max(wait_s, last.again_at - now)
         if wait_s > 0:
             self._dirt.mark_in(Part.MAP, wait_s)
             self.owes = True
@@ -236,10 +249,7 @@ class Applier:
             if error.status not in {GONE, CONFLICT}:
                 self._count(counts, "statuses", failed=True)
                 log.warning("status not written", error=str(error))
-            if error.refused:  # the object is as it was seen, and need not be listed again
-                self._turned_away[key] = status, now + REFUSED_EVERY_S
-            else:
-                self._dirt.note(part)
+            self._turn_away(key, status, error, last)
             return
         self._turned_away.pop(key, None)
         self._written[key] = now
@@ -252,6 +262,17 @@ class Applier:
                 log.warning("adapter failed", reason=failure.reason, error=failure.message)
         await self._tell(events.transition(kind, meta, of.status, status, time.time()))
         await self._hear(kind, meta, status, raw)
+
+    def _turn_away(
+        self, key: tuple[str, str], status: status_write.Status, error: KubeError, last: _TurnedAway | None
+    ) -> None:
+        """Have a status wait that was not written. Only one whose object is not as it was seen is listed anew."""
+        attempts = 1 if last is None else last.attempts + 1
+        first_s = REFUSED_EVERY_S if error.refused else FAILED_FIRST_S
+        wait_s = delay_s(attempts, first_s=first_s, cap_s=REFUSED_EVERY_S)
+        self._turned_away[key] = _TurnedAway(status, error.refused, attempts, time.monotonic() + wait_s)
+        if error.status in {GONE, CONFLICT}:
+            self._dirt.note(Part.BASES if key[0] == "BaseModel" else Part.WAVES)
 
     async def _hear(self, kind: str, meta: Meta, status: BaseModelStatus | AdapterWaveStatus, raw: bytes) -> None:
         """Whether the API server keeps what it is told: where that has changed, all statuses are looked at again."""

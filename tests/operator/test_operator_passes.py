@@ -153,6 +153,38 @@ async def test_a_status_that_is_refused_is_not_sent_with_every_pass(
     assert "AdapterWave" in sent, "and now and then in any case"
 
 
+@pytest.mark.parametrize("status", [0, 429, 500])
+async def test_a_status_that_cannot_be_written_is_sent_again_ever_later_and_nothing_is_listed_for_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    sent = fail_statuses(stage, monkeypatch, status)
+    monkeypatch.setattr(apply, "FAILED_FIRST_S", 0.0)
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    await stage.dirt.take()
+    for count in (2, 3):
+        await stage.once(frozenset())
+        assert len(sent) == count
+    monkeypatch.setattr(apply, "FAILED_FIRST_S", 1e6)
+    monkeypatch.setattr(apply, "REFUSED_EVERY_S", 1e6)
+    await stage.once(frozenset())
+    for _ in range(3):
+        await stage.engine().obey()  # there is something new to say, which is not taken either
+        await stage.once(frozenset({Part.MAP}))
+    assert len(sent) == 4
+    assert Part.WAVES not in await stage.dirt.take()
+
+
+async def test_waves_are_listed_again_where_one_is_not_as_it_was_seen(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_statuses(stage, monkeypatch, 409)
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.dirt.take()
+    await stage.once()
+    assert Part.WAVES in await stage.dirt.take()
+
+
 async def test_what_the_watch_saw_before_a_listing_failed_is_planned_for(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +218,20 @@ async def test_a_base_whose_engines_could_not_be_listed_at_first_is_planned_for(
     fail_lists(stage, monkeypatch, "LeaderWorkerSet", status=404)
     await stage.once(frozenset())
     assert (await stage.condition("BaseModel", "smol"))["reason"] == "NoLeaderWorkerSets"
+
+
+def fail_statuses(stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int) -> list[str]:
+    """Have the API server fail where waves' statuses are written; gives the waves whose were sent."""
+    sent, patch_status = list[str](), stage.kube.patch_status
+
+    async def failing(kind: str, namespace: str, name: str, body: dict[str, Any]) -> bytes:
+        if kind != "AdapterWave":
+            return await patch_status(kind, namespace, name, body)
+        sent.append(name)
+        raise KubeError("PATCH status", status, "not now")
+
+    monkeypatch.setattr(stage.kube, "patch_status", failing)
+    return sent
 
 
 async def feed(stage: Stage, kind: str, name: str) -> None:

@@ -14,11 +14,12 @@ from mint_contracts.records import Failure
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import TrainReporter
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
-from mint_operator.kube import connect
-from mint_operator.observing import decode
-from mint_operator.observing.dirt import Part
+from mint_operator.kube import KubeError, connect
+from mint_operator.observing import decode, train_inputs
+from mint_operator.observing.dirt import RESYNC, Part
 from mint_operator.observing.feed import News
 from mint_operator.observing.train_inputs import InputsView
+from mint_operator.planning.snapshot import ObservedWave
 from tests.operator.stage import PlayedEngine, adapter_wave, base_model, until
 from tests.operator.stage import Stage as Theatre
 from tests.operator.training_worlds import published
@@ -151,6 +152,39 @@ async def test_a_config_map_that_could_not_be_read_is_read_at_the_next_look(stag
 
     await until("it to be read", read)
     kube.close()
+
+
+async def test_a_config_map_that_cannot_be_read_is_asked_for_ever_later_and_at_once_for_a_new_wave(
+    stage: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def refused(_kind: str, _namespace: str, name: str) -> bytes:
+        asked.append(name)
+        raise KubeError("GET", 403, "forbidden")
+
+    monkeypatch.setattr(stage.kube, "get", refused)
+    waves = tuple(named_config_map(name) for name in ("one", "two"))
+    view, first = InputsView(stage.kube, stage.dirt.wake), waves[:1]
+    monkeypatch.setattr(train_inputs, "FIRST_RETRY_S", 0.0)
+    for _ in range(2):
+        await view.refresh(frozenset(), first)
+    monkeypatch.setattr(train_inputs, "FIRST_RETRY_S", 1e6)
+    monkeypatch.setattr(train_inputs, "LONGEST_RETRY_S", 1e6)
+    await view.refresh(frozenset(), first)
+    assert asked == ["lessons"] * 3
+    for parts in (frozenset[Part](), frozenset({Part.WAVES}), RESYNC):
+        await view.refresh(parts, first)
+    assert asked == ["lessons"] * 3, "nor whenever a list is due"
+    await view.refresh(frozenset(), waves)
+    assert asked == ["lessons"] * 4
+
+
+def named_config_map(name: str) -> ObservedWave:
+    """A wave that trains by the ConfigMap lessons."""
+    wave = training_wave(name, dataset={"configMap": {"name": "lessons"}})
+    wave["metadata"] |= {"namespace": "team", "uid": f"uid-{name}"}
+    return decode.adapter_wave(json.dumps(wave).encode())
 
 
 async def test_a_new_wave_trains_at_once_on_the_config_map_as_it_is_by_then(stage: Theatre) -> None:

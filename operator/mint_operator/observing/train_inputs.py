@@ -1,11 +1,13 @@
 """What training waves name beside themselves: ConfigMaps that hold their examples, and manifests of policies."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
 
+from mint_contracts.backoff import delay_s
 from mint_contracts.records import Failure
 from mint_contracts.resources import AdapterWaveSpec
 from mint_operator.kube import Kube, KubeError
@@ -17,7 +19,17 @@ from mint_operator.training.data import config_maps
 _Name = tuple[str, str]  # of a ConfigMap: its namespace and name
 _Text = dict[str, str] | Failure | None  # None: is not there
 
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 60.0
+
 log = structlog.get_logger()
+
+
+class _Retry(msgspec.Struct, frozen=True):
+    """How often a ConfigMap could not be read, and when to try again."""
+
+    failures: int
+    at: float
 
 
 class _ConfigMap(msgspec.Struct, frozen=True):
@@ -25,7 +37,10 @@ class _ConfigMap(msgspec.Struct, frozen=True):
 
 
 class InputsView:
-    """Reads what a wave names once it is seen, and again at each resync, so that what was missing is found."""
+    """Reads what a wave names once it is seen, and again at each resync, so that what was missing is found.
+
+    What cannot be read is tried again ever later, except for a new wave.
+    """
 
     def __init__(self, kube: Kube, wake: Callable[[], None]) -> None:
         self._kube = kube
@@ -33,17 +48,18 @@ class InputsView:
         self._waves: Sequence[ObservedWave] = ()
         self._specs: dict[str, AdapterWaveSpec] = {}  # by uid, as of when what they name was read
         self._texts: dict[_Name, _Text] = {}
+        self._retries: dict[_Name, _Retry] = {}
         self._uris: dict[str, str] = {}  # of manifests, by the uid of the wave that names it
         self.inputs = Inputs()
         self.changed = False  # the last look found something new
 
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
-        """Read what new waves name and what could not be read, all else only at a resync.
+        """Read what new waves name and what could not be read a while ago, all else only at a resync.
 
         What was known, and cannot be read now, stays as it was.
         """
         again = bool(parts & {Part.WAVES, Part.WHOLE})
-        if again or waves is not self._waves or self._failed():
+        if again or waves is not self._waves or self._due():
             await self._read(waves, again)
             self._waves = waves
         self._manifests.want(self._uris)
@@ -55,7 +71,7 @@ class InputsView:
         """The ConfigMaps that waves name: those of a new wave always, for they may have been edited for it."""
         specs: dict[str, AdapterWaveSpec] = {}
         named: set[_Name] = set()
-        unread: set[_Name] = set()
+        new: set[_Name] = set()
         uris: dict[str, str] = {}
         for wave in waves:
             train = wave.spec.train
@@ -64,26 +80,33 @@ class InputsView:
             specs[wave.meta.uid] = wave.spec
             of = {(wave.meta.namespace, name) for name in config_maps(train)}
             named |= of
-            if again or self._specs.get(wave.meta.uid) is not wave.spec:
-                unread |= of
+            if self._specs.get(wave.meta.uid) is not wave.spec:
+                new |= of
             if train.policies.manifest:
                 uris[wave.meta.uid] = train.policies.manifest
-        reading = sorted(unread | self._failed() & named)
+        wanted = named - self._retries.keys() if again else set[_Name]()
+        reading = sorted(new | wanted | self._due() & named)
         texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in reading])
         kept = {name: self._texts[name] for name in named.difference(reading)}
         self._texts = kept | dict(zip(reading, texts, strict=True))
+        self._retries = {name: retry for name, retry in self._retries.items() if name in named}
         self._specs, self._uris = specs, uris
 
-    def _failed(self) -> set[_Name]:
-        return {name for name, text in self._texts.items() if isinstance(text, Failure)}
+    def _due(self) -> set[_Name]:
+        now = time.monotonic()
+        return {name for name, retry in self._retries.items() if now >= retry.at}
 
     async def _config_map(self, namespace: str, name: str) -> _Text:
         try:
             raw = await self._kube.get("ConfigMap", namespace, name)
         except KubeError as error:
             log.warning("config map not read", kind="ConfigMap", namespace=namespace, name=name, error=str(error))
+            failures = self._retries[namespace, name].failures + 1 if (namespace, name) in self._retries else 1
+            wait_s = delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+            self._retries[namespace, name] = _Retry(failures, time.monotonic() + wait_s)
             unknown = Failure("SourceUnavailable", f"could not be read ({error}); trying again", terminal=False)
             return self._texts.get((namespace, name), unknown)
+        self._retries.pop((namespace, name), None)
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data
 
 
