@@ -33,7 +33,8 @@ class Cluster:
         self.ready: list[bool] = [True] * 8
         self.unheard_s = [0.0] * 8
         self.failures: dict[int, Failure] = {}  # of engines that cannot load their base
-        self.refused: set[tuple[int, str]] = set()  # adapters that an engine will not load
+        self.refused: set[tuple[int, str]] = set()  # adapters that an engine will not load, and why
+        self.refusal = GONE
         self.obeys = True
         self.busy = 0
         self.sizes: dict[str, Size] = {}
@@ -46,7 +47,7 @@ class Cluster:
                 self.held(ordinal),
                 ready=ordinal not in self.failures,
                 failure=self.failures.get(ordinal),
-                failures={adapter: GONE for refuser, adapter in self.refused if refuser == ordinal},
+                failures={adapter: self.refusal for refuser, adapter in self.refused if refuser == ordinal},
             )
             for ordinal in range(self.replicas)
             if self.ready[ordinal]

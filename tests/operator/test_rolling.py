@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_operator.planning.elastic import SHRINK_AFTER_S
+from mint_operator.planning.elastic import PATIENCE_S, SHRINK_AFTER_S
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Child, EnginePod
 from tests.operator.clusters import UNREACHABLE, Cluster, in_excess, newest, over_two, restarted, rolled
@@ -107,6 +107,43 @@ def test_a_rolling_update_does_not_wait_for_an_adapter_that_nobody_else_can_load
     cluster.refused = {(0, name) for name, homes in cluster.homes().items() if homes == ["smol-1"]}
     assert cluster.refused
     cluster.settings = ["old", "old"]
+    assert restarted(cluster) == [1, 0]
+
+
+def test_a_rolling_update_waits_a_while_for_adapters_that_cannot_be_loaded_elsewhere_for_now() -> None:
+    cluster = over_two()
+    [only] = [name for name, homes in cluster.homes().items() if homes == ["smol-1"]]
+    cluster.refused, cluster.refusal = {(0, only)}, UNREACHABLE
+    cluster.settings = ["old", "old"]
+    assert restarted(cluster) == []
+    cluster.step(-86_400.0)
+    cluster.step(PATIENCE_S - 1)
+    assert cluster.partition == 2, "the clock was put back, and the while with it"
+    cluster.step()
+    assert restarted(cluster) == [1, 0]
+
+
+def test_each_engine_of_a_rolling_update_waits_a_while_of_its_own() -> None:
+    cluster = over_two()
+    homes = {engine: name for name, [engine] in cluster.homes().items()}
+    cluster.refused, cluster.refusal = {(0, homes["smol-1"]), (1, homes["smol-0"])}, UNREACHABLE
+    cluster.settings = ["old", "old"]
+    cluster.step()
+    cluster.step(PATIENCE_S)
+    assert restarted(cluster) == [1]
+    assert restarted(cluster) == []
+    cluster.step(PATIENCE_S)
+    assert restarted(cluster) == [0]
+
+
+def test_a_rolling_update_waits_for_copies_that_are_on_their_way_however_long() -> None:
+    cluster = over_two()
+    cluster.obeys = False  # the new copies take their time
+    cluster.settings = ["old", "old"]
+    cluster.step()
+    cluster.step(10 * PATIENCE_S)
+    assert restarted(cluster) == []
+    cluster.obeys = True
     assert restarted(cluster) == [1, 0]
 
 

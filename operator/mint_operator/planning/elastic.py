@@ -18,13 +18,14 @@ from mint_operator.planning.engines import AWAY_GRACE_S, Engine
 from mint_operator.planning.sizes import Size
 
 SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before it scales down
+PATIENCE_S = 300.0  # an engine that is to start anew waits so long for copies that others fail to load for now
 
 
 class Fleet(msgspec.Struct, frozen=True):
     """`count` engines run, of which `leaving` (ordinals) are to go or to start anew, and `fewest` are to stay.
 
     `rolling`: which starts anew next; it leaves once all above it are back. `enough_since`: since when fewer would
-    do; None: as many are needed.
+    do; None: as many are needed. `rolling_since`: since when `rolling` leaves; None: it does not yet.
     """
 
     count: int
@@ -32,6 +33,7 @@ class Fleet(msgspec.Struct, frozen=True):
     leaving: frozenset[int] = frozenset()
     rolling: int | None = None
     enough_since: float | None = None
+    rolling_since: float | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -50,14 +52,23 @@ def fleet(
 ) -> Fleet:
     """The fleet that `needed` engines make of the `running` ones (0: none was ever made)."""
     rolling, leaving = _outdated(engines, settings)  # of all that run: those that may go soon still hold copies
+    began = _rolling_since(rolling, leaving, now, before)
     if running <= needed:
-        return Fleet(max(needed, 1), max(needed, 1), leaving, rolling)
+        return Fleet(max(needed, 1), max(needed, 1), leaving, rolling, rolling_since=began)
     last = before.enough_since if before is not None else None
     since = now if last is None else min(last, now)  # the clock may have been put back since
     makes_room = any(_is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
     if now - since < SHRINK_AFTER_S or makes_room:
-        return Fleet(running, running, leaving, rolling, since)
-    return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since)
+        return Fleet(running, running, leaving, rolling, since, began)
+    return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began)
+
+
+def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, before: Fleet | None) -> float | None:
+    """Since when the engine leaves that starts anew next."""
+    if rolling not in leaving:
+        return None
+    last = before.rolling_since if before is not None and before.rolling == rolling else None
+    return now if last is None else min(last, now)
 
 
 def enlarged(of: Fleet, placed: Placed, most: int) -> Fleet:
@@ -78,11 +89,12 @@ def _lacks_room(placed: Placed, name: str) -> bool:
     return Load().room(want.residency, task.sizes.get(name, Size(task.limits.max_rank)), task.limits)
 
 
-def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float]) -> Settled:
+def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], now: float) -> Settled:
     """How far the fleet may go now. `away_s` is how long each engine without a heartbeat has been without one.
 
     Neither count nor partition moves on before what the leaving engine holds is ready elsewhere; what fits nowhere
-    else, or cannot be had there, does not hold up a rolling update, which would never end.
+    else, or cannot be had there, does not hold up a rolling update, which would never end. Where it may still come,
+    and fails for now, it is waited for PATIENCE_S.
     """
     free = {engine.ordinal for engine in engines if not placed.given.get(engine.name)}
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
@@ -94,7 +106,8 @@ def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mappin
     said = f"{engines[of.rolling].name} starts anew"
     if of.rolling not in of.leaving:
         return Settled(count, of.rolling + 1, f"{said} next")
-    awaited = _awaited(of, engines[of.rolling], placed, engines, away_s)
+    patient = of.rolling_since is None or now - of.rolling_since < PATIENCE_S
+    awaited = _awaited(of, engines[of.rolling], placed, engines, away_s, patient=patient)
     if not awaited:
         return Settled(count, of.rolling, said)
     name = min(awaited)
@@ -103,9 +116,12 @@ def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mappin
 
 
 def _awaited(
-    of: Fleet, going: Engine, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float]
+    of: Fleet, going: Engine, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], *, patient: bool
 ) -> dict[str, str]:
-    """Adapters that would be missed if the engine went now, and where each is about to be ready."""
+    """Adapters that would be missed if the engine went now, and where each is about to be ready.
+
+    While `patient` those count that fail there for now.
+    """
     gone = {name for name, seconds in away_s.items() if seconds > AWAY_GRACE_S}
     if going.name in gone:
         return {}
@@ -116,7 +132,11 @@ def _awaited(
             continue
         want = placed.task.wants[name]
         for place in placed.records[name].places:
-            if place.engine in able and not _on(place, of.leaving) and _comes(able[place.engine], want):
+            if (
+                place.engine in able
+                and not _on(place, of.leaving)
+                and _comes(able[place.engine], want, patient=patient)
+            ):
                 found[name] = place.engine
     return found
 
@@ -127,14 +147,14 @@ def _may_answer(engine: Engine, name: str) -> bool:
     return not engine.alive or (engine.ready and held is not None and held.tier.warmth > 0)
 
 
-def _comes(engine: Engine, want: Want) -> bool:
-    """Whether an engine is still about to hold what is wanted: it does not yet, and has not refused it."""
+def _comes(engine: Engine, want: Want, *, patient: bool) -> bool:
+    """Whether an engine is still about to hold what is wanted: it does not yet, and has not refused it for good."""
     held = engine.held.get(want.adapter)
     if held is None or held.source != want.source:
         return True
     if engine.ready and held.tier.warmth >= want.residency.warmth:
         return False
-    return held.failure is None or not held.failure.terminal
+    return held.failure is None or (patient and not held.failure.terminal)
 
 
 def _on(place: Place, ordinals: frozenset[int]) -> bool:
