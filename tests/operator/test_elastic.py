@@ -2,11 +2,12 @@
 
 import pytest
 
+from mint_contracts.records import Failure
 from mint_contracts.resources import Residency
-from mint_operator.planning.elastic import SHRINK_AFTER_S
+from mint_operator.planning.elastic import PATIENCE_S, SHRINK_AFTER_S
 from mint_operator.planning.sizes import Size
-from tests.operator.clusters import Cluster
-from tests.operator.worlds import base, wave
+from tests.operator.clusters import GONE, UNREACHABLE, Cluster, newest, over_two
+from tests.operator.worlds import KEY, base, wave
 
 
 def test_engines_come_at_once_for_waves_and_for_traffic() -> None:
@@ -50,6 +51,61 @@ def test_an_engine_goes_only_after_a_while_and_once_its_copies_are_ready_elsewhe
     assert all(engines == ["smol-0"] for engines in cluster.homes().values())
     cluster.step()
     assert cluster.replicas == 1
+
+
+def shrinking(*, most: int) -> tuple[Cluster, str]:
+    """Two engines that may be `most` and need be one; and the adapter on the second, which the first has not got."""
+    cluster = over_two()
+    cluster.settings = [newest(cluster)] * 2
+    cluster.step()
+    [name] = [name for name, homes in cluster.homes().items() if homes == ["smol-1"]]
+    cluster.low, cluster.high = 1, most
+    return cluster, name
+
+
+@pytest.mark.parametrize(("why", "wait_s"), [(GONE, 0.0), (UNREACHABLE, PATIENCE_S)])
+def test_engines_beyond_the_most_that_there_may_be_go_although_an_adapter_cannot_be_loaded_elsewhere(
+    why: Failure, wait_s: float
+) -> None:
+    cluster, name = shrinking(most=1)
+    cluster.refused, cluster.refusal = {(0, name)}, why
+    cluster.step()
+    cluster.step(SHRINK_AFTER_S)
+    if wait_s:
+        cluster.step(wait_s - 1)
+        assert cluster.replicas == 2, "it may still come"
+    for _ in range(3):
+        cluster.step()
+    assert (cluster.replicas, cluster.homes()[name]) == (1, ["smol-0"])
+
+
+def test_engines_beyond_the_most_that_there_may_be_wait_for_copies_that_are_on_their_way() -> None:
+    cluster, name = shrinking(most=1)
+    cluster.obeys = False
+    cluster.step()
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S + PATIENCE_S)
+    assert cluster.replicas == 2
+    cluster.obeys = True
+    for _ in range(3):
+        cluster.step()
+    assert (cluster.replicas, cluster.homes()[name]) == (1, ["smol-0"])
+
+
+def test_an_engine_that_there_may_be_stays_for_an_adapter_that_cannot_be_loaded_elsewhere_and_the_base_says_so() -> (
+    None
+):
+    cluster, name = shrinking(most=2)
+    cluster.refused, cluster.refusal = {(0, name)}, GONE
+    cluster.step()
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S + PATIENCE_S)
+    assert (cluster.replicas, cluster.homes()[name]) == (2, ["smol-1", "smol-0"])
+    status = cluster.step().base_statuses[KEY]
+    [found] = [each for each in status.conditions if each.type == "Progressing"]
+    said = f"2 of 2 engines ready; smol-1 goes once {name} is ready on smol-0"
+    assert (found.status, found.reason, found.message) == ("True", "ScalingDown", said)
+    assert status.phase == "Ready"
 
 
 @pytest.mark.parametrize("residency", ["Host", "Disk"])

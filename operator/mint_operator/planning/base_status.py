@@ -23,6 +23,7 @@ class BaseFacts(msgspec.Struct, frozen=True):
     loading: LoadingStatus = LoadingStatus()
     redis_ok: bool = True
     rolling: str = ""  # which engine starts anew next, and what it waits for
+    shrinking: str = ""  # the same of the one that goes next
     refusal: Failure | None = None  # spec that cannot be used, or objects that the API server refused
 
 
@@ -115,11 +116,13 @@ def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
     said = f"{ready} of {desired} engines ready"
     if verdict.status == "Unknown" or facts.refusal is not None:
         return Finding("Progressing", "False", verdict.reason, said)
-    if ready == desired and not facts.rolling:
+    moving = [each for each in (facts.rolling, facts.shrinking) if each]
+    if ready == desired and not moving:
         return Finding("Progressing", "False", conditions.SETTLED, said)
-    said = f"{said}; {facts.rolling}" if facts.rolling else said
+    said = "; ".join([said, *moving])
     if ready == desired:
-        return Finding("Progressing", "True", conditions.ROLLING_UPDATE, said)
+        reason = conditions.ROLLING_UPDATE if facts.rolling else conditions.SCALING_DOWN
+        return Finding("Progressing", "True", reason, said)
     reason, terminal = _cause(facts)
     return Finding("Progressing", truth(not terminal), reason, _with_troubles(said, facts))
 

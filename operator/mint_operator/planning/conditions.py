@@ -53,6 +53,7 @@ BASE_LOADING = "BaseLoading"
 COMING_UP = {COPYING_BASE, BASE_LOADING}
 BASE_LOADED = "BaseLoaded"
 ROLLING_UPDATE = "RollingUpdate"
+SCALING_DOWN = "ScalingDown"
 APPLY_FAILED = "ApplyFailed"
 NO_LEADER_WORKER_SETS = "NoLeaderWorkerSets"
 # Both

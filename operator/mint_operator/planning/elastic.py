@@ -1,9 +1,10 @@
 """How many engines a base runs, and which of them are about to go: elasticity and rolling updates, without a gap.
 
 Pure. Engines are added at once when waves or traffic need them. They go, the highest first, only when fewer have been
-enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere: an engine that is
-to go is *leaving* until then, and is given nothing new. An engine whose pod is to start anew, because the base's
-revision or settings changed, leaves in the same way, one at a time, and comes back.
+enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere (or, of engines
+beyond the most that there may be, cannot be): an engine that is to go is *leaving* until then, and is given nothing
+new. An engine whose pod is to start anew, because the base's revision or settings changed, leaves in the same way,
+one at a time, and comes back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,12 +40,14 @@ class Fleet(msgspec.Struct, frozen=True):
 class Settled(msgspec.Struct, frozen=True):
     """How many engines to run now, and the partition of the rolling update: ordinals from there on start anew.
 
-    `rolling` says which does so next and what it waits for, for people; empty when none is to.
+    `rolling` says which does so next and what it waits for, for people; empty when none is to. `shrinking` says the
+    same of the next to go.
     """
 
     count: int
     partition: int = 0
     rolling: str = ""
+    shrinking: str = ""
 
 
 def fleet(
@@ -89,30 +92,76 @@ def _lacks_room(placed: Placed, name: str) -> bool:
     return Load().room(want.residency, task.sizes.get(name, Size(task.limits.max_rank)), task.limits)
 
 
-def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], now: float) -> Settled:
+def settled(
+    of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], most: int, now: float
+) -> Settled:
     """How far the fleet may go now. `away_s` is how long each engine without a heartbeat has been without one.
 
-    Neither count nor partition moves on before what the leaving engine holds is ready elsewhere; what fits nowhere
-    else, or cannot be had there, does not hold up a rolling update, which would never end. Where it may still come,
-    and fails for now, it is waited for PATIENCE_S.
+    Neither count nor partition moves on before what the leaving engine holds is ready elsewhere. What fits nowhere
+    else, or cannot be had there, does not hold up a rolling update, which would never end; nor, where it cannot be
+    had, engines beyond the `most` that there may be. Where it may still come, and fails for now, it is waited for
+    PATIENCE_S.
     """
-    free = {engine.ordinal for engine in engines if not placed.given.get(engine.name)}
+    count, shrinking = _count(of, placed, engines, most, now)
+    partition, rolling = _partition(of, placed, engines, away_s, now)
+    return Settled(count, partition, rolling, shrinking)
+
+
+def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now: float) -> tuple[int, str]:
+    """How many engines run on, and what the next to go waits for."""
+    by_name = {engine.name: engine for engine in engines}
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
-    count = of.count
-    while count > of.fewest and count - 1 in of.leaving & free and placed.pending <= going:
-        count -= 1
+    patient = of.enough_since is None or now - of.enough_since < SHRINK_AFTER_S + PATIENCE_S
+    for count in range(of.count, of.fewest, -1):
+        if count - 1 not in of.leaving or not placed.pending <= going:
+            return count, ""
+        last = engines[count - 1]
+        awaited = _clinging(of, last, placed, by_name)
+        if count > most:
+            wants = placed.task.wants
+            awaited = {
+                name: on
+                for name, on in awaited.items()
+                if on is None or _comes(by_name[on], wants[name], patient=patient)
+            }
+        if awaited or (count <= most and placed.given.get(last.name)):
+            return count, _once(f"{last.name} goes", awaited)
+    return of.fewest, ""
+
+
+def _clinging(of: Fleet, going: Engine, placed: Placed, engines: Mapping[str, Engine]) -> dict[str, str | None]:
+    """Adapters of an engine that is to go which are not ready elsewhere, and where they are to be; None: nowhere."""
+    found: dict[str, str | None] = {}
+    for name in placed.given.get(going.name, ()):
+        want = placed.task.wants[name]
+        staying = [place.engine for place in placed.records[name].places if not _on(place, of.leaving)]
+        lacking = [engine for engine in staying if not _has(engines[engine], want)]
+        if lacking or len(staying) < want.replicas:
+            found[name] = lacking[0] if lacking else None
+    return found
+
+
+def _partition(
+    of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], now: float
+) -> tuple[int, str]:
+    """The partition of the rolling update, and what the next to start anew waits for."""
     if of.rolling is None:
-        return Settled(count)
+        return 0, ""
     said = f"{engines[of.rolling].name} starts anew"
     if of.rolling not in of.leaving:
-        return Settled(count, of.rolling + 1, f"{said} next")
+        return of.rolling + 1, f"{said} next"
     patient = of.rolling_since is None or now - of.rolling_since < PATIENCE_S
     awaited = _awaited(of, engines[of.rolling], placed, engines, away_s, patient=patient)
+    return of.rolling + bool(awaited), _once(said, awaited)
+
+
+def _once(said: str, awaited: Mapping[str, str | None]) -> str:
+    """What is to happen, and after what."""
     if not awaited:
-        return Settled(count, of.rolling, said)
+        return said
     name = min(awaited)
     more = f", and {len(awaited) - 1} adapters more elsewhere" if len(awaited) > 1 else ""
-    return Settled(count, of.rolling + 1, f"{said} once {name} is ready on {awaited[name]}{more}")
+    return f"{said} once {name} is ready on {awaited[name] or 'another engine'}{more}"
 
 
 def _awaited(
@@ -147,14 +196,21 @@ def _may_answer(engine: Engine, name: str) -> bool:
     return not engine.alive or (engine.ready and held is not None and held.tier.warmth > 0)
 
 
-def _comes(engine: Engine, want: Want, *, patient: bool) -> bool:
-    """Whether an engine is still about to hold what is wanted: it does not yet, and has not refused it for good."""
+def _has(engine: Engine, want: Want) -> bool:
+    """Whether an engine answers for what is wanted, as warm as it is wanted."""
     held = engine.held.get(want.adapter)
     if held is None or held.source != want.source:
-        return True
-    if engine.ready and held.tier.warmth >= want.residency.warmth:
         return False
-    return held.failure is None or (patient and not held.failure.terminal)
+    return engine.ready and held.tier.warmth >= want.residency.warmth
+
+
+def _comes(engine: Engine, want: Want, *, patient: bool) -> bool:
+    """Whether an engine is still about to hold what is wanted: it does not yet, and has not refused it for good."""
+    if _has(engine, want):
+        return False
+    held = engine.held.get(want.adapter)
+    failure = None if held is None or held.source != want.source else held.failure
+    return failure is None or (patient and not failure.terminal)
 
 
 def _on(place: Place, ordinals: frozenset[int]) -> bool:
