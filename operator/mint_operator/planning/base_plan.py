@@ -27,6 +27,7 @@ from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.planning.mapdiff import Assigned, assignments, difference
 from mint_operator.planning.recall import placements_of
+from mint_operator.planning.repair import Repair, repair
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.statuses import Told, statuses
 from mint_operator.planning.wave_records import Recorded, wave_records
@@ -48,6 +49,7 @@ class Known(msgspec.Struct, frozen=True):
     record: BaseRecord
     fleet: Fleet
     backlogs: Backlogs
+    repair: Repair
     recorded: Recorded = Recorded()
     early: Ahead = {}
 
@@ -116,20 +118,19 @@ def plan_base(
     )
     status = base_status(base, facts, now)
     told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
-    assigned = _assigned(placed, before)
-    record = _record(base)
+    assigned, record = _assigned(placed, before), _record(base)
     recorded = wave_records(base, admission, over, before.recorded if before else Recorded())
     early = _early(admission, placed, before, known)
-    found = Known(admission, engines, placed, assigned, told, record, flock, left, recorded, early)
+    again = repair(base.meta.uid, now, before.repair if before else None, failed=key in snapshot.apply_failures)
+    found = Known(admission, engines, placed, assigned, told, record, flock, left, again, recorded, early)
+    without_map = BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
     if known is None or placed is None:
-        return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
+        return without_map
     names = placed.changed if placed.task.existing is known.state.placements else None
     wanted = merged(assigned, early)
     change = difference(known.state, record, placed.records, wanted, names, recorded.records)
     leases = decided(base, training, engines, told.statuses, snapshot.training.get(key, TrainKnown()), now)
-    return BasePlan(
-        status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
-    )
+    return msgspec.structs.replace(without_map, change=change, training=leases)
 
 
 def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:

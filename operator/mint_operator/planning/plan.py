@@ -79,8 +79,11 @@ def plan(
     forgets, clears, ends = _gone(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
     manifests += _secrets(snapshot, bases, parts)
+    repaired = {key for key, part in parts.items() if part.known.repair.now}
     return Plan(
-        manifests=tuple(manifest for manifest in manifests if _differs(manifest, snapshot)),
+        manifests=tuple(
+            each for each in manifests if _differs(each, snapshot) or not repaired.isdisjoint(each.bases)
+        ),
         changes=changes | clears,
         training=training | ends,
         forgets=forgets,
