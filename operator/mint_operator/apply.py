@@ -34,6 +34,7 @@ from mint_operator.planning.snapshot import Meta, ObservedBase, ObservedWave, Sn
 from mint_operator.pruning import CRDS_OUTDATED, Pruning
 
 AT_ONCE = 8
+HUNG_S = 5.0  # who takes so long to fail, as a webhook that runs into its time-out, would with the next object, too
 GONE = 404
 CONFLICT = 409
 REFUSED_EVERY_S = 30.0  # a status that the API server refused is sent again this often, or at once when it changes
@@ -52,6 +53,7 @@ class _Refused(msgspec.Struct):
     failure: Failure
     attempts: int
     retry_at: float
+    hung: bool  # it was no quick answer
 
 
 class _TurnedAway(msgspec.Struct, frozen=True):
@@ -88,7 +90,9 @@ class Applier:
         self._dirt = dirt
         self._feed = feed
         self.owes = False  # a write that failed, or that is held back, is still to be done
+        self.moved_at = time.monotonic()  # when a write last ended, well or badly
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self._objects_gate = asyncio.Semaphore(AT_ONCE)  # of their own: what hangs among them keeps nothing else
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # statuses of plans that said nothing new
@@ -100,7 +104,18 @@ class Applier:
         """Write the difference; returns how much of what was written, failures under "failed"."""
         counts: Counter[str] = Counter()
         self.owes = False
-        await self._manifests(plan, counts)
+        objects = asyncio.create_task(self._manifests(plan, counts))
+        try:
+            await self._told(plan, snapshot, counts)
+            await objects
+        finally:
+            objects.cancel()  # where the map has been taken over
+        self._prune(snapshot)
+        self.owes |= bool(counts["failed"] or self._refused)
+        return counts
+
+    async def _told(self, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
+        """The map, and then what statuses say of it."""
         await asyncio.gather(
             *[self._change(base, plan, snapshot, counts) for base in sorted({*plan.changes, *plan.training})],
             *[self._to_map(base, "forgets", partial(self._writer.forget, base), counts) for base in plan.forgets],
@@ -114,20 +129,26 @@ class Applier:
         statuses += [("AdapterWave", waves[key], status) for key, status in plan.wave_statuses.items()]
         new = [each for each in statuses if self._settled.get((each[0], each[1].meta.uid)) is not each[2]]
         await asyncio.gather(*[self._status(kind, of, status, counts) for kind, of, status in new])
-        self._prune(snapshot)
-        self.owes |= bool(counts["failed"] or self._refused)
-        return counts
 
     async def _manifests(self, plan: Plan, counts: Counter[str]) -> None:
+        """Objects of several namespaces at once, each apart from the others."""
+        wanted = {manifest.key for manifest in plan.manifests}
+        self._refused = {key: refused for key, refused in self._refused.items() if key in wanted}
+        namespaces: dict[str, list[Manifest]] = {}
+        for manifest in plan.manifests:
+            namespaces.setdefault(manifest.namespace, []).append(manifest)
+        await asyncio.gather(*[self._of_namespace(manifests, counts) for manifests in namespaces.values()])
+        failing = {manifest.key: manifest.bases for manifest in plan.manifests if manifest.key in self._refused}
+        self.failures = {base: self._refused[key].failure for key, bases in failing.items() for base in bases}
+
+    async def _of_namespace(self, manifests: list[Manifest], counts: Counter[str]) -> None:
         """Objects of several bases at once, those of one base in their order; a Secret comes before all.
 
         Engines whose Secret could not be written stay as they are: one that started anew with an old password would
         not do so again with the new one.
         """
-        wanted = {manifest.key for manifest in plan.manifests}
-        self._refused = {key: refused for key, refused in self._refused.items() if key in wanted}
         groups: dict[str, list[Manifest]] = {}
-        for manifest in plan.manifests:
+        for manifest in manifests:
             groups.setdefault("" if manifest.kind == "Secret" else manifest.bases[0], []).append(manifest)
         secrets = groups.pop("", [])
         await self._in_order(secrets, counts)
@@ -135,30 +156,32 @@ class Applier:
         for base in lacking & groups.keys():
             groups[base] = [manifest for manifest in groups[base] if manifest.kind not in WORKLOADS]
         await asyncio.gather(*[self._in_order(group, counts) for group in groups.values()])
-        failing = {manifest.key: manifest.bases for manifest in plan.manifests if manifest.key in self._refused}
-        self.failures = {base: self._refused[key].failure for key, bases in failing.items() for base in bases}
 
     async def _in_order(self, manifests: list[Manifest], counts: Counter[str]) -> None:
+        """One after another; behind one that hung none is tried, which would as well, before that one is again."""
         for manifest in manifests:
             last = self._refused.get(manifest.key)
-            if last is not None and last.digest == manifest.digest and time.monotonic() < last.retry_at:
-                continue
-            with about(of_manifest(manifest)):
-                await self._put(manifest, last, counts)
+            if last is None or last.digest != manifest.digest or time.monotonic() >= last.retry_at:
+                with about(of_manifest(manifest)):
+                    await self._put(manifest, last, counts)
+            refused = self._refused.get(manifest.key)
+            if refused is not None and refused.hung:
+                return
 
     async def _put(self, manifest: Manifest, last: _Refused | None, counts: Counter[str]) -> None:
-        try:
-            async with self._gate:
+        async with self._objects_gate:
+            began = time.monotonic()
+            try:
                 await self._apply_one(manifest)
-        except KubeError as error:
-            self._refuse(manifest, error, last)
-            self._count(counts, "manifests", failed=True)
-            log.warning("object not applied", error=str(error))
-        else:
-            self._refused.pop(manifest.key, None)
-            self._dirt.note(Part.WORKLOADS if manifest.kind in WORKLOADS else Part.CHILDREN)
-            self._count(counts, "manifests")
-            log.info("object applied")
+            except KubeError as error:
+                self._refuse(manifest, error, last, hung=not error.status or time.monotonic() - began >= HUNG_S)
+                self._count(counts, "manifests", failed=True)
+                log.warning("object not applied", error=str(error))
+            else:
+                self._refused.pop(manifest.key, None)
+                self._dirt.note(Part.WORKLOADS if manifest.kind in WORKLOADS else Part.CHILDREN)
+                self._count(counts, "manifests")
+                log.info("object applied")
 
     async def _apply_one(self, manifest: Manifest) -> None:
         live = await self._kube.get(manifest.kind, manifest.namespace, manifest.name)
@@ -168,11 +191,11 @@ class Applier:
             raise KubeError(what, CONFLICT, f"{what} {said}")
         await self._kube.apply(manifest.body)
 
-    def _refuse(self, manifest: Manifest, error: KubeError, last: _Refused | None) -> None:
+    def _refuse(self, manifest: Manifest, error: KubeError, last: _Refused | None, *, hung: bool) -> None:
         attempts = last.attempts + 1 if last is not None and last.digest == manifest.digest else 1
         failure = Failure(reason=APPLY_FAILED, message=error.message, terminal=error.refused)
         retry_at = time.monotonic() + delay_s(attempts, first_s=1.0, cap_s=60.0)
-        self._refused[manifest.key] = _Refused(manifest.digest, failure, attempts, retry_at)
+        self._refused[manifest.key] = _Refused(manifest.digest, failure, attempts, retry_at, hung)
         self._dirt.note(Part.WORKLOADS)
 
     async def _change(self, base: str, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
@@ -298,7 +321,7 @@ class Applier:
         self._settled = {key: status for key, status in self._settled.items() if key in alive}
         self._turned_away = {key: each for key, each in self._turned_away.items() if key in alive}
 
-    @staticmethod
-    def _count(counts: Counter[str], what: str, *, failed: bool = False) -> None:
+    def _count(self, counts: Counter[str], what: str, *, failed: bool = False) -> None:
+        self.moved_at = time.monotonic()
         counts["failed" if failed else what] += 1
         metrics.WRITES.labels(what, "failed" if failed else "done").inc()

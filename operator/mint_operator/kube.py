@@ -19,7 +19,7 @@ from mint_contracts.resources import GROUP, VERSION
 from mint_operator.planning import groups
 
 FIELD_MANAGER = "mint-operator"
-THREADS = 8
+THREADS = 16  # half of which objects take at most, however many of them hang (see apply.AT_ONCE)
 PAGE = 500
 TIMEOUT = urllib3.Timeout(connect=3.0, read=15.0)
 

@@ -37,7 +37,12 @@ class Loop:
         self._known: Mapping[str, Known] = {}
         self._defects: Mapping[str, Defect] = {}
         self._due: float | None = None  # from then on the last plan is not what would be planned now
-        self.last_pass = time.monotonic()  # when a pass last ended, well or badly
+        self._last_pass = time.monotonic()  # when a pass last ended, well or badly
+
+    @property
+    def moved_at(self) -> float:
+        """When the loop last got on, by the monotonic clock: a pass ended, or a write within one."""
+        return max(self._last_pass, self._applier.moved_at)
 
     async def run(self) -> None:
         """Passes for ever. Raises StaleEpoch when another operator writes the map; survives everything else."""
@@ -57,7 +62,7 @@ class Loop:
             else:
                 self._failures = 0
             garbage.collect()
-            self.last_pass = time.monotonic()
+            self._last_pass = time.monotonic()
             metrics.LAST_PASS.set_to_current_time()
 
     async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:

@@ -78,7 +78,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
         running.call_soon_threadsafe(broken.set)
 
     def progress() -> float | None:
-        return loops[0].last_pass if loops else None
+        return loops[0].moved_at if loops else None
 
     def begin() -> Watch:
         begun = Watch(dirt, feed, config.namespaces, config.liveness_at, progress, kopf_ended)

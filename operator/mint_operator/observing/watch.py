@@ -28,7 +28,7 @@ log = structlog.get_logger()
 class Watch:
     """Kopf's side of the operator.
 
-    The probe is answered at `liveness_at` (host:port). `progress` gives the monotonic time of the loop's last pass,
+    The probe is answered at `liveness_at` (host:port). `progress` gives the monotonic time when the loop last got on,
     None before it leads; `ended` is called, from kopf's thread, if kopf ends without having been told to.
     """
 
@@ -114,5 +114,5 @@ class Watch:
                 return "standing by"
             since = time.monotonic() - last
             if since > STALLED_S:
-                raise kopf.PermanentError(f"the loop has not ended a pass for {since:.0f} s")
-            return f"last pass {since:.1f} s ago"
+                raise kopf.PermanentError(f"the loop has not got on for {since:.0f} s")
+            return f"got on {since:.1f} s ago"

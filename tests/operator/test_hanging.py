@@ -1,0 +1,97 @@
+"""What hangs for the objects of one base, as a webhook of its namespace may, holds up nothing else."""
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+
+from mint_contracts.errors import StaleEpoch
+from mint_contracts.map_reader import MapReader
+from mint_operator import apply
+from mint_operator.kube import KubeError
+from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
+
+HUNG = base_model() | {"metadata": {"name": "hung"}}
+ALL = ["ServiceAccount", "Service", "NetworkPolicy", "PodDisruptionBudget", "StatefulSet"]
+
+
+class Webhook:
+    """Fails for whatever is applied for the base `hung`: with `status`, and once `answers` is set."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.status, self.answers, self.asked = 0, asyncio.Event(), list[str]()
+        self._apply = stage.kube.apply
+        monkeypatch.setattr(stage.kube, "apply", self._applied)
+
+    async def _applied(self, body: Mapping[str, Any]) -> None:
+        if not body["metadata"]["name"].startswith("hung"):
+            return await self._apply(body)
+        self.asked.append(body["kind"])
+        await self.answers.wait()
+        raise KubeError("PATCH", self.status, "failed calling webhook")
+
+
+@pytest.fixture
+async def webhook(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Webhook:
+    monkeypatch.setattr(apply, "delay_s", lambda *_, **__: 1e6)  # nothing is tried again within a test
+    return Webhook(stage, monkeypatch)
+
+
+async def test_other_objects_the_map_and_statuses_are_written_meanwhile(stage: Stage, webhook: Webhook) -> None:
+    stage.apply(HUNG, base_model(), adapter_wave("demo", ADAPTERS))
+    began = stage.loop.moved_at
+    one_pass = asyncio.create_task(stage.once())
+    await until("engines of the other base", partial(stage.get, "StatefulSet", "smol"))
+
+    async def told() -> bool:
+        status = await stage.status("AdapterWave", "demo")
+        return status.get("phase") == "Placing" and (await stage.status("BaseModel", "hung")) != {}
+
+    await until("statuses", told)
+    assert sorted(await MapReader(stage.redis).placements(stage.base)) == ADAPTERS
+    assert webhook.asked == ALL[:1]
+    assert not one_pass.done()
+    assert stage.loop.moved_at > began, "which the liveness probe is told"
+    webhook.answers.set()
+    assert (await one_pass)["failed"] == 1
+
+
+async def test_behind_an_object_that_hung_the_base_has_none_tried_before_that_one_is_again(
+    stage: Stage, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhook.answers.set()
+    stage.apply(HUNG)
+    for _ in range(2):
+        await stage.once()
+    assert webhook.asked == ALL[:1]
+    assert (await stage.condition("BaseModel", "hung"))["reason"] == "ApplyFailed"
+    stage.apply(base_model(slots=4) | {"metadata": {"name": "hung"}})
+    await stage.once()
+    assert webhook.asked == ALL[:1], "what hung is as it was"
+    monkeypatch.setattr(apply, "delay_s", lambda *_, **__: 0.0)
+    stage.operator(2)
+    for count in (2, 3):
+        await stage.once()
+        assert webhook.asked == ALL[:1] * count
+
+
+@pytest.mark.parametrize(("slow_s", "asked"), [(600.0, ALL), (0.0, ALL[:1])])
+async def test_what_is_refused_at_once_keeps_nothing_from_being_tried_and_what_runs_into_a_time_out_does(
+    stage: Stage, webhook: Webhook, monkeypatch: pytest.MonkeyPatch, slow_s: float, asked: list[str]
+) -> None:
+    monkeypatch.setattr(apply, "HUNG_S", slow_s)
+    webhook.status = 500
+    webhook.answers.set()
+    stage.apply(HUNG)
+    await stage.once()
+    assert webhook.asked == asked
+
+
+async def test_an_operator_that_was_overtaken_ends_although_an_object_hangs(stage: Stage, webhook: Webhook) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.operator(7).once()
+    stage.apply(HUNG, adapter_wave("later", ["demo/new"]))
+    with pytest.raises(StaleEpoch):
+        await stage.operator(6).once()
