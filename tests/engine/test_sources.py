@@ -17,6 +17,7 @@ from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.headway import Headway
+from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
@@ -150,6 +151,31 @@ def test_links_out_of_a_claim_are_refused(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
     with pytest.raises(errors.SourceForbidden, match="symbolic link"):
         loader(tmp_path).load(Source(f"pvc://mine/{name}"))
+
+
+@pytest.mark.parametrize("scheme", ["pvc", "file"])
+def test_a_folder_that_becomes_a_link_while_a_file_is_opened_leads_nowhere(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    claims, resolve = tmp_path / "claims", LocalFolder.resolve
+    mine, theirs = claims / "mine" / "x", claims / "theirs" / "private"
+    peft_adapter(mine)
+    shutil.copytree(mine, theirs)
+    monkeypatch.setenv("MINT_PVC_ROOT", str(claims))
+    folder = folder_of(Source("pvc://mine/x" if scheme == "pvc" else f"file://{mine}"))
+
+    def exchange(self: LocalFolder, name: str) -> Path:
+        found = resolve(self, name)
+        mine.rename(claims / "mine" / "before")
+        mine.symlink_to(theirs)
+        return found
+
+    with monkeypatch.context() as raced:
+        raced.setattr(LocalFolder, "resolve", exchange)
+        with pytest.raises(errors.SourceUnavailable, match="moved"), folder.open(WEIGHTS):
+            pass
+    with pytest.raises(errors.SourceForbidden, match="symbolic link"), folder.open(WEIGHTS):
+        pass
 
 
 def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def without_ggufs(names: Collection[str]) -> list[str]:
 
 
 def _in_place(source: Source, single: str) -> Path:
+    """Where a base lies. Links are looked at once, and files opened by name later: its operator answers for them."""
     path, fence = local_path(locate(source))
     folder = LocalFolder(path.parent if single else path, subject_of(source), fence=fence)
     names = folder.files()

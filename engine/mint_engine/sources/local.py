@@ -84,6 +84,9 @@ class LocalFolder:
         with os_errors(self.subject):
             descriptor = os.open(self.resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
+                # A folder on its path may have become a link since: what counts is where that which was opened lies.
+                if not Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(self._fence):
+                    raise SourceUnavailable(self.subject, f"moved {name} while it was opened; retrying")
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise SourceForbidden(self.subject, f"{name} is not a regular file")
                 yield file
