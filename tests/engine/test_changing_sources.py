@@ -14,7 +14,7 @@ from mint_contracts.records import Tier
 from mint_contracts.source import Source, child
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from tests.engine.made import edit_config, read_tiny
-from tests.engine.tiers import NAMES, Scene, once, wanted
+from tests.engine.tiers import NAMES, Scene, loader, once, wanted
 from tests.waiting import until
 
 NAME, OTHER = NAMES[0], NAMES[1]
@@ -26,6 +26,18 @@ def change(store: Path, name: str, like: str) -> str:
     for file in (WEIGHTS, CONFIG):
         shutil.copy(store / like / file, store / name / f".{file}")
         os.replace(store / name / f".{file}", store / name / file)
+    return read_tiny(store / name).revision
+
+
+def overwrite(store: Path, name: str, like: str) -> str:
+    """Let the same files hold what another's do, with sizes and times as they were; the revision that it now is."""
+    for file in (CONFIG, WEIGHTS):
+        path, content = store / name / file, (store / like / file).read_bytes()
+        before = path.stat()
+        assert before.st_size == len(content)
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # clocks of filesystems are coarse
+            path.write_bytes(content)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     return read_tiny(store / name).revision
 
 
@@ -58,6 +70,23 @@ async def test_a_wave_gets_the_new_state_in_the_tier_that_it_wants(
     )
     assert await once(here, NAME) == new
     await until(lambda: len(here.residency.books.copies) == 1)
+
+
+async def test_files_overwritten_in_place_are_seen_though_sizes_and_times_are_as_before(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(**OFTEN)
+    old = await once(here, OTHER)
+    new = overwrite(store, OTHER, like=NAMES[2])
+    assert new != old
+    await answers(here, OTHER, new)
+
+
+def test_files_overwritten_while_no_engine_ran_are_read_anew(store: Path, tmp_path: Path) -> None:
+    source = wanted(store, OTHER)[0].source
+    old = loader(tmp_path).load(source).revision
+    new = overwrite(store, OTHER, like=NAMES[2])
+    assert old != new == loader(tmp_path).load(source).revision
 
 
 @pytest.mark.parametrize("place", ["store", "catalog"])

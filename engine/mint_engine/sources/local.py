@@ -18,11 +18,13 @@ def is_local(source: Source) -> bool:
     return source.uri.partition(":")[0].lower() in LOCAL
 
 
-FileState = tuple[str, int, int, int]  # a name, its bytes, time of change and inode
+# A name, its bytes, times and inode. Programs that copy set the first time to what they copied has, of other content
+# too; the second is that of any change, which none can set.
+FileState = tuple[str, int, int, int, int]
 
 
 def _state(name: str, about: os.stat_result) -> FileState:
-    return name, about.st_size, about.st_mtime_ns, about.st_ino
+    return name, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
 def state_of(location: Location, names: Sequence[str], subject: str) -> list[FileState]:
