@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.source import Source
 from mint_engine.adapters import mapped
+from mint_engine.adapters.check import Fit
 from mint_engine.adapters.file_identity import Identity, identity_of
 from mint_engine.adapters.packed import Header, bytes_of, fingerprint
 from mint_engine.adapters.packed_file import head_of
@@ -26,7 +27,16 @@ from mint_engine.residency.loading import Loader
 from mint_engine.sources.copying import folder_name
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.local import LocalFolder
-from tests.engine.made import edit_config, edit_tensors, lora_names, packed_source, peft_adapter, read_tiny, tiny_fit
+from tests.engine.made import (
+    BASE_NAME,
+    edit_config,
+    edit_tensors,
+    lora_names,
+    packed_source,
+    peft_adapter,
+    read_tiny,
+    tiny_fit,
+)
 from tests.engine.tiers import loader
 
 
@@ -65,6 +75,24 @@ def test_a_restart_finds_what_was_packed_and_another_base_does_not(tmp_path: Pat
         == read_adapter(LocalFolder(tmp_path / "a", "a"), tiny_fit(), torch.bfloat16).revision
     )
     assert not only.exists()
+
+
+@pytest.mark.parametrize(
+    ("fit", "told"),
+    [(tiny_fit(base_names=("acme/other",)), errors.WrongBase), (tiny_fit(max_rank=2), errors.RankTooLarge)],
+)
+def test_what_was_packed_is_held_to_what_the_base_takes_since_a_restart(
+    fit: Fit, told: type[errors.MintError], tmp_path: Path
+) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    loader(tmp_path).load(source)
+    narrowed = Loader(DiskTier(tmp_path / "disk", 1 << 20), fit, torch.float32)
+    for bring in (narrowed.held, narrowed.load):
+        with pytest.raises(told):
+            bring(source)
+    named = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(base_names=(BASE_NAME,)), torch.float32)
+    assert named.load(source).rank == 4
 
 
 def test_what_versions_before_format_2_have_packed_is_not_fetched_anew(tmp_path: Path) -> None:

@@ -60,6 +60,16 @@ class Part:
 
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
     """What the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
+    check_admitted(config, fit, subject)
+    unknown = _unknown_targets(config.targets or (), fit)
+    known = {name for path, module in fit.modules.items() for name in endings(module.part_of or weight_of(path))}
+    unknown += [name for name in config.parameters if name not in known]
+    if unknown:
+        raise UnknownTargetModules(subject, _unknown(unknown, fit))
+
+
+def check_admitted(config: LoraConfig, fit: Fit, subject: str) -> None:
+    """What may differ between engines of the same modules. Raises WrongBase or RankTooLarge."""
     if fit.base_names and config.base_name not in fit.base_names:
         accepted = ", ".join(fit.base_names)
         raise WrongBase(subject, f"was trained on {config.base_name[:200]!r}; this base model takes {accepted}")
@@ -67,11 +77,6 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
         raise RankTooLarge(
             subject, f"has rank {config.largest_rank}; the base model takes up to {fit.max_rank} (adapters.maxRank)"
         )
-    unknown = _unknown_targets(config.targets or (), fit)
-    known = {name for path, module in fit.modules.items() for name in endings(module.part_of or weight_of(path))}
-    unknown += [name for name in config.parameters if name not in known]
-    if unknown:
-        raise UnknownTargetModules(subject, _unknown(unknown, fit))
 
 
 def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) -> tuple[Part, ...]:

@@ -14,8 +14,8 @@ import torch
 from mint_contracts.errors import CorruptFile, MintError, Overloaded, SourceUnavailable
 from mint_contracts.source import Source, locate
 from mint_contracts.storage_errors import disk_full
-from mint_engine.adapters import packed_file
-from mint_engine.adapters.check import Fit, check_packed
+from mint_engine.adapters import packed_file, peft_config
+from mint_engine.adapters.check import Fit, check_admitted, check_packed
 from mint_engine.adapters.mapped import LOST, Opener
 from mint_engine.adapters.packed import Header, Packed, fingerprint
 from mint_engine.adapters.relay import relay
@@ -129,6 +129,8 @@ class Loader:
         if packed.file is not None:
             self.disk.mapped(source, packed.file)
         if packed.header not in self._fitting:
+            # It may have been packed under other settings, before a restart.
+            check_admitted(peft_config.parse(packed.header.config, subject), self._fit, subject)
             check_packed(packed.header, self._fit, subject)
             self._fitting.add(packed.header)
         return packed
