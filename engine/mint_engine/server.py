@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,7 +69,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self._settings = settings
         self.engine = engine
         self._unread = room(f"engine {engine}")
-        self._lives: set[asyncio.Task[None]] = set()
+        self._taken: set[asyncio.Future[None]] = set()  # requests that are being read, and their lives after that
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
 
@@ -80,9 +80,11 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
 
     async def finish(self, timeout_s: float) -> bool:
         """Wait until every request that was taken has ended; False when the time is up."""
-        if self._lives:
-            await asyncio.wait(self._lives, timeout=timeout_s)
-        return not self._lives
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._taken:
+                    await asyncio.wait(set(self._taken))
+        return not self._taken
 
     async def Generate(  # noqa: N802 - the name is the proto's
         self, request: sampling_pb2.GenerateRequest, context: _Context
@@ -92,11 +94,12 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         life: asyncio.Task[None] | None = None
         try:
             parts = self._open()
-            asked = await self._read(request, parts)
+            with self._reading():
+                asked = await self._read(request, parts)
             with closing(Inbox(self._unread.part(OWN_UNREAD * asked.sampling.n))) as inbox:
                 life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
-                self._lives.add(life)
-                life.add_done_callback(self._lives.discard)
+                self._taken.add(life)
+                life.add_done_callback(self._taken.discard)
                 first, ended = True, 0
                 async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
                     kind = event.WhichOneof("event")
@@ -176,6 +179,17 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if self.parts is None:
             raise EngineUnavailable(subject, "is still loading its base model", retry_after_s=_LOADING_RETRY_S)
         return self.parts
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around what comes between a request's being taken and its life, without a pause before that."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._taken.add(ended)
+        try:
+            yield
+        finally:
+            self._taken.discard(ended)
+            ended.set_result(None)
 
     async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts) -> Asked:
         if request.base_model not in {"", self._settings.base_model}:
