@@ -28,6 +28,7 @@ from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.offsets import prompt_offsets
 from mint_engine.requests.parameters import check_prompt_logprobs, read_sampling
 from mint_engine.requests.prompts import read_form, read_prompt
+from mint_engine.requests.reading import Reading
 from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
@@ -68,6 +69,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     def __init__(self, settings: EngineSettings, engine: str) -> None:
         self._settings = settings
         self.engine = engine
+        self._prompts = Reading(f"engine {engine}")
         self._unread = room(f"engine {engine}")
         self._taken: set[asyncio.Future[None]] = set()  # requests that are being read, and their lives after that
         self.parts: Parts | None = None  # None until the base is loaded
@@ -206,8 +208,10 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if request.sampling.routes:
             routed.check_told(parts.routes, kept=self._settings.training_store is not None)
         parts.stepper.check_room(adapter, wanted.n)
-        prompt = await asyncio.to_thread(read_prompt, request, parts.base.tokenizer, vocabulary, parts.context_length)
-        sampling = read_sampling(request.sampling, parts.context_length - len(prompt), vocabulary)
+        tokenizer, context_length = parts.base.tokenizer, parts.context_length
+        nbytes = 0 if request.HasField("tokens") else request.ByteSize()
+        prompt = await self._prompts.run(nbytes, read_prompt, request, tokenizer, vocabulary, context_length)
+        sampling = read_sampling(request.sampling, context_length - len(prompt), vocabulary)
         check_prompt_logprobs(len(prompt), sampling)
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
@@ -215,8 +219,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
-            offsets = await asyncio.to_thread(prompt_offsets, request, prompt, parts.base.tokenizer, parts.spelling)
+            offsets = await self._prompts.run(nbytes, prompt_offsets, request, prompt, tokenizer, parts.spelling)
         name, told = request.request_id or uuid.uuid4().hex, request.sampling
-        calls = read_form(request.chat, parts.base.tokenizer)
+        calls = read_form(request.chat, tokenizer)
         salt = request.cache_salt
         return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar, calls, salt)

@@ -8,12 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest, PromptTooLong
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
+from mint_engine.requests.length import check_characters, check_tokens, is_doubtful
 from mint_engine.requests.tools import check_template, form_of, names, read_call, read_tools
 from mint_engine.requests.variables import read_variables
-
-# No tokenizer packs more characters than this into a token on average; what is longer need not be tokenized to be
-# refused. (The longest tokens of common vocabularies are runs of 128 spaces.)
-_MOST_CHARACTERS_A_TOKEN = 128
 
 
 def read_prompt(
@@ -26,7 +23,8 @@ def read_prompt(
     """
     kind = request.WhichOneof("prompt")
     if kind == "text":
-        _check_length(len(request.text), context_length)
+        check_characters(len(request.text), context_length)
+        check_tokens(request.text, tokenizer, context_length)
         tokens = list(tokenizer.encode(request.text))
     elif kind == "chat":
         tokens = _render(request.chat, tokenizer, context_length)
@@ -66,7 +64,8 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         raise PromptTooLong(
             "prompt.chat", f"has {count} messages and calls, more than a context of {context_length} tokens holds"
         )
-    _check_length(_written(chat), context_length)
+    written = _written(chat)
+    check_characters(written, context_length)
     tools = read_tools(chat.tools)
     messages = [_message(message, f"prompt.chat.messages[{at}]") for at, message in enumerate(chat.messages)]
     try:
@@ -74,6 +73,12 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         check_template(template, chat, tokenizer.all_special_tokens, tools=bool(tools))
         _check_names([*tools, *_arguments(messages)], tokenizer, template)
         variables = read_variables(chat.template_variables, template, tokenizer.special_tokens_map)
+        if is_doubtful(written, context_length):
+            # As the template writes it, which may leave parts of a chat out.
+            plain: Any = tokenizer.apply_chat_template(
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=True, **variables
+            )
+            check_tokens(plain, tokenizer, context_length)
         # Control tokens written in a message's text stay text: no user can forge another speaker's turn.
         rendered: Any = tokenizer.apply_chat_template(
             messages,
@@ -123,10 +128,3 @@ def _check_names(values: list[Any], tokenizer: PreTrainedTokenizerBase, template
             raise InvalidRequest(
                 "prompt.chat", f"has the control token {token.content[:100]!r} in a name within JSON"
             )
-
-
-def _check_length(characters: int, context_length: int) -> None:
-    if characters > context_length * _MOST_CHARACTERS_A_TOKEN:
-        raise PromptTooLong(
-            "prompt", f"has {characters} characters, far more than a context of {context_length} tokens holds"
-        )

@@ -1,0 +1,162 @@
+"""What is far too long for the context costs little before it is refused, and long prompts cost little together."""
+
+import asyncio
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mint_contracts.errors import Overloaded, PromptTooLong
+from mint_contracts.room import OWN_BYTES
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
+from mint_engine import server
+from mint_engine.requests import length, reading
+from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.reading import LONG_AT_ONCE, Reading
+from tests.engine.running import CONTEXT, ask, running
+from tests.engine.steps import refusal
+from tests.waiting import until
+
+RULE = "=" * 100  # one token, as long as tokens are
+LONG, SHORT = OWN_BYTES + 1, OWN_BYTES
+
+
+class Counting:
+    """A tokenizer that knows how many characters it was given."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._encode, self.given = tokenizer.encode, 0
+        tokenizer.encode = self
+
+    def __call__(self, text: str, **options: Any) -> list[int]:
+        self.given += len(text)
+        tokens: list[int] = self._encode(text, **options)
+        return tokens
+
+
+@pytest.fixture
+def tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
+    found.add_tokens([RULE])
+    found.chat_template = "{% for m in messages %}{{ m.content.split('</think>') | last }}{% endfor %}"
+    return found
+
+
+def asking(kind: str, text: str) -> GenerateRequest:
+    chat = Chat(messages=[Message(role="user", content=text)])
+    return GenerateRequest(text=text) if kind == "text" else GenerateRequest(chat=chat)
+
+
+def read(kind: str, text: str, tokenizer: PreTrainedTokenizerBase, context: int = CONTEXT) -> list[int]:
+    return list(read_prompt(asking(kind, text), tokenizer, len(tokenizer), context))
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_what_is_far_too_long_is_refused_by_its_beginning(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "".join(random.Random(1).choices("0123456789", k=100 * CONTEXT))
+    counting = Counting(tokenizer)
+    with pytest.raises(PromptTooLong, match=f"at least .* tokens in the first .* of its {len(text)} characters"):
+        read(kind, text, tokenizer)
+    assert 0 < counting.given < len(text) / 10
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_a_beginning_that_fits_hides_nothing(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    counting = Counting(tokenizer)
+    text = RULE * (CONTEXT // 2) + "".join(random.Random(1).choices("0123456789", k=70 * CONTEXT))
+    with pytest.raises(PromptTooLong, match="at least"):
+        read(kind, text, tokenizer)
+    assert 50 * CONTEXT < counting.given < len(text) * 3 / 4
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+@pytest.mark.parametrize("before", range(0, 100, 7))
+def test_what_fits_is_read_wherever_it_is_cut(kind: str, before: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "1" * before + RULE * (CONTEXT - 1 - before)
+    assert length.is_doubtful(len(text), CONTEXT)
+    rule = tokenizer.convert_tokens_to_ids(RULE)
+    assert read(kind, text, tokenizer)[before:] == [rule] * (CONTEXT - 1 - before)
+    with pytest.raises(PromptTooLong, match=f"has {CONTEXT} tokens"):
+        read(kind, text + RULE, tokenizer)
+
+
+def test_of_a_chat_counts_what_the_template_writes(tokenizer: PreTrainedTokenizerBase) -> None:
+    thoughts = "0123456789" * (10 * CONTEXT)
+    assert read("chat", f"{thoughts}</think>dog", tokenizer) == read("text", "dog", tokenizer)
+
+
+def test_a_long_context_is_counted_in_pieces_of_no_more_memory(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(length, "_PIECE", 2000)
+    counting, digits = Counting(tokenizer), "0123456789" * 1000
+    with pytest.raises(PromptTooLong, match="at least"):
+        read("text", digits, tokenizer, context=3000)
+    assert counting.given <= 6000
+
+
+class Works:
+    """Readings that go on until they are let."""
+
+    def __init__(self) -> None:
+        self.running, self.let = 0, threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> int:
+        with self._lock:
+            self.running += 1
+        assert self.let.wait(60)
+        return self.running
+
+
+async def test_long_prompts_are_read_few_at_a_time_and_short_ones_wait_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 8)
+    prompts, works = Reading("engine"), Works()
+    begun = [asyncio.create_task(prompts.run(LONG, works)) for _ in range(8)]
+    await until(lambda: works.running == LONG_AT_ONCE)
+    assert await prompts.run(SHORT, lambda: "short") == "short"
+    with pytest.raises(Overloaded) as caught:
+        await prompts.run(LONG, works)
+    assert caught.value.retry_after_s
+    assert works.running == LONG_AT_ONCE
+    works.let.set()
+    await asyncio.gather(*begun)
+    assert await prompts.run(LONG, lambda: "long") == "long", "there is room again"
+
+
+async def test_one_that_is_longer_than_all_that_may_wait_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 2 * OWN_BYTES)
+    prompts, works = Reading("engine"), Works()
+    huge = asyncio.create_task(prompts.run(100 * OWN_BYTES, works))
+    await until(lambda: works.running)
+    with pytest.raises(Overloaded):
+        await prompts.run(100 * OWN_BYTES, works)
+    works.let.set()
+    await huge
+
+
+async def test_a_client_is_told_to_come_back_where_long_prompts_wait(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", OWN_BYTES)
+    works = Works()
+
+    def read_late(*given: Any) -> tuple[int, ...]:
+        if len(given[0].text) > SHORT:
+            works()
+        return read_prompt(*given)
+
+    monkeypatch.setattr(server, "read_prompt", read_late)
+    many = GenerateRequest(text="dog " * (OWN_BYTES // 2), sampling=SamplingParams(max_tokens=1))
+    async with running(base) as engine:
+        first = asyncio.create_task(refusal(engine, many))
+        await until(lambda: works.running)
+        assert isinstance(await refusal(engine, many), Overloaded)
+        assert (await ask(engine, "dog", max_tokens=1)).tokens
+        works.let.set()
+        assert isinstance(await first, PromptTooLong)
