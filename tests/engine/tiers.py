@@ -62,8 +62,8 @@ class CountingLoader(Loader):
         self.gate = threading.Event()
         self.gate.set()
 
-    def held(self, source: Source) -> Packed | None:
-        found = super().held(source)
+    def held(self, source: Source, state: str | None) -> Packed | None:
+        found = super().held(source, state)
         if found is not None:  # or else `load` comes next
             self.fetches.append(source.uri)
             assert self.gate.wait(60)

@@ -11,7 +11,6 @@ import structlog
 
 from mint_contracts.errors import CapacityExceeded, Internal, MintError, Overloaded
 from mint_contracts.records import Tier
-from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.model.device import compute_alone
 from mint_engine.residency import metrics
@@ -20,6 +19,7 @@ from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.looks import Looks
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.reading import LostBlock, read
 from mint_engine.residency.remapping import HUGE
@@ -67,6 +67,7 @@ class Climber:
         memory: SlotMemory,
         loader: Loader,
         readers: Readers,
+        looks: Looks,
         on_aside: Callable[[], None],
         follows: Callable[[], bool],
     ) -> None:
@@ -76,7 +77,7 @@ class Climber:
         """
         self._on_aside, self._follows = on_aside, follows
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
-        self._readers = readers
+        self._readers, self._looks = readers, looks
         self._copying = ThreadPoolExecutor(COPY_THREADS, "copy", initializer=compute_alone)
         # A device of its own has its own time, and what copies to it wants to keep up with it.
         self._gentle = Gentle(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
@@ -156,20 +157,13 @@ class Climber:
 
     async def _read(self, copy: Copy) -> Packed:
         """The packed adapter by way of the disk tier; notes what its source was before it was read."""
-        source, seen = copy.source, list[str | None]()
-
-        def look(bring: Callable[[Source], T]) -> T:
-            seen.append(self._loader.state(source))
-            return bring(source)
-
-        try:
-            if self._books.disk.holds(source):
-                packed = await self._copy(lambda: look(self._loader.held))
-                if packed is not None:
-                    return packed
-            return await self._readers.run(source, lambda: look(self._loader.load), awaited=copy.users > 0)
-        finally:
-            copy.state = seen[-1] if seen else copy.state
+        source = copy.source
+        state = copy.state = await self._looks.state(source)
+        if self._books.disk.holds(source):
+            packed = await self._copy(lambda: self._loader.held(source, state))
+            if packed is not None:
+                return packed
+        return await self._readers.run(source, lambda: self._loader.load(source), awaited=copy.users > 0)
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:
         """Put an adapter into the host tier where it fits."""
@@ -270,7 +264,7 @@ class Climber:
             yield
         except LostBlock:
             self._books.host.drop(copy.key)
-            await self._copy(lambda: self._loader.lost(copy.source, packed))
+            await self._readers.run(copy.source, lambda: self._loader.lost(copy.source, packed), awaited=True)
             raise
 
     @contextmanager

@@ -15,6 +15,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.records import Assignment, Held, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.looks import Looks
 from mint_engine.residency.readers import Readers
 
 RETRY_S = 60.0  # after a failure, or for want of room
@@ -26,9 +27,15 @@ class Early:
     """`idle` says whether nothing loads; `on_change` hears of everything that has come. Belongs to the event loop."""
 
     def __init__(
-        self, loader: Loader, readers: Readers, idle: Callable[[], bool], on_change: Callable[[], None]
+        self,
+        loader: Loader,
+        readers: Readers,
+        looks: Looks,
+        idle: Callable[[], bool],
+        on_change: Callable[[], None],
     ) -> None:
-        self._loader, self._readers, self._idle, self._on_change = loader, readers, idle, on_change
+        self._loader, self._readers, self._looks = loader, readers, looks
+        self._idle, self._on_change = idle, on_change
         self._wanted: dict[str, Assignment] = {}
         self._come: dict[str, Held] = {}
         self._retry_at: dict[Source, float] = {}
@@ -88,6 +95,7 @@ class Early:
                 return packed.revision, packed.rank, packed.nbytes
 
         try:
+            await self._looks.state(want.source)  # which may be silent
             revision, rank, nbytes = await self._readers.run(want.source, load, awaited=False)
         except MintError as error:
             log.info("not_brought_early", adapter=want.adapter, source=want.source.uri, reason=error.reason)

@@ -52,12 +52,13 @@ class Loader:
         self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
         self._guard = threading.Lock()
 
-    def held(self, source: Source) -> Packed | None:
-        """The packed adapter of a source from the disk tier; None where that has it not, or not as it is now.
+    def held(self, source: Source, state: str | None) -> Packed | None:
+        """The packed adapter of a source in that state from the disk tier; None where that has it not, or not so.
 
-        Call inside `disk.using(source)`; computes little, and waits for no other load. Raises what `load` does.
+        Call inside `disk.using(source)`; computes little, and waits for nothing but this machine's disk. Raises what
+        `load` does.
         """
-        path = self.disk.get(source, self._identity(source))
+        path = self.disk.get(source, self._told(None) if state is None else state)
         try:
             return None if path is None else self._open(path, source)
         except (CorruptFile, _Lost):  # which `load` sees to

@@ -29,6 +29,7 @@ from mint_engine.residency.holding import AdapterStatus, Held, Tenant
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.looks import Looks
 from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.rounds import ROUND_S, Rounds
@@ -80,16 +81,27 @@ class Residency:
         self.books = Books(host, loader.disk, store, requests_waiting)
         loader.disk.sheds = host.shed
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._readers = Readers(workers, remote_workers)
+        self._readers, self._looks = Readers(workers, remote_workers), Looks(loader)
         self._climber = Climber(
-            self.books, self.slots, memory, loader, self._readers, lambda: self.on_aside(), lambda: self.follows()
+            self.books,
+            self.slots,
+            memory,
+            loader,
+            self._readers,
+            self._looks,
+            lambda: self.on_aside(),
+            lambda: self.follows(),
         )
-        watch = Watch(self.books, loader, self._start)
+        watch = Watch(self.books, self._looks, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
-        self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
+        self.lending = Lending(
+            self.books, self.slots, self._climber, loader, self._looks, self._spawn, self._want_anew
+        )
         seen = Seen(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
         self._audit = Audit(self.books, self.slots, seen, audit_s)
-        self._early = Early(loader, self._readers, lambda: not self.books.loading, lambda: self.on_change())
+        self._early = Early(
+            loader, self._readers, self._looks, lambda: not self.books.loading, lambda: self.on_change()
+        )
         self._wanted: dict[str, Assignment] = {}
         self._loads_waiting = loads_waiting
         self._lines = {True: (workers, Queue()), False: (remote_workers, Queue())}  # whether of local sources
@@ -122,6 +134,7 @@ class Residency:
             late.cancel()
         self._climber.close()
         self._readers.close()
+        self._looks.close()
 
     def want(self, assignments: Iterable[Assignment]) -> None:
         """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""

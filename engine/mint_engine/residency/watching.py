@@ -4,17 +4,15 @@ Level-based: whatever a source's files are when it is looked at, that is what ne
 source that can not be read, or that is gone, changes nothing: what was loaded from it serves on.
 """
 
-import asyncio
 import itertools
 from collections.abc import Callable
 
 import structlog
 
 from mint_contracts.records import Tier
-from mint_contracts.source import Source
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
-from mint_engine.residency.loading import Loader
+from mint_engine.residency.looks import Looks
 from mint_engine.residency.succeeding import serves_on, succeed
 
 AT_ONCE = 512  # sources a look: some 10 ms of stat on a local disk
@@ -26,8 +24,8 @@ log = structlog.get_logger(__name__)
 class Watch:
     """Looks at the sources of one engine's copies. Belongs to the event loop."""
 
-    def __init__(self, books: Books, loader: Loader, start: Callable[[Copy, Tier], object]) -> None:
-        self._books, self._loader, self._start = books, loader, start
+    def __init__(self, books: Books, looks: Looks, start: Callable[[Copy, Tier], object]) -> None:
+        self._books, self._looks, self._start = books, looks, start
         self._next = 0
 
     async def look(self) -> bool:
@@ -36,12 +34,9 @@ class Watch:
         begin = self._next if self._next < len(watched) else 0
         some = list(itertools.islice(watched, begin, begin + AT_ONCE))
         self._next = begin + AT_ONCE
-        states = await asyncio.to_thread(self._states, [copy.source for copy in some])
+        states = await self._looks.states([copy.source for copy in some])
         changed = [copy for copy, state in zip(some, states, strict=True) if self._compare(copy, state)]
         return self._renew() or bool(changed)
-
-    def _states(self, sources: list[Source]) -> list[str | None]:
-        return [self._loader.state(source) for source in sources]
 
     def _compare(self, copy: Copy, state: str | None) -> bool:
         """Act upon what a copy's source is now; whether it has changed since it was loaded."""

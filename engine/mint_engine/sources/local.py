@@ -18,6 +18,12 @@ def is_local(source: Source) -> bool:
     return source.uri.partition(":")[0].lower() in LOCAL
 
 
+def place_of(source: Source) -> str:
+    """What its files are reached by, as far as its URI tells: a claim, or a folder of the root's."""
+    scheme, _, path = source.uri.partition(":")
+    return f"{scheme.lower()}://{path.lstrip('/').partition('/')[0]}"
+
+
 # A name, its bytes, times and inode. Programs that copy set the first time to what they copied has, of other content
 # too; the second is that of any change, which none can set.
 FileState = tuple[str, int, int, int, int]

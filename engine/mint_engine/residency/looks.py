@@ -1,0 +1,102 @@
+"""What local sources hold now, asked of their filesystems: one that has fallen silent is asked by one look at a time.
+
+A claim whose server is gone may answer no call for good (NFS, mounted hard), and keeps each thread that makes one. So
+looks have threads of their own, of which a claim gets few, and whoever asks is told after a while that it is silent.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from mint_contracts.errors import SourceUnavailable
+from mint_contracts.source import Source
+from mint_engine.residency.loading import Loader
+from mint_engine.sources.local import is_local, place_of
+from mint_engine.sources.storage import subject_of
+
+SILENT_S = 5.0  # a few files are told of within milliseconds, by a server far away, too
+EACH = 4  # looks of one place at once
+THREADS = 32
+SOME = 16  # sources that one look is at
+
+T = TypeVar("T")
+
+
+class Looks:
+    """At one engine's local sources. Belongs to the event loop."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._threads = ThreadPoolExecutor(THREADS, "look")
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._running: Counter[str] = Counter()
+        self._silent: set[str] = set()
+
+    async def state(self, source: Source) -> str | None:
+        """As `Loader.state`. Raises SourceUnavailable where the source's claim, or what it lies on, is silent."""
+        if not is_local(source):
+            return None
+        return await self._ask(source, lambda: self._loader.state(source))
+
+    async def states(self, sources: Sequence[Source]) -> list[str | None]:
+        """The same of each, "" where it is not known."""
+        places: dict[str, set[Source]] = {}
+        for source in filter(is_local, sources):
+            places.setdefault(place_of(source), set()).add(source)
+        found: dict[Source, str | None] = {}
+        for told in await asyncio.gather(*[self._states_at(list(each)) for each in places.values()]):
+            found |= told
+        return [found.get(source, "") if is_local(source) else None for source in sources]
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _states_at(self, sources: list[Source]) -> dict[Source, str | None]:
+        """Of sources at one place, as far as it answers."""
+        found: dict[Source, str | None] = {}
+        for begin in range(0, len(sources), SOME):
+            some = sources[begin : begin + SOME]
+            try:
+                found |= await self._ask(some[0], partial(self._look, some))
+            except SourceUnavailable:
+                break
+        return found
+
+    def _look(self, sources: list[Source]) -> dict[Source, str | None]:
+        return {each: self._loader.state(each) for each in sources}
+
+    async def _ask(self, source: Source, work: Callable[[], T]) -> T:
+        place = place_of(source)
+        silent = SourceUnavailable(
+            subject_of(source), f"waits until {place}, which has fallen silent, answers; retrying"
+        )
+        if place in self._silent and self._running[place]:
+            raise silent
+        turns = self._turns.setdefault(place, asyncio.Semaphore(EACH))
+        try:
+            async with asyncio.timeout(SILENT_S):
+                await turns.acquire()
+                return await asyncio.shield(self._begin(place, turns, work))
+        except TimeoutError:
+            self._silent.add(place)
+            raise silent from None
+
+    def _begin(self, place: str, turns: asyncio.Semaphore, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """A look, which goes on though nobody waits for it any more."""
+
+        def ended(look: "asyncio.Future[T]") -> None:
+            turns.release()
+            self._running -= Counter((place,))
+            self._silent.discard(place)
+            if not look.cancelled():
+                look.exception()  # whoever waits has it too
+
+        self._running[place] += 1
+        look = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        look.add_done_callback(ended)
+        return look

@@ -1,0 +1,156 @@
+"""A claim whose server hangs, so that calls on it do not return, holds up what lies on it and nothing else."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from mint_contracts.errors import SourceUnavailable
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Location, Source
+from mint_engine.residency import loading, looks
+from mint_engine.residency.looks import EACH, Looks
+from mint_engine.sources.local import FileState, state_of
+from tests.engine.made import read_tiny
+from tests.engine.test_changing_sources import OFTEN, change
+from tests.engine.tiers import NAMES, Scene
+from tests.waiting import until
+
+Scenes = Callable[..., Scene]
+
+
+class Claims:
+    """Two claims of the same adapters, of which one hangs when told to."""
+
+    def __init__(self, root: Path) -> None:
+        self.well, self.ill = root / "well", root / "ill"
+        self.back, self.hanging = threading.Event(), 0
+        self.back.set()
+        self._lock = threading.Lock()
+
+    def state_of(self, location: Location, names: Sequence[str], subject: str) -> list[FileState]:
+        """As the real one; of the claim that hangs once it is back."""
+        if location.host == "ill" and not self.back.is_set():
+            with self._lock:
+                self.hanging += 1
+            assert self.back.wait(60)
+        return state_of(location, names, subject)
+
+
+@pytest.fixture
+def claims(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Claims]:
+    both = Claims(tmp_path / "claims")
+    for claim in (both.well, both.ill):
+        shutil.copytree(store, claim)
+    monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
+    monkeypatch.setattr(loading, "state_of", both.state_of)
+    yield both
+    both.back.set()
+
+
+def source(claim: str, number: int) -> Source:
+    return Source(f"pvc://{claim}/{NAMES[number]}")
+
+
+async def ask(here: Scene, claim: str, number: int) -> str:
+    async with here.residency.hold(f"{claim}/{number}", source(claim, number)) as held:
+        return held.revision
+
+
+def on_disk_alone(here: Scene, claim: str, number: int) -> None:
+    """Let go of what is in host memory, as a restart does."""
+    here.host.drop((f"{claim}/{number}", source(claim, number)))
+
+
+async def test_others_are_loaded_from_memory_disk_and_their_sources(scene: Scenes, claims: Claims) -> None:
+    here = scene(slots=2, store=None)
+    for number in range(8):
+        await ask(here, "ill", number)
+    for number in range(2):
+        await ask(here, "well", number)
+    for number in range(6):  # the last two are in slots no more
+        on_disk_alone(here, "ill", number)
+    on_disk_alone(here, "well", 0)
+    claims.back.clear()
+    stuck = [asyncio.create_task(ask(here, "ill", number)) for number in range(6)]
+    await until(lambda: claims.hanging == EACH)
+    assert await ask(here, "ill", 7), "what is in memory asks no source"
+    for number in range(8):
+        assert await ask(here, "well", number) == read_tiny(claims.well / NAMES[number]).revision
+    assert claims.hanging == EACH
+    claims.back.set()
+    await asyncio.gather(*stuck, return_exceptions=True)
+
+
+async def test_its_own_are_refused_and_loaded_again_once_it_answers(
+    scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = scene(slots=2, store=None)
+    claims.back.clear()
+    with monkeypatch.context() as soon:
+        soon.setattr(looks, "SILENT_S", 0.01)
+        with pytest.raises(SourceUnavailable, match="pvc://ill, which has fallen silent"):
+            await ask(here, "ill", 0)
+    with pytest.raises(SourceUnavailable, match="pvc://ill, which has fallen silent"):
+        await ask(here, "ill", 1)
+    assert claims.hanging == 1, "one is enough to find out when it is back"
+    claims.back.set()
+
+    async def answered() -> str:
+        try:
+            return await ask(here, "ill", 1)
+        except SourceUnavailable:
+            return ""
+
+    assert await until(answered) == read_tiny(claims.ill / NAMES[1]).revision
+
+
+async def test_changes_of_others_are_seen(scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "SILENT_S", 0.5)
+    here = scene(slots=3, store=None, **OFTEN)
+    await ask(here, "ill", 0)
+    await ask(here, "well", 0)
+    claims.back.clear()
+    await until(lambda: claims.hanging)
+    new = change(claims.well, NAMES[0], like=NAMES[1])
+
+    async def changed() -> bool:
+        return await ask(here, "well", 0) == new
+
+    await until(changed)
+    assert here.tier("ill/0") is Tier.DEVICE, "what it holds serves on"
+
+
+async def test_others_are_brought_ahead(scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "SILENT_S", 0.5)
+    here = scene(store=None)
+    claims.back.clear()
+    here.residency.want(
+        Assignment(f"{claim}/0", source(claim, 0), Tier.DISK, ahead=True) for claim in ("ill", "well")
+    )
+    await until(lambda: here.tier("well/0") is Tier.DISK)
+    assert claims.hanging == 1
+
+
+async def test_of_many_sources_those_are_told_of_whose_claims_answer(
+    scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Looks(scene(store=None).loader)
+    asked = [source(claim, number) for number in range(8) for claim in ("ill", "well")]
+    asked.insert(3, Source("https://a.example/x"))
+    told = await here.states(asked)
+    assert told[3] is None
+    assert len({*told}) == len(asked), "each has a state of its own"
+    claims.back.clear()
+    monkeypatch.setattr(looks, "SILENT_S", 0.01)
+    with pytest.raises(SourceUnavailable):
+        await here.state(source("ill", 0))
+    monkeypatch.undo()
+    monkeypatch.setenv("MINT_PVC_ROOT", str(claims.well.parent))
+    assert await here.states(asked) == [
+        "" if each.uri.startswith("pvc://ill") else state for each, state in zip(asked, told, strict=True)
+    ]
+    here.close()
