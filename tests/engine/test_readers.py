@@ -20,6 +20,10 @@ from tests.waiting import until
 HERE, FAR = Source("file:///nowhere"), Source("http://127.0.0.1:1/nowhere")
 
 
+async def never(_: Source) -> bool:
+    return False
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -31,7 +35,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("source", [HERE, FAR])
 async def test_each_computes_on_one_core_and_nobody_else_does_for_that(source: Source) -> None:
-    readers = Readers(1, 1)
+    readers = Readers(1, 1, never)
     for awaited in (True, False):
         assert await readers.run(source, torch.get_num_threads, awaited=awaited) == 1
     readers.close()
@@ -60,7 +64,7 @@ def test_a_loop_that_leaves_cores_to_steps_computes_on_one_as_do_its_threads() -
 
 @pytest.mark.parametrize("source", [HERE, FAR])
 async def test_what_nobody_waits_for_gives_way(source: Source) -> None:
-    readers, own = Readers(1, 1), own_nice()
+    readers, own = Readers(1, 1, never), own_nice()
     assert await readers.run(source, own_nice, awaited=True) == own
     assert await readers.run(source, own_nice, awaited=False) == min(own + LOWER, 19)
     assert await readers.run(source, own_nice, awaited=True) == own

@@ -5,13 +5,15 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mint_contracts.errors import SourceUnavailable
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Location, Source
-from mint_engine.residency import loading, looks
+from mint_engine.adapters.relay import relay
+from mint_engine.residency import loading, looks, readers
 from mint_engine.residency.looks import EACH, Looks
 from mint_engine.sources.local import FileState, state_of
 from tests.engine.made import read_tiny
@@ -133,6 +135,47 @@ async def test_others_are_brought_ahead(scene: Scenes, claims: Claims, monkeypat
     )
     await until(lambda: here.tier("well/0") is Tier.DISK)
     assert claims.hanging == 1
+
+
+@pytest.mark.parametrize("by", ["wave", "requests"])
+async def test_others_are_loaded_beside_what_was_being_read_when_it_hung(
+    by: str, scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = threading.Event()
+
+    def hang(folder: Any, *given: Any) -> None:
+        if "pvc://ill" in folder.subject and not hung.is_set():
+            hung.set()
+            claims.back.clear()
+            assert claims.back.wait(60)
+        relay(folder, *given)
+
+    monkeypatch.setattr(loading, "relay", hang)
+    monkeypatch.setattr(readers, "PATIENCE_S", 0.01)
+    here = scene(slots=4, store=None, workers=2)
+    ill, well = (
+        [Assignment(f"{claim}/{number}", source(claim, number), Tier.DISK) for number in range(4)]
+        for claim in ("ill", "well")
+    )
+    asking = list[asyncio.Task[str]]()
+    if by == "wave":
+        here.residency.want(ill)
+    else:
+        asking += [asyncio.create_task(ask(here, "ill", number)) for number in range(2)]
+    await until(hung.is_set)
+    with monkeypatch.context() as soon:
+        soon.setattr(looks, "SILENT_S", 0.01)
+        await until(lambda: here.residency._looks.is_stuck(source("ill", 0)))
+    if by == "wave":
+        here.residency.want([*ill, *well])
+        await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in well))
+    else:
+        for number in range(4):
+            assert await ask(here, "well", number)
+    claims.back.set()
+    if by == "wave":
+        await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in ill))
+    await asyncio.gather(*asking)
 
 
 async def test_of_many_sources_those_are_told_of_whose_claims_answer(

@@ -52,6 +52,11 @@ class Looks:
             found |= told
         return [found.get(source, "") if is_local(source) else None for source in sources]
 
+    def is_stuck(self, source: Source) -> bool:
+        """Whether a look at what the source lies on has waited for long, and waits still."""
+        place = place_of(source)
+        return place in self._silent and self._running[place] > 0
+
     def close(self) -> None:
         """Start nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -75,7 +80,7 @@ class Looks:
         silent = SourceUnavailable(
             subject_of(source), f"waits until {place}, which has fallen silent, answers; retrying"
         )
-        if place in self._silent and self._running[place]:
+        if self.is_stuck(source):
             raise silent
         turns = self._turns.setdefault(place, asyncio.Semaphore(EACH))
         try:

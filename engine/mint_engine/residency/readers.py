@@ -1,7 +1,7 @@
 """The threads that read what sources hold: hashing, checking and packing compute on the cores that steps want."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,6 +9,9 @@ from mint_contracts.source import Source
 from mint_engine.aside import give_way
 from mint_engine.model.device import compute_alone
 from mint_engine.sources.local import is_local
+
+PATIENCE_S = 5.0  # after which it is asked whether what is read from is silent
+SPARE = 3  # times as many threads as read from this machine may be kept by claims that hang
 
 T = TypeVar("T")
 
@@ -20,16 +23,28 @@ class Readers:
     of small tensors, and for each of them torch's threads would have to meet.
     """
 
-    def __init__(self, local: int, remote: int) -> None:
+    def __init__(self, local: int, remote: int, is_silent: Callable[[Source], Awaitable[bool]]) -> None:
+        """`is_silent` tells whether what a local source lies on answers no more: another is read then beside it."""
+        self._is_silent = is_silent
+        self._turns = {awaited: asyncio.Semaphore(local) for awaited in (True, False)}  # of files of this machine
+        counts = {"fetch": (True, local * (1 + SPARE)), "remote": (False, remote)}
         self._threads = {
             (here, awaited): ThreadPoolExecutor(count, name, initializer=compute_alone if awaited else give_way)
-            for here, count, name in ((True, local, "fetch"), (False, remote, "remote"))
+            for name, (here, count) in counts.items()
             for awaited in (True, False)
         }
 
     async def run(self, source: Source, work: Callable[[], T], *, awaited: bool) -> T:
         """`work`, which reads a source. `awaited`: a request waits for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads[is_local(source), awaited], work)
+        here, loop = is_local(source), asyncio.get_running_loop()
+        if not here:
+            return await loop.run_in_executor(self._threads[here, awaited], work)
+        async with self._turns[awaited]:
+            reading = loop.run_in_executor(self._threads[here, awaited], work)
+            while not (await asyncio.wait({reading}, timeout=PATIENCE_S))[0]:
+                if await self._is_silent(source):
+                    break
+        return await reading
 
     def close(self) -> None:
         """Start nothing more."""

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from mint_contracts import records
-from mint_contracts.errors import Internal, MintError, Overloaded
+from mint_contracts.errors import Internal, MintError, Overloaded, SourceUnavailable
 from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
@@ -81,7 +81,8 @@ class Residency:
         self.books = Books(host, loader.disk, store, requests_waiting)
         loader.disk.sheds = host.shed
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._readers, self._looks = Readers(workers, remote_workers), Looks(loader)
+        self._looks = Looks(loader)
+        self._readers = Readers(workers, remote_workers, self._is_silent)
         self._climber = Climber(
             self.books,
             self.slots,
@@ -197,7 +198,7 @@ class Residency:
         """The same of what waves want from local sources, or from others: neither takes the other's room."""
         workers, queue = self._lines[local]
         loading = [copy for copy in self.books.loading if is_local(copy.source) is local]
-        busy = sum(self.books.wanted(copy) for copy in loading)
+        busy = sum(self.books.wanted(copy) and not self._looks.is_stuck(copy.source) for copy in loading)
         names |= queue.first(workers - busy)
         views, wants = self.books.picture(names)
         actions = decide(views, wants, self.books.store, room=workers - busy)
@@ -213,6 +214,14 @@ class Residency:
             self._wake.set()
         if queue and busy + len(actions.load) < workers:
             self._wake.set()
+
+    async def _is_silent(self, source: Source) -> bool:
+        try:
+            await self._looks.state(source)
+        except SourceUnavailable:
+            self._wake.set()  # others load in place of what is stuck there
+            return True
+        return False
 
     async def _free(self, copy: Copy) -> None:
         if copy.slot is not None and copy.users == 0:
