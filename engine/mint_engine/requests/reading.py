@@ -11,9 +11,7 @@ from typing import TypeVar, TypeVarTuple
 from mint_contracts.room import OWN_BYTES, Room
 
 LONG_AT_ONCE = 2
-MOST_BYTES = (
-    8 << 20
-)  # of long prompts that are read or wait for that, beyond what is each one's own: some ten seconds
+MOST_BYTES = 8 << 20  # of long prompts that are read, or wait for that, beyond what is each one's own: ten seconds
 
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
