@@ -14,7 +14,9 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class Relay:
-    """`port` is its own. `fault` is what befalls each answer behind its first `freely` bytes:
+    """`port` is its own, and `server` what new connections lead to.
+
+    `fault` is what befalls each answer behind its first `freely` bytes:
 
     "silent": nothing comes any more; where `freely` is 0 nothing of what is asked is taken either
     "trickle": a byte comes now and then
@@ -28,7 +30,7 @@ class Relay:
 
     def __init__(self, host: str, port: int) -> None:
         self.fault, self.freely = "", 0
-        self._server = host, port
+        self.server = host, port
         self._over = threading.Event()
         self._lock, self._open = threading.Lock(), list[socket.socket]()
         self._door = socket.create_server(("127.0.0.1", 0))
@@ -66,7 +68,7 @@ class Relay:
                     self._open.append(here)
                 if self.fault == "silent" and not self.freely:
                     continue
-                there = socket.create_connection(self._server)
+                there = socket.create_connection(self.server)
                 with self._lock:
                     self._open.append(there)
                 threading.Thread(target=self._asked, args=(here, there), daemon=True).start()

@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
@@ -43,6 +45,8 @@ def connect(url: str | None = None) -> Redis:
     url = url or os.environ.get(REDIS_URL, "redis://127.0.0.1:6379/0")
     options: dict[str, Any] = {"decode_responses": True, "health_check_interval": 10}
     options |= {"socket_timeout": CALL_TIMEOUT_S, "socket_connect_timeout": CALL_TIMEOUT_S}
+    # Nothing is sent twice; but these errors end the connection, so that the next call finds who is primary by now.
+    options |= {"retry": Retry(NoBackoff(), 0), "retry_on_error": [ReadOnlyError]}
     if password := os.environ.get(REDIS_PASSWORD):
         options["password"] = password
     if url.startswith("rediss://"):
@@ -103,21 +107,27 @@ async def run(
 
 
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
-    """Await one Redis command; raises MapUnavailable when Redis does not answer in time."""
+    """Await one Redis command.
+
+    Raises MapUnavailable when Redis does not answer in time, or takes no writes, as a primary that was demoted.
+    """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
-    answer, failure = None, None
+    answer: Any = None
+    failure: Exception | None = None
     try:
         answer = await send()
-    except ResponseError:
-        raise
     except (RedisError, OSError, TimeoutError) as error:
+        if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
+            raise
         failure = error
     # redis-py sends through asyncio.wait_for, which before Python 3.12 loses a cancellation that comes as it ends.
     if task and task.cancelling() > cancelled:
         raise asyncio.CancelledError
     if failure is not None:
         said = f"Redis did not answer ({failure}); retrying"
+        if isinstance(failure, ReadOnlyError):
+            said = f"Redis is a replica, as after a failover ({failure}); connecting anew"
         raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S) from failure
     return answer
 
