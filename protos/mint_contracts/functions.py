@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import AskError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
@@ -109,7 +109,8 @@ async def run(
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     """Await one Redis command.
 
-    Raises MapUnavailable when Redis does not answer in time, or takes no writes, as a primary that was demoted.
+    Raises MapUnavailable when Redis does not answer in time, takes no writes, as a primary that was demoted, or has
+    only some of the keys, as a node of a Redis Cluster.
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
@@ -118,18 +119,24 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     try:
         answer = await send()
     except (RedisError, OSError, TimeoutError) as error:
-        if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
+        if isinstance(error, ResponseError) and not isinstance(error, (ReadOnlyError, AskError)):
             raise
         failure = error
     # redis-py sends through asyncio.wait_for, which before Python 3.12 loses a cancellation that comes as it ends.
     if task and task.cancelling() > cancelled:
         raise asyncio.CancelledError
     if failure is not None:
-        said = f"Redis did not answer ({failure}); retrying"
-        if isinstance(failure, ReadOnlyError):
-            said = f"Redis is a replica, as after a failover ({failure}); connecting anew"
-        raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S) from failure
+        raise MapUnavailable("placement map", _told(failure), retry_after_s=RETRY_AFTER_S) from failure
     return answer
+
+
+def _told(failure: Exception) -> str:
+    if isinstance(failure, ReadOnlyError):
+        return f"Redis is a replica, as after a failover ({failure}); connecting anew"
+    if isinstance(failure, AskError):  # or MovedError, which is one
+        where = f"Redis is a node of a Redis Cluster, which leads on to {failure.host}:{failure.port}"
+        return f"{where}; MinT keeps all in one Redis: give it one without cluster mode"
+    return f"Redis did not answer ({failure}); retrying"
 
 
 def text(record: object) -> str:

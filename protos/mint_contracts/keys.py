@@ -1,7 +1,7 @@
 """The placement map's keys, one by one.
 
-`{ns/name}` is the base model in a Redis Cluster hash tag: all keys of a base live in one slot, so one function
-call can change them together, and bases spread over shards.
+`{ns/name}` is the base model. All keys of all bases are in one Redis, which no Redis Cluster can stand for: a client
+that is led on by one of its nodes says so, and goes nowhere.
 
 | key                               | type   | content                               | writer   |
 |-----------------------------------|--------|---------------------------------------|----------|
