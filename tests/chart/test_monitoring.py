@@ -13,10 +13,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from mint_gateway.metrics import Metrics
 from tests.apiserver import ROOT
 from tests.chart.rendering import BARE, DEFAULTS, EVERYTHING, NAMESPACE, NAMESPACED, Object, of_kind, render
+from tests.chart.test_service_monitors import found_by, monitors
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 # What Prometheus adds to all that it scrapes, and to a histogram's buckets.
-ADDED = {"namespace", "pod", "le"}
+ADDED = {"namespace", "pod", "service", "le"}
 WITH_METRICS = (
     "mint_operator.metrics",
     "mint_engine.metrics",
@@ -100,6 +101,22 @@ def test_alerts_of_a_release_are_about_what_it_watches() -> None:
         assert chosen, each["alert"]
         for text in chosen:
             assert f'namespace="{NAMESPACE}"' in text or 'namespace=~"team-a|team-b"' in text
+
+
+@pytest.mark.parametrize("kind", ["ClusterIP", "LoadBalancer"])
+def test_alerts_on_a_releases_own_parts_are_not_about_those_of_another_beside_it(kind: str) -> None:
+    values = {"gateway": {"service": {"type": kind}}, "metrics": EVERYTHING["metrics"]}
+    objects, beside = render(values), render(values, release="second-mint")
+    scraped = found_by(monitors(objects, "mint")[0], objects)
+    named = set()
+    for each in alerts(objects):
+        for part, chosen in re.findall(r"\bmint_(operator|gateway)_\w+(?:\{([^}]*)\})?", each["expr"]):
+            [service] = re.findall(r'service=~?"([^"]*)"', chosen)
+            [found] = [name for name in scraped if re.fullmatch(service, name)]
+            assert part in found
+            assert not [name for name in of_kind(beside, "Service") if re.fullmatch(service, name)]
+            named.add(found)
+    assert named == scraped
 
 
 def test_every_panel_has_a_place_of_its_own() -> None:
