@@ -18,7 +18,7 @@ def options() -> argparse.ArgumentParser:
     way.add_argument(
         "--gateway",
         metavar="HOST:PORT",
-        default=os.environ.get(GATEWAY, f"127.0.0.1:{GATEWAY_PORT}"),
+        default=os.environ.get(GATEWAY) or f"127.0.0.1:{GATEWAY_PORT}",
         help=f"the gateway (default ${GATEWAY}, else %(default)s); where it asks for a key: ${API_KEY}",
     )
     way.add_argument("--tls", action="store_true", help="by TLS, trusting the public authorities")
