@@ -211,6 +211,10 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
     assert [each["life"] for each in json.loads(out)["policies"]] == ["5", "6"]
     assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
     assert not engine.trainer.policies
+    engine.trainer.policies["demo/taught"] = state
+    code, out, err = await mint(scene.target, "policy", "drop", "-o", "json", "demo/taught", "")
+    assert (code, json.loads(out)) == (1, {"dropped": ["demo/taught"]})
+    assert err.startswith("mint: InvalidRequest: ")
     await engine.deafen()
     code, _, err = await mint(scene.target, "policy", "list")
     assert (code, err) == (1, "engines that may have more, and did not answer: e-0\n")
@@ -281,6 +285,8 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     code, out, _ = await mint(scene.target, "catalog", "show", "acme/row", "-o", "json")
     assert json.loads(out) == {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4}
     assert (await mint(scene.target, "catalog", "retire", "acme/row"))[:2] == (0, "1 retired\n")
+    code, out, _ = await mint(scene.target, "catalog", "retire", "-o", "json", "acme/bot-0", "acme/bot-1")
+    assert (code, json.loads(out)) == (0, {"retired": 2})
     code, _, err = await mint(scene.target, "catalog", "show", "acme/row")
     assert code == 1
     assert "AdapterNotFound" in err

@@ -110,7 +110,10 @@ async def run_retire(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         for at in range(0, len(options.adapters), RETIRED_A_CALL):
             await client.retire(options.adapters[at : at + RETIRED_A_CALL], options.base)
-    print(f"{len(options.adapters):,} retired")
+    if options.output == "json":
+        print(json.dumps({"retired": len(options.adapters)}, indent=2))
+    else:
+        print(f"{len(options.adapters):,} retired")
     return 0
 
 

@@ -45,8 +45,15 @@ async def run_list(options: argparse.Namespace) -> int:
 
 async def run_drop(options: argparse.Namespace) -> int:
     """Drop each, also one whose engine has ended: what it published under its name means nothing any more."""
+    dropped: list[str] = []
     async with reach(options) as client:
-        for name in options.policies:
-            await client.drop_policy(name, base_model=options.base)
-            print(f"dropped {name}")
+        try:
+            for name in options.policies:
+                await client.drop_policy(name, base_model=options.base)
+                dropped.append(name)
+                if options.output != "json":
+                    print(f"dropped {name}")
+        finally:  # those before one that could not be dropped are gone
+            if options.output == "json":
+                print(json.dumps({"dropped": dropped}, indent=2))
     return 0
