@@ -3,12 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 
 from mint_contracts.records import Failure, MapChange, Tier, WaveRecord
+from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
-from mint_contracts.training_records import Stage
+from mint_contracts.training_records import Published, Stage
 from mint_gateway.http.door import listen
 from mint_gateway.secured import Secured
 from mint_gateway.server import serve
@@ -134,6 +136,16 @@ async def test_a_wave_that_trains_is_drawn(served: Scene, browser: Browser) -> N
     assert curve.count("L") == 2
     assert await browser.run("return document.title") == "demo/w · MinT"
     assert await browser.complaints() == []
+
+
+async def test_a_policy_of_a_wave_leads_to_the_adapter_that_it_published_on_the_waves_base(
+    served: Scene, browser: Browser
+) -> None:
+    published = Published("sha256:abc", 3, Source("s3://runs/abc"))
+    await Training(served).report(said(NAMES[0], 3, published=published))
+    await browser.open(f"{served.url}/#wave=demo%2Fw")
+    led = f"return document.querySelector(`.name a[href*='{quote(NAMES[0], safe='')}']`)?.getAttribute('href')"
+    assert await until(lambda: browser.run(led)) == f"#{urlencode({'adapter': NAMES[0], 'base': BASE})}"
 
 
 async def test_an_adapter_is_found_by_keyboard_alone(served: Scene, browser: Browser) -> None:

@@ -130,7 +130,7 @@ const learns = (p) => [
   })];
 
 function rewards(p, start) {
-  const rows = p.policies.map((each, i) => ({ ...each, i: start + i, curve: curve(each) }));
+  const rows = p.policies.map((each, i) => ({ ...each, base: p.base_model, i: start + i, curve: curve(each) }));
   const end = start + rows.length, before = Math.max(0, start - POLICIES);
   const go = (from, text) => h("a", { href: at({ wave: p.wave, start: from }) }, text);
   const turns = more(start > 0 && go(before, "‹ Back"), end < p.policy_count && go(end, "More ›"));
@@ -141,7 +141,7 @@ function rewards(p, start) {
     table(rows, "policy", POLICY)));
 }
 const POLICY = [
-  ["Policy", "name", (p) => [swatch({ fill: tint(p.i) }), p.revision ? adapterLink(p.policy, "") : p.policy]],
+  ["Policy", "name", (p) => [swatch({ fill: tint(p.i) }), p.revision ? adapterLink(p.policy, p.base) : p.policy]],
   ["Stage", "", (p) => pill(p.stage)],
   ["Step", "", (p) => part(p.step, p.steps, "steps")],
   ["Last", "num", (p) => reward(p.reward_mean)],
