@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from e2e.world import image_of
 from mint_contracts import settings
 from mint_operator import settings as operator_settings
-from tests.chart.rendering import CHART, HelmError, Values, environment, render, workloads
+from tests.chart.rendering import CHART, KUBE_VERSION, HelmError, Values, environment, helm, render, workloads
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -36,7 +37,19 @@ def given(values: Values, path: str = "") -> Iterator[str]:
 
 
 def test_every_value_is_in_the_schema_and_every_key_of_the_schema_has_a_default() -> None:
-    assert sorted(given(VALUES)) == sorted(set(keys(SCHEMA)) - {".global"})
+    assert sorted(given(VALUES)) == sorted(set(keys(SCHEMA)) - {".global", ".enabled"})
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_chart_that_this_one_is_part_of_may_switch_it_by_a_condition(tmp_path: Path, enabled: bool) -> None:
+    dependency = {"name": "mint", "version": ">=0.0.0-0", "condition": "mint.enabled"}
+    chart = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "mint").symlink_to(CHART)
+    values = {"mint": {"enabled": enabled}}
+    text = helm("template", "all", str(tmp_path), "--kube-version", KUBE_VERSION, values=values)
+    assert ("name: all-mint-operator" in text) is enabled
 
 
 def test_every_object_of_the_schema_is_closed() -> None:
@@ -100,6 +113,7 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"redis": {"persistence": {"size": "1 Gi"}}}, "/redis/persistence/size"),
     ({"redis": {"maxMemory": "half"}}, "/redis/maxMemory"),
     ({"operator": {"tolerations": [{"operator": "Maybe"}]}}, "/operator/tolerations/0/operator"),
+    ({"enabled": "yes"}, "/enabled"),
     ({"networkPolicy": {"enabled": 1}}, "/networkPolicy/enabled"),
     ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/metrics/serviceMonitor/interval"),
 ]
