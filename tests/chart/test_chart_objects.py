@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,15 @@ def test_names_carry_the_release() -> None:
     text = helm("template", "other", str(CHART), "--kube-version", "1.34.4")
     assert "name: other-mint-gateway" in text
     assert "redis://other-mint-redis." in text
+
+
+@pytest.mark.parametrize(
+    ("release", "name"), [("1mint", "mint-1mint"), ("7", "mint-7"), ("v1.mint", "v1-mint"), ("v1.2", "v1-2-mint")]
+)
+def test_whatever_the_release_is_called_kubernetes_takes_the_names_of_its_services(release: str, name: str) -> None:
+    services = of_kind(render(DEFAULTS, release=release), "Service")
+    assert services.keys() == {f"{name}-{part}" for part in ("operator", "gateway", "redis")}
+    assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service) for service in services)
 
 
 @pytest.mark.parametrize(("release", "lease"), [("mint", "mint-operator"), ("second", "second-mint-operator")])

@@ -1,7 +1,12 @@
-{{/* The release's own name for everything: "mint" for the release mint, "x-mint" for a release x. */}}
+{{/*
+The release's own name for everything: "mint" for the release mint, "x-mint" for a release x. Kubernetes wants names of
+Services to begin with a letter and to have no dots: they are "mint-1" for a release 1, "v1-mint" for v1.mint.
+*/}}
 {{- define "mint.fullname" -}}
-{{- if contains "mint" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-mint" (.Release.Name | trunc 35 | trimSuffix "-") }}{{ end }}
+{{- $release := .Release.Name | replace "." "-" }}
+{{- if regexMatch "^[0-9]" $release }}{{ printf "mint-%s" ($release | trunc 35 | trimSuffix "-") }}
+{{- else if contains "mint" $release }}{{ $release | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-mint" ($release | trunc 35 | trimSuffix "-") }}{{ end }}
 {{- end }}
 
 {{/* Labels that never change, by which pods are found. Takes (list $ component). */}}
