@@ -99,6 +99,7 @@ class Relay:
     def _harm(self, here: socket.socket, rest: bytes) -> None:
         if rest and self.fault == "cut":
             here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            here.shutdown(socket.SHUT_RD)  # whoever waits for what is asked keeps it open otherwise
             here.close()
         elif rest and self.fault == "silent":
             self._over.wait()

@@ -20,6 +20,7 @@ from tests.gateway.secrets import mount
 from tests.gateway.tenants import Tenants, key_of, lessons
 from tests.gateway.test_waves import NAMES, Training, said, wave
 from tests.redis_process import RedisProcess
+from tests.relay import relaying
 from tests.waiting import until
 
 HOSTILE = "<img src=x onerror='document.title=`taken`'>"
@@ -216,6 +217,22 @@ async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Sce
     async with serve(scene.redis, "127.0.0.1:0", listen("127.0.0.1", port), LIMITS):
         await browser.reads("Live")
         assert "does not answer" not in await browser.text()
+
+
+async def test_a_link_that_is_followed_while_the_gateway_is_away_is_not_live_before_it_answers(
+    served: Scene, browser: Browser
+) -> None:
+    with relaying(f"127.0.0.1:{served.gateway.http_port}") as relay:
+        await browser.begin_with(HURRIED)
+        await browser.open(f"http://127.0.0.1:{relay.port}")
+        await browser.reads(BASE, "demo/w", "Live")
+        relay.fault = "cut"
+        await browser.reads("Tries again in")
+        relay.fault = "silent"
+        await browser.run("document.querySelector(`a[href='#wave=demo%2Fw']`).click()")
+        await browser.reads("Connecting…")
+        relay.heal()
+        await browser.reads("Rewards", "Live")
 
 
 async def test_what_is_known_is_shown_while_redis_is_away(

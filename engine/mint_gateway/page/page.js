@@ -123,7 +123,7 @@ function highlight(i) {
 
 const pointed = ({ target }) => highlight(target.closest?.("[data-i]")?.dataset.i ?? "");
 addEventListener("hashchange", () => {
-  [told, wrong, failures, lit] = [{}, null, 0, ""];
+  [told, wrong, failures, updated, lit] = [{}, null, 0, 0, ""];
   scrollTo(0, 0);
   look();
 });
