@@ -7,6 +7,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable
+from mint_engine.policies import calls
 from mint_engine.policies.announcements import Announcements
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
@@ -86,3 +87,19 @@ async def test_calls_that_mean_another_base_are_refused(base: Path, tmp_path: Pa
         ):
             error = await refused(other)
             assert (error.reason, "this engine has tests/tiny" in error.message) == ("BaseModelNotFound", True)
+
+
+async def test_answers_are_remembered_up_to_so_many_bytes_and_the_last_one_always(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        first = await stub.ForwardBackward(lesson("one", 1))
+        monkeypatch.setattr(calls, "REMEMBERED_BYTES", 2 * first.ByteSize())
+        answers = [first, *[await stub.ForwardBackward(lesson("one", at)) for at in (2, 3)]]
+        assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "OutOfOrder"
+        assert [await stub.ForwardBackward(lesson("one", at)) for at in (2, 3)] == answers[1:]
+        monkeypatch.setattr(calls, "REMEMBERED_BYTES", 0)
+        last = await stub.ForwardBackward(lesson("one", 4))
+        assert (await refused(stub.ForwardBackward(lesson("one", 3)))).reason == "OutOfOrder"
+        assert await stub.ForwardBackward(lesson("one", 4)) == last

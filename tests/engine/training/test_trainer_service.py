@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_records import revisions_of
-from mint_engine.policies import calls
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.keepsakes import RUN
 from mint_engine.policies.primitives import MOST_EXAMPLES
@@ -121,22 +120,6 @@ async def test_a_gap_and_a_forgotten_repeat_are_refused(base: Path, tmp_path: Pa
         for at in range(1, 20):
             await stub.ForwardBackward(lesson("one", at))
         assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "OutOfOrder"
-
-
-async def test_answers_are_remembered_up_to_so_many_bytes_and_the_last_one_always(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with called(base, tmp_path) as (_, stub):
-        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
-        first = await stub.ForwardBackward(lesson("one", 1))
-        monkeypatch.setattr(calls, "REMEMBERED_BYTES", 2 * first.ByteSize())
-        answers = [first, *[await stub.ForwardBackward(lesson("one", at)) for at in (2, 3)]]
-        assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "OutOfOrder"
-        assert [await stub.ForwardBackward(lesson("one", at)) for at in (2, 3)] == answers[1:]
-        monkeypatch.setattr(calls, "REMEMBERED_BYTES", 0)
-        last = await stub.ForwardBackward(lesson("one", 4))
-        assert (await refused(stub.ForwardBackward(lesson("one", 3)))).reason == "OutOfOrder"
-        assert await stub.ForwardBackward(lesson("one", 4)) == last
 
 
 async def test_what_is_saved_is_gone_on_from_with_the_same_numbers(base: Path, tmp_path: Path) -> None:
