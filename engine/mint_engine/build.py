@@ -23,6 +23,7 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
 from mint_engine.model.reference import load_part
+from mint_engine.model.unpacked import let_go
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
@@ -84,7 +85,10 @@ def build(
         with ThreadPoolExecutor(1, "cache") as beside:
             coming = beside.submit(cache.bring_in)
             equip(base, slots, None)
-            generation = _generation(Forward(base, slots, cache), limits, on_lost)
+            forward = Forward(base, slots, cache)
+            if forward.is_packed and settings.training_store is None:
+                let_go(base)
+            generation = _generation(forward, limits, on_lost)
             coming.result()
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)

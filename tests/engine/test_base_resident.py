@@ -11,8 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.source import Source
+from mint_engine.build import build
 from mint_engine.model.base import Base, load_base
-from tests.engine.running import save_base
+from mint_engine.scheduling.scheduler import Limits
+from mint_gateway.planning.config import read_shape
+from tests.engine import saved_families
+from tests.engine.parallel.playing import TURNS, draw_adapter, play
+from tests.engine.running import save_base, settings_for
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -90,3 +96,26 @@ def test_a_config_of_far_more_than_its_files_hold_is_refused_before_that_is_made
     tell(folder, **changes)
     with pytest.raises(UnsupportedBase, match=r"a config\.json of [\d,]+ numbers, but weights of [\d,]+"):
         load(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "deepseek_v3"])
+def test_what_own_kernels_have_packed_is_held_once_where_nobody_trains(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    """And answers stay; experts are computed where they lie."""
+    base, answers, held = saved_families.save_base(family, tmp_path / "base", tie_word_embeddings=tied), [], []
+    for store in (None, Source(f"file://{tmp_path}/runs")):
+        settings = settings_for(base, dtype="float32", training_store=store)
+        read, slots, generation = build(settings, base, Limits())
+        try:
+            assert generation.compute.startswith("lean")
+            slots.load(0, draw_adapter(slots, 4))
+            answers.append(play(generation, TURNS[:4], read.vocab_size))
+            held.append(sum(each.numel() for each in read.model.parameters()))
+        finally:
+            generation.close()
+    assert torch.equal(*answers)
+    shape = read_shape(json.loads((base / "config.json").read_text()))
+    embedding = shape.vocabulary * shape.hidden if tied else 0
+    assert held[1] - held[0] == shape.packed_parameters(settings.context_length) - embedding

@@ -119,6 +119,11 @@ class Forward:
         return self._pass.name
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it computes by weights that own kernels have packed, and not by transformers' modules."""
+        return isinstance(self._pass, Lean)
+
+    @property
     def multiplies_matrices(self) -> bool:
         """Whether the device multiplies whole matrices at once: GPUs' tensor cores, Intel's AMX."""
         kernels = find_kernels(self.base.dtype, self.base.device)

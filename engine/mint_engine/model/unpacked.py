@@ -1,0 +1,23 @@
+"""What transformers' modules hold of a base that own kernels have packed for themselves: as much again."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mint_engine.model.base import Base
+from mint_engine.model.modules import is_linear, layers_of
+
+
+def let_go(base: Base) -> None:
+    """Free the weights of its layers' linears and of its head, whose modules compute nothing from then on.
+
+    What kernels use where it lies stays, the experts among it.
+    """
+    model: Any = base.model  # what it says of its embeddings is not typed
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    linears = [module for _, layer in layers_of(model) for module in layer.modules() if is_linear(module)]
+    if head.weight is not embedding.weight:
+        linears.append(head)
+    for linear in linears:
+        linear.weight = nn.Parameter(torch.empty(0, dtype=base.dtype), requires_grad=False)
