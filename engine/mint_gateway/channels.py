@@ -27,10 +27,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),  # the router retries, on another engine
     ("grpc.use_local_subchannel_pool", 1),  # a new channel starts afresh, without another's backoff
-    (
-        "grpc.enable_http_proxy",
-        0,
-    ),  # engines are pods beside us: a cluster's proxy for what is outside can't reach them
+    ("grpc.enable_http_proxy", 0),  # engines are pods beside us: a proxy for what is outside can't reach them
 ]
 
 

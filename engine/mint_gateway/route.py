@@ -197,8 +197,11 @@ class Router:
                     too_early = candidate.behind and isinstance(failure, AdapterNotFound)
                     if not too_early and not another_may_do_better(error):
                         raise
-                    tries.failed[candidate.address] = None if too_early else error
                     self._on_retry(failure)
+                    if too_early:
+                        tries.failed[candidate.address] = None
+                    else:
+                        tries.failed_with(candidate.address, error, trail.request_id)
                     return False
                 trail.first_token_at = asyncio.get_running_loop().time()
                 trail.revision = next((e.started.revision for e in events if e.HasField("started")), "")

@@ -6,7 +6,7 @@ import grpc
 import msgspec
 
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, Unavailable
+from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, Internal, Unavailable
 from mint_contracts.wire import from_rpc_error
 
 
@@ -14,6 +14,7 @@ class Patience(msgspec.Struct, frozen=True):
     """Bounds on what happens before the first token."""
 
     tries: int = 20  # calls to engines
+    lost: int = 3  # engines that were there and are gone, with the request
     away_s: float = 10.0  # waiting while no engine can answer, in all
     retry_after_s: float = 2.0  # what a client is told then
     first_backoff_s: float = 0.02
@@ -29,8 +30,25 @@ class Tries:
         self._give_up_at: float | None = None
         self._rounds = 0
         self.count = 0
+        self.lost = 0  # engines that the request was with when they went
         # In this round, by address; None: said nothing of use.
         self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
+
+    def failed_with(self, address: str, error: grpc.aio.AioRpcError, request_id: str) -> None:
+        """Note what came of a try. Raises Internal where engine after engine has gone with the request.
+
+        It may be what ends them, and is not handed on until none is left. Of an engine that could not be reached it
+        is known that it had none of it, and one that fell silent may be there still.
+        """
+        self.failed[address] = error
+        self.lost += _went(error)
+        if self.lost >= self._patience.lost:
+            said = (
+                f"was lost with {self.lost} engines, one after another, before its first token: it may be what ends "
+            )
+            raise Internal(
+                f"request {request_id}", said + "them, and is sent to no other; see the last words of their logs"
+            )
 
     def remaining_s(self) -> float | None:
         """Seconds to the client's deadline."""
@@ -60,6 +78,13 @@ class Tries:
         delay = delay_s(self._rounds, first_s=self._patience.first_backoff_s, cap_s=self._patience.cap_backoff_s)
         await asyncio.sleep(min(delay, self._give_up_at - now))
         return True
+
+
+def _went(error: grpc.aio.AioRpcError) -> bool:
+    """Whether an engine that was there is gone, by what the transport says of it."""
+    said = error.details() or ""
+    own_word = isinstance(from_rpc_error(error), Draining | EngineUnavailable | BaseModelNotFound)
+    return lost(error) and not own_word and "failed to connect" not in said and "keepalive" not in said
 
 
 def lost(error: grpc.aio.AioRpcError) -> bool:

@@ -106,9 +106,11 @@ class Scene:
             record = ScriptedEngine(BASE, name).record()
             await MapReporter(self.redis, BASE, name).report(record, [], [], full=True)
 
-    async def engine(self, name: str, base: str = BASE, *, trains: bool = False) -> ScriptedEngine:
+    async def engine(
+        self, name: str, base: str = BASE, *, trains: bool = False, kind: type[ScriptedEngine] = ScriptedEngine
+    ) -> ScriptedEngine:
         """Start an engine."""
-        engine = ScriptedEngine(base, name)
+        engine = kind(base, name)
         engine.trainer = ScriptedTrainer() if trains else None
         await engine.start(self.redis)
         self._stack.push_async_callback(engine.stop)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 import grpc
 import msgspec
@@ -46,6 +47,8 @@ def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
 def _refused(request: web.Request, error: MintError) -> web.Response:
     retry_s = error.retry_after_s
     headers = {} if retry_s is None else {"Retry-After": str(math.ceil(retry_s))}
+    if error.terminal and error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        headers["x-should-retry"] = "false"  # OpenAI's clients ask again after such a status unless they are told
     if NAMED in request:
         headers[REQUEST_ID] = request[NAMED]
     if isinstance(error, Unauthenticated):
