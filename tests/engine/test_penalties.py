@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,38 @@ def test_tokens_taken_in_as_they_come_are_those_taken_in_at_once(prompt: list[in
         if count % 3:
             said.take(every[:count], len(prompt))
     said.take(every, len(prompt))
-    assert (sorted(said.seen.tolist()), said.counts) == (sorted(set(every)), Counter(completion))
+    assert sorted(said.seen.tolist()) == sorted(set(every))
+    counts = list(zip(said.chosen.tolist(), said.times.tolist(), strict=True))
+    assert sorted(counts) == sorted(Counter(completion).items())
+
+
+@given(tokens, tokens, st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 9))
+def test_counts_kept_as_they_come_give_the_bits_of_counts_taken_anew(
+    prompt: list[int], completion: list[int], frequency: float, presence: float, seed: int
+) -> None:
+    sampling = Sampling(9, 0, frequency_penalty=frequency, presence_penalty=presence)
+    said, every = Said(), [*prompt, *completion]
+    for count in range(len(prompt), len(every) + 1):
+        said.take(every[:count], len(prompt))
+    logits, counts = logits_of(seed), Counter(completion)
+    anew = logits.clone()
+    found = torch.tensor(list(counts), dtype=torch.int64)
+    anew[0, found] -= frequency * torch.tensor(list(counts.values()), dtype=torch.int64) + presence
+    assert torch.equal(penalise(logits, [(sampling, said)]), anew)
+
+
+def test_a_long_completion_is_not_copied_for_each_of_its_tokens() -> None:
+    """A thousand distinct tokens come one at a time: what is kept of them moves as often as it doubles."""
+    said, every = Said(), list(range(1000))
+    places: dict[str, list[int]] = {"seen": [], "chosen": [], "times": []}
+    for count in range(1, len(every) + 1):
+        said.take(every[:count], 0)
+        for name, where in places.items():
+            where.append(getattr(said, name).data_ptr())
+    for name, where in places.items():
+        assert sum(before != after for before, after in pairwise(where)) == 10, name
+    assert said.chosen.tolist() == every
+    assert said.times.tolist() == [1.0] * len(every)
 
 
 @given(st.dictionaries(st.integers(0, VOCABULARY - 1), st.floats(-100, 100), min_size=1), st.integers(0, 9))

@@ -28,7 +28,6 @@ def _change(row: torch.Tensor, sampling: Sampling, said: Said) -> None:
         seen = said.seen.to(row.device)
         before, penalty = row[seen], sampling.repetition_penalty
         row[seen] = torch.where(before > 0, before / penalty, before * penalty)
-    if (sampling.frequency_penalty or sampling.presence_penalty) and said.counts:
-        found = torch.tensor(list(said.counts), device=row.device)
-        counts = torch.tensor(list(said.counts.values()), device=row.device)
-        row[found] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        chosen, times = said.chosen.to(row.device), said.times.to(row.device)
+        row[chosen] -= sampling.frequency_penalty * times + sampling.presence_penalty

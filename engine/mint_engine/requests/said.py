@@ -1,26 +1,74 @@
 """Which tokens a request has so far, kept as they come: a penalty asks before each."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 
 class Said:
-    """A request's distinct tokens, and how often its completion has each."""
+    """A request's distinct tokens, and how often its completion has each.
+
+    One more token costs the same however many there are: the step thread, and so everybody, waits for it.
+    """
 
     def __init__(self) -> None:
-        self.seen = torch.empty(0, dtype=torch.int64)  # [distinct tokens of the prompt and the completion]
-        self.counts: Counter[int] = Counter()  # in the completion alone
-        self._seen: set[int] = set()
+        self._seen, self._chosen = _Growing(torch.int64), _Growing(torch.int64)
+        self._times = _Growing(torch.float32)  # exact below 2**24, which no context reaches
+        self._met: set[int] = set()
+        self._places: dict[int, int] = {}  # of the completion's tokens
         self._known = 0  # tokens taken in
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """[distinct tokens of the prompt and the completion] int64."""
+        return self._seen.now
+
+    @property
+    def chosen(self) -> torch.Tensor:
+        """[distinct tokens of the completion alone] int64."""
+        return self._chosen.now
+
+    @property
+    def times(self) -> torch.Tensor:
+        """[distinct tokens of the completion alone] float32: how often it has each of `chosen`."""
+        return self._times.now
 
     def take(self, tokens: Sequence[int], prompt: int) -> "Said":
         """Take in those that have come since: of all `tokens` so far the first `prompt` are the prompt's."""
-        self.counts.update(tokens[max(self._known, prompt) :])
-        fresh = set(tokens[self._known :]) - self._seen
+        fresh = set(tokens[self._known :]) - self._met
         if fresh:
-            self._seen |= fresh
-            self.seen = torch.cat([self.seen, torch.tensor(list(fresh))])
+            self._met |= fresh
+            self._seen.extend(list(fresh))
+        for token in tokens[max(self._known, prompt) :]:
+            self._count(token)
         self._known = len(tokens)
         return self
+
+    def _count(self, token: int) -> None:
+        place = self._places.get(token)
+        if place is not None:
+            self.times[place] += 1
+            return
+        self._places[token] = len(self._places)
+        self._chosen.extend([token])
+        self._times.extend([1.0])
+
+
+class _Growing:
+    """A tensor [n] that is copied only where its length has doubled."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._room, self._count = torch.empty(0, dtype=dtype), 0
+
+    @property
+    def now(self) -> torch.Tensor:
+        return self._room[: self._count]
+
+    def extend(self, values: Sequence[float]) -> None:
+        count = self._count + len(values)
+        if count > len(self._room):
+            room = torch.empty(max(count, 2 * len(self._room)), dtype=self._room.dtype)
+            room[: self._count] = self.now
+            self._room = room
+        self._room[self._count : count] = torch.tensor(values, dtype=self._room.dtype)
+        self._count = count
