@@ -16,13 +16,14 @@ from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_p
 from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, InvalidRequest, MintError
 from mint_contracts.names import check_asked
 from mint_contracts.records import Tier
+from mint_contracts.room import Part
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.wire import to_status
 from mint_engine import metrics
 from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
-from mint_engine.requests import routed
+from mint_engine.requests import prompt_logprobs, routed
 from mint_engine.requests.answers import answer
 from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.offsets import prompt_offsets
@@ -71,6 +72,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self.engine = engine
         self._prompts = Reading(f"engine {engine}")
         self._unread = room(f"engine {engine}")
+        self._scored = prompt_logprobs.room(f"engine {engine}")
         self._taken: set[asyncio.Future[None]] = set()  # requests that are being read, and their lives after that
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
@@ -94,10 +96,11 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         """Stream one completion."""
         arrived, outcome = time.monotonic(), "cancelled"
         life: asyncio.Task[None] | None = None
+        scored = self._scored.part()
         try:
             parts = self._open()
             with self._reading():
-                asked = await self._read(request, parts)
+                asked = await self._read(request, parts, scored)
             with closing(Inbox(self._unread.part(OWN_UNREAD * asked.sampling.n))) as inbox:
                 life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
                 self._taken.add(life)
@@ -126,6 +129,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         finally:
             if life is not None and outcome == "cancelled":
                 life.cancel()
+            scored.fill(0)
             metrics.REQUESTS.labels(outcome).inc()
             metrics.DURATION.observe(time.monotonic() - arrived)
 
@@ -193,7 +197,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             self._taken.discard(ended)
             ended.set_result(None)
 
-    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts) -> Asked:
+    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts, scored: Part) -> Asked:
+        """Check what needs no adapter, and have room in `scored` for what will be told of the prompt."""
         if request.base_model not in {"", self._settings.base_model}:
             subject = f"base model {request.base_model[:300]!r}"
             raise BaseModelNotFound(subject, f"is not served here; this is {self._settings.base_model}")
@@ -213,6 +218,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         prompt = await self._prompts.run(nbytes, read_prompt, request, tokenizer, vocabulary, context_length)
         sampling = read_sampling(request.sampling, context_length - len(prompt), vocabulary)
         check_prompt_logprobs(len(prompt), sampling)
+        scored.fill(prompt_logprobs.weigh(len(prompt), sampling))
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         grammar = await asyncio.to_thread(parts.grammars.compile, sampling.shape) if sampling.shape else None

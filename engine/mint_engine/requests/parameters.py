@@ -14,7 +14,7 @@ from mint_engine.scheduling.request import Sampling
 DEFAULT_MAX_TOKENS = 256
 MOST_LOGPROBS = 20
 # Of a prompt, whose log-probabilities are told in one message, of which gateways take 64 MiB: those of some 20 bytes
-# each. Until all of them are there each takes some 120 bytes of memory.
+# each. Until they are read each takes some 300 bytes of memory, see `prompt_logprobs`.
 MOST_PROMPT_LOGPROBS = 1 << 20
 LONGEST_STOP = 256
 MOST_COMPLETIONS = 16
@@ -69,13 +69,18 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
     )
 
 
+def count_prompt_logprobs(tokens: int, sampling: Sampling) -> int:
+    """How many log-probabilities are told of a prompt of so many tokens: each one's own, and the likeliest there."""
+    return tokens * (1 + (sampling.logprobs or 0)) if sampling.prompt_logprobs else 0
+
+
 def check_prompt_logprobs(tokens: int, sampling: Sampling) -> None:
     """Raise InvalidRequest where a prompt of so many tokens has more log-probabilities than can be told of it."""
-    each = 1 + (sampling.logprobs or 0)
-    if sampling.prompt_logprobs and tokens * each > MOST_PROMPT_LOGPROBS:
+    count = count_prompt_logprobs(tokens, sampling)
+    if count > MOST_PROMPT_LOGPROBS:
         raise InvalidRequest(
             "sampling.prompt_logprobs",
-            f"of {tokens} tokens would be {tokens * each}, with {each - 1} likeliest of each; "
+            f"of {tokens} tokens would be {count}, with {sampling.logprobs or 0} likeliest of each; "
             f"{MOST_PROMPT_LOGPROBS} are the most: ask for fewer logprobs, or of a shorter prompt",
         )
 
