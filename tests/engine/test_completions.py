@@ -9,7 +9,7 @@ import grpc
 import pytest
 import torch
 
-from mint_contracts.errors import Internal, InvalidRequest, Overloaded
+from mint_contracts.errors import Internal, InvalidRequest, MintError, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
 from mint_engine import metrics
@@ -180,6 +180,59 @@ async def test_a_prompt_that_overflows_has_no_scores(base: Path, monkeypatch: py
         refused = await refusal(engine, request)
         assert isinstance(refused, Internal)
         assert "computes NaN or infinity" in str(refused)
+
+
+async def scored_beside_a_neighbour(engine: Running, n: int) -> tuple[list[GenerateEvent], MintError]:
+    """What is told of a prompt that is scored under adapter "bad", and what ends it; "good" is answered as ever."""
+    expected = await ask(engine, PROMPT, "good", **HOT, seed=3, logprobs=2)
+    told: list[GenerateEvent] = []
+
+    async def read() -> None:
+        async for event in engine.sampler.Generate(request_of(n, "bad", prompt_logprobs=True, logprobs=3)):
+            told.append(event)
+
+    async def spoilt() -> MintError:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read()
+        return from_rpc_error(caught.value)
+
+    refused, answer = await asyncio.gather(spoilt(), ask(engine, PROMPT, "good", **HOT, seed=3, logprobs=2))
+    assert (answer.tokens, answer.scores) == (expected.tokens, expected.scores)
+    return told, refused
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("step_tokens", [16, 64])
+async def test_nothing_is_told_of_a_prompt_whose_scores_are_no_numbers(
+    base: Path, adapter: Path, n: int, step_tokens: int
+) -> None:
+    """In the first of its pieces, or where it is one; its pages are free again, and neighbours go on."""
+    limits = Limits(running=8, waiting=8, step_tokens=step_tokens)
+    async with running(base, {"good": adapter, "bad": adapter}, limits=limits) as engine:
+        engine.server.slots.memory[engine.holder.places["bad"]] = torch.inf
+        told, refused = await scored_beside_a_neighbour(engine, n)
+        assert told == []
+        assert isinstance(refused, Internal)
+        assert "adapter bad: computes NaN or infinity" in str(refused)
+        await until(lambda: engine.holder.users["bad"] == 0)
+        assert engine.free_pages == engine.all_pages
+
+
+async def test_one_score_that_is_no_number_is_enough(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a prompt whose end is sound, so that a token could be chosen."""
+    async with running(base) as engine:
+        compute = engine.server.generation._compute
+
+        def spoil(shares: list[Share]) -> tuple[torch.Tensor, list[int]]:
+            logits, ends = compute(shares)
+            logits = logits.clone()
+            logits[len(PROMPT) // 2] = torch.nan
+            return logits, ends
+
+        monkeypatch.setattr(engine.server.generation, "_compute", spoil)
+        refused = await refusal(engine, request_of(1, max_tokens=1, prompt_logprobs=True))
+        assert "computes NaN or infinity" in str(refused)
+        assert engine.free_pages == engine.all_pages
 
 
 @pytest.mark.parametrize("n", [-1, 17])

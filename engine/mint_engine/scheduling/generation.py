@@ -1,5 +1,6 @@
 """One step of the engine: schedule, compute, choose, and say what came of it. No threads here."""
 
+import math
 from collections.abc import Callable
 
 import structlog
@@ -186,17 +187,35 @@ class Generation:
         rows: list[Row] = []
         start = 0
         for share, end in zip(shares, ends, strict=True):
-            sequence = share.sequence
+            sequence, own, start = share.sequence, logits[start:end], end
             if sequence.must_score:
-                outcomes += _score_prompt(share, logits[start:end])
+                outcomes += self._score_prompt(share, own)
+            if sequence.state is State.ENDED:  # with pages that may be another's by the next step
+                continue
             samples = share.samples  # before what it computes is noted
             self.scheduler.computed(sequence, share.length)
             if samples and sequence.request.sampling.max_tokens:
                 rows.append((sequence, end - 1))
             elif samples:
-                outcomes += self._end_of_prompt(sequence, logits[end - 1 : end])
-            start = end
+                outcomes += self._end_of_prompt(sequence, own[-1:])
         return rows
+
+    def _score_prompt(self, share: Share, logits: torch.Tensor) -> list[Outcome]:
+        """Score the prompt's tokens that follow this share's rows [n, V]; tells the scores when they are complete.
+
+        A score that is no number ends the request, and nothing is told of its prompt.
+        """
+        sequence = share.sequence
+        prompt, start = sequence.request.prompt, sequence.computed
+        following = prompt[start + 1 : start + 1 + share.length]
+        scores = score_tokens(logits[: len(following)], following, sequence.request.sampling.logprobs or 0)
+        if not all(math.isfinite(score.logprob) for score in scores):
+            return self.fail([sequence], _unsound(sequence))
+        sequence.prompt_scores += scores
+        if start + share.length < len(prompt):
+            return []
+        sequence.prompt_scored = True
+        return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
 
     def _choose(self, rows: list[Row], logits: torch.Tensor, outcomes: list[Outcome]) -> None:
         """Choose a token for each row, and end the requests that reached theirs."""
@@ -276,19 +295,6 @@ class Generation:
     def _routes(self, sequence: Sequence) -> Routes | None:
         routes = self._forward.routes if sequence.request.routes else None
         return routes.read(sequence.tables[0], sequence.computed) if routes is not None else None
-
-
-def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:
-    """Score the prompt's tokens that follow this share's rows [n, V]; tells the scores when they are complete."""
-    sequence = share.sequence
-    prompt, start = sequence.request.prompt, sequence.computed
-    following = prompt[start + 1 : start + 1 + share.length]
-    top = sequence.request.sampling.logprobs or 0
-    sequence.prompt_scores += score_tokens(logits[: len(following)], following, top)
-    if start + share.length < len(prompt):
-        return []
-    sequence.prompt_scored = True
-    return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
 
 
 def _said(sequence: Sequence) -> Said:
