@@ -1,11 +1,11 @@
-"""Where file:// and pvc:// sources lie on this machine."""
+"""Where sources lie: file:// and pvc:// ones on this machine, and whether two are one folder."""
 
 import os
 from pathlib import Path
 
 from mint_contracts.errors import SourceForbidden
 from mint_contracts.settings import PVC_ROOT
-from mint_contracts.source import Location
+from mint_contracts.source import Location, Source, locate
 
 DEFAULT_PVC_ROOT = "/mint/pvc"
 
@@ -31,6 +31,18 @@ def local_path(location: Location) -> tuple[Path, Path | None]:
 def named_path(location: Location) -> str:
     """The same as it is named, links and claims not looked at: for stat, not for reading (see `local_path`)."""
     return f"{_root()}/{location.host}/{location.path}" if location.scheme == "pvc" else f"/{location.path}"
+
+
+def folders(source: Source) -> list[str]:
+    """The way to a source, folder by folder, alike for each way to write it; a claim's as engines mount it.
+
+    Raises SourceForbidden for what may not be read.
+    """
+    location = locate(source)
+    scheme, path = location.scheme, f"{location.host}/{location.path}"
+    if scheme == "pvc":
+        scheme, path = "file", f"{DEFAULT_PVC_ROOT}/{path}"
+    return [scheme, *(folder for folder in path.split("/") if folder)]
 
 
 def _root() -> Path:

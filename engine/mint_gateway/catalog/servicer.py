@@ -172,7 +172,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """The base that is meant, where its manifests are, and its store, if it has one. Raises CatalogNotFound."""
         view = self._router.find(base_model)
         if view.record is None or view.record.catalog is None:
-            said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel"
+            said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel to a folder of its own"
             raise CatalogNotFound(f"base model {view.base!r}", said)
         return view.base, view.record.catalog, view.record.store
 

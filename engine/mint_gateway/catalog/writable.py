@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mint_contracts.claims import DEFAULT_PVC_ROOT
+from mint_contracts.claims import folders
 from mint_contracts.entries import Entry
 from mint_contracts.errors import PermissionDenied
-from mint_contracts.source import Source, locate
+from mint_contracts.source import Source
 from mint_gateway.scope import EVERYTHING, Scope
 
 NOT_OPENED = "that your key opens; ask whoever runs the gateway"
@@ -24,25 +24,16 @@ class Writable:
         """Raises PermissionDenied, which names the first entry that may not be written."""
         if self.scope.adapters is None:
             return
-        store = None if self.store is None else _folders(self.store)
+        store = None if self.store is None else folders(self.store)
         for entry in entries:
             if not self.scope.adapter(entry.name):
                 raise PermissionDenied(f"adapter {entry.name!r}", f"is no name {NOT_OPENED}")
             if store is None or entry.retired:
                 continue
-            at = _folders(entry.source)
+            at = folders(entry.source)
             if at[: len(store)] == store and not self.scope.adapter("/".join(at[len(store) :])):
                 said = f"shall be fetched from {entry.uri}, which is of no name {NOT_OPENED}"
                 raise PermissionDenied(f"adapter {entry.name!r}", said)
 
 
 ANYTHING = Writable()
-
-
-def _folders(source: Source) -> list[str]:
-    """The way to a source, folder by folder, alike for each way to write it; a claim's as engines mount it."""
-    location = locate(source)
-    scheme, path = location.scheme, f"{location.host}/{location.path}"
-    if scheme == "pvc":
-        scheme, path = "file", f"{DEFAULT_PVC_ROOT}/{path}"
-    return [scheme, *(folder for folder in path.split("/") if folder)]

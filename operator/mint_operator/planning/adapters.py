@@ -85,9 +85,9 @@ def told_to(wave: str, other: str) -> str:
     return f"wave {other}" if of_one_namespace(wave, other) else "a wave of another namespace"
 
 
-def of_one_namespace(wave: str, other: str) -> bool:
-    """Whether two waves are, by their keys."""
-    return wave.partition("/")[0] == other.partition("/")[0]
+def of_one_namespace(key: str, other: str) -> bool:
+    """Whether two objects are, by their keys."""
+    return key.partition("/")[0] == other.partition("/")[0]
 
 
 def unreadable(wave: ObservedWave) -> str:

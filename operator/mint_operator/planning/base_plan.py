@@ -247,12 +247,13 @@ def _early(admission: Admission, placed: Placed | None, before: Known | None, kn
 
 def _record(base: ObservedBase) -> BaseRecord:
     store = base.spec.adapters.store
+    catalog = None if base.without_catalog else base.spec.catalog
     return BaseRecord(
         base_model=base.meta.key,
         store=store.source if store else None,
         context_length=base.spec.engine.context_length,
         device_slots=base.spec.adapters.device_slots,
-        catalog=base.spec.catalog.source if base.spec.catalog else None,
+        catalog=catalog.source if catalog else None,
         engines_max=max(base.spec.engine.replicas.min, base.spec.engine.replicas.max),
         created=int(base.meta.created_s),
         trains=base.spec.training is not None,

@@ -35,7 +35,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
     engines = facts.engines
     ready = [engine for engine in engines if _ready(engine, facts)]
     counts = EngineCounts(desired=len(engines), ready=len(ready), selector=facts.selector)
-    verdict = _verdict(base, facts, len(ready))
+    verdict = _with_catalog(base, _verdict(base, facts, len(ready)))
     findings = [
         verdict,
         _progressing(verdict, facts, len(ready)),
@@ -85,6 +85,15 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
         return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))
     reason, _ = _cause(facts)
     return Finding("Ready", "False", reason, _with_troubles(f"{count}, {needed} needed", facts))
+
+
+def _with_catalog(base: ObservedBase, verdict: Finding) -> Finding:
+    """The verdict, and first why the base is without its catalog: its engines answer for all else."""
+    lacking = base.without_catalog
+    if lacking is None:
+        return verdict
+    reason = lacking.reason if verdict.reason == conditions.ENGINES_READY else verdict.reason
+    return msgspec.structs.replace(verdict, reason=reason, message=f"{lacking.message}; {verdict.message}")
 
 
 def _cause(facts: BaseFacts) -> tuple[str, bool]:
@@ -152,7 +161,7 @@ def _engines(facts: BaseFacts, ready: int) -> Finding:
 
 def _phase(base: ObservedBase, facts: BaseFacts, verdict: Finding, ready: int) -> str:
     if verdict.status == "True":
-        return "Ready" if facts.refusal is None else "Degraded"
+        return "Degraded" if facts.refusal or base.without_catalog else "Ready"
     if facts.refusal is not None:
         return "Failed" if facts.refusal.terminal and not ready else "Degraded" if ready else "Pending"
     served = base.status.phase in {"Ready", "Degraded"}

@@ -56,6 +56,7 @@ ROLLING_UPDATE = "RollingUpdate"
 SCALING_DOWN = "ScalingDown"
 APPLY_FAILED = "ApplyFailed"
 NO_LEADER_WORKER_SETS = "NoLeaderWorkerSets"
+CATALOG_CONFLICT = "CatalogConflict"
 # Both
 MAP_UNAVAILABLE = "MapUnavailable"
 SETTLED = "Settled"

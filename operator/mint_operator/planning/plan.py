@@ -10,6 +10,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
+from mint_operator.planning.catalogs import apart
 from mint_operator.planning.defects import Defect, broken_status
 from mint_operator.planning.expiry import due, expired_status
 from mint_operator.planning.groups import WORKLOADS
@@ -62,6 +63,7 @@ def plan(
         else:
             waves[wave.base].append(wave)
     bases = {key: base for key, base in sorted(snapshot.bases.items()) if not base.meta.deleting}
+    bases = apart(bases, snapshot.maps)
     parts, defects = _parts(snapshot, bases, waves, over, before, broken or {})
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
     stuck = {key: broken_status(bases[key], defect, snapshot.now) for key, defect in defects.items()}

@@ -51,6 +51,7 @@ class ObservedBase(msgspec.Struct, frozen=True):
     host_bytes: int = 0
     disk_bytes: int = 0
     defect: str = ""
+    without_catalog: Failure | None = None  # worked out while planning: why it has not the one that its spec names
 
     @property
     def workload(self) -> tuple[str, str, str]:
