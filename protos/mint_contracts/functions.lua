@@ -1,10 +1,11 @@
 -- The placement map's writes. Each is one atomic step; the library's name carries a digest of this file, so that
 -- two versions of MinT can share a Redis while one replaces the other.
 
--- KEYS: epoch, version, base, placements, editions, waves, assigned...
--- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, version that the change is made for, -1: none, or ""
+-- KEYS: epoch, version, base, placements, editions, waves, writing, assigned...
+-- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, version that the change is made for, -1: none, or "",
+-- which part of the change this is ("whole", "first", "next" or "last"), and a token that no other change has
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
--- with one element of "assigned" for each key after the sixth. called (JSON): [[engine, its channel]...], every engine
+-- with one element of "assigned" for each key after the seventh. called (JSON): [[engine, its channel]...], every engine
 -- whose part the whole change touches; they are called when it commits.
 local function change(key, ops)
   for _, pair in ipairs(ops.set) do redis.call('HSET', key, pair[1], pair[2]) end
@@ -24,11 +25,18 @@ local function apply(keys, argv)
   -- A change of a map that Redis has lost meanwhile would be taken for the whole of it.
   local there = redis.call('GET', keys[2]) or '-1'
   if argv[7] ~= '' and argv[7] ~= there then return redis.error_reply('MAPCHANGED ' .. there) end
+  -- Lost and lost again are both without a version: what the first part has left tells whether that is there yet.
+  local part, token = argv[8], argv[9]
+  if part == 'first' then redis.call('SET', keys[7], token) end
+  if part == 'next' or part == 'last' then
+    if redis.call('GET', keys[7]) ~= token then return redis.error_reply('MAPCHANGED ' .. there) end
+  end
+  if part == 'last' then redis.call('DEL', keys[7]) end
   if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
   local ops = cjson.decode(argv[5])
   change(keys[4], ops.placements)
   change(keys[6], ops.waves)
-  for i, each in ipairs(ops.assigned) do change(keys[6 + i], each) end
+  for i, each in ipairs(ops.assigned) do change(keys[7 + i], each) end
   if argv[4] == '1' then
     redis.call('INCR', keys[2])
     redis.call('PUBLISH', argv[2], 'map')

@@ -8,6 +8,7 @@ that is led on by one of its nodes says so, and goes nowhere.
 | mint:bases                        | set    | every base that has keys              | operator |
 | mint:{ns/name}:epoch              | string | newest operator epoch seen            | operator |
 | mint:{ns/name}:version            | string | grows when a change is complete       | operator |
+| mint:{ns/name}:version:writing    | string | which change is there in part         | operator |
 | mint:{ns/name}:base               | string | BaseRecord                            | operator |
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
@@ -50,6 +51,11 @@ def epoch(base: str) -> str:
 def version(base: str) -> str:
     """String: grows by one when a change of the map is complete."""
     return f"mint:{{{base}}}:version"
+
+
+def writing(base: str) -> str:
+    """String: the token of a change of several parts, from its first part to its last."""
+    return f"mint:{{{base}}}:version:writing"
 
 
 def base_record(base: str) -> str:

@@ -1,5 +1,6 @@
 """Writing the placement map: the operator alone may, fenced by its epoch."""
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -27,20 +28,30 @@ class MapWriter:
     async def apply(self, base: str, change: MapChange, over: MapState | None = None) -> int:
         """Write a change of `over`; readers see its version grow once the whole of it is there. Returns that version.
 
-        Raises MapUnavailable where the map is not of that version any more; None: whatever it is. What only tells of
-        waves is nobody's to follow, and leaves the version as it is.
+        Raises MapUnavailable where the map is not of that version any more (None: whatever it is), or was lost
+        between two parts of the change. What only tells of waves is nobody's to follow, and leaves the version as
+        it is.
         """
         await name_base(self._redis, base)
         seen = "" if over is None else str(-1 if over.version is None else over.version)
         called = sorted({*change.set_assigned, *change.del_assigned})
         tells_only = bool(change) and not change.places
-        parts = _split(change)
-        for part in parts[:-1]:
-            await self._apply_part(base, part, None, seen)
-        return await self._apply_part(base, parts[-1], None if tells_only else called, seen)
+        *before, last = _split(change)
+        token = uuid.uuid4().hex
+        for number, part in enumerate(before):
+            await self._apply_part(base, part, None, (seen, "next" if number else "first", token))
+        which = "last" if before else "whole"
+        version = await self._apply_part(base, last, None if tells_only else called, (seen, which, token))
+        await name_base(self._redis, base)  # again: where the map was lost since, the name went with it
+        return version
 
-    async def _apply_part(self, base: str, part: MapChange, called: Sequence[str] | None, seen: str) -> int:
-        """One call; `called` commits the whole change and calls these engines. Returns the version by then."""
+    async def _apply_part(
+        self, base: str, part: MapChange, called: Sequence[str] | None, guard: tuple[str, str, str]
+    ) -> int:
+        """One call; `called` commits the whole change and calls these engines. Returns the version by then.
+
+        `guard` is what the map must be: the version seen, which part this is, and the change's token.
+        """
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
             "placements": _ops(part.set_placements, part.del_placements),
@@ -50,7 +61,7 @@ class MapWriter:
             ],
         }
         names = [keys.epoch(base), keys.version(base), keys.base_record(base), keys.placements(base)]
-        names += [keys.editions(base), keys.waves(base)]
+        names += [keys.editions(base), keys.waves(base), keys.writing(base)]
         names += [keys.assigned(base, engine) for engine in engines]
         record = "" if part.base is None else text(part.base)
         channels = [[engine, keys.called(base, engine)] for engine in called or ()]
@@ -61,7 +72,7 @@ class MapWriter:
             "0" if called is None else "1",
             text(ops),
             text(channels),
-            seen,
+            *guard,
         ]
         return int(await call(self._redis, "apply", names, args))
 

@@ -151,6 +151,7 @@ async def test_a_pulse_tells_whether_to_read_more(redis_client: Redis) -> None:
 def test_every_key_is_in_the_bases_hash_slot() -> None:
     made: Iterable[str] = (
         *(make(BASE) for make in (keys.epoch, keys.version, keys.base_record, keys.placements, keys.engines)),
+        keys.writing(BASE),
         *(make(BASE, "e-0") for make in (keys.assigned, keys.engine, keys.held)),
         keys.changed(BASE),
     )

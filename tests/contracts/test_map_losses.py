@@ -1,16 +1,17 @@
 """What the map loses, to a flush, full memory or another version, costs nobody else, and is written again."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import keys
-from mint_contracts.errors import StaleEpoch
+from mint_contracts import functions, keys, map_writer
+from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.map_writer import FORGOTTEN_PER_CALL, MapWriter
+from mint_contracts.map_writer import FORGOTTEN_PER_CALL, OPS_PER_CALL, MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Tier, WaveRecord
 from tests.contracts.placed import BASE, assignment, held, placement, record, write
 from tests.redis_process import full_memory
@@ -69,6 +70,69 @@ async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client:
     assert list(await reader.placements(BASE)) == ["a"]
     with pytest.raises(StaleEpoch):
         await write(MapWriter(redis_client, epoch=4), "a")
+
+
+NAMES = [f"a-{number:04d}" for number in range(2 * OPS_PER_CALL + 1)]
+PARTS = 6  # three of placements, three of what the engine is assigned
+WHOLE = MapChange(
+    base=BaseRecord(BASE),
+    set_placements=tuple(map(placement, NAMES)),
+    set_assigned={"e-0": tuple(map(assignment, NAMES))},
+)
+
+
+def losing_before(monkeypatch: pytest.MonkeyPatch, part: int, lose: Callable[[], Awaitable[Any]]) -> None:
+    """`lose` runs once, just before Redis gets this part (counted from 0) of the next change."""
+    real, sent = functions.call, 0
+
+    async def call(*args: Any) -> Any:
+        nonlocal sent
+        sent += 1
+        if sent == part + 1:
+            await lose()
+        return await real(*args)
+
+    monkeypatch.setattr(map_writer, "call", call)
+
+
+@pytest.mark.parametrize("part", range(1, PARTS))
+async def test_a_map_that_is_lost_again_while_it_is_written_is_not_taken_for_whole(
+    part: int, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a failover that clients' connections outlive: nothing else tells that the parts before are gone."""
+    reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=5)
+    over = await reader.state(BASE, ["e-0"])
+    losing_before(monkeypatch, part, redis_client.flushall)
+    with pytest.raises(MapUnavailable, match="reading it anew"):
+        await writer.apply(BASE, WHOLE, over)
+    assert await reader.version(BASE) is None
+    await writer.apply(BASE, WHOLE, await reader.state(BASE, ["e-0"]))
+    state = await reader.state(BASE, ["e-0"])
+    assert (len(state.placements), len(state.assigned["e-0"])) == (len(NAMES), len(NAMES))
+
+
+async def test_of_two_changes_in_parts_the_one_that_another_came_into_is_refused(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=5)
+    losing_before(monkeypatch, 2, lambda: MapWriter(redis_client, epoch=5).apply(BASE, WHOLE))
+    with pytest.raises(MapUnavailable):
+        await writer.apply(BASE, WHOLE)
+    assert await reader.version(BASE) == 1
+
+
+async def test_a_change_that_is_there_leaves_nothing_of_how_it_came(redis_client: Redis) -> None:
+    await MapWriter(redis_client, epoch=5).apply(BASE, WHOLE)
+    assert not await redis_client.exists(keys.writing(BASE))
+
+
+async def test_a_base_is_named_whenever_its_map_is_there(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the name alone was lost, between it and the change."""
+    losing_before(monkeypatch, 0, redis_client.flushall)
+    await write(MapWriter(redis_client, epoch=5), "a")
+    assert await MapReader(redis_client).bases() == [BASE]
 
 
 async def test_forgetting_a_base_removes_all_of_it_but_the_fence(redis_client: Redis) -> None:
