@@ -28,6 +28,8 @@ class TrainLink:
         self._base, self._engine, self._body = base, engine, body
         self._told: dict[str, Progress] = {}
         self._sent: dict[str, int] = {}  # rewards that the map has, by policy
+        self._untaken: dict[str, int] = {}  # policies whose rewards it had no lease for, after so many pulls
+        self._pulls = 0
         self._full = True
 
     async def pull(self) -> None:
@@ -35,26 +37,38 @@ class TrainLink:
         trains = (await self._reader.trains(self._base, [self._engine]))[self._engine]
         waves = await self._reader.training(self._base) if trains else {}
         self._body.want(waves, trains)
+        self._pulls += 1
 
     def confirm(self) -> None:
         """A look has found nothing new."""
         self._body.confirm()
 
     async def report(self, incarnation: int, *, full: bool) -> None:
-        """Tell what has changed, or everything: whenever it is not known what the map has."""
+        """Tell what has changed, or everything: whenever it is not known what the map has.
+
+        Rewards that the map had no lease for, as after it was lost, are told again once leases were read anew.
+        """
+        pulls = self._pulls
+        again = {policy for policy, before in self._untaken.items() if before != pulls}
         full, self._full = full or self._full, True
         told, progress = {} if full else self._told, self._body.progress()
         changed = [each for policy, each in progress.items() if told.get(policy) != each]
         gone = [policy for policy in told if policy not in progress]
         rewards = {policy: list(values) for policy, values in self._body.rewards().items()}
-        sent = {policy: 0 if full else self._sent.get(policy, 0) for policy in rewards}
+        sent = {policy: 0 if full or policy in again else self._sent.get(policy, 0) for policy in rewards}
         lists = {policy: (sent[policy], values[sent[policy] :]) for policy, values in rewards.items()}
         lists = {policy: each for policy, each in lists.items() if each[1] or full}
         if full or changed or gone or lists:
-            short = await self._reporter.report(incarnation, changed, gone, lists, full=full)
-            if short is None:
+            lacking = await self._reporter.report(incarnation, changed, gone, lists, full=full)
+            if lacking is None:
                 return  # with the next report of the engine itself, in full
-            if short:
-                again = {policy: (0, rewards[policy]) for policy in short}
-                await self._reporter.report(incarnation, (), (), again, full=False)
+            if lacking.short:
+                whole = {policy: (0, rewards[policy]) for policy in lacking.short}
+                await self._reporter.report(incarnation, (), (), whole, full=False)
+            left = {
+                policy: before
+                for policy, before in self._untaken.items()
+                if policy in rewards and policy not in lists
+            }
+            self._untaken = left | dict.fromkeys(lacking.unleased, pulls)
         self._told, self._sent, self._full = progress, {p: len(v) for p, v in rewards.items()}, False

@@ -106,9 +106,13 @@ local function leave(keys, argv)
   return 1
 end
 
--- KEYS: engines, progress, rewards...   ARGV: engine, incarnation, full 0|1, set (JSON pairs), del (JSON), lists, channel
--- lists (JSON): [[first, [value...]]...], one for each key after the second: the list's values from `first` on.
--- Returns -1 when the map does not know this incarnation, else the indices of the lists that are too short for theirs.
+-- KEYS: engines, progress, trains, rewards...
+-- ARGV: engine, incarnation, full 0|1, set (JSON pairs), del (JSON), lists, channel
+-- lists (JSON): [[policy, first, [value...]]...], one for each key after the third: the list's values from `first` on.
+-- A list is written only while the map has the engine's lease: it goes with the wave, once, and an engine that has yet
+-- to read that the wave is gone would make it anew for good.
+-- Returns -1 when the map does not know this incarnation, else the indices of the lists that are too short for theirs,
+-- and of those without a lease.
 local function progress(keys, argv)
   local known, incarnation = redis.call('HGET', keys[1], argv[1]), argv[2]
   if known and (#known > #incarnation or (#known == #incarnation and known > incarnation)) then
@@ -117,18 +121,20 @@ local function progress(keys, argv)
   if known ~= incarnation then return -1 end
   if argv[3] == '1' then redis.call('DEL', keys[2]) end
   change(keys[2], { set = cjson.decode(argv[4]), del = cjson.decode(argv[5]) })
-  local short = {}
+  local short, unleased = {}, {}
   for i, each in ipairs(cjson.decode(argv[6])) do
-    local key, first = keys[2 + i], each[1]
-    if redis.call('LLEN', key) < first then
+    local key, first = keys[3 + i], each[2]
+    if redis.call('HEXISTS', keys[3], each[1]) == 0 then
+      unleased[#unleased + 1] = i
+    elseif redis.call('LLEN', key) < first then
       short[#short + 1] = i
     else
       if first == 0 then redis.call('DEL', key) else redis.call('LTRIM', key, 0, first - 1) end
-      for _, value in ipairs(each[2]) do redis.call('RPUSH', key, value) end
+      for _, value in ipairs(each[3]) do redis.call('RPUSH', key, value) end
     end
   end
   redis.call('PUBLISH', argv[7], 'engine ' .. argv[1])
-  return short
+  return { short, unleased }
 end
 
 -- Where memory is full Redis would refuse each of these, a call that only deletes too: every engine's heart would stop,

@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import call, text
 from mint_contracts.training_records import Progress
+
+
+class Lacking(msgspec.Struct, frozen=True):
+    """Policies whose rewards the map did not take as told: `short` of those before, or without a lease in it.
+
+    The first must be told from the start, the others too, once the map has their leases.
+    """
+
+    short: tuple[str, ...] = ()
+    unleased: tuple[str, ...] = ()
 
 
 class TrainReporter:
@@ -23,18 +34,17 @@ class TrainReporter:
         rewards: Mapping[str, tuple[int, Sequence[float]]],
         *,
         full: bool,
-    ) -> tuple[str, ...] | None:
+    ) -> Lacking | None:
         """Write progress, and rewards of finished steps: of each policy those from a step (counted from 0) on.
 
-        Returns the policies whose list in the map is shorter than that, which must be told from the start; None when
-        the map does not know this incarnation. With `full`, `changed` is everything. Raises StaleEpoch when a later
-        start of this engine has reported.
+        Returns what rewards the map lacks; None when it does not know this incarnation. With `full`, `changed` is
+        everything. Raises StaleEpoch when a later start of this engine has reported.
         """
         base, policies = self._base, list(rewards)
-        names = [keys.engines(base), keys.progress(base, self._engine)]
+        names = [keys.engines(base), keys.progress(base, self._engine), keys.trains(base, self._engine)]
         names += [keys.rewards(base, policy) for policy in policies]
         pairs = [[each.policy, text(each)] for each in changed]
-        lists = [[first, [repr(float(value)) for value in values]] for first, values in rewards.values()]
+        lists = [[name, first, [repr(float(value)) for value in rest]] for name, (first, rest) in rewards.items()]
         args = [self._engine, str(incarnation), "1" if full else "0", text(pairs), text(list(gone)), text(lists)]
-        short = await call(self._redis, "progress", names, [*args, keys.changed(base)])
-        return None if short == -1 else tuple(policies[int(at) - 1] for at in short)
+        answer = await call(self._redis, "progress", names, [*args, keys.changed(base)])
+        return None if answer == -1 else Lacking(*[tuple(policies[int(at) - 1] for at in each) for each in answer])

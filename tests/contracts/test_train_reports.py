@@ -1,14 +1,17 @@
-"""What engines report of training, on a real Redis: progress by its incarnation, rewards by their position."""
+"""What engines report of training, on a real Redis: progress by its incarnation, rewards by position and lease."""
 
 import pytest
 from redis.asyncio import Redis
 
+from mint_contracts import keys
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.train_reporter import TrainReporter
-from mint_contracts.training_records import Progress, Stage
+from mint_contracts.train_reporter import Lacking, TrainReporter
+from mint_contracts.train_writer import TrainWriter
+from mint_contracts.training import Policy
+from mint_contracts.training_records import Progress, Stage, TrainAssignment, TrainChange
 
 BASE, ENGINE = "demo/smollm2", "e-0"
 
@@ -28,11 +31,16 @@ async def start(redis: Redis, incarnation: int) -> None:
     await MapReporter(redis, BASE, ENGINE).report(record, (), (), full=True)
 
 
+async def lease(redis: Redis, *policies: str, engine: str = ENGINE) -> None:
+    leases = tuple(TrainAssignment(each, "demo/wave", 7, Policy(each)) for each in policies)
+    await TrainWriter(redis, 1).apply(BASE, TrainChange(set_trains={engine: leases}))
+
+
 async def test_progress_is_set_changed_deleted_and_replaced_as_a_whole(
     redis_client: Redis, reporter: TrainReporter
 ) -> None:
     reader = TrainReader(redis_client)
-    assert await reporter.report(5, [progress("a"), progress("b")], (), {}, full=False) == ()
+    assert await reporter.report(5, [progress("a"), progress("b")], (), {}, full=False) == Lacking()
     await reporter.report(5, [progress("a", 1)], ["b"], {}, full=False)
     assert await reader.progress(BASE, [ENGINE]) == {ENGINE: {"a": progress("a", 1)}}
     await reporter.report(5, [progress("c")], (), {}, full=True)
@@ -43,6 +51,7 @@ async def test_rewards_are_told_by_position_so_that_telling_them_again_changes_n
     redis_client: Redis, reporter: TrainReporter
 ) -> None:
     reader = TrainReader(redis_client)
+    await lease(redis_client, "a")
     for _ in range(2):
         await reporter.report(5, (), (), {"a": (0, [0.1, 0.2])}, full=False)
         await reporter.report(5, (), (), {"a": (2, [1 / 3])}, full=False)
@@ -52,9 +61,28 @@ async def test_rewards_are_told_by_position_so_that_telling_them_again_changes_n
 
 
 async def test_a_list_that_was_lost_is_asked_for_from_its_start(reporter: TrainReporter, redis_client: Redis) -> None:
-    short = await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (3, [0.4])}, full=False)
-    assert short == ("b",)
+    await lease(redis_client, "a", "b")
+    lacking = await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (3, [0.4])}, full=False)
+    assert lacking == Lacking(short=("b",))
     assert await TrainReader(redis_client).rewards(BASE, ["a", "b"], 10) == {"a": [0.1], "b": []}
+
+
+async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, reporter: TrainReporter) -> None:
+    """Its engine may tell of a step before it has read that."""
+    await lease(redis_client, "a", "b")
+    await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (0, [0.2])}, full=False)
+    await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_trains={ENGINE: ("a",)}, del_rewards=("a",)))
+    for first, full in ((1, False), (0, False), (0, True)):
+        told = {"a": (first, [0.3]), "b": (1, [0.4])}
+        assert await reporter.report(5, (), (), told, full=full) == Lacking(unleased=("a",))
+    assert not await redis_client.exists(keys.rewards(BASE, "a"))
+    assert await TrainReader(redis_client).rewards(BASE, ["b"], 10) == {"b": [0.2, 0.4]}
+
+
+async def test_another_engines_lease_is_none(redis_client: Redis, reporter: TrainReporter) -> None:
+    await lease(redis_client, "a", engine="e-1")
+    assert await reporter.report(5, (), (), {"a": (0, [0.1])}, full=False) == Lacking(unleased=("a",))
+    assert not await redis_client.exists(keys.rewards(BASE, "a"))
 
 
 async def test_only_the_newest_start_of_an_engine_is_heard(redis_client: Redis, reporter: TrainReporter) -> None:

@@ -1,0 +1,116 @@
+"""An engine's rewards in the map: told again after a loss, and never of a policy that the map has no lease of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts import functions, keys, train_reporter
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.records import EngineRecord
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_writer import TrainWriter
+from mint_contracts.training import Policy
+from mint_contracts.training_records import TrainAssignment, TrainChange
+from mint_engine.train_link import TrainBody, TrainLink
+
+BASE, ENGINE, POLICY = "demo/smollm2", "e-0", "demo/p"
+
+
+@dataclass
+class Trainer:
+    """An engine that trains what it has read leases of, as `rewards` says."""
+
+    redis: Redis
+    rewards: dict[str, Sequence[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        body = TrainBody(lambda _, trains: self._keep(set(trains)), lambda: None, dict, lambda: self.rewards)
+        self.link = TrainLink(self.redis, BASE, ENGINE, body)
+
+    def _keep(self, leased: set[str]) -> None:
+        self.rewards = {policy: values for policy, values in self.rewards.items() if policy in leased}
+
+    async def begin(self) -> None:
+        """What the engine reports of itself, as at its start and after the map was lost."""
+        record = EngineRecord(ENGINE, "10.0.0.1:8470", 1, True, 1, 8, 0, 0, 3, 1)
+        await MapReporter(self.redis, BASE, ENGINE).report(record, (), (), full=True)
+        await self.link.report(1, full=True)
+
+    async def told(self) -> list[float]:
+        """What the map has after one more report."""
+        await self.link.report(1, full=False)
+        return (await TrainReader(self.redis).rewards(BASE, [POLICY], 100))[POLICY]
+
+
+@pytest.fixture
+async def trainer(redis_client: Redis) -> Trainer:
+    """One that has told of two steps."""
+    trainer = Trainer(redis_client)
+    await lease(redis_client)
+    await trainer.begin()
+    await trainer.link.pull()
+    trainer.rewards = {POLICY: [0.1, 0.2]}
+    assert await trainer.told() == [0.1, 0.2]
+    return trainer
+
+
+async def lease(redis: Redis) -> None:
+    leases = (TrainAssignment(POLICY, "demo/w", 7, Policy(POLICY)),)
+    await TrainWriter(redis, 1).apply(BASE, TrainChange(set_trains={ENGINE: leases}))
+
+
+async def end(redis: Redis) -> None:
+    gone = TrainChange(del_training=("demo/w",), del_trains={ENGINE: (POLICY,)}, del_rewards=(POLICY,))
+    await TrainWriter(redis, 1).apply(BASE, gone)
+
+
+async def test_a_step_that_ends_after_its_wave_was_deleted_leaves_nothing(
+    redis_client: Redis, trainer: Trainer
+) -> None:
+    await end(redis_client)
+    trainer.rewards = {POLICY: [0.1, 0.2, 0.3]}
+    assert await trainer.told() == []
+    await trainer.link.pull()
+    assert await trainer.told() == []
+    assert not await redis_client.exists(keys.rewards(BASE, POLICY))
+
+
+async def test_after_a_loss_rewards_come_back_with_their_lease_though_no_step_ends(
+    redis_client: Redis, trainer: Trainer
+) -> None:
+    await redis_client.flushall()
+    await trainer.begin()
+    assert await trainer.told() == [], "before the operator has written the lease again"
+    await lease(redis_client)
+    assert await trainer.told() == [], "not with every heartbeat: leases are read when they have changed"
+    await trainer.link.pull()
+    assert await trainer.told() == [0.1, 0.2]
+
+
+async def test_a_step_that_ends_before_the_lease_was_read_again_brings_back_all(
+    redis_client: Redis, trainer: Trainer
+) -> None:
+    await redis_client.flushall()
+    await trainer.begin()
+    await lease(redis_client)
+    trainer.rewards = {POLICY: [0.1, 0.2, 0.3]}
+    assert await trainer.told() == [0.1, 0.2, 0.3]
+
+
+async def test_a_lease_that_is_read_while_a_report_is_on_its_way_counts(
+    redis_client: Redis, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis_client.flushall()
+
+    async def slow(*args: Any) -> Any:
+        answer = await functions.call(*args)
+        await lease(redis_client)
+        await trainer.link.pull()
+        return answer
+
+    monkeypatch.setattr(train_reporter, "call", slow)
+    await trainer.begin()
+    assert await trainer.told() == [0.1, 0.2]
