@@ -150,6 +150,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 told, packed = await aside(revisions.publish, here.store, policy, name, copy)
             await here.herald.announce(policy, calls.life, name, told.source)
             here.means.places.offer(policy, told.source, packed)
+            await _swept(here, policy, name)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
 
         return await self._once(request, work, context)
@@ -209,6 +210,14 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         if name in here.waves():
             raise InvalidRequest(f"policy {name!r}", "is trained by a wave, which alone may change it")
         return name
+
+
+async def _swept(here: Open, policy: str, name: Name) -> None:
+    """Older revisions give way to one that is announced: what can't be removed now is by the next one."""
+    try:
+        await aside(revisions.sweep, here.store, policy, name)
+    except MintError as error:
+        _log.warning("revisions_unswept", policy=policy, revision=str(name), error=str(error))
 
 
 async def _answered(work: Callable[[], Awaitable[M]], context: _Context, *, noted: bool = True) -> M:
