@@ -184,14 +184,17 @@ class Policy:
                     lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
                 )
             except PolicyNotFound:
-                if not await self._resumed():
+                if not await self._resumed(request.sequence):
                     raise
             if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
                 said = f"goes on behind its call {self.sequence} ({call}), whose answer is lost; go on with the next"
                 raise OutOfOrder(f"policy {self.name!r}", said)
 
-    async def _resumed(self) -> bool:
-        """Whether an engine goes on with what the policy's own has left."""
+    async def _resumed(self, sequence: int) -> bool:
+        """Whether an engine goes on with what the policy's own has left, behind call `sequence` or the one before.
+
+        Raises PolicyNotFound where it is at any other: nobody is to go on with older weights unawares.
+        """
         request = pb.ResumePolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
         try:
             state: pb.PolicyState = await self._send(
@@ -201,5 +204,10 @@ class Policy:
             return False
         if state.lease == self._lease:  # it was there all the time
             return False
+        if state.sequence not in {sequence - 1, sequence}:
+            said = (
+                f"is at call {state.sequence} now, not {sequence - 1}: what it has learnt since is lost, or another"
+            )
+            raise PolicyNotFound(f"policy {self.name!r}", f"{said} program has called it; resume it by its name")
         self.engine, self.sequence, self.step, self._lease = state.engine, state.sequence, state.step, state.lease
         return True

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import errors
+from mint_engine.policies import keepsakes
 from mint_gateway.client import Client
 from tests.engine.running import save_base
 from tests.gateway.scene import Scene
@@ -113,3 +114,21 @@ async def test_what_somebody_has_dropped_stays_dropped(school: School, client: C
     with pytest.raises(errors.PolicyNotFound):
         await policy.optim_step()
     assert (await client.policies()).policies == []
+
+
+async def test_nobody_goes_on_with_older_weights_unawares(school: School, client: Client) -> None:
+    """An engine has told that it has left a policy, and goes on with it before it is killed."""
+    policy = await client.create_policy("acme/a", rank=4)
+    await learn(policy)
+    [where] = school.has("acme/a")
+    engine = school.engines[where]
+    await keepsakes.leave(engine.trains.server.register.here, "acme/a", engine.calls["acme/a"])
+    await learn(policy)
+    await engine.leave()
+    await school.seen(*{*NAMES} - {where})
+    with pytest.raises(errors.PolicyNotFound, match="is at call 2 now, not 4: what it has learnt since is lost"):
+        await policy.optim_step()
+    assert (policy.sequence, policy.step) == (4, 2)
+    again = await client.resume_policy("acme/a")
+    assert (again.life, again.sequence, again.step) == (policy.life, 2, 1)
+    await learn(again)

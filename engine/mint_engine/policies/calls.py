@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 
-from mint_contracts.errors import Draining, InvalidRequest, OutOfOrder, PolicyNotFound
+from mint_contracts.errors import Draining, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
 from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0
@@ -38,6 +39,7 @@ class Calls:
         self.step = 0  # optimizer steps taken
         self._gone = ""  # how it went, once it has
         self._parting = False
+        self._stay: Callable[[], Awaitable[None]] | None = None  # to be done before its next call
         self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # beside what was asked
         self._nbytes = 0  # of all of them
         self._turn = asyncio.Lock()
@@ -93,12 +95,23 @@ class Calls:
         async with self._turn:
             self._gone = "was dropped"
 
-    async def rest(self, put_away: Callable[[], Awaitable[None]]) -> None:
-        """End with `put_away`, once the call under way has ended: those that follow raise PolicyNotFound."""
+    async def rest(self, put_away: Callable[[], Awaitable[None]], stay: Callable[[], Awaitable[None]]) -> None:
+        """End with `put_away`, once the call under way has ended: those that follow raise PolicyNotFound.
+
+        Where that raises, so does this, and the policy is there still. Others may have been told that it went:
+        `stay` takes that back, at once or else before its next call, which would not be in what they go on with.
+        """
         async with self._turn:
-            if not self._gone:
+            if self._gone:
+                return
+            self._stay = stay
+            try:
                 await put_away()
-                self._gone = "rests, as nobody has called it for long; resume it from what was saved"
+            except MintError:
+                with suppress(MintError):
+                    await self._stays()
+                raise
+            self._gone = "rests, as nobody has called it for long; resume it from what was saved"
 
     async def part(self, save: Callable[[], Awaitable[object]]) -> None:
         """Take no more calls: they raise Draining. `save` once the one under way has ended."""
@@ -126,6 +139,7 @@ class Calls:
                 raise OutOfOrder(
                     f"policy {self._policy!r}", f"call {sequence} {what}; the next is {self.sequence + 1}"
                 )
+            await self._stays()
             try:
                 given = await work()
             finally:
@@ -133,6 +147,11 @@ class Calls:
             self.sequence = sequence
             self._remember(sequence, digest, given)
             return given
+
+    async def _stays(self) -> None:
+        if self._stay is not None:
+            await self._stay()
+            self._stay = None
 
     def _remember(self, sequence: int, digest: bytes, answer: Message) -> None:
         self._answers[sequence] = digest, answer

@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgspec
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable
+from mint_contracts.errors import CapacityExceeded, CorruptFile, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.training_records import Published
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
@@ -64,13 +64,17 @@ class Shelf:
     def save(self, record: Record, blob: bytes | bytearray) -> None:
         """Write a checkpoint and sweep what it makes superfluous.
 
-        Raises StaleLease where a newer lease has written, and the errors of a store.
+        Raises StaleLease where a newer lease has written, and the errors of a store, but not for what can't be swept:
+        the checkpoint is there, and the next one's sweep does it.
         """
         name = Name(record.lease, record.step)
         with self._series.written(name):
             self._store.write(f"{self.folder}/{name}/{BLOB}", blob)
             self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
-        self._series.sweep(name)
+        try:
+            self._series.sweep(name)
+        except MintError as error:
+            _log.warning("checkpoints_unswept", policy=self._policy, checkpoint=str(name), error=str(error))
 
     def retell(self, record: Record) -> None:
         """Say something else of a checkpoint that is there. Raises as `save`."""

@@ -64,6 +64,13 @@ async def leave(here: Open, policy: str, calls: Calls) -> None:
         await aside(here.resting.note, rests)
 
 
+async def stay(here: Open, policy: str, calls: Calls) -> None:
+    """What could not be let go of is its engine's still: nobody goes on with what `leave` has written."""
+    record = await asked(shelf_of(here.store, policy).newest_told)
+    if record is not None and record.left and record.lease == calls.lease:
+        await _retell(here, policy, record, left=False)
+
+
 async def load(here: Open, policy: str, uri: str) -> tuple[Policy, Name | None]:
     """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`."""
     shelf = shelf_of(here.store, policy)

@@ -171,7 +171,12 @@ class Register:
             if self._parting or not calls.is_idle(idle_s):
                 continue
             try:
-                await calls.rest(partial(self._put_to_rest, self.here, name, calls))
+                here = self.here
+                put_away, stay = (
+                    partial(self._put_to_rest, here, name, calls),
+                    partial(keepsakes.stay, here, name, calls),
+                )
+                await calls.rest(put_away, stay)
             except MintError as error:
                 _log.warning("policy_stays", policy=name, error=str(error))
                 if not error.terminal:

@@ -1,0 +1,99 @@
+"""A policy of calls that could not be let go of is there still, and nobody else's: over a real socket."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import SourceUnavailable
+from mint_engine.policies.checkpoints import RECORD
+from mint_engine.policies.keepsakes import KEPT
+from mint_engine.policies.store import Content, LocalStore
+from tests.engine.running import save_base
+from tests.engine.training.calling import called, lesson, refused, step
+
+LEFT = b'"left":true'
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def resume(policy: str, life: int) -> pb.ResumePolicyRequest:
+    return pb.ResumePolicyRequest(policy=policy, life=life)
+
+
+def away(*_: object) -> None:
+    raise SourceUnavailable("store", "does not answer")
+
+
+def half_way(*, retold: bool) -> Callable[[LocalStore, str, Content], None]:
+    """Writes that say of a record which tells that a policy was left that it failed, though it is there by then.
+
+    Other records are written where they may be `retold`.
+    """
+    write = LocalStore.write
+
+    def told(self: LocalStore, path: str, content: Content) -> None:
+        left = isinstance(content, bytes) and LEFT in content
+        if left or retold or not path.endswith(RECORD):
+            write(self, path, content)
+        if path.endswith(RECORD) and (left or not retold):
+            away()
+
+    return told
+
+
+async def test_a_policy_rests_though_what_it_has_saved_before_can_not_be_swept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        for sequence in range(1, KEPT + 1):
+            await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=sequence))
+        await stub.ForwardBackward(lesson("one", KEPT + 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "delete", away)
+            await scene.server.register.rest(0.0)
+        assert not scene.server.register.made()
+        assert scene.residency.lending.room.lasting == 0
+        checkpoints = tmp_path / "runs" / "policies" / "one" / "calls"
+        assert len(list(checkpoints.iterdir())) == KEPT + 1
+        assert (await stub.ResumePolicy(resume("one", made.life))).sequence == KEPT + 1
+        await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=KEPT + 2))
+        assert len(list(checkpoints.iterdir())) == KEPT, "the next one sweeps"
+
+
+async def test_what_stays_is_not_left_though_its_record_has_said_so(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "write", half_way(retold=True))
+            await scene.server.register.rest(0.0)
+        assert [name for name, _ in scene.server.register.made()] == ["one"]
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            error = await refused(other.ResumePolicy(resume("one", made.life)))
+            assert (error.reason, "is not what its engine has left" in error.message) == ("PolicyNotFound", True)
+        await stub.ForwardBackward(lesson("one", 1))
+        await scene.server.register.rest(0.0)
+        assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 1
+
+
+async def test_what_stays_takes_no_call_before_nobody_else_can_go_on_with_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "write", half_way(retold=False))
+            await scene.server.register.rest(0.0)
+            assert (await refused(stub.OptimStep(step("one", 2)))).reason == "SourceUnavailable"
+        assert (await stub.GetPolicy(pb.GetPolicyRequest(policy="one"))).step == 0
+        assert (await stub.OptimStep(step("one", 2))).step == 1
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            assert (await refused(other.ResumePolicy(resume("one", made.life)))).reason == "PolicyNotFound"
