@@ -120,9 +120,12 @@ async def put_back(here: Open, policy: str, record: Record) -> None:
 
 
 async def give_up(here: Open, policy: str, life: int) -> None:
-    """What an engine has left of a policy that is dropped, of this `life` or the latest (0), comes back to nobody."""
+    """What an engine has left of a policy that is dropped comes back to nobody.
+
+    Of this `life` or an earlier one, whose name that has taken; 0 stands for the latest.
+    """
     record = await asked(shelf_of(here.store, policy).newest_told)
-    if record is not None and record.left and life in {0, record.life}:
+    if record is not None and record.left and (not life or record.life <= life):
         await _retell(here, policy, record, left=False)
 
 

@@ -8,12 +8,13 @@ would hold its policy's memory for ever. In these last two cases what is there i
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import msgspec
 import structlog
 
-from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound, TornPolicy
+from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound, StaleLease, TornPolicy
 from mint_contracts.records import PolicyRoom
 from mint_engine.policies import keepsakes
 from mint_engine.policies.calls import Calls, draining
@@ -21,7 +22,7 @@ from mint_engine.policies.opened import Open
 from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256
-LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S = 5.0, 10.0, 0.5
+LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S, DROPPING_RETRY_S = 5.0, 10.0, 0.5, 2.0
 REST_S, LOOK_S = 30 * 60.0, 60.0  # what goes on after a rest costs its program seconds
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class Register:
         self.open: Open | None = None  # None until the base is loaded
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
+        self._dropped: dict[str, int] = {}  # lives whose store is yet to be told, by policy
         self._lease = 0  # of the policy that was created last
         self._resuming = asyncio.Lock()
         self._parting = False
@@ -83,6 +85,7 @@ class Register:
     async def create(self, name: str, told: PolicySettings) -> Calls:
         """A new policy, or the one of that name where it is as new and of the same settings. Raises InvalidRequest
         for another, and Overloaded."""
+        await self._refuse_dropped(name)
         here, known = self.here, self._calls.get(name)
         if known is None:
             known = self._new(name, told)
@@ -93,6 +96,7 @@ class Register:
 
     async def resume(self, name: str, life: int) -> Calls:
         """A policy that is here, or else goes on from its newest checkpoint (see `keepsakes.newest`)."""
+        await self._refuse_dropped(name)
         here, known = self.here, self._calls.get(name)
         if known is None:
             known = self._new(name, None)
@@ -111,27 +115,29 @@ class Register:
 
         One that is not here any more, of this `life` or the latest (0), may have published before this engine
         started, or anywhere where it is known to be `gone`, and an engine may have left it. Raises the errors of a
-        store, which may know of that: the policy is then to be let go of again.
+        store, which may know of that: the policy is then to be let go of again. One that is here takes no memory from
+        then on, and is let go of by itself once the store answers.
         """
         calls, here = self._calls.get(policy), self.open
         if here is None:
             return
         if calls is None:
+            await self._tell_dropped(here, policy)
             await keepsakes.give_up(here, policy, life)
             await here.herald.withdraw(policy, life, whoever=gone and not life)
             return
         calls.check_life(life)
         await calls.end()  # an update of it that is ready would be taken by a policy of the same name
-        await keepsakes.give_up(here, policy, 0)  # an earlier life's, too
-        await here.herald.withdraw(policy, calls.life)
+        self._dropped[policy] = max(calls.life, self._dropped.get(policy, 0))
         await self._let_go(here, policy, calls)
+        await self._tell_dropped(here, policy)
 
     async def give_way(self, policy: str, since: float) -> None:
         """Let go of a name that `waves` has told of `since` then (monotonic seconds), so that no call can take it.
 
         Raises as `drop`.
         """
-        if policy in self._calls:
+        if policy in self._calls or policy in self._dropped:
             await self.drop(policy)
         elif self.open is not None:
             await self.open.herald.clear(policy, since)
@@ -165,18 +171,21 @@ class Register:
         """Save what nobody has called for so long, and let go of it: its next call goes on with what was saved.
 
         What its name means stays. What can't be saved stays here; where the store is away say, all wait for the next
-        time: a call of a policy that is being saved waits for that.
+        time: a call of a policy that is being saved waits for that. So do drops of which the store is to be told.
         """
+        for name in [*self._dropped]:
+            try:
+                await self._tell_dropped(self.here, name)
+            except MintError as error:
+                _log.warning("drop_untold", policy=name, error=str(error))
+                if not error.terminal:
+                    return
         for name, calls in self.made():
             if self._parting or not calls.is_idle(idle_s):
                 continue
+            of_it = self.here, name, calls
             try:
-                here = self.here
-                put_away, stay = (
-                    partial(self._put_to_rest, here, name, calls),
-                    partial(keepsakes.stay, here, name, calls),
-                )
-                await calls.rest(put_away, stay)
+                await calls.rest(partial(self._put_to_rest, *of_it), partial(keepsakes.stay, *of_it))
             except MintError as error:
                 _log.warning("policy_stays", policy=name, error=str(error))
                 if not error.terminal:
@@ -189,6 +198,29 @@ class Register:
             _log.warning("policy_unsaved", policy=name, error=str(error))
         await self._let_go(here, name, calls)
         _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
+
+    async def _tell_dropped(self, here: Open, name: str) -> None:
+        """Have the store know of a drop, unless it does: nothing of that life or an earlier one comes back.
+
+        What a later one does elsewhere meanwhile stays as it is.
+        """
+        life = self._dropped.get(name)
+        if life is None:
+            return
+        with suppress(StaleLease):  # nor can anybody take up what lies behind a newer lease
+            await keepsakes.give_up(here, name, life)
+        await here.herald.withdraw(name, life)
+        if self._dropped.get(name) == life:
+            del self._dropped[name]
+
+    async def _refuse_dropped(self, name: str) -> None:
+        """Raise EngineUnavailable for a name that is free once the store knows of its drop."""
+        here = self.here
+        try:
+            await self._tell_dropped(here, name)
+        except MintError as error:
+            said = f"is being dropped, of which the store is yet to be told ({error}); retry"
+            raise EngineUnavailable(f"policy {name!r}", said, retry_after_s=DROPPING_RETRY_S) from error
 
     async def _let_go(self, here: Open, name: str, calls: Calls) -> None:
         """Its name is free last of all: who goes on with it has memory by the same holder.

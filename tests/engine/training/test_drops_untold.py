@@ -1,0 +1,139 @@
+"""A policy of calls that is dropped while its store is away is gone, and the store told later: over a real socket."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import SourceUnavailable
+from mint_engine.policies.herald import Herald
+from mint_engine.policies.store import LocalStore
+from tests.engine.running import save_base
+from tests.engine.training.calling import BASE, called, lesson, refused
+from tests.engine.training.teaching import Scene
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@contextmanager
+def store_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def away(*_: object) -> None:
+        raise SourceUnavailable("store", "does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "names", away)
+        yield
+
+
+def create(policy: str) -> pb.CreatePolicyRequest:
+    return pb.CreatePolicyRequest(policy=policy, rank=4)
+
+
+def drop(policy: str) -> pb.DropPolicyRequest:
+    return pb.DropPolicyRequest(policy=policy)
+
+
+def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
+    return pb.ResumePolicyRequest(policy=policy, life=life)
+
+
+async def announced(scene: Scene) -> set[str]:
+    """The names that mean something to an engine that starts now."""
+    herald = Herald(scene.store, BASE, "tiny-9")
+    await herald.look()
+    return {*herald.known}
+
+
+async def published(stub: Any, policy: str) -> pb.PolicyState:
+    """A new policy that has published."""
+    made: pb.PolicyState = await stub.CreatePolicy(create(policy))
+    await stub.Publish(pb.PublishRequest(policy=policy, sequence=1))
+    return made
+
+
+async def test_it_takes_no_memory_from_then_on_and_is_neither_there_nor_listed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await stub.CreatePolicy(create("one"))
+        with store_away(monkeypatch):
+            assert (await refused(stub.DropPolicy(drop("one")))).reason == "SourceUnavailable"
+            assert scene.server.training_bytes == scene.residency.lending.room.lasting == 0
+            assert not (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+            for call in (stub.GetPolicy(pb.GetPolicyRequest(policy="one")), stub.ForwardBackward(lesson("one", 1))):
+                assert (await refused(call)).reason == "PolicyNotFound"
+
+
+async def test_its_name_is_to_be_asked_for_again_until_the_store_knows(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await published(stub, "one")
+        with store_away(monkeypatch):
+            await refused(stub.DropPolicy(drop("one")))
+            for call in (stub.CreatePolicy(create("one")), stub.ResumePolicy(resume("one"))):
+                error = await refused(call)
+                assert (error.reason, "is being dropped" in error.message) == ("EngineUnavailable", True)
+                assert error.retry_after_s
+        assert (await stub.CreatePolicy(create("one"))).life > made.life
+        assert await announced(scene) == set()
+
+
+async def test_the_engine_tells_the_store_by_itself_once_it_answers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await published(stub, "one")
+        await scene.server.register.rest(0.0)
+        await stub.ResumePolicy(resume("one", made.life))
+        with store_away(monkeypatch):
+            await refused(stub.DropPolicy(drop("one")))
+            await scene.server.register.rest(0.0)
+        assert await announced(scene) == {"one"}
+        await scene.server.register.rest(0.0)
+        assert await announced(scene) == set()
+        assert (await refused(stub.ResumePolicy(resume("one", made.life)))).reason == "PolicyNotFound"
+
+
+async def test_what_another_engine_has_made_of_the_name_meanwhile_stays(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await published(stub, "one")
+        with store_away(monkeypatch):
+            await refused(stub.DropPolicy(drop("one")))
+        async with called(base, tmp_path, engine="tiny-1") as (there, other):
+            later = await published(other, "one")
+            await there.server.register.rest(0.0)
+            await scene.server.register.rest(0.0)
+            assert await announced(scene) == {"one"}
+            assert (await other.ResumePolicy(resume("one", later.life))).sequence == 1
+
+
+async def test_a_drop_that_is_asked_for_again_is_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await published(stub, "one")
+        with store_away(monkeypatch):
+            for _ in range(2):
+                assert (await refused(stub.DropPolicy(drop("one")))).reason == "SourceUnavailable"
+        await stub.DropPolicy(drop("one"))
+        assert await announced(scene) == set()
+
+
+async def test_a_wave_that_takes_the_name_leaves_nothing_of_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await published(stub, "one")
+        with store_away(monkeypatch):
+            await refused(stub.DropPolicy(drop("one")))
+        await scene.server.register.give_way("one", 0.0)
+        assert await announced(scene) == set()
