@@ -52,8 +52,8 @@ class Policy:
     """Its calls, one after another. Made by `Client.create_policy` and `Client.policy`.
 
     A call that fails is tried again as the client does, under the same number, so that it counts once. Where that
-    ends without an answer (the time is up, the caller was cancelled), nobody knows whether it took effect: `settle`
-    asks for its answer, and no other call is sent before.
+    ends without an answer (the time is up, the caller was cancelled, no engine is found that has the policy), nobody
+    knows whether it took effect: `settle` asks for its answer, and no other call is sent before.
 
     An engine saves a policy when it is told to end, and when nobody has called it for long; the next call then goes
     on, elsewhere maybe, as if nothing had been. What was not saved, as when an engine is killed, is lost:
@@ -169,7 +169,8 @@ class Policy:
         try:
             answer = await self._answered(call, request)
         except MintError as error:
-            if error.terminal and not isinstance(error, Internal):  # an engine's word: it has not been
+            # An engine's word: it has not been. "Nowhere" may be a gateway's, cut off from where it is.
+            if error.terminal and not isinstance(error, Internal | PolicyNotFound):
                 self._unsettled = None
             raise
         self._unsettled, self.sequence = None, request.sequence
@@ -178,22 +179,30 @@ class Policy:
 
     async def _answered(self, call: str, request: Any) -> Any:
         """The answer, by another engine where the policy's own has ended and left it as it was."""
+        sent_again = False
         while True:
             try:
                 return await self._send(
                     lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
                 )
             except PolicyNotFound:
+                lease = self._lease
                 if not await self._resumed(request.sequence):
                     raise
+                if self._lease == lease:  # it was there all the time, out of a gateway's sight
+                    if sent_again:
+                        raise
+                    sent_again = True
+                    continue
             if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
                 said = f"goes on behind its call {self.sequence} ({call}), whose answer is lost; go on with the next"
                 raise OutOfOrder(f"policy {self.name!r}", said)
 
     async def _resumed(self, sequence: int) -> bool:
-        """Whether an engine goes on with what the policy's own has left, behind call `sequence` or the one before.
+        """Whether its engine is found to have it, or one goes on with what that has left, which is told by its lease.
 
-        Raises PolicyNotFound where it is at any other: nobody is to go on with older weights unawares.
+        Raises PolicyNotFound where what was left is behind another call than `sequence` or the one before: nobody is
+        to go on with older weights unawares.
         """
         request = pb.ResumePolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
         try:
@@ -202,8 +211,8 @@ class Policy:
             )
         except PolicyNotFound:
             return False
-        if state.lease == self._lease:  # it was there all the time
-            return False
+        if state.lease == self._lease:
+            return True
         if state.sequence not in {sequence - 1, sequence}:
             said = (
                 f"is at call {state.sequence} now, not {sequence - 1}: what it has learnt since is lost, or another"

@@ -28,9 +28,8 @@ class TrainingEngine:
     """One of them. It reports to the map as an engine's process does."""
 
     def __init__(self, name: str, trains: teaching.Scene, relay: Relay, redis: Redis) -> None:
-        self.name, self.trains, self.relay = name, trains, relay
-        self._reporter = MapReporter(redis, BASE, name)
-        self._beating = asyncio.create_task(self._beat())
+        self.name, self.trains, self.relay, self._redis = name, trains, relay, redis
+        self.come_back()
 
     @property
     def calls(self) -> dict[str, Calls]:
@@ -51,6 +50,11 @@ class TrainingEngine:
             sequence=1,
             policy_room=self.trains.server.register.room,
         )
+
+    def come_back(self) -> None:
+        """Be alive, as the map has it."""
+        self._reporter = MapReporter(self._redis, BASE, self.name)
+        self._beating = asyncio.create_task(self._beat())
 
     async def leave(self) -> None:
         """End, as the map has it; whoever asks it still is answered."""

@@ -1,0 +1,101 @@
+"""A policy that a gateway has lost sight of has not gone: its calls count once, and its program goes on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.wire import to_status
+from mint_gateway.client import Client
+from tests.engine.running import save_base
+from tests.gateway.scene import Scene
+from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn, schooling
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
+    async with schooling(scene, base, tmp_path) as school:
+        yield school
+
+
+@pytest.fixture
+async def client(school: School) -> AsyncIterator[Client]:
+    """A patient one."""
+    async with Client(school.scene.target, patience_s=LIMIT_S) as client:
+        yield client
+
+
+class Blinking:
+    """A gateway that loses sight of an engine, and with it so many answers to OptimStep."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub, self.blinks = stub, 0
+
+    def __getattr__(self, call: str) -> Any:
+        return getattr(self._stub, call)
+
+    async def OptimStep(self, request: Any, **options: Any) -> Any:  # noqa: N802
+        told = await self._stub.OptimStep(request, **options)
+        if self.blinks == 0:
+            return told
+        self.blinks -= 1
+        status = to_status(errors.PolicyNotFound("policy", "is on no engine"))
+        trailing = grpc.aio.Metadata(*(status.trailing_metadata or ()))
+        raise grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailing, details=status.details)
+
+
+async def test_a_call_is_sent_once_more_where_the_policy_turns_out_to_have_been_there_all_the_time(
+    client: Client,
+) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    gateway = policy._stub = Blinking(policy._stub)  # type: ignore[assignment]
+    await policy.forward_backward(LESSON, loss="cross_entropy")
+    gateway.blinks = 1
+    assert (await policy.optim_step()).step == 1
+    await learn(policy)
+    assert (policy.sequence, policy.step) == (4, 2)
+
+
+async def test_whose_call_is_not_answered_then_either_may_ask_for_its_answer(client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    gateway = policy._stub = Blinking(policy._stub)  # type: ignore[assignment]
+    await policy.forward_backward(LESSON, loss="cross_entropy")
+    gateway.blinks = 2
+    with pytest.raises(errors.PolicyNotFound):
+        await policy.optim_step()
+    with pytest.raises(errors.OutOfOrder, match="settle it first"):
+        await learn(policy)
+    assert (await policy.settle()).step == 1
+    await learn(policy)
+    assert (policy.sequence, policy.step) == (4, 2)
+
+
+async def test_a_program_whose_engine_was_cut_off_goes_on_once_that_is_back(school: School, client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    await policy.forward_backward(LESSON, loss="cross_entropy")
+    [where] = school.has("acme/a")
+    engine = school.engines[where]
+    with engine.mute():
+        stepping = asyncio.create_task(policy.optim_step())
+        await until(lambda: engine.calls["acme/a"].sequence == 2)
+        await engine.leave()
+        await school.seen(*{*NAMES} - {where})
+    with pytest.raises(errors.PolicyNotFound):
+        await stepping
+    with pytest.raises(errors.PolicyNotFound):
+        await policy.settle()
+    engine.come_back()
+    await school.seen(*NAMES)
+    assert (await policy.settle()).step == 1
+    await learn(policy)
+    assert (policy.sequence, policy.step) == (4, 2)
