@@ -196,6 +196,8 @@ class Register:
             await keepsakes.leave(here, name, calls)
         except TornPolicy as error:  # nobody could go on with it: what its program has saved itself is all there is
             _log.warning("policy_unsaved", policy=name, error=str(error))
+        except StaleLease as error:  # another engine has gone on with it, and saved since
+            _log.warning("policy_superseded", policy=name, error=str(error))
         await self._let_go(here, name, calls)
         _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
 
