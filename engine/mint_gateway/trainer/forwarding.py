@@ -107,18 +107,15 @@ class Forwarding:
     async def _round(self, view: MapView, request: Request, tries: Tries, way: Way) -> Any:
         """The answer of the first engine that has one. Raises EngineUnavailable where a new round may do better."""
         full: list[grpc.aio.AioRpcError] = []
-        for place in await self._places(view, request, way):
-            way.engine = place.engine
+        places = await self._places(view, request, way)
+        if isinstance(request, pb.DropPolicyRequest) and not request.gone:
+            places, copies = places[:1], places[1:]
+            for each in copies:  # first: once the policy is gone they would be found in its place
+                await self._drop_copy(view, each, request, tries, way)
+        for place in places:
             try:
-                async with self._channels.use(place.address) as stubs:
-                    answer = await getattr(stubs.trainer, way.call)(request, timeout=tries.remaining_s())
-                self._whereabouts.remember(view.base, way.policy, place)
-                return answer
+                return await self._ask(view, place, request, tries, way)
             except grpc.aio.AioRpcError as error:
-                self._whereabouts.forget(view.base, way.policy)
-                if lost(error):  # not another's turn: this one may have done it
-                    said = f"went away while it was asked ({error.code().name}); retry"
-                    raise EngineUnavailable(f"engine {place.engine!r}", said, retry_after_s=RETRY_S) from error
                 failure = from_rpc_error(error)
                 if place.remembered and isinstance(failure, PolicyNotFound):
                     return await self._round(view, request, tries, way)  # in which all are asked
@@ -127,14 +124,34 @@ class Forwarding:
                 full.append(error)
         raise min(full, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
+    async def _ask(self, view: MapView, place: Whereabout, request: Request, tries: Tries, way: Way) -> Any:
+        """One engine's answer. Raises AioRpcError, its own word, and EngineUnavailable where it has gone away."""
+        way.engine = place.engine
+        try:
+            async with self._channels.use(place.address) as stubs:
+                answer = await getattr(stubs.trainer, way.call)(request, timeout=tries.remaining_s())
+        except grpc.aio.AioRpcError as error:
+            self._whereabouts.forget(view.base, way.policy)
+            if lost(error):  # not another's turn: this one may have done it
+                said = f"went away while it was asked ({error.code().name}); retry"
+                raise EngineUnavailable(f"engine {place.engine!r}", said, retry_after_s=RETRY_S) from error
+            raise
+        self._whereabouts.remember(view.base, way.policy, place)
+        return answer
+
     async def _places(self, view: MapView, request: Request, way: Way) -> Sequence[Whereabout]:
-        """Where to send a call, one after another as long as they have no room. Never none."""
+        """Where to send a call, one after another as long as they have no room; a drop to all that have the policy.
+
+        Never none.
+        """
         now = self._router.now(view)
         # What is there, of whatever life, is neither made nor resumed elsewhere.
         life = 0 if isinstance(request, pb.CreatePolicyRequest | pb.ResumePolicyRequest) else request.life
         if isinstance(request, pb.DropPolicyRequest):
             request.gone = False
         try:
+            if isinstance(request, pb.DropPolicyRequest):
+                return await self._whereabouts.find_all(view, now, way.policy, life)
             return [await self._whereabouts.find(view, now, way.policy, life)]
         except PolicyNotFound:
             if way.call not in _HOME:
@@ -146,6 +163,15 @@ class Forwarding:
             raise EngineUnavailable(view.base, silence(view, "", now), retry_after_s=RETRY_S)
         homes = home_order(way.policy, able, now)
         return [Whereabout(engine.name, engine.record.address, remembered=False) for engine, _ in homes]
+
+    async def _drop_copy(
+        self, view: MapView, place: Whereabout, request: pb.DropPolicyRequest, tries: Tries, way: Way
+    ) -> None:
+        try:
+            await self._ask(view, place, request, tries, way)
+        except grpc.aio.AioRpcError as error:
+            if not isinstance(from_rpc_error(error), PolicyNotFound):
+                raise
 
     def _view(self, request: Request, way: Way) -> MapView:
         """Of the base that is meant, which trains, where the key opens the policy's name."""

@@ -55,14 +55,23 @@ class Whereabouts:
         asked, known = trainers(view, now), self._known.get((view.base, policy))
         if known is not None and any(engine.record.address == known.address for engine in asked):
             return known
+        return (await self.find_all(view, now, policy, life))[0]
+
+    async def find_all(self, view: MapView, now: Now, policy: str, life: int) -> list[Whereabout]:
+        """The engine that has the policy, as engines say now, and behind it those that kept the same life while away.
+
+        Raises as `find`.
+        """
+        asked = trainers(view, now)
         request = pb.GetPolicyRequest(policy=policy, life=life, base_model=view.base)
         told = await asyncio.gather(*(self._ask(engine, request) for engine in asked), return_exceptions=True)
-        found = [(each.life, each.lease, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
-        if not found:
+        states = [(each.life, each.lease, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
+        if not states:
             self._raise_instead([each.name for each in asked], told, policy)
             raise nowhere(view, policy)
-        engine = asked[max(found)[-1]]
-        return Whereabout(engine.name, engine.record.address, remembered=False)
+        latest = max(states)[0]
+        found = [asked[at] for each, _, at in sorted(states, reverse=True) if each == latest]
+        return [Whereabout(engine.name, engine.record.address, remembered=False) for engine in found]
 
     def forget(self, base: str, policy: str) -> None:
         """Ask all the next time."""
