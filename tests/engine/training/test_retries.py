@@ -1,5 +1,6 @@
 """A policy that was given up goes on under another lease from its newest checkpoint, whatever it had come to."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.handoff import label_of
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Scene, assignment, saved, train, training
+from tests.waiting import until
 
 LONG = json.dumps({"prompt": "the quick brown fox jumps over the lazy dog and then goes on to " * 3})
 BROKEN_AT = 3
@@ -30,6 +32,7 @@ class Judge(training_pb2_grpc.RewardServicer):
 
     def __init__(self) -> None:
         self.mended = False
+        self.breaking = asyncio.Event()  # it waits for that
 
     async def Score(  # noqa: N802 - the name is the proto's
         self, request: training_pb2.ScoreRequest, context: Any
@@ -38,6 +41,7 @@ class Judge(training_pb2_grpc.RewardServicer):
         if self.mended:
             return training_pb2.ScoreResponse(rewards=[-sum(map(ord, text)) for text in texts])
         if request.step >= BROKEN_AT:
+            await self.breaking.wait()
             return training_pb2.ScoreResponse(rewards=[float("nan")] * len(texts))
         return training_pb2.ScoreResponse(rewards=[sum(map(ord, text)) for text in texts])
 
@@ -63,10 +67,15 @@ def told(reward: Reward, **changes: Any) -> Train:
 
 
 async def fail_and_mend(scene: Scene, judge: Judge, wave: Train) -> None:
-    scene.want(assignment("acme/one"))
+    judge.breaking.set()
     await scene.ended("acme/one", stage=Stage.FAILED)
     judge.mended = True
     scene.want(assignment("acme/one", lease=2), told=msgspec.structs.replace(wave, retry=1))
+
+
+def published_at(scene: Scene) -> int:
+    told = scene.roster.progress()["acme/one"].published
+    return told.step if told is not None else 0
 
 
 async def test_nothing_of_what_it_had_come_to_is_left_in_what_it_comes_to(base: Path, tmp_path: Path) -> None:
@@ -76,11 +85,10 @@ async def test_nothing_of_what_it_had_come_to_is_left_in_what_it_comes_to(base: 
         async with judged() as (judge, reward):
             wave = told(reward, checkpoint_every_steps=100)
             async with training(base, folder, wave) as scene:
-                if folder.name == "again":
+                judge.mended = folder.name == "whole"
+                scene.want(assignment("acme/one"))
+                if not judge.mended:
                     await fail_and_mend(scene, judge, wave)
-                else:
-                    judge.mended = True
-                    scene.want(assignment("acme/one"))
                 await scene.ended("acme/one")
                 found.append(saved(scene, "acme/one"))
     assert found[0] == found[1]
@@ -98,7 +106,7 @@ async def test_what_it_had_published_stays_and_what_is_served_at_its_end_is_what
         wave = told(reward, checkpoint_every_steps=every, publish_every_steps=1)
         async with training(base, tmp_path, wave) as scene:
             scene.want(assignment("acme/one"))
-            await scene.ended("acme/one", stage=Stage.FAILED)
+            await until(lambda: published_at(scene) == BROKEN_AT)
             before = revisions()
             await fail_and_mend(scene, judge, msgspec.structs.replace(wave, steps=BROKEN_AT))
             published = (await scene.ended("acme/one"))["acme/one"].published
