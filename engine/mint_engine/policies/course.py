@@ -237,8 +237,9 @@ class Course:
         terms, means = terms_of(self._wave, self.assignment), self._means
         if terms.reward is not None and self._scorer is None:
             self._scorer = Scorer(terms.reward)
-            await self._scorer.check()
         if not self._readable:
+            if self._scorer is not None:
+                await self._scorer.check()
             held = [await self._read(terms)]
             await beginning.check_examples(means, terms, *held[0])
             asyncio.get_running_loop().call_later(HELD_S, held.clear)

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from mint_contracts.errors import Overloaded, SourceUnavailable
-from mint_contracts.training import Dataset, Reward, RewardService
+from mint_contracts.errors import Overloaded, RewardUnavailable, SourceUnavailable
+from mint_contracts.training import Dataset, Regex, Reward, RewardService
 from mint_contracts.training_records import Order, Stage
 from mint_engine.examples import shared
 from mint_engine.examples.dataset import read_dataset
@@ -285,3 +285,24 @@ async def test_one_that_is_stopped_while_it_waits_for_a_slot_stands_where_it_sto
         assert list(scene.roster.rewards()["acme/one"]) == rewards
         for slot in taken:
             await lending.release(slot)
+
+
+async def test_a_reward_that_could_not_be_checked_is_checked_again_before_anything_is_learnt(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was lost, say: what it would have found is found then."""
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.05)
+    check, lost = Scorer.check, [True]
+
+    async def losing(scorer: Scorer) -> None:
+        if lost and lost.pop():
+            raise RewardUnavailable("reward.regex", "could not be checked; trying again")
+        await check(scorer)
+
+    monkeypatch.setattr(Scorer, "check", losing)
+    async with training(base, tmp_path, train(reward=Reward(regex=Regex(pattern="(")))) as scene:
+        scene.want(assignment("acme/one"))
+        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
+        assert failure is not None
+        assert "no regular expression" in failure.message
+        assert not lost
