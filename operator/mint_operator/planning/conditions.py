@@ -6,16 +6,17 @@ Reasons of errors are the class names of mint_contracts.errors; the ones below a
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from mint_contracts.records import Failure
-from mint_contracts.resources import Condition
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, Condition
 
 MESSAGE_LENGTH = 1024
 
 Truth = Literal["True", "False", "Unknown"]
+S = TypeVar("S", BaseModelStatus, AdapterWaveStatus)
 
 # Waves
 ADMITTED = "Admitted"
@@ -91,11 +92,16 @@ def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: in
     return conditions
 
 
-def kept(old: Sequence[Condition], why: Failure, generation: int, now: float) -> list[Condition]:
-    """The conditions of an object that all stays as it was of, for this reason: nothing is claimed of now."""
+def kept(last: S, why: Failure, generation: int, now: float) -> S:
+    """The last status of an object of which all stays as it was, for this reason, but nothing is claimed of now."""
     findings = [Finding(each, "Unknown", why.reason, why.message) for each in ("Ready", "Progressing")]
-    rest = [each for each in old if each.type not in {"Ready", "Progressing"}]
-    return follow(old, findings, generation, now) + rest
+    rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]
+    return msgspec.structs.replace(
+        last,
+        phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
+        observed_generation=generation,
+        conditions=follow(last.conditions, findings, generation, now) + rest,
+    )
 
 
 def truth(value: bool) -> Truth:

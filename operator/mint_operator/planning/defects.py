@@ -4,9 +4,6 @@ import msgspec
 
 from mint_contracts.errors import Internal
 from mint_contracts.records import Failure
-from mint_contracts.resources import BaseModelStatus
-from mint_operator.planning import conditions
-from mint_operator.planning.snapshot import ObservedBase
 
 AGAIN_S = 10.0  # a plan from nothing may take long, and others would wait for it in every pass
 
@@ -36,14 +33,3 @@ class Defect(msgspec.Struct, frozen=True):
         )
         found = Internal("", said)
         return Failure(found.reason, found.message, terminal=False)
-
-
-def broken_status(base: ObservedBase, defect: Defect, now: float) -> BaseModelStatus:
-    """The status of a base that could not be planned for: the last one, but nothing is claimed of now."""
-    last, generation = base.status, base.meta.generation
-    return msgspec.structs.replace(
-        last,
-        phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
-        observed_generation=generation,
-        conditions=conditions.kept(last.conditions, defect.failure, generation, now),
-    )

@@ -8,10 +8,11 @@ import msgspec
 from mint_contracts.records import EXPIRED, MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
+from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
 from mint_operator.planning.catalogs import apart
-from mint_operator.planning.defects import Defect, broken_status
+from mint_operator.planning.defects import Defect
 from mint_operator.planning.expiry import due, expired_status
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
@@ -66,7 +67,10 @@ def plan(
     bases = apart(bases, snapshot.maps)
     parts, defects = _parts(snapshot, bases, waves, over, before, broken or {})
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
-    stuck = {key: broken_status(bases[key], defect, snapshot.now) for key, defect in defects.items()}
+    stuck = {
+        key: conditions.kept(bases[key].status, defect.failure, bases[key].meta.generation, snapshot.now)
+        for key, defect in defects.items()
+    }
     statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
     statuses |= {wave.meta.key: expired_status(wave, snapshot.now) for each in over.values() for wave in each}
     statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}

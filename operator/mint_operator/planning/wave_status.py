@@ -86,13 +86,7 @@ def kept_status(wave: ObservedWave, now: float, why: Failure | None = None) -> A
         base = wave.spec.base_model_ref.name
         said = f"the spec of BaseModel {base} cannot be read (its status says why), so all stays as it was"
         why = Failure("InvalidRequest", said, terminal=True)
-    last = _last(wave)
-    return msgspec.structs.replace(
-        last,
-        phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
-        observed_generation=wave.meta.generation,
-        conditions=conditions.kept(last.conditions, why, wave.meta.generation, now),
-    )
+    return conditions.kept(_last(wave), why, wave.meta.generation, now)
 
 
 def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
