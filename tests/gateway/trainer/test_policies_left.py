@@ -1,40 +1,18 @@
 """A program whose policy's engine ends goes on by the gateway: without a loss where that was told to end."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from mint_contracts import errors
 from mint_engine.policies import keepsakes
 from mint_gateway.client import Client
-from tests.engine.running import save_base
-from tests.gateway.scene import Scene
-from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn, schooling
+from tests.gateway.taught import LESSON, NAMES, School, learn
 from tests.waiting import until
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
-    async with schooling(scene, base, tmp_path) as school:
-        yield school
-
-
-@pytest.fixture
-async def client(school: School) -> AsyncIterator[Client]:
-    """A patient one."""
-    async with Client(school.scene.target, patience_s=LIMIT_S) as client:
-        yield client
-
-
-async def test_a_policy_goes_on_elsewhere_as_if_its_engine_had_not_ended(school: School, client: Client) -> None:
-    policy, alike = [await client.create_policy(name, rank=4, seed=3) for name in ("acme/a", "acme/b")]
+async def test_a_policy_goes_on_elsewhere_as_if_its_engine_had_not_ended(school: School, patient: Client) -> None:
+    policy, alike = [await patient.create_policy(name, rank=4, seed=3) for name in ("acme/a", "acme/b")]
     assert await learn(policy) == await learn(alike)
     [first] = school.has("acme/a")
     await policy.forward_backward(LESSON, loss="cross_entropy")
@@ -45,11 +23,11 @@ async def test_a_policy_goes_on_elsewhere_as_if_its_engine_had_not_ended(school:
     assert steps[0] == steps[1]
     assert await learn(policy) == await learn(alike)
     assert (policy.life, policy.engine) == (life, next(name for name in NAMES if name != first))
-    assert [each.step for each in (await client.policies()).policies] == [3, 3]
+    assert [each.step for each in (await patient.policies()).policies] == [3, 3]
 
 
-async def test_a_policy_that_rests_goes_on_as_if_it_had_not(school: School, client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_a_policy_that_rests_goes_on_as_if_it_had_not(school: School, patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     [where] = school.has("acme/a")
     await school.engines[where].trains.server.register.rest(0.0)
@@ -57,13 +35,13 @@ async def test_a_policy_that_rests_goes_on_as_if_it_had_not(school: School, clie
     await learn(policy)
     assert (policy.step, policy.sequence) == (2, 4)
     await school.engines[policy.engine].trains.server.register.rest(0.0)
-    await client.drop_policy("acme/a")
+    await patient.drop_policy("acme/a")
     with pytest.raises(errors.PolicyNotFound):
         await policy.optim_step()
 
 
-async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(school: School, client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(school: School, patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     await policy.forward_backward(LESSON, loss="cross_entropy")
     [where] = school.has("acme/a")
     engine = school.engines[where]
@@ -78,8 +56,8 @@ async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(sch
     assert policy.step == 2
 
 
-async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: School, client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: School, patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     await policy.save_state()
     await learn(policy)
@@ -88,15 +66,15 @@ async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: Sch
     await school.seen(*{*NAMES} - {where})
     with pytest.raises(errors.PolicyNotFound, match="resume it from what it saved, or create it"):
         await policy.optim_step()
-    again = await client.resume_policy("acme/a")
+    again = await patient.resume_policy("acme/a")
     assert (again.life, again.step, again.sequence) == (policy.life, 1, 3)
     await learn(again)
     with pytest.raises(errors.PolicyNotFound, match="has saved nothing to go on from; create it"):
-        await client.resume_policy("acme/none")
+        await patient.resume_policy("acme/none")
 
 
-async def test_a_checkpoint_that_is_not_there_is_no_engine_that_has_ended(school: School, client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_a_checkpoint_that_is_not_there_is_no_engine_that_has_ended(school: School, patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     saved = await policy.save_state()
     with pytest.raises(errors.SourceNotFound, match="does not exist, or was swept"):
         await policy.load_state(saved.replace("0001", "0009"))
@@ -104,21 +82,21 @@ async def test_a_checkpoint_that_is_not_there_is_no_engine_that_has_ended(school
     assert policy.step == 1
 
 
-async def test_what_somebody_has_dropped_stays_dropped(school: School, client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_what_somebody_has_dropped_stays_dropped(school: School, patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     [where] = school.has("acme/a")
     await school.engines[where].end()
     await learn(policy)
-    await client.drop_policy("acme/a")
+    await patient.drop_policy("acme/a")
     with pytest.raises(errors.PolicyNotFound):
         await policy.optim_step()
-    assert (await client.policies()).policies == []
+    assert (await patient.policies()).policies == []
 
 
-async def test_nobody_goes_on_with_older_weights_unawares(school: School, client: Client) -> None:
+async def test_nobody_goes_on_with_older_weights_unawares(school: School, patient: Client) -> None:
     """An engine has told that it has left a policy, and goes on with it before it is killed."""
-    policy = await client.create_policy("acme/a", rank=4)
+    policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     [where] = school.has("acme/a")
     engine = school.engines[where]
@@ -129,6 +107,6 @@ async def test_nobody_goes_on_with_older_weights_unawares(school: School, client
     with pytest.raises(errors.PolicyNotFound, match="is at call 2 now, not 4: what it has learnt since is lost"):
         await policy.optim_step()
     assert (policy.sequence, policy.step) == (4, 2)
-    again = await client.resume_policy("acme/a")
+    again = await patient.resume_policy("acme/a")
     assert (again.life, again.sequence, again.step) == (policy.life, 2, 1)
     await learn(again)

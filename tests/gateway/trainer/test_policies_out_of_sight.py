@@ -1,8 +1,6 @@
 """A policy that a gateway has lost sight of has not gone: its calls count once, and its program goes on."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,28 +9,8 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.wire import to_status
 from mint_gateway.client import Client
-from tests.engine.running import save_base
-from tests.gateway.scene import Scene
-from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn, schooling
+from tests.gateway.taught import LESSON, NAMES, School, learn
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
-    async with schooling(scene, base, tmp_path) as school:
-        yield school
-
-
-@pytest.fixture
-async def client(school: School) -> AsyncIterator[Client]:
-    """A patient one."""
-    async with Client(school.scene.target, patience_s=LIMIT_S) as client:
-        yield client
 
 
 class Blinking:
@@ -55,9 +33,9 @@ class Blinking:
 
 
 async def test_a_call_is_sent_once_more_where_the_policy_turns_out_to_have_been_there_all_the_time(
-    client: Client,
+    patient: Client,
 ) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+    policy = await patient.create_policy("acme/a", rank=4)
     gateway = policy._stub = Blinking(policy._stub)  # type: ignore[assignment]
     await policy.forward_backward(LESSON, loss="cross_entropy")
     gateway.blinks = 1
@@ -66,8 +44,8 @@ async def test_a_call_is_sent_once_more_where_the_policy_turns_out_to_have_been_
     assert (policy.sequence, policy.step) == (4, 2)
 
 
-async def test_whose_call_is_not_answered_then_either_may_ask_for_its_answer(client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_whose_call_is_not_answered_then_either_may_ask_for_its_answer(patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     gateway = policy._stub = Blinking(policy._stub)  # type: ignore[assignment]
     await policy.forward_backward(LESSON, loss="cross_entropy")
     gateway.blinks = 2
@@ -80,8 +58,8 @@ async def test_whose_call_is_not_answered_then_either_may_ask_for_its_answer(cli
     assert (policy.sequence, policy.step) == (4, 2)
 
 
-async def test_a_program_whose_engine_was_cut_off_goes_on_once_that_is_back(school: School, client: Client) -> None:
-    policy = await client.create_policy("acme/a", rank=4)
+async def test_a_program_whose_engine_was_cut_off_goes_on_once_that_is_back(school: School, patient: Client) -> None:
+    policy = await patient.create_policy("acme/a", rank=4)
     await policy.forward_backward(LESSON, loss="cross_entropy")
     [where] = school.has("acme/a")
     engine = school.engines[where]

@@ -1,8 +1,6 @@
 """Trainer calls through a gateway to real engines: the right one gets them, and each counts once."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -17,30 +15,11 @@ from mint_gateway.http.door import listen
 from mint_gateway.policy import Policy, example
 from mint_gateway.server import serve
 from mint_gateway.trainer import servicer, whereabouts
-from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, lesson
 from tests.engine.training.teaching import Gate, assignment, hold_updates
 from tests.gateway.scene import LIMITS, Scene
-from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn, schooling
+from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
-    async with schooling(scene, base, tmp_path) as school:
-        yield school
-
-
-@pytest.fixture
-async def patient(scene: Scene, school: School) -> AsyncIterator[Client]:
-    """A client that goes on trying, as the scene's own does not."""
-    async with Client(scene.target, patience_s=LIMIT_S) as client:
-        yield client
 
 
 async def test_policies_spread_over_engines_and_each_learns_where_it_is(school: School) -> None:
