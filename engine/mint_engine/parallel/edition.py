@@ -1,6 +1,7 @@
 """Of which code a node is: what nodes tell each other is read by the order of its fields (see `messages`)."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import mint_contracts
@@ -9,6 +10,7 @@ import mint_engine
 _SUFFIXES = frozenset({".py", ".cpp", ".h"})
 
 
+@cache
 def edition() -> str:
     """A digest of all that a node and its leader have to have alike."""
     told = hashlib.sha256()
