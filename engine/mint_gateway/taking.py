@@ -37,13 +37,18 @@ class Writing:
         self._last: asyncio.Future[None] | None = None
 
     async def write(self, piece: Any) -> None:
-        """Raises NothingTaken; the piece is on its way all the same, since gRPC takes none back."""
+        """Raises NothingTaken; the piece is on its way all the same, since gRPC takes none back.
+
+        A client that goes while it is sent a piece is met as one that goes at any other time: by CancelledError.
+        """
         self._last = asyncio.ensure_future(self._context.write(piece))
         try:
             await taken(asyncio.shield(self._last))
         except asyncio.CancelledError:
             self._last.cancel()
             raise
+        except grpc.aio.InternalError as error:  # the write was told before the task that its call has ended
+            raise asyncio.CancelledError(str(error)) from None
 
     async def end(self, error: NothingTaken) -> None:
         """End the call, which can't be before its last piece is taken, or its client has gone."""

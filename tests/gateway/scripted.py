@@ -66,7 +66,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
                 await self.hold_before.wait()
             for index in range(max(1, request.sampling.n)):
                 await self._complete(context, index, request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter of one who goes while a word is sent
             self.cancelled.set()
             raise
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from mint_contracts import sampling_pb2
+from mint_gateway.taking import Writing
 from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
@@ -102,3 +103,32 @@ async def test_a_grpc_client_that_reads_nothing_is_cut_off(scene: Scene, engine:
 async def read_events(call: AsyncIterable[sampling_pb2.GenerateEvent]) -> None:
     async for _ in call:
         pass
+
+
+async def test_a_grpc_client_that_goes_while_it_is_sent_a_piece_is_one_that_cancels() -> None:
+    """gRPC tells a write now and then that its call has ended before it tells the call."""
+    begun = asyncio.Event()
+    met: asyncio.Future[type[BaseException]] = asyncio.get_running_loop().create_future()
+
+    async def goes_on(request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        begun.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        try:
+            await Writing(context).write(b"Ahoy")
+        except BaseException as error:
+            met.set_result(type(error))
+            raise
+
+    server = grpc.aio.server()
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Tell": grpc.unary_stream_rpc_method_handler(goes_on)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("told", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/told/Tell")
+        call = ask(b"")
+        await asyncio.wait_for(begun.wait(), LIMIT_S)
+        call.cancel()
+        assert await asyncio.wait_for(met, LIMIT_S) is asyncio.CancelledError
+    await server.stop(None)
