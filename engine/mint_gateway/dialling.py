@@ -1,7 +1,9 @@
 """How a client reaches a gateway, in plain text or by TLS, and what tells that it never will."""
 
 import asyncio
+import ipaddress
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,13 +38,27 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
-    """A channel to "host:port", by TLS where it has somebody to trust."""
+    """A channel to "host:port", by TLS where it has somebody to trust.
+
+    It goes through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names, unless `no_proxy` names the host
+    or it is this machine, where a port-forward ends: no proxy reaches that. Go's clients do likewise.
+    """
     options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    if _is_here(target):
+        options.append(("grpc.enable_http_proxy", 0))
     if trust is None:
         return grpc.aio.insecure_channel(target, options=options)
     if trust.server_name:
         options.append(("grpc.ssl_target_name_override", trust.server_name))
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust.authorities), options=options)
+
+
+def _is_here(target: str) -> bool:
+    """Whether a "host:port" is of this machine alone."""
+    with suppress(ValueError):  # a name, or no "host:port", of which gRPC tells
+        host = urlsplit(f"//{target}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def bearing(key: str) -> tuple[tuple[str, str], ...]:
