@@ -16,6 +16,7 @@ from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2, training_pb
 from mint_contracts.catalog_pb2_grpc import CatalogStub
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2_grpc import PlacementStub
+from mint_contracts.rewards import Rewards
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import TrainerStub, WavesStub
 from mint_contracts.wire import from_rpc_error
@@ -237,12 +238,20 @@ class Client:
 
     async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
         """A wave's progress now and at each change, until it is over; a stream that broke is begun again."""
-        request = training_pb2.WatchWaveRequest(wave=wave, history=history)
+        request = training_pb2.WatchWaveRequest(wave=wave, history=history, new_rewards_only=history)
         patience = self._patience()
         while True:
             call = self._waves.WatchWave(request, metadata=self._metadata)
+            known: dict[str, Rewards] = {}
             try:
                 async for progress in call:
+                    for policy in progress.policies if history else ():
+                        new = Rewards(policy.rewards_from, tuple(policy.rewards))
+                        known[policy.policy] = known.get(policy.policy, Rewards()).followed_by(new)
+                        policy.rewards_from, policy.rewards[:] = (
+                            known[policy.policy].first,
+                            known[policy.policy].values,
+                        )
                     yield progress
                     patience = self._patience()
                 return

@@ -28,7 +28,8 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
         """Progress now, and again whenever it changes."""
         writing = Writing(context)
         try:
-            async with aclosing(self._watch.watch(request.wave, history=request.history)) as told:
+            whether = {"history": request.history, "new_rewards_only": request.new_rewards_only}
+            async with aclosing(self._watch.watch(request.wave, **whether)) as told:
                 async for progress in told:
                     await writing.write(progress)
         except NothingTaken as error:

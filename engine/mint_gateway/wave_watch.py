@@ -1,7 +1,7 @@
 """Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -16,12 +16,12 @@ from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.scope import granted
 from mint_gateway.view import incomplete
-from mint_gateway.waves import OVER, aggregate, heard, wave_progress
+from mint_gateway.wave_history import History
+from mint_gateway.waves import OVER, aggregate, heard, wave_progress, with_rewards
 from mint_gateway.within import told_within, training_within
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
 MOST_WATCHERS = 256
-MOST_POINTS = 200_000  # of history in one message, over all policies
 RETRY_AFTER_S = 5.0
 
 
@@ -86,10 +86,10 @@ class WaveWatch:
         """
         standing, training = await self._find(check_wave(wave))
         names = training.policies[start : start + limit]
-        rewards = await self._reader.rewards(standing.base, names, points) if names else {}
-        return wave_progress(standing.base, training, standing.words(training), rewards, names)
+        rewards = await self._reader.rewards(standing.base, dict.fromkeys(names, 0), points)
+        return with_rewards(wave_progress(standing.base, training, standing.words(training), names), rewards)
 
-    async def watch(self, wave: str, *, history: bool) -> AsyncGenerator[WaveProgress, None]:
+    async def watch(self, wave: str, *, history: bool, new_rewards_only: bool) -> AsyncGenerator[WaveProgress, None]:
         """The wave's progress now and at each change, until it is over.
 
         A map that has lost its data tells nothing: the last progress goes on counting. Raises NotFound for a wave
@@ -98,21 +98,17 @@ class WaveWatch:
         check_wave(wave)
         with self._counted():
             last: WaveProgress | None = None
+            told = History(self._reader, new_only=new_rewards_only) if history else None
             while last is None or last.phase not in OVER:
-                now = await self._look(wave, history=history)
-                if now != last:
-                    yield now
+                standing, training = await self._find(wave)
+                words = standing.words(training)
+                rewards, new = await told.read(standing.base, training, words) if told else ({}, False)
+                now = wave_progress(standing.base, training, words)
+                if new or now != last:
+                    yield with_rewards(now, rewards) if told else now
                     last = now
                 else:
                     await asyncio.sleep(LOOK_S)
-
-    async def _look(self, wave: str, *, history: bool) -> WaveProgress:
-        standing, training = await self._find(wave)
-        rewards: Mapping[str, Sequence[float]] = {}
-        if history and training.policies:
-            most = max(1, MOST_POINTS // len(training.policies))
-            rewards = await self._reader.rewards(standing.base, training.policies, most)
-        return wave_progress(standing.base, training, standing.words(training), rewards)
 
     async def _find(self, wave: str) -> tuple[Standing, WaveTraining]:
         unknown: MapUnavailable | None = None

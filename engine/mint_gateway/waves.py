@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from mint_contracts.rewards import Rewards
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
 from mint_contracts.training_words import Words, eta_s, policy_eta_s, words
@@ -20,20 +21,31 @@ def wave_progress(
     base: str,
     training: WaveTraining,
     told: Words,
-    rewards: Mapping[str, Sequence[float]],
     names: Sequence[str] | None = None,
 ) -> WaveProgress:
-    """The wave and each of its policies, or those of these `names`; `rewards` is each one's history, if asked for."""
+    """The wave and each of its policies, or those of these `names`."""
     progress = aggregate(base, training, told)
     for name in training.policies if names is None else names:
-        progress.policies.append(_policy(name, training, told.get(name), rewards.get(name, ())))
+        progress.policies.append(_policy(name, training, told.get(name)))
     return progress
+
+
+def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> WaveProgress:
+    """The same with what is told of its policies' histories."""
+    told = WaveProgress()
+    told.CopyFrom(progress)
+    for policy in told.policies:
+        part = rewards[policy.policy]
+        policy.rewards_from = part.first
+        policy.rewards.extend(part.values)
+    return told
 
 
 def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
     """The wave without its policies."""
     said = [each for _, each in told.values()]
-    steps = [told[name][1].step if name in told else 0 for name in training.policies if not _stopped(told, name)]
+    going = [name for name in training.policies if not _stopped(told, name)]
+    steps = [told[name][1].step if name in told else 0 for name in going or training.policies]
     return WaveProgress(
         wave=training.wave,
         base_model=base,
@@ -55,11 +67,9 @@ def _stopped(told: Words, name: str) -> bool:
     return name in told and told[name][1].stage in _STOPPED
 
 
-def _policy(
-    name: str, training: WaveTraining, word: tuple[str, Progress] | None, rewards: Iterable[float]
-) -> PolicyProgress:
+def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None) -> PolicyProgress:
     if word is None:
-        return PolicyProgress(policy=name, stage=WAITING, steps=training.train.steps, rewards=rewards)
+        return PolicyProgress(policy=name, stage=WAITING, steps=training.train.steps)
     engine, said = word
     return PolicyProgress(
         policy=name,
@@ -76,7 +86,6 @@ def _policy(
         revision=said.published.revision if said.published else "",
         failure_reason=said.failure.reason if said.failure else "",
         failure_message=said.failure.message if said.failure else "",
-        rewards=rewards,
         eta_s=policy_eta_s(training.train, said),
     )
 

@@ -4,7 +4,7 @@ Records carry what users have written, which another version of MinT may have le
 cannot be read hinders no other: it is passed over, or given as far as it can be read to who asks for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from redis.asyncio import Redis
@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
+from mint_contracts.rewards import Rewards
 from mint_contracts.training_records import (
     Order,
     PartAssignment,
@@ -21,6 +22,8 @@ from mint_contracts.training_records import (
     TrainAssignment,
     WaveTraining,
 )
+
+MOST_POINTS = 2000  # rewards that are read together: 10 ms of an event loop's time (by hand)
 
 
 class TrainReader:
@@ -58,15 +61,50 @@ class TrainReader:
         mend = _part_of_word if partly else None
         return {engine: decoded(raw, Progress, mend) for engine, raw in zip(engines, raws, strict=True)}
 
-    async def rewards(self, base: str, policies: Sequence[str], most: int) -> dict[str, list[float]]:
-        """The mean rewards of each policy's last `most` steps, the oldest first."""
-        found: list[list[str]] = []
+    async def rewards(self, base: str, since: Mapping[str, int], most: int) -> dict[str, Rewards]:
+        """The mean rewards of each policy's steps from that index on, or all where it has fewer, having begun anew.
+
+        The last `most` of them at most. They are read in pieces, none of which holds up the event loop for long.
+        """
+        lengths = await self._lengths(base, list(since))
+        begin = {
+            policy: max(first if first <= lengths[policy] else 0, lengths[policy] - most)
+            for policy, first in since.items()
+        }
+        values: dict[str, list[float]] = {policy: [] for policy in since}
+        for pieces in _together(begin, lengths):
+            pipeline = self._redis.pipeline(transaction=False)
+            for policy, start, end in pieces:
+                pipeline.lrange(keys.rewards(base, policy), start, end - 1)
+            for (policy, *_), raw in zip(pieces, await bounded(pipeline.execute), strict=True):
+                values[policy] += map(float, raw)
+        return {policy: Rewards(first, tuple(values[policy])) for policy, first in begin.items()}
+
+    async def _lengths(self, base: str, policies: Sequence[str]) -> dict[str, int]:
+        found: list[int] = []
         for start in range(0, len(policies), PER_CALL):
             pipeline = self._redis.pipeline(transaction=False)
             for policy in policies[start : start + PER_CALL]:
-                pipeline.lrange(keys.rewards(base, policy), -most, -1)
+                pipeline.llen(keys.rewards(base, policy))
             found += await bounded(pipeline.execute)
-        return {policy: [float(each) for each in raw] for policy, raw in zip(policies, found, strict=True)}
+        return dict(zip(policies, found, strict=True))
+
+
+def _together(begin: Mapping[str, int], lengths: Mapping[str, int]) -> Iterator[list[tuple[str, int, int]]]:
+    """Pieces of lists (whose, from, up to), each so many that one round trip reads MOST_POINTS values at most."""
+    pieces: list[tuple[str, int, int]] = []
+    room = MOST_POINTS
+    for policy, start in begin.items():
+        while start < lengths[policy]:
+            end = min(lengths[policy], start + room)
+            pieces.append((policy, start, end))
+            room -= end - start
+            start = end
+            if room == 0 or len(pieces) == PER_CALL:
+                yield pieces
+                pieces, room = [], MOST_POINTS
+    if pieces:
+        yield pieces
 
 
 def _part_of_wave(of: Json) -> PartTraining:

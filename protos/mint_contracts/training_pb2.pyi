@@ -765,19 +765,23 @@ class WatchWaveRequest(_message.Message):
 
     WAVE_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    NEW_REWARDS_ONLY_FIELD_NUMBER: _builtins.int
     wave: _builtins.str
     """"namespace/name" of the AdapterWave."""
     history: _builtins.bool
     """Also send each policy's steps so far (what `mint wave plot` draws)."""
+    new_rewards_only: _builtins.bool
+    """With `history`: after the first message send only what has come since the one before."""
     def __init__(
         self,
         *,
         wave: _builtins.str = ...,
         history: _builtins.bool = ...,
+        new_rewards_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "new_rewards_only", b"new_rewards_only", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,6 +932,7 @@ class PolicyProgress(_message.Message):
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
     REWARDS_FIELD_NUMBER: _builtins.int
     ETA_S_FIELD_NUMBER: _builtins.int
+    REWARDS_FROM_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     stage: _builtins.str
     """Waiting, Loading, Running, Paused, Complete, Cancelled or Failed."""
@@ -945,9 +950,13 @@ class PolicyProgress(_message.Message):
     failure_message: _builtins.str
     eta_s: _builtins.float
     """Seconds until its last step at its own pace; unset while it does not run."""
+    rewards_from: _builtins.int
+    """The index of the first of `rewards` among the policy's steps, in a stream with `history`: what was told from there
+    on is replaced by them.
+    """
     @_builtins.property
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Mean reward of each finished step, only with `history`."""
+        """Mean reward of each finished step, only with `history`; of very long ones the last."""
 
     def __init__(
         self,
@@ -968,10 +977,11 @@ class PolicyProgress(_message.Message):
         failure_message: _builtins.str = ...,
         rewards: _abc.Iterable[_builtins.float] | None = ...,
         eta_s: _builtins.float | None = ...,
+        rewards_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "evaluation", b"evaluation", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "engine", b"engine", "eta_s", b"eta_s", "evaluation", b"evaluation", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "policy", b"policy", "revision", b"revision", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "rewards", b"rewards", "stage", b"stage", "step", b"step", "step_s", b"step_s", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "engine", b"engine", "eta_s", b"eta_s", "evaluation", b"evaluation", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "policy", b"policy", "revision", b"revision", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "rewards", b"rewards", "rewards_from", b"rewards_from", "stage", b"stage", "step", b"step", "step_s", b"step_s", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
     _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015

@@ -7,6 +7,7 @@ from mint_contracts import keys
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
+from mint_contracts.rewards import Rewards
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import Lacking, TrainReporter
 from mint_contracts.train_writer import TrainWriter
@@ -55,16 +56,17 @@ async def test_rewards_are_told_by_position_so_that_telling_them_again_changes_n
     for _ in range(2):
         await reporter.report(5, (), (), {"a": (0, [0.1, 0.2])}, full=False)
         await reporter.report(5, (), (), {"a": (2, [1 / 3])}, full=False)
-    assert await reader.rewards(BASE, ["a"], 10) == {"a": [0.1, 0.2, 1 / 3]}
+    assert await reader.rewards(BASE, {"a": 0}, 10) == {"a": Rewards(0, (0.1, 0.2, 1 / 3))}
     await reporter.report(5, (), (), {"a": (1, [0.5])}, full=False)
-    assert await reader.rewards(BASE, ["a"], 10) == {"a": [0.1, 0.5]}
+    assert await reader.rewards(BASE, {"a": 0}, 10) == {"a": Rewards(0, (0.1, 0.5))}
 
 
 async def test_a_list_that_was_lost_is_asked_for_from_its_start(reporter: TrainReporter, redis_client: Redis) -> None:
     await lease(redis_client, "a", "b")
     lacking = await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (3, [0.4])}, full=False)
     assert lacking == Lacking(short=("b",))
-    assert await TrainReader(redis_client).rewards(BASE, ["a", "b"], 10) == {"a": [0.1], "b": []}
+    told = await TrainReader(redis_client).rewards(BASE, {"a": 0, "b": 0}, 10)
+    assert told == {"a": Rewards(0, (0.1,)), "b": Rewards()}
 
 
 async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, reporter: TrainReporter) -> None:
@@ -76,7 +78,7 @@ async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, rep
         told = {"a": (first, [0.3]), "b": (1, [0.4])}
         assert await reporter.report(5, (), (), told, full=full) == Lacking(unleased=("a",))
     assert not await redis_client.exists(keys.rewards(BASE, "a"))
-    assert await TrainReader(redis_client).rewards(BASE, ["b"], 10) == {"b": [0.2, 0.4]}
+    assert await TrainReader(redis_client).rewards(BASE, {"b": 0}, 10) == {"b": Rewards(0, (0.2, 0.4))}
 
 
 async def test_another_engines_lease_is_none(redis_client: Redis, reporter: TrainReporter) -> None:
@@ -91,3 +93,19 @@ async def test_only_the_newest_start_of_an_engine_is_heard(redis_client: Redis, 
     with pytest.raises(StaleEpoch):
         await reporter.report(5, [progress("a")], (), {}, full=False)
     assert await TrainReader(redis_client).progress(BASE, [ENGINE]) == {ENGINE: {}}
+
+
+async def test_long_histories_are_read_from_where_they_are_known_to_in_pieces(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_contracts.train_reader.MOST_POINTS", 3)
+    lists = {f"p{length}": [float(step) for step in range(length)] for length in (0, 1, 2, 3, 4, 11)}
+    for name, values in lists.items():
+        if values:
+            await redis_client.rpush(keys.rewards(BASE, name), *values)
+    for since in range(6):
+        for most in (1, 4, 100):
+            told = await TrainReader(redis_client).rewards(BASE, dict.fromkeys(lists, since), most)
+            for name, values in lists.items():
+                first = max(since if since <= len(values) else 0, len(values) - most)
+                assert told[name] == Rewards(first, tuple(values[first:])), (name, since, most)

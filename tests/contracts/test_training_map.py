@@ -9,6 +9,7 @@ from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
+from mint_contracts.rewards import Rewards
 from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import OPS_PER_CALL, TrainWriter
@@ -188,7 +189,8 @@ async def test_history_goes_with_its_wave(redis_client: Redis) -> None:
     for policy in ("demo/a", "demo/b"):
         await redis_client.rpush(keys.rewards(BASE, policy), 0.25, 0.5)
     await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_rewards=("demo/a",)))
-    assert await TrainReader(redis_client).rewards(BASE, ["demo/a", "demo/b"], 1) == {"demo/a": [], "demo/b": [0.5]}
+    left = await TrainReader(redis_client).rewards(BASE, {"demo/a": 0, "demo/b": 0}, most=1)
+    assert left == {"demo/a": Rewards(), "demo/b": Rewards(1, (0.5,))}
 
 
 async def test_where_memory_is_full_leases_are_still_given_and_taken(redis_client: Redis) -> None:

@@ -42,7 +42,8 @@ class Trainer:
     async def told(self) -> list[float]:
         """What the map has after one more report."""
         await self.link.report(1, full=False)
-        return (await TrainReader(self.redis).rewards(BASE, [POLICY], 100))[POLICY]
+        found = await TrainReader(self.redis).rewards(BASE, {POLICY: 0}, 100)
+        return list(found[POLICY].values)
 
 
 @pytest.fixture

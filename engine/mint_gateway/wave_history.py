@@ -1,0 +1,75 @@
+"""What one who watches a wave has been told of its policies' rewards, and what is new of them."""
+
+import msgspec
+
+from mint_contracts.rewards import Rewards
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.training_records import Stage, WaveTraining
+from mint_contracts.training_words import Words
+
+MOST_POINTS = 200_000  # of history in one message, over all policies
+MOST_REPEATED = 20_000  # the same, of those who take all of it again with each message
+
+
+class _Word(msgspec.Struct, frozen=True):
+    """Who tells of a policy, and how far it is; None: that is not told yet."""
+
+    whose: tuple[str, int, str]
+    step: int | None
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """How far a policy's rewards are told, and by whose word: who trains it anew may begin further back."""
+
+    whose: tuple[str, int, str]
+    end: int
+
+
+class History:
+    """One watcher's; of a policy that has taken no step since nothing is read."""
+
+    def __init__(self, reader: TrainReader, *, new_only: bool) -> None:
+        """`new_only`: the watcher keeps what it was told; else each message has all of it."""
+        self._reader, self._new_only = reader, new_only
+        self._told: dict[str, _Told] = {}
+        self._whole: dict[str, Rewards] = {}
+
+    async def read(self, base: str, training: WaveTraining, words: Words) -> tuple[dict[str, Rewards], bool]:
+        """Each policy's rewards as the next message has them, and whether any are new. Raises MapUnavailable."""
+        said = {name: _word(training, words, name) for name in training.policies}
+        due = {name: start for name, word in said.items() if (start := _due(self._told.get(name), word)) is not None}
+        most = max(1, (MOST_POINTS if self._new_only else MOST_REPEATED) // max(1, len(said)))
+        parts = {
+            name: _up_to(part, said[name].step)
+            for name, part in (await self._reader.rewards(base, due, most)).items()
+        }
+        self._told |= {name: _Told(said[name].whose, part.end) for name, part in parts.items()}
+        new = any(part.values for part in parts.values())
+        parts |= {name: Rewards(self._told[name].end) for name in said if name not in parts}
+        return (parts if self._new_only else {name: self._kept(name, parts[name], most) for name in said}), new
+
+    def _kept(self, name: str, part: Rewards, most: int) -> Rewards:
+        whole = self._whole.get(name, Rewards()).followed_by(part)
+        self._whole[name] = Rewards(max(whole.first, whole.end - most), whole.values[-most:])
+        return self._whole[name]
+
+
+def _word(training: WaveTraining, words: Words, name: str) -> _Word:
+    engine, said = words.get(name, ("", None))
+    if said is None:
+        return _Word((training.run, 0, ""), None)
+    return _Word((training.run, said.lease, engine), None if said.stage is Stage.LOADING else said.step)
+
+
+def _due(told: _Told | None, word: _Word) -> int | None:
+    """From which index on a policy's rewards are to be read; None: nothing can have come."""
+    if told is None or told.whose != word.whose:
+        return 0
+    if word.step is None or word.step == told.end:
+        return None
+    return min(word.step, told.end)
+
+
+def _up_to(part: Rewards, step: int | None) -> Rewards:
+    """The map may still have rewards of steps that are about to be taken anew."""
+    return part if step is None else Rewards(part.first, part.values[: max(0, step - part.first)])
