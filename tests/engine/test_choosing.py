@@ -93,6 +93,20 @@ def test_uniform_numbers_differ_by_seed_and_index() -> None:
     assert all(0 <= number < 1 for number in numbers)
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    levels=st.sampled_from([1, 2, 3, 50]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_the_likeliest_are_the_same_however_many_are_asked_for(seed: int, levels: int, dtype: torch.dtype) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    logits = torch.randint(levels, (3, 97), generator=drawn).to(dtype)
+    expected = logits.float().sort(dim=-1, descending=True, stable=True).indices.tolist()
+    for top in (1, 2, 20, 96, 97, 200):
+        scores = score_tokens(logits, [0, 1, 2], top)
+        assert [[token for token, _ in score.top] for score in scores] == [row[:top] for row in expected]
+
+
 def test_scores_are_log_softmax_of_the_raw_logits() -> None:
     logits = draw_logits(2, 4)
     expected = torch.log_softmax(logits, -1)

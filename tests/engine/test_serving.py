@@ -66,14 +66,18 @@ async def test_stop_string_across_tokens(base: Path) -> None:
 
 
 async def test_end_of_sequence(base: Path) -> None:
-    """A base whose every likeliest token ends the sequence: one token, no text; and on with ignore_eos."""
+    """What ends one is none of its text, also where the tokenizer has it for a word; and on with ignore_eos."""
     async with running(base) as engine:
-        free = await ask(engine, [5, 6, 7], max_tokens=4, ignore_eos=True)
-        engine.server.generation._eos = frozenset({free.tokens[1]})
-        answer = await ask(engine, [5, 6, 7], max_tokens=4)
-        assert answer.tokens == free.tokens[:2]
+        free = await ask(engine, [5, 6, 7], max_tokens=12, ignore_eos=True)
+        at = next(
+            at for at, piece in enumerate(free.pieces) if piece.isalpha() and free.tokens[at] not in free.tokens[:at]
+        )
+        engine.server.generation._eos = frozenset({free.tokens[at]})
+        answer = await ask(engine, [5, 6, 7], max_tokens=12)
+        assert answer.tokens == free.tokens[: at + 1]
+        assert answer.text == "".join(free.pieces[:at])
         assert answer.finished.reason == sampling_pb2.Finished.STOP
-        assert (await ask(engine, [5, 6, 7], max_tokens=4, ignore_eos=True)).tokens == free.tokens
+        assert (await ask(engine, [5, 6, 7], max_tokens=12, ignore_eos=True)).tokens == free.tokens
 
 
 async def test_seeds_reproduce_whoever_is_beside(base: Path, adapter: Path) -> None:

@@ -156,6 +156,18 @@ def test_a_token_begins_where_the_characters_before_it_end(
             assert stream.begins == sum(end <= before for end in ends(b"".join(written)))
 
 
+@pytest.mark.parametrize("text", ["plain", "naïve café 🎉"])
+def test_one_that_is_not_of_the_text_begins_where_that_ends(
+    tokenizer: PreTrainedTokenizerBase, decoder: Callable[[list[int]], Decoder], text: str
+) -> None:
+    """Also after half a character, which is never told."""
+    for left, length in ((0, len(text)), (1, len(text) - 1)):
+        stream, tokens = TextStream(decoder([])), tokenizer.encode(text)
+        told = "".join(stream.push(token)[0] for token in tokens[: len(tokens) - left])
+        stream.skip()
+        assert (stream.begins, told + stream.finish()) == (length, text[:length])
+
+
 @given(st.text(max_size=20), st.sampled_from([(), (0xE2,), (0xF0, 0x9F)]))
 def test_windows_place_tokens_where_bytes_do(text: str, broken: tuple[int, ...]) -> None:
     """Also after bytes that begin a character, which never comes."""

@@ -60,6 +60,10 @@ class ByteDecoder:
             return sound
         return text
 
+    def skip(self) -> None:
+        """One more token has come, which is not of the text."""
+        self.begins = self._whole
+
     def finish(self) -> str:
         """Nothing: what is left never became a character."""
         return ""
@@ -91,6 +95,10 @@ class WindowDecoder:
             end = self._newest_character()
             fresh = self._fresh(end)
         return self._settle(end, fresh)
+
+    def skip(self) -> None:
+        """One more token has come, which is not of the text."""
+        self.begins = self._settled + len(self._fresh(len(self._window)).rstrip(INCOMPLETE))
 
     def finish(self) -> str:
         """What was held back because bytes that never became a character came after it."""

@@ -114,7 +114,10 @@ def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
 
 
 def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Scored]:
-    """Log-probabilities of `tokens` [n] and of the `top` likeliest under each row of logits [n, V]."""
+    """Log-probabilities of `tokens` [n] and of the `top` likeliest under each row of logits [n, V].
+
+    Of equals the first come first, as `likeliest` has it: whatever `top` is, which of a batch's rows share.
+    """
     if not tokens:
         return []
     norms = _log_sums(logits)
@@ -122,13 +125,28 @@ def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[
     own: list[float] = (logits.gather(1, index).squeeze(1).float() - norms).tolist()
     if not top:
         return [Scored(token, score) for token, score in zip(tokens, own, strict=True)]
-    likeliest = torch.topk(logits, min(top, logits.shape[1]), dim=-1)
-    values = likeliest.values.float() - norms[:, None]
-    tops = zip(likeliest.indices.tolist(), values.tolist(), strict=True)
+    ids, values = _first_likeliest(logits, min(top, logits.shape[1]))
+    tops = zip(ids.tolist(), (values.float() - norms[:, None]).tolist(), strict=True)
     return [
         Scored(token, score, tuple(zip(ids, values, strict=True)))
         for token, score, (ids, values) in zip(tokens, own, tops, strict=True)
     ]
+
+
+def _first_likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` likeliest tokens of each row [n, V] and their logits, the likelier first and of equals the first.
+
+    `topk` takes any of equals, and others for another count.
+    """
+    found = torch.topk(logits, min(count + 1, logits.shape[1]), dim=-1)
+    values, ids = found.values[:, :count], found.indices[:, :count].clone()
+    if found.values.shape[1] > count:
+        for row in (found.values[:, count] == values[:, -1]).nonzero().flatten().tolist():
+            last = values[row] == values[row, -1]
+            ids[row, last] = (logits[row] == values[row, -1]).nonzero().flatten()[: int(last.sum())]
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return ids.gather(1, order), values
 
 
 def _log_sums(logits: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,10 @@ class TextStream:
         fresh = self._decoder.push(token)
         return self._release(fresh) if self._stop else (fresh, False)
 
+    def skip(self) -> None:
+        """One more token has come, which ends the sequence: it is none of the text."""
+        self._decoder.skip()
+
     def finish(self) -> str:
         """The rest, when no more tokens come. Bytes that never became a character are dropped."""
         text, _ = self._release(self._decoder.finish())

@@ -270,8 +270,11 @@ class Generation:
         sampling = sequence.request.sampling
         sequence.tokens.append(token)
         self.scheduler.generated(sequence)
-        text, stopped = sequence.text.push(token)
-        stopped = stopped or (token in self._eos and not sampling.ignore_eos)
+        text, stopped = "", token in self._eos and not sampling.ignore_eos
+        if stopped:
+            sequence.text.skip()
+        else:
+            text, stopped = sequence.text.push(token)
         if sequence.grammar is not None and not stopped:
             stopped = sequence.grammar.take(token)
         ended = stopped or sequence.completion_tokens >= sampling.max_tokens
