@@ -82,6 +82,32 @@ async def test_a_namespace_may_stand_before_the_name_and_a_context_be_named(
     assert spec(api_server, namespace)["train"]["paused"]
 
 
+async def test_where_none_is_named_the_namespace_is_that_of_kubectl_s_context(
+    api_server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    lessons = {"apiVersion": "mint.dev/v1alpha1", "kind": "AdapterWave", "metadata": {"name": "lessons"}}
+    body = json.dumps(lessons | {"spec": BASE | {"train": TRAIN}})
+    api_server.kubectl("apply", "-n", "default", "-f", "-", stdin=body)
+    there = api_server.kubeconfig.read_text().replace("cluster: test,", f"cluster: test, namespace: {namespace},")
+    (tmp_path / "kubeconfig").write_text(there)
+    settings = {"PATH": str(api_server.binaries), "KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
+
+    async def ask(verb: str, wave: str) -> tuple[int, str, str]:
+        return await mint("127.0.0.1:1", "wave", verb, wave, **settings)
+
+    try:
+        code, out, _ = await ask("cancel", "lessons")
+        assert (code, out.split(" is asked")[0]) == (0, f"wave {namespace}/lessons")
+        assert spec(api_server, namespace)["train"]["cancelled"]
+        assert not spec(api_server, "default")["train"]["cancelled"]
+        said = "mint: NotFound: wave other: is not there; kubectl get aw lists those that are\n"
+        assert await ask("pause", "other") == (1, "", said)
+        assert (await ask("pause", "default/lessons"))[0] == 0
+        assert spec(api_server, "default")["train"]["paused"], "what is named goes before the context's"
+    finally:
+        api_server.kubectl("delete", "-n", "default", "aw/lessons")
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
 async def test_a_wave_that_is_not_there_or_trains_nothing_is_one_clear_error(
     api_server: ApiServer, namespace: str, ask: Ask, verb: str

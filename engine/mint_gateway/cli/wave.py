@@ -52,7 +52,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.Argu
         "-o", "--output", metavar="FILE", default="rewards.png", help="its ending says how (default %(default)s)"
     )
     drawing.set_defaults(run=draw)
-    wave_orders.add(own, named)
+    wave_orders.add(own)
 
 
 async def list_waves(options: argparse.Namespace) -> int:

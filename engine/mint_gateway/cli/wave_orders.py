@@ -40,7 +40,12 @@ class _Status(msgspec.Struct, frozen=True):
     training: _Training = _Training()
 
 
+class _Metadata(msgspec.Struct, frozen=True):
+    namespace: str
+
+
 class _Wave(msgspec.Struct, frozen=True):
+    metadata: _Metadata
     spec: _Spec
     status: _Status = _Status()
 
@@ -60,10 +65,13 @@ ORDERS = {
 }
 
 
-def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", named: argparse.ArgumentParser) -> None:
+def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the verbs. They ask no gateway, so that they take none of the common options."""
     for verb, order in ORDERS.items():
-        own = verbs.add_parser(verb, parents=[named], help=f"ask a training wave {order.asked}")
+        own = verbs.add_parser(verb, help=f"ask a training wave {order.asked}")
+        own.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
+        where = "where NAME names none (default: the one of kubectl's context)"
+        own.add_argument("-n", "--namespace", default="", help=where)
         own.add_argument("--context", default="", help="kubectl's context (default: its current one)")
         own.set_defaults(run=ask, order=order)
 
@@ -74,6 +82,7 @@ async def ask(options: argparse.Namespace) -> int:
     namespace, _, name = options.wave.rpartition("/")
     cluster = _Kubectl(namespace or options.namespace, name, options.context)
     wave = await cluster.wave()
+    cluster.found(wave.metadata.namespace)
     train, failed, asked = wave.spec.train, wave.status.training.policies.failed, order.asked
     if train is None:
         raise InvalidRequest(cluster.subject, "trains nothing, it serves adapters that exist; delete it to end that")
@@ -90,12 +99,15 @@ async def ask(options: argparse.Namespace) -> int:
 
 
 class _Kubectl:
-    """One wave of the cluster that kubectl talks to."""
+    """One wave of the cluster that kubectl talks to, in the namespace of its context where none is told."""
 
     def __init__(self, namespace: str, name: str, context: str) -> None:
-        self.subject = f"wave {namespace}/{name}"
-        self._where = [f"--namespace={namespace}", f"--context={context}", f"--request-timeout={TIMEOUT_S}s"]
-        self._name, self._namespace = name, namespace
+        self.subject = f"wave {namespace}/{name}" if namespace else f"wave {name}"
+        self._name, self._namespace, self._context = name, namespace, context
+
+    def found(self, namespace: str) -> None:
+        """What follows is of the wave that was found there, whatever becomes of the context."""
+        self._namespace, self.subject = namespace, f"wave {namespace}/{self._name}"
 
     async def wave(self) -> _Wave:
         """The wave as it is now."""
@@ -108,9 +120,11 @@ class _Kubectl:
 
     async def run(self, verb: str, *options: str) -> bytes:
         """What kubectl prints."""
+        where = [f"--namespace={self._namespace}"] if self._namespace else []
+        where += [f"--context={self._context}", f"--request-timeout={TIMEOUT_S}s"]
         try:
             process = await asyncio.create_subprocess_exec(
-                *("kubectl", verb, *self._where, *options, "--", _KIND, self._name),
+                *("kubectl", verb, *where, *options, "--", _KIND, self._name),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
@@ -129,8 +143,8 @@ class _Kubectl:
     def _refuse(self, said: str) -> None:
         """Raise what kubectl's words mean."""
         if "Error from server (NotFound)" in said:
-            missing = f"is not there; kubectl get aw -n {self._namespace} lists those that are"
-            raise NotFound(self.subject, missing)
+            where = f" -n {self._namespace}" if self._namespace else ""
+            raise NotFound(self.subject, f"is not there; kubectl get aw{where} lists those that are")
         if "Error from server" in said or "is invalid" in said:
             raise InvalidRequest(self.subject, f"may not be changed so: {said}")
         raise Unavailable("API server", f"could not be asked by kubectl: {said}")
