@@ -223,10 +223,13 @@ class Client:
             lambda: self._catalog.Resolve(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
 
-    async def retire(self, names: Sequence[str], base_model: str = "") -> None:
-        """Take names out of the catalog."""
+    async def retire(self, names: Sequence[str], base_model: str = "") -> list[str]:
+        """Take names out of the catalog. Gives those that it did not have, or had retired before."""
         request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
-        await self._call(lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S, metadata=self._metadata))
+        told = await self._call(
+            lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S, metadata=self._metadata)
+        )
+        return list(told.unknown)
 
     async def waves(self, base_model: str = "") -> list[training_pb2.WaveProgress]:
         """Every training wave of one base, or of all, in aggregate."""

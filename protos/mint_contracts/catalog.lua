@@ -325,6 +325,19 @@ local function since(given, argv)
   return table.concat(found)
 end
 
+-- KEYS: as of apply   ARGV: beginning of leaf keys, then names. Returns those that are not here, or are retired.
+local function absent(given, argv)
+  local keys, found = named(given), {}
+  local refused = incomplete(keys.meta)
+  if refused then return refused end
+  for i = 2, #argv do
+    local leaf = leaf_of(keys.directory, argv[i])
+    local value = leaf and redis.call('HGET', argv[1] .. leaf, argv[i])
+    if not value or id_of(value) == RETIRED then found[#found + 1] = argv[i] end
+  end
+  return found
+end
+
 -- KEYS: as of apply   ARGV: beginning of leaf keys, name, leaves at most. Returns where the next leaf begins ("" after
 -- the last), [number, root...], [number, labels...] and the leaves from that of `name` on, each [field, value...].
 local function leaves(given, argv)
@@ -365,4 +378,5 @@ redis.register_function{ function_name = 'LIBRARY_retire', callback = retire, fl
 redis.register_function{ function_name = 'LIBRARY_retiring', callback = sequences, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_find', callback = find, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_since', callback = since, flags = { 'no-writes' } }
+redis.register_function{ function_name = 'LIBRARY_absent', callback = absent, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_leaves', callback = leaves, flags = { 'no-writes' } }

@@ -104,6 +104,14 @@ class CatalogReader:
             found |= {name: at // _US for (name, _), at in zip(piece, sequences, strict=True) if at}
         return found
 
+    async def absent(self, base: str, names: Sequence[str]) -> list[str]:
+        """Those of the names that are not in the catalog, or are retired."""
+        found: list[str] = []
+        for at in range(0, len(names), NAMES_PER_CALL):
+            args = [keys.catalog_leaf(base, ""), *names[at : at + NAMES_PER_CALL]]
+            found += (name.decode() for name in await call(self._redis, "absent", base, args))
+        return found
+
     async def page(
         self, base: str, *, prefix: str = "", labels: Mapping[str, str] | None = None, after: str = "", limit: int
     ) -> Page:

@@ -286,7 +286,10 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert json.loads(out) == {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4}
     assert (await mint(scene.target, "catalog", "retire", "acme/row"))[:2] == (0, "1 retired\n")
     code, out, _ = await mint(scene.target, "catalog", "retire", "-o", "json", "acme/bot-0", "acme/bot-1")
-    assert (code, json.loads(out)) == (0, {"retired": 2})
+    assert (code, json.loads(out)) == (0, {"retired": 2, "unknown": []})
+    said = "1 of them the catalog did not have, or had retired before: acme/bto-2\n"
+    names = ("acme/bot-2", "acme/bto-2", "acme/bot-2")
+    assert await mint(scene.target, "catalog", "retire", *names) == (0, "2 retired\n", said)
     code, _, err = await mint(scene.target, "catalog", "show", "acme/row")
     assert code == 1
     assert "AdapterNotFound" in err

@@ -53,6 +53,17 @@ async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, 
         await client.resolve("team-1/never")
 
 
+async def test_retiring_tells_which_names_meant_nothing_before(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    known = [entry(f"a/{number:04}") for number in range(1500)]  # more than one question to Redis
+    await client.register(in_pieces(lines([*known, entry("a/two", "r1"), entry("a/two", "r2")])))
+    wrong = ["0/first", "a/0001/x", "z/last"]
+    asked = [*(each.name for each in known[:1200]), "a/two", *wrong, "z/last"]
+    assert await client.retire(asked) == wrong
+    assert await client.retire(["z/last", "a/two", "a/1499"]) == ["z/last", "a/two"], "nor what was retired before"
+    assert len(await listed(client)) == 299
+
+
 async def test_registering_right_after_the_base_was_declared_waits_for_its_catalog(scene: Scene, local: str) -> None:
     await scene.open()
     await declare(scene.redis, local)

@@ -114,12 +114,14 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         async def answer() -> catalog_pb2.RetireResponse:
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
                 raise InvalidRequest("names", f"must be 1 to {RETIRED_AT_ONCE} in one call")
-            entries = [Entry(check_adapter(name), retired=True) for name in request.names]
+            names = list(dict.fromkeys(check_adapter(name) for name in request.names))
             registration = await self._registration(request.base_model)
-            await registration.add(entries)
+            unknown = await self._catalogs.reader.absent(registration.base, names)
+            await registration.add([Entry(name, retired=True) for name in names])
             await registration.finish()
-            _log.info("retired", base_model=registration.base, adapters=len(entries), client=caller.get())
-            return catalog_pb2.RetireResponse()
+            counts = {"adapters": len(names), "unknown": len(unknown)}
+            _log.info("retired", base_model=registration.base, **counts, client=caller.get())
+            return catalog_pb2.RetireResponse(unknown=unknown)
 
         return await answered(answer, context, self._calls)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LIMIT = 100
 PAGE = 1000
 RETIRED_A_CALL = 10_000
+UNKNOWN_TOLD = 20
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
@@ -106,14 +107,19 @@ async def run_register(options: argparse.Namespace) -> int:
 
 
 async def run_retire(options: argparse.Namespace) -> int:
-    """Retire names."""
+    """Retire names, and say which of them meant nothing before: such a one may be written wrongly."""
+    names, unknown = list(dict.fromkeys(options.adapters)), list[str]()
     async with reach(options) as client:
-        for at in range(0, len(options.adapters), RETIRED_A_CALL):
-            await client.retire(options.adapters[at : at + RETIRED_A_CALL], options.base)
+        for at in range(0, len(names), RETIRED_A_CALL):
+            unknown += await client.retire(names[at : at + RETIRED_A_CALL], options.base)
     if options.output == "json":
-        print(json.dumps({"retired": len(options.adapters)}, indent=2))
-    else:
-        print(f"{len(options.adapters):,} retired")
+        print(json.dumps({"retired": len(names), "unknown": unknown}, indent=2))
+        return 0
+    print(f"{len(names):,} retired")
+    if unknown:
+        more = f" and {len(unknown) - UNKNOWN_TOLD:,} more" if len(unknown) > UNKNOWN_TOLD else ""
+        told = ", ".join(unknown[:UNKNOWN_TOLD]) + more
+        print(f"{len(unknown):,} of them the catalog did not have, or had retired before: {told}", file=sys.stderr)
     return 0
 
 
