@@ -170,6 +170,14 @@ async def test_a_time_that_is_none_is_said_so() -> None:
         assert err.splitlines()[-1].startswith("mint placements: error: argument --patience: "), err
 
 
+@pytest.mark.parametrize("told", ["0", "-1", "1.5", "all", ""])
+async def test_a_limit_that_shows_nothing_is_said_so(told: str) -> None:
+    code, out, err = await mint("127.0.0.1:1", "catalog", "list", f"--limit={told}")
+    assert (code, out) == (2, "")
+    said = f"argument --limit: {told!r} is no positive number"
+    assert err.splitlines()[-1] == f"mint catalog list: error: {said}"
+
+
 async def test_explain_says_who_would_answer_and_why(scene: Scene) -> None:
     await play(scene)
     code, out, _ = await mint(scene.target, "explain", "demo/pirate")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
+from mint_gateway.cli.counting import positive
 from mint_gateway.cli.manifest_file import requests, size_of
 from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.showing import show
@@ -34,7 +35,9 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     listing = acts.add_parser("list", parents=[common], help="adapters by name")
     listing.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="names that begin so")
     listing.add_argument("-l", "--label", metavar="KEY=VALUE", action="append", default=[], help="may be repeated")
-    listing.add_argument("--limit", type=int, default=LIMIT, metavar="N", help="at most (default %(default)s)")
+    listing.add_argument(
+        "--limit", type=positive, default=LIMIT, metavar="N", help="at most, from 1 on (default %(default)s)"
+    )
     listing.set_defaults(run=run_list)
     show = acts.add_parser("show", parents=[common], help="one adapter")
     show.add_argument("adapter", metavar="NAME[@REVISION]")

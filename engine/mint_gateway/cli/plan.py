@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, SourceNotFound
 from mint_contracts.quantisation import MODELOPT_FILE
+from mint_gateway.cli.counting import positive
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
@@ -137,18 +138,11 @@ def _size(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    return _bounded(text, _counted(text), _MOST)
+    return _bounded(text, positive(text), _MOST)
 
 
 def _ranks(text: str) -> int:
-    return _bounded(text, _counted(text), _MOST_RANKS)
-
-
-def _counted(text: str) -> int:
-    digits = text.lstrip("0")
-    if not (text.isascii() and text.isdecimal() and digits):
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no positive number")
-    return int(digits[:50])  # of more digits are too many, however they go on
+    return _bounded(text, positive(text), _MOST_RANKS)
 
 
 def _bounded(text: str, count: int, most: int) -> int:
