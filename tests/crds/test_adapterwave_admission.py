@@ -96,6 +96,9 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     *(({"serve": {"ttl": ttl}}, "must be from 1s to a year") for ttl in ("0s", "0d", "366d", "8760h1s", "999999m")),
 ]
 
+NO_TIMES = ("", "1", "90", "soon", "-1s", "1w", "1H", "1.5h", "10ms", "1d12h", "1000d", "1m1h")
+BY_RULE += [({"serve": {"ttl": ttl}}, "is no time; write, say, 45s, 15m, 1h30m or 7d") for ttl in NO_TIMES]
+
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"baseModelRef": None}, "spec.baseModelRef: Required value"),
     ({"baseModelRef": {"name": "Not A Name"}}, "spec.baseModelRef.name"),
@@ -113,7 +116,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (source(uri=None), "spec.adapters.sources[0].uri"),
     ({"serve": {"replicas": 0}}, "spec.serve.replicas"),
     ({"serve": {"residency": "Remote"}}, 'supported values: "Device", "Host", "Disk"'),
-    *(({"serve": {"ttl": ttl}}, "spec.serve.ttl") for ttl in ("", "1", "soon", "-1s", "1.5h", "10ms", "1d12h", 3600)),
+    *(({"serve": {"ttl": ttl}}, "spec.serve.ttl") for ttl in ("1h" * 9, 3600)),
     ({"priority": 1000001}, "spec.priority"),
     ({"wanted": {}}, 'unknown field "spec.wanted"'),
 ]
@@ -127,6 +130,13 @@ def test_accepted(admission: Admission, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("changes", "why"), BY_RULE + BY_SCHEMA, ids=lambda part: repr(part)[:80])
 def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> None:
     assert why in admission.refusal(resource("AdapterWave", merged(SMALLEST, changes)))
+
+
+@pytest.mark.parametrize("ttl", [*NO_TIMES, "0s", "366d"])
+def test_a_time_that_is_none_is_one_error_in_words(admission: Admission, ttl: str) -> None:
+    told = admission.refusal(resource("AdapterWave", merged(SMALLEST, {"serve": {"ttl": ttl}})))
+    assert told.count("spec.serve.ttl") == 1
+    assert told.endswith(("is no time; write, say, 45s, 15m, 1h30m or 7d", "from 1s to a year (365d or 8760h)"))
 
 
 @pytest.fixture

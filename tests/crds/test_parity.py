@@ -104,8 +104,10 @@ def test_structs_and_schemas_are_equal(kind: str, part: str, struct: type[msgspe
 
 def test_durations_are_written_alike() -> None:
     """What the API server takes the operator reads, and nothing else."""
-    serve = schema("AdapterWave")["properties"]["spec"]["properties"]["serve"]["properties"]
-    assert serve["ttl"]["pattern"] == durations.PATTERN
+    written = f"self.matches('{durations.PATTERN}')"
+    told = rules("AdapterWave")
+    assert told["is no time; write, say, 45s, 15m, 1h30m or 7d"] == f"self != '' && {written}"
+    assert told["must be from 1s to a year (365d or 8760h)"].startswith(f"self == '' || !{written} || (")
 
 
 class Renamed(msgspec.Struct, rename="camel"):
