@@ -10,7 +10,7 @@ from mint_contracts.resources import AdapterWaveSpec, BaseModelRef, WaveAdapters
 from tests.apiserver import ApiServer, KubectlError
 from tests.crds import test_training_admission
 from tests.crds.admission import Admission, merged, resource
-from tests.crds.schemas import rules
+from tests.crds.schemas import rules, schema
 
 NUMBERS = itertools.count()
 SMALLEST: dict[str, Any] = {"baseModelRef": {"name": "smollm2"}, "adapters": {"names": ["acme/support-7"]}}
@@ -146,6 +146,25 @@ def stored(api_server: ApiServer) -> str:
     text = msgspec.json.encode(resource("AdapterWave", SMALLEST)).decode()
     api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
     return namespace
+
+
+def test_more_names_than_an_annotation_holds_are_applied_as_their_description_says(api_server: ApiServer) -> None:
+    adapters = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]
+    said = "Beyond some 250 kB of names apply the wave with --server-side; beyond some 700 kB no API server takes it"
+    assert said in adapters["names"]["description"]
+    namespace = api_server.namespace(f"long-{next(NUMBERS)}")
+
+    def apply(length: int, *options: str) -> None:
+        given = names(*(f"{number:04}-{'x' * (length - 5)}" for number in range(4096)))
+        wave = resource("AdapterWave", merged(SMALLEST, given), f"of-{length}")
+        api_server.kubectl("apply", *options, "-n", namespace, "-f", "-", stdin=msgspec.json.encode(wave).decode())
+
+    apply(58)  # 238 kB
+    with pytest.raises(KubectlError, match=r"metadata\.annotations: Too long"):
+        apply(66)
+    with pytest.raises(KubectlError, match="request is too large"):
+        apply(190, "--server-side")
+    apply(165, "--server-side")  # 676 kB
 
 
 IMMUTABLE = "a wave cannot move to another base model"
