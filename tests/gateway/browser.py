@@ -63,8 +63,10 @@ class Browser:
 
 
 @asynccontextmanager
-async def browsing(*, width: int = 1280, height: int = 900, dark: bool = False) -> AsyncIterator[Browser]:
-    """A browser, until the block ends."""
+async def browsing(
+    *, width: int = 1280, height: int = 900, dark: bool = False, keeps: bool = True
+) -> AsyncIterator[Browser]:
+    """A browser, until the block ends; `keeps` whether it lets sites keep data."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert browser, "chromium is missing; `make tools` installs it"
     assert driver, "chromedriver is missing; `make tools` installs it"
@@ -72,6 +74,8 @@ async def browsing(*, width: int = 1280, height: int = 900, dark: bool = False) 
     options.binary_location = browser
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run"):
         options.add_argument(f"--{flag}")
+    if not keeps:
+        options.add_experimental_option("prefs", {"profile.default_content_setting_values.cookies": 2})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = await asyncio.to_thread(lambda: Chrome(options=options, service=Service(driver)))
     try:

@@ -190,6 +190,36 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(
     assert BASE not in await browser.text()
 
 
+async def test_a_browser_that_keeps_nothing_of_sites_shows_all_until_the_page_is_left(
+    scene: Scene, tmp_path: Path
+) -> None:
+    await scene.base()
+    await scene.open(LIMITS, Secured.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
+    async with browsing(keeps=False) as browser:
+        await browser.open(scene.url)
+        await browser.reads("This gateway asks for a key")
+        probe = "try { sessionStorage; return ''; } catch (error) { return error.name; }"
+        assert await browser.run(probe) == "SecurityError"
+        await browser.type("#key", "s3cret\n")
+        await browser.reads(BASE, "Live", "Forget key")
+        await browser.run("document.querySelector('#forget').click()")
+        await browser.reads("This gateway asks for a key")
+        await browser.type("#key", "s3cret\n")
+        await browser.reads(BASE, "Live")
+        await browser.open(f"{scene.url}/?again")
+        await browser.reads("This gateway asks for a key")
+        assert not [each for each in await browser.complaints() if "sessionStorage" in each]
+
+
+async def test_a_defect_of_the_page_is_said_and_it_goes_on_asking(served: Scene, browser: Browser) -> None:
+    broken = "window.whole = AbortSignal.timeout; AbortSignal.timeout = () => { throw new TypeError('a defect'); };"
+    await browser.begin_with(HURRIED + broken)
+    await browser.open(served.url)
+    await browser.reads("This page has failed (a defect).", "Tries again in")
+    await browser.run("AbortSignal.timeout = window.whole.bind(AbortSignal)")
+    assert "has failed" not in await browser.reads(BASE, "Live")
+
+
 async def test_a_scoped_key_shows_what_it_opens(tenants: Tenants, browser: Browser) -> None:
     await tenants.train(lessons("acme"), lessons("rival"))
     await browser.open(tenants.scene.url)

@@ -11,6 +11,15 @@ let wrong = null; // what the last question was answered instead
 let failures = 0, waitS = 0, updated = 0, timer = 0, pause = 0;
 let busy = false, typed = null, lit = "";
 
+// The key is kept for the tab; where the browser keeps nothing of a site, and throws, for as long as the page is open.
+const stored = (act) => { try { return act(sessionStorage); } catch { return null; } };
+let key = stored((tab) => tab.getItem("mint-key")) ?? "";
+
+function keep(given) {
+  key = given;
+  stored((tab) => (given ? tab.setItem("mint-key", given) : tab.removeItem("mint-key")));
+}
+
 class Refused extends Error {
   constructor(status, message, afterS = 0) {
     super(message);
@@ -19,7 +28,7 @@ class Refused extends Error {
 }
 
 async function ask(call, query) {
-  const key = sessionStorage.getItem("mint-key"), headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const filled = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
   const options = { headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(LIMIT_MS) };
   const answer = await fetch(`v1/mint/${call}?${filled}`, options).catch((error) => {
@@ -55,8 +64,9 @@ async function look() {
     for (const [name, question] of Object.entries(questions(asked()))) found[name] = await ask(...question);
     if (before === there()) [told, wrong, failures, updated] = [found, null, 0, Date.now()];
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    if (before === there()) refused(error);
+    const defect = !(error instanceof Refused); // of this page or the browser: said and tried again, like the others
+    if (defect) console.error(error);
+    if (before === there()) refused(defect ? new Refused(0, `This page has failed (${error.message})`) : error);
   } finally {
     busy = false;
   }
@@ -71,12 +81,12 @@ async function look() {
 const suggest = (names) => $("names").replaceChildren(...names.map((value) => h("option", { value })));
 
 function refused(error) {
-  const had = sessionStorage.getItem("mint-key");
+  const had = key;
   wrong = error;
   if ([400, 401, 404].includes(error.status)) [told, failures, updated] = [{}, 0, Date.now()]; // that is the answer
   else failures += 1;
   if (error.status !== 401) return;
-  sessionStorage.removeItem("mint-key");
+  keep("");
   [$("ask").hidden, $("refused").textContent] = [false, had ? `Refused: ${error.message}` : ""];
   $("plain").hidden = isSecureContext; // TLS, or this very machine
   $("key").focus();
@@ -101,7 +111,7 @@ function show() {
   morph($("notices"), notes);
   const named = about.get("wave") || about.get("adapter") || about.get("base");
   document.title = named ? `${named} · MinT` : "MinT";
-  $("forget").hidden = !sessionStorage.getItem("mint-key");
+  $("forget").hidden = !key;
   highlight(lit);
   tick();
 }
@@ -147,18 +157,18 @@ document.addEventListener("input", ({ target }) => {
 });
 document.addEventListener("submit", (event) => {
   event.preventDefault();
-  const form = event.target.id, key = $("key").value.trim();
+  const form = event.target.id, given = $("key").value.trim();
   if (form === "find") location.hash = at({ adapter: $("name").value.trim() });
   else if (form === "over") location.hash = at({ adapter: asked().get("adapter"), base: $("base").value.trim() });
-  else if (!/^[\x21-\x7e]+$/.test(key)) $("refused").textContent = "A key is printable ASCII without spaces.";
+  else if (!/^[\x21-\x7e]+$/.test(given)) $("refused").textContent = "A key is printable ASCII without spaces.";
   else {
-    sessionStorage.setItem("mint-key", key);
+    keep(given);
     [$("key").value, $("ask").hidden, wrong] = ["", true, null];
     look();
   }
 });
 $("forget").addEventListener("click", () => {
-  sessionStorage.removeItem("mint-key");
+  keep("");
   look();
 });
 setInterval(tick, 1000);
