@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from mint_contracts.errors import MintError
+from mint_contracts.legible import legible
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.cli.complaining import complain
 from mint_gateway.cli.reaching import reach
@@ -20,6 +21,9 @@ from mint_gateway.client import Answer, Client, collect, question
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control characters that JSON may have as they are
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
@@ -70,7 +74,8 @@ async def run(options: argparse.Namespace) -> int:
         await _ask_all(client, requests, groups, live=options.output == "text")
     if options.output == "json":
         plain = getattr(sys.stdout, "encoding", "") != "utf-8"
-        print(json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=plain))
+        told = json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=plain)
+        print(told.translate(_IN_JSON))
     errors = list(dict.fromkeys(column.error for column in columns if column.error))
     for error in errors:
         complain(error, options)
@@ -78,16 +83,17 @@ async def run(options: argparse.Namespace) -> int:
 
 
 async def _stream(client: Client, request: GenerateRequest) -> None:
-    events = []
+    """Print one answer as it comes: byte by byte as it is, but on a terminal, which would do what it is told."""
+    events, shown = [], legible if sys.stdout.isatty() else str
     async for event in client.ask(request):
         events.append(event)
         if event.HasField("chunk"):
-            print(event.chunk.text, end="", flush=True)
+            print(shown(event.chunk.text), end="", flush=True)
     print()
     if sys.stderr.isatty():
         [answer] = collect(events)
         who = answer.adapter or f"bare {answer.base_model}"
-        print(f"[{who} on {answer.engine}, {answer.completion_tokens} tokens]", file=sys.stderr)
+        print(legible(f"[{who} on {answer.engine}, {answer.completion_tokens} tokens]"), file=sys.stderr)
 
 
 def _columns(adapter: str, count: int) -> list[Column]:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
+from mint_contracts.legible import legible
 from mint_gateway.cli.counting import positive
 from mint_gateway.cli.manifest_file import requests, size_of
 from mint_gateway.cli.reaching import reach
@@ -82,13 +84,19 @@ async def run_show(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps(_as_dict(entry), indent=2))
         return 0
-    print(entry.name)
-    print(f"  source    {entry.uri}")
-    print(f"  revision  {entry.revision or '-'}")
-    print(f"  labels    {', '.join(f'{key}={value}' for key, value in sorted(entry.labels.items())) or '-'}")
-    print(f"  rank      {entry.rank or '-'}")
-    print(f"  bytes     {f'{entry.bytes:,}' if entry.bytes else '-'}")
+    for line in lines(entry):
+        print(legible(line))
     return 0
+
+
+def lines(entry: CatalogEntry) -> Iterator[str]:
+    """One adapter's entry for people."""
+    yield entry.name
+    yield f"  source    {entry.uri}"
+    yield f"  revision  {entry.revision or '-'}"
+    yield f"  labels    {', '.join(f'{key}={value}' for key, value in sorted(entry.labels.items())) or '-'}"
+    yield f"  rank      {entry.rank or '-'}"
+    yield f"  bytes     {f'{entry.bytes:,}' if entry.bytes else '-'}"
 
 
 async def run_register(options: argparse.Namespace) -> int:
@@ -121,7 +129,7 @@ async def run_retire(options: argparse.Namespace) -> int:
     print(f"{len(names):,} retired")
     if unknown:
         more = f" and {len(unknown) - UNKNOWN_TOLD:,} more" if len(unknown) > UNKNOWN_TOLD else ""
-        told = ", ".join(unknown[:UNKNOWN_TOLD]) + more
+        told = legible(", ".join(unknown[:UNKNOWN_TOLD])) + more
         print(f"{len(unknown):,} of them the catalog did not have, or had retired before: {told}", file=sys.stderr)
     return 0
 

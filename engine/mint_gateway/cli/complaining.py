@@ -6,6 +6,7 @@ import sys
 import grpc
 
 from mint_contracts.errors import MintError
+from mint_contracts.legible import legible
 from mint_contracts.settings import GATEWAY_PORT
 from mint_gateway.cli.reaching import by_tls
 from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
@@ -13,7 +14,7 @@ from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tl
 
 def complain(error: MintError, told: argparse.Namespace) -> None:
     """Say it in one line on stderr, and what to do where other options may reach the gateway."""
-    print(f"mint: {error.reason}: {error}{_advice(error, told)}", file=sys.stderr)
+    print(legible(f"mint: {error.reason}: {error}{_advice(error, told)}"), file=sys.stderr)
 
 
 def _advice(error: MintError, told: argparse.Namespace) -> str:

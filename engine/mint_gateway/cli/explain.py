@@ -2,10 +2,13 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
 
+from mint_contracts.legible import legible
+from mint_contracts.placement_pb2 import Explanation
 from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import holders_table
@@ -28,11 +31,17 @@ async def run(options: argparse.Namespace) -> int:
     if options.output == "json":
         print(json.dumps(MessageToDict(explanation, preserving_proto_field_name=True), indent=2))
         return 0
-    print(f"{explanation.adapter or 'bare base'} on {explanation.base_model}")
-    if explanation.adapter:
-        print(f"  wanted by    {', '.join(explanation.waves) or 'no wave: its home engine is computed'}")
-        print(f"  source       {explanation.source_uri}")
-    print(f"  goes to      {explanation.chosen_engine or 'nobody'}: {explanation.chosen_because}")
-    print(f"  map version  {explanation.map_version}")
+    for line in lines(explanation):
+        print(legible(line))
     show(holders_table(explanation))
     return 0
+
+
+def lines(found: Explanation) -> Iterator[str]:
+    """What is said above the table of engines."""
+    yield f"{found.adapter or 'bare base'} on {found.base_model}"
+    if found.adapter:
+        yield f"  wanted by    {', '.join(found.waves) or 'no wave: its home engine is computed'}"
+        yield f"  source       {found.source_uri}"
+    yield f"  goes to      {found.chosen_engine or 'nobody'}: {found.chosen_because}"
+    yield f"  map version  {found.map_version}"

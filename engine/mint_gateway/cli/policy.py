@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
 
+from mint_contracts.legible import legible
 from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import policies_table
@@ -39,7 +40,8 @@ async def run_list(options: argparse.Namespace) -> int:
     else:
         show(policies_table(found.policies))
     if found.silent:
-        print(f"engines that may have more, and did not answer: {', '.join(found.silent)}", file=sys.stderr)
+        said = f"engines that may have more, and did not answer: {', '.join(found.silent)}"
+        print(legible(said), file=sys.stderr)
     return 1 if found.silent else 0
 
 

@@ -6,8 +6,11 @@ Where a terminal is too narrow they go on in the next line; in a pipe or a file 
 from typing import TextIO
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
+
+from mint_contracts.legible import legible
 
 _ANY_WIDTH = 1 << 20
 
@@ -15,6 +18,11 @@ _ANY_WIDTH = 1 << 20
 def table(*heads: str, title: str | None = None) -> Table:
     """An empty one with columns of those heads."""
     return Table(*(Column(head, overflow="fold") for head in heads), title=title)
+
+
+def cell(text: str) -> str:
+    """Others' words as rich takes them in a table: no markup, and no orders to the terminal."""
+    return escape(legible(text))
 
 
 def show(what: RenderableType, file: TextIO | None = None) -> None:

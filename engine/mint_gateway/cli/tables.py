@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.markup import escape
 from rich.table import Table
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2 import Explanation, Holder
 from mint_contracts.training_pb2 import PolicyState
-from mint_gateway.cli.showing import table
+from mint_gateway.cli.showing import cell, table
 from mint_gateway.client import Answer
 
 REVISION_SHOWN = 12  # hex digits of a digest
@@ -31,7 +30,7 @@ def answers_table(columns: Sequence[Column]) -> Table:
     """Answers side by side; under each, who gave it."""
     table = Table(show_lines=False, expand=True)
     for column in columns:
-        table.add_column(escape(_head(column)), overflow="fold", ratio=1, footer=_footer(column))
+        table.add_column(cell(_head(column)), overflow="fold", ratio=1, footer=_footer(column))
     table.show_footer = any(column.answer for column in columns)
     table.add_row(*(_cell(column) for column in columns))
     return table
@@ -45,13 +44,13 @@ def placements_table(placements: Iterable[Explanation]) -> Table:
             if holder.wanted or holder.residency:
                 why = holder.failure or holder.wanted_because or "loaded on demand"
                 shown.add_row(
-                    escape(placement.adapter),
-                    escape(", ".join(placement.waves)),
-                    escape(holder.engine),
-                    holder.wanted or "-",
+                    cell(placement.adapter),
+                    cell(", ".join(placement.waves)),
+                    cell(holder.engine),
+                    cell(holder.wanted or "-"),
                     _tier(holder),
                     short_revision(holder.revision),
-                    escape(why),
+                    cell(why),
                 )
     return shown
 
@@ -60,8 +59,8 @@ def policies_table(policies: Iterable[PolicyState]) -> Table:
     """One row a policy that calls train."""
     shown = table("policy", "base model", "engine", "steps", "calls")
     for each in policies:
-        where = escape(each.base_model), escape(each.engine) or "rests"
-        shown.add_row(escape(each.policy), *where, str(each.step), str(each.sequence))
+        where = cell(each.base_model), cell(each.engine) or "rests"
+        shown.add_row(cell(each.policy), *where, str(each.step), str(each.sequence))
     return shown
 
 
@@ -70,13 +69,13 @@ def holders_table(explanation: Explanation) -> Table:
     shown = table("engine", "address", "answers", "wanted", "tier", "revision", "why")
     for holder in explanation.holders:
         shown.add_row(
-            escape(holder.engine),
-            holder.address or "-",
+            cell(holder.engine),
+            cell(holder.address or "-"),
             "yes" if holder.available else "[red]no[/]",
-            holder.wanted or "-",
+            cell(holder.wanted or "-"),
             _tier(holder),
             short_revision(holder.revision),
-            escape(holder.failure or holder.wanted_because),
+            cell(holder.failure or holder.wanted_because),
         )
     return shown
 
@@ -88,12 +87,12 @@ def entries_table(entries: Iterable[CatalogEntry]) -> Table:
         labels = " ".join(f"{key}={value}" for key, value in sorted(entry.labels.items()))
         size = f"{entry.bytes:,}" if entry.bytes else "-"
         shown.add_row(
-            escape(entry.name),
-            escape(short_revision(entry.revision)),
+            cell(entry.name),
+            short_revision(entry.revision),
             str(entry.rank or "-"),
             size,
-            escape(labels or "-"),
-            escape(entry.uri),
+            cell(labels or "-"),
+            cell(entry.uri),
         )
     return shown
 
@@ -102,19 +101,19 @@ def refusals_table(refusals: Iterable[RefusedLine]) -> Table:
     """One row for each line that was not registered."""
     shown = table("line", "reason", "why")
     for refusal in refusals:
-        shown.add_row(str(refusal.line), refusal.reason, escape(refusal.message))
+        shown.add_row(str(refusal.line), cell(refusal.reason), cell(refusal.message))
     return shown
 
 
 def short_revision(revision: str) -> str:
-    """The first digits of a digest; "-" for none."""
-    return revision.removeprefix("sha256:")[:REVISION_SHOWN] or "-"
+    """The first digits of a digest, for a table; "-" for none."""
+    return cell(revision.removeprefix("sha256:")[:REVISION_SHOWN] or "-")
 
 
 def _tier(holder: Holder) -> str:
     if not holder.available:
         return "[red]away[/]"
-    return f"[red]{holder.residency or 'failed'}[/]" if holder.failure else holder.residency or "-"
+    return f"[red]{cell(holder.residency or 'failed')}[/]" if holder.failure else cell(holder.residency or "-")
 
 
 def _head(column: Column) -> str:
@@ -124,11 +123,11 @@ def _head(column: Column) -> str:
 
 def _cell(column: Column) -> str:
     if column.error:
-        return f"{escape(column.text)}[red]{escape(f'{column.error.reason}: {column.error}')}[/]"
-    return escape(column.text)
+        return f"{cell(column.text)}[red]{cell(f'{column.error.reason}: {column.error}')}[/]"
+    return cell(column.text)
 
 
 def _footer(column: Column) -> str:
     if column.answer is None:
         return ""
-    return f"[dim]{escape(column.answer.engine)}, {column.answer.completion_tokens} tokens[/]"
+    return f"[dim]{cell(column.answer.engine)}, {column.answer.completion_tokens} tokens[/]"

@@ -1,19 +1,19 @@
 """What `mint wave explain` shows: what a wave asks for, what was decided, where it is, what is missing."""
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mint_contracts.legible import legible
 from mint_contracts.placement_pb2 import WaveExplanation
-from mint_gateway.cli.showing import table
+from mint_gateway.cli.showing import cell, table
 
 
 def wave_explained(found: WaveExplanation) -> Group:
     """Lines of words, then a table for each thing that there are several of."""
-    lines = Text(f"wave {found.wave} on {found.base_model}\n")
+    lines = Text(legible(f"wave {found.wave} on {found.base_model}\n"))
     for word, said in _facts(found):
-        lines.append(f"  {word:<13}{said}\n")
+        lines.append(legible(f"  {word:<13}{said}\n"))
     tables = [table for table in (_namespaces(found), _engines(found), _missing(found)) if table.row_count]
     return Group(lines, *tables)
 
@@ -39,7 +39,7 @@ def _namespaces(found: WaveExplanation) -> Table:
     for each in found.namespaces:
         quota = str(each.quota or "-")
         counts = (str(each.slots_held), str(each.waves_admitted), str(each.waves_waiting))
-        shown.add_row(escape(each.namespace), str(each.weight), quota, *counts)
+        shown.add_row(cell(each.namespace), str(each.weight), quota, *counts)
     return shown
 
 
@@ -47,12 +47,12 @@ def _engines(found: WaveExplanation) -> Table:
     shown = table("engine", "answers", "wanted", "ready", "failed", title="where its copies are")
     for each in found.engines:
         answers = "yes" if each.available else "[red]no[/]"
-        shown.add_row(escape(each.engine), answers, str(each.wanted), str(each.ready), str(each.failed))
+        shown.add_row(cell(each.engine), answers, str(each.wanted), str(each.ready), str(each.failed))
     return shown
 
 
 def _missing(found: WaveExplanation) -> Table:
     shown = table("adapter", "engine", "why", title=f"not ready: {len(found.missing)} of {found.missing_count}")
     for each in found.missing:
-        shown.add_row(escape(each.adapter), escape(each.engine), escape(each.why))
+        shown.add_row(cell(each.adapter), cell(each.engine), cell(each.why))
     return shown

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mint_contracts.legible import legible
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
-from mint_gateway.cli.showing import table, whole_width
-from mint_gateway.cli.tables import short_revision
+from mint_gateway.cli.showing import cell, table, whole_width
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 24
@@ -26,8 +25,8 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
     shown = table("wave", "base", "phase", "policies", "step", "reward", "best", "tokens", "left", "why")
     for wave in waves:
         shown.add_row(
-            escape(wave.wave),
-            escape(wave.base_model),
+            cell(wave.wave),
+            cell(wave.base_model),
             _coloured(wave.phase),
             str(wave.policy_count),
             f"{wave.step}/{wave.steps}",
@@ -35,7 +34,7 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
             number(wave, "reward_best"),
             f"{wave.tokens:,}",
             span(wave.eta_s) if wave.HasField("eta_s") else "-",
-            escape(wave.message),
+            cell(wave.message),
         )
     return shown
 
@@ -46,7 +45,7 @@ def progress_table(wave: WaveProgress, console: Console) -> RenderableType:
     for pictures in (_PICTURES[:1], _PICTURES):
         if whole_width(shown, console) > console.width:
             shown = _policies(wave, [head for head in _HEADS if head not in pictures])
-    return Group(Text.from_markup(f"[bold]{escape(line(wave))}[/]"), shown)
+    return Group(Text.from_markup(f"[bold]{cell(line(wave))}[/]"), shown)
 
 
 def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
@@ -54,7 +53,7 @@ def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
     shown.columns[-1].max_width = FAILURE_WIDTH
     for policy in wave.policies:
         cells: tuple[RenderableType, ...] = (
-            escape(policy.policy),
+            cell(policy.policy),
             _coloured(policy.stage),
             f"{policy.step}/{policy.steps}",
             _bar(policy),
@@ -64,7 +63,7 @@ def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
             Text(sparkline(policy.rewards), style=_COLOURS.get(policy.stage, "")),
             f"{policy.step_s:.1f}" if policy.step_s else "-",
             span(policy.eta_s) if policy.HasField("eta_s") else "-",
-            escape(policy.failure_message or policy.engine or "-"),
+            cell(policy.failure_message or policy.engine or "-"),
         )
         told = dict(zip(_HEADS, cells, strict=True))
         shown.add_row(*(told[head] for head in heads))
@@ -72,7 +71,7 @@ def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
 
 
 def line(wave: WaveProgress) -> str:
-    """The wave in one line."""
+    """The wave in one line, as a terminal may show it."""
     parts = [f"{wave.wave} {wave.phase} {wave.step}/{wave.steps}", f"{wave.policy_count} policies"]
     parts += [
         f"reward {number(wave, 'reward_recent')} (best {number(wave, 'reward_best')})",
@@ -82,10 +81,10 @@ def line(wave: WaveProgress) -> str:
         parts.insert(-1, f"evaluation {number(wave, 'evaluation')}")
     if wave.HasField("eta_s") and wave.phase == "Training":
         parts.append(f"{span(wave.eta_s)} left")
-    revisions = {short_revision(policy.revision) for policy in wave.policies if policy.revision}
+    revisions = {policy.revision for policy in wave.policies if policy.revision}
     if wave.phase == "Complete":
         parts.append(f"{len(revisions)} revisions published")
-    return ", ".join(parts) + (f": {wave.message}" if wave.message else "")
+    return legible(", ".join(parts) + (f": {wave.message}" if wave.message else ""))
 
 
 def number(of: WaveProgress | PolicyProgress, field: str) -> str:
@@ -121,4 +120,4 @@ def _bar(policy: PolicyProgress) -> ProgressBar:
 
 
 def _coloured(word: str) -> Text:
-    return Text(word, style=_COLOURS.get(word, ""))
+    return Text(legible(word), style=_COLOURS.get(word, ""))

@@ -268,7 +268,7 @@ class Judge(training_pb2_grpc.RewardServicer):
         self.requests.append(request)
         told = self.trouble(len(self.requests))
         if isinstance(told, grpc.StatusCode):
-            await context.abort(told, "not now")
+            await context.abort(told, "\x1b[2Jnot now")
         if told is not None:
             return training_pb2.ScoreResponse(rewards=told)
         return training_pb2.ScoreResponse(rewards=[len(each.completion) for each in request.completions])
@@ -383,7 +383,7 @@ async def test_a_service_that_hangs_is_away() -> None:
         ([1, math.inf, 1, 1, 1], "got inf"),
         ([1, 1e200, 1, 1, 1], r"got 1e\+200 for 'x' at step 7; a reward.* must be within 1e\+30 of 0"),
         ([1.0], "gave 1 rewards for 5"),
-        (grpc.StatusCode.INVALID_ARGUMENT, "refused completions with INVALID_ARGUMENT"),
+        (grpc.StatusCode.INVALID_ARGUMENT, r"refused completions with INVALID_ARGUMENT: \\x1b\[2Jnot now"),
     ],
 )
 async def test_what_is_no_reward_is_refused_by_name(answer: Any, why: str) -> None:

@@ -1,0 +1,121 @@
+"""What others wrote gives a terminal no orders, however `mint` shows it."""
+
+import argparse
+import asyncio
+import io
+import os
+import sys
+from typing import Any, TypeVar
+from unicodedata import category
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+
+from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
+from mint_contracts.errors import BadReward
+from mint_contracts.legible import legible
+from mint_contracts.placement_pb2 import Explanation, WaveExplanation
+from mint_contracts.training_pb2 import PolicyState, WaveProgress
+from mint_gateway.cli import catalog, explain, tables, wave_tables
+from mint_gateway.cli.complaining import complain
+from mint_gateway.cli.wave_explained import wave_explained
+from mint_gateway.client import Answer
+from tests.gateway.scene import Scene
+from tests.gateway.test_cli import mint
+
+ORDERS = "\x1b]0;OWNED\x07\x1b[2J\x9b31m[red]\r"
+WRITTEN_OUT = "\\x1b]0;OWNED\\x07\\x1b[2J\\x9b31m[red]\\x0d"
+
+M = TypeVar("M", bound=Message)
+
+
+def hostile(kind: type[M]) -> M:
+    """A message whose texts are all orders, one of each list."""
+
+    def like(told: Any) -> dict[str, Any]:
+        if told.GetOptions().map_entry:
+            return {ORDERS: ORDERS}
+        parts = {each.name: like(each.message_type) for each in told.fields if each.message_type}
+        texts = {each.name: ORDERS for each in told.fields if each.type == FieldDescriptor.TYPE_STRING}
+        lists = {each.name for each in told.fields if each.is_repeated and not _is_map(each)}
+        return {name: [value] if name in lists else value for name, value in (parts | texts).items()}
+
+    return ParseDict(like(kind.DESCRIPTOR), kind())
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def drawn(what: RenderableType) -> str:
+    """What is written of it, by a console that gives no orders of its own."""
+    file = io.StringIO()
+    Console(file=file, width=1000, highlight=False).print(what)
+    return file.getvalue()
+
+
+def test_orders_are_written_out_and_all_else_is_as_it_was() -> None:
+    assert legible(ORDERS) == WRITTEN_OUT
+    assert legible("\x00\x7f\x85") == "\\x00\\x7f\\x85"
+    text = "Où est 🌊?\n\tc:\\x1b\u00a0"
+    assert legible(text) == text
+
+
+ANSWER = Answer(ORDERS, (), (), "STOP", ORDERS, ORDERS, ORDERS, ORDERS, 1, 1)
+SHOWN: list[tuple[str, RenderableType]] = [
+    ("answers", tables.answers_table([tables.Column(ORDERS, text=ORDERS, answer=ANSWER)])),
+    ("failed answers", tables.answers_table([tables.Column(ORDERS, error=BadReward(ORDERS, ORDERS))])),
+    ("placements", tables.placements_table([hostile(Explanation)])),
+    ("policies", tables.policies_table([hostile(PolicyState)])),
+    ("holders", tables.holders_table(hostile(Explanation))),
+    ("entries", tables.entries_table([hostile(CatalogEntry)])),
+    ("refusals", tables.refusals_table([hostile(RefusedLine)])),
+    ("waves", wave_tables.waves_table([hostile(WaveProgress)])),
+    ("progress", wave_tables.progress_table(hostile(WaveProgress), Console(width=1000, file=io.StringIO()))),
+    ("a wave explained", wave_explained(hostile(WaveExplanation))),
+]
+
+
+@pytest.mark.parametrize(("name", "what"), SHOWN)
+def test_a_table_gives_no_orders_and_takes_none_as_markup(name: str, what: RenderableType) -> None:
+    text = drawn(what)
+    assert {each for each in text if category(each) == "Cc"} == {"\n"}, name
+    assert "[red]" in text
+
+
+def test_neither_do_lines_of_a_wave_and_of_what_is_looked_up(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (wave_tables.line(hostile(WaveProgress)), *map(legible, explain.lines(hostile(Explanation)))):
+        assert line.isprintable()
+    assert WRITTEN_OUT in wave_tables.line(hostile(WaveProgress))
+    assert WRITTEN_OUT in "".join(map(legible, catalog.lines(hostile(CatalogEntry))))
+    complain(BadReward("reward service", ORDERS), argparse.Namespace())
+    assert capsys.readouterr().err == f"mint: BadReward: reward service: {WRITTEN_OUT}\n"
+
+
+async def test_an_answer_is_as_it_came_in_a_pipe_and_gives_a_terminal_no_orders(scene: Scene) -> None:
+    engine = await scene.with_engine()
+    engine.words = (ORDERS, "\tand on\n")
+    assert await mint(scene.target, "ask", "Hello?") == (0, f"{ORDERS}\tand on\n\n", "")
+    assert await on_a_terminal(scene, "ask", "Hello?") == f"{WRITTEN_OUT}\tand on\n\n"
+    assert "\\u009b31m" in await on_a_terminal(scene, "ask", "-o", "json", "Hello?")
+
+
+async def on_a_terminal(scene: Scene, *arguments: str) -> str:
+    """What `mint` writes to one."""
+    terminal, shown = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from mint_gateway.cli import main; main()", *arguments),
+        env={"MINT_GATEWAY": scene.target, "TERM": "xterm", "PYTHONUTF8": "1"},
+        stdout=shown,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(shown)
+    try:
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+        assert (process.returncode, err) == (0, b"")
+        return os.read(terminal, 1 << 16).decode().replace("\r\n", "\n")  # all of it: less than a terminal keeps
+    finally:
+        os.close(terminal)
