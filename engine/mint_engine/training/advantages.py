@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 
 from mint_contracts.training import Scaling
 
@@ -13,14 +12,14 @@ def group_advantages(groups: Sequence[Sequence[float]], scaling: Scaling = "grou
     """(R - mean of the group) / (std + 1e-4), with Bessel's correction as TRL and torch have it.
 
     The deviation is the group's own, that of all rewards ("batch"), or nothing is divided ("none", as in Dr. GRPO).
-    A group of one, whose deviation is none, has advantage 0. Rewards must be finite.
+    Where all rewards of a group are alike, every advantage is 0 to the bit: of a rounding's, however small, an
+    optimizer would make a whole step. So has a group of one, whose deviation is none. Rewards must be finite.
     """
     everything = _deviation([reward for group in groups for reward in group])
     found = []
     for group in groups:
-        mean = fmean(group) if group else 0.0
         scale = {"group": _deviation(group) + _EPSILON, "batch": everything + _EPSILON, "none": 1.0}[scaling]
-        found.append([(reward - mean) / scale for reward in group])
+        found.append([each / scale for each in _centred(group)])
     return found
 
 
@@ -29,8 +28,16 @@ def has_signal(group: Sequence[float]) -> bool:
     return max(group, default=0.0) != min(group, default=0.0)
 
 
+def _centred(rewards: Sequence[float]) -> list[float]:
+    """Each less their mean, which is taken of distances from the first: of likes these are 0, and no rounding is."""
+    if not rewards:
+        return []
+    distances = [reward - rewards[0] for reward in rewards]
+    mean = math.fsum(distances) / len(distances)
+    return [distance - mean for distance in distances]
+
+
 def _deviation(rewards: Sequence[float]) -> float:
     if len(rewards) < 2:
         return 0.0
-    mean = fmean(rewards)
-    return math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1))
+    return math.sqrt(math.fsum(each**2 for each in _centred(rewards)) / (len(rewards) - 1))

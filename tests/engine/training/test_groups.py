@@ -2,7 +2,7 @@
 
 import pytest
 
-from mint_contracts.training import Loss, LossType
+from mint_contracts.training import Loss, LossType, Scaling
 from mint_engine.policies.groups import Group, batch_of
 from mint_engine.policies.rollouts import Rollout
 from mint_engine.scheduling.request import Sampling
@@ -49,5 +49,11 @@ def test_groups_that_are_left_out_are_no_part_of_what_the_loss_is_divided_by(
 
 
 @pytest.mark.parametrize("filter_groups", [True, False])
-def test_nothing_is_learnt_where_no_group_has_a_signal(filter_groups: bool) -> None:
-    assert batch_of("p", [group(1.0, 1.0)], Loss(filter_groups=filter_groups), SAMPLING) is None
+@pytest.mark.parametrize("scaling", ["group", "batch", "none"])
+@pytest.mark.parametrize("rewards", [(1.0, 1.0), (0.1, 0.1, 0.1)])
+def test_nothing_is_learnt_where_no_group_has_a_signal(
+    rewards: tuple[float, ...], scaling: Scaling, filter_groups: bool
+) -> None:
+    """Also where the mean of likes is rounded to another number."""
+    loss = Loss(filter_groups=filter_groups, scale_rewards=scaling)
+    assert batch_of("p", [group(*rewards)] * 2, loss, SAMPLING) is None

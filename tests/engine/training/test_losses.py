@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
@@ -184,3 +184,13 @@ def test_groups_without_signal() -> None:
     assert has_signal([0.5, 0.5, 0.6])
     assert group_advantages([[2.0], []]) == [[0.0], []]
     assert group_advantages([[0.5, 0.5]]) == [[0.0, 0.0]]
+
+
+@given(reward=st.floats(-1e30, 1e30), count=st.integers(1, 64), scaling=st.sampled_from(["group", "batch", "none"]))
+@example(reward=0.1, count=3, scaling="group")
+@example(reward=1e12 + 0.1, count=13, scaling="group")
+def test_rewards_that_are_all_alike_have_no_advantage_at_all(reward: float, count: int, scaling: Scaling) -> None:
+    """Nor where a mean of them, which is rounded, is another number than each of them."""
+    others = [reward] * count
+    assert group_advantages([others, others], scaling) == [[0.0] * count] * 2
+    assert group_advantages([[0.0, 1.0], others], scaling)[1] == [0.0] * count
