@@ -1,19 +1,15 @@
 """Rewards that need nobody else: each a pure function of one completion, 0 to 1."""
 
-import re
 from collections.abc import Callable
 
 from mint_contracts.errors import BadExample, InvalidRequest
 from mint_contracts.training import ExactMatch, JsonSchema, Length, NumericAnswer, Regex, Reward
 from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.numbers import is_near, last_number
 from mint_engine.rewards.patterns import ANSWER, check_length, matches, pattern_for
 from mint_engine.rewards.schemas import Schema
 
 Judge = Callable[[Completion], float]
-
-_MINUS = "\N{MINUS SIGN}"
-# By `re`, whose digits are those that `float` reads; `regex` knows newer ones.
-_NUMBER = re.compile(rf"[-+{_MINUS}]?(?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def judge_of(reward: Reward) -> Judge | None:
@@ -43,12 +39,6 @@ def trial_of(reward: Reward) -> Callable[[], object] | None:
         schema = Schema(reward.json_schema.schema)
         return lambda: schema.accepts("null")
     return None
-
-
-def last_number(text: str) -> float | None:
-    """The last number in a text; commas group its thousands."""
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "").replace(_MINUS, "-")) if found else None
 
 
 def _answer_of(completion: Completion, reward: str) -> str:
@@ -85,7 +75,7 @@ def _numeric(told: NumericAnswer) -> Judge:
         wanted, said = last_number(answer), last_number(completion.text)
         if wanted is None:
             raise BadExample(f"answer {answer[:100]!r}", "is no number, which numericAnswer compares with")
-        return float(said is not None and abs(said - wanted) <= told.tolerance)
+        return float(said is not None and is_near(said, wanted, told.tolerance))
 
     return near
 
