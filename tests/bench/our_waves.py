@@ -29,6 +29,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import LoraLinear
 from mint_engine.policies.desk import Desk
+from mint_engine.policies.halt import Halt
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.lessons import Lessons, Taken
 from mint_engine.policies.means import Means
@@ -183,7 +184,7 @@ class Engine:
         await self._means.desk.call(lambda trainer: create(trainer, name, terms.form))
         label = label_of(name, 1, 0)
         await self._means.desk.call(lambda trainer: hand_off(self._slots, number, trainer.policy(name), label))
-        return Lessons(self._means, terms, number, examples, (), Scorer(reward), _once)
+        return Lessons(self._means, terms, number, examples, (), Scorer(reward), _once, Halt(lambda: False))
 
     async def _take(self, lessons: Lessons) -> Taken:
         name = lessons.terms.policy

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from statistics import fmean
 
@@ -21,6 +22,7 @@ from mint_engine.examples.example import Example
 from mint_engine.policies import beginning
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record
+from mint_engine.policies.halt import Halt, Halted
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
@@ -63,6 +65,7 @@ class Course:
         self._standing = Standing()
         self._failure: Failure | None = None
         self._patience = Patience(assignment.policy, on_change)
+        self._halt = Halt(lambda: not self._runs())
         self._evaluation: float | None = None
         self._published: Published | None = None  # before it has its keeping
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
@@ -80,12 +83,13 @@ class Course:
 
     @property
     def order(self) -> Order:
-        """What it is told to do; to stop is heard at once by who has nothing to lose yet."""
+        """What it is told to do; to stop is heard by who has nothing to lose yet, at once or in a moment."""
         return self._order
 
     @order.setter
     def order(self, order: Order) -> None:
         self._order = order
+        self._halt.hear()
         if order is not Order.RUN and self._placing is not None:
             self._unplaced = self._placing.cancel() or self._unplaced
         if order is Order.CANCEL and self.stage is Stage.PAUSED:  # it is saved, and lets go if it has not yet
@@ -182,8 +186,8 @@ class Course:
             self._keeping = keeping = await self._patience(partial(self._load, lessons), "load", self._keeps)
         self._set_stage(Stage.RUNNING)
         moves: dict[Move, Callable[[], Awaitable[None]]] = {
-            Move.STEP: self._unless_told(self._step),
-            Move.EVALUATE: self._unless_told(self._evaluate),
+            Move.STEP: self._step,
+            Move.EVALUATE: self._evaluate,
             Move.SAVE: self._save,
             Move.PUBLISH: self._publish,
             Move.SETTLE: keeping.settle,
@@ -197,7 +201,9 @@ class Course:
             if isinstance(move, Stage):
                 self._set_stage(move)
                 return
-            await self._patience(moves[move], move, self._runs)
+            halt = self._halt if move in {Move.STEP, Move.EVALUATE} else None  # the others follow it
+            with suppress(Halted):
+                await self._patience(moves[move], move, self._runs, halt)
             self._on_change()
 
     def _runs(self) -> bool:
@@ -206,15 +212,6 @@ class Course:
     def _keeps(self) -> bool:
         """What is learnt is wanted, now or later."""
         return self.order is not Order.CANCEL
-
-    def _unless_told(self, move: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """The move, unless another order has come while it was to be tried again."""
-
-        async def attempt() -> None:
-            if self._runs():
-                await move()
-
-        return attempt
 
     async def _unless_stopped(self) -> Lessons | None:
         """What it learns from, or nothing where an order to stop comes while it waits for a place."""
@@ -252,8 +249,8 @@ class Course:
             self._readable = False
             await self._leave_slot()
             raise
-        patiently = partial(self._patience, lasts=self._runs)
-        return Lessons(means, terms, self._slot, examples, held_out, self._scorer, patiently)
+        patiently = partial(self._patience, lasts=self._runs, halt=self._halt)
+        return Lessons(means, terms, self._slot, examples, held_out, self._scorer, patiently, self._halt)
 
     async def _load(self, lessons: Lessons) -> Keeping:
         """The policy: from its newest checkpoint, or new."""

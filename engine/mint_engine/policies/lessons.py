@@ -19,6 +19,7 @@ from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.groups import Group, batch_of, supervised
+from mint_engine.policies.halt import Halt
 from mint_engine.policies.handoff import hand_off
 from mint_engine.policies.means import Means
 from mint_engine.policies.patience import Patiently
@@ -32,6 +33,7 @@ from mint_engine.training.schedule import settled
 
 # Of the least probability that float32 holds: what a loss without a number is told as.
 LEAST_LOGPROB = math.log(2**-149)
+GRACE_S = 1.0  # that a reward may take once there is an order to stop: then its step counts, and is not taken again
 
 
 def _timed(phase: str) -> AbstractContextManager[object]:
@@ -77,9 +79,13 @@ class Lessons:
     held_out: Sequence[Example]  # what evaluations ask
     scorer: Scorer | None
     patiently: Patiently
+    halt: Halt
 
     async def take(self, step: int, steps: int, label: str, next_label: str) -> Taken:
-        """Step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold."""
+        """Step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold.
+
+        Raises Halted where an order to stop comes while its answers are waited for: then nothing has been learnt.
+        """
         if self.terms.supervised:
             return await self._study(step, steps, next_label)
         train = self.terms.train
@@ -103,7 +109,7 @@ class Lessons:
         return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
 
     async def evaluate(self, step: int, label: str) -> float:
-        """The mean reward of one greedy answer to each of the examples held out."""
+        """The mean reward of one greedy answer to each of the examples held out. Raises Halted."""
         groups = await self._answer(
             self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0, phase=_untimed
         )
@@ -159,7 +165,12 @@ class Lessons:
             for example, group in zip(examples, texts, strict=True)
             for text in group
         ]
-        return await self.patiently(lambda: scorer.score(self.terms.policy, step, completions), "reward")
+
+        async def score() -> list[float]:
+            async with self.halt.within(GRACE_S):
+                return await scorer.score(self.terms.policy, step, completions)
+
+        return await self.patiently(score, "reward")
 
     async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
         terms, slots = self.terms, self.means.slots

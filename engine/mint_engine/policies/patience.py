@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Protocol, TypeVar
 
 import structlog
 
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MintError, Overloaded, RewardUnavailable, SourceUnavailable
+from mint_engine.policies.halt import Halt
 
 ATTEMPTS = 12  # with the longest waits some three minutes
 TOLD_FROM = 4  # attempts: what went away before is nobody's concern
@@ -34,10 +36,13 @@ class Patience:
         self._policy, self._on_change = policy, on_change
         self.trouble: dict[str, MintError] = {}
 
-    async def __call__(self, work: Callable[[], Awaitable[T]], what: str, lasts: Callable[[], bool]) -> T:
+    async def __call__(
+        self, work: Callable[[], Awaitable[T]], what: str, lasts: Callable[[], bool], halt: Halt | None = None
+    ) -> T:
         """What `work` gives. Raises its first terminal error, or the last of many others.
 
-        While it `lasts`, what is away is waited for (storage, rewards, room), however long that takes.
+        While it `lasts`, what is away is waited for (storage, rewards, room), however long that takes. Nothing is
+        done again against a `halt`, which raises Halted then.
         """
         attempt = 0
         try:
@@ -52,7 +57,8 @@ class Patience:
                     wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
                     wait_s = max(wait_s, min(error.retry_after_s or 0.0, LONGEST_RETRY_S))
                     self._tell(what, error, attempt, wait_s)
-                await asyncio.sleep(wait_s)
+                async with halt.within(0.0) if halt is not None else nullcontext():
+                    await asyncio.sleep(wait_s)
         finally:
             if self.trouble.pop(what, None) is not None:
                 self._on_change()

@@ -1,0 +1,184 @@
+"""An order to stop is heard in a moment by a course that waits for others: what it then learns it learns once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from mint_contracts import training_pb2, training_pb2_grpc
+from mint_contracts.errors import Overloaded
+from mint_contracts.training import Evaluation, Reward, RewardService, Train
+from mint_contracts.training_records import Order, Stage
+from mint_engine.policies import lessons, patience
+from mint_engine.policies.halt import Halt, Halted
+from tests.engine.training.teaching import Scene, assignment, began, saved, stepper_of, train, training
+from tests.waiting import until
+
+HANGS_AT = 2
+ORDERS = [(Order.PAUSE, Stage.PAUSED), (Order.CANCEL, Stage.CANCELLED)]
+
+
+class Judge(training_pb2_grpc.RewardServicer):
+    """Pays for letters late in the alphabet, and hangs from a step on until it is mended."""
+
+    def __init__(self, *, evaluations: bool) -> None:
+        self._evaluations = evaluations  # hang, and not steps
+        self.asked = asyncio.Event()  # what it does not answer
+        self.given_up = asyncio.Event()
+        self.mended = asyncio.Event()
+
+    async def Score(  # noqa: N802 - the name is the proto's
+        self, request: training_pb2.ScoreRequest, _: Any
+    ) -> training_pb2.ScoreResponse:
+        evaluates = len(request.completions) == 1
+        if request.step >= HANGS_AT and evaluates is self._evaluations and not self.mended.is_set():
+            self.asked.set()
+            try:
+                await self.mended.wait()
+            except asyncio.CancelledError:
+                self.given_up.set()
+                raise
+        return training_pb2.ScoreResponse(rewards=[sum(map(ord, each.completion)) for each in request.completions])
+
+
+@asynccontextmanager
+async def judged(*, evaluations: bool = False) -> AsyncIterator[tuple[Judge, Train]]:
+    """A service that may take as long, and is asked as often, as a wave can say; and a wave that it judges."""
+    judge, server = Judge(evaluations=evaluations), grpc.aio.server()
+    training_pb2_grpc.add_RewardServicer_to_server(judge, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    service = RewardService(address=f"127.0.0.1:{port}", timeout_s=600.0, retries=10)
+    told = train(reward=Reward(service=service), steps=4, evaluation=Evaluation(every_steps=2, prompts=1))
+    try:
+        yield judge, told
+    finally:
+        await server.stop(None)
+
+
+async def undisturbed(base: Path, folder: Path) -> tuple[tuple[float, ...], bytes]:
+    async with judged() as (judge, told), training(base, folder, told) as scene:
+        judge.mended.set()
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        return saved(scene, "acme/one")
+
+
+async def stopped(scene: Scene, order: Order, stage: Stage) -> int:
+    """The step at which the order is heard."""
+    scene.want(assignment("acme/one", order=order))
+    told = (await scene.ended("acme/one", stage=stage))["acme/one"]
+    await until(lambda: len(scene.residency.slots.free) == scene.residency.slots.count)
+    assert (told.failure, told.saved) == (None, told.step)
+    return told.step
+
+
+@pytest.mark.parametrize(("order", "stage"), ORDERS)
+@pytest.mark.parametrize("evaluations", [False, True])
+async def test_who_waits_for_a_reward_service_that_hangs_stops_in_a_moment_where_its_last_step_ended(
+    base: Path, tmp_path: Path, order: Order, stage: Stage, *, evaluations: bool
+) -> None:
+    """And asks it no more. It would wait for two hours."""
+    async with judged(evaluations=evaluations) as (judge, told), training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await judge.asked.wait()
+        assert await stopped(scene, order, stage) == HANGS_AT == len(saved(scene, "acme/one")[0])
+        await judge.given_up.wait()
+
+
+@pytest.mark.parametrize("evaluations", [False, True])
+async def test_a_step_that_was_given_up_for_an_order_is_taken_as_if_nothing_had_been(
+    base: Path, tmp_path: Path, *, evaluations: bool
+) -> None:
+    whole = await undisturbed(base, tmp_path / "whole")
+    async with judged(evaluations=evaluations) as (judge, told), training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await judge.asked.wait()
+        await stopped(scene, Order.PAUSE, Stage.PAUSED)
+        judge.mended.set()
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one"))
+            await scene.ended("acme/one")
+        assert began(logs) == [HANGS_AT]
+        assert saved(scene, "acme/one") == whole
+
+
+async def test_a_pause_that_is_taken_back_at_once_takes_the_same_steps(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the reward was given up for it already or not."""
+    whole = await undisturbed(base, tmp_path / "whole")
+    monkeypatch.setattr(lessons, "GRACE_S", 0.0)
+    async with judged() as (judge, told), training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await judge.asked.wait()
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        await judge.given_up.wait()
+        judge.mended.set()
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == whole
+
+
+async def test_a_service_that_answers_in_a_moment_has_its_step_count(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lessons, "GRACE_S", 3600.0)
+    async with judged() as (judge, told), training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await judge.asked.wait()
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        judge.mended.set()
+        assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == HANGS_AT + 1
+
+
+@pytest.mark.parametrize(("order", "stage"), ORDERS)
+async def test_who_finds_no_room_for_its_rollouts_stops_in_a_moment(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order, stage: Stage
+) -> None:
+    """However long it is told to wait before it asks again."""
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 3600.0)
+
+    def refuse(*_: object) -> Any:
+        raise Overloaded("engine", "has no room", retry_after_s=3600.0)
+
+    async with training(base, tmp_path, train(steps=3)) as scene:
+        monkeypatch.setattr(stepper_of(scene), "submit_all", refuse)
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one"))
+            await until(lambda: any(each["event"] == "tried_again" for each in logs))
+        assert await stopped(scene, order, stage) == 0
+
+
+async def test_who_waits_is_given_no_longer_when_told_once_more_and_as_long_as_it_likes_when_told_to_go_on() -> None:
+    told = False
+    halt = Halt(lambda: told)
+    async with halt.within(3600.0):
+        [wait] = halt._waits
+        assert wait.when() is None
+        told = True
+        halt.hear()
+        ends_at = wait.when()
+        await asyncio.sleep(0.001)
+        halt.hear()
+        assert wait.when() == ends_at is not None
+        told = False
+        halt.hear()
+        assert wait.when() is None
+
+
+async def test_who_is_to_stop_already_waits_for_nothing() -> None:
+    with pytest.raises(Halted):
+        async with Halt(lambda: True).within(0.0):
+            await asyncio.Event().wait()
+
+
+async def test_a_time_out_of_what_is_waited_for_is_its_own() -> None:
+    with pytest.raises(TimeoutError):
+        async with Halt(lambda: False).within(0.0):
+            raise TimeoutError
