@@ -5,6 +5,7 @@ IcePop's band (0.5 to 5: arXiv 2510.18855). How a policy is trained may come fro
 checked: its numbers have their bounds here, too (a test holds both equal).
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -28,11 +29,31 @@ _Alpha = Annotated[float, msgspec.Meta(ge=0, le=65536)]
 _Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_Uri = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+_Revision = Annotated[str, msgspec.Meta(max_length=200)]
+_Field = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+_System = Annotated[str, msgspec.Meta(max_length=8192)]
+_Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+_Schema = Annotated[str, msgspec.Meta(min_length=2, max_length=65536)]
+_Distance = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+_Target = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+_Characters = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Address = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}\Z", min_length=3, max_length=300)]
+_Bundle = Annotated[str, msgspec.Meta(max_length=16384)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
+_Retries = Annotated[int, msgspec.Meta(ge=0, le=10)]
+_Batch = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+_Weight = Annotated[float, msgspec.Meta(ge=-1000, le=1000)]
 _Variables = Annotated[dict[_Name, bool | int | float | _Text], msgspec.Meta(max_length=32)]
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
     """camelCase on the wire; unset fields stay off it."""
+
+
+def _set_of(struct: _Camel, names: Iterable[str]) -> list[str]:
+    written = dict(zip(struct.__struct_fields__, struct.__struct_encode_fields__, strict=True))
+    return [written[name] for name in names if getattr(struct, name)]
 
 
 class Loss(_Camel, frozen=True):
@@ -93,16 +114,21 @@ class Dataset(_Camel, frozen=True):
     Each example has a prompt (text, or chat messages) and, where the reward or SFT needs it, an answer.
     """
 
-    uri: str = ""
-    revision: str = ""
+    uri: _Uri = ""
+    revision: _Revision = ""
     config_map: ConfigMapKey | None = None
-    lines: list[str] = []  # JSON lines themselves; what the operator puts in place of config_map
-    prompt_field: str = "prompt"
-    answer_field: str = "answer"
-    system: str = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
+    lines: list[str] = []  # JSON lines themselves; what the operator puts in place of config_map, of any size
+    prompt_field: _Field = "prompt"
+    answer_field: _Field = "answer"
+    system: _System = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
     chat: bool = False  # text prompts become the user's message of a chat
     template_variables: _Variables = {}  # of the base's chat template; with them, text prompts become chats
-    shuffle_seed: int = 0
+    shuffle_seed: _Seed = 0
+
+    @property
+    def places(self) -> list[str]:
+        """Which of the three are set, as they are written."""
+        return _set_of(self, ("uri", "config_map", "lines"))
 
 
 class ExactMatch(_Camel, frozen=True):
@@ -114,45 +140,45 @@ class ExactMatch(_Camel, frozen=True):
 class Regex(_Camel, frozen=True):
     """1 where the pattern matches; `{answer}` in it stands for the example's answer, escaped."""
 
-    pattern: str
+    pattern: _Pattern
     full: bool = False  # the whole completion, stripped
 
 
 class NumericAnswer(_Camel, frozen=True):
     """1 where the last number of the completion is the answer, within the tolerance."""
 
-    tolerance: float = 1e-6
+    tolerance: _Distance = 1e-6
 
 
 class JsonSchema(_Camel, frozen=True):
     """1 where the completion is JSON that the schema accepts."""
 
-    schema: str  # JSON text, at most 64 KiB
+    schema: _Schema  # JSON text
 
 
 class Length(_Camel, frozen=True):
     """1 at `target` characters, falling linearly to 0 at `tolerance` away."""
 
-    target: int
-    tolerance: int
+    target: _Target
+    tolerance: _Characters
 
 
 class RewardService(_Camel, frozen=True):
     """A user's own `Reward` service (training.proto)."""
 
-    address: str  # host:port
+    address: _Address  # host:port
     tls: bool = False
-    ca_bundle: str = ""  # the authorities that vouch for it, as PEM in base64; empty: the public ones
-    timeout_s: float = 30.0
-    retries: int = 3
-    batch: int = 64  # completions a call
+    ca_bundle: _Bundle = ""  # the authorities that vouch for it, as PEM in base64; empty: the public ones
+    timeout_s: _Seconds = 30.0
+    retries: _Retries = 3
+    batch: _Batch = 64  # completions a call
 
 
 class Weighted(_Camel, frozen=True):
     """One part of a sum."""
 
-    weight: float
-    reward: "Reward"
+    weight: _Weight
+    reward: "Reward"  # no sum
 
 
 class Reward(_Camel, frozen=True):
@@ -164,7 +190,12 @@ class Reward(_Camel, frozen=True):
     json_schema: JsonSchema | None = None
     length: Length | None = None
     service: RewardService | None = None
-    sum: list[Weighted] = []
+    sum: Annotated[list[Weighted], msgspec.Meta(max_length=8)] = []
+
+    @property
+    def kinds(self) -> list[str]:
+        """Which of the fields are set, as they are written."""
+        return _set_of(self, self.__struct_fields__)
 
 
 class PolicyTemplate(_Camel, frozen=True):

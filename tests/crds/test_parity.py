@@ -1,5 +1,6 @@
 """The CRDs and the structs of mint_contracts.resources say the same, field by field, in both directions."""
 
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -141,22 +142,61 @@ def test_group_and_version_are_the_structs() -> None:
         assert [entry["name"] for entry in spec["versions"]] == [resources.VERSION]
 
 
+# Of a manifest's policy, what no struct bounds: names and targets are checked where they are looked up, a ConfigMap
+# is refused, and lines may be those of a ConfigMap, which has no bounds for them.
+UNBOUNDED = {".name", ".startFrom", ".targetModules", ".targetModules[]", ".dataset.lines", ".dataset.lines[]"}
+LAST = {r"^[A-Za-z0-9.-]+:[0-9]{1,5}$": ":1"}  # characters of texts that match
+
+
 def test_a_policy_of_a_manifest_obeys_the_bounds_of_one_in_a_list() -> None:
     """No API server reads a manifest: what one refuses of a list, the structs refuse themselves."""
     train = schema("AdapterWave")["properties"]["spec"]["properties"]["train"]["properties"]
-    policy = train["policies"]["properties"]["list"]["items"]["properties"]
-    fields: dict[tuple[str, ...], Schema] = {(name,): node for name, node in policy.items()}
-    for part in ("loss", "optimizer"):
-        fields |= {(part, name): node for name, node in policy[part]["properties"].items()}
-    numbers = {path: node for path, node in fields.items() if "maximum" in node}
-    assert {("rank",), ("seed",), ("loss", "clipLow"), ("optimizer", "beta2")} < numbers.keys()
-    for path, node in numbers.items():
+    policy = train["policies"]["properties"]["list"]["items"]
+    tried = set()
+    for path, given, taken in _at_bounds(policy):
+        if path not in UNBOUNDED and not path.startswith(".dataset.configMap"):
+            assert _is_read({"name": "a"} | given) is taken, (path, given)
+            tried.add(path)
+    numbers = {".rank", ".seed", ".loss.clipLow", ".optimizer.beta2", ".reward.sum[].weight"}
+    assert numbers | {".reward.service.address", ".reward.sum[].reward.service.retries", ".dataset.uri"} < tried
+
+
+def _at_bounds(node: Schema, path: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Values of a schema node at its bounds and beyond them, and of all that is in it, and whether they are taken."""
+    yield from ((path, *each) for each in _own_bounds(node))
+    required = {name: _least(node["properties"][name]) for name in node.get("required", [])}
+    for name, child in node.get("properties", {}).items():
+        for inner, value, taken in _at_bounds(child, f"{path}.{name}"):
+            yield inner, required | {name: value}, taken
+    for inner, value, taken in _at_bounds(node["items"], f"{path}[]") if "items" in node else ():
+        yield inner, [value], taken
+
+
+def _own_bounds(node: Schema) -> Iterator[tuple[Any, bool]]:
+    if "maximum" in node:
         low, high = node["minimum"], node["maximum"]
-        for value, taken in ((low, True), (high, True), (low - 1, False), (high + 1, False)):
-            given: Any = value
-            for name in reversed(path):
-                given = {name: given}
-            assert _is_read(given | {"name": "a"}) is taken, (path, value)
+        yield from ((low, "exclusiveMinimum" not in node), (high, True), (low - 1, False), (high + 1, False))
+    if "maxLength" in node:
+        least, most = node.get("minLength", 0), node["maxLength"]
+        yield from ((_text(node, least), True), (_text(node, most), True), (_text(node, most + 1), False))
+        yield from [(_text(node, least)[1:], False)] * bool(least)
+        yield from [("no such", False), (_text(node, least) + "\n", False)] * ("pattern" in node)
+    if "maxItems" in node:
+        yield from (([_least(node["items"])] * (node["maxItems"] + more), not more) for more in (0, 1))
+
+
+def _text(node: Schema, length: int) -> str:
+    last = LAST.get(node.get("pattern", ""), "")
+    return "x" * (length - len(last)) + last
+
+
+def _least(node: Schema) -> Any:
+    """The least that a schema node takes."""
+    if node["type"] == "string":
+        return _text(node, node.get("minLength", 0))
+    if "minimum" in node:
+        return node["minimum"]
+    return {name: _least(node["properties"][name]) for name in node.get("required", [])}
 
 
 def _is_read(given: dict[str, Any]) -> bool:

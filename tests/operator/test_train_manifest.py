@@ -61,6 +61,47 @@ def test_a_loss_that_there_can_not_be_is_refused_naming_the_line_and_the_field(l
 
 
 @pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        (b'{"service": {"address": "judge:1", "retries": 1000000000}}', "<= 10 - at `$.reward.service.retries`"),
+        (b'{"service": {"address": "judge:1", "timeoutS": 0}}', "> 0.0 - at `$.reward.service.timeoutS`"),
+        (b'{"service": {"address": ""}}', "at `$.reward.service.address`"),
+        (b'{"length": {"target": 5, "tolerance": 0}}', ">= 1 - at `$.reward.length.tolerance`"),
+        (b"{}", "line 2 has a reward with nothing in it; set exactly one kind"),
+        (
+            b'{"exactMatch": {}, "regex": {"pattern": "x"}}',
+            "line 2 has a reward with exactMatch and regex; set exactly",
+        ),
+        (b'{"sum": []}', "line 2 has a reward with nothing in it"),
+        (b'{"sum": [{"weight": 1, "reward": {}}]}', "line 2 has part 0 of its reward's sum with nothing in it"),
+        (
+            b'{"sum": [{"weight": 1, "reward": {"exactMatch": {}}}, {"weight": 1, "reward": {"sum": ['
+            b'{"weight": 1, "reward": {"exactMatch": {}}}]}}]}',
+            "line 2 has part 1 of its reward's sum with sum; set exactly one kind, and no sum",
+        ),
+    ],
+)
+def test_a_reward_that_a_list_could_not_have_is_refused_naming_the_line(reward: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequest, match="line 2 ") as refused:
+        parsed("s3://b/m.jsonl", b'{"name": "acme/a"}\n{"name": "acme/b", "reward": ' + reward + b"}")
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "why"),
+    [
+        (b'{"uri": "s3://b/x.jsonl", "lines": ["{}"]}', "line 2 has a dataset with uri and lines; set exactly one"),
+        (b'{"shuffleSeed": 1}', "line 2 has a dataset with nothing in it; set exactly one of uri and lines"),
+        (b'{"uri": "s3://b/x.jsonl", "promptField": ""}', "length >= 1 - at `$.dataset.promptField`"),
+    ],
+)
+def test_a_dataset_that_a_list_could_not_have_is_refused_naming_the_line(dataset: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequest, match="line 2 ") as refused:
+        parsed("s3://b/m.jsonl", b'{"name": "acme/a"}\n{"name": "acme/b", "dataset": ' + dataset + b"}")
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("said", "why"),
     [
         (b'{"enable_thinking": []}', "got `array` - at `$.dataset.templateVariables[...]`"),

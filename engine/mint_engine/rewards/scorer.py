@@ -18,8 +18,6 @@ MOST_REWARD = 1e30  # rewards' squares, and sums of these, are still numbers
 # Of their own: what users' rewards take is bounded for one completion, not for all, and requests need threads too.
 _threads = ThreadPoolExecutor(2, "rewards")
 
-_FIELDS = ("exact_match", "regex", "numeric_answer", "json_schema", "length", "service")
-
 
 @dataclass(frozen=True)
 class Part:
@@ -91,10 +89,9 @@ async def _judged(judge: Judge | None, completions: Sequence[Completion]) -> lis
 
 
 def _parts(reward: Reward, weight: float) -> list[Part]:
-    named = [name for name in _FIELDS if getattr(reward, name) is not None]
-    if len(named) + bool(reward.sum) != 1:
-        told = ", ".join([*named, *(["sum"] if reward.sum else [])]) or "none"
-        raise InvalidRequest("reward", f"must be exactly one kind; it has {told}")
+    named = reward.kinds
+    if len(named) != 1:
+        raise InvalidRequest("reward", f"must be exactly one kind; it has {', '.join(named) or 'none'}")
     if not math.isfinite(weight):
         raise InvalidRequest("reward.sum", f"has a weight of {weight}")
     if reward.sum:

@@ -81,9 +81,28 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
             found.append(_POLICY.decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
-        if found[-1].dataset is not None and found[-1].dataset.config_map is not None:
-            said = f"line {number} names a ConfigMap; give its examples as dataset.lines, or by dataset.uri"
-            raise InvalidRequest(f"manifest {uri}", said)
+        if wrong := _wrong(found[-1]):
+            raise InvalidRequest(f"manifest {uri}", f"line {number} {wrong}")
     if not 0 < len(found) <= MOST_POLICIES:
         raise InvalidRequest(f"manifest {uri}", f"has {len(found)} policies; a wave takes 1 to {MOST_POLICIES}")
     return tuple(found)
+
+
+def _wrong(policy: Policy) -> str:
+    """What the API server would refuse of such a policy in a list, beyond single fields; empty if nothing is."""
+    dataset, reward = policy.dataset, policy.reward
+    if dataset is not None and dataset.config_map is not None:
+        return "names a ConfigMap; give its examples as dataset.lines, or by dataset.uri"
+    if dataset is not None and len(dataset.places) != 1:
+        return f"has a dataset with {_listed(dataset.places)}; set exactly one of uri and lines"
+    if reward is not None and len(reward.kinds) != 1:
+        return f"has a reward with {_listed(reward.kinds)}; set exactly one kind"
+    for place, part in enumerate(reward.sum if reward is not None else []):
+        kinds = part.reward.kinds
+        if len(kinds) != 1 or part.reward.sum:
+            return f"has part {place} of its reward's sum with {_listed(kinds)}; set exactly one kind, and no sum"
+    return ""
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names) or "nothing in it"

@@ -169,7 +169,7 @@ async def test_rewards_wait_for_no_thread_that_requests_need_nor_these_for_their
     ("reward", "why"),
     [
         (Reward(), "it has none"),
-        (Reward(exact_match=ExactMatch(), length=Length(1, 1)), "it has exact_match, length"),
+        (Reward(exact_match=ExactMatch(), length=Length(1, 1)), "it has exactMatch, length"),
         (Reward(regex=Regex("x" * 4097)), "more than 4096 characters"),
         (Reward(json_schema=JsonSchema(schema="{")), "no JSON"),
         (Reward(length=Length(3, 0)), "above 0"),
