@@ -1,7 +1,7 @@
 """How a course begins: memory and a slot are had for its policy, which then is made, or read from its checkpoint."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mint_engine.adapters.packed import Packed
 from mint_engine.aside import aside
@@ -11,6 +11,8 @@ from mint_engine.examples.lengths import check_lengths
 from mint_engine.policies.checkpoints import Record, Shelf
 from mint_engine.policies.means import Means
 from mint_engine.policies.terms import Terms
+from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.scorer import Scorer
 from mint_engine.sources.asking import asked
 from mint_engine.training.making import Maker
 from mint_engine.training.policy import Policy
@@ -24,19 +26,32 @@ def holder_of(policy: str) -> str:
 
 
 async def check_examples(
-    means: Means, terms: Terms, examples: Sequence[Example], held_out: Sequence[Example]
+    means: Means, terms: Terms, scorer: Scorer | None, examples: Sequence[Example], held_out: Sequence[Example]
 ) -> None:
-    """Raise BadExample where something that steps or evaluations will take does not fit (see `check_lengths`)."""
+    """Raise BadExample where something that steps or evaluations will take does not fit (see `check_lengths`).
+
+    Or where the reward can judge no completion of it.
+    """
     room, places = terms.sampling.max_tokens, terms.train.steps * terms.train.prompts_per_step
 
     def check() -> None:
         taken: Iterable[Example] = examples
         if places < len(examples):
             taken = (examples[at] for at in draw(len(examples), terms.draw_seed, 0, min(places, MOST_DRAWN)))
+        if not terms.supervised:
+            taken = _judged(taken, scorer)
         check_lengths(means.renderer, taken, room, answers=terms.supervised)
-        check_lengths(means.renderer, held_out, room)
+        check_lengths(means.renderer, _judged(held_out, scorer), room)
 
     await aside(check)
+
+
+def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Example]:
+    """Each of them that the scorer can judge, up to the first that it can not, which raises BadExample."""
+    for each in examples:
+        if scorer is not None:
+            scorer.check_example(Completion(each.text, "", each.answer, each.json))
+        yield each
 
 
 async def reserve(means: Means, terms: Terms) -> int:

@@ -238,7 +238,7 @@ class Course:
             if self._scorer is not None:
                 await self._scorer.check()
             held = [await self._read(terms)]
-            await beginning.check_examples(means, terms, *held[0])
+            await beginning.check_examples(means, terms, self._scorer, *held[0])
             asyncio.get_running_loop().call_later(HELD_S, held.clear)
             self._readable = True
         if self._slot is None:

@@ -1,6 +1,7 @@
 """Rewards that need nobody else: each a pure function of one completion, 0 to 1."""
 
 from collections.abc import Callable
+from decimal import Decimal
 
 from mint_contracts.errors import BadExample, InvalidRequest
 from mint_contracts.training import ExactMatch, JsonSchema, Length, NumericAnswer, Regex, Reward
@@ -41,12 +42,37 @@ def trial_of(reward: Reward) -> Callable[[], object] | None:
     return None
 
 
+def fits_of(reward: Reward) -> Callable[[Completion], object] | None:
+    """What raises BadExample for one of an example whose completions nobody could judge; None where all can be."""
+    if reward.exact_match is not None:
+        return lambda completion: _answer_of(completion, "exactMatch")
+    if reward.regex is not None and ANSWER in reward.regex.pattern:
+        return lambda completion: _answer_of(completion, "regex")
+    if reward.numeric_answer is not None:
+        return _number_of
+    return None
+
+
 def _answer_of(completion: Completion, reward: str) -> str:
     """Its example's. Raises BadExample where that has none: nobody could ever be right, or wrong."""
     if completion.answer is None:
         said = f"has no answer, which {reward} compares with; dataset.answerField says which field holds it"
-        raise BadExample(f"example {completion.prompt[:80]!r}", said)
+        raise BadExample(_named(completion), said)
     return completion.answer
+
+
+def _number_of(completion: Completion) -> Decimal:
+    """Its example's. Raises BadExample where the answer is none."""
+    answer = _answer_of(completion, "numericAnswer")
+    number = last_number(answer)
+    if number is None:
+        said = f"has the answer {answer[:100]!r}, which is no number; numericAnswer compares with one"
+        raise BadExample(_named(completion), said)
+    return number
+
+
+def _named(completion: Completion) -> str:
+    return f"example {completion.prompt[:80]!r}"
 
 
 def _exact(told: ExactMatch) -> Judge:
@@ -71,10 +97,7 @@ def _regex(told: Regex) -> Judge:
 
 def _numeric(told: NumericAnswer) -> Judge:
     def near(completion: Completion) -> float:
-        answer = _answer_of(completion, "numericAnswer")
-        wanted, said = last_number(answer), last_number(completion.text)
-        if wanted is None:
-            raise BadExample(f"answer {answer[:100]!r}", "is no number, which numericAnswer compares with")
+        wanted, said = _number_of(completion), last_number(completion.text)
         return float(said is not None and is_near(said, wanted, told.tolerance))
 
     return near

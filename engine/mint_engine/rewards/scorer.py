@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mint_contracts.errors import BadReward, InvalidRequest
 from mint_contracts.training import Reward
-from mint_engine.rewards.builtin import Judge, judge_of, trial_of
+from mint_engine.rewards.builtin import Judge, fits_of, judge_of, trial_of
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.service import ServiceClient
 
@@ -28,6 +28,7 @@ class Part:
     judge: Judge | None = None
     service: ServiceClient | None = None
     trial: Callable[[], object] | None = None  # see `trial_of`
+    fits: Callable[[Completion], object] | None = None  # see `fits_of`
 
 
 class Scorer:
@@ -43,6 +44,12 @@ class Scorer:
         for part in self._parts:
             if part.trial is not None:
                 await asyncio.get_running_loop().run_in_executor(_threads, part.trial)
+
+    def check_example(self, empty: Completion) -> None:
+        """Raise BadExample where no completion of its example could be judged, as one without an answer."""
+        for part in self._parts:
+            if part.fits is not None:
+                part.fits(empty)
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """The reward of each completion.
@@ -98,4 +105,4 @@ def _parts(reward: Reward, weight: float) -> list[Part]:
         return [part for each in reward.sum for part in _parts(each.reward, weight * each.weight)]
     if reward.service is not None:
         return [Part("service", weight, service=ServiceClient(reward.service))]
-    return [Part(named[0], weight, judge=judge_of(reward), trial=trial_of(reward))]
+    return [Part(named[0], weight, judge=judge_of(reward), trial=trial_of(reward), fits=fits_of(reward))]

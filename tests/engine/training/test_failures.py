@@ -84,6 +84,34 @@ async def test_what_does_not_fit_is_told_as_a_policy_begins_and_not_by_the_step_
             assert (await scene.ended("acme/one"))["acme/one"].step == 2
 
 
+@pytest.mark.parametrize("where", ["drawn", "held out", "held out of answers to learn"])
+async def test_an_example_that_its_reward_can_not_judge_is_told_as_a_policy_begins(
+    base: Path, tmp_path: Path, where: str
+) -> None:
+    """One that no step draws, and what is learnt and not judged, may have any answer."""
+    told = assignment("acme/one")
+    lines = [{"prompt": f"say {number}", "answer": f"it is {number}"} for number in range(8)]
+    third = draw(len(lines), told.settings.seed or 0, 2, 2)[0]
+    right = Dataset(lines=[json.dumps(each) for each in lines])
+    lines[third]["answer"] = "??"
+    examples = Dataset(lines=[json.dumps(each) for each in lines])
+    changes: dict[str, Any] = {"steps": 3, "dataset": examples, "reward": Reward(numeric_answer=NumericAnswer())}
+    if where != "drawn":
+        changes |= {"evaluation": Evaluation(dataset=examples, prompts=8), "dataset": right}
+    if where == "held out of answers to learn":
+        changes |= {"algorithm": "SFT", "dataset": examples}
+    async with training(base, tmp_path, train(**changes)) as scene:
+        scene.want(told)
+        ended = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
+        assert ended.failure is not None
+        assert (ended.step, ended.saved, ended.failure.reason) == (0, 0, "BadExample")
+        assert f"example 'say {third}': has the answer '??', which is no number" in ended.failure.message
+    changes |= {"evaluation": None} if where != "drawn" else {"steps": 2}
+    async with training(base, tmp_path / "fewer", train(**changes)) as scene:
+        scene.want(told)
+        await scene.ended("acme/one")
+
+
 async def test_a_loss_that_grpo_has_not_fails_its_own_policy_alone(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(steps=1)) as scene:
         own = Loss(type="cross_entropy")

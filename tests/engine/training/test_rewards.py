@@ -236,6 +236,10 @@ async def test_a_schema_never_fetches_what_it_refers_to() -> None:
 async def test_an_example_without_an_answer_is_refused_where_it_is_compared_with(reward: Reward) -> None:
     with pytest.raises(BadExample, match=r"example 'say': has no answer, which .* dataset\.answerField"):
         await worth(reward, "answer: ", answer=None, prompt="say")
+    with pytest.raises(BadExample, match="example 'say': has no answer"):
+        Scorer(reward).check_example(Completion("say", "", None))
+    Scorer(reward).check_example(Completion("say", "", "3"))
+    Scorer(Reward(regex=Regex("answer"))).check_example(Completion("say", "", None))
     assert await worth(Reward(regex=Regex("answer")), "answer: ", answer=None) == 1.0
     assert await worth(Reward(exact_match=ExactMatch()), " ", answer="") == 1.0
 
