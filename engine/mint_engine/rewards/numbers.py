@@ -4,8 +4,9 @@ import re
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 
 _MINUS = "\N{MINUS SIGN}"
+_SIGN = rf"(?<![^\W_])[-+{_MINUS}]"  # none after a letter or a digit: 5-10 are two numbers, 2024-05-12 is a date
 # By `re`, whose digits are those that `Decimal` reads; `regex` knows newer ones.
-_NUMBER = re.compile(rf"[-+{_MINUS}]?(?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(rf"(?:{_SIGN})?(?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 # A difference is rounded to some digits of its own, never to 0, in a time that no exponent makes long.
 _ROUNDING = Context(prec=28, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 

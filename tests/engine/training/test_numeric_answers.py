@@ -34,6 +34,30 @@ def test_the_last_number_is_what_counts_however_it_is_written(text: str, answer:
 
 
 @pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("between 5-10", "10"),
+        ("on 2024-05-12", "12"),
+        ("7-4", "4"),
+        ("7\N{MINUS SIGN}4", "4"),
+        ("of COVID-19", "19"),
+        ("x+3", "3"),
+        ("x = -3", "-3"),
+        ("x=-3", "-3"),
+        ("7 - -4", "-4"),
+        ("(-4)", "-4"),
+        ("_-4_", "-4"),
+        ("so...-.5", "-.5"),
+        ("-2e-3", "-0.002"),
+    ],
+)
+def test_a_sign_is_one_where_no_letter_or_digit_stands_before_it(text: str, number: str) -> None:
+    """There it joins two words, or takes one number from another."""
+    assert worth(text, number, 0.0) == 1.0
+    assert worth(number, text, 0.0) == 1.0, "of answers, too"
+
+
+@pytest.mark.parametrize(
     ("text", "answer"),
     [
         ("9007199254740993", "9007199254740992"),  # 2^53, from which on floats have not every whole number
