@@ -12,6 +12,8 @@ from mint_engine.rewards.schemas import Schema
 
 Judge = Callable[[Completion], float]
 
+_ANY_ANSWER = "q"  # as most have, a letter; and none that means something after a backslash or a question mark
+
 
 def judge_of(reward: Reward) -> Judge | None:
     """The function that a built-in reward stands for; None for a service or a sum. Raises InvalidRequest."""
@@ -34,7 +36,7 @@ def trial_of(reward: Reward) -> Callable[[], object] | None:
     It blocks its thread, and raises InvalidRequest or RewardUnavailable.
     """
     if reward.regex is not None:
-        pattern, full = reward.regex.pattern.replace(ANSWER, ""), reward.regex.full
+        pattern, full = pattern_for(reward.regex.pattern, _ANY_ANSWER), reward.regex.full
         return lambda: matches(pattern, "", full=full)
     if reward.json_schema is not None:
         schema = Schema(reward.json_schema.schema)

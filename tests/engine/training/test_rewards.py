@@ -187,12 +187,19 @@ def test_a_reward_that_can_not_be_used_is_refused_before_anything_is_scored(rewa
     [
         (Reward(regex=Regex("(")), "no regular expression"),
         (Reward(sum=[Weighted(1.0, Reward(regex=Regex("{answer}[")))]), "no regular expression"),
+        (Reward(regex=Regex("(?{answer})")), "no regular expression"),
         (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "is no JSON schema: 3 is not valid"),
     ],
 )
 async def test_what_is_no_pattern_or_schema_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         await Scorer(reward).check()
+
+
+@pytest.mark.parametrize("pattern", ["{answer}+", "^(?:{answer})?$", "[{answer}]+", "x{answer}{2}", "(?i:{answer})"])
+async def test_a_pattern_is_tried_with_an_answer_in_it(pattern: str) -> None:
+    """What repeats it, or has it among others, is one only then."""
+    await Scorer(Reward(regex=Regex(pattern))).check()
 
 
 async def test_a_pattern_that_takes_for_ever_to_read_is_an_error_in_bounded_time_and_holds_up_nobody(
