@@ -34,6 +34,10 @@ async def test_policies_are_read_a_line_each(shelf: str) -> None:
     assert await read(f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_manifest() -> None:
+    assert parsed("s3://b/m.jsonl", b'\xef\xbb\xbf{"name": "acme/a"}\r\n') == (Policy("acme/a"),)
+
+
 def test_a_manifest_names_no_config_maps() -> None:
     line = b'{"name": "acme/a", "dataset": {"configMap": {"name": "own"}}}'
     with pytest.raises(InvalidRequest, match="line 2 names a ConfigMap"):

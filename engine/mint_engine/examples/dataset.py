@@ -6,7 +6,9 @@ Blocks its thread. Whatever is wrong with a line is told with the line's number.
 import io
 import re
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -63,8 +65,9 @@ def split(content: bytearray) -> Iterator[bytes]:
 
 
 def _from_lines(lines: Iterator[bytes], told: Dataset, subject: str) -> Iterator[bytes]:
-    """Those that hold an example."""
-    for number, line in enumerate(lines, start=1):
+    """Those that hold an example. What Windows puts before a text, a byte order mark, is none of it."""
+    first = (line.removeprefix(BOM_UTF8) for line in islice(lines, 1))
+    for number, line in enumerate(chain(first, lines), start=1):
         _check_count(number, subject)
         if len(line) > MAX_LINE:
             raise BadExample(f"{subject} line {number}", f"has more than {MAX_LINE} bytes")

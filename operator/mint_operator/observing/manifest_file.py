@@ -5,6 +5,7 @@ What a wave names may answer as slowly as it likes. It then keeps other manifest
 
 import asyncio
 import io
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -61,7 +62,7 @@ def lines(uri: str, data: bytes) -> Iterable[bytes]:
     """What it says, a line of JSON each, also of a Parquet file's rows. Raises CorruptFile or CapacityExceeded."""
     if uri.endswith(PARQUET):
         return entry_lines(f"manifest {uri}", io.BytesIO(data), MOST_UNPACKED_BYTES)
-    return data.splitlines()
+    return data.removeprefix(BOM_UTF8).splitlines()  # Windows puts that before a text
 
 
 async def _from_web(files: Any, uri: str) -> bytes:

@@ -67,6 +67,17 @@ def test_files_are_read_by_uri(tmp_path: Path) -> None:
         assert [(each.prompt, each.answer) for each in found] == [(r["prompt"], r["answer"]) for r in rows]
 
 
+def test_a_byte_order_mark_is_no_part_of_an_example(tmp_path: Path) -> None:
+    """Of a file that Windows wrote, or of a ConfigMap made from one: but only where it marks something."""
+    lines = ["", '{"prompt": "a"}', '{"prompt": "\ufeffb"}']
+    for marked in (["\ufeff", *lines[1:]], ["\ufeff" + lines[1], *lines[2:]]):
+        (tmp_path / "train.jsonl").write_text("\r\n".join(marked))
+        for told in (Dataset(lines=marked), Dataset(uri=f"file://{tmp_path}/train.jsonl")):
+            assert [each.prompt for each in read_dataset(told)] == ["a", "\ufeffb"]
+    with pytest.raises(BadExample, match="line 2: is no JSON"):
+        read_dataset(Dataset(lines=[lines[1], "\ufeff" + lines[2]]))
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
