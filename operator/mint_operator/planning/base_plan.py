@@ -87,7 +87,7 @@ def plan_base(
     last = before.admission if before else None
     sizes, taken = known.sizes if known else {}, _taken(base, training, known)
     there = placements_of(known) if known else {}
-    claimed = training.claims(base, there) if known else {}
+    claimed = training.claims(there) if known else {}
     admission = admit(base, waves, last, sizes, taken, training.held, claimed, there)
     refusal = _unusable(base, groups=snapshot.groups)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))

@@ -104,9 +104,8 @@ def _record(
 def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
     """Why a wave is not admitted; one that trains waits by its own rules."""
     stand = each.wave.stand
-    if refusal is None and stand is not None and stand.waiting:
-        return Refusal(stand.waiting.reason, stand.waiting.message, stand.waiting.terminal)
-    return refusal
+    why = stand.refused if refusal is None and stand is not None else None
+    return refusal if why is None else Refusal(why.reason, why.message, why.terminal)
 
 
 def _chosen_by(spec: AdapterWaveSpec, *, kept: bool = False) -> str:

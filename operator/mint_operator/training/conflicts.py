@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from mint_contracts.records import Failure
-from mint_contracts.source import Source, parent
+from mint_contracts.source import parent
 from mint_contracts.training_records import published_in
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal, of_one_namespace, resolve, told_to
@@ -48,12 +48,11 @@ def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[Ob
     What the policy itself has published, as in a run before, is nothing else.
     """
     names = {each.name for each in stand.policies}
-    store = base.spec.training.store.source if base.spec.training else Source(uri="")
     for wave in serving:
         taken = names & wave.named
         wants = resolve(wave, base) if taken else ()
         for want in () if isinstance(wants, Refusal) else wants:
-            if want.adapter in taken and parent(want.source) != published_in(store, want.adapter).uri:
+            if want.adapter in taken and parent(want.source) != published_in(stand.store, want.adapter).uri:
                 told = told_to(key, wave.meta.key)
                 where = f" from {want.source.uri}" if of_one_namespace(key, wave.meta.key) else ""
                 return (

@@ -21,17 +21,19 @@ Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
 def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainState) -> Fitted:
     """The wave's training, its policies, and why it is not to be trained (None: it is).
 
-    One whose manifest cannot be read, as when the operator has just started, goes on with the policies that it has by
-    `state`: what they are cannot change, though what only the manifest says is not known.
+    One that has begun keeps its policies also on a base that trains no more. One whose manifest cannot be read, as
+    when the operator has just started, goes on with the policies that it has by `state`: what they are cannot change,
+    though what only the manifest says is not known.
     """
     train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
     if base.spec.training is None:
         said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
-        return train, (), Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
+        train, policies, _ = _as_written(wave, train, state) or (train, (), None)
+        return train, policies, Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
     manifest = manifest_of(wave, inputs, state)
     if isinstance(manifest, Failure):
         return _as_written(wave, train, state) or (train, (), manifest)
-    policies: tuple[Policy, ...] = ()
+    policies = ()
     try:
         policies = expand(meta.namespace, meta.name, train, manifest)
         check(policies, base.spec.adapters)

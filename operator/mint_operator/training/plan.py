@@ -43,19 +43,18 @@ class Training(msgspec.Struct, frozen=True):
     demand: int = 0
     engines: int = 0
 
-    def claims(self, base: ObservedBase, there: Mapping[str, Placement]) -> dict[str, Claim]:
+    def claims(self, there: Mapping[str, Placement]) -> dict[str, Claim]:
         """Whose the names of policies are: of waves that have begun, and of those that are kept as they are.
 
         Of the latter, nobody is to serve what is not `there` yet: what it is to be cannot be read.
         """
-        store = base.spec.training.store.source if base.spec.training else Source(uri="")
         found: dict[str, Claim] = {}
         for wave in self.waves:
             key, stand = wave.meta.key, wave.stand or WaveStand(Train(policies=Policies()))
             for policy in stand.policies if stand.kept or stand.begun else ():
                 name = policy.name
                 if not stand.kept:
-                    folder, ended = published_in(store, name).uri, policy.ended(stand.train.steps)
+                    folder, ended = published_in(stand.store, name).uri, policy.ended(stand.train.steps)
                     found[name] = Claim(key, ended=ended, published=policy.published, folder=folder)
                 elif name not in there:
                     found[name] = Claim(key, all=True)
@@ -128,6 +127,8 @@ def decided(
                 trains.setdefault(engine, {}).update(given)
             continue
         waves[key] = _record(base, wave, stand, statuses[key], known.state.training.get(key))
+        if base.spec.training is None:  # there is nowhere to save anything to
+            continue
         admitted = stand.unfit is None and not stand.waiting
         for engine, given in leases(
             stand, Ground(key, wave.meta.uid, admitted, stand.pins, by_name, int(now * 1000))
@@ -143,7 +144,7 @@ def _stand(
         return unread.stand(wave, known.state, alive)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
     stood = stands(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
-    stand = WaveStand(train=train, policies=stood, unfit=unfit)
+    stand = WaveStand(train=train, policies=stood, unfit=unfit, store=_store(base, wave, known))
     able = stood
     if isinstance(
         manifest_of(wave, inputs, known.state), Failure
@@ -151,6 +152,14 @@ def _stand(
         able = tuple(each for each in stood if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=stand.stopped)
     return msgspec.structs.replace(stand, wants_slot=needy)
+
+
+def _store(base: ObservedBase, wave: ObservedWave, known: TrainKnown) -> Source:
+    """Where a wave's policies are saved and published; of a base that trains no more, where they were."""
+    if base.spec.training is not None:
+        return base.spec.training.store.source
+    record = known.state.training.get(wave.meta.key)
+    return record.store if record is not None and record.run == wave.meta.uid else Source(uri="")
 
 
 def _in_turn(
@@ -210,15 +219,15 @@ def _record(
     before: WaveTraining | None,
 ) -> WaveTraining:
     ready = next((each for each in status.conditions if each.type == "Ready"), None)
-    store = base.spec.training.store.source if base.spec.training else Source(uri="")
+    words = before.last_words if before is not None and before.run == wave.meta.uid else ()
     return WaveTraining(
         wave=wave.meta.key,
         generation=wave.meta.generation,
         train=msgspec.structs.replace(stand.train, policies=Policies()),
-        store=store,
+        store=stand.store,
         run=wave.meta.uid,
         policies=tuple(policy.name for policy in stand.policies),
         phase=status.phase,
         message=ready.message if ready and ready.status != "True" and status.phase != "Training" else "",
-        last_words=last_words(stand, before.last_words if before is not None and before.run == wave.meta.uid else ()),
+        last_words=last_words(stand, words, trains=base.spec.training is not None),
     )

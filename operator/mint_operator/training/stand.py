@@ -69,7 +69,7 @@ class WaveStand(msgspec.Struct, frozen=True):
 
     `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why nothing
     of it can be trained as it is written, `waiting` why it has to wait. `kept`: what is written cannot be read, and
-    all stays as it is.
+    all stays as it is. `store` is where its policies are saved and published, or were while the base trained.
     """
 
     train: Train
@@ -79,6 +79,7 @@ class WaveStand(msgspec.Struct, frozen=True):
     unfit: Failure | None = None
     waiting: Failure | None = None
     kept: bool = False
+    store: Source = Source(uri="")
 
     @property
     def stopped(self) -> bool:
@@ -98,6 +99,11 @@ class WaveStand(msgspec.Struct, frozen=True):
         return bool(self.policies) and all(
             each.ended(self.train.steps) or (self.stopped and each.assignment is None) for each in self.policies
         )
+
+    @property
+    def refused(self) -> Failure | None:
+        """Why what is left to train is not trained; None also where nothing is left."""
+        return None if self.over else self.unfit or self.waiting
 
     @property
     def begun(self) -> bool:

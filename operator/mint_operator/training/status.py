@@ -44,8 +44,8 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
     @property
     def refusal(self) -> Refusal | None:
-        """Why nothing is trained."""
-        why = self.stand.unfit or self.stand.waiting
+        """Why nothing is trained of what is left to train."""
+        why = self.stand.refused
         return None if why is None else Refusal(why.reason, why.message, why.terminal)
 
     @property
@@ -93,7 +93,7 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     ended = f"{counts.complete} of {counts.total} policies complete"
     if counts.failed:
         ended += f", {counts.failed} failed"
-    if stand.over and not stand.unfit:
+    if stand.over:
         if stand.failed:
             return "Failed", Finding(conditions.COMPLETE, "False", conditions.POLICIES_FAILED, _cause(stand, ended))
         if stand.train.cancelled and counts.cancelled:
@@ -119,7 +119,7 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     if not facts.map_known:
         said = "the placement map cannot be read, so how policies stand is not known; engines go on training"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)
-    if facts.stand.over and facts.unserved is not None and facts.stand.unfit is None:
+    if facts.stand.over and facts.unserved is not None:
         return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message)
     if facts.stand.over and facts.served is not None and facts.served.counts.wanted:
         found = next(each for each in facts.served.conditions if each.type == "Ready")
@@ -151,7 +151,7 @@ def _alive(policy: PolicyStand, facts: TrainFacts) -> bool:
 
 def _admitted(facts: TrainFacts, counts: PolicyCounts) -> Finding:
     refusal = facts.refusal
-    if refusal is not None and not (facts.stand.over and not facts.stand.unfit):
+    if refusal is not None:
         return Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message)
     said = f"{counts.total} policies, {len(facts.stand.wants_slot)} device slots for training"
     return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, said)

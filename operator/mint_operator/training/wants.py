@@ -1,7 +1,8 @@
 """The adapters that a training wave publishes, as it wants them served.
 
 A published revision is held as `serve` says once its policy has ended; until then the engine that trains it keeps it
-on disk and answers for it, so that a policy never takes two slots.
+on disk and answers for it, so that a policy never takes two slots. It is held whether or not the wave could go on, or
+be trained once more, on its base as that is now.
 """
 
 import msgspec
@@ -15,7 +16,7 @@ from mint_operator.training.stand import PolicyStand, WaveStand
 
 
 def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
-    """Every adapter that the wave has published, or why it cannot be trained. `wave` carries its stand.
+    """Every adapter that the wave has published, or why it will publish none. `wave` carries its stand.
 
     Of a wave whose spec cannot be read it is those that are placed.
     """
@@ -24,13 +25,12 @@ def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
         return Refusal("InvalidRequest", "the wave's policies are not known", terminal=False)
     if wave.defect:
         return _kept(wave, stand)
-    if stand.unfit is not None:
-        return Refusal(stand.unfit.reason, stand.unfit.message, stand.unfit.terminal)
-    return tuple(
-        _want(wave, stand, policy, policy.progress.published.source)
-        for policy in stand.policies
-        if policy.progress is not None and policy.progress.published is not None
+    found = tuple(
+        _want(wave, stand, policy, policy.published) for policy in stand.policies if policy.published is not None
     )
+    if stand.unfit is None or stand.over or found:
+        return found
+    return Refusal(stand.unfit.reason, stand.unfit.message, stand.unfit.terminal)
 
 
 def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
@@ -39,8 +39,7 @@ def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
     found = []
     for each in wave.listed or ():
         policy = policies.get(each.name, PolicyStand(Policy(each.name)))
-        published = policy.progress.published if policy.progress is not None else None
-        want = _want(wave, stand, policy, each.source if published is None else published.source)
+        want = _want(wave, stand, policy, policy.published or each.source)
         found.append(msgspec.structs.replace(want, yields=wave.beside.get(each.name, ())))
     return tuple(found)
 
