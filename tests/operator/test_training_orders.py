@@ -1,5 +1,11 @@
 """What a person asks of training under way: to pause, to resume, to end, to take more steps."""
 
+from typing import Any
+
+import pytest
+
+from mint_contracts.records import Tier
+from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Order, Stage
 from tests.operator import worlds
 from tests.operator.training_worlds import (
@@ -117,3 +123,108 @@ def test_a_paused_wave_is_served_and_goes_on_when_engines_and_operator_have_star
     world.change("w", paused=False)
     world.step()
     assert {(lease.order, lease.lease > token) for _, lease in world.leases.values()} == {(Order.RUN, True)}
+
+
+def complete(slots: int = 2, **fields: Any) -> World:
+    """A wave of two policies, which are complete and held in memory, and its engine with so many slots."""
+    world = World(base(slots=slots, **fields), [training_wave("w", 2, serve=Serve(residency="Host"))], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS), saved=STEPS)
+    world.step()
+    return world
+
+
+def test_a_complete_policy_is_told_to_run_once_it_has_a_slot_to_go_on_in() -> None:
+    world = complete()
+    token = world.leases["team/w-0"][1].lease
+    assert orders(world) == {Order.PAUSE}, "its engine would go on by itself when more steps are asked for"
+    world.change("w", steps=STEPS * 2)
+    world.step()
+    world.waves.append(training_wave("x", 1, priority=100))
+    world.step()
+    assert world.status("x").phase == "Queued", "and keeps the slot until its engine has taken it up"
+    assert {(lease.order, lease.lease) for _, lease in world.leases.values()} == {(Order.RUN, token)}
+
+
+@pytest.mark.parametrize("tenants", [[], [Tenant(namespace="team", device_slots=2)]], ids=["slots", "quota"])
+def test_a_complete_wave_that_is_asked_for_more_steps_waits_for_its_turn_as_any_other(tenants: list[Tenant]) -> None:
+    world = complete(slots=4 if tenants else 2, tenants=tenants)
+    world.waves.append(training_wave("other", 2, serve=Serve(residency="Host")))
+    world.step()
+    world.say(Stage.RUNNING, 1, *named("other", [0, 1]))
+    world.change("w", steps=STEPS * 2)
+    for _ in range(2):
+        world.step()
+        assert world.status("w").phase == "Queued"
+        assert {world.leases[name][1].order for name in named("w", [0, 1])} == {Order.PAUSE}
+        assert set(world.placements) == set(named("w", [0, 1])), "and what was published is served meanwhile"
+    world.say(Stage.PAUSED, STEPS, *named("w", [0, 1]), published=published(STEPS), saved=STEPS)
+    world.waves.pop()
+    world.step()
+    assert orders(world) == {Order.RUN}
+
+
+@pytest.mark.parametrize("started_anew", [False, True])
+def test_a_complete_wave_that_is_to_take_more_steps_later_keeps_no_slot_until_then(*, started_anew: bool) -> None:
+    world = complete()
+    world.change("w", steps=STEPS * 2, paused=True)
+    if started_anew:
+        world.start_anew(2)
+    world.step()
+    assert world.status("w").phase == "Paused"
+    world.waves.append(training_wave("other", 2, serve=Serve(residency="Host")))
+    world.step()
+    assert {world.leases[name][1].order for name in named("other", [0, 1])} == {Order.RUN}
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["while it waits", "at once"])
+@pytest.mark.parametrize("started_anew", [False, True])
+def test_a_complete_wave_that_is_cancelled_before_it_takes_more_steps_has_ended(
+    *, at_once: bool, started_anew: bool
+) -> None:
+    world = complete()
+    served = world.placements
+    world.waves.append(training_wave("other", 2, serve=Serve(residency="Host")))
+    world.step()
+    if not at_once:
+        world.change("w", steps=STEPS * 2)
+        world.step()
+        assert world.status("w").phase == "Queued"
+    world.change("w", steps=STEPS * 2, cancelled=True)
+    if started_anew:
+        world.start_anew(2)
+    for _ in range(2):  # whether or not its engine says a word
+        world.step()
+        assert (world.status("w").phase, training(world).policies.cancelled) == ("Cancelled", 2)
+        assert {name: each.places for name, each in world.placements.items()} == {
+            name: each.places for name, each in served.items()
+        }
+
+
+def test_a_wave_that_was_paused_is_over_once_it_is_cancelled_though_its_engine_has_forgotten_it() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.change("w", paused=True)
+    world.step()
+    world.say(Stage.PAUSED, 3, published=published(3), saved=3)
+    world.step()
+    world.start_anew(2)
+    world.change("w", cancelled=True)
+    world.step()
+    assert world.status("w").phase == "Cancelled"
+    world.step()
+    assert {place.residency for each in world.placements.values() for place in each.places} == {Tier.DEVICE}
+
+
+def test_of_an_elastic_wave_that_is_resumed_only_those_are_told_to_run_that_have_slots() -> None:
+    wave = training_wave("w", 2, admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(slots=2), [wave], engines(1))
+    world.step()
+    world.change("w", paused=True)
+    world.step()
+    world.say(Stage.PAUSED, 3, saved=3)
+    world.waves.append(training_wave("other", 1))
+    world.step()
+    world.change("w", paused=False)
+    world.step()
+    assert [world.leases[name][1].order for name in named("w", [0, 1])] == [Order.RUN, Order.PAUSE]

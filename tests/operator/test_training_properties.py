@@ -74,6 +74,11 @@ class Story:
         if f"team/w{index}" not in self.unread:
             self.world.change(f"w{index}", paused=paused, cancelled=cancelled)
 
+    def ask_for_more(self, index: int) -> None:
+        """More steps than a complete policy has taken."""
+        if f"team/w{index}" not in self.unread:
+            self.world.change(f"w{index}", steps=STEPS * 2)
+
     def lose_sight(self, index: int) -> None:
         """The spec of a wave cannot be read any more: what it has is remembered, to be found again."""
         for at, wave in enumerate(self.world.waves):
@@ -145,8 +150,8 @@ class Story:
         for name, (engine, lease) in world.leases.items():
             said = world.training.progress.get(engine, {}).get(name)
             stage = said.stage if said is not None and said.run == lease.run else None
-            saved = lease.order is not Order.RUN and stage is Stage.PAUSED
-            taken[engine] += not saved and stage not in ENDED
+            told_to_run = lease.order is Order.RUN and lease.wave not in self.unread
+            taken[engine] += told_to_run or stage not in {Stage.PAUSED, *ENDED}
         alive = {view.engine for view in world.engines if view.record is not None}
         assert all(taken[engine] <= SLOTS for engine in alive), taken
 
@@ -161,6 +166,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("serve"), st.integers(0, 2), st.integers(1, 6), st.integers(0, 2)),
     st.tuples(st.just("delete"), st.integers(0, 5)),
     st.tuples(st.just("change"), st.integers(0, 2), st.booleans(), st.booleans()),
+    st.tuples(st.just("ask_for_more"), st.integers(0, 2)),
     st.tuples(st.just("say"), ordinals, st.sampled_from(list(Stage)), st.integers(0, STEPS)),
     st.tuples(st.just("lose_the_map")),
     st.tuples(st.just("lose_sight"), st.integers(0, 5)),

@@ -92,8 +92,11 @@ class Course:
         self._halt.hear()
         if order is not Order.RUN and self._placing is not None:
             self._unplaced = self._placing.cancel() or self._unplaced
-        if order is Order.CANCEL and self.stage is Stage.PAUSED:  # it is saved, and lets go if it has not yet
+        more = self.stage is Stage.COMPLETE and self._standing.step < self.train.steps
+        if order is Order.CANCEL and (more or self.stage is Stage.PAUSED):  # it is saved, and lets go if it has not
             self._set_stage(Stage.CANCELLED)
+        elif order is Order.PAUSE and more:
+            self._set_stage(Stage.PAUSED)
 
     def follow(self, before: "Course") -> None:
         """Stand, until it is loaded, where an earlier one under the same lease has come to rest."""

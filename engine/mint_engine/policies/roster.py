@@ -93,7 +93,7 @@ class Roster:
         running = self._running.get(policy)
         if running is None or _goes_on(running.course, told, wave):
             self._start(policy, wave, told)
-        elif not running.ended or running.course.stage is Stage.PAUSED:
+        elif not running.ended or running.course.stage in {Stage.PAUSED, Stage.COMPLETE}:
             running.course.train, running.course.order = wave.train, told.order
 
     def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:

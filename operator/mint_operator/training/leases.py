@@ -45,11 +45,14 @@ def _order(stand: WaveStand, *, admitted: bool) -> Order:
 
 
 def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
-    """A policy without a slot keeps its lease, so that its engine saves it and goes on telling how it stands."""
+    """A policy without a slot keeps its lease, so that its engine saves it and goes on telling how it stands.
+
+    It is told to run only with a slot: one that is complete would go on by itself where its wave asks for more steps.
+    """
     lease, engine = policy.assignment, ground.engines.get(policy.engine)
     if lease is None or engine is None or _restarted(lease, engine):
         return "", None
-    return policy.engine, _again(lease, order, policy, ground)
+    return policy.engine, _again(lease, Order.PAUSE if order is Order.RUN else order, policy, ground)
 
 
 def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:

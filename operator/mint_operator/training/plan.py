@@ -54,7 +54,7 @@ class Training(msgspec.Struct, frozen=True):
             for policy in stand.policies if stand.kept or stand.begun else ():
                 name = policy.name
                 if not stand.kept:
-                    folder, ended = published_in(stand.store, name).uri, policy.ended(stand.train.steps)
+                    folder, ended = published_in(stand.store, name).uri, stand.ended(policy)
                     found[name] = Claim(key, ended=ended, published=policy.published, folder=folder)
                 elif name not in there:
                     found[name] = Claim(key, all=True)
@@ -184,7 +184,7 @@ def _published(wave: ObservedWave, stand: WaveStand) -> int:
     """Slots of the revisions that are held as the wave serves them, its policies having ended."""
     if wave.spec.serve.residency != "Device":
         return 0
-    ended = [each for each in stand.policies if each.ended(stand.train.steps) and each.progress]
+    ended = [each for each in stand.policies if stand.ended(each) and each.progress]
     return wave.spec.serve.replicas * sum(each.progress.published is not None for each in ended if each.progress)
 
 

@@ -11,6 +11,7 @@ from mint_contracts.training_records import Order, Progress, Stage, TrainAssignm
 from mint_contracts.training_words import AT_REST, Words, words
 
 _OVER = {Stage.FAILED, Stage.CANCELLED}
+_SAVED = {Stage.PAUSED, Stage.COMPLETE}
 
 
 class PolicyStand(msgspec.Struct, frozen=True):
@@ -54,10 +55,18 @@ class PolicyStand(msgspec.Struct, frozen=True):
         return max(told, self.progress.saved if self.progress else 0)
 
     @property
+    def rests(self) -> bool:
+        """Whether it is whole in the store, and in no slot unless it has been told to go on."""
+        return self.stage in _SAVED
+
+    @property
     def holds(self) -> bool:
-        """Whether an engine holds a slot for it, or may: all but what was told to stop and is saved."""
+        """Whether an engine holds a slot for it, or may: all but what was told to stop and is saved.
+
+        What is told to run once more, and has not begun to, may.
+        """
         lease = self.assignment
-        return lease is not None and not (lease.order is not Order.RUN and self.stage is Stage.PAUSED)
+        return lease is not None and not (lease.order is not Order.RUN and self.rests)
 
     def ended(self, steps: int) -> bool:
         """Whether nothing is left to train. One that was complete goes on when its wave asks for more steps."""
@@ -95,10 +104,12 @@ class WaveStand(msgspec.Struct, frozen=True):
 
     @property
     def over(self) -> bool:
-        """Whether every policy has ended, or need not begin any more."""
-        return bool(self.policies) and all(
-            each.ended(self.train.steps) or (self.stopped and each.assignment is None) for each in self.policies
-        )
+        """Whether every policy has ended."""
+        return bool(self.policies) and all(self.ended(each) for each in self.policies)
+
+    def ended(self, policy: PolicyStand) -> bool:
+        """Whether one of its policies has nothing left to train, or is not to go on from where it rests."""
+        return policy.ended(self.train.steps) or (self.stopped and not policy.holds)
 
     @property
     def refused(self) -> Failure | None:
@@ -155,10 +166,8 @@ def wanting(train: Train, policies: Sequence[PolicyStand], *, stopped: bool) -> 
 
 
 def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
-    """Whether a policy that has not ended holds no slot: it is saved, or has not begun and is not to."""
-    if policy.assignment is None:
-        return train.paused or stopped
-    return train.paused and policy.stage is Stage.PAUSED
+    """Whether a policy that has not ended needs no slot: it is saved or has not begun, and is not to go on."""
+    return (train.paused or stopped) and not policy.holds
 
 
 def _stand(

@@ -139,7 +139,7 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
 
 
 def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
-    if policy.ended(facts.stand.train.steps):
+    if facts.stand.ended(policy):
         return True
     return policy.stage is Stage.RUNNING and _alive(policy, facts)
 
@@ -170,8 +170,7 @@ def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
 
 
 def _counts(stand: WaveStand) -> PolicyCounts:
-    steps = stand.train.steps
-    tally = Counter(_stage(policy, stand, steps) for policy in stand.policies)
+    tally = Counter(_stage(policy, stand) for policy in stand.policies)
     return PolicyCounts(
         total=len(stand.policies),
         waiting=tally[Stage.LOADING],
@@ -183,15 +182,17 @@ def _counts(stand: WaveStand) -> PolicyCounts:
     )
 
 
-def _stage(policy: PolicyStand, stand: WaveStand, steps: int) -> Stage:
+def _stage(policy: PolicyStand, stand: WaveStand) -> Stage:
     """What a policy counts as: one that is to go on after all, or has no engine any more, waits."""
-    if policy.ended(steps) and policy.stage is not None:
+    if policy.ended(stand.train.steps) and policy.stage is not None:
         return policy.stage
+    if stand.ended(policy):
+        return Stage.CANCELLED
     if policy.assignment is None:
-        return Stage.CANCELLED if stand.stopped else Stage.LOADING
-    if policy.stage is Stage.PAUSED and not stand.train.paused:
         return Stage.LOADING
-    return policy.stage if policy.stage in {Stage.RUNNING, Stage.PAUSED} else Stage.LOADING
+    if policy.rests and stand.train.paused:
+        return Stage.PAUSED
+    return Stage.RUNNING if policy.stage is Stage.RUNNING else Stage.LOADING
 
 
 def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:

@@ -46,7 +46,7 @@ def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
 
 def _want(wave: ObservedWave, stand: WaveStand, policy: PolicyStand, source: Source) -> Want:
     spec, serve, waves = wave.spec, wave.spec.serve, (wave.meta.key,)
-    if policy.ended(stand.train.steps):
+    if stand.ended(policy):
         return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, spec.priority, pins(spec))
     home = (policy.engine,) if policy.engine else ()
     return Want(policy.name, source, Tier.DISK, 1, waves, spec.priority, home, at_home=True)

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load
 from structlog.testing import capture_logs
 
 from mint_contracts.source import parent
 from mint_contracts.training import ExactMatch, Loss, Optimizer, Reward, TrainSampling
-from mint_contracts.training_records import Stage, published_in
+from mint_contracts.training_records import Order, Stage, published_in
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.lessons import LEAST_LOGPROB
 from mint_engine.policies.series import Name
@@ -190,5 +191,32 @@ async def test_more_steps_for_a_complete_policy_are_taken(base: Path, tmp_path: 
         await scene.ended("acme/one")
         scene.want(assignment("acme/one"), told=train(steps=4))
         await until(lambda: scene.roster.progress()["acme/one"].step == 4)
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == undisturbed
+
+
+@pytest.mark.parametrize(("order", "stage"), [(Order.PAUSE, Stage.PAUSED), (Order.CANCEL, Stage.CANCELLED)])
+async def test_a_complete_policy_that_is_asked_for_more_steps_and_told_to_stop_stops(
+    base: Path, tmp_path: Path, order: Order, stage: Stage
+) -> None:
+    """As what is paused does, for it waits for more as that does."""
+    async with training(base, tmp_path, train(steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        scene.want(assignment("acme/one", order=order))
+        assert scene.roster.progress()["acme/one"].stage is Stage.COMPLETE, "it has taken all that were asked for"
+        scene.want(assignment("acme/one", order=order), told=train(steps=4))
+        told = scene.roster.progress()["acme/one"]
+        assert (told.stage, told.step, told.steps, told.saved) == (stage, 2, 4, 2)
+
+
+async def test_a_complete_policy_takes_more_steps_once_it_is_told_to_run(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=4)
+    async with training(base, tmp_path, train(steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        scene.want(assignment("acme/one", order=Order.PAUSE), told=train(steps=4))
+        await scene.ended("acme/one", stage=Stage.PAUSED)
+        scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
         assert saved(scene, "acme/one") == undisturbed
