@@ -19,6 +19,8 @@ from tests.operator.training_worlds import (
     training,
     training_wave,
 )
+from tests.operator.unread_worlds import in_part
+from tests.operator.worlds import KEY
 
 DATASET = Dataset(uri="pvc://data/train.jsonl")
 
@@ -122,3 +124,23 @@ def test_a_wave_that_was_cancelled_stays_so_though_it_could_not_be_trained() -> 
     assert world.status("w").phase == "Cancelled"
     assert condition(world, "w", "Ready")[1] == "TrainingCancelled"
     assert training(world).policies.cancelled == 2
+
+
+@pytest.mark.parametrize("partly_read", [False, True])
+def test_what_policies_have_learnt_is_remembered_while_their_base_trains_no_more(*, partly_read: bool) -> None:
+    """As its history of rewards, which no engine tells again of what is complete."""
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    if partly_read:  # as after a rollback
+        in_part(world)
+    world.base = base(store=False)
+    found = world.step()
+    assert found.training[KEY].del_rewards == ()
+    assert world.training.training["team/w"].policies == tuple(named("w", [0, 1]))
+    assert set(world.placements) == set(named("w", [0, 1]))
+    world.start_anew(2)
+    world.base = base()
+    world.step()
+    assert (world.status("w").phase, training(world).progress) == ("Complete", f"{STEPS}/{STEPS}")

@@ -28,7 +28,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
     train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
     if base.spec.training is None:
         said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
-        train, policies, _ = _as_written(wave, train, state) or (train, (), None)
+        train, policies, _ = _as_written(wave, train, state) or (train, _recorded(wave, state), None)
         return train, policies, Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
     manifest = manifest_of(wave, inputs, state)
     if isinstance(manifest, Failure):
@@ -42,7 +42,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
         train, policies = _with_examples(wave, train, policies, inputs, state)
         _check_slots(base, wave, train, len(policies))
     except MintError as error:
-        return train, policies, Failure.of(error)
+        return train, policies or _recorded(wave, state), Failure.of(error)
     return train, policies, None
 
 
@@ -137,6 +137,12 @@ def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted |
     settings = _leased(wave, state)
     policies = tuple(settings.get(name, Policy(name=name)) for name in record.policies)
     return _examples_of(record, train), policies, None
+
+
+def _recorded(wave: ObservedWave, state: TrainState) -> tuple[Policy, ...]:
+    """The policies that the map has of this run of a wave, though nothing else of it may be known."""
+    record = state.training.get(wave.meta.key)
+    return tuple(Policy(name) for name in record.policies) if record and record.run == wave.meta.uid else ()
 
 
 def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies: int) -> None:
