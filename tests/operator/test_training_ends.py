@@ -5,6 +5,7 @@ import pytest
 
 from mint_contracts.records import EngineView, Held, Tier
 from mint_contracts.resources import Serve
+from mint_contracts.training import FailurePolicy
 from mint_contracts.training_records import Order, Stage
 from tests.operator.training_worlds import (
     FAILURE,
@@ -182,6 +183,43 @@ def test_a_wave_that_failed_goes_on_with_those_that_it_cancelled_when_it_is_trie
     world.step()
     assert world.status("w").phase == "Training"
     assert {lease.order for _, lease in world.leases.values()} == {Order.RUN}
+
+
+@pytest.mark.parametrize("most", [1, None])
+@pytest.mark.parametrize("started_anew", [False, True])
+def test_a_wave_that_failed_goes_on_with_those_that_it_cancelled_when_more_may_fail(
+    most: int | None, *, started_anew: bool
+) -> None:
+    world = World(base(), [training_wave("w", 3, max_failed=0)], engines(1))
+    world.step()
+    token = world.leases["team/w-0"][1].lease
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.step()
+    world.say(Stage.CANCELLED, 4, *named("w", [1, 2]))
+    world.step()
+    if started_anew:
+        world.start_anew(2)
+    world.change("w", failure_policy=FailurePolicy(max_failed=most))
+    for _ in range(2):
+        world.step()
+        assert (world.status("w").phase, condition(world, "w", "Complete")[0]) == ("Training", "False")
+        assert (training(world).policies.failed, training(world).policies.waiting) == (1, 2)
+        assert {world.leases[name][1].order for name in named("w", [1, 2])} == {Order.RUN}
+    assert {world.leases[name][1].lease > token for name in named("w", [1, 2])} == {True}
+    world.say(Stage.COMPLETE, STEPS, *named("w", [1, 2]), published=published(STEPS))
+    world.step()
+    assert condition(world, "w", "Complete") == ("True", "TrainingComplete", "2 of 3 policies complete, 1 failed")
+
+
+def test_a_wave_that_failed_stays_so_while_more_have_failed_than_may() -> None:
+    world = World(base(), [training_wave("w", 4, max_failed=0)], engines(1))
+    world.step()
+    world.say(Stage.FAILED, 3, *named("w", [0, 1]), failure=FAILURE)
+    world.step()
+    world.say(Stage.CANCELLED, 4, *named("w", [2, 3]))
+    world.change("w", failure_policy=FailurePolicy(max_failed=1))
+    world.step()
+    assert world.status("w").phase == "Failed"
 
 
 @pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])

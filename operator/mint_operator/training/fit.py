@@ -91,15 +91,14 @@ def _begun_policies(
 ) -> tuple[Policy, ...]:
     """Each with the examples of its lease; one that has ended without any."""
     leased = _leased(wave, state)
-    said = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
+    told = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
+    said = heard({name: word for name, (_, word) in told.items()}, train, len(policies))
     found = []
     for policy in policies:
         dataset = policy.dataset
         if policy.name in leased:
             dataset = leased[policy.name].dataset
-        elif policy.name in said and PolicyStand(policy, progress=heard(said[policy.name][1], train)).ended(
-            train.steps
-        ):
+        elif PolicyStand(policy, progress=said.get(policy.name)).ended(train.steps):
             dataset = None
         found.append(msgspec.structs.replace(policy, dataset=dataset))
     return tuple(found)

@@ -17,7 +17,7 @@ _SAVED = {Stage.PAUSED, Stage.COMPLETE}
 class PolicyStand(msgspec.Struct, frozen=True):
     """One policy. `assignment` is the newest one, on `engine`; `token` the highest lease that anybody knows of.
 
-    It is `given_up` where that was its assignment's end, and it is to be retried.
+    It is `given_up` where that was its assignment's end, and it is to go on.
     """
 
     settings: Policy
@@ -98,9 +98,7 @@ class WaveStand(msgspec.Struct, frozen=True):
     @property
     def failed(self) -> bool:
         """Whether more policies have failed than may."""
-        count = sum(policy.stage is Stage.FAILED for policy in self.policies)
-        most = self.train.failure_policy.max_failed
-        return count == len(self.policies) > 0 if most is None else count > most
+        return _too_many(sum(each.stage is Stage.FAILED for each in self.policies), len(self.policies), self.train)
 
     @property
     def over(self) -> bool:
@@ -128,14 +126,32 @@ class WaveStand(msgspec.Struct, frozen=True):
         return any(each.holds and each.name in wanting for each in self.policies)
 
 
-def heard(said: Progress, train: Train) -> Progress:
-    """The word on a policy as its wave takes it: one that was given up is as good as paused once it is retried."""
-    return msgspec.structs.replace(said, stage=Stage.PAUSED, failure=None) if _retried(said, train) else said
+def heard(said: Mapping[str, Progress], train: Train, policies: int) -> dict[str, Progress]:
+    """The words on a wave's policies, of which it has so many, as it takes them.
+
+    What was given up is as good as paused once it is to go on: because it is retried, or was cancelled because others
+    failed, as in a wave that is not cancelled itself, and no more have failed than may by now.
+    """
+    if train.cancelled:
+        return dict(said)
+    failed = sum(each.stage is Stage.FAILED and not _retried(each, train) for each in said.values())
+    spared = {Stage.CANCELLED} if failed and not _too_many(failed, policies, train) else set()
+    return {
+        name: msgspec.structs.replace(each, stage=Stage.PAUSED, failure=None)
+        if _retried(each, train) or each.stage in spared
+        else each
+        for name, each in said.items()
+    }
 
 
 def _retried(said: Progress, train: Train) -> bool:
-    """Of a wave that is not cancelled itself, those that are cancelled were so because others failed."""
-    return said.stage in _OVER and said.retry < train.retry and not train.cancelled
+    return said.stage in _OVER and said.retry < train.retry
+
+
+def _too_many(failed: int, policies: int, train: Train) -> bool:
+    """Whether more of a wave's policies have failed than may."""
+    most = train.failure_policy.max_failed
+    return failed == policies > 0 if most is None else failed > most
 
 
 def stands(
@@ -148,8 +164,10 @@ def stands(
     """
     record = state.training.get(wave)
     said = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
-    again = {name: word.lease for name, (_, word) in said.items() if _retried(word, train)}
-    said = {name: (engine, heard(word, train)) for name, (engine, word) in said.items()}
+    policies = tuple(policies)
+    taken = heard({name: word for name, (_, word) in said.items()}, train, len(policies))
+    again = {name: word.lease for name, (_, word) in said.items() if word.stage is not taken[name].stage}
+    said = {name: (engine, taken[name]) for name, (engine, _) in said.items()}
     found = (_stand(wave, run, policy, state, said, alive) for policy in policies)
     return tuple(
         msgspec.structs.replace(each, given_up=True)
