@@ -117,9 +117,11 @@ def test_a_paused_wave_is_served_and_goes_on_when_engines_and_operator_have_star
     world.step()
     token = world.leases["team/w-0"][1].lease
     world.start_anew(2)
-    world.step()
-    assert (world.status("w").phase, training(world).step) == ("Paused", 3)
-    assert set(world.placements) == set(named("w", [0, 1]))
+    for _ in range(2):
+        world.step()
+        assert (world.status("w").phase, training(world).step) == ("Paused", 3)
+        assert (training(world).policies.paused, training(world).policies.waiting) == (2, 0)
+        assert set(world.placements) == set(named("w", [0, 1]))
     world.change("w", paused=False)
     world.step()
     assert {(lease.order, lease.lease > token) for _, lease in world.leases.values()} == {(Order.RUN, True)}
@@ -170,8 +172,9 @@ def test_a_complete_wave_that_is_to_take_more_steps_later_keeps_no_slot_until_th
     world.change("w", steps=STEPS * 2, paused=True)
     if started_anew:
         world.start_anew(2)
-    world.step()
-    assert world.status("w").phase == "Paused"
+    for _ in range(2):
+        world.step()
+        assert (world.status("w").phase, training(world).policies.paused) == ("Paused", 2)
     world.waves.append(training_wave("other", 2, serve=Serve(residency="Host")))
     world.step()
     assert {world.leases[name][1].order for name in named("other", [0, 1])} == {Order.RUN}

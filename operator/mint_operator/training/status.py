@@ -183,16 +183,14 @@ def _counts(stand: WaveStand) -> PolicyCounts:
 
 
 def _stage(policy: PolicyStand, stand: WaveStand) -> Stage:
-    """What a policy counts as: one that is to go on after all, or has no engine any more, waits."""
+    """What a policy counts as: one that is to go on after all, or has no engine to train on any more, waits."""
     if policy.ended(stand.train.steps) and policy.stage is not None:
         return policy.stage
     if stand.ended(policy):
         return Stage.CANCELLED
-    if policy.assignment is None:
-        return Stage.LOADING
-    if policy.rests and stand.train.paused:
+    if policy.rests and stand.train.paused:  # whether or not its engine remembers it
         return Stage.PAUSED
-    return Stage.RUNNING if policy.stage is Stage.RUNNING else Stage.LOADING
+    return Stage.RUNNING if policy.stage is Stage.RUNNING and policy.assignment is not None else Stage.LOADING
 
 
 def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
