@@ -66,6 +66,7 @@ def test_every_pod_is_confined(values: Values) -> None:
             "runAsUser": 65532,
             "runAsGroup": 65532,
             "fsGroup": 65532,
+            "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         }
         assert container(workload)["securityContext"] == {

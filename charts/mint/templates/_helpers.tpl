@@ -48,6 +48,8 @@ securityContext:
   runAsUser: 65532
   runAsGroup: 65532
   fsGroup: 65532
+  # A claim of a million files has each of them changed at every start otherwise.
+  fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
 {{- with $root.Values.runtimeClassName }}
