@@ -119,6 +119,16 @@ def test_alerts_on_a_releases_own_parts_are_not_about_those_of_another_beside_it
     assert named == scraped
 
 
+def test_an_alert_says_that_no_gateway_runs_where_one_should() -> None:
+    """All others compare what gateways tell, and say nothing where none tells anything."""
+    [away] = [each for each in alerts(render(EVERYTHING)) if each["alert"] == "MintGatewayAway"]
+    told = f'namespace="{NAMESPACE}", service=~"mint-gateway(-metrics)?"'
+    assert away["expr"] == f"absent(mint_gateway_map_age_seconds{{{told}}})"
+    assert away["labels"]["severity"] == "critical"
+    without = alerts(render(EVERYTHING | {"gateway": {"replicas": 0}}))
+    assert "MintGatewayAway" not in {each["alert"] for each in without}
+
+
 def test_every_panel_has_a_place_of_its_own() -> None:
     panels = dashboard(render(EVERYTHING))["panels"]
     assert len({(each["gridPos"]["x"], each["gridPos"]["y"]) for each in panels}) == len(panels)
