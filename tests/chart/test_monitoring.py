@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from mint_gateway.metrics import Metrics
 from tests.apiserver import ROOT
-from tests.chart.rendering import BARE, DEFAULTS, EVERYTHING, NAMESPACE, NAMESPACED, Object, of_kind, render
+from tests.chart.rendering import BARE, CHART, DEFAULTS, EVERYTHING, NAMESPACE, NAMESPACED, Object, of_kind, render
 from tests.chart.test_service_monitors import found_by, monitors
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
@@ -47,8 +47,16 @@ def alerts(objects: list[Object]) -> list[Object]:
     return found
 
 
+def dashboards(objects: list[Object]) -> dict[str, Any]:
+    """The releases' dashboards, by the names of the files that Grafana's sidecar makes of them."""
+    found = of_kind(objects, "ConfigMap").items()
+    files = [each["data"].items() for name, each in found if name.endswith("-dashboard")]
+    return {file: json.loads(text) for every in files for file, text in every}
+
+
 def dashboard(objects: list[Object]) -> Any:
-    return json.loads(of_kind(objects, "ConfigMap")["mint-dashboard"]["data"]["mint.json"])
+    [(_, found)] = dashboards(objects).items()
+    return found
 
 
 def asked(objects: list[Object]) -> list[str]:
@@ -133,6 +141,19 @@ def test_every_panel_has_a_place_of_its_own() -> None:
     panels = dashboard(render(EVERYTHING))["panels"]
     assert len({(each["gridPos"]["x"], each["gridPos"]["y"]) for each in panels}) == len(panels)
     assert len({each["id"] for each in panels}) == len(panels)
+
+
+def test_no_release_has_the_dashboard_of_another() -> None:
+    longest = "x" * 53
+    releases = [("mint", NAMESPACE), ("second", NAMESPACE), ("mint", "team-b"), (longest, "n" * 63)]
+    found = [dashboards(render(EVERYTHING, "-n", namespace, release=name)) for name, namespace in releases]
+    assert len({file for each in found for file in each}) == len(releases), "one would overwrite the other"
+    shown = [panels for each in found for panels in each.values()]
+    assert len({each["uid"] for each in shown}) == len({each["title"] for each in shown}) == len(releases)
+    assert all(len(each["uid"]) <= 40 for each in shown), "Grafana takes no longer one"
+    assert shown[0]["title"] == "MinT mint-system/mint"
+    own = json.loads((CHART / "dashboards" / "mint.json").read_text())
+    assert all(each | {"uid": own["uid"], "title": own["title"]} == own for each in shown)
 
 
 def test_they_are_found_by_their_labels_and_made_only_when_asked_for() -> None:
