@@ -67,7 +67,8 @@ def theirs(context: str, stranger: Kube) -> Kube:
     It stays so until the cluster ends, which costs less than to take it away: nothing may come after.
     """
     chart = str(release.ROOT / "charts" / "mint")
-    stranger.helm("install", release.NAME, chart, "-n", release.NAMESPACE, "--create-namespace")
+    images = [f"--set=images.{part}.repository=registry.example/mint" for part in ("operator", "gateway", "engine")]
+    stranger.helm("install", release.NAME, chart, "-n", release.NAMESPACE, "--create-namespace", *images)
     stranger.apply(base_model("smollm2", engines=1), TEAM)
     return stranger
 

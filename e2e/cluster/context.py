@@ -27,7 +27,7 @@ class ContextBackend:
         if "images" not in cluster.values():
             raise ClusterError(
                 f"set {VALUES_FILE} to a file of Helm values whose `images` context {self._context} can pull"
-                " (build them from the Dockerfile; the keys are in charts/mint/values.yaml)"
+                " (`make images` builds them; charts/mint/README.md says how, and the keys are in its values.yaml)"
             )
         with steps.step(f"ask context {self._context}"):
             cluster.kube.kubectl("get", "--raw", "/readyz", timeout_s=20.0)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tests.apiserver import ROOT, binaries
+from tests.crds.admission import merged
 
 CHART = ROOT / "charts" / "mint"
 RELEASE = "mint"
@@ -17,6 +18,14 @@ KUBE_VERSION = "1.34.4"
 Object = dict[str, Any]
 Values = dict[str, Any]
 
+# Nobody has MinT's images but who builds and pushes them: without these values nothing is rendered.
+PUSHED: Values = {
+    "images": {
+        "operator": {"repository": "mint/control"},
+        "gateway": {"repository": "mint/control"},
+        "engine": {"repository": "mint/engine"},
+    }
+}
 DEFAULTS: Values = {}
 NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}
 EXTERNAL: Values = {
@@ -90,10 +99,11 @@ def helm(*args: str, values: Values | None = None) -> str:
 
 
 def render(values: Values, *args: str, release: str = RELEASE) -> list[Object]:
-    """Every object that an installation with these values makes, without the CRDs."""
-    text = helm(
-        "template", release, str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args, values=values
-    )
+    """Every object that an installation makes with these values and, but where they name others, the images `PUSHED`;
+    without the CRDs.
+    """
+    command = ("template", release, str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args)
+    text = helm(*command, values=merged(PUSHED, values))
     return [document for document in yaml.safe_load_all(text) if document]
 
 

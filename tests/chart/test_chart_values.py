@@ -1,6 +1,7 @@
 """values.yaml and values.schema.json say the same, and the schema refuses nonsense."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import yaml
 from e2e.world import image_of
 from mint_contracts import settings
 from mint_operator import settings as operator_settings
-from tests.chart.rendering import CHART, KUBE_VERSION, HelmError, Values, environment, helm, render, workloads
+from tests.apiserver import ROOT
+from tests.chart.rendering import CHART, KUBE_VERSION, PUSHED, HelmError, Values, environment, helm, render, workloads
+from tests.crds.admission import merged
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
+APP_VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
 MAPS = {"strings", "resources", "scopes"}  # the user's own keys, or Kubernetes'
 
@@ -47,7 +51,7 @@ def test_a_chart_that_this_one_is_part_of_may_switch_it_by_a_condition(tmp_path:
     (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
     (tmp_path / "charts").mkdir()
     (tmp_path / "charts" / "mint").symlink_to(CHART)
-    values = {"mint": {"enabled": enabled}}
+    values = {"mint": {"enabled": enabled, **PUSHED}}
     text = helm("template", "all", str(tmp_path), "--kube-version", KUBE_VERSION, values=values)
     assert ("name: all-mint-operator" in text) is enabled
 
@@ -96,7 +100,9 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"resources": {"request": {}}}}, "'request' not allowed"),
     ({"gateway": {"resources": {"limits": {"memory": "4 GB"}}}}, "/gateway/resources/limits/memory"),
     ({"images": {"engine": {"tag": "a tag"}}}, "/images/engine/tag"),
-    ({"images": {"engine": {"repository": ""}}}, "/images/engine/repository"),
+    ({"images": {"engine": {"repository": "registry.example/mint/engine@1.2"}}}, "/images/engine/repository"),
+    ({"images": {"engine": {"repository": ""}}}, "images.engine.repository is not set"),
+    ({"images": {"redis": {"repository": ""}}}, "/images/redis/repository"),
     ({"images": {"engine": {"pullPolicy": "Sometimes"}}}, "/images/engine/pullPolicy"),
     ({"images": {"trainer": {}}}, "'trainer' not allowed"),
     ({"imagePullSecrets": [{"name": "registry"}]}, "/imagePullSecrets/0"),
@@ -127,6 +133,19 @@ def test_nonsense_is_refused_with_the_place_named(values: Values, where: str) ->
     assert where in str(refusal.value)
 
 
+@pytest.mark.parametrize("part", PUSHED["images"])
+def test_nobody_elses_image_is_run_where_none_is_named(part: str) -> None:
+    """Docker Hub's mint is not ours. The engines' image goes to the operator, which starts them."""
+    with pytest.raises(HelmError) as refusal:
+        render({"images": {part: {"repository": ""}}})
+    told = str(refusal.value)
+    assert f"images.{part}.repository is not set: build MinT's two images by" in told
+    assert f'"make images REPOSITORY=registry.example/mint TAG={APP_VERSION}"' in told, "which an empty tag means"
+    for each, image in (("operator", "control"), ("gateway", "control"), ("engine", "engine")):
+        assert re.search(rf"images\.{each}\.repository.* to registry\.example/mint/{image}\b", told)
+    assert "--tag $(REPOSITORY)/$$target:$(TAG)" in (ROOT / "Makefile").read_text()
+
+
 @pytest.mark.parametrize("url", ["redis://host", "rediss://redis_1.example:6380/0", "redis://[fd00::1]:6379"])
 def test_a_redis_of_ones_own_is_named_by_host_port_and_database(url: str) -> None:
     told = environment(workloads(render({"redis": {"external": {"url": url}}}))["mint-operator"])
@@ -145,7 +164,7 @@ IMAGES: list[Values] = [
 
 @pytest.mark.parametrize("values", IMAGES, ids=repr)
 def test_the_demo_loads_its_samples_by_the_image_that_engines_have(values: Values) -> None:
-    told, image = environment(workloads(render(values))["mint-operator"]), image_of(values)
+    told, image = environment(workloads(render(values))["mint-operator"]), image_of(merged(PUSHED, values))
     assert image == {
         "image": told[operator_settings.ENGINE_IMAGE],
         "pullPolicy": told[operator_settings.ENGINE_PULL_POLICY],

@@ -11,6 +11,7 @@ import pytest
 from mint_engine.adapters import pack
 from mint_gateway import cli
 from tests.apiserver import ROOT
+from tests.chart.rendering import KUBE_VERSION, helm
 from tests.docs.pages import PAGES, SAMPLES, commands, name, spans
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -50,6 +51,21 @@ def test_verbs_and_flags_that_the_text_names_are_there(page: Path) -> None:
                 assert parser.prog != "mint", span
                 for flag in (word for word in words if word.startswith("-")):
                     assert flag in parser._option_string_actions, span
+
+
+INSTALLING = [line for page in PAGES for line in commands(page) if line.startswith("helm install ")]
+
+
+@pytest.mark.parametrize("line", INSTALLING)
+def test_the_chart_is_installed_by_what_the_pages_say(line: str) -> None:
+    words = [word for word in shlex.split(line)[2:] if word != "--create-namespace"]
+    name, chart, *given = words
+    text = helm("template", name, str(ROOT / chart), "--kube-version", KUBE_VERSION, *given)
+    assert "image: registry.example/mint/control:" in text
+
+
+def test_the_pages_say_how_the_chart_is_installed() -> None:
+    assert INSTALLING
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

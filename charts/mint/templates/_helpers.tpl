@@ -34,10 +34,17 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
 {{- end }}
 
-{{/* repository:tag, or repository@digest. Takes (list $ image). */}}
+{{/* repository:tag, or repository@digest. Takes (list $ part). Nobody's registry is a default: its owner would run as us. */}}
 {{- define "mint.image" -}}
-{{- $tag := (index . 1).tag | default (index . 0).Chart.AppVersion -}}
-{{ (index . 1).repository }}{{ if hasPrefix "sha256:" $tag }}@{{ else }}:{{ end }}{{ $tag }}
+{{- $part := index . 1 }}{{ $image := get (index . 0).Values.images $part }}
+{{- $tag := $image.tag | default (index . 0).Chart.AppVersion -}}
+{{ required (include "mint.image.lacking" .) $image.repository }}{{ if hasPrefix "sha256:" $tag }}@{{ else }}:{{ end }}{{ $tag }}
+{{- end }}
+
+{{/* What to do where an image's repository is not set. Takes (list $ part). */}}
+{{- define "mint.image.lacking" -}}
+{{- $make := printf "make images REPOSITORY=registry.example/mint TAG=%s" (index . 0).Chart.AppVersion -}}
+images.{{ index . 1 }}.repository is not set: build MinT's two images by "{{ $make }}", push them to that registry of yours, and set images.operator.repository and images.gateway.repository to registry.example/mint/control, and images.engine.repository to registry.example/mint/engine
 {{- end }}
 
 {{/* What every pod of ours has in common. Takes (list $ component-values). */}}
