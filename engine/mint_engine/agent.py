@@ -202,17 +202,23 @@ class Agent:
 
 
 class _Outage:
-    """One log line when Redis goes away, one when it is back."""
+    """One log line when Redis goes away, one for whatever else keeps it away then, and one when it is back."""
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._blamed: set[str] = set()
 
     def failed(self, error: Exception, engine: str) -> None:
+        why = str(error)
         if self._since is None:
             self._since = time.monotonic()
-            log.warning("map_lost", engine=engine, error=str(error), serving="continues")
+            log.warning("map_lost", engine=engine, error=why, serving="continues")
+        elif why not in self._blamed:  # it may have come back with another password, say
+            log.warning("map_still_lost", engine=engine, error=why)
+        self._blamed.add(why)
 
     def over(self, engine: str) -> None:
         if self._since is not None:
             log.info("map_back", engine=engine, seconds=round(time.monotonic() - self._since, 2))
             self._since = None
+            self._blamed.clear()

@@ -53,6 +53,7 @@ class Mirror:
         self._views: Mapping[str, MapView] = {}
         self._read_at: float | None = None
         self._answering: bool | None = None  # None: it has not been asked yet
+        self._blamed: set[str] = set()  # what this outage's log lines named
         self.first_read = asyncio.Event()  # set once the map has been read whole
 
     @property
@@ -168,6 +169,7 @@ class Mirror:
         if not self._answering:
             _log.info("placement map is followed", bases=len(self._following))
         self._answering = True
+        self._blamed.clear()
         self._read_at = time.monotonic()
         self._views = {base: following.view for base, following in self._following.items()}
         self._on_read()
@@ -179,9 +181,13 @@ class Mirror:
             _log.error("map holds a record that cannot be read", base_model=following.view.base, error=error)
 
     def _note_outage(self, error: Exception) -> None:
+        why = str(error)
         if self._answering is not False:
             self._on_outage()
-            _log.warning("placement map is away; the last view goes on serving", error=str(error))
+            _log.warning("placement map is away; the last view goes on serving", error=why)
+        elif why not in self._blamed:  # it may have come back with another password, say
+            _log.warning("placement map is still away", error=why)
+        self._blamed.add(why)
         self._answering = False
         # Heartbeats ran out unseen: engines get one heartbeat's time to speak again, and all is read anew.
         settled_at = asyncio.get_running_loop().time() + HEARTBEAT_TTL_S

@@ -13,7 +13,14 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
-from redis.exceptions import AskError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
@@ -109,8 +116,8 @@ async def run(
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     """Await one Redis command.
 
-    Raises MapUnavailable when Redis does not answer in time, takes no writes, as a primary that was demoted, or has
-    only some of the keys, as a node of a Redis Cluster.
+    Raises MapUnavailable when Redis does not answer in time, refuses the password, takes no writes, as a primary that
+    was demoted, or has only some of the keys, as a node of a Redis Cluster.
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
@@ -136,6 +143,8 @@ def _told(failure: Exception) -> str:
     if isinstance(failure, AskError):  # or MovedError, which is one
         where = f"Redis is a node of a Redis Cluster, which leads on to {failure.host}:{failure.port}"
         return f"{where}; MinT keeps all in one Redis: give it one without cluster mode"
+    if isinstance(failure, AuthenticationError):  # all read it at their start alone; Redis's words do not repeat it
+        return f"Redis refuses the password ({failure}); restart whoever has an older one"
     return f"Redis did not answer ({failure}); retrying"
 
 

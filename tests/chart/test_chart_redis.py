@@ -1,13 +1,18 @@
 """How the chart's pods reach the map's Redis, its own or somebody's, and what it gives its own."""
 
+import re
+
 import pytest
+import yaml
 
 from mint_contracts import settings
 from tests.chart.rendering import (
     BARE,
+    CHART,
     DEFAULTS,
     EXTERNAL,
     NAMESPACE,
+    Values,
     container,
     environment,
     of_kind,
@@ -66,3 +71,33 @@ def test_generated_passwords_are_long_and_never_the_same() -> None:
     first, second = (of_kind(render(DEFAULTS), "Secret")["mint-redis"]["data"]["password"] for _ in range(2))
     assert first != second
     assert len(first) >= 40  # 32 letters, base64
+
+
+def test_a_secret_that_is_read_at_a_start_is_told_with_what_to_restart() -> None:
+    told = (CHART / "README.md").read_text().partition("## When a Secret changes")[2]
+    named = [path for path in paths(yaml.safe_load((CHART / "values.yaml").read_text())) if path.endswith("Secret")]
+    read = [path for path in named if read_at_a_start(path)]
+    assert len(read) >= 4
+    assert [path for path in read if f"`{path}`" not in told] == []
+    restarted = re.findall(r"kubectl rollout restart -n mint-system \w+/([a-z-]+)", told)
+    assert restarted == ["mint-redis", "mint-operator", "mint-gateway"], "Redis must know the password first"
+
+
+def paths(values: Values) -> list[str]:
+    """All values that are no maps, from the top."""
+    below = {key: paths(value) if isinstance(value, dict) else [""] for key, value in values.items()}
+    return [f"{key}.{path}".rstrip(".") for key, found in below.items() for path in found]
+
+
+def read_at_a_start(path: str) -> bool:
+    """Whether what this value names becomes environment, which stays as it was when the pod started."""
+    values: Values = {}
+    inner = values
+    *outer, last = path.split(".")
+    for key in outer:
+        inner = inner.setdefault(key, {})
+    inner[last] = "theirs"
+    if "external" in outer:
+        inner["url"] = "rediss://redis.example"
+    made = [container(each) for each in workloads(render(values)).values()]
+    return any("theirs" in repr((each["env"], each.get("envFrom"))) for each in made)

@@ -1,6 +1,7 @@
 """The connection to Redis: functions load themselves, passwords and certificates are checked, waits are bounded."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,21 @@ async def test_the_password_comes_from_the_environment(tmp_path: Path, monkeypat
         redis = connect()
         await write(redis)
         assert await MapReader(redis).bases() == [BASE]
+        await redis.aclose()
+
+
+@pytest.mark.parametrize("given", ["outdated", ""])
+async def test_a_password_that_redis_refuses_is_told_by_name_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv(REDIS_PASSWORD, given)
+    said = r"Redis refuses the password \(.*\); restart whoever has an older one"
+    with RedisProcess(tmp_path, "--requirepass", "s3cret") as process:
+        redis = connect(process.url)
+        for attempt in (MapReader(redis).bases, lambda: write(redis), MapReader(redis).changes().__aenter__):
+            with pytest.raises(MapUnavailable, match=said) as refused:
+                await attempt()
+            assert not re.search("s3cret|outdated", str(refused.value))
         await redis.aclose()
 
 

@@ -193,6 +193,21 @@ async def test_a_map_that_was_lost_means_nothing_is_known_not_that_nothing_is_wa
         await is_tier(there, "team/one", None)
 
 
+async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
+    redis_process: RedisProcess, tmp_path: Path
+) -> None:
+    """Otherwise nobody would learn that it has come back with a password which this engine does not know."""
+    async with Engine(tmp_path, redis_process.url, incarnation=1):
+        with structlog.testing.capture_logs() as logs:
+            redis_process.kill()
+            await until(lambda: any(line["event"] == "map_lost" for line in logs))
+            with RedisProcess(tmp_path / "redis", "--requirepass", "rotated", port=redis_process.port):
+                await until(lambda: any("Redis refuses the password" in line.get("error", "") for line in logs))
+    told = [(line["event"], line["error"]) for line in logs if line["event"] in {"map_lost", "map_still_lost"}]
+    assert [event for event, _ in told] == ["map_lost", *["map_still_lost"] * (len(told) - 1)]
+    assert len(set(told)) == len(told), "each once"
+
+
 async def test_a_map_that_is_flushed_hears_everything_again(
     there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
 ) -> None:

@@ -1,5 +1,7 @@
 """The gateway's copy of the map: follows changes, outlives Redis, forgets only what was truly removed."""
 
+from pathlib import Path
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -55,6 +57,27 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
     await until(lambda: not mirror.views[BASE].placements)
     with pytest.raises(errors.AdapterNotFound):
         await fragile.client.answer(question("Ahoy?", adapter="demo/nobody"))
+
+
+async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
+    fragile: Scene, own_redis: RedisProcess, tmp_path: Path
+) -> None:
+    """Otherwise nobody would learn that it has come back with a password which this gateway does not know."""
+    await fragile.base()
+    await fragile.open()
+    await fragile.seen()
+    mirror = fragile.gateway.mirror
+    with capture_logs() as logs:
+        own_redis.kill()
+        await until(lambda: mirror.away)
+        with RedisProcess(tmp_path, "--requirepass", "rotated", port=own_redis.port):
+            await until(lambda: any("Redis refuses the password" in line.get("error", "") for line in logs))
+    told = [(line["event"], line["error"]) for line in logs if line["event"].startswith("placement map is")]
+    assert [event.partition(";")[0] for event, _ in told] == [
+        "placement map is away",
+        *["placement map is still away"] * (len(told) - 1),
+    ]
+    assert len(set(told)) == len(told), "each once"
 
 
 async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:

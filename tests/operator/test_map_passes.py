@@ -1,8 +1,10 @@
 """The map after objects were deleted, after it was lost, and while Redis is away."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from mint_contracts.map_reader import MapReader
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
@@ -67,6 +69,26 @@ async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_tak
     await stage.once()
     assert sorted(await read.placements(stage.base)) == ADAPTERS
     assert sorted((await read.state(stage.base, ["smol-0"])).assigned["smol-0"]) == ADAPTERS
+
+
+async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
+    mortal_stage: tuple[Stage, RedisProcess], tmp_path: Path
+) -> None:
+    """Otherwise nobody would learn that it has come back with a password which this operator does not know."""
+    stage, redis = mortal_stage
+    stage.apply(base_model())
+    await stage.once()
+    redis.kill()
+    await stage.once()
+    with RedisProcess(tmp_path, "--requirepass", "rotated", port=redis.port), capture_logs() as logs:
+        for _ in range(3):
+            await stage.once()
+    [told] = [line for line in logs if line["event"] == "placement map still unavailable"]
+    assert "Redis refuses the password" in told["error"]
+    redis.start()
+    with capture_logs() as logs:
+        await stage.once()
+    assert [line for line in logs if line["event"] == "placement map is back"]
 
 
 async def test_redis_may_be_gone_while_things_are_deleted(mortal_stage: tuple[Stage, RedisProcess]) -> None:

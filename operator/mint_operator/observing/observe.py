@@ -39,6 +39,7 @@ class Observer:
         self._release = release
         self._maps: dict[str, BaseMap] = {}
         self._redis_ok = True
+        self._blamed: set[str] = set()  # what the log lines of Redis's outage named
         self.quiet = False  # the last look found nothing new in the map
         self.clock: Callable[[], float] = time.time  # seconds since 1970, by which the operator plans
 
@@ -74,13 +75,18 @@ class Observer:
             self._maps = await self._map.look(given)
             await self._training.look(self._maps, given)
         except MapUnavailable as error:
+            why = str(error)
             if self._redis_ok:
-                log.warning("placement map unavailable", error=str(error))
+                log.warning("placement map unavailable", error=why)
+            elif why not in self._blamed:  # it may have come back with another password, say
+                log.warning("placement map still unavailable", error=why)
+            self._blamed.add(why)
             self._maps, self._redis_ok = {}, False
         else:
             if not self._redis_ok:
                 log.info("placement map is back", bases=len(self._maps))
             self._redis_ok = True
+            self._blamed.clear()
         same = _same(before, self._maps) and trained == self._training.known
         self.quiet = self._redis_ok and answered and same
 
