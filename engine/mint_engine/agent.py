@@ -1,6 +1,6 @@
 """The engine's link to the placement map: follows its own part, and reports what it holds.
 
-Losing Redis loses nothing: the engine keeps what it has and goes on serving; what it knows is told again in full.
+Losing Redis loses nothing: the engine keeps what it has and goes on serving; what the map has lost is told again.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import Heard, MapReporter
 from mint_contracts.records import Assignment, EngineRecord, Held
+from mint_engine.holdings_link import HoldingsLink
 from mint_engine.train_link import TrainBody, TrainLink
 
 LISTEN_S = 5.0
@@ -49,15 +50,14 @@ class Agent:
         self._reader = MapReader(redis)
         self._reporter = MapReporter(redis, base, engine)
         self._base, self._engine, self._body = base, engine, body
+        self._holdings = HoldingsLink(self._reporter, engine, lambda at: body.describe(self._version or 0, at))
         self._training = None if body.training is None else TrainLink(redis, base, engine, body.training)
         self._outage = _Outage()
         self._version: int | None = None
         self._edition: int | None = None  # of the part last read; None: read it as soon as the map is known
         self._stale = asyncio.Event()
         self._changed = asyncio.Event()
-        self._told: dict[str, Held] = {}
-        self._sequence = 0
-        self._full = True
+        self._unsure = False  # whether the map still has what it was told of training, which has no sequence
         self._waiting: list[asyncio.Future[None]] = []
 
     def changed(self) -> None:
@@ -155,22 +155,12 @@ class Agent:
 
     async def _report_once(self) -> None:
         self._changed.clear()
-        waiting, held = self._waiting[:], self._body.holdings()
-        changed = [each for name, each in held.items() if self._told.get(name) != each]
-        gone = [name for name in self._told if name not in held]
-        full, self._full = self._full, False
-        self._sequence += bool(changed or gone or full)
-        record = self._body.describe(self._version or 0, self._sequence)
-        heard = None if full else await self._reporter.report(record, changed, gone, full=False)
-        in_full = not heard
-        if not heard:
-            if heard is not None:
-                log.info("map_forgot_us", engine=self._engine)
-            heard = await self._reporter.report(record, list(held.values()), (), full=True)
+        waiting = self._waiting[:]
+        unsure, self._unsure = self._unsure, False
+        told = await self._holdings.bring(self._body.holdings())
         if self._training is not None:
-            await self._training.report(record.incarnation, full=in_full)
-        self._hear(heard)
-        self._told = held
+            await self._training.report(told.incarnation, full=told.in_full or unsure)
+        self._hear(told.heard)
         self._waiting = [each for each in self._waiting if each not in waiting]
         for done in waiting:
             if not done.done():
@@ -188,8 +178,11 @@ class Agent:
             self._stale.set()
 
     def _failed(self, error: Exception) -> None:
-        """Whichever connection fails, all is told again: a Redis that comes back may not know the last report."""
-        self._full = True
+        """Whichever connection fails, the Redis that comes back may not know the last report.
+
+        Of what is held the next report finds out; of training all is told again, which is little.
+        """
+        self._unsure = True
         self._outage.failed(error, self._engine)
 
     async def _next_report(self) -> None:

@@ -74,27 +74,98 @@ local function forget(keys, argv)
   return #keys - 1
 end
 
--- KEYS: engines, engine, held, version, editions
--- ARGV: engine, incarnation, record, ttl ms, full 0|1, set (JSON pairs), del (JSON), channel, news 0|1
--- Returns {1 when the map knew this incarnation's holdings, 0 when a full report is needed; version or -1; edition}.
+-- Nanoseconds exceed a double's 53 bits: compare the decimal strings by length, then by text.
+local function later(one, other)
+  return #one > #other or (#one == #other and one > other)
+end
+
+-- The sequence in "INCARNATION SEQUENCE", as is kept of what an engine has told; nil where that is another start's.
+local function at(kept, incarnation)
+  local start, sequence = string.match(kept or '', '^(%d+) (%d+)$')
+  return start == incarnation and tonumber(sequence) or nil
+end
+
+-- A start whose heart beats no more keeps nobody out: the clock may have been put back since.
+local function outlived(keys, engine, incarnation)
+  local known = redis.call('HGET', keys[1], engine)
+  if known and later(known, incarnation) and redis.call('EXISTS', keys[2]) == 1 then
+    return known, redis.error_reply('STALEINCARNATION ' .. known)
+  end
+  return known, nil
+end
+
+-- So many pairs of a field and its value from argv[first] on, and behind them fields to delete. They come as they are,
+-- and many go to Redis in one call: as JSON, one by one, they would take it twice as long.
+local function write(key, argv, first, pairs)
+  local last, most = first + 2 * pairs - 1, 200
+  for i = first, last, most do redis.call('HSET', key, unpack(argv, i, math.min(i + most - 1, last))) end
+  for i = last + 1, #argv, most do redis.call('HDEL', key, unpack(argv, i, math.min(i + most - 1, #argv))) end
+end
+
+-- KEYS: engines, engine, telling
+-- ARGV: engine, incarnation, over, sequence, ms that a heart beats on, ms that this is kept, pairs, what to write...
+-- A part of all that an engine holds: put beside what the map has of it until the last part comes with its report, so
+-- that nobody reads half of it. `over` is the sequence of the part before, 0: none. A part that comes twice, or late,
+-- changes nothing. Returns 1 when it is there, 0 when those before it are not.
+local function tell(keys, argv)
+  local incarnation, over, sequence = argv[2], tonumber(argv[3]), tonumber(argv[4])
+  local known, refused = outlived(keys, argv[1], incarnation)
+  if refused then return refused end
+  local mark = redis.call('HGET', keys[3], '')
+  local start = string.match(mark or '', '^%d+')
+  if start and later(start, incarnation) and redis.call('PTTL', keys[3]) > argv[6] - argv[5] then
+    return redis.error_reply('STALEINCARNATION ' .. start)
+  end
+  local there = at(mark, incarnation)
+  if there == sequence then return 1 end
+  if over == 0 then
+    if there and there > sequence then return 0 end
+    redis.call('UNLINK', keys[3])
+  elseif there ~= over then
+    return 0
+  end
+  write(keys[3], argv, 8, tonumber(argv[7]))
+  redis.call('HSET', keys[3], '', incarnation .. ' ' .. argv[4])
+  redis.call('PEXPIRE', keys[3], argv[6])
+  if known == incarnation then redis.call('PEXPIRE', keys[2], argv[5]) end
+  return 1
+end
+
+-- KEYS: engines, engine, held, version, editions, told, telling
+-- ARGV: engine, incarnation, record, ttl ms, full 0|1, over, sequence, channel, news 0|1, pairs, what to write...
+-- The map then is at `sequence` of this start. Without `full` it must be at `over` for that; with it, what is there is
+-- replaced by what `tell` was told up to `over` (0: nothing), and this. A report that comes twice, or late, changes
+-- nothing of what is held: a Redis that stood still carries out what nobody waits for any more.
+-- Returns {1 when that was so, 0 when a full report is needed; version or -1; edition; how many adapters are held}.
 -- A heartbeat without news calls nobody: with a thousand engines the calls alone would keep every follower busy.
 local function report(keys, argv)
-  local known = redis.call('HGET', keys[1], argv[1])
-  local incarnation, full = argv[2], argv[5] == '1'
-  -- Nanoseconds exceed a double's 53 bits: compare the decimal strings by length, then by text. A start whose heart
-  -- beats no more keeps nobody out: the clock may have been put back since.
-  local later = known and (#known > #incarnation or (#known == #incarnation and known > incarnation))
-  if later and redis.call('EXISTS', keys[2]) == 1 then return redis.error_reply('STALEINCARNATION ' .. known) end
-  if known ~= incarnation and not full then return { 0, -1, 0 } end
-  if full then
-    redis.call('DEL', keys[3])
+  local incarnation, full, over, sequence = argv[2], argv[5] == '1', tonumber(argv[6]), tonumber(argv[7])
+  local known, refused = outlived(keys, argv[1], incarnation)
+  if refused then return refused end
+  local there = known == incarnation and at(redis.call('HGET', keys[6], argv[1]), incarnation) or nil
+  local again = there == sequence and over ~= sequence and not (full and over == 0)
+  if full and not again then
+    if there and there > sequence then return { 0, -1, 0, 0 } end
+    if over > 0 and at(redis.call('HGET', keys[7], ''), incarnation) ~= over then return { 0, -1, 0, 0 } end
+    redis.call('UNLINK', keys[3])
+    if over > 0 then
+      redis.call('PERSIST', keys[7])
+      redis.call('RENAME', keys[7], keys[3])
+      redis.call('HDEL', keys[3], '')
+    end
     redis.call('HSET', keys[1], argv[1], incarnation)
+  elseif not full and not again and there ~= over then
+    return { 0, -1, 0, 0 }
   end
-  change(keys[3], { set = cjson.decode(argv[6]), del = cjson.decode(argv[7]) })
+  if not again then
+    write(keys[3], argv, 11, tonumber(argv[10]))
+    if there ~= sequence then redis.call('HSET', keys[6], argv[1], incarnation .. ' ' .. argv[7]) end
+  end
   redis.call('SET', keys[2], argv[3], 'PX', argv[4])
   if argv[9] == '1' then redis.call('PUBLISH', argv[8], 'engine ' .. argv[1]) end
   local version = tonumber(redis.call('GET', keys[4]) or '-1')
-  return { 1, version, tonumber(redis.call('HGET', keys[5], argv[1]) or '0') }
+  local edition = tonumber(redis.call('HGET', keys[5], argv[1]) or '0')
+  return { 1, version, edition, redis.call('HLEN', keys[3]) }
 end
 
 -- KEYS: engines, engine   ARGV: engine, incarnation, channel
@@ -115,9 +186,7 @@ end
 -- and of those without a lease.
 local function progress(keys, argv)
   local known, incarnation = redis.call('HGET', keys[1], argv[1]), argv[2]
-  if known and (#known > #incarnation or (#known == #incarnation and known > incarnation)) then
-    return redis.error_reply('STALEINCARNATION ' .. known)
-  end
+  if known and later(known, incarnation) then return redis.error_reply('STALEINCARNATION ' .. known) end
   if known ~= incarnation then return -1 end
   if argv[3] == '1' then redis.call('DEL', keys[2]) end
   change(keys[2], { set = cjson.decode(argv[4]), del = cjson.decode(argv[5]) })
@@ -138,10 +207,12 @@ local function progress(keys, argv)
 end
 
 -- Where memory is full Redis would refuse each of these, a call that only deletes too: every engine's heart would stop,
--- and nothing could be freed. The map is as large as what engines hold; what clients let grow is refused (catalog.lua).
+-- and nothing could be freed. The map is as large as what engines hold, twice that while they tell all of it anew; what
+-- clients let grow is refused (catalog.lua).
 redis.register_function{ function_name = 'LIBRARY_apply', callback = apply, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_train', callback = train, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_forget', callback = forget, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_tell', callback = tell, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_report', callback = report, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_leave', callback = leave, flags = { 'allow-oom' } }

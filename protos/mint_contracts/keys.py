@@ -17,6 +17,10 @@ that is led on by one of its nodes says so, and goes nowhere.
 | mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
 | mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
+| mint:{ns/name}:told               | hash   | engine -> incarnation and sequence of | engines  |
+|                                   |        | what is held                          |          |
+| mint:{ns/name}:telling:ENGINE     | hash   | adapter -> Held, as far as all of it  | engine   |
+|                                   |        | is told anew; expires                 |          |
 | mint:{ns/name}:training           | hash   | wave -> WaveTraining                  | operator |
 | mint:{ns/name}:trains:ENGINE      | hash   | policy -> TrainAssignment             | operator |
 | mint:{ns/name}:progress:ENGINE    | hash   | policy -> Progress                    | engine   |
@@ -96,6 +100,16 @@ def engine(base: str, name: str) -> str:
 def held(base: str, name: str) -> str:
     """Hash: adapter to Held, as one engine reports it."""
     return f"mint:{{{base}}}:held:{name}"
+
+
+def told(base: str) -> str:
+    """Hash: engine to "INCARNATION SEQUENCE", of the report that its held adapters are as of."""
+    return f"mint:{{{base}}}:told"
+
+
+def telling(base: str, name: str) -> str:
+    """Hash with a time to live: adapter to Held, the parts that are there of all that one engine tells anew."""
+    return f"mint:{{{base}}}:telling:{name}"
 
 
 def training(base: str) -> str:

@@ -150,9 +150,12 @@ async def test_a_pulse_tells_whether_to_read_more(redis_client: Redis) -> None:
 
 def test_every_key_is_in_the_bases_hash_slot() -> None:
     made: Iterable[str] = (
-        *(make(BASE) for make in (keys.epoch, keys.version, keys.base_record, keys.placements, keys.engines)),
+        *(
+            make(BASE)
+            for make in (keys.epoch, keys.version, keys.base_record, keys.placements, keys.engines, keys.told)
+        ),
         keys.writing(BASE),
-        *(make(BASE, "e-0") for make in (keys.assigned, keys.engine, keys.held)),
+        *(make(BASE, "e-0") for make in (keys.assigned, keys.engine, keys.held, keys.telling)),
         keys.changed(BASE),
     )
     assert {key[key.index("{") : key.index("}") + 1] for key in made} == {"{demo/smollm2}"}

@@ -156,7 +156,9 @@ async def full_redis(redis_client: Redis) -> AsyncIterator[Redis]:
 
 async def test_where_memory_is_full_engines_live_and_changes_are_written(full_redis: Redis) -> None:
     reader, writer = MapReader(full_redis), MapWriter(full_redis, epoch=1)
-    assert await MapReporter(full_redis, BASE, "e-0").report(record(sequence=2), [held("c")], ["a"], full=False)
+    assert await MapReporter(full_redis, BASE, "e-0").report(
+        record(sequence=2), [held("c")], ["a"], full=False, over=1
+    )
     assert (await reader.pulse(BASE)).engines == {"e-0": record(sequence=2)}
     await writer.apply(BASE, MapChange(del_placements=("a",)))
     assert list(await reader.placements(BASE)) == ["b"]

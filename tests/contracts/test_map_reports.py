@@ -20,7 +20,7 @@ async def test_a_full_report_is_needed_first_and_then_differences_do(redis_clien
     assert not await reporter.report(record(), [held("a")], [], full=False)
     assert await reader.engines(BASE) == []
     assert await reporter.report(record(), [held("a"), held("b")], [], full=True)
-    assert await reporter.report(record(sequence=2), [held("c"), held("a", Tier.HOST)], ["b"], full=False)
+    assert await reporter.report(record(sequence=2), [held("c"), held("a", Tier.HOST)], ["b"], full=False, over=1)
     (view,) = await reader.engines(BASE)
     assert view.record == record(sequence=2)
     assert view.held == {"a": held("a", Tier.HOST), "c": held("c")}
@@ -92,7 +92,7 @@ async def test_a_heartbeat_runs_out_and_a_goodbye_ends_it_at_once(redis_client: 
         while view.record is not None:
             (view,) = await reader.engines(BASE)
     assert view.held == {"a": held("a")}
-    await reporter.report(record(sequence=2), [], [], full=False)  # it was only slow
+    await reporter.report(record(sequence=2), [], [], full=False, over=1)  # it was only slow
     assert (await reader.engines(BASE))[0].record == record(sequence=2)
     await reporter.leave()
     assert (await reader.engines(BASE))[0].record is None

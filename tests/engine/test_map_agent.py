@@ -320,10 +320,10 @@ async def test_only_what_changed_is_sent(
     report = MapReporter.report
 
     async def watched(
-        self: MapReporter, record: EngineRecord, changed: list[Held], gone: list[str], *, full: bool
+        self: MapReporter, record: EngineRecord, changed: list[Held], gone: list[str], *, full: bool, over: int
     ) -> Heard:
         sent.append(([each.adapter for each in changed], list(gone), full))
-        return await report(self, record, changed, gone, full=full)
+        return await report(self, record, changed, gone, full=full, over=over)
 
     monkeypatch.setattr(MapReporter, "report", watched)
     holdings = {name: Held(name, Source(f"s3://b/{name}"), Tier.HOST) for name in "ab"}

@@ -153,7 +153,8 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             with suppress(MintError):
-                known = await self._reporter.report(self.record(), [], [], full=False)
+                record = self.record()
+                known = await self._reporter.report(record, [], [], full=False, over=record.sequence)
                 if not known:
                     await self.report()
 

@@ -88,7 +88,8 @@ class TrainingEngine:
         full = True
         while True:
             with suppress(MintError):
-                full = not await self._reporter.report(self.record(), [], [], full=full)
+                over = 0 if full else 1
+                full = not await self._reporter.report(self.record(), [], [], full=full, over=over)
             await asyncio.sleep(0.0 if full else HEARTBEAT_S)
 
 

@@ -103,7 +103,7 @@ class PlayedEngine:
 
     async def beat(self) -> None:
         """Beat the heart, with nothing new to tell since `report`."""
-        await self._reporter.report(self._record, [], [], full=False)
+        await self._reporter.report(self._record, [], [], full=False, over=self._sequence)
 
     async def assigned(self) -> dict[str, Assignment]:
         """What the map asks of this engine."""

@@ -1,0 +1,126 @@
+"""Everything that an engine holds, told to the map in parts: each is taken once, and none is read before the last."""
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.errors import StaleEpoch
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_reporter import HEARTBEAT_TTL_S, TELLING_TTL_S, MapReporter
+from mint_contracts.records import Tier
+from tests.contracts.placed import BASE, held, record
+from tests.redis_process import full_memory
+
+
+@pytest.fixture
+def reporter(redis_client: Redis) -> MapReporter:
+    return MapReporter(redis_client, BASE, "e-0")
+
+
+@pytest.fixture
+def reader(redis_client: Redis) -> MapReader:
+    return MapReader(redis_client)
+
+
+async def test_parts_are_nobodys_to_read_before_a_report_completes_them(
+    redis_client: Redis, reporter: MapReporter, reader: MapReader
+) -> None:
+    assert await reporter.tell(1, 1, [held("a"), held("b")], [], over=0)
+    assert await reporter.tell(1, 2, [held("c"), held("a", Tier.HOST)], ["b"], over=1)
+    assert await reader.engines(BASE) == []
+    assert await reporter.report(record(sequence=3), [held("d")], ["c"], full=True, over=2)
+    (view,) = await reader.engines(BASE)
+    assert view.record == record(sequence=3)
+    assert view.held == {"a": held("a", Tier.HOST), "d": held("d")}
+    assert await redis_client.hlen(keys.held(BASE, "e-0")) == 2
+    assert await redis_client.ttl(keys.held(BASE, "e-0")) == -1, "what is held does not expire"
+    assert not await redis_client.exists(keys.telling(BASE, "e-0"))
+
+
+async def test_what_the_map_has_is_read_and_the_heart_beats_on_while_all_is_told_anew(
+    redis_client: Redis, reporter: MapReporter, reader: MapReader
+) -> None:
+    await reporter.report(record(), [held("a")], [], full=True)
+    await redis_client.pexpire(keys.engine(BASE, "e-0"), 3_600_000)
+    assert await reporter.tell(1, 2, [held("b")], [], over=0)
+    assert await redis_client.pttl(keys.engine(BASE, "e-0")) <= HEARTBEAT_TTL_S * 1000
+    (view,) = await reader.engines(BASE)
+    assert (view.record, list(view.held)) == (record(), ["a"])
+    assert await reporter.report(record(sequence=3), [], [], full=True, over=2)
+    assert await reader.held(BASE, "e-0") == {"b": held("b")}
+
+
+async def test_a_part_that_comes_again_is_there_and_changes_nothing(reporter: MapReporter, reader: MapReader) -> None:
+    for _ in range(2):
+        assert await reporter.tell(1, 1, [held("a")], [], over=0)
+    for _ in range(2):
+        assert await reporter.tell(1, 2, [held("b")], ["a"], over=1)
+    assert not await reporter.tell(1, 1, [held("a")], [], over=0), "it was carried out late: others came behind it"
+    for _ in range(2):
+        assert await reporter.report(record(sequence=3), [held("c")], [], full=True, over=2)
+    assert sorted(await reader.held(BASE, "e-0")) == ["b", "c"]
+
+
+async def test_without_the_parts_before_it_none_is_taken(
+    redis_client: Redis, reporter: MapReporter, reader: MapReader
+) -> None:
+    assert not await reporter.tell(1, 2, [held("b")], [], over=1)
+    assert await reporter.tell(1, 3, [held("a")], [], over=0)
+    await redis_client.delete(keys.telling(BASE, "e-0"))
+    assert not await reporter.tell(1, 4, [held("b")], [], over=3)
+    assert not await reporter.report(record(sequence=4), [held("b")], [], full=True, over=3)
+    assert await reader.engines(BASE) == []
+
+
+async def test_changes_are_taken_over_what_they_were_made_for_once(reporter: MapReporter, reader: MapReader) -> None:
+    await reporter.report(record(sequence=4), [held("a")], [], full=True)
+    for _ in range(2):
+        assert await reporter.report(record(sequence=5), [held("b")], ["a"], full=False, over=4)
+    assert await reporter.report(record(sequence=6), [held("a", Tier.HOST)], [], full=False, over=5)
+    # As when Redis stood still, and carries out only now what nobody waits for any more.
+    assert not await reporter.report(record(sequence=5), [held("b")], ["a"], full=False, over=4)
+    assert not await reporter.report(record(sequence=4), [held("a")], [], full=True)
+    (view,) = await reader.engines(BASE)
+    assert view.record == record(sequence=6)
+    assert view.held == {"a": held("a", Tier.HOST), "b": held("b")}
+
+
+async def test_a_report_tells_how_much_the_map_has_of_the_engine(redis_client: Redis, reporter: MapReporter) -> None:
+    assert (await reporter.report(record(), [held("a"), held("b")], [], full=True)).held == 2
+    await redis_client.hdel(keys.held(BASE, "e-0"), "a")
+    assert (await reporter.report(record(), [], [], full=False, over=1)).held == 1
+
+
+async def test_of_two_starts_that_tell_at_once_the_later_is_heard(
+    reporter: MapReporter, reader: MapReader, redis_client: Redis
+) -> None:
+    now = 1_764_000_000_000_000_001
+    later = MapReporter(redis_client, BASE, "e-0")
+    assert await reporter.tell(now, 1, [held("a")], [], over=0)
+    assert await later.tell(now + 1, 1, [held("b")], [], over=0)
+    with pytest.raises(StaleEpoch):
+        await reporter.tell(now, 2, [held("c")], [], over=1)
+    assert await later.report(record(incarnation=now + 1, sequence=2), [], [], full=True, over=1)
+    with pytest.raises(StaleEpoch):
+        await reporter.tell(now, 3, [held("a")], [], over=0)
+    assert await reader.held(BASE, "e-0") == {"b": held("b")}
+
+
+async def test_a_start_that_ended_as_it_told_keeps_no_other_out_for_longer_than_a_heartbeat(
+    reporter: MapReporter, redis_client: Redis
+) -> None:
+    await reporter.tell(2, 1, [held("a")], [], over=0)
+    left_ms = await redis_client.pttl(keys.telling(BASE, "e-0"))
+    assert 0 < left_ms <= TELLING_TTL_S * 1000
+    with pytest.raises(StaleEpoch):
+        await reporter.tell(1, 1, [held("b")], [], over=0)
+    passed_ms = int(left_ms - HEARTBEAT_TTL_S * 1000)
+    await redis_client.pexpire(keys.telling(BASE, "e-0"), passed_ms)  # as if so much time had passed
+    assert await reporter.tell(1, 1, [held("b")], [], over=0)
+
+
+async def test_where_memory_is_full_parts_are_taken(redis_client: Redis, reporter: MapReporter) -> None:
+    await reporter.report(record(), [held("a")], [], full=True)
+    async with full_memory(redis_client):
+        assert await reporter.tell(1, 2, [held("b")], [], over=0)
+        assert await reporter.report(record(sequence=3), [held("c")], [], full=True, over=2)
