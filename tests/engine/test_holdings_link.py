@@ -5,6 +5,7 @@ from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from mint_contracts.records import EngineRecord, Held, Tier
 from mint_engine import holdings_link
 from mint_engine.holdings_link import HoldingsLink
 from tests.contracts.placed import BASE, held, record
+from tests.relay import relaying
 
 ENGINE = "e-0"
 PIECE = 3
@@ -153,6 +155,25 @@ async def test_after_the_lost_answer_to_a_change_nothing_is_told_in_full(
     assert not (await telling.bring(without)).in_full
     assert calls.made == ["report", "report"]
     assert await said(redis_client) == without
+
+
+async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
+    redis_client: Redis, redis_server: str, calls: Calls
+) -> None:
+    with relaying(urlsplit(redis_server).netloc) as relay:
+        redis = functions.connect(f"redis://127.0.0.1:{relay.port}/0")
+        telling, changed = link(redis), {**HELD, "a": held("a", Tier.HOST)}
+        await telling.bring(HELD)
+        calls.made.clear()
+        relay.fault = "cut"
+        with pytest.raises(MapUnavailable):
+            await telling.bring(changed)
+        assert await said(redis_client) == changed
+        relay.heal()
+        assert not (await telling.bring(changed)).in_full
+        assert calls.made == ["report"] * 3  # the one, the same again, a heartbeat
+        assert await said(redis_client) == changed
+        await redis.aclose()
 
 
 async def test_what_changed_since_a_lost_answer_is_told_with_the_rest(redis_client: Redis, calls: Calls) -> None:

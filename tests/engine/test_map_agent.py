@@ -26,6 +26,7 @@ from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from tests.engine.made import edit_config, peft_adapter, tiny_fit
 from tests.redis_process import RedisProcess
+from tests.relay import relaying
 from tests.waiting import until
 
 BASE, ENGINE = "default/tiny", "tiny-0"
@@ -313,40 +314,77 @@ async def test_leaving_ends_the_heartbeat_now(there: Map, redis_process: RedisPr
         assert view.record is None
 
 
+class Speaking:
+    """An agent that speaks for `holdings`, and what it has sent of them: changes, removals, and whether in full."""
+
+    def __init__(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.holdings = {name: Held(name, Source(f"s3://b/{name}"), Tier.HOST) for name in "ab"}
+        self.sent: list[tuple[list[str], list[str], bool]] = []
+        self.sequences: list[int] = []
+        self.redis = connect(redis_url)
+        self.agent = Agent(
+            self.redis, BASE, ENGINE, Body(self._describe, lambda: dict(self.holdings), lambda _: None)
+        )
+        report = MapReporter.report
+
+        async def watched(
+            reporter: MapReporter,
+            record: EngineRecord,
+            changed: list[Held],
+            gone: list[str],
+            *,
+            full: bool,
+            over: int,
+        ) -> Heard:
+            self.sent.append(([each.adapter for each in changed], list(gone), full))
+            return await report(reporter, record, changed, gone, full=full, over=over)
+
+        monkeypatch.setattr(MapReporter, "report", watched)
+
+    def _describe(self, map_version: int, sequence: int) -> EngineRecord:
+        self.sequences.append(sequence)
+        return EngineRecord(ENGINE, "x:1", 1, True, 0, 0, 0, 0, map_version, sequence)
+
+    def change(self) -> None:
+        self.holdings["a"] = msgspec.structs.replace(self.holdings["a"], tier=Tier.DEVICE)
+        del self.holdings["b"]
+
+    async def __aenter__(self) -> "Speaking":
+        self.running = asyncio.create_task(self.agent.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.running.cancel()
+        await asyncio.wait({self.running})
+        await self.redis.aclose()
+
+
 async def test_only_what_changed_is_sent(
     there: Map, redis_process: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[tuple[list[str], list[str], bool]] = []
-    report = MapReporter.report
+    async with Speaking(redis_process.url, monkeypatch) as speaking:
+        assert await speaking.agent.tell(60)
+        speaking.change()
+        assert await speaking.agent.tell(60)
+        assert await speaking.agent.tell(60)
+    assert speaking.sent[0] == (["a", "b"], [], True)
+    assert [each for each in speaking.sent[1:] if each[0] or each[1]] == [(["a"], ["b"], False)]
+    assert speaking.sequences[-1] == 2
+    assert await there.tier("a") is Tier.DEVICE
+    assert await there.tier("b") is None
 
-    async def watched(
-        self: MapReporter, record: EngineRecord, changed: list[Held], gone: list[str], *, full: bool, over: int
-    ) -> Heard:
-        sent.append(([each.adapter for each in changed], list(gone), full))
-        return await report(self, record, changed, gone, full=full, over=over)
 
-    monkeypatch.setattr(MapReporter, "report", watched)
-    holdings = {name: Held(name, Source(f"s3://b/{name}"), Tier.HOST) for name in "ab"}
-    sequences: list[int] = []
-
-    def describe(map_version: int, sequence: int) -> EngineRecord:
-        sequences.append(sequence)
-        return EngineRecord(ENGINE, "x:1", 1, True, 0, 0, 0, 0, map_version, sequence)
-
-    redis = connect(redis_process.url)
-    agent = Agent(redis, BASE, ENGINE, Body(describe, lambda: dict(holdings), lambda _: None))
-    running = asyncio.create_task(agent.run())
-    assert await agent.tell(60)
-    holdings["a"] = msgspec.structs.replace(holdings["a"], tier=Tier.DEVICE)
-    del holdings["b"]
-    assert await agent.tell(60)
-    assert await agent.tell(60)
-    running.cancel()
-    await asyncio.wait({running})
-    await redis.aclose()
-    assert sent[0] == (["a", "b"], [], True)
-    assert [each for each in sent[1:] if each[0] or each[1]] == [(["a"], ["b"], False)]
-    assert sequences[-1] == 2
-    view = await there.engine()
-    assert view is not None
-    assert {name: held.tier for name, held in view.held.items()} == {"a": Tier.DEVICE}
+async def test_an_outage_that_the_map_outlives_is_no_reason_to_tell_it_all_again(
+    there: Map, redis_process: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with relaying(f"127.0.0.1:{redis_process.port}") as relay:
+        async with Speaking(f"redis://127.0.0.1:{relay.port}/0", monkeypatch) as speaking:
+            assert await speaking.agent.tell(60)
+            with structlog.testing.capture_logs() as logs:
+                relay.heal()  # which ends its connections
+                await until(lambda: any(line["event"] == "map_lost" for line in logs))
+            speaking.change()
+            assert await speaking.agent.tell(60)
+    assert [full for _, _, full in speaking.sent].count(True) == 1
+    assert await there.tier("a") is Tier.DEVICE
+    assert await there.tier("b") is None
