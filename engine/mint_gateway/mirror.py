@@ -118,8 +118,8 @@ class Mirror:
             if following is None:
                 following = _Following(view=MapView(base=base), settled_at=loop.time())
             try:
-                pulse = await self._reader.pulse(base)
-                await self._follow(following, pulse, loop.time())
+                pulse, telling = await self._pulse(following.view)
+                await self._follow(following, pulse, telling, loop.time())
             except msgspec.DecodeError as error:
                 # A record of another version of MinT: this base stays as it was, the others go on.
                 self._note_unreadable(following, str(error))
@@ -134,7 +134,16 @@ class Mirror:
             self._following[base] = following
         self._swap()
 
-    async def _follow(self, following: _Following, pulse: Pulse, now: float) -> None:
+    async def _pulse(self, view: MapView) -> tuple[Pulse, Mapping[str, int]]:
+        """The base's, and which of those that it is silent of are telling the map anew what they hold."""
+        pulse = await self._reader.pulse(view.base)
+        silent = [n for n, engine in view.engines.items() if engine.alive and pulse.engines.get(n) is None]
+        telling = await self._reader.telling(view.base, silent)
+        if len(telling) < len(silent):
+            pulse = await self._reader.pulse(view.base)  # one that has ended doing so in between is in it now
+        return pulse, telling
+
+    async def _follow(self, following: _Following, pulse: Pulse, telling: Mapping[str, int], now: float) -> None:
         base, view = following.view.base, following.view
         was_lost, following.lost = following.lost, lost_something(view, pulse)
         if following.lost and not was_lost:
@@ -152,7 +161,7 @@ class Mirror:
             )
         names = [n for n, r in pulse.engines.items() if r is not None] if whole else stale_holdings(view, pulse)
         held = {name: await self._reader.held(base, name) for name in names}
-        following.view = merge(view, pulse, held, settled=now >= following.settled_at)
+        following.view = merge(view, pulse, held, settled=now >= following.settled_at, telling=telling)
         if whole:
             following.resync_at = now + RESYNC_S
 

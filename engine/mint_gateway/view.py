@@ -114,12 +114,14 @@ def merge(
     held: Mapping[str, Mapping[str, Held]],
     *,
     settled: bool,
+    telling: Mapping[str, int],
 ) -> MapView:
     """`known` with the engines of a fresh pulse; `held` has the holdings of engines that changed them.
 
     An engine whose heartbeat is missing is dead if the map is `settled`: Redis has answered, with all it ever knew,
     for longer than a heartbeat lives. Before that its silence tells nothing, and its last word goes on counting:
-    a Redis that comes back has lost the heartbeats of its absence.
+    a Redis that comes back has lost the heartbeats of its absence. One that is `telling` it all anew (the incarnation
+    of each that does) is alive, and its last word counts until it has: with many of them that takes longer.
     """
     engines: dict[str, Engine] = {}
     for name in sorted({*known.engines, *pulse.engines}):
@@ -129,7 +131,7 @@ def merge(
                 engines[name] = heard(name, record, held.get(name, {}))
             else:
                 engines[name] = msgspec.structs.replace(before, record=record, alive=True)
-        elif before is not None and not settled:
+        elif before is not None and (not settled or telling.get(name) == before.record.incarnation):
             engines[name] = before
         elif before is not None and name in pulse.engines:
             engines[name] = msgspec.structs.replace(before, alive=False)

@@ -20,7 +20,7 @@ that is led on by one of its nodes says so, and goes nowhere.
 | mint:{ns/name}:told               | hash   | engine -> incarnation and sequence of | engines  |
 |                                   |        | what is held                          |          |
 | mint:{ns/name}:telling:ENGINE     | hash   | adapter -> Held, as far as all of it  | engine   |
-|                                   |        | is told anew; expires                 |          |
+|                                   |        | is told anew, and as in told; expires |          |
 | mint:{ns/name}:training           | hash   | wave -> WaveTraining                  | operator |
 | mint:{ns/name}:trains:ENGINE      | hash   | policy -> TrainAssignment             | operator |
 | mint:{ns/name}:progress:ENGINE    | hash   | policy -> Progress                    | engine   |
@@ -108,7 +108,9 @@ def told(base: str) -> str:
 
 
 def telling(base: str, name: str) -> str:
-    """Hash with a time to live: adapter to Held, the parts that are there of all that one engine tells anew."""
+    """Hash with a time to live: adapter to Held, the parts that are there of all that one engine tells anew, and in
+    the field "" what `told` is to have of it.
+    """
     return f"mint:{{{base}}}:telling:{name}"
 
 

@@ -4,7 +4,7 @@ Another version of MinT may have written a record otherwise. One that cannot be 
 far as it can be, or passed over.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -75,6 +75,19 @@ class MapReader:
                 for name, text in sorted(zip(names, records, strict=True))
             },
         )
+
+    async def telling(self, base: str, engines: Collection[str]) -> dict[str, int]:
+        """Those of the engines that are telling all they hold anew, each with its incarnation.
+
+        A start that the map had lost shows no heartbeat until it has done so.
+        """
+        if not engines:
+            return {}
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in engines:
+            pipeline.hget(keys.telling(base, name), "")
+        marks = zip(engines, await bounded(pipeline.execute), strict=True)
+        return {name: int(mark.partition(" ")[0]) for name, mark in marks if mark is not None}
 
     async def base_record(self, base: str) -> BaseRecord | None:
         """What the operator says of the base."""

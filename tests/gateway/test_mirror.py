@@ -6,7 +6,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import errors, keys
+from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import MapChange, Tier
+from mint_gateway import mirror as mirrors
 from mint_gateway.client import question
 from tests.gateway.scene import BASE, STORE, Scene
 from tests.redis_process import RedisProcess
@@ -114,6 +116,27 @@ async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, o
     await until(lambda: not fragile.gateway.mirror.away)
     assert fragile.gateway.mirror.views[BASE].engines["e-0"].alive  # silent, but nobody can blame it yet
     await until(lambda: "e-0" not in fragile.gateway.mirror.views[BASE].engines)
+
+
+async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_holds(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where many tell at once that takes longer than a heartbeat lives."""
+    monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
+    await scene.base()
+    engine, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await scene.open()
+    await scene.seen(engine, other)
+    for each, later in ((engine, 0), (other, 1)):
+        await each.silence()
+        incarnation = each.record().incarnation + later
+        await MapReporter(scene.redis, BASE, each.name).tell(incarnation, 9, [], [], over=0)
+    await scene.redis.delete(keys.engines(BASE), keys.engine(BASE, "e-0"), keys.engine(BASE, "e-1"))
+    mirror = scene.gateway.mirror
+    await until(lambda: "e-1" not in mirror.views[BASE].engines)  # its next start is telling: this one has ended
+    assert mirror.views[BASE].engines["e-0"].alive
+    await scene.redis.delete(keys.telling(BASE, "e-0"))  # as when it told no more
+    await until(lambda: "e-0" not in mirror.views[BASE].engines)
 
 
 async def test_a_removed_base_leaves_and_a_new_one_comes(scene: Scene) -> None:

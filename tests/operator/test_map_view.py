@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
+from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
@@ -45,6 +46,23 @@ async def test_an_engine_is_away_since_its_last_heartbeat_or_since_it_was_wanted
     clock.now += 5
     assert (await view.look({KEY: ["smol-0"]}))[KEY].away_s == {}
     assert (await view.look(engines))[KEY].away_s == {"smol-1": 0.0}
+
+
+async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away(redis_client: Redis) -> None:
+    clock = Clock()
+    view = MapView(MapReader(redis_client), clock=clock)
+    engine = PlayedEngine(redis_client, KEY, "smol-0")
+    await engine.report()
+    engines = {KEY: ["smol-0", "smol-1"]}
+    await view.look(engines)
+    await redis_client.flushall()
+    clock.now += 20
+    await MapReporter(redis_client, KEY, "smol-0").tell(1, 9, [], [], over=0)
+    found = (await view.look(engines))[KEY]
+    assert (found.away_s, found.engines) == ({"smol-1": 20.0}, ())
+    await redis_client.delete(keys.telling(KEY, "smol-0"))  # as when it told no more
+    clock.now += 5
+    assert (await view.look(engines))[KEY].away_s == {"smol-0": 5.0, "smol-1": 25.0}
 
 
 async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redis) -> None:

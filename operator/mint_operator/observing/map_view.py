@@ -7,7 +7,7 @@ lost.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -128,12 +128,14 @@ class MapView:
                 if stale:
                     memory.views.clear()
             views = await self._views(base, pulse, memory)
+            silent = [name for name in engines if pulse.engines.get(name) is None]
+            telling = await self._reader.telling(base, silent)
             _forget_sizes(memory)
             _smooth(memory, pulse, now)
             memory.pulse = pulse
         state = memory.state
         assert state is not None  # noqa: S101 - read above
-        return self._base_map(memory, state, views, engines, now)
+        return self._base_map(memory, state, views, engines, now, telling)
 
     def _named(self, memory: _Memory, engines: Sequence[str]) -> list[str]:
         """Engines whose assignments may exist although they never reported."""
@@ -161,13 +163,19 @@ class MapView:
         return tuple(views.values())
 
     def _base_map(
-        self, memory: _Memory, state: MapState, views: tuple[EngineView, ...], engines: Sequence[str], now: float
+        self,
+        memory: _Memory,
+        state: MapState,
+        views: tuple[EngineView, ...],
+        engines: Sequence[str],
+        now: float,
+        telling: Collection[str],
     ) -> BaseMap:
         if state.version is None:
             memory.lost_at = now if memory.lost_at is None else memory.lost_at
         else:
             memory.lost_at, memory.remembered, memory.recorded = None, state.placements, state.waves
-        alive = {view.engine for view in views if view.record is not None}
+        alive = {view.engine for view in views if view.record is not None} | set(telling)
         seen = memory.last_alive
         memory.last_alive = {name: now if name in alive else seen.get(name, now) for name in engines}
         return BaseMap(
