@@ -1,6 +1,7 @@
 """The compiled kernels as Python functions over contiguous CPU tensors. Shapes are those of the C++ sources.
 
-Nothing is checked here that would cost time on every call: callers are the passes and tests.
+That they are contiguous is checked (`address`), and nothing that would cost time on every call: callers are the
+passes and tests.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import torch
 from mint_engine.kernels.attention_structs import Heads, heads_struct, sight_struct
 from mint_engine.kernels.compile import VARIANTS, is_current, library_path
 from mint_engine.kernels.expert_structs import Stack, stack_struct
-from mint_engine.kernels.linear_structs import Linear, linear_struct
+from mint_engine.kernels.linear_structs import Linear, address, linear_struct
 from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
 from mint_engine.kernels.structs import BaseStruct, PeersStruct, RoomStruct, SlotsStruct, StepStruct, slots_struct
 from mint_engine.model.device import multiplies_bfloat16
@@ -106,21 +107,21 @@ class Kernels:
         high, wide = weight.shape
         weight = weight.contiguous()  # which lives until it is packed
         packed = memory.zeros(-(-high // PANEL) * PANEL * wide, weight.dtype)
-        self._pack(weight.data_ptr(), high, wide, packed.data_ptr())
+        self._pack(address(weight), high, wide, address(packed))
         return Linear(packed, bias, wide, high, targets)
 
     def multiply(self, x: torch.Tensor, by: Linear) -> torch.Tensor:
         """x [T, in] -> x W^T + b [T, out], adapters aside."""
         y = x.new_empty((x.shape[0], by.out_features))
-        self._multiply(x.data_ptr(), x.shape[0], ctypes.byref(linear_struct(by)), y.data_ptr())
+        self._multiply(address(x), x.shape[0], ctypes.byref(linear_struct(by)), address(y))
         return y
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, norm: Norm, epsilon: float) -> torch.Tensor:
         """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H], a copy without a norm."""
         out = torch.empty_like(hidden)
         self._add_norm(
-            hidden.data_ptr(), delta.data_ptr() if delta is not None else None, ctypes.byref(norm_struct(norm)),
-            out.data_ptr(), hidden.shape[0], hidden.shape[1], epsilon,
+            address(hidden), address(delta), ctypes.byref(norm_struct(norm)),
+            address(out), hidden.shape[0], hidden.shape[1], epsilon,
         )  # fmt: skip
         return out
 
@@ -132,9 +133,7 @@ class Kernels:
         positions and places [T] int64; pool [P, 2, K, 16, D] is a layer's pages, in pairs.
         """
         of = heads_struct(heads)
-        self._rope(
-            qkv.data_ptr(), qkv.shape[0], ctypes.byref(of), positions.data_ptr(), places.data_ptr(), pool.data_ptr()
-        )
+        self._rope(address(qkv), qkv.shape[0], ctypes.byref(of), address(positions), address(places), address(pool))
 
     def attend(
         self, qkv: torch.Tensor, heads: Heads, items: torch.Tensor, tables: torch.Tensor, pool: torch.Tensor,
@@ -146,8 +145,8 @@ class Kernels:
         """
         out, sight = qkv.new_empty((qkv.shape[0], heads.queries * heads.size)), sight_struct(heads.sight)
         self._attend(
-            qkv.data_ptr(), out.data_ptr(), heads.queries, heads.keys, heads.size, items.data_ptr(), items.shape[0],
-            tables.data_ptr(), pool.data_ptr(), scale, ctypes.byref(sight),
+            address(qkv), address(out), heads.queries, heads.keys, heads.size, address(items), items.shape[0],
+            address(tables), address(pool), scale, ctypes.byref(sight),
         )  # fmt: skip
         return out
 
@@ -155,20 +154,20 @@ class Kernels:
         """gate_up [T, 2 I] -> activation(gate) * up [T, I]."""
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out, of = gate_up.new_empty((rows, size)), activation_struct(by)
-        self._gate_mul(gate_up.data_ptr(), out.data_ptr(), rows, size, ctypes.byref(of))
+        self._gate_mul(address(gate_up), address(out), rows, size, ctypes.byref(of))
         return out
 
     def argmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [n, V] -> each row's first largest [n] int64 and its value [n] float32, NaN if it has one."""
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         peaks = torch.empty(logits.shape[0], dtype=torch.float32)
-        self._argmax(logits.data_ptr(), logits.shape[0], logits.shape[1], tokens.data_ptr(), peaks.data_ptr())
+        self._argmax(address(logits), logits.shape[0], logits.shape[1], address(tokens), address(peaks))
         return tokens, peaks
 
     def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
         sums = torch.empty(logits.shape[0])
-        self._log_sums(logits.data_ptr(), *logits.shape, sums.data_ptr())
+        self._log_sums(address(logits), *logits.shape, address(sums))
         return sums
 
     def draw(
@@ -181,8 +180,8 @@ class Kernels:
         """
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         self._draw(
-            logits.data_ptr(), logits.shape[0], logits.shape[1], temperatures.data_ptr(), top_k.data_ptr(),
-            top_p.data_ptr(), min_p.data_ptr(), numbers.data_ptr(), tokens.data_ptr(),
+            address(logits), logits.shape[0], logits.shape[1], address(temperatures), address(top_k),
+            address(top_p), address(min_p), address(numbers), address(tokens),
         )  # fmt: skip
         return tokens
 
@@ -192,15 +191,15 @@ class Kernels:
         items [n, 3] int32: first row, rows (`ROWS` at most), slot; parts [p, 4] int64: module, column of y, in, out.
         """
         self._lora(
-            y.data_ptr(), y.shape[1], x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
-            ctypes.byref(slots_struct(slots)), parts.data_ptr(), parts.shape[0],
+            address(y), y.shape[1], address(x), x.shape[1], address(items), items.shape[0],
+            ctypes.byref(slots_struct(slots)), address(parts), parts.shape[0],
         )  # fmt: skip
 
     def multiply_experts(self, x: torch.Tensor, by: Stack, bounds: Sequence[int]) -> torch.Tensor:
         """Rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight, adapters aside -> [P, out]."""
         count, high, _ = by.shape
         y, limits, stack = x.new_empty((x.shape[0], high)), torch.tensor(bounds), stack_struct(by)
-        self._multiply_experts(x.data_ptr(), limits.data_ptr(), count, ctypes.byref(stack), y.data_ptr())
+        self._multiply_experts(address(x), address(limits), count, ctypes.byref(stack), address(y))
         return y
 
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
@@ -210,9 +209,9 @@ class Kernels:
         """
         wide, high = slots.shapes[module]
         self._lora_experts(
-            y.data_ptr(), y.stride(0), x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
-            slots.memory.data_ptr(), slots.memory.shape[1], slots.places[module].data_ptr(),
-            slots.ranks[module].data_ptr(), slots.scalings[module].data_ptr(), slots.experts[module], wide, high,
+            address(y, rows_apart=True), y.stride(0), address(x), x.shape[1], address(items), items.shape[0],
+            address(slots.memory), slots.memory.shape[1], address(slots.places[module]),
+            address(slots.ranks[module]), address(slots.scalings[module]), slots.experts[module], wide, high,
         )  # fmt: skip
 
     def sum(self, numbers: torch.Tensor, turn: int, peers: PeersStruct) -> None:
@@ -220,7 +219,7 @@ class Kernels:
 
         `turn` is 0 and 1 in turns: a place is written again only when all have met once more in between.
         """
-        self._sum(numbers.data_ptr(), numbers.numel(), turn, ctypes.byref(peers))
+        self._sum(address(numbers), numbers.numel(), turn, ctypes.byref(peers))
 
     def meet(self, peers: PeersStruct) -> None:
         """Wait until all ranks have come here: what each has written before, all of them see after."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_contracts.errors import Internal
+
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -41,9 +43,18 @@ class LinearStruct(ctypes.Structure):
     )  # fmt: skip
 
 
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Where a tensor's numbers begin; null for none."""
-    return tensor.data_ptr() if tensor is not None else None
+def address(tensor: torch.Tensor | None, *, rows_apart: bool = False) -> int | None:
+    """Where a tensor's numbers begin; null for none. Raises Internal where they do not lie side by side.
+
+    Kernels would take them for others without a word. Those that are told how far rows lie apart (`rows_apart`) need
+    that of each row alone.
+    """
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous() and not (rows_apart and tensor.stride(-1) == 1):
+        told = f"numbers of {tuple(tensor.shape)} that lie {tensor.stride()} apart"
+        raise Internal("kernels", f"were given {told}, and take them side by side")
+    return tensor.data_ptr()
 
 
 def linear_struct(linear: Linear) -> LinearStruct:

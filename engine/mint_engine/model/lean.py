@@ -95,8 +95,9 @@ class Lean:
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
             address(planned.stretches), planned.stretches.shape[1], address(planned.tables),
-            address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own), logits.shape[1],
-            address(paired.routes), address(paired.weights), arrival_struct(arrival, needed, PATIENCE_S),
+            address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own, rows_apart=True),
+            logits.shape[1], address(paired.routes), address(paired.weights),
+            arrival_struct(arrival, needed, PATIENCE_S),
         )  # fmt: skip
         room, meeting = room_struct(self._room_for(len(tokens)), paired.room), self._meeting
         peers = meeting.struct if meeting else None

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_engine.adapters.packed import Layout, halves
+from mint_engine.kernels.linear_structs import address
 from mint_engine.training.pieces import Piece, Tree
 
 ROW_MULTIPLE = 16  # products of fewer rows take other kernels, which round differently (see tests/engine/training)
@@ -28,7 +29,7 @@ class Part:
     @cached_property
     def addresses(self) -> tuple[int, int, int, int]:
         """Where all four begin."""
-        return tuple(each.data_ptr() for each in (self.a, self.b, self.a_gradient, self.b_gradient))  # type: ignore[return-value]
+        return tuple(map(address, (self.a, self.b, self.a_gradient, self.b_gradient)))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

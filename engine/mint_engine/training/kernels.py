@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mint_engine.kernels.attention_structs import PLAIN, HeadNorms, Sight, sight_struct
 from mint_engine.kernels.library import DTYPES, load_library
-from mint_engine.kernels.linear_structs import Angles
+from mint_engine.kernels.linear_structs import Angles, address
 from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
 from mint_engine.training.pieces import Tree
 
@@ -103,7 +103,7 @@ def lay_choice(trees: Sequence[Tree], most: int) -> Choice | None:
 
 
 class TrainingKernels:
-    """The kernels of one number type. All tensors are contiguous and on CPU, but for what says otherwise."""
+    """The kernels of one number type. All tensors are on CPU, and contiguous but for what says otherwise."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         for name, signature in _SIGNATURES.items():
@@ -137,8 +137,8 @@ class TrainingKernels:
         out = qkv.new_zeros((qkv.shape[0], heads.queries * heads.dim))
         sums = torch.zeros((qkv.shape[0], heads.queries))
         self._attend_trees(
-            qkv.data_ptr(), out.data_ptr(), sums.data_ptr(), trees.trees.data_ptr(), trees.trees.shape[0],
-            trees.lengths.data_ptr(), *_addresses(choice), heads.queries, heads.keys, heads.dim, heads.scale,
+            address(qkv), address(out), address(sums), address(trees.trees), trees.trees.shape[0],
+            address(trees.lengths), *_addresses(choice), heads.queries, heads.keys, heads.dim, heads.scale,
             ctypes.byref(sight_struct(heads.sight)),
         )  # fmt: skip
         return out, sums
@@ -150,8 +150,8 @@ class TrainingKernels:
         """What `attend` took and gave, and its gradient [T, Q D] -> that of qkv [T, (Q + 2 K) D]."""
         back = torch.zeros_like(qkv)
         self._attend_trees_back(
-            qkv.data_ptr(), out.data_ptr(), sums.data_ptr(), dout.data_ptr(), back.data_ptr(), trees.trees.data_ptr(),
-            trees.trees.shape[0], trees.lengths.data_ptr(), *_addresses(choice), heads.queries, heads.keys, heads.dim,
+            address(qkv), address(out), address(sums), address(dout), address(back), address(trees.trees),
+            trees.trees.shape[0], address(trees.lengths), *_addresses(choice), heads.queries, heads.keys, heads.dim,
             heads.scale, ctypes.byref(sight_struct(heads.sight)),
         )  # fmt: skip
         return back
@@ -164,8 +164,8 @@ class TrainingKernels:
         asked [T, (J + 1) D], turned: each head's query, then the key of all; weights [T, J], what scores count for.
         """
         self._choose_trees(
-            asked.data_ptr(), weights.data_ptr(), weights.shape[1], size, most, trees.trees.data_ptr(),
-            trees.trees.shape[0], trees.lengths.data_ptr(), *_addresses(choice),
+            address(asked), address(weights), weights.shape[1], size, most, address(trees.trees),
+            trees.trees.shape[0], address(trees.lengths), *_addresses(choice),
         )  # fmt: skip
 
     def norm_back(self, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, norm: Norm, epsilon: float) -> None:
@@ -174,7 +174,7 @@ class TrainingKernels:
             dx += dy
             return
         self._norm_back(
-            dy.data_ptr(), x.data_ptr(), ctypes.byref(norm_struct(norm)), dx.data_ptr(), x.shape[0], x.shape[1],
+            address(dy), address(x), ctypes.byref(norm_struct(norm)), address(dx), x.shape[0], x.shape[1],
             epsilon,
         )  # fmt: skip
 
@@ -183,9 +183,7 @@ class TrainingKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of gate_up [T, 2 I] from that of `gate_mul`, dy [T, I]; and what that gave [T, I]."""
         back, gated, of = torch.empty_like(gate_up), torch.empty_like(dy), activation_struct(by)
-        self._gate_mul_back(
-            gate_up.data_ptr(), dy.data_ptr(), back.data_ptr(), gated.data_ptr(), *dy.shape, ctypes.byref(of)
-        )
+        self._gate_mul_back(address(gate_up), address(dy), address(back), address(gated), *dy.shape, ctypes.byref(of))
         return back, gated
 
     def turn(
@@ -193,15 +191,15 @@ class TrainingKernels:
     ) -> None:
         """Turn queries and keys of qkv by their positions' angles, in place; `back` undoes it."""
         self._turn(
-            qkv.data_ptr(), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, positions.data_ptr(),
-            angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[1], heads.pairs, -1.0 if back else 1.0,
+            address(qkv), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, address(positions),
+            address(angles.cos), address(angles.sin), angles.cos.shape[1], heads.pairs, -1.0 if back else 1.0,
         )  # fmt: skip
 
     def head_norm(self, qkv: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
         """RMSNorm of every query and key head, or of all of a row's, in place."""
         for first, count, size, norm in _normed(heads, norms):
             self._head_norm(
-                qkv.data_ptr(), qkv.shape[0], first, count, heads.width, size, ctypes.byref(norm_struct(norm)),
+                address(qkv), qkv.shape[0], first, count, heads.width, size, ctypes.byref(norm_struct(norm)),
                 norms.epsilon,
             )  # fmt: skip
 
@@ -209,7 +207,7 @@ class TrainingKernels:
         """The way back of `head_norm`, in place; `raw` is what that took."""
         for first, count, size, norm in _normed(heads, norms):
             self._head_norm_back(
-                dqkv.data_ptr(), raw.data_ptr(), raw.shape[0], first, count, heads.width, size,
+                address(dqkv), address(raw), raw.shape[0], first, count, heads.width, size,
                 ctypes.byref(norm_struct(norm)), norms.epsilon,
             )  # fmt: skip
 
@@ -224,9 +222,9 @@ class TrainingKernels:
         count, high, wide = weight.shape
         y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(added))
         self._multiply_runs(
-            x.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), *weight.stride()[:2],
-            bias.data_ptr() if bias is not None else None, wide, high, added.ctypes.data, len(added),
-            middles.data_ptr(), y.data_ptr(),
+            address(x), address(bounds), count, address(weight, rows_apart=True), *weight.stride()[:2],
+            address(bias), wide, high, added.ctypes.data, len(added),
+            address(middles), address(y),
         )  # fmt: skip
         return y, middles
 
@@ -237,8 +235,8 @@ class TrainingKernels:
         count, high, wide = weight.shape
         dx, backs = dy.new_empty((dy.shape[0], wide)), torch.empty(_middles(added))
         self._multiply_runs_back(
-            dy.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), *weight.stride()[:2], wide, high,
-            added.ctypes.data, len(added), backs.data_ptr(), dx.data_ptr(),
+            address(dy), address(bounds), count, address(weight, rows_apart=True), *weight.stride()[:2], wide, high,
+            added.ctypes.data, len(added), address(backs), address(dx),
         )  # fmt: skip
         return dx, backs
 
@@ -247,8 +245,8 @@ class TrainingKernels:
     ) -> None:
         """Add to all gradients of A and B, from what a product took and gave in both directions."""
         self._add_gradients(
-            x.data_ptr(), dy.data_ptr(), x.shape[1], dy.shape[1], added.ctypes.data, len(added), middles.data_ptr(),
-            backs.data_ptr(),
+            address(x), address(dy), x.shape[1], dy.shape[1], added.ctypes.data, len(added), address(middles),
+            address(backs),
         )  # fmt: skip
 
     def mix(self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -258,8 +256,8 @@ class TrainingKernels:
         """
         mixed = rows.new_empty((back.shape[0], rows.shape[1]))
         self._mix(
-            rows.data_ptr(), rows.shape[0], back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1],
-            mixed.data_ptr(),
+            address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
+            address(mixed),
         )  # fmt: skip
         return mixed
 
@@ -269,15 +267,15 @@ class TrainingKernels:
         """What `mix` took, and the gradient of what it gave -> that of rows [P, H] and of weights [T, k] float32."""
         given, slopes = torch.empty_like(rows), torch.empty(back.shape)
         self._mix_back(
-            rows.data_ptr(), rows.shape[0], back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1],
-            dy.data_ptr(), given.data_ptr(), slopes.data_ptr(),
+            address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
+            address(dy), address(given), address(slopes),
         )  # fmt: skip
         return given, slopes
 
     def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
         sums = torch.empty(logits.shape[0])
-        self._log_sums(logits.data_ptr(), *logits.shape, sums.data_ptr())
+        self._log_sums(address(logits), *logits.shape, address(sums))
         return sums
 
     def logits_back(
@@ -290,13 +288,13 @@ class TrainingKernels:
         their logits, slopes [k] float32. A target beyond these columns counts in its row's total alone.
         """
         self._logits_back(
-            logits.data_ptr(), *logits.shape, sums.data_ptr(), starts.data_ptr(), targets.data_ptr(),
-            given.data_ptr(), slopes.data_ptr(),
+            address(logits), *logits.shape, address(sums), address(starts), address(targets),
+            address(given), address(slopes),
         )  # fmt: skip
 
 
 def _addresses(choice: Choice | None) -> tuple[int | None, int | None]:
-    return (choice.bits.data_ptr(), choice.of.data_ptr()) if choice is not None else (None, None)
+    return (address(choice.bits), address(choice.of)) if choice is not None else (None, None)
 
 
 def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Norm]]:

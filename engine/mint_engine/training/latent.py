@@ -179,9 +179,9 @@ def _neighbours(rotated: torch.Tensor, latent: Latent) -> torch.Tensor:
 
 
 def _values(attended: torch.Tensor, latent: Latent) -> torch.Tensor:
-    """[T, Q D] -> [T, Q V]"""
+    """[T, Q D] -> [T, Q V], contiguous: of a single head it would be a view."""
     count, value = latent.sizes[0], latent.sizes[3]
-    return attended.view(len(attended), count, -1)[..., :value].flatten(1)
+    return attended.view(len(attended), count, -1)[..., :value].flatten(1).contiguous()
 
 
 def _padded(attended: torch.Tensor, latent: Latent) -> torch.Tensor:

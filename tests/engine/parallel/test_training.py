@@ -272,12 +272,20 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
         await until(lambda: rank not in followers(), timeout_s=PATIENCE_S / 2)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "hunyuan_moe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "hunyuan_moe", "deepseek_v3", "deepseek_v32"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six experts over three."""
-    base = save(family, tmp_path, num_key_value_heads=4)
-    with engine(base, 1) as one, engine(base, 3) as three:
-        for found, expected in zip(three.gradients(), one.gradients(), strict=True):
+    check_gradients(save(family, tmp_path, num_key_value_heads=4), 3)
+
+
+def test_four_ranks_have_a_head_of_latent_attention_each(tmp_path: Path) -> None:
+    check_gradients(save("glm_5", tmp_path), 4)
+
+
+def check_gradients(base: Path, ranks: int) -> None:
+    """Several ranks' are those of one."""
+    with engine(base, 1) as one, engine(base, ranks) as several:
+        for found, expected in zip(several.gradients(), one.gradients(), strict=True):
             assert far(found, expected) < 1e-4
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from mint_contracts.errors import Internal
 from mint_engine.kernels.attention_structs import HeadNorms, Joint, Sight
 from mint_engine.kernels.library import find_kernels
 from mint_engine.kernels.linear_structs import Angles
@@ -14,7 +16,7 @@ from mint_engine.kernels.row_structs import SILU, Activation, Norm
 from mint_engine.model import indexer
 from mint_engine.model.selection import choose
 from mint_engine.training.attend import visible
-from mint_engine.training.kernels import Heads, lay_choice, lay_trees
+from mint_engine.training.kernels import ADDED, Heads, lay_choice, lay_trees
 from mint_engine.training.pieces import Tree
 from tests.engine.training.tried import DTYPES, kernels_of, near, normal
 
@@ -229,3 +231,16 @@ def test_logits_back_of_some_columns(dtype: torch.dtype) -> None:
         own = logits[:, columns].contiguous()
         kernels.logits_back(own, sums.detach(), starts, targets - columns.start, told, slopes)
         near(own, expected[:, columns], dtype)
+
+
+def test_numbers_that_lie_apart_are_refused() -> None:
+    """Kernels read them side by side, but for the rows of a weight, which may lie apart."""
+    kernels, wide = kernels_of(torch.float32), normal(4, 12, seed=1, dtype=torch.float32)
+    with pytest.raises(Internal, match=r"\(4, 4\) that lie \(12, 1\) apart"):
+        kernels.log_sums(wide[:, :4])
+    bounds, nothing = torch.tensor([0, 4]), np.zeros(0, dtype=ADDED)
+    x, weight = normal(4, 6, seed=2, dtype=torch.float32), wide[:, :6]
+    found, _ = kernels.multiply_runs(x, weight[None], None, bounds, nothing)
+    near(found, x @ weight.T, torch.float32)
+    with pytest.raises(Internal, match="side by side"):
+        kernels.multiply_runs(x, normal(6, 4, seed=3, dtype=torch.float32).T[None], None, bounds, nothing)
