@@ -1,6 +1,6 @@
 """Models that are filled from a base's tensors, as transformers loads them."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
@@ -60,16 +60,21 @@ class Naming:
 
 
 def fill(
-    model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any, names: Mapping[str, Name] | None = None
+    model: PreTrainedModel,
+    tensors: Mapping[str, Stored],
+    loading: Any,
+    names: Mapping[str, Name] | None = None,
+    mixed: Set[str] | None = None,
 ) -> LoadStateDictInfo:
     """Read tensors into a model, put together as it has them; returns what of it these do not fill.
 
-    Their `names` are found where they are not told. Raises UnsupportedBase for experts that can not be kept.
+    Their `names` are found where they are not told, as is which stacks are `mixed`; that is to be told where not all
+    of a stack's tensors are here. Raises UnsupportedBase for experts that can not be kept.
     """
     if not any(isinstance(each, Kept) for each in tensors.values()):
         return _convert(model, tensors, loading)
     known = Naming(model, loading).of_all(tensors) if names is None else names
-    kept, others = _divide(tensors, known)
+    kept, others = _divide(tensors, known, find_mixed(tensors, known) if mixed is None else mixed)
     put_stacks(model, [(known[key].own, _place(key, known[key]), tensor) for key, tensor in kept.items()])
     return _convert(model, others, loading)
 
@@ -82,8 +87,8 @@ def _place(key: str, name: Name) -> Place:
     return Place(name.whole, name.order)
 
 
-def _divide(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> tuple[dict[str, Kept], dict[str, Stored]]:
-    """What stays quantised, and all else: also of experts whose stack is quantised in part alone, or in more ways."""
+def find_mixed(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> Set[str]:
+    """The stacks of experts that are quantised in part alone, or in more ways: none of them stays quantised."""
     mixed, kinds = set[str](), dict[tuple[str, int], Hashable]()
     for key, tensor in tensors.items():
         if isinstance(tensor, Kept):
@@ -92,6 +97,13 @@ def _divide(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> tuple[d
                 mixed.add(names[key].whole)
         elif EXPERT.search(key):
             mixed.add(names[key].whole)
+    return mixed
+
+
+def _divide(
+    tensors: Mapping[str, Stored], names: Mapping[str, Name], mixed: Set[str]
+) -> tuple[dict[str, Kept], dict[str, Stored]]:
+    """What stays quantised, and all else."""
     kept, others = dict[str, Kept](), dict[str, Stored]()
     for key, tensor in tensors.items():
         if not isinstance(tensor, Kept):

@@ -43,6 +43,10 @@ class Together(Protocol):
         """Whether one of them has ended, or was told to: no step can be computed any more."""
         ...
 
+    def check_serving(self, own: str) -> None:
+        """Raise UnsupportedBase where one of them serves by another kind of pass."""
+        ...
+
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
         """Have them compute a step; this rank does its part right after."""
         ...
@@ -91,6 +95,8 @@ class Forward:
         reference = team.reference if team else find_reference(base)
         referred = time.perf_counter()
         self._pass = choose_pass(base, slots, cache, peers=team.peers if team else None, lean=lean)
+        if self._others is not None:
+            self._others.check_serving(self.compute)
         chosen = time.perf_counter()
         most = max(_TOLERANCE[base.dtype], min(_BEYOND * reference.moved, _MOST))
         difference = self._difference(reference.logits)

@@ -113,7 +113,8 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     if is_latent(attention):
         check_latent(attention, config)
     sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
-    if sizes is not None and sizes[0] // sizes[1] * CHUNK_TOKENS > MOST_QUERIES:
+    group = share.most_queries if share is not None else sizes[0] // sizes[1] if sizes is not None else 0
+    if sizes is not None and group * CHUNK_TOKENS > MOST_QUERIES:  # on any rank: all of them choose alike
         raise Unlike(f"{sizes[0]} heads over {sizes[1]} fit no kernel")
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
     read = _Reader(kernels, slots.index, config, share, sizes, positions)

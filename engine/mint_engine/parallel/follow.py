@@ -28,7 +28,7 @@ from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.member import Member, join, lay_member
-from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange, Step, Wipe
+from mint_engine.parallel.messages import Begin, End, Load, Meet, Passes, Ready, Refused, SlotChange, Step, Wipe
 from mint_engine.parallel.nursery import die_with
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
@@ -81,15 +81,17 @@ def _live(ends: _Ends) -> None:
     meet = messages.decode_told(messages.receive(ends.steps))
     assert isinstance(meet, Meet)  # noqa: S101
     peers = join(member, ends.files, begin.rows, begin.threads, meet.wire)
-    work = _answer(ends.steps, begin, lambda: _choose(member, begin, peers, lean=meet.lean))
+    work = _answer(ends.steps, begin, lambda: _choose(member, begin, peers, lean=meet.lean), lambda work: work.passes)
     if work is None:
         return
     threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
     _follow_steps(ends.steps, work, peers)
 
 
-def _answer(steps: socket.socket, begin: Begin, do: Callable[[], T]) -> T | None:
-    """Do it, and say that it went well, or what went wrong: then there is nothing."""
+def _answer(
+    steps: socket.socket, begin: Begin, do: Callable[[], T], tell: Callable[[T], Sequence[Passes]] = lambda _: ()
+) -> T | None:
+    """Do it, and say that it went well and what is to tell of it, or what went wrong: then there is nothing."""
     try:
         found = do()
     except MintError as error:
@@ -99,7 +101,7 @@ def _answer(steps: socket.socket, begin: Begin, do: Callable[[], T]) -> T | None
         told = f"could not be loaded ({type(defect).__name__}); see the log"
         messages.send(steps, refusal(Internal(f"base {begin.settings.source.uri!r}", told)))
     else:
-        messages.send(steps, Ready())
+        messages.send(steps, Ready(tuple(tell(found))))
         return found
     return None
 
@@ -141,6 +143,12 @@ class _Work:
     member: Member
     serving: Pass
     training: Follower | None
+
+    @property
+    def passes(self) -> Sequence[Passes]:
+        """What it computes by."""
+        training = self.training.compute if self.training is not None else ""
+        return [Passes(self.member.share.rank, self.serving.name, training)]
 
     def do(self, told: messages.Told) -> None:
         """Raises whatever goes wrong."""

@@ -47,8 +47,18 @@ class Meet(msgspec.Struct, frozen=True, tag=True, array_like=True):
     wire: Wire | None  # None: all ranks are on one node
 
 
+class Passes(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank computes by."""
+
+    rank: int
+    serving: str
+    training: str  # "" where nothing is trained
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """It went well."""
+    """It went well. What answers `Meet` tells what each rank computes by."""
+
+    passes: tuple[Passes, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):

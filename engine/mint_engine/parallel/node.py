@@ -4,14 +4,14 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import send_content
 from mint_engine.parallel.greeting import Channel
-from mint_engine.parallel.messages import Begin, End, Refused, SlotChange
+from mint_engine.parallel.messages import Begin, End, Passes, Refused, SlotChange
 from mint_engine.parallel.rank import ANSWER_S, TELL_S, expect_ready, gone
 
 _MAPPED = "::ffff:"  # an IPv4 address as a socket for both kinds has it
@@ -71,12 +71,12 @@ class Node:
         """See `Rank`; None while it is not there."""
         return self._connections[Channel.STEPS] if self._there.is_set() else None
 
-    def expect_ready(self, timeout_s: float | None) -> None:
+    def expect_ready(self, timeout_s: float | None) -> Sequence[Passes]:
         """See `Rank`."""
         deadline = time.monotonic() + timeout_s if timeout_s is not None else math.inf
         if not self._there.wait(timeout_s):
             raise EngineUnavailable(self.name, "of this engine has not come in time; see its pod")
-        expect_ready(self._connections[Channel.STEPS], self.name, max(1.0, deadline - time.monotonic()))
+        return expect_ready(self._connections[Channel.STEPS], self.name, max(1.0, deadline - time.monotonic()))
 
     def watch(self) -> None:
         """From now on it answers nothing over the connection of steps, and its end is noticed at once."""

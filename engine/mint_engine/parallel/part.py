@@ -13,7 +13,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
-from mint_engine.model.fill import Naming, fill
+from mint_engine.model.fill import Naming, fill, find_mixed
 from mint_engine.model.kept import EXPERT, Kept, every_weight
 from mint_engine.model.modules import find_modules, layers_prefix
 from mint_engine.model.stored import Stored
@@ -47,7 +47,8 @@ class Part:
         inside = {key: name.own for key, name in names.items() if name.whole.startswith(prefix)}
         if not all(names[key].keeps for key in inside):
             return fill(model, tensors, loading, names)
-        return fill(model, _select(tensors, inside, self.cut(model)), loading, names)
+        mixed = find_mixed(tensors, names)  # of all experts: another rank's may be what makes a stack so
+        return fill(model, _select(tensors, inside, self.cut(model)), loading, names, mixed)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """All of it has been read."""

@@ -7,13 +7,13 @@ A thread waits for it, so that its end is known at once. The kernel ends it when
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, UnsupportedBase, by_reason
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
-from mint_engine.parallel.messages import Refused, SlotChange
+from mint_engine.parallel.messages import Passes, Refused, SlotChange
 from mint_engine.parallel.nursery import Forked, nursery
 
 START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
@@ -47,9 +47,9 @@ class Rank:
         except OSError as error:
             raise gone(self.name) from error
 
-    def expect_ready(self, timeout_s: float | None) -> None:
-        """Raises what it says, or EngineUnavailable; None: it takes as long as it takes."""
-        expect_ready(self._steps, self.name, timeout_s, self._how_ended)
+    def expect_ready(self, timeout_s: float | None) -> Sequence[Passes]:
+        """What it tells. Raises what it says, or EngineUnavailable; None: it takes as long as it takes."""
+        return expect_ready(self._steps, self.name, timeout_s, self._how_ended)
 
     @property
     def answers(self) -> socket.socket:
@@ -111,17 +111,18 @@ class Rank:
 
 def expect_ready(
     steps: socket.socket, name: str, timeout_s: float | None, how_ended: Callable[[], str] = str
-) -> None:
-    """The next answer over a connection. Raises the error that it tells of, or EngineUnavailable."""
+) -> Sequence[Passes]:
+    """What the next answer over a connection tells. Raises the error that it tells of, or EngineUnavailable."""
     steps.settimeout(timeout_s)
     try:
-        answer = messages.decode_answer(messages.receive(steps))
+        answer: messages.Answer = messages.decode_answer(messages.receive(steps))
     except (OSError, EOFError) as error:
         raise gone(name, how_ended()) from error
     finally:
         steps.settimeout(TELL_S)
     if isinstance(answer, Refused):
         raise (by_reason(answer.reason) or UnsupportedBase)(name, answer.problem)
+    return answer.passes
 
 
 def refusal(error: MintError) -> Refused:

@@ -28,8 +28,20 @@ from mint_engine.parallel.edition import edition
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import Member, extent_of, join
-from mint_engine.parallel.messages import Begin, Clear, Lesson, Load, Meet, SlotChange, Told, Wipe, Wire
+from mint_engine.parallel.messages import (
+    Begin,
+    Clear,
+    Lesson,
+    Load,
+    Meet,
+    Passes,
+    SlotChange,
+    Told,
+    Wipe,
+    Wire,
+)
 from mint_engine.parallel.node import Node
+from mint_engine.parallel.passes import check_alike
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import START_S, Rank
 from mint_engine.parallel.steps import step_of
@@ -59,6 +71,7 @@ class Ranks:
         """
         self._rows, self._threads, self._on_end = rows, threads, on_end
         self._peers: Peers | None = None
+        self._passes: Sequence[Passes] = ()
         self._store: TCPStore | None = None
         self._met = self._closing = False
         self._lost = threading.Event()
@@ -104,13 +117,21 @@ class Ranks:
                 os.ftruncate(self._files.group, nbytes)
         self._peers = join(member, self._files, self._rows, self._threads, wire)
         self._tell(Meet(lean, wire))
-        Awaited(self._others).hear_all(START_S)
+        self._passes = Awaited(self._others).hear_all(START_S)
         for node in self._nodes:
             node.watch()
         self._met = True
         if self._lost.is_set():
             self.end()
         return self._peers
+
+    def check_serving(self, own: str) -> None:
+        """Raise UnsupportedBase where another rank serves by another kind of pass than this one's."""
+        check_alike("serves", own, {each.rank: each.serving for each in self._passes})
+
+    def check_training(self, own: str) -> None:
+        """The same of training."""
+        check_alike("trains", own, {each.rank: each.training for each in self._passes})
 
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
         """Have all compute a step; whoever calls computes its own share right after."""

@@ -97,6 +97,11 @@ class Share:
         """Whether it is the first of all ranks that hold the same key/value heads."""
         return self.rank % max(1, self.count // self.whole.kv_heads) == 0
 
+    @property
+    def most_queries(self) -> int:
+        """Query heads over one key/value head, on the rank that holds the most of them."""
+        return max(each.heads.size // each.kv_heads.size for each in share_out(self.whole, self.count))
+
     def of_norm(self, path: str, size: int) -> Cut | None:
         """The share of a norm over all heads; None for one that each rank holds all of."""
         by = _WIDE_NORMS.get(path.rpartition(".")[2]) if self.whole.wide_norms else None

@@ -262,12 +262,12 @@ def _tell(ranks: list[Rank], message: bytes) -> None:
 def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
     """What all ranks answer, as one. How long that may take is the leader's to say, who reads more than they do."""
     try:
-        Awaited(ranks).hear_all(None)
+        passes = Awaited(ranks).hear_all(None)
     except MintError as error:
         _refuse(start, steps, error)
     else:
         with suppress(OSError):
-            messages.send(steps, Ready())
+            messages.send(steps, Ready(tuple(passes)))
 
 
 def _follow_slots(slots: socket.socket, ranks: list[Rank]) -> None:

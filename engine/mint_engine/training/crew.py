@@ -62,6 +62,10 @@ class Crew(Protocol):
 class Others(Protocol):
     """The engine's other ranks, which follow (see `follower`)."""
 
+    def check_training(self, own: str) -> None:
+        """Raise UnsupportedBase where one of them trains by another kind of pass."""
+        ...
+
     def tell_lesson(self, lesson: Lesson) -> None:
         """Have them do their part; this rank does its own right after."""
         ...

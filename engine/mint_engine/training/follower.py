@@ -26,6 +26,11 @@ class Follower:
         self._held: dict[int, Held] = {}
         self._steps: Iterator[object] = iter(())
 
+    @property
+    def compute(self) -> str:
+        """Which pass computes."""
+        return self._pass.name
+
     @torch.no_grad()
     def do(self, lesson: Lesson) -> None:
         """This rank's part of it, at the same time as all others'. Raises EngineUnavailable where one has ended."""

@@ -67,7 +67,7 @@ class Trainer:
         (none: they are all of the base's); `base_name` goes into PEFT's config.
 
         `lean=False` takes the generic pass whatever the base. With a `lead` the base is the first rank's share, and
-        the other ranks compute theirs.
+        the other ranks compute theirs. Raises UnsupportedBase where one of them does so by another kind of pass.
         """
         self._base = base
         limits, cuts = FormLimits(max_rank, tuple(offered), base_name), _cuts_here(modules, lead)
@@ -78,6 +78,7 @@ class Trainer:
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
         if lead is not None:
+            lead.others.check_training(passed.name)
             sharing = Sharing(modules, lead.group, base.dtype, base.device)
             self._crew = Leader(passed, sharing, lead.others, base.dtype)
 

@@ -88,9 +88,18 @@ class Learning:
 
 
 @contextmanager
-def engine(base: Path, ranks: int, dtype: str = "float32", nodes: int = 1) -> Iterator[Learning]:
+def engine(
+    base: Path, ranks: int, dtype: str = "float32", nodes: int = 1, *, quantised_experts: bool = False
+) -> Iterator[Learning]:
     store = Source(f"file://{base}/runs")
-    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, nodes=nodes, training_store=store)
+    settings = settings_for(
+        base,
+        dtype=dtype,
+        tensor_parallel_size=ranks,
+        nodes=nodes,
+        training_store=store,
+        quantised_experts=quantised_experts,
+    )
     trainers: list[Trainer] = []
     lost: list[bool] = []
 

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from mint_contracts.errors import EngineUnavailable, NonFiniteWeights
 from mint_engine.parallel import messages
 from mint_engine.parallel.awaited import Awaited
-from mint_engine.parallel.messages import Ready
+from mint_engine.parallel.messages import Passes, Ready
 from mint_engine.parallel.rank import expect_ready, refusal
 
 
@@ -28,8 +28,8 @@ class One:
     def come(self) -> None:
         self._there = True
 
-    def expect_ready(self, timeout_s: float | None) -> None:
-        expect_ready(self._heard, self.name, timeout_s)
+    def expect_ready(self, timeout_s: float | None) -> Sequence[Passes]:
+        return expect_ready(self._heard, self.name, timeout_s)
 
     def close(self) -> None:
         self._heard.close()
@@ -49,9 +49,9 @@ def test_all_are_waited_for(three: list[One]) -> None:
     awaited = Awaited(three)
     awaited.listen()
     for each in reversed(three):
-        messages.send(each.said, Ready())
+        messages.send(each.said, Ready((Passes(three.index(each) + 1, "generic", ""),)))
         awaited.listen()
-    awaited.hear_all(0.0)
+    assert [each.rank for each in awaited.hear_all(0.0)] == [3, 2, 1]
 
 
 def test_one_that_refuses_is_heard_while_others_are_silent(three: list[One]) -> None:

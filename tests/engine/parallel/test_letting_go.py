@@ -37,6 +37,9 @@ class InProcess:
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
 
+    def check_training(self, own: str) -> None:
+        assert own == self._follower.compute
+
     def tell_lesson(self, lesson: Lesson) -> None:
         self._follower.do(lesson)
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mint_engine.build import build
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
 from mint_engine.parallel.awaited import Awaited
-from mint_engine.parallel.messages import Begin, Ready, Refused
+from mint_engine.parallel.messages import Begin, Passes, Ready, Refused
 from mint_engine.parallel.rank import Rank
 from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
@@ -188,9 +188,9 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
     bounds: list[float | None] = []
 
     class Told(Awaited):
-        def hear_all(self, timeout_s: float | None) -> None:
+        def hear_all(self, timeout_s: float | None) -> Sequence[Passes]:
             bounds.append(timeout_s)
-            super().hear_all(timeout_s)
+            return super().hear_all(timeout_s)
 
     monkeypatch.setattr("mint_engine.parallel.worker.Awaited", Told)
     base = save_base(tmp_path)

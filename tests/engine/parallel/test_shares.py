@@ -62,6 +62,11 @@ def test_ranks_share_a_key_value_head_where_there_are_too_few() -> None:
     assert [share.heads for share in shares] == [Cut(0, 2), Cut(2, 4), Cut(4, 6), Cut(6, 8)]
 
 
+def test_each_rank_knows_the_most_query_heads_that_any_has_over_one() -> None:
+    assert [share.most_queries for share in share_out(SMOLLM._replace(heads=129, kv_heads=1), 2)] == [65, 65]
+    assert [share.most_queries for share in share_out(SMOLLM, 2)] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("module", "cut"),
     [
