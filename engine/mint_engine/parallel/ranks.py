@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,9 +254,13 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
             if descriptor is not None and is_readable(descriptor, packed.header.file_bytes):
                 yield descriptor
                 return
-    # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
-    header = replace(packed.header, digest=packed.header.digest or UNKNOWN)
-    with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
-        packed_file.write(Packed(header, packed.run.cpu()), file)
-        file.flush()
-        yield file.fileno()
+    with ExitStack() as stack:
+        try:
+            stack.callback(os.close, file := os.memfd_create("mint-adapter"))
+            # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
+            header = replace(packed.header, digest=packed.header.digest or UNKNOWN)
+            packed_file.write_at_once(Packed(header, packed.run.cpu()), file)
+        except OSError as error:
+            subject = f"revision {packed.revision}"
+            raise SourceUnavailable(subject, f"could not be told to other ranks ({error}); retrying") from error
+        yield file

@@ -27,6 +27,7 @@ class Desk:
         self._updates, self._wake = updates, wake
         self._loop = asyncio.get_running_loop()
         self._making = asyncio.Lock()
+        updates.later = self._later
 
     @property
     def maker(self) -> Maker:
@@ -126,6 +127,13 @@ class Desk:
                 raise
             task.cancel()
             return answer.result()
+
+    def _later(self, wait_s: float, work: Callable[[], None]) -> None:
+        def do() -> None:
+            work()
+            self._wake()
+
+        self._tell(lambda: self._loop.call_later(wait_s, do))
 
     def _tell(self, deliver: Callable[[], object]) -> None:
         if not self._loop.is_closed():

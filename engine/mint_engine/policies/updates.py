@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import structlog
+
+from mint_contracts.backoff import delay_s
 from mint_contracts.errors import Draining, Internal, MintError, Overloaded
 from mint_contracts.training import Optimizer
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.allowance import Allowance
 from mint_engine.policies.defects import Defects
-from mint_engine.policies.patience import AWAY
+from mint_engine.policies.patience import ATTEMPTS, AWAY, FIRST_RETRY_S, LONGEST_RETRY_S
 from mint_engine.policies.steps import Due, Steps
 from mint_engine.policies.turns import Waiting, next_turn
 from mint_engine.training.example import PolicyBatch
@@ -33,6 +36,8 @@ MOST_ROWS = 64 * FULL_ROWS  # of one turn, for whose end all of them wait
 MOST_BYTES = 4 << 30  # of gradients, in memory from a job's first turn to its end; one job's may take more
 MOST_WAIT_S = 5.0  # for others' rollouts, which may go on for ever: those without a signal are followed by more
 
+_log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class Learnt:
@@ -46,8 +51,9 @@ class Learnt:
 class Job:
     """One policy's update: `epochs` times over a batch, each with a step by `optimizer` (None: gradients only).
 
-    `finish` runs once the last step is taken, before anything else on the step thread; then `resolve` is told.
-    Both are done by who closes what was left, once that thread has ended.
+    `finish` runs once the last step is taken, before anything else on the step thread, and again a little later after
+    errors that go away by themselves: no step is taken twice for them. Then `resolve` is told. What was left is told
+    of by who closes it, once that thread has ended.
     """
 
     batch: PolicyBatch
@@ -77,6 +83,7 @@ class Updates:
     def __init__(self, trainer: Trainer, clock: Callable[[], float] = time.monotonic) -> None:
         self.trainer = trainer
         self.rollouts: Callable[[], int] = lambda: 0  # in flight now
+        self.later: Callable[[float, Callable[[], None]], None] = lambda _, work: work()  # after so many seconds
         self.defects = Defects()
         self._clock = clock
         self._lock = threading.Lock()
@@ -87,6 +94,7 @@ class Updates:
         self._ready_since = 0.0  # of the first of these
         self._work: Work | None = None
         self._jobs: list[Job] = []  # of `_work`
+        self._postponed: list[Job] = []  # whose last step is taken, and that are to finish later
         self._steps = Steps(trainer, self.defects)  # of jobs whose gradients are there, and of calls
         self._closed = False
         self._allowance = Allowance()
@@ -150,11 +158,12 @@ class Updates:
             self._closed = True
         self.defects.computes = lambda: True  # that was the step thread's to see
         left = self._steps.close()
-        jobs = [*self._jobs, *self._ready, *self._unchecked]
+        jobs = [*self._jobs, *self._ready, *self._unchecked, *self._postponed]
         if begun := [job.left for job in self._ready if job.left is not None]:
             self.trainer.begin(begun).cancel()
         self._ready = []
         self._unchecked.clear()
+        self._postponed.clear()
         if self._work is not None:
             self._work.cancel()
         self._work, self._jobs = None, []
@@ -299,13 +308,28 @@ class Updates:
             self._note_first()
             self._ready.append(job)
             return
+        self._hand_on(job, Learnt(outcome, step), 1)
+
+    def _hand_on(self, job: Job, learnt: Learnt, attempt: int) -> None:
+        """It has all of its steps: the attempt of that number, from 1, to finish it."""
         found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed on")
-        if isinstance(found, MintError):
+        if isinstance(found, AWAY) and attempt < ATTEMPTS:
+            wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+            wait_s = max(wait_s, min(found.retry_after_s or 0.0, LONGEST_RETRY_S))
+            _log.warning("handed_on_later", policy=job.batch.policy, error=str(found), in_s=round(wait_s, 2))
+            self._postponed.append(job)
+            self.later(wait_s, lambda: self.call(partial(self._hand_on_again, job, learnt, attempt + 1)))
+        elif isinstance(found, MintError):
             self._fail([job], found)
-            return
-        if step is not None:
-            self.trainer.policy(job.batch.policy).halfway = False
-        job.resolve(Learnt(outcome, step))
+        else:
+            if learnt.step is not None:
+                self.trainer.policy(job.batch.policy).halfway = False
+            job.resolve(learnt)
+
+    def _hand_on_again(self, job: Job, learnt: Learnt, attempt: int) -> None:
+        if job in self._postponed:  # nobody has closed what was left
+            self._postponed.remove(job)
+            self._hand_on(job, learnt, attempt)
 
     def _fail(self, jobs: list[Job], error: MintError) -> None:
         if jobs is self._jobs:

@@ -1,7 +1,8 @@
 """What a job gives: as many optimizer steps as it has epochs, each over the gradients of the weights by then."""
 
+import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from structlog.testing import capture_logs
 
 from mint_contracts.errors import (
+    Draining,
     EngineUnavailable,
     Internal,
     InvalidRequest,
@@ -20,6 +22,7 @@ from mint_contracts.errors import (
 from mint_contracts.training import Optimizer
 from mint_engine.policies import keeping
 from mint_engine.policies import updates as update
+from mint_engine.policies.desk import Desk
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import example as examples
 from mint_engine.training.example import Example, PolicyBatch
@@ -27,6 +30,7 @@ from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import saved_of, step_all
 from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
+from tests.waiting import until
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 
@@ -215,6 +219,81 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
         learn(other, [PolicyBatch(name, batches[name], DAPO)])
         step_all(other, {name: OPTIMIZER})
         assert saved_of(trainer, name) == saved_of(other, name)
+
+
+def test_a_step_that_is_taken_is_handed_on_once_that_can_be() -> None:
+    """Nothing is learnt again for that: the policy has the step that it would have had at once."""
+    trainer, other = trainer_of(), trainer_of()
+    for each in (trainer, other):
+        policies(each, 1)
+    updates, told, tried, waits = Updates(trainer), list[Learnt | MintError](), list[int](), list[float]()
+
+    def later(wait_s: float, work: Callable[[], None]) -> None:
+        assert trainer.policy("p/0").halfway
+        waits.append(wait_s)
+        work()
+
+    def away_at_first(trainer: Trainer) -> None:
+        tried.append(trainer.policy("p/0").step)
+        if len(tried) < 3:
+            raise SourceUnavailable("revision p/0@1.1", "could not be read by every rank; retrying")
+
+    updates.later = later
+    updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away_at_first, told.append))
+    with capture_logs():
+        while updates.busy:
+            updates.advance(0, 0.0)
+    assert tried == [1, 1, 1]
+    assert 0 < waits[0] < waits[1]
+    assert isinstance(told[0], Learnt)
+    assert not trainer.policy("p/0").halfway
+    learn(other, [PolicyBatch("p/0", groups(1), DAPO)])
+    step_all(other, {"p/0": OPTIMIZER})
+    assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
+
+
+async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_on_again() -> None:
+    trainer, tried, woken = trainer_of(), list[bool](), list[bool]()
+    policies(trainer, 1)
+    updates = Updates(trainer)
+    desk = Desk(updates, lambda: woken.append(True))
+
+    def away_at_first(_: Trainer) -> None:
+        tried.append(True)
+        if len(tried) < 2:
+            raise SourceUnavailable("slot", "lies on a disk that is away")
+
+    def learnt() -> bool:
+        while updates.busy:
+            updates.advance(0, 0.0)
+        return learning.done()
+
+    learning = asyncio.create_task(desk.learn(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, finish=away_at_first))
+    with capture_logs():
+        await until(learnt)
+    assert (await learning).step is not None
+    assert len(tried) == len(woken) == 2
+
+
+def test_what_is_to_be_handed_on_later_is_told_of_an_end_that_comes_before() -> None:
+    trainer = trainer_of()
+    policies(trainer, 1)
+    updates, told, postponed = Updates(trainer), list[Learnt | MintError](), list[Callable[[], None]]()
+
+    def away(_: Trainer) -> None:
+        raise SourceUnavailable("slot", "lies on a disk that is away")
+
+    updates.later = lambda _, work: postponed.append(work)
+    updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away, told.append))
+    with capture_logs():
+        while updates.busy:
+            updates.advance(0, 0.0)
+    assert told == []
+    updates.close()
+    (again,) = postponed
+    again()
+    (ended,) = told
+    assert isinstance(ended, Draining)
 
 
 def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved() -> None:
