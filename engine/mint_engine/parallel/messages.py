@@ -1,8 +1,8 @@
 """What rank 0 tells the other ranks: steps over one connection, slots over another.
 
 Ranks of its own node inherit sockets. Another node has two TCP connections for all of its ranks (see `worker`), which
-passes on what comes. Both ends are of one engine and one version, which `Begin` tells, so msgpack of structs, without
-names, is all the format there is.
+passes on what comes. Both ends are of one engine and one version, by the `edition` that a node is sent before all
+else, so msgpack of structs, without names, is all the format there is.
 """
 
 import socket
@@ -28,7 +28,6 @@ class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     rows: int  # of a step at most
     threads: int  # of each rank
     instructions: str = ""  # that the leader's CPU computes by; "" where all ranks are on one node, or on GPUs
-    edition: str = ""  # of the leader's code; "" where all ranks are on one node
 
 
 class Wire(msgspec.Struct, frozen=True, array_like=True):

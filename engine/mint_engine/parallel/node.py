@@ -10,6 +10,7 @@ from contextlib import suppress
 from mint_contracts.errors import EngineUnavailable, MintError
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import send_content
+from mint_engine.parallel.edition import edition
 from mint_engine.parallel.greeting import Channel
 from mint_engine.parallel.messages import Begin, End, Passes, Refused, SlotChange
 from mint_engine.parallel.rank import ANSWER_S, TELL_S, expect_ready, gone
@@ -49,6 +50,7 @@ class Node:
             self._connections[channel] = connection
             if len(self._connections) == len(Channel):
                 with suppress(OSError):  # it is gone again: `expect_ready` tells
+                    messages.pass_on(self._connections[Channel.STEPS], edition())
                     messages.send(self._connections[Channel.STEPS], self._begin)
                 self._there.set()
             return True

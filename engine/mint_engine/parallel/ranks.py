@@ -24,7 +24,6 @@ from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.door import Door
-from mint_engine.parallel.edition import edition
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import Member, extent_of, join
@@ -79,8 +78,7 @@ class Ranks:
         count, each = settings.tensor_parallel_size, settings.ranks_per_node
         digest = base_digest(base) if settings.nodes > 1 else ""
         own = instruction_set() if settings.nodes > 1 and settings.device == "cpu" else ""
-        code = edition() if settings.nodes > 1 else ""
-        begins = [Begin(settings, str(base), digest, rank, count, rows, threads, own, code) for rank in range(count)]
+        begins = [Begin(settings, str(base), digest, rank, count, rows, threads, own) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
         self._others: list[Rank | Node] = list(self._nodes)
         self._door: Door | None = None

@@ -48,6 +48,9 @@ CONTENT_S = 60.0  # without a byte of an adapter that is on its way
 _END_S = 5.0
 ENDED, DEFECT = 0, 1  # exit codes
 _END = messages.encode(messages.End())
+_OTHER_CODE = UnsupportedBase(
+    "code", "of this node's image is not its leader's; give all pods of an engine one image"
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -130,6 +133,11 @@ def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
     """From one connection until the leader has no more use for it. Raises OSError, EOFError or Stranger."""
     base = own.find()  # while the leader does so too
     with _connected(start, Channel.STEPS) as steps, _connected(start, Channel.SLOTS) as slots:
+        if messages.receive(steps) != edition():  # nothing that such a leader sends can be read
+            _refuse(start, steps, _OTHER_CODE)
+            while messages.receive(steps) != _END:
+                pass
+            return
         begin = messages.decode_told(messages.receive(steps))
         assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `Node`
         _log.info("beginning", leader=start.leader, node=start.node, ranks=start.settings.ranks_per_node)
@@ -169,10 +177,6 @@ def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
 
 def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
     """Why this node's share would be of something else than the leader's."""
-    if begin.edition != edition():
-        return UnsupportedBase(
-            "code", "of this node's image is not its leader's; give all pods of an engine one image"
-        )
     if begin.settings != start.settings:
         return UnsupportedBase("settings", "of this node are not its leader's; their pods were not made together")
     try:

@@ -17,6 +17,7 @@ from mint_engine.environment import read_environment
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import receive_content, send_content
 from mint_engine.parallel.door import Door
+from mint_engine.parallel.edition import edition
 from mint_engine.parallel.greeting import Channel, Entrance, Hello, Stranger, admit, introduce, key_of
 from mint_engine.parallel.messages import Begin, End, Ready
 from mint_engine.parallel.node import Node, is_of_node
@@ -47,11 +48,12 @@ def connect(port: int) -> socket.socket:
 
 
 def come_in(port: int, key: bytes = KEY) -> list[socket.socket]:
-    """Both connections of a node."""
+    """Both connections of a node that has read of which code its leader is."""
     found = []
     for channel in Channel:
         found.append(connect(port))
         introduce(found[-1], key, Hello(1, channel))
+    assert messages.receive(found[0]) == edition()
     return found
 
 

@@ -4,15 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from mint_contracts import backends
-from mint_contracts.errors import UnsupportedBase, WrongBase
+from mint_contracts.errors import WrongBase
 from mint_contracts.source import Source
 from mint_engine.environment import Start
 from mint_engine.parallel import worker
-from mint_engine.parallel.edition import edition
 from mint_engine.parallel.messages import Begin
 from mint_engine.parallel.worker import OwnBase
 from mint_engine.sources.base_digest import base_digest
@@ -47,7 +45,7 @@ def copied(start: Start) -> Path:
 
 def begun(leader: Start) -> Begin:
     base = copied(leader)
-    return Begin(leader.settings, str(base), base_digest(base), 1, 2, 64, 1, "", edition())
+    return Begin(leader.settings, str(base), base_digest(base), 1, 2, 64, 1)
 
 
 def meet(leader: Start, node: Start, own: OwnBase) -> bool:
@@ -87,12 +85,3 @@ def test_a_copy_that_was_damaged_goes_though_its_source_has_not_moved(moving: tu
     weights.write_bytes(content)
     found = [meet(leader, node, own) for _ in range(3)]
     assert found == [False, False, True]
-
-
-def test_a_node_of_other_code_than_its_leaders_is_refused(moving: tuple[Start, Start, Path]) -> None:
-    leader, node, _ = moving
-    base = begun(leader)
-    other = msgspec.structs.replace(base, edition="of another image")
-    refused = worker._unlike(node, other, Path(base.base))
-    assert isinstance(refused, UnsupportedBase)
-    assert "give all pods of an engine one image" in refused.message

@@ -1,0 +1,42 @@
+"""A node whose leader is of other code says so, whatever that one sends."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.settings import EngineSettings
+from mint_engine.parallel.door import Door
+from mint_engine.parallel.node import Node
+from tests.engine.parallel.nodes import entrance_of, worker
+from tests.engine.running import save_base, settings_for
+from tests.redis_process import free_port
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """As another edition may have it."""
+
+    settings: EngineSettings
+    base: str
+    kind: str  # that no other has
+    rank: int
+
+
+def test_a_node_of_other_code_than_its_leaders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an error that both tell; it stays, for the leader may be replaced."""
+    monkeypatch.setattr("mint_engine.parallel.node.edition", lambda: b"of another image")
+    base, port = save_base(tmp_path / "base"), free_port()
+    settings = settings_for(base, tensor_parallel_size=2, nodes=2)
+    node = Node(1, Begin(settings, str(base), "new", 1), lambda *_: None)  # type: ignore[arg-type]
+    door = Door(entrance_of(settings, port), [node])
+    try:
+        with worker(settings, port, tmp_path) as other:
+            with pytest.raises(UnsupportedBase, match="node 1: code: of this node's image is not its leader's; give"):
+                node.expect_ready(120)
+            assert other.process.poll() is None
+            assert other.has_logged("base_refused")
+    finally:
+        door.close()
+        node.hang_up()
+        node.finish(5)
