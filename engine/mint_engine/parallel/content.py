@@ -9,7 +9,7 @@ import struct
 
 from blake3 import blake3
 
-from mint_contracts.errors import CorruptFile, EngineUnavailable
+from mint_contracts.errors import CorruptFile, EngineUnavailable, SourceUnavailable
 from mint_engine.parallel.messages import exactly
 
 _LENGTH = struct.Struct("<Q")
@@ -30,14 +30,34 @@ def send_content(to: socket.socket, descriptor: int) -> None:
     to.sendall(digest.digest())
 
 
-def receive_content(source: socket.socket, into: int, subject: str) -> None:
-    """Write what is sent into an empty file. Raises CorruptFile after all of it, or as `messages.receive` does."""
+def receive_content(source: socket.socket, into: int | None, subject: str) -> None:
+    """Write what is sent into an empty file, or nowhere, and read all of it whatever that comes to.
+
+    Raises CorruptFile, or SourceUnavailable where it could not be written; and as `messages.receive` does.
+    """
     (left,), digest = _LENGTH.unpack(exactly(source, _LENGTH.size)), blake3()
-    with os.fdopen(into, "wb", closefd=False) as file:
-        while left:
-            piece = exactly(source, min(_PIECE, left))
-            digest.update(piece)
-            file.write(piece)
-            left -= len(piece)
+    trouble: OSError | None = None
+    while left:
+        piece = exactly(source, min(_PIECE, left))
+        digest.update(piece)
+        left -= len(piece)
+        if into is not None and trouble is None:
+            try:
+                _write(into, piece)
+            except OSError as error:
+                trouble = error
     if exactly(source, digest.digest_size) != digest.digest():
         raise CorruptFile(subject, "came to another node with other content than it was sent with")
+    if trouble is not None:
+        raise not_kept(subject, trouble) from trouble
+
+
+def not_kept(subject: str, trouble: OSError) -> SourceUnavailable:
+    """An adapter that came to another node which has no room for it now, say."""
+    return SourceUnavailable(subject, f"can not be kept on another node ({trouble}); retrying")
+
+
+def _write(into: int, piece: bytes) -> None:
+    left = memoryview(piece)
+    while left:
+        left = left[os.write(into, left) :]

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
 from mint_engine.parallel.awaited import Awaited
-from mint_engine.parallel.content import receive_content
+from mint_engine.parallel.content import not_kept, receive_content
 from mint_engine.parallel.edition import edition
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
@@ -283,7 +283,8 @@ def _follow_slots(slots: socket.socket, ranks: list[Rank]) -> None:
             slots.settimeout(CONTENT_S)
             problem = _change(slots, ranks, change)
             messages.send(slots, Refused(problem) if problem else Ready())
-    except (OSError, EOFError):  # the leader is gone, or will hang up for want of an answer
+    except (OSError, EOFError) as error:  # the leader is gone, or will hang up for want of an answer
+        _log.info("slots_ended", why=str(error) or type(error).__name__)
         slots.close()
     except EngineUnavailable as error:
         _log.error("slots_lost", error=str(error))
@@ -305,10 +306,22 @@ def _received(slots: socket.socket, change: SlotChange) -> Iterator[tuple[int | 
     if not isinstance(change, Load):
         yield None, ""
         return
-    with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
+    with ExitStack() as stack:
         try:
-            receive_content(slots, file.fileno(), change.subject)
-        except CorruptFile as error:
+            file = _receive(slots, change.subject, stack)
+        except (CorruptFile, SourceUnavailable) as error:
+            _log.warning("adapter_not_received", error=str(error))
             yield None, str(error)
         else:
-            yield file.fileno(), ""
+            yield file, ""
+
+
+def _receive(slots: socket.socket, subject: str, stack: ExitStack) -> int:
+    """All of it is read, also where there can be no file for it: what follows is the next change."""
+    try:
+        stack.callback(os.close, file := os.memfd_create("mint-adapter"))
+    except OSError as error:
+        receive_content(slots, None, subject)
+        raise not_kept(subject, error) from error
+    receive_content(slots, file, subject)
+    return file
