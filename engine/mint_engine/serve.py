@@ -226,14 +226,24 @@ class EngineServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         if self._services.parts is not None:
-            await asyncio.to_thread(self._services.parts.stepper.stop, _STOP_S)
-            if self._updates is not None:
-                self._updates.close()
-            if self._generation is not None:
-                await asyncio.to_thread(self._generation.close)
+            await self._end_steps(self._services.parts.stepper)
             finished = await self._services.finish(_STOP_S) and finished
         await self._server.stop(_STOP_S)
         return finished
+
+    async def _end_steps(self, stepper: Stepper) -> None:
+        """What the thread leaves is closed once it has ended; where it waits for another rank it is released."""
+        ended = await asyncio.to_thread(stepper.stop, _STOP_S)
+        if ended and self._updates is not None:
+            self._updates.close()
+        if self._generation is not None:
+            await asyncio.to_thread(self._generation.close)
+        if ended:
+            return
+        ended = await asyncio.to_thread(stepper.stop, _STOP_S)
+        _log.error("steps_hung", ended=ended)
+        if ended and self._updates is not None:
+            self._updates.close()
 
     async def start(self, port: int) -> None:
         """Listen on `port`; 0 picks a free one, which `port` tells."""
