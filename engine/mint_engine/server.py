@@ -25,6 +25,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import prompt_logprobs, routed
 from mint_engine.requests.answers import answer
+from mint_engine.requests.compiling import Compiling
 from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.offsets import prompt_offsets
 from mint_engine.requests.parameters import check_prompt_logprobs, read_sampling
@@ -71,6 +72,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self._settings = settings
         self.engine = engine
         self._prompts = Reading(f"engine {engine}")
+        self._shapes = Compiling(f"engine {engine}")
         self._unread = room(f"engine {engine}")
         self._scored = prompt_logprobs.room(f"engine {engine}")
         self._taken: set[asyncio.Future[None]] = set()  # requests that are being read, and their lives after that
@@ -221,7 +223,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         scored.fill(prompt_logprobs.weigh(len(prompt), sampling))
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
-        grammar = await asyncio.to_thread(parts.grammars.compile, sampling.shape) if sampling.shape else None
+        shape, grammars = sampling.shape, parts.grammars
+        grammar = await self._shapes.run(adapter, grammars.compile, shape) if shape is not None else None
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:

@@ -3,6 +3,8 @@
 import json
 import random
 import time
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import regex
@@ -24,6 +26,9 @@ CHOICES = [{"properties": {f"p{n}": {"maxLength": n}}} for n in range(8)]
 # 17 patterns, which take half a second for one letter of a text that must match them all; 25 take minutes.
 MEETING = [{"type": "string", "pattern": f"^(|.*a.{{{n}}}b.*)$"} for n in range(3, 20)]
 MET = "too many patterns, or too long ones, are to be matched by one text at once"
+MULTIPLES = (
+    "can't be read: multipleOf numbers that large, or so many, is too much work: their digits without the point"
+)
 PADDING = 100  # rows of a base's vocabulary that no token of the tokenizer has
 
 
@@ -218,6 +223,9 @@ def test_white_space_may_be_anywhere_in_json_but_not_without_end(
             ),
             MET,
         ),
+        ("json_schema", '{"multipleOf": NaN}', "can't be followed: expected value"),
+        ("json_schema", '{"multipleOf": 1e-300}', "Value for 'multipleOf' has too many digits"),
+        ("json_schema", '{"multipleOf": "7"}', "Expected f64 for 'multipleOf'"),
     ],
 )
 def test_what_is_no_shape_is_refused_by_name(grammars: Grammars, field: str, text: str, says: str) -> None:
@@ -226,6 +234,89 @@ def test_what_is_no_shape_is_refused_by_name(grammars: Grammars, field: str, tex
     assert says in str(refused.value)
     assert str(refused.value).startswith(f"sampling.{field}: ")
     assert len(str(refused.value)) < 400
+
+
+def multiple(number: float) -> dict[str, Any]:
+    return {"type": "number", "multipleOf": number}
+
+
+def member(number: float, name: str = "a") -> dict[str, Any]:
+    return {"properties": {name: multiple(number)}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        multiple(20_001),
+        multiple(-9_999_991),
+        multiple(1000.25),
+        {"anyOf": [multiple(101 + 2 * n) for n in range(4)]},
+        {"items": {"anyOf": [{"type": "null"}, {"oneOf": [multiple(1009), multiple(1013)]}]}},
+        {"allOf": [multiple(211), {"$ref": "#/$defs/a"}], "$defs": {"a": multiple(199)}},
+        {"allOf": [{"patternProperties": {"^a": multiple(211)}}, {"patternProperties": {"^a": multiple(199)}}]},
+        member(211) | {"patternProperties": {"^a": multiple(199)}},
+        {"allOf": [member(211), member(199)]},
+        {"properties": {f"a{n}": multiple(7919 + n) for n in range(100)}},
+        {"anyOf": [member(7919 + n, f"a{n}") for n in range(100)]},
+        {"$ref": "#all", "$defs": {"all": {"$anchor": "all", "prefixItems": [multiple(9_999_991)]}}},
+        {"anyOf": [multiple(7), multiple(1e-9)]},  # brought to one place behind the point it has ten digits
+    ],
+)
+def test_multiples_that_take_too_long_to_compile_are_refused_at_once(
+    grammars: Grammars, schema: dict[str, Any]
+) -> None:
+    began = time.thread_time()
+    with pytest.raises(InvalidRequest, match=rf"sampling.json_schema: {MULTIPLES}.* may come to 20000 in all$"):
+        grammars.compile(Shape("json_schema", json.dumps(schema)))
+    assert time.thread_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        multiple(20_000),
+        multiple(1e-8),
+        {"anyOf": [multiple(7), multiple(11), multiple(13), multiple(17)]},
+        {"anyOf": [{"minimum": low} | multiple(5000) for low in range(30)]},
+        {"properties": {f"a{n}": multiple(150 + n) for n in range(100)}},
+        {"anyOf": [member(0.01, f"a{n}") for n in range(200)]},
+        {"properties": {"a": {"$ref": "#"}} | {f"a{n}": {"$ref": "#/$defs/a"} for n in range(100)}}
+        | {"$defs": {"a": multiple(100)}},
+    ],
+)
+def test_multiples_that_are_quick_are_taken(grammars: Grammars, schema: dict[str, Any]) -> None:
+    began = time.thread_time()
+    grammars.compile(Shape("json_schema", json.dumps(schema)))
+    assert time.thread_time() - began < 5
+
+
+LARGE = 10**6
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": LARGE},
+        {"type": "string", "maxLength": 1000 * LARGE},
+        {"type": "string", "pattern": "^(ab|c)*$", "minLength": LARGE // 10, "maxLength": LARGE},
+        {"type": "string", "pattern": f"^(a{{1,{LARGE}}}b{{1,{LARGE}}}){{1,{LARGE}}}$"},
+        {"type": "string", "format": "email", "minLength": LARGE // 10},
+        {"anyOf": [{"type": "string", "minLength": 1000 + 7 * n, "maxLength": 5000 + n} for n in range(300)]},
+        {"type": "array", "minItems": LARGE, "items": {"type": "array", "minItems": LARGE}},
+        {"type": "array", "maxItems": 1000 * LARGE},
+        {"type": "object", "minProperties": LARGE},
+        {"type": "object", "maxProperties": 1000 * LARGE},
+        {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
+        {"type": "number", "minimum": -1e300, "maximum": 1e300},
+        {"anyOf": [{"type": "number", "minimum": n + 0.123456789, "maximum": LARGE + n / 7} for n in range(200)]},
+    ],
+)
+def test_other_numbers_may_be_as_large_as_they_like(grammars: Grammars, schema: dict[str, Any]) -> None:
+    """Compiled or refused, they are done with soon."""
+    began = time.thread_time()
+    with suppress(InvalidRequest):
+        grammars.compile(Shape("json_schema", json.dumps(schema)))
+    assert time.thread_time() - began < 5
 
 
 def test_patterns_that_never_meet_may_be_many(grammars: Grammars, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import regex
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.sampling_pb2 import Finished, GenerateRequest, SamplingParams, TokenIds
 from mint_engine import metrics
-from mint_engine.requests.grammar import Grammar
+from mint_engine.requests.grammar import Grammar, Grammars, Shape
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ALL_SEVEN, Running, ask, running, save_adapter, save_base
 from tests.engine.steps import Gate, refusal
@@ -194,6 +195,30 @@ async def test_what_cannot_be_done_is_refused_by_name(quiet: Running, sampling: 
     refused = await refusal(quiet, GenerateRequest(text="x", sampling=SamplingParams(**sampling)))
     assert type(refused) is InvalidRequest
     assert says in str(refused)
+
+
+async def test_who_asks_for_no_shape_waits_for_none_that_is_compiled(
+    quiet: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many come: one of an adapter at a time, and who has gone leaves its place to the next."""
+    entered, let = threading.Semaphore(0), threading.Event()
+
+    def slow(self: Grammars, shape: Shape) -> Grammar:
+        entered.release()
+        assert let.wait(60)
+        return compile_(self, shape)
+
+    compile_ = Grammars.compile
+    monkeypatch.setattr(Grammars, "compile", slow)
+    many = [asyncio.create_task(ask(quiet, PROMPT, regex="a{3}", max_tokens=9)) for _ in range(40)]
+    await until(lambda: entered.acquire(blocking=False))
+    for _ in range(3):
+        assert (await ask(quiet, "dog", max_tokens=2)).tokens
+    assert not entered.acquire(blocking=False)
+    many[0].cancel()
+    await until(lambda: entered.acquire(blocking=False))
+    let.set()
+    assert {each.text for each in await asyncio.gather(*many[1:])} == {"aaa"}
 
 
 async def refused_beside_another(engine: Running, **sampling: Any) -> MintError:

@@ -13,7 +13,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
-from mint_engine.requests.patterns import too_much
+from mint_engine.requests.work import too_much
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
 # A text that must come may be written with any tokens. Else each mask would take as long as that text is.
@@ -118,8 +118,8 @@ def _written(shape: Shape) -> str:
         schema = json.loads(shape.text)
         if not isinstance(schema, dict):
             raise ValueError("it is no JSON object")
-        if too_much(schema):
-            raise ValueError("too many patterns, or too long ones, are to be matched by one text at once")
+        if why := too_much(schema):
+            raise ValueError(why)
         return f"{_OPTIONS}\nstart: %json {json.dumps(schema | {'x-guidance': _JSON})}"
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -1,0 +1,195 @@
+"""What it costs to follow a JSON schema, where llguidance does not bound it.
+
+llguidance bounds the work on a grammar, but not on one letter of a text: where that must match several patterns (by
+`allOf`, or by a `$ref` beside others), it can take as long as the numbers of their parts multiplied. Some 25 patterns
+of 20 letters, or six of 500, kept a step for minutes, and with it everybody's requests.
+
+Nor does it bound how long multiples of a number take to compile. It knows them by what is left of a text's digits
+when they are divided by that number, and looks at each remainder; where several such numbers meet in one place, by
+`anyOf` too, at each of all of them together. One number of seven digits took minutes, and gigabytes of memory.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+MOST = 10**8  # of a product of patterns' parts: what takes a tenth of a second
+MOST_REMAINDERS = 20_000  # of a whole schema: what takes as long to compile, and 6 MB
+
+_WIDEST = 2**32  # of the numbers that llguidance reckons with
+_OPENS = frozenset("[|.\\*+?{")  # what makes a part of a pattern more than a letter
+_FORMAT = 100  # parts of the longest pattern that a format stands for
+_WEIGHED = ("pattern", "format", "multipleOf")
+_TOGETHER, _EITHER = ("allOf",), ("anyOf", "oneOf")  # in one place
+_LISTED = ("prefixItems", "items")  # in places of their own
+_SINGLE = ("items", "additionalItems", "additionalProperties")
+
+Schema = Mapping[str, Any]
+
+
+class _Weight(NamedTuple):
+    """What a schema costs where it is: its parts multiplied, what its number is a multiple of, remainders within."""
+
+    parts: int = 1
+    multiples: frozenset[tuple[int, int]] = frozenset()  # a number's digits, and how many are behind its point
+    within: int = 0
+
+    @property
+    def remainders(self) -> int:
+        """In this place, and all within it."""
+        return min(_remainders(self.multiples) + self.within, MOST_REMAINDERS + 1)
+
+
+def too_much(schema: Schema) -> str:
+    """Why following a schema takes too much work; "" where it does not.
+
+    Places that each have patterns count as one where they can't be told apart: of what meets, the largest of each.
+    Places with multiples count together, each time that they are referred to. Raises RecursionError.
+    """
+    weight = _Weighing(schema).weigh(schema)
+    if weight.parts > MOST:
+        return "too many patterns, or too long ones, are to be matched by one text at once"
+    if weight.remainders > MOST_REMAINDERS:
+        return (
+            "multipleOf numbers that large, or so many, is too much work: their digits without the point, "
+            f"multiplied where several meet in one place, may come to {MOST_REMAINDERS} in all"
+        )
+    return ""
+
+
+class _Weighing:
+    """Weights by schema; of one that refers to itself, of what is not yet in it."""
+
+    def __init__(self, root: Schema) -> None:
+        self._root = root
+        self._known: dict[int, _Weight] = {}
+
+    def weigh(self, schema: Any) -> _Weight:
+        if not isinstance(schema, dict):
+            return _Weight()
+        if (known := self._known.get(id(schema))) is not None:
+            return known
+        self._known[id(schema)] = _Weight()
+        # A property may be one by its name and by a pattern: it must then be both.
+        inner = [self._each(_inner(schema)), self._each(_values(schema, "patternProperties"))]
+        parts = max(_own(schema), prod(each.parts for each in inner))
+        own = _Weight(parts, _multiples(schema), _together(inner).within)
+        beside = [self.weigh(each) for each in self._beside(schema)]
+        either = [_either(map(self.weigh, _list(schema, name))) for name in _EITHER]
+        found = self._known[id(schema)] = _together([own, *beside, *either])
+        return found
+
+    def _each(self, schemas: Iterable[Any]) -> _Weight:
+        """Of what lies in a value, each in a place of its own."""
+        found = [self.weigh(each) for each in schemas]
+        return _Weight(max((each.parts for each in found), default=1), within=sum(each.remainders for each in found))
+
+    def _beside(self, schema: Schema) -> Iterator[Any]:
+        """All that the same text must be."""
+        for name in _TOGETHER:
+            yield from _list(schema, name)
+        if isinstance(reference := schema.get("$ref"), str):
+            yield self._find(reference)
+
+    def _find(self, reference: str) -> Any:
+        """What is referred to; where that is by more than its place in the whole, all that is there, at once."""
+        found: Any = self._root
+        path, *steps = unquote(reference).split("/")
+        for step in steps:
+            name = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+                found = found[int(name)]
+            else:
+                found = found.get(name) if isinstance(found, dict) else None
+        return found if path == "#" and found is not None and not self._parted else self._everything
+
+    @cached_property
+    def _parted(self) -> bool:
+        """Whether places are told within a part that has a name of its own."""
+        named = (each.get("$id", each.get("id")) for each in _all(self._root) if each is not self._root)
+        return any(isinstance(name, str) for name in named)
+
+    @cached_property
+    def _everything(self) -> Schema:
+        return {"allOf": [{key: each[key] for key in _WEIGHED if key in each} for each in _all(self._root)]}
+
+
+def _together(weights: list[_Weight]) -> _Weight:
+    """Of what one value must be all of: what lies in it is there in every combination."""
+    return _Weight(
+        min(prod(each.parts for each in weights), MOST + 1),
+        frozenset().union(*(each.multiples for each in weights)),
+        min(prod(1 + each.within for each in weights) - 1, MOST_REMAINDERS + 1),
+    )
+
+
+def _either(weights: Iterable[_Weight]) -> _Weight:
+    """Of what one value must be one of: a number is looked at for all of them at once."""
+    found = list(weights)
+    return _Weight(
+        max((each.parts for each in found), default=1),
+        frozenset().union(*(each.multiples for each in found)),
+        sum(each.within for each in found),
+    )
+
+
+def _multiples(schema: Schema) -> frozenset[tuple[int, int]]:
+    """As llguidance reads it: nothing of what it refuses."""
+    told = schema.get("multipleOf")
+    if not isinstance(told, int | float) or abs(told) >= _WIDEST or math.isnan(told):
+        return frozenset()
+    number, behind = abs(float(told)), 0
+    while number % 1:
+        number, behind = number * 10, behind + 1
+    return frozenset({(int(number), behind)}) if 0 < number < _WIDEST else frozenset()
+
+
+def _remainders(multiples: frozenset[tuple[int, int]]) -> int:
+    """How many are told apart: none where all numbers have the same; up to what is too much."""
+    found = 1
+    for digits, _ in multiples:
+        found *= digits
+        if found > MOST_REMAINDERS:
+            return MOST_REMAINDERS + 1
+    behind = [places for _, places in multiples] or [0]
+    # Brought to as many digits behind the point, the numbers may not be too wide: it would go on with any other.
+    if found * 10 ** (max(behind) - min(behind)) >= _WIDEST:
+        return MOST_REMAINDERS + 1
+    return found if found > 1 else 0
+
+
+def _own(schema: Schema) -> int:
+    pattern = schema.get("pattern")
+    # A pattern may begin anywhere, which is a part, too.
+    parts = 2 + sum(letter in _OPENS for letter in pattern) if isinstance(pattern, str) else 1
+    return parts * (_FORMAT if "format" in schema else 1)
+
+
+def _inner(schema: Schema) -> Iterator[Any]:
+    """The schemas of what lies in a value, but for those by patterns."""
+    yield from _values(schema, "properties")
+    for name in _LISTED:
+        yield from _list(schema, name)
+    for name in _SINGLE:
+        yield schema.get(name)
+
+
+def _values(schema: Schema, name: str) -> list[Any]:
+    found = schema.get(name)
+    return list(found.values()) if isinstance(found, dict) else []
+
+
+def _list(schema: Schema, name: str) -> list[Any]:
+    found = schema.get(name)
+    return found if isinstance(found, list) else []
+
+
+def _all(value: Any) -> Iterator[Schema]:
+    """Every object in a JSON value."""
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _all(each)

@@ -1,0 +1,67 @@
+"""Where shapes are compiled: few at a time, adapters in turn, and not without end."""
+
+import asyncio
+import threading
+
+import pytest
+
+from mint_contracts.errors import Overloaded
+from mint_engine.requests import compiling
+from mint_engine.requests.compiling import AT_ONCE, Compiling
+from tests.waiting import until
+
+
+class Works:
+    """Shapes that are compiled until they are let, one after another."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.let = threading.Semaphore(0)
+
+    def __call__(self, name: str) -> str:
+        self.begun.append(name)
+        assert self.let.acquire(timeout=60)
+        return name
+
+
+async def test_adapters_take_turns_whoever_has_how_many() -> None:
+    shapes, works = Compiling("engine"), Works()
+    names = [*(f"hot {n}" for n in range(20)), "cold", "mild"]
+    tasks = [asyncio.create_task(shapes.run(name.split()[0], works, name)) for name in names]
+    await until(lambda: len(works.begun) == AT_ONCE)
+    assert works.begun == ["hot 0", "cold"]
+    works.let.release(len(names))
+    assert await asyncio.gather(*tasks) == names
+    assert works.begun.index("mild") < works.begun.index("hot 2")
+
+
+async def test_beyond_what_may_wait_whoever_comes_is_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MOST", 5)
+    shapes, works = Compiling("engine"), Works()
+    waiting = [asyncio.create_task(shapes.run("hot", works, "hot")) for _ in range(4)]
+    await until(lambda: works.begun)
+    with pytest.raises(Overloaded, match="engine: has 4 shapes to compile; come back later") as caught:
+        await shapes.run("hot", works, "hot")
+    assert caught.value.retry_after_s
+    cold = asyncio.create_task(shapes.run("cold", works, "cold"))
+    await until(lambda: "cold" in works.begun)
+    with pytest.raises(Overloaded):
+        await shapes.run("mild", works, "mild")
+    works.let.release(5)
+    await asyncio.gather(cold, *waiting)
+    works.let.release()
+    assert await shapes.run("mild", works, "mild") == "mild", "there is room again"
+
+
+async def test_who_goes_while_it_is_compiled_or_waits_for_that_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MOST", 5)
+    shapes, works = Compiling("engine"), Works()
+    gone = [asyncio.create_task(shapes.run("a", works, f"gone {n}")) for n in range(4)]
+    await until(lambda: works.begun)
+    for each in gone:
+        each.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    next_ = asyncio.create_task(shapes.run("a", works, "next"))
+    await until(lambda: works.begun == ["gone 0", "next"])
+    works.let.release(2)
+    assert await next_ == "next"
