@@ -4,6 +4,7 @@ Grammars are llguidance's (https://github.com/guidance-ai/llguidance), which bou
 """
 
 import json
+import time
 from collections.abc import Set
 from typing import NamedTuple, cast
 
@@ -21,6 +22,7 @@ _OPTIONS = '%llguidance {"no_forcing": true}'
 # In place of what a schema says of this. White space is bounded: a weak model writes nothing else, once it may.
 _JSON = {"whitespace_pattern": r"[ \n\r\t]{1,32}"}
 _LONGEST_REASON = 300
+SLOW_S = 0.001  # of one mask; most take a twentieth of that
 
 _log = structlog.get_logger(__name__)
 
@@ -38,10 +40,13 @@ class Grammar:
     def __init__(self, field: str, matcher: LLMatcher, tokens: int) -> None:
         """`field` is named by errors; `tokens` are so many of the tokenizer's."""
         self._field, self.matcher, self.tokens = field, matcher, tokens
+        self.mask_s = 0.0  # of one thread, for the tokens that were looked for last
 
     def copy(self) -> "Grammar":
         """Another of the same state, for another completion."""
-        return Grammar(self._field, self.matcher.deep_copy(), self.tokens)
+        copy = Grammar(self._field, self.matcher.deep_copy(), self.tokens)
+        copy.mask_s = self.mask_s
+        return copy
 
     def settle(self, *, any_may: bool) -> None:
         """The tokens that may come next were looked for (`masks`): whether any of the base's may.
@@ -61,7 +66,9 @@ class Grammar:
     def check(self) -> None:
         """Raise InvalidRequest where it is no grammar, or nothing matches it."""
         self._check()
+        began = time.thread_time()
         self.matcher.compute_bitmask()
+        self.mask_s = time.thread_time() - began
         self._check()
 
     @property

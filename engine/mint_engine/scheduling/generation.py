@@ -12,7 +12,7 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.likeliest import likeliest
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
-from mint_engine.requests.masks import mask
+from mint_engine.requests.masks import Late, mask
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.said import Said
@@ -20,6 +20,7 @@ from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.arrival import NotArrived
 from mint_engine.residency.copies import again
+from mint_engine.scheduling.masking import cost, in_turn
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import (
@@ -193,8 +194,10 @@ class Generation:
             if sequence.state is State.ENDED:  # with pages that may be another's by the next step
                 continue
             samples = share.samples  # before what it computes is noted
-            self.scheduler.computed(sequence, share.length)
-            if samples and sequence.request.sampling.max_tokens:
+            chooses = samples and sequence.request.sampling.max_tokens > 0
+            late = chooses and sequence.grammar is not None  # its last token is noted when its next is chosen
+            self.scheduler.computed(sequence, share.length - late)
+            if chooses:
                 rows.append((sequence, end - 1))
             elif samples:
                 outcomes += self._end_of_prompt(sequence, own[-1:])
@@ -227,7 +230,9 @@ class Generation:
         scores = _score_chosen(rows, tokens, logits)
         for at, (sequence, _) in enumerate(rows):
             token = tokens[at]
-            if isinstance(token, MintError):  # this request's own trouble, nobody else's
+            if isinstance(token, Late):
+                sequence.late += 1
+            elif isinstance(token, MintError):  # this request's own trouble, nobody else's
                 outcomes += self.fail([sequence], token)
             else:
                 try:
@@ -237,10 +242,10 @@ class Generation:
                 except Exception as error:  # noqa: BLE001 - others of this step may have ended, and must be told so
                     outcomes += self.fail([sequence], Internal("engine", self._tell_defect([sequence], error)))
 
-    def _chosen(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | MintError]:
-        """A token for each row of logits [n, V], which stay as they are; or what ends that request alone."""
+    def _chosen(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | MintError | Late]:
+        """A token for each row of logits [n, V], which stay as they are; or what ends that request alone, or Late."""
         wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
-        tokens, troubles = choose_tokens(logits, wanted), dict[int, MintError]()
+        tokens, troubles = choose_tokens(logits, wanted), dict[int, MintError | Late]()
         changed = [
             at
             for at, each in enumerate(sequences)
@@ -256,18 +261,25 @@ class Generation:
         found = [_unsound(each) if token is None else token for each, token in zip(sequences, tokens, strict=True)]
         return [troubles.get(at, token) for at, token in enumerate(found)]
 
-    def _mask(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, MintError]:
+    def _mask(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, MintError | Late]:
         """Leave in each row of logits [n, V] what its request's grammar allows next; what kept some from that."""
-        found = mask([each.grammar for each in sequences], logits)
+        fairness = self.scheduler.fairness
+        found = mask([each.grammar for each in sequences], logits, in_turn(sequences, fairness.service))
+        for at, each in enumerate(sequences):
+            if each.grammar is not None and not isinstance(found.get(at), Late):
+                fairness.charge(each.request.adapter, cost(each.grammar.mask_s))
         return {
             at: error
-            if isinstance(error, InvalidRequest)  # it takes too much work
+            if isinstance(error, InvalidRequest | Late)  # it takes too much work, or waits
             else Internal("engine", self._tell_defect([sequences[at]], error))
             for at, error in found.items()
         }
 
     def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
         sampling = sequence.request.sampling
+        if sequence.grammar is not None:
+            sequence.late = 0
+            self.scheduler.computed(sequence, 1)
         sequence.tokens.append(token)
         self.scheduler.generated(sequence)
         text, stopped = "", token in self._eos and not sampling.ignore_eos
@@ -311,7 +323,7 @@ def _unsound(sequence: Sequence) -> Internal:
 
 
 def _score_chosen(
-    rows: list[Row], tokens: list[int | MintError], logits: torch.Tensor
+    rows: list[Row], tokens: list[int | MintError | Late], logits: torch.Tensor
 ) -> dict[int, tuple[Scored, ...]]:
     """The chosen tokens' scores, by place in `rows`, of the requests that ask for them."""
     asking: dict[float, dict[int, tuple[int, int]]] = {}  # by temperature, which changes nothing for others

@@ -184,6 +184,7 @@ class Sequence:
     published: int = 0  # of each table, how many were found in the prefix cache or were offered to it
     prompt_scores: list[Scored] = field(default_factory=list)
     prompt_scored: bool = False  # and told
+    late: int = 0  # steps in a row in which there was no time for its mask, see `masking`
     charged: int = 0  # tokens of the prompt that have counted as service, or were found: each counts once
     # Of its place, see `turns`:
     placed_at: int = 0  # the step in which it got it

@@ -1,0 +1,268 @@
+"""Masks that take long: they have so much of a step, whoever waits says the same later, and they are paid for."""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mint_engine import metrics
+from mint_engine.requests import masks
+from mint_engine.requests.grammar import SLOW_S, Grammar, Grammars, Shape
+from mint_engine.requests.masks import Late, mask
+from mint_engine.scheduling import masking
+from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, FairShare
+from mint_engine.scheduling.masking import cost, in_turn
+from mint_engine.scheduling.request import Sequence
+from tests.engine.running import ALL_SEVEN, Answer, Running, ask, running, save_adapter, save_base, save_sliding_base
+from tests.engine.scheduled import sequence
+
+PROMPT = list(range(5, 25))
+WORD = 32
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4, targets=ALL_SEVEN)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    """Of as many tokens as fill whole words of a mask."""
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
+    found.add_tokens([f"<more {n}>" for n in range(-len(found) % WORD)])
+    assert len(found) % WORD == 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: PreTrainedTokenizerBase) -> Grammars:
+    return Grammars(tokenizer, {0})
+
+
+def held(grammars: Grammars, slow: str) -> list[Grammar]:
+    """One for each letter from a on that lets that letter come alone; those of `slow` took long before."""
+    found = [grammars.compile(Shape("regex", letter)) for letter in "abcdef"]
+    for grammar, letter in zip(found, "abcdef", strict=True):
+        grammar.mask_s = 1.0 if letter in slow else 0.0
+    return found
+
+
+def told(row: torch.Tensor) -> set[int]:
+    return set(torch.nonzero(row == 0).flatten().tolist())
+
+
+@pytest.mark.parametrize("slow", ["", "abcdef", "bd"])
+def test_of_slow_and_quick_masks_each_row_gets_its_own(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    monkeypatch.setattr(masks, "BUDGET_S", math.inf)
+    own = held(grammars, slow)
+    logits = torch.zeros(6, len(tokenizer))
+    assert mask(own, logits, [3, 1, 5, 0, 2, 4]) == {}
+    assert [told(row) for row in logits] == [{token} for token in tokenizer.encode("abcdef")]
+    assert all(0 < grammar.mask_s < 1 for grammar in own), "how long this one took"
+    assert own[0].copy().mask_s == own[0].mask_s
+
+
+@pytest.mark.parametrize("slow", ["", "abcdef", "bd"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_without_time_only_the_first_in_turn_gets_its_mask(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, slow: str, first: int
+) -> None:
+    monkeypatch.setattr(masks, "BUDGET_S", 0.0)
+    logits = torch.zeros(7, len(tokenizer))
+    turns = [6, first, *({0, 1, 2, 3, 4, 5} - {first})]
+    late = mask([*held(grammars, slow), None], logits, turns)
+    assert set(late) == {0, 1, 2, 3, 4, 5} - {first}
+    assert all(isinstance(each, Late) for each in late.values())
+    assert told(logits[first]) == set(tokenizer.encode("abcdef"[first]))
+    assert told(logits[6]) == set(range(len(tokenizer))), "who has no grammar waits for no mask"
+
+
+class Clock:
+    """Time that goes on by a second with each slow mask."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.masked = 0.0, list[Grammar]()
+        one_by_one = masks._one_by_one
+
+        def counted(places: Iterator[int], grammars: list[Grammar], *given: Any) -> None:
+            for at in places:
+                one_by_one([at], grammars, *given)
+                self.masked.append(grammars[at])
+                self.now += 1
+
+        monkeypatch.setattr(masks, "_one_by_one", counted)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+def test_quick_masks_come_before_slow_ones_which_begin_while_there_is_time(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(masks, "BUDGET_S", 1.5)
+    clock = Clock(monkeypatch)
+    own = held(grammars, "abcd")
+    late = mask(own, torch.zeros(6, len(tokenizer)), [2, 0, 1, 3, 4, 5])
+    assert clock.masked == [own[2], own[0]]
+    assert set(late) == {1, 3}
+
+
+@given(
+    late=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    adapters=st.lists(st.sampled_from("ab"), min_size=8, max_size=8),
+)
+def test_whoever_was_late_for_longest_comes_first_then_who_was_served_least(
+    late: list[int], adapters: list[str]
+) -> None:
+    rows = [sequence(3, adapter=adapter) for adapter, _ in zip(adapters, late, strict=False)]
+    for at, (row, steps) in enumerate(zip(rows, late, strict=True)):
+        row.late, row.arrival = steps, at
+    service = {"a": 7, "b": 3}
+    first, *others = in_turn(rows, service.__getitem__)
+    assert sorted([first, *others]) == list(range(len(rows)))
+    assert rows[first].late == max(late)
+    ranks = [(service[rows[at].request.adapter], -rows[at].late, at) for at in others]
+    assert ranks == sorted(ranks)
+
+
+def test_each_gets_its_turn_though_others_that_were_served_less_come_without_end() -> None:
+    rows = [sequence(3, adapter="old") for _ in range(5)]
+    waited = set(rows)
+    for step in range(7):
+        rows += [sequence(3, adapter="new") for _ in range(2)]
+        for at, row in enumerate(rows):
+            row.arrival = at
+        first, *others = in_turn(rows, {"old": 10**6, "new": 0}.__getitem__)
+        for at in others:
+            rows[at].late += 1
+        rows[first].late = 0
+        waited.discard(rows[first])
+        assert step or rows[first].request.adapter == "new"
+    assert not waited
+
+
+def test_a_slow_mask_is_service_and_a_quick_one_is_none() -> None:
+    assert cost(SLOW_S / 20) == 0
+    assert cost(0.033) == 33
+
+
+ASKED: list[dict[str, Any]] = [
+    {"regex": "[a-z ]{60}", "temperature": 1.0, "seed": 3, "logprobs": 2},
+    {"regex": "[a-z ]{60}", "temperature": 1.0, "seed": 4, "presence_penalty": 2.0, "repetition_penalty": 1.5},
+    {"json_schema": '{"type": "array", "items": {"type": "integer", "maximum": 300}, "minItems": 4}'},
+    {"regex": "[a-z]{3,12}", "n": 1, "prompt_logprobs": True},
+    {"regex": "([a-z]{1,9} ){9}[.]", "temperature": 1.5, "seed": 5, "stop": ["xy"]},
+    {"ignore_eos": True, "temperature": 1.0, "seed": 6, "logprobs": 1},
+]
+
+
+@dataclass
+class Lateness:
+    """How many rows were late, and for how many steps in a row at most; how many got a mask in a step at most."""
+
+    rows: int = 0
+    longest: int = 0
+    masked: int = 0
+
+
+@pytest.fixture
+def lateness(monkeypatch: pytest.MonkeyPatch) -> Lateness:
+    """Where a step has time for one mask alone."""
+    seen = Lateness()
+
+    def spy(sequences: list[Sequence], service: Callable[[str], int]) -> list[int]:
+        seen.longest = max(seen.longest, *(each.late for each in sequences))
+        return in_turn(sequences, service)
+
+    def look(grammars: list[Grammar]) -> Any:
+        found, troubles = inner(grammars)
+        late = sum(isinstance(each, Late) for each in troubles.values())
+        seen.rows, seen.masked = seen.rows + late, max(seen.masked, len(grammars) - late)
+        return found, troubles
+
+    inner = masks._look
+    monkeypatch.setattr(masks, "BUDGET_S", 0.0)
+    monkeypatch.setattr("mint_engine.scheduling.generation.in_turn", spy)
+    monkeypatch.setattr(masks, "_look", look)
+    return seen
+
+
+async def answers(engine: Running, names: list[str], *, together: bool) -> list[Answer]:
+    """Prompts that end where a page does and elsewhere."""
+    asked = [
+        ask(engine, PROMPT[: 14 + at], name, max_tokens=60, **each) for name in names for at, each in enumerate(ASKED)
+    ]
+    return list(await asyncio.gather(*asked)) if together else [await each for each in asked]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "sliding", "few pages"])
+async def test_whoever_waits_says_what_it_says_alone(
+    base: Path, adapter: Path, tmp_path: Path, lateness: Lateness, kind: str
+) -> None:
+    place = save_sliding_base(tmp_path) if kind == "sliding" else base
+    own = {"a": adapter} if kind == "adapter" else {}
+    names = ["", "a"] if own else [""]
+    cache = 1 << 16 if kind == "few pages" else 4 << 20
+    before = metrics.PREEMPTED_FOR_PAGES._value.get()
+    async with running(place, own, kv_cache_bytes=cache, context_length=96) as engine:
+        alone = await answers(engine, names, together=False)
+        assert lateness.rows == 0
+        together = await answers(engine, names, together=True)
+    for one, other in zip(alone, together, strict=True):
+        assert (other.tokens, other.text, other.finished.reason) == (one.tokens, one.text, one.finished.reason)
+        assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+    assert lateness.rows > 0
+    assert lateness.masked == 1
+    assert lateness.longest <= len(names) * len(ASKED)
+    assert (metrics.PREEMPTED_FOR_PAGES._value.get() > before) == (kind == "few pages")
+
+
+async def test_who_has_no_shape_waits_for_no_mask(base: Path, lateness: Lateness) -> None:
+    """Ten that must take turns, and one that says 60 tokens in as many steps."""
+    async with running(base) as engine:
+        shaped = [
+            asyncio.create_task(ask(engine, PROMPT, regex="[a-z]{80}", max_tokens=30, temperature=1.0, seed=at))
+            for at in range(10)
+        ]
+        plain = await ask(engine, PROMPT, max_tokens=60, ignore_eos=True)
+        assert len(plain.tokens) == 60
+        assert not all(each.done() for each in shaped), "300 of their tokens take 300 steps"
+        await asyncio.gather(*shaped)
+    assert lateness.masked == 1
+
+
+async def test_what_slow_masks_take_is_charged_to_their_adapter(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masking, "_SERVICE_S", 1e-12)  # so that all of them are slow
+    new, charged = 40, Counter[str]()
+    charge = FairShare.charge
+
+    def noted(self: FairShare, adapter: str, service: int) -> None:
+        charged[adapter] += service
+        charge(self, adapter, service)
+
+    monkeypatch.setattr(FairShare, "charge", noted)
+    async with running(base, {"slow": adapter, "quick": adapter}) as engine:
+        await asyncio.gather(
+            ask(engine, PROMPT, "slow", regex="[a-z]{80}", max_tokens=new),
+            ask(engine, PROMPT, "quick", max_tokens=new, ignore_eos=True),
+        )
+    assert charged["quick"] == len(PROMPT) + COMPLETION_WEIGHT * new
+    assert charged["slow"] > 1000 * charged["quick"]
