@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 
 from mint_contracts.errors import Draining, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
+from mint_engine.policies.tenure import Tenure
 from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0
@@ -35,6 +36,7 @@ class Calls:
     def __init__(self, policy: str, lease: int, settings: PolicySettings | None) -> None:
         self._policy, self._settings = policy, settings
         self.life = self.lease = lease
+        self.tenure = Tenure()
         self.sequence = 0  # of the last call that took effect
         self.step = 0  # optimizer steps taken
         self._gone = ""  # how it went, once it has
@@ -68,15 +70,23 @@ class Calls:
         if life not in {0, self.life}:
             raise PolicyNotFound(f"policy {self._policy!r}", f"of life {life} was dropped; this is life {self.life}")
 
-    async def once(self, sequence: int, digest: bytes, work: Callable[[], Awaitable[M]]) -> M:
+    async def once(
+        self,
+        sequence: int,
+        digest: bytes,
+        sure: Callable[[], Awaitable[None]],
+        work: Callable[[], Awaitable[M]],
+    ) -> M:
         """The answer to call `sequence`: what `work` gives, or what it gave before. Raises OutOfOrder, and as `work`.
+
+        And as `sure`, before either.
 
         `digest` is of what is asked: another call of the number is no repeat, as of a program that has started anew.
 
         A call that fails has not been: its number is to be used again. One whose client goes away goes on to its end,
         so that its number says whether it took effect.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._once(sequence, digest, work)))
+        return await asyncio.shield(asyncio.ensure_future(self._once(sequence, digest, sure, work)))
 
     async def first(self, work: Callable[[], Awaitable[None]]) -> None:
         """Make the policy, before any call of it. Raises as `work`: those that follow then raise PolicyNotFound."""
@@ -90,10 +100,14 @@ class Calls:
             finally:
                 self._used_at = time.monotonic()
 
-    async def end(self) -> None:
-        """Wait for the call under way; those that follow it raise PolicyNotFound."""
+    async def end(self, gone: str = "was dropped") -> None:
+        """Wait for the call under way; those that follow it raise PolicyNotFound, and say that."""
         async with self._turn:
-            self._gone = "was dropped"
+            self._gone = gone
+
+    def end_here(self, gone: str) -> None:
+        """As `end`, by the call that is under way."""
+        self._gone = gone
 
     async def rest(self, put_away: Callable[[], Awaitable[None]], stay: Callable[[], Awaitable[None]]) -> None:
         """End with `put_away`, once the call under way has ended: those that follow raise PolicyNotFound.
@@ -125,9 +139,16 @@ class Calls:
         if self._gone:
             raise PolicyNotFound(f"policy {self._policy!r}", self._gone)
 
-    async def _once(self, sequence: int, digest: bytes, work: Callable[[], Awaitable[M]]) -> M:
+    async def _once(
+        self,
+        sequence: int,
+        digest: bytes,
+        sure: Callable[[], Awaitable[None]],
+        work: Callable[[], Awaitable[M]],
+    ) -> M:
         async with self._turn:
             self._refuse_ended()
+            await sure()
             if sequence in self._answers:
                 asked, answer = self._answers[sequence]
                 if asked != digest:

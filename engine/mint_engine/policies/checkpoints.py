@@ -86,6 +86,18 @@ class Shelf:
         """Under which something was saved, 0: nothing was."""
         return self._series.latest_lease()
 
+    def leases(self) -> list[int]:
+        """Under which something was saved, or that have the policy: the oldest first."""
+        return [each.lease for each in self._series.names()]
+
+    def take(self, lease: int) -> None:
+        """As `Series.take`."""
+        self._series.take(lease)
+
+    def give_back(self, lease: int) -> None:
+        """As `Series.give_back`."""
+        self._series.give_back(lease)
+
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
         """The newest whole checkpoint with its blob; broken ones are passed over and told. None: there has been none.
 

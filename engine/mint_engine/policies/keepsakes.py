@@ -4,11 +4,13 @@
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
 import msgspec
 
-from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden
+from mint_contracts.errors import EngineUnavailable, MintError, PolicyNotFound, SourceForbidden, StaleLease
 from mint_engine.aside import aside
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
@@ -25,6 +27,15 @@ from mint_engine.training.policy import Policy
 RUN = "calls"  # stands for a wave's run in the names of checkpoints
 KEPT = 16  # checkpoints of a policy
 LEASE_S = 5.0  # that a new policy waits to hear of others of its name
+TAKING_RETRY_S = 1.0
+
+
+class Found(NamedTuple):
+    """What a policy can go on from: its newest whole checkpoint."""
+
+    policy: Policy
+    record: Record
+    told: Record | None  # what the newest one, whole or not, said of itself before that was read
 
 
 def shelf_of(store: Store, policy: str) -> Shelf:
@@ -65,36 +76,52 @@ async def leave(here: Open, policy: str, calls: Calls) -> None:
 
 
 async def stay(here: Open, policy: str, calls: Calls) -> None:
-    """What could not be let go of is its engine's still: nobody goes on with what `leave` has written."""
+    """What could not be let go of is its engine's still: nobody goes on with what `leave` has written.
+
+    Raises StaleLease where another engine has gone on with that already.
+    """
     record = await asked(shelf_of(here.store, policy).newest_told)
     if record is not None and record.left and record.lease == calls.lease:
         await _retell(here, policy, record, left=False)
 
 
-async def load(here: Open, policy: str, uri: str) -> tuple[Policy, Name | None]:
-    """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`."""
+async def refuse_superseded(here: Open, policy: str, calls: Calls) -> None:
+    """Raise StaleLease where another engine has gone on with the policy; and the errors of a store."""
+    latest = await asked(shelf_of(here.store, policy).latest_lease)
+    if latest > calls.lease:
+        raise _stale(policy, latest, calls)
+
+
+async def load(here: Open, policy: str, calls: Calls, uri: str) -> Policy:
+    """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`.
+
+    And StaleLease for what was saved under a newer lease, whose engine has the policy.
+    """
     shelf = shelf_of(here.store, policy)
     folder = _folder(here.store, shelf)
     if not uri.startswith(folder):
         raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
     name = uri.removeprefix(folder)
-    return await _read(here, policy, await asked(shelf.read, name)), Name.read(name)
+    blob = await asked(shelf.read, name)
+    if (of := Name.read(name)) is not None and of.lease > calls.lease:
+        raise _stale(policy, of.lease, calls)
+    return await _read(here, policy, blob)
 
 
-async def newest(here: Open, policy: str, life: int) -> tuple[Policy, Record]:
+async def newest(here: Open, policy: str, life: int) -> Found:
     """The newest checkpoint, which where `life` is told (not 0) must be what an engine has left of that one.
 
     Raises PolicyNotFound where there is none such.
     """
     shelf = shelf_of(here.store, policy)
+    told = await asked(shelf.newest_told)
     found = await asked(shelf.newest)
     if found is None:
         raise PolicyNotFound(f"policy {policy!r}", "has saved nothing to go on from; create it")
     record, blob = found
     if life and not (record.left and record.life == life):
-        said = f"of life {life} is not what its engine has left as it ended; resume it by its name, or create it"
-        raise PolicyNotFound(f"policy {policy!r}", said)
-    return await _read(here, policy, blob), record
+        raise _not_left(policy, life)
+    return Found(await _read(here, policy, blob), record, told)
 
 
 async def latest_lease(here: Open, policy: str) -> int:
@@ -106,17 +133,29 @@ async def latest_lease(here: Open, policy: str) -> int:
     return 0
 
 
-async def take_up(here: Open, policy: str, record: Record) -> None:
-    """What an engine has left is somebody's again: who drops it from now on has dropped it."""
-    if record.left:
-        await _retell(here, policy, record, left=False)
+@asynccontextmanager
+async def taken_up(here: Open, policy: str, lease: int, found: Found, life: int) -> AsyncIterator[None]:
+    """Around what puts a policy in its place that goes on here: under this lease, and from now on under none before.
 
-
-async def put_back(here: Open, policy: str, record: Record) -> None:
-    """What could not be gone on with is left as before, for the next try."""
-    if record.left:
+    An engine that had it, and was cut off, acknowledges no checkpoint behind `found`; who drops it has dropped it.
+    What could not be put there is as it was, for the next try. Raises EngineUnavailable where others have just been
+    at it, PolicyNotFound as `newest`, and the errors of a store.
+    """
+    shelf, listed = shelf_of(here.store, policy), False
+    try:
+        await asked(_take, shelf, policy, lease, found, life)
+        if found.record.left:
+            listed = True
+            await aside(here.resting.forget, _rests(found.record))
+        yield
+    except StaleLease as error:
+        raise _busy(policy, "is just being gone on with by another engine") from error
+    except BaseException:
         with suppress(MintError):
-            await _retell(here, policy, record, left=True)
+            await asked(shelf.give_back, lease)
+            if listed:
+                await aside(here.resting.note, _rests(found.record))
+        raise
 
 
 async def give_up(here: Open, policy: str, life: int) -> None:
@@ -126,7 +165,8 @@ async def give_up(here: Open, policy: str, life: int) -> None:
     """
     record = await asked(shelf_of(here.store, policy).newest_told)
     if record is not None and record.left and (not life or record.life <= life):
-        await _retell(here, policy, record, left=False)
+        with suppress(StaleLease):  # nor can anybody take up what lies behind a newer lease
+            await _retell(here, policy, record, left=False)
 
 
 async def succeed(here: Open, policy: str) -> None:
@@ -145,6 +185,27 @@ async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> Non
     await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
     if left:
         await aside(here.resting.note, _rests(record))
+
+
+def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> None:
+    shelf.take(lease)
+    if shelf.newest_told() != found.told:
+        raise _busy(policy, "was saved just now by the engine that has it, or had it")
+    if life and any(found.record.lease < each < lease for each in shelf.leases()):
+        raise _not_left(policy, life)  # somebody has gone on with it since
+
+
+def _busy(policy: str, said: str) -> EngineUnavailable:
+    return EngineUnavailable(f"policy {policy!r}", f"{said}; retry", retry_after_s=TAKING_RETRY_S)
+
+
+def _not_left(policy: str, life: int) -> PolicyNotFound:
+    said = f"of life {life} is not what its engine has left as it ended; resume it by its name, or create it"
+    return PolicyNotFound(f"policy {policy!r}", said)
+
+
+def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:
+    return StaleLease(f"policy {policy!r}", f"is trained under lease {lease} now, not {calls.lease}")
 
 
 def _rests(record: Record) -> Rests:

@@ -8,8 +8,8 @@ would hold its policy's memory for ever. In these last two cases what is there i
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -19,12 +19,15 @@ from mint_contracts.records import PolicyRoom
 from mint_engine.policies import keepsakes
 from mint_engine.policies.calls import Calls, draining
 from mint_engine.policies.opened import Open
+from mint_engine.policies.tenure import ANSWER_S
 from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256
 LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S, DROPPING_RETRY_S = 5.0, 10.0, 0.5, 2.0
+SUPERSEDED = "has gone on elsewhere while its engine was cut off"
 REST_S, LOOK_S = 30 * 60.0, 60.0  # what goes on after a rest costs its program seconds
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -97,7 +100,9 @@ class Register:
     async def resume(self, name: str, life: int) -> Calls:
         """A policy that is here, or else goes on from its newest checkpoint (see `keepsakes.newest`)."""
         await self._refuse_dropped(name)
-        here, known = self.here, self._calls.get(name)
+        here = self.here
+        await self._let_go_superseded(here, name)
+        known = self._calls.get(name)
         if known is None:
             known = self._new(name, None)
             self._make(known, name, partial(self._resumed, here, known, name, life))
@@ -105,10 +110,26 @@ class Register:
         known.check_life(life)
         return known
 
-    def follow(self, calls: Calls, lease: int) -> None:
-        """What goes on from a checkpoint comes after it, though another engine's clock has been ahead of ours."""
-        if lease > calls.lease:
-            calls.lease = self._lease = max(self._lease, lease) + 1
+    async def sure(self, name: str, calls: Calls) -> None:
+        """Raise PolicyNotFound for a call of a policy that is another engine's by now.
+
+        Raises SourceUnavailable where the store has not answered for long.
+        """
+        look = partial(keepsakes.refuse_superseded, self.here, name, calls)
+        await self.kept(name, calls, lambda: calls.tenure.check(name, look))
+
+    async def kept(self, name: str, calls: Calls, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` gives, by the call under way. Raises as it does.
+
+        But PolicyNotFound where another engine has gone on with the policy, which is let go of then.
+        """
+        try:
+            return await work()
+        except StaleLease as error:
+            _log.warning("policy_superseded", policy=name, error=str(error))
+            calls.end_here(SUPERSEDED)
+            await self._let_go(self.here, name, calls)
+            raise PolicyNotFound(f"policy {name!r}", f"{SUPERSEDED}: it {error.message}") from error
 
     async def drop(self, policy: str, life: int = 0, *, gone: bool = False) -> None:
         """Let a policy go, once the call under way has ended: its name is free.
@@ -184,8 +205,9 @@ class Register:
             if self._parting or not calls.is_idle(idle_s):
                 continue
             of_it = self.here, name, calls
+            stay = partial(self.kept, name, calls, partial(keepsakes.stay, *of_it))
             try:
-                await calls.rest(partial(self._put_to_rest, *of_it), partial(keepsakes.stay, *of_it))
+                await calls.rest(partial(self._put_to_rest, *of_it), stay)
             except MintError as error:
                 _log.warning("policy_stays", policy=name, error=str(error))
                 if not error.terminal:
@@ -196,7 +218,7 @@ class Register:
             await keepsakes.leave(here, name, calls)
         except TornPolicy as error:  # nobody could go on with it: what its program has saved itself is all there is
             _log.warning("policy_unsaved", policy=name, error=str(error))
-        except StaleLease as error:  # another engine has gone on with it, and saved since
+        except StaleLease as error:  # another engine has gone on with it
             _log.warning("policy_superseded", policy=name, error=str(error))
         await self._let_go(here, name, calls)
         _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
@@ -209,8 +231,7 @@ class Register:
         life = self._dropped.get(name)
         if life is None:
             return
-        with suppress(StaleLease):  # nor can anybody take up what lies behind a newer lease
-            await keepsakes.give_up(here, name, life)
+        await keepsakes.give_up(here, name, life)
         await here.herald.withdraw(name, life)
         if self._dropped.get(name) == life:
             del self._dropped[name]
@@ -223,6 +244,21 @@ class Register:
         except MintError as error:
             said = f"is being dropped, of which the store is yet to be told ({error}); retry"
             raise EngineUnavailable(f"policy {name!r}", said, retry_after_s=DROPPING_RETRY_S) from error
+
+    async def _let_go_superseded(self, here: Open, name: str) -> None:
+        """Of a policy that another engine has gone on with, as far as the store tells now."""
+        calls = self._calls.get(name)
+        if calls is None or calls in self._making:
+            return
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await keepsakes.refuse_superseded(here, name, calls)
+        except StaleLease as error:
+            _log.warning("policy_superseded", policy=name, error=str(error))
+            await calls.end(SUPERSEDED)
+            await self._let_go(here, name, calls)
+        except (MintError, TimeoutError) as error:
+            _log.warning("tenure_unknown", policy=name, error=str(error))  # its next call is to be sure, anyway
 
     async def _let_go(self, here: Open, name: str, calls: Calls) -> None:
         """Its name is free last of all: who goes on with it has memory by the same holder.
@@ -281,16 +317,16 @@ class Register:
         desk = here.means.desk
         await desk.call(lambda trainer: trainer.refuse_known(name))
         async with self._resuming:  # of what is read is not known before how much it takes
-            policy, record = await keepsakes.newest(here, name, life)
+            found = await keepsakes.newest(here, name, life)
+            policy, record = found.policy, found.record
             self._succeed(calls, max(record.lease, await keepsakes.latest_lease(here, name)))
             calls.life, calls.step = record.life or calls.lease, policy.step
             here.room.take(calls.holder, desk.maker.needs_for(policy))
             try:
-                await keepsakes.take_up(here, name, record)
-                await desk.call(lambda trainer: trainer.put(policy))
+                async with keepsakes.taken_up(here, name, calls.lease, found, life):
+                    await desk.call(lambda trainer: trainer.put(policy))
             except BaseException:
                 here.room.leave(calls.holder)
-                await keepsakes.put_back(here, name, record)
                 raise
         calls.sequence = record.sequence
 

@@ -2,11 +2,16 @@
 
     <folder>/<lease>-<step>/<what is told>, then <folder>/<lease>-<step>/<what tells of it>
 
-What nothing tells of does not exist. A trainer touches only its own folder and those before it: what one does that
-has lost its lease, and whose thread goes on, never harms what a newer one writes.
+What nothing tells of does not exist. A lease that has written nothing yet may say that it has the policy (`take`), by
+
+    <folder>/<lease>-00000000/taken.<number>
+
+A trainer touches only its own folder and those before it: what one does that has lost its lease, and whose thread
+goes on, never harms what a newer one writes.
 """
 
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +19,8 @@ import msgspec
 
 from mint_contracts.errors import SourceNotFound, StaleLease
 from mint_engine.policies.store import Store
+
+TAKEN = "taken."
 
 _NAME = re.compile(r"([0-9]{16})-([0-9]{8})")
 
@@ -50,11 +57,33 @@ class Series:
         """Under which anything was written, 0: nothing was."""
         return max((each.lease for each in self.names()), default=0)
 
+    def take(self, lease: int) -> None:
+        """Say that this lease has the policy: no older one writes anything from then on.
+
+        Raises StaleLease where a newer lease has written, or another engine says the same of just this one.
+        """
+        folder, mine = f"{self.folder}/{Name(lease, 0)}", TAKEN + secrets.token_hex(8)
+        self._store.write(f"{folder}/{mine}", b"{}")
+        alone = self._store.names(folder) == [mine]
+        try:
+            self._refuse_stale(Name(lease, 0))
+            if not alone:
+                raise StaleLease(f"policy {self._policy!r}", f"is taken under lease {lease} by another engine, too")
+        except StaleLease:
+            self._store.delete(folder if alone else f"{folder}/{mine}")
+            raise
+
+    def give_back(self, lease: int) -> None:
+        """Take back what `take` has said of a lease that has written nothing since."""
+        self._store.delete(f"{self.folder}/{Name(lease, 0)}")
+
     @contextmanager
     def written(self, name: Name) -> Iterator[None]:
         """Around what is written as `name`. Raises StaleLease where a newer lease has written, before or meanwhile.
 
-        That one sweeps what is half there of an older one, whose writer finds its own folder gone.
+        Who takes a lease looks for what older ones have written once it has said so, and these look once they have
+        written: one of both sees the other, so that nothing is acknowledged that the newer one does not know of. And
+        that one sweeps what is half there of an older one, whose writer finds its own folder gone.
         """
         self._refuse_stale(name)
         try:
@@ -62,6 +91,7 @@ class Series:
         except SourceNotFound:
             self._refuse_stale(name)
             raise
+        self._refuse_stale(name)
 
     def _refuse_stale(self, name: Name) -> None:
         newer = [each for each in self.names() if each.lease > name.lease]

@@ -5,6 +5,7 @@ The compute is that of the waves' policies: calls of many clients share forward 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -118,7 +119,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Write a checkpoint; it is durable when this returns."""
 
         async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
-            return pb.SaveStateResponse(uri=await keepsakes.save(here, request.policy, calls, request.sequence))
+            name, sequence = request.policy, request.sequence
+            saving = partial(keepsakes.save, here, name, calls, sequence)
+            return pb.SaveStateResponse(uri=await self._register.kept(name, calls, saving))
 
         return await self._once(request, work, context)
 
@@ -127,12 +130,11 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.PolicyState:
             async with here.copying(calls):
-                read, loaded = await keepsakes.load(here, request.policy, request.uri)
+                loading = partial(keepsakes.load, here, request.policy, calls, request.uri)
+                read = await self._register.kept(request.policy, calls, loading)
                 step = read.step  # of what the step thread owns from now on
                 await here.replace(calls, read)
             calls.step = step
-            if loaded is not None:
-                self._register.follow(calls, loaded.lease)
             told = self._told(request.policy, calls)
             told.sequence = request.sequence
             return told
@@ -170,7 +172,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             calls = self._register.known(name, request.life)
             # On another thread: a call may be of many megabytes.
             digest = await asyncio.to_thread(digest_of_request, request)
-            return await calls.once(request.sequence, digest, lambda: work(here, calls))
+            sure = partial(self._register.sure, name, calls)
+            return await calls.once(request.sequence, digest, sure, lambda: work(here, calls))
 
         return await _answered(ordered, context)
 

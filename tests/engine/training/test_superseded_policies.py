@@ -1,12 +1,19 @@
 """An engine was cut off while another one resumed a policy of calls: its own copy goes, over real sockets."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import SourceUnavailable
+from mint_engine.policies import tenure
+from mint_engine.policies.checkpoints import RECORD, Shelf
+from mint_engine.policies.store import Content, LocalStore
 from tests.engine.running import save_base
-from tests.engine.training.calling import called, lesson, step
+from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.teaching import Gate, Scene
 
 
 @pytest.fixture(scope="module")
@@ -14,20 +21,193 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture
+def each_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenure, "LOOK_S", 0.0)
+
+
+def resume(life: int = 0) -> pb.ResumePolicyRequest:
+    return pb.ResumePolicyRequest(policy="one", life=life)
+
+
+def save(sequence: int) -> pb.SaveStateRequest:
+    return pb.SaveStateRequest(policy="one", sequence=sequence)
+
+
+async def saved(stub: Any) -> pb.PolicyState:
+    """A new policy, which has saved itself by its first call."""
+    made: pb.PolicyState = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+    await stub.SaveState(save(1))
+    return made
+
+
+def is_free(scene: Scene) -> bool:
+    """Whether no policy takes memory there."""
+    return (
+        scene.server.training_bytes == scene.residency.lending.room.lasting == 0 and not scene.server.register.made()
+    )
+
+
+def away(*_: object) -> None:
+    raise SourceUnavailable("store", "does not answer")
+
+
 async def test_it_takes_no_memory_for_ever_and_leaves_what_the_other_engine_has_as_it_is(
     base: Path, tmp_path: Path
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):
-        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
-        await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
+        made = await saved(stub)
         async with called(base, tmp_path, engine="tiny-1") as (there, other):
-            await other.ResumePolicy(pb.ResumePolicyRequest(policy="one"))
+            await other.ResumePolicy(resume())
             await other.ForwardBackward(lesson("one", 2))
-            await other.SaveState(pb.SaveStateRequest(policy="one", sequence=3))
+            await other.SaveState(save(3))
             await scene.server.register.rest(0.0)
-            assert not scene.server.register.made()
-            assert scene.server.training_bytes == scene.residency.lending.room.lasting == 0
+            assert is_free(scene)
             assert (await other.OptimStep(step("one", 4))).step == 1
             await there.server.register.rest(0.0)
-        told = await stub.ResumePolicy(pb.ResumePolicyRequest(policy="one", life=made.life))
+        told = await stub.ResumePolicy(resume(made.life))
         assert (told.sequence, told.step) == (4, 1)
+
+
+@pytest.mark.usefixtures("each_call_looks")
+async def test_it_acknowledges_nothing_more_and_lets_go_before_the_other_one_has_saved_anything(
+    base: Path, tmp_path: Path
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await saved(stub)
+        await stub.ForwardBackward(lesson("one", 2))
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            assert (await other.ResumePolicy(resume())).sequence == 1
+            error = await refused(stub.ForwardBackward(lesson("one", 2)))
+            assert (error.reason, "has gone on elsewhere" in error.message) == ("PolicyNotFound", True), (
+                "a repeat, too"
+            )
+            assert is_free(scene)
+            assert (await refused(stub.OptimStep(step("one", 3)))).reason == "PolicyNotFound"
+            assert (await other.ForwardBackward(lesson("one", 2))).tokens == 3
+
+
+async def test_no_checkpoint_is_acknowledged_that_the_other_engine_did_not_go_on_from(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is being written while the other engine resumes."""
+    async with called(base, tmp_path) as (scene, stub):
+        await saved(stub)
+        await stub.ForwardBackward(lesson("one", 2))
+        with Gate() as gate, monkeypatch.context() as patch:
+            write = LocalStore.write
+
+            def held_up(self: LocalStore, path: str, content: Content) -> None:
+                if path.endswith(f"-00000003/{RECORD}"):
+                    gate.go_by()
+                write(self, path, content)
+
+            patch.setattr(LocalStore, "write", held_up)
+            saving = asyncio.ensure_future(stub.SaveState(save(3)))
+            await gate.reached()
+            async with called(base, tmp_path, engine="tiny-1") as (_, other):
+                assert (await other.ResumePolicy(resume())).sequence == 1
+                gate.open()
+                assert (await refused(saving)).reason == "PolicyNotFound"
+                assert is_free(scene)
+
+
+async def test_a_checkpoint_that_is_acknowledged_while_another_engine_reads_the_one_before_is_gone_on_from(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (_, stub), called(base, tmp_path, engine="tiny-1") as (there, other):
+        await saved(stub)
+        with Gate() as gate, monkeypatch.context() as patch:
+            take = Shelf.take
+
+            def late(self: Shelf, lease: int) -> None:
+                gate.go_by()
+                take(self, lease)
+
+            patch.setattr(Shelf, "take", late)
+            resuming = asyncio.ensure_future(other.ResumePolicy(resume()))
+            await gate.reached()
+            await stub.SaveState(save(2))
+            gate.open()
+            error = await refused(resuming)
+            assert (error.reason, bool(error.retry_after_s)) == ("EngineUnavailable", True)
+            assert is_free(there)
+        assert (await stub.SaveState(save(3))).uri, "which leaves the policy to its engine"
+        assert (await other.ResumePolicy(resume())).sequence == 3
+
+
+async def test_no_two_engines_have_a_policy_that_both_resume_at_once(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await saved(stub)
+        await scene.server.register.rest(0.0)
+        async with called(base, tmp_path, engine="tiny-1") as (there, other):
+            await asyncio.gather(
+                *(each.ResumePolicy(resume(made.life)) for each in (stub, other)), return_exceptions=True
+            )
+            assert is_free(scene) or is_free(there)
+
+
+@pytest.mark.usefixtures("each_call_looks")
+async def test_while_the_store_is_away_calls_go_on_for_a_while_and_then_wait_for_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await saved(stub)
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "names", away)
+            await stub.ForwardBackward(lesson("one", 2))
+            patch.setattr(tenure, "SURE_S", 0.0)
+            error = await refused(stub.OptimStep(step("one", 3)))
+            assert (error.reason, bool(error.retry_after_s)) == ("SourceUnavailable", True)
+        assert (await stub.OptimStep(step("one", 3))).step == 1
+
+
+async def test_what_was_left_is_not_gone_on_with_again_behind_the_back_of_who_has_learnt_since(
+    base: Path, tmp_path: Path
+) -> None:
+    """That one was killed before it had saved anything."""
+    async with called(base, tmp_path) as (scene, stub):
+        made = await saved(stub)
+        await scene.server.register.rest(0.0)
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            assert (await other.ResumePolicy(resume(made.life))).sequence == 1
+            await other.ForwardBackward(lesson("one", 2))
+        error = await refused(stub.ResumePolicy(resume(made.life)))
+        assert (error.reason, "resume it by its name" in error.message) == ("PolicyNotFound", True)
+        assert (await stub.ResumePolicy(resume())).sequence == 1
+
+
+async def test_who_resumes_it_where_it_was_cut_off_has_what_was_saved_elsewhere(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        made = await saved(stub)
+        async with called(base, tmp_path, engine="tiny-1") as (there, other):
+            resumed = await other.ResumePolicy(resume())
+            assert (resumed.sequence, resumed.lease > made.lease) == (1, True)
+            await other.ForwardBackward(lesson("one", 2))
+            await there.server.register.rest(0.0)
+        told = await stub.ResumePolicy(resume(made.life))
+        assert (told.life, told.sequence, told.lease > resumed.lease) == (made.life, 2, True)
+
+
+async def test_what_could_not_be_let_go_of_and_was_gone_on_with_elsewhere_takes_no_call(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record says that it was left, though its engine was told that it does not."""
+    write = LocalStore.write
+
+    def half_way(self: LocalStore, path: str, content: Content) -> None:
+        write(self, path, content)
+        if path.endswith(RECORD):
+            away()
+
+    async with called(base, tmp_path) as (scene, stub):
+        made = await saved(stub)
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "write", half_way)
+            patch.setattr(LocalStore, "delete", away)
+            await scene.server.register.rest(0.0)
+        assert not is_free(scene)
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            assert (await other.ResumePolicy(resume(made.life))).sequence == 1
+            assert (await refused(stub.ForwardBackward(lesson("one", 2)))).reason == "PolicyNotFound"
+            assert is_free(scene)
