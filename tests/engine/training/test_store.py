@@ -109,6 +109,36 @@ def test_a_newer_lease_is_preferred_whatever_step_it_is_at_and_an_older_one_may_
     assert shelf.newest() == found
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_under_a_lease_that_is_taken_nothing_is_there_yet_and_under_an_older_one_nothing_is_written_any_more(
+    scheme: str, opened: Callable[[str], Store]
+) -> None:
+    shelf = Shelf(opened(scheme), "acme/one")
+    save(shelf, 1, 5)
+    found = shelf.newest()
+    shelf.take(2)
+    assert (shelf.newest(), shelf.latest_lease()) == (found, 2)
+    with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+        save(shelf, 1, 6)
+    shelf.give_back(2)
+    save(shelf, 1, 6)
+    shelf.take(2)
+    save(shelf, 2, 6)
+    assert shelf.leases() == [1, 2], "what has said so is swept"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_lease_is_taken_twice_nor_behind_a_newer_one(scheme: str, opened: Callable[[str], Store]) -> None:
+    store = opened(scheme)
+    shelf = Shelf(store, "acme/one")
+    shelf.take(2)
+    for lease in (2, 1):
+        with pytest.raises(StaleLease, match="lease 2 "):
+            shelf.take(lease)
+    assert shelf.leases() == [2]
+    save(shelf, 2, 1)
+
+
 HARMS = ["record torn", "blob torn", "blob longer", "blob gone"]
 
 
