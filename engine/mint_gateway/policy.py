@@ -181,6 +181,7 @@ class Policy:
         """The answer, by another engine where the policy's own has ended and left it as it was."""
         sent_again = False
         while True:
+            request.lease = self._lease
             try:
                 return await self._send(
                     lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
@@ -201,8 +202,8 @@ class Policy:
     async def _resumed(self, sequence: int) -> bool:
         """Whether its engine is found to have it, or one goes on with what that has left, which is told by its lease.
 
-        Raises PolicyNotFound where what was left is behind another call than `sequence` or the one before: nobody is
-        to go on with older weights unawares.
+        Raises PolicyNotFound where it has not gone on from just before or behind call `sequence`, or has been called
+        since: nobody is to go on with older weights unawares, nor with another program's.
         """
         request = pb.ResumePolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
         try:
@@ -213,10 +214,12 @@ class Policy:
             return False
         if state.lease == self._lease:
             return True
-        if state.sequence not in {sequence - 1, sequence}:
-            said = (
-                f"is at call {state.sequence} now, not {sequence - 1}: what it has learnt since is lost, or another"
-            )
-            raise PolicyNotFound(f"policy {self.name!r}", f"{said} program has called it; resume it by its name")
+        if state.lease < self._lease:  # of an engine that does not know yet that it was gone on with elsewhere
+            return False
+        taken_up = state.taken_up if state.HasField("taken_up") else state.sequence
+        if state.sequence != taken_up or taken_up not in {sequence - 1, sequence}:
+            said = f"has gone on elsewhere behind call {taken_up} and is at {state.sequence} now, not {sequence - 1}"
+            why = "what it has learnt since is lost, or another program has called it; resume it by its name"
+            raise PolicyNotFound(f"policy {self.name!r}", f"{said}: {why}")
         self.engine, self.sequence, self.step, self._lease = state.engine, state.sequence, state.step, state.lease
         return True

@@ -72,6 +72,7 @@ class PolicyState(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    TAKEN_UP_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     step: _builtins.int
     """Optimizer steps taken."""
@@ -84,6 +85,8 @@ class PolicyState(_message.Message):
     base_model: _builtins.str
     lease: _builtins.int
     """What it is trained under there: of two engines that have one life, since one was cut off, the higher is meant."""
+    taken_up: _builtins.int
+    """The sequence number behind which this lease has begun: calls up to it were another engine's, or an earlier start's."""
     def __init__(
         self,
         *,
@@ -94,12 +97,15 @@ class PolicyState(_message.Message):
         engine: _builtins.str = ...,
         base_model: _builtins.str = ...,
         lease: _builtins.int = ...,
+        taken_up: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_taken_up", b"_taken_up", "taken_up", b"taken_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "engine", b"engine", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_taken_up", b"_taken_up", "base_model", b"base_model", "engine", b"engine", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step", "taken_up", b"taken_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__taken_up: _TypeAlias = _typing.Literal["taken_up"]  # noqa: Y015
+    _WhichOneofArgType__taken_up: _TypeAlias = _typing.Literal["_taken_up", b"_taken_up"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__taken_up) -> _WhichOneofReturnType__taken_up | None: ...
 
 Global___PolicyState: _TypeAlias = PolicyState  # noqa: Y015
 
@@ -291,6 +297,7 @@ class ForwardBackwardRequest(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
@@ -310,6 +317,8 @@ class ForwardBackwardRequest(_message.Message):
     """As PolicyState tells it; 0: whichever is there."""
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
+    lease: _builtins.int
+    """As PolicyState tells it; 0: whichever it is."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """At most 1,024 examples, of 262,144 tokens and 64 MiB of routes together; gradients accumulate until OptimStep."""
@@ -329,10 +338,11 @@ class ForwardBackwardRequest(_message.Message):
         completion_tokens: _builtins.int = ...,
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "lease", b"lease", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,6 +441,7 @@ class OptimStepRequest(_message.Message):
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     learning_rate: _builtins.float
@@ -449,6 +460,8 @@ class OptimStepRequest(_message.Message):
     """As PolicyState tells it; 0: whichever is there."""
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
+    lease: _builtins.int
+    """As PolicyState tells it; 0: whichever it is."""
     def __init__(
         self,
         *,
@@ -462,10 +475,11 @@ class OptimStepRequest(_message.Message):
         max_grad_norm: _builtins.float = ...,
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "base_model", b"base_model", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "base_model", b"base_model", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "lease", b"lease", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -507,12 +521,15 @@ class SaveStateRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
+    lease: _builtins.int
+    """As PolicyState tells it; 0: whichever it is."""
     def __init__(
         self,
         *,
@@ -520,10 +537,11 @@ class SaveStateRequest(_message.Message):
         sequence: _builtins.int = ...,
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -558,6 +576,7 @@ class LoadStateRequest(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     uri: _builtins.str
@@ -565,6 +584,8 @@ class LoadStateRequest(_message.Message):
     """As PolicyState tells it; 0: whichever is there."""
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
+    lease: _builtins.int
+    """As PolicyState tells it; 0: whichever it is."""
     def __init__(
         self,
         *,
@@ -573,10 +594,11 @@ class LoadStateRequest(_message.Message):
         uri: _builtins.str = ...,
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -590,12 +612,15 @@ class PublishRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
+    lease: _builtins.int
+    """As PolicyState tells it; 0: whichever it is."""
     def __init__(
         self,
         *,
@@ -603,10 +628,11 @@ class PublishRequest(_message.Message):
         sequence: _builtins.int = ...,
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,8 +36,10 @@ class TrainerStub:
     saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
-    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
-    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it
+    was dropped, also if it was created anew, it is refused (NOT_FOUND). So is one that tells another `lease` than that which
+    the policy is trained under: it has gone on elsewhere since, maybe from an earlier state, and GetPolicy or ResumePolicy
+    tell from which. Policies that a wave trains are the wave's: they are refused here.
     """
 
     def __init__(self, channel):
@@ -109,8 +111,10 @@ class TrainerServicer:
     saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
-    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
-    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it
+    was dropped, also if it was created anew, it is refused (NOT_FOUND). So is one that tells another `lease` than that which
+    the policy is trained under: it has gone on elsewhere since, maybe from an earlier state, and GetPolicy or ResumePolicy
+    tell from which. Policies that a wave trains are the wave's: they are refused here.
     """
 
     def CreatePolicy(self, request, context):
@@ -257,8 +261,10 @@ class Trainer:
     saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
-    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
-    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it
+    was dropped, also if it was created anew, it is refused (NOT_FOUND). So is one that tells another `lease` than that which
+    the policy is trained under: it has gone on elsewhere since, maybe from an earlier state, and GetPolicy or ResumePolicy
+    tell from which. Policies that a wave trains are the wave's: they are refused here.
     """
 
     @staticmethod

@@ -38,6 +38,7 @@ class Calls:
         self.life = self.lease = lease
         self.tenure = Tenure()
         self.sequence = 0  # of the last call that took effect
+        self.taken_up = 0  # the call behind which this lease has begun
         self.step = 0  # optimizer steps taken
         self._gone = ""  # how it went, once it has
         self._parting = False
@@ -69,6 +70,12 @@ class Calls:
         """Raise PolicyNotFound where `life` is told (not 0) and another one's."""
         if life not in {0, self.life}:
             raise PolicyNotFound(f"policy {self._policy!r}", f"of life {life} was dropped; this is life {self.life}")
+
+    def check_lease(self, lease: int) -> None:
+        """Raise PolicyNotFound where `lease` is told (not 0) and another one's: the policy is elsewhere, or was."""
+        if lease not in {0, self.lease}:
+            said = f"is here under lease {self.lease}, not {lease}: ask where it is, and how far it has come"
+            raise PolicyNotFound(f"policy {self._policy!r}", said)
 
     async def once(
         self,

@@ -90,7 +90,7 @@ def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
 def digest_of_request(request: Ordered) -> bytes:
     """What tells a call from any other, however it tells which policy it is for."""
     asked = copy.deepcopy(request)
-    for name in ("life", "base_model"):
+    for name in ("life", "lease", "base_model"):
         asked.ClearField(name)
     written = asked.SerializeToString(deterministic=True)
     return hashlib.blake2b(written, key=type(request).__name__.encode(), digest_size=16).digest()

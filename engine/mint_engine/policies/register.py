@@ -110,11 +110,13 @@ class Register:
         known.check_life(life)
         return known
 
-    async def sure(self, name: str, calls: Calls) -> None:
-        """Raise PolicyNotFound for a call of a policy that is another engine's by now.
+    async def sure(self, name: str, calls: Calls, lease: int) -> None:
+        """Raise PolicyNotFound for a call of a policy that is another engine's by now, or was meant to be.
 
-        Raises SourceUnavailable where the store has not answered for long.
+        `lease` is what its program takes it to be trained under, 0 where that is not told. Raises SourceUnavailable
+        where the store has not answered for long.
         """
+        calls.check_lease(lease)
         look = partial(keepsakes.refuse_superseded, self.here, name, calls)
         await self.kept(name, calls, lambda: calls.tenure.check(name, look))
 
@@ -328,7 +330,7 @@ class Register:
             except BaseException:
                 here.room.leave(calls.holder)
                 raise
-        calls.sequence = record.sequence
+        calls.sequence = calls.taken_up = record.sequence
 
     def _make(self, calls: Calls, name: str, work: Callable[[], Awaitable[None]]) -> None:
         async def make() -> None:

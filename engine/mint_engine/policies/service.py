@@ -172,7 +172,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             calls = self._register.known(name, request.life)
             # On another thread: a call may be of many megabytes.
             digest = await asyncio.to_thread(digest_of_request, request)
-            sure = partial(self._register.sure, name, calls)
+            sure = partial(self._register.sure, name, calls, request.lease)
             return await calls.once(request.sequence, digest, sure, lambda: work(here, calls))
 
         return await _answered(ordered, context)
@@ -186,6 +186,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             engine=self._engine,
             base_model=self._base,
             lease=calls.lease,
+            taken_up=calls.taken_up,
         )
 
     async def _resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:

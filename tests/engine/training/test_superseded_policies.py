@@ -162,6 +162,17 @@ async def test_while_the_store_is_away_calls_go_on_for_a_while_and_then_wait_for
         assert (await stub.OptimStep(step("one", 3))).step == 1
 
 
+async def test_a_call_for_another_lease_is_refused_and_one_that_tells_none_is_not(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        made = await saved(stub)
+        for lease in (made.lease - 1, made.lease + 1):
+            error = await refused(stub.ForwardBackward(lesson("one", 2, lease=lease)))
+            assert (error.reason, f"not {lease}" in error.message) == ("PolicyNotFound", True)
+        first = await stub.ForwardBackward(lesson("one", 2, lease=made.lease))
+        assert await stub.ForwardBackward(lesson("one", 2)) == first
+        assert (await stub.GetPolicy(pb.GetPolicyRequest(policy="one"))).sequence == 2
+
+
 async def test_what_was_left_is_not_gone_on_with_again_behind_the_back_of_who_has_learnt_since(
     base: Path, tmp_path: Path
 ) -> None:
@@ -182,11 +193,11 @@ async def test_who_resumes_it_where_it_was_cut_off_has_what_was_saved_elsewhere(
         made = await saved(stub)
         async with called(base, tmp_path, engine="tiny-1") as (there, other):
             resumed = await other.ResumePolicy(resume())
-            assert (resumed.sequence, resumed.lease > made.lease) == (1, True)
+            assert (resumed.taken_up, resumed.lease > made.lease) == (1, True)
             await other.ForwardBackward(lesson("one", 2))
             await there.server.register.rest(0.0)
         told = await stub.ResumePolicy(resume(made.life))
-        assert (told.life, told.sequence, told.lease > resumed.lease) == (made.life, 2, True)
+        assert (told.life, told.sequence, told.taken_up, told.lease > resumed.lease) == (made.life, 2, 2, True)
 
 
 async def test_what_could_not_be_let_go_of_and_was_gone_on_with_elsewhere_takes_no_call(

@@ -104,7 +104,9 @@ async def test_nobody_goes_on_with_older_weights_unawares(school: School, patien
     await learn(policy)
     await engine.leave()
     await school.seen(*{*NAMES} - {where})
-    with pytest.raises(errors.PolicyNotFound, match="is at call 2 now, not 4: what it has learnt since is lost"):
+    with pytest.raises(
+        errors.PolicyNotFound, match="behind call 2 and is at 2 now, not 4: what it has learnt since is lost"
+    ):
         await policy.optim_step()
     assert (policy.sequence, policy.step) == (4, 2)
     again = await patient.resume_policy("acme/a")
