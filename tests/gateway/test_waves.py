@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import msgspec
 import pytest
 from rich.console import Console
@@ -17,11 +16,10 @@ from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
-from mint_contracts.training_pb2 import PolicyProgress, WatchWaveRequest, WaveProgress
-from mint_contracts.training_pb2_grpc import WavesStub
+from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
 from mint_contracts.training_words import eta_s, last_word
-from mint_gateway import wave_history, wave_watch
+from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
@@ -92,57 +90,15 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
     await training.report(
         said(first, 2, reward_recent=0.5), said(second, 1, reward_recent=1.0), rewards={first: [0.25, 0.75]}
     )
-    seen = await _until(updates, lambda progress: progress.step == 1)
+    seen = await reached(updates, lambda progress: progress.step == 1)
     assert seen.reward_recent == 0.75
     end = Published("sha256:abc", 4, Source("s3://runs/abc"))
     await training.report(*(said(name, 4, Stage.COMPLETE, published=end) for name in NAMES))
     await training.declare(wave("Complete"))
-    seen = await _until(updates, lambda progress: progress.phase == "Complete")
+    seen = await reached(updates, lambda progress: progress.phase == "Complete")
     assert {each.revision for each in seen.policies} == {"sha256:abc"}
     with pytest.raises(StopAsyncIteration):
         await anext(updates)
-
-
-async def test_whoever_keeps_what_is_told_gets_new_rewards_alone(scene: Scene, training: Training) -> None:
-    first, second = NAMES
-    await training.declare(wave())
-    await training.report(said(first, 2), said(second, 0), rewards={first: [0.1, 0.2]})
-    call = WatchWaveRequest(wave="demo/w", history=True, new_rewards_only=True)
-
-    async def told(updates: AsyncIterator[WaveProgress], step: int, lease: int = 7) -> tuple[int, list[float]]:
-        seen = await _until(updates, lambda progress: progress.policies[0].step == step)
-        return seen.policies[0].rewards_from, list(seen.policies[0].rewards)
-
-    stream = WavesStub(grpc.aio.insecure_channel(scene.target)).WatchWave(call)
-    updates, whole = aiter(stream), scene.client.watch("demo/w", history=True)
-    assert await told(updates, 2) == await told(whole, 2) == (0, [0.1, 0.2])
-    await training.report(said(first, 3), rewards={first: [0.1, 0.2, 0.3]})
-    assert await told(updates, 3) == (2, [0.3])
-    assert await told(whole, 3) == (0, [0.1, 0.2, 0.3])
-    await training.report(said(first, 1, lease=8))  # resumed, and yet to tell of its first step there
-    assert await told(updates, 1) == await told(whole, 1) == (0, [0.1])
-    await training.report(said(first, 2, lease=8), rewards={first: [0.1, 0.9]})
-    assert await told(updates, 2) == (1, [0.9])
-    assert await told(whole, 2) == (0, [0.1, 0.9])
-    stream.cancel()
-
-
-async def test_a_long_history_is_told_by_its_end(
-    scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wave_history, "MOST_POINTS", 6)
-    monkeypatch.setattr(wave_history, "MOST_REPEATED", 4)
-    await training.declare(wave())
-    values = [float(step) for step in range(9)]
-    await training.report(said(NAMES[0], 9), rewards={NAMES[0]: values})
-    seen = await anext(scene.client.watch("demo/w", history=True))
-    assert (seen.policies[0].rewards_from, list(seen.policies[0].rewards)) == (6, values[6:])
-    stub = WavesStub(grpc.aio.insecure_channel(scene.target))
-    older = aiter(stub.WatchWave(WatchWaveRequest(wave="demo/w", history=True)))
-    assert list((await anext(older)).policies[0].rewards) == values[7:]
-    await training.report(said(NAMES[0], 10), rewards={NAMES[0]: [*values, 9.0]})
-    seen = await _until(older, lambda progress: progress.policies[0].step == 10)
-    assert list(seen.policies[0].rewards) == [8.0, 9.0], "all that it is told, with each message"
 
 
 async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene: Scene, training: Training) -> None:
@@ -152,7 +108,7 @@ async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene:
     assert seen.step == 2
 
 
-async def _until(updates: object, holds: object) -> WaveProgress:
+async def reached(updates: object, holds: object) -> WaveProgress:
     async with asyncio.timeout(60):
         async for progress in updates:  # type: ignore[attr-defined]
             if holds(progress):  # type: ignore[operator]
@@ -181,7 +137,7 @@ async def test_a_map_that_lost_its_data_ends_no_watch(scene: Scene, training: Tr
     updates = scene.client.watch("demo/w")
     await anext(updates)
     await scene.redis.flushall()
-    following = asyncio.create_task(_until(updates, lambda progress: progress.phase == "Complete"))
+    following = asyncio.create_task(reached(updates, lambda progress: progress.phase == "Complete"))
 
     async def noticed() -> bool:
         try:
