@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 MOST = 10**8  # of a product of patterns' parts: what takes a tenth of a second
 MOST_REMAINDERS = 20_000  # of a whole schema: what takes as long to compile, and 6 MB
+MOST_LOOKS = 50_000  # at what may be a schema, each time that it is come to: a third of a second
 
 _WIDEST = 2**32  # of the numbers that llguidance reckons with
 _OPENS = frozenset("[|.\\*+?{")  # what makes a part of a pattern more than a letter
@@ -49,7 +50,7 @@ def too_much(schema: Schema) -> str:
     Places that each have patterns count as one where they can't be told apart: of what meets, the largest of each.
     Places with multiples count together, each time that they are referred to. Raises RecursionError.
     """
-    weight = _Weighing(schema).weigh(schema)
+    weight = _Weighing(schema).whole()
     if weight.parts > MOST:
         return "too many patterns, or too long ones, are to be matched by one text at once"
     if weight.remainders > MOST_REMAINDERS:
@@ -60,26 +61,60 @@ def too_much(schema: Schema) -> str:
     return ""
 
 
+class _Tangled(Exception):
+    """Schemas refer to one another in more ways than can be looked at."""
+
+
 class _Weighing:
-    """Weights by schema; of one that refers to itself, of what is not yet in it."""
+    """Weights by schema; of one that refers to itself, of what is not yet in it.
+
+    What that leaves out depends on where it was come from: within such a schema, another one weighs less than it does
+    elsewhere. Its weight there is not kept, and it is weighed anew where it is come to by another way.
+    """
 
     def __init__(self, root: Schema) -> None:
         self._root = root
         self._known: dict[int, _Weight] = {}
+        self._above: dict[int, int] = {}  # how many are above a schema that is being weighed
+        self._cut = 0  # how many are above the highest of these that was come to again
+        self._looks: float = MOST_LOOKS
+        self._parts: dict[int, int] = {}  # of schemas: patterns may be long
+        self._places: dict[str, Any] = {}  # by reference, which may be long, too
+
+    def whole(self) -> _Weight:
+        """Of the root; where its schemas are too tangled, of all that is in it, as if in one place."""
+        try:
+            return self.weigh(self._root)
+        except _Tangled:
+            self._looks = math.inf
+            return self.weigh(self._everything)
 
     def weigh(self, schema: Any) -> _Weight:
+        self._looks -= 1
+        if self._looks < 0:
+            raise _Tangled
         if not isinstance(schema, dict):
             return _Weight()
         if (known := self._known.get(id(schema))) is not None:
             return known
-        self._known[id(schema)] = _Weight()
+        if (above := self._above.get(id(schema))) is not None:
+            self._cut = min(self._cut, above)
+            return _Weight()
+        above = self._above[id(schema)] = len(self._above)
+        before, self._cut = self._cut, above
         # A property may be one by its name and by a pattern: it must then be both.
         inner = [self._each(_inner(schema)), self._each(_values(schema, "patternProperties"))]
-        parts = max(_own(schema), prod(each.parts for each in inner))
+        if id(schema) not in self._parts:
+            self._parts[id(schema)] = _own(schema)
+        parts = max(self._parts[id(schema)], prod(each.parts for each in inner))
         own = _Weight(parts, _multiples(schema), _together(inner).within)
         beside = [self.weigh(each) for each in self._beside(schema)]
         either = [_either(map(self.weigh, _list(schema, name))) for name in _EITHER]
-        found = self._known[id(schema)] = _together([own, *beside, *either])
+        found = _together([own, *beside, *either])
+        del self._above[id(schema)]
+        if self._cut == above:  # nothing above it is left out
+            self._known[id(schema)] = found
+        self._cut = min(self._cut, before)
         return found
 
     def _each(self, schemas: Iterable[Any]) -> _Weight:
@@ -92,7 +127,9 @@ class _Weighing:
         for name in _TOGETHER:
             yield from _list(schema, name)
         if isinstance(reference := schema.get("$ref"), str):
-            yield self._find(reference)
+            if reference not in self._places:
+                self._places[reference] = self._find(reference)
+            yield self._places[reference]
 
     def _find(self, reference: str) -> Any:
         """What is referred to; where that is by more than its place in the whole, all that is there, at once."""
@@ -121,7 +158,7 @@ def _together(weights: list[_Weight]) -> _Weight:
     """Of what one value must be all of: what lies in it is there in every combination."""
     return _Weight(
         min(prod(each.parts for each in weights), MOST + 1),
-        frozenset().union(*(each.multiples for each in weights)),
+        _few(each.multiples for each in weights),
         min(prod(1 + each.within for each in weights) - 1, MOST_REMAINDERS + 1),
     )
 
@@ -131,9 +168,15 @@ def _either(weights: Iterable[_Weight]) -> _Weight:
     found = list(weights)
     return _Weight(
         max((each.parts for each in found), default=1),
-        frozenset().union(*(each.multiples for each in found)),
+        _few(each.multiples for each in found),
         sum(each.within for each in found),
     )
+
+
+def _few(multiples: Iterable[frozenset[tuple[int, int]]]) -> frozenset[tuple[int, int]]:
+    """All of them, or one that is too much as they are."""
+    found = frozenset[tuple[int, int]]().union(*multiples)
+    return found if _remainders(found) <= MOST_REMAINDERS else frozenset({(MOST_REMAINDERS + 1, 0)})
 
 
 def _multiples(schema: Schema) -> frozenset[tuple[int, int]]:
