@@ -75,7 +75,7 @@ def test_of_slow_and_quick_masks_each_row_gets_its_own(
     logits = torch.zeros(6, len(tokenizer))
     assert mask(own, logits, [3, 1, 5, 0, 2, 4]) == {}
     assert [told(row) for row in logits] == [{token} for token in tokenizer.encode("abcdef")]
-    assert all(0 < grammar.mask_s < 1 for grammar in own), "how long this one took"
+    assert all(0 < grammar.mask_s < 1 for grammar in own), "by how long this one took"
     assert own[0].copy().mask_s == own[0].mask_s
 
 
@@ -109,6 +109,48 @@ class Clock:
 
         monkeypatch.setattr(masks, "_one_by_one", counted)
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+class Slow:
+    """A matcher whose masks take so many seconds, and all others' none."""
+
+    def __init__(self, grammar: Grammar, takes_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.takes_s, self._now, self._matcher = takes_s, 0.0, grammar.matcher
+        grammar.matcher = self  # type: ignore[assignment]
+        for clock in ("perf_counter", "thread_time"):
+            monkeypatch.setattr(time, clock, lambda: self._now)
+
+    def unsafe_compute_mask_ptr(self, *given: int) -> None:
+        self._matcher.unsafe_compute_mask_ptr(*given)
+        self._now += self.takes_s
+
+    def is_error(self) -> bool:
+        return self._matcher.is_error()
+
+
+class InTurn:
+    """In place of threads: who looks for masks one after another."""
+
+    def unsafe_compute_mask_ptr(self, rows: list[tuple[Any, int]], first: int, stride: int, _: int) -> None:
+        for matcher, at in rows:
+            matcher.unsafe_compute_mask_ptr(first + at * stride, stride)
+
+
+def test_nobody_pays_for_a_slow_mask_of_another(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked for together it may be anybody's; then each is looked for alone, who was slow for some tokens more."""
+    own, logits = held(grammars, ""), torch.zeros(6, len(tokenizer))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(masks, "_EACH", len(own))
+    monkeypatch.setattr(masks, "_threads", InTurn)
+    monkeypatch.setattr(masks, "BUDGET_S", math.inf)
+    slow, paid = Slow(own[2], 0.0, monkeypatch), []
+    for takes_s in (0.125, 0.125, 0.0, 0.125):
+        slow.takes_s = takes_s
+        assert mask(own, logits) == {}
+        paid.append([cost(each.paid_s) for each in own])
+    assert paid == [[0] * 6, *([0, 0, cost(each), 0, 0, 0] for each in (0.125, 0.0, 0.125))]
 
 
 def test_quick_masks_come_before_slow_ones_which_begin_while_there_is_time(
@@ -250,7 +292,8 @@ async def test_who_has_no_shape_waits_for_no_mask(base: Path, lateness: Lateness
 async def test_what_slow_masks_take_is_charged_to_their_adapter(
     base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masking, "_SERVICE_S", 1e-12)  # so that all of them are slow
+    monkeypatch.setattr(masks, "SLOW_S", 0.0)  # so that all of them are slow
+    monkeypatch.setattr(masking, "_SERVICE_S", 1e-12)
     new, charged = 40, Counter[str]()
     charge = FairShare.charge
 

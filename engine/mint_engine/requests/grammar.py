@@ -40,13 +40,26 @@ class Grammar:
     def __init__(self, field: str, matcher: LLMatcher, tokens: int) -> None:
         """`field` is named by errors; `tokens` are so many of the tokenizer's."""
         self._field, self.matcher, self.tokens = field, matcher, tokens
-        self.mask_s = 0.0  # of one thread, for the tokens that were looked for last
+        self.mask_s = 0.0  # of one thread, that its next mask may take by what was seen
+        self.paid_s = 0.0  # of one thread, that its last one is known to have taken
 
     def copy(self) -> "Grammar":
-        """Another of the same state, for another completion."""
+        """Another of the same state, for another completion of the same request.
+
+        They share a lexer: what one of them finds there counts for all towards what it may find at most, and where
+        that is too much, none can go on. So each request's shape is compiled anew.
+        """
         copy = Grammar(self._field, self.matcher.deep_copy(), self.tokens)
         copy.mask_s = self.mask_s
         return copy
+
+    def looked(self, took_s: float, *, paid_s: float) -> None:
+        """Its next tokens were looked for, in about so long; `paid_s` of that was its own for certain.
+
+        Masks are slow and quick in turns: what was slow is taken for slow for some tokens more.
+        """
+        self.mask_s = max(took_s, self.mask_s / 2)
+        self.paid_s = paid_s
 
     def settle(self, *, any_may: bool) -> None:
         """The tokens that may come next were looked for (`masks`): whether any of the base's may.

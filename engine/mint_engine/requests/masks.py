@@ -97,8 +97,8 @@ def _together(
         _one_by_one(places, grammars, found, troubles)
         return
     took = (time.perf_counter() - began) * min(len(places), torch.get_num_threads())
-    for at in places:  # which of them took it shows where each is looked for alone
-        grammars[at].mask_s = took / len(places)
+    for at in places:  # which of them took it shows where each is looked for alone: until then nobody pays
+        grammars[at].looked(took / len(places), paid_s=0.0)
 
 
 def _one_by_one(
@@ -110,7 +110,8 @@ def _one_by_one(
             grammars[at].matcher.unsafe_compute_mask_ptr(found[at].ctypes.data, found[at].nbytes)
         except Exception as error:  # noqa: BLE001 - as above
             troubles[at] = error
-        grammars[at].mask_s = time.thread_time() - began
+        took = time.thread_time() - began
+        grammars[at].looked(took, paid_s=took)
 
 
 @cache

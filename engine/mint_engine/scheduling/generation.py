@@ -267,7 +267,7 @@ class Generation:
         found = mask([each.grammar for each in sequences], logits, in_turn(sequences, fairness.service))
         for at, each in enumerate(sequences):
             if each.grammar is not None and not isinstance(found.get(at), Late):
-                fairness.charge(each.request.adapter, cost(each.grammar.mask_s))
+                fairness.charge(each.request.adapter, cost(each.grammar.paid_s))
         return {
             at: error
             if isinstance(error, InvalidRequest | Late)  # it takes too much work, or waits

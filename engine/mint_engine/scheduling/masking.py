@@ -29,6 +29,6 @@ def in_turn(sequences: Sequence[Running], service: Service) -> list[int]:
     return [longest, *turns]
 
 
-def cost(mask_s: float) -> int:
+def cost(paid_s: float) -> int:
     """The service of one mask that took so many seconds of a thread; 0 of most."""
-    return int(mask_s / _SERVICE_S)
+    return int(paid_s / _SERVICE_S)
