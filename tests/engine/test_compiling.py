@@ -54,6 +54,7 @@ async def test_beyond_what_may_wait_whoever_comes_is_to_come_back(monkeypatch: p
 
 
 async def test_who_goes_while_it_is_compiled_or_waits_for_that_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a thread, until that has ended: its adapter has no other meanwhile."""
     monkeypatch.setattr(compiling, "MOST", 5)
     shapes, works = Compiling("engine"), Works()
     gone = [asyncio.create_task(shapes.run("a", works, f"gone {n}")) for n in range(4)]
@@ -61,7 +62,21 @@ async def test_who_goes_while_it_is_compiled_or_waits_for_that_holds_nobody(monk
     for each in gone:
         each.cancel()
     await asyncio.gather(*gone, return_exceptions=True)
-    next_ = asyncio.create_task(shapes.run("a", works, "next"))
-    await until(lambda: works.begun == ["gone 0", "next"])
-    works.let.release(2)
-    assert await next_ == "next"
+    next_ = [asyncio.create_task(shapes.run("a", works, f"next {n}")) for n in range(2)]
+    other = asyncio.create_task(shapes.run("b", works, "other"))
+    await until(lambda: len(works.begun) == 2)
+    assert set(works.begun) == {"gone 0", "other"}
+    works.let.release(4)
+    assert await asyncio.gather(*next_, other) == ["next 0", "next 1", "other"]
+
+
+async def test_who_goes_before_a_thread_is_free_is_never_compiled() -> None:
+    shapes, works = Compiling("engine"), Works()
+    held = [asyncio.create_task(shapes.run(name, works, name)) for name in "abc"]
+    await until(lambda: len(works.begun) == AT_ONCE)
+    held[2].cancel()
+    await asyncio.gather(held[2], return_exceptions=True)
+    next_ = asyncio.create_task(shapes.run("c", works, "next"))
+    works.let.release(3)
+    assert list(await asyncio.gather(held[0], held[1], next_)) == ["a", "b", "next"]
+    assert "c" not in works.begun

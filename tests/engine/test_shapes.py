@@ -200,12 +200,12 @@ async def test_what_cannot_be_done_is_refused_by_name(quiet: Running, sampling: 
 async def test_who_asks_for_no_shape_waits_for_none_that_is_compiled(
     quiet: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many come: one of an adapter at a time, and who has gone leaves its place to the next."""
-    entered, let = threading.Semaphore(0), threading.Event()
+    """However many come: one of an adapter at a time, and after who has gone the next."""
+    entered, let = threading.Semaphore(0), threading.Semaphore(0)
 
     def slow(self: Grammars, shape: Shape) -> Grammar:
         entered.release()
-        assert let.wait(60)
+        assert let.acquire(timeout=60)
         return compile_(self, shape)
 
     compile_ = Grammars.compile
@@ -216,8 +216,9 @@ async def test_who_asks_for_no_shape_waits_for_none_that_is_compiled(
         assert (await ask(quiet, "dog", max_tokens=2)).tokens
     assert not entered.acquire(blocking=False)
     many[0].cancel()
+    let.release()
     await until(lambda: entered.acquire(blocking=False))
-    let.set()
+    let.release(len(many))
     assert {each.text for each in await asyncio.gather(*many[1:])} == {"aaa"}
 
 

@@ -6,6 +6,7 @@ Adapters take turns there, a shape each, whoever has how many.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
@@ -32,13 +33,21 @@ class Compiling:
     async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:
         """What `work` makes of an adapter's shape. Raises Overloaded where too many wait.
 
-        Who no longer waits for it gives its turn to the next, and its thread once that has ended.
+        A turn ends with its thread, also of who no longer waits for it: no adapter has two threads at once.
         """
         if not self._crowd.has_room(adapter, 1):
             raise Overloaded(
                 self._engine, f"has {self._crowd.total} shapes to compile; come back later", retry_after_s=RETRY_S
             )
         turn = self._turns.setdefault(adapter, asyncio.Lock())
+        loop = asyncio.get_running_loop()
+
+        def end(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits for a turn
+                loop.call_soon_threadsafe(turn.release)
+
         with self._crowd.holding(adapter):
-            async with turn:
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+            await turn.acquire()
+            compiled = self._threads.submit(work, *given)
+            compiled.add_done_callback(end)
+            return await asyncio.wrap_future(compiled)
