@@ -6,10 +6,11 @@ each group of layers that the cache has, and lets go of those that no layer of t
 When none is left, the running request whose adapter was served most, and of those the latest, is preempted: it goes
 back to the queue with the tokens that it has generated, which become part of its prompt.
 
-That ends: with each preemption another request generates a token in the same step, or the victim itself has
-generated one since it was admitted, and tokens are never lost. Of those that run, the first in that order is never
-preempted for pages, and alone in the engine it has room for all that it can grow to. Whoever gives way by turns has
-generated a token too, or nothing of it was computed and another of its party goes on.
+That ends: of those that go on one at least generates a token in the same step, whoever is late for its own
+(`masking`), or the victim itself has generated one since it was admitted, and tokens are never lost. Of those that
+run, the first in that order is never preempted for pages, and alone in the engine it has room for all that it can
+grow to. Whoever gives way by turns has generated a token too, or nothing of it was computed and another of its party
+goes on.
 
 Where those who wait can't be placed, the latest requests of whoever has most places give way in the same manner, by
 turns (`turns`), so that nobody waits for the end of others' long requests.

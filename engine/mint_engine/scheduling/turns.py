@@ -4,9 +4,10 @@ Places are shared between parties: an adapter's tenants are one, its training is
 their order. Who gives way goes back to the queue with its tokens, and comes back by its turn.
 
 A party that waits without a place gets one from whoever has most: the latest request that has had its place for
-`stay` steps, or of which nothing was computed yet. A party's only place is taken once it was had for `last_stay`
-steps, and by who has waited for `stay`; who has waited for `last_stay` steps is first in line for whatever is free,
-before those that were served less. So where others have several places a newcomer waits for `stay` steps at most.
+`stay` steps, or of which nothing was computed yet but what was found (so of who is late for its first token, see
+`masking`). A party's only place is taken once it was had for `last_stay` steps, and by who has waited for `stay`; who
+has waited for `last_stay` steps is first in line for whatever is free, before those that were served less. So where
+others have several places a newcomer waits for `stay` steps at most.
 Where all n places are of different parties, one that waits behind p others gets one within (p // n + 2) times
 `last_stay` steps. Both are longer by what the prompts of those that have places take, and hold as pages allow.
 
