@@ -47,6 +47,7 @@ MakeHolder = Callable[[Slots], Holder]
 STALL_S = 300.0  # a step that takes longer has hung
 _WATCH_S = 2.0
 _STOP_S = 5.0
+_RELEASED_S = 1.0  # for a thread that waits for nobody any more
 _SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
     engine_pb2.DESCRIPTOR.services_by_name["Engine"].full_name,
@@ -240,7 +241,7 @@ class EngineServer:
             await asyncio.to_thread(self._generation.close)
         if ended:
             return
-        ended = await asyncio.to_thread(stepper.stop, _STOP_S)
+        ended = await asyncio.to_thread(stepper.stop, _RELEASED_S)
         _log.error("steps_hung", ended=ended)
         if ended and self._updates is not None:
             self._updates.close()

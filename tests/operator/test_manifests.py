@@ -237,7 +237,7 @@ def test_probes_tell_alive_from_ready_and_leave_time_to_start() -> None:
     assert only["livenessProbe"]["grpc"] == {"port": 8470, "service": "live"}
     start = only["startupProbe"]
     assert start["periodSeconds"] * start["failureThreshold"] == 900
-    assert pod(base())["terminationGracePeriodSeconds"] == 40
+    assert pod(base())["terminationGracePeriodSeconds"] == 60
 
 
 def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:

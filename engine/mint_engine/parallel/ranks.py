@@ -6,6 +6,7 @@ Those of its own node are children (`rank`); those of another are told by their 
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -47,7 +48,8 @@ from mint_engine.parallel.steps import step_of
 from mint_engine.residency.reading import is_readable
 from mint_engine.sources.base_digest import base_digest
 
-_END_S = 5.0
+_END_S = 5.0  # for all of them
+_LEAST_S = 1.0  # for each
 
 _log = structlog.get_logger(__name__)
 
@@ -182,8 +184,9 @@ class Ranks:
                 node.dismiss()
         for other in self._others:
             other.hang_up()
+        until = time.monotonic() + _END_S
         for other in self._others:
-            other.finish(_END_S)
+            other.finish(max(_LEAST_S, until - time.monotonic()))
         self._store = None
         with suppress(OSError):
             self._files.close()

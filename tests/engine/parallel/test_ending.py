@@ -8,9 +8,11 @@ import pytest
 
 from mint_contracts.errors import EngineUnavailable, MintError
 from mint_contracts.source import Source
-from mint_engine import serve
+from mint_engine import process, serve
 from mint_engine.parallel import ranks
 from mint_engine.policies.updates import Job, Learnt
+from mint_engine.residency import residency
+from mint_operator.planning.podspec import GRACE_S
 from tests.engine.parallel.learning import Learning
 from tests.engine.parallel.processes import followers
 from tests.engine.running import running, save_base
@@ -46,3 +48,10 @@ async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
     assert isinstance(error, EngineUnavailable)
     assert (policy.busy, policy.step) == (False, 0)
     assert policy.weights.equal(before)
+
+
+def test_the_end_of_an_engine_whose_ranks_hang_fits_in_its_pods_grace() -> None:
+    """However long its requests go on, and though each other rank of eight must be killed."""
+    requests = process.TELL_S + process.DRAIN_S
+    steps = serve._STOP_S + ranks._END_S + 6 * ranks._LEAST_S + serve._RELEASED_S
+    assert requests + steps + 2 * serve._STOP_S + residency.CLOSE_S < GRACE_S
