@@ -109,20 +109,24 @@ class Desk:
     ) -> Learnt:
         """A policy's update, together with those of others that are ready. Raises what a job may (see `Job`).
 
-        Cancelled, it lasts until the step thread is done with the policy. What was learnt by then is told, so that
-        the step counts, and whoever is told is cancelled at the next thing that it waits for.
+        Cancelled, it lasts until the step thread is done with the policy, which puts no hand-off off any more. What
+        was learnt by then is told, so that the step counts, and whoever is told is cancelled at the next thing that
+        it waits for.
         """
         answer: asyncio.Future[Learnt] = self._loop.create_future()
+        task = asyncio.current_task()
 
         def resolve(found: Learnt | MintError) -> None:
             self._tell(lambda: _settle(answer, found))
 
-        self._updates.put(Job(batch, optimizer, finish, resolve, epochs))
+        def gone() -> bool:
+            return task is not None and task.cancelling() > 0
+
+        self._updates.put(Job(batch, optimizer, finish, resolve, epochs, gone))
         self._wake()
         try:
             return await to_its_end(answer)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
             if task is None or not answer.done() or answer.cancelled() or answer.exception() is not None:
                 raise
             task.cancel()

@@ -52,8 +52,8 @@ class Job:
     """One policy's update: `epochs` times over a batch, each with a step by `optimizer` (None: gradients only).
 
     `finish` runs once the last step is taken, before anything else on the step thread, and again a little later after
-    errors that go away by themselves: no step is taken twice for them. Then `resolve` is told. What was left is told
-    of by who closes it, once that thread has ended.
+    errors that go away by themselves, unless who wants it is `gone` by then: no step is taken twice for them. Then
+    `resolve` is told. What was left is told of by who closes it, once that thread has ended.
     """
 
     batch: PolicyBatch
@@ -61,6 +61,7 @@ class Job:
     finish: Callable[[Trainer], None]
     resolve: Callable[[Learnt | MintError], None]
     epochs: int = 1
+    gone: Callable[[], bool] = lambda: False
     stepped: bool = False  # has taken a step: whoever did all of it again would take that twice
     alone: bool = False  # is to be computed without others, after work with them has failed
     left: Share | None = None  # of this epoch, once a turn of it is computed
@@ -313,7 +314,7 @@ class Updates:
     def _hand_on(self, job: Job, learnt: Learnt, attempt: int) -> None:
         """It has all of its steps: the attempt of that number, from 1, to finish it."""
         found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed on")
-        if isinstance(found, AWAY) and attempt < ATTEMPTS:
+        if isinstance(found, AWAY) and attempt < ATTEMPTS and not job.gone():
             wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
             wait_s = max(wait_s, min(found.retry_after_s or 0.0, LONGEST_RETRY_S))
             _log.warning("handed_on_later", policy=job.batch.policy, error=str(found), in_s=round(wait_s, 2))
@@ -335,8 +336,10 @@ class Updates:
         if jobs is self._jobs:
             self._work, self._jobs = None, []
         for job in jobs:
-            kind = Internal if job.stepped and isinstance(error, AWAY) else type(error)
-            job.resolve(kind(error.subject, error.message))
+            if job.stepped and isinstance(error, AWAY):
+                job.resolve(Internal(error.subject, f"{error.message.removesuffix('; retrying')}; given up"))
+            else:
+                job.resolve(type(error)(error.subject, error.message))
 
 
 def _subject(job: Job) -> str:

@@ -275,6 +275,30 @@ async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_on_aga
     assert len(tried) == len(woken) == 2
 
 
+async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it_any_more() -> None:
+    trainer, tried = trainer_of(), list[bool]()
+    policies(trainer, 1)
+    updates = Updates(trainer)
+    desk = Desk(updates, lambda: None)
+
+    def away(_: Trainer) -> None:
+        tried.append(True)
+        raise SourceUnavailable("slot", "could not be told to every rank; retrying")
+
+    def ended() -> bool:
+        while updates.busy:
+            updates.advance(0, 0.0)
+        if tried:
+            learning.cancel()
+        return learning.done()
+
+    learning = asyncio.create_task(desk.learn(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, finish=away))
+    with capture_logs():
+        await until(ended)
+    assert learning.cancelled()
+    assert len(tried) == 2, "the last when it is time for that"
+
+
 def test_what_is_to_be_handed_on_later_is_told_of_an_end_that_comes_before() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
@@ -302,12 +326,13 @@ def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved() -
     updates, told = Updates(trainer), list[Learnt | MintError]()
 
     def away(_: Trainer) -> None:
-        raise SourceUnavailable("slot", "lies on a disk that is away")
+        raise SourceUnavailable("slot", "lies on a disk that is away; retrying")
 
     updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away, told.append))
     while updates.busy:
         updates.advance(0, 0.0)
     assert isinstance(told[0], Internal), "to be tried again, it would be taken twice"
+    assert told[0].message == "lies on a disk that is away; given up"
     assert trainer.policy("p/0").halfway
     with pytest.raises(InvalidRequest, match="in the middle of an update"):
         next(keeping._copying(trainer, "p/0"))
