@@ -102,11 +102,22 @@ local function write(key, argv, first, pairs)
   for i = last + 1, #argv, most do redis.call('HDEL', key, unpack(argv, i, math.min(i + most - 1, #argv))) end
 end
 
--- KEYS: engines, engine, telling
+-- Removes what this start, or one before it, has told in part up to the sequence (nil: at all): nobody goes on from
+-- there, and while it is there an engine seems to be telling. Returns whether there was such a part.
+local function drop(key, incarnation, sequence)
+  local start, there = string.match(redis.call('HGET', key, '') or '', '^(%d+) (%d+)$')
+  if not start or later(start, incarnation) then return false end
+  if start == incarnation and sequence and tonumber(there) > sequence then return false end
+  redis.call('UNLINK', key)
+  return true
+end
+
+-- KEYS: engines, engine, telling, told
 -- ARGV: engine, incarnation, over, sequence, ms that a heart beats on, ms that this is kept, pairs, what to write...
 -- A part of all that an engine holds: put beside what the map has of it until the last part comes with its report, so
 -- that nobody reads half of it. `over` is the sequence of the part before, 0: none. A part that comes twice, or late,
--- changes nothing. Returns 1 when it is there, 0 when those before it are not.
+-- changes nothing. Returns 1 when it is there, 0 when those before it are not, or more came behind it. How long this is
+-- kept yet tells readers when the engine last called, so that each call that finds its part there begins that anew.
 local function tell(keys, argv)
   local incarnation, over, sequence = argv[2], tonumber(argv[3]), tonumber(argv[4])
   local known, refused = outlived(keys, argv[1], incarnation)
@@ -117,15 +128,17 @@ local function tell(keys, argv)
     return redis.error_reply('STALEINCARNATION ' .. start)
   end
   local there = at(mark, incarnation)
-  if there == sequence then return 1 end
-  if over == 0 then
-    if there and there > sequence then return 0 end
-    redis.call('UNLINK', keys[3])
-  elseif there ~= over then
-    return 0
+  if there ~= sequence then
+    if over == 0 then
+      local told = known == incarnation and at(redis.call('HGET', keys[4], argv[1]), incarnation) or 0
+      if math.max(there or 0, told) >= sequence then return 0 end
+      redis.call('UNLINK', keys[3])
+    elseif there ~= over then
+      return 0
+    end
+    write(keys[3], argv, 8, tonumber(argv[7]))
+    redis.call('HSET', keys[3], '', incarnation .. ' ' .. argv[4])
   end
-  write(keys[3], argv, 8, tonumber(argv[7]))
-  redis.call('HSET', keys[3], '', incarnation .. ' ' .. argv[4])
   redis.call('PEXPIRE', keys[3], argv[6])
   if known == incarnation then redis.call('PEXPIRE', keys[2], argv[5]) end
   return 1
@@ -152,6 +165,8 @@ local function report(keys, argv)
       redis.call('PERSIST', keys[7])
       redis.call('RENAME', keys[7], keys[3])
       redis.call('HDEL', keys[3], '')
+    else
+      drop(keys[7], incarnation, sequence)
     end
     redis.call('HSET', keys[1], argv[1], incarnation)
   elseif not full and not again and there ~= over then
@@ -168,13 +183,18 @@ local function report(keys, argv)
   return { 1, version, edition, redis.call('HLEN', keys[3]) }
 end
 
--- KEYS: engines, engine   ARGV: engine, incarnation, channel
--- An old start that ends late leaves the heart of the next one beating.
+-- KEYS: engines, engine, telling   ARGV: engine, incarnation, channel
+-- An old start that ends late leaves the heart of the next one beating, and what that one is telling. A start that ends
+-- as it tells a map that had lost it is made known as well: it was taken for alive until now.
 local function leave(keys, argv)
-  if redis.call('HGET', keys[1], argv[1]) ~= argv[2] then return 0 end
-  redis.call('DEL', keys[2])
-  redis.call('PUBLISH', argv[3], 'engine ' .. argv[1])
-  return 1
+  local known = redis.call('HGET', keys[1], argv[1]) == argv[2]
+  local told = drop(keys[3], argv[2])
+  if known then redis.call('DEL', keys[2]) end
+  if known or told then
+    redis.call('PUBLISH', argv[3], 'engine ' .. argv[1])
+    return 1
+  end
+  return 0
 end
 
 -- KEYS: engines, progress, trains, rewards...

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.hashes import Json, decoded, read_hashes
+from mint_contracts.map_reporter import told_lately
 from mint_contracts.records import (
     Assignment,
     BaseRecord,
@@ -79,15 +80,22 @@ class MapReader:
     async def telling(self, base: str, engines: Collection[str]) -> dict[str, int]:
         """Those of the engines that are telling all they hold anew, each with its incarnation.
 
-        A start that the map had lost shows no heartbeat until it has done so.
+        A start that the map had lost shows no heartbeat until it has done so. One that has told nothing for as long
+        as a heartbeat lives is not among them: it has ended.
         """
         if not engines:
             return {}
         pipeline = self._redis.pipeline(transaction=False)
         for name in engines:
             pipeline.hget(keys.telling(base, name), "")
-        marks = zip(engines, await bounded(pipeline.execute), strict=True)
-        return {name: int(mark.partition(" ")[0]) for name, mark in marks if mark is not None}
+            pipeline.pttl(keys.telling(base, name))
+        told = await bounded(pipeline.execute)
+        marks = zip(engines, told[::2], told[1::2], strict=True)
+        return {
+            name: int(mark.partition(" ")[0])
+            for name, mark, left_ms in marks
+            if mark is not None and told_lately(left_ms)
+        }
 
     async def base_record(self, base: str) -> BaseRecord | None:
         """What the operator says of the base."""

@@ -32,6 +32,15 @@ class Heard(msgspec.Struct, frozen=True):
         return self.known
 
 
+def told_lately(left_ms: int) -> bool:
+    """Whether an engine has told a part within the time that a heartbeat lives: `left_ms` of milliseconds are left of
+    those that its parts are kept for.
+
+    One that has not counts as ended, as one without a heartbeat does.
+    """
+    return left_ms > (TELLING_TTL_S - HEARTBEAT_TTL_S) * 1000
+
+
 class MapReporter:
     """One engine's reports. `incarnation` grows with every start, so that an old process cannot speak for a new.
 
@@ -45,7 +54,7 @@ class MapReporter:
         self._redis = redis
         self._base = base
         self._engine = engine
-        self._incarnation = 0  # as last reported; 0: never
+        self._incarnation = 0  # as last reported, or told in part; 0: never
         self._told: object = None  # what followers judge the engine by, as last reported
 
     async def report(
@@ -80,14 +89,18 @@ class MapReporter:
         does, and while a later start is telling.
         """
         base, engine = self._base, self._engine
-        names = [keys.engines(base), keys.engine(base, engine), keys.telling(base, engine)]
+        names = [keys.engines(base), keys.engine(base, engine), keys.telling(base, engine), keys.told(base)]
         args = [engine, str(incarnation), str(over), str(sequence), _ms(HEARTBEAT_TTL_S), _ms(TELLING_TTL_S)]
+        self._incarnation = incarnation
         return bool(await call(self._redis, "tell", names, [*args, *_changes(changed, gone)]))
 
     async def leave(self) -> None:
-        """Say goodbye: the heartbeat ends now instead of running out, but for that of a later start."""
+        """Say goodbye: the heartbeat ends now instead of running out, and what was told in part goes.
+
+        Not those of a later start.
+        """
         base, engine = self._base, self._engine
-        names = [keys.engines(base), keys.engine(base, engine)]
+        names = [keys.engines(base), keys.engine(base, engine), keys.telling(base, engine)]
         await call(self._redis, "leave", names, [engine, str(self._incarnation), keys.changed(base)])
 
 

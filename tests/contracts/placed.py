@@ -1,5 +1,8 @@
 """One base's part of the placement map: what is written to it and reported of it."""
 
+from redis.asyncio import Redis
+
+from mint_contracts import keys, map_reporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, Held, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
@@ -26,3 +29,9 @@ def held(adapter: str, tier: Tier = Tier.DEVICE) -> Held:
 
 async def write(writer: MapWriter, *adapters: str, why: str = "spread") -> int:
     return await writer.apply(BASE, MapChange(set_placements=tuple(placement(a, why=why) for a in adapters)))
+
+
+async def outlive(redis: Redis, base: str, engine: str) -> None:
+    """As if a heartbeat's life had passed since the engine last told a part of what it holds."""
+    kept_s = map_reporter.TELLING_TTL_S - map_reporter.HEARTBEAT_TTL_S
+    assert await redis.pexpire(keys.telling(base, engine), int(kept_s * 1000))

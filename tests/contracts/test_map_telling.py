@@ -3,13 +3,21 @@
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import keys
+from mint_contracts import keys, map_reporter
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
-from mint_contracts.map_reporter import HEARTBEAT_TTL_S, TELLING_TTL_S, MapReporter
+from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import Tier
-from tests.contracts.placed import BASE, held, record
+from tests.contracts.placed import BASE, held, outlive, record
 from tests.redis_process import full_memory
+from tests.waiting import until
+
+
+@pytest.fixture(autouse=True)
+def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine lives, and tells, until the test ends it, however long the machine stands still."""
+    monkeypatch.setattr(map_reporter, "HEARTBEAT_TTL_S", 600.0)
+    monkeypatch.setattr(map_reporter, "TELLING_TTL_S", 6000.0)
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ async def test_what_the_map_has_is_read_and_the_heart_beats_on_while_all_is_told
     await reporter.report(record(), [held("a")], [], full=True)
     await redis_client.pexpire(keys.engine(BASE, "e-0"), 3_600_000)
     assert await reporter.tell(1, 2, [held("b")], [], over=0)
-    assert await redis_client.pttl(keys.engine(BASE, "e-0")) <= HEARTBEAT_TTL_S * 1000
+    assert await redis_client.pttl(keys.engine(BASE, "e-0")) <= map_reporter.HEARTBEAT_TTL_S * 1000
     (view,) = await reader.engines(BASE)
     assert (view.record, list(view.held)) == (record(), ["a"])
     assert await reporter.report(record(sequence=3), [], [], full=True, over=2)
@@ -111,12 +119,69 @@ async def test_a_start_that_ended_as_it_told_keeps_no_other_out_for_longer_than_
 ) -> None:
     await reporter.tell(2, 1, [held("a")], [], over=0)
     left_ms = await redis_client.pttl(keys.telling(BASE, "e-0"))
-    assert 0 < left_ms <= TELLING_TTL_S * 1000
+    assert 0 < left_ms <= map_reporter.TELLING_TTL_S * 1000
     with pytest.raises(StaleEpoch):
         await reporter.tell(1, 1, [held("b")], [], over=0)
-    passed_ms = int(left_ms - HEARTBEAT_TTL_S * 1000)
-    await redis_client.pexpire(keys.telling(BASE, "e-0"), passed_ms)  # as if so much time had passed
+    await outlive(redis_client, BASE, "e-0")
     assert await reporter.tell(1, 1, [held("b")], [], over=0)
+
+
+async def test_an_engine_is_telling_for_as_long_as_a_heartbeat_lives_from_its_last_call_on(
+    reporter: MapReporter, reader: MapReader, redis_client: Redis
+) -> None:
+    """Also from one that tells what is there, as after a lost answer."""
+    names = ["e-0", "e-1"]
+    for _ in range(2):
+        assert await reporter.tell(7, 1, [held("a")], [], over=0)
+        assert await reader.telling(BASE, names) == {"e-0": 7}
+        await outlive(redis_client, BASE, "e-0")
+        assert await reader.telling(BASE, names) == {}
+    assert await reporter.tell(7, 2, [held("b")], [], over=1), "what is there is gone on from all the same"
+    assert await reader.telling(BASE, names) == {"e-0": 7}
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["the map had lost it", "the map has it"])
+async def test_a_start_that_leaves_as_it_tells_is_telling_no_more(
+    redis_client: Redis, reader: MapReader, known: bool
+) -> None:
+    first, second = (MapReporter(redis_client, BASE, "e-0") for _ in range(2))
+    if known:
+        await second.report(record(incarnation=2), [held("a")], [], full=True)
+    await second.tell(2, 2, [held("b")], [], over=0)
+    with pytest.raises(StaleEpoch):
+        await first.tell(1, 1, [held("c")], [], over=0)
+    await first.leave()
+    assert await reader.telling(BASE, ["e-0"]) == {"e-0": 2}, "an old start that ends late"
+    async with reader.changes(BASE) as hint:
+        await second.leave()
+        assert await until(lambda: hint(1.0)) == "engine e-0"
+    assert await reader.telling(BASE, ["e-0"]) == {}
+    assert not await redis_client.exists(keys.engine(BASE, "e-0"))
+
+
+@pytest.mark.parametrize("start", [2, 3], ids=["same start", "next start"])
+async def test_what_was_told_in_part_goes_as_all_is_told_by_one_call(
+    redis_client: Redis, reporter: MapReporter, start: int
+) -> None:
+    await reporter.tell(2, 1, [held("a")], [], over=0)
+    assert await reporter.report(record(incarnation=start, sequence=2), [held("b")], [], full=True)
+    assert not await redis_client.exists(keys.telling(BASE, "e-0"))
+
+
+async def test_what_is_being_told_stays_as_a_full_report_comes_late(redis_client: Redis, reporter: MapReporter) -> None:
+    """It was made before: what is told in part since then is newer."""
+    await reporter.tell(2, 2, [held("a")], [], over=0)
+    assert await reporter.report(record(incarnation=2, sequence=1), [held("b")], [], full=True)
+    assert await reporter.tell(2, 3, [held("c")], [], over=2)
+
+
+async def test_a_first_part_that_comes_late_is_not_begun_again_behind_the_report(
+    redis_client: Redis, reporter: MapReporter
+) -> None:
+    await reporter.tell(1, 1, [held("a")], [], over=0)
+    assert await reporter.report(record(sequence=2), [held("b")], [], full=True, over=1)
+    assert not await reporter.tell(1, 1, [held("a")], [], over=0)
+    assert not await redis_client.exists(keys.telling(BASE, "e-0"))
 
 
 async def test_where_memory_is_full_parts_are_taken(redis_client: Redis, reporter: MapReporter) -> None:

@@ -18,6 +18,7 @@ from tests.redis_process import RedisProcess
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that a test plays lives until the test ends it, however long the machine stands still."""
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
+    monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
 
 
 @pytest.fixture(autouse=True)

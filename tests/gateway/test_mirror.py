@@ -10,6 +10,7 @@ from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import MapChange, Tier
 from mint_gateway import mirror as mirrors
 from mint_gateway.client import question
+from tests.contracts.placed import outlive
 from tests.gateway.scene import BASE, STORE, Scene
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -118,8 +119,9 @@ async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, o
     await until(lambda: "e-0" not in fragile.gateway.mirror.views[BASE].engines)
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["it dies", "it leaves"])
 async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_holds(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
     """Where many tell at once that takes longer than a heartbeat lives."""
     monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
@@ -135,7 +137,7 @@ async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_
     mirror = scene.gateway.mirror
     await until(lambda: "e-1" not in mirror.views[BASE].engines)  # its next start is telling: this one has ended
     assert mirror.views[BASE].engines["e-0"].alive
-    await scene.redis.delete(keys.telling(BASE, "e-0"))  # as when it told no more
+    await (engine.leave() if leaves else outlive(scene.redis, BASE, "e-0"))
     await until(lambda: "e-0" not in mirror.views[BASE].engines)
 
 

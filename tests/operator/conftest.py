@@ -23,6 +23,7 @@ _numbers = itertools.count()
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that a test plays lives until the test ends it, however long passes and kubectl take."""
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
+    monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mint_operator.observing import map_view
 from mint_operator.observing.dirt import EVERYTHING, RESYNC, Dirt, Part
 from mint_operator.observing.map_view import MapView
 from mint_operator.planning.sizes import Size
+from tests.contracts.placed import outlive
 from tests.operator.stage import PlayedEngine
 
 KEY = "team/smol"
@@ -48,7 +49,10 @@ async def test_an_engine_is_away_since_its_last_heartbeat_or_since_it_was_wanted
     assert (await view.look(engines))[KEY].away_s == {"smol-1": 0.0}
 
 
-async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away(redis_client: Redis) -> None:
+@pytest.mark.parametrize("leaves", [False, True], ids=["it dies", "it leaves"])
+async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away(
+    redis_client: Redis, leaves: bool
+) -> None:
     clock = Clock()
     view = MapView(MapReader(redis_client), clock=clock)
     engine = PlayedEngine(redis_client, KEY, "smol-0")
@@ -60,7 +64,7 @@ async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away
     await MapReporter(redis_client, KEY, "smol-0").tell(1, 9, [], [], over=0)
     found = (await view.look(engines))[KEY]
     assert (found.away_s, found.engines) == ({"smol-1": 20.0}, ())
-    await redis_client.delete(keys.telling(KEY, "smol-0"))  # as when it told no more
+    await (engine.leave() if leaves else outlive(redis_client, KEY, "smol-0"))
     clock.now += 5
     assert (await view.look(engines))[KEY].away_s == {"smol-0": 5.0, "smol-1": 25.0}
 
