@@ -4,6 +4,7 @@ Another version of MinT may have written a record otherwise. One that cannot be 
 far as it can be, or passed over.
 """
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.hashes import Json, decoded, read_hashes
+from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
 from mint_contracts.map_reporter import told_lately
 from mint_contracts.records import (
     Assignment,
@@ -25,6 +26,8 @@ from mint_contracts.records import (
     Tier,
     WaveRecord,
 )
+
+_MARK = re.compile(r"([0-9]{1,20}) [0-9]+")  # the incarnation and the sequence of what is told in part
 
 
 class Pulse(msgspec.Struct, frozen=True):
@@ -83,19 +86,19 @@ class MapReader:
         A start that the map had lost shows no heartbeat until it has done so. One that has told nothing for as long
         as a heartbeat lives is not among them: it has ended.
         """
-        if not engines:
-            return {}
-        pipeline = self._redis.pipeline(transaction=False)
-        for name in engines:
-            pipeline.hget(keys.telling(base, name), "")
-            pipeline.pttl(keys.telling(base, name))
-        told = await bounded(pipeline.execute)
-        marks = zip(engines, told[::2], told[1::2], strict=True)
-        return {
-            name: int(mark.partition(" ")[0])
-            for name, mark, left_ms in marks
-            if mark is not None and told_lately(left_ms)
-        }
+        found: dict[str, int] = {}
+        names = list(engines)
+        for start in range(0, len(names), PER_CALL):
+            some = names[start : start + PER_CALL]
+            pipeline = self._redis.pipeline(transaction=False)
+            for name in some:
+                pipeline.hget(keys.telling(base, name), "")
+                pipeline.pttl(keys.telling(base, name))
+            told = await bounded(pipeline.execute)
+            for name, mark, left_ms in zip(some, told[::2], told[1::2], strict=True):
+                if (read := _MARK.fullmatch(mark or "")) and told_lately(left_ms):
+                    found[name] = int(read[1])
+        return found
 
     async def base_record(self, base: str) -> BaseRecord | None:
         """What the operator says of the base."""

@@ -3,7 +3,7 @@
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import keys, map_reporter
+from mint_contracts import keys, map_reader, map_reporter
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
@@ -138,6 +138,21 @@ async def test_an_engine_is_telling_for_as_long_as_a_heartbeat_lives_from_its_la
         assert await reader.telling(BASE, names) == {}
     assert await reporter.tell(7, 2, [held("b")], [], over=1), "what is there is gone on from all the same"
     assert await reader.telling(BASE, names) == {"e-0": 7}
+
+
+async def test_of_engines_whose_marks_cannot_be_read_nothing_is_known_and_of_the_others_all(
+    reader: MapReader, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more of them than are read together."""
+    monkeypatch.setattr(map_reader, "PER_CALL", 3)
+    names = [f"e-{number}" for number in range(7)]
+    for number, name in enumerate(names):
+        if name != "e-4":
+            await MapReporter(redis_client, BASE, name).tell(number + 1, 1, [held("a")], [], over=0)
+    for name, mark in (("e-1", "of another version"), ("e-2", ""), ("e-5", f"{'9' * 5000} 1")):
+        await redis_client.hset(keys.telling(BASE, name), "", mark)
+    assert await reader.telling(BASE, names) == {"e-0": 1, "e-3": 4, "e-6": 7}
+    assert await reader.telling(BASE, []) == {}
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["the map had lost it", "the map has it"])
