@@ -5,7 +5,7 @@ While Redis is away the last views go on serving; nothing here ever blocks a req
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -37,6 +37,7 @@ class _Following(msgspec.Struct):
     view: MapView
     settled_at: float  # from here on, a missing heartbeat means a dead engine
     resync_at: float = 0.0
+    reported: Set[str] = frozenset()  # engines that the last pulse had
     lost: bool = False  # Redis knows less of the base than it did
     unnamed_since: float | None = None  # Redis no longer names the base, nor says that it was removed
     unreadable: str = ""  # what kept the last reading from being understood
@@ -146,7 +147,9 @@ class Mirror:
     async def _follow(self, following: _Following, pulse: Pulse, telling: Mapping[str, int], now: float) -> None:
         base, view = following.view.base, following.view
         was_lost, following.lost = following.lost, lost_something(view, pulse)
-        if following.lost and not was_lost:
+        again = not following.reported <= pulse.engines.keys()  # while it was still being told what it lost before
+        following.reported = pulse.engines.keys()
+        if following.lost and (again or not was_lost):
             following.settled_at = max(following.settled_at, now + HEARTBEAT_TTL_S)
             view = msgspec.structs.replace(view, version=None)
             _log.warning("map has lost what it knew; the last view goes on serving", base_model=base)

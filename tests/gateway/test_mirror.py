@@ -1,17 +1,20 @@
 """The gateway's copy of the map: follows changes, outlives Redis, forgets only what was truly removed."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import errors, keys
+from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import MapChange, Tier
 from mint_gateway import mirror as mirrors
 from mint_gateway.client import question
 from tests.contracts.placed import outlive
-from tests.gateway.scene import BASE, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -139,6 +142,70 @@ async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_
     assert mirror.views[BASE].engines["e-0"].alive
     await (engine.leave() if leaves else outlive(scene.redis, BASE, "e-0"))
     await until(lambda: "e-0" not in mirror.views[BASE].engines)
+
+
+async def test_a_map_that_is_flushed_while_it_is_still_told_what_it_lost_goes_on_serving(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
+    await scene.base()
+    engine, telling, gone = [await scene.engine(f"e-{number}") for number in range(3)]
+    await scene.open()
+    await scene.seen(engine, telling, gone)
+    for each in (engine, telling, gone):
+        await each.silence()
+    await MapReporter(scene.redis, BASE, "e-1").tell(telling.record().incarnation, 9, [], [], over=0)
+    await scene.redis.delete(keys.engines(BASE))
+    await engine.report()
+    mirror = scene.gateway.mirror
+    await until(lambda: mirror.views[BASE].engines.keys() == {"e-0", "e-1"})  # silence has come to mean something
+    await scene.seen(engine)
+    monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", LIMIT_S)
+    await scene.redis.delete(keys.version(BASE), keys.engines(BASE), keys.telling(BASE, "e-1"))
+    await until(lambda: mirror.views[BASE].version is None)
+    assert [name for name, each in mirror.views[BASE].engines.items() if each.alive] == ["e-0", "e-1"]
+
+
+class Overtaken(MapReader):
+    """Reads which of the silent are telling once `ending` is done, if that is set."""
+
+    ending: Callable[[], Awaitable[None]] | None = None
+
+    async def telling(self, base: str, engines: Collection[str]) -> dict[str, int]:
+        ending = self.ending if engines else None
+        if ending is not None:
+            self.ending = None
+            await ending()
+        return await super().telling(base, engines)
+
+
+async def test_an_engine_that_has_told_all_while_the_map_is_read_is_alive_throughout(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was silent as hearts were listened to, and telling no more as that was asked."""
+    monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.0)
+    await scene.base()
+    engine = await scene.engine("e-0")
+    seen: list[int] = []
+    reader = Overtaken(scene.redis)
+
+    def look() -> None:
+        view = mirror.views[BASE].engines.get("e-0")
+        seen.append(view.record.sequence if view is not None and view.alive else 0)
+
+    mirror = mirrors.Mirror(reader, look, lambda: None)
+    following = asyncio.create_task(mirror.run())
+    try:
+        await until(lambda: seen)
+        await engine.silence()
+        await MapReporter(scene.redis, BASE, "e-0").tell(engine.record().incarnation, 2, [], [], over=0)
+        await scene.redis.delete(keys.engines(BASE))
+        reader.ending = engine.report
+        await until(lambda: seen[-1] == 2)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert set(seen) == {1, 2}
 
 
 async def test_a_removed_base_leaves_and_a_new_one_comes(scene: Scene) -> None:
