@@ -47,6 +47,16 @@ async def full_memory(redis: Redis) -> AsyncIterator[None]:
         await redis.config_set("maxmemory", 0)
 
 
+@asynccontextmanager
+async def without_replicas(redis: Redis) -> AsyncIterator[None]:
+    """Redis lacks a replica that it is to have meanwhile, and refuses all writes."""
+    await redis.config_set("min-replicas-to-write", 1)
+    try:
+        yield
+    finally:
+        await redis.config_set("min-replicas-to-write", 0)
+
+
 class RedisProcess:
     """Starts at once and is ready when the constructor returns. Use as a context manager."""
 

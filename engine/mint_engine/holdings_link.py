@@ -60,8 +60,9 @@ class HoldingsLink:
                     log.info("map_forgot_us", engine=self._engine)
                 self._begin_again()
                 in_full = True
-        except (ResponseError, msgspec.MsgspecError):
-            self._begin_again()  # the same piece again would fare no better
+        except (ResponseError, msgspec.MsgspecError) as error:
+            if not isinstance(error, ResponseError) or _of_the_piece(error):
+                self._begin_again()  # the same piece again would fare no better
             raise
         said = "was lost again while the engine told it what it holds; telling it anew"
         raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S)
@@ -114,3 +115,11 @@ class HoldingsLink:
                 staged=not self._whole and not last,
                 full=not self._whole and last,
             )
+
+
+def _of_the_piece(error: ResponseError) -> bool:
+    """Whether what was told is refused, and not that anything is: Redis says by a word in front that it cannot take
+    any now (MISCONF, NOREPLICAS, BUSY and others), which redis-py may make a kind of error of. ERR it leaves out.
+    """
+    code = str(error).partition(" ")[0]
+    return type(error) is ResponseError and (not code.isupper() or code in ("ERR", "WRONGTYPE"))

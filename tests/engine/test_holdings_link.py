@@ -1,7 +1,7 @@
 """Bringing the map to say what an engine holds: in pieces, and on from where an answer was lost."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mint_contracts import functions, keys, map_reporter
 from mint_contracts.errors import MapUnavailable, StaleEpoch
@@ -20,6 +21,7 @@ from mint_contracts.records import EngineRecord, Held, Tier
 from mint_engine import holdings_link
 from mint_engine.holdings_link import HoldingsLink
 from tests.contracts.placed import BASE, held, record
+from tests.redis_process import without_replicas
 from tests.relay import relaying
 
 ENGINE = "e-0"
@@ -181,6 +183,35 @@ async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
         assert calls.made == ["report"] * 3  # the one, the same again, a heartbeat
         assert await said(redis_client) == changed
         await redis.aclose()
+
+
+@pytest.mark.parametrize("at", range(PIECES))
+async def test_what_redis_takes_none_of_for_a_while_is_gone_on_with_afterwards(
+    redis_client: Redis, calls: Calls, at: int
+) -> None:
+    """It has said nothing of the piece, and still has those before."""
+    telling = link(redis_client)
+    async with AsyncExitStack() as refusing:
+        calls.befall(at, before=lambda: refusing.enter_async_context(without_replicas(redis_client)))
+        for _ in range(2):
+            with pytest.raises(ResponseError, match="NOREPLICAS"):
+                await telling.bring(HELD)
+    calls.made.clear()
+    await telling.bring(HELD)
+    assert calls.made == ["tell"] * (PIECES - at - 1) + ["report"] * (1 if at < PIECES - 1 else 2)
+    assert await said(redis_client) == HELD
+
+
+async def test_after_a_piece_that_redis_cannot_take_all_is_told_anew(redis_client: Redis, calls: Calls) -> None:
+    telling, key = link(redis_client), keys.telling(BASE, ENGINE)
+    calls.befall(1, before=lambda: redis_client.set(key, "not a hash"))
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await telling.bring(HELD)
+    await redis_client.delete(key)
+    calls.made.clear()
+    await telling.bring(HELD)
+    assert calls.made == ["tell"] * (PIECES - 1) + ["report"]
+    assert await said(redis_client) == HELD
 
 
 async def test_what_changed_since_a_lost_answer_is_told_with_the_rest(redis_client: Redis, calls: Calls) -> None:
