@@ -44,7 +44,9 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class Agent:
-    """Follows and reports until cancelled. `run` raises StaleEpoch when a later start of this engine has reported."""
+    """Follows and reports until cancelled. `run` raises StaleEpoch when a later start of this engine has reported, or
+    has begun to tell the map what it holds.
+    """
 
     def __init__(self, redis: Redis, base: str, engine: str, body: Body) -> None:
         self._reader = MapReader(redis)

@@ -183,7 +183,7 @@ async def test_what_was_told_in_part_goes_as_all_is_told_by_one_call(
     assert not await redis_client.exists(keys.telling(BASE, "e-0"))
 
 
-async def test_what_is_being_told_stays_as_a_full_report_comes_late(redis_client: Redis, reporter: MapReporter) -> None:
+async def test_what_is_being_told_stays_as_a_full_report_comes_late(reporter: MapReporter) -> None:
     """It was made before: what is told in part since then is newer."""
     await reporter.tell(2, 2, [held("a")], [], over=0)
     assert await reporter.report(record(incarnation=2, sequence=1), [held("b")], [], full=True)

@@ -142,8 +142,9 @@ class Child(msgspec.Struct, frozen=True):
 class BaseMap(msgspec.Struct, frozen=True):
     """The placement map of one base.
 
-    `away_s` is how long each engine without a heartbeat has been without one, in seconds, as far as this operator
-    has watched. `remembered` are the placements last seen, `recorded` the waves: they stand in when the map was lost.
+    `away_s` is how long each engine that shows no life has shown none, in seconds, as far as this operator has
+    watched: neither a heartbeat, nor that it is telling the map what it holds. `remembered` are the placements last
+    seen, `recorded` the waves: they stand in when the map was lost.
     """
 
     state: MapState
