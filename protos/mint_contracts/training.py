@@ -1,12 +1,12 @@
 """What a wave's `spec.train` says: the same structs in the resource, the placement map and the engine.
 
 Defaults are those of TRL's GRPO (dapo, groups of 8, epsilon 0.2, beta 0), of Tinker's Adam (0.9, 0.95) and of
-IcePop's band (0.5 to 5: arXiv 2510.18855). How a policy is trained may come from a manifest, which no API server has
-checked: its numbers have their bounds here, too (a test holds both equal).
+IcePop's band (0.5 to 5: arXiv 2510.18855). Bounds are the CRD's, and the operator's for a manifest, which no API
+server has checked. None are here, by which what an earlier version has admitted is read, too.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
@@ -17,34 +17,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 USUAL_CLIP_LOW = 0.2
 
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-_Decay = Annotated[float, msgspec.Meta(ge=0, le=0.999999)]
-_Ratio = Annotated[float, msgspec.Meta(ge=0, le=1000)]
-_Hundred = Annotated[float, msgspec.Meta(ge=0, le=100)]
-_Ten = Annotated[float, msgspec.Meta(ge=0, le=10)]
-_Norm = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
-_Steps = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-_Rank = Annotated[int, msgspec.Meta(ge=0, le=512)]
-_Alpha = Annotated[float, msgspec.Meta(ge=0, le=65536)]
-_Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
-_Text = Annotated[str, msgspec.Meta(max_length=4096)]
-_Uri = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Revision = Annotated[str, msgspec.Meta(max_length=200)]
-_Field = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-_System = Annotated[str, msgspec.Meta(max_length=8192)]
-_Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Schema = Annotated[str, msgspec.Meta(min_length=2, max_length=65536)]
-_Distance = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
-_Target = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-_Characters = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-_Address = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}\Z", min_length=3, max_length=300)]
-_Bundle = Annotated[str, msgspec.Meta(max_length=16384)]
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
-_Retries = Annotated[int, msgspec.Meta(ge=0, le=10)]
-_Batch = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-_Weight = Annotated[float, msgspec.Meta(ge=-1000, le=1000)]
-_Variables = Annotated[dict[_Name, bool | int | float | _Text], msgspec.Meta(max_length=32)]
+_Variables = dict[str, bool | int | float | str]
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
@@ -60,15 +33,15 @@ class Loss(_Camel, frozen=True):
     """How advantages become a loss."""
 
     type: LossType = "dapo"
-    clip_low: _Share | None = None  # None: USUAL_CLIP_LOW; cispo: no bound, as in TRL
-    clip_high: _Hundred = 0.2
-    kl_coefficient: _Hundred = 0.0  # of the k3 estimator against the base: the adapter switched off
+    clip_low: float | None = None  # None: USUAL_CLIP_LOW; cispo: no bound, as in TRL
+    clip_high: float = 0.2
+    kl_coefficient: float = 0.0  # of the k3 estimator against the base: the adapter switched off
     scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
     filter_groups: bool = (
         True  # leave out groups whose rewards are all alike; False divides by them, too, as TRL does
     )
-    ratio_low: _Ratio = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
-    ratio_high: _Ratio = 5.0
+    ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
+    ratio_high: float = 5.0
 
     @property
     def lowest(self) -> float:
@@ -81,14 +54,14 @@ class Loss(_Camel, frozen=True):
 class Optimizer(_Camel, frozen=True):
     """AdamW of one policy."""
 
-    learning_rate: _Share = 1e-4
+    learning_rate: float = 1e-4
     schedule: Schedule = "constant"
-    warmup_steps: _Steps = 0
-    beta1: _Decay = 0.9
-    beta2: _Decay = 0.95
-    epsilon: _Share = 1e-8
-    weight_decay: _Ten = 0.0
-    max_grad_norm: _Norm = 1.0  # of the policy's own gradient; 0 leaves it as it is
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # of the policy's own gradient; 0 leaves it as it is
 
 
 class TrainSampling(_Camel, frozen=True):
@@ -114,16 +87,16 @@ class Dataset(_Camel, frozen=True):
     Each example has a prompt (text, or chat messages) and, where the reward or SFT needs it, an answer.
     """
 
-    uri: _Uri = ""
-    revision: _Revision = ""
+    uri: str = ""
+    revision: str = ""
     config_map: ConfigMapKey | None = None
     lines: list[str] = []  # JSON lines themselves; what the operator puts in place of config_map, of any size
-    prompt_field: _Field = "prompt"
-    answer_field: _Field = "answer"
-    system: _System = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    system: str = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
     chat: bool = False  # text prompts become the user's message of a chat
     template_variables: _Variables = {}  # of the base's chat template; with them, text prompts become chats
-    shuffle_seed: _Seed = 0
+    shuffle_seed: int = 0
 
     @property
     def places(self) -> list[str]:
@@ -140,44 +113,44 @@ class ExactMatch(_Camel, frozen=True):
 class Regex(_Camel, frozen=True):
     """1 where the pattern matches; `{answer}` in it stands for the example's answer, escaped."""
 
-    pattern: _Pattern
+    pattern: str
     full: bool = False  # the whole completion, stripped
 
 
 class NumericAnswer(_Camel, frozen=True):
     """1 where the last number of the completion is the answer, within the tolerance."""
 
-    tolerance: _Distance = 1e-6
+    tolerance: float = 1e-6
 
 
 class JsonSchema(_Camel, frozen=True):
     """1 where the completion is JSON that the schema accepts."""
 
-    schema: _Schema  # JSON text
+    schema: str  # JSON text
 
 
 class Length(_Camel, frozen=True):
     """1 at `target` characters, falling linearly to 0 at `tolerance` away."""
 
-    target: _Target
-    tolerance: _Characters
+    target: int
+    tolerance: int
 
 
 class RewardService(_Camel, frozen=True):
     """A user's own `Reward` service (training.proto)."""
 
-    address: _Address  # host:port
+    address: str  # host:port
     tls: bool = False
-    ca_bundle: _Bundle = ""  # the authorities that vouch for it, as PEM in base64; empty: the public ones
-    timeout_s: _Seconds = 30.0
-    retries: _Retries = 3
-    batch: _Batch = 64  # completions a call
+    ca_bundle: str = ""  # the authorities that vouch for it, as PEM in base64; empty: the public ones
+    timeout_s: float = 30.0
+    retries: int = 3
+    batch: int = 64  # completions a call
 
 
 class Weighted(_Camel, frozen=True):
     """One part of a sum."""
 
-    weight: _Weight
+    weight: float
     reward: "Reward"  # no sum
 
 
@@ -190,7 +163,7 @@ class Reward(_Camel, frozen=True):
     json_schema: JsonSchema | None = None
     length: Length | None = None
     service: RewardService | None = None
-    sum: Annotated[list[Weighted], msgspec.Meta(max_length=8)] = []
+    sum: list[Weighted] = []
 
     @property
     def kinds(self) -> list[str]:
@@ -215,10 +188,10 @@ class Policy(_Camel, frozen=True):
     """One policy with its own task; what is left out is the wave's or the template's."""
 
     name: str  # the adapter that it is published as
-    rank: _Rank = 0
-    alpha: _Alpha = 0.0
+    rank: int = 0
+    alpha: float = 0.0
     target_modules: list[str] = []
-    seed: _Seed | None = None
+    seed: int | None = None
     start_from: str = ""
     dataset: Dataset | None = None
     reward: Reward | None = None

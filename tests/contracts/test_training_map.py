@@ -13,7 +13,17 @@ from mint_contracts.rewards import Rewards
 from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import OPS_PER_CALL, TrainWriter
-from mint_contracts.training import Dataset, ExactMatch, Policies, Policy, Reward, Train
+from mint_contracts.training import (
+    Dataset,
+    ExactMatch,
+    Loss,
+    Policies,
+    Policy,
+    Reward,
+    RewardService,
+    Train,
+    Weighted,
+)
 from mint_contracts.training_records import (
     Order,
     PartAssignment,
@@ -95,6 +105,20 @@ async def test_records_of_an_earlier_version_tell_of_no_checkpoint(redis_client:
     found = await state(TrainReader(redis_client), ["e-0"])
     assert found.trains["e-0"]["demo/a"] == msgspec.structs.replace(lease("demo/a"), saved=0)
     assert found.progress["e-0"]["demo/a"] == msgspec.structs.replace(said, saved=0)
+
+
+async def test_a_lease_is_read_whole_whatever_a_manifest_may_not_say_any_more(redis_client: Redis) -> None:
+    """An earlier version has granted it, and its engine trains by it."""
+    judge = Weighted(2000.0, Reward(service=RewardService("judge.team.svc:8470", timeout_s=900.0, retries=20)))
+    settings = Policy(
+        "demo/a",
+        dataset=Dataset(uri="s3://data/a.jsonl", system="x" * 10_000, shuffle_seed=-1),
+        reward=Reward(sum=[judge] * 9),
+        loss=Loss(clip_high=1000.0),
+    )
+    granted = msgspec.structs.replace(lease("demo/a"), settings=settings)
+    await TrainWriter(redis_client, epoch=1).apply(BASE, TrainChange(set_trains={"e-0": (granted,)}))
+    assert (await TrainReader(redis_client).trains(BASE, ["e-0"]))["e-0"] == {"demo/a": granted}
 
 
 async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_be(redis_client: Redis) -> None:

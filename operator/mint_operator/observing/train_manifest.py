@@ -10,12 +10,10 @@ from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
 from mint_operator.observing.manifest_file import fetch, in_thread, lines
+from mint_operator.observing.train_bounds import bounded
 
 MOST_POLICIES = 1024
 RETRY_S = 30.0
-
-# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
-_POLICY = msgspec.json.Decoder(Policy)
 
 Read = tuple[Policy, ...] | Failure
 
@@ -78,7 +76,7 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
         if not line.strip():
             continue
         try:
-            found.append(_POLICY.decode(line))
+            found.append(bounded(line))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
         if wrong := _wrong(found[-1]):
