@@ -20,7 +20,7 @@ from tests.operator.training_worlds import (
     training_wave,
 )
 from tests.operator.unread_worlds import in_part
-from tests.operator.worlds import KEY
+from tests.operator.worlds import KEY, wave
 
 DATASET = Dataset(uri="pvc://data/train.jsonl")
 
@@ -110,6 +110,35 @@ def test_what_a_base_lets_go_of_by_training_no_more_stays_held_and_begins_anew_o
     assert {lease.saved for _, lease in world.leases.values()} == {0}, "no checkpoint is waited for that it has not"
     assert world.training.training["team/w"].store.uri == "pvc://training/others"
     assert set(world.placements) == set(named("w", [0, 1]))
+    for step, told in ((1, None), (2, published(2))):
+        world.say(Stage.RUNNING, step, published=told)
+        for _ in range(2):
+            world.step()
+            assert {each.source for each in world.placements.values()} == {(told or published(5)).source}
+            assert set(world.placements) == set(named("w", [0, 1]))
+    assert world.training.training["team/w"].last_words == (), "what is told by engines themselves needs no record"
+
+
+def test_a_wave_may_serve_what_a_policy_that_begins_anew_had_published() -> None:
+    """Though its engine, which knows of none, trains where nothing of it lies."""
+    world = World(base(), [training_wave("w", 1)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 7, published=published(5), saved=7)
+    world.step()
+    world.base = base(store=False)
+    world.step()
+    world.start_anew(2)
+    elsewhere = msgspec.structs.replace(TRAINING, store=TrainingStore(uri="pvc://training/others"))
+    world.base = msgspec.structs.replace(base(), spec=msgspec.structs.replace(base().spec, training=elsewhere))
+    world.step()
+    for stage in (Stage.LOADING, Stage.RUNNING):
+        world.say(stage, 0)
+        world.step()
+    world.waves.append(wave("v", sources={"team/w-0": published(5).source.uri}))
+    for _ in range(2):
+        world.step()
+        assert condition(world, "v", "Admitted")[0] == "True"
+        assert world.placements["team/w-0"].source == published(5).source
 
 
 def test_a_wave_that_was_cancelled_stays_so_though_it_could_not_be_trained() -> None:
