@@ -146,14 +146,20 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.PublishResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
+
+            async def publishing() -> pb.PublishResponse:
+                async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
+                    copy = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
+                    told, packed = await aside(revisions.publish, here.store, policy, name, copy)
+                await keepsakes.refuse_superseded(here, policy, calls)  # whose name means the other engine's
+                await here.herald.announce(policy, calls.life, name, told.source)
+                here.means.places.offer(policy, told.source, packed)
+                return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
+
             await here.refuse_taken(policy)
-            async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
-                copy = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
-                told, packed = await aside(revisions.publish, here.store, policy, name, copy)
-            await here.herald.announce(policy, calls.life, name, told.source)
-            here.means.places.offer(policy, told.source, packed)
+            told = await self._register.kept(policy, calls, publishing)
             await _swept(here, policy, name)
-            return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
+            return told
 
         return await self._once(request, work, context)
 

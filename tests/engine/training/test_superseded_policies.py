@@ -222,3 +222,23 @@ async def test_what_could_not_be_let_go_of_and_was_gone_on_with_elsewhere_takes_
             assert (await other.ResumePolicy(resume(made.life))).sequence == 1
             assert (await refused(stub.ForwardBackward(lesson("one", 2)))).reason == "PolicyNotFound"
             assert is_free(scene)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
+    anew: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the other engine has published by then or not; no look is due."""
+    monkeypatch.setattr(tenure, "LOOK_S", 3600.0)
+    publish = pb.PublishRequest(policy="one", sequence=2)
+    async with called(base, tmp_path) as (scene, stub):
+        await saved(stub)
+        async with called(base, tmp_path, engine="tiny-1") as (there, other):
+            await other.ResumePolicy(resume())
+            meant = {"one": (await other.Publish(publish)).uri} if anew else {}
+            error = await refused(stub.Publish(publish))
+            assert (error.reason, "has gone on elsewhere" in error.message) == ("PolicyNotFound", True)
+            assert is_free(scene)
+            herald = there.server.register.here.herald
+            await herald.look()
+            assert {policy: source.uri for policy, source in herald.known.items()} == meant
