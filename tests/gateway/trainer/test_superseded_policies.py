@@ -18,6 +18,12 @@ def each_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenure, "LOOK_S", 0.0)
 
 
+@pytest.fixture
+def no_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a test takes."""
+    monkeypatch.setattr(tenure, "LOOK_S", 3600.0)
+
+
 def away(*_: object) -> None:
     raise errors.SourceUnavailable("store", "does not answer")
 
@@ -88,6 +94,7 @@ async def test_a_program_is_told_of_what_it_has_learnt_since_it_saved(school: Sc
     await learn(again)
 
 
+@pytest.mark.usefixtures("no_call_looks")
 async def test_two_programs_do_not_go_on_with_one_policy_unawares_though_they_count_alike(
     school: School, patient: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +110,7 @@ async def test_two_programs_do_not_go_on_with_one_policy_unawares_though_they_co
     assert school.engines[other].calls["acme/a"].sequence == 3
 
 
+@pytest.mark.usefixtures("no_call_looks")
 async def test_a_call_for_the_later_lease_goes_there_though_a_gateway_remembers_the_earlier_one(
     school: School, patient: Client
 ) -> None:
