@@ -4,13 +4,12 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
-from mint_contracts.errors import EngineUnavailable, MintError, PolicyNotFound, SourceForbidden, StaleLease
+from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden, StaleLease
 from mint_engine.aside import aside
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
@@ -27,7 +26,6 @@ from mint_engine.training.policy import Policy
 RUN = "calls"  # stands for a wave's run in the names of checkpoints
 KEPT = 16  # checkpoints of a policy
 LEASE_S = 5.0  # that a new policy waits to hear of others of its name
-TAKING_RETRY_S = 1.0
 
 
 class Found(NamedTuple):
@@ -120,7 +118,7 @@ async def newest(here: Open, policy: str, life: int) -> Found:
         raise PolicyNotFound(f"policy {policy!r}", "has saved nothing to go on from; create it")
     record, blob = found
     if life and not (record.left and record.life == life):
-        raise _not_left(policy, life)
+        raise not_left(policy, life)
     return Found(await _read(here, policy, blob), record, told)
 
 
@@ -131,31 +129,6 @@ async def latest_lease(here: Open, policy: str) -> int:
             saved, published = shelf_of(here.store, policy).latest_lease, revisions.latest_lease
             return await asked(lambda: max(saved(), published(here.store, policy)))
     return 0
-
-
-@asynccontextmanager
-async def taken_up(here: Open, policy: str, lease: int, found: Found, life: int) -> AsyncIterator[None]:
-    """Around what puts a policy in its place that goes on here: under this lease, and from now on under none before.
-
-    An engine that had it, and was cut off, acknowledges no checkpoint behind `found`; who drops it has dropped it.
-    What could not be put there is as it was, for the next try. Raises EngineUnavailable where others have just been
-    at it, PolicyNotFound as `newest`, and the errors of a store.
-    """
-    shelf, listed = shelf_of(here.store, policy), False
-    try:
-        await asked(_take, shelf, policy, lease, found, life)
-        if found.record.left:
-            listed = True
-            await aside(here.resting.forget, _rests(found.record))
-        yield
-    except StaleLease as error:
-        raise _busy(policy, "is just being gone on with by another engine") from error
-    except BaseException:
-        with suppress(MintError):
-            await asked(shelf.give_back, lease)
-            if listed:
-                await aside(here.resting.note, _rests(found.record))
-        raise
 
 
 async def give_up(here: Open, policy: str, life: int) -> None:
@@ -175,31 +148,20 @@ async def succeed(here: Open, policy: str) -> None:
         async with asyncio.timeout(LEASE_S):
             record = await asked(shelf_of(here.store, policy).newest_told)
             if record is not None and record.left:
-                await aside(here.resting.forget, _rests(record))
+                await aside(here.resting.forget, rests_of(record))
 
 
 async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> None:
     """What is listed was left, whenever somebody looks."""
     if not left:
-        await aside(here.resting.forget, _rests(record))
+        await aside(here.resting.forget, rests_of(record))
     await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
     if left:
-        await aside(here.resting.note, _rests(record))
+        await aside(here.resting.note, rests_of(record))
 
 
-def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> None:
-    shelf.take(lease)
-    if shelf.newest_told() != found.told:
-        raise _busy(policy, "was saved just now by the engine that has it, or had it")
-    if life and any(found.record.lease < each < lease for each in shelf.leases()):
-        raise _not_left(policy, life)  # somebody has gone on with it since
-
-
-def _busy(policy: str, said: str) -> EngineUnavailable:
-    return EngineUnavailable(f"policy {policy!r}", f"{said}; retry", retry_after_s=TAKING_RETRY_S)
-
-
-def _not_left(policy: str, life: int) -> PolicyNotFound:
+def not_left(policy: str, life: int) -> PolicyNotFound:
+    """That a policy is not to be gone on with by a program that does not know what it has lost."""
     said = f"of life {life} is not what its engine has left as it ended; resume it by its name, or create it"
     return PolicyNotFound(f"policy {policy!r}", said)
 
@@ -208,7 +170,8 @@ def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:
     return StaleLease(f"policy {policy!r}", f"is trained under lease {lease} now, not {calls.lease}")
 
 
-def _rests(record: Record) -> Rests:
+def rests_of(record: Record) -> Rests:
+    """What is listed of a policy that was left."""
     return Rests(record.policy, record.life, record.sequence, record.taken)
 
 

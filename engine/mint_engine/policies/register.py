@@ -19,6 +19,7 @@ from mint_contracts.records import PolicyRoom
 from mint_engine.policies import keepsakes
 from mint_engine.policies.calls import Calls, draining
 from mint_engine.policies.opened import Open
+from mint_engine.policies.taking import Taking
 from mint_engine.policies.tenure import ANSWER_S
 from mint_engine.training.policy import PolicySettings
 
@@ -39,6 +40,7 @@ class Register:
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
         self._dropped: dict[str, int] = {}  # lives whose store is yet to be told, by policy
+        self._taking = Taking()
         self._lease = 0  # of the policy that was created last
         self._resuming = asyncio.Lock()
         self._parting = False
@@ -194,13 +196,16 @@ class Register:
         """Save what nobody has called for so long, and let go of it: its next call goes on with what was saved.
 
         What its name means stays. What can't be saved stays here; where the store is away say, all wait for the next
-        time: a call of a policy that is being saved waits for that. So do drops of which the store is to be told.
+        time: a call of a policy that is being saved waits for that. So does what the store is yet to be told: of
+        drops, and of policies that were not gone on with after all.
         """
-        for name in [*self._dropped]:
+        untold = [(name, self._tell_dropped) for name in self._dropped]
+        untold += [(name, self._taking.give_back) for name in self._taking.untaken]
+        for name, tell in untold:
             try:
-                await self._tell_dropped(self.here, name)
+                await tell(self.here, name)
             except MintError as error:
-                _log.warning("drop_untold", policy=name, error=str(error))
+                _log.warning("store_untold", policy=name, error=str(error))
                 if not error.terminal:
                     return
         for name, calls in self.made():
@@ -325,7 +330,7 @@ class Register:
             calls.life, calls.step = record.life or calls.lease, policy.step
             here.room.take(calls.holder, desk.maker.needs_for(policy))
             try:
-                async with keepsakes.taken_up(here, name, calls.lease, found, life):
+                async with self._taking.taken_up(here, name, calls.lease, found, life):
                     await desk.call(lambda trainer: trainer.put(policy))
             except BaseException:
                 here.room.leave(calls.holder)

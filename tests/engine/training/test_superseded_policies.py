@@ -4,11 +4,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable
-from mint_engine.policies import tenure
+from mint_contracts.wire import from_rpc_error
+from mint_engine.policies import taking, tenure
 from mint_engine.policies.checkpoints import RECORD, Shelf
 from mint_engine.policies.store import Content, LocalStore
 from tests.engine.running import save_base
@@ -136,15 +138,81 @@ async def test_a_checkpoint_that_is_acknowledged_while_another_engine_reads_the_
         assert (await other.ResumePolicy(resume())).sequence == 3
 
 
-async def test_no_two_engines_have_a_policy_that_both_resume_at_once(base: Path, tmp_path: Path) -> None:
+async def test_of_two_engines_that_resume_a_policy_at_once_one_has_it(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await saved(stub)
         await scene.server.register.rest(0.0)
-        async with called(base, tmp_path, engine="tiny-1") as (there, other):
-            await asyncio.gather(
-                *(each.ResumePolicy(resume(made.life)) for each in (stub, other)), return_exceptions=True
-            )
-            assert is_free(scene) or is_free(there)
+        async with called(base, tmp_path, engine="tiny-1") as (there, other), asyncio.timeout(60):
+
+            async def resumed(by: Any, again_s: float) -> bool:
+                while True:
+                    try:
+                        await by.ResumePolicy(resume(made.life))
+                    except grpc.aio.AioRpcError as error:
+                        if from_rpc_error(error).reason != "EngineUnavailable":
+                            return False
+                        await asyncio.sleep(again_s)
+                    else:
+                        return True
+
+            has = await asyncio.gather(resumed(stub, 0.02), resumed(other, 0.2))
+            assert sorted(has) == [False, True]
+            assert [is_free(scene), is_free(there)] == [not each for each in has]
+
+
+async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one may see that likewise, and then does not have it."""
+    take, others = Shelf.take, list[tuple[Shelf, int]]()
+
+    def beside(self: Shelf, lease: int) -> None:
+        take(self, lease - 1)
+        others.append((self, lease - 1))
+        take(self, lease)
+
+    async with called(base, tmp_path) as (scene, stub):
+        made = await saved(stub)
+        await scene.server.register.rest(0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Shelf, "take", beside)
+            error = await refused(stub.ResumePolicy(resume(made.life)))
+        assert (error.reason, bool(error.retry_after_s)) == ("EngineUnavailable", True)
+        [(shelf, lease)] = others
+        leases = Shelf.leases
+
+        def then_taken_back(self: Shelf) -> list[int]:
+            found = leases(self)
+            shelf.give_back(lease)
+            return found
+
+        monkeypatch.setattr(taking, "RETRY_S", 0.0)
+        monkeypatch.setattr(Shelf, "leases", then_taken_back)
+        assert (await stub.ResumePolicy(resume(made.life))).sequence == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_resume_that_its_store_has_interrupted_bars_nobody_from_another_one(
+    elsewhere: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can't take back, either, what it has said there of the policy, before the store answers again."""
+    take = Shelf.take
+    async with called(base, tmp_path) as (scene, stub), called(base, tmp_path, engine="tiny-1") as (_, other):
+        made = await saved(stub)
+        await scene.server.register.rest(0.0)
+        with monkeypatch.context() as patch:
+
+            def then_away(self: Shelf, lease: int) -> None:
+                take(self, lease)
+                for name in ("names", "delete"):
+                    patch.setattr(LocalStore, name, away)
+
+            patch.setattr(Shelf, "take", then_away)
+            assert (await refused(stub.ResumePolicy(resume(made.life)))).reason == "SourceUnavailable"
+        if elsewhere:
+            await scene.server.register.rest(0.0)
+        told = await (other if elsewhere else stub).ResumePolicy(resume(made.life))
+        assert (told.life, told.sequence) == (made.life, 1)
 
 
 @pytest.mark.usefixtures("each_call_looks")
