@@ -20,7 +20,6 @@ from mint_engine.policies import keepsakes
 from mint_engine.policies.calls import Calls, draining
 from mint_engine.policies.opened import Open
 from mint_engine.policies.taking import Taking
-from mint_engine.policies.tenure import ANSWER_S
 from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256
@@ -199,6 +198,7 @@ class Register:
         time: a call of a policy that is being saved waits for that. So does what the store is yet to be told: of
         drops, and of policies that were not gone on with after all.
         """
+        untold: list[tuple[str, Callable[[Open, str], Awaitable[None]]]]
         untold = [(name, self._tell_dropped) for name in self._dropped]
         untold += [(name, self._taking.give_back) for name in self._taking.untaken]
         for name, tell in untold:
@@ -258,8 +258,7 @@ class Register:
         if calls is None or calls in self._making:
             return
         try:
-            async with asyncio.timeout(ANSWER_S):
-                await keepsakes.refuse_superseded(here, name, calls)
+            await calls.tenure.look(partial(keepsakes.refuse_superseded, here, name, calls))
         except StaleLease as error:
             _log.warning("policy_superseded", policy=name, error=str(error))
             await calls.end(SUPERSEDED)

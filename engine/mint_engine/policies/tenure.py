@@ -25,6 +25,7 @@ class Tenure:
 
     def __init__(self) -> None:
         self._sure_at = self._looked_at = time.monotonic()
+        self._looking: asyncio.Task[None] | None = None
 
     async def check(self, policy: str, look: Callable[[], Awaitable[None]]) -> None:
         """Have `look` raise StaleLease, where it is due.
@@ -37,8 +38,7 @@ class Tenure:
             return
         self._looked_at = now
         try:
-            async with asyncio.timeout(ANSWER_S):
-                await look()
+            await self.look(look)
         except StaleLease:
             raise
         except (MintError, TimeoutError) as error:
@@ -46,5 +46,22 @@ class Tenure:
                 said = "may be another engine's by now, which its store does not say at the moment; retry"
                 raise SourceUnavailable(f"policy {policy!r}", said, retry_after_s=RETRY_S) from error
             _log.warning("tenure_unknown", policy=policy, error=str(error))
-        else:
-            self._sure_at = now
+
+    async def look(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Have `look` raise as it does, and TimeoutError where it gives no answer in time.
+
+        It goes on then, for its thread waits for the store, and a policy has no other look before that has ended.
+        """
+        async with asyncio.timeout(ANSWER_S):
+            while self._looking is not None:  # and what one has seen that began earlier may be so no more
+                await asyncio.shield(self._looking)
+            self._looking = asyncio.ensure_future(self._look(look))
+            await asyncio.shield(self._looking)
+
+    async def _look(self, look: Callable[[], Awaitable[None]]) -> None:
+        began = time.monotonic()
+        try:
+            await look()
+            self._sure_at = began
+        finally:
+            self._looking = None
