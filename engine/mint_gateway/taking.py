@@ -6,6 +6,7 @@ it is there.
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -53,5 +54,6 @@ class Writing:
     async def end(self, error: NothingTaken) -> None:
         """End the call, which can't be before its last piece is taken, or its client has gone."""
         if self._last is not None:
-            await self._last
+            with suppress(grpc.aio.InternalError):  # it has gone
+                await self._last
         await self._context.abort(grpc.StatusCode.CANCELLED, str(error))

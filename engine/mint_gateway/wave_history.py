@@ -1,5 +1,7 @@
 """What one who watches a wave has been told of its policies' rewards, and what is new of them."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from mint_contracts.rewards import Rewards
@@ -8,7 +10,7 @@ from mint_contracts.training_records import Stage, WaveTraining
 from mint_contracts.training_words import Words
 
 MOST_POINTS = 200_000  # of history in one message, over all policies
-MOST_REPEATED = 20_000  # the same, of those who take all of it again with each message
+MOST_REPEATED = 20_000  # what is kept of it for one who takes all of it again with each message
 
 
 class _Word(msgspec.Struct, frozen=True):
@@ -32,13 +34,13 @@ class History:
         """`new_only`: the watcher keeps what it was told; else each message has all of it."""
         self._reader, self._new_only = reader, new_only
         self._told: dict[str, _Told] = {}
-        self._whole: dict[str, Rewards] = {}
+        self._kept: dict[str, Rewards] = {}
 
     async def read(self, base: str, training: WaveTraining, words: Words) -> tuple[dict[str, Rewards], bool]:
         """Each policy's rewards as the next message has them, and whether any are new. Raises MapUnavailable."""
         said = {name: _word(training, words, name) for name in training.policies}
         due = {name: start for name, word in said.items() if (start := _due(self._told.get(name), word)) is not None}
-        most = max(1, (MOST_POINTS if self._new_only else MOST_REPEATED) // max(1, len(said)))
+        most = max(1, MOST_POINTS // max(1, len(said)))
         parts = {
             name: _up_to(part, said[name].step)
             for name, part in (await self._reader.rewards(base, due, most)).items()
@@ -46,12 +48,16 @@ class History:
         self._told |= {name: _Told(said[name].whose, part.end) for name, part in parts.items()}
         new = any(part.values for part in parts.values())
         parts |= {name: Rewards(self._told[name].end) for name in said if name not in parts}
-        return (parts if self._new_only else {name: self._kept(name, parts[name], most) for name in said}), new
+        return (parts if self._new_only else self._repeated(parts)), new
 
-    def _kept(self, name: str, part: Rewards, most: int) -> Rewards:
-        whole = self._whole.get(name, Rewards()).followed_by(part)
-        self._whole[name] = Rewards(max(whole.first, whole.end - most), whole.values[-most:])
-        return self._whole[name]
+    def _repeated(self, parts: Mapping[str, Rewards]) -> dict[str, Rewards]:
+        """All that there is, as far as it was kept."""
+        told = {name: self._kept.get(name, Rewards()).followed_by(part) for name, part in parts.items()}
+        most = max(1, MOST_REPEATED // max(1, len(parts)))
+        self._kept = {
+            name: Rewards(max(whole.first, whole.end - most), whole.values[-most:]) for name, whole in told.items()
+        }
+        return told
 
 
 def _word(training: WaveTraining, words: Words, name: str) -> _Word:
@@ -72,4 +78,4 @@ def _due(told: _Told | None, word: _Word) -> int | None:
 
 def _up_to(part: Rewards, step: int | None) -> Rewards:
     """The map may still have rewards of steps that are about to be taken anew."""
-    return part if step is None else Rewards(part.first, part.values[: max(0, step - part.first)])
+    return part if step is None else Rewards(min(part.first, step), part.values[: max(0, step - part.first)])

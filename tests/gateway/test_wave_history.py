@@ -54,7 +54,22 @@ async def test_a_long_history_is_told_by_its_end(
     assert (seen.policies[0].rewards_from, list(seen.policies[0].rewards)) == (6, values[6:])
     stub = WavesStub(grpc.aio.insecure_channel(scene.target))
     older = aiter(stub.WatchWave(WatchWaveRequest(wave="demo/w", history=True)))
-    assert list((await anext(older)).policies[0].rewards) == values[7:]
+    assert list((await anext(older)).policies[0].rewards) == values[6:]
     await training.report(said(NAMES[0], 10), rewards={NAMES[0]: [*values, 9.0]})
     seen = await reached(older, lambda progress: progress.policies[0].step == 10)
-    assert list(seen.policies[0].rewards) == [8.0, 9.0], "all that it is told, with each message"
+    assert list(seen.policies[0].rewards) == [7.0, 8.0, 9.0], "what is kept for it, and what is new"
+
+
+async def test_who_begins_anew_is_told_from_the_beginning_though_the_map_has_a_long_history_yet(
+    scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wave_history, "MOST_POINTS", 6)
+    await training.declare(wave())
+    await training.report(said(NAMES[0], 9), rewards={NAMES[0]: [0.5] * 9})
+    updates = scene.client.watch("demo/w", history=True)
+    await anext(updates)
+    await training.report(said(NAMES[0], 0, lease=8))
+    await reached(updates, lambda progress: progress.policies[0].step == 0)
+    await training.report(said(NAMES[0], 1, lease=8), rewards={NAMES[0]: [0.9]})
+    seen = await reached(updates, lambda progress: progress.policies[0].step == 1)
+    assert list(seen.policies[0].rewards) == [0.9]

@@ -54,11 +54,13 @@ class Training:
         await self._writer.apply(BASE, TrainChange(set_training=(training,)))
 
     async def report(self, *progress: Progress, rewards: dict[str, list[float]] | None = None) -> None:
+        together = self._scene.redis.pipeline(transaction=True)
         for each in progress:
-            await self._scene.redis.hset(keys.progress(BASE, "e-0"), each.policy, msgspec.json.encode(each).decode())
+            together.hset(keys.progress(BASE, "e-0"), each.policy, msgspec.json.encode(each).decode())
         for name, values in (rewards or {}).items():
-            await self._scene.redis.delete(keys.rewards(BASE, name))
-            await self._scene.redis.rpush(keys.rewards(BASE, name), *values)
+            together.delete(keys.rewards(BASE, name))
+            together.rpush(keys.rewards(BASE, name), *values)
+        await together.execute()
 
     async def forget(self) -> None:
         await self._writer.apply(BASE, TrainChange(del_training=("demo/w",)))
