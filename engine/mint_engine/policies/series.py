@@ -71,6 +71,8 @@ class Series:
                 raise StaleLease(f"policy {self._policy!r}", f"is taken under lease {lease} by another engine, too")
         except StaleLease:
             self._store.delete(folder if alone else f"{folder}/{mine}")
+            if not self._store.names(folder):  # both have given way: a folder is there with nothing in it, too
+                self._store.delete(folder)
             raise
 
     def give_back(self, lease: int) -> None:

@@ -8,11 +8,12 @@ import grpc
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import SourceUnavailable
+from mint_contracts.errors import SourceUnavailable, StaleLease
+from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies import taking, tenure
 from mint_engine.policies.checkpoints import RECORD, Shelf
-from mint_engine.policies.store import Content, LocalStore
+from mint_engine.policies.store import Content, LocalStore, store_of
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.teaching import Gate, Scene
@@ -310,3 +311,26 @@ async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
             herald = there.server.register.here.herald
             await herald.look()
             assert {policy: source.uri for policy, source in herald.known.items()} == meant
+
+
+def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have told one lease, and each has seen the other's word before either took its own back."""
+    (tmp_path / "runs").mkdir()
+    shelf = Shelf(store_of(Source(f"file://{tmp_path}/runs")), "one")
+    write, delete = LocalStore.write, LocalStore.delete
+
+    def beside(self: LocalStore, path: str, content: Content) -> None:
+        write(self, path, content)
+        write(self, path + "-other", content)
+
+    def both(self: LocalStore, path: str) -> None:
+        delete(self, path + "-other")
+        delete(self, path)
+
+    monkeypatch.setattr(LocalStore, "write", beside)
+    monkeypatch.setattr(LocalStore, "delete", both)
+    with pytest.raises(StaleLease, match="by another engine, too"):
+        shelf.take(7)
+    assert shelf.leases() == []
