@@ -23,21 +23,11 @@ from mint_engine.scheduling import masking
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, FairShare
 from mint_engine.scheduling.masking import cost, in_turn
 from mint_engine.scheduling.request import Sequence
-from tests.engine.running import ALL_SEVEN, Answer, Running, ask, running, save_adapter, save_base, save_sliding_base
+from tests.engine.running import Answer, Running, ask, running, save_sliding_base
 from tests.engine.scheduled import sequence
 
 PROMPT = list(range(5, 25))
 WORD = 32
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4, targets=ALL_SEVEN)
 
 
 @pytest.fixture(scope="module")
