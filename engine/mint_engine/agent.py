@@ -18,6 +18,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import Heard, MapReporter
+from mint_contracts.reasons import Reasons
 from mint_contracts.records import Assignment, EngineRecord, Held
 from mint_engine.holdings_link import HoldingsLink
 from mint_engine.train_link import TrainBody, TrainLink
@@ -201,19 +202,18 @@ class _Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._blamed: set[str] = set()
+        self._reasons = Reasons()
 
     def failed(self, error: Exception, engine: str) -> None:
-        why = str(error)
+        is_new = self._reasons.is_new(error)
         if self._since is None:
             self._since = time.monotonic()
-            log.warning("map_lost", engine=engine, error=why, serving="continues")
-        elif why not in self._blamed:  # it may have come back with another password, say
-            log.warning("map_still_lost", engine=engine, error=why)
-        self._blamed.add(why)
+            log.warning("map_lost", engine=engine, error=str(error), serving="continues")
+        elif is_new:
+            log.warning("map_still_lost", engine=engine, error=str(error))
 
     def over(self, engine: str) -> None:
         if self._since is not None:
             log.info("map_back", engine=engine, seconds=round(time.monotonic() - self._since, 2))
             self._since = None
-            self._blamed.clear()
+            self._reasons.forget()

@@ -16,6 +16,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
+from mint_contracts.reasons import Reasons
 from mint_gateway.scope import granted
 from mint_gateway.view import MapView, lost_something, merge, stale_holdings
 from mint_gateway.within import within
@@ -54,7 +55,7 @@ class Mirror:
         self._views: Mapping[str, MapView] = {}
         self._read_at: float | None = None
         self._answering: bool | None = None  # None: it has not been asked yet
-        self._blamed: set[str] = set()  # what this outage's log lines named
+        self._reasons = Reasons()  # of this outage
         self.first_read = asyncio.Event()  # set once the map has been read whole
 
     @property
@@ -181,7 +182,7 @@ class Mirror:
         if not self._answering:
             _log.info("placement map is followed", bases=len(self._following))
         self._answering = True
-        self._blamed.clear()
+        self._reasons.forget()
         self._read_at = time.monotonic()
         self._views = {base: following.view for base, following in self._following.items()}
         self._on_read()
@@ -193,13 +194,12 @@ class Mirror:
             _log.error("map holds a record that cannot be read", base_model=following.view.base, error=error)
 
     def _note_outage(self, error: Exception) -> None:
-        why = str(error)
+        is_new = self._reasons.is_new(error)
         if self._answering is not False:
             self._on_outage()
-            _log.warning("placement map is away; the last view goes on serving", error=why)
-        elif why not in self._blamed:  # it may have come back with another password, say
-            _log.warning("placement map is still away", error=why)
-        self._blamed.add(why)
+            _log.warning("placement map is away; the last view goes on serving", error=str(error))
+        elif is_new:
+            _log.warning("placement map is still away", error=str(error))
         self._answering = False
         # Heartbeats ran out unseen: engines get one heartbeat's time to speak again, and all is read anew.
         settled_at = asyncio.get_running_loop().time() + HEARTBEAT_TTL_S

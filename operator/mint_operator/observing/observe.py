@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from mint_contracts.errors import MapUnavailable
+from mint_contracts.reasons import Reasons
 from mint_contracts.records import Failure
 from mint_operator.observing.cluster_view import ClusterView
 from mint_operator.observing.dirt import Part
@@ -39,7 +40,7 @@ class Observer:
         self._release = release
         self._maps: dict[str, BaseMap] = {}
         self._redis_ok = True
-        self._blamed: set[str] = set()  # what the log lines of Redis's outage named
+        self._reasons = Reasons()  # of Redis's outage
         self.quiet = False  # the last look found nothing new in the map
         self.clock: Callable[[], float] = time.time  # seconds since 1970, by which the operator plans
 
@@ -75,18 +76,17 @@ class Observer:
             self._maps = await self._map.look(given)
             await self._training.look(self._maps, given)
         except MapUnavailable as error:
-            why = str(error)
+            is_new = self._reasons.is_new(error)
             if self._redis_ok:
-                log.warning("placement map unavailable", error=why)
-            elif why not in self._blamed:  # it may have come back with another password, say
-                log.warning("placement map still unavailable", error=why)
-            self._blamed.add(why)
+                log.warning("placement map unavailable", error=str(error))
+            elif is_new:
+                log.warning("placement map still unavailable", error=str(error))
             self._maps, self._redis_ok = {}, False
         else:
             if not self._redis_ok:
                 log.info("placement map is back", bases=len(self._maps))
             self._redis_ok = True
-            self._blamed.clear()
+            self._reasons.forget()
         same = _same(before, self._maps) and trained == self._training.known
         self.quiet = self._redis_ok and answered and same
 
