@@ -156,12 +156,17 @@ class Mirror:
             _log.warning("map has lost what it knew; the last view goes on serving", base_model=base)
         whole = now >= following.resync_at
         if pulse.version is None:
-            view = msgspec.structs.replace(view, version=None)
+            announced = await self._reader.base_record(base)
+            view = msgspec.structs.replace(view, version=None, announced=announced)
         elif whole or pulse.version != view.version:
             record = await self._reader.base_record(base)
             placements = await self._reader.placements(base)
             view = msgspec.structs.replace(
-                view, version=pulse.version, record=record or view.record, placements=placements
+                view,
+                version=pulse.version,
+                record=record or view.record,
+                announced=None,
+                placements=placements,
             )
         names = [n for n, r in pulse.engines.items() if r is not None] if whole else stale_holdings(view, pulse)
         held = {name: await self._reader.held(base, name) for name in names}

@@ -27,7 +27,11 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 class MapView(msgspec.Struct, frozen=True):
-    """One base. `version` None: the operator's part was never complete, or was lost and is the last one known."""
+    """One base. `version` None: the operator's part was never complete, or was lost and is the last one known.
+
+    `announced` is what the operator says of the base while the map has no version. Its catalog is read by that;
+    nothing is answered by it, for what waves have placed is not known with it.
+    """
 
     base: str
     version: int | None = None
@@ -37,6 +41,7 @@ class MapView(msgspec.Struct, frozen=True):
     catalogued: Mapping[str, Source] = {}  # what the catalog says of adapters that a request asks for
     published: Mapping[str, Source] = {}  # the newest revision of each name that Trainer calls have published
     scope: Scope = EVERYTHING  # of whoever looks at it: adapters that this does not open are in none of the above
+    announced: BaseRecord | None = None
 
     def source(self, adapter: str) -> Source | None:
         """Where the adapter is fetched from: its placement's source, else as `stored`."""

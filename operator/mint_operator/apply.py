@@ -211,7 +211,9 @@ class Applier:
     async def _place(self, base: str, plan: Plan, over: MapState, counts: Counter[str]) -> None:
         async def write() -> None:
             version = await self._writer.apply(base, plan.changes[base], over)
-            if base in plan.known:
+            if not plan.changes[base].completes:
+                self._map.invalidate(base)  # it goes on without a version
+            elif base in plan.known:
                 self._map.wrote(base, plan.known[base].written(version))
 
         with about(of_change(plan.changes[base])):

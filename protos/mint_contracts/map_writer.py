@@ -30,12 +30,12 @@ class MapWriter:
 
         Raises MapUnavailable where the map is not of that version any more (None: whatever it is), or was lost
         between two parts of the change. What only tells of waves is nobody's to follow, and leaves the version as
-        it is.
+        it is; so does a change that does not complete the map.
         """
         await name_base(self._redis, base)
         seen = "" if over is None else str(-1 if over.version is None else over.version)
         called = sorted({*change.set_assigned, *change.del_assigned})
-        tells_only = bool(change) and not change.places
+        tells_only = not change.completes or (bool(change) and not change.places)
         *before, last = _split(change)
         token = uuid.uuid4().hex
         for number, part in enumerate(before):

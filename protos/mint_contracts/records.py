@@ -222,7 +222,10 @@ class EngineView(msgspec.Struct, frozen=True):
 
 
 class MapChange(msgspec.Struct, frozen=True):
-    """What one apply writes for one base: records to set and names to delete."""
+    """What one apply writes for one base: records to set and names to delete.
+
+    One that does not complete the map leaves its version as it is: a map without one stays unknown.
+    """
 
     base: BaseRecord | None = None
     set_placements: tuple[Placement, ...] = ()
@@ -231,6 +234,7 @@ class MapChange(msgspec.Struct, frozen=True):
     del_assigned: Mapping[str, tuple[str, ...]] = {}
     set_waves: tuple[WaveRecord, ...] = ()
     del_waves: tuple[str, ...] = ()
+    completes: bool = True
 
     def __bool__(self) -> bool:
         """True if there is anything to write."""

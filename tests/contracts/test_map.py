@@ -49,6 +49,20 @@ async def test_what_tells_of_waves_comes_back_and_calls_nobody(redis_client: Red
         await MapWriter(redis_client, epoch=0).apply(BASE, MapChange(del_waves=("demo/w0",)))
 
 
+async def test_a_change_that_does_not_complete_the_map_leaves_it_unknown_and_calls_none(
+    redis_client: Redis,
+) -> None:
+    reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=1)
+    announced = MapChange(base=BaseRecord(BASE, device_slots=8), completes=False)
+    over = await reader.state(BASE, [])
+    async with reader.changes(BASE) as wait:
+        await writer.apply(BASE, announced, over)
+        state = await reader.state(BASE, [])
+        assert (state.version, state.base, await reader.bases()) == (None, announced.base, [BASE])
+        assert await writer.apply(BASE, MapChange(set_placements=(placement("a"),)), state) == 1
+        assert await hints(wait, 1) == ["map"], "of the second change alone"
+
+
 async def test_deleting_takes_away_what_is_named_and_nothing_else(redis_client: Redis) -> None:
     reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=1)
     await write(writer, "a", "b")

@@ -22,11 +22,13 @@ from mint_contracts.functions import connect
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.names import ADAPTER_MAX_LENGTH, REVISION_MAX_LENGTH
 from mint_contracts.part_names import part_name
+from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
 from mint_gateway.catalog import registration
 from mint_gateway.catalog.keeper import Keeper
+from mint_gateway.client import question
 from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
-from tests.gateway.scene import BASE, Scene, complete
+from tests.gateway.scene import BASE, STORE, Scene, complete
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -45,6 +47,42 @@ async def test_losing_redis_loses_nothing(scene: Scene, manifests: str) -> None:
     assert len(before) == COUNT - 1
     assert before[everything[0].name].revision == "r2"
     assert (await client.resolve(f"{everything[0].name}@r1")).uri == everything[0].uri
+
+
+async def test_a_catalog_is_read_while_the_base_is_announced_and_nothing_is_answered_by_that(
+    scene: Scene, local: str
+) -> None:
+    """The operator waits for it where all was lost; until then nobody knows what waves have placed."""
+    await Parts(Source(local)).write(part_name(1000, 1), [entry("a/one")])
+    engine = await scene.engine("e-0")
+    await scene.open()
+    record = BaseRecord(base_model=BASE, store=Source(STORE), catalog=Source(local))
+    await scene.writer.apply(BASE, MapChange(base=record, completes=False))
+    await complete(scene.redis)
+    for asked in ("demo/pirate", "a/one"):
+        with pytest.raises(MapUnavailable, match="not complete yet; retry"):
+            await scene.client.answer(question("Ahoy?", base_model=BASE, adapter=asked))
+    scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
+    await scene.seen(engine)
+    assert scene.gateway.mirror.views[BASE].announced is None
+    for asked in ("demo/pirate", "a/one"):
+        assert (await scene.client.answer(question("Ahoy?", base_model=BASE, adapter=asked))).engine == "e-0"
+
+
+async def test_a_gateway_that_runs_on_reads_the_catalog_that_is_announced_where_the_map_was_lost(
+    scene: Scene, tmp_path: Path
+) -> None:
+    await opened(scene, f"file://{tmp_path}/old")
+    await scene.redis.flushall()
+    moved = Source(f"file://{tmp_path}/new")
+    await Parts(moved).write(part_name(1000, 1), [entry("a/one")])
+    await scene.writer.apply(BASE, MapChange(base=BaseRecord(BASE, catalog=moved), completes=False))
+
+    async def read() -> bool:
+        return (await CatalogReader(scene.redis).state(BASE)).whole(moved)
+
+    await until(read)
+    assert await named(scene.redis) == ["a/one"]
 
 
 async def test_a_part_whose_writer_ended_before_redis_had_it_is_brought_in(redis_client: Redis, local: str) -> None:

@@ -10,6 +10,8 @@ from redis.asyncio import Redis
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.functions import connect
+from mint_contracts.map_reader import MapReader
+from mint_contracts.source import Source
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
@@ -189,6 +191,30 @@ async def test_an_operator_that_begins_while_the_catalog_is_rebuilt_lets_go_of_n
     assert admitted["status"] == "True"
     await Catalog(stage).register(entry("acme/support-9"))
     await becomes(stage, ["acme/support-9"])
+
+
+async def test_an_operator_that_begins_where_all_was_lost_announces_the_base_and_lets_go_of_nothing(
+    stage: Stage, catalog: Catalog
+) -> None:
+    """A gateway that begins as well learns only by that where the catalog is, which the operator waits for."""
+    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
+    await stage.once()
+    await becomes(stage, SUPPORT)
+    engine, reader = stage.engine(), MapReader(stage.redis)
+    await engine.obey()
+    await stage.redis.flushall()
+    await engine.report()
+    stage.operator(2)
+    assert (await stage.once())["changes"] == 1
+    state, part = await reader.state(stage.base, [engine.name]), await reader.part(stage.base, engine.name)
+    assert state.base is not None
+    assert (state.base.catalog, state.version, part.version) == (Source("s3://catalog/smol"), None, None)
+    for _ in range(3):
+        assert not (await stage.once())["changes"]
+    await Catalog(stage).register(*[entry(name) for name in SUPPORT])
+    await becomes(stage, SUPPORT)
+    assert sorted(await engine.assigned()) == SUPPORT
+    assert (await stage.condition("AdapterWave", "all"))["status"] == "True"
 
 
 async def test_what_nobody_asks_any_more_is_forgotten_and_what_says_the_same_stays_the_same(

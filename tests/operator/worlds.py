@@ -198,7 +198,8 @@ def written(state: MapState, change: MapChange) -> MapState:
     waves = {**state.waves, **{each.wave: each for each in change.set_waves}}
     for name in change.del_waves:
         del waves[name]
-    return MapState((state.version or 0) + 1, change.base or state.base, placements, assigned, waves)
+    version = (state.version or 0) + 1 if change.completes else state.version
+    return MapState(version, change.base or state.base, placements, assigned, waves)
 
 
 def homes(placements: Mapping[str, Placement]) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ class Catalogs:
 
     def manifests(self) -> dict[str, Source]:
         """Where each base that has a catalog keeps its manifests."""
-        records = {base: view.record for base, view in self._mirror.views.items()}
+        records = {base: view.announced or view.record for base, view in self._mirror.views.items()}
         return {base: record.catalog for base, record in records.items() if record and record.catalog}
 
     def _stored(self, base: str) -> bool:

@@ -25,7 +25,7 @@ from mint_operator.planning.elastic import Fleet, Settled, enlarged, fleet, sett
 from mint_operator.planning.engines import Engine, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
-from mint_operator.planning.mapdiff import Assigned, assignments, difference
+from mint_operator.planning.mapdiff import Assigned, announced, assignments, difference
 from mint_operator.planning.recall import placements_of
 from mint_operator.planning.repair import Repair, repair
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot, TrainKnown
@@ -124,8 +124,10 @@ def plan_base(
     again = repair(base.meta.uid, now, before.repair if before else None, failed=key in snapshot.apply_failures)
     found = Known(admission, engines, placed, assigned, told, record, flock, left, again, recorded, early)
     without_map = BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
-    if known is None or placed is None:
+    if known is None:
         return without_map
+    if placed is None:
+        return msgspec.structs.replace(without_map, change=announced(known.state, record))
     names = placed.changed if placed.task.existing is known.state.placements else None
     wanted = merged(assigned, early)
     change = difference(known.state, record, placed.records, wanted, names, recorded.records)
@@ -190,7 +192,8 @@ def _task(
         silent = any(engine.pod.ready and not engine.alive for engine in engines)
         if not existing and silent and known.lost_s < REPORT_GRACE_S:
             return None
-        if not existing and _unread(admission) and known.lost_s < CATALOG_GRACE_S:
+        may_hold = silent or any(engine.held for engine in engines)  # else there is nothing to take from anybody
+        if not existing and may_hold and _unread(admission) and known.lost_s < CATALOG_GRACE_S:
             return None
         existing = existing or adopted(engines, admission.wants)
     limits = Limits(

@@ -50,6 +50,11 @@ def difference(
     )
 
 
+def announced(state: MapState, record: BaseRecord) -> MapChange:
+    """The change that tells of a base before anything can be placed: gateways learn where its catalog is kept."""
+    return MapChange(base=None if state.base == record else record, completes=False)
+
+
 def cleared(state: MapState) -> MapChange:
     """The change that asks no engine to hold anything: for a base that was deleted while its engines still drain."""
     return MapChange(
