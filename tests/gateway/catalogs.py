@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
+from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
 from mint_contracts.entries import Entry
@@ -47,6 +48,16 @@ async def opened(scene: Scene, manifests: str, limits: Limits = LIMITS) -> Clien
 async def declare(redis: Redis, manifests: str, base: str = BASE, store: Source | None = None) -> None:
     record = BaseRecord(base_model=base, catalog=Source(manifests), store=store)
     await MapWriter(redis, epoch=1).apply(base, MapChange(base=record))
+
+
+async def followed(redis: Redis, base: str = BASE) -> None:
+    """Wait until a gateway hears whatever changes in a base's catalog from then on."""
+
+    async def look() -> bool:
+        [(_, count)] = await redis.pubsub_numsub(keys.catalog(base, "news"))
+        return bool(count)
+
+    await until(look)
 
 
 async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRequest]:

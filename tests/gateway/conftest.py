@@ -1,6 +1,6 @@
 """Scenes for the gateway's tests: over the run's shared Redis, or over one that the test may kill."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.functions import connect
+from mint_gateway.catalog.resolver import Resolver
 from tests.engine import stores
 from tests.gateway.scene import Scene
 from tests.gateway.tenants import Tenants
@@ -56,6 +57,20 @@ async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         yield Scene(redis, stack)
     await redis.aclose()
+
+
+@pytest.fixture
+def news(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The bases and names of which a gateway has heard that they changed, and has forgotten what it knew."""
+    heard, forget = list[tuple[str, str]](), Resolver.forget
+
+    def noted(self: Resolver, base: str, names: Iterable[str]) -> None:
+        told = list(names)
+        forget(self, base, told)
+        heard.extend((base, name) for name in told)
+
+    monkeypatch.setattr(Resolver, "forget", noted)
+    return heard
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -14,7 +14,7 @@ from mint_contracts.errors import AdapterNotFound, EngineUnavailable, MintError
 from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import Client, question
-from tests.gateway.catalogs import declare, entry, in_pieces, lines, opened
+from tests.gateway.catalogs import declare, entry, followed, in_pieces, lines, opened
 from tests.gateway.scene import BASE, PATIENT, STORE, Scene, complete
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -155,7 +155,11 @@ async def test_an_adapter_whose_wave_goes_while_a_request_waits_is_where_the_cat
 
 
 async def test_what_is_known_is_answered_without_asking_a_redis_that_is_silent(
-    fragile: Scene, own_redis: RedisProcess, local: str, monkeypatch: pytest.MonkeyPatch
+    fragile: Scene,
+    own_redis: RedisProcess,
+    local: str,
+    news: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def nobody_asks(*_: object) -> None:
         raise AssertionError("a request waits for Redis")
@@ -163,7 +167,9 @@ async def test_what_is_known_is_answered_without_asking_a_redis_that_is_silent(
     client = await opened(fragile, local)
     engine = await fragile.engine("one")
     await fragile.seen(engine)
+    await followed(fragile.redis)
     await client.register(in_pieces(lines([entry("a/b")])))
+    await until(lambda: (BASE, "a/b") in news)
     await client.answer(question("hi", adapter="a/b"))
     with own_redis.silent():
         await until(lambda: fragile.gateway.mirror.away)

@@ -17,7 +17,7 @@ from mint_contracts.records import BaseRecord, MapChange, Tier
 from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import question
-from tests.gateway.catalogs import entry, lines
+from tests.gateway.catalogs import entry, followed, lines
 from tests.gateway.scene import BASE, PATIENT, STORE, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.tenants import SHARED, Tenants, stream
@@ -48,8 +48,8 @@ class Two:
         for base in self.engines:
             await until(partial(self._complete, base))
 
-    async def register(self, base: str) -> None:
-        told = RegisterRequest(base_model=base, lines=lines([entry(ADAPTER)]))
+    async def register(self, base: str, adapter: str = ADAPTER) -> None:
+        told = RegisterRequest(base_model=base, lines=lines([entry(adapter)]))
         await self.scene.client.register(stream(told))
 
     async def ask(self, base: str = "") -> str:
@@ -178,12 +178,15 @@ async def test_of_a_name_that_a_key_does_not_open_no_catalog_is_asked(
 
 
 async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
-    fragile: Scene, own_redis: RedisProcess, tmp_path: Path
+    fragile: Scene, own_redis: RedisProcess, tmp_path: Path, news: list[tuple[str, str]]
 ) -> None:
     """Nor guessed: both may have it. What was asked for before goes on being answered."""
     two = Two(fragile, tmp_path)
     await two.begin()
-    await two.register(OTHER)
+    for base, adapter in ((BASE, "team/y"), (OTHER, ADAPTER)):
+        await followed(fragile.redis, base)
+        await two.register(base, adapter)
+        await until(lambda told=(base, adapter): told in news)  # type: ignore[misc]
     assert await two.ask() == OTHER
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)
