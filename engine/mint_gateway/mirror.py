@@ -129,7 +129,7 @@ class Mirror:
                 following.unreadable = ""
                 if base in named:
                     following.unnamed_since = None
-                elif self._gone(following, pulse, loop.time(), others=bool(named)):
+                elif await self._gone(following, pulse, loop.time(), others=bool(named)):
                     self._following.pop(base, None)
                     _log.info("base model left the map", base_model=base)
                     continue
@@ -174,10 +174,10 @@ class Mirror:
         if whole:
             following.resync_at = now + RESYNC_S
 
-    def _gone(self, following: _Following, pulse: Pulse, now: float, *, others: bool) -> bool:
+    async def _gone(self, following: _Following, pulse: Pulse, now: float, *, others: bool) -> bool:
         """Whether a base that the map no longer names was removed (its epoch stays) rather than lost."""
-        if pulse.epoch is not None:
-            return True
+        if pulse.epoch is not None:  # which it also has where it was named, and written again, since names were read
+            return following.view.base not in await self._reader.bases()
         if following.unnamed_since is None:
             following.unnamed_since = now
         alive = any(engine.alive for engine in following.view.engines.values())

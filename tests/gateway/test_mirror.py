@@ -167,9 +167,17 @@ async def test_a_map_that_is_flushed_while_it_is_still_told_what_it_lost_goes_on
 
 
 class Overtaken(MapReader):
-    """Reads which of the silent are telling once `ending` is done, if that is set."""
+    """Reads which of the silent are telling once `ending` is done, and what bases hold once `naming` is, if set."""
 
     ending: Callable[[], Awaitable[None]] | None = None
+    naming: Callable[[], Awaitable[None]] | None = None
+
+    async def bases(self) -> list[str]:
+        named, naming = await super().bases(), self.naming
+        if naming is not None:
+            self.naming = None
+            await naming()
+        return named
 
     async def telling(self, base: str, engines: Collection[str]) -> dict[str, int]:
         ending = self.ending if engines else None
@@ -206,6 +214,25 @@ async def test_an_engine_that_has_told_all_while_the_map_is_read_is_alive_throug
         following.cancel()
         await asyncio.wait([following])
     assert set(seen) == {1, 2}
+
+
+async def test_a_base_that_is_written_again_while_the_map_is_read_is_there_throughout(scene: Scene) -> None:
+    """It was not named yet as names were read, and had its epoch again as it was read itself."""
+    await scene.base()
+    reader, seen = Overtaken(scene.redis), list[bool]()
+    mirror = mirrors.Mirror(reader, lambda: seen.append(BASE in mirror.views), lambda: None)
+    following = asyncio.create_task(mirror.run())
+    try:
+        await until(lambda: seen)
+        await scene.redis.flushall()
+        await until(lambda: mirror.views[BASE].version is None)
+        reader.naming = scene.base
+        await until(lambda: reader.naming is None)
+        await until(lambda: not all(seen) or mirror.views[BASE].version)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert all(seen)
 
 
 async def test_a_removed_base_leaves_and_a_new_one_comes(scene: Scene) -> None:
