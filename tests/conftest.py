@@ -7,9 +7,8 @@ import hypothesis
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts.functions import connect
 from tests.apiserver import ApiServer, serve
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 
 # The machine is shared, so time is no part of a property; and the same examples run every time.
 hypothesis.settings.register_profile("mint", deadline=None, derandomize=True)
@@ -36,10 +35,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def redis_client(redis_server: str) -> AsyncIterator[Redis]:
-    """An empty Redis database, to which a machine that stands still for seconds is no outage."""
-    with pytest.MonkeyPatch.context() as patient:
-        patient.setattr("mint_contracts.functions.CALL_TIMEOUT_S", 60.0)
-        client = connect(redis_server)
+    """An empty Redis database."""
+    client = patient(redis_server)
     await client.flushall()
     yield client
     await client.aclose()

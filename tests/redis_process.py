@@ -10,7 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
+
+from mint_contracts.functions import connect
 
 PORTS = range(16_000, 30_000)
 
@@ -35,6 +38,13 @@ def free_port() -> int:
         _claims.append(claim)
         return port
     raise AssertionError("no port of loopback is free")
+
+
+def patient(url: str) -> Redis:
+    """A client to which a machine that stands still for seconds is no outage; that Redis has ended shows at once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mint_contracts.functions.CALL_TIMEOUT_S", 60.0)
+        return connect(url)
 
 
 @asynccontextmanager

@@ -28,6 +28,13 @@ def products() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine of a test's own process lives until the test ends it, however long the machine stands still."""
+    monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
+    monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
+
+
+@pytest.fixture(autouse=True)
 def imbalances() -> Iterator[Imbalances]:
     """Whatever a test does: an engine that looks into its books, idle or at its end, finds that they balance."""
     audits = Imbalances()

@@ -9,7 +9,6 @@ import torch
 from msgspec.structs import replace
 
 from mint_contracts import backends
-from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import COPYING, LOADING, Bringing
 from mint_contracts.settings import REDIS_URL
@@ -21,6 +20,7 @@ from mint_engine.serve import listen
 from mint_engine.sources.headway import Headway
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
+from tests.redis_process import patient
 from tests.waiting import until
 
 FIRST, THIRD = "model-00001-of-00005.safetensors", "model-00003-of-00005.safetensors"
@@ -45,7 +45,7 @@ async def test_the_heartbeat_tells_how_much_of_the_base_is_copied(
     folder = save_base(tmp_path / "base", max_shard_size="100KB")
     sizes = [path.stat().st_size for path in sorted(folder.glob("model-*.safetensors"))]
     assert len(sizes) == 5
-    redis = connect(redis_server)
+    redis = patient(redis_server)
     with stores.serving(Slow, tmp_path) as (address, _):
         told = replace(settings_for(tmp_path), base_model="default/slow", source=Source(f"http://{address}/base"))
         server = await listen(told, "slow", 0)

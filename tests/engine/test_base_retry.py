@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from mint_contracts import backends
 from mint_contracts.errors import CorruptFile
-from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineRecord
 from mint_contracts.settings import REDIS_URL
@@ -29,6 +28,7 @@ from mint_engine.serve import listen
 from mint_engine.sources.fetch_base import cached_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
+from tests.redis_process import patient
 from tests.waiting import until
 
 BASE = "default/mended"
@@ -54,7 +54,7 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     told = settings_for(folder, base_model=BASE)
     server = await listen(told, broken, 0)
     engine = process.Process(Start(told, broken, "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
-    redis = connect(redis_server)
+    redis = patient(redis_server)
     following = asyncio.create_task(engine.agent.run())
     rising = asyncio.create_task(engine.bring_up())
 

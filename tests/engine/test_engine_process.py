@@ -16,7 +16,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import Qwen2Config
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc, settings
-from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
@@ -26,7 +25,7 @@ from tests.engine.families import SIZES, make_model
 from tests.engine.ggufs import save
 from tests.engine.pods import BASE, pod, view
 from tests.engine.running import save_adapter, save_base
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 from tests.waiting import until
 
 SLOW = "importing"
@@ -96,7 +95,7 @@ async def fails(channel: grpc.aio.Channel, adapter: str) -> bool:
 async def test_an_engine_serves_follows_the_map_and_drains(
     files: Path, redis_process: RedisProcess, tmp_path: Path
 ) -> None:
-    redis = connect(redis_process.url)
+    redis = patient(redis_process.url)
     await redis.flushall()
     reader, store = MapReader(redis), Source(f"file://{files}/store")
     base, room = Source(f"file://{files}/base"), 4 << 20
@@ -157,7 +156,7 @@ async def test_an_engine_serves_follows_the_map_and_drains(
 async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
     redis_process: RedisProcess, tmp_path: Path
 ) -> None:
-    redis = connect(redis_process.url)
+    redis = patient(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
     with pod(tmp_path, redis_process, Source(f"file://{tmp_path}/nothing"), name="tiny-1") as engine:
@@ -197,7 +196,7 @@ async def test_while_it_reads_a_gguf_file_it_logs_as_ever(redis_process: RedisPr
 async def test_an_engine_whose_device_computes_nothing_any_more_ends_so_as_to_start_anew(
     asked: str, files: Path, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    redis = connect(redis_process.url)
+    redis = patient(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
     (tmp_path / "sitecustomize.py").write_text(FRAIL)

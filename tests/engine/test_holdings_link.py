@@ -21,7 +21,7 @@ from mint_contracts.records import EngineRecord, Held, Tier
 from mint_engine import holdings_link
 from mint_engine.holdings_link import HoldingsLink
 from tests.contracts.placed import BASE, held, record
-from tests.redis_process import without_replicas
+from tests.redis_process import patient, without_replicas
 from tests.relay import relaying
 
 ENGINE = "e-0"
@@ -29,19 +29,12 @@ PIECE = 3
 HELD = {name: held(name) for name in "abcdefghij"}  # in four pieces
 PIECES = 4
 
-pytestmark = pytest.mark.usefixtures("small_pieces", "strong_hearts")
+pytestmark = pytest.mark.usefixtures("small_pieces")
 
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holdings_link, "HELD_PER_CALL", PIECE)
-
-
-@pytest.fixture
-def strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine lives, and tells, until the test ends it, however long the machine stands still."""
-    monkeypatch.setattr(map_reporter, "HEARTBEAT_TTL_S", 600.0)
-    monkeypatch.setattr(map_reporter, "TELLING_TTL_S", 6000.0)
 
 
 class Calls:
@@ -170,7 +163,7 @@ async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
     redis_client: Redis, redis_server: str, calls: Calls
 ) -> None:
     with relaying(urlsplit(redis_server).netloc) as relay:
-        redis = functions.connect(f"redis://127.0.0.1:{relay.port}/0")
+        redis = patient(f"redis://127.0.0.1:{relay.port}/0")
         telling, changed = link(redis), {**HELD, "a": held("a", Tier.HOST)}
         await telling.bring(HELD)
         calls.made.clear()

@@ -11,7 +11,6 @@ import torch
 
 from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable, StaleEpoch
-from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import Heard, MapReporter
 from mint_contracts.map_writer import MapWriter
@@ -25,7 +24,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from tests.engine.made import edit_config, peft_adapter, tiny_fit
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 from tests.relay import relaying
 from tests.waiting import until
 
@@ -48,7 +47,7 @@ class Engine:
         disk = DiskTier(folder / f"disk-{incarnation}", 1 << 20)
         self.residency = Residency(slots, Loader(disk, tiny_fit(), torch.float32), HostTier(1 << 20))
         self.incarnation = incarnation
-        self.redis = connect(redis_url)
+        self.redis = patient(redis_url)
         self.agent = Agent(self.redis, BASE, ENGINE, Body(self._describe, self.residency.report, self.residency.want))
         self.residency.on_change = self.agent.changed
         self.ready = True
@@ -77,7 +76,7 @@ class Map:
     """The map as the operator and a gateway see it."""
 
     def __init__(self, url: str, epoch: int = 1) -> None:
-        self.redis = connect(url)
+        self.redis = patient(url)
         self.reader, self.writer = MapReader(self.redis), MapWriter(self.redis, epoch)
 
     async def engine(self) -> EngineView | None:
@@ -321,7 +320,7 @@ class Speaking:
         self.holdings = {name: Held(name, Source(f"s3://b/{name}"), Tier.HOST) for name in "ab"}
         self.sent: list[tuple[list[str], list[str], bool]] = []
         self.sequences: list[int] = []
-        self.redis = connect(redis_url)
+        self.redis = patient(redis_url)
         self.agent = Agent(
             self.redis, BASE, ENGINE, Body(self._describe, lambda: dict(self.holdings), lambda _: None)
         )

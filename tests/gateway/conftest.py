@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts.functions import connect
 from mint_gateway.catalog.resolver import Resolver
 from tests.engine import stores
 from tests.gateway.scene import Scene
 from tests.gateway.tenants import Tenants
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
 @pytest.fixture
 async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
     """A scene over that Redis."""
-    redis = connect(own_redis.url)
+    redis = patient(own_redis.url)
     async with AsyncExitStack() as stack:
         yield Scene(redis, stack)
     await redis.aclose()

@@ -18,7 +18,6 @@ from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import BYTES_MAX, LABELS_MAX, RANK_MAX, URI_MAX_LENGTH, Entry, check
 from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
-from mint_contracts.functions import connect
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.names import ADAPTER_MAX_LENGTH, REVISION_MAX_LENGTH
 from mint_contracts.part_names import part_name
@@ -29,7 +28,7 @@ from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.client import question
 from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
 from tests.gateway.scene import BASE, STORE, Scene, complete
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 from tests.waiting import until
 
 
@@ -172,7 +171,7 @@ async def test_what_redis_had_lost_when_it_came_back_is_brought_in_again(tmp_pat
     data.mkdir()
     with RedisProcess(data, "--appendonly", "yes") as process:
         async with AsyncExitStack() as stack:
-            redis = connect(process.url)
+            redis = patient(process.url)
             stack.push_async_callback(redis.aclose)
             client = await opened(Scene(redis, stack), f"file://{tmp_path}/catalog")
             await client.register(in_pieces(lines([entry("a/before")])))
@@ -195,7 +194,7 @@ async def test_what_redis_had_lost_when_it_came_back_is_brought_in_again(tmp_pat
 async def test_a_redis_that_took_over_while_it_was_read_into_is_read_into_anew(
     own_redis: RedisProcess, tmp_path: Path
 ) -> None:
-    folder, redis = tmp_path / "catalog", connect(own_redis.url)
+    folder, redis = tmp_path / "catalog", patient(own_redis.url)
     parts = await written(folder, "a/one", "a/two")
     with hanging(parts[1]) as go_on:
         rebuilding = asyncio.create_task(Keeper(redis, dict).rebuild(BASE, Source(f"file://{folder}")))

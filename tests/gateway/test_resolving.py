@@ -1,6 +1,7 @@
 """What a name in a request means: the catalog's newest revision, or none, unless a wave has placed it."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, EngineUnavailable, MintError
+from mint_contracts.functions import connect
 from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import Client, question
@@ -155,23 +157,23 @@ async def test_an_adapter_whose_wave_goes_while_a_request_waits_is_where_the_cat
 
 
 async def test_what_is_known_is_answered_without_asking_a_redis_that_is_silent(
-    fragile: Scene,
-    own_redis: RedisProcess,
-    local: str,
-    news: list[tuple[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
+    own_redis: RedisProcess, local: str, news: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nobody_asks(*_: object) -> None:
         raise AssertionError("a request waits for Redis")
 
-    client = await opened(fragile, local)
-    engine = await fragile.engine("one")
-    await fragile.seen(engine)
-    await followed(fragile.redis)
-    await client.register(in_pieces(lines([entry("a/b")])))
-    await until(lambda: (BASE, "a/b") in news)
-    await client.answer(question("hi", adapter="a/b"))
-    with own_redis.silent():
-        await until(lambda: fragile.gateway.mirror.away)
-        monkeypatch.setattr(CatalogReader, "find", nobody_asks)
+    async with AsyncExitStack() as stack:
+        redis = connect(own_redis.url)  # a patient one would wait for a silent Redis
+        stack.push_async_callback(redis.aclose)
+        scene = Scene(redis, stack)
+        client = await opened(scene, local)
+        engine = await scene.engine("one")
+        await scene.seen(engine)
+        await followed(redis)
+        await client.register(in_pieces(lines([entry("a/b")])))
+        await until(lambda: (BASE, "a/b") in news)
         await client.answer(question("hi", adapter="a/b"))
+        with own_redis.silent():
+            await until(lambda: scene.gateway.mirror.away)
+            monkeypatch.setattr(CatalogReader, "find", nobody_asks)
+            await client.answer(question("hi", adapter="a/b"))

@@ -183,10 +183,10 @@ async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
     """Nor guessed: both may have it. What was asked for before goes on being answered."""
     two = Two(fragile, tmp_path)
     await two.begin()
-    for base, adapter in ((BASE, "team/y"), (OTHER, ADAPTER)):
-        await followed(fragile.redis, base)
-        await two.register(base, adapter)
-        await until(lambda told=(base, adapter): told in news)  # type: ignore[misc]
+    for told in ((BASE, "team/y"), (OTHER, ADAPTER)):
+        await followed(fragile.redis, told[0])
+        await two.register(*told)
+        await until(partial(news.__contains__, told))
     assert await two.ask() == OTHER
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)

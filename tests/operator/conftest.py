@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts.functions import connect
 from tests.apiserver import ApiServer
 from tests.operator.catalogs import Catalog, entry
 from tests.operator.stage import Stage, staged
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 
 _numbers = itertools.count()
 
@@ -51,7 +50,7 @@ async def mortal_stage(
     api_server: ApiServer, namespace: str, redis_process: RedisProcess
 ) -> AsyncIterator[tuple[Stage, RedisProcess]]:
     """A stage whose Redis may be killed."""
-    redis = connect(redis_process.url)
+    redis = patient(redis_process.url)
     with staged(api_server, namespace, redis) as stage:
         yield stage, redis_process
     await redis.aclose()

@@ -14,7 +14,6 @@ import pytest
 from safetensors.torch import load_file
 
 from mint_contracts.errors import EngineUnavailable, Internal
-from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
@@ -48,7 +47,7 @@ from tests.engine.running import (
     save_base,
     settings_for,
 )
-from tests.redis_process import RedisProcess, free_port
+from tests.redis_process import RedisProcess, free_port, patient
 from tests.waiting import until
 
 PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77, 160, 9]
@@ -191,7 +190,7 @@ def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
 @pytest.mark.parametrize("dies", ["another node's rank", "the leader"])
 async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisProcess, tmp_path: Path) -> None:
     """As processes of pods, so that all of the engine's pods start anew, and with a word that tells of it."""
-    redis = connect(redis_process.url)
+    redis = patient(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
     source = Source(f"file://{files}/base")
@@ -203,7 +202,7 @@ async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisPr
         [rank] = followers(other.process.pid)
         os.kill(rank if dies == "another node's rank" else leader.process.pid, signal.SIGKILL)
         assert await leader.ended() == (1 if dies == "another node's rank" else -signal.SIGKILL)
-        assert await asyncio.to_thread(other.process.wait, 30) == (1 if dies == "another node's rank" else 0)
+        assert await asyncio.to_thread(other.process.wait, 60) == (1 if dies == "another node's rank" else 0)
         await until(lambda: not alive(rank))
         if dies == "another node's rank":
             assert other.has_logged("rank_ended")
@@ -214,7 +213,7 @@ async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisPr
 @pytest.mark.parametrize("dies", ["rank 1", "rank 0"])
 async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisProcess, tmp_path: Path) -> None:
     """The pod's process ends, so that Kubernetes starts all of it anew, and nobody stays behind."""
-    redis = connect(redis_process.url)
+    redis = patient(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
     with pod(tmp_path, redis_process, Source(f"file://{files}/base"), tensor_parallel_size=2) as engine:

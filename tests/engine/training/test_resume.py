@@ -10,7 +10,6 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts import keys, training_pb2, training_pb2_grpc
-from mint_contracts.functions import connect
 from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training import Reward, RewardService, Train
@@ -20,7 +19,7 @@ from mint_engine.policies.store import store_of
 from tests.engine.pods import BASE, Pod, pod
 from tests.engine.running import save_base
 from tests.engine.training.teaching import WAVE, assignment, train
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, patient
 from tests.waiting import until
 
 POLICIES = ("acme/one", "acme/two")
@@ -96,7 +95,7 @@ async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturb
     for name in ("redis", "calm", "rough"):
         (tmp_path / name).mkdir()
     with RedisProcess(tmp_path / "redis") as process:
-        redis = connect(process.url)
+        redis = patient(process.url)
         calm, rough = Source(f"file://{tmp_path}/calm"), Source(f"file://{tmp_path}/rough")
         settings: dict[str, Any] = {"device_slots": 4}
         with pod(tmp_path, process, source, name="tiny-0", training_store=calm, **settings):
