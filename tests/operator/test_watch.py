@@ -69,7 +69,7 @@ async def test_it_watches_for_a_user_who_has_a_number_and_no_name(
 
 async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
-    dirt, feed = Dirt(resync_s=60.0), Feed()
+    dirt, feed = Dirt(resync_s=3600.0), Feed()
     watch = Watch(
         dirt, feed, [stage.namespace], f"127.0.0.1:{free_port()}", progress=lambda: None, ended=lambda: None
     )
