@@ -96,6 +96,7 @@ async def test_its_own_are_refused_and_loaded_again_once_it_answers(
         soon.setattr(looks, "SILENT_S", 0.01)
         with pytest.raises(SourceUnavailable, match="pvc://ill, which has fallen silent"):
             await ask(here, "ill", 0)
+    await until(lambda: claims.hanging)  # the look that nobody waits for any more may only begin now
     with pytest.raises(SourceUnavailable, match="pvc://ill, which has fallen silent"):
         await ask(here, "ill", 1)
     assert claims.hanging == 1, "one is enough to find out when it is back"
@@ -111,10 +112,10 @@ async def test_its_own_are_refused_and_loaded_again_once_it_answers(
 
 
 async def test_changes_of_others_are_seen(scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "SILENT_S", 0.5)
     here = scene(slots=3, store=None, **OFTEN)
     await ask(here, "ill", 0)
     await ask(here, "well", 0)
+    monkeypatch.setattr(looks, "SILENT_S", 0.5)  # not before: those that were to answer might be late
     claims.back.clear()
     await until(lambda: claims.hanging)
     new = change(claims.well, NAMES[0], like=NAMES[1])
@@ -133,7 +134,7 @@ async def test_others_are_brought_ahead(scene: Scenes, claims: Claims, monkeypat
     here.residency.want(
         Assignment(f"{claim}/0", source(claim, 0), Tier.DISK, ahead=True) for claim in ("ill", "well")
     )
-    await until(lambda: here.tier("well/0") is Tier.DISK)
+    await until(lambda: here.tier("well/0") is Tier.DISK and claims.hanging)
     assert claims.hanging == 1
 
 
