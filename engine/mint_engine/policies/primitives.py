@@ -56,7 +56,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
             subject = f"policy {request.policy}, example {number}"
             raise InvalidRequest(subject, f"has {name} that are not finite where its weights are not 0")
     longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
-    return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or longest)
+    return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or max(1, longest))
 
 
 def _not_finite(example: Example) -> str:
