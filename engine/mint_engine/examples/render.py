@@ -7,7 +7,7 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from mint_contracts import sampling_pb2
-from mint_contracts.errors import BadExample, InvalidRequest
+from mint_contracts.errors import BadExample, InvalidRequest, PromptTooLong
 from mint_engine.examples.example import Example
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.variables import PLACE
@@ -33,12 +33,24 @@ class Renderer:
             )
             if example.variables:
                 request.chat.template_variables = msgspec.json.encode(example.variables).decode()
+        subject = f"example {example.text[:80]!r}"
         try:
-            return read_prompt(request, self.tokenizer, self.vocab_size, self.context_length - room + 1)
+            tokens = read_prompt(request, self.tokenizer, self.vocab_size, self.context_length)
+        except PromptTooLong as error:
+            said = f"sampling.maxTokens sets aside {room} of these for new tokens"
+            raise BadExample(subject, f"can't be asked: {error}; {said}") from None
         except InvalidRequest as error:
             if error.subject == PLACE:
                 raise BadExample("dataset.templateVariables", error.message) from None
-            raise BadExample(f"example {example.text[:80]!r}", f"can't be asked: {error}") from None
+            raise BadExample(subject, f"can't be asked: {error}") from None
+        if len(tokens) > (left := max(0, self.context_length - room)):
+            raise BadExample(
+                subject,
+                f"can't be asked: prompt: has {len(tokens)} tokens; of the context's {self.context_length}, "
+                f"sampling.maxTokens sets aside {room} for new tokens, which leaves {left}. Lower "
+                "sampling.maxTokens, shorten the prompt, or raise spec.engine.contextLength",
+            )
+        return tokens
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:
         """The answer's tokens and the one that ends it, at most `room`: a wave's maxTokens. Raises BadExample."""
