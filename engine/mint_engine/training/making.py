@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 
+from mint_contracts.errors import RankTooLarge
 from mint_contracts.records import PolicyRoom
 from mint_contracts.targets import within_layer
 from mint_engine.adapters.adapter import Module
@@ -79,8 +80,20 @@ class Maker:
         return policies.continued(name, start, self._device)
 
     def read(self, name: str, data: bytes | bytearray) -> Policy:
-        """What `state.to_bytes` gave, here or on another engine of this base. Raises CorruptFile or WrongBase."""
-        return state.from_bytes(data, name, self._modules, self._device, f"policy {name}")
+        """What `state.to_bytes` gave, here or on another engine of this base.
+
+        Raises CorruptFile, WrongBase or RankTooLarge.
+        """
+        subject = f"policy {name}"
+        policy = state.from_bytes(data, name, self._modules, self._device, subject)
+        rank, most = policy.form.layout.rank, self._limits.max_rank
+        if rank > most:  # it could learn, and publish what no slot takes
+            raise RankTooLarge(
+                subject,
+                f"was saved with rank {rank}; the base model takes up to {most}. Raise adapters.maxRank of the "
+                f"BaseModel to {rank}, then resume it",
+            )
+        return policy
 
     def _needs_in(self, layout: Layout) -> Needs:
         shared = sum(cut_layout(layout, cuts).elements for cuts in self._cuts)
