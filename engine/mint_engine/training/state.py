@@ -4,7 +4,7 @@ A policy read back goes on with the very numbers that it would have had.
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from mint_contracts.errors import CorruptFile, WrongBase
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.header import LENGTH_BYTES, TensorSpec, parse
-from mint_engine.adapters.packed import Layout, fingerprint, lay_out
+from mint_engine.adapters.packed import Layout, Place, fingerprint, lay_out
 from mint_engine.training.policy import Form, Policy, moved, vector
 
 VERSION = 1
 _TOLD = "mint.policy"
+_SHAPES = "mint.shapes"  # apart from the rest, which engines of before refuse with any field more
 _VECTORS = ("weights", "exp_avg", "exp_avg_sq")
+_TO_DO = "Give the BaseModel the base that it was trained on, or create the policy again"
 _GRADIENT = "gradient"  # only of a policy that was saved between two steps
 
 
@@ -27,7 +29,7 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The metadata. `ranks` and `scalings` are by module path, in the order of the base's modules."""
 
     version: int
-    base: str
+    base: str  # of all modules that it could have been trained on: what engines of before compare
     config: str
     ranks: dict[str, int]
     scalings: list[float]
@@ -38,9 +40,11 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broken: bool
 
 
+_Shape = tuple[int, int, int]  # experts, in and out features
+
 # made on import: several threads that are the first to decode a type at once crash msgspec 0.22
 _HEADER, _METADATA = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(dict[str, str])
-_READ_TOLD = msgspec.json.Decoder(_Told)
+_READ_TOLD, _READ_SHAPES = msgspec.json.Decoder(_Told), msgspec.json.Decoder(dict[str, _Shape])
 
 
 def to_bytes(policy: Policy) -> bytearray:
@@ -61,7 +65,9 @@ def to_bytes(policy: Policy) -> bytearray:
     tensors = {name: getattr(policy, name) for name in _VECTORS}
     if policy.gradient is not None:
         tensors[_GRADIENT] = policy.gradient
-    return _file({_TOLD: msgspec.json.encode(told).decode()}, {name: tensors[name] for name in sorted(tensors)})
+    shapes = {place.path: _shape_of(place) for place in form.layout.places}
+    metadata = {key: msgspec.json.encode(each).decode() for key, each in ((_TOLD, told), (_SHAPES, shapes))}
+    return _file(metadata, {name: tensors[name] for name in sorted(tensors)})
 
 
 def from_bytes(
@@ -69,14 +75,17 @@ def from_bytes(
 ) -> Policy:
     """The policy of a file, under the name `name`.
 
-    Raises CorruptFile for what is no such file, and WrongBase where it was trained over other modules. On any thread:
-    others go on meanwhile, which safetensors' own `load` keeps from running while it copies.
+    Raises CorruptFile for what is no such file, and WrongBase where a module that it was trained on is not here or
+    has another shape. On any thread: others go on meanwhile, which safetensors' own `load` keeps from running while
+    it copies.
     """
-    told = _read_told(data, subject)
-    if told.base != fingerprint(modules) or not modules.keys() >= told.ranks.keys():
-        raise WrongBase(subject, "holds a policy that was trained over another base's modules")
-    form = Form(told.config.encode(), told.base, lay_out(modules, told.ranks), tuple(told.scalings))
+    told, shapes = _read_told(data, subject)
+    base = fingerprint(modules)
+    form = Form(told.config.encode(), base, lay_out(modules, told.ranks), tuple(told.scalings))
+    _check_modules(told.ranks, shapes, form.layout, subject)
     tensors = parse(_header(data), subject, file_bytes=len(data)).tensors
+    if told.base != base and not shapes and _numbers(tensors) != form.layout.elements:
+        raise WrongBase(subject, "was trained on modules of other shapes than the base model has. " + _TO_DO)
     _check_vectors(tensors, form.layout, subject)
     ready = {key: moved(_vector(data, spec), device) for key, spec in tensors.items()}
     return Policy(
@@ -125,16 +134,52 @@ def _vector(data: bytes | bytearray, spec: TensorSpec) -> torch.Tensor:
     return found
 
 
-def _read_told(data: bytes | bytearray, subject: str) -> _Told:
+def _read_told(data: bytes | bytearray, subject: str) -> tuple[_Told, dict[str, _Shape]]:
+    """The metadata, and the shapes of its modules; none of what an engine of before has written."""
     try:
         header = _HEADER.decode(_header(data))
         metadata = _METADATA.decode(header["__metadata__"])
         told = _READ_TOLD.decode(metadata[_TOLD])
+        shapes = _READ_SHAPES.decode(metadata[_SHAPES]) if _SHAPES in metadata else {}
     except (msgspec.MsgspecError, KeyError, UnicodeError) as error:
         raise CorruptFile(subject, f"is no saved policy ({type(error).__name__}: {error})") from None
     if told.version != VERSION:
         raise CorruptFile(subject, f"is a saved policy of format {told.version}; this engine reads {VERSION}")
-    return told
+    return told, shapes
+
+
+def _check_modules(trained: Iterable[str], shapes: Mapping[str, _Shape], layout: Layout, subject: str) -> None:
+    """That all modules of a policy are here, and as they were when it was saved, whatever others there are."""
+    paths, here = list(trained), {place.path: place for place in layout.places}
+    if missing := [path for path in paths if path not in here]:
+        names = ", ".join(sorted({path.rpartition(".")[2] for path in missing}))
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise WrongBase(
+            subject,
+            f"was trained on {missing[0]}{more}, which adapters.targetModules of the BaseModel does not name, or its "
+            f"base does not have. Add {names} to targetModules, then resume the policy",
+        )
+    for path, shape in shapes.items():
+        if path in here and shape != (found := _shape_of(here[path])):
+            said = f"was trained on {path} of {_features(shape)} where the base model has {_features(found)}. "
+            raise WrongBase(subject, said + _TO_DO)
+    if paths != list(here):
+        raise WrongBase(subject, "was trained on modules that the base model has in another order. " + _TO_DO)
+
+
+def _shape_of(place: Place) -> _Shape:
+    return place.experts, place.in_features, place.out_features
+
+
+def _features(shape: _Shape) -> str:
+    experts, *features = shape
+    return " to ".join(map(str, features)) + " features" + (f" of {experts} experts" if experts else "")
+
+
+def _numbers(tensors: Mapping[str, TensorSpec]) -> int:
+    """How many each vector of a file has."""
+    found = tensors.get(_VECTORS[0])
+    return found.shape[0] if found is not None and len(found.shape) == 1 else -1
 
 
 def _check_vectors(tensors: Mapping[str, TensorSpec], layout: Layout, subject: str) -> None:
