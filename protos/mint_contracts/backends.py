@@ -37,12 +37,12 @@ def backend(scheme: str) -> Backend:
     return {"http": _web, "https": _web, "s3": _s3, "gs": _gs, "hf": _hf}[scheme]()
 
 
-def commit_of(repository: str, revision: str) -> str | None:
+def commit_of(kind: str, repository: str, revision: str) -> str | None:
     """The commit that a branch or tag of a hub's repository names now. Raises what the hf backend raises."""
     from huggingface_hub import HfApi
 
     backend("hf")  # which bounds what is asked
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(repository, revision=revision).sha
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT")).repo_info(repository, repo_type=kind, revision=revision).sha
 
 
 def _web() -> Backend:

@@ -59,6 +59,8 @@ ACCEPTED = [
     {"train": {"policies": {"count": None, "manifest": "s3://bucket/p.jsonl"}, "dataset": None, "reward": None}},
     dataset(uri="pvc://data/train.jsonl"),
     dataset(uri="hf://acme/data/train.parquet", revision="9f3c2ab"),
+    dataset(uri="hf://datasets/acme/data/hard/train.parquet", revision="main"),
+    listed({"name": "a", "dataset": {"uri": "hf://datasets/acme/data/train.jsonl", "revision": "v1"}}, {"name": "b"}),
     dataset(configMap={"name": "questions"}),
     dataset(configMap={"name": "questions", "key": "hard.jsonl"}, system="Answer in a word."),
     dataset(lines=["{}"] * 1024),
@@ -116,6 +118,15 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (dataset(), "set exactly one of uri (JSONL or Parquet), configMap"),
     (dataset(uri="s3://b/x.jsonl", **LINES), "set exactly one of uri (JSONL or Parquet), configMap"),
     (dataset(uri="hf://acme/data/train.jsonl"), "an hf:// source needs a revision"),
+    *(
+        (dataset(uri=uri, revision="main"), "an hf:// dataset must be a file in a repository, without a revision")
+        for uri in (
+            "hf://acme/train.jsonl",
+            "hf://datasets/acme/train.jsonl",
+            "hf://datasets/acme/data@main/train.jsonl",
+            "hf://spaces/acme/data/train.jsonl",
+        )
+    ),
     (dataset(uri="ftp://host/x"), "uri must begin with file://"),
     (train(evaluation={"dataset": {}}), "set exactly one of uri (JSONL or Parquet), configMap"),
     (reward(), "set exactly one of exactMatch, regex, numericAnswer, jsonSchema, length, service and sum"),

@@ -59,6 +59,9 @@ class Files(SimpleHTTPRequestHandler):
         return False
 
 
+_KINDS = ("models", "datasets")
+
+
 class Hub(Files):
     """The part of the Hugging Face hub that is asked for: revision to commit, trees, paths and resolved files."""
 
@@ -67,13 +70,15 @@ class Hub(Files):
         if self._fault():
             return
         match path.strip("/").split("/"):
-            case ["api", "models", owner, name, "revision", revision]:
-                known = (Path(self.directory) / owner / name).is_dir() and revision in {"main", "v1", COMMIT}
+            case ["api", kind, owner, name, "revision", revision] if kind in _KINDS:
+                known = self._repository(kind, owner, name).is_dir() and revision in {"main", "v1", COMMIT}
                 self._json({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": []} if known else None)
-            case ["api", "models", owner, name, "tree", commit, *rest]:
-                self._json(self._tree(owner, name, rest) if commit == COMMIT else None)
+            case ["api", kind, owner, name, "tree", commit, *rest] if kind in _KINDS and commit == COMMIT:
+                self._json(self._tree(self._repository(kind, owner, name), rest))
+            case ["datasets", owner, name, "resolve", commit, *rest] if commit == COMMIT:
+                self._file(self._repository("datasets", owner, name).joinpath(*rest))
             case [owner, name, "resolve", commit, *rest] if commit == COMMIT:
-                self._file(Path(self.directory, owner, name, *rest))
+                self._file(self._repository("models", owner, name).joinpath(*rest))
             case _:
                 self._json(None)
 
@@ -84,14 +89,16 @@ class Hub(Files):
         path = unquote(urlsplit(self.path).path)
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         match path.strip("/").split("/"):
-            case ["api", "models", owner, name, "paths-info", commit] if commit == COMMIT:
-                found = [self._entry(Path(self.directory, owner, name), each) for each in asked["paths"]]
+            case ["api", kind, owner, name, "paths-info", commit] if kind in _KINDS and commit == COMMIT:
+                found = [self._entry(self._repository(kind, owner, name), each) for each in asked["paths"]]
                 self._json([each for each in found if each])
             case _:
                 self._json(None)
 
-    def _tree(self, owner: str, name: str, rest: list[str]) -> list[Entry] | None:
-        root = Path(self.directory, owner, name)
+    def _repository(self, kind: str, owner: str, name: str) -> Path:
+        return Path(self.directory, *(["datasets"] if kind == "datasets" else []), owner, name)
+
+    def _tree(self, root: Path, rest: list[str]) -> list[Entry] | None:
         folder = root.joinpath(*rest)
         if not folder.is_dir():
             return None

@@ -301,6 +301,7 @@ def test_adapters_come_from_the_store_or_as_given() -> None:
         (base(), wave("w", ["a/b", "a/b"]), "InvalidRequest", "Failed"),
         (base(), wave("w", ["../b"]), "InvalidRequest", "Failed"),
         (base(), wave("w", sources={"a/b": "ftp://host/b"}), "SourceForbidden", "Failed"),
+        (base(), wave("w", sources={"a/b": "hf://datasets/b"}, revision="main"), "SourceForbidden", "Failed"),
         (base(), wave("w", []), "InvalidRequest", "Failed"),
         (None, wave("w", ["a/b"]), "BaseModelNotFound", "Pending"),
     ],

@@ -122,6 +122,7 @@ def test_what_trains_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
         (base(), {"policies": Policies(template=PolicyTemplate(rank=64), count=1)}, "RankTooLarge"),
         (base(), {"policies": Policies(list=(Policy(name="../x"),))}, "InvalidRequest"),
         (base(), {"dataset": Dataset(uri="pvc://elsewhere/x.jsonl")}, "SourceForbidden"),
+        (base(), {"dataset": Dataset(uri="hf://datasets/acme/x.jsonl", revision="main")}, "SourceForbidden"),
         (base(), {"dataset": Dataset(config_map=ConfigMapKey("lessons"))}, "SourceNotFound"),
         (base(slots=3), {"count": 4}, "CapacityExceeded"),
         (base(slots=3), {"count": 2, "serve": Serve(replicas=2)}, "CapacityExceeded"),

@@ -85,13 +85,13 @@ def wave(
     namespace: str = "team",
     created: str = "2026-01-01T00:00:00Z",
     sources: Mapping[str, str] | None = None,
+    revision: str = "",
     base_name: str = "smol",
     status: AdapterWaveStatus | None = None,
     ttl: str = "",
 ) -> ObservedWave:
-    wanted = WaveAdapters(
-        names=list(adapters), sources=[NamedSource(name=name, uri=uri) for name, uri in (sources or {}).items()]
-    )
+    named = [NamedSource(name=name, uri=uri, revision=revision) for name, uri in (sources or {}).items()]
+    wanted = WaveAdapters(names=list(adapters), sources=named)
     spec = AdapterWaveSpec(
         base_model_ref=BaseModelRef(name=base_name, namespace="" if namespace == "team" else "team"),
         adapters=wanted,

@@ -11,6 +11,7 @@ from fsspec.spec import AbstractFileSystem
 from mint_contracts.backends import backend, commit_of
 from mint_contracts.claims import local_path
 from mint_contracts.errors import SourceUnavailable
+from mint_contracts.hub import Place, place_of
 from mint_contracts.source import Location, Source, locate
 from mint_contracts.storage_errors import cause_of, storage_errors
 from mint_engine.sources.local import LocalFolder
@@ -172,17 +173,16 @@ class RemoteFolder:
             if self._web:
                 self._root = f"{here.scheme}://{here.host}/{here.path}".rstrip("/")
             elif here.scheme == "hf":
-                name, _, path = here.path.partition("/")
-                repository = f"{here.host}/{name}"
-                self._root = f"{repository}@{self._commit(repository)}/{path}".rstrip("/")
+                place = place_of(here, self.subject)
+                self._root = place.at(self._commit(place))
             else:
                 self._root = f"{here.host}/{here.path}".rstrip("/")
         return self._root
 
-    def _commit(self, repository: str) -> str:
+    def _commit(self, place: Place) -> str:
         if _COMMIT.fullmatch(self._revision):
             return self._revision
-        commit = commit_of(repository, self._revision)
+        commit = commit_of(place.kind, place.repository, self._revision)
         if not commit or not _COMMIT.fullmatch(commit):
             raise SourceUnavailable(self.subject, "the hub named no commit for the revision; retrying")
         return commit

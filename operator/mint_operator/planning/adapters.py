@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from mint_contracts.errors import MintError
+from mint_contracts.hub import place_of
 from mint_contracts.names import check_adapter, check_asked
 from mint_contracts.records import Tier
 from mint_contracts.resources import AdapterWaveSpec, Selector
@@ -189,6 +190,8 @@ def _mounted(listed: Iterable[Listed], base: ObservedBase, *, check: bool = Fals
     for each in listed:
         if check or each.source.uri.startswith("pvc:"):
             place = locate(each.source)
+            if place.scheme == "hf":
+                place_of(place, f"source {each.source.uri!r}")
             if place.scheme == "pvc" and place.host not in mounted:
                 names = ", ".join(sorted(mounted)) or "none"
                 return Refusal(

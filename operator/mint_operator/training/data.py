@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound, SourceUnavailable
+from mint_contracts.hub import place_of
 from mint_contracts.records import Failure
-from mint_contracts.source import Source, locate
+from mint_contracts.source import Source, locate, parent
 from mint_contracts.training import Dataset, Policy, Train
 
 MOST_BYTES = 1 << 20  # of examples in the placement map for one wave; as much as a ConfigMap holds
@@ -46,9 +47,12 @@ def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[T
 
 
 def check_claims(train: Train, policies: Iterable[Policy], mounted: frozenset[str]) -> None:
-    """That engines can read every dataset which lies in a claim. Raises SourceForbidden."""
+    """That engines can read every dataset which lies in a claim, or on the hub. Raises SourceForbidden."""
     for each in _datasets(train, policies):
-        place = locate(Source(uri=each.uri, revision=each.revision)) if each.uri else None
+        source = Source(uri=each.uri, revision=each.revision)
+        place = locate(source) if each.uri else None
+        if place is not None and place.scheme == "hf":
+            place_of(locate(Source(parent(source), each.revision)), f"dataset {each.uri}")
         if place is not None and place.scheme == "pvc" and place.host not in mounted:
             raise SourceForbidden(
                 f"dataset {each.uri}",

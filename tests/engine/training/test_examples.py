@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from mint_contracts import backends
 from mint_contracts.errors import (
     BadExample,
     CapacityExceeded,
@@ -42,6 +43,36 @@ def test_lines_become_examples_with_prompts_as_told() -> None:
     assert (first.prompt, first.answer) == ("1+1?", "2")
     assert json.loads(first.json)["level"] == "easy"
     assert (second.prompt, second.answer) == ("2+2?", None)
+
+
+@pytest.mark.parametrize("revision", ["main", stores.COMMIT])
+def test_a_dataset_repository_of_the_hub_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    """As fsspec and huggingface_hub write it: a model's of the same name is another one."""
+    backends.backend.cache_clear()
+    for folder, says in (("datasets/acme/data/hard", "data"), ("acme/data/hard", "model")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "train.jsonl").write_text(json.dumps({"prompt": says}))
+    with stores.serving(stores.Hub, tmp_path) as (address, handler):
+        monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
+        for uri, says in (("hf://datasets/acme/data", "data"), ("hf://acme/data", "model")):
+            (found,) = read_dataset(Dataset(uri=f"{uri}/hard/train.jsonl", revision=revision))
+            assert found.prompt == says
+        assert all(stores.COMMIT in line for line in handler.seen if "/resolve/" in line or "/tree/" in line)
+        with pytest.raises(SourceNotFound, match="does not exist; check its path"):
+            read_dataset(Dataset(uri="hf://datasets/acme/data/hard/train.parquet", revision=revision))
+        with pytest.raises(SourceNotFound, match="holds nothing there"):
+            read_dataset(Dataset(uri="hf://datasets/acme/other/train.jsonl", revision=revision))
+
+
+@pytest.mark.parametrize("revision", ["main", stores.COMMIT])
+@pytest.mark.parametrize(
+    "uri", ["hf://acme/x.jsonl", "hf://datasets/acme/x.jsonl", "hf://datasets/a--b/c/x.jsonl", "hf://a/b//c/x.jsonl"]
+)
+def test_what_names_no_repository_of_the_hub_is_refused_before_it_is_asked(uri: str, revision: str) -> None:
+    with pytest.raises(SourceForbidden, match="does not name a repository of the hub; write hf://"):
+        read_dataset(Dataset(uri=uri, revision=revision))
 
 
 def test_text_becomes_a_chat_where_that_is_asked_for() -> None:
