@@ -21,6 +21,7 @@ from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
 from mint_engine.build import build
+from mint_engine.examples.ending import ends_of
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
@@ -201,10 +202,11 @@ class EngineServer:
         parts, updates = self._services.parts, self._updates
         if parts is None or updates is None:
             return None
-        tokenizer, wake = parts.base.tokenizer, parts.stepper.wake
+        base, wake = parts.base, parts.stepper.wake
         rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
-        renderer = Renderer(tokenizer, parts.base.vocab_size, parts.context_length, tokenizer.eos_token_id)
+        ends = ends_of(base.tokenizer, base.end, base.eos)
+        renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends)
         return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer, self.register.give_way)
 
     async def refuse(self) -> None:

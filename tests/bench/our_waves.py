@@ -23,6 +23,7 @@ from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward
 from mint_engine.adapters.packed import Packed
 from mint_engine.aside import leave_cores
 from mint_engine.build import build
+from mint_engine.examples.ending import ends_of
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
@@ -97,7 +98,9 @@ class Engine:
         self.stepper = Stepper(generation, post, updates)
         rollouts = Rollouts(self.stepper, generation.scheduler.limits.running, on_idle=self.stepper.wake)
         updates.rollouts = lambda: rollouts.in_flight
-        renderer = Renderer(base.tokenizer, base.vocab_size, setup.context, base.tokenizer.eos_token_id)
+        renderer = Renderer(
+            base.tokenizer, base.vocab_size, setup.context, ends_of(base.tokenizer, base.end, base.eos)
+        )
         desk = Desk(updates, self.stepper.wake)
         self._means = Means(desk, rollouts, self._slots, _NoPlaces(setup.host_bytes), renderer, _nobody)
         self._steps: dict[str, int] = {}

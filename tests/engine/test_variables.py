@@ -12,6 +12,7 @@ from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
 from mint_contracts.training import Dataset
 from mint_engine.examples.dataset import read_dataset
+from mint_engine.examples.ending import Ends
 from mint_engine.examples.render import Renderer
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.variables import MOST_CHARACTERS
@@ -46,7 +47,7 @@ def test_qwen3_thinks_unless_it_is_told_not_to(tokenizer: PreTrainedTokenizerBas
 
 def test_policies_learn_from_the_prompts_that_clients_would_send(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = QWEN3.read_text()
-    render = Renderer(tokenizer, 300, 20_000, None)
+    render = Renderer(tokenizer, 300, 20_000, Ends())
     every: list[dict[str, bool | int | float | str]] = [{}, {"enable_thinking": True}, {"enable_thinking": False}]
     for said in every:
         [example] = read_dataset(Dataset(lines=['{"prompt": "Ahoy"}'], chat=True, template_variables=said))

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import BadExample, InvalidRequest, PromptTooLong
+from mint_engine.examples.ending import Ends
 from mint_engine.examples.example import Example
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.variables import PLACE
@@ -20,7 +21,7 @@ class Renderer:
     tokenizer: PreTrainedTokenizerBase
     vocab_size: int
     context_length: int
-    eos: int | None  # ends an answer; None where the base has none
+    ends: Ends
 
     def prompt(self, example: Example, room: int) -> tuple[int, ...]:
         """The prompt's tokens, leaving `room` for new ones. Raises BadExample."""
@@ -53,11 +54,11 @@ class Renderer:
         return tokens
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:
-        """The answer's tokens and the one that ends it, at most `room`: a wave's maxTokens. Raises BadExample."""
+        """The answer's tokens and those that end it, at most `room`: a wave's maxTokens. Raises BadExample."""
         if not example.answer:
             raise BadExample(f"example {example.text[:80]!r}", "has no answer to learn")
         tokens: Sequence[int] = self.tokenizer.encode(example.answer, add_special_tokens=False)
-        ended = [*tokens, *([] if self.eos is None else [self.eos])]
+        ended = [*tokens, *(self.ends.text if isinstance(example.prompt, str) else self.ends.chat)]
         if len(ended) > room:
             said = (
                 f"has an answer of {len(ended)} tokens with the one that ends it; sampling.maxTokens, which bounds "

@@ -54,6 +54,11 @@ class Base:
     device: torch.device
 
     @property
+    def end(self) -> int | None:
+        """What ends a text: the tokenizer's own end of sequence, or what generate() would stop at first."""
+        return next(iter(_ends(self.model, self.tokenizer)), None)
+
+    @property
     def config(self) -> PreTrainedConfig:
         """The text model's configuration."""
         return self.model.config.get_text_config()
@@ -123,7 +128,7 @@ def load_base(
     return Base(
         model=model,
         tokenizer=tokenizer,
-        eos=_eos(model, tokenizer),
+        eos=frozenset(_ends(model, tokenizer)),
         architecture=type(model).__name__,
         context_length=positions_of(text),
         vocab_size=int(text.vocab_size),
@@ -217,8 +222,8 @@ def _is_finite(weight: torch.Tensor) -> bool:
     return weight.numel() == 0 or bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 
-def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """What generate() would stop at, and the tokenizer's own end of sequence."""
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's own end of sequence, and then what generate() would stop at."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
+    return [token for token in (tokenizer.eos_token_id, *found) if isinstance(token, int)]

@@ -1,14 +1,29 @@
 """Examples as the base reads them."""
 
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts.errors import BadExample
-from mint_engine.examples.example import Example
+from mint_engine.examples.ending import Ends, ends_of
+from mint_engine.examples.example import Example, Message
 from mint_engine.examples.render import Renderer
+from mint_engine.model.base import load_base
 from tests.engine.running import save_base
 
 CONTEXT = 192
+EOS = 0  # the tokenizer's own
+TURNS = (
+    "{% for m in messages %}<|start|>{{ m.role }}{{ '\n' + m.content }}<|eot|>{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{{ '\n' }}{% endif %}"
+)
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +46,80 @@ def test_a_prompt_that_does_not_fit_is_told_by_the_contexts_and_the_answers_leng
     tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, says: str
 ) -> None:
     with pytest.raises(BadExample, match=f"can't be asked: prompt: .*{says}"):
-        Renderer(tokenizer, 300, CONTEXT, None).prompt(Example(prompt, None, ""), room)
+        Renderer(tokenizer, 300, CONTEXT, Ends()).prompt(Example(prompt, None, ""), room)
 
 
 def test_a_prompt_may_take_all_that_its_answer_leaves_of_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert len(Renderer(tokenizer, 300, CONTEXT, None).prompt(Example("z" * 8, None, ""), CONTEXT - 8)) == 8
+    assert len(Renderer(tokenizer, 300, CONTEXT, Ends()).prompt(Example("z" * 8, None, ""), CONTEXT - 8)) == 8
+
+
+def taught(
+    tokenizer: PreTrainedTokenizerBase, template: str, *control: str
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """One with that template, which knows its control tokens, and what these are."""
+    told = copy.deepcopy(tokenizer)
+    told.add_tokens(list(control), special_tokens=True)
+    told.chat_template = template
+    return told, [int(told.vocab[each]) for each in control]
+
+
+@pytest.mark.parametrize(
+    ("template", "behind"),
+    [
+        ("qwen3", ["<|im_end|>"]),
+        ("gemma3", ["<end_of_turn>"]),
+        ("phi3", ["<|end|>"]),
+        ("llama3_1", ["<|eot_id|>"]),
+        ("cohere2", ["<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"]),
+    ],
+)
+def test_the_answer_in_a_chat_ends_with_what_the_template_puts_behind_it(
+    tokenizer: PreTrainedTokenizerBase, template: str, behind: list[str]
+) -> None:
+    told, control = taught(tokenizer, (TEMPLATES / f"{template}.jinja").read_text(), *behind)
+    assert ends_of(told, EOS, {EOS, control[-1]}) == Ends((EOS,), tuple(control))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        (TEMPLATES / "glm4moe.jinja").read_text(),  # puts nothing there
+        (TEMPLATES / "gemma3.jinja").read_text(),  # its token ends nothing of this base
+        "{{ messages[0].content }}",
+        "{{ raise_exception('of system prompts alone') }}",
+    ],
+    ids=["no template", "nothing behind", "not an end", "no answers", "no such chat"],
+)
+def test_else_it_ends_as_a_text_does(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    told, _ = taught(tokenizer, template, "<end_of_turn>")
+    assert ends_of(told, EOS, {EOS}) == Ends((EOS,), (EOS,))
+    assert ends_of(told, None, {299}) == Ends()
+
+
+def test_prompt_and_answer_are_the_beginning_of_the_chat_that_the_template_writes(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    told, (end,) = taught(tokenizer, TURNS, "<|eot|>")
+    render = Renderer(told, 400, CONTEXT, ends_of(told, EOS, {EOS, end}))
+    example = Example((Message("user", "the fox"),), "the dog", "")
+    chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "the dog"}]
+    whole: Any = told.apply_chat_template(chat, return_dict=False)
+    learnt = [*render.prompt(example, 8), *render.answer(example, 8)]
+    assert learnt[-1] == end
+    assert learnt == whole[: len(learnt)]
+    assert render.answer(Example("the fox", "the dog", ""), 8)[-1] == EOS
+
+
+def test_a_base_whose_tokenizer_has_no_end_of_sequence_ends_texts_with_its_configs_first(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    for name, changes in (
+        ("tokenizer_config.json", {"eos_token": None}), ("generation_config.json", {"eos_token_id": [7, 3]})
+    ):  # fmt: skip
+        told = json.loads((base / name).read_text()) | changes
+        (base / name).unlink()
+        (base / name).write_text(json.dumps(told))
+    loaded = load_base(base, torch.float32, torch.device("cpu"))
+    assert loaded.tokenizer.eos_token_id is None
+    assert (loaded.end, loaded.eos) == (7, frozenset({7, 3}))
+    assert ends_of(loaded.tokenizer, loaded.end, loaded.eos) == Ends((7,), (7,))
