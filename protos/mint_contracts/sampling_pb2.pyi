@@ -212,8 +212,9 @@ class Message(_message.Message):
     role: _builtins.str
     content: _builtins.str
     tool_call_id: _builtins.str
-    """Of a tool: the id of the call that it answers, and its function's name; either may be empty."""
+    """Of a tool: the id of the call that it answers; may be empty."""
     name: _builtins.str
+    """Of a tool its function's, of others whose words these are; may be empty. Few templates write it."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """Of an assistant: what it called."""

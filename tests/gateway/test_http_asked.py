@@ -152,6 +152,13 @@ def test_what_a_developer_says_is_what_a_system_says() -> None:
     assert [each.role for each in chat.chat.messages] == ["system", "system", "user", "tool"]
 
 
+def test_whoever_speaks_may_have_a_name() -> None:
+    """As agents have that talk with one another; it is the base's template that writes it, or doesn't."""
+    said = [{"role": role, "content": "Ahoy", "name": f"the_{role}"} for role in ("system", "user", "assistant")]
+    [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": said}).encode())
+    assert [each.name for each in chat.chat.messages] == ["the_system", "the_user", "the_assistant"]
+
+
 def test_penalties_and_biases_are_those_of_openai() -> None:
     told: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
     told |= {

@@ -165,7 +165,6 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ({"functions": [REST]}, "functions: is not done here"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [_CALL]}]}, "only an assistant calls"),
         ({"messages": [{"role": "user", "content": "a", "tool_call_id": "1"}]}, r"messages\[0\]\.tool_call_id"),
-        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, r"messages\[0\]\.name"),
         ({"messages": [{"role": "assistant", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
         ({"messages": [{"role": "assistant", "refusal": "no", "content": ""}]}, r"messages\[0\]\.refusal"),
         (

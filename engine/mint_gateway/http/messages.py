@@ -52,7 +52,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None  # of an assistant
     tool_call_id: str | None = None  # of a tool
-    name: str | None = None  # of a tool
+    name: str | None = None  # whose words these are, or a tool's function; most templates don't read it
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -65,11 +65,10 @@ def message(told: Message, place: str) -> sampling_pb2.Message:
         raise InvalidRequest(f"{place}.content", "is missing")
     if told.tool_calls and told.role != "assistant":
         raise InvalidRequest(f"{place}.tool_calls", f"are of the role {told.role[:100]!r}; only an assistant calls")
-    for field, value in (("tool_call_id", told.tool_call_id), ("name", told.name)):
-        if value and told.role != "tool":
-            raise InvalidRequest(
-                f"{place}.{field}", f"is of the role {told.role[:100]!r}; only a tool's is read here"
-            )
+    if told.tool_call_id and told.role != "tool":
+        raise InvalidRequest(
+            f"{place}.tool_call_id", f"is of the role {told.role[:100]!r}; only a tool's is read here"
+        )
     calls = [
         sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
         for call in told.tool_calls or ()
