@@ -5,6 +5,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from openai.types.chat.parsed_chat_completion import ParsedChatCompletionMessage
+from openai.types.chat.parsed_function_tool_call import ParsedFunction, ParsedFunctionToolCall
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
@@ -130,6 +132,49 @@ def test_turns_with_calls_and_what_they_gave() -> None:
     assert (tool.role, tool.content, tool.tool_call_id, tool.name) == ("tool", "done", "call_1", "sail")
 
 
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"refusal": None, "audio": None, "function_call": None, "annotations": [], "name": None},
+        {"refusal": "", "annotations": [{"type": "url_citation"}], "prefix": False},
+        {"parsed": {"no": 1}},
+        {"reasoning_content": None, "reasoning": "It is deep.", "thinking_blocks": []},
+        {"reasoning_content": "It is deep.", "provider_specific_fields": {"a": 1}},
+        {"cache_control": {"type": "ephemeral"}},
+    ],
+)
+def test_what_clients_add_to_an_answer_does_not_keep_it_from_being_sent_back(added: dict[str, Any]) -> None:
+    function = {"name": "sail", "arguments": '{"chart": {"no": 1}}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    part = {"type": "text", "text": "I sail."}
+    said = {"role": "assistant", "content": [part], "tool_calls": [call]}
+    own = {"index": 0, "function": function | {"parsed_arguments": {"chart": {"no": 1}}}}
+    back = said | {"tool_calls": [call | own], "content": [part | {"cache_control": {"type": "ephemeral"}}]}
+    assert read(messages=[*SAY["messages"], back | added])[1] == read(messages=[*SAY["messages"], said])[1]
+
+
+def test_a_parsed_answer_of_openais_own_client_is_sent_back() -> None:
+    """As its guide to functions has it: `messages.append(completion.choices[0].message)`."""
+    function = ParsedFunction(name="sail", arguments="{}", parsed_arguments={})
+    call = ParsedFunctionToolCall(id="call_1", type="function", function=function)
+    said = ParsedChatCompletionMessage[dict[str, Any]](role="assistant", content="", parsed={}, tool_calls=[call])
+    [_, assistant] = read(messages=[*SAY["messages"], said.model_dump()])[1].chat.messages
+    assert list(assistant.tool_calls) == [ToolCall(id="call_1", name="sail", arguments="{}")]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"content": None, "refusal": "I can't."},
+        {"content": "", "refusal": "I can't."},
+        {"content": [{"type": "refusal", "refusal": "I can't."}]},
+    ],
+)
+def test_a_refusal_is_what_the_assistant_said(told: dict[str, Any]) -> None:
+    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant"} | told])[1].chat.messages
+    assert assistant.content == "I can't."
+
+
 _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments": "{}"}}
 
 
@@ -166,7 +211,13 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [_CALL]}]}, "only an assistant calls"),
         ({"messages": [{"role": "user", "content": "a", "tool_call_id": "1"}]}, r"messages\[0\]\.tool_call_id"),
         ({"messages": [{"role": "assistant", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
-        ({"messages": [{"role": "assistant", "refusal": "no", "content": ""}]}, r"messages\[0\]\.refusal"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "a"}, "content": ""}]}, r"messages\[0\]\.audio"),
+        ({"messages": [{"role": "assistant", "function_call": REST, "content": ""}]}, r"\[0\]\.function_call"),
+        *(
+            ({"messages": [*SAY["messages"], {"role": "assistant", "content": "So", name: True}]}, says)
+            for name in ("prefix", "partial")
+            for says in [rf"messages\[1\]\.{name}: is not done here"]
+        ),
         (
             {
                 "tools": [{"type": "function", "function": REST | {"description": "a" * 65_536}}],

@@ -1,9 +1,13 @@
-"""Messages of a chat, as OpenAI's clients write them, and as gRPC has them: pure."""
+"""Messages of a chat, as OpenAI's clients write them, and as gRPC has them: pure.
 
-from typing import Annotated, Any
+They are history: answers come back with all that whoever gave them, or the client, has put into them (`parsed`,
+`reasoning_content`, `cache_control`). No model is told of that, so what is not read here is passed over; what asks
+for something that isn't done is refused.
+"""
+
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
@@ -12,56 +16,47 @@ from mint_contracts.errors import InvalidRequest
 # silence; one that knows both means the same by them.
 _SYSTEM = {"developer": "system"}
 
-_Empty = Annotated[list[Any], Meta(max_length=0)]
 
-
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Part(msgspec.Struct, frozen=True):
     """A piece of a message; only text is read, and what others hold instead is refused by their type."""
 
     text: str | None = None
     type: str = "text"
-    prompt_cache_breakpoint: dict[str, Any] | None = None  # changes no answer
-    image_url: Any = None
-    video_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-    refusal: Any = None
+    refusal: Any = None  # text, of the type that is named so
 
 
-class Called(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Called(msgspec.Struct, frozen=True):
     """Which function was called, and with what: a JSON object as text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
     """A call that the assistant made."""
 
     id: str
     function: Called
 
 
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A message of a chat.
-
-    The last fields are those of answers that clients send back as they came; they may hold nothing.
-    """
+class Message(msgspec.Struct, frozen=True):
+    """A message of a chat. The last fields ask for what isn't done here, unless they hold nothing."""
 
     role: str
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None  # of an assistant
     tool_call_id: str | None = None  # of a tool
     name: str | None = None  # whose words these are, or a tool's function; most templates don't read it
-    refusal: None = None
+    refusal: str | None = None  # what an assistant said in place of an answer
     audio: None = None
     function_call: None = None
-    annotations: _Empty | None = None
+    prefix: bool | None = None  # the answer goes on with this message, as Mistral's and DeepSeek's clients say it
+    partial: bool | None = None  # and Qwen's
 
 
 def message(told: Message, place: str) -> sampling_pb2.Message:
     """What a message means. Raises InvalidRequest, which names the place."""
-    if told.content is None and not told.tool_calls:
+    if told.content is None and told.refusal is None and not told.tool_calls:
         raise InvalidRequest(f"{place}.content", "is missing")
     if told.tool_calls and told.role != "assistant":
         raise InvalidRequest(f"{place}.tool_calls", f"are of the role {told.role[:100]!r}; only an assistant calls")
@@ -69,13 +64,16 @@ def message(told: Message, place: str) -> sampling_pb2.Message:
         raise InvalidRequest(
             f"{place}.tool_call_id", f"is of the role {told.role[:100]!r}; only a tool's is read here"
         )
+    for name, value in (("prefix", told.prefix), ("partial", told.partial)):
+        if value:
+            raise InvalidRequest(f"{place}.{name}", "is not done here; leave it out")
     calls = [
         sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
         for call in told.tool_calls or ()
     ]
     return sampling_pb2.Message(
         role=_SYSTEM.get(told.role, told.role),
-        content=_content(told.content or "", place),
+        content=_content(told.content or "", place) + (told.refusal or ""),
         tool_calls=calls,
         tool_call_id=told.tool_call_id or "",
         name=told.name or "",
@@ -89,6 +87,8 @@ def _content(content: str | list[Part], place: str) -> str:
 
 
 def _text(part: Part, place: str) -> str:
+    if part.type == "refusal" and isinstance(part.refusal, str):
+        return part.refusal
     if part.type != "text":
         raise InvalidRequest(place, f"is of type {part.type[:100]!r}; only text is read here")
     if part.text is None:
