@@ -132,6 +132,12 @@ def test_turns_with_calls_and_what_they_gave() -> None:
     assert (tool.role, tool.content, tool.tool_call_id, tool.name) == ("tool", "done", "call_1", "sail")
 
 
+@pytest.mark.parametrize("told", [{}, {"content": None}, {"content": None, "tool_calls": []}, {"content": []}])
+def test_an_assistant_may_have_said_nothing(told: dict[str, Any]) -> None:
+    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant"} | told])[1].chat.messages
+    assert (assistant.content, list(assistant.tool_calls)) == ("", [])
+
+
 @pytest.mark.parametrize(
     "added",
     [
@@ -210,7 +216,8 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ({"functions": [REST]}, "functions: is not done here"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [_CALL]}]}, "only an assistant calls"),
         ({"messages": [{"role": "user", "content": "a", "tool_call_id": "1"}]}, r"messages\[0\]\.tool_call_id"),
-        ({"messages": [{"role": "assistant", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
+        ({"messages": [{"role": "user", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
+        ({"messages": [{"role": "tool", "refusal": "no"}]}, r"messages\[0\]\.content: is missing"),
         ({"messages": [{"role": "assistant", "audio": {"id": "a"}, "content": ""}]}, r"messages\[0\]\.audio"),
         ({"messages": [{"role": "assistant", "function_call": REST, "content": ""}]}, r"\[0\]\.function_call"),
         *(

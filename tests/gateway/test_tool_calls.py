@@ -252,6 +252,19 @@ async def test_calls_are_read_in_the_form_that_the_engine_tells_of(
     assert re.fullmatch(ids, (told.message.tool_calls or [])[0].id)
 
 
+@pytest.mark.parametrize("choice", ["auto", "required", CHOSEN])
+async def test_an_answer_of_nothing_is_an_empty_text_that_can_be_sent_back(scene: Scene, choice: Any) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.words = []
+    await scene.open()
+    await scene.seen(engine)
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+        told = await answered(client, tool_choice=choice)
+        assert (told.message.content, told.message.tool_calls, told.finish_reason) == ("", None, "stop")
+        await answered(client, messages=[USER, told.message, USER])
+
+
 async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> None:
     """An engine's pieces may end anywhere, and hold several calls."""
     await scene.base()

@@ -135,14 +135,15 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
 
 
 def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
-    """A chat's completion; without content where calls are all that it is."""
+    """A chat's completion; without content where calls are all that it is, and with "" where nothing is."""
     message: Json = {"role": "assistant", "content": prompt.text + text}
     if head.reading is None:
         return message
     reader = head.reading.reader()
     parts = [*reader.push(text), *reader.finish()]
     calls = [part for part in parts if isinstance(part, Call)]
-    message["content"] = "".join((prompt.text, *(part for part in parts if isinstance(part, str)))) or None
+    said = "".join((prompt.text, *(part for part in parts if isinstance(part, str))))
+    message["content"] = said or (None if calls else "")
     told = [head.called(index, place, call) for place, call in enumerate(calls)]
     return message | ({"tool_calls": told} if told else {})
 
@@ -191,8 +192,12 @@ def read(
 
 
 def end(head: Head, event: Finished, *, calls: bool) -> Json:
-    """What a stream tells of the end of one completion; whether it told calls in it."""
-    said: Json = {"delta": {}} if head.form.is_chat else {"text": ""}
+    """What a stream tells of the end of one completion; whether it told calls in it.
+
+    Where it might have told some and has not, its content is text, if an empty one.
+    """
+    delta = {"content": ""} if head.reading is not None and not calls else {}
+    said: Json = {"delta": delta} if head.form.is_chat else {"text": ""}
     choice = _choice(head.form, event.index, said, _Scores(), _reason(event, calls=calls))
     return head.piece(head.form.kind_of_piece, [choice])
 

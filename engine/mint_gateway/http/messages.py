@@ -56,7 +56,7 @@ class Message(msgspec.Struct, frozen=True):
 
 def message(told: Message, place: str) -> sampling_pb2.Message:
     """What a message means. Raises InvalidRequest, which names the place."""
-    if told.content is None and told.refusal is None and not told.tool_calls:
+    if told.content is None and told.role != "assistant":  # whose answer may have been an empty one
         raise InvalidRequest(f"{place}.content", "is missing")
     if told.tool_calls and told.role != "assistant":
         raise InvalidRequest(f"{place}.tool_calls", f"are of the role {told.role[:100]!r}; only an assistant calls")
