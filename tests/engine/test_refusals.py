@@ -75,6 +75,23 @@ async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[M
     assert (await ask(quiet, [5], max_tokens=1)).tokens, "everything else goes on"
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        GenerateRequest(tokens=TokenIds(ids=[3] * CONTEXT)),
+        GenerateRequest(text="dog " * 400),
+        GenerateRequest(text="dog " * 40_000),
+        GenerateRequest(chat=Chat(messages=[Message()] * 100_000)),
+    ],
+)
+async def test_a_prompt_that_is_too_long_is_refused_in_words_that_clients_look_for(
+    quiet: Running, asked: GenerateRequest
+) -> None:
+    """litellm, say, then asks the model that stands by for this."""
+    refused = await refusal(quiet, asked)
+    assert str(refused).startswith(f"This model's maximum context length is {CONTEXT} tokens")
+
+
 async def test_more_log_probabilities_of_a_prompt_than_can_be_told(
     quiet: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,19 @@ async def test_a_refusal_has_its_status_and_says_when_to_come_back(scene: Scene,
         assert "its queue is full" in body["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_is_too_long_has_the_code_of_openais(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine, stream: bool
+) -> None:
+    """By which clients know that they have to leave some of a history out."""
+    said = "This model's maximum context length is 8 tokens"
+    engine.refuse = errors.PromptTooLong("", said)
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.completions.create(model=BASE, prompt="Ahoy", stream=stream)
+    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.body["message"] == said  # type: ignore[index]
+
+
 async def test_an_unknown_adapter_is_not_found_by_name(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="demo/nobody"):
         await client.completions.create(model="demo/nobody", prompt="Ahoy")

@@ -15,12 +15,22 @@ _PIECE = 1 << 17  # characters: 40 MB of tokens where each is one, and four time
 _MOST_OF_A_CUT = 512  # tokens more than there are, where a piece ends within one: its bytes at most
 
 
+def too_long(context_length: int, said: str) -> PromptTooLong:
+    """The refusal of a prompt, of which it says what it has.
+
+    It begins as OpenAI's and vLLM's do: by these words clients know that a shorter one, or another model, would do.
+    """
+    return PromptTooLong(
+        "",
+        f"This model's maximum context length is {context_length} tokens, at least one new one among them; "
+        f"the prompt {said}",
+    )
+
+
 def check_characters(characters: int, context_length: int) -> None:
     """Raise PromptTooLong where so many are far more than the context holds, whatever they are."""
     if characters > context_length * _MOST_CHARACTERS_A_TOKEN:
-        raise PromptTooLong(
-            "prompt", f"has {characters} characters, far more than a context of {context_length} tokens holds"
-        )
+        raise too_long(context_length, f"has {characters} characters, far more than that")
 
 
 def is_doubtful(characters: int, context_length: int) -> bool:
@@ -40,11 +50,10 @@ def check_tokens(text: str, tokenizer: PreTrainedTokenizerBase, context_length: 
         piece = text[begin : begin + size]
         least += len(tokenizer.encode(piece, add_special_tokens=False)) - _MOST_OF_A_CUT
         if least >= context_length:
-            raise PromptTooLong(
-                "prompt",
-                f"has at least {least} tokens in the first {begin + len(piece)} of its {len(text)} characters; the "
-                f"context holds {context_length} with at least one new token among them. Shorten the prompt, or "
-                "raise spec.engine.contextLength",
+            raise too_long(
+                context_length,
+                f"has at least {least} tokens in the first {begin + len(piece)} of its {len(text)} characters. "
+                "Shorten the prompt, or raise spec.engine.contextLength",
             )
 
 

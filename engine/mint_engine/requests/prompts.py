@@ -6,9 +6,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from mint_contracts.errors import InvalidRequest, PromptTooLong
+from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
-from mint_engine.requests.length import check_characters, check_tokens, is_doubtful
+from mint_engine.requests.length import check_characters, check_tokens, is_doubtful, too_long
 from mint_engine.requests.tools import check_template, form_of, names, read_call, read_tools
 from mint_engine.requests.variables import read_variables
 
@@ -35,10 +35,10 @@ def read_prompt(
     if not tokens:
         raise InvalidRequest("prompt", "is empty; give at least one token")
     if len(tokens) >= context_length:
-        raise PromptTooLong(
-            "prompt",
-            f"has {len(tokens)} tokens; the context holds {context_length} with at least one new token among them. "
-            f"Shorten the prompt by {len(tokens) - context_length + 1} tokens, or raise spec.engine.contextLength",
+        raise too_long(
+            context_length,
+            f"has {len(tokens)} tokens. Shorten it by {len(tokens) - context_length + 1}, or raise "
+            "spec.engine.contextLength",
         )
     # Of every kind: a tokenizer may know tokens, added later, that the base has no embedding of.
     if outside := [token for token in tokens if not 0 <= token < vocab_size]:
@@ -61,9 +61,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         raise InvalidRequest("prompt.chat", "can't be used: this base has no chat template. Send text or tokens")
     count = sum(1 + len(message.tool_calls) for message in chat.messages)
     if count > context_length:  # each takes a token at least; their mere number can cost minutes
-        raise PromptTooLong(
-            "prompt.chat", f"has {count} messages and calls, more than a context of {context_length} tokens holds"
-        )
+        raise too_long(context_length, f"has {count} messages and calls, each of a token at least")
     written = _written(chat)
     check_characters(written, context_length)
     tools = read_tools(chat.tools)

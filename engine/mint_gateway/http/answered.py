@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from mint_contracts.errors import MintError
+from mint_contracts.errors import MintError, PromptTooLong
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
 from mint_gateway.http.calls import Call, Reading
 
 Json = dict[str, Any]
 
+_CODES = {PromptTooLong.__name__: "context_length_exceeded"}  # OpenAI's, which clients look for; others are ours
 _REASONS = {Finished.STOP: "stop", Finished.LENGTH: "length"}
 
 
@@ -223,7 +224,9 @@ def usage(ends: Iterable[Finished], completions: int) -> Json:
 def refusal(error: MintError) -> Json:
     """An error's body."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.reason}}
+    return {
+        "error": {"message": str(error), "type": kind, "param": None, "code": _CODES.get(error.reason, error.reason)}
+    }
 
 
 def _reason(event: Finished, *, calls: bool) -> str | None:
