@@ -247,7 +247,7 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """1 to 64 of a-z, A-Z, 0-9, _ and -, as of every function."""
     arguments: _builtins.str
-    """A JSON object."""
+    """A JSON object; empty is one of no arguments."""
     def __init__(
         self,
         *,

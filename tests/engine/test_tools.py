@@ -47,6 +47,13 @@ def test_functions_and_calls_are_written_by_the_template(tokenizer: PreTrainedTo
         assert rendered(tokenizer, Chat(messages=[USER], tools=none)).startswith("<|start|>user")
 
 
+def test_a_call_without_arguments_may_say_nothing_of_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    for told in ("", "{}"):
+        calls = [ToolCall(name="rest", arguments=told)]
+        written = rendered(tokenizer, Chat(messages=[USER, Message(role="assistant", tool_calls=calls)]))
+        assert '<tool_call>\n{"name": "rest", "arguments": {}}\n</tool_call>' in written
+
+
 def test_control_tokens_within_json_stay_text(tokenizer: PreTrainedTokenizerBase) -> None:
     end = tokenizer.eos_token_id
     plain = Chat(messages=TURNS, tools=json.dumps([SAIL]))

@@ -63,7 +63,7 @@ def read_call(call: ToolCall, place: str) -> dict[str, Any]:
     """A call as templates take it. Raises InvalidRequest, which names the place."""
     if not re.fullmatch(_NAME, call.name):
         raise InvalidRequest(f"{place}.name", f"is {call.name[:100]!r}, which no function is named")
-    arguments = read_json(call.arguments, f"{place}.arguments")
+    arguments = read_json(call.arguments or "{}", f"{place}.arguments")  # many a provider's call without any has none
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{place}.arguments", "are no JSON object")
     told = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
