@@ -14,6 +14,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
+from mint_engine.requests.formats import known_alone
 from mint_engine.requests.work import too_much
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
@@ -138,6 +139,7 @@ def _written(shape: Shape) -> str:
         schema = json.loads(shape.text)
         if not isinstance(schema, dict):
             raise ValueError("it is no JSON object")
+        schema = known_alone(schema)
         if why := too_much(schema):
             raise ValueError(why)
         return f"{_OPTIONS}\nstart: %json {json.dumps(schema | {'x-guidance': _JSON})}"
