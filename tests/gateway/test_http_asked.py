@@ -173,6 +173,19 @@ def test_penalties_and_biases_are_those_of_openai() -> None:
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.25, 1.5)
 
 
+def test_a_schemas_characters_are_told_as_they_are() -> None:
+    """Engines take so many of them: written as \\uXXXX each of these would count for six."""
+    schema = {"type": "object", "description": "海" * 12_000}
+    chat: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
+    for told in (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
+        {"structured_outputs": {"json": schema}},
+    ):
+        [request] = _as_chats(json.dumps(chat | told).encode())
+        assert json.loads(request.sampling.json_schema) == schema
+        assert len(request.sampling.json_schema) < 12_100
+
+
 SCHEMA = {"type": "object", "properties": {"b": {"const": 10**30}, "a": {"enum": ["é", 1.5]}}, "required": ["b"]}
 NAMED = {"name": "it", "description": "what it is", "strict": True, "schema": SCHEMA}
 

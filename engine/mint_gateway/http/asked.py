@@ -257,7 +257,7 @@ def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
 
 def _written(name: str, value: dict[str, Any]) -> str:
     try:
-        return json.dumps(value)
+        return json.dumps(value, ensure_ascii=False)  # engines count characters
     except RecursionError:
         raise InvalidRequest(name, "is nested too deeply") from None
 
