@@ -179,7 +179,8 @@ def test_mistrals_calls(text: str, told: list[str | Call]) -> None:
         ("", []),
         ("[", []),
         ('[{"name": "sea", "par', ['[{"name": "sea", "par']),
-        ('[{"name": "sea", "parameters": {"deep": true}}, {"na', [SEA, ', {"na']),
+        ('[{"name": "sea", "parameters": {"deep": true}}, {"na', [SEA]),
+        ('[{"name": "sea", "parameters": {"deep": true}},\n', [SEA]),
         ("I can't ]}.", ["I can't ]}."]),
     ],
 )

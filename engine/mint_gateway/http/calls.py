@@ -238,11 +238,15 @@ class Once:
 
 
 class Listed:
-    """Reads an answer that is held to a JSON array of `{"name": ..., "parameters": {...}}`."""
+    """Reads an answer that is held to a JSON array of `{"name": ..., "parameters": {...}}`.
+
+    Of what was cut behind a call the answer's end tells enough: as text it would be shown, and sent back.
+    """
 
     def __init__(self) -> None:
         self._held = ""  # since the last call
         self._object = _Object()
+        self._called = False
 
     def push(self, text: str) -> list[str | Call]:
         """Take more text."""
@@ -253,13 +257,15 @@ class Listed:
             if not self._object.length:
                 break
             end = at + self._object.length
-            found.append(_decoded(self._held[at:end], "parameters") or self._held[:end])
+            call = _decoded(self._held[at:end], "parameters")
+            found.append(call or self._held[:end])
             self._held, self._object = self._held[end:], _Object()
+            self._called = self._called or call is not None
         return found
 
     def finish(self) -> list[str | Call]:
-        """Tell the rest, such as of a call that was cut; the array's own characters are none."""
-        return [self._held] if self._held.strip(_BETWEEN) else []
+        """Tell the rest, such as of a first call that was cut; the array's own characters are none."""
+        return [self._held] if self._held.strip(_BETWEEN) and not self._called else []
 
 
 class Single:
