@@ -55,6 +55,7 @@ class Head(msgspec.Struct, frozen=True):
     created: int  # when it was begun, in Unix seconds
     revision: str  # that answers; empty for the bare base
     reading: Reading | None = None  # where an answer may call functions
+    nonce: str = ""  # of its calls' ids, drawn anew for it: clients may name all that they ask by one request id
 
     def piece(self, kind: str, choices: Sequence[Json]) -> Json:
         """One JSON document of the answer."""
@@ -69,7 +70,7 @@ class Head(msgspec.Struct, frozen=True):
 
     def called(self, index: int, place: int, call: Call) -> Json:
         """A completion's call; its id is the same whenever it is told."""
-        name = hashlib.sha256(f"{self.request_id}/{index}/{place}".encode()).hexdigest()
+        name = hashlib.sha256(f"{self.nonce}/{index}/{place}".encode()).hexdigest()
         short = self.reading is not None and self.reading.short_ids
         return {
             "id": name[:9] if short else f"call_{name[:24]}",

@@ -1,6 +1,7 @@
 """The HTTP door itself: OpenAI's endpoints over the router that gRPC's requests take, and the web page."""
 
 import asyncio
+import secrets
 import socket
 import ssl
 import time
@@ -150,7 +151,8 @@ class Door:
                 echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
                 found = answered.revision(started.values())
                 reading = tools.reading(started[0].calls)  # a chat is one prompt
-                head = answered.Head(form, request_id, wanted.model, created, found, reading)
+                nonce = secrets.token_hex()
+                head = answered.Head(form, request_id, wanted.model, created, found, reading, nonce)
                 return msgspec.json.encode(answered.whole(head, echoes, kept.events(), wanted.n))
 
             await together.answer(self._answering, requests, wanted.n, kept.take)

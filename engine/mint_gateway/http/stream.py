@@ -1,6 +1,7 @@
 """One answer as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -68,7 +69,11 @@ class Stream:
         if event.HasField("started"):
             made = self._request_id, self._wanted.model, self._created
             self._heads[prompt] = answered.Head(
-                self._form, *made, event.started.revision, self._tools.reading(event.started.calls)
+                self._form,
+                *made,
+                event.started.revision,
+                self._tools.reading(event.started.calls),
+                secrets.token_hex(),
             )
             await self._prepare()
             own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
