@@ -60,6 +60,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             held = self.held.get(request.adapter)
             started.request_id, started.revision = request.request_id, held.revision if held else ""
             started.calls = self.calls
+            started.prompt_tokens = len(request.text or request.tokens.ids)
             await context.write(sampling_pb2.GenerateEvent(started=started))
             self.started.set()
             if self.hold_before:

@@ -112,6 +112,14 @@ def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(told: dict[str, int | 
     assert not text.sampling.HasField("max_tokens")
 
 
+def test_nothing_said_of_what_a_stream_tells_is_its_default() -> None:
+    names = ("include_usage", "continuous_usage_stats", "include_obfuscation")
+    for told in (None, {}, dict.fromkeys(names), dict.fromkeys(names, False)):
+        body = json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "stream_options": told}).encode()
+        options = asked.read(body, asked.AskedText).stream_options
+        assert not any(getattr(options, name) for name in names)
+
+
 @pytest.mark.parametrize(
     ("prompt", "meant"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from functools import partial
+from typing import Any
 
 import aiohttp
 import openai
@@ -120,6 +121,27 @@ async def test_a_stream_tells_each_prompts_words_as_they_come(scene: Scene, engi
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (4 + 5, 4 * 4)
     assert last.usage.prompt_tokens_details
     assert last.usage.prompt_tokens_details.cached_tokens == 2 + 2
+
+
+@pytest.mark.usefixtures("engines")
+async def test_each_piece_tells_usage_so_far_where_that_is_asked_for_as_of_vllm(scene: Scene) -> None:
+    """Of its own completion, and the last one of all; and nothing of it is told where no usage is."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    asked: dict[str, Any] = {"model": BASE, "stream": True, "stream_options": options}
+    told: dict[int, list[tuple[int, int, int]]] = {}
+    async with asking(scene) as client:
+        async for piece in await client.completions.create(**asked, prompt=["Ahoy", "Avast!"], n=2):
+            assert piece.usage
+            usage = (piece.usage.prompt_tokens, piece.usage.completion_tokens, piece.usage.total_tokens)
+            told.setdefault(piece.choices[0].index if piece.choices else -1, []).append(usage)
+        chat: Any = {"messages": [{"role": "user", "content": "Ahoy"}]}
+        chats = [piece async for piece in await client.chat.completions.create(**asked | chat)]
+        options["include_usage"] = None
+        silent = [piece async for piece in await client.chat.completions.create(**asked | chat)]
+    ahoy, avast = [[(size, made, size + made) for made in (1, 2, 3, 4, 4)] for size in (4, 6)]
+    assert told == {0: ahoy, 1: ahoy, 2: avast, 3: avast, -1: [(4 + 6, 4 * 4, 10 + 16)]}
+    assert [piece.usage and piece.usage.completion_tokens for piece in chats] == [0, 1, 2, 3, 4, 4, 4]
+    assert [piece.usage for piece in silent] == [None] * 6
 
 
 @pytest.mark.parametrize("streamed", [True, False])

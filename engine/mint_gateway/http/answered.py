@@ -222,6 +222,12 @@ def usage(ends: Iterable[Finished], completions: int) -> Json:
     }
 
 
+def so_far(prompt_tokens: int, made: int) -> Json:
+    """What a piece of a stream tells besides to a client that asked for usage with each: of its own completion."""
+    told = {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
+    return {"usage": told}
+
+
 def refusal(error: MintError) -> Json:
     """An error's body."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"

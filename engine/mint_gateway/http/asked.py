@@ -59,8 +59,9 @@ _T = TypeVar("_T")
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a stream tells besides the answer. `include_obfuscation` (padding against eavesdroppers) isn't done."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with each piece, too, where usage is told
+    include_obfuscation: bool | None = None
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):

@@ -40,6 +40,8 @@ class Stream:
         self._before: dict[int, int] = {}  # characters of each that are told before its completions
         self._readers: dict[int, Reader] = {}  # of completions in which calls are read
         self._calls: Counter[int] = Counter()  # told of each
+        self._prompt_tokens: dict[int, int] = {}
+        self._made: Counter[int] = Counter()  # tokens of each completion
         self._ends: list[Finished] = []
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
@@ -78,16 +80,25 @@ class Stream:
             await self._prepare()
             own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
             echo = answered.echo(requests[prompt], event.started)
-            self._before[prompt] = len(echo.text)
-            for piece in answered.beginning(self._heads[prompt], own, echo):
-                await self._write(piece)
+            self._before[prompt], self._prompt_tokens[prompt] = len(echo.text), event.started.prompt_tokens
+            await self._tell(prompt, answered.beginning(self._heads[prompt], own, echo), 0)
         elif event.HasField("chunk"):
-            for piece in self._chunk(self._heads[prompt], event.chunk, self._before[prompt]):
-                await self._write(piece)
+            self._made[event.chunk.index] += len(event.chunk.token_ids)
+            pieces = self._chunk(self._heads[prompt], event.chunk, self._before[prompt])
+            await self._tell(prompt, pieces, self._made[event.chunk.index])
         else:
             self._ends.append(event.finished)
-            for piece in self._end(self._heads[prompt], event.finished):
-                await self._write(piece)
+            pieces = self._end(self._heads[prompt], event.finished)
+            await self._tell(prompt, pieces, event.finished.completion_tokens)
+
+    async def _tell(self, prompt: int, pieces: Sequence[answered.Json], made: int) -> None:
+        """Send what is told of a completion that has so many tokens by now."""
+        options = self._wanted.stream_options
+        if options.include_usage and options.continuous_usage_stats:
+            usage = answered.so_far(self._prompt_tokens[prompt], made)
+            pieces = [piece | usage for piece in pieces]
+        for piece in pieces:
+            await self._write(piece)
 
     def _chunk(self, head: answered.Head, chunk: Chunk, before: int) -> list[answered.Json]:
         if head.reading is None:
