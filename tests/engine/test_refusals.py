@@ -87,9 +87,10 @@ async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[M
 async def test_a_prompt_that_is_too_long_is_refused_in_words_that_clients_look_for(
     quiet: Running, asked: GenerateRequest
 ) -> None:
-    """litellm, say, then asks the model that stands by for this."""
+    """litellm then asks the model that stands by for this, and what langchain drives shortens its history."""
     refused = await refusal(quiet, asked)
     assert str(refused).startswith(f"This model's maximum context length is {CONTEXT} tokens")
+    assert "prompt is too long" in str(refused)
 
 
 async def test_more_log_probabilities_of_a_prompt_than_can_be_told(

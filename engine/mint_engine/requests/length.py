@@ -18,12 +18,13 @@ _MOST_OF_A_CUT = 512  # tokens more than there are, where a piece ends within on
 def too_long(context_length: int, said: str) -> PromptTooLong:
     """The refusal of a prompt, of which it says what it has.
 
-    It begins as OpenAI's and vLLM's do: by these words clients know that a shorter one, or another model, would do.
+    It begins as OpenAI's and vLLM's do, and goes on as Anthropic's: by these words clients (litellm by the first,
+    langchain by the latter) know that a shorter one, or another model, would do.
     """
     return PromptTooLong(
         "",
         f"This model's maximum context length is {context_length} tokens, at least one new one among them; "
-        f"the prompt {said}",
+        f"the prompt is too long: it {said}",
     )
 
 
