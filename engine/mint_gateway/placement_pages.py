@@ -25,13 +25,6 @@ class End(msgspec.Struct, frozen=True, array_like=True):
 NOTHING_YET = End("", "", "")
 
 
-def size_of(request: placement_pb2.ListPlacementsRequest) -> int:
-    """How many a page may have. Raises InvalidRequest."""
-    if request.page_size < 0:
-        raise InvalidRequest("page_size", f"is {request.page_size}; give 1 to {PAGE_MAX}, or 0 for {PAGE}")
-    return min(request.page_size or PAGE, PAGE_MAX)
-
-
 def end_of(request: placement_pb2.ListPlacementsRequest) -> End:
     """Where the page before has ended. Raises InvalidRequest for what is no token of this list."""
     if not request.page_token:

@@ -8,6 +8,7 @@ import grpc
 
 from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import MintError
+from mint_contracts.paging import page_size
 from mint_contracts.wire import to_status
 from mint_gateway import placement_pages
 from mint_gateway.answering import Answering
@@ -71,7 +72,8 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
         """A page of the adapters that are placed or held, of one base or of all."""
 
         async def answer() -> placement_pb2.ListPlacementsResponse:
-            size, end = placement_pages.size_of(request), placement_pages.end_of(request)
+            size = page_size(request.page_size, placement_pages.PAGE, placement_pages.PAGE_MAX)
+            end = placement_pages.end_of(request)
             views = self._router.views(request.base_model)
             response, slices = placement_pb2.ListPlacementsResponse(), Slices()
             for view in (view for view in views if view.base >= end.base):

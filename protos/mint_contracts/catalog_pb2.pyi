@@ -202,7 +202,7 @@ class ListRequest(_message.Message):
     base_model: _builtins.str
     prefix: _builtins.str
     page_size: _builtins.int
-    """At most; 0 takes 100, and 1,000 are the most."""
+    """At most so many in a page; 0: 100. More than 1000 count as 1000."""
     page_token: _builtins.str
     """From the page before; empty begins."""
     @_builtins.property

@@ -178,7 +178,7 @@ class ListPoliciesRequest(_message.Message):
     resting: _builtins.bool
     """Those that rest, in place of those in memory: saved as their engines let go of them, for ResumePolicy to go on with."""
     page_size: _builtins.int
-    """Of those that rest at most; 0 takes 100, and 1,000 are the most."""
+    """Of those that rest, at most so many in a page; 0: 100. More than 1000 count as 1000."""
     page_token: _builtins.str
     """From the page before of those that rest; empty begins."""
     def __init__(

@@ -206,8 +206,8 @@ async def test_a_base_without_a_catalog_says_how_to_get_one(scene: Scene) -> Non
 
 async def test_what_no_page_can_be_is_refused(scene: Scene, local: str) -> None:
     client = await opened(scene, local)
-    with pytest.raises(InvalidRequest, match="page_size"):
-        await client.catalog_page(BASE, size=1001)
+    with pytest.raises(InvalidRequest, match="page_size: is -1; give 1 to 1000, or 0 for 100"):
+        await client.catalog_page(BASE, size=-1)
     with pytest.raises(InvalidRequest, match="label"):
         await client.catalog_page(BASE, labels={"a b": "c"})
     with pytest.raises(InvalidRequest, match="names"):

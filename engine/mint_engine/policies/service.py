@@ -20,6 +20,7 @@ from mint_contracts.errors import (
     MintError,
 )
 from mint_contracts.names import check_adapter
+from mint_contracts.paging import page_size
 from mint_contracts.wire import to_status
 from mint_engine.aside import aside
 from mint_engine.policies import keepsakes, revisions
@@ -197,7 +198,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
     async def _resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
         here = self._register.here
-        most = request.page_size if 0 < request.page_size < MOST_LISTED else MOST_LISTED
+        most = page_size(request.page_size, MOST_LISTED, MOST_LISTED)
         found = await asked(here.resting.after, request.page_token)
         waves, response = here.waves(), pb.ListPoliciesResponse()
         for each in found[:most]:

@@ -19,6 +19,7 @@ from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, check_labels
 from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded, PermissionDenied
 from mint_contracts.names import check_adapter, check_asked, check_base
+from mint_contracts.paging import page_size
 from mint_contracts.source import Source
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.listing import page_of
@@ -67,8 +68,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
 
         async def answer() -> catalog_pb2.ListResponse:
             base, *_ = self._catalog(request.base_model)
-            if not 0 <= request.page_size <= PAGE_MAX:
-                raise InvalidRequest("page_size", f"is {request.page_size}; {PAGE_MAX} are the most")
+            limit = page_size(request.page_size, PAGE, PAGE_MAX)
             check_labels(request.labels, "labels")
             scope = granted.get()
             page, state = await asyncio.gather(
@@ -78,7 +78,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
                     prefixes=scope.prefixes(request.prefix),
                     labels=dict(request.labels),
                     after=request.page_token,
-                    limit=request.page_size or PAGE,
+                    limit=limit,
                 ),
                 self._catalogs.reader.state(base),
             )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import grpc
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import InvalidRequest
+from mint_contracts.paging import page_size
 from mint_gateway.channels import Channels
 from mint_gateway.route import Router
 from mint_gateway.trainer.whereabouts import trainers
@@ -20,9 +20,8 @@ async def resting(router: Router, channels: Channels, request: pb.ListPoliciesRe
 
     Its token is the base and the name of its last one, which the key opens, so that it tells nothing of others'.
     """
-    if not 0 <= request.page_size <= PAGE_MAX:
-        raise InvalidRequest("page_size", f"is {request.page_size}; {PAGE_MAX} are the most")
-    size, (of, _, after) = request.page_size or PAGE, request.page_token.partition(" ")
+    size = page_size(request.page_size, PAGE, PAGE_MAX)
+    of, _, after = request.page_token.partition(" ")
     response = pb.ListPoliciesResponse()
     for view in router.views(request.base_model):
         if view.base < of or view.record is None or not view.record.trains:
