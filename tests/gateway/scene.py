@@ -10,7 +10,6 @@ import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
@@ -99,12 +98,6 @@ class Scene:
             for each, engine in zip(adapters, itertools.cycle(engines), strict=False)
         ]
         self.versions[BASE] = await self.writer.apply(BASE, MapChange(set_placements=tuple(placements)))
-
-    async def report_many(self, engines: Sequence[str]) -> None:
-        """Report engines that nothing listens for, once."""
-        for name in engines:
-            record = ScriptedEngine(BASE, name).record()
-            await MapReporter(self.redis, BASE, name).report(record, [], [], full=True)
 
     async def engine(
         self, name: str, base: str = BASE, *, trains: bool = False, kind: type[ScriptedEngine] = ScriptedEngine
