@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from mint_contracts import placement_pb2
-from mint_contracts.records import TRAIN, Failure, Placement, Tier, WaveRecord
+from mint_contracts.records import EXPIRED, TRAIN, Failure, Placement, Tier, WaveRecord
 from mint_gateway.view import MapView
 
 SHOWN = 20  # copies that are missing, by name
@@ -33,7 +33,7 @@ def explain_wave(
     own = [copy for _, each in copies(view, {record.wave: record}) for copy in each]
     ready = sum(not copy.lacks for copy in own)
     missing = [copy for copy in own if copy.lacks]
-    wanted = record.adapters * record.replicas if record.admitted else 0
+    wanted = wanted_copies(record)
     return placement_pb2.WaveExplanation(
         wave=record.wave,
         base_model=view.base,
@@ -59,10 +59,15 @@ def explain_wave(
             placement_pb2.MissingCopy(adapter=copy.adapter, engine=copy.engine, why=copy.lacks)
             for copy in sorted(missing, key=lambda copy: (copy.failure is None, copy.adapter))[:SHOWN]
         ],
-        missing_count=max(0, wanted - ready),
+        missing_count=max(0, wanted - ready) if record.admitted else 0,
         decided_by=_decided(record, view, wanted, own, missing),
         map_version=view.version or 0,
     )
+
+
+def wanted_copies(record: WaveRecord) -> int:
+    """How many copies the wave wants in all, as kubectl counts them: before it is admitted too, none once expired."""
+    return 0 if record.reason == EXPIRED else record.adapters * record.replicas
 
 
 def copies(view: MapView, records: Mapping[str, WaveRecord]) -> Iterator[tuple[str, Sequence[Copy]]]:

@@ -63,7 +63,7 @@ async def test_a_wave_that_waits_shows_the_queue_and_who_holds_what(scene: Scene
     await scene.seen()
     why = await scene.client.explain_wave("other/later")
     assert (why.admitted, why.position, why.queue, why.reason) == (False, 1, 1, "WaitingForCapacity")
-    assert (why.wanted, why.placed, why.missing_count) == (0, 0, 0)
+    assert (why.wanted, why.placed, why.missing_count) == (4, 0, 0)
     assert why.decided_by == "not admitted (WaitingForCapacity): needs 4 more"
     assert [(each.namespace, each.weight, each.quota, each.slots_held) for each in why.namespaces] == [
         ("demo", 2, 6, 3),

@@ -107,7 +107,7 @@ async def test_waves_that_serve_tell_their_phase_and_how_many_copies_are_ready(s
     assert [tuple(each[key] for key in keys) for each in told["waves"]] == [
         ("demo/broken", "Failed", 1, 1, 0, 1, 0),
         ("demo/later", "Pending", 4, 0, 0, 0, 1),
-        ("demo/past", "Expired", 1, 0, 0, 0, 0),
+        ("demo/past", "Expired", 0, 0, 0, 0, 0),
         ("demo/wave", "Placing", 2, 1, 1, 0, 0),
     ]
     assert (told["total"], told["pending"], told["incomplete"]) == (4, 2, [])

@@ -7,7 +7,7 @@ import msgspec
 from mint_contracts.errors import by_reason
 from mint_contracts.records import EXPIRED, WaveRecord
 from mint_contracts.training_pb2 import WaveProgress
-from mint_gateway.explain_wave import Copy
+from mint_gateway.explain_wave import Copy, wanted_copies
 
 _WAITING = frozenset(("WaitingForCapacity", "WaitingForQuota"))  # the operator's reasons
 
@@ -68,7 +68,7 @@ class Training(msgspec.Struct, frozen=True):
 
 def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
     """One wave that serves."""
-    wanted = record.adapters * record.replicas
+    wanted = wanted_copies(record)
     return Serving(
         wave=record.wave,
         base_model=base,
