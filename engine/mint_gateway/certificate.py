@@ -29,15 +29,16 @@ def read_certificate(folder: Path, files: Files) -> Certificate:
     """The folder's certificate. Raises SourceNotFound or CorruptFile, which name the file."""
     for name in (CHAIN, KEY):
         if name not in files:
-            raise SourceNotFound(str(folder / name), "does not exist; a Secret of type kubernetes.io/tls has it")
+            raise SourceNotFound(str(folder / name), "does not exist; mount a Secret of type kubernetes.io/tls")
     check_certificates(str(folder / CHAIN), files[CHAIN])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(folder / CHAIN, folder / KEY, password="")  # asks nobody for one
     except (ssl.SSLError, OSError) as error:
         if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
-            raise CorruptFile(str(folder / KEY), f"is the key of another certificate than {CHAIN}") from None
-        raise CorruptFile(str(folder / KEY), f"is no private key in PEM without a password ({error})") from None
+            said = f"is not the key of the certificate in {CHAIN}; replace both"
+            raise CorruptFile(str(folder / KEY), said) from None
+        raise CorruptFile(str(folder / KEY), f"is not a PEM private key without a password ({error})") from None
     return Certificate(files[CHAIN], files[KEY], context)
 
 

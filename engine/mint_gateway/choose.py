@@ -66,16 +66,18 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
             return incomplete(view.base)
         if now.map_away:
             return unread(f"adapter {adapter!r}")
-        return AdapterNotFound(
-            f"adapter {adapter!r}",
-            f"no wave serves it on {view.base}, nobody has published it, and {_nowhere(view)}; check the name, "
-            "or apply an AdapterWave that names it",
-        )
+        return not_served(view, adapter)
     asked = _asked(view, adapter)
     failed = [engine for engine in asked if _refused(view, engine, adapter)]
     if not failed or any(_may_answer(engine, now) and engine not in failed for engine in asked):
         return None
     return _as_error(failed[0].held[adapter], adapter)
+
+
+def not_served(view: MapView, adapter: str) -> AdapterNotFound:
+    """That nobody serves the adapter, and where it was looked for."""
+    said = f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view, adapter)}"
+    return AdapterNotFound(f"adapter {adapter!r}", f"{said}; check the name, or apply an AdapterWave that names it")
 
 
 def leads(view: MapView, engine: Engine, adapter: str, now: Now) -> bool:
@@ -137,8 +139,8 @@ def _for_adapter(view: MapView, adapter: str, able: list[Engine], now: Now) -> l
 
 def _holder_why(held: Held, holders: Iterable[tuple[Engine, Held]]) -> str:
     same = sum(1 for _, other in holders if other.tier is held.tier)
-    whence = ", which Trainer calls have published," if held.published else ""
-    return f"holds it{whence} in {held.tier}" + (f", least loaded of {same} that do" if same > 1 else "")
+    whence = " (published by Trainer calls)" if held.published else ""
+    return f"holds it in {held.tier}{whence}" + (f", least loaded of {same} that do" if same > 1 else "")
 
 
 def _may_answer(engine: Engine, now: Now) -> bool:
@@ -159,7 +161,9 @@ def _asked(view: MapView, adapter: str) -> list[Engine]:
     return [view.engines[name] for name in names if name in view.engines]
 
 
-def _nowhere(view: MapView) -> str:
+def _nowhere(view: MapView, adapter: str) -> str:
+    if view.stored(adapter):
+        return "no engine has fetched it from that base's adapter store"
     if view.record is not None and view.record.catalog is not None:
         return "it is not in that base's catalog"
     if view.record is not None and view.record.store is not None:

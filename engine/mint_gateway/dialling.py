@@ -64,7 +64,7 @@ def _is_here(target: str) -> bool:
 def bearing(key: str) -> tuple[tuple[str, str], ...]:
     """The metadata by which each call bears a key; of none, nothing. Raises InvalidRequest, without the key."""
     if not (key.isascii() and key.isprintable()):
-        raise InvalidRequest("key", "holds what is no printable ASCII")
+        raise InvalidRequest("key", "holds characters that are not printable ASCII")
     return ((AUTHORIZATION, f"Bearer {key}"),) if key else ()
 
 

@@ -25,7 +25,7 @@ class InFlight:
         """Count one request; raises Overloaded at the limit."""
         if self.total >= self._limit:
             raise Overloaded(
-                "gateway", f"{self._limit} requests are in flight, its limit; come back later", retry_after_s=1.0
+                "gateway", f"{self._limit} requests are in flight, its limit; retry later", retry_after_s=1.0
             )
         self.total += 1
         try:

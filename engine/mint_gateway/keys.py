@@ -39,7 +39,7 @@ class Keys:
             if hmac.compare_digest(digest, asked):  # goes on: how long it takes tells nobody which one it was
                 found = name
         if not found:
-            raise Unauthenticated(AUTHORIZATION, "holds a key that is not known here")
+            raise Unauthenticated(AUTHORIZATION, "holds an unknown key; check it")
         return found
 
 

@@ -10,4 +10,4 @@ def check_certificates(subject: str, text: bytes) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text.decode())
     except (ssl.SSLError, ValueError) as error:  # ValueError: it is no UTF-8, or empty
-        raise CorruptFile(subject, f"holds no certificate in PEM ({error})") from None
+        raise CorruptFile(subject, f"does not hold a valid PEM certificate ({error})") from None

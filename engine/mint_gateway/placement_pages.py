@@ -34,7 +34,7 @@ def end_of(request: placement_pb2.ListPlacementsRequest) -> End:
     except (ValueError, msgspec.MsgspecError):
         end = None
     if end is None or end.asked != request.base_model:
-        raise InvalidRequest("page_token", "is not the next_page_token of this list; begin again without one")
+        raise InvalidRequest("page_token", "is not the next_page_token of this list; start again without one")
     return end
 
 

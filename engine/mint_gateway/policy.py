@@ -38,7 +38,7 @@ def example(
     Losses that weigh by advantage want one, and the completion's log-probabilities as an answer tells them.
     """
     if not prompt or not completion:
-        raise InvalidRequest("example", "needs a token of the prompt, and of the completion")
+        raise InvalidRequest("example", "needs at least one token of the prompt, and one of the completion")
     whole, before = [*prompt, *completion], len(prompt) - 1
     told = pb.Example(tokens=whole[:-1], targets=whole[1:], weights=[0.0] * before + [1.0] * len(completion))
     if advantage is not None:
@@ -102,8 +102,8 @@ class Policy:
             completion_tokens=completion_tokens,
         )
         if (size := request.ByteSize()) > MOST_TOKEN_BYTES - 1024:  # room for names
-            said = f"have {size} bytes, and a call takes {MOST_TOKEN_BYTES}; tell them in several"
-            raise InvalidRequest("examples", said)
+            said = f"have {size / 1024:,.1f} KiB, and a call takes at most {(MOST_TOKEN_BYTES >> 10) - 1:,} KiB"
+            raise InvalidRequest("examples", f"{said}; split them over several calls")
         told: pb.ForwardBackwardResponse = await self._next("ForwardBackward", request)
         return told
 
@@ -158,7 +158,7 @@ class Policy:
     async def _next(self, call: str, request: Any) -> Any:
         async with self._turn:
             if self._unsettled is not None:
-                said = f"has no word yet of its call {self.sequence + 1} ({self._unsettled[0]}); settle it first"
+                said = f"has no answer yet to its call {self.sequence + 1} ({self._unsettled[0]}); settle it first"
                 raise OutOfOrder(f"policy {self.name!r}", said)
             request.policy, request.life, request.base_model = self.name, self.life, self.base_model
             request.sequence = self.sequence + 1
@@ -196,7 +196,7 @@ class Policy:
                     sent_again = True
                     continue
             if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
-                said = f"goes on behind its call {self.sequence} ({call}), whose answer is lost; go on with the next"
+                said = f"continues after its call {self.sequence} ({call}), whose answer is lost; send the next"
                 raise OutOfOrder(f"policy {self.name!r}", said)
 
     async def _resumed(self, sequence: int) -> bool:
@@ -218,8 +218,8 @@ class Policy:
             return False
         taken_up = state.taken_up if state.HasField("taken_up") else state.sequence
         if state.sequence != taken_up or taken_up not in {sequence - 1, sequence}:
-            said = f"has gone on elsewhere behind call {taken_up} and is at {state.sequence} now, not {sequence - 1}"
-            why = "what it has learnt since is lost, or another program has called it; resume it by its name"
+            said = f"was resumed elsewhere after call {taken_up}, and is at call {state.sequence}, not {sequence - 1}"
+            why = "what it learnt since is lost, or another program has called it; resume it by its name"
             raise PolicyNotFound(f"policy {self.name!r}", f"{said}: {why}")
         self.engine, self.sequence, self.step, self._lease = state.engine, state.sequence, state.step, state.lease
         return True

@@ -22,7 +22,7 @@ def resolve(views: Mapping[str, MapView], base: str) -> MapView:
         return next(iter(views.values()))
     if not views:
         raise BaseModelNotFound("base model", "none is served here yet; apply a BaseModel")
-    raise InvalidRequest("base model", f"is not named, and there are several; {_known(views)}")
+    raise InvalidRequest("base model", f"must be named, since several are served; {_known(views)}")
 
 
 def possible(views: Mapping[str, MapView], base: str, adapter: str) -> Sequence[MapView]:
@@ -67,7 +67,7 @@ def meant(
 def _only(views: Sequence[MapView], adapter: str) -> MapView:
     if len(views) > 1:
         names = ", ".join(sorted(view.base for view in views))
-        raise InvalidRequest(f"adapter {adapter!r}", f"may mean one of several base models; name one of {names}")
+        raise InvalidRequest(f"adapter {adapter!r}", f"could be on several base models; name one of {names}")
     return views[0]
 
 
@@ -82,4 +82,4 @@ def _unknown(views: Mapping[str, MapView], adapter: str) -> MintError:
 def _known(views: Mapping[str, MapView]) -> str:
     names = sorted(views)
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return f"there are {shown}" if names else "no base model is served yet"
+    return f"available: {shown}" if names else "no base model is served yet"

@@ -159,7 +159,7 @@ class Router:
         while True:
             view = self._mirror.known().get(trail.base_model)
             if view is None:
-                raise BaseModelNotFound(f"base model {trail.base_model!r}", "is served no longer")
+                raise BaseModelNotFound(f"base model {trail.base_model!r}", "is no longer served")
             if trail.source is None and trail.adapter not in view.placements:  # its wave may have gone meanwhile
                 view, trail.source = await self.locate(view.base, trail.adapter)
             view = view.told(trail.adapter, trail.source)

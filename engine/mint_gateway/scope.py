@@ -51,6 +51,7 @@ class Scope:
 
 
 EVERYTHING = Scope()
+OUT_OF_SCOPE = "outside your key's scope; contact the gateway's administrator"  # how a refusal ends
 
 # What the key opens that the request bears which is answered here; everything where none is asked for.
 granted: ContextVar[Scope] = ContextVar("granted", default=EVERYTHING)

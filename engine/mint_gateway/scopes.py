@@ -43,7 +43,7 @@ class Scopes:
         """What the key of that name opens. Raises Unauthenticated where nobody can tell."""
         scope = None if self.broken else self.by_key.get(key, EVERYTHING)
         if scope is None:
-            said = "holds a key of which it cannot be read here what it opens; ask whoever runs the gateway"
+            said = "holds a key whose scope the gateway cannot read; contact its administrator"
             raise Unauthenticated("authorization", said)
         return scope
 
@@ -52,11 +52,11 @@ def read_scopes(folder: Path, files: Files) -> Scopes:
     """The scopes in scopes.json. Raises SourceNotFound without it; what cannot be read in it is logged."""
     file = folder / SCOPES_FILE
     if SCOPES_FILE not in files:
-        raise SourceNotFound(str(file), "does not exist; it says which keys open what")
+        raise SourceNotFound(str(file), "does not exist; create it with the scopes of the keys")
     try:
         told = json.loads(files[SCOPES_FILE], object_pairs_hook=_once)
         if not isinstance(told, dict):
-            raise ValueError("is no JSON object")
+            raise ValueError("is not a JSON object")
     except (ValueError, RecursionError) as error:
         return _broken(str(file), str(error))
     scopes = {key: _read(str(file), key, each) for key, each in told.items()}
@@ -92,5 +92,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError where a name comes twice: which of the two holds, nobody could tell."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"has a name twice, of {', '.join(sorted(found))[:200]}")
+        raise ValueError(f"has a duplicate name among {', '.join(sorted(found))[:200]}")
     return found

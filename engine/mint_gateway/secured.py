@@ -21,7 +21,7 @@ class Secured:
     def by(cls, tls: Path | None, keys: Path | None, scopes: Path | None = None) -> "Secured":
         """What lies in these folders. Raises MintError, which names the file, or says that scopes need keys."""
         if scopes and not keys:
-            raise InvalidRequest("--scopes", "say what keys open, and there are none; give --keys too")
+            raise InvalidRequest("--scopes", "needs keys for its scopes; give --keys too")
         return cls(Mounted(tls, read_certificate) if tls else None, Access(keys, scopes) if keys else None)
 
     def told(self) -> dict[str, bool]:

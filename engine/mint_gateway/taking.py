@@ -18,7 +18,7 @@ class NothingTaken(ConnectionAbortedError):
     """A client has let a piece of its answer lie for TAKE_S."""
 
     def __init__(self) -> None:
-        super().__init__(f"the client has taken nothing for {TAKE_S:g} s")
+        super().__init__(f"the client has read nothing for {TAKE_S:g} s")
 
 
 async def taken(sending: Awaitable[object]) -> None:

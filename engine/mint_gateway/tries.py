@@ -43,12 +43,9 @@ class Tries:
         self.failed[address] = error
         self.lost += _went(error)
         if self.lost >= self._patience.lost:
-            said = (
-                f"was lost with {self.lost} engines, one after another, before its first token: it may be what ends "
-            )
-            raise Internal(
-                f"request {request_id}", said + "them, and is sent to no other; see the last words of their logs"
-            )
+            said = f"{self.lost} engines in a row failed while processing it, before its first token"
+            why = "it may be the cause and is not retried. See the end of those engines' logs"
+            raise Internal(f"request {request_id}", f"{said}; {why}")
 
     def remaining_s(self) -> float | None:
         """Seconds to the client's deadline."""

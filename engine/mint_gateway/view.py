@@ -109,7 +109,7 @@ def incomplete(base: str) -> MapUnavailable:
 
 def unread(subject: str) -> MapUnavailable:
     """That nobody can tell whether there is such a thing: Redis is away, and it may have come since."""
-    said = "is not in what was last read of the placement map, and Redis does not answer now; retry"
+    said = "is not in the last known placement map, and Redis is not responding; retry"
     return MapUnavailable(subject, said, retry_after_s=1.0)
 
 

@@ -120,7 +120,7 @@ class WaveWatch:
                 return standing, training
         if unknown:
             raise unknown
-        said = "is no training wave that the operator has taken up; see kubectl get adapterwaves"
+        said = "is not a training wave known to the operator; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", said)
 
     async def _read(self, base: str) -> _Reading:
@@ -142,7 +142,7 @@ class WaveWatch:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         if self._watchers >= MOST_WATCHERS:
-            said = f"{MOST_WATCHERS} clients watch waves through this gateway already; come back later"
+            said = f"{MOST_WATCHERS} clients already watch waves through this gateway; retry later"
             raise Overloaded("gateway", said, retry_after_s=RETRY_AFTER_S)
         self._watchers += 1
         try:

@@ -37,5 +37,5 @@ class Why:
                     return explain_wave(view, others[wave], others)
         if unknown:
             raise unknown
-        said = "is no wave that the operator has taken up over a base; see kubectl get adapterwaves"
+        said = "is not a wave known to the operator; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", said)

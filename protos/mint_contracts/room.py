@@ -22,7 +22,7 @@ class Room:
     def take(self, more: int) -> None:
         """Give so many bytes to a part, or take them back where it is less than nothing. Raises Overloaded."""
         if more > 0 and self.taken + more > self._most:
-            raise Overloaded(self._whose, f"{self._said}; come back later", retry_after_s=1.0)
+            raise Overloaded(self._whose, f"{self._said}; retry later", retry_after_s=1.0)
         self.taken += more
 
 

@@ -59,7 +59,7 @@ async def test_where_all_together_leave_no_room_those_end_who_do_not_read(
     async with running(base) as engine:
         error = await slow(engine)
         assert isinstance(error, Overloaded)
-        assert "of tokens that clients have yet to read; come back later" in str(error)
+        assert "of tokens that clients have yet to read; retry later" in str(error)
         assert len((await ask(engine, PROMPT, max_tokens=120, ignore_eos=True)).tokens) == 120
 
 
@@ -82,7 +82,7 @@ async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(mon
     first.put_nowait(Told(0, event))
     assert room.taken == 280 + 140 + 120
     second.put_nowait(Begun(""))
-    with pytest.raises(Overloaded, match="engine e-0: is full; come back later"):
+    with pytest.raises(Overloaded, match="engine e-0: is full; retry later"):
         second.put_nowait(Told(1, event))
     second.put_nowait(Told(0, Done(stopped=True, completion_tokens=1)))
     told = await second.get()

@@ -175,7 +175,7 @@ async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
     for base in (own(other), own(NOBODY)):
         told = await refused(ask(f"{me}/bot", base), base)
         known = ", ".join(sorted([own(me), SHARED]))
-        assert told == ("BaseModelNotFound", f"base model 'NAME': is not served here; there are {known}")
+        assert told == ("BaseModelNotFound", f"base model 'NAME': is not served here; available: {known}")
 
 
 def told_by(status: int, answer: Any) -> object:

@@ -88,7 +88,7 @@ def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_tol
     assert names(here) == ["e-0", "bystander"]
     assert here.source(ADAPTER) == published(2).source
     assert [here.whence(ADAPTER, name) for name in names(here)] == [None, published(2).source]
-    assert candidates(here, ADAPTER, Now())[0].why == "holds it, which Trainer calls have published, in Host"
+    assert candidates(here, ADAPTER, Now())[0].why == "holds it in Host (published by Trainer calls)"
 
 
 def test_of_two_that_have_published_a_name_the_newest_revision_is_what_it_means() -> None:

@@ -191,30 +191,33 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, r"'custom' - at `\$\.tools\[0\]\.type`"),
         ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, r"tools\[0\]\.function\.name"),
         ({"tools": [{"type": "function", "function": {"name": "a\n"}}]}, r"tools\[0\]\.function\.name"),
-        ({"tools": [TOOLS[0], *TOOLS]}, r"tools\[1\]: is named sail, as another is"),
+        ({"tools": [TOOLS[0], *TOOLS]}, r"tools\[1\]: has the name of another tool, sail"),
         (
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]},
-            r'tools\[0\]\.function\.parameters: must be a schema of the type "object"',
+            r'tools\[0\]\.function\.parameters: must be a schema of type "object"',
         ),
         (
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"$ref": "a://[b#c"}}}]}
             | {"tool_choice": "required"},
-            r"tools: have an \$id or a \$ref that is no URI",
+            r"tools: have an \$id or a \$ref that is not a valid URI",
         ),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, r"'allowed_tools' - at `\$\.tool_choice\.type`"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "swim"}}},
-            "tool_choice: names 'swim', which is none of the tools",
+            "tool_choice: names 'swim', which is not one of the tools",
         ),
-        ({"tool_choice": "required"}, "tool_choice: is required, and there are no tools"),
+        ({"tool_choice": "required"}, "tool_choice: is required, but there are no tools"),
         *[
-            ({"tools": TOOLS, "tool_choice": choice} | form, "tools: can't go together with response_format")
+            ({"tools": TOOLS, "tool_choice": choice} | form, "tools: cannot be combined with response_format")
             for choice in ("required", "auto", CHOSEN)
             for form in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}})
         ],
-        ({"functions": [REST]}, "functions: is not done here"),
-        ({"messages": [{"role": "user", "content": "a", "tool_calls": [_CALL]}]}, "only an assistant calls"),
+        ({"functions": [REST]}, "functions: is not supported"),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_calls": [_CALL]}]},
+            "only an assistant's message may have them",
+        ),
         ({"messages": [{"role": "user", "content": "a", "tool_call_id": "1"}]}, r"messages\[0\]\.tool_call_id"),
         ({"messages": [{"role": "user", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
         ({"messages": [{"role": "tool", "refusal": "no"}]}, r"messages\[0\]\.content: is missing"),
@@ -230,7 +233,7 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
                 "tools": [{"type": "function", "function": REST | {"description": "a" * 65_536}}],
                 "tool_choice": "required",
             },
-            r"tools: have 65\d{3} characters; at most 65536 are taken",
+            r"tools: have 65\d{3} characters; at most 65536 are accepted",
         ),
     ],
 )
@@ -242,6 +245,6 @@ def test_what_is_not_done_or_makes_no_sense_is_one_clear_error(told: dict[str, A
 def test_texts_call_nothing() -> None:
     body = {"model": "demo/pirate", "prompt": "Ahoy"}
     for told in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
-        with pytest.raises(InvalidRequest, match="is not done here"):
+        with pytest.raises(InvalidRequest, match="is not supported; leave it out"):
             asked.read(json.dumps(body | told).encode(), asked.AskedText)
     asked.read(json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), asked.AskedText)

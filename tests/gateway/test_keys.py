@@ -88,7 +88,7 @@ async def test_a_scheme_is_told_in_any_case_and_another_one_is_no_key(scene: Sce
 
 @pytest.mark.usefixtures("secret")
 async def test_openais_client_is_told_as_openai_tells_it(scene: Scene) -> None:
-    for key, said in (("wrong", "holds a key that is not known"), ("", "holds no key; send 'Bearer KEY'")):
+    for key, said in (("wrong", "holds an unknown key"), ("", "holds no key; send 'Bearer KEY'")):
         status, answer, how = await by_http(scene, "/v1/models", f"Bearer {key}")
         assert (status, how) == (401, "Bearer")
         assert isinstance(answer, dict)
@@ -191,10 +191,10 @@ def test_of_keys_nothing_is_kept_that_could_be_told(tmp_path: Path) -> None:
 async def test_the_command_line_takes_its_key_from_the_environment(scene: Scene) -> None:
     assert await mint(scene.target, "ask", "Hello?", MINT_API_KEY=GOOD) == (0, "Hello there.\n", "")
     assert (await mint(scene.target, "wave", "list", MINT_API_KEY=OTHER))[0] == 0
-    for key, said in (("", "holds no key"), ("wrong", "is not known here")):
+    for key, said in (("", "holds no key"), ("wrong", "holds an unknown key")):
         code, _, err = await mint(scene.target, "ask", "Hello?", MINT_API_KEY=key)
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith("mint: Unauthenticated: authorization: ")
         assert said in err
     code, _, err = await mint(scene.target, "ask", "Hello?", MINT_API_KEY="s3cret\nkey")
-    assert (code, err) == (1, "mint: InvalidRequest: key: holds what is no printable ASCII\n")
+    assert (code, err) == (1, "mint: InvalidRequest: key: holds characters that are not printable ASCII\n")

@@ -74,7 +74,7 @@ async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_wor
     engine.words, engine.hold_after = ("word " * 100_000,) * 40, 39
     status, told, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
     assert status == 422
-    assert "takes more than 2 MiB to be told whole; ask for a stream" in told["error"]["message"]
+    assert "is larger than 2 MiB, the most that is sent without a stream; ask for one" in told["error"]["message"]
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
     engine.hold_after = None
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
@@ -90,7 +90,7 @@ async def test_answers_are_told_whole_while_all_together_have_room(
     engine.words, engine.hold_after = ("word " * 100_000,) * 4, 3
     status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
     assert (status, told["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
-    assert "keeps 1 MiB of answers that are to be told whole; ask for a stream" in told["error"]["message"]
+    assert "keeps 1 MiB of answers that are not streamed; ask for a stream" in told["error"]["message"]
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
     engine.words, engine.hold_after = ("word " * 100_000,), None
     for _ in range(4):
@@ -117,7 +117,7 @@ async def test_requests_are_taken_in_while_all_that_come_have_room(
         await until(lambda: rooms[0].taken == 900_000 - OWN_BYTES)
         status, told, headers = await post(scene, TEXT, long)
         assert (status, headers.get("Retry-After")) == (429, "1")
-        assert "1 MiB of requests are on their way" in told["error"]["message"]
+        assert "1 MiB of requests are arriving" in told["error"]["message"]
         assert (await post(scene, TEXT, short))[0] == 200
     await until(lambda: rooms[0].taken == 0)
     assert (await post(scene, TEXT, long))[0] == 200
@@ -134,7 +134,7 @@ async def test_requests_are_in_flight_by_both_doors_while_all_together_have_room
     held = scene.stub().Generate(GenerateRequest(base_model=BASE, text=long))
     await asyncio.wait_for(engine.started.wait(), LIMIT_S)
     for refused in (GenerateRequest(base_model=BASE, text=long), GenerateRequest(base_model=BASE, tokens=tokens)):
-        with pytest.raises(Overloaded, match="1 MiB of requests in flight; come back later") as error:
+        with pytest.raises(Overloaded, match="1 MiB of requests in flight; retry later") as error:
             await scene.client.answer(refused)
         assert error.value.retry_after_s == 1.0
     status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": long})
@@ -156,7 +156,7 @@ def test_parts_of_a_room_share_what_they_take_beyond_what_each_has() -> None:
         first.fill(600_000)
         with room.part() as second:
             second.fill(OWN_BYTES)
-            with pytest.raises(Overloaded, match="is full; come back later"):
+            with pytest.raises(Overloaded, match="is full; retry later"):
                 second.fill(600_000)
         first.fill(200_000)
         with room.part() as third:

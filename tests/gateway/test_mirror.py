@@ -37,7 +37,7 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
         for _ in range(3):
             assert (await fragile.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
         for unknown in (question("Ahoy?", adapter="demo/nobody"), question("Ahoy?", base_model="demo/other")):
-            with pytest.raises(errors.MapUnavailable, match="Redis does not answer now; retry") as refused:
+            with pytest.raises(errors.MapUnavailable, match="Redis is not responding; retry") as refused:
                 await fragile.client.answer(unknown)
             assert refused.value.retry_after_s, "it may have come since"
         await engine.silence()

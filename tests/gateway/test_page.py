@@ -185,7 +185,7 @@ async def test_a_wave_tells_why_it_stands_so_and_some_of_its_policies(served: Sc
     assert ([each["policy"] for each in page["policies"]], page["policy_count"]) == ([NAMES[1]], 2)
     assert (await ask(served, "wave?name=demo/nobody"))[0] == 404
     assert (await ask(served, "wave?name=nobody"))[0] == 400
-    assert (await ask(served, "wave")) == (400, "name: is not told")
+    assert (await ask(served, "wave")) == (400, "name: is missing")
 
 
 async def test_an_adapter_tells_why_it_is_there_as_grpc_does(served: Scene) -> None:

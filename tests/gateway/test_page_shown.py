@@ -179,7 +179,7 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(
     await browser.reads("This gateway asks for a key")
     assert BASE not in await browser.text()
     await browser.type("#key", "wrong\n")
-    await browser.reads("holds a key that is not known here")
+    await browser.reads("holds an unknown key; check it")
     await browser.type("#key", "s3cret\n")
     await browser.reads(BASE, "Live", "Forget key")
     assert await browser.run("return [sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]

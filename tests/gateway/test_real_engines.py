@@ -297,7 +297,7 @@ async def test_serving_goes_on_by_the_last_map_while_redis_is_away_and_an_empty_
         assert (again.token_ids, again.revision) == (answer.token_ids, answer.revision)
         assert not adapter or again.engine == answer.engine
     for unknown in (question("Hi", adapter="demo/nobody"), question("Hi", base_model="demo/other")):
-        with pytest.raises(errors.MapUnavailable, match="Redis does not answer now; retry") as refused:
+        with pytest.raises(errors.MapUnavailable, match="Redis is not responding; retry") as refused:
             await client.answer(unknown)
         assert refused.value.retry_after_s
 

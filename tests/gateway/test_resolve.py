@@ -51,7 +51,7 @@ def test_a_waves_word_needs_no_catalogs() -> None:
 
 def test_waves_over_several_bases_leave_a_doubt() -> None:
     views = named(placed("a/a"), placed("b/b"), view("c/c", catalog=True))
-    with pytest.raises(InvalidRequest, match=r"may mean one of several base models; name one of a/a, b/b$"):
+    with pytest.raises(InvalidRequest, match=r"could be on several base models; name one of a/a, b/b$"):
         possible(views, "", ADAPTER)
 
 
@@ -95,13 +95,13 @@ def test_the_base_that_a_name_alone_means(
 def test_a_name_that_several_know_or_may_have_in_their_stores_leaves_a_doubt(
     views: Mapping[str, MapView], entries: Mapping[str, Entry | None]
 ) -> None:
-    with pytest.raises(InvalidRequest, match=r"may mean one of several base models; name one of a/a, b/b$"):
+    with pytest.raises(InvalidRequest, match=r"could be on several base models; name one of a/a, b/b$"):
         decided(views, entries)
 
 
 def test_a_name_that_nobody_knows_and_no_store_may_have_is_not_found() -> None:
     views = named(view("a/a", catalog=True), view("b/b", catalog=True))
-    with pytest.raises(AdapterNotFound, match="no base model serves it; there are a/a, b/b"):
+    with pytest.raises(AdapterNotFound, match="no base model serves it; available: a/a, b/b"):
         decided(views, {"a/a": None, "b/b": None})
     with pytest.raises(AdapterNotFound, match="no base model serves it"):
         decided(named(view("a/a"), view("b/b")), {})

@@ -122,7 +122,7 @@ async def test_unknown_names_are_not_found(scene: Scene) -> None:
     engine = await scene.with_engine()
     with pytest.raises(errors.AdapterNotFound, match="demo/nobody"):
         await scene.client.answer(question("Ahoy?", adapter="demo/nobody"))
-    with pytest.raises(errors.BaseModelNotFound, match="there are demo/smollm2"):
+    with pytest.raises(errors.BaseModelNotFound, match="available: demo/smollm2"):
         await scene.client.answer(question("Ahoy?", base_model="demo/nobody"))
     with pytest.raises(errors.InvalidRequest, match="not a valid name"):
         await scene.client.answer(question("Ahoy?", adapter="../../etc/passwd"))
@@ -139,7 +139,7 @@ async def test_an_ambiguous_request_is_refused_with_the_bases_it_may_mean(scene:
     await scene.seen(engine)
     with pytest.raises(errors.InvalidRequest, match="name one of demo/other, demo/smollm2"):
         await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
-    with pytest.raises(errors.InvalidRequest, match="there are demo/other, demo/smollm2"):
+    with pytest.raises(errors.InvalidRequest, match="available: demo/other, demo/smollm2"):
         await scene.client.answer(question("Ahoy?"))
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate", base_model=BASE))).engine == "e-0"
 

@@ -173,13 +173,13 @@ def test_a_scoped_key_may_write_names_that_it_opens(entry: Entry) -> None:
     [
         (
             Entry("rival/bot", "s3://anywhere"),
-            "adapter 'rival/bot': is no name that your key opens; ask whoever runs",
+            "adapter 'rival/bot': is outside your key's scope; contact the gateway's administrator",
         ),
-        (Entry("rival/bot", retired=True), "adapter 'rival/bot': is no name"),
-        (Entry("acme/bot", child(STORE, "rival/bot").uri), "shall be fetched from pvc://claim/adapters/rival/bot"),
-        (Entry("acme/bot", "pvc://claim//adapters//rival/bot/"), "is of no name that your key opens"),
-        (Entry("acme/bot", "file:///mint/pvc/claim/adapters/rival/bot"), "is of no name that your key opens"),
-        (Entry("acme/bot", STORE.uri), "is of no name that your key opens"),
+        (Entry("rival/bot", retired=True), "adapter 'rival/bot': is outside your key's scope"),
+        (Entry("acme/bot", child(STORE, "rival/bot").uri), "would be fetched from pvc://claim/adapters/rival/bot"),
+        (Entry("acme/bot", "pvc://claim//adapters//rival/bot/"), "is outside your key's scope"),
+        (Entry("acme/bot", "file:///mint/pvc/claim/adapters/rival/bot"), "is outside your key's scope"),
+        (Entry("acme/bot", STORE.uri), "is outside your key's scope"),
     ],
     ids=lambda part: f"{part.name} {part.uri}" if isinstance(part, Entry) else "",
 )
@@ -224,7 +224,7 @@ def test_what_is_left_out_is_all_and_who_is_left_out_too() -> None:
 def test_a_scope_that_cannot_be_read_closes_its_key_alone(told: object) -> None:
     with capture_logs() as logs:
         scopes = read({"torn": told, "whole": {"adapters": ["acme/"]}})
-    with pytest.raises(Unauthenticated, match="cannot be read here what it opens; ask whoever runs the gateway"):
+    with pytest.raises(Unauthenticated, match="whose scope the gateway cannot read; contact its administrator"):
         scopes.of("torn")
     assert scopes.of("whole") == Scope(("acme/",))
     [line] = [line for line in logs if line["log_level"] == "error"]
@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_read_closes_every_key(content: bytes) -> None:
     with capture_logs() as logs:
         scopes = read(content)
     for name in ("a", "b"):
-        with pytest.raises(Unauthenticated, match="cannot be read"):
+        with pytest.raises(Unauthenticated, match="the gateway cannot read"):
             scopes.of(name)
     [line] = logs
     assert (line["event"], line["file"]) == (
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_closes_every_key(content: bytes) -> None:
 
 def test_a_gateway_without_its_file_of_scopes_does_not_begin(tmp_path: Path) -> None:
     keys, scopes = mount(tmp_path / "keys", {"team-a": b"key"}), mount(tmp_path / "scopes", {"other.json": b"{}"})
-    with pytest.raises(SourceNotFound, match=r"scopes\.json: does not exist; it says which keys open what"):
+    with pytest.raises(SourceNotFound, match=r"scopes\.json: does not exist; create it with the scopes of the keys"):
         Secured.by(None, keys, scopes)
     with pytest.raises(SourceNotFound):
         Secured.by(None, keys, tmp_path / "nowhere")

@@ -45,7 +45,7 @@ async def test_a_file_that_cannot_be_read_closes_all_until_it_can(tenants: Tenan
     with capture_logs() as logs:
         tenants.scope(content)
         await until(closed)
-        with pytest.raises(errors.Unauthenticated, match="cannot be read here what it opens; ask whoever runs"):
+        with pytest.raises(errors.Unauthenticated, match="the gateway cannot read; contact its administrator"):
             await tenants.clients["admin"].placements()
     assert [line["event"] for line in logs if line["log_level"] == "error"] == [
         "scopes cannot be read: no key opens anything until they can"

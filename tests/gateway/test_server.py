@@ -66,9 +66,9 @@ async def test_a_stream_that_falls_silent_keeps_no_others_from_registering(scene
 
     told = await asyncio.gather(*[scene.client.register(silent()) for _ in range(STREAMS)], return_exceptions=True)
     assert {str(each) for each in told} == {
-        "stream: has sent nothing for 0.2 s; send it all again: what is registered already does no harm"
+        "stream: has sent nothing for 0.2 s; send it all again, since registering an entry twice does no harm"
     }
-    with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not that it is to come back later
+    with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not that it is to retry later
         await scene.client.register(silent())
 
 
@@ -93,7 +93,7 @@ async def test_as_many_calls_as_are_answered_at_once_are_bounded_and_others_told
     others += [client.catalog_page(), client.resolve("demo/pirate"), client.retire(["demo/pirate"]), client.waves()]
     for told in await asyncio.gather(*others, return_exceptions=True):
         assert isinstance(told, errors.Overloaded)
-        assert str(told) == "gateway: 1 requests are in flight, its limit; come back later"
+        assert str(told) == "gateway: 1 requests are in flight, its limit; retry later"
         assert told.retry_after_s == 1.0
     async with aiohttp.ClientSession() as session:
         for path in ("/v1/models", "/v1/models/demo/pirate"):

@@ -26,7 +26,7 @@ from tests.waiting import until
 
 OTHER = "demo/other"
 ADAPTER = "team/x"
-DOUBT = f"may mean one of several base models; name one of {OTHER}, {BASE}"
+DOUBT = f"could be on several base models; name one of {OTHER}, {BASE}"
 
 
 class Two:
@@ -125,7 +125,7 @@ async def test_what_two_stores_may_have_means_no_other_base_as_engines_fetch_and
 async def test_openais_client_is_told_that_there_is_no_such_model(two: Two) -> None:
     await two.begin()
     async with openai.AsyncOpenAI(base_url=f"{two.scene.url}/v1", api_key="none", max_retries=0) as client:
-        with pytest.raises(openai.NotFoundError, match="no base model serves it; there are"):
+        with pytest.raises(openai.NotFoundError, match="no base model serves it; available:"):
             await client.completions.create(model="gpt-4o-mini", prompt="Ahoy?")
         with pytest.raises(openai.NotFoundError, match="no base model serves it"):
             await client.models.retrieve("gpt-4o-mini")

@@ -166,15 +166,13 @@ async def register(tenants: Tenants, me: str, other: str) -> None:
         RegisterRequest(base_model=SHARED, entries=[taken]),
         RegisterRequest(base_model=SHARED, entries=[CatalogEntry(name=f"{other}/cat", retired=True)]),
     ):
-        with pytest.raises(errors.PermissionDenied, match=f"adapter '{other}/.*is no name that your key opens; ask"):
+        with pytest.raises(errors.PermissionDenied, match=f"adapter '{other}/.*is outside your key's scope; contact"):
             await client.register(stream(request))
     for base in (own(other), own(NOBODY)):
-        with pytest.raises(
-            errors.PermissionDenied, match=f"base model '{base}': is in no namespace that your key opens"
-        ):
+        with pytest.raises(errors.PermissionDenied, match=f"base model '{base}': is outside your key's scope"):
             await client.register(stream(RegisterRequest(base_model=base, lines=lines([mine]))))
     borrowed = CatalogEntry(name=f"{me}/new", uri=stored(f"{other}/x"))
-    with pytest.raises(errors.PermissionDenied, match=f"{other}/x, which is of no name that your key opens"):
+    with pytest.raises(errors.PermissionDenied, match=f"{other}/x, which is outside your key's scope"):
         await client.register(stream(RegisterRequest(base_model=own(me), entries=[borrowed])))
     assert set(await listed_on(admin, SHARED)) == {
         f"{tenant}/{name}" for tenant in TENANTS for name in ("cat", "dog")
@@ -188,10 +186,10 @@ async def register(tenants: Tenants, me: str, other: str) -> None:
 async def retire(tenants: Tenants, me: str, other: str) -> None:
     client, admin = tenants.clients[me], tenants.clients["admin"]
     for names in ([f"{other}/cat"], [f"{me}/cat", f"{other}/cat"], [f"{other}/none"]):
-        with pytest.raises(errors.PermissionDenied, match=f"adapter '{other}/.*ask whoever runs the gateway"):
+        with pytest.raises(errors.PermissionDenied, match=f"adapter '{other}/.*contact the gateway's administrator"):
             await client.retire(names, SHARED)
     for base in (own(other), own(NOBODY)):
-        with pytest.raises(errors.PermissionDenied, match="is in no namespace that your key opens"):
+        with pytest.raises(errors.PermissionDenied, match="is outside your key's scope"):
             await client.retire([f"{me}/cat"], base)
     assert len(await listed_on(admin, SHARED)) == 4
     await client.retire([f"{me}/cat"], SHARED)
@@ -325,7 +323,7 @@ async def test_a_key_without_a_scope_opens_all_as_ever(tenants: Tenants) -> None
         for base, name in ((SHARED, "bot"), (SHARED, "made"), (SHARED, "cat"), (own(tenant), "")):
             adapter = f"{tenant}/{name}" if name else ""
             assert await admin.answer(question("Ahoy?", base_model=base, adapter=adapter))
-        with pytest.raises(errors.InvalidRequest, match="may mean one of several base models; name one of"):
+        with pytest.raises(errors.InvalidRequest, match="could be on several base models; name one of"):
             await admin.answer(question("Ahoy?", adapter=f"{tenant}/twin"))
     _, answer = await tenants.http("admin", "GET", "/v1/models")
     assert len(answer["data"]) == 9
@@ -362,7 +360,8 @@ async def test_the_command_line_says_what_its_key_does_not_open(tenants: Tenants
     code, _, err = await mint(target, "catalog", "retire", "--base", SHARED, "rival/cat", MINT_API_KEY=key)
     assert (code, err) == (
         1,
-        "mint: PermissionDenied: adapter 'rival/cat': is no name that your key opens; ask whoever runs the gateway\n",
+        "mint: PermissionDenied: adapter 'rival/cat': is outside your key's scope; "
+        "contact the gateway's administrator\n",
     )
 
 

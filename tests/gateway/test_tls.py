@@ -120,7 +120,7 @@ async def test_a_new_certificate_that_is_none_is_told_once_and_the_old_one_goes_
         mount(secret, good | {"tls.key": b"nonsense"})
         told = await until(lambda: [line for line in logs if line["log_level"] == "error"])
         assert isinstance(told, list)
-        assert "tls.key: is no private key in PEM" in told[0]["error"]
+        assert "tls.key: is not a PEM private key" in told[0]["error"]
         assert await healthy(scene, authority)
         assert await get(scene, authority) == 200
         mount(secret, good)
@@ -134,14 +134,14 @@ def test_what_cannot_be_used_is_told_by_its_files_name(tmp_path: Path, authority
     command = ["openssl", "ec", "-aes128", "-passout", "pass:word"]
     locked = subprocess.run(command, input=good["tls.key"], check=True, capture_output=True).stdout
     bad: list[tuple[dict[str, bytes], str]] = [
-        ({"tls.crt": good["tls.crt"]}, r"tls\.key: does not exist; a Secret of type kubernetes\.io/tls has it"),
+        ({"tls.crt": good["tls.crt"]}, r"tls\.key: does not exist; mount a Secret of type kubernetes\.io/tls"),
         ({"tls.key": good["tls.key"]}, r"tls\.crt: does not exist"),
-        (good | {"tls.crt": b""}, r"tls\.crt: holds no certificate in PEM"),
-        (good | {"tls.crt": b"\xff"}, r"tls\.crt: holds no certificate in PEM"),
-        (good | {"tls.crt": good["tls.key"]}, r"tls\.crt: holds no certificate in PEM"),
-        (good | {"tls.key": b"nonsense"}, r"tls\.key: is no private key in PEM"),
-        (good | {"tls.key": locked}, r"tls\.key: is no private key in PEM without a password"),
-        (good | {"tls.key": other["tls.key"]}, r"tls\.key: is the key of another certificate than tls\.crt"),
+        (good | {"tls.crt": b""}, r"tls\.crt: does not hold a valid PEM certificate"),
+        (good | {"tls.crt": b"\xff"}, r"tls\.crt: does not hold a valid PEM certificate"),
+        (good | {"tls.crt": good["tls.key"]}, r"tls\.crt: does not hold a valid PEM certificate"),
+        (good | {"tls.key": b"nonsense"}, r"tls\.key: is not a PEM private key"),
+        (good | {"tls.key": locked}, r"tls\.key: is not a PEM private key without a password"),
+        (good | {"tls.key": other["tls.key"]}, r"tls\.key: is not the key of the certificate in tls\.crt"),
     ]
     for number, (files, says) in enumerate(bad):
         with pytest.raises((errors.SourceNotFound, errors.CorruptFile), match=says):
@@ -160,7 +160,7 @@ async def test_the_program_says_which_file_it_cannot_read_and_ends(tmp_path: Pat
     _, said = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert said.startswith(b"mint-gateway: ")
-    assert b"tls.crt: holds no certificate in PEM" in said
+    assert b"tls.crt: does not hold a valid PEM certificate" in said
     assert said.count(b"\n") == 1
 
 
@@ -191,7 +191,7 @@ async def test_the_command_line_asks_by_tls(
     (tmp_path / "none.crt").write_bytes(b"none")
     code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
     assert (code, said.count("\n")) == (1, 1)
-    assert "none.crt': holds no certificate in PEM" in said
+    assert "none.crt': does not hold a valid PEM certificate" in said
 
 
 @pytest.mark.usefixtures("secret")

@@ -119,7 +119,7 @@ async def reached(updates: object, holds: object) -> WaveProgress:
 
 
 async def test_a_wave_that_nobody_knows_is_not_found(scene: Scene, training: Training) -> None:
-    with pytest.raises(errors.NotFound, match="wave demo/other: is no training wave"):
+    with pytest.raises(errors.NotFound, match="wave demo/other: is not a training wave"):
         await anext(scene.client.watch("demo/other"))
     with pytest.raises(errors.InvalidRequest, match="must read 'namespace/name'"):
         await anext(scene.client.watch("other"))
@@ -190,7 +190,7 @@ async def test_waves_are_listed_in_aggregate(scene: Scene, training: Training) -
     assert (found.wave, found.phase, found.policy_count, len(found.policies)) == ("demo/w", "Queued", 2, 0)
     assert not found.HasField("reward_recent")
     assert await scene.client.waves(BASE) == [found]
-    with pytest.raises(errors.BaseModelNotFound, match=f"there are {BASE}"):
+    with pytest.raises(errors.BaseModelNotFound, match=f"available: {BASE}"):
         await scene.client.waves("demo/nobody")
 
 

@@ -14,7 +14,7 @@ from tests.gateway.tenants import NOBODY, SHARED, Check, Tenants, own, refused
 async def create_policy(tenants: Tenants, me: str, other: str) -> None:
     client = tenants.clients[me]
     for name in (f"{other}/made", f"{other}/new", f"{NOBODY}/new"):
-        with pytest.raises(errors.PermissionDenied, match=f"policy '{name}': is no name that your key opens; ask"):
+        with pytest.raises(errors.PermissionDenied, match=f"policy '{name}': is outside your key's scope; contact"):
             await client.create_policy(name, base_model=SHARED)
     told = await refused(client.create_policy(f"{me}/new", base_model=own(other)), own(other))
     assert told == await refused(client.create_policy(f"{me}/new", base_model=own(NOBODY)), own(NOBODY))

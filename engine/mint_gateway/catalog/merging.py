@@ -93,7 +93,7 @@ async def _undisturbed(parts: Parts, window: Sequence[Span], run: Span) -> None:
     known = {name for span in window for name in span.names}
     for span in spans(await parts.names()):
         if span.within(run) and not known.issuperset(span.names):
-            raise Overtaken(f"{span.names[0]} has come to be")
+            raise Overtaken(f"{span.names[0]} was added meanwhile")
 
 
 def _pieces(parts: Parts, window: Sequence[Span], below: int, *, stored: bool) -> Iterator[list[Row]]:

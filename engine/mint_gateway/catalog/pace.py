@@ -21,4 +21,4 @@ class Pace:
         """What is told to a stream that has let its time pass."""
         if self.left_s == self._most_s:
             return f"has sent nothing for {self._most_s:g} s"
-        return f"has kept others waiting {self._most_s:g} s for less than {LEAST_BYTES_S} bytes a second"
+        return f"has sent less than {LEAST_BYTES_S} bytes a second for {self._most_s:g} s"

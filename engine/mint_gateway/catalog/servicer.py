@@ -25,11 +25,11 @@ from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.listing import page_of
 from mint_gateway.catalog.pace import Pace
 from mint_gateway.catalog.registration import Registration
-from mint_gateway.catalog.writable import NOT_OPENED, Writable
+from mint_gateway.catalog.writable import Writable
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller
 from mint_gateway.route import Router
-from mint_gateway.scope import granted
+from mint_gateway.scope import OUT_OF_SCOPE, granted
 from mint_gateway.servicers import answered
 
 STREAMS = 4  # registering at once
@@ -113,7 +113,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
 
         async def answer() -> catalog_pb2.RetireResponse:
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
-                raise InvalidRequest("names", f"must be 1 to {RETIRED_AT_ONCE} in one call")
+                raise InvalidRequest("names", f"must have 1 to {RETIRED_AT_ONCE} entries in one call")
             names = list(dict.fromkeys(check_adapter(name) for name in request.names))
             registration = await self._registration(request.base_model)
             unknown = await self._catalogs.reader.absent(registration.base, names)
@@ -150,9 +150,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """One of the places for streams. Raises Overloaded where none is free, or none for this caller's key."""
         key = caller.get()
         if self._registering.total() >= STREAMS:
-            raise Overloaded("catalog", f"{STREAMS} streams are registering; come back later", retry_after_s=2.0)
+            raise Overloaded("catalog", f"{STREAMS} streams are registering; retry later", retry_after_s=2.0)
         if key and self._registering[key] >= OF_ONE_KEY:
-            said = f"{OF_ONE_KEY} streams with your key are registering; come back later"
+            said = f"{OF_ONE_KEY} streams with your key are registering; retry later"
             raise Overloaded("catalog", said, retry_after_s=2.0)
         self._registering[key] += 1
         try:
@@ -164,7 +164,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """One that takes in what the caller's key opens. Raises CatalogNotFound, PermissionDenied, MapUnavailable."""
         scope = granted.get()
         if base_model and not scope.base(check_base(base_model)):
-            raise PermissionDenied(f"base model {base_model!r}", f"is in no namespace {NOT_OPENED}")
+            raise PermissionDenied(f"base model {base_model!r}", f"is {OUT_OF_SCOPE}")
         base, manifests, store = self._catalog(base_model)
         await self._catalogs.whole(base, manifests)
         stored, writable = store is not None, Writable(scope, store)
@@ -187,7 +187,7 @@ async def _next(
     try:
         request = await asyncio.wait_for(anext(requests, None), pace.left_s)
     except TimeoutError:
-        again = "send it all again: what is registered already does no harm"
+        again = "send it all again, since registering an entry twice does no harm"
         raise InvalidRequest("stream", f"{pace.said}; {again}") from None
     if request is not None:
         size = len(request.lines) + sum(each.ByteSize() for each in request.entries)

@@ -7,9 +7,7 @@ from mint_contracts.claims import folders
 from mint_contracts.entries import Entry
 from mint_contracts.errors import PermissionDenied
 from mint_contracts.source import Source
-from mint_gateway.scope import EVERYTHING, Scope
-
-NOT_OPENED = "that your key opens; ask whoever runs the gateway"
+from mint_gateway.scope import EVERYTHING, OUT_OF_SCOPE, Scope
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,12 @@ class Writable:
         store = None if self.store is None else folders(self.store)
         for entry in entries:
             if not self.scope.adapter(entry.name):
-                raise PermissionDenied(f"adapter {entry.name!r}", f"is no name {NOT_OPENED}")
+                raise PermissionDenied(f"adapter {entry.name!r}", f"is {OUT_OF_SCOPE}")
             if store is None or entry.retired:
                 continue
             at = folders(entry.source)
             if at[: len(store)] == store and not self.scope.adapter("/".join(at[len(store) :])):
-                said = f"shall be fetched from {entry.uri}, which is of no name {NOT_OPENED}"
+                said = f"would be fetched from {entry.uri}, which is {OUT_OF_SCOPE}"
                 raise PermissionDenied(f"adapter {entry.name!r}", said)
 
 

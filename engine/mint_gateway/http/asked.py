@@ -153,7 +153,7 @@ def read(body: bytes, kind: type[_T]) -> _T:
         fields = msgspec.json.decode(body, type=dict[str, Any])
         return msgspec.convert(_told(fields, kind), kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise InvalidRequest("body", f"is no such request: {error}") from error
+        raise InvalidRequest("body", f"is invalid: {error}") from error
 
 
 def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.GenerateRequest]:
@@ -162,7 +162,7 @@ def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.
     Raises InvalidRequest.
     """
     if asked.max_tokens == 0 and not asked.echo:
-        raise InvalidRequest("max_tokens", "is 0, which asks for nothing; ask for echo too, or for a token at least")
+        raise InvalidRequest("max_tokens", "is 0, which asks for nothing; set echo, or ask for at least one token")
     requests = []
     for prompt in _prompts(asked.prompt):
         request = _request(asked, asked.max_tokens, bases)
@@ -200,7 +200,7 @@ def _told(fields: dict[str, Any], kind: type) -> dict[str, Any]:
     for name in kept.keys() & (NOT_DONE.keys() - own):
         value = kept.pop(name)
         if value not in NOT_DONE[name]:
-            raise InvalidRequest(name, "is not done here; leave it out")
+            raise InvalidRequest(name, "is not supported; leave it out")
     return kept
 
 
@@ -227,11 +227,11 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     """Note what may be called, and hold the answer to it where it must be. Raises InvalidRequest."""
     sampling, told = request.sampling, tools.told
     if len(told) > MOST_TOOL_CHARACTERS:  # before their schemas become one
-        raise InvalidRequest("tools", f"have {len(told)} characters; at most {MOST_TOOL_CHARACTERS} are taken")
+        raise InvalidRequest("tools", f"have {len(told)} characters; at most {MOST_TOOL_CHARACTERS} are accepted")
     request.chat.tools = told
     if tools.choice != "none" and sampling.WhichOneof("shape"):
         raise InvalidRequest(
-            "tools", "can't go together with response_format or structured_outputs, unless tool_choice is none"
+            "tools", "cannot be combined with response_format or structured_outputs, unless tool_choice is none"
         )
     if tools.held:
         sampling.json_schema = tools.schema
@@ -251,7 +251,7 @@ def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
     wanted += [("json_schema", told.json_schema.schema)] if isinstance(told, SchemaFormat) else []
     wanted = [(name, value) for name, value in wanted if value is not None]
     if len(wanted) > 1:
-        raise InvalidRequest("response_format", "and structured_outputs say more than one thing; leave one of them")
+        raise InvalidRequest("response_format", "and structured_outputs ask for more than one format; give only one")
     for name, value in wanted:
         setattr(sampling, name, _written("json_schema", value) if isinstance(value, dict) else value)
 
@@ -267,7 +267,7 @@ def _biases(told: dict[str, float]) -> dict[int, float]:
     """By token; JSON's names are texts."""
     for token in told:
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
-            raise InvalidRequest("logit_bias", f"names {token[:100]!r}, which is no token's id")
+            raise InvalidRequest("logit_bias", f"names {token[:100]!r}, which is not a token ID")
     return {int(token): bias for token, bias in told.items()}
 
 

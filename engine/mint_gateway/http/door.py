@@ -14,11 +14,12 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from mint_contracts.errors import AdapterNotFound, InvalidRequest, Unavailable
+from mint_contracts.errors import InvalidRequest, Unavailable
 from mint_contracts.room import Part, Room
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
+from mint_gateway.choose import not_served
 from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.beside import Beside
 from mint_gateway.http.connections import Connections
@@ -79,8 +80,8 @@ class Door:
         self._page = page
         self._guards = guards
         self._beside = Beside()
-        self._arriving = Room(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are on their way")
-        said = f"keeps {MOST_KEPT >> 20} MiB of answers that are to be told whole; ask for a stream"
+        self._arriving = Room(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
+        said = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
         self._kept = Room(MOST_KEPT, "gateway", said)
 
     def application(self) -> web.Application:
@@ -163,7 +164,7 @@ class Door:
     async def _models(self, http: web.Request) -> web.Response:
         limit = http.query.get("limit", str(models.DEFAULT))
         if not limit.isdecimal() or len(limit) > 9:
-            raise InvalidRequest("limit", f"is no number: {limit[:100]!r}")
+            raise InvalidRequest("limit", f"is not a number: {limit[:100]!r}")
         with self._calls.admit():
             views = dict(self._mirror.known())  # each made narrow once
             page = models.page(views, http.query.get("after", ""), int(limit))
@@ -181,9 +182,7 @@ class Door:
             if not serving and (source or view.is_held(name)):
                 serving = [view]
             if not serving:
-                said = "is served by no wave, published by no engine, in no catalog"
-                fetched = ", and has been fetched from the adapter store by no engine" if view.stored(name) else ""
-                raise AdapterNotFound(f"adapter {name!r}", said + fetched)
+                raise not_served(view, name)
             created = await self._dates.of([(serving[0].told(name, source), name)])
         return reply(models.adapter(name, serving, created.get(name, 0)))
 
@@ -245,7 +244,7 @@ async def _parting(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def _full(_: web.Request) -> web.StreamResponse:
-    raise Unavailable("gateway", "has as many connections as it takes; come back later", retry_after_s=1.0)
+    raise Unavailable("gateway", "has reached its limit of connections; retry later", retry_after_s=1.0)
 
 
 async def _live(_: web.Request) -> web.Response:
@@ -265,7 +264,7 @@ async def _body(http: web.Request, part: Part) -> bytes:
                     raise web.HTTPRequestEntityTooLarge(max_size=MOST_BYTES, actual_size=len(body))
                 part.fill(len(body))
     except TimeoutError:
-        raise InvalidRequest("body", f"has not come whole within {BODY_S:g} s; send it again") from None
+        raise InvalidRequest("body", f"did not arrive in full within {BODY_S:g} s; send it again") from None
     except web.RequestPayloadError as error:
         raise InvalidRequest("body", f"is not encoded as its headers say: {error}") from None
     return bytes(body)
@@ -274,7 +273,7 @@ async def _body(http: web.Request, part: Part) -> bytes:
 def _request_id(http: web.Request) -> str:
     told = http.headers.get(REQUEST_ID, "")
     if not (told.isascii() and told.isprintable()):
-        raise InvalidRequest(REQUEST_ID, "holds what is no printable ASCII")
+        raise InvalidRequest(REQUEST_ID, "holds characters that are not printable ASCII")
     if len(told) > REQUEST_ID_MAX_LENGTH:
         raise InvalidRequest(REQUEST_ID, f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
     return told or uuid.uuid4().hex

@@ -30,7 +30,7 @@ class Kept:
         told = event.SerializeToString()
         self.size += len(told)
         if self.size > MOST_BYTES:
-            said = f"takes more than {MOST_BYTES >> 20} MiB to be told whole; ask for a stream"
+            said = f"is larger than {MOST_BYTES >> 20} MiB, the most that is sent without a stream; ask for one"
             raise CapacityExceeded("answer", f"{said}, or for fewer tokens or log-probabilities")
         if event.HasField("started"):
             self._started[prompt] = told

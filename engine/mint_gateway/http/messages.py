@@ -59,14 +59,14 @@ def message(told: Message, place: str) -> sampling_pb2.Message:
     if told.content is None and told.role != "assistant":  # whose answer may have been an empty one
         raise InvalidRequest(f"{place}.content", "is missing")
     if told.tool_calls and told.role != "assistant":
-        raise InvalidRequest(f"{place}.tool_calls", f"are of the role {told.role[:100]!r}; only an assistant calls")
+        said = f"are of the role {told.role[:100]!r}; only an assistant's message may have them"
+        raise InvalidRequest(f"{place}.tool_calls", said)
     if told.tool_call_id and told.role != "tool":
-        raise InvalidRequest(
-            f"{place}.tool_call_id", f"is of the role {told.role[:100]!r}; only a tool's is read here"
-        )
+        said = f"is of the role {told.role[:100]!r}; only a tool's message may have it"
+        raise InvalidRequest(f"{place}.tool_call_id", said)
     for name, value in (("prefix", told.prefix), ("partial", told.partial)):
         if value:
-            raise InvalidRequest(f"{place}.{name}", "is not done here; leave it out")
+            raise InvalidRequest(f"{place}.{name}", "is not supported; leave it out")
     calls = [
         sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
         for call in told.tool_calls or ()
@@ -90,7 +90,7 @@ def _text(part: Part, place: str) -> str:
     if part.type == "refusal" and isinstance(part.refusal, str):
         return part.refusal
     if part.type != "text":
-        raise InvalidRequest(place, f"is of type {part.type[:100]!r}; only text is read here")
+        raise InvalidRequest(place, f"is of type {part.type[:100]!r}; only text is supported")
     if part.text is None:
         raise InvalidRequest(f"{place}.text", "is missing")
     return part.text

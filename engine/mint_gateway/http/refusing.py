@@ -36,7 +36,7 @@ async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse
         raise
     except Exception:  # noqa: BLE001 - whatever it is, the client is told, and the log has it
         _log.exception("HTTP request failed", path=request.path[:200])
-        return _refused(request, Internal("gateway", "failed at this by a defect of its own; its log says more"))
+        return _refused(request, Internal("gateway", "failed with an internal error; see its log"))
 
 
 def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:

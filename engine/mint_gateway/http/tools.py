@@ -94,7 +94,7 @@ class Tools(msgspec.Struct, frozen=True):
         except RecursionError:
             raise InvalidRequest("tools", "are nested too deeply") from None
         except ValueError as error:
-            raise InvalidRequest("tools", f"have an $id or a $ref that is no URI: {error}") from None
+            raise InvalidRequest("tools", f"have an $id or a $ref that is not a valid URI: {error}") from None
         array: _Json = {"$defs": every, "type": "array", "items": {"anyOf": [_called(name) for name in schemas]}}
         return _written(array | {"minItems": 1} | ({} if self.parallel else {"maxItems": 1}))
 
@@ -125,14 +125,14 @@ def checked(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> 
     names: set[str] = set()
     for place, each in enumerate(functions):
         if each.name in names:
-            raise InvalidRequest(f"tools[{place}]", f"is named {each.name}, as another is")
+            raise InvalidRequest(f"tools[{place}]", f"has the name of another tool, {each.name}")
         if each.parameters and each.parameters.get("type", "object") != "object":
-            raise InvalidRequest(f"tools[{place}].function.parameters", 'must be a schema of the type "object"')
+            raise InvalidRequest(f"tools[{place}].function.parameters", 'must be a schema of type "object"')
         names.add(each.name)
     if isinstance(choice, Chosen) and choice.function.name not in names:
-        raise InvalidRequest("tool_choice", f"names {choice.function.name[:100]!r}, which is none of the tools")
+        raise InvalidRequest("tool_choice", f"names {choice.function.name[:100]!r}, which is not one of the tools")
     if choice == "required" and not names:
-        raise InvalidRequest("tool_choice", "is required, and there are no tools")
+        raise InvalidRequest("tool_choice", "is required, but there are no tools")
     return Tools(functions, choice or "auto", parallel) if functions else NONE
 
 

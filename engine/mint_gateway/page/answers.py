@@ -140,5 +140,5 @@ def _progress(progress: WaveProgress) -> dict[str, Any]:
 
 def _named(query: Query, name: str) -> str:
     if name not in query:
-        raise InvalidRequest(name, "is not told")
+        raise InvalidRequest(name, "is missing")
     return query[name]

@@ -19,6 +19,7 @@ from mint_gateway.channels import Channels
 from mint_gateway.choose import home_order
 from mint_gateway.explain import silence
 from mint_gateway.route import Router
+from mint_gateway.scope import OUT_OF_SCOPE
 from mint_gateway.trainer.resting import resting
 from mint_gateway.trainer.whereabouts import ASK_S, Whereabout, Whereabouts, nowhere, trainers
 from mint_gateway.tries import Patience, Tries, lost
@@ -133,7 +134,7 @@ class Forwarding:
         except grpc.aio.AioRpcError as error:
             self._whereabouts.forget(view.base, way.policy)
             if lost(error):  # not another's turn: this one may have done it
-                said = f"went away while it was asked ({error.code().name}); retry"
+                said = f"went away during the call ({error.code().name}); retry"
                 raise EngineUnavailable(f"engine {place.engine!r}", said, retry_after_s=RETRY_S) from error
             raise
         self._whereabouts.remember(view.base, way.policy, place)
@@ -179,12 +180,11 @@ class Forwarding:
         way.base_model = view.base
         if not view.scope.adapter(way.policy):
             if isinstance(request, pb.CreatePolicyRequest):
-                said = "is no name that your key opens; ask whoever runs the gateway"
-                raise PermissionDenied(f"policy {way.policy!r}", said)
+                raise PermissionDenied(f"policy {way.policy!r}", f"is {OUT_OF_SCOPE}")
             raise nowhere(view, way.policy)
         if view.record is None:
             raise incomplete(view.base)
         if not view.record.trains:
-            said = "trains nothing; set spec.training.store of its BaseModel"
+            said = "does not train; set spec.training.store of its BaseModel"
             raise InvalidRequest(f"base model {view.base!r}", said)
         return view

@@ -106,7 +106,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     def _room(self, size: int) -> Iterator[None]:
         """For one call of so many bytes; raises Overloaded where those in flight leave none."""
         if self._bytes + size > MOST_BYTES:
-            said = f"{MOST_BYTES} bytes of training calls are in flight, its limit; come back later"
+            said = f"{MOST_BYTES >> 20} MiB of training calls are in flight, its limit; retry later"
             raise Overloaded("gateway", said, retry_after_s=1.0)
         self._bytes += size
         try:

@@ -35,8 +35,8 @@ def trainers(view: MapView, now: Now) -> list[Engine]:
 
 def nowhere(view: MapView, policy: str) -> PolicyNotFound:
     """That no engine has the policy."""
-    said = f"is on no engine of {view.base}: one goes with its engine; resume it from what it saved, or create it"
-    return PolicyNotFound(f"policy {policy!r}", said)
+    said = f"is not on any engine of {view.base}: a policy ends with its engine"
+    return PolicyNotFound(f"policy {policy!r}", f"{said}; resume it from what it saved, or create it")
 
 
 class Whereabouts:
@@ -94,7 +94,7 @@ class Whereabouts:
             elif isinstance(each, BaseException):
                 raise each
         if silent:
-            said = f"may be on {', '.join(silent)}, which does not answer now; retry"
+            said = f"may be on {', '.join(silent)}, which is not responding; retry"
             raise EngineUnavailable(f"policy {policy!r}", said, retry_after_s=RETRY_S)
 
     async def _ask(self, engine: Engine, request: pb.GetPolicyRequest) -> pb.PolicyState | None:

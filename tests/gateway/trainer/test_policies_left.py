@@ -49,7 +49,7 @@ async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(sch
         stepping = asyncio.create_task(policy.optim_step())
         await until(lambda: engine.calls["acme/a"].sequence == 2)
         await engine.end()
-    with pytest.raises(errors.OutOfOrder, match=r"goes on behind its call 2 \(OptimStep\), whose answer is lost"):
+    with pytest.raises(errors.OutOfOrder, match=r"continues after its call 2 \(OptimStep\), whose answer is lost"):
         await stepping
     assert (policy.step, policy.sequence) == (1, 2)
     await learn(policy)
@@ -105,7 +105,7 @@ async def test_nobody_goes_on_with_older_weights_unawares(school: School, patien
     await engine.leave()
     await school.seen(*{*NAMES} - {where})
     with pytest.raises(
-        errors.PolicyNotFound, match="behind call 2 and is at 2 now, not 4: what it has learnt since is lost"
+        errors.PolicyNotFound, match="after call 2, and is at call 2, not 4: what it learnt since is lost"
     ):
         await policy.optim_step()
     assert (policy.sequence, policy.step) == (4, 2)

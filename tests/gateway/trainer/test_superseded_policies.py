@@ -87,7 +87,7 @@ async def test_a_program_is_told_of_what_it_has_learnt_since_it_saved(school: Sc
     await policy.save_state()
     await learn(policy)
     await resume_elsewhere(school, "acme/a")
-    with pytest.raises(errors.PolicyNotFound, match="has gone on elsewhere behind call 1 and is at 1 now, not 3"):
+    with pytest.raises(errors.PolicyNotFound, match="was resumed elsewhere after call 1, and is at call 1, not 3"):
         await policy.forward_backward(LESSON, loss="cross_entropy")
     again = await patient.resume_policy("acme/a")
     assert (again.life, again.sequence, again.step) == (policy.life, 1, 0)
