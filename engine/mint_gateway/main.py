@@ -5,7 +5,9 @@ from mint_contracts.importing import without_collecting
 
 
 def main() -> None:
-    """Serve until SIGTERM; the placement map comes from MINT_REDIS_URL, MINT_REDIS_PASSWORD, MINT_REDIS_CA_FILE."""
+    """Run MinT's gateway until SIGTERM. It reads the placement map from the Redis of MINT_REDIS_URL,
+    MINT_REDIS_PASSWORD and MINT_REDIS_CA_FILE.
+    """
     end_when_told()
     import os
 
@@ -22,26 +24,32 @@ def main() -> None:
         from mint_gateway.secured import Secured
 
     parser = argparse.ArgumentParser(prog="mint-gateway", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="gRPC (default %(default)s, 0: a free one)")
-    parser.add_argument("--http-port", type=int, default=GATEWAY_HTTP_PORT, help="OpenAI's API (default %(default)s)")
-    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus (default %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=GATEWAY_PORT, help="port for gRPC (default %(default)s, 0: a free one)"
+    )
+    parser.add_argument(
+        "--http-port", type=int, default=GATEWAY_HTTP_PORT, help="port for OpenAI's API (default %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-port", type=int, default=METRICS_PORT, help="port for Prometheus (default %(default)s)"
+    )
     parser.add_argument(
         "--tls",
         type=Path,
         metavar="FOLDER",
-        help="serve gRPC and HTTP by TLS, with its tls.crt and tls.key (default: plain)",
+        help="serve gRPC and HTTP over TLS with this folder's tls.crt and tls.key (default: plain text)",
     )
     parser.add_argument(
         "--keys",
         type=Path,
         metavar="FOLDER",
-        help="answer those alone who bear one of its keys, a file each (default: all)",
+        help="require one of the keys in this folder, one file per key (default: open to all)",
     )
     parser.add_argument(
         "--scopes",
         type=Path,
         metavar="FOLDER",
-        help="its scopes.json says which of the keys open what (default: each opens all)",
+        help="folder of a scopes.json, which says what each key may access (default: everything)",
     )
     arguments = parser.parse_args()
     log_as_json()

@@ -174,7 +174,7 @@ async def test_a_time_that_is_none_is_said_so() -> None:
 async def test_a_limit_that_shows_nothing_is_said_so(told: str) -> None:
     code, out, err = await mint("127.0.0.1:1", "catalog", "list", f"--limit={told}")
     assert (code, out) == (2, "")
-    said = f"argument --limit: {told!r} is no positive number"
+    said = f"argument --limit: {told!r} is not a positive whole number"
     assert err.splitlines()[-1] == f"mint catalog list: error: {said}"
 
 
@@ -225,7 +225,7 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
     assert err.startswith("mint: InvalidRequest: ")
     await engine.deafen()
     code, _, err = await mint(scene.target, "policy", "list")
-    assert (code, err) == (1, "engines that may have more, and did not answer: e-0\n")
+    assert (code, err) == (1, "engines that did not answer, and may have more: e-0\n")
 
 
 async def test_no_name_is_cut_however_narrow_a_terminal_is_and_in_a_pipe_each_row_is_a_line(scene: Scene) -> None:
@@ -295,7 +295,7 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert (await mint(scene.target, "catalog", "retire", "acme/row"))[:2] == (0, "1 retired\n")
     code, out, _ = await mint(scene.target, "catalog", "retire", "-o", "json", "acme/bot-0", "acme/bot-1")
     assert (code, json.loads(out)) == (0, {"retired": 2, "unknown": []})
-    said = "1 of them the catalog did not have, or had retired before: acme/bto-2\n"
+    said = "1 of them were not in the catalog, or were retired already: acme/bto-2\n"
     names = ("acme/bot-2", "acme/bto-2", "acme/bot-2")
     assert await mint(scene.target, "catalog", "retire", *names) == (0, "2 retired\n", said)
     code, _, err = await mint(scene.target, "catalog", "show", "acme/row")
@@ -335,7 +335,7 @@ async def test_what_is_no_text_is_said() -> None:
     for verb in ("ask", "explain"):
         code, _, err = await mint("127.0.0.1:1", verb, "Ahoy\udcff")  # a byte that is none of UTF-8
         assert code == 1
-        assert err == "mint: InvalidRequest: command line: holds 'Ahoy\\udcff', which is no text in UTF-8\n"
+        assert err == "mint: InvalidRequest: command line: holds 'Ahoy\\udcff', which is not valid UTF-8\n"
 
 
 async def test_a_file_that_is_none_is_said(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ async def test_the_command_line_asks_by_tls(
 async def test_a_command_line_that_speaks_no_tls_to_a_gateway_that_does_is_told_the_options_to_try(
     scene: Scene,
 ) -> None:
-    advice = "does the gateway speak TLS? Try --tls, or --ca FILE if it has an authority of its own"
+    advice = "does the gateway speak TLS? Try --tls, or --ca FILE if its certificate is from a private CA"
     for verb in (("placements",), ("ask", "Hello?"), ("ask", "--bare", "--adapter", "demo/pirate", "Hello?")):
         code, _, said = await mint(scene.target, *verb, *FOREVER)
         assert (code, bool(said)) == (1, True)
@@ -230,7 +230,7 @@ async def test_a_command_line_at_the_port_for_http_is_told_which_one_is_meant(
     folder = mount(tmp_path / "tls", authority.certificate("first")) if tls else None
     trusting = ("--ca", str(authority.file)) if tls else ()
     await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()) if tls else None)
-    advice = "is that its port for HTTP? The one for gRPC is 8470 where nobody has chosen another"
+    advice = "is that its HTTP port? Its gRPC port is 8470 by default"
     for verb in (("placements",), ("ask", "Hello?"), ("wave", "watch", "demo/w")):
         code, _, said = await mint(f"127.0.0.1:{scene.gateway.http_port}", *verb, *trusting, *FOREVER)
         assert code == 1

@@ -49,13 +49,13 @@ async def test_a_wave_is_paused_resumed_and_cancelled_and_nothing_else_of_it_cha
 ) -> None:
     before = spec(api_server, namespace)
     for verb, changed, says in (
-        ("pause", {"paused": True}, "to pause: its policies stop after their step, save and free their slots"),
-        ("pause", {"paused": True}, "to pause: its policies stop after their step, save and free their slots"),
-        ("resume", {"paused": False}, "to go on: its policies train from their last step as slots are free"),
-        ("cancel", {"cancelled": True}, "to stop for good: its policies save and end, what they published stays"),
-        ("cancel", {"cancelled": True}, "to stop for good: its policies save and end, what they published stays"),
+        ("pause", {"paused": True}, "its policies stop after their step, save and free their slots"),
+        ("pause", {"paused": True}, "its policies stop after their step, save and free their slots"),
+        ("resume", {"paused": False}, "its policies continue from their last step as slots become free"),
+        ("cancel", {"cancelled": True}, "its policies save and end for good; what they published stays"),
+        ("cancel", {"cancelled": True}, "its policies save and end for good; what they published stays"),
     ):
-        assert await ask(verb, "lessons") == (0, f"wave {namespace}/lessons is asked {says}\n", "")
+        assert await ask(verb, "lessons") == (0, f"wave {namespace}/lessons: {verb} requested: {says}\n", "")
         assert spec(api_server, namespace) == before | {"train": before["train"] | changed}
 
 
@@ -68,7 +68,7 @@ async def test_resuming_has_those_that_failed_tried_again_and_says_so(
     assert spec(api_server, namespace)["train"]["retry"] == 0
     code, out, _ = await ask("resume", "lessons")
     assert (code, out.count("\n")) == (0, 1)
-    assert out.endswith("as slots are free; 2 that failed are tried again from their last checkpoint\n")
+    assert out.endswith("as slots become free; 2 that failed are retried from their last checkpoint\n")
     assert (spec(api_server, namespace)["train"]["paused"], spec(api_server, namespace)["train"]["retry"]) == (
         False,
         1,
@@ -97,10 +97,10 @@ async def test_where_none_is_named_the_namespace_is_that_of_kubectl_s_context(
 
     try:
         code, out, _ = await ask("cancel", "lessons")
-        assert (code, out.split(" is asked")[0]) == (0, f"wave {namespace}/lessons")
+        assert (code, out.split(": cancel requested: ")[0]) == (0, f"wave {namespace}/lessons")
         assert spec(api_server, namespace)["train"]["cancelled"]
         assert not spec(api_server, "default")["train"]["cancelled"]
-        said = "mint: NotFound: wave other: is not there; kubectl get aw lists those that are\n"
+        said = "mint: NotFound: wave other: does not exist; list the waves that do with kubectl get aw\n"
         assert await ask("pause", "other") == (1, "", said)
         assert (await ask("pause", "default/lessons"))[0] == 0
         assert spec(api_server, "default")["train"]["paused"], "what is named goes before the context's"
@@ -112,10 +112,10 @@ async def test_where_none_is_named_the_namespace_is_that_of_kubectl_s_context(
 async def test_a_wave_that_is_not_there_or_trains_nothing_is_one_clear_error(
     api_server: ApiServer, namespace: str, ask: Ask, verb: str
 ) -> None:
-    said = f"is not there; kubectl get aw -n {namespace} lists those that are"
+    said = f"does not exist; list the waves that do with kubectl get aw -n {namespace}"
     assert await ask(verb, "other") == (1, "", f"mint: NotFound: wave {namespace}/other: {said}\n")
     before = spec(api_server, namespace, "served")
-    said = "trains nothing, it serves adapters that exist; delete it to end that"
+    said = "is a serving wave, which cannot be paused, resumed or cancelled; delete it instead"
     assert await ask(verb, "served") == (1, "", f"mint: InvalidRequest: wave {namespace}/served: {said}\n")
     assert spec(api_server, namespace, "served") == before
 
@@ -126,7 +126,7 @@ async def test_what_is_cancelled_can_be_asked_for_nothing_else(
 ) -> None:
     await ask("cancel", "lessons")
     before = spec(api_server, namespace)
-    said = "is cancelled, and that is for good; make a new AdapterWave"
+    said = "has been cancelled, which cannot be undone; create a new AdapterWave"
     assert await ask(verb, "lessons") == (1, "", f"mint: InvalidRequest: wave {namespace}/lessons: {said}\n")
     assert spec(api_server, namespace) == before
 
@@ -144,9 +144,7 @@ async def test_who_may_not_is_told_by_the_api_server(
     api_server.kubectl(*role)
     code, out, err = await ask("cancel", "lessons", KUBECONFIG=str(tmp_path / "kubeconfig"))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(
-        f"mint: InvalidRequest: wave {namespace}/lessons: may not be changed so: Error from server "
-    )
+    assert err.startswith(f"mint: InvalidRequest: wave {namespace}/lessons: cannot be changed: Error from server ")
     assert 'User "reader" cannot patch resource "adapterwaves"' in err
     assert not spec(api_server, namespace)["train"]["cancelled"]
 
@@ -158,25 +156,33 @@ async def test_without_kubectl_or_an_api_server_it_says_what_is_missing(
     assert (code, err.split(";")[0]) == (1, "mint: InvalidRequest: kubectl: is not on the PATH")
     code, _, err = await ask("pause", "lessons", "--context", "absent")
     assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("mint: Unavailable: API server: could not be asked by kubectl: error: context")
+    assert err.startswith("mint: Unavailable: API server: could not be reached by kubectl: error: context")
     elsewhere = api_server.kubeconfig.read_text().replace(api_server.url, "https://127.0.0.1:1")
     (tmp_path / "kubeconfig").write_text(elsewhere)
     code, _, err = await ask("pause", "lessons", KUBECONFIG=str(tmp_path / "kubeconfig"))
     assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("mint: Unavailable: API server: could not be asked by kubectl: ")
+    assert err.startswith("mint: Unavailable: API server: could not be reached by kubectl: ")
 
 
 @pytest.mark.parametrize(
     ("content", "mode", "said"),
     [
-        ("x", 0o644, "InvalidRequest: kubectl: could not be run (Permission denied); see which is on the PATH"),
+        ("x", 0o644, "InvalidRequest: kubectl: could not be run (Permission denied); check which is on the PATH"),
         (
             "#!/bin/sh\necho not json",
             0o755,
-            "Unavailable: API server: what kubectl printed is no adapterwaves.mint.dev",
+            "Unavailable: API server: what kubectl printed is not JSON of adapterwaves.mint.dev",
         ),
-        ("#!/bin/sh\necho '{}'", 0o755, "Unavailable: API server: what kubectl printed is no adapterwaves.mint.dev"),
-        ("#!/bin/sh\nprintf '\\377'", 0o755, "Unavailable: API server: what kubectl printed is no"),
+        (
+            "#!/bin/sh\necho '{}'",
+            0o755,
+            "Unavailable: API server: what kubectl printed is not JSON of adapterwaves.mint.dev",
+        ),
+        (
+            "#!/bin/sh\nprintf '\\377'",
+            0o755,
+            "Unavailable: API server: what kubectl printed is not JSON of adapterwaves.mint.dev",
+        ),
     ],
 )
 async def test_a_kubectl_that_is_none_is_one_clear_error(tmp_path: Path, content: str, mode: int, said: str) -> None:

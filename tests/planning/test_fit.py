@@ -361,9 +361,9 @@ async def test_a_place_that_cannot_be_looked_up_is_one_error(tmp_path: Path, mon
         ("--adapters", "9" * 10_000, "is more than can be planned with, 1000000000000000"),
         ("--memory", "9" * 400, "is no size such as 64Gi"),
         ("--memory", "999999T", "'999999T' is more than can be planned with, 1000000000000000"),
-        ("--rank", "0" * 100, "is no positive number"),
-        ("--rank", "\u0663", "is no positive number"),
-        ("--rank", "-1", "'-1' is no positive number"),
+        ("--rank", "0" * 100, "is not a positive whole number"),
+        ("--rank", "\u0663", "is not a positive whole number"),
+        ("--rank", "-1", "'-1' is not a positive whole number"),
     ],
 )
 def test_a_number_that_nothing_can_be_planned_with_is_refused(

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.encoding != "utf-8":
             raise
         # Of an argument: for bytes that are no text Python has what no wire carries.
-        complain(InvalidRequest("command line", f"holds {error.object[:100]!r}, which is no text in UTF-8"), options)
+        complain(InvalidRequest("command line", f"holds {error.object[:100]!r}, which is not valid UTF-8"), options)
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -52,10 +52,12 @@ def _write_no_more() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(prog="mint", description="Talk to many adapters on one base model.")
+    root = argparse.ArgumentParser(prog="mint", description="Query, inspect and train LoRA adapters served by MinT.")
     way = reaching.options()
     common = argparse.ArgumentParser(add_help=False, parents=[way])
-    common.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    common.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="how to print (default %(default)s)"
+    )
     verbs = root.add_subparsers(required=True, metavar="VERB")
     for verb in (ask, catalog, explain, placements, policy):
         verb.add(verbs, common)

@@ -28,26 +28,44 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control cha
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb."""
-    verb = verbs.add_parser("ask", parents=[common], help="ask an adapter, several at once, or the bare base")
-    verb.add_argument("prompt", metavar="PROMPT")
+    verb = verbs.add_parser("ask", parents=[common], help="ask one adapter, several at once, or the bare base")
+    verb.add_argument("prompt", metavar="PROMPT", help="what to ask, as a user's message in a chat")
     verb.add_argument(
         "--adapter",
         metavar="NAME",
         action="append",
         default=[],
-        help="may be given several times (none: the bare base)",
+        help="adapter to ask; may be repeated (default: the bare base)",
     )
-    verb.add_argument("--bare", action="store_true", help="ask the bare base too, beside the adapters")
+    verb.add_argument("--bare", action="store_true", help="ask the bare base too, alongside the adapters")
     verb.add_argument(
-        "--max-tokens", type=natural, default=0, metavar="N", help="new tokens at most (engine's default: 256)"
+        "--max-tokens",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="new tokens at most (default: the engine's, 256)",
     )
-    verb.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    verb.add_argument("--seed", type=natural, metavar="N", help="the same seed gives the same tokens")
     verb.add_argument(
-        "-n", type=natural, default=1, metavar="N", help="completions of each, drawn with SEED, SEED+1 and so on"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="sampling temperature; 0: greedy (default %(default)g)",
     )
-    verb.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
-    verb.add_argument("--raw", action="store_true", help="the prompt as it stands, without the chat template")
+    verb.add_argument(
+        "--seed", type=natural, metavar="N", help="sampling seed, for the same tokens again (default: random)"
+    )
+    verb.add_argument(
+        "-n",
+        type=natural,
+        default=1,
+        metavar="N",
+        help="completions of each, drawn with SEED, SEED+1 and so on (default %(default)s)",
+    )
+    verb.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    verb.add_argument("--raw", action="store_true", help="send the prompt as it is, without the chat template")
     verb.set_defaults(run=run)
 
 

@@ -32,23 +32,24 @@ UNKNOWN_TOLD = 20
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb and what it may do."""
-    verb = verbs.add_parser("catalog", help="the adapters that can be named: list, show, register, retire")
+    verb = verbs.add_parser("catalog", help="adapters in the catalog: list, show, register, retire")
     acts = verb.add_subparsers(required=True, metavar="WHAT")
-    listing = acts.add_parser("list", parents=[common], help="adapters by name")
-    listing.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="names that begin so")
-    listing.add_argument("-l", "--label", metavar="KEY=VALUE", action="append", default=[], help="may be repeated")
+    listing = acts.add_parser("list", parents=[common], help="list adapters by name")
+    listing.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only names with this prefix")
+    label = "only adapters with this label; may be repeated"
+    listing.add_argument("-l", "--label", metavar="KEY=VALUE", action="append", default=[], help=label)
     listing.add_argument(
-        "--limit", type=positive, default=LIMIT, metavar="N", help="at most, from 1 on (default %(default)s)"
+        "--limit", type=positive, default=LIMIT, metavar="N", help="how many to list at most (default %(default)s)"
     )
     listing.set_defaults(run=run_list)
-    show = acts.add_parser("show", parents=[common], help="one adapter")
-    show.add_argument("adapter", metavar="NAME[@REVISION]")
+    show = acts.add_parser("show", parents=[common], help="show one adapter")
+    show.add_argument("adapter", metavar="NAME[@REVISION]", help="its name, alone or with a revision")
     show.set_defaults(run=run_show)
-    register = acts.add_parser("register", parents=[common], help="every line of a file")
-    register.add_argument("file", metavar="FILE", type=Path, help="JSON lines, or Parquet by its name's end")
+    register = acts.add_parser("register", parents=[common], help="register every entry of a file")
+    register.add_argument("file", metavar="FILE", type=Path, help="JSON lines, or Parquet if named *.parquet")
     register.set_defaults(run=run_register)
-    retire = acts.add_parser("retire", parents=[common], help="take names out")
-    retire.add_argument("adapters", metavar="NAME", nargs="+")
+    retire = acts.add_parser("retire", parents=[common], help="take names out of the catalog")
+    retire.add_argument("adapters", metavar="NAME", nargs="+", help="names to retire")
     retire.set_defaults(run=run_retire)
 
 
@@ -130,7 +131,7 @@ async def run_retire(options: argparse.Namespace) -> int:
     if unknown:
         more = f" and {len(unknown) - UNKNOWN_TOLD:,} more" if len(unknown) > UNKNOWN_TOLD else ""
         told = legible(", ".join(unknown[:UNKNOWN_TOLD])) + more
-        print(f"{len(unknown):,} of them the catalog did not have, or had retired before: {told}", file=sys.stderr)
+        print(f"{len(unknown):,} of them were not in the catalog, or were retired already: {told}", file=sys.stderr)
     return 0
 
 
@@ -145,7 +146,7 @@ def _tell(told: RegisterResponse) -> None:
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InvalidRequest(f"label {text!r}", "must read KEY=VALUE")
+        raise InvalidRequest(f"label {text!r}", "must have the form KEY=VALUE")
     return key, value
 
 

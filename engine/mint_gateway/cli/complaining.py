@@ -25,11 +25,11 @@ def _advice(error: MintError, told: argparse.Namespace) -> str:
     if given and spoke_no_tls(call):
         return f"; the gateway may not speak TLS: try without {' and '.join(given)}"
     if not given and hung_up(call):
-        return "; does the gateway speak TLS? Try --tls, or --ca FILE if it has an authority of its own"
+        return "; does the gateway speak TLS? Try --tls, or --ca FILE if its certificate is from a private CA"
     if untrusted(call):
-        return "; name the authority that vouches for the gateway's certificate: --ca FILE"
+        return "; give the CA that signed the gateway's certificate: --ca FILE"
     if misnamed(call):
-        return "; name the gateway as its certificate does: --tls-server-name NAME"
+        return "; give the name that the gateway's certificate has: --tls-server-name NAME"
     if spoke_no_http2(call):
-        return f"; is that its port for HTTP? The one for gRPC is {GATEWAY_PORT} where nobody has chosen another"
+        return f"; is that its HTTP port? Its gRPC port is {GATEWAY_PORT} by default"
     return ""

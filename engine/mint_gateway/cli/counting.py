@@ -9,5 +9,5 @@ def positive(text: str) -> int:
     """A whole number from 1 on."""
     digits = text.lstrip("0")
     if not (text.isascii() and text.isdecimal() and digits):
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a positive whole number")
     return int(digits[:_DIGITS])

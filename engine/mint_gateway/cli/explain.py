@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb."""
-    verb = verbs.add_parser("explain", parents=[common], help="why is this adapter there, and who would answer now?")
-    verb.add_argument("adapter", metavar="ADAPTER", nargs="?", default="", help="none: the bare base")
+    verb = verbs.add_parser(
+        "explain", parents=[common], help="explain where an adapter is, and which engine would answer now"
+    )
+    verb.add_argument(
+        "adapter", metavar="ADAPTER", nargs="?", default="", help="adapter to explain (default: the bare base)"
+    )
     verb.set_defaults(run=run)
 
 
@@ -43,5 +47,5 @@ def lines(found: Explanation) -> Iterator[str]:
     if found.adapter:
         yield f"  wanted by    {', '.join(found.waves) or 'no wave: its home engine is computed'}"
         yield f"  source       {found.source_uri}"
-    yield f"  goes to      {found.chosen_engine or 'nobody'}: {found.chosen_because}"
+    yield f"  goes to      {found.chosen_engine or 'no engine'}: {found.chosen_because}"
     yield f"  map version  {found.map_version}"

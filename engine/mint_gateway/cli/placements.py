@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb."""
-    verb = verbs.add_parser("placements", parents=[common], help="the placement map as the gateway sees it")
+    verb = verbs.add_parser("placements", parents=[common], help="show the placement map as the gateway sees it")
     verb.set_defaults(run=run)
 
 

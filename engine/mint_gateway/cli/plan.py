@@ -22,6 +22,7 @@ from mint_gateway.planning.shape import DTYPE_BYTES, KINDS, keep_experts
 _QUANTITY = re.compile(r"([1-9][0-9]{0,20})(?:([KMGT])(i)?)?")
 _MOST = 10**15  # of whatever is counted: what is planned of it stays a float's
 _MOST_RANKS = 65_536  # each is looked at by itself
+_DEFAULT = " (default %(default)s)"  # how the help of an option ends
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,27 +30,49 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs") -> None:
     """Declare the verb. It asks no gateway, so that it takes none of the common options."""
-    verb = verbs.add_parser("plan", help="what fits of a base and a wave mix on a device")
+    verb = verbs.add_parser("plan", help="work out what fits of a base and a wave mix on a device")
     verb.add_argument("config", type=Path, metavar="BASE", help="a base's folder, or its config.json")
-    verb.add_argument("--device", choices=sorted(DEVICES), default="h100")
-    verb.add_argument(
-        "--memory", type=_size, metavar="SIZE", help="of one device, e.g. 64Gi (default: the device's own)"
-    )
-    verb.add_argument("--node", type=_positive, metavar="N", help="devices of one node (default: as they are built)")
-    verb.add_argument("--tensor-parallel", type=_ranks, default=1, metavar="N", help="ranks of one engine")
-    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16")
-    verb.add_argument("--quantised-experts", action="store_true", help="routed experts stay as the files have them")
-    verb.add_argument("--adapters", type=_positive, default=64, metavar="N", help="in slots at once")
-    verb.add_argument("--rank", type=_positive, default=8, help="the largest of theirs")
-    verb.add_argument("--targets", choices=sorted(KINDS), default="all", help="dense: all but routed experts")
-    verb.add_argument("--requests", type=_positive, default=64, metavar="N", help="that run together")
-    verb.add_argument("--context", type=_positive, default=4096, metavar="TOKENS", help="of each of them")
-    verb.add_argument("--train", type=_positive, default=0, metavar="N", help="policies that each engine trains")
-    verb.add_argument("--train-rank", type=_positive, metavar="RANK", help="of each of them (default: as --rank)")
-    verb.add_argument("--disk", type=_positive, default=1_400_000_000, metavar="BYTES/S", help="local reads")
-    verb.add_argument("--network", type=_positive, default=1_250_000_000, metavar="BYTES/S", help="from storage")
-    verb.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    _add_engine(verb)
+    _add_mix(verb)
+    disk, network = "bytes a second from the local disk", "bytes a second from storage"
+    verb.add_argument("--disk", type=_positive, default=1_400_000_000, metavar="BYTES/S", help=disk + _DEFAULT)
+    verb.add_argument("--network", type=_positive, default=1_250_000_000, metavar="BYTES/S", help=network + _DEFAULT)
+    verb.add_argument("-o", "--output", choices=("text", "json"), default="text", help="how to print" + _DEFAULT)
     verb.set_defaults(run=run)
+
+
+def _add_engine(verb: argparse.ArgumentParser) -> None:
+    """What an engine is made of."""
+    verb.add_argument("--device", choices=sorted(DEVICES), default="h100", help="what to plan for" + _DEFAULT)
+    verb.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="memory of one device, for example 64Gi (default: the device's)"
+    )
+    verb.add_argument(
+        "--node", type=_positive, metavar="N", help="devices in a node (default: as vendors build them)"
+    )
+    verb.add_argument("--tensor-parallel", type=_ranks, default=1, metavar="N", help="ranks of one engine" + _DEFAULT)
+    dtype = "what the engine computes in" + _DEFAULT
+    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help=dtype)
+    verb.add_argument("--quantised-experts", action="store_true", help="keep routed experts quantised, as published")
+
+
+def _add_mix(verb: argparse.ArgumentParser) -> None:
+    """What it has to hold and to do."""
+    targets = "what adapters target; dense: all but routed experts" + _DEFAULT
+    trained = "rank of each trained policy (default: that of --rank)"
+    verb.add_argument(
+        "--adapters", type=_positive, default=64, metavar="N", help="adapters in slots at once" + _DEFAULT
+    )
+    verb.add_argument("--rank", type=_positive, default=8, help="largest rank of an adapter" + _DEFAULT)
+    verb.add_argument("--targets", choices=sorted(KINDS), default="all", help=targets)
+    verb.add_argument("--requests", type=_positive, default=64, metavar="N", help="requests run at once" + _DEFAULT)
+    verb.add_argument(
+        "--context", type=_positive, default=4096, metavar="TOKENS", help="tokens of a request" + _DEFAULT
+    )
+    verb.add_argument(
+        "--train", type=_positive, default=0, metavar="N", help="policies each engine trains" + _DEFAULT
+    )
+    verb.add_argument("--train-rank", type=_positive, metavar="RANK", help=trained)
 
 
 async def run(options: argparse.Namespace) -> int:

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb and what it may do."""
-    verb = verbs.add_parser("policy", help="what programs train by calls: list, drop")
+    verb = verbs.add_parser("policy", help="policies that programs train by Trainer calls: list, drop")
     acts = verb.add_subparsers(required=True, metavar="WHAT")
     listing = acts.add_parser(
-        "list", parents=[common], help="where each is or that it rests, and how far it has come"
+        "list", parents=[common], help="list them: the engine of each, or that it rests, and its steps so far"
     )
     listing.set_defaults(run=run_list)
-    drop = acts.add_parser("drop", parents=[common], help="let them and their names go; files stay in the store")
-    drop.add_argument("policies", metavar="NAME", nargs="+")
+    drop = acts.add_parser(
+        "drop", parents=[common], help="drop policies and free their names; their files stay in the store"
+    )
+    drop.add_argument("policies", metavar="NAME", nargs="+", help="policies to drop")
     drop.set_defaults(run=run_drop)
 
 
@@ -40,7 +42,7 @@ async def run_list(options: argparse.Namespace) -> int:
     else:
         show(policies_table(found.policies))
     if found.silent:
-        said = f"engines that may have more, and did not answer: {', '.join(found.silent)}"
+        said = f"engines that did not answer, and may have more: {', '.join(found.silent)}"
         print(legible(said), file=sys.stderr)
     return 1 if found.silent else 0
 

@@ -19,19 +19,23 @@ def options() -> argparse.ArgumentParser:
         "--gateway",
         metavar="HOST:PORT",
         default=os.environ.get(GATEWAY) or f"127.0.0.1:{GATEWAY_PORT}",
-        help=f"the gateway (default ${GATEWAY}, else %(default)s); where it asks for a key: ${API_KEY}",
+        help=f"the gateway (default: ${GATEWAY} if set; now %(default)s); if it requires a key, set ${API_KEY}",
     )
-    way.add_argument("--tls", action="store_true", help="by TLS, trusting the public authorities")
-    way.add_argument("--ca", type=Path, metavar="FILE", help="by TLS, trusting the authorities in FILE (PEM)")
+    way.add_argument("--tls", action="store_true", help="use TLS, trusting the public CAs")
+    way.add_argument("--ca", type=Path, metavar="FILE", help="use TLS, trusting the CA certificates in FILE (PEM)")
     way.add_argument(
         "--tls-server-name",
         metavar="NAME",
         default="",
-        help="by TLS, the name in the gateway's certificate (default: HOST)",
+        help="use TLS, with this name in the gateway's certificate (default: HOST)",
     )
-    way.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
+    way.add_argument("--base", metavar="NS/NAME", default="", help="the base model, if several are served")
     way.add_argument(
-        "--patience", type=seconds, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
+        "--patience",
+        type=seconds,
+        metavar="SECONDS",
+        default=30.0,
+        help="how long to retry, in seconds; inf: for ever (default %(default)g)",
     )
     return way
 
@@ -40,7 +44,7 @@ def seconds(text: str) -> float:
     """A time for argparse; "inf" for ever."""
     number = float(text)
     if not number >= 0:  # nor is nan
-        raise argparse.ArgumentTypeError(f"{text} is no time to wait")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
     return number
 
 

@@ -31,25 +31,31 @@ _FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
 def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.ArgumentParser) -> None:
     """Declare the verb and its own verbs; a picture goes to a file, so `-o` is not how to print there."""
     verb = verbs.add_parser(
-        "wave", help="explain waves; watch, pause and cancel those that train, and draw their rewards"
+        "wave", help="list, watch and explain waves; pause, resume or cancel training; plot rewards"
     )
     own = verb.add_subparsers(required=True, metavar="VERB")
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
-    named.add_argument("-n", "--namespace", default="default", help="where NAME names none (default %(default)s)")
-    listing = own.add_parser("list", parents=[common], help="every training wave")
+    named.add_argument(
+        "-n", "--namespace", default="default", help="namespace, if NAME has none (default %(default)s)"
+    )
+    listing = own.add_parser("list", parents=[common], help="list the training waves")
     listing.set_defaults(run=list_waves)
     watching = own.add_parser(
-        "watch", parents=[common, named], help="progress and rewards as they come, until the end"
+        "watch", parents=[common, named], help="show progress and rewards as they come, until the wave ends"
     )
     watching.set_defaults(run=watch)
     explaining = own.add_parser(
-        "explain", parents=[common, named], help="why a wave stands as it stands, and what is missing"
+        "explain", parents=[common, named], help="explain the state of a wave, and what is missing"
     )
     explaining.set_defaults(run=explain)
-    drawing = own.add_parser("plot", parents=[reaching, named], help="draw the rewards so far")
+    drawing = own.add_parser("plot", parents=[reaching, named], help="plot the rewards so far")
     drawing.add_argument(
-        "-o", "--output", metavar="FILE", default="rewards.png", help="its ending says how (default %(default)s)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="rewards.png",
+        help="output file; the extension chooses the format (default %(default)s)",
     )
     drawing.set_defaults(run=draw)
     wave_orders.add(own)

@@ -52,25 +52,26 @@ class _Wave(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Order:
-    """A change of `spec.train`, and what it asks for."""
+    """A change of `spec.train`, and what it does."""
 
+    verb: str
     change: Mapping[str, bool]
-    asked: str
+    effect: str
 
 
-ORDERS = {
-    "pause": Order({"paused": True}, "to pause: its policies stop after their step, save and free their slots"),
-    "resume": Order({"paused": False}, "to go on: its policies train from their last step as slots are free"),
-    "cancel": Order({"cancelled": True}, "to stop for good: its policies save and end, what they published stays"),
-}
+ORDERS = (
+    Order("pause", {"paused": True}, "its policies stop after their step, save and free their slots"),
+    Order("resume", {"paused": False}, "its policies continue from their last step as slots become free"),
+    Order("cancel", {"cancelled": True}, "its policies save and end for good; what they published stays"),
+)
 
 
 def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the verbs. They ask no gateway, so that they take none of the common options."""
-    for verb, order in ORDERS.items():
-        own = verbs.add_parser(verb, help=f"ask a training wave {order.asked}")
+    for order in ORDERS:
+        own = verbs.add_parser(order.verb, help=f"{order.verb} a training wave: {order.effect}")
         own.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
-        where = "where NAME names none (default: the one of kubectl's context)"
+        where = "namespace, if NAME has none (default: that of kubectl's context)"
         own.add_argument("-n", "--namespace", default="", help=where)
         own.add_argument("--context", default="", help="kubectl's context (default: its current one)")
         own.set_defaults(run=ask, order=order)
@@ -83,18 +84,19 @@ async def ask(options: argparse.Namespace) -> int:
     cluster = _Kubectl(namespace or options.namespace, name, options.context)
     wave = await cluster.wave()
     cluster.found(wave.metadata.namespace)
-    train, failed, asked = wave.spec.train, wave.status.training.policies.failed, order.asked
+    train, failed, effect = wave.spec.train, wave.status.training.policies.failed, order.effect
     if train is None:
-        raise InvalidRequest(cluster.subject, "trains nothing, it serves adapters that exist; delete it to end that")
+        said = "is a serving wave, which cannot be paused, resumed or cancelled; delete it instead"
+        raise InvalidRequest(cluster.subject, said)
     if train.cancelled and "cancelled" not in order.change:
-        raise InvalidRequest(cluster.subject, "is cancelled, and that is for good; make a new AdapterWave")
+        raise InvalidRequest(cluster.subject, "has been cancelled, which cannot be undone; create a new AdapterWave")
     change: dict[str, int] = dict(order.change)
     if failed and change.get("paused") is False:
         change["retry"] = train.retry + 1
-        asked += f"; {failed} that failed are tried again from their last checkpoint"
+        effect += f"; {failed} that failed are retried from their last checkpoint"
     patch = json.dumps({"spec": {"train": change}})
     await cluster.run("patch", "--type=merge", f"--patch={patch}")
-    print(f"{cluster.subject} is asked {asked}")
+    print(f"{cluster.subject}: {order.verb} requested: {effect}")
     return 0
 
 
@@ -115,7 +117,7 @@ class _Kubectl:
         try:
             return msgspec.json.decode(printed, type=_Wave)
         except (msgspec.MsgspecError, UnicodeError) as error:
-            said = f"what kubectl printed is no {_KIND} in JSON ({error}); is it a wrapper that says more?"
+            said = f"what kubectl printed is not JSON of {_KIND} ({error}); is kubectl a wrapper that prints more?"
             raise Unavailable("API server", said) from None
 
     async def run(self, verb: str, *options: str) -> bytes:
@@ -129,11 +131,11 @@ class _Kubectl:
                 stderr=asyncio.subprocess.PIPE,
             )
         except FileNotFoundError:
-            said = "is not on the PATH; install it, with a context of the cluster that the wave is in"
+            said = "is not on the PATH; install it, with a context for the wave's cluster"
             raise InvalidRequest("kubectl", said) from None
         except OSError as error:
             raise InvalidRequest(
-                "kubectl", f"could not be run ({error.strerror}); see which is on the PATH"
+                "kubectl", f"could not be run ({error.strerror}); check which is on the PATH"
             ) from None
         out, err = await process.communicate()
         if process.returncode:
@@ -144,10 +146,10 @@ class _Kubectl:
         """Raise what kubectl's words mean."""
         if "Error from server (NotFound)" in said:
             where = f" -n {self._namespace}" if self._namespace else ""
-            raise NotFound(self.subject, f"is not there; kubectl get aw{where} lists those that are")
+            raise NotFound(self.subject, f"does not exist; list the waves that do with kubectl get aw{where}")
         if "Error from server" in said or "is invalid" in said:
-            raise InvalidRequest(self.subject, f"may not be changed so: {said}")
-        raise Unavailable("API server", f"could not be asked by kubectl: {said}")
+            raise InvalidRequest(self.subject, f"cannot be changed: {said}")
+        raise Unavailable("API server", f"could not be reached by kubectl: {said}")
 
 
 def _words(said: str) -> str:

@@ -1,0 +1,42 @@
+"""What `mint --help` says, of every verb: what each argument is for, and what it is where it is left out."""
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from mint_gateway.cli import parser
+
+
+def verbs(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser, and those of its verbs."""
+    yield of
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from verbs(verb)
+
+
+def helped(of: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action, str]]:
+    """Of each argument how it is written, and its help."""
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action._choices_actions:
+                yield f"{of.prog} {verb.dest}", verb, verb.help or ""
+        else:
+            yield f"{of.prog} {action.option_strings or action.dest}", action, action.help or ""
+
+
+EVERY = [each for verb in verbs(parser()) for each in helped(verb)]
+
+
+@pytest.mark.parametrize(("action", "said"), [each[1:] for each in EVERY], ids=[each[0] for each in EVERY])
+def test_every_argument_says_what_it_is_for_and_its_default(action: argparse.Action, said: str) -> None:
+    assert said
+    if isinstance(action.default, int | float | str) and action.default not in {"", False, argparse.SUPPRESS}:
+        assert "default" in said or "now %(default)s" in said
+
+
+def test_help_of_every_verb_can_be_written() -> None:
+    for verb in verbs(parser()):
+        assert verb.format_help()
