@@ -100,7 +100,7 @@ def test_shares_are_the_engines(
     try:
         shares = engine_share_out(of, count)
     except UnsupportedBase:
-        with pytest.raises(UnsupportedBase, match=f"is {count}, and the base has"):
+        with pytest.raises(UnsupportedBase, match=f"is {count}, but .* cannot be split over that many ranks"):
             share_out(shape, count)
         return
     modules = {linear.name: Module(linear.name, linear.wide, linear.high) for linear in shape.linears}

@@ -88,7 +88,9 @@ async def run(options: argparse.Namespace) -> int:
         policy_rank=options.train_rank or options.rank,
     )
     if 0 < shape.context_length < mix.context:
-        raise InvalidRequest("--context", f"is {mix.context}, but the base is served up to {shape.context_length}")
+        raise InvalidRequest(
+            "--context", f"is {mix.context}, but the base takes {shape.context_length} at most; lower it"
+        )
     storage = Storage(options.disk, options.network)
     plan = make_plan(shape, device, options.tensor_parallel, mix, options.dtype, storage)
     if options.output == "json":
@@ -128,9 +130,7 @@ def _looked_up(path: Path, look: Callable[[], bool]) -> bool:
     try:
         return look()
     except PermissionError:
-        raise SourceForbidden(
-            f"base {path}", "may not be looked into; check the permissions of its folders"
-        ) from None
+        raise SourceForbidden(f"base {path}", "cannot be read; check the permissions of its folders") from None
     except OSError as error:
         raise SourceNotFound(f"base {path}", f"could not be looked up ({error.strerror})") from None
 
@@ -139,11 +139,9 @@ def _read_object(path: Path, file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except FileNotFoundError:
-        raise SourceNotFound(
-            f"base {path}", "holds no config.json; name a base's folder, or its config.json"
-        ) from None
+        raise SourceNotFound(f"base {path}", "has no config.json; give a base's folder, or its config.json") from None
     except (OSError, ValueError, RecursionError):
-        raise CorruptFile(f"file {file}", "is not JSON that can be read") from None
+        raise CorruptFile(f"file {file}", "cannot be read as JSON") from None
     if not isinstance(found, dict):
         raise CorruptFile(f"file {file}", "is not a JSON object")
     return found
@@ -153,7 +151,7 @@ def _size(text: str) -> int:
     """As Kubernetes writes quantities of bytes: 64Gi, 80G or 80000000000."""
     found = _QUANTITY.fullmatch(text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 64Gi")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid size; use for example 64Gi")
     count = int(found[1])
     for _ in range(" KMGT".index(found[2] or " ")):
         count *= 1024 if found[3] else 1000
@@ -170,5 +168,5 @@ def _ranks(text: str) -> int:
 
 def _bounded(text: str, count: int, most: int) -> int:
     if count > most:
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is more than can be planned with, {most}")
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is too large; the maximum is {most}")
     return count

@@ -15,42 +15,42 @@ _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Plan) -> Table:
     """One row a figure, what of it the fullest device holds, and what it is made of."""
-    where = "the machine" if device.one_memory else "a device at most"
+    where = "machine" if device.one_memory else "fullest device"
     title = f"{shape.model_type} on {ranks} {'ranks of a' if device.one_memory else 'x'} {device.name}"
-    table = Table("what", "comes to", where, "because", title=title)
+    table = Table("what", "total", where, "details", title=title)
     most = {name: size(max(getattr(each, name) for each in plan.held)) for name in ("weights", "cache", "adapter")}
-    repeated = f", {size(plan.repeated)} of them more than once" if plan.repeated > 0 else ""
+    repeated = f", {size(plan.repeated)} of them replicated" if plan.repeated > 0 else ""
     if plan.files:
-        more = ", with layers for predicting further tokens, which are not read" if shape.predicting else ""
+        more = ", including multi-token prediction layers, which are not loaded" if shape.predicting else ""
         table.add_row("files", size(plan.files), "", _published(shape) + more)
     table.add_row(
         "weights", size(plan.weights), most["weights"], f"{plan.parameters / 1e9:,.2f} billion parameters{repeated}"
     )
-    alone = "all weights, and most anew as own kernels have them" if plan.repeated else "all weights"
-    loading = "each rank's share, and a layer that the first reads whole" if ranks > 1 else alone
-    table.add_row("while it loads", size(plan.loading), "", f"of the host's memory: {loading}")
+    alone = "all weights, and most again as MinT's kernels lay them out" if plan.repeated else "all weights"
+    loading = "each rank's share, and one layer that the first rank reads whole" if ranks > 1 else alone
+    table.add_row("while it loads", size(plan.loading), "", f"of host memory: {loading}")
     tokens = mix.requests * mix.context
-    behind = ", less what lies behind windows" if plan.cache < tokens * plan.token else ""
+    behind = ", less what is outside sliding windows" if plan.cache < tokens * plan.token else ""
     because = f"{mix.requests} requests x {mix.context} tokens x {size(plan.token)}{behind}"
     table.add_row("cache", size(plan.cache), most["cache"], because)
     table.add_row(
         "an adapter",
         size(plan.adapter),
         most["adapter"],
-        f"rank {mix.rank} on {mix.targets}: {plan.share:.2%} of the base, {plan.adapter_tensors:,} tensors by PEFT",
+        f"rank {mix.rank} on {mix.targets}: {plan.share:.2%} of the base, {plan.adapter_tensors:,} PEFT tensors",
     )
     if mix.policies:
         _add_training(table, device, mix, plan)
     if plan.target_modules:
-        table.add_row("targetModules", "", "", f"of the BaseModel: {', '.join(plan.target_modules)}")
+        table.add_row("targetModules", "", "", f"to set in the BaseModel: {', '.join(plan.target_modules)}")
     usable = size(plan.memory // len(plan.held))
-    table.add_row("memory", size(plan.memory), usable, f"a tenth of {size(device.memory)} kept back")
+    table.add_row("memory", size(plan.memory), usable, f"10% of {size(device.memory)} is kept in reserve")
     _add_fit(table, device, mix, plan, quantised=can_keep_experts(shape) and not shape.keeps)
     if plan.refusal:
         table.add_row("served", "[yellow]not yet[/]", "", plan.refusal)
-    table.add_row("cold load", seconds(plan.from_host), "", "from the host's memory; bytes alone, as below")
+    table.add_row("cold load", seconds(plan.from_host), "", "from host memory; transfer alone, as below")
     table.add_row("", seconds(plan.from_disk), "", f"from the local disk: a packed file of {size(plan.adapter_file)}")
-    answers = "from storage; answers of the store, digests, and packing of PEFT's files come on top"
+    answers = "from storage; its latency, digests, and packing of PEFT's files come on top"
     table.add_row("", seconds(plan.from_network), "", answers)
     return table
 
@@ -59,17 +59,17 @@ def _published(shape: BaseShape) -> str:
     """What the weights' files are, and what is done with them."""
     form = _form(shape)
     if not form:
-        return "in two bytes a parameter"
+        return "two bytes per parameter"
     if not shape.keeps:
-        return f"{form}; dequantised when read"
-    rest = "" if form.startswith("experts") else ", all else dequantised when read"
-    return f"{form}; experts stay so{rest}"
+        return f"{form}; dequantised when loaded"
+    rest = "" if form.startswith("experts") else ", others dequantised"
+    return f"{form}; experts stay quantised{rest}"
 
 
 def _form(shape: BaseShape) -> str:
     if isinstance(shape.files, Float8):
-        blocks = f"by blocks of {shape.files.rows} x {shape.files.columns}"
-        kind = {BY_TENSOR: "float8 by tensors", BY_CHANNEL: "float8 by channels", MXFP8: "MXFP8"}
+        blocks = f"in blocks of {shape.files.rows} x {shape.files.columns}"
+        kind = {BY_TENSOR: "float8 per tensor", BY_CHANNEL: "float8 per channel", MXFP8: "MXFP8"}
         return f"linears in {kind.get(shape.files, f'float8 {blocks}')}"
     if isinstance(shape.files, Mxfp4):
         return "experts in MXFP4"
@@ -84,8 +84,8 @@ def _form(shape: BaseShape) -> str:
 
 def _scaled(files: Integers) -> str:
     if files.columns:
-        return f"by groups of {files.columns}"
-    return "by channels" if files.rows else "by tensors"
+        return f"in groups of {files.columns}"
+    return "per channel" if files.rows else "per tensor"
 
 
 def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
@@ -96,14 +96,14 @@ def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
         "training",
         size(own),
         size(plan.held[0].training),
-        f"{mix.policies:,} policies of rank {mix.policy_rank}, each four vectors in float32 and a rounded copy"
+        f"{mix.policies:,} policies of rank {mix.policy_rank}, each with four float32 vectors and a rounded copy"
         + ("" if device.one_memory else ", all on the first rank")
-        + (f", and a part on each rank in an update: {size(plan.policy_parts)} of one" if plan.policy_parts else "")
-        + f"; {size(saved)} of the host's memory to save one at a time; hostMemory {least} at least",
+        + (f", and {size(plan.policy_parts)} for one on all ranks in an update" if plan.policy_parts else "")
+        + f"; {size(saved)} of host memory to save one at a time; set hostMemory to at least {least}",
     )
     kept = [each.activations for each in plan.held]
     table.add_row(
-        "activations", size(sum(kept)), size(max(kept)), "of rows that are trained at once, for the way back"
+        "activations", size(sum(kept)), size(max(kept)), "kept of the rows trained at once, for the backward pass"
     )
 
 
@@ -111,27 +111,27 @@ def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan, *, quantised: b
     if plan.fits:
         left = plan.slots < mix.adapters
         room = size(min(each.room for each in plan.held))
-        most = ", the most that an engine has" if plan.slots + mix.policies == MOST_SLOTS and left else ""
-        beside = f"; {mix.policies:,} more are the policies'" if mix.policies else ""
-        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what is left{most}{beside}")
-        table.add_row("engines", f"{plan.engines:,}", "", "that hold all of them in slots at once")
+        most = ", the most an engine can have" if plan.slots + mix.policies == MOST_SLOTS and left else ""
+        beside = f"; {mix.policies:,} more for the policies" if mix.policies else ""
+        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what remains{most}{beside}")
+        table.add_row("engines", f"{plan.engines:,}", "", "to hold all of them in slots at once")
         return
     least, need = plan.least, max(each.least for each in plan.held)
     if least is not None:
         nodes = f"on {least.nodes} nodes of {device.node}" if least.nodes > 1 else "on one node"
-        fits = f"{least.ranks} such devices {nodes} are the fewest that fit; take --tensor-parallel {least.ranks}"
+        fits = f"{least.ranks} such devices {nodes} are the fewest that fit; use --tensor-parallel {least.ranks}"
     elif device.one_memory:
-        fits = "ranks of one machine share its memory; take one with more, or other devices"
+        fits = "ranks on one machine share its memory; use one with more, or other devices"
     else:
         smaller = "train fewer policies" if mix.policies else "a smaller mix"
-        fits = f"not with {MOST_RANKS} ranks either, the most there are; take larger devices, or {smaller}"
-    stay = "; experts that stay quantised take less: see --quantised-experts" if quantised else ""
+        fits = f"not with {MOST_RANKS} ranks either, the maximum; use larger devices, or {smaller}"
+    stay = "; quantised experts take less: see --quantised-experts" if quantised else ""
     table.add_row("slots", "[red]none[/]", size(need), f"needed for one; {fits}{stay}")
 
 
 def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, weights: int) -> Table:
     """An adapter's size by rank and targets, its share of the base, and how many fit the engine's room."""
-    table = Table("rank", *KINDS, title="adapters: bytes, share of the base, slots there is room for")
+    table = Table("rank", *KINDS, title="adapters: size, share of the base, slots that fit")
     for rank in _RANKS:
         cells = []
         for targets in KINDS:
@@ -145,7 +145,7 @@ def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype
 
 def layouts_table(plan: Plan, mix: Mix, dtype: str) -> Table:
     """What an adapter of routed experts comes to, and the slots that it needs, by how PEFT was told of it."""
-    table = Table("told to PEFT 0.21", "packed", "tensors", "maxRank", title=f"layouts of rank {mix.rank}")
+    table = Table("PEFT 0.21 config", "packed", "tensors", "maxRank", title=f"layouts of rank {mix.rank}")
     for each in plan.layouts:
         table.add_row(each.told, size(each.elements * DTYPE_BYTES[dtype]), f"{each.tensors:,}", str(each.max_rank))
     return table

@@ -72,8 +72,9 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
     text = text_of(config, subject)
     family = text.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
         raise UnsupportedBase(
-            subject, f"is of model type {family!r}, which can not be planned; known are {', '.join(sorted(FAMILIES))}"
+            subject, f"is of model type {family!r}, which cannot be planned for; supported: {known}"
         )
     told, vision = _DEFAULTS.get(family, {}) | with_names(family, text, subject), vision_of(config)
     check_told(told, config, vision, subject)
@@ -81,7 +82,7 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         shape = _read(family, told)
         images = vision_parameters(config, vision, shape.hidden) if vision is not None else 0
     except KeyError as error:
-        raise garbled(subject, f"there is no `{error.args[0]}`") from None
+        raise garbled(subject, f"`{error.args[0]}` is missing") from None
     shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
     try:
         files = read_quantisation(config, "the base")

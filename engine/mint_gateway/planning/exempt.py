@@ -78,7 +78,7 @@ def _is_plain(paths: Sequence[str], chosen: Chosen) -> bool:
     try:
         targeted, ignored = _named(chosen.targets), _named(chosen.ignored)
     except re.error as error:
-        raise ValueError(f"the pattern {error.pattern!r} is none") from None
+        raise ValueError(f"the pattern {error.pattern!r} is not a valid regular expression") from None
     return any(map(ignored, paths)) or not any(map(targeted, paths))
 
 

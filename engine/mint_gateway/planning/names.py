@@ -41,5 +41,6 @@ def _one_of_all(value: Any, name: str, subject: str) -> Any:
     if not isinstance(value, list):
         return value
     if not value or any(each != value[0] for each in value):
-        raise UnsupportedBase(subject, f"has a `{name}` of no one number, {str(value)[:100]}, which is not served")
+        said = f"has a `{name}` that differs between layers, {str(value)[:100]}, which is not supported"
+        raise UnsupportedBase(subject, said)
     return value[0]

@@ -92,4 +92,5 @@ def _split(size: int, count: int, unit: int = 1) -> list[int]:
 
 
 def _too_many(count: int, what: str) -> UnsupportedBase:
-    return UnsupportedBase("tensorParallelSize", f"is {count}, and the base has {what}; lower it")
+    said = f"is {count}, but {what} cannot be split over that many ranks; lower it"
+    return UnsupportedBase("tensorParallelSize", said)

@@ -278,7 +278,7 @@ def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
     Raises UnsupportedBase, which names the file so, where none are.
     """
     if not can_keep_experts(shape):
-        raise UnsupportedBase(subject, "tells of no quantised routed experts; leave --quantised-experts out")
+        raise UnsupportedBase(subject, "has no quantised routed experts; leave out --quantised-experts")
     reordered = isinstance(shape.files, Integers) and shape.files.reordered  # which own kernels do not read
     return msgspec.structs.replace(shape, keeps=True, lean=shape.lean and not reordered)
 

@@ -150,6 +150,4 @@ def check_told(
 
 def garbled(subject: str, what: str) -> UnsupportedBase:
     """The error over a config.json that tells something as none should."""
-    return UnsupportedBase(
-        subject, f"lacks or garbles what a plan is made from: {what}; give the base's own config.json"
-    )
+    return UnsupportedBase(subject, f"has missing or invalid values: {what}; give the base's own config.json")
