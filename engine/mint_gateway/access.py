@@ -52,4 +52,4 @@ class Access:
         named = self._scopes.now.by_key.keys() if self._scopes else set()
         for name in sorted(named - self._keys.now.digests.keys() - self._strays):
             self._strays.add(name)
-            _log.warning("scope is of no key that is known", client=name)
+            _log.warning("scope names an unknown key", client=name)

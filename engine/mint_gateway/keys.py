@@ -52,7 +52,7 @@ def read_keys(folder: Path, files: Files) -> Keys:
             _log.error("key cannot be used: it must be printable ASCII without spaces", file=str(folder / name))
         else:
             digests[name] = _digest(key)
-    _log.info("keys are known", clients=sorted(digests))
+    _log.info("keys loaded", clients=sorted(digests))
     return Keys(digests)
 
 

@@ -16,44 +16,46 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "mint_gateway_requests",
-            "Requests that ended, by gRPC status and by whose key they bore",
+            "Requests that ended, by gRPC status and client key",
             ["code", "client"],
             registry=self.registry,
         )
         self.training_calls = Counter(
             "mint_gateway_training_calls",
-            "Trainer calls that ended, by call, gRPC status and whose key they bore",
+            "Trainer calls that ended, by call, gRPC status and client key",
             ["call", "code", "client"],
             registry=self.registry,
         )
         self.unauthenticated = Counter(
             "mint_gateway_unauthenticated",
-            "Calls that bore no known key, by the door that they came to",
+            "Calls without a known key, by door",
             ["door"],
             registry=self.registry,
         )
         self.first_token = Histogram(
             "mint_gateway_first_token_seconds",
-            "From a request's arrival to its first token",
+            "Time from a request's arrival to its first token",
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._retries = Counter(
             "mint_gateway_retries",
-            "Tries that went on to another engine, by reason",
+            "Attempts retried on another engine, by reason",
             ["reason"],
             registry=self.registry,
         )
         self._catalogs_failing = Gauge(
             "mint_gateway_catalogs_failing",
-            "Catalogs that could not be looked after last time",
+            "Catalogs whose last maintenance failed",
             registry=self.registry,
         )
         self._in_flight = Gauge("mint_gateway_in_flight", "Requests being answered now", registry=self.registry)
         self._map_age = Gauge(
-            "mint_gateway_map_age_seconds", "Since the placement map was last read", registry=self.registry
+            "mint_gateway_map_age_seconds", "Seconds since the placement map was last read", registry=self.registry
         )
-        self._map_outages = Counter("mint_gateway_map_outages", "Times that Redis went away", registry=self.registry)
+        self._map_outages = Counter(
+            "mint_gateway_map_outages", "Times that Redis became unavailable", registry=self.registry
+        )
 
     def observe(
         self,

@@ -153,7 +153,7 @@ class Mirror:
         if following.lost and (again or not was_lost):
             following.settled_at = max(following.settled_at, now + HEARTBEAT_TTL_S)
             view = msgspec.structs.replace(view, version=None)
-            _log.warning("map has lost what it knew; the last view goes on serving", base_model=base)
+            _log.warning("map lost its data; serving from the last view", base_model=base)
         whole = now >= following.resync_at
         if pulse.version is None:
             announced = await self._reader.base_record(base)
@@ -185,7 +185,7 @@ class Mirror:
 
     def _swap(self) -> None:
         if not self._answering:
-            _log.info("placement map is followed", bases=len(self._following))
+            _log.info("following the placement map", bases=len(self._following))
         self._answering = True
         self._reasons.forget()
         self._read_at = time.monotonic()
@@ -202,9 +202,9 @@ class Mirror:
         is_new = self._reasons.is_new(error)
         if self._answering is not False:
             self._on_outage()
-            _log.warning("placement map is away; the last view goes on serving", error=str(error))
+            _log.warning("placement map is unavailable; serving from the last view", error=str(error))
         elif is_new:
-            _log.warning("placement map is still away", error=str(error))
+            _log.warning("placement map is still unavailable", error=str(error))
         self._answering = False
         # Heartbeats ran out unseen: engines get one heartbeat's time to speak again, and all is read anew.
         settled_at = asyncio.get_running_loop().time() + HEARTBEAT_TTL_S

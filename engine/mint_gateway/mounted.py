@@ -52,12 +52,12 @@ class Mounted(Generic[T]):
                 continue
             self._refused = ""
             if changed:
-                _log.info("secret is read anew", folder=str(self._folder))
+                _log.info("secret reloaded", folder=str(self._folder))
                 self._on_change()
 
     def _give_up(self, error: MintError) -> None:
         if self._broken is None:
-            _log.error("secret cannot be used; what was read before goes on", error=str(error))
+            _log.error("secret cannot be used; the previous one stays in effect", error=str(error))
             return
         self.now, self._seen = self._broken(error), b""
         self._on_change()

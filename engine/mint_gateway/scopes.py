@@ -60,7 +60,7 @@ def read_scopes(folder: Path, files: Files) -> Scopes:
     except (ValueError, RecursionError) as error:
         return _broken(str(file), str(error))
     scopes = {key: _read(str(file), key, each) for key, each in told.items()}
-    _log.info("scopes are known", clients=sorted(scopes))
+    _log.info("scopes loaded", clients=sorted(scopes))
     return Scopes(scopes)
 
 
@@ -70,7 +70,7 @@ def no_scopes(error: MintError) -> Scopes:
 
 
 def _broken(file: str, error: str) -> Scopes:
-    _log.error("scopes cannot be read: no key opens anything until they can", file=file, error=error)
+    _log.error("scopes cannot be read; every key is rejected until they can", file=file, error=error)
     return Scopes({}, broken=True)
 
 
@@ -78,9 +78,7 @@ def _read(file: str, key: str, told: object) -> Scope | None:
     try:
         scope = msgspec.convert(told, _Told)
     except msgspec.ValidationError as error:
-        _log.error(
-            "scope cannot be read: its key opens nothing until it can", file=file, client=key, error=str(error)
-        )
+        _log.error("scope cannot be read; its key is rejected until it can", file=file, client=key, error=str(error))
         return None
     return Scope(
         adapters=None if scope.adapters is UNSET else tuple(scope.adapters),

@@ -67,7 +67,7 @@ async def served(scene: Scene) -> Scene:
 async def test_an_empty_gateway_says_what_to_do(scene: Scene, browser: Browser) -> None:
     await scene.open()
     await browser.open(scene.url)
-    await browser.reads("No base model is served yet", "No wave trains", "No wave serves", "Live")
+    await browser.reads("No base model is served yet", "No training waves", "No serving waves", "Live")
     assert await browser.complaints() == []
 
 
@@ -117,10 +117,10 @@ async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, b
     await scene.open()
     await scene.seen(engine)
     await browser.open(scene.url)
-    assert "Training by programs" not in await browser.reads(BASE, "No wave trains")
+    assert "Training by Trainer calls" not in await browser.reads(BASE, "No training waves")
     state = PolicyState(policy=HOSTILE, base_model=BASE, engine="e-0", step=2, sequence=1234)
     engine.trainer.policies[HOSTILE] = state
-    await browser.reads("Training by programs", "1 policy", HOSTILE, f"on {BASE}", "1,234")
+    await browser.reads("Training by Trainer calls", "1 policy", HOSTILE, f"on {BASE}", "1,234")
     assert await browser.complaints() == []
 
 
@@ -176,7 +176,7 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(
     await scene.base()
     await scene.open(LIMITS, Secured.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
     await browser.open(scene.url)
-    await browser.reads("This gateway asks for a key")
+    await browser.reads("This gateway requires a key")
     assert BASE not in await browser.text()
     await browser.type("#key", "wrong\n")
     await browser.reads("holds an unknown key; check it")
@@ -186,7 +186,7 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(
     await browser.open(f"{scene.url}/?again")
     await browser.reads(BASE)
     await browser.run("document.querySelector('#forget').click()")
-    await browser.reads("This gateway asks for a key")
+    await browser.reads("This gateway requires a key")
     assert BASE not in await browser.text()
 
 
@@ -197,17 +197,17 @@ async def test_a_browser_that_keeps_nothing_of_sites_shows_all_until_the_page_is
     await scene.open(LIMITS, Secured.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
     async with browsing(keeps=False) as browser:
         await browser.open(scene.url)
-        await browser.reads("This gateway asks for a key")
+        await browser.reads("This gateway requires a key")
         probe = "try { sessionStorage; return ''; } catch (error) { return error.name; }"
         assert await browser.run(probe) == "SecurityError"
         await browser.type("#key", "s3cret\n")
         await browser.reads(BASE, "Live", "Forget key")
         await browser.run("document.querySelector('#forget').click()")
-        await browser.reads("This gateway asks for a key")
+        await browser.reads("This gateway requires a key")
         await browser.type("#key", "s3cret\n")
         await browser.reads(BASE, "Live")
         await browser.open(f"{scene.url}/?again")
-        await browser.reads("This gateway asks for a key")
+        await browser.reads("This gateway requires a key")
         assert not [each for each in await browser.complaints() if "sessionStorage" in each]
 
 
@@ -215,7 +215,7 @@ async def test_a_defect_of_the_page_is_said_and_it_goes_on_asking(served: Scene,
     broken = "window.whole = AbortSignal.timeout; AbortSignal.timeout = () => { throw new TypeError('a defect'); };"
     await browser.begin_with(HURRIED + broken)
     await browser.open(served.url)
-    await browser.reads("This page has failed (a defect).", "Tries again in")
+    await browser.reads("This page has failed (a defect).", "Retrying in")
     await browser.run("AbortSignal.timeout = window.whole.bind(AbortSignal)")
     assert "has failed" not in await browser.reads(BASE, "Live")
 
@@ -223,7 +223,7 @@ async def test_a_defect_of_the_page_is_said_and_it_goes_on_asking(served: Scene,
 async def test_a_scoped_key_shows_what_it_opens(tenants: Tenants, browser: Browser) -> None:
     await tenants.train(lessons("acme"), lessons("rival"))
     await browser.open(tenants.scene.url)
-    await browser.reads("asks for a key")
+    await browser.reads("requires a key")
     await browser.type("#key", key_of("acme") + "\n")
     text = await browser.reads("models/base", "acme/own", "acme/wave", "acme/lessons")
     assert "rival" not in text
@@ -239,14 +239,12 @@ async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Sce
         await browser.begin_with(HURRIED)
         await browser.open(url)
         await browser.reads(BASE, "Live")
-    await browser.reads(
-        "The gateway does not answer. What is shown is the last that was heard.", "Tries again in", BASE
-    )
+    await browser.reads("The gateway is not responding. The last known state is shown.", "Retrying in", BASE)
     await until(lambda: browser.run("return Math.max(...window.waits) >= 45_000"))
     assert await browser.run("return Math.max(...window.waits) <= 75_000"), "a minute, give or take a quarter"
     async with serve(scene.redis, "127.0.0.1:0", listen("127.0.0.1", port), LIMITS):
         await browser.reads("Live")
-        assert "does not answer" not in await browser.text()
+        assert "is not responding" not in await browser.text()
 
 
 async def test_a_link_that_is_followed_while_the_gateway_is_away_is_not_live_before_it_answers(
@@ -257,7 +255,7 @@ async def test_a_link_that_is_followed_while_the_gateway_is_away_is_not_live_bef
         await browser.open(f"http://127.0.0.1:{relay.port}")
         await browser.reads(BASE, "demo/w", "Live")
         relay.fault = "cut"
-        await browser.reads("Tries again in")
+        await browser.reads("Retrying in")
         relay.fault = "silent"
         await browser.run("document.querySelector(`a[href='#wave=demo%2Fw']`).click()")
         await browser.reads("Connecting…")
@@ -273,4 +271,4 @@ async def test_what_is_known_is_shown_while_redis_is_away(
     await until(lambda: BASE in fragile.gateway.mirror.views)
     own_redis.kill()
     await browser.open(fragile.url)
-    await browser.reads(BASE, "Redis does not answer", f"not complete for {BASE}", "Live")
+    await browser.reads(BASE, "Redis is not responding", f"not complete for {BASE}", "Live")

@@ -255,7 +255,7 @@ def test_a_file_that_cannot_be_read_closes_every_key(content: bytes) -> None:
             scopes.of(name)
     [line] = logs
     assert (line["event"], line["file"]) == (
-        "scopes cannot be read: no key opens anything until they can",
+        "scopes cannot be read; every key is rejected until they can",
         "/scopes/scopes.json",
     )
     assert line["error"]

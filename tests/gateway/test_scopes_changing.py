@@ -48,7 +48,7 @@ async def test_a_file_that_cannot_be_read_closes_all_until_it_can(tenants: Tenan
         with pytest.raises(errors.Unauthenticated, match="the gateway cannot read; contact its administrator"):
             await tenants.clients["admin"].placements()
     assert [line["event"] for line in logs if line["log_level"] == "error"] == [
-        "scopes cannot be read: no key opens anything until they can"
+        "scopes cannot be read; every key is rejected until they can"
     ]
     tenants.scope(SCOPES)
     await until(open_again)
@@ -66,7 +66,7 @@ async def test_a_file_that_is_gone_closes_all_too(tenants: Tenants, tmp_path: Pa
         away.rename(scopes)
         await until(lambda: answers(200))
     [line] = [line for line in logs if line["log_level"] == "error"]
-    assert line["event"] == "scopes cannot be read: no key opens anything until they can"
+    assert line["event"] == "scopes cannot be read; every key is rejected until they can"
 
 
 async def test_a_scope_that_is_torn_closes_its_key_and_no_other(tenants: Tenants) -> None:
@@ -82,7 +82,7 @@ async def test_a_scope_that_is_torn_closes_its_key_and_no_other(tenants: Tenants
 
 async def test_a_scope_of_no_key_is_told_of_once(tenants: Tenants) -> None:
     def strays(logs: list[Any]) -> list[str]:
-        return [line["client"] for line in logs if line["event"] == "scope is of no key that is known"]
+        return [line["client"] for line in logs if line["event"] == "scope names an unknown key"]
 
     with capture_logs() as logs:
         tenants.scope(SCOPES | {"acmee": {"adapters": ["acme/"]}})

@@ -187,7 +187,7 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
     try:
         port = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))["port"]
         followed = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
-        assert followed["event"] == "placement map is followed"
+        assert followed["event"] == "following the placement map"
         async with Client(f"127.0.0.1:{port}") as client:
             asking = asyncio.create_task(client.answer(question("Ahoy?", base_model=BASE)))
             await asyncio.wait_for(engine.started.wait(), 60)

@@ -103,7 +103,7 @@ async def test_a_new_certificate_is_shown_by_both_doors_without_a_restart(
         await before.placements()
         with capture_logs() as logs:
             mount(secret, stranger.certificate("second"))
-            await until(lambda: [line for line in logs if line["event"] == "secret is read anew"])
+            await until(lambda: [line for line in logs if line["event"] == "secret reloaded"])
         assert await healthy(scene, stranger)
         assert not await healthy(scene, authority)
         assert await get(scene, stranger) == 200
@@ -124,7 +124,7 @@ async def test_a_new_certificate_that_is_none_is_told_once_and_the_old_one_goes_
         assert await healthy(scene, authority)
         assert await get(scene, authority) == 200
         mount(secret, good)
-        await until(lambda: [line for line in logs if line["event"] == "secret is read anew"])
+        await until(lambda: [line for line in logs if line["event"] == "secret reloaded"])
     assert len([line for line in logs if line["log_level"] == "error"]) == 1
     assert await get(scene, authority) == 200
 

@@ -117,11 +117,11 @@ class Keeper:
         except (MintError, ResponseError) as error:
             attempt = self._failed[base] = self._failed.get(base, 0) + 1
             wait_s = delay_s(attempt, first_s=LOOK_S, cap_s=LONGEST_RETRY_S)
-            _log.warning("catalog not looked after", base_model=base, error=str(error), again_in_s=round(wait_s, 1))
+            _log.warning("catalog maintenance failed", base_model=base, error=str(error), again_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
         except Exception:  # noqa: BLE001 - whatever is wrong with one catalog, the others are kept
             self._failed[base] = self._failed.get(base, 0) + 1
-            _log.exception("catalog not looked after", base_model=base)
+            _log.exception("catalog maintenance failed", base_model=base)
             await asyncio.sleep(DEFECT_PAUSE_S)
 
     async def rebuild(self, base: str, manifests: Source) -> int:
@@ -137,7 +137,7 @@ class Keeper:
         await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]))
         await self._settled(base, counted, await self._settling())
         _log.info(
-            "catalog read from its manifests",
+            "catalog rebuilt from its manifests",
             base_model=base,
             parts=len(_names(counted)),
             entries=count,
@@ -163,7 +163,7 @@ class Keeper:
         missed = [name for name in _names(missing) if name not in known]
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name, copy=copy)
-            _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
+            _log.info("catalog part recovered", base_model=base, part=name, entries=len(rows))
         settled = await self._settled(base, counted, before)
         await self._compact(base, manifests, names, settled, before - int(RETIRED_KEPT_S * _US))
         await parts.tidy()

@@ -83,7 +83,7 @@ class Resolver:
                         self.forget(base, await wait(NEWS_WAIT_S))
             except (MapUnavailable, ResponseError) as error:
                 failures += 1
-                _log.warning("catalog's news are not heard", base_model=base, error=str(error))
+                _log.warning("catalog's changes cannot be followed", base_model=base, error=str(error))
             await asyncio.sleep(delay_s(failures, first_s=0.1, cap_s=2.0))
 
     def _ask(self, key: Key) -> "asyncio.Task[Entry | None]":

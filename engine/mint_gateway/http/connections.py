@@ -34,7 +34,7 @@ class Connections:
                 try:
                     arrived, _ = await loop.sock_accept(listening)
                 except OSError as error:
-                    _log.warning("HTTP door accepts nothing", error=str(error))
+                    _log.warning("HTTP door cannot accept connections", error=str(error))
                     await asyncio.sleep(PAUSE_S)
                     continue
                 server = next((each for each, most in self._limits.items() if self._taken(each) < most), None)
@@ -59,6 +59,6 @@ class Connections:
         except OSError:
             pass  # it went away, or speaks no TLS
         except Exception:  # noqa: BLE001 - one client's oddity is no reason to close the door
-            _log.exception("HTTP door failed at a connection")
+            _log.exception("HTTP connection failed")
         finally:
             self._arriving[server].discard(handler)

@@ -33,11 +33,11 @@ async function ask(call, query) {
   const options = { headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(LIMIT_MS) };
   const answer = await fetch(`v1/mint/${call}?${filled}`, options).catch((error) => {
     const late = error.name === "TimeoutError";
-    throw new Refused(0, `The gateway ${late ? "has not answered in time" : "does not answer"}`);
+    throw new Refused(0, `The gateway ${late ? "has not answered in time" : "is not responding"}`);
   });
   const body = await answer.json().catch(() => null);
   if (answer.ok && body) return body;
-  const said = body?.error?.message ?? `The gateway answered ${answer.status}, and nothing that could be read`;
+  const said = body?.error?.message ?? `The gateway answered ${answer.status} without a readable body`;
   throw new Refused(answer.status, said, Number(answer.headers.get("Retry-After")) || 0);
 }
 
@@ -100,13 +100,13 @@ function show() {
   else if (wrong && !failures && $("ask").hidden) shown.append(unclear(about, wrong.message));
   const torn = [...new Set([...(told.training?.incomplete ?? []), ...(told.serving?.incomplete ?? [])])].join(", ");
   const note = (said, style = "") => said && notes.append(h("p", { class: `notice ${style}` }, said));
-  const stale = "What is shown is the last that was heard.";
+  const stale = "The last known state is shown.";
   note(failures && `${wrong.message}. ${told.bases || told.wave || told.adapter ? stale : ""}`, "bad");
-  const away = "Redis does not answer: requests go on by the last map, and who is alive cannot be told.";
+  const away = "Redis is not responding: requests are routed by the last known map, and nobody knows which engines are alive.";
   note(told.bases?.map_away && away);
   const silent = told.policies?.silent.join(", ");
-  note(silent && `Programs may train policies on ${silent}, too: no answer from there.`);
-  note(torn && `The placement map is not complete for ${torn}: waves may be missing here until it is.`);
+  note(silent && `No answer from ${silent}: policies that programs train there may be missing.`);
+  note(torn && `The placement map is not complete for ${torn}: some waves may be missing until it is.`);
   morph($("shown"), shown);
   morph($("notices"), notes);
   const named = about.get("wave") || about.get("adapter") || about.get("base");
@@ -119,8 +119,8 @@ function show() {
 function tick() {
   const ago = (Date.now() - updated) / 1000, since = updated ? `, as of ${span(ago)} ago` : "";
   let [style, said] = updated ? ["on", `Live${ago > 3 * EVERY_S ? since : ""}`] : ["", "Connecting…"];
-  if (failures) [style, said] = ["off", `Tries again in ${span(waitS)}${since}`];
-  if (!$("ask").hidden) [style, said] = ["", "Waits for a key"];
+  if (failures) [style, said] = ["off", `Retrying in ${span(waitS)}${since}`];
+  if (!$("ask").hidden) [style, said] = ["", "Waiting for a key"];
   [$("live").className, $("live").lastElementChild.textContent] = [style, said];
 }
 
@@ -160,7 +160,7 @@ document.addEventListener("submit", (event) => {
   const form = event.target.id, given = $("key").value.trim();
   if (form === "find") location.hash = at({ adapter: $("name").value.trim() });
   else if (form === "over") location.hash = at({ adapter: asked().get("adapter"), base: $("base").value.trim() });
-  else if (!/^[\x21-\x7e]+$/.test(given)) $("refused").textContent = "A key is printable ASCII without spaces.";
+  else if (!/^[\x21-\x7e]+$/.test(given)) $("refused").textContent = "A key must be printable ASCII without spaces.";
   else {
     keep(given);
     [$("key").value, $("ask").hidden, wrong] = ["", true, null];

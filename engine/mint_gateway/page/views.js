@@ -21,17 +21,17 @@ export function overview({ bases, training, policies: taught, serving }, lists) 
         : tile("Device slots", count(slots[1])),
       tile("Requests", count(all.running), "running", dim(`${count(all.waiting)} waiting`)),
       tile("Adapters placed", count(all.placed), "", dim(`on ${plural(all.bases, "base")}`)),
-      tile("Waves that train", count(training.total), "", left(training)),
-      tile("Waves that serve", count(serving.total), "", left(serving))),
+      tile("Training waves", count(training.total), "", left(training)),
+      tile("Serving waves", count(serving.total), "", left(serving))),
     listed("Base models", "bases", lists, [bases, plural(all.bases, "base"), (rows) => rows.map(base)],
       "No base model is served yet", "Apply a BaseModel: ", code("kubectl apply -f basemodel.yaml"),
-      ". It shows here once the operator has taken it up."),
+      ". It appears here once the operator has picked it up."),
     listed("Training", "training", lists, waves(training, TRAINS),
-      "No wave trains", "An AdapterWave with ", code("train"), " trains policies on a base that serves."),
-    (taught.total > 0 || lists.policies.prefix) && listed("Training by programs", "policies", lists,
+      "No training waves", "An AdapterWave with ", code("train"), " trains policies on a base that is served."),
+    (taught.total > 0 || lists.policies.prefix) && listed("Training by Trainer calls", "policies", lists,
       [taught, policies(taught.total), (rows) => card(table(rows, "policy", TAUGHT, (p) => `${p.policy} ${p.engine}`))]),
     listed("Serving", "serving", lists, waves(serving, SERVES),
-      "No wave serves", "An AdapterWave names the adapters to be held; others load when they are asked for."),
+      "No serving waves", "An AdapterWave names the adapters to hold; others load on demand."),
   ].filter(Boolean);
 }
 
@@ -39,11 +39,11 @@ function listed(title, list, lists, [page, said, shown], ...none) {
   const { after, prefix } = lists[list], rows = page.bases ?? page.waves ?? page.policies, back = after.length > 1;
   const turn = (way, text) =>
     h("button", { type: "button", "data-turn": way, "data-list": list, "data-key": `${list} ${way}` }, text);
-  const about = { "aria-label": `${title}: names that begin with`, placeholder: "Begin with…", "data-list": list };
+  const about = { "aria-label": `${title}: names that begin with`, placeholder: "Prefix…", "data-list": list };
   const filter = h("input", { type: "search", "data-key": `${list} names`, ...about });
   const beside = more(
     (page.next || back || prefix) && filter, back && turn("back", "‹ Back"), page.next && turn("on", "More ›"));
-  const nothing = prefix ? empty("No name begins so") : empty(...none);
+  const nothing = prefix ? empty("No matching names") : empty(...none);
   return section(title, [dim(said), beside], rows.length ? shown(rows) : nothing);
 }
 
@@ -61,7 +61,7 @@ function base(b) {
     h("div", { class: "row" }, h("h3", {}, baseLink(b.base_model)),
       states.length ? states : pill("", "no engine has reported"), dim(does)),
     b.map_version === null && h("p", { class: "warn" },
-      "The placement map is not complete for this base: what is shown is the last that was known."),
+      "The placement map is not complete for this base: its last known state is shown."),
     pair(labelled("Device slots", used, known(b.slots_used) && share(...slots, "slots used")),
       labelled("Where adapters are", copies,
         bar(words.join(", "), ...TIERS.map((tier) => [tier.toLowerCase(), held(b, tier)])),
@@ -122,7 +122,7 @@ export function wave({ explanation: why, progress: p }, name, start) {
 }
 
 const learns = (p) => [
-  pair(labelled("Step of the policy furthest behind", ...part(p.step, p.steps, "steps")),
+  pair(labelled("Step of the slowest policy", ...part(p.step, p.steps, "steps")),
     labelled("Time left", span(p.eta_s), h("p", {}, dim(`${count(p.tokens)} tokens learnt from`)))),
   facts({
     Policies: count(p.policy_count), Evaluation: known(p.evaluation) && reward(p.evaluation),
@@ -137,7 +137,7 @@ function rewards(p, start) {
   const beside = [dim(`${count(start + 1)} to ${count(end)} of ${policies(p.policy_count)}`), turns];
   const drawn = rows.filter((each) => each.curve.length);
   return section("Rewards", beside, card(
-    drawn.length ? chart(drawn) : h("p", { class: "dim" }, "No step has ended yet: curves begin with the first."),
+    drawn.length ? chart(drawn) : h("p", { class: "dim" }, "No step has finished yet: curves start with the first."),
     table(rows, "policy", POLICY)));
 }
 const POLICY = [
@@ -193,7 +193,7 @@ function stands(w) {
     : policies(w.adapters);
   const holds = `${count(c.slots_held)} of ${count(c.slots_max)} slots held by ${plural(c.waves_admitted, "wave")}`;
   const has = `${c.engines} of ${c.engines_max} engines × ${plural(c.slots_per_engine, "slot")}`;
-  return section("Why it stands as it stands", null, card(
+  return section("Why it is in this state", null, card(
     facts({
       "Asks for": `${asks} = ${plural(w.slots, "device slot")}, priority ${w.priority}, ${engines}`,
       Copies: serves && w.admitted && `${count(w.wanted)} wanted, ${count(w.placed)} placed, ${count(w.ready)} ready`,
@@ -220,7 +220,7 @@ function stands(w) {
 
 export function adapter(e) {
   const chosen = h("b", { class: "name" }, e.chosen_engine);
-  const goes = e.chosen_engine ? ["A request sent now goes to ", chosen, ": "] : "Nobody answers now: ";
+  const goes = e.chosen_engine ? ["A request sent now goes to ", chosen, ": "] : "No engine can answer now: ";
   const head = h("h1", {}, e.adapter ? h("span", { class: "name" }, e.adapter) : "The bare base");
   const waves = e.waves.length > 0 && e.waves.map((name) => [waveLink(name), " "]);
   return h("section", {}, card(
@@ -233,8 +233,8 @@ export function adapter(e) {
     table(e.holders, "engine", [
       ["Engine", "name", (o) => [o.engine, o.engine === e.chosen_engine && [" ", pill("Ready", "answers next")]]],
       ["Answers", "", (o) => yes(o.available)],
-      ["Must hold it", "", (o) => [o.wanted || "–", o.wanted_because && small(` ${o.wanted_because}`)]],
-      ["Holds it", "", (o) => o.residency || "–"],
+      ["Wanted here", "", (o) => [o.wanted || "–", o.wanted_because && small(` ${o.wanted_because}`)]],
+      ["Held here", "", (o) => o.residency || "–"],
       ["Revision", "name", (o) => digest(o.revision)],
       ["", "said", (o) => noted(o.failure, true)],
     ])));
@@ -244,5 +244,5 @@ export function adapter(e) {
 export const unclear = (about, message) => h("section", {}, card(
   h("h1", { class: "name" }, about.get("wave") || about.get("adapter") || about.get("base")),
   h("p", { class: "answer bad" }, message),
-  about.get("adapter") && h("form", { id: "over", class: "row" }, h("label", { for: "base" }, "Over the base model"),
+  about.get("adapter") && h("form", { id: "over", class: "row" }, h("label", { for: "base" }, "On the base model"),
     h("input", { id: "base", placeholder: "namespace/name", required: "" }), h("button", {}, "Why here?"))));
