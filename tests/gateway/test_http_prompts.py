@@ -11,7 +11,7 @@ import pytest
 
 from mint_contracts import errors
 from mint_contracts.records import Tier
-from mint_gateway.http.asked import MOST_PROMPTS
+from mint_gateway.http.openai_request import MOST_PROMPTS
 from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, PIRATE, Scene
 from tests.gateway.scripted import ScriptedEngine

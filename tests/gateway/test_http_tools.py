@@ -11,7 +11,7 @@ from openai.types.chat.parsed_function_tool_call import ParsedFunction, ParsedFu
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
 from mint_contracts.transport import MOST_STOPS
-from mint_gateway.http import asked
+from mint_gateway.http import openai_request
 from mint_gateway.http.calls import Call, Leading, Listed, Single, Tagged
 
 CHART = {"$ref": "#/$defs/Chart"}
@@ -30,9 +30,9 @@ SAY = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]
 CHOSEN = {"type": "function", "function": {"name": "sail"}}
 
 
-def read(**told: Any) -> tuple[asked.AskedChat, GenerateRequest]:
-    wanted = asked.read(json.dumps(SAY | told).encode(), asked.AskedChat)
-    return wanted, asked.chat_request(wanted, ())
+def read(**told: Any) -> tuple[openai_request.AskedChat, GenerateRequest]:
+    wanted = openai_request.read(json.dumps(SAY | told).encode(), openai_request.AskedChat)
+    return wanted, openai_request.chat_request(wanted, ())
 
 
 def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
@@ -226,7 +226,7 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         *(
             ({"messages": [*SAY["messages"], {"role": "assistant", "content": "So", name: True}]}, says)
             for name in ("prefix", "partial")
-            for says in [rf"messages\[1\]\.{name}: is not done here"]
+            for says in [rf"messages\[1\]\.{name}: is not supported"]
         ),
         (
             {
@@ -246,5 +246,7 @@ def test_texts_call_nothing() -> None:
     body = {"model": "demo/pirate", "prompt": "Ahoy"}
     for told in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
         with pytest.raises(InvalidRequest, match="is not supported; leave it out"):
-            asked.read(json.dumps(body | told).encode(), asked.AskedText)
-    asked.read(json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), asked.AskedText)
+            openai_request.read(json.dumps(body | told).encode(), openai_request.AskedText)
+    openai_request.read(
+        json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), openai_request.AskedText
+    )

@@ -13,7 +13,7 @@ from mint_contracts.errors import Overloaded
 from mint_contracts.room import OWN_BYTES, Room
 from mint_contracts.sampling_pb2 import GenerateRequest, TokenIds
 from mint_gateway import answering
-from mint_gateway.http import answered, asked, beside, door, kept
+from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.test_http import CHAT, TEXT, get, post
@@ -28,15 +28,15 @@ async def engine(scene: Scene) -> ScriptedEngine:
 async def test_others_are_answered_while_a_long_one_is_put_together(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.words = ("word ",) * (beside.LONG // 8)
-    begun, go_on, whole = threading.Event(), threading.Event(), answered.whole
+    engine.words = ("word ",) * (offload.LONG // 8)
+    begun, go_on, whole = threading.Event(), threading.Event(), openai_response.whole
 
-    def wait(*told: Any) -> answered.Json:
+    def wait(*told: Any) -> openai_response.Json:
         begun.set()
         assert go_on.wait(LIMIT_S), "nobody was answered meanwhile"
         return whole(*told)
 
-    monkeypatch.setattr(answered, "whole", wait)
+    monkeypatch.setattr(openai_response, "whole", wait)
     asking = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "n": 2}))
     assert await asyncio.to_thread(begun.wait, LIMIT_S)
     assert (await get(scene, "/live"))[0] == 200
@@ -49,15 +49,15 @@ async def test_others_are_answered_while_a_long_one_is_put_together(
 async def test_others_are_answered_while_a_long_request_is_read(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    begun, go_on, read = threading.Event(), threading.Event(), asked.read
+    begun, go_on, read = threading.Event(), threading.Event(), openai_request.read
 
     def wait(*told: Any) -> Any:
         begun.set()
         assert go_on.wait(LIMIT_S), "nobody was answered meanwhile"
         return read(*told)
 
-    monkeypatch.setattr(asked, "read", wait)
-    long = "Ahoy" * beside.LONG
+    monkeypatch.setattr(openai_request, "read", wait)
+    long = "Ahoy" * offload.LONG
     told = {"prompt": long} if path == TEXT else {"messages": [{"role": "user", "content": long}]}
     asking = asyncio.create_task(post(scene, path, {"model": BASE} | told))
     assert await asyncio.to_thread(begun.wait, LIMIT_S)
@@ -70,7 +70,7 @@ async def test_others_are_answered_while_a_long_request_is_read(
 async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_work(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "MOST_BYTES", 2 << 20)
+    monkeypatch.setattr(buffered_answer, "MOST_BYTES", 2 << 20)
     engine.words, engine.hold_after = ("word " * 100_000,) * 40, 39
     status, told, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
     assert status == 422

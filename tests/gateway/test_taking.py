@@ -42,7 +42,7 @@ async def test_an_http_client_that_reads_nothing_is_cut_off(scene: Scene, engine
 async def test_one_that_asks_for_a_whole_answer_leaves_its_connection_to_others(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_gateway.http.kept.MOST_BYTES", 64 << 20)
+    monkeypatch.setattr("mint_gateway.http.buffered_answer.MOST_BYTES", 64 << 20)
     with closing(asking(scene, stream=False)) as client:
         await asyncio.wait_for(engine.started.wait(), LIMIT_S)
 

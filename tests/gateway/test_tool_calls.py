@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest
 from mint_engine.requests.prompts import read_prompt
-from mint_gateway.http import asked
+from mint_gateway.http import openai_request
 from tests.engine.running import save_adapter, save_base
 from tests.engine.tooled import save_tooled, teach
 from tests.gateway.asking import CONTEXT, asking
@@ -52,7 +52,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def prompt(messages: list[Any]) -> list[int]:
         body = json.dumps(ASKED | {"messages": messages}).encode()
-        request: GenerateRequest = asked.chat_request(asked.read(body, asked.AskedChat), ())
+        request: GenerateRequest = openai_request.chat_request(
+            openai_request.read(body, openai_request.AskedChat), ()
+        )
         return list(read_prompt(request, tokenizer, 300, CONTEXT))
 
     call = {"type": "function", "function": {"name": "depth", "arguments": ARGUMENTS}}

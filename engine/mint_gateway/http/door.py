@@ -20,11 +20,11 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.choose import not_served
-from mint_gateway.http import answered, asked, models, together
-from mint_gateway.http.beside import Beside
+from mint_gateway.http import models, openai_request, openai_response, prompt_batch
+from mint_gateway.http.buffered_answer import BufferedAnswer
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
-from mint_gateway.http.kept import Kept
+from mint_gateway.http.offload import Offload
 from mint_gateway.http.refusing import NAMED, REQUEST_ID, Handler, refusing, reply
 from mint_gateway.http.sending import sending, sent
 from mint_gateway.http.stream import Stream
@@ -79,7 +79,7 @@ class Door:
         self._calls = calls
         self._page = page
         self._guards = guards
-        self._beside = Beside()
+        self._offload = Offload()
         self._arriving = Room(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
         said = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
         self._kept = Room(MOST_KEPT, "gateway", said)
@@ -107,57 +107,57 @@ class Door:
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.known()
 
-        def read(body: bytes) -> tuple[asked.AskedText, Sequence[GenerateRequest]]:
-            wanted = asked.read(body, asked.AskedText)
-            return wanted, asked.text_requests(wanted, bases)
+        def read(body: bytes) -> tuple[openai_request.AskedText, Sequence[GenerateRequest]]:
+            wanted = openai_request.read(body, openai_request.AskedText)
+            return wanted, openai_request.text_requests(wanted, bases)
 
         wanted, requests = await self._told(http, read)
-        return await self._answer(http, wanted, requests, answered.TEXT)
+        return await self._answer(http, wanted, requests, openai_response.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.known()
 
-        def read(body: bytes) -> tuple[asked.AskedChat, GenerateRequest, Tools]:
-            wanted = asked.read(body, asked.AskedChat)
-            return wanted, asked.chat_request(wanted, bases), wanted.called()
+        def read(body: bytes) -> tuple[openai_request.AskedChat, GenerateRequest, Tools]:
+            wanted = openai_request.read(body, openai_request.AskedChat)
+            return wanted, openai_request.chat_request(wanted, bases), wanted.called()
 
         wanted, request, tools = await self._told(http, read)
-        return await self._answer(http, wanted, [request], answered.CHAT, tools)
+        return await self._answer(http, wanted, [request], openai_response.CHAT, tools)
 
     async def _told(self, http: web.Request, read: Callable[[bytes], T]) -> T:
         """What a request says; of how it was written nothing is kept."""
         with self._arriving.part() as part:
             body = await _body(http, part)
-            return await self._beside.do(len(body), lambda: read(body))
+            return await self._offload.do(len(body), lambda: read(body))
 
     async def _answer(
         self,
         http: web.Request,
-        wanted: asked.Asked,
+        wanted: openai_request.Asked,
         requests: Sequence[GenerateRequest],
-        form: answered.Form,
+        form: openai_response.Form,
         tools: Tools = NONE,
     ) -> web.StreamResponse:
         http[NAMED] = request_id = _request_id(http)
         created = int(time.time())
-        together.name(requests, request_id)
+        prompt_batch.name(requests, request_id)
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
         with self._kept.part() as part:
-            kept = Kept(part)
+            kept = BufferedAnswer(part)
 
             def whole() -> bytes:
                 started = kept.started()
-                echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
-                found = answered.revision(started.values())
+                echoes = {prompt: openai_response.echo(requests[prompt], each) for prompt, each in started.items()}
+                found = openai_response.revision(started.values())
                 reading = tools.reading(started[0].calls)  # a chat is one prompt
                 nonce = secrets.token_hex()
-                head = answered.Head(form, request_id, wanted.model, created, found, reading, nonce)
-                return msgspec.json.encode(answered.whole(head, echoes, kept.events(), wanted.n))
+                head = openai_response.Head(form, request_id, wanted.model, created, found, reading, nonce)
+                return msgspec.json.encode(openai_response.whole(head, echoes, kept.events(), wanted.n))
 
-            await together.answer(self._answering, requests, wanted.n, kept.take)
-            body = await self._beside.do(kept.size, whole)
+            await prompt_batch.answer(self._answering, requests, wanted.n, kept.take)
+            body = await self._offload.do(kept.size, whole)
             kept.told_as(body)
             return await sent(http, reply(msgspec.Raw(body), headers={REQUEST_ID: request_id}))
 

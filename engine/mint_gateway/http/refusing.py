@@ -11,7 +11,7 @@ from aiohttp import web
 
 from mint_contracts.errors import Internal, InvalidRequest, MintError, Unauthenticated
 from mint_contracts.wire import from_rpc_error
-from mint_gateway.http import answered
+from mint_gateway.http import openai_response
 
 REQUEST_ID = "X-Request-Id"
 NAMED = web.RequestKey("named", str)  # by what the log has a request, once that is known
@@ -29,7 +29,7 @@ async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:  # no such path, or method, or a body that is too large
         said = InvalidRequest(f"{request.method} {request.path[:200]}", error.text or error.reason)
         allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
-        return reply(answered.refusal(said), status=error.status, headers=allowed)
+        return reply(openai_response.refusal(said), status=error.status, headers=allowed)
     except (MintError, grpc.aio.AioRpcError) as error:
         return _refused(request, ours(error))
     except ConnectionError:
@@ -53,11 +53,11 @@ def _refused(request: web.Request, error: MintError) -> web.Response:
         headers[REQUEST_ID] = request[NAMED]
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return reply(answered.refusal(error), status=error.http_status, headers=headers)
+    return reply(openai_response.refusal(error), status=error.http_status, headers=headers)
 
 
 def reply(
-    body: answered.Json | msgspec.Raw, *, status: int = 200, headers: dict[str, str] | None = None
+    body: openai_response.Json | msgspec.Raw, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
     """A JSON document, or what was written of one already."""
     return web.Response(

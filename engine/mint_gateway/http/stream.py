@@ -13,7 +13,7 @@ from aiohttp import web
 from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, TokenLogprob
 from mint_gateway.answering import Answering
-from mint_gateway.http import answered, asked, together
+from mint_gateway.http import openai_request, openai_response, prompt_batch
 from mint_gateway.http.calls import Call, Reader
 from mint_gateway.http.refusing import REQUEST_ID, ours
 from mint_gateway.http.tools import Tools
@@ -26,8 +26,8 @@ class Stream:
     def __init__(
         self,
         http: web.Request,
-        form: answered.Form,
-        wanted: asked.Asked,
+        form: openai_response.Form,
+        wanted: openai_request.Asked,
         tools: Tools,
         request_id: str,
         created: int,
@@ -36,7 +36,7 @@ class Stream:
         self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
-        self._heads: dict[int, answered.Head] = {}  # of each prompt's answer
+        self._heads: dict[int, openai_response.Head] = {}  # of each prompt's answer
         self._before: dict[int, int] = {}  # characters of each that are told before its completions
         self._readers: dict[int, Reader] = {}  # of completions in which calls are read
         self._calls: Counter[int] = Counter()  # told of each
@@ -55,14 +55,14 @@ class Stream:
             }
         )
         try:
-            await together.answer(answering, requests, self._wanted.n, partial(self._send, requests))
+            await prompt_batch.answer(answering, requests, self._wanted.n, partial(self._send, requests))
         except (MintError, grpc.aio.AioRpcError) as error:
             if not self._response.prepared:
                 raise
-            await self._write(answered.refusal(ours(error)))
+            await self._write(openai_response.refusal(ours(error)))
         else:
             if self._wanted.stream_options.include_usage:
-                await self._write(answered.counts(self._heads[0], self._ends, self._wanted.n))
+                await self._write(openai_response.counts(self._heads[0], self._ends, self._wanted.n))
         await taken(self._response.write(b"data: [DONE]\n\n"))
         await taken(self._response.write_eof())
         return self._response
@@ -70,7 +70,7 @@ class Stream:
     async def _send(self, requests: Sequence[GenerateRequest], prompt: int, event: GenerateEvent) -> None:
         if event.HasField("started"):
             made = self._request_id, self._wanted.model, self._created
-            self._heads[prompt] = answered.Head(
+            self._heads[prompt] = openai_response.Head(
                 self._form,
                 *made,
                 event.started.revision,
@@ -79,9 +79,9 @@ class Stream:
             )
             await self._prepare()
             own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
-            echo = answered.echo(requests[prompt], event.started)
+            echo = openai_response.echo(requests[prompt], event.started)
             self._before[prompt], self._prompt_tokens[prompt] = len(echo.text), event.started.prompt_tokens
-            await self._tell(prompt, answered.beginning(self._heads[prompt], own, echo), 0)
+            await self._tell(prompt, openai_response.beginning(self._heads[prompt], own, echo), 0)
         elif event.HasField("chunk"):
             self._made[event.chunk.index] += len(event.chunk.token_ids)
             pieces = self._chunk(self._heads[prompt], event.chunk, self._before[prompt])
@@ -91,30 +91,34 @@ class Stream:
             pieces = self._end(self._heads[prompt], event.finished)
             await self._tell(prompt, pieces, event.finished.completion_tokens)
 
-    async def _tell(self, prompt: int, pieces: Sequence[answered.Json], made: int) -> None:
+    async def _tell(self, prompt: int, pieces: Sequence[openai_response.Json], made: int) -> None:
         """Send what is told of a completion that has so many tokens by now."""
         options = self._wanted.stream_options
         if options.include_usage and options.continuous_usage_stats:
-            usage = answered.so_far(self._prompt_tokens[prompt], made)
+            usage = openai_response.so_far(self._prompt_tokens[prompt], made)
             pieces = [piece | usage for piece in pieces]
         for piece in pieces:
             await self._write(piece)
 
-    def _chunk(self, head: answered.Head, chunk: Chunk, before: int) -> list[answered.Json]:
+    def _chunk(self, head: openai_response.Head, chunk: Chunk, before: int) -> list[openai_response.Json]:
         if head.reading is None:
-            return [answered.chunk(head, chunk, before)]
+            return [openai_response.chunk(head, chunk, before)]
         reader = self._readers.get(chunk.index) or self._readers.setdefault(chunk.index, head.reading.reader())
         return self._read(head, chunk.index, reader.push(chunk.text), chunk.logprobs)
 
-    def _end(self, head: answered.Head, finished: Finished) -> list[answered.Json]:
+    def _end(self, head: openai_response.Head, finished: Finished) -> list[openai_response.Json]:
         reader = self._readers.pop(finished.index, None)
         rest = self._read(head, finished.index, reader.finish()) if reader else []
-        return [*rest, answered.end(head, finished, calls=self._calls[finished.index] > 0)]
+        return [*rest, openai_response.end(head, finished, calls=self._calls[finished.index] > 0)]
 
     def _read(
-        self, head: answered.Head, index: int, parts: Sequence[str | Call], logprobs: Sequence[TokenLogprob] = ()
-    ) -> list[answered.Json]:
-        told = answered.read(head, index, parts, self._calls[index], logprobs)
+        self,
+        head: openai_response.Head,
+        index: int,
+        parts: Sequence[str | Call],
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> list[openai_response.Json]:
+        told = openai_response.read(head, index, parts, self._calls[index], logprobs)
         self._calls[index] += sum(isinstance(part, Call) for part in parts)
         return told
 
@@ -124,5 +128,5 @@ class Stream:
             if not self._response.prepared:
                 await self._response.prepare(self._http)
 
-    async def _write(self, piece: answered.Json) -> None:
+    async def _write(self, piece: openai_response.Json) -> None:
         await taken(self._response.write(b"data: " + msgspec.json.encode(piece) + b"\n\n"))

@@ -13,7 +13,7 @@ MOST_BYTES = 8 << 20  # of one answer: half a million tokens, or 20,000 with twe
 _EVENT_BYTES = 48  # that Python takes beside an event's own
 
 
-class Kept:
+class BufferedAnswer:
     """The events of one HTTP request's prompts, in the order in which they came, and then what they are told as.
 
     They are in a part of the room for such.

@@ -4,7 +4,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
-from mint_gateway.http.answered import CHAT, TEXT, Echo, Form, Head, Json, beginning, chunk, echo, whole
+from mint_gateway.http.openai_response import CHAT, TEXT, Echo, Form, Head, Json, beginning, chunk, echo, whole
 
 WORD, HALF, NONE = (
     TokenLogprob(token_id=7, logprob=-0.25, token=b" sea"),

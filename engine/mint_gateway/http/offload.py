@@ -10,11 +10,11 @@ LONG = 64 << 10  # bytes of JSON, or of events: to read or to write more takes t
 T = TypeVar("T")
 
 
-class Beside:
+class Offload:
     """A thread: what is long is done one after the other, and takes the memory of one."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "beside")
+        self._thread = ThreadPoolExecutor(1, "offload")
 
     async def do(self, size: int, work: Callable[[], T]) -> T:
         """What the work over so many bytes gives: at once where they are few."""

@@ -11,7 +11,7 @@ from openai.types.chat import completion_create_params as chat_params
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import GenerateRequest
-from mint_gateway.http import asked
+from mint_gateway.http import openai_request
 
 BASES = {"demo/smollm2"}
 
@@ -20,7 +20,12 @@ _scalars = st.none() | st.booleans() | st.integers() | st.floats() | _text
 _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=2)
 )
-_names = (*asked.AskedText.__struct_fields__, *asked.AskedChat.__struct_fields__, *asked.NOT_DONE, *asked.PASSED_OVER)
+_names = (
+    *openai_request.AskedText.__struct_fields__,
+    *openai_request.AskedChat.__struct_fields__,
+    *openai_request.NOT_DONE,
+    *openai_request.PASSED_OVER,
+)
 _messages = st.lists(st.fixed_dictionaries({"role": _text, "content": _text}), max_size=2)
 _sound = {"model": st.sampled_from(["demo/smollm2", "demo/pirate"]), "prompt": _text, "messages": _messages}
 _bodies = st.fixed_dictionaries(_sound, optional={name: _values for name in _names if name not in _sound})
@@ -39,22 +44,22 @@ def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
 
 
 def _as_texts(body: bytes) -> list[GenerateRequest]:
-    return asked.text_requests(asked.read(body, asked.AskedText), BASES)
+    return openai_request.text_requests(openai_request.read(body, openai_request.AskedText), BASES)
 
 
 def _as_chats(body: bytes) -> list[GenerateRequest]:
-    return [asked.chat_request(asked.read(body, asked.AskedChat), BASES)]
+    return [openai_request.chat_request(openai_request.read(body, openai_request.AskedChat), BASES)]
 
 
 @pytest.mark.parametrize(
     ("kind", "theirs"),
     [
-        (asked.AskedText, completion_create_params.CompletionCreateParamsNonStreaming),
-        (asked.AskedChat, chat_params.CompletionCreateParamsNonStreaming),
+        (openai_request.AskedText, completion_create_params.CompletionCreateParamsNonStreaming),
+        (openai_request.AskedChat, chat_params.CompletionCreateParamsNonStreaming),
     ],
 )
 def test_all_that_openais_client_may_send_is_known(kind: type, theirs: type) -> None:
-    known = {*kind.__struct_fields__, *asked.PASSED_OVER, *asked.NOT_DONE}  # type: ignore[attr-defined]
+    known = {*kind.__struct_fields__, *openai_request.PASSED_OVER, *openai_request.NOT_DONE}  # type: ignore[attr-defined]
     assert theirs.__annotations__.keys() <= known
 
 
@@ -69,7 +74,9 @@ def test_all_that_openais_client_may_send_is_known(kind: type, theirs: type) -> 
     ],
 )
 def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str, str]) -> None:
-    [request] = asked.text_requests(asked.AskedText(model=model, base_model=base, prompt="Ahoy"), BASES)
+    [request] = openai_request.text_requests(
+        openai_request.AskedText(model=model, base_model=base, prompt="Ahoy"), BASES
+    )
     assert (request.base_model, request.adapter) == meant
 
 
@@ -116,7 +123,7 @@ def test_nothing_said_of_what_a_stream_tells_is_its_default() -> None:
     names = ("include_usage", "continuous_usage_stats", "include_obfuscation")
     for told in (None, {}, dict.fromkeys(names), dict.fromkeys(names, False)):
         body = json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "stream_options": told}).encode()
-        options = asked.read(body, asked.AskedText).stream_options
+        options = openai_request.read(body, openai_request.AskedText).stream_options
         assert not any(getattr(options, name) for name in names)
 
 
