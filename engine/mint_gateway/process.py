@@ -7,8 +7,8 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
+from mint_gateway.door_security import Secured
 from mint_gateway.http.door import listen
-from mint_gateway.secured import Secured
 from mint_gateway.server import OPEN, Limits, serve
 
 

@@ -21,8 +21,8 @@ from mint_gateway.explain import silence
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import meant, possible, resolve
+from mint_gateway.retries import Patience, Tries, another_may_do_better, lost
 from mint_gateway.scope import granted
-from mint_gateway.tries import Patience, Tries, another_may_do_better, lost
 from mint_gateway.view import MapView, unread
 
 if TYPE_CHECKING:

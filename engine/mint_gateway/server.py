@@ -32,6 +32,8 @@ from mint_gateway.catalog.dates import Dates
 from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
+from mint_gateway.door_security import Secured
+from mint_gateway.explainer import Explainer
 from mint_gateway.guard import Guard
 from mint_gateway.http.door import Bounds, Door, opened
 from mint_gateway.http.guarding import guarding
@@ -42,15 +44,13 @@ from mint_gateway.mounted import Mounted
 from mint_gateway.page.answers import Page
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
+from mint_gateway.retries import Patience
 from mint_gateway.route import Router
-from mint_gateway.secured import Secured
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.trainer.forwarding import Forwarding
 from mint_gateway.trainer.servicer import TrainerServicer
-from mint_gateway.tries import Patience
 from mint_gateway.wave_servicer import WavesServicer
 from mint_gateway.wave_watch import WaveWatch
-from mint_gateway.why import Why
 
 SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
@@ -112,7 +112,7 @@ async def serve(
     router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, metrics.count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
-    why, watch = Why(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
+    why, watch = Explainer(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
     forwarding = Forwarding(router, channels, limits.patience)
     server = _server(
         SamplerServicer(answering),

@@ -13,11 +13,11 @@ from mint_contracts.wire import to_status
 from mint_gateway import placement_pages
 from mint_gateway.answering import Answering
 from mint_gateway.explain import explain_all
+from mint_gateway.explainer import Explainer
 from mint_gateway.inflight import InFlight
 from mint_gateway.route import Router
-from mint_gateway.slices import Slices
-from mint_gateway.taking import NothingTaken, Writing
-from mint_gateway.why import Why
+from mint_gateway.slow_clients import NothingTaken, Writing
+from mint_gateway.time_slices import Slices
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     """Tells where adapters are, and why."""
 
-    def __init__(self, router: Router, why: Why, calls: InFlight) -> None:
+    def __init__(self, router: Router, why: Explainer, calls: InFlight) -> None:
         """`calls` counts and bounds those that are answered at once, with those of other services."""
         self._router, self._calls = router, calls
         self._why = why

@@ -10,7 +10,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
 from mint_gateway.inflight import InFlight
 from mint_gateway.servicers import answered
-from mint_gateway.taking import NothingTaken, Writing
+from mint_gateway.slow_clients import NothingTaken, Writing
 from mint_gateway.wave_watch import WaveWatch
 
 

@@ -10,8 +10,8 @@ import pytest
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import Internal
 from mint_gateway.client import question
+from mint_gateway.retries import Patience
 from mint_gateway.server import Limits
-from mint_gateway.tries import Patience
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.scripted import ScriptedEngine
 

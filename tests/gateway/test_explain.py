@@ -174,7 +174,7 @@ async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytes
             told += "p"
             yield each
 
-    monkeypatch.setattr("mint_gateway.slices.SLICE_S", -1.0)
+    monkeypatch.setattr("mint_gateway.time_slices.SLICE_S", -1.0)
     monkeypatch.setattr("mint_gateway.servicers.explain_all", telling)
     await scene.base(store=STORE)
     await scene.place_many([f"demo/{n}" for n in range(count)], ["e-0", "e-1"])

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_gateway.client import Client, question
+from mint_gateway.door_security import Secured
 from mint_gateway.keys import Keys, read_keys
 from mint_gateway.mounted import Mounted
 from mint_gateway.page.files import FILES
-from mint_gateway.secured import Secured
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import mount
 from tests.gateway.test_cli import mint

@@ -9,8 +9,8 @@ from mint_contracts import errors
 from mint_contracts.transport import KEEPALIVE_MS, SERVER_OPTIONS
 from mint_gateway import channels
 from mint_gateway.client import Client, question
+from mint_gateway.retries import Patience
 from mint_gateway.server import Limits
-from mint_gateway.tries import Patience
 from tests.gateway.scene import LIMIT_S, LIMITS, PATIENT, Scene
 from tests.gateway.test_vanished_peers import sooner
 from tests.waiting import until

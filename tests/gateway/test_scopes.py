@@ -17,10 +17,10 @@ from mint_contracts.source import Source, child
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import WaveTraining
 from mint_gateway.catalog.writable import Writable
+from mint_gateway.door_security import Secured
 from mint_gateway.mounted import Mounted
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
-from mint_gateway.secured import Secured
 from mint_gateway.view import MapView, heard
 from mint_gateway.within import training_within, waves_within, within
 from tests.gateway.scripted import ScriptedEngine

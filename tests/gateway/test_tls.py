@@ -17,9 +17,9 @@ from mint_contracts import errors
 from mint_gateway.certificate import read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
+from mint_gateway.door_security import Secured
 from mint_gateway.http.door import listen
 from mint_gateway.mounted import Mounted
-from mint_gateway.secured import Secured
 from mint_gateway.server import serve
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import Authority, mount

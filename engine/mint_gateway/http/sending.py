@@ -6,7 +6,7 @@ A client that leaves its connection open and reads nothing would keep it for eve
 from aiohttp import web
 
 from mint_gateway.http.refusing import Handler
-from mint_gateway.taking import NothingTaken, taken
+from mint_gateway.slow_clients import NothingTaken, taken
 
 
 @web.middleware

@@ -17,7 +17,7 @@ from mint_gateway.http import openai_request, openai_response, prompt_batch
 from mint_gateway.http.calls import Call, Reader
 from mint_gateway.http.refusing import REQUEST_ID, ours
 from mint_gateway.http.tools import Tools
-from mint_gateway.taking import taken
+from mint_gateway.slow_clients import taken
 
 
 class Stream:

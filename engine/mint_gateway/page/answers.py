@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from mint_contracts.errors import InvalidRequest, MapUnavailable, NotFound
 from mint_contracts.names import check_wave
 from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.explainer import Explainer
 from mint_gateway.http.refusing import reply
 from mint_gateway.inflight import InFlight
 from mint_gateway.page.bases import MOST_SAID
@@ -24,7 +25,6 @@ from mint_gateway.page.policies import policies
 from mint_gateway.page.waves import thinned
 from mint_gateway.trainer.forwarding import Forwarding
 from mint_gateway.wave_watch import WaveWatch
-from mint_gateway.why import Why
 
 PREFIX = "/v1/mint"
 BASES, BASES_MOST = 10, 100
@@ -43,7 +43,13 @@ class Page:
     """The routes of the web page. `calls` counts and bounds what is asked, with other calls."""
 
     def __init__(
-        self, overview: Overview, why: Why, watch: WaveWatch, names: Names, forwarding: Forwarding, calls: InFlight
+        self,
+        overview: Overview,
+        why: Explainer,
+        watch: WaveWatch,
+        names: Names,
+        forwarding: Forwarding,
+        calls: InFlight,
     ) -> None:
         self._overview, self._why, self._watch, self._names = overview, why, watch, names
         self._forwarding, self._calls = forwarding, calls

@@ -15,7 +15,7 @@ from mint_gateway.page.bases import SeenBase, Tally, Total
 from mint_gateway.page.pages import Asked
 from mint_gateway.page.waves import Copies, Serving, Training
 from mint_gateway.scope import granted
-from mint_gateway.slices import Slices
+from mint_gateway.time_slices import Slices
 from mint_gateway.view import MapView
 from mint_gateway.wave_watch import Standing, WaveWatch
 from mint_gateway.within import waves_within

@@ -8,12 +8,12 @@ import msgspec
 from mint_contracts.attention import narrowest, unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
+from mint_gateway.planning.config_schema import check_told, garbled, text_of
 from mint_gateway.planning.exempt import Chosen, head_is_plain, plain_layers, read_chosen
 from mint_gateway.planning.names import with_names
 from mint_gateway.planning.seeing import vision_of, vision_parameters
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.sliding import with_windows
-from mint_gateway.planning.told import check_told, garbled, text_of
 
 GROUPED = frozenset(
     {

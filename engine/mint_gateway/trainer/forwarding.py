@@ -18,11 +18,11 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
 from mint_gateway.choose import home_order
 from mint_gateway.explain import silence
+from mint_gateway.retries import Patience, Tries, lost
 from mint_gateway.route import Router
 from mint_gateway.scope import OUT_OF_SCOPE
 from mint_gateway.trainer.resting import resting
 from mint_gateway.trainer.whereabouts import ASK_S, Whereabout, Whereabouts, nowhere, trainers
-from mint_gateway.tries import Patience, Tries, lost
 from mint_gateway.view import Engine, MapView, incomplete
 
 RETRY_S = 2.0

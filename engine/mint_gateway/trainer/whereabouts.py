@@ -11,7 +11,7 @@ from mint_contracts.errors import EngineUnavailable, PolicyNotFound
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Now
-from mint_gateway.tries import lost
+from mint_gateway.retries import lost
 from mint_gateway.view import Engine, MapView
 
 ASK_S = 5.0  # engines answer at once, whatever they compute

@@ -12,7 +12,7 @@ from mint_gateway.view import incomplete
 from mint_gateway.within import waves_within
 
 
-class Why:
+class Explainer:
     """Answers out of the mirror's views, and of what Redis has beside them."""
 
     def __init__(self, router: Router, mirror: Mirror, reader: MapReader) -> None:

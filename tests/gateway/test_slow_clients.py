@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from mint_contracts import sampling_pb2
-from mint_gateway.taking import Writing
+from mint_gateway.slow_clients import Writing
 from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
@@ -24,7 +24,7 @@ WORDS = ("word " * 100_000,) * 40  # more than sockets hold that nobody reads
 @pytest.fixture
 async def engine(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """One that has much to say, behind a gateway of little patience."""
-    monkeypatch.setattr("mint_gateway.taking.TAKE_S", 0.3)
+    monkeypatch.setattr("mint_gateway.slow_clients.TAKE_S", 0.3)
     await scene.base()
     engine = await scene.engine("smollm2-0")
     engine.words = WORDS
