@@ -26,7 +26,10 @@ async def test_what_only_a_store_has_is_a_model_once_an_engine_has_fetched_it(
     await scene.base(store=STORE)
     await scene.seen(engine)
     status, told = await get(scene, f"{MODELS}/demo/found")
-    assert (status, "fetched from the adapter store by no engine" in told["error"]["message"]) == (404, True)
+    assert (status, "no engine has fetched it from that base's adapter store" in told["error"]["message"]) == (
+        404,
+        True,
+    )
     await engine.hold("demo/found", f"{STORE}/demo/found", Tier.HOST)
     await engine.hold("demo/old", "file:///elsewhere/demo/old", Tier.HOST)
     await scene.seen(engine)

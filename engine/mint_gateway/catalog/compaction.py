@@ -60,7 +60,7 @@ async def compact(
             run = await merge(parts, window, below(counted, begin, end, horizon), stored=stored, go_on=go_on)
         except Spoilt as error:
             spoilt.add(error.name)
-            _log.warning("catalog part is unreadable and is not merged", part=error.name, error=str(error))
+            _log.warning("catalog part cannot be merged and is left as it is", part=error.name, error=str(error))
             continue
         except Overtaken as error:
             _log.info("catalog parts will be merged later", reason=str(error))
