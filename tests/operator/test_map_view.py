@@ -49,6 +49,28 @@ async def test_an_engine_is_away_since_its_last_heartbeat_or_since_it_was_wanted
     assert (await view.look(engines))[KEY].away_s == {"smol-1": 0.0}
 
 
+async def test_an_engine_whose_next_start_reports_is_not_away_and_not_ready_before_it_says_so(
+    redis_client: Redis,
+) -> None:
+    clock = Clock()
+    view = MapView(MapReader(redis_client), clock=clock)
+    other = PlayedEngine(redis_client, KEY, "smol-1")
+    await PlayedEngine(redis_client, KEY, "smol-0").report()
+    await other.report()
+    engines = {KEY: ["smol-0", "smol-1"]}
+    assert (await view.look(engines))[KEY].unready_s == {}
+    await other.leave()
+    found = (await view.look(engines))[KEY]
+    assert (found.away_s, found.unready_s) == ({"smol-1": 0.0}, {"smol-1": 0.0})
+    clock.now += 20
+    again = PlayedEngine(redis_client, KEY, "smol-1", incarnation=2)
+    await again.report(ready=False)
+    found = (await view.look(engines))[KEY]
+    assert (found.away_s, found.unready_s) == ({}, {"smol-1": 20.0})
+    await again.report()
+    assert (await view.look(engines))[KEY].unready_s == {}
+
+
 @pytest.mark.parametrize("leaves", [False, True], ids=["it dies", "it leaves"])
 async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away(
     redis_client: Redis, leaves: bool

@@ -57,8 +57,9 @@ async def test_counts_held_back_for_their_pace_are_told_although_only_heartbeats
             await until(f"{count} slots to be told", partial(_told, stage, count))
 
 
-async def test_adapters_of_an_engine_that_stays_away_go_elsewhere_although_only_heartbeats_follow(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("comes_back", [False, True], ids=["away", "its next start loads its base"])
+async def test_adapters_of_an_engine_that_is_not_ready_again_go_elsewhere_although_only_heartbeats_follow(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
     monkeypatch.setattr(engines, "AWAY_GRACE_S", 1.0)
     stage.apply(base_model(2, 2), adapter_wave("demo", ["demo/pirate"]))
@@ -68,6 +69,8 @@ async def test_adapters_of_an_engine_that_stays_away_go_elsewhere_although_only_
     async with running(stage, staying):
         await until("the adapter's place", leaving.assigned)
         await leaving.leave()
+        if comes_back:
+            await leaving.report(ready=False)
         await until("another place", staying.assigned)
 
 

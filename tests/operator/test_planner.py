@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_contracts.records import EngineView, Placement, Tier
+from mint_contracts.records import COPYING, LOADING, Bringing, EngineView, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
@@ -220,7 +220,51 @@ def test_an_engine_that_is_away_for_longer_loses_them_to_others() -> None:
     first, second = away(31.0, [engine(0), engine(1, alive=False)])
     assert all(engines == ["smol-0"] for engines in homes(second).values())
     moved = [name for name in SIX if homes(first)[name] == ["smol-1"]]
-    assert {second[name].places[0].why for name in moved} == {"moved from smol-1, which has been away for over 30 s"}
+    assert {second[name].places[0].why for name in moved} == {
+        "moved from smol-1, which has not been ready for over 30 s"
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bringing", "moves"),
+    [
+        (29.0, None, False),
+        (31.0, None, True),
+        (31.0, Bringing(LOADING, done=1, total=100, per_s=1.0), True),
+        (31.0, Bringing(LOADING, done=80, total=100, per_s=1.0), False),
+        (61.0, Bringing(LOADING, done=80, total=100, per_s=1.0), True),
+        (31.0, Bringing(COPYING, done=80, total=100, per_s=1.0), True),
+    ],
+    ids=[
+        "within the grace",
+        "silent",
+        "far from done",
+        "nearly done",
+        "nearly done for too long",
+        "copied, not read",
+    ],
+)
+def test_an_engine_that_is_back_and_long_in_loading_its_base_loses_its_adapters_to_others(
+    seconds: float, bringing: Bringing | None, moves: bool
+) -> None:
+    waves = [wave("one", SIX)]
+    first = placed(plan(snapshot(base(2, 2), waves)))
+    fleet = [engine(0), engine(1, ready=False, bringing=bringing)]
+    of = snapshot(base(2, 2), waves, fleet, placements=first, unready_s={"smol-1": seconds})
+    second = placed(plan(of), first)
+    if moves:
+        assert all(engines == ["smol-0"] for engines in homes(second).values())
+    else:
+        assert second == first
+
+
+def test_an_engine_that_is_long_in_loading_its_base_is_given_nothing_new_that_fits_elsewhere() -> None:
+    fleet = [engine(0), engine(1, ready=False)]
+    late = {"smol-1": 31.0}
+    fits = placed(plan(snapshot(base(2, 2), [wave("one", SIX)], fleet, unready_s=late)))
+    assert {engine for engines in homes(fits).values() for engine in engines} == {"smol-0"}
+    many = placed(plan(snapshot(base(2, 2, slots=4), [wave("one", SIX)], fleet, unready_s=late)))
+    assert Counter(engine for engines in homes(many).values() for engine in engines) == {"smol-0": 4, "smol-1": 2}
 
 
 def test_nothing_moves_while_no_engine_is_ready() -> None:

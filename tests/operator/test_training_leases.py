@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from mint_contracts.training_records import Stage
+from mint_contracts.records import EngineView
+from mint_contracts.training_records import Order, Stage
 from tests.operator.training_worlds import (
     FAILURE,
     STEPS,
@@ -12,6 +13,7 @@ from tests.operator.training_worlds import (
     dead,
     engines,
     named,
+    orders,
     published,
     restarted,
     training,
@@ -50,6 +52,50 @@ def test_policies_move_from_an_engine_that_stays_away() -> None:
     world.step()
     assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - ordinal}"}
     assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
+
+
+def loading(view: EngineView, incarnation: int) -> EngineView:
+    """The engine's next start, which has yet to load its base."""
+    again = restarted(view, incarnation)
+    assert again.record is not None
+    return msgspec.structs.replace(again, record=msgspec.structs.replace(again.record, ready=False))
+
+
+def test_policies_move_from_an_engine_that_is_back_and_long_in_loading_its_base() -> None:
+    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
+    world.step()
+    world.say(Stage.RUNNING, 3)
+    home = {engine for engine, _ in world.leases.values()}.pop()
+    ordinal = int(home[-1])
+    world.engines[ordinal] = loading(world.engines[ordinal], 2)
+    world.unready_s = {home: 20.0}
+    world.step()
+    assert {(engine, lease.incarnation) for engine, lease in world.leases.values()} == {(home, 2)}
+    before = world.leases
+    world.unready_s = {home: 60.0}
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - ordinal}"}
+    assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
+    moved = world.leases
+    world.engines[ordinal] = restarted(engines(2)[ordinal], 2)
+    world.unready_s = {}
+    world.step()
+    assert world.leases == moved
+
+
+def test_policies_that_fit_nowhere_else_stay_with_the_next_start_of_their_engine_however_long_it_loads() -> None:
+    world = World(base(1, 2, slots=2), [training_wave("w", 2), training_wave("v", 2)], engines(2))
+    world.step()
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1"}
+    homes = {name: engine for name, (engine, _) in world.leases.items()}
+    world.engines[1] = loading(world.engines[1], 2)
+    world.unready_s = {"smol-1": 60.0}
+    world.step()
+    assert {name: engine for name, (engine, _) in world.leases.items()} == homes
+    assert orders(world) == {Order.RUN}
+    assert {lease.incarnation for engine, lease in world.leases.values() if engine == "smol-1"} == {2}
+    assert [world.status(name).phase for name in "wv"] == ["Placing", "Placing"]
 
 
 @pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])

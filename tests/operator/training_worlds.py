@@ -92,6 +92,7 @@ class World(msgspec.Struct):
     recorded: dict[str, WaveRecord] = {}
     version: int | None = 1
     away_s: dict[str, float] = {}
+    unready_s: dict[str, float] = {}
     inputs: Inputs = Inputs()
     sizes: Mapping[str, Size] = {}
     now: float = NOW
@@ -99,7 +100,13 @@ class World(msgspec.Struct):
     def plan(self) -> Plan:
         self.now += 1.0
         state = MapState(self.version, None, dict(self.placements), {}, dict(self.recorded))
-        known = BaseMap(state=state, engines=tuple(self.engines), away_s=self.away_s, sizes=self.sizes)
+        known = BaseMap(
+            state=state,
+            engines=tuple(self.engines),
+            away_s=self.away_s,
+            unready_s=self.unready_s,
+            sizes=self.sizes,
+        )
         return plan(
             Snapshot(
                 now=self.now,

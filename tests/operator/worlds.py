@@ -155,6 +155,7 @@ def snapshot(
     placements: Mapping[str, Placement] | None = None,
     *,
     away_s: Mapping[str, float] | None = None,
+    unready_s: Mapping[str, float] | None = None,
     state: MapState | None = None,
     redis_ok: bool = True,
     remembered: Mapping[str, Placement] | None = None,
@@ -162,7 +163,13 @@ def snapshot(
 ) -> Snapshot:
     if state is None:
         state = EMPTY if placements is None else MapState(1, None, dict(placements), {})
-    known = BaseMap(state=state, engines=tuple(engines), away_s=away_s or {}, remembered=remembered or {})
+    known = BaseMap(
+        state=state,
+        engines=tuple(engines),
+        away_s=away_s or {},
+        unready_s=unready_s or {},
+        remembered=remembered or {},
+    )
     return Snapshot(
         now=now,
         release=RELEASE,

@@ -1,7 +1,7 @@
 """The Redis half of observation: the placement map of every base, read again only where its pulse has changed.
 
-It also remembers what the map itself cannot say: since when an engine is away, and what the map said before it was
-lost.
+It also remembers what the map itself cannot say: since when an engine is away or not ready, and what the map said
+before it was lost.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.records import EngineRecord, EngineView, MapState, Placement, WaveRecord
+from mint_operator.observing.readiness import Readiness, watched
 from mint_operator.planning.bringing import judged
 from mint_operator.planning.demand import coarse, followed
 from mint_operator.planning.shards import Shards
@@ -50,6 +51,7 @@ class _Memory(msgspec.Struct):
     recorded: Mapping[str, WaveRecord] = {}
     lost_at: float | None = None
     last_alive: dict[str, float] = {}
+    readiness: Readiness = Readiness()
     unreadable: str = ""
 
 
@@ -178,10 +180,12 @@ class MapView:
         alive = {view.engine for view in views if view.record is not None} | set(telling)
         seen = memory.last_alive
         memory.last_alive = {name: now if name in alive else seen.get(name, now) for name in engines}
+        memory.readiness = watched(memory.readiness, views, engines, telling, now)
         return BaseMap(
             state=state,
             engines=views,
             away_s={name: now - at for name, at in memory.last_alive.items() if name not in alive},
+            unready_s=memory.readiness.unready_s(now),
             remembered=memory.remembered,
             recorded=memory.recorded,
             sizes=memory.sizes,

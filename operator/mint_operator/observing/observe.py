@@ -118,5 +118,8 @@ def _same_base(before: BaseMap, after: BaseMap) -> bool:
     )
 
 
-def _lost(known: BaseMap) -> set[str]:
-    return {name for name, away_s in known.away_s.items() if away_s > engines.AWAY_GRACE_S}
+def _lost(known: BaseMap) -> set[tuple[str, bool]]:
+    """The engines that have been away, or not ready, for longer than a grace, and whether for longer than any."""
+    grace_s = engines.AWAY_GRACE_S
+    spent = [*known.away_s.items(), *known.unready_s.items()]
+    return {(name, seconds > 2 * grace_s) for name, seconds in spent if seconds > grace_s}

@@ -115,7 +115,7 @@ class Board:
         return self._sizes.get(adapter, self._unknown)
 
     def lost(self, engine: str) -> bool:
-        """Whether the engine has been away for too long."""
+        """Whether the engine has been away, or not ready, for too long."""
         return engine in self._lost
 
     def leaving(self, engine: str) -> bool:

@@ -1,4 +1,4 @@
-"""Copies on engines that have been away for too long go to others, if they fit there."""
+"""Copies on engines that have not been ready for too long go to others, if they fit there."""
 
 from mint_contracts.records import Place
 from mint_operator.placing.hot import give_way
@@ -24,6 +24,6 @@ def _leave_lost(table: Table, want: Want) -> None:
         target = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
         target = target or give_way(table, want, without)
         if target is not None:
-            why = f"moved from {place.engine}, which has been away for over {AWAY_GRACE_S:.0f} s"
+            why = f"moved from {place.engine}, which has not been ready for over {AWAY_GRACE_S:.0f} s"
             demand = table.demand.get(want.adapter, 0.0)
             table.move(want.adapter, index, Place(target, want.residency, why, demand=demand))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
+from mint_contracts.records import LOADING, EngineRecord, EngineView, Failure, Held, Tier
 from mint_operator.planning.groups import leader_of
 from mint_operator.planning.snapshot import BaseMap, EnginePod
 
@@ -18,9 +18,10 @@ _NOTHING: Mapping[str, Held] = {}
 class Engine(msgspec.Struct, frozen=True):
     """One engine that the base should have now.
 
-    `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away for longer
-    than the grace while another engine is ready; its adapters go elsewhere if they fit. `leaving`: about to go, or to
-    start anew; it keeps what it holds until that is ready elsewhere, and is given nothing new.
+    `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away, or back and
+    not ready, for longer than the grace while another engine is ready; its adapters go elsewhere if they fit.
+    `leaving`: about to go, or to start anew; it keeps what it holds until that is ready elsewhere, and is given
+    nothing new.
     """
 
     name: str
@@ -88,9 +89,10 @@ def expected(
         _seen(base_name, ordinal, by_pod, views, before[ordinal] if ordinal < len(before) else None)
         for ordinal in range(count)
     ]
-    away = {} if known is None or not any(engine.ready for engine in seen) else known.away_s
-    if away or leaving or any(engine.lost or engine.leaving for engine in seen):
-        seen = [_standing(engine, away, leaving) for engine in seen]
+    others = known if known is not None and any(engine.ready for engine in seen) else None
+    gone = others is not None and (others.away_s or others.unready_s)
+    if gone or leaving or any(engine.lost or engine.leaving for engine in seen):
+        seen = [_standing(engine, others, leaving) for engine in seen]
     same = len(seen) == len(before) and all(map(operator.is_, seen, before))
     return tuple(before) if same else tuple(seen)
 
@@ -122,12 +124,32 @@ def _seen(
     return Engine(name, ordinal, record, held, pod, tiers=_tiers(held), view=view)
 
 
-def _standing(engine: Engine, away: Mapping[str, float], leaving: Collection[int]) -> Engine:
-    lost = engine.record is None and away.get(engine.name, 0.0) > AWAY_GRACE_S
+def _standing(engine: Engine, known: BaseMap | None, leaving: Collection[int]) -> Engine:
+    lost = known is not None and not engine.ready and _is_late(engine, known)
     goes = engine.ordinal in leaving
     if (engine.lost, engine.leaving) == (lost, goes):
         return engine
     return msgspec.structs.replace(engine, lost=lost, leaving=goes)
+
+
+def _is_late(engine: Engine, known: BaseMap) -> bool:
+    """Whether an engine that is not ready has been waited for long enough, while others could do what it did.
+
+    A base may take twenty minutes to load: that its next start reports does not bring back what it held. One that
+    says that it is nearly done is waited for a grace more.
+    """
+    unready_s = known.unready_s.get(engine.name, 0.0)
+    if engine.record is None:
+        return max(unready_s, known.away_s.get(engine.name, 0.0)) > AWAY_GRACE_S
+    return unready_s > (2 * AWAY_GRACE_S if _is_nearly_done(engine.record) else AWAY_GRACE_S)
+
+
+def _is_nearly_done(record: EngineRecord) -> bool:
+    """Whether it says that its base is read within the grace; one that copies it has that to do after."""
+    found = record.bringing
+    if found is None or found.phase != LOADING or found.left_s is None or record.failure is not None:
+        return False
+    return found.left_s <= AWAY_GRACE_S
 
 
 def _tiers(held: Mapping[str, Held]) -> tuple[int, int, int]:

@@ -143,8 +143,9 @@ class BaseMap(msgspec.Struct, frozen=True):
     """The placement map of one base.
 
     `away_s` is how long each engine that shows no life has shown none, in seconds, as far as this operator has
-    watched: neither a heartbeat, nor that it is telling the map what it holds. `remembered` are the placements last
-    seen, `recorded` the waves: they stand in when the map was lost.
+    watched: neither a heartbeat, nor that it is telling the map what it holds. `unready_s` is how long each engine,
+    alive or not, has not been ready while another one was, as far as it is not to be waited for. `remembered` are the
+    placements last seen, `recorded` the waves: they stand in when the map was lost.
     """
 
     state: MapState
@@ -156,6 +157,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     lost_s: float = 0.0  # how long the map has been without a version
     demand: Mapping[str, float] = {}  # adapter -> requests in flight over all engines, smoothed and coarse
     recorded: Mapping[str, WaveRecord] = {}
+    unready_s: Mapping[str, float] = {}
 
 
 class TrainKnown(msgspec.Struct, frozen=True):

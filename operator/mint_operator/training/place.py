@@ -2,6 +2,7 @@
 
 Policies of one wave share rollout batches and updates, so one engine that can take them all is best; else as few as
 can. Only free slots are given, and memory that is free where engines tell of it: what is served stays where it is.
+Those of an engine that has started again, and is long in loading its base, go to others that have room for them.
 """
 
 from collections import Counter
@@ -20,6 +21,7 @@ class Slots:
     def __init__(self, engines: Sequence[Engine], each: int, served: Mapping[str, int], memory: Memory) -> None:
         self._usable = {engine.name for engine in engines if engine.alive and not engine.lost}
         self._kept = {engine.name for engine in engines if not engine.lost}
+        self._late = {engine.name for engine in engines if engine.alive and engine.lost}
         self._each = each
         self.free = {engine.name: each - served.get(engine.name, 0) for engine in engines}
         self.memory = memory
@@ -27,7 +29,8 @@ class Slots:
     def copy(self) -> "Slots":
         """One that what is taken of it takes nothing of this one."""
         found = Slots((), self._each, {}, self.memory.copy())
-        found._usable, found._kept, found.free = set(self._usable), set(self._kept), dict(self.free)
+        found._usable, found._kept, found._late = set(self._usable), set(self._kept), set(self._late)
+        found.free = dict(self.free)
         return found
 
     def without_waves(self, engines: Collection[str]) -> "Slots":
@@ -42,7 +45,7 @@ class Slots:
         """These, those of engines that are on their way, and those of `engines` more."""
         found, more = self.copy(), set(engines)
         found.free |= dict.fromkeys(more, self._each)
-        found._usable |= self._kept | more
+        found._usable |= self._kept | self._late | more
         found.memory.enlarge(more)
         return found
 
@@ -54,6 +57,10 @@ class Slots:
     def keeps(self, engine: str) -> bool:
         """Whether a policy that trains there stays; an engine that is merely away comes back."""
         return engine in self._kept
+
+    def is_late(self, engine: str) -> bool:
+        """Whether it is back, and not ready for so long that others are better."""
+        return engine in self._late
 
     def take(self, engine: str, policy: Policy) -> None:
         """Give a policy what it takes of an engine, which may go below none where limits were lowered under it."""
@@ -84,6 +91,18 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
             slots.take(policy.engine, policy.settings)
             pins[policy.name] = policy.engine
     return pins
+
+
+def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots) -> dict[str, str]:
+    """`kept` with the policies of engines that are late: on others that have room, else where they are and wait."""
+    found, near, wanting = dict(kept), Counter(kept.values()), frozenset(stand.wants_slot) - kept.keys()
+    for policy in stand.policies:
+        if policy.name in wanting and policy.holds and slots.is_late(policy.engine):
+            engine = slots.best(near, policy.settings, blind=False) or policy.engine
+            slots.take(engine, policy.settings)
+            near[engine] += 1
+            found[policy.name] = engine
+    return found
 
 
 def fill(

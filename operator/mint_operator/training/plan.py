@@ -25,7 +25,7 @@ from mint_operator.training.fit import fitted, manifest_of
 from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
-from mint_operator.training.place import Slots, keep
+from mint_operator.training.place import Slots, keep, moved
 from mint_operator.training.room import Room, begun, turn
 from mint_operator.training.stand import WaveStand, stands, wanting
 
@@ -80,6 +80,7 @@ def prepared(
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory)
     kept = {key: keep(stood[key], slots) for key in order}
+    kept = {key: moved(stood[key], kept[key], slots) for key in order}
     held, ended = Counter[str](), Counter[str]()
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
