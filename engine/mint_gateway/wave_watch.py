@@ -10,14 +10,14 @@ from mint_contracts.errors import MapUnavailable, NotFound, Overloaded
 from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
-from mint_contracts.training_records import Progress, WaveTraining
-from mint_contracts.training_words import Words
+from mint_contracts.training_records import WaveTraining
+from mint_contracts.training_words import Progresses, Words
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.scope import granted
 from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
-from mint_gateway.waves import OVER, aggregate, heard, wave_progress, with_rewards
+from mint_gateway.waves import OVER, aggregate, carried, heard, wave_progress, with_rewards
 from mint_gateway.within import told_within, training_within
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
@@ -32,7 +32,7 @@ class _Reading(msgspec.Struct):
     read_at: float = float("-inf")
     known: bool = False
     training: Mapping[str, WaveTraining] = {}
-    told: Mapping[str, Mapping[str, Progress]] = {}
+    told: Progresses = {}
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class Standing(msgspec.Struct, frozen=True):
     base: str
     known: bool
     training: Mapping[str, WaveTraining]
-    told: Mapping[str, Mapping[str, Progress]]
+    told: Progresses
 
     def words(self, training: WaveTraining) -> Words:
         """The newest word on each of a wave's policies."""
@@ -135,7 +135,7 @@ class WaveWatch:
                 if training is not None:
                     engines = sorted(views[base].engines) if training and base in views else []
                     told = await self._reader.progress(base, engines)
-                    reading.training, reading.told = training, told
+                    reading.training, reading.told = training, carried(reading.told, told, training)
                 reading.read_at = now
         return reading
 

@@ -2,19 +2,40 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from mint_contracts.rewards import Rewards
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
-from mint_contracts.training_words import Words, eta_s, policy_eta_s, words
+from mint_contracts.training_words import AT_REST, Progresses, Words, eta_s, policy_eta_s, untold, words
 
 WAITING = "Waiting"  # of a policy that nobody has told of yet
 OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after which nothing more comes
 _STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
 
 
-def heard(training: WaveTraining, told: Mapping[str, Mapping[str, Progress]]) -> Words:
+def heard(training: WaveTraining, told: Progresses) -> Words:
     """The newest word on each of a wave's policies, of engines or of its record."""
     return words(training.wave, training.run, told, training.last_words)
+
+
+def carried(before: Progresses, told: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
+    """What engines tell now, with the last word heard on policies of which none tells: nobody trains these now.
+
+    What a wave's record says of one counts, where it says more.
+    """
+    on_record = {
+        (wave, each.policy): (each.lease, each.step) for wave, of in training.items() for each in of.last_words
+    }
+    found = dict(told)
+    for engine, of in untold(before, told, training).items():
+        kept = {
+            name: said if said.stage in AT_REST else msgspec.structs.replace(said, stage=Stage.LOADING)
+            for name, said in of.items()
+            if on_record.get((said.wave, name), (-1, 0)) < (said.lease, said.step)
+        }
+        found[engine] = {**found.get(engine, {}), **kept}
+    return found
 
 
 def wave_progress(

@@ -11,19 +11,18 @@ from statistics import fmean
 import msgspec
 
 from mint_contracts.training import Train
-from mint_contracts.training_records import Progress, Stage
+from mint_contracts.training_records import Progress, Stage, WaveTraining
 
 _HERE = frozenset({Stage.LOADING, Stage.RUNNING})  # an engine has it in a slot
 AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and nobody works at it
 MOST_SAID = 512  # characters of a failure in a last word: a wave may have a thousand of them
 
 Words = Mapping[str, tuple[str, Progress]]  # policy -> the engine that tells of it, and what it says
+Progresses = Mapping[str, Mapping[str, Progress]]  # engine -> policy -> what the one says of the other
 _Aged = tuple[tuple[int, bool, int, str], Progress]
 
 
-def words(
-    wave: str, run: str, told: Mapping[str, Mapping[str, Progress]], on_record: Iterable[Progress]
-) -> dict[str, tuple[str, Progress]]:
+def words(wave: str, run: str, told: Progresses, on_record: Iterable[Progress]) -> dict[str, tuple[str, Progress]]:
     """The newest word on each policy of one run of a wave: by lease, of one lease what its engine tells now.
 
     `told` is what each engine tells, `on_record` the record's last words; one that is on record alone has no engine.
@@ -37,6 +36,23 @@ def words(
             if said.wave == wave and said.run == run:
                 found.setdefault(name, []).append(((said.lease, True, said.step, engine), said))
     return {name: _newest(each) for name, each in found.items()}
+
+
+def untold(
+    before: Progresses, now: Progresses, training: Mapping[str, WaveTraining]
+) -> dict[str, dict[str, Progress]]:
+    """What engines said `before` of policies of these waves of which none tells `now`.
+
+    The next start of an engine says nothing of them until it has loaded its base.
+    """
+    runs = {(wave, each.run) for wave, each in training.items()}
+    told = {name for of in now.values() for name in of}
+    found: dict[str, dict[str, Progress]] = {}
+    for engine, of in before.items():
+        for name, each in of.items():
+            if name not in told and (each.wave, each.run) in runs:
+                found.setdefault(engine, {})[name] = each
+    return found
 
 
 def last_word(said: Progress) -> Progress:

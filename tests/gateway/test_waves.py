@@ -23,7 +23,7 @@ from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
-from mint_gateway.waves import heard
+from mint_gateway.waves import carried, heard
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.test_cli import mint
 from tests.redis_process import RedisProcess
@@ -156,6 +156,33 @@ async def test_a_map_that_lost_its_data_ends_no_watch(scene: Scene, training: Tr
     await training.declare(wave("Complete"))
     await scene.base()
     assert (await asyncio.wait_for(following, 60)).phase == "Complete"
+
+
+async def test_what_was_heard_of_policies_is_told_on_while_the_next_start_of_their_engine_loads_its_base(
+    scene: Scene, training: Training
+) -> None:
+    await training.declare(wave())
+    await training.report(*[said(name, 2, reward_mean=0.5, tokens=10, step_s=2.0) for name in NAMES])
+    updates = scene.client.watch("demo/w")
+    assert (await anext(updates)).step == 2
+    await scene.redis.delete(keys.progress(BASE, "e-0"))
+    now = await reached(updates, lambda update: update.policies[0].stage == "Loading")
+    assert (now.step, now.tokens, now.reward_mean, now.HasField("eta_s")) == (2, 20, 0.5, False)
+    assert [(each.stage, each.step) for each in now.policies] == [("Loading", 2), ("Loading", 2)]
+    await training.declare(wave(run="another"))
+    assert (await reached(updates, lambda update: update.step == 0)).tokens == 0
+
+
+def test_a_record_that_says_more_of_a_policy_than_was_heard_of_it_counts() -> None:
+    first, second = NAMES
+    before = {"e-0": {first: said(first, 2), second: said(second, 3)}}
+    rests = last_word(said(first, 3, Stage.PAUSED))
+    record = msgspec.structs.replace(wave(), last_words=(rests, last_word(said(second, 2, Stage.PAUSED))))
+    found = heard(record, carried(before, {}, {"demo/w": record}))
+    assert {name: (each.stage, each.step) for name, (_, each) in found.items()} == {
+        first: (Stage.PAUSED, 3),
+        second: (Stage.LOADING, 3),
+    }
 
 
 async def test_before_the_first_map_no_wave_is_said_not_to_be(fragile: Scene, own_redis: RedisProcess) -> None:

@@ -15,8 +15,10 @@ from tests.operator.training_worlds import (
     condition,
     dead,
     engines,
+    loading,
     named,
     published,
+    restarted,
     training,
     training_wave,
 )
@@ -280,6 +282,38 @@ def test_status_sums_up_the_policies() -> None:
     assert (found.tokens, found.eta_seconds, found.eta) == (200, 180, "3m00s")
     assert (found.policies.total, found.policies.running) == (2, 2)
     assert condition(world, "w", "Ready")[0] == "True"
+
+
+def test_a_wave_trains_again_only_once_the_next_start_of_its_engine_is_ready_and_says_so() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 4, tokens=100, step_s=30.0)
+    world.step()
+    assert (training(world).eta, world.status("w").summary) == ("3m00s", "2/2")
+
+    def told() -> tuple[str, str, str, int, int, int, str]:
+        found = world.status("w")
+        of = training(world)
+        ready, policies = condition(world, "w", "Ready"), of.policies
+        assert [each.ready for each in found.engines] == [policies.running]
+        assert (found.phase, of.step, of.tokens) == ("Training", 4, 200)
+        return *ready[:2], found.summary, policies.running, policies.waiting, of.tokens, of.eta
+
+    world.engines = [dead(world.engines[0])]
+    world.step()
+    assert told() == ("False", "EnginesAway", "0/2", 0, 2, 200, "")
+    for _ in range(2):
+        world.engines = [loading(engines(1)[0], 2)]
+        world.step()
+        assert told() == ("False", "BaseLoading", "0/2", 0, 2, 200, "")
+    assert condition(world, "w", "Ready")[2] == "2 of 2 policies do not train yet; not ready: smol-0"
+    for _ in range(2):
+        world.engines = [restarted(engines(1)[0], 2)]
+        world.step()
+        assert told() == ("False", "PoliciesLoading", "0/2", 0, 2, 200, "")
+    world.say(Stage.RUNNING, 4, tokens=100, step_s=30.0)
+    world.step()
+    assert told() == ("True", "Training", "2/2", 2, 0, 200, "3m00s")
 
 
 def test_what_waits_for_a_slot_counts_in_the_time_that_is_left() -> None:

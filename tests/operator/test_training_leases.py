@@ -3,7 +3,6 @@
 import msgspec
 import pytest
 
-from mint_contracts.records import EngineView
 from mint_contracts.training_records import Order, Stage
 from tests.operator.training_worlds import (
     FAILURE,
@@ -12,6 +11,7 @@ from tests.operator.training_worlds import (
     base,
     dead,
     engines,
+    loading,
     named,
     orders,
     published,
@@ -52,13 +52,6 @@ def test_policies_move_from_an_engine_that_stays_away() -> None:
     world.step()
     assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - ordinal}"}
     assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
-
-
-def loading(view: EngineView, incarnation: int) -> EngineView:
-    """The engine's next start, which has yet to load its base."""
-    again = restarted(view, incarnation)
-    assert again.record is not None
-    return msgspec.structs.replace(again, record=msgspec.structs.replace(again.record, ready=False))
 
 
 def test_policies_move_from_an_engine_that_is_back_and_long_in_loading_its_base() -> None:

@@ -208,6 +208,13 @@ def restarted(view: EngineView, incarnation: int) -> EngineView:
     return msgspec.structs.replace(view, record=msgspec.structs.replace(view.record, incarnation=incarnation))
 
 
+def loading(view: EngineView, incarnation: int) -> EngineView:
+    """The engine's next start, which has yet to load its base."""
+    again = restarted(view, incarnation)
+    assert again.record is not None
+    return msgspec.structs.replace(again, record=msgspec.structs.replace(again.record, ready=False))
+
+
 def dead(view: EngineView) -> EngineView:
     return msgspec.structs.replace(view, record=None)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.training_records import Progress, TrainState
+from mint_contracts.training_records import TrainState
+from mint_contracts.training_words import untold
 from mint_operator.planning.snapshot import BaseMap, TrainKnown
 
 LOOK_S = 1.0  # progress is read no more often: heartbeats come more often than steps end
@@ -70,11 +71,7 @@ def _remembering(before: TrainState, now: TrainState, known: BaseMap) -> TrainSt
     if known.state.version is None:
         training = {**before.training, **training}
         trains = {engine: {**before.trains.get(engine, {}), **of} for engine, of in trains.items()}
-    runs = {(wave, each.run) for wave, each in training.items()}
-    told = {name for of in now.progress.values() for name in of}
-    progress: dict[str, dict[str, Progress]] = {engine: dict(of) for engine, of in now.progress.items()}
-    for engine, of in before.progress.items():
-        for name, each in of.items():
-            if name not in told and (each.wave, each.run) in runs:
-                progress.setdefault(engine, {})[name] = each
+    progress = dict(now.progress)
+    for engine, of in untold(before.progress, now.progress, training).items():
+        progress[engine] = {**progress.get(engine, {}), **of}
     return TrainState(training=training, trains=trains, progress=progress)

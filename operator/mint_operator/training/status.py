@@ -64,7 +64,7 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> AdapterWaveStatus:
     """The status of a wave that trains."""
-    counts, served = _counts(facts.stand), facts.served or AdapterWaveStatus()
+    counts, served = _counts(facts), facts.served or AdapterWaveStatus()
     phase, verdict = _verdict(facts, counts)
     findings = [
         _ready(facts, phase, verdict),
@@ -82,7 +82,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> Adapte
         summary=f"{ready}/{counts.total}",
         engines=_engines(facts),
         failures=_failures(facts.stand),
-        training=_training(facts.stand, counts),
+        training=_training(facts, counts),
         loading=served.loading,
     )
 
@@ -104,10 +104,10 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
         return phase, Finding(conditions.COMPLETE, "False", refusal.reason, refusal.message)
     if stand.failed:
         return "Training", Finding(conditions.COMPLETE, "False", conditions.POLICIES_FAILED, _cause(stand, ended))
-    if stand.train.paused and not counts.running:
+    if stand.train.paused and not any(_runs(policy) for policy in stand.policies):
         said = f"{ended}; set spec.train.paused to false to go on"
         return "Paused", Finding(conditions.COMPLETE, "False", conditions.TRAINING_PAUSED, said)
-    begun = counts.running or any(policy.progress for policy in stand.policies)
+    begun = any(policy.progress for policy in stand.policies)
     reason = conditions.TRAINING if begun else conditions.POLICIES_LOADING
     if not begun and facts.lacking is not None:
         reason, ended = facts.lacking[0], f"{ended}; {facts.unready}"
@@ -135,13 +135,33 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
     if away:
         return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {', '.join(away)}")
+    coming = sorted({each.engine for each in idle if each.assignment and not _answers(each, facts)})[:MOST_NAMED]
+    if coming:
+        return Finding("Ready", "False", conditions.BASE_LOADING, f"{said}; not ready: {', '.join(coming)}")
     return Finding("Ready", "False", conditions.POLICIES_LOADING, said)
 
 
 def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
+    """Whether it has ended, or is trained now: by the word of the start of its engine that has the lease."""
     if facts.stand.ended(policy):
         return True
-    return policy.stage is Stage.RUNNING and _alive(policy, facts)
+    lease, said = policy.assignment, policy.progress
+    if lease is None or said is None or said.stage is not Stage.RUNNING or said.lease != lease.lease:
+        return False
+    engine = facts.engines.get(policy.engine)
+    restarted = engine is not None and engine.record is not None and engine.record.incarnation != lease.incarnation
+    return _answers(policy, facts) and not restarted
+
+
+def _runs(policy: PolicyStand) -> bool:
+    """Whether it does by the last word on it, which may be that of an engine that has ended since."""
+    return policy.stage is Stage.RUNNING and policy.assignment is not None
+
+
+def _answers(policy: PolicyStand, facts: TrainFacts) -> bool:
+    """Whether its engine is ready; while the map cannot be read it is as it was."""
+    engine = facts.engines.get(policy.engine)
+    return not facts.map_known or (engine is not None and engine.ready)
 
 
 def _alive(policy: PolicyStand, facts: TrainFacts) -> bool:
@@ -169,10 +189,11 @@ def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
     return Finding(conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{said}; the rest wait for engines")
 
 
-def _counts(stand: WaveStand) -> PolicyCounts:
-    tally = Counter(_stage(policy, stand) for policy in stand.policies)
+def _counts(facts: TrainFacts) -> PolicyCounts:
+    policies = facts.stand.policies
+    tally = Counter(_stage(policy, facts) for policy in policies)
     return PolicyCounts(
-        total=len(stand.policies),
+        total=len(policies),
         waiting=tally[Stage.LOADING],
         running=tally[Stage.RUNNING],
         paused=tally[Stage.PAUSED],
@@ -182,22 +203,24 @@ def _counts(stand: WaveStand) -> PolicyCounts:
     )
 
 
-def _stage(policy: PolicyStand, stand: WaveStand) -> Stage:
-    """What a policy counts as: one that is to go on after all, or has no engine to train on any more, waits."""
+def _stage(policy: PolicyStand, facts: TrainFacts) -> Stage:
+    """What a policy counts as: one that is to go on after all, or whose engine does not train it now, waits."""
+    stand = facts.stand
     if policy.ended(stand.train.steps) and policy.stage is not None:
         return policy.stage
     if stand.ended(policy):
         return Stage.CANCELLED
     if policy.rests and stand.train.paused:  # whether or not its engine remembers it
         return Stage.PAUSED
-    return Stage.RUNNING if policy.stage is Stage.RUNNING and policy.assignment is not None else Stage.LOADING
+    return Stage.RUNNING if _trains(policy, facts) else Stage.LOADING
 
 
-def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
+def _training(facts: TrainFacts, counts: PolicyCounts) -> TrainingStatus:
+    stand = facts.stand
     said = [policy.progress for policy in stand.policies if policy.progress is not None]
     going = [each for each in stand.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
     step, steps = min((each.step for each in going or stand.policies), default=0), stand.train.steps
-    eta = eta_s(stand.train, [policy.progress for policy in stand.policies])
+    eta = eta_s(stand.train, [_paced(policy, facts) for policy in stand.policies])
     return TrainingStatus(
         step=step,
         steps=steps,
@@ -213,6 +236,13 @@ def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
         eta="" if eta is None else span(eta),
         policies=counts,
     )
+
+
+def _paced(policy: PolicyStand, facts: TrainFacts) -> Progress | None:
+    """The word on a policy by which is told when it ends: one that does not train now keeps no pace."""
+    if policy.progress is None or not _runs(policy) or _trains(policy, facts):
+        return policy.progress
+    return msgspec.structs.replace(policy.progress, stage=Stage.LOADING)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
