@@ -21,8 +21,9 @@ def install(kube: Kube, values: Path, *extra: str) -> None:
 
 
 def uninstall(kube: Kube) -> None:
-    """Remove the release; custom resources and their CRDs stay, as helm has it."""
+    """Remove the release, and the password that it keeps; custom resources and their CRDs stay, as helm has it."""
     kube.helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", "--wait", f"--timeout={TIMEOUT_S}s")
+    kube.kubectl("delete", "secret", f"{NAME}-redis", "-n", NAMESPACE, "--ignore-not-found")
 
 
 def installed(kube: Kube, label: str = "") -> bool:

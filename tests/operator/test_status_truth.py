@@ -157,6 +157,16 @@ def test_bases(
     assert status.engines.selector == "app.kubernetes.io/name=mint-engine,mint.dev/base-model=smol"
 
 
+def test_of_an_engine_that_runs_and_does_not_get_through_to_redis_it_is_told_where_to_look() -> None:
+    status = base_after([], [POD, EnginePod(name="smol-1")], 1)
+    found = next(each for each in status.conditions if each.type == "Ready")
+    assert (found.status, found.reason) == ("False", "EnginesStarting")
+    assert found.message == (
+        "0 of 2 engines ready, 1 needed; engine smol-0: its pod is ready, but nothing is heard of it through Redis; "
+        "its log says why"
+    )
+
+
 def test_a_base_that_served_and_lost_its_engines_is_degraded() -> None:
     status = base_after([engine(0, alive=False)], [], status=BaseModelStatus(phase="Ready"))
     assert (status.phase, status.engines.ready) == ("Degraded", 0)

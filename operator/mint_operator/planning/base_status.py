@@ -115,9 +115,16 @@ def _with_troubles(text: str, facts: BaseFacts) -> str:
     waiting = [engine for engine in facts.engines if not engine.ready]
     failing = [(engine.name, engine.failure) for engine in waiting if engine.failure]
     said = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing]
-    said += [word for engine in waiting if (word := sentence(engine))]
+    said += [word for engine in waiting if (word := sentence(engine) or _unheard(engine))]
     more = [f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
     return "; ".join([text, *said[:MOST_NAMED], *more])
+
+
+def _unheard(engine: Engine) -> str:
+    """That an engine runs, and why nobody can tell more of it; "" where it does not run, or tells of itself."""
+    if engine.alive or engine.failure is not None or not engine.pod.ready or engine.pod.terminating:
+        return ""
+    return f"engine {engine.name}: its pod is ready, but nothing is heard of it through Redis; its log says why"
 
 
 def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:

@@ -1,0 +1,61 @@
+"""The generated Redis password outlives its release, as engines do, which would all start anew with another one."""
+
+import json
+from typing import Any
+
+from tests.apiserver import ApiServer
+from tests.chart.rendering import CHART, PUSHED, Values, helm, of_kind, render
+from tests.crds.admission import merged
+
+NAME = "keeping-mint-redis"
+
+
+class Release:
+    """One in a namespace of its own, of which only cluster-wide names could meet those of others."""
+
+    def __init__(self, server: ApiServer, namespace: str, name: str = "keeping") -> None:
+        self._server, self._namespace, self._name = server, namespace, name
+
+    def install(self, values: Values | None = None) -> None:
+        given = merged(PUSHED, {"watchNamespaces": [self._namespace]} | (values or {}))
+        self._helm("install", self._name, str(CHART), "--skip-crds", values=given)
+
+    def uninstall(self) -> None:
+        self._helm("uninstall", self._name)
+
+    def secret(self) -> dict[str, Any] | None:
+        """The Secret, if there is one."""
+        told = self._server.kubectl("get", "secret", NAME, "-n", self._namespace, "--ignore-not-found", "-o", "json")
+        found: dict[str, Any] | None = json.loads(told) if told.strip() else None
+        return found
+
+    def delete(self) -> None:
+        self._server.kubectl("delete", "secret", NAME, "-n", self._namespace)
+
+    def _helm(self, *args: str, values: Values | None = None) -> None:
+        helm(*args, "-n", self._namespace, "--kubeconfig", str(self._server.kubeconfig), values=values)
+
+
+def test_an_install_takes_up_the_password_that_an_uninstall_left(api_server: ApiServer) -> None:
+    release = Release(api_server, api_server.namespace("redis-password-kept"))
+    release.install()
+    first = release.secret()
+    assert first is not None
+    release.uninstall()
+    assert release.secret() == first
+    release.install()
+    again = release.secret()
+    assert again is not None
+    assert (again["data"], again["metadata"]["uid"]) == (first["data"], first["metadata"]["uid"])
+    release.uninstall()
+    release.delete()
+    release.install()
+    anew = release.secret()
+    assert anew is not None
+    assert anew["data"] != first["data"]
+    release.uninstall()
+
+
+def test_a_password_of_ones_own_is_none_of_the_chart_s() -> None:
+    assert "mint-redis" in of_kind(render({}), "Secret")
+    assert "mint-redis" not in of_kind(render({"redis": {"existingSecret": "own"}}), "Secret")
