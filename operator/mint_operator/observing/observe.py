@@ -1,5 +1,6 @@
 """Building a snapshot from the API server and Redis."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -16,6 +17,8 @@ from mint_operator.observing.train_view import TrainView
 from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.planning import engines
 from mint_operator.planning.snapshot import BaseMap, Release, Snapshot
+
+GRACE_PARTS = 3  # while engines are waited for, statuses say every ten seconds how much longer
 
 log = structlog.get_logger()
 
@@ -112,14 +115,16 @@ def _same_base(before: BaseMap, after: BaseMap) -> bool:
         and after.state.version is not None
         and len(after.engines) == len(before.engines)
         and all(new is old for new, old in zip(after.engines, before.engines, strict=True))
-        and _lost(after) == _lost(before)
+        and _waited(after) == _waited(before)
         and after.busy == before.busy
         and after.demand == before.demand
     )
 
 
-def _lost(known: BaseMap) -> set[tuple[str, bool]]:
-    """The engines that have been away, or not ready, for longer than a grace, and whether for longer than any."""
-    grace_s = engines.AWAY_GRACE_S
-    spent = [*known.away_s.items(), *known.unready_s.items()]
-    return {(name, seconds > 2 * grace_s) for name, seconds in spent if seconds > grace_s}
+def _waited(known: BaseMap) -> list[dict[str, int]]:
+    """How long engines have been away, and not ready, in parts of the grace; nothing changes after two graces."""
+    part_s, most = engines.AWAY_GRACE_S / GRACE_PARTS, 2 * GRACE_PARTS + 1
+    return [
+        {name: min(math.ceil(seconds / part_s), most) for name, seconds in of.items()}
+        for of in (known.away_s, known.unready_s)
+    ]

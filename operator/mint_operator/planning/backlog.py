@@ -11,6 +11,8 @@ from mint_operator.planning.conditions import span
 from mint_operator.planning.copies import AWAY, LOADING, Copy
 from mint_operator.planning.engines import AWAY_GRACE_S, Engine
 
+Given = Mapping[str, Mapping[str, Tier]]  # engine -> adapter -> tier
+
 _NOTHING: Mapping[str, Tier] = {}
 
 
@@ -18,7 +20,7 @@ class Backlog(msgspec.Struct, frozen=True):
     """Of the copies that one engine is `given`, so many are not as warm yet as they should be, without a failure.
 
     `takes_s`: seconds until they are; None where nobody can tell. What an engine that is away was given is brought up
-    by the others, once they wait for it no more.
+    by the others, once they wait for it no more; what they have not taken by then fits nowhere and waits for it.
     """
 
     given: Mapping[str, Tier]
@@ -30,23 +32,33 @@ class Backlog(msgspec.Struct, frozen=True):
 Backlogs = Mapping[str, Backlog]
 
 
-def backlogs(given: Mapping[str, Mapping[str, Tier]], engines: Sequence[Engine], before: Backlogs) -> Backlogs:
-    """By engine; counted anew only where what it is given or holds has changed since `before`."""
+def backlogs(given: Given, engines: Sequence[Engine], before: Backlogs, away_s: Mapping[str, float]) -> Backlogs:
+    """By engine; counted anew only where what it is given or holds has changed since `before`.
+
+    `away_s` is how long each engine without a heartbeat has been without one.
+    """
     found: dict[str, Backlog] = {}
-    away: list[str] = []
+    away: list[Engine] = []
     for engine in engines:
         backlog = _counted(engine, given.get(engine.name, _NOTHING), before)
         if backlog.copies and engine.record is None:
-            away.append(engine.name)
+            away.append(engine)
         else:
             backlog = _taking(backlog, _seconds(backlog.copies, _rate(engine)))
         found[engine.name] = backlog
     if away:
         ready = [engine for engine in engines if engine.ready]
         together, left = sum(map(_rate, ready)), sum(found[engine.name].copies for engine in ready)
-        for name in away:
-            takes_s = _seconds(found[name].copies + left, together)
-            found[name] = _taking(found[name], None if takes_s is None else AWAY_GRACE_S + takes_s)
+        for engine in away:
+            backlog = found[engine.name]
+            takes_s = _seconds(backlog.copies + left, together)
+            if takes_s is not None:
+                goes = not engine.lost and _is_movable(
+                    backlog.given, [given.get(each.name, _NOTHING) for each in ready]
+                )
+                waits_s = max(0.0, AWAY_GRACE_S - away_s.get(engine.name, 0.0))
+                takes_s = waits_s + takes_s if goes else None
+            found[engine.name] = _taking(backlog, takes_s)
     return found
 
 
@@ -86,6 +98,11 @@ def _counted(engine: Engine, given: Mapping[str, Tier], before: Backlogs) -> Bac
     held = engine.held
     copies = sum(_loads(held.get(name), tier) for name, tier in given.items()) if held else len(given)
     return Backlog(given, held, copies, None)
+
+
+def _is_movable(copies: Iterable[str], others: Sequence[Mapping[str, Tier]]) -> bool:
+    """Whether each of these could go to one of the others, as far as not all of them have one already."""
+    return all(any(name not in other for other in others) for name in copies)
 
 
 def _taking(backlog: Backlog, takes_s: float | None) -> Backlog:
