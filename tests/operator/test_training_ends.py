@@ -32,6 +32,7 @@ def test_published_revisions_stay_with_their_engine_and_are_served_as_asked_once
     home = {engine for engine, _ in world.leases.values()}
     kept = world.placements["team/w-0"]
     assert [(place.engine, place.residency) for place in kept.places] == [(home.pop(), Tier.DISK)]
+    assert [place.why for place in kept.places] == ["the engine that trained it"]
     world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
     world.step()
     served = world.placements["team/w-0"]

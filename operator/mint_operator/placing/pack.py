@@ -9,6 +9,8 @@ from mint_operator.placing.room import make_room
 from mint_operator.placing.table import Table, going, lacking
 from mint_operator.planning.adapters import Want
 
+AT_HOME = "the engine that trained it"
+
 _COLD: Mapping[str, int] = {}
 
 
@@ -41,11 +43,12 @@ def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
         engine = board.least(want.adapter, want.residency, without, warmth, lost=True, pins=want.pins)
     if engine is None:
         return None
-    why = _least_loaded(board.loads[engine].copies, board.count, len(want.pins))
+    at_home = want.at_home and engine in want.pins
+    why = AT_HOME if at_home else _least_loaded(board.loads[engine].copies, board.count, len(want.pins))
     if board.count > 1 and engine in warmth:
         why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
     if board.count > 1 and lost:
-        why += ", all others being full; away now"
+        why += ", not ready now" if at_home else ", all others being full; not ready now"
     return Place(engine, want.residency, why, demand=table.demand.get(want.adapter, 0.0))
 
 
@@ -53,6 +56,6 @@ def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
 def _least_loaded(copies: int, engines: int, pins: int) -> str:
     """One text for the many copies that were placed alike: it is kept with each of them."""
     if engines == 1:
-        return "the only engine"
+        return "the only engine at the time"
     among = f"{pins} that the wave names" if pins else f"{engines} engines"
     return f"least loaded ({copies} copies) among {among}"
