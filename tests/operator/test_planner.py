@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mint_contracts.records import COPYING, LOADING, Bringing, EngineView, Placement, Tier
-from mint_contracts.resources import AdapterWaveStatus, Tenant
+from mint_contracts.resources import AdapterWaveStatus, Residency, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Snapshot
@@ -62,6 +62,8 @@ def test_the_map_tells_whether_a_base_trains() -> None:
 def test_every_place_says_why() -> None:
     first = placed(plan(snapshot(base(2, 2), [wave("one", ["a/b"])])))
     assert first["a/b"].places[0].why == "least loaded (0 copies) among 2 engines"
+    alone = placed(plan(snapshot(base(), [wave("one", ["a/b"])])))
+    assert alone["a/b"].places[0].why == "the only engine at the time"
     warm = [engine(0), engine(1, {"a/b": Tier.HOST})]
     second = placed(plan(snapshot(base(2, 2), [wave("one", ["a/b"])], warm, placements={})))
     assert second["a/b"].places[0].engine == "smol-1"
@@ -358,6 +360,15 @@ def test_what_cannot_be_served_is_refused_with_its_reason(
     assert reason(found, "w", "Ready")[0] == expected
     assert status(found, "w").phase == phase
     assert placed(plan(found)) == {}
+
+
+@pytest.mark.parametrize("residency", ["Device", "Host"])
+def test_the_record_of_a_wave_that_is_refused_tells_as_its_status_what_it_asks_for(residency: Residency) -> None:
+    found = plan(snapshot(base(store=False), [wave("w", ["a/b", "a/c"], replicas=2, residency=residency)]))
+    [record] = found.changes[KEY].set_waves
+    assert (record.admitted, record.reason) == (False, "NoAdapterStore")
+    assert record.adapters == found.wave_statuses["team/w"].counts.adapters == 2
+    assert record.slots == (4 if residency == "Device" else 0)
 
 
 def test_a_bad_wave_leaves_the_others_alone() -> None:

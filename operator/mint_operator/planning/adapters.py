@@ -81,6 +81,12 @@ def pins(spec: AdapterWaveSpec) -> tuple[str, ...]:
     return tuple(engine_name(base, ordinal) for ordinal in sorted(set(spec.serve.engines)))
 
 
+def asked(wave: ObservedWave) -> int:
+    """How many adapters a wave asks for, as far as its spec tells, or what its selector or manifest has found."""
+    given = wave.spec.adapters
+    return len(given.names) or len(given.sources) or len(wave.listed or ())
+
+
 def told_to(wave: str, other: str) -> str:
     """How a wave is told of another one, by their keys: tenants learn nothing of each other's."""
     return f"wave {other}" if of_one_namespace(wave, other) else "a wave of another namespace"

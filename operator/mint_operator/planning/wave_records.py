@@ -7,7 +7,7 @@ import msgspec
 from mint_contracts.records import EXPIRED, TRAIN, Tier, WaveRecord
 from mint_contracts.resources import AdapterWaveSpec, Tenant
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, pins
+from mint_operator.planning.adapters import Refusal, asked, pins
 from mint_operator.planning.admission import Admission
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.expiry import ending, named
@@ -64,14 +64,20 @@ def _asking(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRe
     stand, chosen_by = each.wave.stand, _chosen_by(each.spec, kept=each.kept)
     adapters = len(stand.policies) if stand is not None else len(each.wants)
     slots = len(stand.wants_slot) if stand is not None else each.slots
+    if stand is None and each.refusal is not None:
+        adapters, slots = asked(each.wave), _slots(each.wave, asked(each.wave))
     return _record(each.wave, chosen_by, adapters, slots, tenant, _refusal(each, refusal))
 
 
 def _expired(wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
-    adapters, serve = named(wave), wave.spec.serve
-    slots = adapters * serve.replicas if serve.residency == "Device" else 0
-    refusal = Refusal(EXPIRED, ending(wave))
-    return _record(wave, _chosen_by(wave.spec), adapters, slots, tenant, refusal)
+    adapters, refusal = named(wave), Refusal(EXPIRED, ending(wave))
+    return _record(wave, _chosen_by(wave.spec), adapters, _slots(wave, adapters), tenant, refusal)
+
+
+def _slots(wave: ObservedWave, adapters: int) -> int:
+    """Device slots of so many adapters, as the wave serves them."""
+    serve = wave.spec.serve
+    return adapters * serve.replicas if serve.residency == "Device" else 0
 
 
 def _record(

@@ -16,7 +16,7 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, unread, unreadable
+from mint_operator.planning.adapters import Refusal, asked, unread, unreadable
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, status_of, truth
 from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
@@ -54,8 +54,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
 
 def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterWaveStatus:
     """The status of a wave that is not admitted."""
-    given = wave.spec.adapters
-    adapters = len(given.names) or len(given.sources) or len(wave.listed or ())
+    adapters = asked(wave)
     wanted = adapters * wave.spec.serve.replicas
     waiting = truth(not refusal.terminal)
     findings = [
