@@ -339,3 +339,4 @@ class AdapterWaveStatus(_Camel, frozen=True):
     failures: list[WaveFailure] = []
     training: TrainingStatus | None = None
     loading: LoadingStatus = LoadingStatus()
+    eta: str = ""  # until it has been trained, or until what it is to hold is there, for the printer column

@@ -223,7 +223,7 @@ def test_defaults_are_those_of_the_struct(admission: Admission) -> None:
 
 def test_columns_tell_the_state_at_a_glance(api_server: ApiServer, stored: str) -> None:
     counts = {"adapters": 3, "wanted": 3, "ready": 2, "device": 2, "host": 1}
-    status = {"phase": "Placing", "counts": counts, "summary": "2/3"}
+    status = {"phase": "Placing", "counts": counts, "summary": "2/3", "eta": "31s"}
     patch = msgspec.json.encode({"status": status}).decode()
     api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", patch)
     header, row = api_server.kubectl("get", "-n", stored, "aw").splitlines()
@@ -241,7 +241,7 @@ def test_columns_tell_the_state_at_a_glance(api_server: ApiServer, stored: str) 
         "ETA",
         "AGE",
     ]
-    assert row.split()[:-1] == ["sample", "smollm2", "Placing", "3", "2/3", "2", "1", "0"]
+    assert row.split()[:-1] == ["sample", "smollm2", "Placing", "3", "2/3", "2", "1", "0", "31s"]
 
 
 def test_the_wide_columns_tell_how_long_a_wave_is_wanted(api_server: ApiServer, stored: str) -> None:

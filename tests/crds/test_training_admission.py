@@ -281,8 +281,8 @@ def test_a_policys_own_loss_takes_nothing_from_the_waves(admission: Admission) -
 
 
 def test_columns_tell_how_training_stands(api_server: ApiServer, stored: str) -> None:
-    training = {"step": 12, "steps": 50, "progress": "12/50", "reward": {"recent": 0.625}, "eta": "4m10s"}
-    status = {"phase": "Training", "training": training, "summary": "8/8", "counts": {"adapters": 8}}
+    training = {"step": 12, "steps": 50, "progress": "12/50", "reward": {"recent": 0.625}}
+    status = {"phase": "Training", "training": training, "eta": "4m10s", "summary": "8/8", "counts": {"adapters": 8}}
     text = msgspec.json.encode({"status": status}).decode()
     api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", text)
     header, row = api_server.kubectl("get", "-n", stored, "aw").splitlines()

@@ -24,6 +24,7 @@ def test_a_base_is_there_when_its_slowest_engine_has_done_its_part() -> None:
     found = planned(fleet)
     assert found.base_statuses[KEY].loading == LoadingStatus(copies=12, eta_seconds=12, eta="12s")
     assert found.wave_statuses["team/one"].loading == LoadingStatus(copies=8, eta_seconds=12, eta="12s")
+    assert found.wave_statuses["team/one"].eta == "12s"
 
 
 def test_nothing_is_promised_before_an_engine_has_told_its_rate() -> None:

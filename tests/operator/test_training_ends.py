@@ -281,6 +281,7 @@ def test_status_sums_up_the_policies() -> None:
     assert (found.step, found.steps, found.progress) == (4, 10, "4/10")
     assert (found.reward.last, found.reward.recent, found.reward.best) == (0.5, 0.5, 0.75)
     assert (found.tokens, found.eta_seconds, found.eta) == (200, 180, "3m00s")
+    assert world.status("w").eta == "3m00s"
     assert (found.policies.total, found.policies.running) == (2, 2)
     assert condition(world, "w", "Ready")[0] == "True"
 

@@ -16,6 +16,7 @@ from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import differing, flat
 from mint_operator.planning.wave_status import (
     WaveFacts,
+    eta_of,
     kept_status,
     missing,
     refused_status,
@@ -79,7 +80,9 @@ def statuses(
 def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
     """The status of a wave whose engines have got on with the loads of others."""
     loading = of_wave(waits, took)
-    return status if loading == status.loading else msgspec.structs.replace(status, loading=loading)
+    if loading == status.loading:
+        return status
+    return msgspec.structs.replace(status, loading=loading, eta=eta_of(status.training, loading))
 
 
 def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:

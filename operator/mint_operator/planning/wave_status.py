@@ -11,6 +11,7 @@ from mint_contracts.resources import (
     AdapterWaveStatus,
     BaseModelStatus,
     LoadingStatus,
+    TrainingStatus,
     WaveCounts,
     WaveEngine,
     WaveFailure,
@@ -111,6 +112,11 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
     )
 
 
+def eta_of(training: TrainingStatus | None, loading: LoadingStatus) -> str:
+    """Until the last policy of a wave has ended, or else until what it is to hold is there; "": nobody can tell."""
+    return (training.eta if training is not None else "") or loading.eta
+
+
 def _last(wave: ObservedWave) -> AdapterWaveStatus:
     """What it said last; nothing, where that was of an end which is one no more."""
     return wave.status if wave.status.phase != EXPIRED else AdapterWaveStatus()
@@ -139,6 +145,7 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
             if copy.failure is not None
         ],
         loading=facts.loading,
+        eta=eta_of(None, facts.loading),
     )
 
 

@@ -21,7 +21,7 @@ from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.conditions import Finding, span, truth
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import ObservedWave
-from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAILURES
+from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAILURES, eta_of
 from mint_operator.training.stand import PolicyStand, WaveStand
 
 MOST_NAMED = 5
@@ -73,6 +73,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> Adapte
         Finding("Progressing", truth(phase in {"Training", "Placing", "Queued"}), verdict.reason, verdict.message),
         verdict,
     ]
+    training = _training(facts, counts)
     ready = counts.running + counts.complete if phase == "Training" else served.counts.ready
     return AdapterWaveStatus(
         phase=phase,
@@ -82,8 +83,9 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> Adapte
         summary=f"{ready}/{counts.total}",
         engines=_engines(facts),
         failures=_failures(facts.stand),
-        training=_training(facts, counts),
+        training=training,
         loading=served.loading,
+        eta=eta_of(training, served.loading),
     )
 
 
