@@ -1,23 +1,18 @@
 """The placement map as a key's scope shows it: pure. What is out of scope is not there, so that nothing tells it."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
 
-from mint_contracts.records import Placement, WaveRecord
+from mint_contracts.records import Mentions, Placement, WaveRecord
 from mint_contracts.training_records import Progress, WaveTraining
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.view import Engine, MapView
 
 T = TypeVar("T")
 
-# In what the operator says of a wave: names of adapters where it tells that they are such, and what may be one, or a
-# part of a URI, by its "/". A wave's is told to be one.
-_TOLD = re.compile(r"(?<!each )(?<!an )\b(?:adapter|policy|names) ('?[\w./@-]+'?(?:, '?[\w./@-]+'?)*)")
-_NAMED = re.compile(r"(\bwave )?'?([\w.@-]*/[\w./@-]*)")
-_KEPT_BACK = "for the sake of what this key does not open; ask whoever runs the base"
+_KEPT_BACK = "withheld: the details may name objects outside this key's scope; contact the base model's owner"
 
 
 def within(views: Mapping[str, MapView], scope: Scope) -> Mapping[str, MapView]:
@@ -32,9 +27,8 @@ def waves_within(records: Mapping[str, WaveRecord], scope: Scope) -> Mapping[str
     if scope == EVERYTHING:
         return records
     own = {name: each for name, each in records.items() if scope.wave(name)}
-    others = records.keys() - own.keys()
     waiting = sorted(each.position for each in own.values() if each.position)
-    return {name: _wave(each, others, waiting, scope) for name, each in own.items()}
+    return {name: _wave(each, waiting, scope) for name, each in own.items()}
 
 
 def training_within(training: Mapping[str, WaveTraining], scope: Scope) -> Mapping[str, WaveTraining]:
@@ -98,32 +92,29 @@ def _engine(engine: Engine, scope: Scope) -> Engine:
     )
 
 
-def _wave(record: WaveRecord, others: frozenset[str] | set[str], waiting: list[int], scope: Scope) -> WaveRecord:
-    """`others` are out of scope: a message that names one is theirs too."""
-    message = _message(record.message, scope)
-    if any(name in message for name in others):
-        message = _KEPT_BACK
+def _wave(record: WaveRecord, waiting: list[int], scope: Scope) -> WaveRecord:
+    message = _message(record.message, record.mentions, scope)
     position = waiting.index(record.position) + 1 if record.position else 0
     return msgspec.structs.replace(record, message=message, position=position)
 
 
-def _message(message: str, scope: Scope) -> str:
-    """What is said of a wave, unless it names what may be an adapter, or its place, that the scope does not open."""
-    if scope.adapters is None:
+def _message(message: str, mentions: Mentions | None, scope: Scope) -> str:
+    """What is said of a wave, unless it names, or may name, what the scope does not open."""
+    if not message or (mentions is not None and _opens(scope, mentions)):
         return message
-    told = [name.strip("'.") for names in _TOLD.findall(message) for name in names.split(", ")]
-    opened = all(scope.adapter(name) for name in told) and all(
-        scope.wave(name) if wave else scope.adapter(name.strip("'.")) for wave, name in _NAMED.findall(message)
-    )
-    return message if opened else _KEPT_BACK
+    return _KEPT_BACK
+
+
+def _opens(scope: Scope, mentions: Mentions) -> bool:
+    """Whether a scope opens all that a message mentions."""
+    others = mentions.others and scope.adapters is not None
+    return not others and all(map(scope.adapter, mentions.adapters)) and all(map(scope.wave, mentions.waves))
 
 
 def _training(training: WaveTraining, scope: Scope) -> WaveTraining:
-    closed = [name for name in training.policies if not scope.adapter(name)]
-    message = _message(training.message, scope)
     return msgspec.structs.replace(
         training,
         policies=tuple(name for name in training.policies if scope.adapter(name)),
         last_words=tuple(each for each in training.last_words if scope.adapter(each.policy)),
-        message=_KEPT_BACK if any(name in message for name in closed) else message,
+        message=_message(training.message, training.mentions, scope),
     )

@@ -82,6 +82,18 @@ class Assignment(_Record, frozen=True, gc=False):
     ahead: bool = False
 
 
+class Mentions(_Record, frozen=True, gc=False):
+    """What the message beside it names, for those who may not learn of everything.
+
+    `adapters` are names of adapters and of policies, and what such names begin with; `others`: it may name more of
+    them, or tell where they lie. `waves` are "namespace/name".
+    """
+
+    adapters: tuple[str, ...] = ()
+    waves: tuple[str, ...] = ()
+    others: bool = False
+
+
 TRAIN = "train"  # of WaveRecord.chosen_by: a wave that trains
 EXPIRED = "Expired"  # of WaveRecord.reason; also the phase
 
@@ -108,6 +120,7 @@ class WaveRecord(_Record, frozen=True, gc=False):
     position: int = 0
     reason: str = ""  # why it is not admitted
     message: str = ""
+    mentions: Mentions | None = None  # None: older operators do not tell, and it may name anything
 
 
 class Failure(_Record, frozen=True):

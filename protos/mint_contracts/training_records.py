@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from mint_contracts.records import Failure
+from mint_contracts.records import Failure, Mentions
 from mint_contracts.source import Source, child
 from mint_contracts.training import Policy, Train
 
@@ -96,8 +96,9 @@ class WaveTraining(_Record, frozen=True):
     store: Source  # where checkpoints and revisions are kept; must be writable
     run: str = ""  # uid of the AdapterWave: one made anew under the same name starts anew, beside the old checkpoints
     policies: tuple[str, ...] = ()  # all of them, also those that wait for an engine
-    phase: str = ""  # of the wave's status, with its message, for WatchWave; engines pass over both
+    phase: str = ""  # of the wave's status, with its message, for WatchWave; engines pass over all three
     message: str = ""
+    mentions: Mentions | None = None  # as in WaveRecord
     last_words: tuple[Progress, ...] = ()  # on policies at rest (training_words); engines pass over them, too
 
 

@@ -13,7 +13,7 @@ import pytest
 from mint_contracts import keys
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.errors import MintError, by_reason
-from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier, WaveRecord
+from mint_contracts.records import BaseRecord, Held, MapChange, Mentions, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
@@ -127,6 +127,7 @@ class Tenants:
                 position=number,
                 reason="SourceConflict",
                 message=said,
+                mentions=Mentions((f"{tenant}/x",), (f"{other}/wave",), others=True),
             )
             await self._apply(SHARED, MapChange(set_placements=placed, set_waves=(wave,)))
             twin = Placement(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 from mint_contracts import errors
 from mint_contracts.entries import Entry
 from mint_contracts.errors import InvalidRequest, PermissionDenied, SourceNotFound, Unauthenticated
-from mint_contracts.records import Held, Place, Placement, Tier, WaveRecord
+from mint_contracts.records import Held, Mentions, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import WaveTraining
@@ -106,14 +107,17 @@ def test_those_of_one_scope_and_of_one_salt_share_what_is_cached(
     assert len(scope.salt(told)) == (0 if scope == EVERYTHING and not told else 32)
 
 
+NOBODY = Mentions()
+
+
 def test_waves_of_others_are_neither_counted_nor_named() -> None:
     waves = {
-        name: WaveRecord(name, "names", 1, 1, Tier.DEVICE, position=position, message=message)
-        for name, position, message in (
-            ("a/first", 1, ""),
-            ("b/second", 2, "waits for a/first"),
-            ("a/third", 3, ""),
-            ("b/fourth", 4, "needs 4 more"),
+        name: WaveRecord(name, "names", 1, 1, Tier.DEVICE, position=position, message=message, mentions=mentions)
+        for name, position, message, mentions in (
+            ("a/first", 1, "", None),
+            ("b/second", 2, "waits for a/first", Mentions(waves=("a/first",))),
+            ("a/third", 3, "", None),
+            ("b/fourth", 4, "needs 4 more", NOBODY),
         )
     }
     own = waves_within(waves, Scope(namespaces=frozenset({"b"})))
@@ -124,29 +128,35 @@ def test_waves_of_others_are_neither_counted_nor_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("mentions", "shown"),
     [
-        ("needs 3 more device slots; waves before it hold 6 of 8 (1 engines x 8), 2 are free", True),
-        ("adapter acme/x is s3://acme/x here but something else in a wave of another namespace", False),
-        ("adapter acme/x is wanted on 1 engines here but on 2 engines by wave rival/w, which comes first", True),
-        ("adapter rival/x is what wave rival/w trains; serve it once that publishes it, or name another", False),
-        ("names acme/x, acme/y more than once; name each adapter once", True),
-        ("wants each adapter on 3 engines, but the base may have 1; lower spec.serve.replicas to 1", True),
-        ("names acme/x, bot-7 more than once; name each adapter once", False),
-        ("policy bot-7 is wave acme/w's; name it otherwise, or delete that wave", False),
-        ("adapter 'acme/x': is not in the catalog of BaseModel smol; register it", True),
-        ("adapter 'bot-7': is not in the catalog of BaseModel smol; register it", False),
-        ("no adapters in the catalog of BaseModel smol begin with rival/; register some", False),
-        ("1 of 2 policies complete, 1 failed; acme/closed-1: no such dataset", False),
+        (NOBODY, True),
+        (Mentions(("acme/x",)), True),
+        (Mentions(("acme/x", "acme/y@3"), ("rival/w",)), True),
+        (Mentions(("acme/x", "bot-7")), False),
+        (Mentions(("rival/x",)), False),
+        (Mentions(("acme/",)), False),  # what names begin with, of which the key opens some
+        (Mentions(("acme/x",), others=True), False),
+        (None, False),  # an operator of before does not say
     ],
+    ids=str,
 )
-def test_a_key_of_some_names_is_told_of_no_other_name_in_what_is_said_of_waves(said: str, shown: bool) -> None:
-    scope = Scope(("acme/x", "acme/y"))
-    records = {"rival/w": WaveRecord("rival/w", "names", 1, 1, Tier.DEVICE, reason="SourceConflict", message=said)}
-    assert (waves_within(records, scope)["rival/w"].message == said) is shown
-    policies = ("acme/x", "acme/closed-1")
-    lessons = WaveTraining("rival/w", 1, Train(Policies()), STORE, policies=policies, message=said)
+def test_a_key_of_some_names_is_told_of_no_other_name_in_what_is_said_of_waves(
+    mentions: Mentions | None, shown: bool
+) -> None:
+    said, scope = "adapter acme/x waits", Scope(("acme/x", "acme/y"))
+    record = WaveRecord("rival/w", "names", 1, 1, Tier.DEVICE, message=said, mentions=mentions)
+    lessons = WaveTraining(
+        "rival/w", 1, Train(Policies()), STORE, policies=("acme/x",), message=said, mentions=mentions
+    )
+    for wave in (record, msgspec.structs.replace(record, message="")):
+        assert (waves_within({"rival/w": wave}, scope)["rival/w"].message == wave.message) is (
+            shown or not wave.message
+        )
     assert (training_within({"rival/w": lessons}, scope)["rival/w"].message == said) is shown
+    of_a_namespace = Scope(namespaces=frozenset({"rival"}))
+    told = waves_within({"rival/w": record}, of_a_namespace)["rival/w"].message
+    assert (told == said) is (mentions is not None), "all adapters of its bases, and waves of its namespace alone"
 
 
 STORE = Source("pvc://claim/adapters")

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.map_reader import MapReader
+from mint_contracts.records import Mentions
 from mint_operator.observing.dirt import Part
 from tests.operator.stage import Stage, adapter_wave, until
 
@@ -70,6 +71,12 @@ async def says(stage: Stage, wave: str, reason: str) -> str:
         return str(found["message"]) if found.get("reason") == reason else ""
 
     return await until(f"{wave}: {reason}", probe)
+
+
+async def mentions(stage: Stage, *waves: str) -> list[Mentions | None]:
+    """Whom the map says that each wave's message names."""
+    records = await MapReader(stage.redis).waves(stage.base)
+    return [records[f"{stage.namespace}/{wave}"].mentions for wave in waves]
 
 
 def table(*entries: Entry) -> bytes:

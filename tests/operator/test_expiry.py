@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_contracts.records import Tier, WaveRecord
+from mint_contracts.records import Mentions, Tier, WaveRecord
 from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.conditions import stamp
 from mint_operator.planning.events import transition
@@ -77,6 +77,7 @@ def test_the_map_tells_the_same_and_what_it_asked_for() -> None:
             engines=("smol-0", "smol-1"),
             reason="Expired",
             message=message(found.wave_statuses["team/one"], "Complete"),
+            mentions=Mentions(),
         )
     }
     assert "placed as those of other waves, or of none" in records(found)["team/one"].message

@@ -7,12 +7,13 @@ import pytest
 
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
+from mint_contracts.records import Mentions
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning import status_write
 from mint_operator.planning.lookup import Lookup
-from tests.operator.catalogs import CATALOG, RETIRED, Catalog, becomes, entry, over, says, sources
+from tests.operator.catalogs import CATALOG, RETIRED, Catalog, becomes, entry, mentions, over, says, sources
 from tests.operator.stage import Stage, base_model, until
 
 
@@ -41,6 +42,8 @@ async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_ma
         said = await says(stage, wave, "AdapterNotFound")
         assert f"{RETIRED} of {stage.base}" in said
         assert "leave it out of the wave" in said
+    found = await mentions(stage, "named", "pinned", "filed")
+    assert found == [Mentions(("in/store",)), Mentions(("in/store@1",)), Mentions(("in/store",))]
     await catalog.register(entry("in/store", "1"))
     await becomes(stage, ["b/c", "in/store", "in/store@1"])
 

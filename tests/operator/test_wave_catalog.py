@@ -11,12 +11,13 @@ from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
+from mint_contracts.records import Mentions
 from mint_contracts.source import Source
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.lookup import Lookup
-from tests.operator.catalogs import CATALOG, SUPPORT, Catalog, becomes, entry, over, says, sources
+from tests.operator.catalogs import CATALOG, SUPPORT, Catalog, becomes, entry, mentions, over, says, sources
 from tests.operator.stage import Stage, base_model, until
 from tests.redis_process import RedisProcess
 
@@ -163,6 +164,12 @@ async def test_what_is_wrong_is_a_condition_that_says_what_to_do(
     assert "narrow it" in await says(stage, "many", "TooManyAdapters")
     assert "'acme/law-1@7'" in await says(stage, "pin", "AdapterNotFound")
     assert away in await says(stage, "away", "SourceUnavailable")
+    assert await mentions(stage, "none", "many", "pin", "away") == [
+        Mentions(("nobody/",)),
+        Mentions(),
+        Mentions(("acme/law-1@7",)),
+        Mentions(others=True),
+    ]
     await catalog.register(entry("nobody/1"), entry("acme/law-1", "7"))
     await becomes(stage, ["acme/law-1@7", "nobody/1"])
 

@@ -20,12 +20,13 @@ from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, MintError
 from mint_contracts.names import split_asked
-from mint_contracts.records import Failure
+from mint_contracts.records import Mentions
 from mint_contracts.source import Source, child
 from mint_operator.observing.manifest_file import READ_S, fetch, in_thread
 from mint_operator.observing.wave_manifest import asked, entries
 from mint_operator.planning import conditions
 from mint_operator.planning.lookup import MOST_ADAPTERS, Lookup
+from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import Listed
 
 AT_ONCE = 4
@@ -46,7 +47,7 @@ class Found(msgspec.Struct, frozen=True):
     """
 
     listed: tuple[Listed, ...] | None = None
-    failure: Failure | None = None
+    failure: Refusal | None = None
     gone: frozenset[str] = frozenset()
     as_before: bool = False
 
@@ -194,14 +195,14 @@ class Lists:
                 async with asyncio.timeout(READ_S):
                     return await (self._named(lookup, named) if named else self._selected(lookup))
         except MintError as error:
-            failure = Failure.of(error)
+            failure = Refusal.of(error)
         except (TimeoutError, ResponseError) as error:
             said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
-            failure = Failure("MapUnavailable", f"{said}; trying again", terminal=False)
+            failure = Refusal("MapUnavailable", f"{said}; trying again", terminal=False, mentions=NO_NAMES)
         except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
             log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
             said = f"what the wave names could not be looked up ({type(error).__name__}, see the operator's log)"
-            failure = Failure(Internal.__name__, f"{said}; trying again", terminal=False)
+            failure = Refusal(Internal.__name__, f"{said}; trying again", terminal=False, mentions=NO_NAMES)
         return Found(failure=failure, gone=self.found.get(lookup, Found()).gone)  # as far as is known, still
 
     async def _selected(self, lookup: Lookup) -> Found:
@@ -209,7 +210,7 @@ class Lists:
         found = await self._reader.all(lookup.base, prefix=lookup.prefix, labels=labels, limit=MOST_ADAPTERS)
         if len(found) > MOST_ADAPTERS:
             said = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and make several waves"
-            return Found(failure=Failure(conditions.TOO_MANY_ADAPTERS, said, terminal=True))
+            return Found(failure=Refusal(conditions.TOO_MANY_ADAPTERS, said, mentions=NO_NAMES))
         return Found(tuple(Listed(entry.name, entry.source) for entry in found))
 
     async def _named(self, lookup: Lookup, named: Sequence[str | Entry]) -> Found:
@@ -219,7 +220,7 @@ class Lists:
         """
         found: list[Listed] = []
         gone: list[str] = []
-        unknown: AdapterNotFound | None = None
+        unknown: Refusal | None = None
         for each in named:
             if isinstance(each, Entry) and each.uri:
                 found.append(Listed(each.name, each.source))
@@ -228,16 +229,18 @@ class Lists:
             try:
                 source = await self._source(lookup, name)
             except AdapterNotFound as error:
-                unknown = unknown or error
+                unknown = unknown or Refusal.of(error, Mentions((name,)))
                 continue
             if source is not None:
                 found.append(Listed(name, source))
             else:
                 gone.append(name)
         if unknown is not None:
-            return Found(failure=Failure.of(unknown), gone=frozenset(gone))
-        failure = Failure.of(retired(gone[0], lookup.base, "leave it out of the wave")) if gone else None
-        return Found(tuple(found), failure, frozenset(gone))
+            return Found(failure=unknown, gone=frozenset(gone))
+        if not gone:
+            return Found(tuple(found))
+        why = retired(gone[0], lookup.base, "leave it out of the wave")
+        return Found(tuple(found), Refusal.of(why, Mentions((gone[0],))), frozenset(gone))
 
     async def _manifest(self, lookup: Lookup) -> Sequence[Entry]:
         """What a manifest says; bounded in time by itself, so that the gate is not left before the thread ends."""

@@ -8,30 +8,17 @@ import msgspec
 from mint_contracts.errors import MintError
 from mint_contracts.hub import place_of
 from mint_contracts.names import check_adapter, check_asked
-from mint_contracts.records import Tier
+from mint_contracts.records import Mentions, Tier
 from mint_contracts.resources import AdapterWaveSpec, Selector
 from mint_contracts.source import Source, child, locate
 from mint_operator.planning import conditions
 from mint_operator.planning.engines import engine_name
+from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import Listed, ObservedBase, ObservedWave
 
 MOST_NAMED = 10
 
 Named = Sequence[tuple[str, Source]]
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why a wave is not admitted. A terminal one needs a person; any other has a position in the queue, from 1."""
-
-    reason: str
-    message: str
-    terminal: bool = True
-    position: int = 0
-
-    def at(self, position: int, length: int) -> "Refusal":
-        """The same, at its place in a queue of that length."""
-        said = f"{self.message}; position {position} of {length} in the queue"
-        return msgspec.structs.replace(self, message=said, position=position)
 
 
 class Want(msgspec.Struct, frozen=True, gc=False):
@@ -56,17 +43,18 @@ class Want(msgspec.Struct, frozen=True, gc=False):
 def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusal:
     """Every adapter of a wave with its source, or why the wave as it is written cannot be served."""
     if wave.defect and not wave.listed:
-        return Refusal("InvalidRequest", unreadable(wave))
+        return Refusal("InvalidRequest", unreadable(wave), mentions=ANY_ADAPTERS)
     spec = wave.spec
     try:
         named = _named(wave, base)
     except MintError as error:
-        return Refusal(error.reason, str(error))
+        return Refusal.of(error)
     if isinstance(named, Refusal):
         return named
     if len({name for name, _ in named}) < len(named):
-        shown = ", ".join(_twice(named)[:MOST_NAMED])
-        return Refusal("InvalidRequest", f"names {shown} more than once; name each adapter once")
+        twice = tuple(_twice(named)[:MOST_NAMED])
+        said = f"names {', '.join(twice)} more than once; name each adapter once"
+        return Refusal("InvalidRequest", said, mentions=Mentions(twice))
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
     allowed, beside = pins(spec), wave.beside
     return tuple(
@@ -92,6 +80,11 @@ def told_to(wave: str, other: str) -> str:
     return f"wave {other}" if of_one_namespace(wave, other) else "a wave of another namespace"
 
 
+def told_waves(wave: str, other: str) -> tuple[str, ...]:
+    """The waves that `told_to` names."""
+    return (other,) if of_one_namespace(wave, other) else ()
+
+
 def of_one_namespace(key: str, other: str) -> bool:
     """Whether two objects are, by their keys."""
     return key.partition("/")[0] == other.partition("/")[0]
@@ -115,9 +108,9 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
         return _as_given(wave, base)
     if given.selector is None and not given.manifest:
         said = "names no adapter; set spec.adapters.names, sources, selector or manifest"
-        return Refusal("InvalidRequest", said)
+        return Refusal("InvalidRequest", said, mentions=NO_NAMES)
     if given.selector is not None and base.spec.catalog is None:
-        return _without_catalog("spec.adapters.selector", base)
+        return _without_catalog("spec.adapters.selector", base, NO_NAMES)
     if wave.listed is None or (given.manifest and not wave.listed):
         return unread(wave)
     return _mounted(wave.listed, base) if wave.listed else _nothing(wave, base)
@@ -140,12 +133,13 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     names, store, has_catalog = wave.spec.adapters.names, base.spec.adapters.store, base.spec.catalog is not None
     pinned = next((name for name in names if "@" in name), None)
     if pinned is not None and not has_catalog:
-        return _without_catalog(f"adapter {pinned} asks for a revision, which", base)
+        return _without_catalog(f"adapter {pinned} asks for a revision, which", base, Mentions((pinned,)))
     if store is None and not has_catalog:
         return Refusal(
             conditions.NO_ADAPTER_STORE,
             f"spec.adapters.names needs an adapter store or a catalog, and BaseModel {base.meta.name} has neither; "
             "set its spec.adapters.store.uri, or give spec.adapters.sources in the wave",
+            mentions=NO_NAMES,
         )
     if store is not None:
         locate(store.source)
@@ -158,18 +152,20 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     return [(check_asked(name), sources[name]) for name in names if name in sources] or unread(wave)
 
 
-def _without_catalog(what: str, base: ObservedBase) -> Refusal:
+def _without_catalog(what: str, base: ObservedBase, mentions: Mentions) -> Refusal:
     return Refusal(
         conditions.NO_CATALOG,
         f"{what} needs a catalog, and BaseModel {base.meta.name} has none; set its spec.catalog.manifests.uri",
+        mentions=mentions,
     )
 
 
 def unread(wave: ObservedWave) -> Refusal:
     """Why it is not known which adapters a wave asks for."""
     if wave.unread is not None:
-        return Refusal(wave.unread.reason, wave.unread.message, wave.unread.terminal)
-    return Refusal(conditions.CATALOG_UNREAD, "its adapters have not been looked up yet", terminal=False)
+        return wave.unread
+    said = "its adapters have not been looked up yet"
+    return Refusal(conditions.CATALOG_UNREAD, said, terminal=False, mentions=NO_NAMES)
 
 
 def _nothing(wave: ObservedWave, base: ObservedBase) -> Refusal:
@@ -179,7 +175,8 @@ def _nothing(wave: ObservedWave, base: ObservedBase) -> Refusal:
         [f"begin with {selector.prefix}"] * bool(selector.prefix) + [f"have {each}" for each in labels]
     )
     said = f"no adapters in the catalog of BaseModel {base.meta.name} {asked}; register some, or change the selector"
-    return Refusal(conditions.NO_MATCH, said, terminal=False)
+    mentions = Mentions((selector.prefix,)) if selector.prefix else NO_NAMES
+    return Refusal(conditions.NO_MATCH, said, terminal=False, mentions=mentions)
 
 
 def _as_given(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
@@ -204,6 +201,7 @@ def _mounted(listed: Iterable[Listed], base: ObservedBase, *, check: bool = Fals
                     conditions.CLAIM_NOT_MOUNTED,
                     f"adapter {each.name} lies in claim {place.host}, which engines of {base.meta.name} do not "
                     f"mount; add it to spec.adapters.volumeClaims of the BaseModel (mounted now: {names})",
+                    mentions=Mentions((each.name,)),
                 )
         found.append((each.name, each.source))
     return found

@@ -6,9 +6,10 @@ import msgspec
 
 from mint_contracts.records import Placement
 from mint_operator.planning import capacity
-from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.adapters import Want
 from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
 from mint_operator.planning.naming import Claim, barred
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sharing import conflict, merge
 from mint_operator.planning.sizes import Size

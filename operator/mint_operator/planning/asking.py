@@ -9,7 +9,8 @@ import msgspec
 
 from mint_contracts.records import Tier
 from mint_contracts.resources import AdapterWaveSpec, BaseModelSpec
-from mint_operator.planning.adapters import Refusal, Want, resolve
+from mint_operator.planning.adapters import Want, resolve
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.training.wants import training_wants

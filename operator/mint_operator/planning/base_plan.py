@@ -132,7 +132,7 @@ def plan_base(
     names = placed.changed if placed.task.existing is known.state.placements else None
     wanted = merged(assigned, early)
     change = difference(known.state, record, placed.records, wanted, names, recorded.records)
-    leases = decided(base, training, engines, told.statuses, snapshot.training.get(key, TrainKnown()), now)
+    leases = decided(base, training, engines, told, snapshot.training.get(key, TrainKnown()), now)
     return msgspec.structs.replace(without_map, change=change, training=leases)
 
 

@@ -6,8 +6,9 @@ import msgspec
 
 from mint_contracts.records import Tier
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.adapters import Want
 from mint_operator.planning.asking import Ask
+from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedBase
 
@@ -99,6 +100,7 @@ def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | Non
             "CapacityExceeded",
             f"wants each adapter on {replicas} engines, but the base may have {limits.high}; "
             f"lower spec.serve.replicas to {limits.high}, or raise spec.engine.replicas.max of the BaseModel",
+            mentions=NO_NAMES,
         )
     pins = each.spec.serve.engines
     if pins and (max(pins) >= limits.high or replicas > len(pins) or slots > len(pins) * limits.slots):
@@ -107,6 +109,7 @@ def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | Non
             f"wants {adapters} adapters x {replicas} replicas on engines {sorted(pins)} alone, "
             f"of {limits.slots} slots each, and the base may have engines 0 to {limits.high - 1}; "
             "name other engines or more of them in spec.serve.engines, or ask for less",
+            mentions=NO_NAMES,
         )
     if slots > limits.total:
         return Refusal(
@@ -114,12 +117,14 @@ def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | Non
             f"wants {adapters} adapters x {replicas} replicas = {slots} device slots, but {limits.high} engines x "
             f"{limits.slots} slots = {limits.total}; ask for less, for residency Host or Disk, or raise "
             "spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
+            mentions=NO_NAMES,
         )
     if quota and slots > quota:
         return Refusal(
             "CapacityExceeded",
             f"wants {slots} device slots, but namespace {each.wave.meta.namespace} may hold {quota} of this base; "
             "ask for less, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
+            mentions=NO_NAMES,
         )
     return _too_many_bytes(limits, alone)
 
@@ -134,6 +139,7 @@ def _too_many_bytes(limits: Bounds, alone: Demand) -> Refusal | None:
                 "CapacityExceeded",
                 f"wants {needed} bytes of {tier}, but {limits.high} engines x {each} = {limits.high * each}; ask for "
                 f"less, or raise spec.engine.replicas.max or spec.adapters.{field} of the BaseModel",
+                mentions=NO_NAMES,
             )
     return None
 
@@ -146,6 +152,7 @@ def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | N
         conditions.WAITING_FOR_QUOTA,
         f"needs {more} more device slots; namespace {namespace} holds {taken} of the {quota} that it may",
         terminal=False,
+        mentions=NO_NAMES,
     )
 
 
@@ -157,6 +164,7 @@ def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
             f"needs {more.slots} more device slots; waves before it hold {taken.slots} of {limits.total} "
             f"({limits.high} engines x {limits.slots}), {limits.total - taken.slots} are free",
             terminal=False,
+            mentions=NO_NAMES,
         )
     if not more.host_bytes and not more.disk_bytes:
         return None
@@ -170,5 +178,6 @@ def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
                 f"needs {needed} bytes more of {tier}; waves before it hold {held} of {limits.high * each} "
                 f"({limits.high} engines x {each})",
                 terminal=False,
+                mentions=NO_NAMES,
             )
     return None

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from mint_contracts.records import Failure
+from mint_contracts.records import Failure, Mentions
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, Condition
 
 MESSAGE_LENGTH = 1024
@@ -70,6 +70,7 @@ class Finding(msgspec.Struct, frozen=True):
     status: Truth
     reason: str
     message: str = ""
+    mentions: Mentions | None = None  # of the message, where others than its object's readers get it
 
 
 def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: int, now: float) -> list[Condition]:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from mint_contracts.records import Placement
+from mint_contracts.records import Mentions, Placement
 from mint_contracts.source import Source, parent
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, Want, of_one_namespace, told_to
+from mint_operator.planning.adapters import Want, of_one_namespace, told_to, told_waves
 from mint_operator.planning.asking import Asks
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.sharing import shown
 
 
@@ -44,7 +45,12 @@ def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placemen
         for wave in _asking(asks, name):
             if wave not in found and claim.bars(wave, asks.of(wave, name)):
                 said = f"adapter {name} is what {told_to(wave, claim.wave)} trains; serve it once that publishes it"
-                found[wave] = Refusal(conditions.POLICY_CONFLICT, f"{said}, or name another", terminal=False)
+                found[wave] = Refusal(
+                    conditions.POLICY_CONFLICT,
+                    f"{said}, or name another",
+                    terminal=False,
+                    mentions=Mentions((name,), told_waves(wave, claim.wave)),
+                )
     for name, waves in asks.shared.items():
         placement = there.get(name)
         source = asks.of(waves[0], name).source
@@ -56,6 +62,7 @@ def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placemen
                     conditions.SOURCE_CONFLICT,
                     f"adapter {name} is {shown(asks.of(wave, name))} here but something else in a wave of another "
                     "namespace, which has the name; give it another",
+                    mentions=Mentions((name,), others=True),
                 )
     return found
 

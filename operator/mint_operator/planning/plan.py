@@ -9,7 +9,7 @@ from mint_contracts.records import EXPIRED, MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, unreadable
+from mint_operator.planning.adapters import unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
 from mint_operator.planning.catalogs import apart
 from mint_operator.planning.defects import Defect
@@ -19,6 +19,7 @@ from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared, left_by
 from mint_operator.planning.recall import recalled
+from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.wave_records import expired_records
 from mint_operator.planning.wave_status import kept_status, refused_status
@@ -151,8 +152,8 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
         return kept_status(wave, snapshot.now)  # where it is only the map could tell
     if wave.defect:
         said = f"{unreadable(wave)}; {said}" if name else unreadable(wave)
-        return refused_status(wave, Refusal("InvalidRequest", said), snapshot.now)
-    return refused_status(wave, Refusal("BaseModelNotFound", said, terminal=False), snapshot.now)
+        return refused_status(wave, Refusal("InvalidRequest", said, mentions=ANY_ADAPTERS), snapshot.now)
+    return refused_status(wave, Refusal("BaseModelNotFound", said, terminal=False, mentions=NO_NAMES), snapshot.now)
 
 
 def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from mint_contracts.records import Tier
+from mint_contracts.records import Mentions, Tier
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, Want, of_one_namespace
+from mint_operator.planning.adapters import Want, of_one_namespace
 from mint_operator.planning.asking import Asks
+from mint_operator.planning.refusal import Refusal
 
 Pins = tuple[str, ...]
 
@@ -40,12 +41,14 @@ def conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[
                 conditions.SOURCE_CONFLICT,
                 f"adapter {name} is {shown(want)} here but {_elsewhere(other, wave)}, which comes first; give it "
                 "one source, or another name",
+                mentions=Mentions((name,), _known(other, wave), others=True),
             )
         if _pins(other, want) is None:
             return Refusal(
                 conditions.ENGINES_CONFLICT,
                 f"adapter {name} is wanted {_held(want)} here but {_held_elsewhere(other, wave)}, which comes first, "
                 "and no engines suit both; change spec.serve.engines or spec.serve.replicas of one",
+                mentions=Mentions((name,), _known(other, wave)),
             )
     return None
 
@@ -81,12 +84,12 @@ def _pins(before: Want, want: Want) -> Pins | None:
 def _elsewhere(other: Want, wave: str) -> str:
     """What a name means where others come first, as far as the wave is to know."""
     known = _known(other, wave)
-    return "something else in a wave of another namespace" if known is None else f"{shown(other)} in wave {known}"
+    return f"{shown(other)} in wave {known[0]}" if known else "something else in a wave of another namespace"
 
 
 def _held_elsewhere(other: Want, wave: str) -> str:
     known = _known(other, wave)
-    return "otherwise by a wave of another namespace" if known is None else f"{_held(other)} by wave {known}"
+    return f"{_held(other)} by wave {known[0]}" if known else "otherwise by a wave of another namespace"
 
 
 def _held(want: Want) -> str:
@@ -94,6 +97,6 @@ def _held(want: Want) -> str:
     return f"on {want.replicas} engines{where}"
 
 
-def _known(other: Want, wave: str) -> str | None:
-    """A wave that it may be told of."""
-    return next((each for each in other.waves if of_one_namespace(wave, each)), None)
+def _known(other: Want, wave: str) -> tuple[str, ...]:
+    """A wave that it may be told of, if there is one."""
+    return tuple(each for each in other.waves if of_one_namespace(wave, each))[:1]

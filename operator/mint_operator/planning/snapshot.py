@@ -16,6 +16,7 @@ from mint_contracts.source import Source
 from mint_contracts.training import Policy
 from mint_contracts.training_records import TrainState
 from mint_operator.planning.groups import WORKLOADS
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.sizes import Size
 from mint_operator.training.stand import WaveStand
 
@@ -81,7 +82,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     defect: str = ""
     stand: WaveStand | None = None  # worked out while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
-    unread: Failure | None = None
+    unread: Refusal | None = None
     as_before: bool = False
     record: WaveRecord | None = None  # the map's, where it stands in for a spec that cannot be used
     beside: Mapping[str, tuple[str, ...]] = {}  # then also adapter -> other waves that the map has it for

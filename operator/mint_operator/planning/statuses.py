@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Placement
+from mint_contracts.records import Mentions, Placement
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_operator.placing.placement import Placed
-from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.admission import Admission
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.backlog import Backlogs, Waits, of_wave, times, waits
 from mint_operator.planning.copies import copies
 from mint_operator.planning.engines import Engine
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.shards import differing, flat
 from mint_operator.planning.wave_status import (
     WaveFacts,
@@ -21,10 +21,13 @@ from mint_operator.planning.wave_status import (
     missing,
     refused_status,
     unknown_status,
+    verdict,
     wave_status,
 )
 from mint_operator.training.stand import WaveStand
 from mint_operator.training.status import TrainFacts, training_status
+
+_Stood = tuple[AdapterWaveStatus, Waits, Mentions | None]
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -46,6 +49,7 @@ class Told(msgspec.Struct, frozen=True):
     lacking: object  # why the base is not ready
     waits: Mapping[str, Waits]
     times: Mapping[str, float]
+    mentions: Mapping[str, Mentions | None]  # of the Ready conditions of waves that train
 
 
 def statuses(
@@ -66,15 +70,17 @@ def statuses(
     seen = Seen(records, by_name, base, times(backlogs))
     found: dict[str, AdapterWaveStatus] = {}
     waiting: dict[str, Waits] = {}
+    mentions: dict[str, Mentions | None] = {}
     if before is not None and stale is not None:
         found = {key: status for key, status in before.statuses.items() if key in asks}
         waiting = {key: each for key, each in before.waits.items() if key in asks}
+        mentions = {key: each for key, each in before.mentions.items() if key in asks}
         moved = {name for name, took in seen.times.items() if before.times.get(name) != took}
         for key in [key for key, each in waiting.items() if not moved.isdisjoint(each.engines)] if moved else ():
             found[key] = _later(found[key], waiting[key], seen.times)
     for key in asks if stale is None else sorted(stale):
-        found[key], waiting[key] = _status(asks[key], refused.get(key), seen, now)
-    return Told(found, admission, placed, by_name, lacking, waiting, seen.times)
+        found[key], waiting[key], mentions[key] = _status(asks[key], refused.get(key), seen, now)
+    return Told(found, admission, placed, by_name, lacking, waiting, seen.times, mentions)
 
 
 def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
@@ -85,30 +91,29 @@ def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -
     return msgspec.structs.replace(status, loading=loading, eta=eta_of(status.training, loading))
 
 
-def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
-    """The status of a wave, and what it waits for."""
+def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> _Stood:
+    """The status of a wave, what it waits for and, of one that trains, whom its Ready condition mentions."""
     wave = ask.wave
     if wave.defect and (refusal is None or seen.records is None):
-        return kept_status(wave, now), Waits()
+        return kept_status(wave, now), Waits(), None
     if wave.stand is not None:
         return _training(ask, wave.stand, refusal, seen, now)
     if refusal is not None:
-        return refused_status(wave, refusal, now), Waits()
+        return refused_status(wave, refusal, now), Waits(), None
     facts, waiting = _facts(ask, seen)
     if seen.records is None:
-        return unknown_status(wave, facts, now), Waits()
-    return wave_status(wave, facts, now), waiting
+        return unknown_status(wave, facts, now), Waits(), None
+    return wave_status(wave, facts, now), waiting, None
 
 
-def _training(
-    ask: Ask, stand: WaveStand, refusal: Refusal | None, seen: Seen, now: float
-) -> tuple[AdapterWaveStatus, Waits]:
-    served, waiting = None, Waits()
+def _training(ask: Ask, stand: WaveStand, refusal: Refusal | None, seen: Seen, now: float) -> _Stood:
+    served, held, waiting = None, None, Waits()
     if seen.records is not None and ask.wants and refusal is None:
         facts, waiting = _facts(ask, seen)
-        served = wave_status(ask.wave, facts, now)
-    told = TrainFacts(stand, seen.engines, served, refusal, seen.records is not None, missing(seen.base))
-    return training_status(ask.wave, told, now), waiting
+        served, held = wave_status(ask.wave, facts, now), verdict(facts)
+    told = TrainFacts(stand, seen.engines, served, held, refusal, seen.records is not None, missing(seen.base))
+    status, mentions = training_status(ask.wave, told, now)
+    return status, waiting, mentions
 
 
 def _facts(ask: Ask, seen: Seen) -> tuple[WaveFacts, Waits]:

@@ -7,10 +7,11 @@ import msgspec
 from mint_contracts.records import EXPIRED, TRAIN, Tier, WaveRecord
 from mint_contracts.resources import AdapterWaveSpec, Tenant
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, asked, pins
+from mint_operator.planning.adapters import asked, pins
 from mint_operator.planning.admission import Admission
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.expiry import ending, named
+from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace
 
@@ -70,7 +71,7 @@ def _asking(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRe
 
 
 def _expired(wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
-    adapters, refusal = named(wave), Refusal(EXPIRED, ending(wave))
+    adapters, refusal = named(wave), Refusal(EXPIRED, ending(wave), mentions=NO_NAMES)
     return _record(wave, _chosen_by(wave.spec), adapters, _slots(wave, adapters), tenant, refusal)
 
 
@@ -104,6 +105,7 @@ def _record(
         position=refusal.position if refusal is not None else 0,
         reason=refusal.reason if refusal is not None else "",
         message=conditions.shortened(refusal.message) if refusal is not None else "",
+        mentions=refusal.mentions if refusal is not None else None,
     )
 
 
@@ -111,7 +113,7 @@ def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
     """Why a wave is not admitted; one that trains waits by its own rules."""
     stand = each.wave.stand
     why = stand.refused if refusal is None and stand is not None else None
-    return refusal if why is None else Refusal(why.reason, why.message, why.terminal)
+    return refusal if why is None else why
 
 
 def _chosen_by(spec: AdapterWaveSpec, *, kept: bool = False) -> str:

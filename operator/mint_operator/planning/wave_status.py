@@ -6,7 +6,7 @@ from functools import cached_property
 
 import msgspec
 
-from mint_contracts.records import EXPIRED, Failure, Tier
+from mint_contracts.records import EXPIRED, Failure, Mentions, Tier
 from mint_contracts.resources import (
     AdapterWaveStatus,
     BaseModelStatus,
@@ -17,10 +17,11 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, asked, unread, unreadable
+from mint_operator.planning.adapters import asked, unread, unreadable
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, status_of, truth
 from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
+from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedWave
 
 MOST_FAILURES = 10
@@ -183,6 +184,11 @@ def _placed(counts: WaveCounts) -> Finding:
     return Finding(conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{said}; the rest wait for engines")
 
 
+def verdict(facts: WaveFacts) -> Finding:
+    """The Ready condition of an admitted wave's status."""
+    return _verdict(facts, _counts(facts))
+
+
 def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     """The Ready condition; if False its reason is what a person should look at first."""
     said = f"{counts.ready} of {counts.wanted} copies ready"
@@ -190,30 +196,34 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     away = facts.standing[AWAY]
     if counts.ready == counts.wanted and facts.unasked is not None:
         why = f"{said} of those that it had before; {facts.unasked.message}"
-        return Finding("Ready", "False", facts.unasked.reason, why)
+        return Finding("Ready", "False", facts.unasked.reason, why, facts.unasked.mentions)
     if counts.ready == counts.wanted:
-        return Finding("Ready", "True", conditions.ADAPTERS_READY, said)
-    if failed and failed[0].failure is not None:
-        first = failed[0]
-        cause = f"{first.adapter} on {first.engine}: {failed[0].failure.message}"
+        return Finding("Ready", "True", conditions.ADAPTERS_READY, said, NO_NAMES)
+    first = failed[0] if failed else None
+    if first is not None and first.failure is not None:
+        cause = f"{first.adapter} on {first.engine}: {first.failure.message}"
         more = f" (and {len(failed) - 1} more failures)" if len(failed) > 1 else ""
-        return Finding("Ready", "False", failed[0].failure.reason, f"{said}; {cause}{more}")
+        mentions = Mentions((first.adapter,))
+        return Finding("Ready", "False", first.failure.reason, f"{said}; {cause}{more}", mentions)
     if base := missing(facts.base):
-        return Finding("Ready", "False", base[0], f"{said}; the base model is not ready: {base[1]}")
+        return Finding("Ready", "False", base.reason, f"{said}; {base.message}", base.mentions)
     if away:
         names = ", ".join(sorted({copy.engine for copy in away})[:MOST_FAILURES])
-        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {names}")
+        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {names}", NO_NAMES)
     if counts.placed < counts.wanted:
-        return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, said)
-    return Finding("Ready", "False", conditions.ADAPTERS_LOADING, said)
+        return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, said, NO_NAMES)
+    return Finding("Ready", "False", conditions.ADAPTERS_LOADING, said, NO_NAMES)
 
 
-def missing(base: BaseModelStatus) -> tuple[str, str] | None:
+def missing(base: BaseModelStatus) -> Refusal | None:
     """Why a base is not ready; None where it is. How far it comes up it alone tells: its waves can be thousands."""
     ready = next((found for found in base.conditions if found.type == "Ready"), None)
     if ready is None or ready.status == "True":
         return None
-    return ready.reason, "its status says how far it is" if ready.reason in conditions.COMING_UP else ready.message
+    comes_up = ready.reason in conditions.COMING_UP
+    said = "its status says how far it is" if comes_up else ready.message
+    message = f"the base model is not ready: {said}"
+    return Refusal(ready.reason, message, terminal=False, mentions=NO_NAMES if comes_up else ANY_ADAPTERS)
 
 
 def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Finding:

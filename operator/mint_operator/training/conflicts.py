@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure
+from mint_contracts.records import Mentions
 from mint_contracts.source import parent
 from mint_contracts.training_records import published_in
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, of_one_namespace, resolve, told_to
+from mint_operator.planning.adapters import resolve, told_to, told_waves
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.training.stand import WaveStand
 
@@ -25,25 +26,26 @@ def without_conflicts(
     found: dict[str, WaveStand] = {}
     for key in sorted(order, key=lambda key: (not stood[key].kept, not stood[key].begun)):
         stand = stood[key]
-        said = _trained(key, stand, owners) or ("" if stand.begun else _served(key, base, stand, serving))
-        if said and not stand.kept:
-            unfit = stand.unfit or Failure(conditions.POLICY_CONFLICT, said, terminal=False)
+        why = _trained(key, stand, owners) or (None if stand.begun else _served(key, base, stand, serving))
+        if why is not None and not stand.kept:
+            unfit = stand.unfit or why
             stand = msgspec.structs.replace(stand, unfit=unfit, policies=(), wants_slot=())
         owners.update((each.name, key) for each in stand.policies)
         found[key] = stand
     return found
 
 
-def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> str:
-    """That another wave trains one of its policies; empty if none does."""
+def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> Refusal | None:
+    """That another wave trains one of its policies; None if none does."""
     taken = next((each.name for each in stand.policies if each.name in owners), None)
     if taken is None:
-        return ""
-    return f"policy {taken} is {told_to(key, owners[taken])}'s; name it otherwise, or delete that wave"
+        return None
+    said = f"policy {taken} is {told_to(key, owners[taken])}'s; name it otherwise, or delete that wave"
+    return _conflict(said, Mentions((taken,), told_waves(key, owners[taken])))
 
 
-def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> str:
-    """That another wave serves something else under one of its policies' names; empty if none does.
+def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> Refusal | None:
+    """That another wave serves something else under one of its policies' names; None if none does.
 
     What the policy itself has published, as in a run before, is nothing else.
     """
@@ -53,10 +55,13 @@ def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[Ob
         wants = resolve(wave, base) if taken else ()
         for want in () if isinstance(wants, Refusal) else wants:
             if want.adapter in taken and parent(want.source) != published_in(stand.store, want.adapter).uri:
-                told = told_to(key, wave.meta.key)
-                where = f" from {want.source.uri}" if of_one_namespace(key, wave.meta.key) else ""
-                return (
-                    f"policy {want.adapter} is named like an adapter that {told} serves{where}; name it otherwise, "
-                    "or delete that wave"
-                )
-    return ""
+                told, known = told_to(key, wave.meta.key), told_waves(key, wave.meta.key)
+                where = f" from {want.source.uri}" if known else ""
+                said = f"policy {want.adapter} is named like an adapter that {told} serves{where}"
+                mentions = Mentions((want.adapter,), known, others=bool(known))
+                return _conflict(f"{said}; name it otherwise, or delete that wave", mentions)
+    return None
+
+
+def _conflict(said: str, mentions: Mentions) -> Refusal:
+    return Refusal(conditions.POLICY_CONFLICT, said, terminal=False, mentions=mentions)

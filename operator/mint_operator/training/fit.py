@@ -1,21 +1,24 @@
 """Whether a wave can be trained on its base as both are written; its training with all that it names in place."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from mint_contracts.errors import CapacityExceeded, InvalidRequest, MintError, SourceNotFound, SourceUnavailable
-from mint_contracts.records import Failure
+from mint_contracts.records import Failure, Mentions
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
 from mint_contracts.training_words import words
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
+from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.data import check_claims, config_maps, inlined
 from mint_operator.training.policies import check, check_losses, expand
 from mint_operator.training.stand import PolicyStand, heard
 
-Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
+Fitted = tuple[Train, tuple[Policy, ...], Refusal | None]
 
 
 def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainState) -> Fitted:
@@ -29,32 +32,47 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
     if base.spec.training is None:
         said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
         train, policies, _ = _as_written(wave, train, state) or (train, _recorded(wave, state), None)
-        return train, policies, Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
+        return train, policies, Refusal(conditions.NO_TRAINING_STORE, said, mentions=NO_NAMES)
     manifest = manifest_of(wave, inputs, state)
-    if isinstance(manifest, Failure):
+    if isinstance(manifest, Refusal):
         return _as_written(wave, train, state) or (train, (), manifest)
-    policies = ()
+    policies, mentions = (), ANY_ADAPTERS
     try:
         policies = expand(meta.namespace, meta.name, train, manifest)
-        check(policies, base.spec.adapters)
-        check_losses(policies, train)
+        if wrong := _wrong(policies, train, base):
+            return train, policies, wrong
         check_claims(train, policies, claims(base))
+        mentions = NO_NAMES
         train, policies = _with_examples(wave, train, policies, inputs, state)
         _check_slots(base, wave, train, len(policies))
     except MintError as error:
-        return train, policies or _recorded(wave, state), Failure.of(error)
+        return train, policies or _recorded(wave, state), Refusal.of(error, mentions)
     return train, policies, None
 
 
-def manifest_of(wave: ObservedWave, inputs: Inputs, state: TrainState) -> tuple[Policy, ...] | Failure:
+def _wrong(policies: Sequence[Policy], train: Train, base: ObservedBase) -> Refusal | None:
+    """Why one of a wave's policies cannot be trained; None if each can, by itself."""
+    for policy in policies:
+        try:
+            check([policy], base.spec.adapters)
+            check_losses([policy], train)
+        except MintError as error:
+            return Refusal.of(error, Mentions((policy.name,)))
+    return None
+
+
+def manifest_of(wave: ObservedWave, inputs: Inputs, state: TrainState) -> tuple[Policy, ...] | Refusal:
     """The policies of a wave's manifest, or why they are not known; none where it has no manifest.
 
     Those with which the wave began stay the wave's: a manifest may have been rewritten since, for another wave.
     """
-    named = wave.spec.train is not None and wave.spec.train.policies.manifest
-    found = inputs.manifests.get(wave.meta.uid, _UNREAD) if named else ()
-    names = _began_with(wave, state) if found and not isinstance(found, Failure) else ()
-    if isinstance(found, Failure) or not names:
+    if wave.spec.train is None or not wave.spec.train.policies.manifest:
+        return ()
+    found = inputs.manifests.get(wave.meta.uid)
+    if found is None or isinstance(found, Failure):
+        return _UNREAD if found is None else Refusal.of(found)
+    names = _began_with(wave, state) if found else ()
+    if not names:
         return found
     given, leased = {policy.name: policy for policy in found}, _leased(wave, state)
     given |= {name: leased[name] for name in names if name in leased}
@@ -173,9 +191,15 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
         )
 
 
-_REWRITTEN = Failure(
+_REWRITTEN = Refusal(
     conditions.MANIFEST_UNREAD,
     "the manifest of its policies was rewritten after the wave began, and lacks some of them",
     terminal=False,
+    mentions=NO_NAMES,
 )
-_UNREAD = Failure(conditions.MANIFEST_UNREAD, "the manifest of its policies has not been read yet", terminal=False)
+_UNREAD = Refusal(
+    conditions.MANIFEST_UNREAD,
+    "the manifest of its policies has not been read yet",
+    terminal=False,
+    mentions=NO_NAMES,
+)

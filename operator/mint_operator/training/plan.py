@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure, Place, Placement, Tier
-from mint_contracts.resources import AdapterWaveStatus
+from mint_contracts.records import Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining, published_in
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.naming import Claim
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
+from mint_operator.planning.statuses import Told
 from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training import unread
 from mint_operator.training.conflicts import without_conflicts
@@ -109,7 +110,7 @@ def decided(
     base: ObservedBase,
     training: Training,
     engines: Sequence[Engine],
-    statuses: Mapping[str, AdapterWaveStatus],
+    told: Told,
     known: TrainKnown,
     now: float,
 ) -> TrainChange:
@@ -127,7 +128,7 @@ def decided(
             for engine, given in unread.leases(wave, known).items():
                 trains.setdefault(engine, {}).update(given)
             continue
-        waves[key] = _record(base, wave, stand, statuses[key], known.state.training.get(key))
+        waves[key] = _record(base, wave, stand, told, known.state.training.get(key))
         if base.spec.training is None:  # there is nowhere to save anything to
             continue
         admitted = stand.unfit is None and not stand.waiting
@@ -148,7 +149,7 @@ def _stand(
     stand = WaveStand(train=train, policies=stood, unfit=unfit, store=_store(base, wave, known))
     able = stood
     if isinstance(
-        manifest_of(wave, inputs, known.state), Failure
+        manifest_of(wave, inputs, known.state), Refusal
     ):  # of the others it is not known how they are to be trained
         able = tuple(each for each in stood if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=stand.stopped)
@@ -216,19 +217,23 @@ def _record(
     base: ObservedBase,
     wave: ObservedWave,
     stand: WaveStand,
-    status: AdapterWaveStatus,
+    told: Told,
     before: WaveTraining | None,
 ) -> WaveTraining:
+    key = wave.meta.key
+    status = told.statuses[key]
     ready = next((each for each in status.conditions if each.type == "Ready"), None)
     words = before.last_words if before is not None and before.run == wave.meta.uid else ()
+    waits = ready is not None and ready.status != "True" and status.phase != "Training"
     return WaveTraining(
-        wave=wave.meta.key,
+        wave=key,
         generation=wave.meta.generation,
         train=msgspec.structs.replace(stand.train, policies=Policies()),
         store=stand.store,
         run=wave.meta.uid,
         policies=tuple(policy.name for policy in stand.policies),
         phase=status.phase,
-        message=ready.message if ready and ready.status != "True" and status.phase != "Training" else "",
+        message=ready.message if ready is not None and waits else "",
+        mentions=told.mentions.get(key) if waits else None,
         last_words=last_words(stand, words, trains=base.spec.training is not None),
     )

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.capacity import over_quota
 from mint_operator.planning.conditions import ADMITTED, status_of
 from mint_operator.planning.engines import engine_name
+from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.place import Slots, fill
@@ -110,8 +109,7 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
     gang = stand.train.admission == "Gang"
     over = room.over_quota(wave, missing if gang else 1)
     if over is not None:
-        waiting = None if kept else Failure(over.reason, over.message, terminal=False)
-        return msgspec.structs.replace(stand, pins=kept, waiting=waiting)
+        return msgspec.structs.replace(stand, pins=kept, waiting=None if kept else over)
     free = 0 if room.held_back(wave) and not kept else room.slots.room()
     may = room.left(wave)
     pins = fill(stand, kept, room.slots, whole=gang, most=may) if free else dict(kept)
@@ -133,7 +131,7 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
     if short:
         waits = [policy.settings for policy in stand.policies if policy.name in stand.wants_slot]
         said = room.slots.memory.told(waits if gang else waits[:1], room.slots.usable)
-    waiting = Failure(conditions.WAITING_FOR_CAPACITY, said, terminal=False)
+    waiting = Refusal(conditions.WAITING_FOR_CAPACITY, said, terminal=False, mentions=NO_NAMES)
     return msgspec.structs.replace(stand, waiting=waiting)
 
 

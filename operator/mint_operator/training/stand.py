@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.training import Policy, Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, TrainState
 from mint_contracts.training_words import AT_REST, Words, words
+from mint_operator.planning.refusal import Refusal
 
 _OVER = {Stage.FAILED, Stage.CANCELLED}
 _SAVED = {Stage.PAUSED, Stage.COMPLETE}
@@ -85,8 +85,8 @@ class WaveStand(msgspec.Struct, frozen=True):
     policies: tuple[PolicyStand, ...] = ()
     wants_slot: tuple[str, ...] = ()
     pins: Mapping[str, str] = {}
-    unfit: Failure | None = None
-    waiting: Failure | None = None
+    unfit: Refusal | None = None
+    waiting: Refusal | None = None
     kept: bool = False
     store: Source = Source(uri="")
 
@@ -110,7 +110,7 @@ class WaveStand(msgspec.Struct, frozen=True):
         return policy.ended(self.train.steps) or (self.stopped and not policy.holds)
 
     @property
-    def refused(self) -> Failure | None:
+    def refused(self) -> Refusal | None:
         """Why what is left to train is not trained; None also where nothing is left."""
         return None if self.over else self.unfit or self.waiting
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.records import Mentions
 from mint_contracts.resources import (
     AdapterWaveStatus,
     PolicyCounts,
@@ -17,9 +18,9 @@ from mint_contracts.resources import (
 from mint_contracts.training_records import Progress, Stage
 from mint_contracts.training_words import eta_s
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal
-from mint_operator.planning.conditions import Finding, span, truth
+from mint_operator.planning.conditions import Finding, Truth, span, truth
 from mint_operator.planning.engines import Engine
+from mint_operator.planning.refusal import NO_NAMES, Refusal, together
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAILURES, eta_of
 from mint_operator.training.stand import PolicyStand, WaveStand
@@ -31,22 +32,22 @@ DIGITS = 4  # of a reward: more would only make statuses differ
 class TrainFacts(msgspec.Struct, frozen=True):
     """What the status depends on beside the object.
 
-    `served` is its status as a wave that serves what it publishes, `unserved` why nothing of that is held; `lacking`
-    is the reason, and the message, by which its base is not ready.
+    `served` is its status as a wave that serves what it publishes, of which `held` is the Ready condition; `unserved`
+    why nothing of that is held; `lacking` why its base is not ready.
     """
 
     stand: WaveStand
     engines: Mapping[str, Engine]
     served: AdapterWaveStatus | None = None
+    held: Finding | None = None
     unserved: Refusal | None = None
     map_known: bool = True
-    lacking: tuple[str, str] | None = None
+    lacking: Refusal | None = None
 
     @property
     def refusal(self) -> Refusal | None:
         """Why nothing is trained of what is left to train."""
-        why = self.stand.refused
-        return None if why is None else Refusal(why.reason, why.message, why.terminal)
+        return self.stand.refused
 
     @property
     def cause(self) -> Refusal | None:
@@ -54,39 +55,37 @@ class TrainFacts(msgspec.Struct, frozen=True):
         why = self.refusal
         if why is None or why.reason != conditions.WAITING_FOR_CAPACITY or self.lacking is None:
             return why
-        return Refusal(self.lacking[0], f"{why.message}; {self.unready}", terminal=False)
-
-    @property
-    def unready(self) -> str:
-        """That the base is not ready, and why; empty where it is."""
-        return "" if self.lacking is None else f"the base model is not ready: {self.lacking[1]}"
+        said, mentions = f"{why.message}; {self.lacking.message}", together(why.mentions, self.lacking.mentions)
+        return Refusal(self.lacking.reason, said, terminal=False, mentions=mentions)
 
 
-def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> AdapterWaveStatus:
-    """The status of a wave that trains."""
+def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[AdapterWaveStatus, Mentions | None]:
+    """The status of a wave that trains, and whom the message of its Ready condition mentions."""
     counts, served = _counts(facts), facts.served or AdapterWaveStatus()
     phase, verdict = _verdict(facts, counts)
+    ready = _ready(facts, phase, verdict)
     findings = [
-        _ready(facts, phase, verdict),
+        ready,
         _admitted(facts, counts),
         _placed(facts, counts),
         Finding("Progressing", truth(phase in {"Training", "Placing", "Queued"}), verdict.reason, verdict.message),
         verdict,
     ]
     training = _training(facts, counts)
-    ready = counts.running + counts.complete if phase == "Training" else served.counts.ready
-    return AdapterWaveStatus(
+    done = counts.running + counts.complete if phase == "Training" else served.counts.ready
+    status = AdapterWaveStatus(
         phase=phase,
         observed_generation=wave.meta.generation,
         conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
         counts=served.counts if served.counts.adapters else WaveCounts(adapters=counts.total),
-        summary=f"{ready}/{counts.total}",
+        summary=f"{done}/{counts.total}",
         engines=_engines(facts),
         failures=_failures(facts.stand),
         training=training,
         loading=served.loading,
         eta=eta_of(training, served.loading),
     )
+    return status, ready.mentions
 
 
 def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
@@ -97,50 +96,54 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
         ended += f", {counts.failed} failed"
     if stand.over:
         if stand.failed:
-            return "Failed", Finding(conditions.COMPLETE, "False", conditions.POLICIES_FAILED, _cause(stand, ended))
+            return "Failed", _failed(stand, ended)
         if stand.train.cancelled and counts.cancelled:
-            return "Cancelled", Finding(conditions.COMPLETE, "False", conditions.TRAINING_CANCELLED, ended)
-        return "Complete", Finding(conditions.COMPLETE, "True", conditions.TRAINING_COMPLETE, ended)
+            return "Cancelled", _complete("False", conditions.TRAINING_CANCELLED, ended)
+        return "Complete", _complete("True", conditions.TRAINING_COMPLETE, ended)
     if refusal is not None:
         phase = "Failed" if refusal.terminal else "Queued"
-        return phase, Finding(conditions.COMPLETE, "False", refusal.reason, refusal.message)
+        return phase, _complete("False", refusal.reason, refusal.message, refusal.mentions)
     if stand.failed:
-        return "Training", Finding(conditions.COMPLETE, "False", conditions.POLICIES_FAILED, _cause(stand, ended))
+        return "Training", _failed(stand, ended)
     if stand.train.paused and not any(_runs(policy) for policy in stand.policies):
         said = f"{ended}; set spec.train.paused to false to go on"
-        return "Paused", Finding(conditions.COMPLETE, "False", conditions.TRAINING_PAUSED, said)
-    begun = any(policy.progress for policy in stand.policies)
-    reason = conditions.TRAINING if begun else conditions.POLICIES_LOADING
-    if not begun and facts.lacking is not None:
-        reason, ended = facts.lacking[0], f"{ended}; {facts.unready}"
-    return ("Training" if begun else "Placing"), Finding(conditions.COMPLETE, "False", reason, ended)
+        return "Paused", _complete("False", conditions.TRAINING_PAUSED, said)
+    if any(policy.progress for policy in stand.policies):
+        return "Training", _complete("False", conditions.TRAINING, ended)
+    lacking = facts.lacking
+    if lacking is None:
+        return "Placing", _complete("False", conditions.POLICIES_LOADING, ended)
+    return "Placing", _complete("False", lacking.reason, f"{ended}; {lacking.message}", lacking.mentions)
+
+
+def _complete(status: Truth, reason: str, said: str, mentions: Mentions | None = NO_NAMES) -> Finding:
+    return Finding(conditions.COMPLETE, status, reason, said, mentions)
 
 
 def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     """Ready: every policy that is to train trains; once all have ended, what was published is held as asked for."""
     if not facts.map_known:
         said = "the placement map cannot be read, so how policies stand is not known; engines go on training"
-        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)
+        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said, NO_NAMES)
     if facts.stand.over and facts.unserved is not None:
-        return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message)
-    if facts.stand.over and facts.served is not None and facts.served.counts.wanted:
-        found = next(each for each in facts.served.conditions if each.type == "Ready")
-        return Finding("Ready", found.status, found.reason, found.message)
+        return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message, facts.unserved.mentions)
+    if facts.stand.over and facts.held is not None and facts.served is not None and facts.served.counts.wanted:
+        return facts.held
     if phase != "Training":
-        return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message)
+        return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message, verdict.mentions)
     idle = [each for each in facts.stand.policies if not _trains(each, facts)]
     if not idle:
-        return Finding(
-            "Ready", "True", conditions.TRAINING, f"{len(facts.stand.policies)} policies train or have ended"
-        )
+        said = f"{len(facts.stand.policies)} policies train or have ended"
+        return Finding("Ready", "True", conditions.TRAINING, said, NO_NAMES)
     said = f"{len(idle)} of {len(facts.stand.policies)} policies do not train yet"
     away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
     if away:
-        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {', '.join(away)}")
+        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {', '.join(away)}", NO_NAMES)
     coming = sorted({each.engine for each in idle if each.assignment and not _answers(each, facts)})[:MOST_NAMED]
     if coming:
-        return Finding("Ready", "False", conditions.BASE_LOADING, f"{said}; not ready: {', '.join(coming)}")
-    return Finding("Ready", "False", conditions.POLICIES_LOADING, said)
+        said = f"{said}; not ready: {', '.join(coming)}"
+        return Finding("Ready", "False", conditions.BASE_LOADING, said, NO_NAMES)
+    return Finding("Ready", "False", conditions.POLICIES_LOADING, said, NO_NAMES)
 
 
 def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
@@ -269,9 +272,13 @@ def _failures(stand: WaveStand) -> list[WaveFailure]:
     return found
 
 
-def _cause(stand: WaveStand, said: str) -> str:
-    failures = [(each.name, _failure(each.progress)) for each in stand.policies if each.stage is Stage.FAILED]
-    return f"{said}; {failures[0][0]}: {failures[0][1]}" if failures else said
+def _failed(stand: WaveStand, said: str) -> Finding:
+    """The Complete condition of a wave of which too much has failed, with the first failure."""
+    first = next((each for each in stand.policies if each.stage is Stage.FAILED), None)
+    if first is None:
+        return _complete("False", conditions.POLICIES_FAILED, said)
+    said = f"{said}; {first.name}: {_failure(first.progress)}"
+    return _complete("False", conditions.POLICIES_FAILED, said, Mentions((first.name,)))
 
 
 def _failure(progress: Progress | None) -> str:

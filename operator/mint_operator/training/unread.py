@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Inputs, ObservedWave, TrainKnown
 from mint_operator.training.fit import leases_of, manifest_of
 from mint_operator.training.last_words import last_words
@@ -35,7 +35,7 @@ def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
     train, known = wave.spec.train, _record(wave, state)
     if wave.defect or train is None:
         return bool(wave.defect)
-    if not isinstance(manifest_of(wave, inputs, state), Failure):
+    if not isinstance(manifest_of(wave, inputs, state), Refusal):
         return False
     return isinstance(known, PartTraining) or any(isinstance(each, PartAssignment) for each in leases_of(wave, state))
 

@@ -10,7 +10,8 @@ import msgspec
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_contracts.training import Policy
-from mint_operator.planning.adapters import Refusal, Want, pins
+from mint_operator.planning.adapters import Want, pins
+from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.stand import PolicyStand, WaveStand
 
@@ -22,7 +23,7 @@ def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
     """
     stand = wave.stand
     if stand is None:
-        return Refusal("InvalidRequest", "the wave's policies are not known", terminal=False)
+        return Refusal("InvalidRequest", "the wave's policies are not known", terminal=False, mentions=NO_NAMES)
     if wave.defect:
         return _kept(wave, stand)
     found = tuple(
@@ -30,7 +31,7 @@ def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
     )
     if stand.unfit is None or stand.over or found:
         return found
-    return Refusal(stand.unfit.reason, stand.unfit.message, stand.unfit.terminal)
+    return stand.unfit
 
 
 def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
