@@ -128,7 +128,7 @@ class Applier:
         ]
         statuses += [("AdapterWave", waves[key], status) for key, status in plan.wave_statuses.items()]
         new = [each for each in statuses if self._settled.get((each[0], each[1].meta.uid)) is not each[2]]
-        await asyncio.gather(*[self._status(kind, of, status, counts) for kind, of, status in new])
+        await asyncio.gather(*[self._status(each, counts) for each in new])
 
     async def _manifests(self, plan: Plan, counts: Counter[str]) -> None:
         """Objects of several namespaces at once, each apart from the others."""
@@ -234,23 +234,12 @@ class Applier:
             log.info("placement map written", epoch=self._writer.epoch)
             return True
 
-    async def _status(
-        self,
-        kind: str,
-        of: ObservedBase | ObservedWave,
-        status: BaseModelStatus | AdapterWaveStatus,
-        counts: Counter[str],
-    ) -> None:
-        with about(of_resource(of)):
-            await self._write_status(kind, of, status, counts)
+    async def _status(self, said: _Said, counts: Counter[str]) -> None:
+        with about(of_resource(said[1])):
+            await self._write_status(said, counts)
 
-    async def _write_status(
-        self,
-        kind: str,
-        of: ObservedBase | ObservedWave,
-        status: BaseModelStatus | AdapterWaveStatus,
-        counts: Counter[str],
-    ) -> None:
+    async def _write_status(self, said: _Said, counts: Counter[str]) -> None:
+        kind, of, status = said
         meta, now = of.meta, time.monotonic()
         key = (kind, meta.uid)
         readable = self._pruning.readable(kind, status)

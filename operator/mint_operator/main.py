@@ -5,12 +5,18 @@ from mint_contracts.importing import without_collecting
 
 
 def main() -> None:
-    """Exit with 0 after a signal, with 1 when leadership was lost or settings are missing."""
+    """Run MinT's operator until SIGTERM. It takes no options: its settings are environment variables, which the chart sets.
+
+    Exits with 0 after a signal, with 1 when leadership was lost or settings are missing.
+    """
     end_when_told()
-    import asyncio  # and all else only now
+    import argparse  # and all else only now
+    import asyncio
     import logging
     import sys
 
+    description = (main.__doc__ or "").partition("\n")[0]
+    argparse.ArgumentParser(prog="mint-operator", description=description).parse_args()
     with without_collecting():
         import structlog
 

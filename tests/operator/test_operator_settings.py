@@ -1,5 +1,8 @@
 """The operator's settings, from its environment."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mint_contracts.errors import InvalidRequest
@@ -31,3 +34,12 @@ def test_what_is_no_port_is_refused_by_the_name_of_its_variable(name: str, value
 def test_what_is_needed_and_missing_is_named(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^environment variable {name}: must be set"):
         settings.read({key: value for key, value in ENV.items() if key != name})
+
+
+def test_the_program_says_that_it_takes_no_options() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "mint_operator.main", "--help"], capture_output=True, check=True, timeout=60
+    )
+    assert b"usage: mint-operator" in said.stdout
+    assert b"environment variables" in said.stdout
+    assert said.stderr == b""
