@@ -66,24 +66,24 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     ({"adapters": {"names": None}}, "set exactly one of names"),
     ({"adapters": {"sources": [SOURCE]}}, "set exactly one of names"),
     ({"adapters": {"selector": {"prefix": "acme/"}}}, "set exactly one of names"),
-    (selector(labels={"team": "a", "two words": "x"}), "has a label that no adapter can have"),
+    (selector(labels={"team": "a", "two words": "x"}), "has an invalid label; use up to 63"),
     (merged(selector(prefix="acme/"), manifest("s3://bucket/x")), "set exactly one of names"),
     (manifest("pvc://claim/x.jsonl"), "manifest must begin with s3://"),
     (manifest("https://user:word@host/x"), "manifest must be a plain URI"),
     (manifest("s3://bucket/../x"), "manifest must be a plain URI"),
-    (names("acme/support-7@"), "asks for no revision"),
-    (names("acme/support-7@../x"), "asks for no revision"),
-    (names("acme/support-7@a@b"), "asks for no revision"),
-    (names("acme/support-7@" + "r" * 129), "asks for no revision"),
+    (names("acme/support-7@"), "has an invalid revision; use NAME or NAME@REVISION"),
+    (names("acme/support-7@../x"), "has an invalid revision; use NAME or NAME@REVISION"),
+    (names("acme/support-7@a@b"), "has an invalid revision; use NAME or NAME@REVISION"),
+    (names("acme/support-7@" + "r" * 129), "has an invalid revision; use NAME or NAME@REVISION"),
     (names("x" * 201), "an adapter's name has at most 200 characters"),
     (names("x" * 201 + "@sha256:0f"), "an adapter's name has at most 200 characters"),
-    (names("@sha256:0f"), "is not an adapter's name"),
-    (names("../secret"), "is not an adapter's name"),
-    (names("a/b/c/d/e"), "is not an adapter's name"),
-    (names("two words"), "is not an adapter's name"),
-    (names("acme/"), "is not an adapter's name"),
-    (names("-acme"), "is not an adapter's name"),
-    (source(name="acme//x"), "is not an adapter's name"),
+    (names("@sha256:0f"), "is not a valid adapter name"),
+    (names("../secret"), "is not a valid adapter name"),
+    (names("a/b/c/d/e"), "is not a valid adapter name"),
+    (names("two words"), "is not a valid adapter name"),
+    (names("acme/"), "is not a valid adapter name"),
+    (names("-acme"), "is not a valid adapter name"),
+    (source(name="acme//x"), "is not a valid adapter name"),
     (source(uri="hf://acme/support-7"), "an hf:// source needs a revision"),
     (source(uri="ssh://host/x"), "uri must begin with file://"),
     (source(uri="https://user:word@host/x"), "uri must carry no credentials"),
@@ -92,12 +92,14 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (source(uri="file://relative/x"), "a file source must be absolute"),
     (source(uri="gs:///x"), "uri must name a claim, bucket"),
     (source(uri="pvc://More/x"), "a pvc source must name a PersistentVolumeClaim"),
-    ({"serve": {"engines": [0], "replicas": 2}}, "each copy of an adapter is on an engine of its own"),
+    ({"serve": {"engines": [0], "replicas": 2}}, "each copy of an adapter needs its own engine"),
     *(({"serve": {"ttl": ttl}}, "must be from 1s to a year") for ttl in ("0s", "0d", "366d", "8760h1s", "999999m")),
 ]
 
 NO_TIMES = ("", "1", "90", "soon", "-1s", "1w", "1H", "1.5h", "10ms", "1d12h", "1000d", "1m1h")
-BY_RULE += [({"serve": {"ttl": ttl}}, "is no time; write, say, 45s, 15m, 1h30m or 7d") for ttl in NO_TIMES]
+BY_RULE += [
+    ({"serve": {"ttl": ttl}}, "is not a valid duration; use for example 45s, 15m, 1h30m or 7d") for ttl in NO_TIMES
+]
 
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"baseModelRef": None}, "spec.baseModelRef: Required value"),
@@ -136,7 +138,9 @@ def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> Non
 def test_a_time_that_is_none_is_one_error_in_words(admission: Admission, ttl: str) -> None:
     told = admission.refusal(resource("AdapterWave", merged(SMALLEST, {"serve": {"ttl": ttl}})))
     assert told.count("spec.serve.ttl") == 1
-    assert told.endswith(("is no time; write, say, 45s, 15m, 1h30m or 7d", "from 1s to a year (365d or 8760h)"))
+    assert told.endswith(
+        ("is not a valid duration; use for example 45s, 15m, 1h30m or 7d", "from 1s to a year (365d or 8760h)")
+    )
 
 
 @pytest.fixture
@@ -150,7 +154,9 @@ def stored(api_server: ApiServer) -> str:
 
 def test_more_names_than_an_annotation_holds_are_applied_as_their_description_says(api_server: ApiServer) -> None:
     adapters = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]
-    said = "Beyond some 250 kB of names apply the wave with --server-side; beyond some 700 kB no API server takes it"
+    said = (
+        "Above about 250 kB of names apply the wave with --server-side; above about 700 kB no API server accepts it"
+    )
     assert said in adapters["names"]["description"]
     namespace = api_server.namespace(f"long-{next(NUMBERS)}")
 
@@ -200,7 +206,7 @@ def test_all_else_of_a_wave_may_change(api_server: ApiServer, stored: str) -> No
     assert api_server.kubectl("get", "-n", stored, "aw/sample", "-o", "jsonpath={.spec.priority}") == "7"
 
 
-TRAINS = "a wave that trains has no ttl"
+TRAINS = "a training wave cannot have a ttl"
 
 
 def test_a_wave_that_trains_has_no_ttl(admission: Admission) -> None:

@@ -81,9 +81,9 @@ ACCEPTED = [
 ]
 
 BY_RULE: list[tuple[dict[str, Any], str]] = [
-    (engine(cache={"size": "8Gi"}, tensorParallelSize=4, nodes=2), "an engine over several nodes has no volumes"),
-    (engine(cache={"size": "4Gi"}), "adapters.diskCache is within each engine's cache"),
-    (engine(cache={"size": "1Ti"}) | adapters(diskCache="2Ti"), "adapters.diskCache is within each engine's cache"),
+    (engine(cache={"size": "8Gi"}, tensorParallelSize=4, nodes=2), "an engine on several nodes cannot have volumes"),
+    (engine(cache={"size": "4Gi"}), "adapters.diskCache is part of each engine's cache"),
+    (engine(cache={"size": "1Ti"}) | adapters(diskCache="2Ti"), "adapters.diskCache is part of each engine's cache"),
     (engine(replicas={"min": 2}), "min must not be above max; raise"),
     (engine(replicas={"min": 3, "max": 2}), "min must not be above max; raise"),
     ({"source": {"uri": "hf://acme/base"}}, "an hf:// source needs a revision"),
@@ -125,20 +125,20 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (resources({"memory": "4Gi"}, {"memory": "2Gi"}), "a request must not be above its limit"),
     (resources({"cpu": 3}, {"cpu": "2500m"}), "a request must not be above its limit"),
     (engine(tolerations=[{"operator": "Equal", "value": "x"}]), "a toleration needs a key"),
-    (resources({}, {"memory": "1Gi"}), "an engine on a CPU has its whole cache in the container's memory"),
+    (resources({}, {"memory": "1Gi"}), "an engine on a CPU allocates its whole cache in the container's memory"),
     (
         engine(kvCacheMemory=2**31, resources={"limits": {"memory": "2Gi"}}),
-        "an engine on a CPU has its whole cache in the container's memory",
+        "an engine on a CPU allocates its whole cache in the container's memory",
     ),
     (
         engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": 4}}),
-        "each rank of an engine computes on a GPU of its own",
+        "each rank of an engine needs its own GPU",
     ),
     (
         engine(device="cuda", tensorParallelSize=2, resources={"requests": {"nvidia.com/gpu": 1}}),
         "raise resources.requests of nvidia.com/gpu",
     ),
-    (engine(tensorParallelSize=3, nodes=2), "each node of an engine has as many ranks"),
+    (engine(tensorParallelSize=3, nodes=2), "each node of an engine has the same number of ranks"),
 ]
 
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
@@ -217,7 +217,7 @@ def test_scale_moves_the_lower_bound_within_the_upper(api_server: ApiServer) -> 
         api_server.kubectl("scale", "-n", namespace, "bm/sample", "--replicas=3")
 
 
-NODES_STAY = "nodes do not change"
+NODES_STAY = "nodes is immutable"
 
 
 def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
@@ -234,8 +234,8 @@ def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
         apply(nodes=2)
 
 
-CACHE_STAYS = "cache does not change"
-CACHE_NEITHER_COMES_NOR_GOES = "cache does not come or go"
+CACHE_STAYS = "cache is immutable"
+CACHE_NEITHER_COMES_NOR_GOES = "cache cannot be added or removed"
 
 
 def test_a_cache_stays_as_it_is(api_server: ApiServer) -> None:
@@ -257,7 +257,7 @@ def test_a_cache_stays_as_it_is(api_server: ApiServer) -> None:
             apply(name, **fields)
 
 
-STORE_STAYS = "what has been trained goes on from the store that it was saved to"
+STORE_STAYS = "training.store cannot change, since policies resume from it"
 
 
 def test_a_training_store_stays_where_it_is_while_there_is_one(api_server: ApiServer) -> None:

@@ -86,18 +86,18 @@ ACCEPTED = [
 ]
 
 BY_RULE: list[tuple[dict[str, Any], str]] = [
-    ({"adapters": {"names": ["a"]}}, "set exactly one of adapters (to serve what exists) and train"),
-    ({"train": None}, "set exactly one of adapters (to serve what exists) and train"),
-    (policies(), "set exactly one of count (policies that are all alike), list"),
-    (policies(count=2, list=[{"name": "a"}]), "set exactly one of count (policies that are all alike), list"),
-    (policies(count=2, manifest="s3://b/p"), "set exactly one of count (policies that are all alike), list"),
+    ({"adapters": {"names": ["a"]}}, "set exactly one of adapters (to serve existing ones) and train"),
+    ({"train": None}, "set exactly one of adapters (to serve existing ones) and train"),
+    (policies(), "set exactly one of count (identical policies), list"),
+    (policies(count=2, list=[{"name": "a"}]), "set exactly one of count (identical policies), list"),
+    (policies(count=2, manifest="s3://b/p"), "set exactly one of count (identical policies), list"),
     (policies(manifest="pvc://claim/p.jsonl"), "manifest must begin with s3://"),
     (policies(manifest="hf://acme/p/p.jsonl"), "manifest must begin with s3://"),
     (policies(manifest="https://user:word@host/p"), "manifest must be a plain URI"),
-    (policies(count=1, template={"namePrefix": "../x"}), "is not the beginning of an adapter's name"),
-    (policies(count=1, template={"startFrom": "a//b"}), "is not an adapter's name"),
-    (listed({"name": "a", "startFrom": "b@1"}), "is not an adapter's name; leave it empty"),
-    (listed({"name": "two words"}), "is not an adapter's name"),
+    (policies(count=1, template={"namePrefix": "../x"}), "is not a valid prefix of an adapter's name"),
+    (policies(count=1, template={"startFrom": "a//b"}), "is not a valid adapter name"),
+    (listed({"name": "a", "startFrom": "b@1"}), "is not a valid adapter name; leave it empty"),
+    (listed({"name": "two words"}), "is not a valid adapter name"),
     (train(dataset=None), "set dataset, or a dataset for each policy of policies.list"),
     (
         listed({"name": "a", "dataset": LINES}, {"name": "b"}, dataset=None),
@@ -110,9 +110,12 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         listed({"name": "a", "reward": EXACT}, {"name": "b"}, reward=None, algorithm="SFT", evaluation={}),
         "evaluation needs a reward, by which its answers",
     ),
-    (train(loss={"type": "cross_entropy"}), "GRPO has no cross_entropy loss"),
-    (listed({"name": "a"}, {"name": "b", "loss": {"type": "cross_entropy"}}), "GRPO has no cross_entropy loss"),
-    (listed({"name": "a", "loss": {}}, algorithm="SFT"), "SFT has its own loss; leave out loss of each policy"),
+    (train(loss={"type": "cross_entropy"}), "GRPO does not support the cross_entropy loss"),
+    (
+        listed({"name": "a"}, {"name": "b", "loss": {"type": "cross_entropy"}}),
+        "GRPO does not support the cross_entropy loss",
+    ),
+    (listed({"name": "a", "loss": {}}, algorithm="SFT"), "SFT uses its own loss; remove loss from each policy"),
     (train(loss={"ratioLow": 3, "ratioHigh": 2}), "ratioLow must not be above ratioHigh"),
     (listed({"name": "a", "loss": {"ratioLow": 3, "ratioHigh": 2}}), "ratioLow must not be above ratioHigh"),
     (dataset(), "set exactly one of uri (JSONL or Parquet), configMap"),
@@ -134,7 +137,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         reward(exactMatch={}, regex={"pattern": "x"}),
         "set exactly one of exactMatch, regex, numericAnswer, jsonSchema",
     ),
-    (reward(service={"address": "judge:1", "caBundle": "LS0t"}), "caBundle is for TLS; set tls to true"),
+    (reward(service={"address": "judge:1", "caBundle": "LS0t"}), "caBundle needs TLS; set tls to true"),
     (weighted({}), "set exactly one of exactMatch, regex, numericAnswer, jsonSchema, length and service"),
     (weighted(EXACT | {"service": {"address": "judge:1"}}), "set exactly one of exactMatch, regex"),
 ]
@@ -173,7 +176,7 @@ CHANGES: list[dict[str, Any]] = [
     {"retry": 2},
 ]
 
-FROZEN = "what a policy learns and how cannot change"
+FROZEN = "what a policy learns, and how, is immutable"
 REFUSED_CHANGES = [
     ({"policies": {"count": 9}}, FROZEN),
     ({"policies": {"template": {"rank": 4}}}, FROZEN),
@@ -184,12 +187,12 @@ REFUSED_CHANGES = [
     ({"sampling": {"maxTokens": 8}}, FROZEN),
     ({"loss": {"type": "grpo"}}, FROZEN),
     ({"groupSize": 4}, FROZEN),
-    ({"evaluation": {"everySteps": 1}}, "dataset, reward and evaluation can neither be added nor removed"),
+    ({"evaluation": {"everySteps": 1}}, "dataset, reward and evaluation cannot be added or removed later"),
 ]
 LATER = [
-    "a cancelled wave cannot go on",
-    "retry only grows",
-    "a wave that serves cannot become one that trains",
+    "a cancelled wave cannot be resumed",
+    "retry can only be increased",
+    "a serving wave cannot become a training wave or vice versa",
     FROZEN,
 ]
 SHOWN = [why for _, why in BY_RULE] + [why for _, why in REFUSED_CHANGES] + LATER
@@ -234,12 +237,12 @@ def test_what_is_learnt_may_not_change(api_server: ApiServer, stored: str) -> No
 
 def test_what_is_over_stays_over(api_server: ApiServer, stored: str) -> None:
     patch(api_server, stored, {"train": {"cancelled": True}})
-    with pytest.raises(KubectlError, match="a cancelled wave cannot go on"):
+    with pytest.raises(KubectlError, match="a cancelled wave cannot be resumed"):
         patch(api_server, stored, {"train": {"cancelled": False}})
     patch(api_server, stored, {"train": {"retry": 2}})
-    with pytest.raises(KubectlError, match="retry only grows"):
+    with pytest.raises(KubectlError, match="retry can only be increased"):
         patch(api_server, stored, {"train": {"retry": 1}})
-    with pytest.raises(KubectlError, match="a wave that serves cannot become one that trains"):
+    with pytest.raises(KubectlError, match="a serving wave cannot become a training wave or vice versa"):
         patch(api_server, stored, {"train": None, "adapters": {"names": ["a"]}})
 
 
