@@ -53,7 +53,7 @@ def test_one_that_has_expired_says_so_when_asked_goes_on_by_demand_and_comes_bac
 
     why = ask(world, lambda client: client.explain_wave(f"{NAMESPACE}/brief"))
     assert (why.admitted, why.reason, why.wanted, why.chosen_by, why.adapters) == (False, "Expired", 0, "names", 2)
-    assert why.decided_by.startswith("not admitted (Expired): its ttl of 1s ended at ")
+    assert why.decided_by.startswith("not admitted (Expired): expired at ")
     assert answerer(world, OWN) == OWN
 
     last(world, "1h")

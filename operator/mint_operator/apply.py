@@ -187,7 +187,7 @@ class Applier:
         live = await self._kube.get(manifest.kind, manifest.namespace, manifest.name)
         if live is not None and decode.labels(live).get(MANAGED_BY) != MANAGER:
             what = f"{manifest.kind} {manifest.namespace}/{manifest.name}"
-            said = f"exists and is not MinT's (it lacks the label {MANAGED_BY}={MANAGER}); rename one of the two"
+            said = f"exists but is not MinT's (it lacks the label {MANAGED_BY}={MANAGER}); rename one of the two"
             raise KubeError(what, CONFLICT, f"{what} {said}")
         await self._kube.apply(manifest.body)
 

@@ -42,6 +42,6 @@ async def awaited(kube: Kube) -> bool:
 def what_to_apply(lacking: Collection[str]) -> str:
     """What an API server without these kinds is to be given."""
     return (
-        f"the cluster has no {' and no '.join(sorted(lacking))} of {GROUP}/{VERSION}; apply MinT's CRDs "
+        f"the cluster lacks {' and '.join(sorted(lacking))} of {GROUP}/{VERSION}; apply MinT's CRDs "
         "(also in the chart's crds/): kubectl apply --server-side -f crds/"
     )

@@ -67,7 +67,7 @@ class Leadership:
             try:
                 holder = await self._try_to_acquire()
             except KubeError as error:
-                log.warning("lease not reached", lease=self._lease, error=str(error))
+                log.warning("lease not read", lease=self._lease, error=str(error))
                 holder = ""
             if holder is None:
                 log.info("leading", lease=self._lease, epoch=self.epoch, identity=self._identity)
@@ -121,7 +121,7 @@ class Leadership:
         try:
             await self._write("", self.epoch)
         except KubeError as error:
-            log.warning("lease not released; it runs out by itself", lease=self._lease, error=str(error))
+            log.warning("lease not released; it will expire", lease=self._lease, error=str(error))
 
     async def _try_to_acquire(self) -> str | None:
         """None when the Lease is ours now, else who holds it."""

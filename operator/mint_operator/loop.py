@@ -103,7 +103,7 @@ class Loop:
         """Log each whole, once for each time that its base was planned for."""
         for base, defect in defects.items():
             if self._defects.get(base) is not defect:
-                log.error("base not planned for", base=base, exc_info=defect.error)
+                log.error("planning failed for a base", base=base, exc_info=defect.error)
 
     async def _pause(self, error: str, parts: frozenset[Part]) -> None:
         self._failures += 1

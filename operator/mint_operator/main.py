@@ -5,7 +5,7 @@ from mint_contracts.importing import without_collecting
 
 
 def main() -> None:
-    """Run MinT's operator until SIGTERM. It takes no options: its settings are environment variables, which the chart sets.
+    """Run MinT's operator until SIGTERM. It takes no options; the chart sets its environment variables.
 
     Exits with 0 after a signal, with 1 when leadership was lost or settings are missing.
     """

@@ -18,13 +18,11 @@ WRITES = Counter("mint_operator_writes_total", "Writes, by what was written and 
 WAVES = Gauge("mint_operator_waves", "Waves by phase", ["phase"])
 BASES = Gauge("mint_operator_bases", "Base models by phase", ["phase"])
 COPIES = Gauge("mint_operator_copies", "Adapter copies over all waves, by state", ["state"])
-DIRTY = Gauge("mint_operator_dirty", "Parts of the world that wait to be looked at")
-NAMESPACES_LEFT_OUT = Gauge(
-    "mint_operator_namespaces_left_out", "Namespaces to be watched that the operator may not read"
-)
-LEADS = Gauge("mint_operator_leads", "1 while this operator holds the Lease, and so plans")
+DIRTY = Gauge("mint_operator_dirty", "Parts of the observed state waiting to be re-read")
+NAMESPACES_LEFT_OUT = Gauge("mint_operator_namespaces_left_out", "Watched namespaces that the operator may not read")
+LEADS = Gauge("mint_operator_leads", "1 while this operator holds the Lease and therefore plans")
 LAST_PASS = Gauge(
-    "mint_operator_last_pass_timestamp_seconds", "When the loop last looked at the world, well or badly, since 1970"
+    "mint_operator_last_pass_timestamp_seconds", "Unix time of the last pass of the loop, successful or not"
 )
 ENGINES = Gauge("mint_operator_engines", "Engines over all base models: desired, and ready", ["state"])
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")

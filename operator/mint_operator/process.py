@@ -45,7 +45,7 @@ async def run(config: settings.OperatorSettings) -> int:
     try:
         await first(_work(config, api, broken), stop.wait(), broken.wait())
     except (LeadershipLost, StaleEpoch) as error:
-        log.error("no longer the leader; ending so that nothing stale is written", error=str(error))
+        log.error("no longer the leader; exiting so that nothing stale is written", error=str(error))
         return 1
     finally:
         api.close()

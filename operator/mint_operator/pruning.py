@@ -61,7 +61,7 @@ class Pruning:
             return ""
         named = ", ".join(f"status.{each}" for each in sorted(fields))
         told = (
-            f"the cluster's CRDs are older than this operator and leave out {named}; apply those of its version: "
+            f"the cluster's CRDs are older than this operator and drop {named}; apply those of its version: "
             "kubectl apply --server-side --force-conflicts -f crds/"
         )
         log.warning("fields of statuses are not kept", kind=kind, fields=sorted(fields), error=told)

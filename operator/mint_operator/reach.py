@@ -29,10 +29,12 @@ async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
     left_out = sorted(set(namespaces) - set(found))
     metrics.NAMESPACES_LEFT_OUT.set(len(left_out))
     if left_out and not found:
-        missing = f"the operator may read none of {', '.join(left_out)}; the chart makes a Role in each that exists"
+        missing = (
+            f"the operator may not read any of {', '.join(left_out)}; the chart creates a Role in each that exists"
+        )
         raise InvalidRequest("watchNamespaces", missing)
     for each in left_out:
-        log.warning("namespace left out", namespace=each, error="no right to list there; does it exist?")
+        log.warning("namespace left out", namespace=each, error="no permission to list it; does it exist?")
     return found
 
 
@@ -42,7 +44,7 @@ async def changed(kube: Kube, namespaces: Sequence[str], before: Sequence[str]) 
     while found == before:
         await asyncio.sleep(LOOK_S)
         found = await _readable(kube, namespaces)
-    log.warning("other namespaces may be read than at the start; ending to be started anew", now=found)
+    log.warning("the readable namespaces have changed since startup; exiting to be restarted", now=found)
 
 
 async def _readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:

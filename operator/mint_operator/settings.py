@@ -100,7 +100,10 @@ def _port(env: Mapping[str, str], name: str, default: int) -> int:
     except ValueError:
         port = 0
     if not 0 < port <= MOST_PORT:
-        raise InvalidRequest(f"environment variable {name}", f"is {value!r} and no port; leave it out for {default}")
+        raise InvalidRequest(
+            f"environment variable {name}",
+            f"is {value!r}, which is not a valid port; use 1 to {MOST_PORT}, or unset it for {default}",
+        )
     return port
 
 

@@ -21,7 +21,7 @@ QUEUED = WaveRecord(
     reason="WaitingForCapacity",
     message="needs 4 more",
 )
-ENDING = "its ttl of 1h ended at 2027-01-15T08:00:00Z, and nothing is held for it since"
+ENDING = "expired at 2027-01-15T08:00:00Z (spec.serve.ttl 1h); its adapters are no longer held for it"
 EXPIRED = WaveRecord(
     *("demo/past", "names", 2, 1, Tier.DEVICE), slots=2, weight=2, quota=6, reason="Expired", message=ENDING
 )

@@ -47,7 +47,9 @@ async def served(scene: Scene) -> Scene:
         WaveRecord(
             "demo/later", "names", 4, 1, Tier.DEVICE, slots=4, position=1, reason="Waiting", message="needs 2"
         ),
-        WaveRecord("demo/past", "names", 1, 1, Tier.DEVICE, reason="Expired", message="its ttl of 1h ended"),
+        WaveRecord(
+            "demo/past", "names", 1, 1, Tier.DEVICE, reason="Expired", message="expired at 2027-01-15T08:00:00Z"
+        ),
         WaveRecord("demo/w", "train", 2, 1, Tier.DEVICE, slots=2, admitted=True),
     )
     await scene.base()

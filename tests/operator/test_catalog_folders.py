@@ -58,22 +58,22 @@ def test_the_younger_one_says_which_base_has_the_folder_and_what_to_do_and_serve
     status = found.base_statuses["team/smol"]
     state, reason, message = ready(status)
     assert (state, reason, status.phase) == ("True", "CatalogConflict", "Degraded")
-    assert "BaseModel team/old keeps its catalog" in message
-    assert "give each base a folder of its own" in message
+    assert "BaseModel team/old already keeps its catalog" in message
+    assert "give each base its own folder" in message
     assert "1 of 1 engines ready" in message
 
 
 def test_what_its_engines_lack_is_still_the_reason_why_it_is_not_ready() -> None:
     state, reason, message = ready(planned([named("team/a"), named("team/b")]).base_statuses["team/b"])
     assert (state, reason) == ("False", "EnginesStarting")
-    assert "give each base a folder of its own" in message
+    assert "give each base its own folder" in message
 
 
 def test_a_base_of_another_namespace_is_not_named() -> None:
     found = planned([named("team/a"), named("other/b", created="2026-02-01T00:00:00Z")])
     assert keepers(found) == {"team/a"}
     message = ready(found.base_statuses["other/b"])[2]
-    assert "a BaseModel of another namespace keeps its catalog" in message
+    assert "a BaseModel of another namespace already keeps its catalog" in message
     assert "team" not in message
 
 
@@ -107,4 +107,4 @@ def test_a_base_that_cannot_be_read_has_the_folder_that_the_map_says() -> None:
     known = BaseMap(state=MapState(version=1, base=record, placements={}, assigned={}))
     found = planned([broken, named("team/b")], {"team/a": known})
     assert keepers(found) == set()
-    assert "BaseModel team/a keeps its catalog" in ready(found.base_statuses["team/b"])[2]
+    assert "BaseModel team/a already keeps its catalog" in ready(found.base_statuses["team/b"])[2]

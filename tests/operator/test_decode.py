@@ -155,7 +155,9 @@ def test_claims_that_are_not_bound_are_named() -> None:
     raw_pod = {"metadata": METADATA, "spec": {"volumes": volumes}, "status": {"conditions": [waits]}}
     _, pod = decode.engine_pod(json.dumps(raw_pod).encode())
     assert pod.trouble is not None
-    assert pod.trouble.message == f"{said}; its claims are models: kubectl describe pvc says what they wait for"
+    assert (
+        pod.trouble.message == f"{said}; its claims are models: kubectl describe pvc shows what they are waiting for"
+    )
 
 
 def test_a_pods_address_and_readiness() -> None:

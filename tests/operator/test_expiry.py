@@ -62,8 +62,8 @@ def test_an_expired_wave_is_complete_and_says_since_when_and_what_to_do() -> Non
         "Progressing": ("False", "Expired"),
         "Complete": ("True", "Expired"),
     }
-    assert message(status, "Complete").startswith(f"its ttl of 1h ended at {stamp(NOW)}, ")
-    assert "raise or remove spec.serve.ttl" in message(status, "Ready")
+    assert message(status, "Complete").startswith(f"expired at {stamp(NOW)} (spec.serve.ttl 1h); ")
+    assert "Raise or remove spec.serve.ttl" in message(status, "Ready")
 
 
 def test_the_map_tells_the_same_and_what_it_asked_for() -> None:
@@ -80,7 +80,7 @@ def test_the_map_tells_the_same_and_what_it_asked_for() -> None:
             mentions=Mentions(),
         )
     }
-    assert "placed as those of other waves, or of none" in records(found)["team/one"].message
+    assert "load only on demand or for other waves" in records(found)["team/one"].message
 
 
 def test_the_map_tells_nothing_of_it_to_a_base_that_it_may_use_no_more() -> None:

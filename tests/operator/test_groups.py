@@ -258,7 +258,7 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
         await stage.once()
         ready = await stage.condition("BaseModel", "smol")
         assert (ready["status"], ready["reason"]) == ("False", "NoLeaderWorkerSets")
-        assert "spec.engine.nodes: is 2" in ready["message"]
+        assert "spec.engine.nodes is 2, which needs LeaderWorkerSet" in ready["message"]
         assert "install leaderworkerset.x-k8s.io/v1 (github.com/kubernetes-sigs/lws)" in ready["message"]
         assert (await stage.status("BaseModel", "smol"))["phase"] == "Pending"
         assert await stage.get("StatefulSet", "single") is not None

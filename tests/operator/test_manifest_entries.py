@@ -22,11 +22,11 @@ def test_parquet_says_the_same_as_lines() -> None:
     ("make", "error", "why"),
     [
         (lambda: b"", InvalidRequest, "has no adapters"),
-        (lambda: b'{"name": "a", "uri": "s3://b/a"}\n{"nom": "b"}', InvalidRequest, "line 2 is no entry"),
+        (lambda: b'{"name": "a", "uri": "s3://b/a"}\n{"nom": "b"}', InvalidRequest, "line 2 is not a valid entry"),
         (lambda: b'\n{"name": "../a", "uri": "s3://b/a"}', InvalidRequest, "line 2: adapter"),
-        (lambda: b'{"name": "a", "retired": true}', InvalidRequest, "leave it out"),
-        (lambda: b'{"name": "caf\xe9", "uri": "s3://b/a"}', InvalidRequest, "line 1 is no entry"),
-        (lambda: b'{"name": "a"}\n' * (MOST_ADAPTERS + 1), InvalidRequest, "make several waves"),
+        (lambda: b'{"name": "a", "retired": true}', InvalidRequest, "remove it"),
+        (lambda: b'{"name": "caf\xe9", "uri": "s3://b/a"}', InvalidRequest, "line 1 is not a valid entry"),
+        (lambda: b'{"name": "a"}\n' * (MOST_ADAPTERS + 1), InvalidRequest, "split it over several waves"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_refused_naming_the_line(

@@ -20,8 +20,8 @@ async def test_it_says_what_to_apply_and_watches_once_they_are_there(
         staged(server, server.namespace("early"), redis_client) as stage,
         running(stage, redis_server, tmp_path, "early", resyncs=False) as operator,
     ):
-        lacks = "the cluster has no {} of mint.dev/v1alpha1; apply MinT's CRDs"
-        await until("both to be missed", partial(told, operator, lacks.format("AdapterWave and no BaseModel")))
+        lacks = "the cluster lacks {} of mint.dev/v1alpha1; apply MinT's CRDs"
+        await until("both to be missed", partial(told, operator, lacks.format("AdapterWave and BaseModel")))
         await until("its probe", partial(healthy, operator))
         server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "mint.dev_basemodels.yaml"))
         await until("one to be missed", partial(told, operator, lacks.format("AdapterWave")))

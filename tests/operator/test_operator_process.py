@@ -240,7 +240,8 @@ async def test_an_operator_that_another_has_overtaken_ends_with_an_error(stage: 
     stage.apply(adapter_wave("demo", ADAPTERS))
     assert await operator.ended() == 1
     assert (
-        "newer writer" in operator.events("no longer the leader; ending so that nothing stale is written")[0]["error"]
+        "newer writer"
+        in operator.events("no longer the leader; exiting so that nothing stale is written")[0]["error"]
     )
     assert await MapReader(stage.redis).placements(stage.base) == {}
 
@@ -294,7 +295,7 @@ async def test_a_namespace_that_may_not_be_read_is_left_out_and_taken_in_again(
 async def test_an_operator_that_may_read_no_namespace_says_so(stage: Stage, launch: Any, tmp_path: Path) -> None:
     operator = launch("barred", kubeconfig=stage.account(tmp_path))
     assert await operator.ended() == 1
-    assert f"may read none of {stage.namespace}" in operator.events("cannot start")[0]["error"]
+    assert f"may not read any of {stage.namespace}" in operator.events("cannot start")[0]["error"]
 
 
 async def _known(stage: Stage, base: str) -> bool:

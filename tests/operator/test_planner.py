@@ -100,7 +100,7 @@ def test_a_wave_is_admitted_whole_or_not_at_all_and_a_smaller_one_behind_it_may_
     assert [status(of, name).phase for name in ("a-large", "b-waits", "c-small")] == ["Placing", "Pending", "Placing"]
     assert reason(of, "b-waits") == (
         "WaitingForCapacity",
-        "needs 3 more device slots; waves before it hold 6 of 8 (1 engines x 8), 2 are free; "
+        "needs 3 more device slots; waves ahead of it hold 6 of 8 (1 engines x 8), 2 are free; "
         "position 1 of 1 in the queue",
     )
     assert len(placed(plan(of))) == 7

@@ -41,7 +41,7 @@ async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_ma
     for wave in ("named", "pinned", "filed"):
         said = await says(stage, wave, "AdapterNotFound")
         assert f"{RETIRED} of {stage.base}" in said
-        assert "leave it out of the wave" in said
+        assert "remove it from the wave" in said
     found = await mentions(stage, "named", "pinned", "filed")
     assert found == [Mentions(("in/store",)), Mentions(("in/store@1",)), Mentions(("in/store",))]
     await catalog.register(entry("in/store", "1"))

@@ -177,10 +177,10 @@ def test_a_base_says_what_its_rolling_update_waits_for() -> None:
     assert progressing(cluster) == (
         "True",
         "RollingUpdate",
-        f"2 of 2 engines ready; smol-1 starts anew once {name} is ready on smol-0",
+        f"2 of 2 engines ready; smol-1 restarts once {name} is ready on smol-0",
     )
     cluster.obeys = True
-    assert progressing(cluster) == ("True", "RollingUpdate", "2 of 2 engines ready; smol-1 starts anew")
+    assert progressing(cluster) == ("True", "RollingUpdate", "2 of 2 engines ready; smol-1 restarts")
     cluster.settings = [newest(cluster)] * 2
     assert progressing(cluster)[:2] == ("False", "Settled")
 

@@ -27,9 +27,9 @@ def test_engines_that_one_wave_names_hold_what_it_shares(
 @pytest.mark.parametrize(
     ("first", "second", "replicas", "said"),
     [
-        ([0], [1], 1, "on 1 engines of smol-1 alone here but on 1 engines of smol-0 alone by wave team/one"),
-        ([0, 1], [1, 2], 1, "on 1 engines of smol-1, smol-2 alone here but on 1 engines of smol-0, smol-1 alone by"),
-        ([0], [], 2, "on 2 engines here but on 1 engines of smol-0 alone by wave team/one"),
+        ([0], [1], 1, "on 1 engines (smol-1 only) here but on 1 engines (smol-0 only) by wave team/one"),
+        ([0, 1], [1, 2], 1, "on 1 engines (smol-1, smol-2 only) here but on 1 engines (smol-0, smol-1 only) by"),
+        ([0], [], 2, "on 2 engines here but on 1 engines (smol-0 only) by wave team/one"),
     ],
 )
 def test_where_no_engines_suit_both_the_later_wave_is_told(

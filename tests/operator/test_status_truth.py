@@ -212,7 +212,7 @@ def test_an_unusable_source_is_the_bases_reason_and_makes_no_engines() -> None:
 
 
 def test_a_spec_that_cannot_be_read_is_told_and_leaves_engines_alone() -> None:
-    broken = msgspec.structs.replace(base(), defect="spec.adapters.hostMemory 'much' is not a quantity like 512Mi")
+    broken = msgspec.structs.replace(base(), defect="spec.adapters.hostMemory 'much' is not a valid quantity")
     found = plan(snapshot(broken))
     assert ready(found.base_statuses[KEY].conditions) == ("False", "InvalidRequest")
     assert found.manifests == ()

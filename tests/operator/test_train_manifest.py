@@ -59,7 +59,7 @@ def test_a_policy_may_bring_its_own_loss() -> None:
     ],
 )
 def test_a_loss_that_there_can_not_be_is_refused_naming_the_line_and_the_field(loss: bytes, why: str) -> None:
-    with pytest.raises(InvalidRequest, match="line 2 is no policy") as refused:
+    with pytest.raises(InvalidRequest, match="line 2 is not a valid policy") as refused:
         parsed("s3://b/m.jsonl", b'{"name": "acme/a"}\n{"name": "acme/b", "loss": ' + loss + b"}")
     assert why in str(refused.value)
 
@@ -119,7 +119,7 @@ def test_variables_of_a_template_are_named_and_have_one_value_each(said: bytes, 
     [policy] = parsed("s3://b/m.jsonl", line + b'{"enable_thinking": false, "effort": "low"}}}')
     assert policy.dataset is not None
     assert policy.dataset.template_variables == {"enable_thinking": False, "effort": "low"}
-    with pytest.raises(InvalidRequest, match="line 1 is no policy") as refused:
+    with pytest.raises(InvalidRequest, match="line 1 is not a valid policy") as refused:
         parsed("s3://b/m.jsonl", line + said + b"}}")
     assert why in str(refused.value)
 
@@ -128,7 +128,7 @@ async def test_what_is_wrong_is_named(shelf: str) -> None:
     broken = await read(f"{shelf}/broken.jsonl")
     assert isinstance(broken, Failure)
     assert (broken.reason, broken.terminal) == ("InvalidRequest", True)
-    assert "line 2 is no policy" in broken.message
+    assert "line 2 is not a valid policy" in broken.message
     away = await read(f"{shelf}/absent.jsonl")
     assert isinstance(away, Failure)
     assert (away.reason, away.terminal) == ("SourceUnavailable", False)
@@ -219,7 +219,7 @@ async def test_a_defect_in_reading_is_a_failure_that_passes_by_itself(
 
 
 def test_what_is_no_text_is_refused_naming_the_line() -> None:
-    with pytest.raises(InvalidRequest, match="line 2 is no policy"):
+    with pytest.raises(InvalidRequest, match="line 2 is not a valid policy"):
         parsed("s3://b/p", b'{"name": "a"}\n{"name": "caf\xe9"}\n')
 
 

@@ -72,8 +72,8 @@ def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
 @pytest.mark.parametrize(
     ("loss", "algorithm", "why"),
     [
-        (Loss(type="cross_entropy"), "GRPO", "policy team/b has loss cross_entropy, which GRPO has not"),
-        (Loss(), "SFT", "policy team/b has a loss, and SFT has its own"),
+        (Loss(type="cross_entropy"), "GRPO", "policy team/b has loss cross_entropy, which GRPO does not support"),
+        (Loss(), "SFT", "policy team/b has a loss, but SFT uses its own"),
         (Loss(ratio_low=3, ratio_high=2), "GRPO", "policy team/b has loss.ratioLow 3 above ratioHigh 2; lower it"),
     ],
 )
@@ -108,7 +108,7 @@ def test_config_maps_come_to_the_engines_as_lines() -> None:
 
 def test_a_config_map_that_cannot_be_read_now_fails_nobody() -> None:
     wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
-    unread = Failure("SourceUnavailable", "could not be read (etcd is away); trying again", terminal=False)
+    unread = Failure("SourceUnavailable", "could not be read (etcd is away); retrying", terminal=False)
     world = World(base(), [wave], engines(1), inputs=Inputs(config_maps={"team": {"lessons": unread}}))
     world.step()
     assert world.status("w").phase == "Queued"

@@ -118,8 +118,8 @@ def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
     status, reason, message = condition(world, "w", "Admitted")
     assert (status, reason) == ("False", "WaitingForCapacity")
     assert message.startswith(
-        "needs 500 bytes of host memory for its policies and for saving one of them; engines that answer have 300 "
-        "free of 1000, 300 on one; "
+        "needs 500 bytes of host memory to train its policies and checkpoint one of them; the ready engines have 300 "
+        "bytes of 1000 bytes free (at most 300 bytes on one engine); "
     )
     assert world.status("w").phase == "Queued"
     complete(world, "team/first-0")

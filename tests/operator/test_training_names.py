@@ -33,8 +33,8 @@ def test_a_policy_named_like_an_adapter_that_another_wave_serves_is_not_trained(
         assert world.leases == {}
         assert condition(world, "w", "Admitted")[1:] == (
             "PolicyConflict",
-            "policy team/x is named like an adapter that wave team/s serves from pvc://samples/adapters/team/x; "
-            "name it otherwise, or delete that wave",
+            "policy team/x has the name of an adapter that wave team/s serves from pvc://samples/adapters/team/x; "
+            "choose another name, or delete that wave",
         )
     world.waves[0] = worlds.wave("s", ["team/y"])
     world.step()
@@ -146,7 +146,9 @@ def test_no_wave_that_comes_first_takes_the_name_of_what_trains_before_that_ends
         world.step()
         reason, said = condition(world, "s", "Admitted")[1:]
         assert reason == "PolicyConflict"
-        assert said.startswith("adapter team/x is what wave team/w trains; serve it once that publishes it, or name ")
+        assert said.startswith(
+            "adapter team/x is being trained by wave team/w; serve it after that wave has published it, or choose "
+        )
         world.say(Stage.RUNNING, later, published=published(later))
     world.step()
     assert world.placements["team/x"].waves == ("team/w",)

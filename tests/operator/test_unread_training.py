@@ -103,7 +103,7 @@ def test_nobody_else_serves_anything_under_the_name_of_a_policy_that_has_publish
     found = world.step()
     status, reason, said = condition(found, "new", "Admitted")
     assert (status, reason) == ("False", "PolicyConflict")
-    assert "wave team/w trains" in said
+    assert "trained by wave team/w" in said
     assert condition(found, "has-it", "Admitted")[0] == "True", "who had it before keeps it, as ever"
     assert list(world.placements) == ["team/w-1"]
     lost = snapshot(world.base, world.waves, world.engines, remembered=world.placements)

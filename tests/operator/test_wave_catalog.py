@@ -122,7 +122,7 @@ async def test_a_wave_that_gets_another_name_is_ready_only_with_that(stage: Stag
 
     await until("the name to be missed", told)
     ready = await stage.condition("AdapterWave", "named")
-    assert ready["message"].startswith("1 of 1 copies ready of those that it had before; adapter 'acme/law-2'")
+    assert ready["message"].startswith("1 of 1 copies ready, of those that it had before; adapter 'acme/law-2'")
     assert (await stage.status("AdapterWave", "named"))["phase"] == "Degraded"
     assert (await stage.condition("AdapterWave", "named", "Progressing"))["status"] == "False"
     await catalog.register(entry("acme/law-2"))
@@ -284,6 +284,6 @@ async def test_a_redis_that_is_silent_is_asked_for_one_catalog_not_for_each(tmp_
         asked = [Lookup(f"demo/base-{number}", prefix="acme/") for number in range(4)]
         with redis.silent(), structlog.testing.capture_logs() as logs:
             await lists.refresh(asked)
-        assert len([each for each in logs if "not looked at" in each["event"]]) == 1
+        assert len([each for each in logs if "not read" in each["event"]]) == 1
         await lists.refresh(())
         await client.aclose()

@@ -32,7 +32,7 @@ async def test_a_manifest_is_a_wave_and_is_followed(
 
     async def told() -> bool:
         await stage.once()
-        return "line 1 is no entry" in (await stage.condition("AdapterWave", "filed", "Admitted"))["message"]
+        return "line 1 is not a valid entry" in (await stage.condition("AdapterWave", "filed", "Admitted"))["message"]
 
     await until("the status to tell", told)
     assert list(await sources(stage)) == ["x/2"], "what was read before stands"

@@ -226,10 +226,10 @@ def _trouble(pod: _Pod) -> Failure | None:
         if ended is not None and pod.metadata.deletion_timestamp is None and status.phase != "Failed":
             return failure(ended.reason or "Error", f"the container {_ended(ended)}")
         if waiting is not None and waiting.reason not in _STARTING:
-            return failure(waiting.reason, _with_end(waiting.message or "the container waits", each.last_state))
+            return failure(waiting.reason, _with_end(waiting.message or "the container is waiting", each.last_state))
     for condition in status.conditions:
         if condition.type == "PodScheduled" and condition.status == "False":
-            said = _with_claims(condition.message or "the pod has no node", pod.spec.volumes)
+            said = _with_claims(condition.message or "the pod is not scheduled yet", pod.spec.volumes)
             return failure(condition.reason or "Unschedulable", said)
     if status.phase == "Failed":
         return failure(status.reason or "PodFailed", status.message or "the pod failed")
@@ -249,7 +249,7 @@ def _with_claims(message: str, volumes: Sequence[_Volume]) -> str:
     claims = [each.persistent_volume_claim.claim_name for each in volumes if each.persistent_volume_claim]
     if "unbound" not in message or not claims:
         return message
-    return f"{message}; its claims are {', '.join(claims)}: kubectl describe pvc says what they wait for"
+    return f"{message}; its claims are {', '.join(claims)}: kubectl describe pvc shows what they are waiting for"
 
 
 def _with_end(message: str, last: _ContainerState) -> str:
@@ -281,7 +281,9 @@ def _bytes(quantity: str | int, field: str) -> int:
     try:
         parsed: Any = parse_quantity(quantity)  # type: ignore[no-untyped-call]
     except (ValueError, ArithmeticError) as error:
-        raise ValueError(f"{field} {quantity!r} is not a quantity like 512Mi ({error})") from None
+        raise ValueError(
+            f"{field} {quantity!r} is not a valid quantity ({error}); use for example 512Mi or 4Gi"
+        ) from None
     if not parsed.is_finite() or parsed > MOST_BYTES:  # 1e99999 is a quantity: its digits would hold up everybody
-        raise ValueError(f"{field} {quantity!r} is more than any node has; write, say, 512Mi or 4Gi")
+        raise ValueError(f"{field} {quantity!r} is more than any node has; use for example 512Mi or 4Gi")
     return int(parsed)

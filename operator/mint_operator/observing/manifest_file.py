@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fsspec.asyn import sync
 
 from mint_contracts.backends import backend
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavailable
 from mint_contracts.parquet_rows import entry_lines
 from mint_contracts.source import Source, locate
@@ -41,7 +42,7 @@ def fetch(uri: str) -> bytes:
     """
     place = locate(Source(uri=uri))
     if place.scheme not in SCHEMES:
-        said = f"the operator reads it, and can reach only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+        said = f"is read by the operator, which supports only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
         raise SourceForbidden(f"manifest {uri}", said)
     storage = backend(place.scheme)
     try:
@@ -52,8 +53,8 @@ def fetch(uri: str) -> bytes:
                 _check_size(uri, getattr(file, "size", None) or 0)
                 data = file.read(MOST_BYTES + 1)
     except storage.errors as error:
-        why = str(error) or "it did not come whole in time"
-        raise SourceUnavailable(f"manifest {uri}", f"could not be read ({why}); trying again") from error
+        why = str(error) or "the download did not finish in time"
+        raise SourceUnavailable(f"manifest {uri}", f"could not be read ({why}); retrying") from error
     _check_size(uri, len(data))
     return data
 
@@ -81,6 +82,5 @@ async def _from_web(files: Any, uri: str) -> bytes:
 def _check_size(uri: str, size: int) -> None:
     """Before it is read where that is told, and else of what was read, which is one byte more at least."""
     if size > MOST_BYTES:
-        raise InvalidRequest(
-            f"manifest {uri}", f"has {size} bytes or more, and one may have {MOST_BYTES}; make several waves"
-        )
+        said = f"is larger than the limit of {in_units(MOST_BYTES)}; split it over several waves"
+        raise InvalidRequest(f"manifest {uri}", said)

@@ -104,7 +104,7 @@ class InputsView:
             failures = self._retries[namespace, name].failures + 1 if (namespace, name) in self._retries else 1
             wait_s = delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
             self._retries[namespace, name] = _Retry(failures, time.monotonic() + wait_s)
-            unknown = Failure("SourceUnavailable", f"could not be read ({error}); trying again", terminal=False)
+            unknown = Failure("SourceUnavailable", f"could not be read ({error}); retrying", terminal=False)
             return self._texts.get((namespace, name), unknown)
         self._retries.pop((namespace, name), None)
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data

@@ -65,7 +65,7 @@ async def read(uri: str) -> Read:
         return Failure.of(error)
     except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
         log.exception("manifest not read", uri=uri)
-        said = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); trying again"
+        said = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); retrying"
         return Failure(Internal.__name__, said, terminal=False)
 
 
@@ -78,7 +78,7 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
         try:
             found.append(bounded(line))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
+            raise InvalidRequest(f"manifest {uri}", f"line {number} is not a valid policy: {error}") from None
         if wrong := _wrong(found[-1]):
             raise InvalidRequest(f"manifest {uri}", f"line {number} {wrong}")
     if not 0 < len(found) <= MOST_POLICIES:

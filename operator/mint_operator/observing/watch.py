@@ -114,5 +114,5 @@ class Watch:
                 return "standing by"
             since = time.monotonic() - last
             if since > STALLED_S:
-                raise kopf.PermanentError(f"the loop has not got on for {since:.0f} s")
-            return f"got on {since:.1f} s ago"
+                raise kopf.PermanentError(f"the loop has made no progress for {since:.0f} s")
+            return f"made progress {since:.1f} s ago"

@@ -121,10 +121,10 @@ class Lists:
             try:
                 self._versions[base] = (await self._reader.state(base)).version
             except MapUnavailable as error:
-                log.warning("catalogs not looked at", base=base, error=str(error))
+                log.warning("catalog versions not read", base=base, error=str(error))
                 return
             except ResponseError as error:
-                log.warning("catalog not looked at", base=base, error=str(error))
+                log.warning("catalog version not read", base=base, error=str(error))
 
     def _follow(self, base: str, lookups: Sequence[Lookup], now: float) -> None:
         """Read what is new at once; all else again if the catalog has changed since, or what could not be read."""
@@ -197,19 +197,19 @@ class Lists:
         except MintError as error:
             failure = Refusal.of(error)
         except (TimeoutError, ResponseError) as error:
-            said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
-            failure = Refusal("MapUnavailable", f"{said}; trying again", terminal=False, mentions=NO_NAMES)
+            said = f"the adapters of the wave could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
+            failure = Refusal("MapUnavailable", f"{said}; retrying", terminal=False, mentions=NO_NAMES)
         except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
             log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
-            said = f"what the wave names could not be looked up ({type(error).__name__}, see the operator's log)"
-            failure = Refusal(Internal.__name__, f"{said}; trying again", terminal=False, mentions=NO_NAMES)
+            said = f"the adapters of the wave could not be looked up ({type(error).__name__}, see the operator's log)"
+            failure = Refusal(Internal.__name__, f"{said}; retrying", terminal=False, mentions=NO_NAMES)
         return Found(failure=failure, gone=self.found.get(lookup, Found()).gone)  # as far as is known, still
 
     async def _selected(self, lookup: Lookup) -> Found:
         labels = dict(lookup.labels)
         found = await self._reader.all(lookup.base, prefix=lookup.prefix, labels=labels, limit=MOST_ADAPTERS)
         if len(found) > MOST_ADAPTERS:
-            said = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and make several waves"
+            said = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and create several waves"
             return Found(failure=Refusal(conditions.TOO_MANY_ADAPTERS, said, mentions=NO_NAMES))
         return Found(tuple(Listed(entry.name, entry.source) for entry in found))
 
@@ -239,7 +239,7 @@ class Lists:
             return Found(failure=unknown, gone=frozenset(gone))
         if not gone:
             return Found(tuple(found))
-        why = retired(gone[0], lookup.base, "leave it out of the wave")
+        why = retired(gone[0], lookup.base, "remove it from the wave")
         return Found(tuple(found), Refusal.of(why, Mentions((gone[0],))), frozenset(gone))
 
     async def _manifest(self, lookup: Lookup) -> Sequence[Entry]:
@@ -253,6 +253,8 @@ class Lists:
             return None if entry.retired else entry.source
         if lookup.store is not None and "@" not in name:
             return child(lookup.store, name)
-        where = "is not in the catalog" if lookup.catalog else "has no uri, and there is neither catalog nor store"
-        said = f"{where} of BaseModel {lookup.base}; register it, or leave it out of the wave"
+        said = f"has no uri, and BaseModel {lookup.base} has neither a catalog nor a store"
+        if lookup.catalog:
+            said = f"is not in the catalog of BaseModel {lookup.base}"
+        said += "; register it, or remove it from the wave"
         raise AdapterNotFound(f"adapter {name!r}", said)

@@ -23,15 +23,15 @@ def entries(uri: str, data: bytes) -> list[Entry]:
         if not line.strip():
             continue
         if len(found) == MOST_ADAPTERS:
-            raise InvalidRequest(subject, f"has more than {MOST_ADAPTERS} adapters; make several waves")
+            raise InvalidRequest(subject, f"has more than {MOST_ADAPTERS} adapters; split it over several waves")
         try:
             found.append(_checked(_ENTRY.decode(line)))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidRequest(subject, f"line {number} is no entry: {error}") from None
+            raise InvalidRequest(subject, f"line {number} is not a valid entry: {error}") from None
         except InvalidRequest as error:
             raise InvalidRequest(subject, f"line {number}: {error}") from None
     if not found:
-        raise InvalidRequest(subject, "has no adapters; write one entry a line, or delete the wave")
+        raise InvalidRequest(subject, "has no adapters; write one entry per line, or delete the wave")
     return found
 
 
@@ -42,7 +42,7 @@ def asked(entry: Entry) -> str:
 
 def _checked(entry: Entry) -> Entry:
     if entry.retired:
-        raise InvalidRequest(f"adapter {entry.name!r}", "is retired; leave it out of the manifest")
+        raise InvalidRequest(f"adapter {entry.name!r}", "is retired; remove it from the manifest")
     if entry.uri:
         return check(entry)
     check_asked(asked(entry))

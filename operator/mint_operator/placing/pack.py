@@ -48,7 +48,7 @@ def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
     if board.count > 1 and engine in warmth:
         why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
     if board.count > 1 and lost:
-        why += ", not ready now" if at_home else ", all others being full; not ready now"
+        why += ", currently not ready" if at_home else ", all others being full; currently not ready"
     return Place(engine, want.residency, why, demand=table.demand.get(want.adapter, 0.0))
 
 

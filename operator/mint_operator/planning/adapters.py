@@ -93,8 +93,8 @@ def of_one_namespace(key: str, other: str) -> bool:
 def unreadable(wave: ObservedWave) -> str:
     """What could not be read of a wave's spec, and what to do."""
     return (
-        f"this version of MinT cannot read the wave's spec: {wave.defect}; correct it there, or install the version "
-        "that it was written for"
+        f"this version of MinT cannot read the wave's spec: {wave.defect}; correct the spec, or install the version "
+        "of MinT that it was written for"
     )
 
 
@@ -107,7 +107,7 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     if given.sources:
         return _as_given(wave, base)
     if given.selector is None and not given.manifest:
-        said = "names no adapter; set spec.adapters.names, sources, selector or manifest"
+        said = "selects no adapters; set spec.adapters.names, sources, selector or manifest"
         return Refusal("InvalidRequest", said, mentions=NO_NAMES)
     if given.selector is not None and base.spec.catalog is None:
         return _without_catalog("spec.adapters.selector", base, NO_NAMES)
@@ -133,12 +133,12 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     names, store, has_catalog = wave.spec.adapters.names, base.spec.adapters.store, base.spec.catalog is not None
     pinned = next((name for name in names if "@" in name), None)
     if pinned is not None and not has_catalog:
-        return _without_catalog(f"adapter {pinned} asks for a revision, which", base, Mentions((pinned,)))
+        return _without_catalog(f"adapter {pinned} names a revision, which", base, Mentions((pinned,)))
     if store is None and not has_catalog:
         return Refusal(
             conditions.NO_ADAPTER_STORE,
-            f"spec.adapters.names needs an adapter store or a catalog, and BaseModel {base.meta.name} has neither; "
-            "set its spec.adapters.store.uri, or give spec.adapters.sources in the wave",
+            f"spec.adapters.names needs an adapter store or a catalog, but BaseModel {base.meta.name} has neither; "
+            "set its spec.adapters.store.uri, or use spec.adapters.sources in the wave",
             mentions=NO_NAMES,
         )
     if store is not None:
@@ -155,7 +155,7 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
 def _without_catalog(what: str, base: ObservedBase, mentions: Mentions) -> Refusal:
     return Refusal(
         conditions.NO_CATALOG,
-        f"{what} needs a catalog, and BaseModel {base.meta.name} has none; set its spec.catalog.manifests.uri",
+        f"{what} needs a catalog, but BaseModel {base.meta.name} has none; set its spec.catalog.manifests.uri",
         mentions=mentions,
     )
 
@@ -171,10 +171,10 @@ def unread(wave: ObservedWave) -> Refusal:
 def _nothing(wave: ObservedWave, base: ObservedBase) -> Refusal:
     selector = wave.spec.adapters.selector or Selector()
     labels = [f"{key}={value}" for key, value in sorted(selector.labels.items())]
-    asked = " and ".join(
-        [f"begin with {selector.prefix}"] * bool(selector.prefix) + [f"have {each}" for each in labels]
+    asked = " and ".join([f"prefix {selector.prefix}"] * bool(selector.prefix) + [f"label {each}" for each in labels])
+    said = (
+        f"no adapter in the catalog of BaseModel {base.meta.name} has {asked}; register some, or change the selector"
     )
-    said = f"no adapters in the catalog of BaseModel {base.meta.name} {asked}; register some, or change the selector"
     mentions = Mentions((selector.prefix,)) if selector.prefix else NO_NAMES
     return Refusal(conditions.NO_MATCH, said, terminal=False, mentions=mentions)
 
@@ -199,7 +199,7 @@ def _mounted(listed: Iterable[Listed], base: ObservedBase, *, check: bool = Fals
                 names = ", ".join(sorted(mounted)) or "none"
                 return Refusal(
                     conditions.CLAIM_NOT_MOUNTED,
-                    f"adapter {each.name} lies in claim {place.host}, which engines of {base.meta.name} do not "
+                    f"adapter {each.name} is in claim {place.host}, which engines of {base.meta.name} do not "
                     f"mount; add it to spec.adapters.volumeClaims of the BaseModel (mounted now: {names})",
                     mentions=Mentions((each.name,)),
                 )

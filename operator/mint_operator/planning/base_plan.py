@@ -269,9 +269,9 @@ def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
     nodes = base.spec.engine.nodes
     if nodes > 1 and not groups:
         said = (
-            f"spec.engine.nodes: is {nodes}, and such engines are a LeaderWorkerSet, which this cluster lacks, "
-            f"or not for the operator; install {API_VERSION} (github.com/kubernetes-sigs/lws), and the chart of this "
-            "version for the operator's rights"
+            f"spec.engine.nodes is {nodes}, which needs LeaderWorkerSet, but the cluster does not have it or the "
+            f"operator may not use it; install {API_VERSION} (github.com/kubernetes-sigs/lws), and upgrade the chart "
+            "for the operator's permissions"
         )
         return Failure(reason=conditions.NO_LEADER_WORKER_SETS, message=said, terminal=False)
     try:

@@ -74,12 +74,12 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
     refusal = facts.refusal
     if refusal is not None and (base.defect or refusal.reason == conditions.APPLY_FAILED) and ready >= needed:
         could = "read" if base.defect else "applied"
-        said = f"{count}, as they were; the newest spec could not be {could}: {refusal.message}"
+        said = f"{count} with the previous spec; the latest one could not be {could}: {refusal.message}"
         return Finding("Ready", "True", refusal.reason, said)
     if refusal is not None:
         return Finding("Ready", "False", refusal.reason, refusal.message)
     if not facts.redis_ok:
-        said = f"Redis does not answer, so what engines hold is not known; {ready} of {desired} pods are ready"
+        said = f"Redis does not answer, so it is unknown what engines hold; {ready} of {desired} pods are ready"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)
     if ready >= needed:
         return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))

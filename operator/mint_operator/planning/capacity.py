@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.records import Tier
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Want
@@ -98,7 +99,7 @@ def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | Non
     if replicas > limits.high:
         return Refusal(
             "CapacityExceeded",
-            f"wants each adapter on {replicas} engines, but the base may have {limits.high}; "
+            f"wants each adapter on {replicas} engines, but the base has at most {limits.high}; "
             f"lower spec.serve.replicas to {limits.high}, or raise spec.engine.replicas.max of the BaseModel",
             mentions=NO_NAMES,
         )
@@ -106,24 +107,24 @@ def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | Non
     if pins and (max(pins) >= limits.high or replicas > len(pins) or slots > len(pins) * limits.slots):
         return Refusal(
             "CapacityExceeded",
-            f"wants {adapters} adapters x {replicas} replicas on engines {sorted(pins)} alone, "
-            f"of {limits.slots} slots each, and the base may have engines 0 to {limits.high - 1}; "
-            "name other engines or more of them in spec.serve.engines, or ask for less",
+            f"wants {adapters} adapters x {replicas} replicas on engines {sorted(pins)} only "
+            f"({limits.slots} slots each), but the base has engines 0 to {limits.high - 1} at most; list more or "
+            "other engines in spec.serve.engines, or request less",
             mentions=NO_NAMES,
         )
     if slots > limits.total:
         return Refusal(
             "CapacityExceeded",
             f"wants {adapters} adapters x {replicas} replicas = {slots} device slots, but {limits.high} engines x "
-            f"{limits.slots} slots = {limits.total}; ask for less, for residency Host or Disk, or raise "
+            f"{limits.slots} slots = {limits.total}; request less, use residency Host or Disk, or raise "
             "spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
             mentions=NO_NAMES,
         )
     if quota and slots > quota:
         return Refusal(
             "CapacityExceeded",
-            f"wants {slots} device slots, but namespace {each.wave.meta.namespace} may hold {quota} of this base; "
-            "ask for less, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
+            f"wants {slots} device slots, but namespace {each.wave.meta.namespace} may hold at most {quota} of this "
+            "base; request less, or raise deviceSlots in its entry of spec.tenants of the BaseModel",
             mentions=NO_NAMES,
         )
     return _too_many_bytes(limits, alone)
@@ -137,8 +138,9 @@ def _too_many_bytes(limits: Bounds, alone: Demand) -> Refusal | None:
         if needed > limits.high * each:
             return Refusal(
                 "CapacityExceeded",
-                f"wants {needed} bytes of {tier}, but {limits.high} engines x {each} = {limits.high * each}; ask for "
-                f"less, or raise spec.engine.replicas.max or spec.adapters.{field} of the BaseModel",
+                f"wants {in_units(needed)} of {tier}, but {limits.high} engines x {in_units(each)} = "
+                f"{in_units(limits.high * each)}; request less, or "
+                f"raise spec.engine.replicas.max or spec.adapters.{field} of the BaseModel",
                 mentions=NO_NAMES,
             )
     return None
@@ -150,7 +152,7 @@ def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | N
         return None
     return Refusal(
         conditions.WAITING_FOR_QUOTA,
-        f"needs {more} more device slots; namespace {namespace} holds {taken} of the {quota} that it may",
+        f"needs {more} more device slots; namespace {namespace} holds {taken} of its quota of {quota}",
         terminal=False,
         mentions=NO_NAMES,
     )
@@ -161,7 +163,7 @@ def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
     if taken.slots + more.slots > limits.total:
         return Refusal(
             conditions.WAITING_FOR_CAPACITY,
-            f"needs {more.slots} more device slots; waves before it hold {taken.slots} of {limits.total} "
+            f"needs {more.slots} more device slots; waves ahead of it hold {taken.slots} of {limits.total} "
             f"({limits.high} engines x {limits.slots}), {limits.total - taken.slots} are free",
             terminal=False,
             mentions=NO_NAMES,
@@ -175,8 +177,8 @@ def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
         if needed and held + needed > limits.high * each:
             return Refusal(
                 conditions.WAITING_FOR_CAPACITY,
-                f"needs {needed} bytes more of {tier}; waves before it hold {held} of {limits.high * each} "
-                f"({limits.high} engines x {each})",
+                f"needs {in_units(needed)} more of {tier}; waves ahead of it hold {in_units(held)} of "
+                f"{in_units(limits.high * each)} ({limits.high} engines x {in_units(each)})",
                 terminal=False,
                 mentions=NO_NAMES,
             )

@@ -28,8 +28,8 @@ class Defect(msgspec.Struct, frozen=True):
         """The same for people."""
         raised = f"{type(self.error).__name__}: {self.error}"
         said = (
-            f"the operator could not plan for this base ({raised}), a defect of MinT's that its log has whole; all "
-            "stays as it was, and it tries again"
+            f"internal error while planning for this base ({raised}); nothing was changed and the operator will "
+            "retry. See the operator's log for the traceback, and report it"
         )
         found = Internal("", said)
         return Failure(found.reason, found.message, terminal=False)

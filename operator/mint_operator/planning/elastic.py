@@ -25,7 +25,7 @@ PATIENCE_S = 300.0  # an engine that is to start anew waits so long for copies t
 class Fleet(msgspec.Struct, frozen=True):
     """`count` engines run, of which `leaving` (ordinals) are to go or to start anew, and `fewest` are to stay.
 
-    `rolling`: which starts anew next; it leaves once all above it are back. `enough_since`: since when fewer would
+    `rolling`: which restarts next; it leaves once all above it are back. `enough_since`: since when fewer would
     do; None: as many are needed. `rolling_since`: since when `rolling` leaves; None: it does not yet.
     """
 
@@ -67,7 +67,7 @@ def fleet(
 
 
 def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, before: Fleet | None) -> float | None:
-    """Since when the engine leaves that starts anew next."""
+    """Since when the engine leaves that restarts next."""
     if rolling not in leaving:
         return None
     last = before.rolling_since if before is not None and before.rolling == rolling else None
@@ -125,7 +125,7 @@ def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now:
                 if on is None or _comes(by_name[on], wants[name], patient=patient)
             }
         if awaited or (count <= most and placed.given.get(last.name)):
-            return count, _once(f"{last.name} goes", awaited)
+            return count, _once(f"{last.name} is removed", awaited)
     return of.fewest, ""
 
 
@@ -147,7 +147,7 @@ def _partition(
     """The partition of the rolling update, and what the next to start anew waits for."""
     if of.rolling is None:
         return 0, ""
-    said = f"{engines[of.rolling].name} starts anew"
+    said = f"{engines[of.rolling].name} restarts"
     if of.rolling not in of.leaving:
         return of.rolling + 1, f"{said} next"
     patient = of.rolling_since is None or now - of.rolling_since < PATIENCE_S
@@ -218,7 +218,7 @@ def _on(place: Place, ordinals: frozenset[int]) -> bool:
 
 
 def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, frozenset[int]]:
-    """The engine that starts anew next, the highest whose pod has other settings; and itself once it may leave.
+    """The engine that restarts next, the highest whose pod has other settings; and itself once it may leave.
 
     Until all above it are back it must be held: Kubernetes would go on to it the moment that they are, and sees that
     before anybody else does.

@@ -38,9 +38,8 @@ def ending(wave: ObservedWave) -> str:
     """When a wave that has expired did, by what, and what that means."""
     ended = conditions.stamp(wave.expires or 0.0)
     return (
-        f"its ttl of {wave.spec.serve.ttl} ended at {ended}, and nothing is held for it since: its adapters are "
-        "placed as those of other waves, or of none; raise or remove spec.serve.ttl to have them held again, or "
-        "delete the wave"
+        f"expired at {ended} (spec.serve.ttl {wave.spec.serve.ttl}); its adapters are no longer held for it and load "
+        "only on demand or for other waves. Raise or remove spec.serve.ttl to hold them again, or delete the wave"
     )
 
 

@@ -44,10 +44,12 @@ def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placemen
     for name, claim in claims.items():
         for wave in _asking(asks, name):
             if wave not in found and claim.bars(wave, asks.of(wave, name)):
-                said = f"adapter {name} is what {told_to(wave, claim.wave)} trains; serve it once that publishes it"
+                said = (
+                    f"adapter {name} is being trained by {told_to(wave, claim.wave)}; serve it after that wave has "
+                )
                 found[wave] = Refusal(
                     conditions.POLICY_CONFLICT,
-                    f"{said}, or name another",
+                    f"{said}published it, or choose another name",
                     terminal=False,
                     mentions=Mentions((name,), told_waves(wave, claim.wave)),
                 )
@@ -60,8 +62,8 @@ def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placemen
             if wave not in found and _another_has(asks, placement, wave):
                 found[wave] = Refusal(
                     conditions.SOURCE_CONFLICT,
-                    f"adapter {name} is {shown(asks.of(wave, name))} here but something else in a wave of another "
-                    "namespace, which has the name; give it another",
+                    f"adapter {name} is {shown(asks.of(wave, name))} here, but a wave of another namespace "
+                    "already uses this name for a different source; choose another name",
                     mentions=Mentions((name,), others=True),
                 )
     return found

@@ -142,12 +142,12 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
         return expired_status(wave, snapshot.now)
     name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
     namespace = wave.base.partition("/")[0]
-    said = f"no BaseModel {name} in namespace {namespace}; create it, or name another in spec.baseModelRef"
+    said = f"no BaseModel {name} in namespace {namespace}; create it, or choose another in spec.baseModelRef"
     # Of a base that may not be used nothing is told, not even that it exists.
     if base is not None and may_use(wave, base):
         said = f"BaseModel {name} is being deleted"
     elif namespace != wave.meta.namespace:
-        said += f"; it must also have namespace {wave.meta.namespace} among its spec.tenants"
+        said += f"; it must also list namespace {wave.meta.namespace} in its spec.tenants"
     if wave.defect and base is None and not snapshot.redis_ok:
         return kept_status(wave, snapshot.now)  # where it is only the map could tell
     if wave.defect:

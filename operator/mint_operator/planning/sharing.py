@@ -39,15 +39,15 @@ def conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[
         if other.source != want.source and not _yields(other, want):
             return Refusal(
                 conditions.SOURCE_CONFLICT,
-                f"adapter {name} is {shown(want)} here but {_elsewhere(other, wave)}, which comes first; give it "
-                "one source, or another name",
+                f"adapter {name} is {shown(want)} here but {_elsewhere(other, wave)}, which comes first; use "
+                "the same source, or another name",
                 mentions=Mentions((name,), _known(other, wave), others=True),
             )
         if _pins(other, want) is None:
             return Refusal(
                 conditions.ENGINES_CONFLICT,
                 f"adapter {name} is wanted {_held(want)} here but {_held_elsewhere(other, wave)}, which comes first, "
-                "and no engines suit both; change spec.serve.engines or spec.serve.replicas of one",
+                "and no engines satisfy both; change spec.serve.engines or spec.serve.replicas of one of them",
                 mentions=Mentions((name,), _known(other, wave)),
             )
     return None
@@ -84,7 +84,7 @@ def _pins(before: Want, want: Want) -> Pins | None:
 def _elsewhere(other: Want, wave: str) -> str:
     """What a name means where others come first, as far as the wave is to know."""
     known = _known(other, wave)
-    return f"{shown(other)} in wave {known[0]}" if known else "something else in a wave of another namespace"
+    return f"{shown(other)} in wave {known[0]}" if known else "a different source in a wave of another namespace"
 
 
 def _held_elsewhere(other: Want, wave: str) -> str:
@@ -93,7 +93,7 @@ def _held_elsewhere(other: Want, wave: str) -> str:
 
 
 def _held(want: Want) -> str:
-    where = f" of {', '.join(want.pins)} alone" if want.pins else ""
+    where = f" ({', '.join(want.pins)} only)" if want.pins else ""
     return f"on {want.replicas} engines{where}"
 
 

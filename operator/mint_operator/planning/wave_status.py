@@ -81,18 +81,20 @@ def kept_status(wave: ObservedWave, now: float, why: Failure | None = None) -> A
     It is the last one, but nothing is claimed of now.
     """
     if wave.defect:
-        said = f"{unreadable(wave)}. What it holds and trains stays as it was until then; to end that, delete it"
+        said = (
+            f"{unreadable(wave)}. Until then, what it holds and trains stays unchanged; delete the wave to end that"
+        )
         why = Failure("InvalidRequest", said, terminal=True)
     elif why is None:
         base = wave.spec.base_model_ref.name
-        said = f"the spec of BaseModel {base} cannot be read (its status says why), so all stays as it was"
+        said = f"the spec of BaseModel {base} cannot be read (its status says why), so nothing was changed"
         why = Failure("InvalidRequest", said, terminal=True)
     return conditions.kept(_last(wave), why, wave.meta.generation, now)
 
 
 def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
     """The status of an admitted wave while the map is away or lost: the last counts stay, and nothing is claimed."""
-    said = "the placement map cannot be read, so where adapters are is not known; engines keep what they hold"
+    said = "the placement map cannot be read, so it is unknown where adapters are; engines keep what they hold"
     unknown = conditions.MAP_UNAVAILABLE
     findings = [
         Finding("Ready", "Unknown", unknown, said),
@@ -154,7 +156,7 @@ def _admitted(wave: ObservedWave, facts: WaveFacts) -> str:
     said = f"{len(facts.ask.wants)} adapters, {facts.ask.copies} copies, {facts.ask.slots} device slots"
     if wave.expires is not None:
         said += f", until {conditions.stamp(wave.expires)} (spec.serve.ttl)"
-    return said if wave.unread is None else f"{said}; as last read, since now: {wave.unread.message}"
+    return said if wave.unread is None else f"{said}, as last read; {wave.unread.message}"
 
 
 def _counts(facts: WaveFacts) -> WaveCounts:
@@ -195,7 +197,7 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     failed = sorted(facts.standing[FAILED], key=lambda copy: not (copy.failure and copy.failure.terminal))
     away = facts.standing[AWAY]
     if counts.ready == counts.wanted and facts.unasked is not None:
-        why = f"{said} of those that it had before; {facts.unasked.message}"
+        why = f"{said}, of those that it had before; {facts.unasked.message}"
         return Finding("Ready", "False", facts.unasked.reason, why, facts.unasked.mentions)
     if counts.ready == counts.wanted:
         return Finding("Ready", "True", conditions.ADAPTERS_READY, said, NO_NAMES)
@@ -221,7 +223,7 @@ def missing(base: BaseModelStatus) -> Refusal | None:
     if ready is None or ready.status == "True":
         return None
     comes_up = ready.reason in conditions.COMING_UP
-    said = "its status says how far it is" if comes_up else ready.message
+    said = "see its status for its progress" if comes_up else ready.message
     message = f"the base model is not ready: {said}"
     return Refusal(ready.reason, message, terminal=False, mentions=NO_NAMES if comes_up else ANY_ADAPTERS)
 

@@ -40,7 +40,7 @@ def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> Refusal |
     taken = next((each.name for each in stand.policies if each.name in owners), None)
     if taken is None:
         return None
-    said = f"policy {taken} is {told_to(key, owners[taken])}'s; name it otherwise, or delete that wave"
+    said = f"policy {taken} is trained by {told_to(key, owners[taken])}; choose another name, or delete that wave"
     return _conflict(said, Mentions((taken,), told_waves(key, owners[taken])))
 
 
@@ -57,9 +57,9 @@ def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[Ob
             if want.adapter in taken and parent(want.source) != published_in(stand.store, want.adapter).uri:
                 told, known = told_to(key, wave.meta.key), told_waves(key, wave.meta.key)
                 where = f" from {want.source.uri}" if known else ""
-                said = f"policy {want.adapter} is named like an adapter that {told} serves{where}"
+                said = f"policy {want.adapter} has the name of an adapter that {told} serves{where}"
                 mentions = Mentions((want.adapter,), known, others=bool(known))
-                return _conflict(f"{said}; name it otherwise, or delete that wave", mentions)
+                return _conflict(f"{said}; choose another name, or delete that wave", mentions)
     return None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound, SourceUnavailable
 from mint_contracts.hub import place_of
 from mint_contracts.records import Failure
@@ -41,7 +42,8 @@ def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[T
     if size > MOST_BYTES:
         raise InvalidRequest(
             "spec.train",
-            f"has {size} bytes of examples in all; above {MOST_BYTES} put them into a file and give its uri",
+            f"has {in_units(size)} of examples in total; above {in_units(MOST_BYTES)}, put them into a file and set "
+            "its uri",
         )
     return train, policies
 
@@ -56,7 +58,7 @@ def check_claims(train: Train, policies: Iterable[Policy], mounted: frozenset[st
         if place is not None and place.scheme == "pvc" and place.host not in mounted:
             raise SourceForbidden(
                 f"dataset {each.uri}",
-                f"lies in claim {place.host}, which engines do not mount; add it to spec.adapters.volumeClaims of "
+                f"is in claim {place.host}, which engines do not mount; add it to spec.adapters.volumeClaims of "
                 f"the BaseModel (mounted now: {', '.join(sorted(mounted)) or 'none'})",
             )
 
@@ -72,16 +74,18 @@ def _inline(dataset: Dataset | None, texts: Texts) -> Dataset | None:
         return dataset
     name, key = dataset.config_map.name, dataset.config_map.key
     if name not in texts:
-        raise SourceNotFound(f"ConfigMap {name}", "is not in the wave's namespace; create it, with the examples")
+        raise SourceNotFound(
+            f"ConfigMap {name}", "does not exist in the wave's namespace; create it, with the examples"
+        )
     found = texts[name]
     if isinstance(found, Failure):
         raise SourceUnavailable(f"ConfigMap {name}", found.message)
     if key not in found:
         has = ", ".join(sorted(found)[:5]) or "none"
-        raise SourceNotFound(f"ConfigMap {name}", f"has no key {key} (its keys: {has}); add it, or name another")
+        raise SourceNotFound(f"ConfigMap {name}", f"has no key {key} (its keys: {has}); add it, or choose another")
     # As a file's: str.splitlines also cuts at what JSON strings may hold, such as U+2028. Blank lines count, so that
     # an example is told by the number of its line in the ConfigMap.
     lines = [line.decode() for line in found[key].encode().splitlines()]
     if not any(line.strip() for line in lines):
-        raise InvalidRequest(f"ConfigMap {name}", f"has no examples under {key}; write one JSON object a line")
+        raise InvalidRequest(f"ConfigMap {name}", f"has no examples under {key}; write one JSON object per line")
     return msgspec.structs.replace(dataset, config_map=None, lines=lines)

@@ -171,29 +171,30 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
     if most and policies * each > most:
         raise CapacityExceeded(
             f"wave {wave.meta.name}",
-            f"wants {policies * each} device slots, but namespace {wave.meta.namespace} may hold {most} of the base; "
-            "ask for fewer policies, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
+            f"wants {policies * each} device slots, but namespace {wave.meta.namespace} may hold at most {most} of "
+            "the base; request fewer policies, or raise deviceSlots in its entry of spec.tenants of the BaseModel",
         )
     if serve.replicas > high or policies * each > high * slots:
         raise CapacityExceeded(
             f"wave {wave.meta.name}",
-            f"wants {policies} policies x {serve.replicas} replicas in device slots in the end, but the base may "
-            f"have {high} engines x {slots} slots; ask for fewer, or serve.residency Host with admission Elastic, "
-            "or raise spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
+            f"wants {policies} policies x {serve.replicas} replicas in device slots once training is complete, but "
+            f"the base has at most {high} engines x {slots} slots; request fewer, use serve.residency Host with "
+            "admission Elastic, or raise spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
         )
     named, held = serve.engines, policies * serve.replicas if serve.residency == "Device" else 0
     if named and (max(named) >= high or serve.replicas > len(named) or held > len(named) * slots):
         raise CapacityExceeded(
             f"wave {wave.meta.name}",
-            f"wants {policies} policies x {serve.replicas} replicas on engines {sorted(named)} alone in the end, of "
-            f"{slots} slots each, and the base may have engines 0 to {high - 1}; name other engines or more of them "
-            "in spec.serve.engines, or ask for less",
+            f"wants {policies} policies x {serve.replicas} replicas on engines {sorted(named)} only ({slots} slots "
+            f"each) once training is complete, but the base has engines 0 to {high - 1} at most; list more or other "
+            "engines in spec.serve.engines, or request less",
         )
 
 
 _REWRITTEN = Refusal(
     conditions.MANIFEST_UNREAD,
-    "the manifest of its policies was rewritten after the wave began, and lacks some of them",
+    "the manifest of its policies was rewritten after the wave began, and lacks some of them; restore those lines, "
+    "or create a new wave",
     terminal=False,
     mentions=NO_NAMES,
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.records import PolicyRoom
 from mint_contracts.targets import is_targeted
 from mint_contracts.training import Policy
@@ -147,11 +148,13 @@ class Memory:
         for policy in policies:
             each = [needs(policy, room, self._starts) for room in rooms.values()]
             needed = needed.plus(max(each, key=lambda taken: taken.total, default=NOTHING))
+        budget = sum(room.budget for room in rooms.values())
         free = [max(0, self._free[name] - self._taken[name].total) for name in rooms]
         return (
-            f"needs {needed.total} bytes of host memory for its policies and for saving one of them; engines that "
-            f"answer have {sum(free)} free of {sum(room.budget for room in rooms.values())}, {max(free, default=0)} "
-            "on one; waves before it train by the rest, or calls, or waves want adapters in it"
+            f"needs {in_units(needed.total)} of host memory to train its policies and checkpoint one of them; the "
+            f"ready engines have {in_units(sum(free))} of {in_units(budget)} free (at most "
+            f"{in_units(max(free, default=0))} on one engine); the rest is used by earlier training waves, Trainer "
+            "API policies and adapters that waves hold on Host"
         )
 
 

@@ -24,7 +24,7 @@ def expand(namespace: str, wave: str, train: Train, manifest: Sequence[Policy]) 
         prefix = template.name_prefix or wave
         given = tuple(Policy(name=f"{namespace}/{prefix}-{index}") for index in range(train.policies.count))
     if not given:
-        raise InvalidRequest("spec.train.policies", "names no policy; set count, list or a manifest that has some")
+        raise InvalidRequest("spec.train.policies", "has no policies; set count, list, or a manifest that has some")
     twice = sorted(name for name, count in Counter(policy.name for policy in given).items() if count > 1)
     if twice:
         named = ", ".join(twice[:MOST_NAMED])
@@ -38,14 +38,14 @@ def check(policies: Sequence[Policy], limits: AdapterLimits) -> None:
         if policy.rank > limits.max_rank:
             raise RankTooLarge(
                 f"policy {policy.name}",
-                f"has rank {policy.rank}, and slots of the base take {limits.max_rank}; lower its rank, or raise "
-                "spec.adapters.maxRank of the BaseModel",
+                f"has rank {policy.rank}, but the base's slots take at most {limits.max_rank}; lower its rank, or "
+                "raise spec.adapters.maxRank of the BaseModel",
             )
         unknown = beyond(policy.target_modules, limits.target_modules) if limits.target_modules else []
         if unknown:
             raise UnknownTargetModules(
                 f"policy {policy.name}",
-                f"targets {', '.join(unknown)}, which the base does not offer; choose among "
+                f"targets {', '.join(unknown)}, which the base does not offer; choose from "
                 f"{', '.join(sorted(limits.target_modules))}",
             )
 
@@ -60,9 +60,9 @@ def check_losses(policies: Sequence[Policy], train: Train) -> None:
         if loss is None:
             continue
         if train.algorithm == "SFT":
-            raise InvalidRequest(subject, "has a loss, and SFT has its own; leave it out, or choose algorithm GRPO")
+            raise InvalidRequest(subject, "has a loss, but SFT uses its own; remove it, or choose algorithm GRPO")
         if loss.type == "cross_entropy":
-            said = "has loss cross_entropy, which GRPO has not; choose another type, or algorithm SFT for the wave"
+            said = "has loss cross_entropy, which GRPO does not support; choose another type, or algorithm: SFT"
             raise InvalidRequest(subject, said)
         if 0 < loss.ratio_high < loss.ratio_low:
             said = f"has loss.ratioLow {loss.ratio_low:g} above ratioHigh {loss.ratio_high:g}; lower it, or set "

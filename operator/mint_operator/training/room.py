@@ -125,8 +125,8 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
     if pins:
         return msgspec.structs.replace(stand, pins=pins)
     said = (
-        f"needs {missing if gang else 1} device slots for its policies; engines that answer have {room.slots.room()} "
-        f"free of the base's {room.total}, which waves before it may be waiting for"
+        f"needs {missing if gang else 1} device slots for its policies; the ready engines have {room.slots.room()} "
+        f"of the base's {room.total} free, which waves ahead of it may be waiting for"
     )
     if short:
         waits = [policy.settings for policy in stand.policies if policy.name in stand.wants_slot]

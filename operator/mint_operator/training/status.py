@@ -106,7 +106,7 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     if stand.failed:
         return "Training", _failed(stand, ended)
     if stand.train.paused and not any(_runs(policy) for policy in stand.policies):
-        said = f"{ended}; set spec.train.paused to false to go on"
+        said = f"{ended}; set spec.train.paused to false to resume"
         return "Paused", _complete("False", conditions.TRAINING_PAUSED, said)
     if any(policy.progress for policy in stand.policies):
         return "Training", _complete("False", conditions.TRAINING, ended)
@@ -123,7 +123,7 @@ def _complete(status: Truth, reason: str, said: str, mentions: Mentions | None =
 def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     """Ready: every policy that is to train trains; once all have ended, what was published is held as asked for."""
     if not facts.map_known:
-        said = "the placement map cannot be read, so how policies stand is not known; engines go on training"
+        said = "the placement map cannot be read, so it is unknown how policies stand; engines continue training"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said, NO_NAMES)
     if facts.stand.over and facts.unserved is not None:
         return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message, facts.unserved.mentions)
@@ -133,9 +133,9 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
         return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message, verdict.mentions)
     idle = [each for each in facts.stand.policies if not _trains(each, facts)]
     if not idle:
-        said = f"{len(facts.stand.policies)} policies train or have ended"
+        said = f"{len(facts.stand.policies)} policies are training or have ended"
         return Finding("Ready", "True", conditions.TRAINING, said, NO_NAMES)
-    said = f"{len(idle)} of {len(facts.stand.policies)} policies do not train yet"
+    said = f"{len(idle)} of {len(facts.stand.policies)} policies are not training yet"
     away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
     if away:
         return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {', '.join(away)}", NO_NAMES)
