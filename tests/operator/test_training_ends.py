@@ -308,7 +308,7 @@ def test_a_wave_trains_again_only_once_the_next_start_of_its_engine_is_ready_and
         world.engines = [loading(engines(1)[0], 2)]
         world.step()
         assert told() == ("False", "BaseLoading", "0/2", 0, 2, 200, "")
-    assert condition(world, "w", "Ready")[2] == "2 of 2 policies do not train yet; not ready: smol-0"
+    assert condition(world, "w", "Ready")[2] == "2 of 2 policies are not training yet; not ready: smol-0"
     for _ in range(2):
         world.engines = [restarted(engines(1)[0], 2)]
         world.step()
