@@ -30,6 +30,8 @@ from mint_engine.agent import Agent, Body
 from mint_engine.aside import leave_cores
 from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
+from mint_engine.model.base import Base
+from mint_engine.model.modules import unasked_linears
 from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.namesakes import Namesakes
@@ -183,11 +185,11 @@ class Process:
             self._refused = None
         return self._refused[1] if self._refused is not None else None
 
-    def _make_residency(self, slots: Slots) -> Residency:
+    def _make_residency(self, base: Base, slots: Slots) -> Residency:
         _settle()
         told = self._start.settings
         disk = DiskTier(self._start.cache / "adapters", told.disk_bytes)
-        fit = Fit(modules=slots.modules, max_rank=told.max_rank, base_names=told.base_names)
+        fit = Fit(slots.modules, told.max_rank, told.base_names, unasked_linears(base.model))
         loader = Loader(disk, fit, slots.dtype)
         host = HostTier(told.host_bytes, pinned=slots.device.type == "cuda")
         residency = Residency(slots, loader, host, store=told.store)

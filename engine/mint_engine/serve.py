@@ -1,7 +1,7 @@
 """One engine, put together: its gRPC server from the first moment on, its base when that has been loaded.
 
 server = await listen(settings, "smollm2-0", ENGINE_PORT)     # health says NOT_SERVING
-holder = await server.load(base_path, lambda slots: Residency(slots, ...))
+holder = await server.load(base_path, lambda base, slots: Residency(slots, ...))
 ...                                                           # health says SERVING
 await server.drain(25.0)
 """
@@ -43,7 +43,7 @@ from mint_engine.server import Parts, Services
 from mint_engine.sources.headway import Headway
 from mint_engine.training.trainer import Lead, Trainer
 
-MakeHolder = Callable[[Slots], Holder]
+MakeHolder = Callable[[Base, Slots], Holder]
 
 STALL_S = 300.0  # a step that takes longer has hung
 _WATCH_S = 2.0
@@ -127,7 +127,7 @@ class EngineServer:
         return self._services.parts.slots
 
     async def load(self, base_path: Path, make_holder: MakeHolder, headway: Headway | None = None) -> Holder:
-        """Load the base and begin to serve; `make_holder` gets the empty slots and is called on this loop.
+        """Load the base and begin to serve; `make_holder` gets it and the empty slots and is called on this loop.
         `headway` is told of what is read of the base.
 
         Raises a MintError for a base that can't be served; may be called again after that.
@@ -162,7 +162,7 @@ class EngineServer:
             headway=headway,
         )
         try:
-            holder = make_holder(slots)
+            holder = make_holder(base, slots)
         except BaseException:  # other ranks would stay, beside those that the next load starts
             await asyncio.to_thread(generation.close)
             raise

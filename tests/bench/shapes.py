@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mint_engine.adapters.check import expert_path
-from mint_engine.adapters.pack import base_modules
+from mint_engine.adapters.pack import base_model
+from mint_engine.model.modules import find_modules
 
 MOE = "30b-a3b"
 Shapes = Mapping[str, tuple[int, int]]
@@ -13,7 +14,7 @@ Shapes = Mapping[str, tuple[int, int]]
 def expert_shapes(base: Path) -> dict[str, tuple[int, int]]:
     """Every linear of a base with routed experts, each expert's too, by PEFT's names."""
     shapes: dict[str, tuple[int, int]] = {}
-    for path, module in base_modules(base).items():
+    for path, module in find_modules(base_model(base)).items():
         for expert in range(module.experts):
             shapes[expert_path(path, expert)] = (module.in_features, module.out_features)
         if not module.experts:

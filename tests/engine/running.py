@@ -226,7 +226,7 @@ async def running(
     with other_nodes(told) as group:
         server = await listen(told, "tiny-0", 0, limits, group.entrance)
         try:
-            holder = await server.load(base, lambda slots: FixedHolder(slots, adapters or {}))
+            holder = await server.load(base, lambda _, slots: FixedHolder(slots, adapters or {}))
             assert isinstance(holder, FixedHolder)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 sampler, engine = sampling_pb2_grpc.SamplerStub(channel), engine_pb2_grpc.EngineStub(channel)

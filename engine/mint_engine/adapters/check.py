@@ -17,16 +17,14 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, tensor_paths, told_by, told_parameters, weight_of
 from mint_engine.adapters.header import Header, TensorSpec
 from mint_engine.adapters.packed import Header as PackedHeader
-from mint_engine.adapters.peft_config import LoraConfig
+from mint_engine.adapters.peft_config import PREFIX, LoraConfig
+from mint_engine.adapters.unasked import TEXT_MODEL
 
-PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's is the first of them; before peft 0.21 it was the last
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
-
-# Where models that see have those that read: until transformers 4.52, by which peft still knows tensors, and since.
-_READER_BEFORE, _READER = "language_model.model.", "model.language_model."
+_TEXT_MODEL_BEFORE = "language_model.model."  # until transformers 4.52, whose names PEFT still takes
 
 PLAIN = -1  # in place of an expert's number: the module is no stack
 MAX_SCALING = 3e38  # what float32 holds
@@ -35,11 +33,15 @@ MOST_EFFORT = 1 << 24  # over all linears: some five seconds of a core
 
 @dataclass(frozen=True)
 class Fit:
-    """What a base takes: its modules by path, the largest rank, and the names it is trained under (empty: any)."""
+    """What a base takes: its modules by path, the largest rank, and the names it is trained under (empty: any).
+
+    `unasked` are linears that text never reaches, see `mint_engine.adapters.unasked`.
+    """
 
     modules: Mapping[str, Module]
     max_rank: int
     base_names: tuple[str, ...] = ()
+    unasked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Part:
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
     """What the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
     check_admitted(config, fit, subject)
-    unknown = _unknown_targets(config.targets or (), fit)
+    unasked = {name for path in fit.unasked for name in endings(path)}
+    unknown = [name for name in _unknown_targets(config.targets or (), fit) if name not in unasked]
     known = {name for path, module in fit.modules.items() for name in endings(module.part_of or weight_of(path))}
     unknown += [name for name in config.parameters if name not in known]
     if unknown:
@@ -88,7 +91,7 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
     halves = _halves(header, fit, tensor_paths(parameters), subject)
     unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
-        raise UnknownTargetModules(subject, _unknown(unknown, fit))
+        raise UnknownTargetModules(subject, _elsewhere(unknown, fit) or _unknown(unknown, fit))
     _check_effort(config, len(halves), subject)
     by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
     for (path, expert), found in sorted(halves.items()):
@@ -182,7 +185,7 @@ def _halves(
 
     Those that `fused` names go by the path of their parameter.
     """
-    sees = any(path.startswith(_READER) for path in fit.modules)
+    sees = any(path.startswith(TEXT_MODEL) for path in fit.modules)
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in header.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
@@ -192,8 +195,8 @@ def _halves(
                 f"holds the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are served",
             )
         path = name.removeprefix(PREFIX).removesuffix(suffix)
-        if sees and path.startswith(_READER_BEFORE):
-            path = _READER + path.removeprefix(_READER_BEFORE)
+        if sees and path.startswith(_TEXT_MODEL_BEFORE):
+            path = TEXT_MODEL + path.removeprefix(_TEXT_MODEL_BEFORE)
         key = (fused[path], PLAIN) if path in fused else _stacked(path, fit)
         found = halves.setdefault(key, {})
         if _HALVES[suffix] in found:
@@ -307,6 +310,23 @@ def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
         return int(told[2]) < experts.get(f"{told[1]}.{told[3]}" if told[1] else told[3], 0)
 
     return [name for name in names if not is_known(name)]
+
+
+def _elsewhere(paths: Iterable[str], fit: Fit) -> str:
+    """Where the base has one of these linears, if only the part before its layer is another; "" where it has none."""
+    there = {_from_layer(path): path for path in fit.modules}
+    for path in paths:
+        expert = _EXPERT.fullmatch(path)
+        if found := there.get(_from_layer(f"{expert[1]}.{expert[3]}" if expert else path)):
+            return (
+                f"has tensors of {path[:200]}, a linear that this base has at {found}; "
+                "rename the adapter's tensors to match, or train it on this base"
+            )
+    return ""
+
+
+def _from_layer(path: str) -> str:
+    return path[max(path.find("layers."), 0) :]
 
 
 def _unknown(names: list[str], fit: Fit) -> str:

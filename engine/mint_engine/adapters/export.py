@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
 from mint_contracts.targets import is_within
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.check import PREFIX, Fit, check_packed, expert_path
+from mint_engine.adapters.check import Fit, check_packed, expert_path
 from mint_engine.adapters.fused import stack, tensor_paths, weight_of
 from mint_engine.adapters.packed import Packed, halves
-from mint_engine.adapters.peft_config import LoraConfig, parse
+from mint_engine.adapters.peft_config import PREFIX, LoraConfig, parse
 from mint_engine.sources.copying import publish, sync
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 

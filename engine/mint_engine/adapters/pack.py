@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from transformers import PreTrainedModel
 
 from mint_contracts.errors import InvalidRequest, MintError, SourceNotFound
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import os_errors, writing_errors
 from mint_engine.adapters import packed_file
-from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
 from mint_engine.adapters.mapped import Opener
@@ -31,7 +31,7 @@ from mint_engine.adapters.read import read_adapter
 from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.files import BaseFiles, read_config
-from mint_engine.model.modules import find_modules
+from mint_engine.model.modules import find_modules, unasked_linears
 from mint_engine.sources.copying import publish
 from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if told.command == "show":
             packed = _open(told.file)
         else:
-            modules = base_modules(told.base)
-            fit = Fit(modules, told.max_rank)
+            model = base_model(told.base)
+            modules = find_modules(model)
+            fit = Fit(modules, told.max_rank, unasked=unasked_linears(model))
             if told.command == "pack":
                 _refuse_folder(told.file)
                 packed = _read(told.adapter, told.revision, fit, DTYPES[told.dtype])
@@ -119,13 +120,13 @@ class _Alone:
         """Its own digest tells."""
 
 
-def base_modules(base: Path) -> dict[str, Module]:
-    """The modules of a base, from its config.json alone. Raises SourceNotFound, and as `read_config`."""
+def base_model(base: Path) -> PreTrainedModel:
+    """A base without its weights, from its config.json alone. Raises SourceNotFound, and as `read_config`."""
     folder, subject = base.parent if base.name == "config.json" else base, f"base {str(base)!r}"
     if not (folder / "config.json").is_file():  # transformers would look for it on the hub
         raise SourceNotFound(subject, "holds no config.json; name a base's folder, or its config.json")
     config, _ = read_config(BaseFiles(folder, None, subject))
-    return find_modules(empty_model(config, subject))
+    return empty_model(config, subject)
 
 
 def _open(file: Path) -> Packed:

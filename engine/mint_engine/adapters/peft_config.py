@@ -14,6 +14,7 @@ from typing import Any
 from mint_contracts.errors import CorruptFile, UnsupportedAdapter
 from mint_contracts.targets import endings
 
+PREFIX = "base_model.model."  # of what PEFT names tensors
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PATTERNS = 4096
 

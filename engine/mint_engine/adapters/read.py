@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO, Protocol, cast
 
+import structlog
 import torch
 
 from mint_contracts.errors import CorruptFile, NonFiniteWeights, SourceUnavailable
@@ -26,9 +27,12 @@ from mint_engine.adapters.packed import (
     is_finite,
     lay_out,
 )
+from mint_engine.adapters.unasked import without_unasked
 from mint_engine.sources.copying import read_bounded, read_up_to
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS, adapter_files, read_header
 from mint_engine.sources.storage import Folder
+
+_log = structlog.get_logger(__name__)
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -64,7 +68,10 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
     check_config(config, fit, folder.subject)
     with folder.open(WEIGHTS) as file:
         table = read_header(file, folder.subject, found[WEIGHTS])
-        parts = check_tensors(config, table, fit, folder.subject)
+        asked = without_unasked(table, fit.unasked, folder.subject)
+        parts = check_tensors(config, asked, fit, folder.subject)
+        if passed_over := len(table.tensors) - len(asked.tensors):
+            _log.info("tensors_passed_over", adapter=folder.subject, tensors=passed_over, of=len(table.tensors))
         layout = lay_out(fit.modules, {part.path: part.rank for part in parts})
         admit(layout.elements * dtype.itemsize)
         size = sum(spec.end - spec.begin for spec in table.tensors.values())

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.unasked import MODEL, TEXT_MODEL
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
 from mint_engine.model.expert_product import lay_rows
@@ -104,6 +105,14 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
             "targetModules", f"names {', '.join(missing)}, which this base lacks; it offers {', '.join(offered)}"
         )
     return {path: module for path, module in linears.items() if is_targeted(module.name, wanted)}
+
+
+def unasked_linears(model: PreTrainedModel) -> frozenset[str]:
+    """The linears of what a base sees by, by path, which text never reaches; none where it does not see."""
+    if not layers_prefix(model).startswith(TEXT_MODEL):
+        return frozenset()
+    linears = (path for path, module in model.named_modules() if is_linear(module))
+    return frozenset(path for path in linears if path.startswith(MODEL) and not path.startswith(TEXT_MODEL))
 
 
 def _router_paths(model: PreTrainedModel) -> Iterator[str]:

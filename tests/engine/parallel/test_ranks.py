@@ -26,7 +26,7 @@ from mint_engine.parallel.messages import Begin
 from mint_engine.parallel.nursery import Nursery
 from mint_engine.parallel.rank import ANSWER_S, Rank
 from mint_engine.residency.holding import Holder
-from mint_engine.residency.slots import NO_SLOT, Slots
+from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
 from mint_engine.sources.headway import Headway
@@ -255,7 +255,7 @@ async def _until_ready(reader: MapReader, engine: str) -> None:
 
 
 async def test_ranks_end_where_the_engine_finds_no_place_for_its_adapters(files: Path) -> None:
-    def no_place(_: Slots) -> Holder:
+    def no_place(*_: object) -> Holder:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     server = await listen(settings_for(files / "base", tensor_parallel_size=2), "tiny-0", 0)
@@ -264,7 +264,7 @@ async def test_ranks_end_where_the_engine_finds_no_place_for_its_adapters(files:
             await server.load(files / "base", no_place)
         await until(lambda: not followers())
         assert not server.lost.is_set(), "the base may be loaded again"
-        await server.load(files / "base", lambda slots: FixedHolder(slots, {}))
+        await server.load(files / "base", lambda _, slots: FixedHolder(slots, {}))
         assert len(followers()) == 1
     finally:
         await server.drain(30)

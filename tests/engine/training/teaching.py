@@ -14,6 +14,7 @@ from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy, Reward, Train, TrainSampling
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
+from mint_engine.model.base import Base
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.means import Means
 from mint_engine.policies.roster import Roster
@@ -140,7 +141,7 @@ async def training(
     server = await listen(settings_for(base, **(options | settings)), engine, 0)
     disk = DiskTier(folder / "disk", 64 << 20)
 
-    def make(slots: Slots) -> Residency:
+    def make(_: Base, slots: Slots) -> Residency:
         loader = Loader(disk, Fit(slots.modules, slots.max_rank), slots.dtype)
         return Residency(
             slots, loader, HostTier(server._settings.host_bytes), store=Source(f"file://{folder}/adapters")
