@@ -49,7 +49,7 @@ from mint_engine.sources.fetch_base import copied_marks, drop_base, drop_stale, 
 from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
-DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after
+DRAIN_S = 22.0  # of the 60 that the operator gives a pod to end; also fits the usual 30
 PART_S = 10.0  # of that, for policies of calls to be saved
 TELL_S = 2.0
 FIRST_RETRY_S = 1.0

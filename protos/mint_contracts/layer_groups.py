@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAGE_TOKENS = 16
+NULL_PAGE = 0  # which stays empty; page tables are padded with it
+STEP_TOKENS = 512  # that one step computes at most
 
 _MOST_GROUPS = 8  # each of a request's groups has a list of pages of its own to be kept
 _WINDOWS = 8  # a past of so many is what a size of groups is chosen for

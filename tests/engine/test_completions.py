@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from mint_contracts.errors import Internal, InvalidRequest, MintError, Overloaded
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
 from mint_engine import metrics
 from mint_engine.requests.answers import answer
 from mint_engine.scheduling.inbox import Begun, Inbox, Told, room
 from mint_engine.scheduling.life import Asked
-from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.request import PromptScored, Request, Sampling, Scored, siblings
 from mint_engine.scheduling.scheduler import Limits, Share
 from tests.engine.running import Running, ask, peft_scores, running, save_adapter

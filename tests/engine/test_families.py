@@ -6,14 +6,13 @@ import random
 import pytest
 import torch
 
-from mint_contracts.layer_groups import first_seen
+from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sampling
 from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits, span
 

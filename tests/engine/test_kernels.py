@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_contracts.layer_groups import first_seen
+from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.attention_structs import HeadNorms, Heads, Joint, Sight
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
@@ -24,7 +24,6 @@ from mint_engine.model.head_layers import CHUNK_TOKENS
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots
-from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sampling
 
 CPU = torch.device("cpu")

@@ -14,17 +14,16 @@ import torch
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from mint_contracts.layer_groups import first_seen
-from mint_engine.model.attention import Span
+from mint_contracts.layer_groups import first_seen, pages_for
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.llama_like import GROUPED, OTHERS
 from mint_engine.model.modules import find_modules
+from mint_engine.model.paged import Span
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.slots import NO_SLOT, Slots
-from mint_engine.scheduling.pages import pages_for
 from tests.engine.lean_families import LEFT, TAKEN
 
 CPU = torch.device("cpu")

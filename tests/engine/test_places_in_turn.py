@@ -6,8 +6,8 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine import metrics
-from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.request import Party, Sequence, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 from mint_engine.scheduling.turns import Terms, room_for_training

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_contracts.layer_groups import first_seen
-from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
+from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
+from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
 from mint_engine.scheduling.request import State
 from tests.engine.scheduled import TOTAL_PAGES, advance, run, scheduler, sequence

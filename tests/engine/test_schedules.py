@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine import metrics
 from mint_engine.build import build
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
+from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.request import (
     Done,
     Event,

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from mint_contracts.errors import Overloaded
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters import mapped
@@ -39,7 +40,7 @@ from mint_engine.residency.turns import Terms
 from mint_engine.scheduling.inbox import Begun, Inbox, Told, room
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.life import Asked, live
-from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
+from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.request import Done, Failed, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled, Stepper

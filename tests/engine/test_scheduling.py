@@ -6,9 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mint_contracts.layer_groups import LayerGroups, first_seen
+from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, first_seen, pages_for
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sequence, State
 from mint_engine.scheduling.scheduler import Limits, Share, split_budget
 from mint_engine.scheduling.turns import Terms

@@ -23,9 +23,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model import widened
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
-from mint_engine.model.paged import Chunk, Decodes, Paged, Span, plan_attention, tiles
-
-__all__ = ["NAME", "Paged", "Span", "Style", "attend", "attend_rows", "plan_attention", "register", "unserved"]
+from mint_engine.model.paged import Chunk, Decodes, Paged, tiles
 
 NAME = "mint"
 

@@ -20,11 +20,10 @@ import structlog
 import torch
 
 from mint_contracts.errors import CapacityExceeded
-from mint_contracts.layer_groups import LayerGroups
+from mint_contracts.layer_groups import PAGE_TOKENS, STEP_TOKENS, LayerGroups, pages_for
 from mint_engine.model.device import zeros
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import bring_zeros
-from mint_engine.scheduling.pages import PAGE_TOKENS, STEP_TOKENS, pages_for
 
 PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
 

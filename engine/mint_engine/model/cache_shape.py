@@ -7,11 +7,10 @@ import torch
 
 from mint_contracts.attention import unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.layer_groups import LayerGroups, group_layers
+from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, group_layers
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.cache import Cache, KvCache, LatentCache, count_pages
 from mint_engine.model.routes import RouteCache, RouteShape
-from mint_engine.scheduling.pages import PAGE_TOKENS
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import structlog
 import torch
 
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, pages_for
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.base import Base
 from mint_engine.model.cache import PROBE_TOKENS, Cache
@@ -24,7 +25,6 @@ from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.peers import Peers
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT, Slots
-from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 
 # Largest difference of logits between the packed pass and transformers' own, relative to their norm: rounding alone.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}

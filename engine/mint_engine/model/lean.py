@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mint_contracts.layer_groups import first_seen
+from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, latent_struct
 from mint_engine.kernels.expert_structs import Grouped, experts_struct
 from mint_engine.kernels.library import ROWS, Kernels
@@ -35,7 +35,6 @@ from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots
-from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
 _NO_LINEARS = LinearStruct(), LinearStruct()
 PATIENCE_S = 0.05  # for what of an adapter has not come: so much later may those begin who come meanwhile

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from mint_contracts.layer_groups import first_seen
+from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
 from mint_engine.model.cache import Cache
-from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 
 SCORES = 1 << 26  # that are computed at once: 256 MiB of them in float32, and work enough for any device
 SHORT = 32  # pages: among shorter pasts padding takes less than another round of kernels would

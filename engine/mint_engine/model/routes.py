@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
+from mint_contracts.layer_groups import PAGE_TOKENS, pages_for
 
 Routes = NDArray[np.uint8] | NDArray[np.int16]  # [T, M, k]
 

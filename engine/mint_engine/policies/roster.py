@@ -71,7 +71,7 @@ class Roster:
         found = {policy: running.course.progress for policy, running in self._running.items()}
         stages = Counter(each.stage for each in found.values())
         for stage in Stage:
-            metrics.POLICIES.labels(stage).set(stages[stage])
+            metrics.POLICIES.labels(stage.lower()).set(stages[stage])
         return found
 
     def rewards(self) -> dict[str, Sequence[float]]:

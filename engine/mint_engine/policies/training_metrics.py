@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 STEPS = Counter("mint_train_steps", "Finished steps of policies")
-SKIPPED = Counter("mint_train_steps_skipped", "Steps that changed nothing, by why", ["why"])
+SKIPPED = Counter("mint_train_steps_skipped", "Steps that changed nothing, by reason", ["reason"])
 TOKENS = Counter("mint_train_tokens", "Tokens of prompts and completions that policies learnt from")
 REWARD = Histogram(
     "mint_train_reward", "Mean reward of a step's completions", buckets=(0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 5, 10)

@@ -337,9 +337,15 @@ class Updates:
             self._work, self._jobs = None, []
         for job in jobs:
             if job.stepped and isinstance(error, AWAY):
-                job.resolve(Internal(error.subject, f"{error.message.removesuffix('; retrying')}; given up"))
+                job.resolve(Internal(error.subject, f"{_without_advice(error)}; given up"))
             else:
                 job.resolve(type(error)(error.subject, error.message))
+
+
+def _without_advice(error: MintError) -> str:
+    """What was wrong; what such a message advises behind its last semicolon, e.g. to retry, is no longer so."""
+    wrong, _, advice = error.message.rpartition("; ")
+    return wrong or advice
 
 
 def _subject(job: Job) -> str:

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.prefix import PrefixCache, key_in
 from mint_engine.scheduling.request import Sequence, State
 from mint_engine.scheduling.scheduler import Scheduler

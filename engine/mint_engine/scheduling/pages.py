@@ -2,12 +2,7 @@
 
 from collections.abc import Iterable
 
-from mint_contracts.layer_groups import PAGE_TOKENS, pages_for
-
-__all__ = ["NULL_PAGE", "PAGE_TOKENS", "STEP_TOKENS", "Pages", "pages_for"]
-
-NULL_PAGE = 0
-STEP_TOKENS = 512  # that one step computes at most
+from mint_contracts.layer_groups import NULL_PAGE
 
 
 class Pages:

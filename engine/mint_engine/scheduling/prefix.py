@@ -13,8 +13,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from mint_contracts.layer_groups import first_seen
-from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, Pages
+from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen
+from mint_engine.scheduling.pages import Pages
 
 _DIGEST_BYTES = 16
 _KIND = "i"  # a token in the hash: a C int

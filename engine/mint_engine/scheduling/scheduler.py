@@ -29,11 +29,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mint_contracts.layer_groups import first_seen
+from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, STEP_TOKENS, first_seen, pages_for
 from mint_engine import metrics
 from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
-from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, STEP_TOKENS, Pages, pages_for
+from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
 from mint_engine.scheduling.request import Party, Sequence, State
 from mint_engine.scheduling.turns import Terms, room_for_training, who_give_way

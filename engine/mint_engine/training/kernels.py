@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_engine.kernels.attention_structs import PLAIN, HeadNorms, Sight, sight_struct
-from mint_engine.kernels.library import DTYPES, load_library
+from mint_engine.kernels.library import DTYPES, Kernels, find_kernels, load_library
 from mint_engine.kernels.linear_structs import Angles, address
 from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
 from mint_engine.training.pieces import Tree
@@ -31,7 +31,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "add_gradients": (_P, _P, _I, _I, _P, _I, _P, _P),
     "mix": (_P, _I, _P, _P, _I, _I, _I, _P),
     "mix_back": (_P, _I, _P, _P, _I, _I, _I, _P, _P, _P),
-    "log_sums": (_P, _I, _I, _P),
     "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
 }
 # What a policy adds to a run's part of a product: `Added` of the C++ sources; pointers as numbers.
@@ -105,7 +104,8 @@ def lay_choice(trees: Sequence[Tree], most: int) -> Choice | None:
 class TrainingKernels:
     """The kernels of one number type. All tensors are on CPU, and contiguous but for what says otherwise."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, serving: Kernels) -> None:
+        self.log_sums = serving.log_sums
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, None
@@ -124,7 +124,6 @@ class TrainingKernels:
     _add_gradients: Callable[..., None]
     _mix: Callable[..., None]
     _mix_back: Callable[..., None]
-    _log_sums: Callable[..., None]
     _logits_back: Callable[..., None]
 
     def attend(
@@ -272,12 +271,6 @@ class TrainingKernels:
         )  # fmt: skip
         return given, slopes
 
-    def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
-        sums = torch.empty(logits.shape[0])
-        self._log_sums(address(logits), *logits.shape, address(sums))
-        return sums
-
     def logits_back(
         self, logits: torch.Tensor, sums: torch.Tensor, starts: torch.Tensor, targets: torch.Tensor,
         given: torch.Tensor, slopes: torch.Tensor,
@@ -315,7 +308,5 @@ def _middles(added: NDArray[np.void]) -> int:
 @cache
 def find_training_kernels(dtype: torch.dtype, device: torch.device) -> TrainingKernels | None:
     """The fastest kernels that this machine runs, or None: another device or type, or nothing was compiled for it."""
-    if device.type != "cpu" or dtype not in DTYPES:
-        return None
-    found = load_library()
-    return TrainingKernels(found[0], dtype) if found else None
+    serving, found = find_kernels(dtype, device), load_library()
+    return TrainingKernels(found[0], dtype, serving) if serving and found else None

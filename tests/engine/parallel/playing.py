@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from mint_contracts.layer_groups import pages_for
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.build import build
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
-from mint_engine.scheduling.pages import pages_for
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.families import span
 from tests.engine.made import Delta, pack

@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, Qwen3Config
 
+from mint_contracts.layer_groups import pages_for
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape, make_cache
@@ -27,7 +28,6 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.residency.slots import Slots
-from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import ROUTED, make_model, span

@@ -13,6 +13,7 @@ import torch
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, PhimoeConfig, PreTrainedModel
 
+from mint_contracts.layer_groups import pages_for
 from mint_contracts.training import Policies, Train
 from mint_engine.model.cache_shape import cache_shape, make_cache
 from mint_engine.model.experts import route_shape
@@ -21,7 +22,6 @@ from mint_engine.model.modules import find_modules
 from mint_engine.model.routes import RouteCache, RouteShape
 from mint_engine.policies.rollouts import Ask
 from mint_engine.residency.slots import NO_SLOT, Slots
-from mint_engine.scheduling.pages import pages_for
 from mint_engine.scheduling.request import Sampling
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings

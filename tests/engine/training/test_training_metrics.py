@@ -19,7 +19,7 @@ from tests.engine.training.teaching import Scene, assignment, train, training
 NAMES = ("acme/one", "acme/two")
 LABELS = {
     "mint_train_steps": set(),
-    "mint_train_steps_skipped": {"why"},
+    "mint_train_steps_skipped": {"reason"},
     "mint_train_tokens": set(),
     "mint_train_reward": {"le"},
     "mint_train_seconds": {"phase", "le"},
@@ -82,7 +82,7 @@ async def test_steps_rewards_tokens_and_times_are_those_of_the_courses(
     steps = [line for line in lines if line["event"] == "step"]
     learnt = [line for line in steps if "grad_norm" in line]  # the others' groups had no signal
     assert len(steps) == len(rewards) == grown["mint_train_steps_total"] == 6
-    assert grown['mint_train_steps_skipped_total{why="no signal"}'] == 6 - len(learnt)
+    assert grown['mint_train_steps_skipped_total{reason="no signal"}'] == 6 - len(learnt)
     assert grown["mint_train_tokens_total"] == tokens > 0
     assert grown["mint_train_reward_count"] == 6
     assert grown["mint_train_reward_sum"] == pytest.approx(sum(rewards))
@@ -98,7 +98,7 @@ async def test_steps_rewards_tokens_and_times_are_those_of_the_courses(
     for figure, value in (("drift", lambda line: line["drift"]), ("beyond_band", lambda line: 1 - line["kept"])):
         assert grown[f"mint_train_{figure}_count"] == updates
         assert grown[f"mint_train_{figure}_sum"] == pytest.approx(sum(map(value, learnt)), rel=1e-3, abs=1e-3)
-    stages = {stage: now[f'mint_train_policies{{stage="{stage}"}}'] for stage in Stage}
+    stages = {stage: now[f'mint_train_policies{{stage="{stage.lower()}"}}'] for stage in Stage}
     assert stages == dict.fromkeys(Stage, 0.0) | {Stage.COMPLETE: 2.0}
 
 
@@ -108,7 +108,7 @@ async def test_steps_without_a_signal_are_steps_in_which_nothing_was_learnt(
     async with training(base, tmp_path, train(reward=Reward(exact_match=ExactMatch()), steps=2)) as scene:
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
-    assert grown["mint_train_steps_total"] == grown['mint_train_steps_skipped_total{why="no signal"}'] == 2
+    assert grown["mint_train_steps_total"] == grown['mint_train_steps_skipped_total{reason="no signal"}'] == 2
     assert (grown["mint_train_tokens_total"], grown["mint_train_policies_together_count"]) == (0, 0)
     assert (grown["mint_train_reward_count"], grown["mint_train_reward_sum"]) == (2, 0)
     assert grown.phases() == {"load": 1, "rollout": 2, "reward": 2, "step": 2, "save": 2, "publish": 1}
@@ -131,7 +131,7 @@ async def test_each_inner_epoch_is_a_forward_and_backward_and_all_of_them_one_up
     async with training(base, tmp_path, train(steps=1, inner_epochs=3)) as scene:
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
-    assert grown['mint_train_steps_skipped_total{why="no signal"}'] == 0
+    assert grown['mint_train_steps_skipped_total{reason="no signal"}'] == 0
     assert grown["mint_train_policies_together_count"] == grown["mint_train_policies_together_sum"] == 3
     assert grown.phases()["update"] == 1
 
@@ -151,9 +151,9 @@ async def test_steps_whose_gradient_is_not_finite_are_told_apart_and_spoil_no_su
         failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
         assert failure is not None
         assert failure.reason == "NonFiniteWeights"
-        assert scraped()['mint_train_policies{stage="Failed"}'] == 1
-    assert grown['mint_train_steps_skipped_total{why="not finite"}'] == MOST_SKIPPED
-    silent = grown['mint_train_steps_skipped_total{why="no signal"}']
+        assert scraped()['mint_train_policies{stage="failed"}'] == 1
+    assert grown['mint_train_steps_skipped_total{reason="not finite"}'] == MOST_SKIPPED
+    silent = grown['mint_train_steps_skipped_total{reason="no signal"}']
     assert grown["mint_train_steps_total"] == MOST_SKIPPED - 1 + silent, "at the last one its policy failed"
     assert (grown["mint_train_drift_count"], grown["mint_train_drift_sum"]) == (0, 0)
 

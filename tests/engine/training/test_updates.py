@@ -320,13 +320,22 @@ def test_what_is_to_be_handed_on_later_is_told_of_an_end_that_comes_before() -> 
     assert isinstance(ended, Draining)
 
 
-def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        SourceUnavailable("slot", "lies on a disk that is away"),
+        SourceUnavailable("slot", "lies on a disk that is away; retrying"),
+        Overloaded("slot", "lies on a disk that is away; retry later"),
+    ],
+    ids=str,
+)
+def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved(error: MintError) -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     updates, told = Updates(trainer), list[Learnt | MintError]()
 
     def away(_: Trainer) -> None:
-        raise SourceUnavailable("slot", "lies on a disk that is away; retrying")
+        raise error
 
     updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away, told.append))
     while updates.busy:
