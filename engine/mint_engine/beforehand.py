@@ -40,7 +40,7 @@ def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: st
     try:
         _check_config(settings, config, subject)
     except LIBRARY_ERRORS as error:  # over numbers and kinds that transformers has not looked at
-        raise UnsupportedBase(subject, f"has a configuration that is not served: {first_line(error)}") from error
+        raise UnsupportedBase(subject, f"has an unsupported configuration: {first_line(error)}") from error
 
 
 def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
@@ -61,8 +61,8 @@ def _check_context(settings: EngineSettings, config: PreTrainedConfig) -> None:
     most = positions_of(config)
     if not 0 < most < settings.context_length:
         return
-    why = f"the base knows {most} positions; lower it"
+    why = f"the base has {most} positions; lower it"
     if most == alike_positions(config):
-        turns = "the base turns all requests of a step by the longest of them"
+        turns = "the base rotates all requests of a step by the longest one"
         why = f"beyond {most} positions {turns}; lower it to {most}"
     raise UnsupportedBase("contextLength", f"is {settings.context_length}, but {why}")

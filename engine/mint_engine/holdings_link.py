@@ -64,7 +64,7 @@ class HoldingsLink:
             if not isinstance(error, ResponseError) or _of_the_piece(error):
                 self._begin_again()  # the same piece again would fare no better
             raise
-        said = "was lost again while the engine told it what it holds; telling it anew"
+        said = "was lost again while the engine reported what it holds; reporting it again"
         raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S)
 
     def _begin_again(self) -> None:

@@ -183,7 +183,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     def _open(self) -> Parts:
         subject = f"engine {self.engine}"
         if self.draining:
-            raise Draining(subject, "is ending; ask another engine", retry_after_s=_DRAINING_RETRY_S)
+            raise Draining(subject, "is shutting down; ask another engine", retry_after_s=_DRAINING_RETRY_S)
         if self.parts is None:
             raise EngineUnavailable(subject, "is still loading its base model", retry_after_s=_LOADING_RETRY_S)
         return self.parts

@@ -67,14 +67,14 @@ def nothing(_: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told", "error", "says"),
     [
-        (nothing, {"context_length": 300}, errors.UnsupportedBase, "contextLength: is 300, but the base knows 256"),
+        (nothing, {"context_length": 300}, errors.UnsupportedBase, "contextLength: is 300, but the base has 256"),
         (nothing, {"kv_cache_bytes": 1 << 12}, errors.CapacityExceeded, "kvCacheMemory: of 4096 bytes"),
         (nothing, {"target_modules": ("w_qkv",)}, errors.UnsupportedBase, "targetModules: names w_qkv"),
         (nothing, {"tensor_parallel_size": 8}, errors.UnsupportedBase, "tensorParallelSize: is 8"),
-        (tokenizer_as_code, {}, errors.UnsupportedBase, "'http.*base': has a tokenizer that is code of its own"),
-        (another_tokenizer, {}, errors.UnsupportedBase, "has no tokenizer that can be loaded: Exception: "),
+        (tokenizer_as_code, {}, errors.UnsupportedBase, "'http.*base': has a tokenizer that is custom code"),
+        (another_tokenizer, {}, errors.UnsupportedBase, "has no loadable tokenizer: Exception: "),
         (another_count, {}, errors.UnsupportedBase, "a config.json where `num_attention_heads` is 0"),
-        (another_rope, {}, errors.UnsupportedBase, "has a configuration that is not served"),
+        (another_rope, {}, errors.UnsupportedBase, "has an unsupported configuration"),
         (another_attention, {}, errors.UnsupportedBase, "chunk"),
         (another_method, {}, errors.UnsupportedBase, "'http.*base': is quantised by 'gptq'"),
         (another_shard, {}, errors.CorruptFile, f"lacks model-00009-of-00009.safetensors, named by {INDEX}"),

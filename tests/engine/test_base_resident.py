@@ -79,7 +79,7 @@ def test_an_older_word_for_how_files_are_quantised_is_heard(folder: Path) -> Non
 def test_no_other_file_is_read_in_place_of_its_weights(folder: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     tell(folder, transformers_weights="other.safetensors")
-    with pytest.raises(UnsupportedBase, match="take transformers_weights out"):
+    with pytest.raises(UnsupportedBase, match="remove transformers_weights"):
         load(folder)
 
 

@@ -121,7 +121,7 @@ async def test_a_remote_base_that_its_settings_do_not_fit_is_not_copied(tmp_path
         failure = await engine._try_base()
         await server.drain(1)
         assert failure is not None
-        assert failure.message == "contextLength: is 128, but the base knows 100 positions; lower it"
+        assert failure.message == "contextLength: is 128, but the base has 100 positions; lower it"
         assert "GET /base/config.json" in handler.seen
         assert "GET /base/model.safetensors" not in handler.seen
 
@@ -154,7 +154,7 @@ async def test_a_copy_stays_where_it_is_another_nodes_that_is_broken(
     who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def load(*_: object) -> None:
-        raise CorruptFile(who, "can not be read from its disk; get its files again")
+        raise CorruptFile(who, "cannot be read from its disk; get its files again")
 
     backends.backend.cache_clear()
     save_base(tmp_path / "base")
@@ -204,5 +204,5 @@ def test_a_copy_of_which_a_block_is_lost_is_made_anew_and_ends_nobody(tmp_path: 
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another,
     ):
         lost, made = another.submit(load_with_a_lost_block, address, tmp_path / "cache").result()
-    assert re.fullmatch(r"CorruptFile: .*model.safetensors: can not be read from its disk .*; get its .*", lost)
+    assert re.fullmatch(r"CorruptFile: .*model.safetensors: cannot be read from its disk .*; get its .*", lost)
     assert made == ""

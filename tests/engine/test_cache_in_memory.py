@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import group_layers
 from mint_engine.build import build
@@ -69,7 +70,9 @@ def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("mint_engine.model.cache.bring_zeros", nothing_free)
     cache = key_values()
-    with pytest.raises(CapacityExceeded, match=rf"kvCacheMemory: of {cache.bytes} bytes is more than this machine"):
+    with pytest.raises(
+        CapacityExceeded, match=rf"kvCacheMemory: of {in_units(cache.bytes)} is more than this machine"
+    ):
         cache.bring_in()
 
 

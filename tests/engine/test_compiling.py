@@ -40,7 +40,7 @@ async def test_beyond_what_may_wait_whoever_comes_is_to_come_back(monkeypatch: p
     shapes, works = Compiling("engine"), Works()
     waiting = [asyncio.create_task(shapes.run("hot", works, "hot")) for _ in range(4)]
     await until(lambda: works.begun)
-    with pytest.raises(Overloaded, match="engine: has 4 shapes to compile; come back later") as caught:
+    with pytest.raises(Overloaded, match="engine: has 4 schemas and grammars to compile; retry later") as caught:
         await shapes.run("hot", works, "hot")
     assert caught.value.retry_after_s
     cold = asyncio.create_task(shapes.run("cold", works, "cold"))

@@ -20,9 +20,9 @@ def test_dtypes_devices_and_threads() -> None:
 
 def test_a_rank_without_a_device_of_its_own_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UnsupportedBase, match=r"is on this machine for 1 of its ranks, .*tensorParallelSize"):
+    with pytest.raises(UnsupportedBase, match=r"has 1 GPUs on this machine, .*tensorParallelSize"):
         choose_device("cuda", 1)
-    with pytest.raises(UnsupportedBase, match="'tpu': is not there on this machine"):
+    with pytest.raises(UnsupportedBase, match="'tpu': is not available on this machine"):
         choose_device("tpu", 1)
 
 

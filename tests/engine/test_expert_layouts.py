@@ -182,7 +182,7 @@ def test_one_module_by_both_layouts_is_refused(tmp_path: Path) -> None:
     save_file(both, tmp_path / "pairs" / WEIGHTS)
     _config(target_parameters=BOTH)(tmp_path / "pairs")
     with pytest.raises(
-        errors.UnsupportedAdapter, match=r"experts\.gate_proj and of .*gate_up_proj, which has it too"
+        errors.UnsupportedAdapter, match=r"experts\.gate_proj and of .*gate_up_proj, which includes it"
     ):
         read(forward, tmp_path / "pairs")
 
@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[errors.MintError], str]] =
     "unknown parameter": (_config(target_parameters=["experts.up"]), errors.UnknownTargetModules, "experts.up"),
     "parameters no list": (_config(target_parameters="mlp"), errors.CorruptFile, "target_parameters"),
     "one of two named": (_config(target_parameters=BOTH[1:]), errors.UnknownTargetModules, "base_layer"),
-    "another rank": (_config(rank_pattern={"down_proj": 4}), errors.ShapeMismatch, "[24, "),
+    "a different rank": (_config(rank_pattern={"down_proj": 4}), errors.ShapeMismatch, "[24, "),
     "rank above the limit": (_config(rank_pattern={"gate_up_proj": 9}), errors.RankTooLarge, "9"),
     "A without B": (
         _tensors(lambda name, each: {} if "lora_B" in name else {name: each}), errors.CorruptFile, "other half"),

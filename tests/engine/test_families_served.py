@@ -80,6 +80,6 @@ async def test_how_many_experts_a_token_has_may_be_told_of_every_layer(tmp_path:
 def test_another_number_of_experts_in_some_layers_is_refused(told: list[int], tmp_path: Path) -> None:
     base = save_base("hunyuan_moe", tmp_path / "base")
     tell(base, moe_topk=told)
-    says = re.escape(f"has no one number of experts of a token, but {told}, which is not served")
+    says = re.escape(f"has several numbers of experts per token, {told}, which is not supported")
     with pytest.raises(UnsupportedBase, match=says):
         read_config(find_files(base))

@@ -49,10 +49,10 @@ def test_a_gguf_file_that_can_not_be_served_is_refused_before_it_is_copied(
     scheme: str, within: str, store: Path, opened: Callable[[str], Source], tmp_path: Path
 ) -> None:
     refusals: dict[str, tuple[type[errors.MintError], Callable[[Path], object]]] = {
-        "configuration that is not served": (errors.UnsupportedBase, partial(write, architecture="own")),
+        "unsupported configuration": (errors.UnsupportedBase, partial(write, architecture="own")),
         "`num_hidden_layers` is 1000000000": (errors.UnsupportedBase, partial(write, layers=10**9)),
-        "the base knows 64 positions": (errors.UnsupportedBase, write),
-        "does not start as a GGUF file does": (errors.CorruptFile, lambda path: path.write_bytes(b"PK" * 4000)),
+        "the base has 64 positions": (errors.UnsupportedBase, write),
+        "does not start like a GGUF file": (errors.CorruptFile, lambda path: path.write_bytes(b"PK" * 4000)),
         "ends within its head": (errors.CorruptFile, lambda path: path.write_bytes(b"GGUF\x03\0\0\0" * 2)),
     }
     for says, (error, make) in refusals.items():
@@ -97,13 +97,13 @@ def test_a_head_is_read_to_its_end_and_not_behind_it(tmp_path: Path) -> None:
     ("head", "says"),
     [
         (b"\x01" + bytes(7) + b"\xff" * 8, "a head of more than 268435456 bytes"),  # a name
-        (b"\x01" + bytes(7) + bytes(8) + b"\x63\0\0\0", "a value of kind 99"),
+        (b"\x01" + bytes(7) + bytes(8) + b"\x63\0\0\0", "a value of the unknown kind 99"),
         (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x08\0\0\0" + b"\xff" * 8, "more than 2,097,152 values"),
         (
             b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\0\0\0\0" + (3 << 20).to_bytes(8, "little") + bytes(3 << 20),
             "more than 2,097,152 values",
         ),
-        (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x09\0\0\0" + b"\xff" * 8, "a value of kind 9"),
+        (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x09\0\0\0" + b"\xff" * 8, "a value of the unknown kind 9"),
         (b"\x01" + bytes(7) + bytes(8) + b"\x09\0\0\0\x0a\0\0\0" + b"\xff" * 8, "a head of more than"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_turn_of_a_chat_ends_a_completion(tmp_path: Path) -> None:
     ("told", "tensors", "without", "says"),
     [
         ({}, {}, "ffn_gate", "lacks 3 weights, the first model.layers.0.mlp.gate_proj.weight"),
-        ({}, {"blk.1.attn_q.bias": torch.ones(64)}, "", r"has blk\.1\.attn_q\.bias, which its family has no use for"),
+        ({}, {"blk.1.attn_q.bias": torch.ones(64)}, "", r"has blk\.1\.attn_q\.bias, which its family does not use"),
         ({}, {"rope_freqs.weight": torch.ones(3)}, "", r"has rope_freqs\.weight of \[3\]"),
         ({}, {"rope_factors_long.weight": torch.ones(8)}, "", r"by rope_factors_long\.weight, which is not read"),
         ({"ARCH.rope.scaling.type": "longrope", "ARCH.rope.scaling.factor": 4.0}, {}, "", "by longrope, which"),
@@ -74,7 +74,7 @@ def test_a_turn_of_a_chat_ends_a_completion(tmp_path: Path) -> None:
             {"ARCH.rope.scaling.type": "yarn", "ARCH.rope.scaling.factor": 4.0, "ARCH.rope.scaling.attn_factor": 2.0},
             {}, "", r"by rope\.scaling\.attn_factor, which is not read",
         ),
-        ({"ARCH.attention.sliding_window": 64}, {}, "", "attends to 64 tokens, but its family to all"),
+        ({"ARCH.attention.sliding_window": 64}, {}, "", "has a window of 64 tokens, but its family has none"),
     ],
 )  # fmt: skip
 def test_what_would_be_computed_wrong_is_refused(
@@ -95,15 +95,13 @@ def test_experts_that_are_not_read_are_refused_by_the_head(architecture: str, sa
     told: dict[str, Any] = {"ARCH.expert_count": 6, "ARCH.expert_used_count": 2}
     told |= {f"ARCH.rope.scaling.{key}": value for key, value in scaling.items()}
     save(tmp_path / "tiny.gguf", make_model(LLAMA), architecture, told, only="token_embd")
-    with pytest.raises(UnsupportedBase, match=f"routes to experts as '{architecture}', which are not read .*{says}"):
+    with pytest.raises(UnsupportedBase, match=f"routes to experts as '{architecture}', which is not read .*{says}"):
         read_config(find_files(tmp_path))
 
 
 def test_what_is_turned_of_a_head_in_part_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"ARCH.rope.dimension_count": 8})
-    with pytest.raises(
-        UnsupportedBase, match="turns 8 numbers of each head by its position, but 16 are by its family"
-    ):
+    with pytest.raises(UnsupportedBase, match="rotates 8 numbers of each head, but its family rotates 16"):
         read_config(find_files(tmp_path))
 
 

@@ -151,14 +151,14 @@ def ints(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({SCALE: None}, f"lacks {SCALE}, which a packed weight needs"),
-        ({SHAPE: None}, f"lacks {SHAPE}, which a packed weight needs"),
-        ({ZERO: None}, f"lacks {ZERO}, which a packed weight needs"),
-        ({ORDER: None}, f"lacks {ORDER}, which a packed weight needs"),
-        ({WORDS: None}, rf"has {O_PROJ}\.weight_\w+, but no packed weight that it belongs to"),
-        ({WORDS: ints(48, 8).long()}, rf"has {WORDS} of I64 \[48, 8\], which is no matrix of words of 32 bits"),
-        ({WORDS: ints(48)}, rf"has {WORDS} of I32 \[48\], which is no matrix of words"),
-        ({WORDS: ints(0, 8)}, rf"has {WORDS} of I32 \[0, 8\], which is no matrix of words"),
+        ({SCALE: None}, f"lacks {SCALE}, which its packed weight needs"),
+        ({SHAPE: None}, f"lacks {SHAPE}, which its packed weight needs"),
+        ({ZERO: None}, f"lacks {ZERO}, which its packed weight needs"),
+        ({ORDER: None}, f"lacks {ORDER}, which its packed weight needs"),
+        ({WORDS: None}, rf"has {O_PROJ}\.weight_\w+, but not the packed weight that it belongs to"),
+        ({WORDS: ints(48, 8).long()}, rf"has {WORDS} of I64 \[48, 8\], which is not a matrix of words of 32 bits"),
+        ({WORDS: ints(48)}, rf"has {WORDS} of I32 \[48\], which is not a matrix of words"),
+        ({WORDS: ints(0, 8)}, rf"has {WORDS} of I32 \[0, 8\], which is not a matrix of words"),
         ({WORDS: ints(2, 48, 8)}, rf"has {WORDS} of I32 \[2, 48, 8\], many experts in one packed tensor"),
         ({WORDS: ints(48, 7)}, rf"\[48, 7\], which {SCALE} of BF16 \[48, 8\] does not fit, .* every 1 x 8"),
         ({SCALE: torch.ones(48, 1)}, rf"has {WORDS} .*, which {SCALE} of F32 \[48, 1\] does not fit, in numbers of"),
@@ -174,8 +174,8 @@ def ints(*shape: int) -> torch.Tensor:
         ({ORDER: ints(63)}, rf"has {SHAPE} that says \[48, 64\], which weight_g_idx does not fit"),
         ({ORDER: ints(64) - 1}, f"has {ORDER} that names groups other than 0 to 7"),
         ({ORDER: ints(64) + 8}, f"has {ORDER} that names groups other than 0 to 7"),
-        ({f"{O_PROJ}.weight": torch.ones(48, 64)}, rf"has {O_PROJ}\.weight, which no such packed weight is known"),
-        ({f"{O_PROJ}.weight_scale_2": torch.ones(1)}, f"has {SCALE}_2, which no such packed weight is known"),
+        ({f"{O_PROJ}.weight": torch.ones(48, 64)}, rf"has {O_PROJ}\.weight, which is unknown for packed weights"),
+        ({f"{O_PROJ}.weight_scale_2": torch.ones(1)}, f"has {SCALE}_2, which is unknown for packed weights"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(changes: dict[str, torch.Tensor | None], says: str, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_parts_of_a_weight_that_are_not_told_of_are_not_passed_over(
     """Zero points and orders change what numbers stand for."""
     packed, _ = save_packed(save_base("qwen3", tmp_path / "plain"), tmp_path, PACKED[layout])
     edit_config(packed, quantization_config=packed_config(strategy="group", group_size=8, **told))
-    with pytest.raises(UnsupportedBase, match="which no such packed weight is known to have"):
+    with pytest.raises(UnsupportedBase, match="which is unknown for packed weights of this kind"):
         load_base(packed, torch.bfloat16, CPU)
 
 

@@ -170,6 +170,6 @@ def test_a_cached_file_that_can_not_be_read_is_packed_anew(
     again = loader(tmp_path)
     assert again.load(source).revision == first.revision
     failures[0] = 2
-    with pytest.raises(errors.SourceUnavailable, match="can not be read back") as caught:
+    with pytest.raises(errors.SourceUnavailable, match="cannot be read back") as caught:
         loader(tmp_path).load(source)
     assert not caught.value.terminal

@@ -198,12 +198,17 @@ GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
     ("family", "name", "change", "says"),
     [
         ("deepseek_v3", f"{O_PROJ}_scale_inv", None, f"lacks {O_PROJ}_scale_inv"),
-        ("deepseek_v3", O_PROJ, None, f"has {O_PROJ}_scale_inv, but no quantised weight"),
-        ("deepseek_v3", O_PROJ, lambda each: each.bfloat16(), f"has {O_PROJ}_scale_inv, but no quantised weight"),
+        ("deepseek_v3", O_PROJ, None, f"has {O_PROJ}_scale_inv, but not the quantised weight"),
+        (
+            "deepseek_v3",
+            O_PROJ,
+            lambda each: each.bfloat16(),
+            f"has {O_PROJ}_scale_inv, but not the quantised weight",
+        ),
         ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each[:-1].clone(), f"has {O_PROJ}_scale_inv of F32"),
         ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each.to(torch.uint8), f"has {O_PROJ}_scale_inv of U8"),
         ("gpt_oss", f"{GATE_UP}_scales", None, f"lacks {GATE_UP}_scales"),
-        ("gpt_oss", f"{GATE_UP}_blocks", None, f"has {GATE_UP}_scales, but no MXFP4 blocks"),
+        ("gpt_oss", f"{GATE_UP}_blocks", None, f"has {GATE_UP}_scales, but not the MXFP4 blocks"),
         ("gpt_oss", f"{GATE_UP}_scales", lambda each: each[:, :-1].clone(), f"has {GATE_UP}_blocks of U8"),
         ("gpt_oss", f"{GATE_UP}_blocks", lambda each: each[..., :8].clone(), f"has {GATE_UP}_blocks of U8"),
         ("gpt_oss", f"{GATE_UP}_scales", lambda each: each.float(), f"has {GATE_UP}_blocks of U8"),
@@ -228,9 +233,9 @@ def test_what_does_not_fit_is_named(
         ("compressed_mxfp8", {SCALE: torch.ones(48, 1).byte()}, r"U8 \[48, 1\], but .* 1 x 32 needs \[48, 2\]"),
         ("modelopt", {SCALE: torch.ones(1).byte()}, rf"has {SCALE} of U8 .* of F32 or BF16"),
         ("modelopt", {SCALE: None}, f"lacks {SCALE}_inv or {SCALE}, the scales of a float8 weight"),
-        ("modelopt", {O_PROJ: torch.ones(48, 64)}, f"has {SCALE}, but no quantised weight that it scales"),
-        ("modelopt", {f"{SCALE}_2": torch.ones(1)}, f"has {SCALE}_2, which no quantised weight is known to have"),
-        ("modelopt", {ZERO: torch.ones(1)}, f"has {ZERO}, which no quantised weight is known to have"),
+        ("modelopt", {O_PROJ: torch.ones(48, 64)}, f"has {SCALE}, but not the quantised weight that it scales"),
+        ("modelopt", {f"{SCALE}_2": torch.ones(1)}, f"has {SCALE}_2, which is unknown for quantised weights"),
+        ("modelopt", {ZERO: torch.ones(1)}, f"has {ZERO}, which is unknown for quantised weights"),
     ],
 )  # fmt: skip
 def test_scales_that_do_not_fit_are_named(
@@ -248,10 +253,10 @@ def test_scales_that_do_not_fit_are_named(
     [
         ({SCALE: None}, f"lacks {SCALE}, scales of an NVFP4 weight"),
         ({f"{SCALE}_2": None}, f"lacks {SCALE}_2, scales of an NVFP4 weight"),
-        ({SCALE: torch.ones(48, 4)}, rf"{SCALE} of F32 \[48, 4\] .* which are no NVFP4"),
-        ({f"{SCALE}_2": torch.ones(2)}, rf"{SCALE}_2 of F32 \[2\], which are no NVFP4"),
-        ({O_PROJ: torch.ones(64, 64)}, rf"has {SCALE}(_2)?, but no quantised weight that it scales"),
-        ({ZERO: torch.ones(1)}, f"has {ZERO}, which no quantised weight is known to have"),
+        ({SCALE: torch.ones(48, 4)}, rf"{SCALE} of F32 \[48, 4\] .* which are not NVFP4"),
+        ({f"{SCALE}_2": torch.ones(2)}, rf"{SCALE}_2 of F32 \[2\], which are not NVFP4"),
+        ({O_PROJ: torch.ones(64, 64)}, rf"has {SCALE}(_2)?, but not the quantised weight that it scales"),
+        ({ZERO: torch.ones(1)}, f"has {ZERO}, which is unknown for quantised weights"),
     ],
 )
 def test_nvfp4_that_does_not_fit_is_named(changes: dict[str, torch.Tensor | None], says: str, tmp_path: Path) -> None:
@@ -268,7 +273,9 @@ def test_experts_in_one_float8_tensor_are_refused_with_what_to_give(tmp_path: Pa
     edit_tensors(
         quantised, {stack: torch.ones(4, 48, 40).to(torch.float8_e4m3fn), f"{stack}_scale_inv": torch.ones(4)}
     )
-    with pytest.raises(UnsupportedBase, match=rf"{stack} of F8_E4M3 \[4, 48, 40\], many .* each expert's linears by"):
+    with pytest.raises(
+        UnsupportedBase, match=rf"{stack} of F8_E4M3 \[4, 48, 40\], many .* each expert's linears separately"
+    ):
         load_base(quantised, torch.bfloat16, CPU)
 
 

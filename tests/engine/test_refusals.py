@@ -104,7 +104,7 @@ async def test_more_log_probabilities_of_a_prompt_than_can_be_told(
     assert len(told[0].started.prompt_logprobs) == 5
     refused = await refusal(quiet, GenerateRequest(tokens=TokenIds(ids=[5] * 7), sampling=asked))
     assert isinstance(refused, InvalidRequest)
-    assert "of 7 tokens would be 28" in str(refused)
+    assert "would be 28 for 7 tokens" in str(refused)
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])

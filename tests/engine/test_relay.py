@@ -122,7 +122,7 @@ def test_what_is_not_finite_is_named(tmp_path: Path, packed: Packed, pieces: Pie
     pieces(1024)
     broken = packed.run.clone()
     broken[at] = torch.nan
-    with pytest.raises(NonFiniteWeights, match=r"holds NaN or infinity in model\.layers"):
+    with pytest.raises(NonFiniteWeights, match=r"has NaN or infinity in model\.layers"):
         relayed(tmp_path, blob_of(with_run(packed, broken)))
 
 

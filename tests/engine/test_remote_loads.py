@@ -171,7 +171,7 @@ async def test_a_server_that_has_fallen_silent_keeps_one_load_and_others_load_be
     with stores.serving(Silent, store) as (away, _), stores.serving(stores.Files, store) as (address, _):
         far = wanted(away, "far")
         here.residency.want(far)
-        await until(lambda: any("fallen silent" in state.failure_message for state in here.residency.states()))
+        await until(lambda: any("does not respond" in state.failure_message for state in here.residency.states()))
         near = wanted(address, "near")
         here.residency.want([*far, *near])
         try:

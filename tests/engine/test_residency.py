@@ -234,7 +234,7 @@ async def test_requests_that_wait_for_loads_are_bounded_and_one_adapter_leaves_r
         for name in NAMES[1:3]:
             group.create_task(once(here, name))
         await until(lambda: waiting.total == 10)
-        with pytest.raises(errors.Overloaded, match="10 requests wait"):
+        with pytest.raises(errors.Overloaded, match="10 requests already wait"):
             await once(here, NAMES[3])
         assert len(here.residency.books.loading) == 3, "what is refused is not loaded"
         here.loader.gate.set()
@@ -243,7 +243,7 @@ async def test_requests_that_wait_for_loads_are_bounded_and_one_adapter_leaves_r
 
 
 async def test_unknown_adapters_are_not_found_with_and_without_a_store(scene: Callable[..., Scene]) -> None:
-    with pytest.raises(errors.AdapterNotFound, match="not in the adapter store"):
+    with pytest.raises(errors.AdapterNotFound, match="nor in the adapter store"):
         await once(scene(), "team/none")
     with pytest.raises(errors.AdapterNotFound, match="has no adapter store"):
         await once(scene(store=None), NAMES[0])

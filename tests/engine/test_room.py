@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
 from mint_engine.adapters.adapter import Module
@@ -111,7 +112,7 @@ async def test_cold_adapters_give_way_to_policies_the_least_recently_used_first(
     assert gone == [key("old")]
     assert host.put(key("late"), adapter()) == [key("new")], "what is left is for adapters, as before"
     with pytest.raises(
-        Overloaded, match=f"needs {2 * one + 4} bytes of host memory; 1 other policies hold"
+        Overloaded, match=f"needs {in_units(2 * one + 4)} of host memory; 1 other policies and"
     ) as refused:
         room.take("more", Needs(2 * one, 4, 0))
     assert refused.value.retry_after_s
@@ -144,7 +145,7 @@ async def test_who_finds_no_room_is_told_of_copies_too() -> None:
     room = room_of(HostTier(10))
     room.take("one", Needs(2, 4, 3))
     ends = [await room.begin_copy("one", nbytes) for nbytes in (4, 3)]
-    with pytest.raises(Overloaded, match="1 other policies hold 9 of 10 with their copies"):
+    with pytest.raises(Overloaded, match="1 other policies and their copies have 9 bytes of 10 bytes"):
         room.take("two", Needs(2, 4, 3))
     for end in ends:
         end()

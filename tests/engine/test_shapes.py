@@ -182,13 +182,13 @@ async def test_log_probabilities_are_those_of_the_model(base: Path) -> None:
 @pytest.mark.parametrize(
     ("sampling", "says"),
     [
-        ({"regex": "("}, "sampling.regex: can't be followed: unclosed group"),
-        ({"json_schema": '{"type": "strin"}'}, "sampling.json_schema: can't be followed: Invalid type: strin"),
-        ({"json_schema": ""}, "sampling.json_schema: can't be read: Expecting value"),
+        ({"regex": "("}, "sampling.regex: cannot be followed: unclosed group"),
+        ({"json_schema": '{"type": "strin"}'}, "sampling.json_schema: cannot be followed: Invalid type: strin"),
+        ({"json_schema": ""}, "sampling.json_schema: cannot be read: Expecting value"),
         ({"json_schema": "x" * 65_537}, "sampling.json_schema: has 65537 characters; at most 65536"),
         ({"regex": "x" * 8_193}, "sampling.regex: has 8193 characters; at most 8192"),
-        ({"regex": "x", "ignore_eos": True}, "sampling.ignore_eos: can't go together with regex"),
-        ({"json_object": True, "ignore_eos": True}, "sampling.ignore_eos: can't go together with json_object"),
+        ({"regex": "x", "ignore_eos": True}, "sampling.ignore_eos: cannot be combined with regex"),
+        ({"json_object": True, "ignore_eos": True}, "sampling.ignore_eos: cannot be combined with json_object"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(quiet: Running, sampling: dict[str, Any], says: str) -> None:
@@ -241,8 +241,11 @@ async def refused_beside_another(engine: Running, **sampling: Any) -> MintError:
     ("sampling", "says"),
     [
         # Each of 900 members that may come next is a way on: more than llguidance follows.
-        ({"json_schema": WIDE}, "sampling.json_schema: can't be followed: Parser Error: Current row has"),
-        ({"regex": "(a{1,1000}){1,1000}", "logit_bias": {0: -100}}, "sampling.regex: can't be followed: lexer error"),
+        ({"json_schema": WIDE}, "sampling.json_schema: cannot be followed: Parser Error: Current row has"),
+        (
+            {"regex": "(a{1,1000}){1,1000}", "logit_bias": {0: -100}},
+            "sampling.regex: cannot be followed: lexer error",
+        ),
     ],
 )
 async def test_what_takes_too_much_work_on_the_way_ends_alone(

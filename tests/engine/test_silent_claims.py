@@ -94,10 +94,10 @@ async def test_its_own_are_refused_and_loaded_again_once_it_answers(
     claims.back.clear()
     with monkeypatch.context() as soon:
         soon.setattr(looks, "SILENT_S", 0.01)
-        with pytest.raises(SourceUnavailable, match="pvc://ill, which has fallen silent"):
+        with pytest.raises(SourceUnavailable, match="pvc://ill, which does not respond"):
             await ask(here, "ill", 0)
     await until(lambda: claims.hanging)  # the look that nobody waits for any more may only begin now
-    with pytest.raises(SourceUnavailable, match="pvc://ill, which has fallen silent"):
+    with pytest.raises(SourceUnavailable, match="pvc://ill, which does not respond"):
         await ask(here, "ill", 1)
     assert claims.hanging == 1, "one is enough to find out when it is back"
     claims.back.set()

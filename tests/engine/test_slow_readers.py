@@ -47,7 +47,7 @@ async def test_a_request_of_which_too_much_lies_unread_ends(base: Path, monkeypa
     async with running(base) as engine:
         error = await slow(engine)
         assert isinstance(error, CapacityExceeded)
-        assert "lie unread; read it as it comes, or ask for fewer tokens or log-probabilities" in str(error)
+        assert "are unread; read the stream faster, or ask for fewer tokens or log-probabilities" in str(error)
         assert len((await ask(engine, PROMPT, max_tokens=120, ignore_eos=True)).tokens) == 120
         await until(lambda: engine.server._services._unread.taken == 0)
 
@@ -59,7 +59,7 @@ async def test_where_all_together_leave_no_room_those_end_who_do_not_read(
     async with running(base) as engine:
         error = await slow(engine)
         assert isinstance(error, Overloaded)
-        assert "of tokens that clients have yet to read; retry later" in str(error)
+        assert "of tokens that clients have not read yet; retry later" in str(error)
         assert len((await ask(engine, PROMPT, max_tokens=120, ignore_eos=True)).tokens) == 120
 
 

@@ -63,10 +63,10 @@ def test_control_tokens_within_json_stay_text(tokenizer: PreTrainedTokenizerBase
 
 
 CASES: list[tuple[Chat, str]] = [
-    (Chat(tools="{"), r"prompt\.chat\.tools: can't be read"),
-    (Chat(tools="[" * 5000), r"prompt\.chat\.tools: can't be read"),
-    (Chat(tools="3"), r"tools: are no functions: Expected `array`"),
-    (Chat(tools='[{"type": "custom"}]'), r"tools: are no functions: .*\$\[0\]\.type"),
+    (Chat(tools="{"), r"prompt\.chat\.tools: cannot be read"),
+    (Chat(tools="[" * 5000), r"prompt\.chat\.tools: cannot be read"),
+    (Chat(tools="3"), r"tools: are not valid functions: Expected `array`"),
+    (Chat(tools='[{"type": "custom"}]'), r"tools: are not valid functions: .*\$\[0\]\.type"),
     (Chat(tools='[{"type": "function", "function": {}}]'), r"`name` - at `\$\[0\]\.function`"),
     (Chat(tools='[{"type": "function", "function": {"name": "a b"}}]'), r"\$\[0\]\.function\.name"),
     (
@@ -78,8 +78,11 @@ CASES: list[tuple[Chat, str]] = [
     (Chat(calls=7), r"prompt\.chat\.calls: is 7"),  # type: ignore[arg-type]
 ]
 CALLS = [
-    (ToolCall(name="sail", arguments="{"), r"prompt\.chat\.messages\[1\]\.tool_calls\[1\]\.arguments: can't be read"),
-    (ToolCall(name="sail", arguments="[]"), r"tool_calls\[1\]\.arguments: are no JSON object"),
+    (
+        ToolCall(name="sail", arguments="{"),
+        r"prompt\.chat\.messages\[1\]\.tool_calls\[1\]\.arguments: cannot be read",
+    ),
+    (ToolCall(name="sail", arguments="[]"), r"tool_calls\[1\]\.arguments: are not a JSON object"),
     (ToolCall(name="a b", arguments="{}"), r"tool_calls\[1\]\.name: is 'a b'"),
     (ToolCall(name="a", arguments='{"<|start|>": 1}'), r"control token '<\|start\|>' in a name"),
 ]
@@ -178,10 +181,10 @@ def test_a_template_that_takes_none_is_told_none(tokenizer: PreTrainedTokenizerB
     held: Any = tokenizer.chat_template
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     try:
-        with pytest.raises(InvalidRequest, match=r"prompt\.chat\.tools: can't be told"):
+        with pytest.raises(InvalidRequest, match=r"prompt\.chat\.tools: cannot be used"):
             rendered(tokenizer, Chat(messages=[USER], tools=json.dumps([SAIL])))
         with pytest.raises(
-            InvalidRequest, match=r"messages: hold calls, of which this base's chat template writes no"
+            InvalidRequest, match=r"messages: have tool calls, which this base's chat template does not"
         ):
             rendered(tokenizer, Chat(messages=TURNS))
         assert rendered(tokenizer, Chat(messages=[USER])) == "Ahoy"

@@ -63,13 +63,13 @@ def test_control_tokens_in_a_text_stay_text(tokenizer: PreTrainedTokenizerBase) 
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ("{", "can't be read"),
-        ("[]", "are no JSON object"),
-        ('{"date_string": []}', "say of 'date_string' neither true or false nor a number or a text"),
+        ("{", "cannot be read"),
+        ("[]", "are not a JSON object"),
+        ('{"date_string": []}', "have 'date_string', which is not a boolean, a number or a string"),
         ('{"date_string": null}', "say of 'date_string' neither"),
-        ('{"enable_thinking": false}', "hold 'enable_thinking', of which this base's chat template knows nothing"),
+        ('{"enable_thinking": false}', "have 'enable_thinking', which this base's chat template does not use"),
         ('{"date.*": 1}', r"hold 'date\.\*', of which"),
-        ('{"messages": "x"}', "hold 'messages', which is not the client's to say"),
+        ('{"messages": "x"}', "have 'messages', which clients cannot set"),
         ('{"tokenize": false}', "hold 'tokenize', which is not"),
         ('{"eos_token": "x"}', "hold 'eos_token', which is not"),
         (json.dumps({"date_string": "x" * MOST_CHARACTERS}), f".*at most {MOST_CHARACTERS} are taken"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mint_engine.requests.work import MOST_REMAINDERS, too_much
 
-TOO_LARGE = "multipleOf numbers that large, or so many, is too much work"
+TOO_LARGE = "multipleOf has numbers that are too large or too many"
 NUMBERS = (101, 199, 211)  # of which any two are too much in one place, and all are not in many
 KINDS = 14
 

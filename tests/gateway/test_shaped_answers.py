@@ -69,10 +69,10 @@ async def test_a_chat_that_tells_no_number_of_tokens_comes_to_its_end(client: op
 
 async def test_what_is_no_schema_is_refused_with_its_reason(client: openai.AsyncOpenAI) -> None:
     named: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "strin"}}}
-    says = "sampling.json_schema: can't be followed: Invalid type: strin"
+    says = "sampling.json_schema: cannot be followed: Invalid type: strin"
     with pytest.raises(openai.BadRequestError, match=says):
         await client.chat.completions.create(**ASKED, response_format=named)
-    with pytest.raises(openai.BadRequestError, match="can't go together with regex"):
+    with pytest.raises(openai.BadRequestError, match="cannot be combined with regex"):
         await client.completions.create(
             model=BASE, prompt="a", extra_body={"structured_outputs": {"regex": "a"}, "ignore_eos": True}
         )

@@ -103,9 +103,7 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
     for path, module in fit.modules.items():
         if module.part_of in by_path and module.part_of in parameters:
             if by_path.get(path, {}).keys() - {PLAIN}:
-                raise UnsupportedAdapter(
-                    subject, f"holds tensors of {path} and of {module.part_of}, which has it too"
-                )
+                raise UnsupportedAdapter(subject, f"has tensors of {path} and of {module.part_of}, which includes it")
             found, name = by_path[module.part_of][PLAIN], module.part_of
             check_stack(config, parameters[name], fit.max_rank, (found["A"].shape, found["B"].shape), subject)
             rank, scaling = config.numbers_of(name)
@@ -115,7 +113,7 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
         elif path in by_path:
             parts.append(_part(config, fit, module, by_path[path], subject))
     if not parts:
-        raise CorruptFile(subject, "holds no LoRA tensors")
+        raise CorruptFile(subject, "has no LoRA tensors")
     return tuple(parts)
 
 
@@ -162,7 +160,8 @@ def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str)
         alone = [name for name in unfit if _names_alone(config, name, place.path)]
         if alone or len(unfit) == len(names):
             raise CorruptFile(
-                subject, f"has another rank or scaling at {[*alone, *unfit][0]} than its own config gives"
+                subject,
+                f"has a different rank or scaling at {[*alone, *unfit][0]} than its config gives; pack it again",
             )
 
 
@@ -192,7 +191,7 @@ def _halves(
         if suffix is None or not name.startswith(PREFIX):
             raise UnsupportedAdapter(
                 subject,
-                f"holds the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are served",
+                f"has the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are supported",
             )
         path = name.removeprefix(PREFIX).removesuffix(suffix)
         if sees and path.startswith(_TEXT_MODEL_BEFORE):
@@ -230,7 +229,7 @@ def _part(
     config: LoraConfig, fit: Fit, module: Module, found: dict[int, dict[str, TensorSpec]], subject: str
 ) -> Part:
     if module.experts and PLAIN in found:
-        raise UnsupportedAdapter(subject, f"holds tensors of {module.path} that name none of its experts")
+        raise UnsupportedAdapter(subject, f"has tensors of {module.path} without an expert number")
     kinds = set()
     for expert in found:
         name = _named(module.path, expert)
@@ -239,7 +238,7 @@ def _part(
         _check_shapes(found[expert], name, (module.in_features, module.out_features), rank, fit.max_rank, subject)
         kinds.add((rank, scaling))
     if len(kinds) > 1:
-        raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
+        raise UnsupportedAdapter(subject, f"has different ranks or scalings for the experts of {module.path}")
     rank, scaling = kinds.pop()
     _check_scaling(scaling, module.path, subject)
     pairs = {max(expert, 0): (each["A"], each["B"]) for expert, each in found.items()}
@@ -262,7 +261,7 @@ def _check_scaling(scaling: float, path: str, subject: str) -> None:
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
     """PEFT ignores tensors of modules that the config does not target; such a file is not what it says."""
     if field := _untargeted(config, path):
-        raise CorruptFile(subject, f"holds tensors of {path}, which its {field} do not name")
+        raise CorruptFile(subject, f"has tensors of {path}, which its {field} does not name")
 
 
 def _untargeted(config: LoraConfig, path: str) -> str:

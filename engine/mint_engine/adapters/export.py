@@ -70,7 +70,7 @@ def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
     subject = f"revision {packed.revision}"
     check_packed(packed.header, Fit(modules, ANY_RANK), subject)
     if folder.exists():
-        raise InvalidRequest(f"folder {folder}", "exists already; name one that does not")
+        raise InvalidRequest(f"folder {folder}", "already exists; choose a new folder")
     parts = _parts(packed, modules, subject)
     config: dict[str, Any] = json.loads(packed.header.config)
     if any(module.part_of for module in modules.values()):
@@ -120,7 +120,7 @@ def _joined(path: str, tensors: str, own: Sequence[_Stacked], outputs: int, subj
     if any(each.scaling != first.scaling for each in own):
         raise UnsupportedAdapter(
             subject,
-            f"scales gate and up of {path} differently; PEFT, to which they are one parameter, cannot hold it",
+            f"scales gate and up of {path} differently, which PEFT cannot store: to it they are one parameter",
         )
     a, b = stack([(each.module, each.a, each.b) for each in own], outputs)
     return Part(path, tensors, a, b, a.shape[0] // first.module.experts, first.scaling, parameter=True)

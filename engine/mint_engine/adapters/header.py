@@ -39,12 +39,12 @@ class Header:
 def header_bytes(start: bytes, subject: str) -> int:
     """How many bytes of JSON follow the file's first eight. Raises CorruptFile, or UnsafeFormat for a pickle."""
     if start.startswith(_PICKLE_STARTS):
-        raise UnsafeFormat(subject, "holds pickled weights under a safetensors name; save it with safetensors")
+        raise UnsafeFormat(subject, "has pickled weights under a safetensors name; save it with safetensors")
     if len(start) < LENGTH_BYTES:
         raise CorruptFile(subject, f"is truncated: {len(start)} bytes where a safetensors file has at least 8")
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if length < 2 or length > MAX_HEADER_BYTES:
-        raise CorruptFile(subject, f"is no safetensors file: its header claims {length} bytes")
+        raise CorruptFile(subject, f"is not a safetensors file: its header claims {length} bytes")
     return length
 
 
@@ -57,9 +57,7 @@ def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> Head
     try:
         raw = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(
-            subject, f"has a safetensors header that is not readable ({type(error).__name__})"
-        ) from None
+        raise CorruptFile(subject, f"has an unreadable safetensors header ({type(error).__name__})") from None
     if not isinstance(raw, dict):
         raise CorruptFile(subject, "has a safetensors header that is not a JSON object")
     raw.pop("__metadata__", None)
@@ -72,14 +70,14 @@ def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> Head
         end = spec.end
     if file_bytes is not None and file_bytes != end:
         problem = "is truncated" if file_bytes < end else "has bytes beyond its tensors"
-        raise CorruptFile(subject, f"{problem}: {file_bytes} bytes where its header tells of {end}; upload it again")
+        raise CorruptFile(subject, f"{problem}: {file_bytes} bytes, and its header gives {end}; upload it again")
     return Header(tensors=tensors, file_bytes=end)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is given twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
@@ -89,14 +87,14 @@ def _tensor(name: str, entry: object, start: int, subject: str) -> TensorSpec:
         raise CorruptFile(subject, f"{where} is not dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise CorruptFile(subject, f"{where} has dtype {str(dtype)[:20]}; only {', '.join(DTYPE_BYTES)} are served")
+        raise CorruptFile(subject, f"{where} has dtype {str(dtype)[:20]}; supported: {', '.join(DTYPE_BYTES)}")
     if not _naturals(shape) or len(shape) > 8 or not _naturals(offsets) or len(offsets) != 2:
         raise CorruptFile(subject, f"{where} has a shape or offsets that are not natural numbers")
     size = DTYPE_BYTES[dtype]
     for length in shape:
         size *= length
     if offsets[1] - offsets[0] != size:
-        raise CorruptFile(subject, f"{where} takes {offsets[1] - offsets[0]} bytes where its shape needs {size}")
+        raise CorruptFile(subject, f"{where} takes {offsets[1] - offsets[0]} bytes, and its shape needs {size}")
     return TensorSpec(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 

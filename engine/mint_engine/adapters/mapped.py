@@ -54,7 +54,7 @@ class Opener:
             short = header.run_bytes < MAP_FROM_BYTES
             run = _read(file, header, subject) if short else _map(path, header)
         if identity_of(path.stat()) != identity:  # the mapping is made by name
-            raise CorruptFile(subject, "changed while it was opened; write it once, then leave it alone")
+            raise CorruptFile(subject, "changed while it was opened; packed files must not change once written")
         if not self._verified.get(identity):
             if not short:
                 bring(run.untyped_storage().data_ptr(), header.file_bytes)

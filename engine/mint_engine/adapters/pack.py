@@ -71,18 +71,21 @@ def parser() -> argparse.ArgumentParser:
     root.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = root.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="check an adapter against its base and write it as one packed file")
-    unpack = commands.add_parser("unpack", help="write PEFT's files, of what was packed or published")
+    unpack = commands.add_parser("unpack", help="write a packed or published adapter as PEFT's files")
     for each in (pack, unpack):
-        each.add_argument(
-            "adapter", help="a folder or its URI, with PEFT's two files or a packed one, or such a file"
-        )
-        each.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
-        each.add_argument("--revision", default="", help="of an hf:// URI")
-        each.add_argument("--max-rank", type=int, default=MOST_RANK, help="refuse larger ones (default %(default)s)")
-    pack.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
-    pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
-    unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
-    commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
+        each.add_argument("adapter", help="folder or URI with PEFT's two files or a packed one, or a packed file")
+        each.add_argument("--base", type=Path, required=True, help="folder of the base; only its config.json is read")
+        each.add_argument("--revision", default="", help="revision of an hf:// URI")
+        each.add_argument("--max-rank", type=int, default=MOST_RANK, help="reject larger ranks (default %(default)s)")
+    pack.add_argument(
+        "--dtype",
+        choices=sorted(DTYPES),
+        default="bfloat16",
+        help="number type of the packed weights; best that of the engines (default %(default)s)",
+    )
+    pack.add_argument("file", type=Path, help="packed file to write; name it adapter.mint in a store")
+    unpack.add_argument("folder", type=Path, help="folder to write; must not exist yet")
+    commands.add_parser("show", help="show the contents of a packed file").add_argument("file", type=Path)
     return root
 
 
@@ -124,7 +127,7 @@ def base_model(base: Path) -> PreTrainedModel:
     """A base without its weights, from its config.json alone. Raises SourceNotFound, and as `read_config`."""
     folder, subject = base.parent if base.name == "config.json" else base, f"base {str(base)!r}"
     if not (folder / "config.json").is_file():  # transformers would look for it on the hub
-        raise SourceNotFound(subject, "holds no config.json; name a base's folder, or its config.json")
+        raise SourceNotFound(subject, "has no config.json; give a base's folder, or its config.json")
     config, _ = read_config(BaseFiles(folder, None, subject))
     return empty_model(config, subject)
 
@@ -137,12 +140,14 @@ def _open(file: Path) -> Packed:
 
 def _refuse_missing(file: Path) -> None:
     if not file.is_file():
-        raise SourceNotFound(f"file {str(file)!r}", "is no file; check its path")
+        raise SourceNotFound(f"file {str(file)!r}", "is not a file; check its path")
 
 
 def _refuse_folder(file: Path) -> None:
     if not file.name or file.is_dir():
-        raise InvalidRequest(f"folder {str(file)!r}", "can not become a packed file; name one to write, in it maybe")
+        raise InvalidRequest(
+            f"folder {str(file)!r}", "is a folder; name the packed file to write, for example FOLDER/adapter.mint"
+        )
 
 
 def _write(packed: Packed, file: Path) -> None:

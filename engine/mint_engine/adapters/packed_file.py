@@ -106,15 +106,17 @@ def write_both(descriptor: int, first: memoryview, second: memoryview) -> None:
 def _body_bytes(start: bytes, subject: str, file_bytes: int | None) -> int:
     """How many bytes of body follow a file's first `PREFIX.size`. Raises CorruptFile."""
     if len(start) < PREFIX.size:
-        raise CorruptFile(subject, f"is truncated: {len(start)} bytes where a packed adapter has {PREFIX.size} first")
+        raise CorruptFile(
+            subject, f"is truncated: {len(start)} bytes, and a packed adapter begins with {PREFIX.size}"
+        )
     magic, version, length, _ = PREFIX.unpack(start[: PREFIX.size])
     if magic != MAGIC:
-        raise CorruptFile(subject, "is no packed adapter: it does not begin with MINTLORA")
+        raise CorruptFile(subject, "is not a packed adapter: it does not begin with MINTLORA")
     if version not in (VERSION, OLDEST):
         read = f"this engine reads {VERSION} and {OLDEST}"
-        raise CorruptFile(subject, f"is a packed adapter of format {version}; {read}; pack it anew")
+        raise CorruptFile(subject, f"is a packed adapter of format {version}; {read}; pack it again")
     if length > MAX_BODY_BYTES or (file_bytes is not None and _aligned(length) > file_bytes):
-        raise CorruptFile(subject, f"is truncated, or its header is broken: it claims {length} bytes of header")
+        raise CorruptFile(subject, f"is truncated or corrupt: it claims a header of {length} bytes")
     return int(length)
 
 
@@ -143,9 +145,7 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
     head_bytes = _aligned(length)
     body, padding = rest[:length], rest[length : head_bytes - PREFIX.size]
     if len(body) + len(padding) + PREFIX.size < head_bytes:
-        raise CorruptFile(
-            subject, f"is truncated: its header of {head_bytes} bytes is not all there; upload it again"
-        )
+        raise CorruptFile(subject, f"is truncated within its header of {head_bytes} bytes; upload it again")
     _, version, _, own = PREFIX.unpack(start)
     digest = hashlib.sha256(body)
     if digest.digest() != own or padding.strip(b"\0"):
@@ -154,9 +154,9 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
         told = _BODY.decode(body)
         layout = _known_layout(bytes(told.parts)) if len(told.parts) <= CACHED_TEXT_BYTES else _layout(told.parts)
     except (msgspec.MsgspecError, RecursionError, UnicodeError, _Defect) as error:
-        raise CorruptFile(subject, f"has a packed adapter's header that is not right: {str(error)[:200]}") from None
+        raise CorruptFile(subject, f"has an invalid header for a packed adapter: {str(error)[:200]}") from None
     if version != _version_of(told.run):
-        raise CorruptFile(subject, f"has the digest of another format than {version}, its own; pack it anew")
+        raise CorruptFile(subject, f"has a digest of another format than its own, {version}; pack it again")
     if len(told.scalings) != len(layout.places):
         raise CorruptFile(subject, f"has {len(told.scalings)} scalings for {len(layout.places)} parts")
     header = Header(
@@ -171,7 +171,7 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
     )
     if file_bytes is not None and file_bytes != header.file_bytes:
         problem = "is truncated" if file_bytes < header.file_bytes else "has bytes beyond its run"
-        raise CorruptFile(subject, f"{problem}: {file_bytes} bytes where its header tells of {header.file_bytes}")
+        raise CorruptFile(subject, f"{problem}: {file_bytes} bytes, and its header gives {header.file_bytes}")
     return header
 
 
@@ -191,12 +191,12 @@ def _layout(text: bytes | msgspec.Raw) -> Layout:
         if place.offset != offset:
             raise _Defect(f"a gap or overlap before {place.path[:200]!r}")
         if place.path in seen:
-            raise _Defect(f"{place.path[:200]!r} is there twice")
+            raise _Defect(f"{place.path[:200]!r} occurs twice")
         seen.add(place.path)
         places.append(place)
         offset += place.elements
     if not places:
-        raise _Defect("it has no parts")
+        raise _Defect("it has no modules")
     return Layout(tuple(places))
 
 

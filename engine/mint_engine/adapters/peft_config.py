@@ -126,16 +126,16 @@ def _canonical(raw: object) -> bytes:
 
 def _refuse_unserved(raw: dict[str, Any], subject: str) -> None:
     if raw.get("peft_type") != "LORA":
-        raise UnsupportedAdapter(subject, f"has peft_type {_show(raw.get('peft_type'))}; only LORA is served")
+        raise UnsupportedAdapter(subject, f"has peft_type {_show(raw.get('peft_type'))}; only LORA is supported")
     if raw.get("bias", "none") != "none":
-        raise UnsupportedAdapter(subject, f"has bias {_show(raw['bias'])}; only 'none' is served")
+        raise UnsupportedAdapter(subject, f"has bias {_show(raw['bias'])}; only 'none' is supported")
     init = raw.get("init_lora_weights")
     if not any(init is each or (isinstance(init, str) and init == each) for each in _PLAIN_INITS):
         hint = "it changes the base model's weights; convert it with path_initial_model_for_weight_conversion"
         raise UnsupportedAdapter(subject, f"has init_lora_weights {_show(init)}: {hint}")
     for field in sorted(raw.keys() - _READ - _SILENT):
         if not _neutral(raw[field]):
-            raise UnsupportedAdapter(subject, f"sets {field[:100]} to {_show(raw[field])}, which is not served")
+            raise UnsupportedAdapter(subject, f"sets {field[:100]} to {_show(raw[field])}, which is not supported")
 
 
 def _neutral(value: object) -> bool:
@@ -148,13 +148,17 @@ def _show(value: object) -> str:
 
 def _rank(value: object, field: str, subject: str) -> int:
     if type(value) is not int or value < 1:
-        raise CorruptFile(subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a rank must be")
+        raise CorruptFile(
+            subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a rank is expected"
+        )
     return value
 
 
 def _number(value: object, field: str, subject: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CorruptFile(subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a number must be")
+        raise CorruptFile(
+            subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a number is expected"
+        )
     try:
         number = float(value)
     except OverflowError:
@@ -167,7 +171,9 @@ def _number(value: object, field: str, subject: str) -> float:
 def _flag(raw: dict[str, Any], field: str, subject: str) -> bool:
     value = raw.get(field, False)
     if not isinstance(value, bool):
-        raise CorruptFile(subject, f"has {field} {_show(value)} in adapter_config.json where true or false must be")
+        raise CorruptFile(
+            subject, f"has {field} {_show(value)} in adapter_config.json where true or false is expected"
+        )
     return value
 
 
@@ -175,14 +181,16 @@ def _targets(value: object, subject: str) -> frozenset[str] | None:
     if isinstance(value, str) and value:
         return None
     if not value:
-        raise CorruptFile(subject, f"has target_modules {_show(value)} in adapter_config.json where names must be")
+        raise CorruptFile(
+            subject, f"has target_modules {_show(value)} in adapter_config.json where names are expected"
+        )
     return frozenset(_names(value, "target_modules", subject))
 
 
 def _names(value: object, field: str, subject: str) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(each, str) and each for each in value):
         return tuple(value)
-    raise CorruptFile(subject, f"has {field} {_show(value)} in adapter_config.json where names must be")
+    raise CorruptFile(subject, f"has {field} {_show(value)} in adapter_config.json where names are expected")
 
 
 def _layers(value: object, subject: str) -> frozenset[int] | None:
@@ -190,7 +198,7 @@ def _layers(value: object, subject: str) -> frozenset[int] | None:
         return None
     indices = value if isinstance(value, list) else [value]
     if not all(type(each) is int for each in indices):
-        raise CorruptFile(subject, f"has layers_to_transform {_show(value)} where layer numbers must be")
+        raise CorruptFile(subject, f"has layers_to_transform {_show(value)} where layer numbers are expected")
     return frozenset(indices)
 
 
@@ -203,12 +211,14 @@ def _patterns(raw: dict[str, Any], field: str, subject: str) -> list[tuple[re.Pa
     for key, value in entries.items():
         if not _SAFE_PATTERN.fullmatch(key) or len(_QUANTIFIER.findall(key)) > 2 or _ways(key) > _MOST_WAYS:
             raise UnsupportedAdapter(
-                subject, f"has the {field} {_show(key)}; only names and simple patterns are served"
+                subject, f"has the {field} {_show(key)}; only names and simple patterns are supported"
             )
         try:
             found.append((re.compile(rf"(.*\.)?({key})$"), key, value))
         except re.error:
-            raise CorruptFile(subject, f"has the {field} {_show(key)}, which is no regular expression") from None
+            raise CorruptFile(
+                subject, f"has the {field} {_show(key)}, which is not a valid regular expression"
+            ) from None
     return found
 
 

@@ -134,7 +134,7 @@ def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
     check_packed(header, fit, subject)
     check_told(header, config, fit, subject)
     if config.canonical != header.config or not packed_file.is_canonical(header, start):
-        raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it anew")
+        raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it again")
 
 
 def fill(view: memoryview, file: BinaryIO) -> int:
@@ -148,12 +148,12 @@ def fill(view: memoryview, file: BinaryIO) -> int:
 def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known: bool) -> None:
     """Raise unless `size` bytes came, to the file's end. `known`: the storage told the right size before."""
     if filled < size:
-        told = f"gave {filled} bytes of weights where its header tells of {size}"
+        told = f"gave {filled} bytes of weights, and its header gives {size}"
         if known:
             raise SourceUnavailable(subject, f"{told}; retrying")
         raise CorruptFile(subject, f"is truncated: {told}; upload it again")
     if file.read(1):
-        raise CorruptFile(subject, f"has bytes beyond the {size} that its header tells of")
+        raise CorruptFile(subject, f"has more bytes than the {size} that its header gives; upload it again")
 
 
 def _tensor(spec: TensorSpec, blob: bytearray, start: int) -> torch.Tensor:
@@ -169,5 +169,5 @@ def _refuse_broken(packed: Packed, subject: str, *, finite: bool) -> Packed:
     if not finite:
         name = first_broken(packed.header.layout, packed.run)
         dtype = packed.header.dtype
-        raise NonFiniteWeights(subject, f"holds NaN or infinity in {name[:200]} (as {dtype}); train it again")
+        raise NonFiniteWeights(subject, f"has NaN or infinity in {name[:200]} (as {dtype}); train it again")
     return packed

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import (
     BadExample,
     CapacityExceeded,
@@ -52,10 +53,10 @@ def read_dataset(told: Dataset) -> Examples:
     elif told.uri:
         raise InvalidRequest(f"dataset {told.uri!r}", "must end in .jsonl or .parquet")
     else:
-        raise InvalidRequest("dataset", "names neither a uri nor lines")
+        raise InvalidRequest("dataset", "has neither a uri nor lines; set one of them")
     examples = Examples(told, lines)
     if not examples:
-        raise BadExample(f"dataset {told.uri!r}" if told.uri else "dataset", "holds no examples")
+        raise BadExample(f"dataset {told.uri!r}" if told.uri else "dataset", "has no examples")
     return examples
 
 
@@ -98,7 +99,7 @@ def _line_of(row: Any, subject: str) -> bytes:
     try:
         return msgspec.json.encode(row)
     except (TypeError, msgspec.MsgspecError) as error:
-        raise BadExample(subject, f"can't be told as JSON: {error}") from None
+        raise BadExample(subject, f"cannot be encoded as JSON: {error}") from None
 
 
 def _check_count(count: int, subject: str) -> None:
@@ -108,7 +109,9 @@ def _check_count(count: int, subject: str) -> None:
 
 def _check_size(size: int, subject: str) -> None:
     if size > MAX_BYTES:
-        raise CapacityExceeded(subject, f"has {size} bytes or more, and one may have {MAX_BYTES}; split it")
+        raise CapacityExceeded(
+            subject, f"has {in_units(size)} or more, and {in_units(MAX_BYTES)} are allowed; split it"
+        )
 
 
 def _content(told: Dataset) -> bytearray:

@@ -37,9 +37,9 @@ def read_line(line: str | bytes, told: Dataset, subject: str) -> Example:
     try:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadExample(subject, f"is no JSON: {error}") from None
+        raise BadExample(subject, f"is not valid JSON: {error}") from None
     if not isinstance(found, dict):
-        raise BadExample(subject, f"is no JSON object but {type(found).__name__}")
+        raise BadExample(subject, f"is not a JSON object but {type(found).__name__}")
     return _read_object(found, told, subject)
 
 
@@ -59,7 +59,7 @@ def _read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Examp
     try:
         whole = msgspec.json.encode(found).decode()
     except (TypeError, msgspec.MsgspecError) as error:
-        raise BadExample(subject, f"can't be told as JSON: {error}") from None
+        raise BadExample(subject, f"cannot be encoded as JSON: {error}") from None
     return Example(prompt, answer, whole, told.template_variables)
 
 
@@ -75,7 +75,7 @@ def _message(value: Any, subject: str) -> Message:
     try:
         message = msgspec.convert(value, Message)
     except msgspec.ValidationError as error:
-        raise BadExample(subject, f"has a chat message that is none: {error}") from None
+        raise BadExample(subject, f"has an invalid chat message: {error}") from None
     if message.role not in ROLES:
         raise BadExample(subject, f"has a message of role {message.role[:40]!r}; roles are {', '.join(ROLES)}")
     return message

@@ -244,12 +244,12 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
         if not path.exists():
             continue
         if not is_current(path):
-            _log.warning("kernels not used: made from other sources; compile them anew", library=path.name)
+            _log.warning("kernels not used: built from other sources; compile them again", library=path.name)
             continue
         library = ctypes.CDLL(str(path))
         if library.mint_ready():
             return library, variant
-        _log.warning("kernels not used: the system does not let this process use their registers", library=path.name)
+        _log.warning("kernels not used: the system denies this process their registers", library=path.name)
     return None
 
 

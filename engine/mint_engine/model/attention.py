@@ -79,7 +79,7 @@ def attend(
     if not isinstance(paged.cache, KvCache):
         if style.window is not None or style.cap is not None or style.sinks is not None:
             raise UnsupportedBase(
-                type(module).__name__, "has a window, cap or sink over latents, which is not served"
+                type(module).__name__, "has a window, cap or sink over latents, which is not supported"
             )
         return attend_latent(module, query[0], key[0, 0], value[0, 0], indices, style.scale, paged.of(layer)), None
     kept, cache, plan = paged.window(layer), paged.cache, paged.of(layer)
@@ -115,7 +115,7 @@ def _refuse(
     if paged is None or refused:
         raise UnsupportedBase(
             type(module).__name__,
-            f"needs attention with {', '.join(refused) or 'no page table'}, which is not served",
+            f"needs attention with {', '.join(refused) or 'no page table'}, which is not supported",
         )
 
 
@@ -125,7 +125,7 @@ def unserved(
     """What a model asks of attention that would change its result, and is computed by nothing here."""
     found = sorted(name for name, given in options.items() if given is not None and name not in _HARMLESS)
     if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
-        found.append("an own mask or dropout")
+        found.append("a custom mask or dropout")
     return found
 
 

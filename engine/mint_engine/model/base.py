@@ -150,7 +150,7 @@ def empty_model(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
         with torch.device("meta"):
             return _kind(config).from_config(config)  # type: ignore[no-any-return]
     except LIBRARY_ERRORS as error:
-        raise UnsupportedBase(subject, f"can't be loaded: {first_line(error)}") from None
+        raise UnsupportedBase(subject, f"cannot be loaded: {first_line(error)}") from None
 
 
 def _read_model(
@@ -198,7 +198,7 @@ def _read_model(
         if part is not None:
             part.finish(model, partial(_check_read, files))
     except LIBRARY_ERRORS as error:
-        raise UnsupportedBase(files.subject, f"can't be loaded: {first_line(error)}") from None
+        raise UnsupportedBase(files.subject, f"cannot be loaded: {first_line(error)}") from None
     return model  # type: ignore[no-any-return]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import structlog
 import torch
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import PAGE_TOKENS, STEP_TOKENS, LayerGroups, pages_for
 from mint_engine.model.device import zeros
@@ -62,7 +63,7 @@ class _Pages:
         try:
             bring_zeros(self.pool.data_ptr(), self.pool.nbytes)
         except OSError as error:
-            told = f"of {self.bytes} bytes is more than this machine has free ({error.strerror}); lower it"
+            told = f"of {in_units(self.bytes)} is more than this machine has free ({error.strerror}); lower it"
             raise CapacityExceeded("kvCacheMemory", told) from None
         _log.info("cache_in_memory", bytes=self.pool.nbytes, seconds=round(time.perf_counter() - began, 4))
 
@@ -133,7 +134,7 @@ def count_pages(budget_bytes: int, page: int, context_length: int, groups: Layer
         shorter = " or lower contextLength" if context_length > PROBE_TOKENS else ""
         raise CapacityExceeded(
             "kvCacheMemory",
-            f"of {budget_bytes} bytes holds {max(pages, 0)} pages, but one request of {tokens} tokens needs "
+            f"of {in_units(budget_bytes)} holds {max(pages, 0)} pages, but one request of {tokens} tokens needs "
             f"{needed}; give at least {(needed + 1) * page} bytes{shorter}",
         )
     return int(pages)

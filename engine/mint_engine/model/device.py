@@ -33,10 +33,12 @@ def choose_device(name: str, number: int = 0) -> torch.device:
     if found:
         raise UnsupportedBase(
             f"device {name!r}",
-            f"is on this machine for {found} of its ranks, and each computes on one of its own; "
-            "lower the BaseModel's spec.engine.tensorParallelSize, or give its pods as many",
+            f"has {found} GPUs on this machine, and each of its ranks needs one; "
+            "lower the BaseModel's spec.engine.tensorParallelSize, or give its pods more GPUs",
         )
-    raise UnsupportedBase(f"device {name!r}", "is not there on this machine; set the BaseModel's spec.engine.device")
+    raise UnsupportedBase(
+        f"device {name!r}", "is not available on this machine; set the BaseModel's spec.engine.device"
+    )
 
 
 def choose_dtype(name: str) -> torch.dtype:

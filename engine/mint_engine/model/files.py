@@ -83,8 +83,8 @@ def find_files(path: Path) -> BaseFiles:
     if ggufs:
         raise UnsupportedBase(subject, several_ggufs(ggufs))
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        raise UnsafeFormat(subject, f"holds only {', '.join(pickles[:3])}; convert the weights to safetensors")
-    raise SourceNotFound(subject, "holds no *.safetensors and no *.gguf")
+        raise UnsafeFormat(subject, f"has only {', '.join(pickles[:3])}; convert the weights to safetensors")
+    raise SourceNotFound(subject, "has no *.safetensors and no *.gguf; check spec.source of the BaseModel")
 
 
 def check_start(files: BaseFiles) -> BaseFiles:
@@ -92,7 +92,7 @@ def check_start(files: BaseFiles) -> BaseFiles:
     if files.gguf is not None:
         with (files.folder / files.gguf).open("rb") as file:
             if not read_head(file, files.subject).startswith(MAGIC):
-                raise CorruptFile(files.subject, "does not start as a GGUF file does")
+                raise CorruptFile(files.subject, "does not start like a GGUF file")
     return files
 
 
@@ -110,7 +110,7 @@ def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
             with safe_open(files.folder / name, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise CorruptFile(files.subject, f"{name} is truncated or no safetensors file ({error})") from None
+            raise CorruptFile(files.subject, f"{name} is truncated or not a safetensors file ({error})") from None
     return files
 
 
@@ -180,7 +180,7 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     raw = _read_object(files, "config.json")
     _check_sizes(files, "a config.json", raw)
     if raw.get("transformers_weights"):  # transformers would read that in place of all that is looked at here
-        said = "names a file of weights in its config.json; take transformers_weights out"
+        said = "names a file of weights in its config.json; remove transformers_weights"
         raise UnsupportedBase(files.subject, said)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
         raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
@@ -202,7 +202,7 @@ def tell_routes_once(config: Any, subject: str) -> None:
     if not isinstance(told, list):
         return
     if len(told) < config.num_hidden_layers or any(each != told[0] for each in told):
-        raise UnsupportedBase(subject, f"has no one number of experts of a token, but {told}, which is not served")
+        raise UnsupportedBase(subject, f"has several numbers of experts per token, {told}, which is not supported")
     config.num_experts_per_tok = told[0]
 
 
@@ -231,7 +231,7 @@ def _read_object(files: BaseFiles, name: str) -> dict[str, Any]:
     try:
         found = _read_json(files.folder / name)
     except FileNotFoundError:
-        raise CorruptFile(files.subject, f"holds no {name}") from None
+        raise CorruptFile(files.subject, f"has no {name}") from None
     except (OSError, ValueError):
         raise CorruptFile(files.subject, f"has a {name} that is not JSON") from None
     if not isinstance(found, dict):
@@ -258,7 +258,7 @@ def _told_by_library(files: BaseFiles, read: Callable[[], PreTrainedConfig]) -> 
     try:
         return read()
     except LIBRARY_ERRORS as error:
-        raise UnsupportedBase(files.subject, f"has a configuration that is not served: {first_line(error)}") from None
+        raise UnsupportedBase(files.subject, f"has an unsupported configuration: {first_line(error)}") from None
 
 
 def _as_they_lie(files: BaseFiles) -> dict[str, Any]:
@@ -275,10 +275,10 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
         if _has_tokenizer_code(files):
             raise UnsupportedBase(
                 files.subject,
-                "has a tokenizer that is code of its own, which is not run here; put a tokenizer.json beside its "
+                "has a tokenizer that is custom code, which is not run here; put a tokenizer.json beside its "
                 f"weights and take auto_map out of {_TOKENIZER_FILE}",
             ) from None
-        raise UnsupportedBase(files.subject, f"has no tokenizer that can be loaded: {first_line(error)}") from None
+        raise UnsupportedBase(files.subject, f"has no loadable tokenizer: {first_line(error)}") from None
     return tokenizer
 
 

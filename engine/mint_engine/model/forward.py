@@ -108,7 +108,7 @@ class Forward:
             raise UnsupportedBase(
                 base.architecture,
                 f"computes other logits with a paged cache than without (relative difference {difference:.3g}, "
-                f"at most {most:.3g} by rounding); its attention needs something that is not served",
+                f"at most {most:.3g} by rounding); its attention needs something that is not supported",
             )
         _log.info(
             "pass_chosen",

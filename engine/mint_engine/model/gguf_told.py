@@ -47,7 +47,7 @@ def check_read(path: Path, subject: str) -> None:
         own = "OpenAI's own files in MXFP4, which are no larger" if architecture == "gpt-oss" else "safetensors"
         raise UnsupportedBase(
             subject,
-            f"routes to experts as {architecture!r}, which are not read of a GGUF file; give the model as {own}",
+            f"routes to experts as {architecture!r}, which is not read from a GGUF file; give the model as {own}",
         )
 
 
@@ -77,11 +77,16 @@ def _stretch(config: PreTrainedConfig, told: Mapping[str, Any], tensors: Sequenc
     by_length = sorted(set(tensors) & set(_TURN_BY_LENGTH))
     if kind not in ("none", "linear", "yarn") or (others and kind != "none") or by_length:
         named = ", ".join([*by_length, *others]) or kind
-        raise UnsupportedBase(subject, f"stretches rotary positions by {named}, which is not read of a GGUF file")
+        raise UnsupportedBase(
+            subject,
+            f"stretches rotary positions by {named}, which is not read from GGUF; give the model as safetensors",
+        )
     if kind == "none":
         return
     if not of_all:
-        raise UnsupportedBase(subject, "stretches rotary positions, and its family has none")
+        raise UnsupportedBase(
+            subject, "stretches rotary positions, which its family does not have; get its files again"
+        )
     of_all |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         first = told.get(f"{_SCALING}original_context_length") or config.max_position_embeddings
@@ -93,7 +98,8 @@ def _check_turned(config: Any, told: int | None, rope: Mapping[str, Any], subjec
     share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     if told and told != int(size * share):
         raise UnsupportedBase(
-            subject, f"turns {told} numbers of each head by its position, but {int(size * share)} are by its family"
+            subject,
+            f"rotates {told} numbers of each head, but its family rotates {int(size * share)}; get its files again",
         )
 
 
@@ -102,7 +108,9 @@ def _narrow(config: PreTrainedConfig, told: Mapping[str, Any], subject: str) -> 
     if window and config.model_type == "phi3":  # all of whose layers slide
         config.sliding_window = int(window)
     elif isinstance(window, int) and window != known and window < config.max_position_embeddings:
-        raise UnsupportedBase(subject, f"attends to {window} tokens, but its family to {known or 'all'}")
+        raise UnsupportedBase(
+            subject, f"has a window of {window} tokens, but its family has {known or 'none'}; get its files again"
+        )
 
 
 def _scale(config: Any, told: Mapping[str, Any]) -> None:
@@ -140,7 +148,8 @@ def supply(model: PreTrainedModel, path: Path, subject: str) -> None:
     frequencies = getattr(rotary, "inv_freq", None)
     if frequencies is None or frequencies.shape != divisors.shape:
         raise UnsupportedBase(
-            subject, f"has {_FREQUENCIES} of {list(divisors.shape)}, which its family has no use for"
+            subject,
+            f"has {_FREQUENCIES} of {list(divisors.shape)}, which its family does not use; get its files again",
         )
     frequencies /= divisors.to(frequencies.device)
 
@@ -155,4 +164,4 @@ def _check_biases(model: PreTrainedModel, tensors: Sequence[str], subject: str) 
             continue
         own = tuple(f"layers.{layer}.{part}.{_BIASED[kind]}" for part in ("self_attn", "mlp"))
         if any(path.endswith(own) for path in plain):
-            raise UnsupportedBase(subject, f"has {name}, which its family has no use for")
+            raise UnsupportedBase(subject, f"has {name}, which its family does not use; get its files again")

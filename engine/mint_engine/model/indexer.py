@@ -32,7 +32,7 @@ _ROTATIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
 def rotation_of(model_type: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """How a family's indexer rotates. Raises UnsupportedBase for a family that is not known here."""
     if model_type not in _ROTATIONS:
-        raise UnsupportedBase(f"model type {model_type}", "has an indexer that is not served")
+        raise UnsupportedBase(f"model type {model_type}", "has an indexer that is not supported")
     return _ROTATIONS[model_type]
 
 

@@ -39,9 +39,9 @@ def unpacked(tensors: Mapping[str, Stored], files: Integers, dtype: torch.dtype,
                 path, {each: tensors.get(f"{path}.{each}") for each in own}, files, dtype, subject
             )
         elif packed and kind not in (*own, *UNUSED, "bias"):
-            raise UnsupportedBase(subject, f"has {name}, which no such packed weight is known to have; {ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, which is unknown for packed weights of this kind; {ADVICE}")
         elif not packed and kind in (_SCALES, _SHAPE, _ZEROS, _ORDER):
-            raise UnsupportedBase(subject, f"has {name}, but no packed weight that it belongs to; {ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, but not the packed weight that it belongs to; {ADVICE}")
         elif kind not in (*own, *UNUSED):
             found[name] = tensor
     return found
@@ -52,15 +52,15 @@ def _weight_of(
 ) -> "_Weight":
     for kind, each in parts.items():
         if each is None:
-            raise UnsupportedBase(subject, f"lacks {path}.{kind}, which a packed weight needs; {ADVICE}")
+            raise UnsupportedBase(subject, f"lacks {path}.{kind}, which its packed weight needs; {ADVICE}")
     held = {kind: each for kind, each in parts.items() if each is not None}
     words = held[WORDS]
     has, shape = f"has {said(f'{path}.{WORDS}', words)}", list(words.get_shape())
     if len(shape) == 3:
-        one = "many experts in one packed tensor, which is not read; give each expert's linears by themselves"
+        one = "many experts in one packed tensor, which is not supported; give each expert's linears separately"
         raise UnsupportedBase(subject, f"{has}, {one}, or the model in bfloat16")
     if len(shape) != 2 or 0 in shape or words.get_dtype() != "I32":
-        raise UnsupportedBase(subject, f"{has}, which is no matrix of words of {WORD} bits; {ADVICE}")
+        raise UnsupportedBase(subject, f"{has}, which is not a matrix of words of {WORD} bits; {ADVICE}")
     found = _Weight(
         path, subject, files, dtype, words, held[_SCALES], held[_SHAPE], held.get(_ZEROS), held.get(_ORDER)
     )

@@ -65,7 +65,7 @@ def up_projection(module: Any, slots: Slots, path: str) -> Up:
     """The `kv_b_proj` of the attention module at `path`. Raises UnsupportedBase where it has a bias."""
     linear = module.kv_b_proj
     if linear.bias is not None:
-        raise UnsupportedBase(path, "has a biased kv_b_proj, which is not served")
+        raise UnsupportedBase(path, "has a biased kv_b_proj, which is not supported")
     weight = linear.weight.view(module.num_heads, -1, linear.weight.shape[1])
     return Up(weight, int(module.qk_nope_head_dim), slots, slots.index.get(f"{path}.kv_b_proj"))
 

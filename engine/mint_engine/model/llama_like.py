@@ -40,7 +40,7 @@ def check_config(config: Any, positions: int) -> None:
         raise Unlike(f"the family {config.model_type} has no lean pass")
     told = narrowest(lambda name: getattr(config, name, None))
     if told is not None and told < positions and told not in windows_of(config, positions):
-        raise Unlike(f"attention may slide over {told} tokens, and where is not told")
+        raise Unlike(f"attention may slide over {told} tokens, and the layers where it does are not given")
     _check_ropes(config)
 
 

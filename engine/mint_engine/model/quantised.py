@@ -63,11 +63,11 @@ def _scaled(
         beside = tensors.get(f"{path}.weight")
         own = _scales_in(beside.get_dtype() if beside is not None else "", quantisation)
         if kind in (*_WEIGHT_SCALES, *_NVFP4_SCALES) and not own:
-            raise UnsupportedBase(subject, f"has {name}, but no quantised weight that it scales; {ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, but not the quantised weight that it scales; {ADVICE}")
         if kind in own or kind in UNUSED:
             continue
         if own and kind not in ("weight", "bias"):
-            raise UnsupportedBase(subject, f"has {name}, which no quantised weight is known to have; {ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, which is unknown for quantised weights; {ADVICE}")
         if tensor.get_dtype() == _E4M3:
             schemes = (quantisation,) if isinstance(quantisation, Float8) else MIXED
             tensor = _Float8Weight(tensor, *_scales_of(name, tensors, schemes, subject), dtype)
@@ -92,11 +92,11 @@ def _scales_of(
     if len(shape) == 3:
         raise UnsupportedBase(
             subject,
-            f"has {said(name, weight)}, many experts in one float8 tensor, which is not read; "
-            "give each expert's linears by themselves, or the model in bfloat16",
+            f"has {said(name, weight)}, many experts in one float8 tensor, which is not supported; "
+            "give each expert's linears separately, or the model in bfloat16",
         )
     if len(shape) != 2:
-        raise UnsupportedBase(subject, f"has {said(name, weight)}, which is no matrix; {ADVICE}")
+        raise UnsupportedBase(subject, f"has {said(name, weight)}, which is not a matrix; {ADVICE}")
     names = [name + end for end in _SCALES if name + end in tensors]
     if not names:
         lacking = " or ".join(name + end for end in _SCALES)
@@ -126,7 +126,7 @@ def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> 
     if not fits or scales.get_dtype() != _E4M3 or unpadded(of_all.get_shape()) or of_all.get_dtype() not in FLOATS:
         raise UnsupportedBase(
             subject,
-            f"has {said(name, weight)}, {said(scales_name, scales)} and {said(all_name, of_all)}, which are no "
+            f"has {said(name, weight)}, {said(scales_name, scales)} and {said(all_name, of_all)}, which are not "
             f"NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; {ADVICE}",
         )
     return scales, of_all
@@ -146,7 +146,7 @@ def _mxfp4(tensors: Mapping[str, Stored], dtype: torch.dtype, subject: str) -> d
         elif not name.endswith(_MXFP4_SCALES):
             found[name] = tensor
         elif name.removesuffix(_MXFP4_SCALES) + _MXFP4_BLOCKS not in tensors:
-            raise UnsupportedBase(subject, f"has {name}, but no MXFP4 blocks that it scales; {ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, but not the MXFP4 blocks that it scales; {ADVICE}")
     return found
 
 
@@ -157,7 +157,7 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
         raise UnsupportedBase(
             subject,
             f"has {said(stem + _MXFP4_BLOCKS, blocks)} and {said(stem + _MXFP4_SCALES, scales)}, "
-            f"which are no MXFP4: U8 [experts, outputs, inputs/{MXFP4_GROUP}, {MXFP4_BYTES}], and the same less the "
+            f"which are not MXFP4: U8 [experts, outputs, inputs/{MXFP4_GROUP}, {MXFP4_BYTES}], and the same less the "
             f"last; {ADVICE}",
         )
 

@@ -66,7 +66,9 @@ def find_reference(base: Base) -> Reference:
     except torch.OutOfMemoryError:
         raise
     except LIBRARY_ERRORS as error:
-        raise UnsupportedBase(base.architecture, f"can't be computed by transformers: {first_line(error)}") from error
+        raise UnsupportedBase(
+            base.architecture, f"cannot be computed by transformers: {first_line(error)}"
+        ) from error
 
 
 def load_part(

@@ -93,9 +93,7 @@ class _Mapped:
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         if self.kind not in _DTYPES:
-            raise UnsupportedBase(
-                f"base file {self.file}", f"has tensors of {self.kind}, which is no type that is read"
-            )
+            raise UnsupportedBase(f"base file {self.file}", f"has tensors of {self.kind}, which is not supported")
         own: Any = self.memory[self.bytes]  # what slices of storages are is not typed
         found = torch.empty(0, dtype=_DTYPES[self.kind]).set_(own).view(self.shape)[part]
         if found.numel():
@@ -112,7 +110,7 @@ def _readable(file: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in LOST:
             raise
-        told = f"can not be read from its disk ({error.strerror}); get its files again"
+        told = f"cannot be read from its disk ({error.strerror}); get its files again"
         raise CorruptFile(f"base file {file}", told) from error
 
 

@@ -23,7 +23,7 @@ def send_content(to: socket.socket, descriptor: int) -> None:
     while sent < length:
         piece = os.pread(descriptor, min(_PIECE, length - sent), sent)
         if not piece:
-            raise EngineUnavailable("engine", "has an adapter's file that was cut short while it was sent; ask again")
+            raise EngineUnavailable("engine", "received an incomplete adapter file from the leader; retry")
         digest.update(piece)
         to.sendall(piece)
         sent += len(piece)
@@ -47,14 +47,14 @@ def receive_content(source: socket.socket, into: int | None, subject: str) -> No
             except OSError as error:
                 trouble = error
     if exactly(source, digest.digest_size) != digest.digest():
-        raise CorruptFile(subject, "came to another node with other content than it was sent with")
+        raise CorruptFile(subject, "arrived on another node with different content than was sent")
     if trouble is not None:
         raise not_kept(subject, trouble) from trouble
 
 
 def not_kept(subject: str, trouble: OSError) -> SourceUnavailable:
     """An adapter that came to another node which has no room for it now, say."""
-    return SourceUnavailable(subject, f"can not be kept on another node ({trouble}); retrying")
+    return SourceUnavailable(subject, f"cannot be kept on another node ({trouble}); retrying")
 
 
 def _write(into: int, piece: bytes) -> None:

@@ -60,7 +60,7 @@ class DistributedGroup:
             return act(self._joined)
         except RuntimeError as error:
             raise EngineUnavailable(
-                "engine", f"has lost one of its ranks and is about to end; ask again ({_first_line(error)})"
+                "engine", f"has lost one of its ranks and is about to end; retry ({_first_line(error)})"
             ) from error
 
     @cached_property

@@ -60,7 +60,7 @@ class Door:
             hello = admit(connection, self._key)
             node = self._nodes.get(hello.node)
             entered = node is not None and node.enter(hello.channel, connection)
-            why = "" if entered else f"node {hello.node} is there already, or not of this engine"
+            why = "" if entered else f"node {hello.node} is already connected, or not part of this engine"
         except (Stranger, OSError, ValueError) as error:
             why = str(error)
         finally:

@@ -131,8 +131,9 @@ def _admit(leaders: str, config: PreTrainedConfig, subject: str) -> None:
         return
     raise UnsupportedBase(
         subject,
-        f"has ranks choose experts or tokens, all alike, and this one's CPU has {own or 'no'} instructions and the "
-        f"leader's {leaders}, which round differently; give an engine nodes of one kind (spec.engine.nodeSelector)",
+        f"needs ranks that choose the same experts or tokens, but this one's CPU has {own or 'no'} instructions "
+        f"and the leader's {leaders}, which round differently; give the engine nodes "
+        "of one kind (spec.engine.nodeSelector)",
     )
 
 

@@ -86,7 +86,7 @@ class Meeting:
     def check(self) -> None:
         """Raise EngineUnavailable where it is broken."""
         if self.broken:
-            raise EngineUnavailable("engine", "has lost one of its ranks and is about to end; ask again")
+            raise EngineUnavailable("engine", "has lost one of its ranks and is about to end; retry")
 
 
 def _sums_at() -> int:

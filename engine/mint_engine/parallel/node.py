@@ -77,7 +77,7 @@ class Node:
         """See `Rank`."""
         deadline = time.monotonic() + timeout_s if timeout_s is not None else math.inf
         if not self._there.wait(timeout_s):
-            raise EngineUnavailable(self.name, "of this engine has not come in time; see its pod")
+            raise EngineUnavailable(self.name, "of this engine did not connect in time; see its pod")
         return expect_ready(self._connections[Channel.STEPS], self.name, max(1.0, deadline - time.monotonic()))
 
     def watch(self) -> None:

@@ -11,8 +11,8 @@ def check_alike(does: str, own: str, others: Mapping[int, str]) -> None:
         if _kind(other) != _kind(own):
             raise UnsupportedBase(
                 "tensorParallelSize",
-                f"is more than 1, and rank {rank} {does} by {other}, rank 0 by {own}; give an engine "
-                "of several nodes those of one kind (spec.engine.nodeSelector), or set it to 1",
+                f"is more than 1, and rank {rank} {does} by {other}, rank 0 by {own}; give the engine "
+                "nodes of one kind (spec.engine.nodeSelector), or set it to 1",
             )
 
 

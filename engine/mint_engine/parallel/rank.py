@@ -105,7 +105,7 @@ class Rank:
         if status is None:
             return ""
         if status == -signal.SIGKILL:
-            return "it was killed, as happens where memory runs out"
+            return "it was killed, probably for lack of memory"
         return f"by signal {-status}" if status < 0 else f"with status {status}; see the log"
 
 
@@ -133,4 +133,4 @@ def refusal(error: MintError) -> Refused:
 def gone(name: str, how: str = "") -> EngineUnavailable:
     """Of a rank or node that does not answer; of one that has ended, `how` where that is known."""
     told = f"has ended ({how})" if how else "has ended or does not answer"
-    return EngineUnavailable(name, f"of this engine {told}; ask again")
+    return EngineUnavailable(name, f"of this engine {told}; retry")

@@ -232,12 +232,12 @@ class Ranks:
 
 def _open_door(entrance: Entrance | None, nodes: Sequence[Node]) -> Door:
     if entrance is None:
-        raise EngineUnavailable("engine", "has several nodes, and was not told where they come in")
+        raise EngineUnavailable("engine", "has several nodes, but no port for them to connect to")
     try:
         return Door(entrance, nodes)
     except OSError as error:
         raise EngineUnavailable(
-            "engine", f"can not listen for its other nodes on port {entrance.port} ({error})"
+            "engine", f"cannot listen for its other nodes on port {entrance.port} ({error})"
         ) from error
 
 
@@ -263,5 +263,5 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
             packed_file.write_at_once(Packed(header, packed.run.cpu()), file)
         except OSError as error:
             subject = f"revision {packed.revision}"
-            raise SourceUnavailable(subject, f"could not be told to other ranks ({error}); retrying") from error
+            raise SourceUnavailable(subject, f"could not be sent to the other ranks ({error}); retrying") from error
         yield file

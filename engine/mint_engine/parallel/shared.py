@@ -48,7 +48,6 @@ def _kernels(dtype: torch.dtype) -> Kernels:
     if found is None:
         raise UnsupportedBase(
             "tensorParallelSize",
-            "is more than 1, and ranks on a CPU meet by compiled kernels, which are not there for this machine; "
-            "set it to 1",
+            "is more than 1, and ranks on a CPU need compiled kernels, which this machine does not have; set it to 1",
         )
     return found

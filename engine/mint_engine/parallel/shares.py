@@ -212,7 +212,8 @@ def cuts_of(modules: Mapping[str, Module], share: Share) -> dict[str, ModuleCut]
 def not_shared(path: str) -> UnsupportedBase:
     """A base with a layer that is not shared out."""
     return UnsupportedBase(
-        "tensorParallelSize", f"is more than 1, and the base has {path}, which is not shared out; set it to 1"
+        "tensorParallelSize",
+        f"is more than 1, and the base has {path}, which cannot be split over ranks; set it to 1",
     )
 
 
@@ -233,5 +234,5 @@ def _split_groups(of: Dimensions, count: int) -> tuple[tuple[Cut, ...], tuple[Cu
 
 def _too_many(count: int, what: str) -> UnsupportedBase:
     return UnsupportedBase(
-        "tensorParallelSize", f"is {count}, and the base has {what}, which so many ranks can not share; lower it"
+        "tensorParallelSize", f"is {count}, but {what} cannot be split over that many ranks; lower it"
     )

@@ -49,7 +49,7 @@ _END_S = 5.0
 ENDED, DEFECT = 0, 1  # exit codes
 _END = messages.encode(messages.End())
 _OTHER_CODE = UnsupportedBase(
-    "code", "of this node's image is not its leader's; give all pods of an engine one image"
+    "code", "of this node's image differs from its leader's; give all pods of an engine the same image"
 )
 
 _log = structlog.get_logger(__name__)
@@ -103,7 +103,7 @@ class OwnBase:
 
     def __init__(self, start: Start) -> None:
         self._start = start
-        self._found: Path | MintError = Internal("base", "has not been looked for")
+        self._found: Path | MintError = Internal("base", "has not been looked for yet")
         self._again_at = 0.0
         self._disputed = ""  # the digest of what a leader held in place of it
 
@@ -158,7 +158,7 @@ def find_base(start: Start) -> Path | MintError:
     try:
         return fetch_base(source, start.cache, partial(_look, start.settings))
     except OSError as error:
-        return SourceUnavailable(f"base {source.uri}", f"can not be read ({error}); retrying")
+        return SourceUnavailable(f"base {source.uri}", f"cannot be read ({error}); retrying")
     except MintError as error:
         return error
     except Exception as defect:  # noqa: BLE001 - the leader is to tell it, while this process stays up
@@ -178,15 +178,15 @@ def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
 def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
     """Why this node's share would be of something else than the leader's."""
     if begin.settings != start.settings:
-        return UnsupportedBase("settings", "of this node are not its leader's; their pods were not made together")
+        return UnsupportedBase(
+            "settings", "of this node differ from its leader's; their pods were not created together"
+        )
     try:
         same = base_digest(base) == begin.digest
     except SourceUnavailable as error:
         return error
     subject = f"base {start.settings.source.uri}"
-    return (
-        None if same else WrongBase(subject, "holds on this node what it does not on the leader; make them the same")
-    )
+    return None if same else WrongBase(subject, "differs between this node and the leader; give both the same files")
 
 
 def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:

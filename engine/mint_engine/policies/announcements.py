@@ -50,7 +50,7 @@ class Announcements:
         """
         others = self._all().get(policy, [])
         if others and others[-1].lease > name.lease:
-            said = f"is published under lease {others[-1].lease} now, not {name.lease}"
+            said = f"is now published under lease {others[-1].lease}, not {name.lease}"
             raise StaleLease(f"policy {policy!r}", said)
         self._store.write(self._path(policy, name), msgspec.json.encode(announcer))
         for each in others:

@@ -23,7 +23,7 @@ M = TypeVar("M", bound=Message)
 
 def draining() -> Draining:
     """That an engine takes no more calls."""
-    return Draining("engine", "is about to end, and saves what it trains; retry", retry_after_s=PART_RETRY_S)
+    return Draining("engine", "is shutting down and saving what it trains; retry", retry_after_s=PART_RETRY_S)
 
 
 class Calls:
@@ -61,10 +61,12 @@ class Calls:
         """Raise InvalidRequest unless it is still new, and of these settings."""
         subject = f"policy {self._policy!r}"
         if self.sequence or self._settings is None:
-            raise InvalidRequest(subject, f"exists, at call {self.sequence}; drop it first")
+            raise InvalidRequest(subject, f"already exists, at call {self.sequence}; drop it first")
         told, known = asdict(settings), asdict(self._settings)
         if other := [f"{name} {known[name]!r}, not {told[name]!r}" for name in told if told[name] != known[name]]:
-            raise InvalidRequest(subject, f"exists with {', '.join(other)}; drop it first, or take another name")
+            raise InvalidRequest(
+                subject, f"already exists with {', '.join(other)}; drop it first, or choose another name"
+            )
 
     def check_life(self, life: int) -> None:
         """Raise PolicyNotFound where `life` is told (not 0) and another one's."""
@@ -74,7 +76,7 @@ class Calls:
     def check_lease(self, lease: int) -> None:
         """Raise PolicyNotFound where `lease` is told (not 0) and another one's: the policy is elsewhere, or was."""
         if lease not in {0, self.lease}:
-            said = f"is here under lease {self.lease}, not {lease}: ask where it is, and how far it has come"
+            said = f"is here under lease {self.lease}, not {lease}; ask for its engine and its progress again"
             raise PolicyNotFound(f"policy {self._policy!r}", said)
 
     async def once(
@@ -132,7 +134,7 @@ class Calls:
                 with suppress(MintError):
                     await self._stays()
                 raise
-            self._gone = "rests, as nobody has called it for long; resume it from what was saved"
+            self._gone = "was saved and unloaded for lack of calls; resume it"
 
     async def part(self, save: Callable[[], Awaitable[object]]) -> None:
         """Take no more calls: they raise Draining. `save` once the one under way has ended."""
@@ -159,11 +161,13 @@ class Calls:
             if sequence in self._answers:
                 asked, answer = self._answers[sequence]
                 if asked != digest:
-                    said = f"call {sequence} has been another one; the next is {self.sequence + 1}"
+                    said = (
+                        f"call {sequence} was already used for a different request; the next is {self.sequence + 1}"
+                    )
                     raise OutOfOrder(f"policy {self._policy!r}", said)
                 return cast(M, answer)
             if sequence != self.sequence + 1:
-                what = "has no answer any more" if sequence <= self.sequence else "comes too early"
+                what = "is too old: its answer is no longer kept" if sequence <= self.sequence else "comes too early"
                 raise OutOfOrder(
                     f"policy {self._policy!r}", f"call {sequence} {what}; the next is {self.sequence + 1}"
                 )

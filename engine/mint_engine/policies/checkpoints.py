@@ -118,15 +118,15 @@ class Shelf:
             where = f"{self.folder!r} of {self._store.source.uri!r}"
             raise CorruptFile(
                 f"policy {self._policy!r}",
-                f"has no checkpoint that can be read, of {len(broken)} in {where} (the newest {broken[0].message}); "
-                "it is not trained from its start in their place: put one back and raise spec.train.retry (mint wave "
-                "resume); or a new AdapterWave trains it anew, or on from what it has published (startFrom)",
+                f"has no readable checkpoint among {len(broken)} in {where} (the newest {broken[0].message}), and is "
+                "not restarted from scratch; restore one and raise spec.train.retry (mint wave resume), or create a "
+                "new AdapterWave, which trains it from scratch or from what it has published (startFrom)",
             )
         if saved:
             raise SourceUnavailable(
                 f"store {self._store.source.uri!r}",
-                f"holds no checkpoint of policy {self._policy!r} in {self.folder!r}, which was saved at step {saved} "
-                "or later; mount its volume, or put its files back; or delete the wave and create it anew to begin "
+                f"has no checkpoint of policy {self._policy!r} in {self.folder!r}, which was saved at step {saved} "
+                "or later; mount its volume, or restore its files; or delete the wave and create it again to begin "
                 "at step 0; retrying",
             )
         return None
@@ -162,7 +162,7 @@ class Shelf:
         try:
             blob = self._store.read(f"{folder}/{BLOB}", record.size or None)
         except CapacityExceeded:
-            raise CorruptFile(subject, f"has more than the {record.size} bytes that its record tells of") from None
+            raise CorruptFile(subject, f"has more than the {record.size} bytes that its record gives") from None
         except SourceNotFound:
             if RECORD in self._store.names(folder):
                 raise CorruptFile(subject, f"has lost its {BLOB}") from None

@@ -35,4 +35,4 @@ class Defects:
         # Out of the handler, which keeps the work's tensors: a full device must not be taken for a broken one.
         if self.computes():
             return kind(subject, why)
-        return EngineUnavailable("engine", f"can compute nothing any more: {subject} {why}")
+        return EngineUnavailable("engine", f"cannot compute any more: {subject} {why}")

@@ -179,7 +179,7 @@ def _copying(trainer: Trainer, name: str) -> Copying:
     A gradient is of an update that was cut off, which will be computed anew.
     """
     if trainer.policy(name).halfway:
-        raise InvalidRequest(f"policy {name!r}", "is in the middle of an update and can't be saved")
+        raise InvalidRequest(f"policy {name!r}", "is in the middle of an update and cannot be saved")
     copy = yield from copying(trainer, name)
     copy.forget_gradient()
     return copy

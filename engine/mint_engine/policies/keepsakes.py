@@ -98,7 +98,9 @@ async def load(here: Open, policy: str, calls: Calls, uri: str) -> Policy:
     shelf = shelf_of(here.store, policy)
     folder = _folder(here.store, shelf)
     if not uri.startswith(folder):
-        raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
+        raise SourceForbidden(
+            f"policy {policy!r}", "can only load its own states; give a uri that SaveState returned"
+        )
     name = uri.removeprefix(folder)
     blob = await asked(shelf.read, name)
     if (of := Name.read(name)) is not None and of.lease > calls.lease:
@@ -115,7 +117,7 @@ async def newest(here: Open, policy: str, life: int) -> Found:
     told = await asked(shelf.newest_told)
     found = await asked(shelf.newest)
     if found is None:
-        raise PolicyNotFound(f"policy {policy!r}", "has saved nothing to go on from; create it")
+        raise PolicyNotFound(f"policy {policy!r}", "has no saved state to resume from; create it")
     record, blob = found
     if life and not (record.left and record.life == life):
         raise not_left(policy, life)
@@ -162,12 +164,12 @@ async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> Non
 
 def not_left(policy: str, life: int) -> PolicyNotFound:
     """That a policy is not to be gone on with by a program that does not know what it has lost."""
-    said = f"of life {life} is not what its engine has left as it ended; resume it by its name, or create it"
+    said = f"of life {life} is not what its engine saved on shutdown; resume it by name alone, or create it"
     return PolicyNotFound(f"policy {policy!r}", said)
 
 
 def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:
-    return StaleLease(f"policy {policy!r}", f"is trained under lease {lease} now, not {calls.lease}")
+    return StaleLease(f"policy {policy!r}", f"is now trained under lease {lease}, not {calls.lease}")
 
 
 def rests_of(record: Record) -> Rests:

@@ -159,7 +159,7 @@ class Lessons:
     async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:
         scorer = self.scorer
         if scorer is None:
-            raise Internal(f"policy {self.terms.policy!r}", "has nothing to score its answers with")
+            raise Internal(f"policy {self.terms.policy!r}", "has no reward to score its answers with")
         completions = [
             Completion(example.text, text, example.answer, example.json)
             for example, group in zip(examples, texts, strict=True)

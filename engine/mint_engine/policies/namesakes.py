@@ -35,7 +35,7 @@ class Namesakes:
             _log.warning("namesakes_unknown", policy=policy, error=str(error))
             found = ""
         if found := found or await self._in_store(policy):
-            raise InvalidRequest(f"policy {policy!r}", f"can't be published: {found}; create it under another name")
+            raise InvalidRequest(f"policy {policy!r}", f"cannot be published: {found}; create it under another name")
 
     async def _in_waves(self, policy: str) -> str:
         placed = await self._map.placement(self._base, policy)

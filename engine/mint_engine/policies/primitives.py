@@ -6,6 +6,7 @@ import math
 from typing import cast, get_args
 
 from mint_contracts import training_pb2 as pb
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss, LossType, Optimizer
 from mint_contracts.transport import MOST_ROUTE_BYTES
@@ -32,13 +33,15 @@ def settings_of(request: pb.CreatePolicyRequest) -> PolicySettings:
 def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | None) -> PolicyBatch:
     """What is to be learnt, by a base of such `routes`. Raises InvalidRequest."""
     if not 0 < len(request.examples) <= MOST_EXAMPLES:
-        raise InvalidRequest("examples", f"are {len(request.examples)}; give 1 to {MOST_EXAMPLES} a call")
+        raise InvalidRequest("examples", f"are {len(request.examples)}; give 1 to {MOST_EXAMPLES} per call")
     tokens = sum(len(each.tokens) for each in request.examples)
     if tokens > MOST_TOKENS:
-        raise InvalidRequest("examples", f"have {tokens} tokens; give at most {MOST_TOKENS} a call")
+        raise InvalidRequest("examples", f"have {tokens} tokens; give at most {MOST_TOKENS} per call")
     told = sum(len(part.experts) for each in request.examples for part in each.routes)
     if told > MOST_ROUTE_BYTES:
-        raise InvalidRequest("examples", f"have {told} bytes of routes; give at most {MOST_ROUTE_BYTES} a call")
+        raise InvalidRequest(
+            "examples", f"have {in_units(told)} of routes; give at most {in_units(MOST_ROUTE_BYTES)} per call"
+        )
     loss = _loss_of_request(request)
     examples = [
         Example(
@@ -76,7 +79,7 @@ def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise InvalidRequest("loss", "has a value that is negative or not finite")
     if 0 < high < low:
-        raise InvalidRequest("loss", f"has ratio_low {low:g} above ratio_high {high:g}, which leaves no token")
+        raise InvalidRequest("loss", f"has ratio_low {low:g} above ratio_high {high:g}, which leaves no tokens")
     return Loss(
         type=cast(LossType, request.loss),
         clip_low=request.clip_low or None,

@@ -24,7 +24,7 @@ from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256
 LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S, DROPPING_RETRY_S = 5.0, 10.0, 0.5, 2.0
-SUPERSEDED = "has gone on elsewhere while its engine was cut off"
+SUPERSEDED = "was resumed on another engine while its own was cut off"
 REST_S, LOOK_S = 30 * 60.0, 60.0  # what goes on after a rest costs its program seconds
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Register:
         """A policy that is here, of this `life` if one is told (not 0). Raises PolicyNotFound."""
         calls = self._calls.get(name)
         if calls is None:
-            said = "is not on this engine; resume it from what it saved, or create it"
+            said = "is not on this engine; resume it from its saved state, or create it"
             raise PolicyNotFound(f"policy {name!r}", said)
         calls.check_there()
         calls.check_life(life)
@@ -83,7 +83,7 @@ class Register:
         """As `known`. Raises EngineUnavailable where it is being made."""
         calls = self.known(name, life)
         if calls in self._making:
-            raise EngineUnavailable(f"policy {name!r}", "is being made; retry", retry_after_s=MAKING_RETRY_S)
+            raise EngineUnavailable(f"policy {name!r}", "is being created; retry", retry_after_s=MAKING_RETRY_S)
         return calls
 
     async def create(self, name: str, told: PolicySettings) -> Calls:
@@ -249,7 +249,7 @@ class Register:
         try:
             await self._tell_dropped(here, name)
         except MintError as error:
-            said = f"is being dropped, of which the store is yet to be told ({error}); retry"
+            said = f"is being dropped, which its store does not yet know ({error}); retry"
             raise EngineUnavailable(f"policy {name!r}", said, retry_after_s=DROPPING_RETRY_S) from error
 
     async def _let_go_superseded(self, here: Open, name: str) -> None:
@@ -284,7 +284,7 @@ class Register:
         if self._parting:
             raise draining()
         if len(self._calls) >= MOST_POLICIES:
-            said = f"trains {MOST_POLICIES} policies of calls; drop one"
+            said = f"already has {MOST_POLICIES} Trainer API policies; drop one"
             raise Overloaded("engine", said, retry_after_s=FULL_RETRY_S)
         # Later than those of policies of this name that other engines have trained, or this one has dropped (but see
         # `_succeed`).

@@ -83,9 +83,9 @@ def _entry(store: Store, policy: str, path: str) -> Published:
             return _PUBLISHED.decode(store.read(path, MAX_ENTRY))
         except (msgspec.MsgspecError, UnicodeDecodeError, CapacityExceeded) as error:
             broken = error
-    said = f"is told of by {path!r} of {store.source.uri!r}, which can't be read ({broken})"
+    said = f"has an unreadable entry {path!r} in {store.source.uri!r} ({broken})"
     raise CorruptFile(
-        f"newest revision of policy {policy!r}", f"{said}; delete that file, and the one before it is the newest"
+        f"newest revision of policy {policy!r}", f"{said}; delete that file to fall back to the revision before it"
     )
 
 

@@ -68,7 +68,9 @@ class Series:
         try:
             self._refuse_stale(Name(lease, 0))
             if not alone:
-                raise StaleLease(f"policy {self._policy!r}", f"is taken under lease {lease} by another engine, too")
+                raise StaleLease(
+                    f"policy {self._policy!r}", f"is also being taken under lease {lease} by another engine"
+                )
         except StaleLease:
             self._store.delete(folder if alone else f"{folder}/{mine}")
             if not self._store.names(folder):  # both have given way: a folder is there with nothing in it, too
@@ -99,7 +101,7 @@ class Series:
         newer = [each for each in self.names() if each.lease > name.lease]
         if newer:
             raise StaleLease(
-                f"policy {self._policy!r}", f"is trained under lease {newer[-1].lease} now, not {name.lease}"
+                f"policy {self._policy!r}", f"is now trained under lease {newer[-1].lease}, not {name.lease}"
             )
 
     def sweep(self, name: Name) -> None:

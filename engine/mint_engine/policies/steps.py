@@ -82,4 +82,6 @@ class Steps:
 def _left(error: MintError) -> MintError:
     """What to tell of a step that ended in its middle; to try that again would not help."""
     kind = EngineUnavailable if isinstance(error, EngineUnavailable) else Internal
-    return kind(error.subject, f"{error.message} to its end; load what was saved, or drop it and create it anew")
+    return kind(
+        error.subject, f"{error.message} to its end; load a saved state, or drop the policy and create it again"
+    )

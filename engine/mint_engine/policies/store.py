@@ -61,7 +61,7 @@ def store_of(source: Source) -> Store:
     """The store at a source. Raises SourceForbidden for one that can't be written."""
     location = locate(source)
     if location.scheme not in WRITABLE:
-        raise SourceForbidden(f"store {source.uri!r}", f"can't be written; use {', '.join(WRITABLE)}")
+        raise SourceForbidden(f"store {source.uri!r}", f"cannot be written; use {', '.join(WRITABLE)}")
     if location.is_local:
         folder, claim = local_path(location)
         return LocalStore(source, folder, claim or folder)
@@ -137,7 +137,7 @@ class LocalStore:
 
     def _check_mounted(self) -> None:
         if not self._mounted.is_dir():
-            said = f"its folder {str(self._mounted)!r} is not there; mount its volume, or make it; retrying"
+            said = f"its folder {str(self._mounted)!r} does not exist; mount its volume, or create it; retrying"
             raise SourceUnavailable(self._subject, said)
 
 

@@ -49,7 +49,7 @@ class Taking:
                 await aside(here.resting.forget, rests_of(found.record))
             yield
         except StaleLease as error:
-            raise _busy(policy, "is just being gone on with by another engine") from error
+            raise _busy(policy, "is being resumed by another engine; retry") from error
         except BaseException:
             self._untaken.setdefault(policy, set()).add(lease)
             with suppress(MintError):
@@ -74,9 +74,9 @@ class Taking:
 def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> None:
     shelf.take(lease)
     if shelf.newest_told() != found.told:
-        raise _busy(policy, "was saved just now by the engine that has it, or had it")
+        raise _busy(policy, "was just saved by the engine that has or had it; retry")
     if life and _gone_on(shelf, lease, found):  # or who does it merely tries: that is seen by the next try
-        raise _busy(policy, "is just being gone on with by another engine")
+        raise _busy(policy, "is being resumed by another engine; retry")
 
 
 def _gone_on(shelf: Shelf, lease: int, found: Found) -> bool:

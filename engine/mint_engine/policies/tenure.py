@@ -43,7 +43,7 @@ class Tenure:
             raise
         except (MintError, TimeoutError) as error:
             if not sure:
-                said = "may be another engine's by now, which its store does not say at the moment; retry"
+                said = "may have moved to another engine, and its store cannot be read to check; retry"
                 raise SourceUnavailable(f"policy {policy!r}", said, retry_after_s=RETRY_S) from error
             _log.warning("tenure_unknown", policy=policy, error=str(error))
 

@@ -51,7 +51,7 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
         raise InvalidRequest(subject, said)
     loss = Loss(type="cross_entropy") if train.algorithm == "SFT" else own.loss or train.loss
     if train.algorithm == "GRPO" and loss.type == "cross_entropy":
-        raise InvalidRequest(subject, "can't learn its own completions by cross_entropy; use dapo, or algorithm SFT")
+        raise InvalidRequest(subject, "cannot learn its own completions by cross_entropy; use dapo, or algorithm SFT")
     told = train.sampling
     return Terms(
         policy=assignment.policy,

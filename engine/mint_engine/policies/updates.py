@@ -353,4 +353,4 @@ def _subject(job: Job) -> str:
 
 
 def _ending() -> Draining:
-    return Draining("engine", "is ending and trains no more")
+    return Draining("engine", "is shutting down and no longer trains")

@@ -37,7 +37,9 @@ class Compiling:
         """
         if not self._crowd.has_room(adapter, 1):
             raise Overloaded(
-                self._engine, f"has {self._crowd.total} shapes to compile; come back later", retry_after_s=RETRY_S
+                self._engine,
+                f"has {self._crowd.total} schemas and grammars to compile; retry later",
+                retry_after_s=RETRY_S,
             )
         turn = self._turns.setdefault(adapter, asyncio.Lock())
         loop = asyncio.get_running_loop()

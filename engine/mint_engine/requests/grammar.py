@@ -91,7 +91,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self.matcher.is_error():
-            raise InvalidRequest(self._subject, f"can't be followed: {_reason(self.matcher.get_error())}")
+            raise InvalidRequest(self._subject, f"cannot be followed: {_reason(self.matcher.get_error())}")
 
 
 class Grammars:
@@ -118,11 +118,13 @@ class Grammars:
         """
         subject = f"sampling.{shape.field}"
         if self._vocabulary is None:
-            raise InvalidRequest(subject, f"can't be had of this base, whose tokenizer isn't read: {self._trouble}")
+            raise InvalidRequest(
+                subject, f"is not available for this base, whose tokenizer cannot be read: {self._trouble}"
+            )
         try:
             text = _written(shape)
         except ValueError as error:
-            raise InvalidRequest(subject, f"can't be read: {_reason(str(error))}") from None
+            raise InvalidRequest(subject, f"cannot be read: {_reason(str(error))}") from None
         matcher = LLMatcher(self._vocabulary, text, log_level=0, limits=_LIMITS)
         grammar = Grammar(shape.field, matcher, self._vocabulary.vocab_size)
         grammar.check()
@@ -138,7 +140,7 @@ def _written(shape: Shape) -> str:
     try:
         schema = json.loads(shape.text)
         if not isinstance(schema, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         schema = known_alone(schema)
         if why := too_much(schema):
             raise ValueError(why)
@@ -149,7 +151,7 @@ def _written(shape: Shape) -> str:
 
 def _reason(told: str) -> str:
     """What llguidance says, in a line, and without where in its own format that is."""
-    lines = told.splitlines() or ["it says nothing of why"]
+    lines = told.splitlines() or ["no reason was given"]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     if line.startswith("NoExtension"):
         return "nothing matches it"

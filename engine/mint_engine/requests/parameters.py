@@ -44,7 +44,7 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
     _within("frequency_penalty", params.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     _within("presence_penalty", params.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     if len(params.stop) > MOST_STOPS:
-        raise InvalidRequest("sampling.stop", f"has {len(params.stop)} strings; at most {MOST_STOPS} are looked for")
+        raise InvalidRequest("sampling.stop", f"has {len(params.stop)} strings; at most {MOST_STOPS} are allowed")
     for stop in params.stop:
         if not 0 < len(stop) <= LONGEST_STOP:
             raise InvalidRequest("sampling.stop", f"strings must have 1 to {LONGEST_STOP} characters")
@@ -80,8 +80,8 @@ def check_prompt_logprobs(tokens: int, sampling: Sampling) -> None:
     if count > MOST_PROMPT_LOGPROBS:
         raise InvalidRequest(
             "sampling.prompt_logprobs",
-            f"of {tokens} tokens would be {count}, with {sampling.logprobs or 0} likeliest of each; "
-            f"{MOST_PROMPT_LOGPROBS} are the most: ask for fewer logprobs, or of a shorter prompt",
+            f"would be {count} for {tokens} tokens with {sampling.logprobs or 0} likeliest each; at most "
+            f"{MOST_PROMPT_LOGPROBS} are allowed: ask for fewer logprobs, or shorten the prompt",
         )
 
 
@@ -91,19 +91,19 @@ def _shape(params: SamplingParams) -> Shape | None:
         return None
     if params.ignore_eos:
         raise InvalidRequest(
-            "sampling.ignore_eos", f"can't go together with {field}, which says where an answer ends"
+            "sampling.ignore_eos", f"cannot be combined with {field}, which decides where an answer ends"
         )
     if field == "json_object":
         return Shape(field, '{"type": "object"}')
     text, most = (params.regex, LONGEST_REGEX) if field == "regex" else (params.json_schema, LONGEST_SCHEMA)
     if len(text) > most:
-        raise InvalidRequest(f"sampling.{field}", f"has {len(text)} characters; at most {most} are taken")
+        raise InvalidRequest(f"sampling.{field}", f"has {len(text)} characters; at most {most} are allowed")
     return Shape(field, text)
 
 
 def _biases(told: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
     if len(told) > MOST_BIASES:
-        raise InvalidRequest("sampling.logit_bias", f"has {len(told)} tokens; at most {MOST_BIASES} are taken")
+        raise InvalidRequest("sampling.logit_bias", f"has {len(told)} tokens; at most {MOST_BIASES} are allowed")
     for token, bias in told.items():
         if not 0 <= token < vocab_size:
             raise InvalidRequest("sampling.logit_bias", f"has token {token}; this base has 0 to {vocab_size - 1}")

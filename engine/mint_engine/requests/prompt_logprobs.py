@@ -15,7 +15,7 @@ MOST_TOGETHER = 512 << 20  # of all requests, beyond what is each one's own; the
 
 def room(engine: str) -> Room:
     """What the requests of an engine share."""
-    return Room(MOST_TOGETHER, engine, f"keeps {MOST_TOGETHER >> 20} MiB of prompts' log-probabilities")
+    return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of prompts' log-probabilities")
 
 
 def weigh(tokens: int, sampling: Sampling) -> int:

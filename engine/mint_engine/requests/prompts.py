@@ -58,7 +58,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
     if not chat.messages:
         raise InvalidRequest("prompt.chat", "has no messages")
     if not tokenizer.chat_template:
-        raise InvalidRequest("prompt.chat", "can't be used: this base has no chat template. Send text or tokens")
+        raise InvalidRequest("prompt.chat", "cannot be used: this base has no chat template. Send text or tokens")
     count = sum(1 + len(message.tool_calls) for message in chat.messages)
     if count > context_length:  # each takes a token at least; their mere number can cost minutes
         raise too_long(context_length, f"has {count} messages and calls, each of a token at least")
@@ -87,7 +87,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
             **variables,
         )
     except (TemplateError, ValueError, TypeError) as error:
-        raise InvalidRequest("prompt.chat", f"was refused by the base's chat template: {error}") from None
+        raise InvalidRequest("prompt.chat", f"was rejected by the base's chat template: {error}") from None
     return [int(token) for token in rendered]
 
 

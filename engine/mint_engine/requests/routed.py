@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint_contracts import sampling_pb2 as pb
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.transport import MOST_ROUTE_BYTES
 from mint_engine.model.routes import Routes, RouteShape
@@ -22,9 +23,11 @@ _NUMBERS: dict[int, np.dtype[np.integer[Any]]] = {1: np.dtype("<u1"), 2: np.dtyp
 def check_told(shape: RouteShape | None, *, kept: bool) -> None:
     """Raise InvalidRequest where routes can't be told: the base has none, or the engine has not `kept` them."""
     if shape is None:
-        raise InvalidRequest("sampling.routes", "can't be told: this base routes no experts")
+        raise InvalidRequest("sampling.routes", "cannot be returned: this base does not route experts")
     if not kept:
-        raise InvalidRequest("sampling.routes", "are not kept here: they are where the base has spec.training")
+        raise InvalidRequest(
+            "sampling.routes", "are not kept by this engine: that needs spec.training of the BaseModel"
+        )
 
 
 def check_room(shape: RouteShape, tokens: int, completions: int) -> None:
@@ -33,8 +36,8 @@ def check_room(shape: RouteShape, tokens: int, completions: int) -> None:
     if most > MOST_ROUTE_BYTES:
         raise InvalidRequest(
             "sampling.routes",
-            f"could take {most} bytes ({completions} times {tokens} tokens of {shape.token_bytes}); "
-            f"{MOST_ROUTE_BYTES} are the most: ask for fewer completions or tokens at a time",
+            f"could take {in_units(most)} ({completions} times {tokens} tokens of {shape.token_bytes} bytes); at "
+            f"most {in_units(MOST_ROUTE_BYTES)} are allowed: ask for fewer completions or tokens at a time",
         )
 
 
@@ -66,7 +69,7 @@ def read(
     if not told:
         return None
     if shape is None:
-        raise InvalidRequest(subject, "has routes, but this base routes no experts")
+        raise InvalidRequest(subject, "has routes, but this base does not route experts")
     parts, end = list[tuple[int, NDArray[np.integer[Any]]]](), 0
     for each in told:
         if problem := _misformed(each, shape) or _misplaced(each, end, tokens):
@@ -104,7 +107,7 @@ def _misformed(told: pb.Routes, shape: RouteShape) -> str:
 def _misplaced(told: pb.Routes, end: int, tokens: int) -> str:
     first, stop = told.first_token, told.first_token + told.tokens
     if first < end:
-        return f"from token {first} on after such up to {end}; give them in order, and no token twice"
+        return f"from token {first} on, after routes up to {end}; give them in order, and each token once"
     if stop > tokens:
         return f"of tokens {first} to {stop}, but has {tokens} tokens"
     return ""

@@ -50,22 +50,22 @@ def read_tools(text: str) -> list[Any]:
     if not text:
         return []
     if len(text) > MOST_TOOL_CHARACTERS:
-        raise InvalidRequest(place, f"has {len(text)} characters; at most {MOST_TOOL_CHARACTERS} are taken")
+        raise InvalidRequest(place, f"has {len(text)} characters; at most {MOST_TOOL_CHARACTERS} are allowed")
     tools: list[Any] = read_json(text, place)
     try:
         msgspec.convert(tools, list[_Tool])
     except msgspec.ValidationError as error:
-        raise InvalidRequest(place, f"are no functions: {error}") from None
+        raise InvalidRequest(place, f"are not valid functions: {error}") from None
     return tools
 
 
 def read_call(call: ToolCall, place: str) -> dict[str, Any]:
     """A call as templates take it. Raises InvalidRequest, which names the place."""
     if not re.fullmatch(_NAME, call.name):
-        raise InvalidRequest(f"{place}.name", f"is {call.name[:100]!r}, which no function is named")
+        raise InvalidRequest(f"{place}.name", f"is {call.name[:100]!r}, which is not a valid name of a function")
     arguments = read_json(call.arguments or "{}", f"{place}.arguments")  # many a provider's call without any has none
     if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{place}.arguments", "are no JSON object")
+        raise InvalidRequest(f"{place}.arguments", "are not a JSON object")
     told = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
     return told | ({"id": call.id} if call.id else {})
 
@@ -77,17 +77,19 @@ def check_template(template: str, chat: Chat, special: Collection[str], *, tools
     """
     if tools and not _TAKES.search(template):
         raise InvalidRequest(
-            "prompt.chat.tools", "can't be told: this base's chat template takes none. Leave them out"
+            "prompt.chat.tools", "cannot be used: this base's chat template does not support them. Leave them out"
         )
     if "tool_calls" not in template and any(message.tool_calls for message in chat.messages):
-        raise InvalidRequest("prompt.chat.messages", "hold calls, of which this base's chat template writes nothing")
+        raise InvalidRequest(
+            "prompt.chat.messages", "have tool calls, which this base's chat template does not support"
+        )
     if chat.calls and chat.calls not in _WRITTEN:
-        raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is no form")
+        raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is not a known form")
     wanted = [_WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN]  # of a newer gateway more
     if chat.calls and form_of(template, special) not in (chat.calls, *chat.or_calls):
         raise InvalidRequest(
             "prompt.chat.calls",
-            f"can't be read out of this base's answers: its chat template has no {', and no '.join(wanted)}. "
+            f"cannot be read from this base's answers: its chat template has no {', and no '.join(wanted)}. "
             'A tool_choice of "required", or of one function, works',
         )
 
@@ -121,9 +123,9 @@ def read_json(text: str, place: str) -> Any:
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(place, f"can't be read: {error}") from None
+        raise InvalidRequest(place, f"cannot be read: {error}") from None
     if _depth_over(value, DEEPEST):
-        raise InvalidRequest(place, f"has more than {DEEPEST} values in one another")
+        raise InvalidRequest(place, f"is nested deeper than {DEEPEST} values")
     return value
 
 

@@ -30,17 +30,19 @@ def read_variables(text: str, template: str, special: Collection[str]) -> dict[s
     if not text:
         return {}
     if len(text) > MOST_CHARACTERS:
-        raise InvalidRequest(PLACE, f"have {len(text)} characters; at most {MOST_CHARACTERS} are taken")
+        raise InvalidRequest(PLACE, f"have {len(text)} characters; at most {MOST_CHARACTERS} are allowed")
     told = read_json(text, PLACE)
     if not isinstance(told, dict):
-        raise InvalidRequest(PLACE, "are no JSON object")
+        raise InvalidRequest(PLACE, "are not a JSON object")
     for name, value in told.items():
         if name in _TAKEN or name in special:
-            raise InvalidRequest(PLACE, f"hold {name!r}, which is not the client's to say")
+            raise InvalidRequest(PLACE, f"have {name!r}, which clients cannot set")
         if not name.isidentifier() or not re.search(rf"\b{name}\b", template):
             raise InvalidRequest(
-                PLACE, f"hold {name[:100]!r}, of which this base's chat template knows nothing; leave it out"
+                PLACE, f"have {name[:100]!r}, which this base's chat template does not use; leave it out"
             )
         if not isinstance(value, bool | int | float | str):
-            raise InvalidRequest(PLACE, f"say of {name!r} neither true or false nor a number or a text")
+            raise InvalidRequest(
+                PLACE, f"have {name!r}, which is not a boolean, a number or a string; give it as one of these"
+            )
     return told

@@ -52,11 +52,11 @@ def too_much(schema: Schema) -> str:
     """
     weight = _Weighing(schema).whole()
     if weight.parts > MOST:
-        return "too many patterns, or too long ones, are to be matched by one text at once"
+        return "too many patterns, or patterns that are too long, must match the same text; use fewer or shorter ones"
     if weight.remainders > MOST_REMAINDERS:
         return (
-            "multipleOf numbers that large, or so many, is too much work: their digits without the point, "
-            f"multiplied where several meet in one place, may come to {MOST_REMAINDERS} in all"
+            "multipleOf has numbers that are too large or too many: their significant digits, multiplied where "
+            f"several apply to one value, may add up to at most {MOST_REMAINDERS}"
         )
     return ""
 

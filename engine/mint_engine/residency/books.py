@@ -241,7 +241,8 @@ class Books:
         if told is None:
             if self.store is None:
                 raise AdapterNotFound(
-                    f"adapter {adapter!r}", "is in no wave, and the base model has no adapter store; add it to a wave"
+                    f"adapter {adapter!r}",
+                    "is not in any wave, and the base model has no adapter store; add it to a wave",
                 )
             told = child(self.store, adapter)
         copy = self.copy_of((adapter, told))
@@ -255,7 +256,8 @@ class Books:
         """A load's error as a request must see it: a name that nobody placed and no store holds is unknown."""
         if isinstance(error, SourceNotFound) and not self.wanted(copy):
             return AdapterNotFound(
-                f"adapter {copy.adapter!r}", f"is in no wave and not in the adapter store ({error}); check its name"
+                f"adapter {copy.adapter!r}",
+                f"is neither in a wave nor in the adapter store ({error}); check its name",
             )
         return error
 

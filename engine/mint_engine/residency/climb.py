@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Internal, MintError, Overloaded
 from mint_contracts.records import Tier
 from mint_engine.adapters.packed import Packed
@@ -137,9 +138,13 @@ class Climber:
     def _refuse_host(self, copy: Copy, packed: Packed) -> None:
         subject, budget = f"adapter {copy.adapter!r}", self._books.host.ledger.budget
         if packed.nbytes > budget:
-            raise CapacityExceeded(subject, f"needs {packed.nbytes} bytes of {budget}; raise hostMemory")
+            raise CapacityExceeded(
+                subject, f"needs {in_units(packed.nbytes)} of {in_units(budget)}; raise hostMemory"
+            )
         raise Overloaded(
-            subject, "finds host memory full of wanted adapters; raise hostMemory", retry_after_s=FULL_RETRY_S
+            subject,
+            "does not fit: host memory is full of wanted adapters; raise hostMemory",
+            retry_after_s=FULL_RETRY_S,
         )
 
     async def _packed(self, copy: Copy) -> Packed:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
 from mint_engine.adapters.file_identity import KnownFile
@@ -146,11 +147,16 @@ class DiskTier:
     def _admit(self, source: Source, key: str, nbytes: int) -> None:
         if nbytes > self.ledger.budget:
             raise CapacityExceeded(
-                subject_of(source), f"needs {nbytes} bytes of a disk cache of {self.ledger.budget}; raise diskCache"
+                subject_of(source),
+                f"needs {in_units(nbytes)} of a disk cache of {in_units(self.ledger.budget)}; raise diskCache",
             )
         self._remove_older(key)
         if not self._enter(key, nbytes):
-            raise Overloaded(subject_of(source), "finds the disk cache full of wanted adapters", retry_after_s=5.0)
+            raise Overloaded(
+                subject_of(source),
+                "does not fit: the disk cache is full of wanted adapters; raise diskCache",
+                retry_after_s=5.0,
+            )
 
     def _enter(self, key: str, nbytes: int) -> bool:
         if key in self._yielding:

@@ -83,7 +83,7 @@ class Loader:
             try:
                 return self._open(path, source)
             except _Lost as error:
-                told = f"can not be read back from this engine's disk ({error}); retrying"
+                told = f"cannot be read back from this engine's disk ({error}); retrying"
                 raise SourceUnavailable(subject_of(source), told) from None
 
     def lost(self, source: Source, packed: Packed) -> None:
@@ -187,7 +187,9 @@ def _files_of(source: Source) -> list[FileState]:
 def _own_trouble(error: OSError | MemoryError, subject: str, did: str) -> MintError:
     """What this machine's own disk or memory refused: no fault of the adapter's, and tried again."""
     if isinstance(error, MemoryError):
-        return Overloaded(subject, "finds the engine's memory full", retry_after_s=MEMORY_RETRY_S)
+        return Overloaded(
+            subject, "cannot be loaded: the engine's memory is full; retry later", retry_after_s=MEMORY_RETRY_S
+        )
     return disk_full(error, subject) or SourceUnavailable(
         subject, f"could not be {did} this engine's disk ({error.strerror or error}); retrying"
     )

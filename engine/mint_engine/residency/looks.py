@@ -77,9 +77,7 @@ class Looks:
 
     async def _ask(self, source: Source, work: Callable[[], T]) -> T:
         place = place_of(source)
-        silent = SourceUnavailable(
-            subject_of(source), f"waits until {place}, which has fallen silent, answers; retrying"
-        )
+        silent = SourceUnavailable(subject_of(source), f"waits for {place}, which does not respond; retrying")
         if self.is_stuck(source):
             raise silent
         turns = self._turns.setdefault(place, asyncio.Semaphore(EACH))

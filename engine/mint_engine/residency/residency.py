@@ -263,19 +263,19 @@ class Residency:
         crowd = self.books.awaiting
         if not crowd.has_room(copy.adapter, 1):
             own = crowd.of(copy.adapter)
-            raise self._refusal(copy, f"{crowd.total} requests wait for adapters already, {own} of them for this one")
+            raise self._refusal(copy, f"{crowd.total} requests already wait for adapters, {own} of them for this one")
         with crowd.holding(copy.adapter):
             yield
 
     def _admit(self, copy: Copy) -> None:
         loading = len(self.books.loading)
         if loading >= self._loads_waiting:
-            raise self._refusal(copy, f"{loading} others are loading or waiting")
+            raise self._refusal(copy, f"{loading} other adapters are loading or waiting")
 
     def _refusal(self, copy: Copy, why: str) -> Overloaded:
         return Overloaded(
             f"adapter {copy.adapter!r}",
-            f"can not be loaded now: {why}; come back later",
+            f"cannot be loaded now: {why}; retry later",
             retry_after_s=max(0.1, len(self.books.loading) / (self.rate.per_s or FIRST_PER_S)),
         )
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_engine.residency.host import HostTier, Key
 
@@ -67,14 +68,16 @@ class Room:
         self._needs[holder] = before
         if before is NOTHING:
             del self._needs[holder]
-        most, budget = needs.own + needs.copies, self._host.ledger.budget
+        most, aside, budget = needs.own + needs.copies, self._host.ledger.aside, self._host.ledger.budget
         if most > budget:
-            raise CapacityExceeded(holder, f"needs {most} bytes of host memory of {budget}; raise hostMemory")
-        held = f"{len(self._needs)} other policies hold {self._host.ledger.aside} of {budget} with their copies"
+            raise CapacityExceeded(
+                holder, f"needs {in_units(most)} of {in_units(budget)} of host memory; raise hostMemory"
+            )
+        held = f"{len(self._needs)} other policies and their copies have {in_units(aside)} of {in_units(budget)}"
         raise Overloaded(
             holder,
-            f"needs {most} bytes of host memory; {held}, and wanted adapters the rest; "
-            "come back later, train fewer at once, or raise hostMemory",
+            f"needs {in_units(most)} of host memory; {held}, and wanted adapters the rest; "
+            "retry later, train fewer at once, or raise hostMemory",
             retry_after_s=RETRY_S,
         )
 
@@ -109,8 +112,8 @@ class Room:
         except TimeoutError:
             raise Overloaded(
                 holder,
-                f"needs {nbytes} bytes of host memory to be copied, and other policies' copies take {self._copied}; "
-                "come back later, or raise hostMemory",
+                f"needs {in_units(nbytes)} of host memory to be copied, and other policies' copies take "
+                f"{in_units(self._copied)}; retry later, or raise hostMemory",
                 retry_after_s=RETRY_S,
             ) from None
         return partial(self._end_copy, nbytes)

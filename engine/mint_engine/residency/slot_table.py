@@ -129,7 +129,7 @@ class SlotTable:
         self._serve_on(waiter)
         return Overloaded(
             f"adapter {waiter.copy.adapter!r}",
-            f"finds all {self.count} slots in use or wanted by waves; come back, or raise deviceSlots",
+            f"has no slot: all {self.count} are in use or wanted by waves; retry later, or raise deviceSlots",
             retry_after_s=1.0,
         )
 

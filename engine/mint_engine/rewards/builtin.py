@@ -58,7 +58,7 @@ def fits_of(reward: Reward) -> Callable[[Completion], object] | None:
 def _answer_of(completion: Completion, reward: str) -> str:
     """Its example's. Raises BadExample where that has none: nobody could ever be right, or wrong."""
     if completion.answer is None:
-        said = f"has no answer, which {reward} compares with; dataset.answerField says which field holds it"
+        said = f"has no answer for {reward} to compare with; set dataset.answerField to the field that holds it"
         raise BadExample(_named(completion), said)
     return completion.answer
 
@@ -68,7 +68,7 @@ def _number_of(completion: Completion) -> Decimal:
     answer = _answer_of(completion, "numericAnswer")
     number = last_number(answer)
     if number is None:
-        said = f"has the answer {answer[:100]!r}, which is no number; numericAnswer compares with one"
+        said = f"has the answer {answer[:100]!r}, which is not a number; numericAnswer needs one"
         raise BadExample(_named(completion), said)
     return number
 
@@ -113,7 +113,8 @@ def _schema(told: JsonSchema) -> Judge:
 def _length(told: Length) -> Judge:
     if told.tolerance < 1:
         raise InvalidRequest(
-            "reward.length.tolerance", f"is {told.tolerance}; it is the distance that gets 0, above 0"
+            "reward.length.tolerance",
+            f"is {told.tolerance}; it is the distance at which the reward is 0, and must be above 0",
         )
 
     def near(completion: Completion) -> float:

@@ -36,7 +36,7 @@ class Checker:
             try:
                 process, connection = self._running = self._running or _start()
             except OSError as error:
-                raise RewardUnavailable(subject, f"can't be checked ({error.strerror}); trying again") from error
+                raise RewardUnavailable(subject, f"cannot be checked ({error.strerror}); retrying") from error
             try:
                 connection.send_bytes(json.dumps([CHECK_S, kind, told, text]).encode())
                 said: bool | str = json.loads(connection.recv_bytes())
@@ -51,7 +51,7 @@ class Checker:
     def _ended(self, status: int, subject: str, text: str) -> MintError:
         if status == -signal.SIGPROF:
             return InvalidRequest(subject, f"takes more than {CHECK_S:g} s on {text[:100]!r}; {self._advice}")
-        return RewardUnavailable(subject, f"could not be checked: its process ended with {status}; trying again")
+        return RewardUnavailable(subject, f"could not be checked: its process ended with {status}; retrying")
 
 
 def _start() -> tuple[subprocess.Popen[bytes], Connection]:

@@ -47,15 +47,15 @@ def _answer(seconds: float, kind: str, told: str, text: str) -> bool | str:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # whether it was compiled before must make no difference
         return check(text)
     except SchemaError as error:
-        return f"is no JSON schema: {error.message[:300]}"
+        return f"is not a valid JSON schema: {error.message[:300]}"
     except Unresolvable as error:
-        return f"refers to what it does not hold: {error}"
+        return f"has a reference that does not resolve: {error}"
     except regex.error as error:
-        return f"is no regular expression: {error}"
+        return f"is not a valid regular expression: {error}"
     except MemoryError:
         return f"takes more than {MOST_BYTES >> 20} MiB on {text[:100]!r}"
     except Exception as error:  # noqa: BLE001 - whatever it does to who checks is its own trouble alone
-        return f"can't be used: {type(error).__name__}: {str(error)[:300]}"
+        return f"cannot be used: {type(error).__name__}: {str(error)[:300]}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
@@ -95,7 +95,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 @lru_cache(_PATTERNS_CACHED)

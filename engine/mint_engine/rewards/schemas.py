@@ -20,7 +20,7 @@ class Schema:
         try:
             json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(_SUBJECT, f"is no JSON: {error}") from None
+            raise InvalidRequest(_SUBJECT, f"is not valid JSON: {error}") from None
         self._text = text
 
     def accepts(self, text: str) -> bool:

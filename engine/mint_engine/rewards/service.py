@@ -123,6 +123,6 @@ def _authorities(bundle: str) -> bytes | None:
     except (ValueError, ssl.SSLError) as error:
         raise InvalidRequest(
             "reward.service.caBundle",
-            f"holds no certificates ({error}); give PEM in base64, as `base64 -w0 ca.crt` does",
+            f"has no certificates ({error}); give PEM in base64, as `base64 -w0 ca.crt` prints it",
         ) from None
     return found

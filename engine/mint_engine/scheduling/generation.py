@@ -122,7 +122,7 @@ class Generation:
         # Out of the handler, which keeps the step's tensors: a full device must not be taken for a broken one.
         if self.check():
             return outcomes + self.fail(sequences, Internal("engine", why))
-        return outcomes + self.fail(sequences, EngineUnavailable("engine", f"can compute nothing any more: {why}"))
+        return outcomes + self.fail(sequences, EngineUnavailable("engine", f"cannot compute any more: {why}"))
 
     def _fail_lost(self) -> list[Outcome]:
         """End the requests whose adapters did not come."""

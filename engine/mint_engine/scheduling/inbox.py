@@ -35,7 +35,7 @@ class Told(msgspec.Struct, frozen=True):
 
 def room(engine: str) -> Room:
     """What the inboxes of an engine share."""
-    return Room(MOST_TOGETHER, engine, f"keeps {MOST_TOGETHER >> 20} MiB of tokens that clients have yet to read")
+    return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of tokens that clients have not read yet")
 
 
 class Inbox(asyncio.Queue[Begun | Told]):
@@ -55,7 +55,7 @@ class Inbox(asyncio.Queue[Begun | Told]):
         unread = self._unread + _weight(told)
         try:
             if unread > MOST_UNREAD:
-                said = f"more than {MOST_UNREAD >> 20} MiB of it lie unread; read it as it comes"
+                said = f"more than {MOST_UNREAD >> 20} MiB of it are unread; read the stream faster"
                 raise CapacityExceeded("answer", f"{said}, or ask for fewer tokens or log-probabilities")
             self._part.fill(unread)
         except MintError as error:

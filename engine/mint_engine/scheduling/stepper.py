@@ -94,7 +94,7 @@ class Stepper:
         adapter = requests[0].adapter
         with self._wake:
             if self._stopping:
-                raise Draining("engine", "is ending and takes no new requests")
+                raise Draining("engine", "is shutting down and takes no new requests")
             self._check_room(adapter, len(sequences))
             self._crowd.enter(adapter, len(sequences))
             self._demand.enter(adapter, len(sequences), time.monotonic())
@@ -195,7 +195,7 @@ class Stepper:
             self._stopping = True
             left = [*self._scheduler.live, *self._inbox]
         self._generation.lose()
-        error = EngineUnavailable("engine", "can compute nothing any more; see its log")
+        error = EngineUnavailable("engine", "cannot compute any more; see its log")
         self._hand([(sequence, Failed(error)) for sequence in left])
 
     def _advance(self, came: list[Sequence], cancelled: list[Sequence], stopping: bool) -> bool:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import msgspec
 import structlog
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, SourceUnavailable
 from mint_engine.sources.copying import CHUNK_BYTES, pour, publish, sync
 from mint_engine.sources.headway import Headway
@@ -172,7 +173,7 @@ class _File:
                 self.forget()
             raise SourceUnavailable(subject, f"sent {copied} bytes of {self._name} where it lists {size}; retrying")
         if size is None and copied == limit:  # there may be more of it
-            told = f"sends more of {self._name} than the {limit} bytes that its node's disk has free"
+            told = f"sends more of {self._name} than the {in_units(limit)} that its node's disk has free"
             raise CapacityExceeded(subject, f"{told}; give it nodes with more disk")
 
     def _check_mark(self, about: About) -> None:

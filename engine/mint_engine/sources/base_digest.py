@@ -19,7 +19,7 @@ def base_digest(path: Path) -> str:
     try:
         return _digest(path)
     except OSError as error:
-        raise SourceUnavailable(f"base {path}", f"can not be read ({error}); retrying") from error
+        raise SourceUnavailable(f"base {path}", f"cannot be read ({error}); retrying") from error
 
 
 def _digest(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.claims import local_path
 from mint_contracts.errors import (
     CapacityExceeded,
@@ -165,9 +166,9 @@ def check_names(names: list[str], subject: str) -> None:
     if len(ggufs) > 1:
         raise UnsupportedBase(subject, several_ggufs(ggufs))
     if not ggufs and any(name.endswith(_PICKLES) for name in names):
-        raise UnsafeFormat(subject, "holds pickled weights only; save the base model as safetensors")
+        raise UnsafeFormat(subject, "has pickled weights only; save the base model as safetensors")
     if not ggufs:
-        raise SourceNotFound(subject, "holds no *.safetensors and no .gguf; check its path and revision")
+        raise SourceNotFound(subject, "has no *.safetensors and no .gguf; check its path and revision")
 
 
 def several_ggufs(names: list[str]) -> str:
@@ -228,7 +229,9 @@ def _check_room(wanted: Mapping[str, int | None], copy: BaseCopy, target: Path) 
     need = sum(size or 0 for size in wanted.values()) - copy.kept_bytes
     free = shutil.disk_usage(target.parent).free
     if need > free:
-        told = f"needs {need} bytes of its node's disk where {free} are free; give it nodes with more disk"
+        told = (
+            f"needs {in_units(need)} on its node's disk, and {in_units(free)} are free; give it nodes with more disk"
+        )
         raise CapacityExceeded(copy.folder.subject, told)
 
 
@@ -255,7 +258,7 @@ def _shards(folder: Folder) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CorruptFile(folder.subject, f"has a {INDEX} without a weight_map") from None
     if not all(isinstance(name, str) and "/" not in name and name.endswith(".safetensors") for name in names):
-        raise CorruptFile(folder.subject, f"has a {INDEX} that names files which are no plain *.safetensors")
+        raise CorruptFile(folder.subject, f"has a {INDEX} that names files other than plain *.safetensors")
     if len(names) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"has a {INDEX} of {len(names)} files; a base has at most {_MAX_FILES}")
     return sorted(names)

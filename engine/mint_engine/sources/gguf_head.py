@@ -74,7 +74,7 @@ class _Head:
             for _ in range(count):
                 self.string()
         else:  # an array of arrays too, which nobody writes
-            raise CorruptFile(self._subject, f"has a value of kind {of} in its head, which is not known")
+            raise CorruptFile(self._subject, f"has a value of the unknown kind {of} in its head")
 
     def _count(self, values: int) -> None:
         self._values += values

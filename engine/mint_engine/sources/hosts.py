@@ -70,7 +70,7 @@ class Hosts:
     def _begin(self, host: _Host, source: Source) -> None:
         with self._lock:
             if host in self._silent and self._asked[host]:
-                said = f"waits until {'://'.join(host)}, which has fallen silent, answers another load; retrying"
+                said = f"waits for {'://'.join(host)}, which does not respond; retrying"
                 raise SourceUnavailable(subject_of(source), said)
             self._asked[host] += 1
 

@@ -118,7 +118,7 @@ def _refuse(module: nn.Module, options: dict[str, object], mask: torch.Tensor | 
     refused = unserved(module, options, mask, dropout)
     if refused:
         raise UnsupportedBase(
-            type(module).__name__, f"needs attention with {', '.join(refused)}, which is not trained"
+            type(module).__name__, f"needs attention with {', '.join(refused)}, which is not supported in training"
         )
 
 

@@ -34,7 +34,7 @@ def check_rate(policy: Policy, optimizer: Optimizer) -> None:
     if not rate <= torch.finfo(torch.float32).max:
         raise InvalidRequest(
             f"policy {policy.name}",
-            f"would take a step by {rate:.3g} with its learning rate of {optimizer.learning_rate:.3g}; lower that",
+            f"would take a step by {rate:.3g} with its learning rate of {optimizer.learning_rate:.3g}; lower it",
         )
 
 

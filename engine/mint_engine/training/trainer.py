@@ -100,7 +100,7 @@ class Trainer:
     def refuse_known(self, name: str) -> None:
         """Raise InvalidRequest where a policy of that name is here: to make another would be in vain."""
         if name in self._policies:
-            raise InvalidRequest(f"policy {name}", "is trained here already; drop it first")
+            raise InvalidRequest(f"policy {name}", "is already trained here; drop it first")
 
     def put(self, policy: Policy) -> None:
         """Take in what `maker` has made. Raises as `refuse_known`."""
@@ -123,9 +123,9 @@ class Trainer:
             raise _unknown(name)
         policy = self._policies[name]
         if policy.torn and policy.busy:
-            raise EngineUnavailable(f"policy {name}", "is within a step; come back when that is taken")
+            raise EngineUnavailable(f"policy {name}", "is in the middle of a step; retry later")
         if policy.torn:
-            why = "was left in the middle of a step; load what was saved, or drop it and create it anew"
+            why = "was left in the middle of a step; load a saved state, or drop it and create it again"
             raise TornPolicy(f"policy {name}", why)
         return policy
 
@@ -177,10 +177,11 @@ class Trainer:
     def _check_free(self, batch: PolicyBatch) -> None:
         policy = self.policy(batch.policy)
         if policy.busy:
-            raise InvalidRequest(f"policy {policy.name}", "is in unfinished work; let that end first")
+            raise InvalidRequest(f"policy {policy.name}", "has unfinished work; wait for it to end")
         if policy.gradient is not None and policy.sums != batch.loss.type:
             raise InvalidRequest(
-                f"policy {policy.name}", f"has a gradient of {policy.sums}; take a step before {batch.loss.type}"
+                f"policy {policy.name}",
+                f"has a gradient of {policy.sums}; take a step before using {batch.loss.type}",
             )
 
 

@@ -26,7 +26,7 @@ def test_another_node_that_can_make_no_file_fails_that_load_alone(tmp_path: Path
         [node] = two.workers
         most = resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, (FEW, most[1]))
-        with pytest.raises(SourceUnavailable, match=r"can not be kept on another node \(.*Too many open files\)"):
+        with pytest.raises(SourceUnavailable, match=r"cannot be kept on another node \(.*Too many open files\)"):
             two.slots.load(1, packed)
         resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, most)
         assert not two.lost
@@ -44,7 +44,7 @@ def test_content_that_can_not_be_written_is_read_to_its_end(tmp_path: Path) -> N
     with (tmp_path / "adapter").open("rb") as file, (tmp_path / "adapter").open("rb") as unwritable, ours, theirs:
         sending = threading.Thread(target=send_content, args=(theirs, file.fileno()))
         sending.start()
-        with pytest.raises(SourceUnavailable, match=r"revision x: can not be kept on another node .*; retrying"):
+        with pytest.raises(SourceUnavailable, match=r"revision x: cannot be kept on another node .*; retrying"):
             receive_content(ours, unwritable.fileno(), "revision x")
         sending.join()
         theirs.sendall(b"next")

@@ -97,7 +97,7 @@ def test_one_that_broke_off_half_way_may_come_again() -> None:
 
 
 def test_a_node_that_does_not_come_is_told_of_by_its_name() -> None:
-    with node_to_be() as (node, _), pytest.raises(EngineUnavailable, match="node 1: of this engine has not come"):
+    with node_to_be() as (node, _), pytest.raises(EngineUnavailable, match="node 1: of this engine did not connect"):
         node.expect_ready(0.1)
 
 
@@ -105,11 +105,11 @@ def test_what_a_node_says_of_its_files_is_no_word_on_the_leaders() -> None:
     with node_to_be() as (node, port):
         steps, _slots = come_in(port)
         messages.receive(steps)
-        messages.send(steps, refusal(CorruptFile("base file /b", "can not be read from its disk")))
-        with pytest.raises(CorruptFile, match="node 1: base file /b: can not be read") as told:
+        messages.send(steps, refusal(CorruptFile("base file /b", "cannot be read from its disk")))
+        with pytest.raises(CorruptFile, match="node 1: base file /b: cannot be read") as told:
             node.expect_ready(10)
     assert is_of_node(told.value)
-    assert not is_of_node(CorruptFile("rank 1", "base file /b: can not be read from its disk"))
+    assert not is_of_node(CorruptFile("rank 1", "base file /b: cannot be read from its disk"))
 
 
 def test_a_node_that_goes_is_missed_at_once() -> None:

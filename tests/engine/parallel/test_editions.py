@@ -32,7 +32,9 @@ def test_a_node_of_other_code_than_its_leaders_is_refused(tmp_path: Path, monkey
     door = Door(entrance_of(settings, port), [node])
     try:
         with worker(settings, port, tmp_path) as other:
-            with pytest.raises(UnsupportedBase, match="node 1: code: of this node's image is not its leader's; give"):
+            with pytest.raises(
+                UnsupportedBase, match="node 1: code: of this node's image differs from its leader's; give"
+            ):
                 node.expect_ready(120)
             assert other.process.poll() is None
             assert other.has_logged("base_refused")

@@ -130,7 +130,7 @@ def test_policies_learn_on_two_nodes_what_they_learn_on_one_rank(family: str, tm
             work.advance()
         [node] = two.workers
         node.process.kill()
-        with pytest.raises(EngineUnavailable, match="ask again"):
+        with pytest.raises(EngineUnavailable, match="retry"):
             finish(work)
         assert two.lost
         assert torch.equal(two.trainer.policy(NAMES[0]).weights, before)
@@ -149,7 +149,9 @@ async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_
         generation.close()
 
     with worker(settings, port, tmp_path, claims=tmp_path / "worker") as other:
-        with pytest.raises(WrongBase, match=r"node 1: base pvc://models/tiny: holds on this node"):
+        with pytest.raises(
+            WrongBase, match=r"node 1: base pvc://models/tiny: differs between this node and the leader"
+        ):
             await asyncio.to_thread(bring_up)
         assert other.process.poll() is None
         shutil.copy(ours / "model.safetensors", theirs / "model.safetensors")
@@ -210,7 +212,7 @@ def test_ranks_that_would_choose_by_other_numbers_are_refused(family: str, choos
     """Nodes of two kinds of CPU round differently: what only adds up may, what chooses may not."""
     base = saved_families.save_base(family, tmp_path)
     settings = settings_for(base, tensor_parallel_size=2, nodes=2)
-    why = r"rank 1: .* has ranks choose experts or tokens, .* and the leader's another kind of"
+    why = r"rank 1: .* needs ranks that choose the same experts or tokens, .* and the leader's another kind of"
     with ranks_until(2) as [rank]:
         rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind of")))
         with pytest.raises(UnsupportedBase, match=why) if chooses else nullcontext():

@@ -74,5 +74,5 @@ def test_a_rank_that_serves_by_another_kind_of_pass_is_refused(
 
 def test_passes_of_one_kind_may_be_of_several_variants() -> None:
     check_alike("trains", "lean (amx_bf16)", {1: "lean (avx512_bf16)", 2: "lean (avx2)"})
-    with pytest.raises(UnsupportedBase, match=r"rank 2 trains by generic, rank 0 by lean \(avx2\); give an engine"):
+    with pytest.raises(UnsupportedBase, match=r"rank 2 trains by generic, rank 0 by lean \(avx2\); give the engine"):
         check_alike("trains", "lean (avx2)", {2: "generic", 1: "lean (avx2)"})

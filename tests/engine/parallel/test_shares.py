@@ -98,7 +98,9 @@ def test_latents_are_held_by_all_and_experts_whole(module: Module, cut: ModuleCu
     ],
 )
 def test_more_ranks_than_a_base_can_have_are_refused(base: Dimensions, count: int, why: str) -> None:
-    with pytest.raises(UnsupportedBase, match=f"tensorParallelSize: is {count}, and the base has {why}, which so"):
+    with pytest.raises(
+        UnsupportedBase, match=f"tensorParallelSize: is {count}, but {why} cannot be split over that many ranks"
+    ):
         share_out(base, count)
 
 

@@ -301,7 +301,7 @@ def test_a_rank_that_dies_within_an_update_ends_the_engine(family: str, tmp_path
             work.advance()
         (rank,) = set(followers()) - set(others)
         os.kill(rank, signal.SIGKILL)
-        with pytest.raises(EngineUnavailable, match="ask again"):
+        with pytest.raises(EngineUnavailable, match="retry"):
             finish(work)
         assert two.lost
         policy = two.trainer.policy(NAMES[0])

@@ -304,5 +304,5 @@ async def test_a_reward_that_could_not_be_checked_is_checked_again_before_anythi
         scene.want(assignment("acme/one"))
         failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
         assert failure is not None
-        assert "no regular expression" in failure.message
+        assert "not a valid regular expression" in failure.message
         assert not lost

@@ -39,7 +39,7 @@ async def test_a_policy_whose_store_has_been_emptied_waits_and_goes_on_once_its_
         with capture_logs() as logs:
             scene.want(assignment("acme/one", lease=2, saved=3))
             said = await waits(scene, "acme/one")
-            assert "holds no checkpoint of policy 'acme/one'" in said
+            assert "has no checkpoint of policy 'acme/one'" in said
             assert "saved at step 3 or later; mount its volume" in said
             assert scene.roster.progress()["acme/one"].saved == 3, "it is not forgotten meanwhile"
             assert list((tmp_path / "runs").rglob("*")) == [], "nothing is written in its place"

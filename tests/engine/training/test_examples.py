@@ -105,20 +105,20 @@ def test_a_byte_order_mark_is_no_part_of_an_example(tmp_path: Path) -> None:
         (tmp_path / "train.jsonl").write_text("\r\n".join(marked))
         for told in (Dataset(lines=marked), Dataset(uri=f"file://{tmp_path}/train.jsonl")):
             assert [each.prompt for each in read_dataset(told)] == ["a", "\ufeffb"]
-    with pytest.raises(BadExample, match="line 2: is no JSON"):
+    with pytest.raises(BadExample, match="line 2: is not valid JSON"):
         read_dataset(Dataset(lines=[lines[1], "\ufeff" + lines[2]]))
 
 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("{", "dataset line 2: is no JSON"),
-        ("[1]", "dataset line 2: is no JSON object but list"),
+        ("{", "dataset line 2: is not valid JSON"),
+        ("[1]", "dataset line 2: is not a JSON object but list"),
         ('{"text": "x"}', r"line 2: has no field 'prompt'; it has \['text'\]"),
         ('{"prompt": ""}', "line 2: has a prompt that is neither"),
         ('{"prompt": 3}', "line 2: has a prompt that is neither"),
         ('{"prompt": [{"role": "robot", "content": "x"}]}', "line 2: has a message of role 'robot'"),
-        ('{"prompt": [{"role": "user"}]}', "line 2: has a chat message that is none"),
+        ('{"prompt": [{"role": "user"}]}', "line 2: has an invalid chat message"),
         ('{"prompt": "x", "answer": {"a": 1}}', "line 2: has an answer that is neither"),
     ],
 )
@@ -137,7 +137,7 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     parquet.write_table(far, tmp_path / "far.parquet")
     with pytest.raises(BadExample, match="has values that no line of JSON can have"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/far.parquet"))
-    with pytest.raises(BadExample, match="holds no examples"):
+    with pytest.raises(BadExample, match="has no examples"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/empty.jsonl"))
     with pytest.raises(SourceNotFound):
         read_dataset(Dataset(uri=f"file://{tmp_path}/absent.jsonl"))
@@ -159,7 +159,7 @@ def test_a_file_that_says_it_is_too_large_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "vast.jsonl").touch()
     os.truncate(tmp_path / "vast.jsonl", 1 << 40)
     with stores.serving(stores.Files, tmp_path) as (address, handler):
-        said = rf"{address}/vast.jsonl': has 1099511627776 bytes or more, and one may have 268435456; split it"
+        said = rf"{address}/vast.jsonl': has 1 TiB or more, and 256 MiB are allowed; split it"
         with pytest.raises(CapacityExceeded, match=said):
             read_dataset(Dataset(uri=f"http://{address}/vast.jsonl"))
     assert handler.seen == ["HEAD /vast.jsonl"]
@@ -212,7 +212,7 @@ def listed(texts: int) -> pyarrow.Array:
 @pytest.mark.parametrize(
     ("column", "error", "why"),
     [
-        (lambda: pyarrow.array([TEXT] * 400), CapacityExceeded, "bytes or more, and one may have 33554432"),
+        (lambda: pyarrow.array([TEXT] * 400), CapacityExceeded, "or more, and 32 MiB are allowed"),
         (lambda: pyarrow.array(["x" * (1 << 20)]), BadExample, "row 1: has more than 1048576 bytes"),
         (lambda: pyarrow.array(["x" * (17 << 20)]), CapacityExceeded, "has a row of more than 16 MiB"),
         (lambda: pyarrow.array(["x" * (33 << 20)]), CapacityExceeded, "unpacks to more than 32 MiB"),

@@ -34,14 +34,14 @@ from tests.waiting import until
             "BadExample",
             "sampling.maxTokens, which bounds answers, too, is 1",
         ),
-        ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is no JSON"),
+        ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is not valid JSON"),
         (
             {"dataset": Dataset(lines=LINES, template_variables={"enable_thinking": False})},
             "BadExample",
-            "dataset.templateVariables: hold 'enable_thinking', of which this base's chat template knows nothing",
+            "dataset.templateVariables: have 'enable_thinking', which this base's chat template does not use",
         ),
-        ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "no regular expression"),
-        ({"reward": Reward(numeric_answer=NumericAnswer())}, "BadExample", "is no number"),
+        ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "not a valid regular expression"),
+        ({"reward": Reward(numeric_answer=NumericAnswer())}, "BadExample", "is not a number"),
         ({"loss": Loss(type="cross_entropy")}, "InvalidRequest", "cross_entropy"),
     ],
 )
@@ -105,7 +105,7 @@ async def test_an_example_that_its_reward_can_not_judge_is_told_as_a_policy_begi
         ended = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
         assert ended.failure is not None
         assert (ended.step, ended.saved, ended.failure.reason) == (0, 0, "BadExample")
-        assert f"example 'say {third}': has the answer '??', which is no number" in ended.failure.message
+        assert f"example 'say {third}': has the answer '??', which is not a number" in ended.failure.message
     changes |= {"evaluation": None} if where != "drawn" else {"steps": 2}
     async with training(base, tmp_path / "fewer", train(**changes)) as scene:
         scene.want(told)
@@ -118,7 +118,7 @@ async def test_a_loss_that_grpo_has_not_fails_its_own_policy_alone(base: Path, t
         scene.want(assignment("acme/one"), assignment("acme/two", loss=own))
         failure = (await scene.ended("acme/two", stage=Stage.FAILED))["acme/two"].failure
         assert failure is not None
-        assert "can't learn its own completions by cross_entropy" in failure.message
+        assert "cannot learn its own completions by cross_entropy" in failure.message
         await scene.ended("acme/one")
 
 
@@ -186,7 +186,7 @@ async def test_a_policy_whose_volume_is_not_mounted_yet_waits_for_it_and_goes_on
         told = scene.roster.progress()["acme/one"]
         assert told.failure is not None
         assert (told.stage, told.failure.reason) == (Stage.LOADING, "SourceUnavailable")
-        assert "is not there; mount its volume" in told.failure.message
+        assert "does not exist; mount its volume" in told.failure.message
         (tmp_path / "elsewhere").rename(tmp_path / "runs")
         assert (await scene.ended("acme/one"))["acme/one"].step == 3
         assert list(scene.roster.rewards()["acme/one"])[:2] == list(learnt)

@@ -201,7 +201,7 @@ async def test_a_name_that_is_trained_under_already_is_refused_before_anything_i
         await scene.means.desk.call(lambda trainer: trainer.put(policy))
         with Making(monkeypatch, policies, "form_of") as making:
             error = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99)))
-        assert (error.reason, error.message) == ("InvalidRequest", "is trained here already; drop it first")
+        assert (error.reason, error.message) == ("InvalidRequest", "is already trained here; drop it first")
         assert not making.begun
         await scene.means.desk.call(lambda trainer: trainer.drop("one"))
         scene.means.places.room.leave("one")

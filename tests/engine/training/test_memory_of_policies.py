@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import Internal
 from mint_contracts.records import Failure
 from mint_contracts.training_records import Stage
@@ -55,7 +56,9 @@ async def test_policies_wait_for_memory_with_no_slot_and_train_once_others_have_
             await until(lambda: len(failures()) == 2)
             for failure in failures():
                 assert (failure.reason, failure.terminal) == ("Overloaded", False)
-                assert f"needs {needs.own + needs.copies} bytes of host memory; 2 other policies" in failure.message
+                assert (
+                    f"needs {in_units(needs.own + needs.copies)} of host memory; 2 other policies" in failure.message
+                )
             assert max(in_use) <= 2, "who waits for memory has no slot"
         ended = await scene.ended(*names)
         assert {(each.step, each.failure) for each in ended.values()} == {(3, None)}

@@ -1,4 +1,4 @@
-"""A policy of calls whose name is somebody else's: it can't be published, and who has the name is told."""
+"""A policy of calls whose name is somebody else's: it cannot be published, and who has the name is told."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ async def test_a_name_that_nobody_has_is_free(redis_client: Redis) -> None:
 async def test_the_catalogs(redis_client: Redis) -> None:
     await catalogued(redis_client, Entry(POLICY, "s3://adapters/one"))
     told = await refusal(namesakes(redis_client))
-    assert told.startswith(f"policy {POLICY!r}: can't be published: adapter {POLICY!r}, which has its name, is in ")
+    assert told.startswith(f"policy {POLICY!r}: cannot be published: adapter {POLICY!r}, which has its name, is in ")
     assert f"the catalog of {BASE}" in told
 
 

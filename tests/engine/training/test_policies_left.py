@@ -67,7 +67,7 @@ async def test_what_was_resumed_and_dropped_does_not_come_back_by_itself(base: P
         await stub.ResumePolicy(resume("one", made.life))
         await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=made.life))
         error = await refused(stub.ResumePolicy(resume("one", made.life)))
-        assert (error.reason, "resume it by its name, or create it" in error.message) == ("PolicyNotFound", True)
+        assert (error.reason, "resume it by name alone, or create it" in error.message) == ("PolicyNotFound", True)
         assert (await stub.ResumePolicy(resume("one"))).sequence == 3, "whoever asks for it by its name has it"
 
 
@@ -116,7 +116,7 @@ async def test_a_killed_engine_has_left_what_its_programs_have_saved(base: Path,
         assert (error.reason, "the next is 5" in error.message) == ("OutOfOrder", True)
         assert (await stub.OptimStep(step("one", 5))).step == 2
         error = await refused(stub.ResumePolicy(resume("other")))
-        assert (error.reason, "has saved nothing to go on from" in error.message) == ("PolicyNotFound", True)
+        assert (error.reason, "has no saved state to resume from" in error.message) == ("PolicyNotFound", True)
 
 
 async def test_what_finds_no_memory_is_left_for_the_next_try(

@@ -154,7 +154,7 @@ async def test_what_was_left_within_a_step_takes_no_memory_for_ever_and_its_prog
         await scene.server.register.rest(0.0)
         assert scene.server.training_bytes == scene.residency.lending.room.lasting == 0
         resume = pb.ResumePolicyRequest(policy="one", life=made.life)
-        assert "resume it by its name" in (await refused(stub.ResumePolicy(resume))).message
+        assert "resume it by name alone" in (await refused(stub.ResumePolicy(resume))).message
         assert (await stub.ResumePolicy(pb.ResumePolicyRequest(policy="one"))).sequence == 1
 
 

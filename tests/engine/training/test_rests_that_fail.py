@@ -77,7 +77,10 @@ async def test_what_stays_is_not_left_though_its_record_has_said_so(
         assert [name for name, _ in scene.server.register.made()] == ["one"]
         async with called(base, tmp_path, engine="tiny-1") as (_, other):
             error = await refused(other.ResumePolicy(resume("one", made.life)))
-            assert (error.reason, "is not what its engine has left" in error.message) == ("PolicyNotFound", True)
+            assert (error.reason, "is not what its engine saved on shutdown" in error.message) == (
+                "PolicyNotFound",
+                True,
+            )
         await stub.ForwardBackward(lesson("one", 1))
         await scene.server.register.rest(0.0)
         assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 1

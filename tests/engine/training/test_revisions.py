@@ -59,7 +59,7 @@ def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
     store.write(entry, garbled)
     with pytest.raises(CorruptFile) as error:
         revisions.newest(store, "acme/one", 1)
-    assert str(error.value).startswith(f"newest revision of policy 'acme/one': is told of by {entry!r} of ")
+    assert str(error.value).startswith(f"newest revision of policy 'acme/one': has an unreadable entry {entry!r} of ")
     store.delete(entry)
     assert revisions.newest(store, "acme/one", 1) == told[0]
 
@@ -122,7 +122,7 @@ async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes
     assert revisions.newest(store, "acme/one", 1) == published
     with folder_of(published.source).open(PACKED) as file:
         assert file.read(1)
-    with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+    with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
         publish(store, "acme/one", Name(1, 7), packed)
 
 

@@ -171,7 +171,7 @@ async def test_rewards_wait_for_no_thread_that_requests_need_nor_these_for_their
         (Reward(), "it has none"),
         (Reward(exact_match=ExactMatch(), length=Length(1, 1)), "it has exactMatch, length"),
         (Reward(regex=Regex("x" * 4097)), "more than 4096 characters"),
-        (Reward(json_schema=JsonSchema(schema="{")), "no JSON"),
+        (Reward(json_schema=JsonSchema(schema="{")), "not valid JSON"),
         (Reward(length=Length(3, 0)), "above 0"),
         (Reward(sum=[Weighted(math.nan, Reward(length=Length(1, 1)))]), "weight of nan"),
         (Reward(sum=[Weighted(1.0, Reward(length=Length(1, 1)))] * 33), "33 parts"),
@@ -185,10 +185,10 @@ def test_a_reward_that_can_not_be_used_is_refused_before_anything_is_scored(rewa
 @pytest.mark.parametrize(
     ("reward", "why"),
     [
-        (Reward(regex=Regex("(")), "no regular expression"),
-        (Reward(sum=[Weighted(1.0, Reward(regex=Regex("{answer}[")))]), "no regular expression"),
-        (Reward(regex=Regex("(?{answer})")), "no regular expression"),
-        (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "is no JSON schema: 3 is not valid"),
+        (Reward(regex=Regex("(")), "not a valid regular expression"),
+        (Reward(sum=[Weighted(1.0, Reward(regex=Regex("{answer}[")))]), "not a valid regular expression"),
+        (Reward(regex=Regex("(?{answer})")), "not a valid regular expression"),
+        (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "is not a valid JSON schema: 3 is not valid"),
     ],
 )
 async def test_what_is_no_pattern_or_schema_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
@@ -221,13 +221,13 @@ async def test_a_schema_that_leads_back_to_itself_is_refused_and_a_deep_text_is_
 
 
 async def test_what_is_no_schema_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="is no JSON schema: 3 is not valid"):
+    with pytest.raises(InvalidRequest, match="is not a valid JSON schema: 3 is not valid"):
         await worth(Reward(json_schema=JsonSchema(schema='{"type": 3}')), "{}")
 
 
 async def test_a_schema_never_fetches_what_it_refers_to() -> None:
     reward = Reward(json_schema=JsonSchema(schema='{"$ref": "http://127.0.0.1:1/schema"}'))
-    with pytest.raises(InvalidRequest, match="does not hold"):
+    with pytest.raises(InvalidRequest, match="does not resolve"):
         await worth(reward, "{}")
 
 
@@ -241,7 +241,7 @@ async def test_a_schema_never_fetches_what_it_refers_to() -> None:
     ],
 )
 async def test_an_example_without_an_answer_is_refused_where_it_is_compared_with(reward: Reward) -> None:
-    with pytest.raises(BadExample, match=r"example 'say': has no answer, which .* dataset\.answerField"):
+    with pytest.raises(BadExample, match=r"example 'say': has no answer for .* dataset\.answerField"):
         await worth(reward, "answer: ", answer=None, prompt="say")
     with pytest.raises(BadExample, match="example 'say': has no answer"):
         Scorer(reward).check_example(Completion("say", "", None))
@@ -359,7 +359,7 @@ async def test_a_service_is_asked_over_tls_where_an_authority_of_the_users_vouch
 
 @pytest.mark.parametrize("bundle", ["no base64", base64.b64encode(b"no certificate").decode()])
 def test_a_bundle_without_certificates_is_refused_by_name(bundle: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"reward\.service\.caBundle: holds no certificates"):
+    with pytest.raises(InvalidRequest, match=r"reward\.service\.caBundle: has no certificates"):
         Scorer(Reward(service=RewardService(address="judge:1", tls=True, ca_bundle=bundle)))
 
 

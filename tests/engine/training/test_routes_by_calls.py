@@ -245,12 +245,13 @@ async def test_routes_that_make_no_sense_are_refused_by_what_is_wrong_and_the_nu
             assert error.message.startswith(f"has routes {says}")
         overlap = await refused(stub.ForwardBackward(call(two_tokens(first_token=1), two_tokens(first_token=2))))
         assert (
-            overlap.message == "has routes from token 2 on after such up to 3; give them in order, and no token twice"
+            overlap.message
+            == "has routes from token 2 on, after routes up to 3; give them in order, and each token once"
         )
         with monkeypatch.context() as patched:
             patched.setattr(primitives, "MOST_ROUTE_BYTES", 20)
             many = await refused(stub.ForwardBackward(call(two_tokens(), two_tokens(first_token=2))))
-        assert str(many) == "examples: have 24 bytes of routes; give at most 20 a call"
+        assert str(many) == "examples: have 24 bytes of routes; give at most 20 bytes per call"
         wide = two_tokens(first_token=1, bytes_per_expert=2, experts=bytes([0, 0, 1, 0] * 6))
         assert (await stub.ForwardBackward(call(wide))).tokens == 6
 
@@ -268,12 +269,14 @@ async def test_a_call_may_have_the_most_routes_there_are(base: Path, tmp_path: P
 
 async def test_a_base_that_routes_no_experts_tells_no_routes_and_takes_none(tmp_path: Path) -> None:
     async with called(save_base(tmp_path / "base"), tmp_path) as (scene, stub):
-        with pytest.raises(InvalidRequest, match=r"sampling\.routes: can't be told: this base routes no experts"):
+        with pytest.raises(
+            InvalidRequest, match=r"sampling\.routes: cannot be returned: this base does not route experts"
+        ):
             await sampled(scene)
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         example = pb.Example(tokens=[5, 6], targets=[6, 7], weights=[1, 1], routes=[two_tokens()])
         error = await refused(stub.ForwardBackward(lesson("one", 1, examples=[example])))
-        assert str(error) == "policy one, example 0: has routes, but this base routes no experts"
+        assert str(error) == "policy one, example 0: has routes, but this base does not route experts"
 
 
 async def test_an_engine_that_does_not_train_tells_no_routes(base: Path) -> None:
@@ -281,13 +284,13 @@ async def test_an_engine_that_does_not_train_tells_no_routes(base: Path) -> None
         asked = sampling_pb2.GenerateRequest(text="x", sampling=sampling_pb2.SamplingParams(routes=True))
         error = await refusal(engine, asked)
         assert type(error) is InvalidRequest
-        assert "are not kept here" in error.message
+        assert "are not kept by this engine" in error.message
 
 
 def test_completions_whose_routes_no_call_would_take_are_refused_before_they_are_made() -> None:
     kimi = RouteShape(layers=60, each=8, experts=384)
     routed.check_room(kimi, 8192, 8)
-    with pytest.raises(InvalidRequest, match=r"8 times 9000 tokens of 960\); 67108864 are the most"):
+    with pytest.raises(InvalidRequest, match=r"8 times 9000 tokens of 960 bytes\); at most 64 MiB are allowed"):
         routed.check_room(kimi, 9000, 8)
 
 

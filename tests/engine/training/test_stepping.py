@@ -130,7 +130,7 @@ def test_until_its_first_change_a_step_is_given_up_without_a_trace() -> None:
         assert saved_of(trainer, "p/0") == before
     with pytest.raises(InvalidRequest, match="no finished gradient"):
         trainer.begin_step("p/0", OPTIMIZER)
-    with pytest.raises(InvalidRequest, match="is in unfinished work"):
+    with pytest.raises(InvalidRequest, match="has unfinished work"):
         trainer.begin([PolicyBatch("p/0", groups(3), DAPO)])
     stepping.cancel()
     assert saved_of(trainer, "p/0") == before
@@ -189,10 +189,10 @@ def test_half_a_step_is_neither_saved_nor_published_nor_gone_on_from(
         give_up()
     refusal = (
         pytest.raises(
-            TornPolicy, match="policy p/0: was left in the middle of a step; load what was saved, or drop it"
+            TornPolicy, match="policy p/0: was left in the middle of a step; load a saved state, or drop it"
         )
         if cut_off
-        else pytest.raises(EngineUnavailable, match="policy p/0: is within a step; come back")
+        else pytest.raises(EngineUnavailable, match="policy p/0: is in the middle of a step; retry")
     )
     with refusal:
         look(trainer)

@@ -83,7 +83,7 @@ def test_a_store_without_the_checkpoint_that_is_known_of_is_not_taken_for_a_new_
     save(Shelf(store, "acme/two", "run-1"), 7, 3)
     assert shelf.newest(saved=0) is None
     store.write(f"{shelf.folder}/{Name(7, 2)}/{BLOB}", b"half written")
-    with pytest.raises(SourceUnavailable, match=r"holds no checkpoint of policy 'acme/one' in .*step 2 or later"):
+    with pytest.raises(SourceUnavailable, match=r"has no checkpoint of policy 'acme/one' in .*step 2 or later"):
         shelf.newest(saved=2)
     save(shelf, 7, 1)
     found = shelf.newest(saved=2)
@@ -93,7 +93,7 @@ def test_a_store_without_the_checkpoint_that_is_known_of_is_not_taken_for_a_new_
 
 @pytest.mark.parametrize("uri", ["https://host/runs", "hf://a/b"])
 def test_only_what_can_be_written_is_a_store(uri: str) -> None:
-    with pytest.raises(SourceForbidden, match="can't be written"):
+    with pytest.raises(SourceForbidden, match="cannot be written"):
         store_of(Source(uri, "v1"))
 
 
@@ -104,7 +104,7 @@ def test_a_newer_lease_is_preferred_whatever_step_it_is_at_and_an_older_one_may_
     found = shelf.newest()
     assert found is not None
     assert (found[0].lease, found[0].step) == (2, 4)
-    with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+    with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
         save(shelf, 1, 6)
     assert shelf.newest() == found
 
@@ -118,7 +118,7 @@ def test_under_a_lease_that_is_taken_nothing_is_there_yet_and_under_an_older_one
     found = shelf.newest()
     shelf.take(2)
     assert (shelf.newest(), shelf.latest_lease()) == (found, 2)
-    with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+    with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
         save(shelf, 1, 6)
     shelf.give_back(2)
     save(shelf, 1, 6)
@@ -172,7 +172,7 @@ def test_where_no_checkpoint_can_be_read_nobody_takes_it_for_there_being_none(st
     save(shelf, 1, 2)
     for name in store.names(shelf.folder):
         harm_checkpoint(store, f"{shelf.folder}/{name}", harm)
-    with pytest.raises(CorruptFile, match=r"no checkpoint that can be read, of 2 in .* new AdapterWave"):
+    with pytest.raises(CorruptFile, match=r"no readable checkpoint among 2 in .* new AdapterWave"):
         shelf.newest()
 
 
@@ -300,7 +300,7 @@ def test_a_store_whose_volume_is_not_mounted_is_not_taken_for_an_empty_one(
         lambda: store.delete("a"),
         lambda: revisions.newest(store, "acme/one", 0),
     ):
-        with pytest.raises(SourceUnavailable, match=f"its folder '{mounted}' is not there; mount its volume"):
+        with pytest.raises(SourceUnavailable, match=f"its folder '{mounted}' does not exist; mount its volume"):
             work()
     assert not mounted.exists(), "nothing was written in its place"
     elsewhere.rename(mounted)

@@ -82,7 +82,7 @@ async def test_it_acknowledges_nothing_more_and_lets_go_before_the_other_one_has
         async with called(base, tmp_path, engine="tiny-1") as (_, other):
             assert (await other.ResumePolicy(resume())).sequence == 1
             error = await refused(stub.ForwardBackward(lesson("one", 2)))
-            assert (error.reason, "has gone on elsewhere" in error.message) == ("PolicyNotFound", True), (
+            assert (error.reason, "was resumed on another engine" in error.message) == ("PolicyNotFound", True), (
                 "a repeat, too"
             )
             assert is_free(scene)
@@ -253,7 +253,7 @@ async def test_what_was_left_is_not_gone_on_with_again_behind_the_back_of_who_ha
             assert (await other.ResumePolicy(resume(made.life))).sequence == 1
             await other.ForwardBackward(lesson("one", 2))
         error = await refused(stub.ResumePolicy(resume(made.life)))
-        assert (error.reason, "resume it by its name" in error.message) == ("PolicyNotFound", True)
+        assert (error.reason, "resume it by name alone" in error.message) == ("PolicyNotFound", True)
         assert (await stub.ResumePolicy(resume())).sequence == 1
 
 
@@ -306,7 +306,7 @@ async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
             await other.ResumePolicy(resume())
             meant = {"one": (await other.Publish(publish)).uri} if anew else {}
             error = await refused(stub.Publish(publish))
-            assert (error.reason, "has gone on elsewhere" in error.message) == ("PolicyNotFound", True)
+            assert (error.reason, "was resumed on another engine" in error.message) == ("PolicyNotFound", True)
             assert is_free(scene)
             herald = there.server.register.here.herald
             await herald.look()
@@ -331,6 +331,6 @@ def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(
 
     monkeypatch.setattr(LocalStore, "write", beside)
     monkeypatch.setattr(LocalStore, "delete", both)
-    with pytest.raises(StaleLease, match="by another engine, too"):
+    with pytest.raises(StaleLease, match="is also being taken"):
         shelf.take(7)
     assert shelf.leases() == []

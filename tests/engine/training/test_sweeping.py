@@ -56,7 +56,7 @@ async def test_who_finds_what_it_writes_swept_by_a_newer_lease_is_told_of_that(
         await writing.reached()
         write(store, Name(2, 1), tmp_path)
         writing.open()
-        with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+        with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
             stale.result(60)
     assert not [each for each in found(store) if str(Name(1, 3)) in each]
     assert [each for each in found(store) if str(Name(2, 1)) in each]

@@ -23,7 +23,7 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
         await answers.wait()
 
     for _ in range(3):
-        with pytest.raises(SourceUnavailable, match="does not say at the moment"):
+        with pytest.raises(SourceUnavailable, match="cannot be read to check"):
             await of.check("one", look)
     assert begun == 1
     monkeypatch.setattr(tenure, "ANSWER_S", 60.0)

@@ -208,7 +208,7 @@ async def test_a_step_that_a_defect_cuts_off_halfway_is_nobodys_and_what_was_sav
             patched.setattr(Stepping, "_settle", fail)
             error = await refused(stub.OptimStep(step("one", 3)))
             assert error.reason == "Internal"
-            assert "could not take its step (RuntimeError: a defect) to its end; load what was saved" in error.message
+            assert "could not take its step (RuntimeError: a defect) to its end; load a saved state" in error.message
         for call in (
             stub.OptimStep(step("one", 3)),
             stub.ForwardBackward(lesson("one", 3)),
@@ -216,7 +216,7 @@ async def test_a_step_that_a_defect_cuts_off_halfway_is_nobodys_and_what_was_sav
             stub.Publish(pb.PublishRequest(policy="one", sequence=3)),
         ):
             error = await refused(call)
-            assert (error.reason, "load what was saved" in error.message) == ("TornPolicy", True)
+            assert (error.reason, "load a saved state" in error.message) == ("TornPolicy", True)
         await stub.LoadState(pb.LoadStateRequest(policy="one", sequence=3, uri=saved.uri))
         found = await stub.OptimStep(step("one", 4))
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="two", rank=4))
