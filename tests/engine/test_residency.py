@@ -136,7 +136,7 @@ async def test_files_in_host_memory_and_on_disk_take_no_more_of_the_disk_than_it
 async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(scene: Callable[..., Scene]) -> None:
     here = scene(slots=1, slot_wait_s=0.05)
     async with here.residency.hold(NAMES[0]):
-        with pytest.raises(errors.Overloaded, match="all 1 slots") as caught:
+        with pytest.raises(errors.Overloaded, match="has no slot: all 1 are") as caught:
             async with here.residency.hold(NAMES[1]):
                 pass
         assert caught.value.retry_after_s

@@ -73,7 +73,7 @@ CASES: list[tuple[Chat, str]] = [
         Chat(tools=f"[{' ' * MOST_TOOL_CHARACTERS}]"),
         f"tools: has {MOST_TOOL_CHARACTERS + 2} characters; at most {MOST_TOOL_CHARACTERS}",
     ),
-    (Chat(tools="[" * DEEPEST + "[]" + "]" * DEEPEST), f"tools: has more than {DEEPEST} values in one another"),
+    (Chat(tools="[" * DEEPEST + "[]" + "]" * DEEPEST), f"tools: is nested deeper than {DEEPEST} values"),
     (Chat(tools=json.dumps([SAIL | {"a<|end|>": 1}])), r"has the control token '<\|end\|>' in a name within JSON"),
     (Chat(calls=7), r"prompt\.chat\.calls: is 7"),  # type: ignore[arg-type]
 ]

@@ -66,13 +66,13 @@ def test_control_tokens_in_a_text_stay_text(tokenizer: PreTrainedTokenizerBase) 
         ("{", "cannot be read"),
         ("[]", "are not a JSON object"),
         ('{"date_string": []}', "have 'date_string', which is not a boolean, a number or a string"),
-        ('{"date_string": null}', "say of 'date_string' neither"),
+        ('{"date_string": null}', "have 'date_string', which is not a boolean"),
         ('{"enable_thinking": false}', "have 'enable_thinking', which this base's chat template does not use"),
-        ('{"date.*": 1}', r"hold 'date\.\*', of which"),
+        ('{"date.*": 1}', r"have 'date\.\*', which this"),
         ('{"messages": "x"}', "have 'messages', which clients cannot set"),
-        ('{"tokenize": false}', "hold 'tokenize', which is not"),
-        ('{"eos_token": "x"}', "hold 'eos_token', which is not"),
-        (json.dumps({"date_string": "x" * MOST_CHARACTERS}), f".*at most {MOST_CHARACTERS} are taken"),
+        ('{"tokenize": false}', "have 'tokenize', which clients cannot set"),
+        ('{"eos_token": "x"}', "have 'eos_token', which clients cannot set"),
+        (json.dumps({"date_string": "x" * MOST_CHARACTERS}), f".*at most {MOST_CHARACTERS} are allowed"),
     ],
 )
 def test_what_is_no_variable_is_refused(tokenizer: PreTrainedTokenizerBase, variables: str, says: Any) -> None:
