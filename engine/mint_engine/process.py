@@ -33,8 +33,8 @@ from mint_engine.environment import Start
 from mint_engine.model.base import Base
 from mint_engine.model.modules import unasked_linears
 from mint_engine.parallel.node import is_of_node
-from mint_engine.policies.herald import Herald
-from mint_engine.policies.namesakes import Namesakes
+from mint_engine.policies.announcement_cache import Herald
+from mint_engine.policies.name_conflicts import Namesakes
 from mint_engine.policies.opened import Open
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.roster import Roster

@@ -42,7 +42,7 @@ async def test_what_is_brought_ahead_is_told_takes_no_slot_and_is_found_once_wan
 async def test_a_defect_in_what_is_brought_ahead_keeps_nothing_else_back(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_engine.residency.early.RETRY_S", 0.05)
+    monkeypatch.setattr("mint_engine.residency.prefetch.RETRY_S", 0.05)
     here, defects = scene(store=None), [2]
     load = here.loader.load
 

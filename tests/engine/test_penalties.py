@@ -15,7 +15,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsPro
 from mint_contracts.sampling_pb2 import SamplingParams
 from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.penalties import penalise
-from mint_engine.requests.said import Said
+from mint_engine.requests.token_counts import Said
 from mint_engine.scheduling.request import Sampling
 from tests.engine.running import Running, ask, running, save_adapter
 

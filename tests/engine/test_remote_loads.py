@@ -19,8 +19,8 @@ from mint_contracts.source import Source
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import loading
+from mint_engine.residency.read_concurrency import Together
 from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
-from mint_engine.residency.together import Together
 from mint_engine.sources import hosts
 from mint_engine.sources.fetch import PACKED, WEIGHTS
 from mint_engine.sources.hosts import Hosts

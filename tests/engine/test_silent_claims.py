@@ -13,8 +13,8 @@ from mint_contracts.errors import SourceUnavailable
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Location, Source
 from mint_engine.adapters.relay import relay
-from mint_engine.residency import loading, looks, readers
-from mint_engine.residency.looks import EACH, Looks
+from mint_engine.residency import loading, readers, source_stat
+from mint_engine.residency.source_stat import EACH, Looks
 from mint_engine.sources.local import FileState, state_of
 from tests.engine.made import read_tiny
 from tests.engine.test_changing_sources import OFTEN, change
@@ -93,7 +93,7 @@ async def test_its_own_are_refused_and_loaded_again_once_it_answers(
     here = scene(slots=2, store=None)
     claims.back.clear()
     with monkeypatch.context() as soon:
-        soon.setattr(looks, "SILENT_S", 0.01)
+        soon.setattr(source_stat, "SILENT_S", 0.01)
         with pytest.raises(SourceUnavailable, match="pvc://ill, which does not respond"):
             await ask(here, "ill", 0)
     await until(lambda: claims.hanging)  # the look that nobody waits for any more may only begin now
@@ -128,7 +128,7 @@ async def test_changes_of_others_are_seen(scene: Scenes, claims: Claims, monkeyp
 
 
 async def test_others_are_brought_ahead(scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "SILENT_S", 0.5)
+    monkeypatch.setattr(source_stat, "SILENT_S", 0.5)
     here = scene(store=None)
     claims.back.clear()
     here.residency.want(
@@ -165,7 +165,7 @@ async def test_others_are_loaded_beside_what_was_being_read_when_it_hung(
         asking += [asyncio.create_task(ask(here, "ill", number)) for number in range(2)]
     await until(hung.is_set)
     with monkeypatch.context() as soon:
-        soon.setattr(looks, "SILENT_S", 0.01)
+        soon.setattr(source_stat, "SILENT_S", 0.01)
         await until(lambda: here.residency._looks.is_stuck(source("ill", 0)))
     if by == "wave":
         here.residency.want([*ill, *well])
@@ -189,7 +189,7 @@ async def test_of_many_sources_those_are_told_of_whose_claims_answer(
     assert told[3] is None
     assert len({*told}) == len(asked), "each has a state of its own"
     claims.back.clear()
-    monkeypatch.setattr(looks, "SILENT_S", 0.01)
+    monkeypatch.setattr(source_stat, "SILENT_S", 0.01)
     with pytest.raises(SourceUnavailable):
         await here.state(source("ill", 0))
     monkeypatch.undo()

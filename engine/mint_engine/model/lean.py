@@ -32,7 +32,7 @@ from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
-from mint_engine.parallel.meeting import Meeting
+from mint_engine.parallel.shared_memory import Meeting
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots
 

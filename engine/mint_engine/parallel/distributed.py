@@ -12,8 +12,8 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.nn import functional
 
 from mint_contracts.errors import EngineUnavailable
-from mint_engine.parallel.meeting import PATIENCE_S
 from mint_engine.parallel.messages import Wire
+from mint_engine.parallel.shared_memory import PATIENCE_S
 from mint_engine.parallel.shares import Share
 
 _PATIENCE = timedelta(seconds=PATIENCE_S)

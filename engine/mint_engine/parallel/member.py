@@ -12,12 +12,12 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.kept import move
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
 from mint_engine.parallel.files import Files
-from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.shard import shard_head
 from mint_engine.parallel.shared import SharedGroup
+from mint_engine.parallel.shared_memory import Extent, Meeting
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
 

@@ -68,7 +68,7 @@ class Nursery:
 
     def _watch(self) -> None:
         end = self._theirs.fileno()
-        command = [sys.executable, "-m", "mint_engine.parallel.forking", str(end), str(os.getpid())]
+        command = [sys.executable, "-m", "mint_engine.parallel.fork_server", str(end), str(os.getpid())]
         try:
             with self._theirs:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(end,))  # noqa: S603

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.meeting import Meeting
+from mint_engine.parallel.shared_memory import Meeting
 from mint_engine.parallel.shares import Share
 
 

@@ -4,7 +4,7 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.kernels.library import Kernels, find_kernels
-from mint_engine.parallel.meeting import Meeting
+from mint_engine.parallel.shared_memory import Meeting
 from mint_engine.parallel.shares import Share
 
 

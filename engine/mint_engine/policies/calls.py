@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 
 from mint_contracts.errors import Draining, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
-from mint_engine.policies.tenure import Tenure
+from mint_engine.policies.lease_check import Tenure
 from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0

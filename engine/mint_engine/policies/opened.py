@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from mint_engine.policies.announcement_cache import Herald
 from mint_engine.policies.calls import Calls
-from mint_engine.policies.herald import Herald
 from mint_engine.policies.means import Means
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.store import Store

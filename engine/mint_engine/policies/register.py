@@ -16,7 +16,7 @@ import structlog
 
 from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound, StaleLease, TornPolicy
 from mint_contracts.records import PolicyRoom
-from mint_engine.policies import keepsakes
+from mint_engine.policies import call_checkpoints
 from mint_engine.policies.calls import Calls, draining
 from mint_engine.policies.opened import Open
 from mint_engine.policies.taking import Taking
@@ -99,7 +99,7 @@ class Register:
         return await self._there(known)
 
     async def resume(self, name: str, life: int) -> Calls:
-        """A policy that is here, or else goes on from its newest checkpoint (see `keepsakes.newest`)."""
+        """A policy that is here, or else goes on from its newest checkpoint (see `call_checkpoints.newest`)."""
         await self._refuse_dropped(name)
         here = self.here
         await self._let_go_superseded(here, name)
@@ -118,7 +118,7 @@ class Register:
         where the store has not answered for long.
         """
         calls.check_lease(lease)
-        look = partial(keepsakes.refuse_superseded, self.here, name, calls)
+        look = partial(call_checkpoints.refuse_superseded, self.here, name, calls)
         await self.kept(name, calls, lambda: calls.tenure.check(name, look))
 
     async def kept(self, name: str, calls: Calls, work: Callable[[], Awaitable[T]]) -> T:
@@ -147,7 +147,7 @@ class Register:
             return
         if calls is None:
             await self._tell_dropped(here, policy)
-            await keepsakes.give_up(here, policy, life)
+            await call_checkpoints.give_up(here, policy, life)
             await here.herald.withdraw(policy, life, whoever=gone and not life)
             return
         calls.check_life(life)
@@ -177,7 +177,7 @@ class Register:
             return
 
         async def save(name: str, calls: Calls) -> None:
-            await calls.part(lambda: keepsakes.leave(here, name, calls))
+            await calls.part(lambda: call_checkpoints.leave(here, name, calls))
 
         self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late ones go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)
@@ -212,7 +212,7 @@ class Register:
             if self._parting or not calls.is_idle(idle_s):
                 continue
             of_it = self.here, name, calls
-            stay = partial(self.kept, name, calls, partial(keepsakes.stay, *of_it))
+            stay = partial(self.kept, name, calls, partial(call_checkpoints.stay, *of_it))
             try:
                 await calls.rest(partial(self._put_to_rest, *of_it), stay)
             except MintError as error:
@@ -222,7 +222,7 @@ class Register:
 
     async def _put_to_rest(self, here: Open, name: str, calls: Calls) -> None:
         try:
-            await keepsakes.leave(here, name, calls)
+            await call_checkpoints.leave(here, name, calls)
         except TornPolicy as error:  # nobody could go on with it: what its program has saved itself is all there is
             _log.warning("policy_unsaved", policy=name, error=str(error))
         except StaleLease as error:  # another engine has gone on with it
@@ -238,7 +238,7 @@ class Register:
         life = self._dropped.get(name)
         if life is None:
             return
-        await keepsakes.give_up(here, name, life)
+        await call_checkpoints.give_up(here, name, life)
         await here.herald.withdraw(name, life)
         if self._dropped.get(name) == life:
             del self._dropped[name]
@@ -258,7 +258,7 @@ class Register:
         if calls is None or calls in self._making:
             return
         try:
-            await calls.tenure.look(partial(keepsakes.refuse_superseded, here, name, calls))
+            await calls.tenure.look(partial(call_checkpoints.refuse_superseded, here, name, calls))
         except StaleLease as error:
             _log.warning("policy_superseded", policy=name, error=str(error))
             await calls.end(SUPERSEDED)
@@ -306,10 +306,10 @@ class Register:
     async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
         desk = here.means.desk
         await desk.call(lambda trainer: trainer.refuse_known(name))
-        earlier = await keepsakes.latest_lease(here, name)
+        earlier = await call_checkpoints.latest_lease(here, name)
         self._succeed(calls, earlier)
         if earlier:
-            await keepsakes.succeed(here, name)
+            await call_checkpoints.succeed(here, name)
         calls.life = calls.lease
         here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
         try:
@@ -323,9 +323,9 @@ class Register:
         desk = here.means.desk
         await desk.call(lambda trainer: trainer.refuse_known(name))
         async with self._resuming:  # of what is read is not known before how much it takes
-            found = await keepsakes.newest(here, name, life)
+            found = await call_checkpoints.newest(here, name, life)
             policy, record = found.policy, found.record
-            self._succeed(calls, max(record.lease, await keepsakes.latest_lease(here, name)))
+            self._succeed(calls, max(record.lease, await call_checkpoints.latest_lease(here, name)))
             calls.life, calls.step = record.life or calls.lease, policy.step
             here.room.take(calls.holder, desk.maker.needs_for(policy))
             try:

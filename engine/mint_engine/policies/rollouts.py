@@ -13,7 +13,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
-from mint_engine.policies.line import Line, Place
+from mint_engine.policies.rollout_queue import Line, Place
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 

@@ -23,7 +23,7 @@ from mint_contracts.names import check_adapter
 from mint_contracts.paging import page_size
 from mint_contracts.wire import to_status
 from mint_engine.aside import aside
-from mint_engine.policies import keepsakes, revisions
+from mint_engine.policies import call_checkpoints, revisions
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.copying import packing
 from mint_engine.policies.opened import Open
@@ -121,7 +121,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
             name, sequence = request.policy, request.sequence
-            saving = partial(keepsakes.save, here, name, calls, sequence)
+            saving = partial(call_checkpoints.save, here, name, calls, sequence)
             return pb.SaveStateResponse(uri=await self._register.kept(name, calls, saving))
 
         return await self._once(request, work, context)
@@ -131,7 +131,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.PolicyState:
             async with here.copying(calls):
-                loading = partial(keepsakes.load, here, request.policy, calls, request.uri)
+                loading = partial(call_checkpoints.load, here, request.policy, calls, request.uri)
                 read = await self._register.kept(request.policy, calls, loading)
                 step = read.step  # of what the step thread owns from now on
                 await here.replace(calls, read)
@@ -152,7 +152,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
                     copy = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
                     told, packed = await aside(revisions.publish, here.store, policy, name, copy)
-                await keepsakes.refuse_superseded(here, policy, calls)  # whose name means the other engine's
+                await call_checkpoints.refuse_superseded(here, policy, calls)  # whose name means the other engine's
                 await here.herald.announce(policy, calls.life, name, told.source)
                 here.means.places.offer(policy, told.source, packed)
                 return pb.PublishResponse(revision=told.revision, uri=told.source.uri)

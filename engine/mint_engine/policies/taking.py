@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, StaleLease
 from mint_engine.aside import aside
+from mint_engine.policies.call_checkpoints import Found, not_left, rests_of, shelf_of
 from mint_engine.policies.checkpoints import Shelf
-from mint_engine.policies.keepsakes import Found, not_left, rests_of, shelf_of
 from mint_engine.policies.opened import Open
 from mint_engine.sources.asking import asked
 
@@ -34,7 +34,7 @@ class Taking:
 
         An engine that had it, and was cut off, acknowledges no checkpoint behind `found`; who drops it has dropped
         it. What could not be put there is as it was, for the next try. Raises EngineUnavailable where others have
-        just been at it, PolicyNotFound as `keepsakes.newest`, and the errors of a store.
+        just been at it, PolicyNotFound as `call_checkpoints.newest`, and the errors of a store.
         """
         shelf, listed = shelf_of(here.store, policy), False
         await self.give_back(here, policy)

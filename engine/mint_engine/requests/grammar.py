@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
 from mint_engine.requests.formats import known_alone
-from mint_engine.requests.work import too_much
+from mint_engine.requests.grammar_cost import too_much
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
 # A text that must come may be written with any tokens. Else each mask would take as long as that text is.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mint_engine.requests.said import Said
+from mint_engine.requests.token_counts import Said
 from mint_engine.scheduling.request import Sampling
 
 

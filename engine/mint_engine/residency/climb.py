@@ -18,13 +18,13 @@ from mint_engine.residency import metrics
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
-from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.looks import Looks
+from mint_engine.residency.low_priority import Gentle
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.reading import LostBlock, read
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.source_stat import Looks
 from mint_engine.residency.staying import Stayed
 
 # Cold files of 20 MB came from a disk at 0.7 of what direct reads of 8 MB gave with two in flight, at 0.95 of the

@@ -16,9 +16,9 @@ from mint_engine.residency.climb import Climber
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.host import Key
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.looks import Looks
 from mint_engine.residency.room import Room
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.source_stat import Looks
 from mint_engine.sources.asking import asked
 
 TRAINING = "training:"  # no source has this scheme: nothing can ask for what is in such a slot

@@ -20,7 +20,7 @@ from mint_engine.adapters.mapped import LOST, Opener
 from mint_engine.adapters.packed import Header, Packed, fingerprint
 from mint_engine.adapters.relay import relay
 from mint_engine.residency.disk import DiskTier
-from mint_engine.residency.together import Together
+from mint_engine.residency.read_concurrency import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.hosts import Asking, Hosts
 from mint_engine.sources.local import FileState, is_local, state_of

@@ -24,16 +24,16 @@ from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, again
 from mint_engine.residency.decide import decide
-from mint_engine.residency.early import Early
 from mint_engine.residency.holding import AdapterStatus, Held, Tenant
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.looks import Looks
+from mint_engine.residency.prefetch import Early
 from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.rounds import ROUND_S, Rounds
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.source_stat import Looks
 from mint_engine.residency.turns import Terms
 from mint_engine.residency.wanting import Queue
 from mint_engine.residency.watching import Watch

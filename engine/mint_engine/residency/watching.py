@@ -12,7 +12,7 @@ import structlog
 from mint_contracts.records import Tier
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
-from mint_engine.residency.looks import Looks
+from mint_engine.residency.source_stat import Looks
 from mint_engine.residency.succeeding import serves_on, succeed
 
 AT_ONCE = 512  # sources a look: some 10 ms of stat on a local disk

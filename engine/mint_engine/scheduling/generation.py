@@ -15,9 +15,9 @@ from mint_engine.model.routes import Routes
 from mint_engine.requests.masks import Late, mask
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
-from mint_engine.requests.said import Said
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
+from mint_engine.requests.token_counts import Said
 from mint_engine.residency.arrival import NotArrived
 from mint_engine.residency.copies import again
 from mint_engine.scheduling.masking import cost, in_turn

@@ -11,8 +11,8 @@ from mint_contracts.errors import MintError
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS
 from mint_engine.model.routes import Routes
 from mint_engine.requests.grammar import Grammar, Shape
-from mint_engine.requests.said import Said
 from mint_engine.requests.text import TextStream
+from mint_engine.requests.token_counts import Said
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT
 

@@ -10,10 +10,10 @@ import torch
 
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
-from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.messages import Lesson
 from mint_engine.parallel.shard import share_of
 from mint_engine.parallel.shared import SharedGroup
+from mint_engine.parallel.shared_memory import Extent, Meeting
 from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.follower import Follower

@@ -21,10 +21,10 @@ from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
-from mint_engine.parallel.meeting import PATIENCE_S, Meeting
 from mint_engine.parallel.messages import Begin
 from mint_engine.parallel.nursery import Nursery
 from mint_engine.parallel.rank import ANSWER_S, Rank
+from mint_engine.parallel.shared_memory import PATIENCE_S, Meeting
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits

@@ -19,9 +19,9 @@ from mint_contracts.errors import EngineUnavailable
 from mint_engine.parallel import distributed
 from mint_engine.parallel.distributed import DistributedGroup, Gloo
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.shared import SharedGroup
+from mint_engine.parallel.shared_memory import Extent, Meeting
 from mint_engine.parallel.shares import Dimensions, Share, share_out
 
 ROWS, HIDDEN, VOCABULARY = 512, 81, 101

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from mint_contracts.errors import EngineUnavailable
 from mint_contracts.training import Loss
-from mint_engine.parallel.meeting import PATIENCE_S
+from mint_engine.parallel.shared_memory import PATIENCE_S
 from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.pieces import plan_pieces

@@ -12,7 +12,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies.herald import Herald
+from mint_engine.policies.announcement_cache import Herald
 from mint_engine.policies.opened import Open
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.store import store_of

@@ -12,9 +12,9 @@ import pytest
 from mint_contracts.errors import SourceUnavailable, StaleLease
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import published_in
-from mint_engine.policies import herald as heralds
+from mint_engine.policies import announcement_cache as heralds
+from mint_engine.policies.announcement_cache import Herald
 from mint_engine.policies.announcements import Announcements, Announcer
-from mint_engine.policies.herald import Herald
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from tests.engine.training.asked import Asked

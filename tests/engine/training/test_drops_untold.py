@@ -9,7 +9,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable
-from mint_engine.policies.herald import Herald
+from mint_engine.policies.announcement_cache import Herald
 from mint_engine.policies.store import LocalStore
 from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused

@@ -7,8 +7,8 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import AdapterNotFound
-from mint_engine.policies import herald as heralds
-from mint_engine.policies.herald import Herald
+from mint_engine.policies import announcement_cache as heralds
+from mint_engine.policies.announcement_cache import Herald
 from tests.engine.running import save_base
 from tests.engine.training.asked import Asked
 from tests.engine.training.calling import BASE, called, lesson, refused, step

@@ -7,8 +7,8 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable
+from mint_engine.policies.call_checkpoints import KEPT
 from mint_engine.policies.checkpoints import RECORD
-from mint_engine.policies.keepsakes import KEPT
 from mint_engine.policies.store import Content, LocalStore
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step

@@ -11,7 +11,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable, StaleLease
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies import taking, tenure
+from mint_engine.policies import lease_check, taking
 from mint_engine.policies.checkpoints import RECORD, Shelf
 from mint_engine.policies.store import Content, LocalStore, store_of
 from tests.engine.running import save_base
@@ -26,7 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def each_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenure, "LOOK_S", 0.0)
+    monkeypatch.setattr(lease_check, "LOOK_S", 0.0)
 
 
 def resume(life: int = 0) -> pb.ResumePolicyRequest:
@@ -225,7 +225,7 @@ async def test_while_the_store_is_away_calls_go_on_for_a_while_and_then_wait_for
         with monkeypatch.context() as patch:
             patch.setattr(LocalStore, "names", away)
             await stub.ForwardBackward(lesson("one", 2))
-            patch.setattr(tenure, "SURE_S", 0.0)
+            patch.setattr(lease_check, "SURE_S", 0.0)
             error = await refused(stub.OptimStep(step("one", 3)))
             assert (error.reason, bool(error.retry_after_s)) == ("SourceUnavailable", True)
         assert (await stub.OptimStep(step("one", 3))).step == 1
@@ -298,7 +298,7 @@ async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
     anew: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the other engine has published by then or not; no look is due."""
-    monkeypatch.setattr(tenure, "LOOK_S", 3600.0)
+    monkeypatch.setattr(lease_check, "LOOK_S", 3600.0)
     publish = pb.PublishRequest(policy="one", sequence=2)
     async with called(base, tmp_path) as (scene, stub):
         await saved(stub)

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_records import revisions_of
+from mint_engine.policies.call_checkpoints import RUN
 from mint_engine.policies.checkpoints import Shelf
-from mint_engine.policies.keepsakes import RUN
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.store import store_of
 from mint_engine.training import optimizer

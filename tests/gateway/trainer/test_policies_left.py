@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from mint_contracts import errors
-from mint_engine.policies import keepsakes
+from mint_engine.policies import call_checkpoints
 from mint_gateway.client import Client
 from tests.gateway.taught import LESSON, NAMES, School, learn
 from tests.waiting import until
@@ -100,7 +100,7 @@ async def test_nobody_goes_on_with_older_weights_unawares(school: School, patien
     await learn(policy)
     [where] = school.has("acme/a")
     engine = school.engines[where]
-    await keepsakes.leave(engine.trains.server.register.here, "acme/a", engine.calls["acme/a"])
+    await call_checkpoints.leave(engine.trains.server.register.here, "acme/a", engine.calls["acme/a"])
     await learn(policy)
     await engine.leave()
     await school.seen(*{*NAMES} - {where})

@@ -6,7 +6,7 @@ import pytest
 from mint_contracts import errors
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_pb2_grpc import TrainerStub
-from mint_engine.policies import tenure
+from mint_engine.policies import lease_check
 from mint_engine.policies.store import LocalStore
 from mint_gateway.client import Client
 from tests.engine.training.calling import lesson
@@ -15,13 +15,13 @@ from tests.gateway.taught import LESSON, NAMES, School, learn
 
 @pytest.fixture
 def each_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenure, "LOOK_S", 0.0)
+    monkeypatch.setattr(lease_check, "LOOK_S", 0.0)
 
 
 @pytest.fixture
 def no_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a test takes."""
-    monkeypatch.setattr(tenure, "LOOK_S", 3600.0)
+    monkeypatch.setattr(lease_check, "LOOK_S", 3600.0)
 
 
 def away(*_: object) -> None:
@@ -104,7 +104,7 @@ async def test_two_programs_do_not_go_on_with_one_policy_unawares_though_they_co
     async with Client(school.engines[other].record().address) as elsewhere:
         await learn(await elsewhere.policy("acme/a"))
     await learn(policy)  # where it was, which has not looked yet
-    monkeypatch.setattr(tenure, "LOOK_S", 0.0)
+    monkeypatch.setattr(lease_check, "LOOK_S", 0.0)
     with pytest.raises(errors.PolicyNotFound, match="another program has called it; resume it by its name"):
         await policy.forward_backward(LESSON, loss="cross_entropy")
     assert school.engines[other].calls["acme/a"].sequence == 3

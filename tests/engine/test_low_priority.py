@@ -2,8 +2,8 @@
 
 import pytest
 
-from mint_engine.residency import gentle
-from mint_engine.residency.gentle import Gentle
+from mint_engine.residency import low_priority
+from mint_engine.residency.low_priority import Gentle
 
 
 class Clock:
@@ -59,7 +59,7 @@ def test_a_rest_is_bounded_and_failed_work_counts(clock: Clock) -> None:
     with pytest.raises(ValueError, match="broken"):
         own.run(fail)
     own.run(lambda: None)
-    assert clock.slept == [pytest.approx(gentle.LONGEST_REST_S)]
+    assert clock.slept == [pytest.approx(low_priority.LONGEST_REST_S)]
 
 
 def test_nothing_rests_while_no_request_runs(clock: Clock) -> None:

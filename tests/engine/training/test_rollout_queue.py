@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import given
 
-from mint_engine.policies.line import TURN, Line, Place
+from mint_engine.policies.rollout_queue import TURN, Line, Place
 from mint_engine.policies.rollouts import Ask
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Sampling

@@ -14,7 +14,7 @@ from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training_records import TrainChange, WaveTraining, published_in
-from mint_engine.policies.namesakes import Namesakes
+from mint_engine.policies.name_conflicts import Namesakes
 from tests.contracts.catalogs import make_complete
 from tests.engine.training.teaching import train
 from tests.redis_process import free_port

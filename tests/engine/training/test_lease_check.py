@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from mint_contracts.errors import SourceUnavailable
-from mint_engine.policies import tenure
-from mint_engine.policies.tenure import Tenure
+from mint_engine.policies import lease_check
+from mint_engine.policies.lease_check import Tenure
 
 
 async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
@@ -14,7 +14,7 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
 ) -> None:
     """Each holds a thread, of those that other stores are asked on, too."""
     for name, value in (("LOOK_S", 0.0), ("SURE_S", 0.0), ("ANSWER_S", 0.01)):
-        monkeypatch.setattr(tenure, name, value)
+        monkeypatch.setattr(lease_check, name, value)
     begun, answers, of = 0, asyncio.Event(), Tenure()
 
     async def look() -> None:
@@ -26,7 +26,7 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
         with pytest.raises(SourceUnavailable, match="cannot be read to check"):
             await of.check("one", look)
     assert begun == 1
-    monkeypatch.setattr(tenure, "ANSWER_S", 60.0)
+    monkeypatch.setattr(lease_check, "ANSWER_S", 60.0)
     answers.set()
     await of.check("one", look)
     assert begun == 2, "what is true now was not seen by the one that began before"

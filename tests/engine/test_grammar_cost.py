@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_engine.requests.work import MOST_REMAINDERS, too_much
+from mint_engine.requests.grammar_cost import MOST_REMAINDERS, too_much
 
 TOO_LARGE = "multipleOf has numbers that are too large or too many"
 NUMBERS = (101, 199, 211)  # of which any two are too much in one place, and all are not in many

@@ -15,8 +15,8 @@ from mint_contracts.errors import MintError
 from mint_contracts.records import Assignment, Held, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.looks import Looks
 from mint_engine.residency.readers import Readers
+from mint_engine.residency.source_stat import Looks
 
 RETRY_S = 60.0  # after a failure, or for want of room
 

@@ -4,7 +4,7 @@ A message over CONTROL brings what the next rank begins with: its two sockets, t
 `follow.follow`), and a line on which its end is told. It is killed when the line's other end is shut, and all
 are when their parent ends.
 
-python -m mint_engine.parallel.forking CONTROL PARENT    (an inherited descriptor, and who has it too)
+python -m mint_engine.parallel.fork_server CONTROL PARENT    (an inherited descriptor, and who has it too)
 """
 
 import os
