@@ -194,7 +194,7 @@ def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
     with here.asking(source):
         fail(0.1)
         fail(hosts.SILENT_S)
-        with pytest.raises(SourceUnavailable, match="waits until https://a"), here.asking(source):
+        with pytest.raises(SourceUnavailable, match="waits for https://a"), here.asking(source):
             pass
         with here.asking(other):
             pass

@@ -133,7 +133,9 @@ async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_hol
         assert set(free) == {slots.count}, "nobody loses a slot to whom nothing comes of it"
         taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
         is_away = False
-        await until(lambda: (told := scene.roster.progress()["acme/one"].failure) and "slots in use" in told.message)
+        await until(
+            lambda: (told := scene.roster.progress()["acme/one"].failure) and "has no slot: all" in told.message
+        )
         tries = len(free)
         await until(lambda: not datasets._held)
         for slot in taken:

@@ -59,7 +59,7 @@ def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
     store.write(entry, garbled)
     with pytest.raises(CorruptFile) as error:
         revisions.newest(store, "acme/one", 1)
-    assert str(error.value).startswith(f"newest revision of policy 'acme/one': has an unreadable entry {entry!r} of ")
+    assert str(error.value).startswith(f"newest revision of policy 'acme/one': has an unreadable entry {entry!r} in ")
     store.delete(entry)
     assert revisions.newest(store, "acme/one", 1) == told[0]
 
