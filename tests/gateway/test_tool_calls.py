@@ -207,7 +207,10 @@ async def test_a_base_that_writes_calls_in_no_known_form_is_held_to_them(scene: 
     base = save_base(tmp_path, max_position_embeddings=CONTEXT)
     tokenizer = AutoTokenizer.from_pretrained(base)
     own = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + tokenizer.chat_template
-    for template, says in ((own, "has no <tool_call> with JSON in it"), (tokenizer.chat_template, "takes none")):
+    for template, says in (
+        (own, "has no <tool_call> with JSON in it"),
+        (tokenizer.chat_template, "does not support them"),
+    ):
         tokenizer.chat_template = template
         tokenizer.save_pretrained(base)
         async with AsyncExitStack() as stack, asking(Scene(scene.redis, stack), base) as client:

@@ -23,10 +23,10 @@ NAMED: dict[str, Any] = {key: value for key, value in SIZES.items() if key != "h
         (
             FlexOlmoConfig(**NAMED),
             2,
-            "is more than 1, and the base has model.layers.0.self_attn.q_norm, which is not",
+            "is more than 1, and the base has model.layers.0.self_attn.q_norm, which cannot be split",
         ),
-        (FAMILIES["qwen3_moe"], 8, "is 8, and the base has 4 query heads over 2 key/value heads"),
-        (FAMILIES["deepseek_v3"], 5, "is 5, and the base has 4 query heads over 4 key/value heads"),
+        (FAMILIES["qwen3_moe"], 8, "is 8, but 4 query heads over 2 key/value heads"),
+        (FAMILIES["deepseek_v3"], 5, "is 5, but 4 query heads over 4 key/value heads"),
     ],
     ids=["a norm over all heads of a family that is not known", "few heads", "few heads over latents"],
 )

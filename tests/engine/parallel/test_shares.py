@@ -105,5 +105,5 @@ def test_more_ranks_than_a_base_can_have_are_refused(base: Dimensions, count: in
 
 
 def test_an_inner_size_that_is_too_small_is_refused() -> None:
-    with pytest.raises(UnsupportedBase, match=r"is 8, and the base has 14 inner columns in l\.up_proj, which so"):
+    with pytest.raises(UnsupportedBase, match=r"is 8, but 14 inner columns in l\.up_proj cannot"):
         share_out(LATENT, 8)[0].of(Module("l.up_proj", 64, 14))

@@ -137,7 +137,7 @@ def test_a_step_that_is_refused_changes_nothing() -> None:
         learn(trainer, [batch_of(0, 0), batch_of(1, 0)])
     refusing, other = trainers
     with pytest.raises(
-        InvalidRequest, match="would take a step by 1e\\+39 with its learning rate of 1e\\+38; lower that"
+        InvalidRequest, match="would take a step by 1e\\+39 with its learning rate of 1e\\+38; lower it"
     ):
         refusing.begin_step("p/0", replace(OPTIMIZER, learning_rate=1e38))
     for trainer in trainers:

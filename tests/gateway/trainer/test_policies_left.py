@@ -69,7 +69,7 @@ async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: Sch
     again = await patient.resume_policy("acme/a")
     assert (again.life, again.step, again.sequence) == (policy.life, 1, 3)
     await learn(again)
-    with pytest.raises(errors.PolicyNotFound, match="has saved nothing to go on from; create it"):
+    with pytest.raises(errors.PolicyNotFound, match="has no saved state to resume from; create it"):
         await patient.resume_policy("acme/none")
 
 

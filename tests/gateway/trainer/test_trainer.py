@@ -66,7 +66,7 @@ async def test_a_new_policy_goes_where_there_is_room(school: School, monkeypatch
     for name in ("acme/a", "acme/b"):
         await client.create_policy(name, rank=4)
     assert sorted([*school.has("acme/a"), *school.has("acme/b")]) == list(NAMES)
-    with pytest.raises(errors.Overloaded, match="trains 1 policies of calls; drop one") as full:
+    with pytest.raises(errors.Overloaded, match="already has 1 Trainer API policies; drop one") as full:
         await client.create_policy("acme/c", rank=4)
     assert full.value.retry_after_s == register.FULL_RETRY_S
     await (await client.policy("acme/a")).drop()
