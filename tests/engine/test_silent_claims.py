@@ -115,7 +115,7 @@ async def test_changes_of_others_are_seen(scene: Scenes, claims: Claims, monkeyp
     here = scene(slots=3, store=None, **OFTEN)
     await ask(here, "ill", 0)
     await ask(here, "well", 0)
-    monkeypatch.setattr(looks, "SILENT_S", 0.5)  # not before: those that were to answer might be late
+    monkeypatch.setattr(source_stat, "SILENT_S", 0.5)  # not before: those that were to answer might be late
     claims.back.clear()
     await until(lambda: claims.hanging)
     new = change(claims.well, NAMES[0], like=NAMES[1])
