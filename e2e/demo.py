@@ -111,12 +111,12 @@ def _mint(gateway: str, *words: str, timeout_s: float = 300) -> None:
 
 def _farewell(cluster: Cluster) -> None:
     print(
-        "\nGo on by hand:\n"
+        "\nTo continue by hand:\n"
         '  eval "$(.venv/bin/python -m e2e.cluster env)"   # kubectl and helm for this cluster\n'
         f"  kubectl get mint -n {NAMESPACE}\n"
         f"  kubectl port-forward -n {release.NAMESPACE} service/mint-gateway {GATEWAY_PORT} &\n"
         f'  .venv/bin/mint ask --adapter {TRAINED[0].name} "Where is the sea?"\n'
-        + ("  make demo-down   # leaves nothing behind\n" if cluster.backend != "context" else "")
+        + ("  make demo-down   # removes everything again\n" if cluster.backend != "context" else "")
     )
 
 
@@ -131,7 +131,9 @@ def down(context: str | None) -> None:
 def main() -> int:
     """Run the command line; errors are one line."""
     parser = argparse.ArgumentParser(prog="python -m e2e.demo", description="MinT's quick start on a real cluster.")
-    parser.add_argument("verb", choices=["up", "train", "down"])
+    parser.add_argument(
+        "verb", choices=["up", "train", "down"], help="run the demo, train policies in addition, or remove everything"
+    )
     parser.add_argument("--context", help="use this context of an existing kubeconfig")
     args = parser.parse_args()
     try:

@@ -32,9 +32,9 @@ def install(cluster: Cluster, values: Path) -> None:
     others = _others(kube)
     if others:
         raise ClusterError(
-            f"context {kube.context} has MinT already, which is left alone: {', '.join(others)}. Use that, as"
-            " charts/mint/README.md says: apply crds/samples/basemodel.yaml and adapterwave.yaml to a namespace that"
-            " it watches. Or give a context without MinT"
+            f"MinT is already installed in context {kube.context}: {', '.join(others)}; nothing was changed. Use that"
+            " release (charts/mint/README.md says how: apply crds/samples/basemodel.yaml and adapterwave.yaml to a"
+            " namespace that it watches), or give a context without MinT"
         )
     crds = [yaml.safe_load(path.read_text()) for path in sorted((release.ROOT / "crds").glob("*.yaml"))]
     for manifest in [_namespace(release.NAMESPACE), *crds]:

@@ -14,12 +14,12 @@ from e2e.cluster.progress import Steps
 from e2e.cluster.values import as_yaml
 
 COMMANDS = {
-    "up": "make the cluster, or find it up and healthy",
-    "down": "end it and remove everything of it but the cache",
-    "status": "say what is there; exit status 1 when the cluster does not answer",
+    "up": "create the cluster, or reuse it if it is up and healthy",
+    "down": "delete it and everything that belongs to it except the cache",
+    "status": "show node and components; exit status 1 if the cluster does not answer",
     "kubeconfig": "print the path of its kubeconfig",
     "env": "print shell lines that set KUBECONFIG and PATH",
-    "values": "print the Helm values that fit it, to be merged over those of charts/mint",
+    "values": "print the Helm values for this cluster, to be merged over those of charts/mint",
     "tools": "install and build what the native backend and the tests need, without starting a cluster",
     "import-image": "load a docker or OCI archive into its nodes",
 }

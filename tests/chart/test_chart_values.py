@@ -139,7 +139,7 @@ def test_nobody_elses_image_is_run_where_none_is_named(part: str) -> None:
     with pytest.raises(HelmError) as refusal:
         render({"images": {part: {"repository": ""}}})
     told = str(refusal.value)
-    assert f"images.{part}.repository is not set: build MinT's two images by" in told
+    assert f"images.{part}.repository is not set: build MinT's two images with" in told
     assert f'"make images REPOSITORY=registry.example/mint TAG={APP_VERSION}"' in told, "which an empty tag means"
     for each, image in (("operator", "control"), ("gateway", "control"), ("engine", "engine")):
         assert re.search(rf"images\.{each}\.repository.* to registry\.example/mint/{image}\b", told)

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,10 @@ def test_make_and_python_have_what_they_are_asked_for(page: Path) -> None:
             assert re.search(rf"^{words[0]}:|\b{words[0]} \w+: export", MAKEFILE, re.MULTILINE), line
         for module in re.findall(r"\bpython -m ([\w.]+)", line):
             assert importlib.util.find_spec(module), line
+
+
+def test_make_help_lists_every_target_that_is_described() -> None:
+    described = re.findall(r"^([\w-]+):.*## ", MAKEFILE, re.MULTILINE)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == described
+    assert "e2e" in described

@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{/* What to do where an image's repository is not set. Takes (list $ part). */}}
 {{- define "mint.image.lacking" -}}
 {{- $make := printf "make images REPOSITORY=registry.example/mint TAG=%s" (index . 0).Chart.AppVersion -}}
-images.{{ index . 1 }}.repository is not set: build MinT's two images by "{{ $make }}", push them to that registry of yours, and set images.operator.repository and images.gateway.repository to registry.example/mint/control, and images.engine.repository to registry.example/mint/engine (in an upgrade with --reset-then-reuse-values, or helm forgets all values of before)
+images.{{ index . 1 }}.repository is not set: build MinT's two images with "{{ $make }}", push them to your registry, and set images.operator.repository and images.gateway.repository to registry.example/mint/control, and images.engine.repository to registry.example/mint/engine (in an upgrade, use --reset-then-reuse-values; otherwise Helm forgets all previous values)
 {{- end }}
 
 {{/* What every pod of ours has in common. Takes (list $ component-values). */}}
