@@ -36,8 +36,8 @@ def read_certificate(folder: Path, files: Files) -> Certificate:
         context.load_cert_chain(folder / CHAIN, folder / KEY, password="")  # asks nobody for one
     except (ssl.SSLError, OSError) as error:
         if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
-            said = f"is not the key of the certificate in {CHAIN}; replace both"
-            raise CorruptFile(str(folder / KEY), said) from None
+            message = f"is not the key of the certificate in {CHAIN}; replace both"
+            raise CorruptFile(str(folder / KEY), message) from None
         raise CorruptFile(str(folder / KEY), f"is not a PEM private key without a password ({error})") from None
     return Certificate(files[CHAIN], files[KEY], context)
 

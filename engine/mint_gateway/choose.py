@@ -76,8 +76,8 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
 
 def not_served(view: MapView, adapter: str) -> AdapterNotFound:
     """That nobody serves the adapter, and where it was looked for."""
-    said = f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view, adapter)}"
-    return AdapterNotFound(f"adapter {adapter!r}", f"{said}; check the name, or apply an AdapterWave that names it")
+    where = f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view, adapter)}"
+    return AdapterNotFound(f"adapter {adapter!r}", f"{where}; check the name, or apply an AdapterWave that names it")
 
 
 def leads(view: MapView, engine: Engine, adapter: str, now: Now) -> bool:

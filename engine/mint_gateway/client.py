@@ -226,10 +226,10 @@ class Client:
     async def retire(self, names: Sequence[str], base_model: str = "") -> list[str]:
         """Take names out of the catalog. Gives those that it did not have, or had retired before."""
         request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
-        told = await self._call(
+        response = await self._call(
             lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S, metadata=self._metadata)
         )
-        return list(told.unknown)
+        return list(response.unknown)
 
     async def waves(self, base_model: str = "") -> list[training_pb2.WaveProgress]:
         """Every training wave of one base, or of all, in aggregate."""

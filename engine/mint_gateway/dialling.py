@@ -119,8 +119,8 @@ async def _speaks_tls(target: str) -> bool:
 
 
 def _why_unreached(error: grpc.aio.AioRpcError) -> str:
-    said = error.details() or ""
-    return said if error.code() is grpc.StatusCode.UNAVAILABLE and said.startswith(_UNREACHED) else ""
+    details = error.details() or ""
+    return details if error.code() is grpc.StatusCode.UNAVAILABLE and details.startswith(_UNREACHED) else ""
 
 
 def read_authorities(path: Path) -> bytes:

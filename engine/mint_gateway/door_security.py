@@ -24,7 +24,7 @@ class Secured:
             raise InvalidRequest("--scopes", "needs keys for its scopes; give --keys too")
         return cls(Mounted(tls, read_certificate) if tls else None, Access(keys, scopes) if keys else None)
 
-    def told(self) -> dict[str, bool]:
+    def flags(self) -> dict[str, bool]:
         """For the log."""
         scoped = self.access is not None and self.access.scoped
         return {"tls": self.certificate is not None, "keys": self.access is not None, "scopes": scoped}

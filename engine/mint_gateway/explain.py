@@ -21,10 +21,10 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
     """
     placement = view.placements.get(adapter)
     source = view.source(adapter) if adapter else None
-    said_no = refusal(view, adapter, now)
-    if said_no is not None and source is None:
-        raise said_no
-    ranked = [] if said_no else candidates(view, adapter, now)
+    refused = refusal(view, adapter, now)
+    if refused is not None and source is None:
+        raise refused
+    ranked = [] if refused else candidates(view, adapter, now)
     names = {place.engine for place in placement.places} if placement else set()
     names |= {engine.name for engine in view.engines.values() if adapter in engine.held}
     names |= {candidate.engine for candidate in ranked[: 1 if adapter else SHOWN]}
@@ -39,7 +39,7 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
     if ranked:
         explanation.chosen_engine, explanation.chosen_because = ranked[0].engine, ranked[0].why
     else:
-        explanation.chosen_because = str(said_no) if said_no else silence(view, adapter, now)
+        explanation.chosen_because = str(refused) if refused else silence(view, adapter, now)
     return explanation
 
 

@@ -21,7 +21,7 @@ class Explainer:
     async def adapter(self, base: str, adapter: str) -> Explanation:
         """Why is this adapter where it is, and which engine would answer now? Raises as `Router.locate` does."""
         view, source = await self._router.locate(base, adapter)
-        return explain(view.told(adapter, source), adapter, self._router.now(view))
+        return explain(view.with_source(adapter, source), adapter, self._router.now(view))
 
     async def wave(self, name: str) -> WaveExplanation:
         """Why does this wave stand as it stands? Raises InvalidRequest, NotFound, MapUnavailable."""
@@ -37,5 +37,5 @@ class Explainer:
                     return explain_wave(view, others[wave], others)
         if unknown:
             raise unknown
-        said = "is not a wave known to the operator; see kubectl get adapterwaves"
-        raise NotFound(f"wave {wave}", said)
+        message = "is not a wave known to the operator; see kubectl get adapterwaves"
+        raise NotFound(f"wave {wave}", message)

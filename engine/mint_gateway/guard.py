@@ -37,9 +37,9 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """The call's own handler, or one that refuses it."""
         if not handler_call_details.method.startswith(_OPEN):
-            told = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION)
+            header = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION)
             try:
-                self._access.admit(str(told or ""))
+                self._access.admit(str(header or ""))
             except Unauthenticated as error:
                 self._metrics.unauthenticated.labels("grpc").inc()
                 return _refusing(error, handler_call_details.method)

@@ -32,8 +32,8 @@ class Keys:
         """Whose key this is. Raises Unauthenticated for none, and for one that is not known."""
         scheme, _, key = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            said = "holds no key; send 'Bearer KEY' (OpenAI's clients take it as api_key, mint as MINT_API_KEY)"
-            raise Unauthenticated(AUTHORIZATION, said)
+            message = "holds no key; send 'Bearer KEY' (OpenAI's clients take it as api_key, mint as MINT_API_KEY)"
+            raise Unauthenticated(AUTHORIZATION, message)
         asked, found = _digest(key.strip().encode(errors="replace")), ""
         for name, digest in self.digests.items():
             if hmac.compare_digest(digest, asked):  # goes on: how long it takes tells nobody which one it was

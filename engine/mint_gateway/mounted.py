@@ -104,10 +104,10 @@ def _together(folder: Path) -> tuple[Path, Files]:
 
 def _digest(files: Files) -> bytes:
     """By which they are known again: what is secret in them is not kept here."""
-    told = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, content in sorted(files.items()):
-        told.update(f"{len(name)} {name} {len(content)} ".encode() + content)
-    return told.digest()
+        hasher.update(f"{len(name)} {name} {len(content)} ".encode() + content)
+    return hasher.digest()
 
 
 def _real(folder: Path) -> Path:

@@ -40,12 +40,12 @@ def example(
     if not prompt or not completion:
         raise InvalidRequest("example", "needs at least one token of the prompt, and one of the completion")
     whole, before = [*prompt, *completion], len(prompt) - 1
-    told = pb.Example(tokens=whole[:-1], targets=whole[1:], weights=[0.0] * before + [1.0] * len(completion))
+    built = pb.Example(tokens=whole[:-1], targets=whole[1:], weights=[0.0] * before + [1.0] * len(completion))
     if advantage is not None:
-        told.advantages.extend([0.0] * before + [advantage] * len(completion))
+        built.advantages.extend([0.0] * before + [advantage] * len(completion))
     if sampler_logprobs:
-        told.sampler_logprobs.extend([0.0] * before + list(sampler_logprobs))
-    return told
+        built.sampler_logprobs.extend([0.0] * before + list(sampler_logprobs))
+    return built
 
 
 class Policy:
@@ -102,10 +102,10 @@ class Policy:
             completion_tokens=completion_tokens,
         )
         if (size := request.ByteSize()) > MOST_TOKEN_BYTES - 1024:  # room for names
-            said = f"have {size / 1024:,.1f} KiB, and a call takes at most {(MOST_TOKEN_BYTES >> 10) - 1:,} KiB"
-            raise InvalidRequest("examples", f"{said}; split them over several calls")
-        told: pb.ForwardBackwardResponse = await self._next("ForwardBackward", request)
-        return told
+            message = f"have {size / 1024:,.1f} KiB, and a call takes at most {(MOST_TOKEN_BYTES >> 10) - 1:,} KiB"
+            raise InvalidRequest("examples", f"{message}; split them over several calls")
+        response: pb.ForwardBackwardResponse = await self._next("ForwardBackward", request)
+        return response
 
     async def optim_step(
         self,
@@ -126,8 +126,8 @@ class Policy:
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
         )
-        told: pb.OptimStepResponse = await self._next("OptimStep", request)
-        return told
+        response: pb.OptimStepResponse = await self._next("OptimStep", request)
+        return response
 
     async def save_state(self) -> str:
         """Write a checkpoint, with the optimizer's state; where it is."""
@@ -140,15 +140,15 @@ class Policy:
 
     async def publish(self) -> pb.PublishResponse:
         """Serve the weights as they are under the policy's name, from now on."""
-        told: pb.PublishResponse = await self._next("Publish", pb.PublishRequest())
-        return told
+        response: pb.PublishResponse = await self._next("Publish", pb.PublishRequest())
+        return response
 
     async def settle(self) -> Any:
         """The answer to the call whose outcome is not known, as it would have had; None where there is none such."""
         async with self._turn:
             if self._unsettled is None:
                 return None
-            return await self._told(*self._unsettled)
+            return await self._settled(*self._unsettled)
 
     async def drop(self) -> None:
         """Let it go, and what its name means; what it has saved and published stays in the store."""
@@ -158,13 +158,13 @@ class Policy:
     async def _next(self, call: str, request: Any) -> Any:
         async with self._turn:
             if self._unsettled is not None:
-                said = f"has no answer yet to its call {self.sequence + 1} ({self._unsettled[0]}); settle it first"
-                raise OutOfOrder(f"policy {self.name!r}", said)
+                message = f"has no answer yet to its call {self.sequence + 1} ({self._unsettled[0]}); settle it first"
+                raise OutOfOrder(f"policy {self.name!r}", message)
             request.policy, request.life, request.base_model = self.name, self.life, self.base_model
             request.sequence = self.sequence + 1
-            return await self._told(call, request)
+            return await self._settled(call, request)
 
-    async def _told(self, call: str, request: Any) -> Any:
+    async def _settled(self, call: str, request: Any) -> Any:
         self._unsettled = call, request
         try:
             answer = await self._answered(call, request)
@@ -196,8 +196,8 @@ class Policy:
                     sent_again = True
                     continue
             if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
-                said = f"continues after its call {self.sequence} ({call}), whose answer is lost; send the next"
-                raise OutOfOrder(f"policy {self.name!r}", said)
+                message = f"continues after its call {self.sequence} ({call}), whose answer is lost; send the next"
+                raise OutOfOrder(f"policy {self.name!r}", message)
 
     async def _resumed(self, sequence: int) -> bool:
         """Whether its engine is found to have it, or one goes on with what that has left, which is told by its lease.
@@ -218,8 +218,10 @@ class Policy:
             return False
         taken_up = state.taken_up if state.HasField("taken_up") else state.sequence
         if state.sequence != taken_up or taken_up not in {sequence - 1, sequence}:
-            said = f"was resumed elsewhere after call {taken_up}, and is at call {state.sequence}, not {sequence - 1}"
+            found = (
+                f"was resumed elsewhere after call {taken_up}, and is at call {state.sequence}, not {sequence - 1}"
+            )
             why = "what it learnt since is lost, or another program has called it; resume it by its name"
-            raise PolicyNotFound(f"policy {self.name!r}", f"{said}: {why}")
+            raise PolicyNotFound(f"policy {self.name!r}", f"{found}: {why}")
         self.engine, self.sequence, self.step, self._lease = state.engine, state.sequence, state.step, state.lease
         return True

@@ -43,9 +43,9 @@ class Tries:
         self.failed[address] = error
         self.lost += _went(error)
         if self.lost >= self._patience.lost:
-            said = f"{self.lost} engines in a row failed while processing it, before its first token"
+            message = f"{self.lost} engines in a row failed while processing it, before its first token"
             why = "it may be the cause and is not retried. See the end of those engines' logs"
-            raise Internal(f"request {request_id}", f"{said}; {why}")
+            raise Internal(f"request {request_id}", f"{message}; {why}")
 
     def remaining_s(self) -> float | None:
         """Seconds to the client's deadline."""
@@ -55,11 +55,11 @@ class Tries:
         """A moment between two engines, so that a herd spreads."""
         await asyncio.sleep(delay_s(len(self.failed), first_s=self._patience.first_backoff_s, cap_s=0.1))
 
-    def raise_what_an_engine_said(self) -> None:
+    def raise_refusal(self) -> None:
         """If an engine of this round answered at all, its refusal is better news than "unavailable"."""
-        said = [error for error in self.failed.values() if error is not None and not lost(error)]
-        if said:
-            raise min(said, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
+        refusals = [error for error in self.failed.values() if error is not None and not lost(error)]
+        if refusals:
+            raise min(refusals, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
     async def wait(self) -> bool:
         """Wait before a new round; False when patience (or nine tenths of the deadline) is at its end."""
@@ -79,9 +79,9 @@ class Tries:
 
 def _went(error: grpc.aio.AioRpcError) -> bool:
     """Whether an engine that was there is gone, by what the transport says of it."""
-    said = error.details() or ""
+    details = error.details() or ""
     own_word = isinstance(from_rpc_error(error), Draining | EngineUnavailable | BaseModelNotFound)
-    return lost(error) and not own_word and "failed to connect" not in said and "keepalive" not in said
+    return lost(error) and not own_word and "failed to connect" not in details and "keepalive" not in details
 
 
 def lost(error: grpc.aio.AioRpcError) -> bool:

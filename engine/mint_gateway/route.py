@@ -162,7 +162,7 @@ class Router:
                 raise BaseModelNotFound(f"base model {trail.base_model!r}", "is no longer served")
             if trail.source is None and trail.adapter not in view.placements:  # its wave may have gone meanwhile
                 view, trail.source = await self.locate(view.base, trail.adapter)
-            view = view.told(trail.adapter, trail.source)
+            view = view.with_source(trail.adapter, trail.source)
             now = self.now(view)
             if error := refusal(view, trail.adapter, now):
                 raise error
@@ -171,7 +171,7 @@ class Router:
             if fresh and tries.count < self._patience.tries:
                 tries.count += 1
                 return fresh[0], view.whence(trail.adapter, fresh[0].engine)
-            tries.raise_what_an_engine_said()
+            tries.raise_refusal()
             if tries.count >= self._patience.tries or not await tries.wait():
                 raise EngineUnavailable(
                     view.base, silence(view, trail.adapter, now), retry_after_s=self._patience.retry_after_s

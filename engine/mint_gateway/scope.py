@@ -39,12 +39,12 @@ class Scope:
                 found.append(prefix)
         return tuple(found)
 
-    def salt(self, told: str) -> str:
-        """Of whoever may find what requests leave in engines' caches: all of this scope who have `told` the same."""
-        if self == EVERYTHING and not told:
+    def salt(self, given: str) -> str:
+        """Of whoever may find what requests leave in engines' caches: all of this scope who have `given` the same."""
+        if self == EVERYTHING and not given:
             return ""
         opened = [sorted(each) if each is not None else None for each in (self.adapters, self.namespaces)]
-        return hashlib.blake2b(json.dumps([*opened, told]).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(json.dumps([*opened, given]).encode(), digest_size=16).hexdigest()
 
     def _namespace(self, name: str) -> bool:
         return self.namespaces is None or name.partition("/")[0] in self.namespaces

@@ -25,7 +25,7 @@ _Namespace = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max
 _log = structlog.get_logger()
 
 
-class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A scope as the file has it; values.schema.json of the chart says the same."""
 
     adapters: list[_Prefix] | UnsetType = UNSET
@@ -43,8 +43,8 @@ class Scopes:
         """What the key of that name opens. Raises Unauthenticated where nobody can tell."""
         scope = None if self.broken else self.by_key.get(key, EVERYTHING)
         if scope is None:
-            said = "holds a key whose scope the gateway cannot read; contact its administrator"
-            raise Unauthenticated("authorization", said)
+            message = "holds a key whose scope the gateway cannot read; contact its administrator"
+            raise Unauthenticated("authorization", message)
         return scope
 
 
@@ -54,12 +54,12 @@ def read_scopes(folder: Path, files: Files) -> Scopes:
     if SCOPES_FILE not in files:
         raise SourceNotFound(str(file), "does not exist; create it with the scopes of the keys")
     try:
-        told = json.loads(files[SCOPES_FILE], object_pairs_hook=_once)
-        if not isinstance(told, dict):
+        entries = json.loads(files[SCOPES_FILE], object_pairs_hook=_once)
+        if not isinstance(entries, dict):
             raise ValueError("is not a JSON object")
     except (ValueError, RecursionError) as error:
         return _broken(str(file), str(error))
-    scopes = {key: _read(str(file), key, each) for key, each in told.items()}
+    scopes = {key: _read(str(file), key, each) for key, each in entries.items()}
     _log.info("scopes loaded", clients=sorted(scopes))
     return Scopes(scopes)
 
@@ -74,9 +74,9 @@ def _broken(file: str, error: str) -> Scopes:
     return Scopes({}, broken=True)
 
 
-def _read(file: str, key: str, told: object) -> Scope | None:
+def _read(file: str, key: str, entry: object) -> Scope | None:
     try:
-        scope = msgspec.convert(told, _Told)
+        scope = msgspec.convert(entry, _Entry)
     except msgspec.ValidationError as error:
         _log.error("scope cannot be read; its key is rejected until it can", file=file, client=key, error=str(error))
         return None

@@ -133,7 +133,7 @@ async def serve(
     context = http_context(secured.certificate) if secured.certificate else None
     opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, limits.grace_s), context)
     http_port = listening.getsockname()[1]
-    _log.info("gateway listens", address=address, port=port, http_port=http_port, **secured.told())
+    _log.info("gateway listens", address=address, port=port, http_port=http_port, **secured.flags())
     lasting = [opening.accepting, *map(asyncio.create_task, (mirror.run(), catalogs.run(), *secured.following()))]
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:

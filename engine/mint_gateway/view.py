@@ -86,8 +86,8 @@ class MapView(msgspec.Struct, frozen=True):
         its = self.engines[engine].published.get(adapter)
         return None if newest == its else newest  # its own may be newer by now
 
-    def told(self, adapter: str, source: Source | None) -> "MapView":
-        """The same view, to which the catalog has told where an adapter is."""
+    def with_source(self, adapter: str, source: Source | None) -> "MapView":
+        """The same view, knowing from the catalog where an adapter is; itself where that is None."""
         return self if source is None else msgspec.structs.replace(self, catalogued={adapter: source})
 
     def copy(self, engine: Engine, adapter: str) -> Held | None:
@@ -109,8 +109,8 @@ def incomplete(base: str) -> MapUnavailable:
 
 def unread(subject: str) -> MapUnavailable:
     """That nobody can tell whether there is such a thing: Redis is away, and it may have come since."""
-    said = "is not in the last known placement map, and Redis is not responding; retry"
-    return MapUnavailable(subject, said, retry_after_s=1.0)
+    message = "is not in the last known placement map, and Redis is not responding; retry"
+    return MapUnavailable(subject, message, retry_after_s=1.0)
 
 
 def merge(

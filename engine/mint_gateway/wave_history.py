@@ -1,4 +1,4 @@
-"""What one who watches a wave has been told of its policies' rewards, and what is new of them."""
+"""What one who watches a wave has been sent of its policies' rewards, and what is new of them."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,14 @@ MOST_REPEATED = 20_000  # what is kept of it for one who takes all of it again w
 
 
 class _Word(msgspec.Struct, frozen=True):
-    """Who tells of a policy, and how far it is; None: that is not told yet."""
+    """Who tells of a policy, and how far it is; None: that is not known yet."""
 
     whose: tuple[str, int, str]
     step: int | None
 
 
-class _Told(msgspec.Struct, frozen=True):
-    """How far a policy's rewards are told, and by whose word: who trains it anew may begin further back."""
+class _Sent(msgspec.Struct, frozen=True):
+    """How far a policy's rewards have been sent, and by whose word: who trains it anew may begin further back."""
 
     whose: tuple[str, int, str]
     end: int
@@ -31,49 +31,50 @@ class History:
     """One watcher's; of a policy that has taken no step since nothing is read."""
 
     def __init__(self, reader: TrainReader, *, new_only: bool) -> None:
-        """`new_only`: the watcher keeps what it was told; else each message has all of it."""
+        """`new_only`: the watcher keeps what it was sent; else each message has all of it."""
         self._reader, self._new_only = reader, new_only
-        self._told: dict[str, _Told] = {}
+        self._sent: dict[str, _Sent] = {}
         self._kept: dict[str, Rewards] = {}
 
     async def read(self, base: str, training: WaveTraining, words: Words) -> tuple[dict[str, Rewards], bool]:
         """Each policy's rewards as the next message has them, and whether any are new. Raises MapUnavailable."""
-        said = {name: _word(training, words, name) for name in training.policies}
-        due = {name: start for name, word in said.items() if (start := _due(self._told.get(name), word)) is not None}
-        most = max(1, MOST_POINTS // max(1, len(said)))
+        heard = {name: _word(training, words, name) for name in training.policies}
+        due = {name: start for name, word in heard.items() if (start := _due(self._sent.get(name), word)) is not None}
+        most = max(1, MOST_POINTS // max(1, len(heard)))
         parts = {
-            name: _up_to(part, said[name].step)
+            name: _up_to(part, heard[name].step)
             for name, part in (await self._reader.rewards(base, due, most)).items()
         }
-        self._told |= {name: _Told(said[name].whose, part.end) for name, part in parts.items()}
+        self._sent |= {name: _Sent(heard[name].whose, part.end) for name, part in parts.items()}
         new = any(part.values for part in parts.values())
-        parts |= {name: Rewards(self._told[name].end) for name in said if name not in parts}
+        parts |= {name: Rewards(self._sent[name].end) for name in heard if name not in parts}
         return (parts if self._new_only else self._repeated(parts)), new
 
     def _repeated(self, parts: Mapping[str, Rewards]) -> dict[str, Rewards]:
         """All that there is, as far as it was kept."""
-        told = {name: self._kept.get(name, Rewards()).followed_by(part) for name, part in parts.items()}
+        histories = {name: self._kept.get(name, Rewards()).followed_by(part) for name, part in parts.items()}
         most = max(1, MOST_REPEATED // max(1, len(parts)))
         self._kept = {
-            name: Rewards(max(whole.first, whole.end - most), whole.values[-most:]) for name, whole in told.items()
+            name: Rewards(max(whole.first, whole.end - most), whole.values[-most:])
+            for name, whole in histories.items()
         }
-        return told
+        return histories
 
 
 def _word(training: WaveTraining, words: Words, name: str) -> _Word:
-    engine, said = words.get(name, ("", None))
-    if said is None:
+    engine, progress = words.get(name, ("", None))
+    if progress is None:
         return _Word((training.run, 0, ""), None)
-    return _Word((training.run, said.lease, engine), None if said.stage is Stage.LOADING else said.step)
+    return _Word((training.run, progress.lease, engine), None if progress.stage is Stage.LOADING else progress.step)
 
 
-def _due(told: _Told | None, word: _Word) -> int | None:
+def _due(sent: _Sent | None, word: _Word) -> int | None:
     """From which index on a policy's rewards are to be read; None: nothing can have come."""
-    if told is None or told.whose != word.whose:
+    if sent is None or sent.whose != word.whose:
         return 0
-    if word.step is None or word.step == told.end:
+    if word.step is None or word.step == sent.end:
         return None
-    return min(word.step, told.end)
+    return min(word.step, sent.end)
 
 
 def _up_to(part: Rewards, step: int | None) -> Rewards:

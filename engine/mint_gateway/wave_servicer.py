@@ -29,8 +29,8 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
         writing = Writing(context)
         try:
             whether = {"history": request.history, "new_rewards_only": request.new_rewards_only}
-            async with aclosing(self._watch.watch(request.wave, **whether)) as told:
-                async for progress in told:
+            async with aclosing(self._watch.watch(request.wave, **whether)) as watched:
+                async for progress in watched:
                     await writing.write(progress)
         except NothingTaken as error:
             await writing.end(error)

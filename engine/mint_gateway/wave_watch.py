@@ -18,7 +18,7 @@ from mint_gateway.scope import granted
 from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
 from mint_gateway.waves import OVER, aggregate, carried, heard, wave_progress, with_rewards
-from mint_gateway.within import told_within, training_within
+from mint_gateway.within import progresses_within, training_within
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
 MOST_WATCHERS = 256
@@ -32,7 +32,7 @@ class _Reading(msgspec.Struct):
     read_at: float = float("-inf")
     known: bool = False
     training: Mapping[str, WaveTraining] = {}
-    told: Progresses = {}
+    progresses: Progresses = {}
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -41,11 +41,11 @@ class Standing(msgspec.Struct, frozen=True):
     base: str
     known: bool
     training: Mapping[str, WaveTraining]
-    told: Progresses
+    progresses: Progresses
 
     def words(self, training: WaveTraining) -> Words:
         """The newest word on each of a wave's policies."""
-        return heard(training, self.told)
+        return heard(training, self.progresses)
 
     def aggregate(self, wave: str) -> WaveProgress:
         """One of the waves without its policies."""
@@ -76,8 +76,8 @@ class WaveWatch:
     async def standing(self, base: str) -> Standing:
         """How the base's training waves stand, within what the key opens. Raises MapUnavailable without Redis."""
         reading, scope = await self._read(base), granted.get()
-        training, told = training_within(reading.training, scope), told_within(reading.told, scope)
-        return Standing(base, reading.known, training, told)
+        training, progresses = training_within(reading.training, scope), progresses_within(reading.progresses, scope)
+        return Standing(base, reading.known, training, progresses)
 
     async def page(self, wave: str, start: int, limit: int, points: int) -> WaveProgress:
         """The wave's progress now, with `limit` of its policies from `start` on, each with its last `points` rewards.
@@ -98,14 +98,14 @@ class WaveWatch:
         check_wave(wave)
         with self._counted():
             last: WaveProgress | None = None
-            told = History(self._reader, new_only=new_rewards_only) if history else None
+            sent = History(self._reader, new_only=new_rewards_only) if history else None
             while last is None or last.phase not in OVER:
                 standing, training = await self._find(wave)
                 words = standing.words(training)
-                rewards, new = await told.read(standing.base, training, words) if told else ({}, False)
+                rewards, new = await sent.read(standing.base, training, words) if sent else ({}, False)
                 now = wave_progress(standing.base, training, words)
                 if new or now != last:
-                    yield with_rewards(now, rewards) if told else now
+                    yield with_rewards(now, rewards) if sent else now
                     last = now
                 else:
                     await asyncio.sleep(LOOK_S)
@@ -120,8 +120,8 @@ class WaveWatch:
                 return standing, training
         if unknown:
             raise unknown
-        said = "is not a training wave known to the operator; see kubectl get adapterwaves"
-        raise NotFound(f"wave {wave}", said)
+        message = "is not a training wave known to the operator; see kubectl get adapterwaves"
+        raise NotFound(f"wave {wave}", message)
 
     async def _read(self, base: str) -> _Reading:
         views = self._mirror.views  # all: what is read here serves others too, whatever their keys open
@@ -134,16 +134,16 @@ class WaveWatch:
                 reading.known = training is not None
                 if training is not None:
                     engines = sorted(views[base].engines) if training and base in views else []
-                    told = await self._reader.progress(base, engines)
-                    reading.training, reading.told = training, carried(reading.told, told, training)
+                    progresses = await self._reader.progress(base, engines)
+                    reading.training, reading.progresses = training, carried(reading.progresses, progresses, training)
                 reading.read_at = now
         return reading
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         if self._watchers >= MOST_WATCHERS:
-            said = f"{MOST_WATCHERS} clients already watch waves through this gateway; retry later"
-            raise Overloaded("gateway", said, retry_after_s=RETRY_AFTER_S)
+            message = f"{MOST_WATCHERS} clients already watch waves through this gateway; retry later"
+            raise Overloaded("gateway", message, retry_after_s=RETRY_AFTER_S)
         self._watchers += 1
         try:
             yield

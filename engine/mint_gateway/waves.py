@@ -14,12 +14,12 @@ OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after 
 _STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
 
 
-def heard(training: WaveTraining, told: Progresses) -> Words:
+def heard(training: WaveTraining, progresses: Progresses) -> Words:
     """The newest word on each of a wave's policies, of engines or of its record."""
-    return words(training.wave, training.run, told, training.last_words)
+    return words(training.wave, training.run, progresses, training.last_words)
 
 
-def carried(before: Progresses, told: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
+def carried(before: Progresses, progresses: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
     """What engines tell now, with the last word heard on policies of which none tells: nobody trains these now.
 
     What a wave's record says of one counts, where it says more.
@@ -27,12 +27,12 @@ def carried(before: Progresses, told: Progresses, training: Mapping[str, WaveTra
     on_record = {
         (wave, each.policy): (each.lease, each.step) for wave, of in training.items() for each in of.last_words
     }
-    found = dict(told)
-    for engine, of in untold(before, told, training).items():
+    found = dict(progresses)
+    for engine, of in untold(before, progresses, training).items():
         kept = {
-            name: said if said.stage in AT_REST else msgspec.structs.replace(said, stage=Stage.LOADING)
-            for name, said in of.items()
-            if on_record.get((said.wave, name), (-1, 0)) < (said.lease, said.step)
+            name: progress if progress.stage in AT_REST else msgspec.structs.replace(progress, stage=Stage.LOADING)
+            for name, progress in of.items()
+            if on_record.get((progress.wave, name), (-1, 0)) < (progress.lease, progress.step)
         }
         found[engine] = {**found.get(engine, {}), **kept}
     return found
@@ -41,32 +41,32 @@ def carried(before: Progresses, told: Progresses, training: Mapping[str, WaveTra
 def wave_progress(
     base: str,
     training: WaveTraining,
-    told: Words,
+    newest: Words,
     names: Sequence[str] | None = None,
 ) -> WaveProgress:
     """The wave and each of its policies, or those of these `names`."""
-    progress = aggregate(base, training, told)
+    progress = aggregate(base, training, newest)
     for name in training.policies if names is None else names:
-        progress.policies.append(_policy(name, training, told.get(name)))
+        progress.policies.append(_policy(name, training, newest.get(name)))
     return progress
 
 
 def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> WaveProgress:
-    """The same with what is told of its policies' histories."""
-    told = WaveProgress()
-    told.CopyFrom(progress)
-    for policy in told.policies:
+    """The same with its policies' histories."""
+    completed = WaveProgress()
+    completed.CopyFrom(progress)
+    for policy in completed.policies:
         part = rewards[policy.policy]
         policy.rewards_from = part.first
         policy.rewards.extend(part.values)
-    return told
+    return completed
 
 
-def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
+def aggregate(base: str, training: WaveTraining, newest: Words) -> WaveProgress:
     """The wave without its policies."""
-    said = [each for _, each in told.values()]
-    going = [name for name in training.policies if not _stopped(told, name)]
-    steps = [told[name][1].step if name in told else 0 for name in going or training.policies]
+    progresses = [each for _, each in newest.values()]
+    going = [name for name in training.policies if not _stopped(newest, name)]
+    steps = [newest[name][1].step if name in newest else 0 for name in going or training.policies]
     return WaveProgress(
         wave=training.wave,
         base_model=base,
@@ -75,39 +75,39 @@ def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
         policy_count=len(training.policies),
         step=min(steps, default=0),
         steps=training.train.steps,
-        reward_mean=_mean(each.reward_mean for each in said),
-        reward_recent=_mean(each.reward_recent for each in said),
-        reward_best=_mean(each.reward_best for each in said),
-        evaluation=_mean(each.evaluation for each in said),
-        tokens=sum(each.tokens for each in said),
-        eta_s=eta_s(training.train, [told[name][1] if name in told else None for name in training.policies]),
+        reward_mean=_mean(each.reward_mean for each in progresses),
+        reward_recent=_mean(each.reward_recent for each in progresses),
+        reward_best=_mean(each.reward_best for each in progresses),
+        evaluation=_mean(each.evaluation for each in progresses),
+        tokens=sum(each.tokens for each in progresses),
+        eta_s=eta_s(training.train, [newest[name][1] if name in newest else None for name in training.policies]),
     )
 
 
-def _stopped(told: Words, name: str) -> bool:
-    return name in told and told[name][1].stage in _STOPPED
+def _stopped(newest: Words, name: str) -> bool:
+    return name in newest and newest[name][1].stage in _STOPPED
 
 
 def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None) -> PolicyProgress:
     if word is None:
         return PolicyProgress(policy=name, stage=WAITING, steps=training.train.steps)
-    engine, said = word
+    engine, progress = word
     return PolicyProgress(
         policy=name,
-        stage=said.stage.value,
-        step=said.step,
+        stage=progress.stage.value,
+        step=progress.step,
         steps=training.train.steps,
-        reward_mean=said.reward_mean,
-        reward_best=said.reward_best,
-        reward_recent=said.reward_recent,
-        evaluation=said.evaluation,
-        tokens=said.tokens,
-        step_s=said.step_s,
+        reward_mean=progress.reward_mean,
+        reward_best=progress.reward_best,
+        reward_recent=progress.reward_recent,
+        evaluation=progress.evaluation,
+        tokens=progress.tokens,
+        step_s=progress.step_s,
         engine=engine,
-        revision=said.published.revision if said.published else "",
-        failure_reason=said.failure.reason if said.failure else "",
-        failure_message=said.failure.message if said.failure else "",
-        eta_s=policy_eta_s(training.train, said),
+        revision=progress.published.revision if progress.published else "",
+        failure_reason=progress.failure.reason if progress.failure else "",
+        failure_message=progress.failure.message if progress.failure else "",
+        eta_s=policy_eta_s(training.train, progress),
     )
 
 

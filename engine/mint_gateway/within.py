@@ -6,7 +6,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from mint_contracts.records import Mentions, Placement, WaveRecord
-from mint_contracts.training_records import Progress, WaveTraining
+from mint_contracts.training_records import WaveTraining
+from mint_contracts.training_words import Progresses
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.view import Engine, MapView
 
@@ -38,11 +39,11 @@ def training_within(training: Mapping[str, WaveTraining], scope: Scope) -> Mappi
     return {name: _training(each, scope) for name, each in training.items() if scope.wave(name)}
 
 
-def told_within(told: Mapping[str, Mapping[str, Progress]], scope: Scope) -> Mapping[str, Mapping[str, Progress]]:
+def progresses_within(progresses: Progresses, scope: Scope) -> Progresses:
     """What each engine tells of the policies that a scope opens."""
     if scope.adapters is None:
-        return told
-    return {engine: _Narrowed(of, scope.adapter) for engine, of in told.items()}
+        return progresses
+    return {engine: _Narrowed(of, scope.adapter) for engine, of in progresses.items()}
 
 
 class _Narrowed(Mapping[str, T], Generic[T]):

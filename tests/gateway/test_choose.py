@@ -80,7 +80,7 @@ def publishers(*held: Held, catalog: Source | None = None, alive: bool = True) -
         for name, each in zip(("e-0", "e-1"), held, strict=False)
     ]
     found = view(*engines, engine("bystander"))
-    return msgspec.structs.replace(found, published=newest_published(engines)).told(ADAPTER, catalog)
+    return msgspec.structs.replace(found, published=newest_published(engines)).with_source(ADAPTER, catalog)
 
 
 def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_told_where_it_lies() -> None:

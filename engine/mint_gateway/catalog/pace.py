@@ -17,8 +17,8 @@ class Pace:
         self.left_s = min(self._most_s, self.left_s - waited_s + size / LEAST_BYTES_S)
 
     @property
-    def said(self) -> str:
-        """What is told to a stream that has let its time pass."""
+    def message(self) -> str:
+        """Of the error for a stream that has let its time pass."""
         if self.left_s == self._most_s:
             return f"has sent nothing for {self._most_s:g} s"
         return f"has sent less than {LEAST_BYTES_S} bytes a second for {self._most_s:g} s"

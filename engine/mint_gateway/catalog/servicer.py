@@ -98,8 +98,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             opened = granted.get().adapter(check_asked(request.adapter))
             entry = await self._catalogs.resolver.find(base, request.adapter) if opened else None
             if entry is None:
-                said = f"is not in the catalog of {base}; check the name and the revision, or register it"
-                raise AdapterNotFound(f"adapter {request.adapter!r}", said)
+                message = f"is not in the catalog of {base}; check the name and the revision, or register it"
+                raise AdapterNotFound(f"adapter {request.adapter!r}", message)
             if entry.retired:
                 raise retired(request.adapter, base, "ask for another")
             return _message(entry)
@@ -152,8 +152,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         if self._registering.total() >= STREAMS:
             raise Overloaded("catalog", f"{STREAMS} streams are registering; retry later", retry_after_s=2.0)
         if key and self._registering[key] >= OF_ONE_KEY:
-            said = f"{OF_ONE_KEY} streams with your key are registering; retry later"
-            raise Overloaded("catalog", said, retry_after_s=2.0)
+            message = f"{OF_ONE_KEY} streams with your key are registering; retry later"
+            raise Overloaded("catalog", message, retry_after_s=2.0)
         self._registering[key] += 1
         try:
             yield
@@ -174,8 +174,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """The base that is meant, where its manifests are, and its store, if it has one. Raises CatalogNotFound."""
         view = self._router.find(base_model)
         if view.record is None or view.record.catalog is None:
-            said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel to a folder of its own"
-            raise CatalogNotFound(f"base model {view.base!r}", said)
+            message = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel to a folder of its own"
+            raise CatalogNotFound(f"base model {view.base!r}", message)
         return view.base, view.record.catalog, view.record.store
 
 
@@ -188,7 +188,7 @@ async def _next(
         request = await asyncio.wait_for(anext(requests, None), pace.left_s)
     except TimeoutError:
         again = "send it all again, since registering an entry twice does no harm"
-        raise InvalidRequest("stream", f"{pace.said}; {again}") from None
+        raise InvalidRequest("stream", f"{pace.message}; {again}") from None
     if request is not None:
         size = len(request.lines) + sum(each.ByteSize() for each in request.entries)
         pace.heard(size, time.monotonic() - asked)

@@ -30,8 +30,8 @@ class Writable:
                 continue
             at = folders(entry.source)
             if at[: len(store)] == store and not self.scope.adapter("/".join(at[len(store) :])):
-                said = f"would be fetched from {entry.uri}, which is {OUT_OF_SCOPE}"
-                raise PermissionDenied(f"adapter {entry.name!r}", said)
+                message = f"would be fetched from {entry.uri}, which is {OUT_OF_SCOPE}"
+                raise PermissionDenied(f"adapter {entry.name!r}", message)
 
 
 ANYTHING = Writable()

@@ -92,8 +92,8 @@ async def run(options: argparse.Namespace) -> int:
         await _ask_all(client, requests, groups, live=options.output == "text")
     if options.output == "json":
         plain = getattr(sys.stdout, "encoding", "") != "utf-8"
-        told = json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=plain)
-        print(told.translate(_IN_JSON))
+        document = json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=plain)
+        print(document.translate(_IN_JSON))
     errors = list(dict.fromkeys(column.error for column in columns if column.error))
     for error in errors:
         complain(error, options)

@@ -108,14 +108,14 @@ async def run_register(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task(f"registering {options.file.name}", total=size)
-            told = await client.register(
+            response = await client.register(
                 requests(options.file, options.base, lambda read: progress.update(task, completed=read))
             )
     if options.output == "json":
-        print(json.dumps(MessageToDict(told, preserving_proto_field_name=True), indent=2))
+        print(json.dumps(MessageToDict(response, preserving_proto_field_name=True), indent=2))
     else:
-        _tell(told)
-    return 1 if told.refused else 0
+        _print_response(response)
+    return 1 if response.refused else 0
 
 
 async def run_retire(options: argparse.Namespace) -> int:
@@ -130,17 +130,17 @@ async def run_retire(options: argparse.Namespace) -> int:
     print(f"{len(names):,} retired")
     if unknown:
         more = f" and {len(unknown) - UNKNOWN_TOLD:,} more" if len(unknown) > UNKNOWN_TOLD else ""
-        told = legible(", ".join(unknown[:UNKNOWN_TOLD])) + more
-        print(f"{len(unknown):,} of them were not in the catalog, or were retired already: {told}", file=sys.stderr)
+        named = legible(", ".join(unknown[:UNKNOWN_TOLD])) + more
+        print(f"{len(unknown):,} of them were not in the catalog, or were retired already: {named}", file=sys.stderr)
     return 0
 
 
-def _tell(told: RegisterResponse) -> None:
-    print(f"{told.registered:,} registered, {told.refused:,} refused")
-    if told.refused:
-        show(refusals_table(told.refusals), sys.stderr)
-        if told.refused > len(told.refusals):
-            print(f"and {told.refused - len(told.refusals):,} more", file=sys.stderr)
+def _print_response(response: RegisterResponse) -> None:
+    print(f"{response.registered:,} registered, {response.refused:,} refused")
+    if response.refused:
+        show(refusals_table(response.refusals), sys.stderr)
+        if response.refused > len(response.refusals):
+            print(f"and {response.refused - len(response.refusals):,} more", file=sys.stderr)
 
 
 def _pair(text: str) -> tuple[str, str]:

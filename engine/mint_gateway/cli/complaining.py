@@ -12,16 +12,16 @@ from mint_gateway.cli.reaching import by_tls
 from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
 
 
-def complain(error: MintError, told: argparse.Namespace) -> None:
+def complain(error: MintError, options: argparse.Namespace) -> None:
     """Say it in one line on stderr, and what to do where other options may reach the gateway."""
-    print(legible(f"mint: {error.reason}: {error}{_advice(error, told)}"), file=sys.stderr)
+    print(legible(f"mint: {error.reason}: {error}{_advice(error, options)}"), file=sys.stderr)
 
 
-def _advice(error: MintError, told: argparse.Namespace) -> str:
+def _advice(error: MintError, options: argparse.Namespace) -> str:
     call = error.__cause__
     if not isinstance(call, grpc.aio.AioRpcError):
         return ""
-    given = by_tls(told)
+    given = by_tls(options)
     if given and spoke_no_tls(call):
         return f"; the gateway may not speak TLS: try without {' and '.join(given)}"
     if not given and hung_up(call):

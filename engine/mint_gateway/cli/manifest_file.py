@@ -20,8 +20,8 @@ def size_of(file: Path) -> int:
         return count(_subject(file), opened) if file.suffix == PARQUET else file.stat().st_size
 
 
-async def requests(file: Path, base: str, told: Callable[[int], None]) -> AsyncIterator[RegisterRequest]:
-    """The messages; `told` hears how much of `size_of` has been sent. Read in a thread, a message ahead at most.
+async def requests(file: Path, base: str, progress: Callable[[int], None]) -> AsyncIterator[RegisterRequest]:
+    """The messages; `progress` hears how much of `size_of` has been sent. Read in a thread, a message ahead at most.
 
     Raises InvalidRequest for a line or row that is too long for an entry, with its number.
     """
@@ -30,7 +30,7 @@ async def requests(file: Path, base: str, told: Callable[[int], None]) -> AsyncI
     while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
         lines, read = piece
         yield RegisterRequest(base_model=base, lines=lines)
-        told(read)
+        progress(read)
         sent = True
     if not sent:
         yield RegisterRequest(base_model=base)
@@ -81,8 +81,8 @@ def _opened(file: Path) -> BinaryIO:
 
 
 def _too_long(file: Path, what: str, number: int) -> InvalidRequest:
-    said = f"{what} {number} has {LONGEST_LINE >> 20} MiB or more, which no entry has; write one entry a line"
-    return InvalidRequest(_subject(file), said)
+    message = f"{what} {number} has {LONGEST_LINE >> 20} MiB or more, which no entry has; write one entry a line"
+    return InvalidRequest(_subject(file), message)
 
 
 def _subject(file: Path) -> str:

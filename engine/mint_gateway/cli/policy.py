@@ -42,8 +42,8 @@ async def run_list(options: argparse.Namespace) -> int:
     else:
         show(policies_table(found.policies))
     if found.silent:
-        said = f"engines that did not answer, and may have more: {', '.join(found.silent)}"
-        print(legible(said), file=sys.stderr)
+        line = f"engines that did not answer, and may have more: {', '.join(found.silent)}"
+        print(legible(line), file=sys.stderr)
     return 1 if found.silent else 0
 
 

@@ -48,15 +48,15 @@ def seconds(text: str) -> float:
     return number
 
 
-def by_tls(told: argparse.Namespace) -> list[str]:
+def by_tls(parsed: argparse.Namespace) -> list[str]:
     """The options given that each ask for TLS."""
-    asked = {"--tls": told.tls, "--ca": told.ca, "--tls-server-name": told.tls_server_name}
+    asked = {"--tls": parsed.tls, "--ca": parsed.ca, "--tls-server-name": parsed.tls_server_name}
     return [option for option, value in asked.items() if value]
 
 
-def reach(told: argparse.Namespace) -> Client:
+def reach(parsed: argparse.Namespace) -> Client:
     """A client of the gateway that the options name. Raises MintError where their file, or the key, is of no use."""
     trust = None
-    if by_tls(told):
-        trust = Trust(read_authorities(told.ca) if told.ca else None, told.tls_server_name)
-    return Client(told.gateway, patience_s=told.patience, trust=trust, key=os.environ.get(API_KEY, ""))
+    if by_tls(parsed):
+        trust = Trust(read_authorities(parsed.ca) if parsed.ca else None, parsed.tls_server_name)
+    return Client(parsed.gateway, patience_s=parsed.patience, trust=trust, key=os.environ.get(API_KEY, ""))

@@ -12,8 +12,8 @@ from mint_gateway.cli.showing import cell, table
 def wave_explained(found: WaveExplanation) -> Group:
     """Lines of words, then a table for each thing that there are several of."""
     lines = Text(legible(f"wave {found.wave} on {found.base_model}\n"))
-    for word, said in _facts(found):
-        lines.append(legible(f"  {word:<13}{said}\n"))
+    for label, fact in _facts(found):
+        lines.append(legible(f"  {label:<13}{fact}\n"))
     tables = [table for table in (_namespaces(found), _engines(found), _missing(found)) if table.row_count]
     return Group(lines, *tables)
 

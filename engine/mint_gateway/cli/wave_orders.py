@@ -86,8 +86,8 @@ async def ask(options: argparse.Namespace) -> int:
     cluster.found(wave.metadata.namespace)
     train, failed, effect = wave.spec.train, wave.status.training.policies.failed, order.effect
     if train is None:
-        said = "is a serving wave, which cannot be paused, resumed or cancelled; delete it instead"
-        raise InvalidRequest(cluster.subject, said)
+        message = "is a serving wave, which cannot be paused, resumed or cancelled; delete it instead"
+        raise InvalidRequest(cluster.subject, message)
     if train.cancelled and "cancelled" not in order.change:
         raise InvalidRequest(cluster.subject, "has been cancelled, which cannot be undone; create a new AdapterWave")
     change: dict[str, int] = dict(order.change)
@@ -117,8 +117,8 @@ class _Kubectl:
         try:
             return msgspec.json.decode(printed, type=_Wave)
         except (msgspec.MsgspecError, UnicodeError) as error:
-            said = f"what kubectl printed is not JSON of {_KIND} ({error}); is kubectl a wrapper that prints more?"
-            raise Unavailable("API server", said) from None
+            message = f"what kubectl printed is not JSON of {_KIND} ({error}); is kubectl a wrapper that prints more?"
+            raise Unavailable("API server", message) from None
 
     async def run(self, verb: str, *options: str) -> bytes:
         """What kubectl prints."""
@@ -131,8 +131,8 @@ class _Kubectl:
                 stderr=asyncio.subprocess.PIPE,
             )
         except FileNotFoundError:
-            said = "is not on the PATH; install it, with a context for the wave's cluster"
-            raise InvalidRequest("kubectl", said) from None
+            message = "is not on the PATH; install it, with a context for the wave's cluster"
+            raise InvalidRequest("kubectl", message) from None
         except OSError as error:
             raise InvalidRequest(
                 "kubectl", f"could not be run ({error.strerror}); check which is on the PATH"
@@ -142,16 +142,16 @@ class _Kubectl:
             self._refuse(_words(err.decode(errors="replace")))
         return out
 
-    def _refuse(self, said: str) -> None:
+    def _refuse(self, output: str) -> None:
         """Raise what kubectl's words mean."""
-        if "Error from server (NotFound)" in said:
+        if "Error from server (NotFound)" in output:
             where = f" -n {self._namespace}" if self._namespace else ""
             raise NotFound(self.subject, f"does not exist; list the waves that do with kubectl get aw{where}")
-        if "Error from server" in said or "is invalid" in said:
-            raise InvalidRequest(self.subject, f"cannot be changed: {said}")
-        raise Unavailable("API server", f"could not be reached by kubectl: {said}")
+        if "Error from server" in output or "is invalid" in output:
+            raise InvalidRequest(self.subject, f"cannot be changed: {output}")
+        raise Unavailable("API server", f"could not be reached by kubectl: {output}")
 
 
-def _words(said: str) -> str:
+def _words(output: str) -> str:
     """What kubectl says in the end, in a line."""
-    return " ".join(line.strip() for line in said.splitlines() if not _LOGGED.match(line))
+    return " ".join(line.strip() for line in output.splitlines() if not _LOGGED.match(line))

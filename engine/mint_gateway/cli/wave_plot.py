@@ -19,8 +19,8 @@ def plot(progress: WaveProgress, path: Path) -> int:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError:
-        said = "needs matplotlib; install mint-kubernetes[plot]"
-        raise InvalidRequest("mint wave plot", said) from None
+        message = "needs matplotlib; install mint-kubernetes[plot]"
+        raise InvalidRequest("mint wave plot", message) from None
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -65,8 +65,8 @@ def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
             span(policy.eta_s) if policy.HasField("eta_s") else "-",
             cell(policy.failure_message or policy.engine or "-"),
         )
-        told = dict(zip(_HEADS, cells, strict=True))
-        shown.add_row(*(told[head] for head in heads))
+        by_head = dict(zip(_HEADS, cells, strict=True))
+        shown.add_row(*(by_head[head] for head in heads))
     return shown
 
 

@@ -14,7 +14,7 @@ _EVENT_BYTES = 48  # that Python takes beside an event's own
 
 
 class BufferedAnswer:
-    """The events of one HTTP request's prompts, in the order in which they came, and then what they are told as.
+    """The events of one HTTP request's prompts, in the order in which they came, and then the body made of them.
 
     They are in a part of the room for such.
     """
@@ -27,26 +27,26 @@ class BufferedAnswer:
 
     async def take(self, prompt: int, event: GenerateEvent) -> None:
         """Keep what comes of a prompt. Raises CapacityExceeded or Overloaded where that becomes too much."""
-        told = event.SerializeToString()
-        self.size += len(told)
+        encoded = event.SerializeToString()
+        self.size += len(encoded)
         if self.size > MOST_BYTES:
-            said = f"is larger than {MOST_BYTES >> 20} MiB, the most that is sent without a stream; ask for one"
-            raise CapacityExceeded("answer", f"{said}, or for fewer tokens or log-probabilities")
+            message = f"is larger than {MOST_BYTES >> 20} MiB, the most that is sent without a stream; ask for one"
+            raise CapacityExceeded("answer", f"{message}, or for fewer tokens or log-probabilities")
         if event.HasField("started"):
-            self._started[prompt] = told
+            self._started[prompt] = encoded
         else:
-            self._events.append(told)
+            self._events.append(encoded)
         self._part.fill(self.size + _EVENT_BYTES * len(self._events))
 
     def started(self) -> Mapping[int, Started]:
         """How each prompt's answer began."""
-        return {prompt: GenerateEvent.FromString(told).started for prompt, told in self._started.items()}
+        return {prompt: GenerateEvent.FromString(encoded).started for prompt, encoded in self._started.items()}
 
     def events(self) -> Iterator[GenerateEvent]:
         """All that came of them since."""
         return map(GenerateEvent.FromString, self._events)
 
-    def told_as(self, body: bytes) -> None:
-        """Keep this in place of what it tells. Raises Overloaded where that is too much."""
+    def replace_with(self, body: bytes) -> None:
+        """Keep this body in place of the events. Raises Overloaded where that is too much."""
         self._started, self._events = {}, []
         self._part.fill(len(body))

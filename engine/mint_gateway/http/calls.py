@@ -98,25 +98,25 @@ class Tagged:
     def push(self, text: str) -> list[str | Call]:
         """Take more text."""
         self._held += text
-        return self._told(last=False)
+        return self._read(last=False)
 
     def finish(self) -> list[str | Call]:
         """Tell the rest: no more comes."""
-        return self._told(last=True)
+        return self._read(last=True)
 
-    def _told(self, *, last: bool) -> list[str | Call]:
+    def _read(self, *, last: bool) -> list[str | Call]:
         found: list[str | Call] = []
         while True:
             if self._object is None:
                 at = self._held.find(_BEGIN)
                 if at < 0:
-                    return found + self._said(len(self._held) if last else _may_begin(self._held))
-                found += self._said(len(self._held[:at].rstrip()))
+                    return found + self._release(len(self._held) if last else _may_begin(self._held))
+                found += self._release(len(self._held[:at].rstrip()))
                 self._object = _Object()
-            told = self._called(self._object, last=last)
-            if told is None:
+            parts = self._called(self._object, last=last)
+            if parts is None:
                 return found
-            found, self._object = found + told, None
+            found, self._object = found + parts, None
 
     def _called(self, of: _Object, *, last: bool) -> list[str | Call] | None:
         """What comes of the call that has begun: it, or text; None while that may be either."""
@@ -129,7 +129,7 @@ class Tagged:
             if self._held.startswith(_END, tag) or (last and tag == len(self._held)):
                 call, close = _decoded(self._held[at:end], "arguments", self._names, "{}"), tag + len(_END)
                 if call is None:
-                    return self._said(close)
+                    return self._release(close)
                 self._held, self._after = self._held[close:], True
                 return [call]
             if not last and _END.startswith(self._held[tag:]):
@@ -139,10 +139,10 @@ class Tagged:
             return None
         close = self._held.find(_END, begin)
         if close < 0:
-            return self._said(len(self._held)) if last else None
-        return self._said(close + len(_END))
+            return self._release(len(self._held)) if last else None
+        return self._release(close + len(_END))
 
-    def _said(self, end: int) -> list[str | Call]:
+    def _release(self, end: int) -> list[str | Call]:
         """What is held up to `end`, as text."""
         text, self._held = self._held[:end], self._held[end:]
         if self._after:
@@ -182,11 +182,11 @@ class Leading:
             if call is not None:
                 found.append(call)
                 self._held, self._object, self._called = self._held[end:], _Object(), True
-        return found + self._said() if self._saying else found
+        return found + self._release_all() if self._saying else found
 
     def finish(self) -> list[str | Call]:
         """Tell the rest: no more comes."""
-        return [] if self._called and not self._held.strip(self._between) else self._said()
+        return [] if self._called and not self._held.strip(self._between) else self._release_all()
 
     def _begins(self) -> int | None:
         """Where an object may begin; None while that is not known."""
@@ -206,7 +206,7 @@ class Leading:
         at = runs.end(_NO_SPACE, held, at)
         return at if at < len(held) else None
 
-    def _said(self) -> list[str | Call]:
+    def _release_all(self) -> list[str | Call]:
         """All that is held, as text."""
         text, self._held = self._held, ""
         if self._called:
@@ -289,11 +289,11 @@ class Single:
 def _decoded(text: str, field: str, names: Collection[str] | None = None, none: str = "") -> Call | None:
     """The call that a JSON object is, of one of the names; where it lacks the field it has `none`, or is no call."""
     try:
-        told = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        name = msgspec.json.decode(told.get("name", msgspec.Raw(b"0")), type=str)
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        name = msgspec.json.decode(fields.get("name", msgspec.Raw(b"0")), type=str)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    arguments = bytes(told[field]).decode() if field in told else none
+    arguments = bytes(fields[field]).decode() if field in fields else none
     return Call(name, arguments) if (names is None or name in names) and _is_object(arguments) else None
 
 

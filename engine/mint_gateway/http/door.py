@@ -81,8 +81,8 @@ class Door:
         self._guards = guards
         self._offload = Offload()
         self._arriving = Room(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
-        said = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
-        self._kept = Room(MOST_KEPT, "gateway", said)
+        message = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
+        self._kept = Room(MOST_KEPT, "gateway", message)
 
     def application(self) -> web.Application:
         """What to serve."""
@@ -111,7 +111,7 @@ class Door:
             wanted = openai_request.read(body, openai_request.AskedText)
             return wanted, openai_request.text_requests(wanted, bases)
 
-        wanted, requests = await self._told(http, read)
+        wanted, requests = await self._parsed(http, read)
         return await self._answer(http, wanted, requests, openai_response.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
@@ -121,11 +121,11 @@ class Door:
             wanted = openai_request.read(body, openai_request.AskedChat)
             return wanted, openai_request.chat_request(wanted, bases), wanted.called()
 
-        wanted, request, tools = await self._told(http, read)
+        wanted, request, tools = await self._parsed(http, read)
         return await self._answer(http, wanted, [request], openai_response.CHAT, tools)
 
-    async def _told(self, http: web.Request, read: Callable[[bytes], T]) -> T:
-        """What a request says; of how it was written nothing is kept."""
+    async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
+        """What a request asks for; of its body nothing is kept."""
         with self._arriving.part() as part:
             body = await _body(http, part)
             return await self._offload.do(len(body), lambda: read(body))
@@ -158,7 +158,7 @@ class Door:
 
             await prompt_batch.answer(self._answering, requests, wanted.n, kept.take)
             body = await self._offload.do(kept.size, whole)
-            kept.told_as(body)
+            kept.replace_with(body)
             return await sent(http, reply(msgspec.Raw(body), headers={REQUEST_ID: request_id}))
 
     async def _models(self, http: web.Request) -> web.Response:
@@ -183,7 +183,7 @@ class Door:
                 serving = [view]
             if not serving:
                 raise not_served(view, name)
-            created = await self._dates.of([(serving[0].told(name, source), name)])
+            created = await self._dates.of([(serving[0].with_source(name, source), name)])
         return reply(models.adapter(name, serving, created.get(name, 0)))
 
     async def _health(self, http: web.Request) -> web.Response:
@@ -271,9 +271,9 @@ async def _body(http: web.Request, part: Part) -> bytes:
 
 
 def _request_id(http: web.Request) -> str:
-    told = http.headers.get(REQUEST_ID, "")
-    if not (told.isascii() and told.isprintable()):
+    header = http.headers.get(REQUEST_ID, "")
+    if not (header.isascii() and header.isprintable()):
         raise InvalidRequest(REQUEST_ID, "holds characters that are not printable ASCII")
-    if len(told) > REQUEST_ID_MAX_LENGTH:
+    if len(header) > REQUEST_ID_MAX_LENGTH:
         raise InvalidRequest(REQUEST_ID, f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
-    return told or uuid.uuid4().hex
+    return header or uuid.uuid4().hex

@@ -54,29 +54,29 @@ class Message(msgspec.Struct, frozen=True):
     partial: bool | None = None  # and Qwen's
 
 
-def message(told: Message, place: str) -> sampling_pb2.Message:
+def message(sent: Message, place: str) -> sampling_pb2.Message:
     """What a message means. Raises InvalidRequest, which names the place."""
-    if told.content is None and told.role != "assistant":  # whose answer may have been an empty one
+    if sent.content is None and sent.role != "assistant":  # whose answer may have been an empty one
         raise InvalidRequest(f"{place}.content", "is missing")
-    if told.tool_calls and told.role != "assistant":
-        said = f"are of the role {told.role[:100]!r}; only an assistant's message may have them"
-        raise InvalidRequest(f"{place}.tool_calls", said)
-    if told.tool_call_id and told.role != "tool":
-        said = f"is of the role {told.role[:100]!r}; only a tool's message may have it"
-        raise InvalidRequest(f"{place}.tool_call_id", said)
-    for name, value in (("prefix", told.prefix), ("partial", told.partial)):
+    if sent.tool_calls and sent.role != "assistant":
+        problem = f"are of the role {sent.role[:100]!r}; only an assistant's message may have them"
+        raise InvalidRequest(f"{place}.tool_calls", problem)
+    if sent.tool_call_id and sent.role != "tool":
+        problem = f"is of the role {sent.role[:100]!r}; only a tool's message may have it"
+        raise InvalidRequest(f"{place}.tool_call_id", problem)
+    for name, value in (("prefix", sent.prefix), ("partial", sent.partial)):
         if value:
             raise InvalidRequest(f"{place}.{name}", "is not supported; leave it out")
     calls = [
         sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-        for call in told.tool_calls or ()
+        for call in sent.tool_calls or ()
     ]
     return sampling_pb2.Message(
-        role=_SYSTEM.get(told.role, told.role),
-        content=_content(told.content or "", place) + (told.refusal or ""),
+        role=_SYSTEM.get(sent.role, sent.role),
+        content=_content(sent.content or "", place) + (sent.refusal or ""),
         tool_calls=calls,
-        tool_call_id=told.tool_call_id or "",
-        name=told.name or "",
+        tool_call_id=sent.tool_call_id or "",
+        name=sent.name or "",
     )
 
 

@@ -151,7 +151,7 @@ def read(body: bytes, kind: type[_T]) -> _T:
     """The body as one of the two kinds. Raises InvalidRequest, which names the field."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, Any])
-        return msgspec.convert(_told(fields, kind), kind)
+        return msgspec.convert(_asked_for(fields, kind), kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidRequest("body", f"is invalid: {error}") from error
 
@@ -192,7 +192,7 @@ def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.Genera
     return request
 
 
-def _told(fields: dict[str, Any], kind: type) -> dict[str, Any]:
+def _asked_for(fields: dict[str, Any], kind: type) -> dict[str, Any]:
     """The fields that ask for something; null stands for a field's default. Raises InvalidRequest."""
     own = {field.name for field in msgspec.structs.fields(kind)}
     passed = PASSED_OVER - own
@@ -225,10 +225,10 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
 
 def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     """Note what may be called, and hold the answer to it where it must be. Raises InvalidRequest."""
-    sampling, told = request.sampling, tools.told
-    if len(told) > MOST_TOOL_CHARACTERS:  # before their schemas become one
-        raise InvalidRequest("tools", f"have {len(told)} characters; at most {MOST_TOOL_CHARACTERS} are accepted")
-    request.chat.tools = told
+    sampling, written = request.sampling, tools.functions_json
+    if len(written) > MOST_TOOL_CHARACTERS:  # before their schemas become one
+        raise InvalidRequest("tools", f"have {len(written)} characters; at most {MOST_TOOL_CHARACTERS} are accepted")
+    request.chat.tools = written
     if tools.choice != "none" and sampling.WhichOneof("shape"):
         raise InvalidRequest(
             "tools", "cannot be combined with response_format or structured_outputs, unless tool_choice is none"
@@ -245,10 +245,10 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
 
 def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
     """Note what the answer must be. Raises InvalidRequest."""
-    told, more = asked.response_format, asked.structured_outputs
+    form, more = asked.response_format, asked.structured_outputs
     wanted: list[tuple[str, object]] = [("json_schema", more.json), ("regex", more.regex)]
-    wanted += [("json_object", True)] if more.json_object or isinstance(told, ObjectFormat) else []
-    wanted += [("json_schema", told.json_schema.schema)] if isinstance(told, SchemaFormat) else []
+    wanted += [("json_object", True)] if more.json_object or isinstance(form, ObjectFormat) else []
+    wanted += [("json_schema", form.json_schema.schema)] if isinstance(form, SchemaFormat) else []
     wanted = [(name, value) for name, value in wanted if value is not None]
     if len(wanted) > 1:
         raise InvalidRequest("response_format", "and structured_outputs ask for more than one format; give only one")
@@ -263,20 +263,20 @@ def _written(name: str, value: dict[str, Any]) -> str:
         raise InvalidRequest(name, "is nested too deeply") from None
 
 
-def _biases(told: dict[str, float]) -> dict[int, float]:
+def _biases(biases: dict[str, float]) -> dict[int, float]:
     """By token; JSON's names are texts."""
-    for token in told:
+    for token in biases:
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
             raise InvalidRequest("logit_bias", f"names {token[:100]!r}, which is not a token ID")
-    return {int(token): bias for token, bias in told.items()}
+    return {int(token): bias for token, bias in biases.items()}
 
 
-def _prompts(told: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
+def _prompts(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
     """The prompts: of a text or a list of tokens one, of a list of such each."""
-    if isinstance(told, str):
-        return [told]
-    tokens = [each for each in told if isinstance(each, int)]
-    prompts = [each for each in told if not isinstance(each, int)]
+    if isinstance(prompt, str):
+        return [prompt]
+    tokens = [each for each in prompt if isinstance(each, int)]
+    prompts = [each for each in prompt if not isinstance(each, int)]
     if tokens and prompts:
         raise InvalidRequest("prompt", "mixes single tokens with whole prompts; send a list of tokens, or of prompts")
     if len(prompts) > MOST_PROMPTS:

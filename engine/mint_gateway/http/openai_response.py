@@ -144,29 +144,30 @@ def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
     reader = head.reading.reader()
     parts = [*reader.push(text), *reader.finish()]
     calls = [part for part in parts if isinstance(part, Call)]
-    said = "".join((prompt.text, *(part for part in parts if isinstance(part, str))))
-    message["content"] = said or (None if calls else "")
-    told = [head.called(index, place, call) for place, call in enumerate(calls)]
-    return message | ({"tool_calls": told} if told else {})
+    content = "".join((prompt.text, *(part for part in parts if isinstance(part, str))))
+    message["content"] = content or (None if calls else "")
+    called = [head.called(index, place, call) for place, call in enumerate(calls)]
+    return message | ({"tool_calls": called} if called else {})
 
 
 def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
     """What a stream tells first of some completions: in a chat who speaks, else the prompt where it is wanted."""
     if head.form.is_chat:
         nothing = "" if head.reading is None else None
-        said: Json = {"delta": {"role": "assistant", "content": prompt.text or nothing}}
+        content: Json = {"delta": {"role": "assistant", "content": prompt.text or nothing}}
     elif prompt.text or prompt.logprobs:
-        said = {"text": prompt.text}
+        content = {"text": prompt.text}
     else:
         return []
     scores = _Scores((), prompt.logprobs)
-    return [head.piece(head.form.kind_of_piece, [_choice(head.form, index, said, scores, None)]) for index in indices]
+    choices = (_choice(head.form, index, content, scores, None) for index in indices)
+    return [head.piece(head.form.kind_of_piece, [choice]) for choice in choices]
 
 
 def chunk(head: Head, event: Chunk, before: int) -> Json:
     """What a stream tells of further tokens of a completion, `before` which it has told so many characters."""
-    said: Json = {"delta": {"content": event.text}} if head.form.is_chat else {"text": event.text}
-    choice = _choice(head.form, event.index, said, _Scores(event.logprobs, before=before), None)
+    content: Json = {"delta": {"content": event.text}} if head.form.is_chat else {"text": event.text}
+    choice = _choice(head.form, event.index, content, _Scores(event.logprobs, before=before), None)
     return head.piece(head.form.kind_of_piece, [choice])
 
 
@@ -199,8 +200,8 @@ def end(head: Head, event: Finished, *, calls: bool) -> Json:
     Where it might have told some and has not, its content is text, if an empty one.
     """
     delta = {"content": ""} if head.reading is not None and not calls else {}
-    said: Json = {"delta": delta} if head.form.is_chat else {"text": ""}
-    choice = _choice(head.form, event.index, said, _Scores(), _reason(event, calls=calls))
+    content: Json = {"delta": delta} if head.form.is_chat else {"text": ""}
+    choice = _choice(head.form, event.index, content, _Scores(), _reason(event, calls=calls))
     return head.piece(head.form.kind_of_piece, [choice])
 
 
@@ -224,8 +225,8 @@ def usage(ends: Iterable[Finished], completions: int) -> Json:
 
 def so_far(prompt_tokens: int, made: int) -> Json:
     """What a piece of a stream tells besides to a client that asked for usage with each: of its own completion."""
-    told = {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
-    return {"usage": told}
+    counted = {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
+    return {"usage": counted}
 
 
 def refusal(error: MintError) -> Json:
@@ -242,11 +243,11 @@ def _reason(event: Finished, *, calls: bool) -> str | None:
     return "tool_calls" if calls and reason == "stop" else reason
 
 
-def _choice(form: Form, index: int, said: Json, scores: _Scores, reason: str | None) -> Json:
-    told = None
+def _choice(form: Form, index: int, content: Json, scores: _Scores, reason: str | None) -> Json:
+    logprobs = None
     if scores.tokens or scores.prompt:
-        told = _chat_logprobs(scores.tokens) if form.is_chat else _text_logprobs(scores)
-    return {"index": index, **said, "logprobs": told, "finish_reason": reason}
+        logprobs = _chat_logprobs(scores.tokens) if form.is_chat else _text_logprobs(scores)
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _token(of: TokenLogprob) -> str:
@@ -259,19 +260,19 @@ def _token(of: TokenLogprob) -> str:
 
 
 def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
-    def told(of: TokenLogprob) -> Json:
-        return {"token": _token(of), "logprob": of.logprob, "bytes": list(of.token) or None}
+    def scored(token: TokenLogprob) -> Json:
+        return {"token": _token(token), "logprob": token.logprob, "bytes": list(token.token) or None}
 
-    content = [told(each) | {"top_logprobs": [told(other) for other in each.top]} for each in logprobs]
+    content = [scored(each) | {"top_logprobs": [scored(other) for other in each.top]} for each in logprobs]
     return {"content": content, "refusal": None}
 
 
-def _likeliest(of: TokenLogprob) -> dict[str, float]:
+def _likeliest(token: TokenLogprob) -> dict[str, float]:
     """The likeliest tokens, and the one that came, which clients look up here; of two written alike the likelier."""
-    told: dict[str, float] = {}
-    for each in (*of.top, of):
-        told.setdefault(_token(each), each.logprob)
-    return told
+    likeliest: dict[str, float] = {}
+    for each in (*token.top, token):
+        likeliest.setdefault(_token(each), each.logprob)
+    return likeliest
 
 
 def _text_logprobs(scores: _Scores) -> Json:
@@ -280,10 +281,10 @@ def _text_logprobs(scores: _Scores) -> Json:
     nothing = [None] if scores.prompt else []
     offsets = [each.text_offset for each in scores.prompt]
     offsets += [scores.before + each.text_offset for each in scores.tokens]
-    told = all(each.HasField("text_offset") for each in every)  # engines of earlier versions tell none
+    has_offsets = all(each.HasField("text_offset") for each in every)  # engines of earlier versions tell none
     return {
         "tokens": [_token(each) for each in every],
         "token_logprobs": [*nothing, *(each.logprob for each in known)],
         "top_logprobs": [*nothing, *(_likeliest(each) for each in known)],
-        "text_offset": offsets if told else None,
+        "text_offset": offsets if has_offsets else None,
     }

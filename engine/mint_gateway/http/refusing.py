@@ -27,9 +27,9 @@ async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except web.HTTPException as error:  # no such path, or method, or a body that is too large
-        said = InvalidRequest(f"{request.method} {request.path[:200]}", error.text or error.reason)
+        refused = InvalidRequest(f"{request.method} {request.path[:200]}", error.text or error.reason)
         allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
-        return reply(openai_response.refusal(said), status=error.status, headers=allowed)
+        return reply(openai_response.refusal(refused), status=error.status, headers=allowed)
     except (MintError, grpc.aio.AioRpcError) as error:
         return _refused(request, ours(error))
     except ConnectionError:

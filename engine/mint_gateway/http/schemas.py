@@ -61,37 +61,39 @@ def _inner(name: str, value: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _rewritten(schema: dict[str, Any], base: str, places: dict[str, str]) -> dict[str, Any]:
-    base, told = _base(schema, base), dict[str, Any]()
+    base, rewritten = _base(schema, base), dict[str, Any]()
     for name, value in schema.items():
         if name in _NAMES and isinstance(value, str):
             continue
         if name == "$ref" and isinstance(value, str):
-            told[name] = _reference(_absolute(base, value), value, places)
+            rewritten[name] = _reference(_absolute(base, value), value, places)
         elif name in _DATA:
-            told[name] = value
+            rewritten[name] = value
         elif isinstance(value, dict) and name in _MAPS:
-            told[name] = {at: _within(each, base, places) for at, each in value.items()}
+            rewritten[name] = {at: _within(each, base, places) for at, each in value.items()}
         elif isinstance(value, list):
-            told[name] = [_within(each, base, places) for each in value]
+            rewritten[name] = [_within(each, base, places) for each in value]
         else:
-            told[name] = _within(value, base, places)
-    return told
+            rewritten[name] = _within(value, base, places)
+    return rewritten
 
 
 def _within(value: Any, base: str, places: dict[str, str]) -> Any:
     return _rewritten(value, base, places) if isinstance(value, dict) else value
 
 
-def _reference(absolute: str, told: str, places: dict[str, str]) -> str:
-    """Where a reference leads; one that leads out of the schema stays as it was told."""
+def _reference(absolute: str, reference: str, places: dict[str, str]) -> str:
+    """Where a reference leads; one that leads out of the schema stays as it was."""
     resource, fragment = urldefrag(absolute)
     if not fragment or fragment.startswith("/"):
-        return places[resource] + fragment if resource in places else told
-    return places.get(f"{resource}#{unquote(fragment)}", told)
+        return places[resource] + fragment if resource in places else reference
+    return places.get(f"{resource}#{unquote(fragment)}", reference)
 
 
-def _absolute(base: str, told: str) -> str:
-    return base + told if told.startswith("#") else urljoin(base, told)  # which knows no such schemes as urn
+def _absolute(base: str, reference: str) -> str:
+    if reference.startswith("#"):
+        return base + reference  # urljoin knows no such schemes as urn
+    return urljoin(base, reference)
 
 
 def _base(schema: dict[str, Any], base: str) -> str:

@@ -118,9 +118,9 @@ class Stream:
         parts: Sequence[str | Call],
         logprobs: Sequence[TokenLogprob] = (),
     ) -> list[openai_response.Json]:
-        told = openai_response.read(head, index, parts, self._calls[index], logprobs)
+        pieces = openai_response.read(head, index, parts, self._calls[index], logprobs)
         self._calls[index] += sum(isinstance(part, Call) for part in parts)
-        return told
+        return pieces
 
     async def _prepare(self) -> None:
         """Send the headers, before whichever prompt's tokens are first; others wait until they are sent."""

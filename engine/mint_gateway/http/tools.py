@@ -74,7 +74,7 @@ class Tools(msgspec.Struct, frozen=True):
         return self.choice not in ("none", "auto")
 
     @property
-    def told(self) -> str:
+    def functions_json(self) -> str:
         """The functions as gRPC's Chat has them; empty where there are none."""
         every: list[_Json] = []
         for each in self.functions:

@@ -137,11 +137,11 @@ def _json(message: Message) -> dict[str, Any]:
 
 def _progress(progress: WaveProgress) -> dict[str, Any]:
     """With curves in place of rewards: `every` so many steps a point, the last at the policy's last step."""
-    told = _json(progress)
-    for policy, as_json in zip(progress.policies, told["policies"], strict=True):
+    answer = _json(progress)
+    for policy, as_json in zip(progress.policies, answer["policies"], strict=True):
         as_json["rewards"], as_json["every"] = thinned(policy.rewards, POINTS)
         as_json["failure_message"] = policy.failure_message[:MOST_SAID]
-    return told
+    return answer
 
 
 def _named(query: Query, name: str) -> str:

@@ -117,11 +117,11 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 def _engine(engine: Engine, held: Tally, all_open: bool) -> SeenEngine:
     record = engine.record
-    state, said = _state(engine)
+    state, detail = _state(engine)
     return SeenEngine(
         name=engine.name,
         state=state,
-        said=said[:MOST_SAID],
+        said=detail[:MOST_SAID],
         slots_used=record.slots_used if all_open else None,
         slots_total=record.slots_total,
         running=record.running,

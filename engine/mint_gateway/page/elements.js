@@ -57,7 +57,7 @@ export const swatch = (about) => h("svg", { class: "swatch", viewBox: "0 0 10 10
   h("rect", { width: 10, height: 10, rx: 3, ...about }));
 export const yes = (is) => (is ? "yes" : h("b", { class: "bad" }, "no"));
 
-export function bar(said, ...parts) {
+export function bar(label, ...parts) {
   const all = Math.max(1, parts.reduce((sum, [, n]) => sum + n, 0));
   let x = 0;
   const rects = parts.map(([name, n]) => {
@@ -65,7 +65,7 @@ export function bar(said, ...parts) {
     x += width;
     return h("rect", { class: name, x: x - width, width, height: 8 });
   });
-  const about = { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", role: "img", "aria-label": said };
+  const about = { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", role: "img", "aria-label": label };
   return h("svg", about, rects);
 }
 export const share = (n, all, what) =>
@@ -91,6 +91,6 @@ export const more = (...inner) => h("span", { class: "more" }, inner);
 export const empty = (title, ...text) => h("div", { class: "card empty" }, h("b", {}, title), text);
 export const code = (text) => h("code", {}, text);
 export function facts(about) {
-  const told = Object.entries(about).filter(([, value]) => value);
-  return h("dl", {}, told.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const filled = Object.entries(about).filter(([, value]) => value);
+  return h("dl", {}, filled.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }

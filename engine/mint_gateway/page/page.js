@@ -6,7 +6,7 @@ const EVERY_S = 3, MOST_S = 60, LIMIT_MS = 15_000, SUGGEST_MS = 250;
 const lists = Object.fromEntries(["bases", "training", "policies", "serving"].map((list) => [list, { after: [""], prefix: "" }]));
 const $ = (id) => document.getElementById(id);
 
-let told = {}; // what is shown, by the name of the question
+let answers = {}; // what is shown, by the name of the question
 let wrong = null; // what the last question was answered instead
 let failures = 0, waitS = 0, updated = 0, timer = 0, pause = 0;
 let busy = false, typed = null, lit = "";
@@ -37,8 +37,8 @@ async function ask(call, query) {
   });
   const body = await answer.json().catch(() => null);
   if (answer.ok && body) return body;
-  const said = body?.error?.message ?? `The gateway answered ${answer.status} without a readable body`;
-  throw new Refused(answer.status, said, Number(answer.headers.get("Retry-After")) || 0);
+  const message = body?.error?.message ?? `The gateway answered ${answer.status} without a readable body`;
+  throw new Refused(answer.status, message, Number(answer.headers.get("Retry-After")) || 0);
 }
 
 const asked = () => new URLSearchParams(location.hash.slice(1));
@@ -62,7 +62,7 @@ async function look() {
   try {
     if (prefix) suggest((await ask("adapters", { prefix })).names);
     for (const [name, question] of Object.entries(questions(asked()))) found[name] = await ask(...question);
-    if (before === there()) [told, wrong, failures, updated] = [found, null, 0, Date.now()];
+    if (before === there()) [answers, wrong, failures, updated] = [found, null, 0, Date.now()];
   } catch (error) {
     const defect = !(error instanceof Refused); // of this page or the browser: said and tried again, like the others
     if (defect) console.error(error);
@@ -83,7 +83,7 @@ const suggest = (names) => $("names").replaceChildren(...names.map((value) => h(
 function refused(error) {
   const had = key;
   wrong = error;
-  if ([400, 401, 404].includes(error.status)) [told, failures, updated] = [{}, 0, Date.now()]; // that is the answer
+  if ([400, 401, 404].includes(error.status)) [answers, failures, updated] = [{}, 0, Date.now()]; // that is the answer
   else failures += 1;
   if (error.status !== 401) return;
   keep("");
@@ -94,17 +94,17 @@ function refused(error) {
 
 function show() {
   const about = asked(), shown = h("div", { id: "shown" }), notes = h("div", { id: "notices", role: "alert" });
-  if (told.wave) shown.append(...wave(told.wave, about.get("wave"), Number(about.get("start"))));
-  else if (told.adapter) shown.append(adapter(told.adapter));
-  else if (told.bases) shown.append(...overview(told, lists));
+  if (answers.wave) shown.append(...wave(answers.wave, about.get("wave"), Number(about.get("start"))));
+  else if (answers.adapter) shown.append(adapter(answers.adapter));
+  else if (answers.bases) shown.append(...overview(answers, lists));
   else if (wrong && !failures && $("ask").hidden) shown.append(unclear(about, wrong.message));
-  const torn = [...new Set([...(told.training?.incomplete ?? []), ...(told.serving?.incomplete ?? [])])].join(", ");
-  const note = (said, style = "") => said && notes.append(h("p", { class: `notice ${style}` }, said));
+  const torn = [...new Set([...(answers.training?.incomplete ?? []), ...(answers.serving?.incomplete ?? [])])].join(", ");
+  const note = (text, style = "") => text && notes.append(h("p", { class: `notice ${style}` }, text));
   const stale = "The last known state is shown.";
-  note(failures && `${wrong.message}. ${told.bases || told.wave || told.adapter ? stale : ""}`, "bad");
+  note(failures && `${wrong.message}. ${answers.bases || answers.wave || answers.adapter ? stale : ""}`, "bad");
   const away = "Redis is not responding: requests are routed by the last known map, and nobody knows which engines are alive.";
-  note(told.bases?.map_away && away);
-  const silent = told.policies?.silent.join(", ");
+  note(answers.bases?.map_away && away);
+  const silent = answers.policies?.silent.join(", ");
   note(silent && `No answer from ${silent}: policies that programs train there may be missing.`);
   note(torn && `The placement map is not complete for ${torn}: some waves may be missing until it is.`);
   morph($("shown"), shown);
@@ -118,10 +118,10 @@ function show() {
 
 function tick() {
   const ago = (Date.now() - updated) / 1000, since = updated ? `, as of ${span(ago)} ago` : "";
-  let [style, said] = updated ? ["on", `Live${ago > 3 * EVERY_S ? since : ""}`] : ["", "Connecting…"];
-  if (failures) [style, said] = ["off", `Retrying in ${span(waitS)}${since}`];
-  if (!$("ask").hidden) [style, said] = ["", "Waiting for a key"];
-  [$("live").className, $("live").lastElementChild.textContent] = [style, said];
+  let [style, text] = updated ? ["on", `Live${ago > 3 * EVERY_S ? since : ""}`] : ["", "Connecting…"];
+  if (failures) [style, text] = ["off", `Retrying in ${span(waitS)}${since}`];
+  if (!$("ask").hidden) [style, text] = ["", "Waiting for a key"];
+  [$("live").className, $("live").lastElementChild.textContent] = [style, text];
 }
 
 function highlight(i) {
@@ -133,11 +133,11 @@ function highlight(i) {
 
 const pointed = ({ target }) => highlight(target.closest?.("[data-i]")?.dataset.i ?? "");
 addEventListener("hashchange", () => {
-  [told, wrong, failures, updated, lit] = [{}, null, 0, 0, ""];
+  [answers, wrong, failures, updated, lit] = [{}, null, 0, 0, ""];
   scrollTo(0, 0);
   look();
 });
-addEventListener("resize", () => told.wave && show());
+addEventListener("resize", () => answers.wave && show());
 document.addEventListener("visibilitychange", look);
 document.addEventListener("mouseover", pointed);
 document.addEventListener("focusin", pointed);
@@ -145,7 +145,7 @@ document.addEventListener("click", (event) => {
   const { turn, list } = event.target.closest("[data-turn]")?.dataset ?? {};
   if (event.target.closest(".skip")) [event.preventDefault(), $("main").focus()];
   else if (turn === "back") [lists[list].after.pop(), look()];
-  else if (turn) [lists[list].after.push(told[list].next), look()];
+  else if (turn) [lists[list].after.push(answers[list].next), look()];
 });
 document.addEventListener("input", ({ target }) => {
   const text = target.value.trim(), { list } = target.dataset;

@@ -29,8 +29,8 @@ def asked(query: Mapping[str, str], *, default: int, most: int) -> Asked:
 
 def number(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     """A whole number that is asked for. Raises InvalidRequest where it is none, or none of these."""
-    told = query.get(name, str(default))
-    value = int(told) if told.isascii() and told.isdecimal() and len(told) <= 9 else -1
+    text = query.get(name, str(default))
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else -1
     if not least <= value <= most:
-        raise InvalidRequest(name, f"is {told[:100]!r}; it must be from {least} to {most}")
+        raise InvalidRequest(name, f"is {text[:100]!r}; it must be from {least} to {most}")
     return value

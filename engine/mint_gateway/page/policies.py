@@ -29,11 +29,11 @@ class Policies(msgspec.Struct, frozen=True):
 
 async def policies(forwarding: Forwarding, asked: Asked) -> Policies:
     """A page of what the engines tell. Engines that were cut off from each other may have two of one name."""
-    told = await forwarding.list("", GLANCE_S)
-    found = {f"{each.policy} {each.base_model} {each.engine}": each for each in told.policies}
+    response = await forwarding.list("", GLANCE_S)
+    found = {f"{each.policy} {each.base_model} {each.engine}": each for each in response.policies}
     names, following = asked.of(found)
     page = [
         Taught(each.policy, each.base_model, each.engine, each.step, each.sequence)
         for each in (found[name] for name in names)
     ]
-    return Policies(page, following, len(found), sorted(told.silent))
+    return Policies(page, following, len(found), sorted(response.silent))

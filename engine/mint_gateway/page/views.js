@@ -35,7 +35,7 @@ export function overview({ bases, training, policies: taught, serving }, lists) 
   ].filter(Boolean);
 }
 
-function listed(title, list, lists, [page, said, shown], ...none) {
+function listed(title, list, lists, [page, summary, shown], ...none) {
   const { after, prefix } = lists[list], rows = page.bases ?? page.waves ?? page.policies, back = after.length > 1;
   const turn = (way, text) =>
     h("button", { type: "button", "data-turn": way, "data-list": list, "data-key": `${list} ${way}` }, text);
@@ -44,7 +44,7 @@ function listed(title, list, lists, [page, said, shown], ...none) {
   const beside = more(
     (page.next || back || prefix) && filter, back && turn("back", "‹ Back"), page.next && turn("on", "More ›"));
   const nothing = prefix ? empty("No matching names") : empty(...none);
-  return section(title, [dim(said), beside], rows.length ? shown(rows) : nothing);
+  return section(title, [dim(summary), beside], rows.length ? shown(rows) : nothing);
 }
 
 const TIERS = ["Device", "Host", "Disk", "Failed"];
@@ -111,11 +111,11 @@ const SERVES = [
 export function wave({ explanation: why, progress: p }, name, start) {
   const serves = why && why.chosen_by !== "train", copies = serves && why.admitted && [why.ready, why.wanted];
   const phase = p?.phase ?? (!why.admitted ? why.reason : copies && copies[0] >= copies[1] ? "Ready" : "Admitted");
-  const said = serves || !why?.admitted ? why?.decided_by : p?.message;
+  const message = serves || !why?.admitted ? why?.decided_by : p?.message;
   const head = [h("h1", { class: "name" }, name), pill(phase), dim("on ", baseLink((p ?? why).base_model))];
   return [h("section", {}, card(
     h("div", { class: "row" }, head),
-    said && h("p", { class: "answer" }, said),
+    message && h("p", { class: "answer" }, message),
     copies && pair(labelled("Copies ready", `${count(copies[0])} of ${count(copies[1])}`, share(...copies, "ready"))),
     p && learns(p))),
   p?.policies.length > 0 && rewards(p, start), why && stands(why)].filter(Boolean);
@@ -175,8 +175,8 @@ function chart(drawn) {
   const gap = Math.max(1, [1, 2, 5, 10].find((each) => each * ten >= rough) * ten), steps = [];
   for (let x = Math.ceil(from / gap) * gap; x <= to; x += gap) steps.push(x);
   const heights = [0, 1, 2, 3, 4].map((i) => low + (i / 4) * (top - low));
-  const said = `Mean reward of steps ${from} to ${to}, of ${policies(drawn.length)}`;
-  return h("svg", { class: "chart", viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": said },
+  const label = `Mean reward of steps ${from} to ${to}, of ${policies(drawn.length)}`;
+  return h("svg", { class: "chart", viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": label },
     heights.map((y) => [h("line", { class: "grid", x1: 40, x2: wide - 12, y1: Y(y), y2: Y(y) }),
       h("text", { x: 34, y: Y(y) + 4, "text-anchor": "end" }, y.toFixed(2))]),
     steps.map((x) => h("text", { x: X(x), y: high - 8, "text-anchor": "middle" }, x)),

@@ -88,21 +88,21 @@ def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
     )
 
 
-def training(told: WaveProgress) -> Training:
+def training(progress: WaveProgress) -> Training:
     """One wave that trains."""
     return Training(
-        wave=told.wave,
-        base_model=told.base_model,
-        phase=told.phase,
-        message=told.message,
-        policies=told.policy_count,
-        step=told.step,
-        steps=told.steps,
-        reward=told.reward_recent if told.HasField("reward_recent") else None,
-        best=told.reward_best if told.HasField("reward_best") else None,
-        evaluation=told.evaluation if told.HasField("evaluation") else None,
-        tokens=told.tokens,
-        eta_s=told.eta_s if told.HasField("eta_s") else None,
+        wave=progress.wave,
+        base_model=progress.base_model,
+        phase=progress.phase,
+        message=progress.message,
+        policies=progress.policy_count,
+        step=progress.step,
+        steps=progress.steps,
+        reward=progress.reward_recent if progress.HasField("reward_recent") else None,
+        best=progress.reward_best if progress.HasField("reward_best") else None,
+        evaluation=progress.evaluation if progress.HasField("evaluation") else None,
+        tokens=progress.tokens,
+        eta_s=progress.eta_s if progress.HasField("eta_s") else None,
     )
 
 

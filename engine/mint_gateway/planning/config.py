@@ -8,7 +8,7 @@ import msgspec
 from mint_contracts.attention import narrowest, unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
-from mint_gateway.planning.config_schema import check_told, garbled, text_of
+from mint_gateway.planning.config_schema import check_fields, garbled, text_of
 from mint_gateway.planning.exempt import Chosen, head_is_plain, plain_layers, read_chosen
 from mint_gateway.planning.names import with_names
 from mint_gateway.planning.seeing import vision_of, vision_parameters
@@ -76,10 +76,10 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         raise UnsupportedBase(
             subject, f"is of model type {family!r}, which cannot be planned for; supported: {known}"
         )
-    told, vision = _DEFAULTS.get(family, {}) | with_names(family, text, subject), vision_of(config)
-    check_told(told, config, vision, subject)
+    fields, vision = _DEFAULTS.get(family, {}) | with_names(family, text, subject), vision_of(config)
+    check_fields(fields, config, vision, subject)
     try:
-        shape = _read(family, told)
+        shape = _read(family, fields)
         images = vision_parameters(config, vision, shape.hidden) if vision is not None else 0
     except KeyError as error:
         raise garbled(subject, f"`{error.args[0]}` is missing") from None
@@ -90,19 +90,19 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         return msgspec.structs.replace(shape, unread=f"the base {error.message}")
     try:
         chosen = read_chosen(config)
-        shape = _with_plain(shape, family, told, chosen) if chosen is not None else shape
+        shape = _with_plain(shape, family, fields, chosen) if chosen is not None else shape
     except ValueError as error:  # or a ValidationError, which is one
         raise garbled(subject, str(error)) from None
     return msgspec.structs.replace(shape, files=files)
 
 
-def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], chosen: Chosen) -> BaseShape:
+def _with_plain(shape: BaseShape, family: str, fields: Mapping[str, Any], chosen: Chosen) -> BaseShape:
     """With what of each linear is in plain numbers though others are quantised, heads and routers too.
 
     Raises ValueError for a pattern that is none.
     """
-    every = range(told["num_hidden_layers"])
-    routed = _routed_layers(family, told) if shape.experts else ()
+    every = range(fields["num_hidden_layers"])
+    routed = _routed_layers(family, fields) if shape.experts else ()
     dense = [layer for layer in every if layer not in routed]
     layers = {"mlp": dense, "experts": routed, "shared_experts": routed, "shared_mlp": routed}
 
@@ -119,16 +119,16 @@ def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], chosen: 
     return msgspec.structs.replace(shape, linears=tuple(linears), beside=tuple(beside))
 
 
-def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
-    hidden, layers, vocabulary = told["hidden_size"], told["num_hidden_layers"], told["vocab_size"]
-    heads = told["num_attention_heads"]
+def _read(family: str, fields: Mapping[str, Any]) -> BaseShape:
+    hidden, layers, vocabulary = fields["hidden_size"], fields["num_hidden_layers"], fields["vocab_size"]
+    heads = fields["num_attention_heads"]
     latent = family in LATENT
-    attention, small = (_latent if latent else _grouped)(family, told)
-    network, routers = _networks(family, told)
+    attention, small = (_latent if latent else _grouped)(family, fields)
+    network, routers = _networks(family, fields)
     norms = (4 if family in _FOUR_NORMS else 2) * layers * hidden + hidden
-    wide_norms = layers * _head_size(told) if family in _WIDE_NORMS else 0
-    tied = told.get("tie_word_embeddings", family in _TIED)
-    slides = with_windows(family, told).get
+    wide_norms = layers * _head_size(fields) if family in _WIDE_NORMS else 0
+    tied = fields.get("tie_word_embeddings", family in _TIED)
+    slides = with_windows(family, fields).get
     return BaseShape(
         model_type=family,
         linears=(*attention, *network),
@@ -136,31 +136,31 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         vocabulary=vocabulary,
         head_rows=0 if tied else vocabulary,
         heads=heads,
-        kv_heads=heads if latent else told.get("num_key_value_heads") or heads,
-        experts=_experts(told) if routers else 0,
-        small_parameters=small + routers + norms + _head_biases(family, told),
+        kv_heads=heads if latent else fields.get("num_key_value_heads") or heads,
+        experts=_experts(fields) if routers else 0,
+        small_parameters=small + routers + norms + _head_biases(family, fields),
         query_parameters=layers if family == "gpt_oss" else wide_norms,  # sinks, or norms
         key_parameters=wide_norms,
-        key_elements=0 if latent else 2 * layers * _head_size(told),
-        latent_elements=_latent_elements(family, told) if latent else 0,
-        route_bytes=_route_bytes(family, told) if routers else 0,
-        context_length=_positions(family, told),
-        predicting=int(told.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
-        unserved=unserved_attention(told.get),
-        lean=_turns(family, told),
-        head_norms=_norms_heads(family, told),
+        key_elements=0 if latent else 2 * layers * _head_size(fields),
+        latent_elements=_latent_elements(family, fields) if latent else 0,
+        route_bytes=_route_bytes(family, fields) if routers else 0,
+        context_length=_positions(family, fields),
+        predicting=int(fields.get("num_nextn_predict_layers") or 0) if family in _LIKE_DEEPSEEK else 0,
+        unserved=unserved_attention(fields.get),
+        lean=_turns(family, fields),
+        head_norms=_norms_heads(family, fields),
         given_norms=family in _GIVEN_NORMS,
-        routes=_routes(family, told) if routers else 0,
+        routes=_routes(family, fields) if routers else 0,
         wide_parameters=routers if family in _SHARED else 0,
         wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
         windows=windows(slides, layers),
-        chosen=int(told.get("index_topk") or _CHOSEN) if family in _INDEXED else 0,
+        chosen=int(fields.get("index_topk") or _CHOSEN) if family in _INDEXED else 0,
         narrowest=narrowest(slides),
     )
 
 
-def _head_biases(family: str, told: Mapping[str, Any]) -> int:
-    return int(told["vocab_size"]) if family in _HEAD_BIASES and told.get("mlp_bias") else 0
+def _head_biases(family: str, fields: Mapping[str, Any]) -> int:
+    return int(fields["vocab_size"]) if family in _HEAD_BIASES and fields.get("mlp_bias") else 0
 
 
 def _weighing(attention: Iterable[Linear]) -> int:
@@ -168,30 +168,30 @@ def _weighing(attention: Iterable[Linear]) -> int:
     return sum(each.parameters for each in attention if each.within == "indexer" and each.name == "weights_proj")
 
 
-def _positions(family: str, told: Mapping[str, Any]) -> int:
+def _positions(family: str, fields: Mapping[str, Any]) -> int:
     """That a request may have: with YaRN what it stretches a length to, with LongRoPE the first of its lengths.
 
     Beyond that one engines would turn all requests of a step by the longest.
     """
-    known = int(told.get("max_position_embeddings") or 0)
-    ropes = [(_kind(rope), rope, _first_length(rope, known)) for rope in _rotations(family, told)]
+    known = int(fields.get("max_position_embeddings") or 0)
+    ropes = [(_kind(rope), rope, _first_length(rope, known)) for rope in _rotations(family, fields)]
     most = max(known, *(int((rope.get("factor") or 0) * first) for kind, rope, first in ropes if kind == "yarn"), 0)
     alike = [first for kind, _, first in ropes if kind in _LONG_ROPES]
     return min([most, *alike] if most else alike, default=0)
 
 
-def _turns(family: str, told: Mapping[str, Any]) -> bool:
+def _turns(family: str, fields: Mapping[str, Any]) -> bool:
     """Whether positions turn as own kernels have it, as `mint_engine.model.llama_like` says."""
-    ropes = _rotations(family, told)
+    ropes = _rotations(family, fields)
     return (family in _STRETCHED and bool(ropes[0].get("alpha"))) or {_kind(rope) for rope in ropes} <= _LEAN_ROPES
 
 
-def _rotations(family: str, told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _rotations(family: str, fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What is told of rotary positions: of each kind of layers in families that have it so, else of all in one."""
-    scaling, found = told.get("rope_scaling") or {}, told.get("rope_parameters") or {}
+    scaling, found = fields.get("rope_scaling") or {}, fields.get("rope_parameters") or {}
     if family not in _LAYERED or "rope_type" in found:
         every = scaling or found
-        first = told.get("original_max_position_embeddings")
+        first = fields.get("original_max_position_embeddings")
         return [{**every, "original_max_position_embeddings": first} if first else every]
     return [{**(found.get("full_attention") or {}), **scaling}, found.get("sliding_attention") or {}]
 
@@ -204,13 +204,13 @@ def _first_length(rope: Mapping[str, Any], known: int) -> int:
     return int(rope.get("original_max_position_embeddings") or known)
 
 
-def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
+def _grouped(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
     """Grouped-query attention: its linears, and the norms of its heads."""
-    hidden, layers, heads = told["hidden_size"], told["num_hidden_layers"], told["num_attention_heads"]
-    size = _head_size(told)
-    kv = (told.get("num_key_value_heads") or heads) * size
-    biased = bool(told.get("attention_bias", family in _BIASED)) and family not in _FUSED
-    out_biased = bool(told.get("attention_out_bias")) if family in _PLAIN_OUTPUTS else biased
+    hidden, layers, heads = fields["hidden_size"], fields["num_hidden_layers"], fields["num_attention_heads"]
+    size = _head_size(fields)
+    kv = (fields.get("num_key_value_heads") or heads) * size
+    biased = bool(fields.get("attention_bias", family in _BIASED)) and family not in _FUSED
+    out_biased = bool(fields.get("attention_out_bias")) if family in _PLAIN_OUTPUTS else biased
     parts: dict[str, tuple[int, tuple[Of, ...]]] = {
         "q_proj": (heads * size, ("heads",)),
         "k_proj": (kv, ("kv_heads",)),
@@ -223,20 +223,20 @@ def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
         for name, (high, of) in parts.items()
     ]
     linears.append(Linear("o_proj", heads * size, hidden, layers, "attention", out_biased, "inputs", ("heads",)))
-    return linears, layers * (2 * size if _norms_heads(family, told) else 0)
+    return linears, layers * (2 * size if _norms_heads(family, fields) else 0)
 
 
-def _norms_heads(family: str, told: Mapping[str, Any]) -> bool:
-    return family in _HEAD_NORMS or (family in _HEAD_NORMS_IF_TOLD and bool(told.get("use_qk_norm")))
+def _norms_heads(family: str, fields: Mapping[str, Any]) -> bool:
+    return family in _HEAD_NORMS or (family in _HEAD_NORMS_IF_TOLD and bool(fields.get("use_qk_norm")))
 
 
-def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
+def _latent(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
     """Latent attention, with its indexer where it is sparse: the linears, and the norms of latents."""
-    hidden, layers, heads = told["hidden_size"], told["num_hidden_layers"], told["num_attention_heads"]
-    latent, rotated = told["kv_lora_rank"], told["qk_rope_head_dim"]
-    query: int = told.get("q_lora_rank") or 0
-    key, value = told["qk_nope_head_dim"], told["v_head_dim"]
-    biased = bool(told.get("attention_bias", False))
+    hidden, layers, heads = fields["hidden_size"], fields["num_hidden_layers"], fields["num_attention_heads"]
+    latent, rotated = fields["kv_lora_rank"], fields["qk_rope_head_dim"]
+    query: int = fields.get("q_lora_rank") or 0
+    key, value = fields["qk_nope_head_dim"], fields["v_head_dim"]
+    biased = bool(fields.get("attention_bias", False))
     queries, keys = heads * (key + rotated), heads * (key + value)
     linears = [
         Linear("kv_a_proj_with_mqa", hidden, latent + rotated, layers, "attention", biased),
@@ -251,78 +251,78 @@ def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     norms = layers * (latent + query)
     if family not in _INDEXED:
         return linears, norms
-    size, count, full = told["index_head_dim"], told["index_n_heads"], _full_indexers(told)
+    size, count, full = fields["index_head_dim"], fields["index_n_heads"], _full_indexers(fields)
     for name, wide, high in (("wq_b", query, count * size), ("wk", hidden, size), ("weights_proj", hidden, count)):
         linears.append(Linear(name, wide, high, full, "attention", within="indexer"))
     return linears, norms + full * 2 * size
 
 
-def _head_size(told: Mapping[str, Any]) -> int:
-    return int(told.get("head_dim") or told["hidden_size"] // told["num_attention_heads"])
+def _head_size(fields: Mapping[str, Any]) -> int:
+    return int(fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"])
 
 
-def _latent_elements(family: str, told: Mapping[str, Any]) -> int:
+def _latent_elements(family: str, fields: Mapping[str, Any]) -> int:
     """A token's cache: in every layer a latent, a rotated key, and an indexer's key."""
-    index = told["index_head_dim"] if family in _INDEXED else 0
-    return int(told["num_hidden_layers"] * (told["kv_lora_rank"] + told["qk_rope_head_dim"] + index))
+    index = fields["index_head_dim"] if family in _INDEXED else 0
+    return int(fields["num_hidden_layers"] * (fields["kv_lora_rank"] + fields["qk_rope_head_dim"] + index))
 
 
-def _full_indexers(told: Mapping[str, Any]) -> int:
+def _full_indexers(fields: Mapping[str, Any]) -> int:
     """Layers with an indexer of their own; the others share an earlier one's choice (GLM-5)."""
-    layers = int(told["num_hidden_layers"])
-    if told.get("indexer_types"):
-        return list(told["indexer_types"]).count("full")
-    if pattern := told.get("index_topk_pattern"):
+    layers = int(fields["num_hidden_layers"])
+    if fields.get("indexer_types"):
+        return list(fields["indexer_types"]).count("full")
+    if pattern := fields.get("index_topk_pattern"):
         return sum(each in ("F", "full") for each in pattern)
-    often, skipped = max(told.get("index_topk_freq") or 1, 1), told.get("index_skip_topk_offset", 2)
+    often, skipped = max(fields.get("index_topk_freq") or 1, 1), fields.get("index_skip_topk_offset", 2)
     return sum(max(at - skipped + 1, 0) % often == 0 for at in range(layers))
 
 
-def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
+def _networks(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
     """The layers' networks, dense or of experts, and the routers' parameters."""
-    hidden, layers = told["hidden_size"], told["num_hidden_layers"]
-    experts = _experts(told)
-    routed = len(_routed_layers(family, told)) if experts else 0
-    inner = told["intermediate_size"]
-    biased = bool(told.get("mlp_bias")) and family in _NETWORK_BIASES
+    hidden, layers = fields["hidden_size"], fields["num_hidden_layers"]
+    experts = _experts(fields)
+    routed = len(_routed_layers(family, fields)) if experts else 0
+    inner = fields["intermediate_size"]
+    biased = bool(fields.get("mlp_bias")) and family in _NETWORK_BIASES
     found = _gated(hidden, inner, layers - routed, "network", "mlp", bias=biased, fused=family in _FUSED)
     if not routed:
         return found, 0
-    small = inner if family in _INNER_OF_EXPERTS else told["moe_intermediate_size"]
+    small = inner if family in _INNER_OF_EXPERTS else fields["moe_intermediate_size"]
     found += _gated(hidden, small, routed * experts, "expert", "experts", bias=family == "gpt_oss")
-    if shared := told.get("n_shared_experts", _SHARED[family]) if family in _SHARED else 0:
+    if shared := fields.get("n_shared_experts", _SHARED[family]) if family in _SHARED else 0:
         within = _SHARED_WITHIN.get(family, "shared_experts")
         found += _gated(hidden, small * shared, routed, "network", within, bias=biased)
     return found, routed * (experts * hidden + (experts if family in _WEIGHED_ROUTERS else 0))
 
 
-def _route_bytes(family: str, told: Mapping[str, Any]) -> int:
+def _route_bytes(family: str, fields: Mapping[str, Any]) -> int:
     """An expert's number takes one byte, of more than 256 two."""
-    return _routes(family, told) * (1 if _experts(told) <= 1 << 8 else 2)
+    return _routes(family, fields) * (1 if _experts(fields) <= 1 << 8 else 2)
 
 
-def _routes(family: str, told: Mapping[str, Any]) -> int:
-    each = int(told.get("num_experts_per_tok") or _ROUTED_TO.get(family, 8))
-    return len(_routed_layers(family, told)) * each
+def _routes(family: str, fields: Mapping[str, Any]) -> int:
+    each = int(fields.get("num_experts_per_tok") or _ROUTED_TO.get(family, 8))
+    return len(_routed_layers(family, fields)) * each
 
 
-def _experts(told: Mapping[str, Any]) -> int:
-    return int(told.get("num_local_experts") or told.get("n_routed_experts") or told.get("num_experts") or 0)
+def _experts(fields: Mapping[str, Any]) -> int:
+    return int(fields.get("num_local_experts") or fields.get("n_routed_experts") or fields.get("num_experts") or 0)
 
 
-def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
-    layers = range(told["num_hidden_layers"])
-    if kinds := told.get("mlp_layer_types"):
+def _routed_layers(family: str, fields: Mapping[str, Any]) -> Sequence[int]:
+    layers = range(fields["num_hidden_layers"])
+    if kinds := fields.get("mlp_layer_types"):
         return [at for at in layers if kinds[at] == "sparse"]
     if family == "glm4_moe_lite":
         return layers[1:]  # whatever it tells of first layers
     if family in _LIKE_DEEPSEEK:
-        return layers[told.get("first_k_dense_replace", _DENSE_FIRST.get(family, 3)) :]
+        return layers[fields.get("first_k_dense_replace", _DENSE_FIRST.get(family, 3)) :]
     if family == "qwen3_moe":
-        step, plain = told.get("decoder_sparse_step", 1), told.get("mlp_only_layers") or ()
+        step, plain = fields.get("decoder_sparse_step", 1), fields.get("mlp_only_layers") or ()
         return [at for at in layers if at not in plain and (at + 1) % step == 0]
     if family == "ernie4_5_moe":
-        first, last, step = (told.get(f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
+        first, last, step = (fields.get(f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
         last = layers[-1] if last in (None, -1) else last
         return [at for at in layers if (1 if first is None else first) <= at <= last and (at + 1) % (step or 1) == 0]
     return layers

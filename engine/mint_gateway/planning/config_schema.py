@@ -129,7 +129,7 @@ def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
     return text
 
 
-def check_told(
+def check_fields(
     text: Mapping[str, Any], config: Mapping[str, Any], vision: Mapping[str, Any] | None, subject: str
 ) -> None:
     """Raise UnsupportedBase unless a model for text, and one for images beside it, is told of as it can be.
@@ -137,13 +137,13 @@ def check_told(
     `text` and `vision` are those parts of `config`, or `config` itself, completed.
     """
     nested = vision is not None or config.get("text_config") is not None
-    told = {**config, "text_config": text} if nested else text
+    completed = {**config, "text_config": text} if nested else text
     if vision is not None:
-        told = {**told, "vision_config": vision}
-    if odd := odd_size(told):
+        completed = {**completed, "vision_config": vision}
+    if odd := odd_size(completed):
         raise garbled(subject, odd)
     try:
-        msgspec.convert(told, _Both if vision is not None else _Nested if nested else _Text)
+        msgspec.convert(completed, _Both if vision is not None else _Nested if nested else _Text)
     except msgspec.ValidationError as error:
         raise garbled(subject, str(error)) from None
 

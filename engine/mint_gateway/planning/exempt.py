@@ -42,16 +42,16 @@ def read_chosen(config: Mapping[str, Any]) -> Chosen | None:
 
     Raises ValueError for what is no list of names.
     """
-    said = said_of(config) or {}
-    if said.get("quant_method") == "compressed-tensors":
-        groups = [each for each in said["config_groups"].values() if each.get("weights")]
+    quantisation = said_of(config) or {}
+    if quantisation.get("quant_method") == "compressed-tensors":
+        groups = [each for each in quantisation["config_groups"].values() if each.get("weights")]
         targets = [name for each in groups for name in each.get("targets", ())]
-        return Chosen(_names(targets), _names(said.get("ignore")))
-    if said.get("quant_method") != "modelopt":
+        return Chosen(_names(targets), _names(quantisation.get("ignore")))
+    if quantisation.get("quant_method") != "modelopt":
         return None
-    if layers := said.get("quantized_layers"):
+    if layers := quantisation.get("quantized_layers"):
         return Chosen(_names(list(layers)))
-    ignored = said.get("ignore", said.get("exclude_modules"))
+    ignored = quantisation.get("ignore", quantisation.get("exclude_modules"))
     return None if ignored is None else Chosen(ignored=tuple(map(_wildcard, _names(ignored))))
 
 
@@ -82,15 +82,15 @@ def _is_plain(paths: Sequence[str], chosen: Chosen) -> bool:
     return any(map(ignored, paths)) or not any(map(targeted, paths))
 
 
-def _named(told: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a module of such a path is among what is told."""
-    names = {each for each in told if not each.startswith(_PATTERN)}
-    patterns = [re.compile(each.removeprefix(_PATTERN)) for each in told if each.startswith(_PATTERN)]
+def _named(entries: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a module of such a path is among these entries."""
+    names = {each for each in entries if not each.startswith(_PATTERN)}
+    patterns = [re.compile(each.removeprefix(_PATTERN)) for each in entries if each.startswith(_PATTERN)]
     return lambda path: _EVERY in names or path in names or any(each.match(path) for each in patterns)
 
 
-def _names(told: Any) -> tuple[str, ...]:
-    return tuple(msgspec.convert(told or (), tuple[str, ...]))
+def _names(listed: Any) -> tuple[str, ...]:
+    return tuple(msgspec.convert(listed or (), tuple[str, ...]))
 
 
 def _wildcard(name: str) -> str:

@@ -20,12 +20,12 @@ _OTHERWISE: dict[str, dict[str, tuple[str, ...]]] = {
 _UNREAD = {"hunyuan_v1_moe": "moe_intermediate_size"}
 
 
-def with_names(family: str, told: Mapping[str, Any], subject: str) -> dict[str, Any]:
+def with_names(family: str, fields: Mapping[str, Any], subject: str) -> dict[str, Any]:
     """What a config.json tells of a model for text, in the names that most families have.
 
     Raises UnsupportedBase, which names the file so, where layers differ in what is one number for engines.
     """
-    found = dict(told)
+    found = dict(fields)
     found.pop(_UNREAD.get(family, ""), None)
     for own, names in _OTHERWISE.get(family, {}).items():
         if own in found:
@@ -41,6 +41,6 @@ def _one_of_all(value: Any, name: str, subject: str) -> Any:
     if not isinstance(value, list):
         return value
     if not value or any(each != value[0] for each in value):
-        said = f"has a `{name}` that differs between layers, {str(value)[:100]}, which is not supported"
-        raise UnsupportedBase(subject, said)
+        message = f"has a `{name}` that differs between layers, {str(value)[:100]}, which is not supported"
+        raise UnsupportedBase(subject, message)
     return value[0]

@@ -92,5 +92,5 @@ def _split(size: int, count: int, unit: int = 1) -> list[int]:
 
 
 def _too_many(count: int, what: str) -> UnsupportedBase:
-    said = f"is {count}, but {what} cannot be split over that many ranks; lower it"
-    return UnsupportedBase("tensorParallelSize", said)
+    message = f"is {count}, but {what} cannot be split over that many ranks; lower it"
+    return UnsupportedBase("tensorParallelSize", message)

@@ -17,8 +17,8 @@ def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         return None
-    told = config.get("vision_config")
-    return _DEFAULTS[kind] | dict(told) if isinstance(told, Mapping) else _DEFAULTS[kind]
+    vision = config.get("vision_config")
+    return _DEFAULTS[kind] | dict(vision) if isinstance(vision, Mapping) else _DEFAULTS[kind]
 
 
 def vision_parameters(config: Mapping[str, Any], vision: Mapping[str, Any], text: int) -> int:

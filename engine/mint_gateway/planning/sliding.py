@@ -17,26 +17,26 @@ _UNTURNED_EVERY = 4
 _SEES_ALL, _SLIDES = "full_attention", "sliding_attention"
 
 
-def with_windows(family: str, told: Mapping[str, Any]) -> dict[str, Any]:
+def with_windows(family: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json tells, with `sliding_window` and `layer_types` as transformers' configuration has them."""
-    window = told.get("sliding_window", _WINDOWS.get(family))
-    if family in _IF_ASKED and not told.get("use_sliding_window"):
+    window = fields.get("sliding_window", _WINDOWS.get(family))
+    if family in _IF_ASKED and not fields.get("use_sliding_window"):
         window = None
-    kinds = told.get("layer_types")
-    return {**told, "sliding_window": window, "layer_types": _kinds(family, told) if kinds is None else kinds}
+    kinds = fields.get("layer_types")
+    return {**fields, "sliding_window": window, "layer_types": _kinds(family, fields) if kinds is None else kinds}
 
 
-def _kinds(family: str, told: Mapping[str, Any]) -> Sequence[str] | None:
+def _kinds(family: str, fields: Mapping[str, Any]) -> Sequence[str] | None:
     """Of each layer, which way it attends where there is a window; None: a window is all layers'."""
-    layers = range(int(told["num_hidden_layers"]))
+    layers = range(int(fields["num_hidden_layers"]))
     if family in _EVERY:
-        often = (told.get("sliding_window_pattern") if family in _TOLD_HOW_MANY else None) or _EVERY[family]
+        often = (fields.get("sliding_window_pattern") if family in _TOLD_HOW_MANY else None) or _EVERY[family]
         return [_SLIDES if (at + 1) % often else _SEES_ALL for at in layers]
     if family in _FROM_ON:
-        first = told.get("max_window_layers", _FROM_ON[family])
+        first = fields.get("max_window_layers", _FROM_ON[family])
         return [_SLIDES if at >= first else _SEES_ALL for at in layers]
-    if family in _UNTURNED and told.get("use_sliding_window"):
-        often = told.get("no_rope_layer_interval") or _UNTURNED_EVERY
-        turned = told.get("no_rope_layers") or [(at + 1) % often for at in layers]
+    if family in _UNTURNED and fields.get("use_sliding_window"):
+        often = fields.get("no_rope_layer_interval") or _UNTURNED_EVERY
+        turned = fields.get("no_rope_layers") or [(at + 1) % often for at in layers]
         return [_SEES_ALL if turned[at] else _SLIDES for at in layers]
     return None

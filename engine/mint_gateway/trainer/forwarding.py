@@ -86,11 +86,11 @@ class Forwarding:
         views, response = self._router.views(base_model), pb.ListPoliciesResponse()
         asked = [(view, engine) for view in views for engine in trainers(view, self._router.now(view))]
         answers = await asyncio.gather(*(self._list(engine, within_s) for _, engine in asked))
-        for (view, engine), told in zip(asked, answers, strict=True):
-            if told is None:
+        for (view, engine), answer in zip(asked, answers, strict=True):
+            if answer is None:
                 response.silent.append(engine.name)
             else:
-                response.policies.extend(each for each in told.policies if view.scope.adapter(each.policy))
+                response.policies.extend(each for each in answer.policies if view.scope.adapter(each.policy))
         response.policies.sort(key=lambda each: (each.base_model, each.policy, each.life))
         return response
 
@@ -134,8 +134,8 @@ class Forwarding:
         except grpc.aio.AioRpcError as error:
             self._whereabouts.forget(view.base, way.policy)
             if lost(error):  # not another's turn: this one may have done it
-                said = f"went away during the call ({error.code().name}); retry"
-                raise EngineUnavailable(f"engine {place.engine!r}", said, retry_after_s=RETRY_S) from error
+                message = f"went away during the call ({error.code().name}); retry"
+                raise EngineUnavailable(f"engine {place.engine!r}", message, retry_after_s=RETRY_S) from error
             raise
         self._whereabouts.remember(view.base, way.policy, place)
         return answer
@@ -185,6 +185,6 @@ class Forwarding:
         if view.record is None:
             raise incomplete(view.base)
         if not view.record.trains:
-            said = "does not train; set spec.training.store of its BaseModel"
-            raise InvalidRequest(f"base model {view.base!r}", said)
+            message = "does not train; set spec.training.store of its BaseModel"
+            raise InvalidRequest(f"base model {view.base!r}", message)
         return view

@@ -46,26 +46,27 @@ async def _add(
     """Those of a base, until a page is full; who did not say which is `silent`, the base where there is no engine."""
     most = size if view.scope.adapters is None else PAGE_MAX
     while True:
-        told = await _told(channels, engines, pb.ListPoliciesRequest(resting=True, page_size=most, page_token=after))
-        if told is None:
+        request = pb.ListPoliciesRequest(resting=True, page_size=most, page_token=after)
+        answer = await _first_answer(channels, engines, request)
+        if answer is None:
             response.silent.extend([engine.name for engine in engines] or [view.base])
             return
-        for each in told.policies:
+        for each in answer.policies:
             # An engine of an earlier version tells what it has.
             if not each.engine and view.scope.adapter(each.policy):
                 each.base_model = view.base
                 response.policies.append(each)
                 if len(response.policies) == size:
                     return
-        if not told.next_page_token:
+        if not answer.next_page_token:
             return
-        after = told.next_page_token
+        after = answer.next_page_token
 
 
-async def _told(
+async def _first_answer(
     channels: Channels, engines: Sequence[Engine], request: pb.ListPoliciesRequest
 ) -> pb.ListPoliciesResponse | None:
-    """What the first engine says that answers."""
+    """Of the first engine that answers; None where none does."""
     for engine in engines:
         async with channels.use(engine.record.address) as stubs:
             try:

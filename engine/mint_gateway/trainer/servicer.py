@@ -86,9 +86,9 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         began = asyncio.get_running_loop().time()
         try:
             with self._in_flight.admit(), self._room(request.ByteSize()):
-                told = await self._forwarding.forward(request, context.time_remaining(), way)
+                response = await self._forwarding.forward(request, context.time_remaining(), way)
             code = grpc.StatusCode.OK
-            return cast(A, told)
+            return cast(A, response)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
@@ -106,8 +106,8 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     def _room(self, size: int) -> Iterator[None]:
         """For one call of so many bytes; raises Overloaded where those in flight leave none."""
         if self._bytes + size > MOST_BYTES:
-            said = f"{MOST_BYTES >> 20} MiB of training calls are in flight, its limit; retry later"
-            raise Overloaded("gateway", said, retry_after_s=1.0)
+            message = f"{MOST_BYTES >> 20} MiB of training calls are in flight, its limit; retry later"
+            raise Overloaded("gateway", message, retry_after_s=1.0)
         self._bytes += size
         try:
             yield

@@ -35,8 +35,8 @@ def trainers(view: MapView, now: Now) -> list[Engine]:
 
 def nowhere(view: MapView, policy: str) -> PolicyNotFound:
     """That no engine has the policy."""
-    said = f"is not on any engine of {view.base}: a policy ends with its engine"
-    return PolicyNotFound(f"policy {policy!r}", f"{said}; resume it from what it saved, or create it")
+    message = f"is not on any engine of {view.base}: a policy ends with its engine"
+    return PolicyNotFound(f"policy {policy!r}", f"{message}; resume it from what it saved, or create it")
 
 
 class Whereabouts:
@@ -64,10 +64,10 @@ class Whereabouts:
         """
         asked = trainers(view, now)
         request = pb.GetPolicyRequest(policy=policy, life=life, base_model=view.base)
-        told = await asyncio.gather(*(self._ask(engine, request) for engine in asked), return_exceptions=True)
-        states = [(each.life, each.lease, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
+        answers = await asyncio.gather(*(self._ask(engine, request) for engine in asked), return_exceptions=True)
+        states = [(each.life, each.lease, at) for at, each in enumerate(answers) if isinstance(each, pb.PolicyState)]
         if not states:
-            self._raise_instead([each.name for each in asked], told, policy)
+            self._raise_instead([each.name for each in asked], answers, policy)
             raise nowhere(view, policy)
         latest = max(states)[0]
         found = [asked[at] for each, _, at in sorted(states, reverse=True) if each == latest]
@@ -84,18 +84,18 @@ class Whereabouts:
             self._known.popitem(last=False)
 
     def _raise_instead(
-        self, names: list[str], told: list[pb.PolicyState | BaseException | None], policy: str
+        self, names: list[str], answers: list[pb.PolicyState | BaseException | None], policy: str
     ) -> None:
         """Where somebody has not said that the policy is not there, that is the answer."""
         silent = []
-        for name, each in zip(names, told, strict=True):
+        for name, each in zip(names, answers, strict=True):
             if isinstance(each, grpc.aio.AioRpcError) and _is_silent(each):
                 silent.append(name)
             elif isinstance(each, BaseException):
                 raise each
         if silent:
-            said = f"may be on {', '.join(silent)}, which is not responding; retry"
-            raise EngineUnavailable(f"policy {policy!r}", said, retry_after_s=RETRY_S)
+            message = f"may be on {', '.join(silent)}, which is not responding; retry"
+            raise EngineUnavailable(f"policy {policy!r}", message, retry_after_s=RETRY_S)
 
     async def _ask(self, engine: Engine, request: pb.GetPolicyRequest) -> pb.PolicyState | None:
         async with self._channels.use(engine.record.address) as stubs:
