@@ -15,7 +15,7 @@ from mint_gateway.catalog.writable import ANYTHING, Writable
 PART_ENTRIES = 10_000
 PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy
 SLICE_BYTES = 64 << 10  # read at once: about two milliseconds in which nobody else is answered
-REFUSALS_TOLD = 1000
+REFUSALS_LISTED = 1000
 FORGET_RETIRED_S = 3600.0  # far longer than a part is on its way
 
 _US = 1_000_000
@@ -101,7 +101,7 @@ class Registration:
 
     def _refuse(self, line: int, error: MintError) -> None:
         self.refused += 1
-        if len(self.refusals) < REFUSALS_TOLD:
+        if len(self.refusals) < REFUSALS_LISTED:
             self.refusals.append(Refusal(line, error))
 
     async def _write_full_parts(self) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LIMIT = 100
 PAGE = 1000
 RETIRED_A_CALL = 10_000
-UNKNOWN_TOLD = 20
+UNKNOWN_SHOWN = 20
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
@@ -129,8 +129,8 @@ async def run_retire(options: argparse.Namespace) -> int:
         return 0
     print(f"{len(names):,} retired")
     if unknown:
-        more = f" and {len(unknown) - UNKNOWN_TOLD:,} more" if len(unknown) > UNKNOWN_TOLD else ""
-        named = legible(", ".join(unknown[:UNKNOWN_TOLD])) + more
+        more = f" and {len(unknown) - UNKNOWN_SHOWN:,} more" if len(unknown) > UNKNOWN_SHOWN else ""
+        named = legible(", ".join(unknown[:UNKNOWN_SHOWN])) + more
         print(f"{len(unknown):,} of them were not in the catalog, or were retired already: {named}", file=sys.stderr)
     return 0
 

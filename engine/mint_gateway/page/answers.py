@@ -16,7 +16,7 @@ from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.explainer import Explainer
 from mint_gateway.http.refusing import reply
 from mint_gateway.inflight import InFlight
-from mint_gateway.page.bases import MOST_SAID
+from mint_gateway.page.bases import MOST_DETAIL
 from mint_gateway.page.files import FILES, send
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
@@ -140,7 +140,7 @@ def _progress(progress: WaveProgress) -> dict[str, Any]:
     answer = _json(progress)
     for policy, as_json in zip(progress.policies, answer["policies"], strict=True):
         as_json["rewards"], as_json["every"] = thinned(policy.rewards, POINTS)
-        as_json["failure_message"] = policy.failure_message[:MOST_SAID]
+        as_json["failure_message"] = policy.failure_message[:MOST_DETAIL]
     return answer
 
 

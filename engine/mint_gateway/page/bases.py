@@ -9,7 +9,7 @@ from mint_contracts.records import EngineRecord, Held, Tier
 from mint_gateway.view import Engine, MapView
 
 ENGINES_SHOWN = 32  # of one base, by name; all of them are counted
-MOST_SAID = 500  # characters of a failure
+MOST_DETAIL = 500  # characters of a failure
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -121,7 +121,7 @@ def _engine(engine: Engine, held: Tally, all_open: bool) -> SeenEngine:
     return SeenEngine(
         name=engine.name,
         state=state,
-        said=detail[:MOST_SAID],
+        said=detail[:MOST_DETAIL],
         slots_used=record.slots_used if all_open else None,
         slots_total=record.slots_total,
         running=record.running,

@@ -37,7 +37,7 @@ _HEAD_BIASES = frozenset({"ernie4_5_moe"})  # likewise, of the head that makes l
 _HEAD_NORMS = frozenset(
     {"qwen3", "qwen3_moe", "gemma3_text", "dots1", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone4"}
 )
-_HEAD_NORMS_IF_TOLD = frozenset({"glm4_moe"})
+_HEAD_NORMS_IF_SET = frozenset({"glm4_moe"})
 _LIKE_DEEPSEEK = LATENT | {"glm4_moe", "dots1"}  # first layers without experts, others with one beside them
 # Networks beside routed experts, that all tokens go to, and wide routers. Of them so many, where that is not told.
 _SHARED = dict.fromkeys(_LIKE_DEEPSEEK, 1) | {"ernie4_5_moe": 2, "hunyuan_v1_moe": 1}
@@ -227,7 +227,7 @@ def _grouped(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]
 
 
 def _norms_heads(family: str, fields: Mapping[str, Any]) -> bool:
-    return family in _HEAD_NORMS or (family in _HEAD_NORMS_IF_TOLD and bool(fields.get("use_qk_norm")))
+    return family in _HEAD_NORMS or (family in _HEAD_NORMS_IF_SET and bool(fields.get("use_qk_norm")))
 
 
 def _latent(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:

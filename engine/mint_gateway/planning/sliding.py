@@ -9,7 +9,7 @@ _WINDOWS = {
 }  # fmt: skip
 _EVERY = {"exaone4": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}  # so manieth layer sees all
 _IF_ASKED = frozenset({"qwen2", "qwen3", "qwen3_moe"})
-_TOLD_HOW_MANY = frozenset({"exaone4", "gemma3_text"})
+_WITH_PATTERN = frozenset({"exaone4", "gemma3_text"})
 _FROM_ON = {"dots1": 62, "qwen2": 28, "qwen3": 28}  # so many first layers see all, where that is not told
 _UNTURNED = frozenset({"smollm3"})  # layers that do not turn by positions slide, if asked
 _UNTURNED_EVERY = 4
@@ -30,7 +30,7 @@ def _kinds(family: str, fields: Mapping[str, Any]) -> Sequence[str] | None:
     """Of each layer, which way it attends where there is a window; None: a window is all layers'."""
     layers = range(int(fields["num_hidden_layers"]))
     if family in _EVERY:
-        often = (fields.get("sliding_window_pattern") if family in _TOLD_HOW_MANY else None) or _EVERY[family]
+        often = (fields.get("sliding_window_pattern") if family in _WITH_PATTERN else None) or _EVERY[family]
         return [_SLIDES if (at + 1) % often else _SEES_ALL for at in layers]
     if family in _FROM_ON:
         first = fields.get("max_window_layers", _FROM_ON[family])
