@@ -22,7 +22,7 @@ from tests.planning.planned import planned
 
 
 @pytest.mark.parametrize(
-    ("told", "published"),
+    ("config", "published"),
     [
         # moonshotai/Kimi-K2-Instruct's files come to 1.03 TB, openai/gpt-oss-120b's to 65.2 GB.
         (KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, 1.03e12),
@@ -32,27 +32,27 @@ from tests.planning.planned import planned
     ],
     ids=["float8", "mxfp4", "packed"],
 )
-def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, Any], published: float) -> None:
+def test_a_base_that_is_published_quantised_is_held_in_bfloat16(config: dict[str, Any], published: float) -> None:
     """Its files are smaller; all else is as of the base in bfloat16."""
-    found, plain = planned(told), planned({**told, "quantization_config": None})
+    found, plain = planned(config), planned({**config, "quantization_config": None})
     assert found.files == pytest.approx(published, rel=0.01)
     assert plain.files == 2 * plain.parameters
-    assert plain.weights == plain.files + 2 * read_shape(told).wide_parameters
+    assert plain.weights == plain.files + 2 * read_shape(config).wide_parameters
     assert msgspec.structs.replace(found, files=plain.files) == plain
     assert found.refusal == ""
 
 
 def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
     """DeepSeek-V3 is 671 billion parameters and 685 in its files (its README.md); a layer is as the last one."""
-    told = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
-    found, plain = planned(told), planned(DEEPSEEK_V32)
+    config = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
+    found, plain = planned(config), planned(DEEPSEEK_V32)
     assert found.files / 2 == pytest.approx(685e9, rel=0.005)
     layer = planned(DEEPSEEK_V32 | {"num_hidden_layers": 62}).parameters - plain.parameters
     doubled = 2 * 129280 * 7168 + 2 * 7168**2 + 3 * 7168
     assert found.files - plain.files == pytest.approx(2 * (layer + doubled), abs=2 * 10_000)  # norms of latents
     assert msgspec.structs.replace(found, files=plain.files) == plain
     quantised = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    assert planned(told | quantised).files - planned(DEEPSEEK_V32 | quantised).files < 0.6 * (
+    assert planned(config | quantised).files - planned(DEEPSEEK_V32 | quantised).files < 0.6 * (
         found.files - plain.files
     )
 
@@ -92,9 +92,9 @@ def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", sorted(PACKED))
 def test_packed_files_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
-    told = PACKED[layout]
-    family, changes = ("deepseek_v3", {"num_nextn_predict_layers": 0}) if told.within else ("qwen3", {})
-    packed, _ = save_packed(save_base(family, tmp_path / "plain", **changes), tmp_path, told)
+    layout_config = PACKED[layout]
+    family, changes = ("deepseek_v3", {"num_nextn_predict_layers": 0}) if layout_config.within else ("qwen3", {})
+    packed, _ = save_packed(save_base(family, tmp_path / "plain", **changes), tmp_path, layout_config)
     assert planned(_read(packed), 1).files == published(packed)
 
 
@@ -159,9 +159,9 @@ def test_what_a_config_exempts_is_in_plain_numbers(
     targets: list[str], ignore: list[str], packed: tuple[int, int]
 ) -> None:
     """Of 48 layers so many have queries packed, and experts: by kinds of modules, their names, or how these begin."""
-    said = packed_config(*ignore, strategy="channel", num_bits=8)
-    said["config_groups"]["group_0"]["targets"] = targets
-    linears = {each.name: each for each in read_shape(QWEN3_30B_A3B | {"quantization_config": said}).linears}
+    quantisation = packed_config(*ignore, strategy="channel", num_bits=8)
+    quantisation["config_groups"]["group_0"]["targets"] = targets
+    linears = {each.name: each for each in read_shape(QWEN3_30B_A3B | {"quantization_config": quantisation}).linears}
     found = [48 - 48 * linears[name].plain // linears[name].count for name in ("q_proj", "down_proj")]
     assert found == list(packed)
 
@@ -178,24 +178,24 @@ def test_what_a_config_exempts_is_in_plain_numbers(
 )
 def test_mixtrals_linears_go_by_the_names_in_its_files_too(ignored: str, plain: set[str]) -> None:
     """Beside those that other bases have for the same, and transformers for its."""
-    said = packed_config("lm_head", ignored, strategy="channel", num_bits=8)
-    shape = read_shape(ORDINARY["mixtral_8x7b"] | {"quantization_config": said})
+    quantisation = packed_config("lm_head", ignored, strategy="channel", num_bits=8)
+    shape = read_shape(ORDINARY["mixtral_8x7b"] | {"quantization_config": quantisation})
     counted = {each.name: each for each in (*shape.linears, *shape.beside) if each.count}
     assert {name for name, each in counted.items() if each.plain == each.count} == plain
 
 
 def test_a_pattern_that_is_none_is_named() -> None:
-    said = packed_config("re:*", strategy="channel")
+    quantisation = packed_config("re:*", strategy="channel")
     with pytest.raises(
         UnsupportedBase,
         match=r"config.json: has missing or invalid values: the pattern '\*' is not a valid regular expression",
     ):
-        read_shape(QWEN3_30B_A3B | {"quantization_config": said})
+        read_shape(QWEN3_30B_A3B | {"quantization_config": quantisation})
 
 
 def test_files_that_no_engine_reads_say_so() -> None:
-    told = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
-    found, plain = planned(told), planned(KIMI_K2)
+    config = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    found, plain = planned(config), planned(KIMI_K2)
     assert (
         "quantised by 'compressed-tensors' with weights: none, which is not read; give the model in bfloat16"
         in found.refusal

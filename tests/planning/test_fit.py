@@ -137,7 +137,7 @@ def test_a_trillion_parameters_on_h200s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "ranks", "dtype", "said"),
+    ("name", "device", "ranks", "dtype", "expected"),
     [
         ("qwen3_30b_a3b", "h200", 1, "bfloat16", ""),
         ("qwen3_30b_a3b", "h200", 2, "bfloat16", ""),
@@ -147,14 +147,16 @@ def test_a_trillion_parameters_on_h200s() -> None:
         ("deepseek_v32", "h200", 128, "bfloat16", "at most 64 ranks"),
     ],
 )
-def test_what_would_fit_and_is_not_served_says_so(name: str, device: str, ranks: int, dtype: str, said: str) -> None:
+def test_what_would_fit_and_is_not_served_says_so(
+    name: str, device: str, ranks: int, dtype: str, expected: str
+) -> None:
     mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
     found = make_plan(read_shape(FRONTIER[name]), DEVICES[device], ranks, mix, dtype, STORAGE).refusal
-    assert said in found if said else found == ""
+    assert expected in found if expected else found == ""
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "said"),
+    ("family", "more", "expected"),
     [
         ("gemma3_text", {"use_bidirectional_attention": True}, "the base attends to later tokens too"),
         ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "the base has layers of linear_attention"),
@@ -163,15 +165,17 @@ def test_what_would_fit_and_is_not_served_says_so(name: str, device: str, ranks:
         ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"]}, ""),
     ],
 )
-def test_a_base_that_engines_refuse_is_not_planned_as_served(family: str, more: dict[str, Any], said: str) -> None:
+def test_a_base_that_engines_refuse_is_not_planned_as_served(
+    family: str, more: dict[str, Any], expected: str
+) -> None:
     """In the engine's own words."""
-    told: dict[str, Any] = {key: each for key, each in SIZES.items() if not key.startswith("rope")}
-    told |= {"num_hidden_layers": 2} | more
-    config = AutoConfig.for_model(family, **told)
-    with pytest.raises(UnsupportedBase, match=said.removeprefix("the base ")) if said else nullcontext():
+    sizes: dict[str, Any] = {key: each for key, each in SIZES.items() if not key.startswith("rope")}
+    sizes |= {"num_hidden_layers": 2} | more
+    config = AutoConfig.for_model(family, **sizes)
+    with pytest.raises(UnsupportedBase, match=expected.removeprefix("the base ")) if expected else nullcontext():
         cache_shape(config)
-    refusal = planned({"model_type": family} | told, 1).refusal
-    assert refusal == (f"so far {said}, which is not served" if said else "")
+    refusal = planned({"model_type": family} | sizes, 1).refusal
+    assert refusal == (f"so far {expected}, which is not served" if expected else "")
 
 
 def test_no_more_is_promised_than_a_base_model_may_ask_for() -> None:
@@ -243,23 +247,23 @@ async def test_what_does_not_fit_says_what_would(base: Path) -> None:
 async def test_for_programs(base: Path) -> None:
     code, out, _ = await mint_plan(str(base), "--device", "cpu", "--memory", "4Ti", "-o", "json")
     assert code == 0
-    told = json.loads(out)
-    assert told["parameters"] > 10**12
-    assert told["files"] == 2 * told["parameters"]
-    assert told["weights"] > told["files"]  # as routers stay in float32
+    printed = json.loads(out)
+    assert printed["parameters"] > 10**12
+    assert printed["files"] == 2 * printed["parameters"]
+    assert printed["weights"] > printed["files"]  # as routers stay in float32
 
 
 async def test_the_table_of_a_base_in_float8(base: Path) -> None:
-    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    (base / "config.json").write_text(json.dumps(told))
+    config = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (base / "config.json").write_text(json.dumps(config))
     _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
     for word in ("1.03 TB", "float8 in blocks of 128 x 128; dequantised when loaded", "2.05 TB", "while it loads"):
         assert word in out
 
 
 async def test_the_table_of_a_base_whose_experts_stay_quantised(base: Path) -> None:
-    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    (base / "config.json").write_text(json.dumps(told))
+    config = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (base / "config.json").write_text(json.dumps(config))
     _, out, _ = await mint_plan(
         str(base), "--device", "h200", "--tensor-parallel", "16", "--rank", "1", "--quantised-experts"
     )
@@ -272,8 +276,8 @@ async def test_what_does_not_fit_says_that_experts_may_stay_quantised(base: Path
     advice = "quantised experts take less: see --quantised-experts"
     code, out, _ = await mint_plan(*options)
     assert (code, advice in out) == (2, False)
-    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    (base / "config.json").write_text(json.dumps(told))
+    config = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (base / "config.json").write_text(json.dumps(config))
     code, out, _ = await mint_plan(*options)
     assert (code, advice in out) == (2, True)
     code, out, _ = await mint_plan(*options, "--quantised-experts")
@@ -294,8 +298,8 @@ async def test_the_table_of_a_base_that_says_beside_its_config_how_it_is_quantis
 
 async def test_the_table_of_a_base_whose_linears_differ(base: Path) -> None:
     layers = {"model.layers.0.self_attn.o_proj": {"quant_algo": "FP8"}, "model.layers.0.mlp": {"quant_algo": "NVFP4"}}
-    told = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
-    (base / "hf_quant_config.json").write_text(json.dumps(told))
+    scheme = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
+    (base / "hf_quant_config.json").write_text(json.dumps(scheme))
     _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
     assert "linears in NVFP4, others in float8; dequantised when loaded" in out
 
@@ -311,8 +315,8 @@ async def test_the_table_of_a_base_whose_linears_differ(base: Path) -> None:
 async def test_the_table_of_a_packed_base(
     ignore: Sequence[str], weights: dict[str, Any], says: str, base: Path
 ) -> None:
-    told = KIMI_K2 | {"quantization_config": packed_config(*ignore, **weights)}
-    (base / "config.json").write_text(json.dumps(told))
+    config = KIMI_K2 | {"quantization_config": packed_config(*ignore, **weights)}
+    (base / "config.json").write_text(json.dumps(config))
     _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
     assert f"{says}; dequantised when loaded" in out
 
@@ -353,7 +357,7 @@ async def test_a_place_that_cannot_be_looked_up_is_one_error(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("option", "told", "said"),
+    ("option", "value", "problem"),
     [
         ("--tensor-parallel", "9" * 23, "is too large; the maximum is 65536"),
         ("--tensor-parallel", "65537", "'65537' is too large; the maximum is 65536"),
@@ -367,11 +371,11 @@ async def test_a_place_that_cannot_be_looked_up_is_one_error(tmp_path: Path, mon
     ],
 )
 def test_a_number_that_nothing_can_be_planned_with_is_refused(
-    option: str, told: str, said: str, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        parser().parse_args(["plan", "base", option, told])
-    assert said in capsys.readouterr().err
+        parser().parse_args(["plan", "base", option, value])
+    assert problem in capsys.readouterr().err
 
 
 async def test_the_most_of_everything_is_planned_with(base: Path) -> None:

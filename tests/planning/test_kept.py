@@ -30,7 +30,7 @@ INT4 = packed_config(*KIMI_IGNORES, strategy="group", group_size=32)
 
 
 @pytest.mark.parametrize(
-    ("told", "quantised", "device", "weights", "least"),
+    ("config", "quantised", "device", "weights", "least"),
     [
         # As moonshotai/Kimi-K2-Instruct, Kimi-K2-Thinking and openai/gpt-oss-120b are published.
         (KIMI_K2, FP8, "h200", 1.04e12, Least(16, 2)),
@@ -40,9 +40,9 @@ INT4 = packed_config(*KIMI_IGNORES, strategy="group", group_size=32)
     ids=["float8", "packed", "mxfp4"],
 )
 def test_a_base_takes_what_its_files_do(
-    told: Mapping[str, Any], quantised: dict[str, Any], device: str, weights: float, least: Least
+    config: Mapping[str, Any], quantised: dict[str, Any], device: str, weights: float, least: Least
 ) -> None:
-    shape = keep_experts(read_shape({**told, "quantization_config": quantised}), "config.json")
+    shape = keep_experts(read_shape({**config, "quantization_config": quantised}), "config.json")
     found = make_plan(shape, DEVICES[device], least.ranks, MIX, "bfloat16", STORAGE)
     assert found.weights == pytest.approx(weights, rel=0.01)
     assert found.least == least

@@ -28,7 +28,7 @@ from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, hold
 from mint_gateway.planning.ranks import share_out
 from tests.engine.families import GROUPED, LATENT, MOE, SIZES, SPARSE, make_forward
-from tests.planning.test_shape import told_by
+from tests.planning.test_shape import config_fields
 
 EVER = 1 << 20  # tokens of the longest requests
 # In the kernels' panels of 48 outputs, so that none is padded.
@@ -50,7 +50,7 @@ SPARSE_PANELS = LATENT_PANELS | {"index_n_heads": 24, "index_head_dim": 24, "ind
 )
 def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
     """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
-    told = {
+    config = {
         "llama": LlamaConfig(**PANELS),
         "phi3": Phi3Config(**PANELS),
         "qwen3_moe": Qwen3MoeConfig(**PANELS, **MOE),
@@ -64,8 +64,8 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         "minimax_m2": MiniMaxM2Config(**PANELS, num_local_experts=4, num_experts_per_tok=2),
         "olmo3": Olmo3Config(**PANELS),
     }[family]
-    told.tie_word_embeddings = tied
-    forward = make_forward(told, lean=True)
+    config.tie_word_embeddings = tied
+    forward = make_forward(config, lean=True)
     assert forward.compute.startswith("lean")
     llama = forward._pass._llama  # type: ignore[union-attr]
     linears = [llama.head]
@@ -74,7 +74,7 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         linears += [layer.qkv, layer.output] + ([own.gate_up, own.down] if own is not None else [])
         linears += [*latent_queries(layer), *((*layer.latent.keys, *layer.latent.values) if layer.latent else ())]
     held = sum(each.numel() for each in (*forward.base.model.parameters(), *(each.weight for each in linears)))
-    shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
+    shape, mix = read_shape(config_fields(config)), Mix(1, 8, "all", 1, 16)
     wide = 2 * shape.wide_parameters  # routers, which stay in float32
     for device, dtype, expected in (
         ("cpu", "float32", 4 * held),
@@ -128,8 +128,8 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
 )
 def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
     """For requests, and for examples, of up to so many tokens."""
-    told = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
-    shape, config = read_shape({"model_type": family} | told), AutoConfig.for_model(family, **told)
+    fields = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
+    shape, config = read_shape({"model_type": family} | fields), AutoConfig.for_model(family, **fields)
     for context in (1, max(1, most), min(most + 1, EVER), EVER):
         lean = context <= most
         assert shape.is_lean(context) is lean
@@ -140,11 +140,11 @@ def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more:
 
 @pytest.mark.parametrize("family", ["olmo2", "minimax_m2"])
 def test_ranks_lay_out_their_shares_anew_where_norms_are_over_all_heads_too(family: str) -> None:
-    told = {
+    config = {
         "olmo2": Olmo2Config(**PANELS),
         "minimax_m2": MiniMaxM2Config(**PANELS, num_local_experts=4, num_experts_per_tok=2),
     }[family]
-    shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
+    shape, mix = read_shape(config_fields(config)), Mix(1, 8, "all", 1, 16)
     for ranks in (1, 2):
         shares = share_out(shape, ranks)
         assert all(share.packed_parameters(16) for share in shares)

@@ -25,9 +25,9 @@ from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.shape import BaseShape
 from tests.engine.families import CPU, FAMILIES, make_model
 from tests.planning.frontier import FRONTIER
-from tests.planning.test_shape import built, told_by
+from tests.planning.test_shape import built, config_fields
 
-TOLD = EngineSettings(
+SETTINGS = EngineSettings(
     base_model="a/b", source=Source("file:///b"), device="cpu", dtype="float32", context_length=64,
     kv_cache_bytes=1 << 20, max_rank=8, device_slots=3, host_bytes=0, disk_bytes=0,
 )  # fmt: skip
@@ -45,29 +45,29 @@ def base_of(name: str) -> Base:
 def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
     """Weights, slots and cache of every rank that an engine lays out, in bytes of float32."""
     config = FAMILIES[name]
-    shape = read_shape(told_by(config))
+    shape = read_shape(config_fields(config))
     for rank, own in enumerate(share_out(shape, count)):
         base = base_of(name)
-        member = lay_member(TOLD, base, Part(rank, count), CPU)
+        member = lay_member(SETTINGS, base, Part(rank, count), CPU)
         head = member.share.vocabulary.size * shape.hidden  # cut by the pass, out of a head that all ranks read
         layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
         assert own.parameters == layers + head
-        assert 4 * TOLD.device_slots * own.adapter_elements(TOLD.max_rank, "all") == member.slots.bytes
-        _, elements = own.cache_of(TOLD.context_length, whole=False)
+        assert 4 * SETTINGS.device_slots * own.adapter_elements(SETTINGS.max_rank, "all") == member.slots.bytes
+        _, elements = own.cache_of(SETTINGS.context_length, whole=False)
         assert 4 * 16 * elements * (member.cache.pages + 1) == member.cache.bytes
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "llama"])
 def test_routes_are_kept_where_they_are_read_and_within_the_caches_memory(name: str) -> None:
     """By an engine that trains, and of its ranks by the first; all have as many pages as it has room for."""
-    shape = read_shape(told_by(FAMILIES[name]))
-    trains = msgspec.structs.replace(TOLD, training_store=Source("file:///t"))
-    for told, kept in ((TOLD, 0), (trains, shape.route_bytes)):
-        alone = lay_cache(told, base_of(name))
+    shape = read_shape(config_fields(FAMILIES[name]))
+    trains = msgspec.structs.replace(SETTINGS, training_store=Source("file:///t"))
+    for settings, kept in ((SETTINGS, 0), (trains, shape.route_bytes)):
+        alone = lay_cache(settings, base_of(name))
         page = 16 * (4 * shape.cache_elements + kept)
         assert alone.bytes == page * (alone.pages + 1)
-        assert TOLD.kv_cache_bytes - page < alone.bytes <= TOLD.kv_cache_bytes
-        first, second = (lay_member(told, base_of(name), Part(rank, 2), CPU).cache for rank in range(2))
+        assert SETTINGS.kv_cache_bytes - page < alone.bytes <= SETTINGS.kv_cache_bytes
+        first, second = (lay_member(settings, base_of(name), Part(rank, 2), CPU).cache for rank in range(2))
         assert first.pages == second.pages == alone.pages
         assert first.bytes - second.bytes == 16 * kept * (alone.pages + 1)
 

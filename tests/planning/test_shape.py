@@ -112,10 +112,10 @@ OTHERS: dict[str, PreTrainedConfig] = {
 }
 
 
-def built(told: dict[str, Any]) -> PreTrainedModel:
+def built(fields: dict[str, Any]) -> PreTrainedModel:
     """The whole model, with shapes but no memory."""
-    kind = {"kimi_k2": "deepseek_v3"}.get(told["model_type"], told["model_type"])
-    config = AutoConfig.for_model(kind, **{name: each for name, each in told.items() if name != "model_type"})
+    kind = {"kimi_k2": "deepseek_v3"}.get(fields["model_type"], fields["model_type"])
+    config = AutoConfig.for_model(kind, **{name: each for name, each in fields.items() if name != "model_type"})
     tell_routes_once(config, kind)
     with torch.device("meta"):
         model = kind_of(config).from_config(config, dtype=torch.bfloat16)
@@ -123,7 +123,7 @@ def built(told: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def told_by(config: PreTrainedConfig) -> dict[str, Any]:
+def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """What a config.json of it holds."""
     found = json.loads(config.to_json_string(use_diff=False))
     assert isinstance(found, dict)
@@ -132,8 +132,8 @@ def told_by(config: PreTrainedConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_frontier_bases_to_the_last_byte(name: str) -> None:
-    told = (FRONTIER | ORDINARY | {"gemma_3_4b": GEMMA_3_4B, "kimi_k25": KIMI_K25})[name]
-    model, shape = built(told), read_shape(told)
+    fields = (FRONTIER | ORDINARY | {"gemma_3_4b": GEMMA_3_4B, "kimi_k25": KIMI_K25})[name]
+    model, shape = built(fields), read_shape(fields)
     parameters = dict(model.named_parameters())
     assert shape.parameters == sum(each.numel() for each in parameters.values())
     assert shape.resident_bytes("bfloat16") == sum(each.nbytes for each in parameters.values())
@@ -166,7 +166,7 @@ def check_cache(shape: BaseShape, config: Any) -> None:
 
 def test_a_window_takes_no_more_of_a_longer_request() -> None:
     """gpt-oss-20b, whose every second layer sees 128 tokens: little more than half of 100,000 tokens' cache."""
-    shape = read_shape(told_by(GptOssConfig(num_hidden_layers=24)))
+    shape = read_shape(config_fields(GptOssConfig(num_hidden_layers=24)))
     places, elements = shape.cache_of(100_000, whole=True)
     assert 0.5 < places * elements / (100_000 * shape.cache_elements) < 0.502
     assert shape.cache_of(100, whole=True) == (100, shape.cache_elements)
@@ -197,17 +197,17 @@ def test_the_tensors_of_a_30b_adapter() -> None:
 @pytest.mark.parametrize("name", sorted(FAMILIES | OTHERS))
 def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     """Weights, slots and cache of a real engine's parts, in bytes of float32."""
-    told = (FAMILIES | OTHERS)[name]
-    forward = make_forward(told, pages=19)
-    shape = read_shape(told_by(forward.base.model.config))
+    config = (FAMILIES | OTHERS)[name]
+    forward = make_forward(config, pages=19)
+    shape = read_shape(config_fields(forward.base.model.config))
     assert 4 * shape.parameters == sum(each.nbytes for each in forward.base.model.parameters())
     for targets in KINDS:
-        named = find_modules(make_model(told), shape.target_modules(targets))
+        named = find_modules(make_model(config), shape.target_modules(targets))
         assert 4 * 2 * shape.adapter_elements(8, targets) == Slots(named, 2, 8, torch.float32, CPU).bytes
     check_cache(shape, forward.base.config)
     long = 10**6
     assert 4 * 16 * 20 * shape.cache_of(long, whole=False)[1] == forward.cache.bytes
-    trained = make_forward(told, pages=19, routes=True)
+    trained = make_forward(config, pages=19, routes=True)
     assert 16 * 20 * (4 * shape.cache_of(long, whole=True)[1] + shape.route_bytes) == trained.cache.bytes
 
 
@@ -220,18 +220,18 @@ def test_whose_networks_names_peft_takes_for_stacked_parameters(family: str) -> 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> None:
     """From PEFT's own files to the slot: parameters by name, names of experts' linears, and each expert's linears."""
-    shape, modules = read_shape(told_by(FAMILIES[name])), find_modules(make_model(FAMILIES[name]))
+    shape, modules = read_shape(config_fields(FAMILIES[name])), find_modules(make_model(FAMILIES[name]))
     found = {each.told.partition(":")[0]: each for each in layouts(shape, 3)}
     stacked = {module.leaf for module in modules.values() if module.experts}
     linears = sorted({module.leaf for module in modules.values()} - stacked)
-    told: dict[str, dict[str, Any]] = {
+    ways: dict[str, dict[str, Any]] = {
         "target_parameters": {"target_modules": linears, "target_parameters": BOTH},
         "target_modules": {"target_modules": [*linears, *stacked]},
     }
     if shape.model_type not in CONVERTED:
-        del told["target_modules"]
-    assert found.keys() == {"each expert's linears", *told}
-    for way, options in told.items():
+        del ways["target_modules"]
+    assert found.keys() == {"each expert's linears", *ways}
+    for way, options in ways.items():
         model = save(tmp_path / way, name, **options)
         packed = read_adapter(LocalFolder(tmp_path / way, way), Fit(modules, found[way].max_rank), torch.float32)
         assert found[way].elements == packed.run.numel()
@@ -246,8 +246,8 @@ def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> No
 
 def test_long_ropes_first_length_is_what_a_request_may_have() -> None:
     rope = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}  # as Phi-3-mini-128k has it
-    told = FRONTIER["phi_3_mini"] | {"max_position_embeddings": 131072, "rope_scaling": rope}
-    assert read_shape(told | {"original_max_position_embeddings": 4096}).context_length == 4096
+    fields = FRONTIER["phi_3_mini"] | {"max_position_embeddings": 131072, "rope_scaling": rope}
+    assert read_shape(fields | {"original_max_position_embeddings": 4096}).context_length == 4096
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).context_length == 40960
 
 
@@ -281,16 +281,16 @@ PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 )
 def test_positions_are_those_that_the_engine_knows(family: str, changes: dict[str, Any], layered: int) -> None:
     """Also where they are told of each kind of layers, which some families read and the others do not."""
-    told = told_by(FAMILIES[family]) | changes
-    known = positions_of(built(copy.deepcopy(told)).config.get_text_config())
-    assert read_shape(told).context_length == known
+    fields = config_fields(FAMILIES[family]) | changes
+    known = positions_of(built(copy.deepcopy(fields)).config.get_text_config())
+    assert read_shape(fields).context_length == known
     if family in ("gemma3", "olmo3_one_key"):
         assert known == layered
 
 
 def test_an_older_word_on_rotary_positions_counts_before_a_newer_one() -> None:
-    told = told_by(FAMILIES["llama"]) | {"rope_parameters": PLAIN, "rope_scaling": YARN}
-    assert positions_of(built(copy.deepcopy(told)).config) == read_shape(told).context_length == 400
+    fields = config_fields(FAMILIES["llama"]) | {"rope_parameters": PLAIN, "rope_scaling": YARN}
+    assert positions_of(built(copy.deepcopy(fields)).config) == read_shape(fields).context_length == 400
 
 
 def test_what_is_not_known_is_refused() -> None:
@@ -334,15 +334,15 @@ def test_what_is_garbled_is_told_with_its_file_its_key_and_what_to_do(
         UnsupportedBase,
         match=rf"^file x: has missing or invalid values: .*{says}.*; give the base's own config.json$",
     ):
-        read_shape(told_by(FAMILIES[of]) | changes, "file x")
+        read_shape(config_fields(FAMILIES[of]) | changes, "file x")
 
 
 def test_layers_that_send_tokens_to_other_numbers_of_experts_are_refused() -> None:
-    told = ORDINARY["hunyuan_a13b"] | {"moe_topk": [8] * 31 + [4]}
+    fields = ORDINARY["hunyuan_a13b"] | {"moe_topk": [8] * 31 + [4]}
     with pytest.raises(
         UnsupportedBase, match=r"^file x: has a `moe_topk` that differs between layers, \[8, .* is not supported$"
     ):
-        read_shape(told, "file x")
+        read_shape(fields, "file x")
 
 
 ODD = st.one_of(
@@ -355,23 +355,25 @@ ODD = st.one_of(
         max_leaves=4,
     ),
 )
-TOLD = [*FRONTIER.values(), GEMMA_3_4B, *map(told_by, FAMILIES.values())]
+CONFIGS = [*FRONTIER.values(), GEMMA_3_4B, *map(config_fields, FAMILIES.values())]
 NESTED = ("text_config", "vision_config", "rope_scaling", "rope_parameters", "quantization_config", "mlp_layer_types",
           "mlp_only_layers", "indexer_types", "index_topk_pattern", "layer_types")  # fmt: skip
 KEYS = {
     *NESTED,
-    *(key for told in TOLD for key in told),
-    *(key for told in TOLD for inner in told.values() if isinstance(inner, dict) for key in inner),
+    *(key for fields in CONFIGS for key in fields),
+    *(key for fields in CONFIGS for inner in fields.values() if isinstance(inner, dict) for key in inner),
 }
 
 
-@given(st.sampled_from(TOLD), st.sampled_from(("", *NESTED)), st.sampled_from(sorted(KEYS)), ODD)
+@given(st.sampled_from(CONFIGS), st.sampled_from(("", *NESTED)), st.sampled_from(sorted(KEYS)), ODD)
 @example(GEMMA_3_4B, "", "model_type", [])
 @settings(max_examples=1000)
-def test_whatever_a_config_tells_is_planned_or_refused(told: dict[str, Any], within: str, key: str, odd: Any) -> None:
+def test_whatever_a_config_tells_is_planned_or_refused(
+    fields: dict[str, Any], within: str, key: str, odd: Any
+) -> None:
     """Wrong kinds and numbers in place of any key, also in what is nested."""
-    inner = told.get(within)
-    changed = told | ({within: {**inner, key: odd}} if isinstance(inner, dict) else {key: odd})
+    inner = fields.get(within)
+    changed = fields | ({within: {**inner, key: odd}} if isinstance(inner, dict) else {key: odd})
     with suppress(UnsupportedBase):
         shape = read_shape(changed)
         for ranks in (1, 8):

@@ -15,7 +15,7 @@ from tests.planning.test_shape import check_cache
 
 LAYERS = 9
 ASKED: dict[str, Any] = {"sliding_window": 33, "use_sliding_window": True}
-TOLD: list[tuple[str, dict[str, Any]]] = [
+SET: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {}),
     ("qwen2", {"sliding_window": 33}),
     ("qwen2", ASKED),
@@ -41,13 +41,15 @@ TOLD: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def sizes(family: str, **told: Any) -> dict[str, Any]:
-    return {"model_type": family} | SIZES | {"num_hidden_layers": LAYERS} | told
+def sizes(family: str, **more: Any) -> dict[str, Any]:
+    return {"model_type": family} | SIZES | {"num_hidden_layers": LAYERS} | more
 
 
-def config_of(told: dict[str, Any]) -> Any:
+def config_of(fields: dict[str, Any]) -> Any:
     """As transformers reads it."""
-    return AutoConfig.for_model(told["model_type"], **{name: told[name] for name in told if name != "model_type"})
+    return AutoConfig.for_model(
+        fields["model_type"], **{name: fields[name] for name in fields if name != "model_type"}
+    )
 
 
 def seen(config: Any) -> tuple[int | None, ...]:
@@ -55,10 +57,10 @@ def seen(config: Any) -> tuple[int | None, ...]:
     return windows(lambda name: getattr(config, name, None), LAYERS)
 
 
-@pytest.mark.parametrize(("family", "more"), TOLD)
+@pytest.mark.parametrize(("family", "more"), SET)
 def test_a_plan_counts_the_bytes_of_an_engines_cache(family: str, more: dict[str, Any]) -> None:
-    told = sizes(family, **more)
-    shape, forward = read_shape(told), make_forward(config_of(told), pages=19)
+    fields = sizes(family, **more)
+    shape, forward = read_shape(fields), make_forward(config_of(fields), pages=19)
     assert shape.windows == seen(forward.base.config)
     check_cache(shape, forward.base.config)
     assert 4 * 16 * 20 * shape.cache_of(10**6, whole=False)[1] == forward.cache.bytes
@@ -82,8 +84,8 @@ def test_a_plan_counts_the_bytes_of_an_engines_cache(family: str, more: dict[str
     ),
 )
 def test_whatever_is_told_and_left_out(family: str, more: dict[str, Any]) -> None:
-    told = sizes(family, **MOE, **more)
-    assert read_shape(told).windows == seen(config_of(told))
+    fields = sizes(family, **MOE, **more)
+    assert read_shape(fields).windows == seen(config_of(fields))
 
 
 def test_layers_that_are_not_all_told_of_are_named() -> None:

@@ -29,7 +29,7 @@ from tests.engine.training.at_once import create
 from tests.engine.training.frontier import base_of, examples_of
 from tests.engine.training.scene import learn
 from tests.planning.frontier import FRONTIER
-from tests.planning.test_shape import told_by
+from tests.planning.test_shape import config_fields
 
 MIX = Mix(adapters=4, rank=8, targets="attention", requests=4, context=1024)
 
@@ -45,7 +45,7 @@ def plan(name: str, ranks: int, **changes: object) -> Plan:
 )
 def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str) -> None:
     """After a backward, when it has all of its numbers; an indexer is never trained."""
-    base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
+    base, shape = base_of(family, getattr(torch, dtype)), read_shape(config_fields(FAMILIES[family]))
     named = shape.target_modules(targets)
     trainer = Trainer(base, find_modules(base.model, named), 16, "", named, lean=False)
     create(trainer, "p", PolicySettings(rank=4))
@@ -67,7 +67,7 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
 @pytest.mark.parametrize(("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("glm_5", "dense")])
 def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, ranks: int) -> None:
     """As the engine counts it out of hostMemory where all of them are in one."""
-    base, shape = base_of(family, torch.bfloat16), read_shape(told_by(FAMILIES[family]))
+    base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     modules = find_modules(base.model, shape.target_modules(targets))
     cuts = [cuts_of(modules, share_of(base.model, rank, ranks)) for rank in range(ranks)] if ranks > 1 else []
     maker = Maker(modules, FormLimits(16), base.dtype, base.device, cuts)
@@ -91,7 +91,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
 )
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
     """Of so many rows at once as they take."""
-    base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
+    base, shape = base_of(family, getattr(torch, dtype)), read_shape(config_fields(FAMILIES[family]))
     read = read_llama(base, find_modules(base.model))
     assert shape.kept_elements(lean=True) * base.dtype.itemsize == lean_pass.kept_bytes(read)
     assert (fit.PIECE_ROWS, fit.MOST_ROWS, fit.KEPT_BYTES) == (
@@ -109,7 +109,7 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
 @pytest.mark.parametrize("family", ["deepseek_v32", "glm_5"])
 def test_what_rows_choose_is_kept_for_the_way_back_too(family: str) -> None:
     """Of each layer that chooses by itself; nothing where all fits into a choice."""
-    base, shape = base_of(family, torch.bfloat16), read_shape(told_by(FAMILIES[family]))
+    base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     read, tokens = read_llama(base, find_modules(base.model)), 1 << 12
     assert shape.choice_bytes(shape.chosen) == 0
     choosing = [layer.latent.indexer for layer in read.layers if layer.latent and layer.latent.indexer]
