@@ -64,9 +64,9 @@ def news(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     heard, forget = list[tuple[str, str]](), Resolver.forget
 
     def noted(self: Resolver, base: str, names: Iterable[str]) -> None:
-        told = list(names)
-        forget(self, base, told)
-        heard.extend((base, name) for name in told)
+        forgotten = list(names)
+        forget(self, base, forgotten)
+        heard.extend((base, name) for name in forgotten)
 
     monkeypatch.setattr(Resolver, "forget", noted)
     return heard

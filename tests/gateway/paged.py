@@ -1,6 +1,6 @@
 """What one tenant's key has the web page show of another's: nothing, route by route."""
 
-from tests.gateway.tenants import NOBODY, SHARED, Check, Tenants, own, told_by, unlearnt
+from tests.gateway.tenants import NOBODY, SHARED, Check, Tenants, own, raise_error, unlearnt
 
 
 async def bases(tenants: Tenants, me: str, other: str) -> None:
@@ -46,9 +46,9 @@ async def wave(tenants: Tenants, me: str, other: str) -> None:
         assert (status, progress and [each["policy"] for each in progress["policies"]]) == (200, policies)
         assert other not in repr(answer)
     for what in ("wave", "lessons"):
-        told = [await tenants.http(me, "GET", f"/v1/mint/wave?name={who}/{what}") for who in (other, NOBODY)]
-        assert told[0][0] == 404
-        assert repr(told[0]).replace(other, "NAME") == repr(told[1]).replace(NOBODY, "NAME")
+        responses = [await tenants.http(me, "GET", f"/v1/mint/wave?name={who}/{what}") for who in (other, NOBODY)]
+        assert responses[0][0] == 404
+        assert repr(responses[0]).replace(other, "NAME") == repr(responses[1]).replace(NOBODY, "NAME")
 
 
 async def adapter(tenants: Tenants, me: str, other: str) -> None:
@@ -56,7 +56,7 @@ async def adapter(tenants: Tenants, me: str, other: str) -> None:
 
     async def ask(name: str, base: str) -> object:
         status, answer = await tenants.http(me, "GET", f"/v1/mint/adapter?name={name}&base_model={base}")
-        return answer if status == 200 else told_by(status, answer)
+        return answer if status == 200 else raise_error(status, answer)
 
     await unlearnt(ask, me, other, "dog")
     for name in ("bot", "twin", "made", "cat"):

@@ -83,8 +83,8 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             chunk = sampling_pb2.Chunk(text=f"{index or ''}{word}", token_ids=[number], index=index)
             await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
         for first in (0, 1) if request.sampling.routes else ():
-            told = sampling_pb2.Routes(version=1, first_token=first, tokens=1, experts=bytes([index]))
-            routed = sampling_pb2.Routed(routes=told, index=index)
+            routes = sampling_pb2.Routes(version=1, first_token=first, tokens=1, experts=bytes([index]))
+            routed = sampling_pb2.Routed(routes=routes, index=index)
             await context.write(sampling_pb2.GenerateEvent(routed=routed))
         finished = sampling_pb2.Finished(
             reason=sampling_pb2.Finished.STOP,

@@ -79,8 +79,8 @@ class Tenants:
         await self.scene.seen(*self.engines.values())
         for base in (SHARED, *map(own, TENANTS)):
             await until(lambda base=base: self._complete(base))  # type: ignore[misc]
-        told = lines([entry(f"{tenant}/{name}", "r1") for tenant in TENANTS for name in ("cat", "dog")])
-        await self.clients["admin"].register(stream(RegisterRequest(base_model=SHARED, lines=told)))
+        catalogued = lines([entry(f"{tenant}/{name}", "r1") for tenant in TENANTS for name in ("cat", "dog")])
+        await self.clients["admin"].register(stream(RegisterRequest(base_model=SHARED, lines=catalogued)))
 
     @property
     def trainer(self) -> ScriptedTrainer:
@@ -89,9 +89,9 @@ class Tenants:
         assert trainer is not None
         return trainer
 
-    def scope(self, told: object) -> Path:
+    def scope(self, scopes: object) -> Path:
         """Put these scopes in place of those before."""
-        content = told if isinstance(told, bytes) else json.dumps(told).encode()
+        content = scopes if isinstance(scopes, bytes) else json.dumps(scopes).encode()
         return mount(self._folder / "scopes", {SCOPES_FILE: content})
 
     async def http(self, who: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -120,13 +120,13 @@ class Tenants:
                 Placement(f"{tenant}/bot", Source("s3://waves/bot"), both, place),
                 Placement(f"{tenant}/twin", Source("s3://waves/twin"), (f"{tenant}/wave",), place),
             )
-            said = f"adapter {tenant}/x is s3://a here but s3://b in wave {other}/wave, which comes first"
+            message = f"adapter {tenant}/x is s3://a here but s3://b in wave {other}/wave, which comes first"
             wave = WaveRecord(
                 *(f"{tenant}/wave", "names", 2, 1, Tier.DEVICE),
                 slots=2,
                 position=number,
                 reason="SourceConflict",
-                message=said,
+                message=message,
                 mentions=Mentions((f"{tenant}/x",), (f"{other}/wave",), others=True),
             )
             await self._apply(SHARED, MapChange(set_placements=placed, set_waves=(wave,)))
@@ -136,11 +136,11 @@ class Tenants:
             await self._apply(own(other), MapChange(set_placements=(twin,)))
         await self.train(*(lessons(tenant) for tenant in TENANTS))
         for tenant in TENANTS:
-            said_of = Progress(
+            progress = Progress(
                 f"{tenant}/lessons-0", f"{tenant}/lessons", 7, Stage.RUNNING, run="uid", step=1, steps=4
             )
             await self.scene.redis.hset(
-                keys.progress(SHARED, "e-of-models"), said_of.policy, msgspec.json.encode(said_of).decode()
+                keys.progress(SHARED, "e-of-models"), progress.policy, msgspec.json.encode(progress).decode()
             )
 
     async def _apply(self, base: str, change: MapChange) -> None:
@@ -167,20 +167,20 @@ async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
     """Of an adapter that is the other's nothing is told that is not told of one that nobody has."""
     for base in ("", SHARED, own(me)):
         theirs, nobodys = f"{other}/{what}", f"{NOBODY}/{what}"
-        told = await refused(ask(theirs, base), theirs)
-        assert told == await refused(ask(nobodys, base), nobodys), base
-        assert other not in told[1]
+        refusal = await refused(ask(theirs, base), theirs)
+        assert refusal == await refused(ask(nobodys, base), nobodys), base
+        assert other not in refusal[1]
         if base == SHARED:  # the key's other one has a store, where whatever is asked for might lie
-            assert told == await refused(ask(f"{me}/none", base), f"{me}/none")
-        assert told[0] == "AdapterNotFound"
+            assert refusal == await refused(ask(f"{me}/none", base), f"{me}/none")
+        assert refusal[0] == "AdapterNotFound"
     for base in (own(other), own(NOBODY)):
-        told = await refused(ask(f"{me}/bot", base), base)
+        refusal = await refused(ask(f"{me}/bot", base), base)
         known = ", ".join(sorted([own(me), SHARED]))
-        assert told == ("BaseModelNotFound", f"base model 'NAME': is not served here; available: {known}")
+        assert refusal == ("BaseModelNotFound", f"base model 'NAME': is not served here; available: {known}")
 
 
-def told_by(status: int, answer: Any) -> object:
-    """Raises the error that an answer by HTTP tells of."""
+def raise_error(status: int, answer: Any) -> object:
+    """Raises the error of an answer by HTTP."""
     kind = by_reason(answer["error"]["code"])
     assert kind
     assert kind.http_status == status

@@ -286,10 +286,10 @@ def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyP
     catalog = BaseRecord("demo/base", store=STORE, catalog=Source("s3://catalog"))
     placements = {name: Placement(name, Source(f"s3://waves/{name}"), (), (place("e-0"),)) for name in every[:2]}
     seen = MapView("demo/base", 1, catalog, placements, {"e-0": msgspec.structs.replace(engine("e-0"), held=held)})
-    told = explain_all(seen, Now())
-    assert next(told).adapter == every[0]
+    explanations = explain_all(seen, Now())
+    assert next(explanations).adapter == every[0]
     assert held.names == set(every[1:3])
-    assert [each.adapter for each in told] == every[1:]
+    assert [each.adapter for each in explanations] == every[1:]
     assert [each.source_uri[:10] for each in explain_all(seen, Now(), every[0])] == ["s3://waves"] + [
         "s3://regis"
     ] * 6

@@ -58,10 +58,10 @@ async def test_one_answer_is_plain_text(scene: Scene) -> None:
 async def test_an_answer_is_written_whatever_the_characters_of_the_terminal(scene: Scene) -> None:
     engine = await scene.with_engine()
     engine.words = ("Où est", " 🌊?")
-    for encoding, told in (("utf-8", "Où est 🌊?"), ("ascii", "O\\xf9 est \\U0001f30a?")):
+    for encoding, printed in (("utf-8", "Où est 🌊?"), ("ascii", "O\\xf9 est \\U0001f30a?")):
         code, out, err = await mint(scene.target, "ask", "Hello?", PYTHONIOENCODING=f"{encoding}:strict")
         assert (code, err) == (0, "")
-        assert out == f"{told}\n"
+        assert out == f"{printed}\n"
         _, out, _ = await mint(scene.target, "ask", "-o", "json", "Hello?", PYTHONIOENCODING=encoding)
         assert json.loads(out)[0]["text"] == "Où est 🌊?"
 
@@ -156,26 +156,26 @@ async def test_a_gateway_that_is_not_there_is_said_so() -> None:
     assert err.startswith("mint: Unavailable: ")
 
 
-@pytest.mark.parametrize(("told", "target"), [("", "127.0.0.1:8470"), ("gateway:1", "gateway:1")])
-def test_an_empty_name_of_a_gateway_is_none(monkeypatch: pytest.MonkeyPatch, told: str, target: str) -> None:
-    monkeypatch.setenv("MINT_GATEWAY", told)
+@pytest.mark.parametrize(("gateway", "target"), [("", "127.0.0.1:8470"), ("gateway:1", "gateway:1")])
+def test_an_empty_name_of_a_gateway_is_none(monkeypatch: pytest.MonkeyPatch, gateway: str, target: str) -> None:
+    monkeypatch.setenv("MINT_GATEWAY", gateway)
     assert reaching.options().parse_args([]).gateway == target
 
 
 async def test_a_time_that_is_none_is_said_so() -> None:
     """Of "nan" no time is the end: it would go on trying for ever."""
-    for told in ("nan", "-1", "long"):
-        code, _, err = await mint("127.0.0.1:1", "placements", f"--patience={told}")
+    for patience in ("nan", "-1", "long"):
+        code, _, err = await mint("127.0.0.1:1", "placements", f"--patience={patience}")
         assert code == 2
         assert err.splitlines()[-1].startswith("mint placements: error: argument --patience: "), err
 
 
-@pytest.mark.parametrize("told", ["0", "-1", "1.5", "all", ""])
-async def test_a_limit_that_shows_nothing_is_said_so(told: str) -> None:
-    code, out, err = await mint("127.0.0.1:1", "catalog", "list", f"--limit={told}")
+@pytest.mark.parametrize("limit", ["0", "-1", "1.5", "all", ""])
+async def test_a_limit_that_shows_nothing_is_said_so(limit: str) -> None:
+    code, out, err = await mint("127.0.0.1:1", "catalog", "list", f"--limit={limit}")
     assert (code, out) == (2, "")
-    said = f"argument --limit: {told!r} is not a positive whole number"
-    assert err.splitlines()[-1] == f"mint catalog list: error: {said}"
+    problem = f"argument --limit: {limit!r} is not a positive whole number"
+    assert err.splitlines()[-1] == f"mint catalog list: error: {problem}"
 
 
 async def test_explain_says_who_would_answer_and_why(scene: Scene) -> None:
@@ -295,9 +295,9 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert (await mint(scene.target, "catalog", "retire", "acme/row"))[:2] == (0, "1 retired\n")
     code, out, _ = await mint(scene.target, "catalog", "retire", "-o", "json", "acme/bot-0", "acme/bot-1")
     assert (code, json.loads(out)) == (0, {"retired": 2, "unknown": []})
-    said = "1 of them were not in the catalog, or were retired already: acme/bto-2\n"
+    message = "1 of them were not in the catalog, or were retired already: acme/bto-2\n"
     names = ("acme/bot-2", "acme/bto-2", "acme/bot-2")
-    assert await mint(scene.target, "catalog", "retire", *names) == (0, "2 retired\n", said)
+    assert await mint(scene.target, "catalog", "retire", *names) == (0, "2 retired\n", message)
     code, _, err = await mint(scene.target, "catalog", "show", "acme/row")
     assert code == 1
     assert "AdapterNotFound" in err

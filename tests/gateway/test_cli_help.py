@@ -30,11 +30,11 @@ def helped(of: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action, 
 EVERY = [each for verb in verbs(parser()) for each in helped(verb)]
 
 
-@pytest.mark.parametrize(("action", "said"), [each[1:] for each in EVERY], ids=[each[0] for each in EVERY])
-def test_every_argument_says_what_it_is_for_and_its_default(action: argparse.Action, said: str) -> None:
-    assert said
+@pytest.mark.parametrize(("action", "text"), [each[1:] for each in EVERY], ids=[each[0] for each in EVERY])
+def test_every_argument_says_what_it_is_for_and_its_default(action: argparse.Action, text: str) -> None:
+    assert text
     if isinstance(action.default, int | float | str) and action.default not in {"", False, argparse.SUPPRESS}:
-        assert "default" in said or "now %(default)s" in said
+        assert "default" in text or "now %(default)s" in text
 
 
 def test_help_of_every_verb_can_be_written() -> None:

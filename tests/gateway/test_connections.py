@@ -104,9 +104,9 @@ async def test_one_too_many_by_http_is_told_to_come_back_and_comes_in_when_anoth
     async with knocking(scene.gateway.http_port) as [first]:
         assert await first.is_alive()
         for path in ("/v1/models", "/v1/models/a", "/"):
-            status, told, retry_after = await get(scene, path)
-            assert (status, retry_after, told["error"]["code"]) == (503, "1", "Unavailable")
-            assert "has reached its limit of connections; retry later" in told["error"]["message"]
+            status, body, retry_after = await get(scene, path)
+            assert (status, retry_after, body["error"]["code"]) == (503, "1", "Unavailable")
+            assert "has reached its limit of connections; retry later" in body["error"]["message"]
         assert (await get(scene, "/live"))[0] == (await get(scene, "/health"))[0] == 200, "probes are let in"
         assert await first.is_alive()
         first.leave()

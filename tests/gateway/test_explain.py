@@ -166,16 +166,16 @@ async def test_what_is_no_token_of_this_list_is_refused(scene: Scene) -> None:
 
 async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a slice ends with every placement, others have their turn after each."""
-    count, told = 300, ""
+    count, turns = 300, ""
 
-    def telling(*arguments: Any) -> Iterator[Any]:
-        nonlocal told
+    def explaining(*arguments: Any) -> Iterator[Any]:
+        nonlocal turns
         for each in explain_all(*arguments):
-            told += "p"
+            turns += "p"
             yield each
 
     monkeypatch.setattr("mint_gateway.time_slices.SLICE_S", -1.0)
-    monkeypatch.setattr("mint_gateway.servicers.explain_all", telling)
+    monkeypatch.setattr("mint_gateway.servicers.explain_all", explaining)
     await scene.base(store=STORE)
     await scene.place_many([f"demo/{n}" for n in range(count)], ["e-0", "e-1"])
     await scene.open()
@@ -183,9 +183,9 @@ async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytes
     listing = asyncio.create_task(scene.client.placements())
     while not listing.done():
         await asyncio.sleep(0)
-        told += "o"
-    assert len(listing.result()) == told.count("p") == count
-    assert "pp" not in told
+        turns += "o"
+    assert len(listing.result()) == turns.count("p") == count
+    assert "pp" not in turns
 
 
 async def test_before_the_first_map_the_gateway_says_so(fragile: Scene, own_redis: RedisProcess) -> None:

@@ -27,14 +27,14 @@ EXPIRED = WaveRecord(
 )
 
 
-async def told(scene: Scene, *waves: WaveRecord) -> None:
+async def write_waves(scene: Scene, *waves: WaveRecord) -> None:
     """The base with room for 8 slots on 2 engines, and these waves over it."""
     record = BaseRecord(BASE, device_slots=4, engines_max=2)
     scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record, set_waves=waves))
 
 
 async def test_an_admitted_wave_shows_where_its_copies_are_and_which_are_missing(scene: Scene) -> None:
-    await told(scene, ADMITTED, QUEUED)
+    await write_waves(scene, ADMITTED, QUEUED)
     engines = [await scene.engine(f"e-{n}") for n in range(2)]
     await scene.place(PIRATE, "e-0")
     await scene.place(ROBOT, "e-1")
@@ -58,7 +58,7 @@ async def test_an_admitted_wave_shows_where_its_copies_are_and_which_are_missing
 
 
 async def test_a_wave_that_waits_shows_the_queue_and_who_holds_what(scene: Scene) -> None:
-    await told(scene, ADMITTED, QUEUED)
+    await write_waves(scene, ADMITTED, QUEUED)
     await scene.open()
     await scene.seen()
     why = await scene.client.explain_wave("other/later")
@@ -74,7 +74,7 @@ async def test_a_wave_that_waits_shows_the_queue_and_who_holds_what(scene: Scene
 async def test_a_wave_that_expired_says_when_and_by_what_and_has_no_copies_though_another_has_its_adapters(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await told(scene, ADMITTED, EXPIRED)
+    await write_waves(scene, ADMITTED, EXPIRED)
     await scene.place(PIRATE, "e-0")
     await scene.open()
     await scene.seen()
@@ -88,7 +88,7 @@ async def test_a_wave_that_expired_says_when_and_by_what_and_has_no_copies_thoug
 
 
 async def test_copies_that_are_colder_than_asked_for_or_on_silent_engines_are_missing(scene: Scene) -> None:
-    await told(scene, ADMITTED)
+    await write_waves(scene, ADMITTED)
     engine = await scene.engine("e-0")
     await scene.place(PIRATE, "e-0")
     await scene.place(ROBOT, "e-9")
@@ -103,7 +103,7 @@ async def test_copies_that_are_colder_than_asked_for_or_on_silent_engines_are_mi
 
 
 async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
-    await told(scene)
+    await write_waves(scene)
     await scene.open()
     await scene.seen()
     with pytest.raises(errors.NotFound, match="kubectl get adapterwaves"):
@@ -113,7 +113,7 @@ async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
 
 
 async def test_the_command_line_shows_it(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    await told(scene, ADMITTED, QUEUED)
+    await write_waves(scene, ADMITTED, QUEUED)
     await scene.place(PIRATE, "e-0")
     await scene.open()
     await scene.seen()

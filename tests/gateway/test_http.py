@@ -46,10 +46,10 @@ async def client(scene: Scene, engine: ScriptedEngine) -> AsyncIterator[openai.A
 async def post(scene: Scene, path: str, body: object, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
     """The status, the JSON and the headers of a bare POST."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    told = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    every = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(scene.url + path, data=data, headers=told) as answer,
+        session.post(scene.url + path, data=data, headers=every) as answer,
     ):
         return answer.status, await answer.json(), answer.headers
 
@@ -79,9 +79,13 @@ async def test_a_chat_that_the_assistant_was_last_in_is_told_from_there(
     client: openai.AsyncOpenAI, engine: ScriptedEngine
 ) -> None:
     """As vLLM does with `echo`; what the user has said last is not told."""
-    user, said = {"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "So: "}
+    user, assistant = {"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "So: "}
     tool = {"type": "function", "function": {"name": "sail"}}
-    for messages, tools, before in (([user, said], [], "So: "), ([user, said], [tool], "So: "), ([user], [], "")):
+    for messages, tools, before in (
+        ([user, assistant], [], "So: "),
+        ([user, assistant], [tool], "So: "),
+        ([user], [], ""),
+    ):
         chat: Any = {"model": BASE, "messages": messages, "tools": tools, "extra_body": {"echo": True}}
         answer = await client.chat.completions.create(**chat)
         assert answer.choices[0].message.content == f"{before}Hello there."
@@ -176,12 +180,12 @@ async def test_a_prompt_that_is_too_long_has_the_code_of_openais(
     client: openai.AsyncOpenAI, engine: ScriptedEngine, stream: bool
 ) -> None:
     """By which clients know that they have to leave some of a history out."""
-    said = "This model's maximum context length is 8 tokens"
-    engine.refuse = errors.PromptTooLong("", said)
+    message = "This model's maximum context length is 8 tokens"
+    engine.refuse = errors.PromptTooLong("", message)
     with pytest.raises(openai.BadRequestError) as refused:
         await client.completions.create(model=BASE, prompt="Ahoy", stream=stream)
     assert refused.value.code == "context_length_exceeded"
-    assert refused.value.body["message"] == said  # type: ignore[index]
+    assert refused.value.body["message"] == message  # type: ignore[index]
 
 
 async def test_an_unknown_adapter_is_not_found_by_name(client: openai.AsyncOpenAI) -> None:
@@ -242,9 +246,9 @@ BAD: list[tuple[str, object, str]] = [
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]}, "'image'"),
     *(
-        (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": kind, kind: {}}]}]}, told)
+        (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": kind, kind: {}}]}]}, message)
         for kind in ("image_url", "video_url", "input_audio", "file", "refusal")
-        for told in [rf"messages\[0\]\.content\[0\]: is of type '{kind}'; only text is supported"]
+        for message in [rf"messages\[0\]\.content\[0\]: is of type '{kind}'; only text is supported"]
     ),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"text: is missing"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs"),
@@ -338,8 +342,8 @@ async def test_what_an_engine_has_published_is_a_model_too(
     await engine.report()
     await scene.seen(engine)
     assert "acme/taught" in [model.id async for model in client.models.list()]
-    status, told = await get(scene, f"{MODELS}/acme/taught")
-    assert (status, told["parent"], told["created"]) == (200, BASE, CREATED)
+    status, body = await get(scene, f"{MODELS}/acme/taught")
+    assert (status, body["parent"], body["created"]) == (200, BASE, CREATED)
     answer = await client.completions.create(model="acme/taught", prompt="Ahoy?")
     assert answer.choices[0].text == "Hello there."
     assert not engine.seen[-1].HasField("whence"), "it may have a newer one by now"

@@ -41,17 +41,17 @@ def form(of: "Chat.Calls.ValueType") -> Reader:
 
 def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
     """All that is told, texts beside one another joined."""
-    told: list[str | Call] = []
+    joined: list[str | Call] = []
     for part in [part for piece in pieces for part in reader.push(piece)] + reader.finish():
-        if isinstance(part, str) and told and isinstance(told[-1], str):
-            told[-1] += part
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
         else:
-            told.append(part)
-    return told
+            joined.append(part)
+    return joined
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
         ("", []),
         ("The sea is deep.\n", ["The sea is deep.\n"]),
@@ -101,9 +101,9 @@ def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
         (f"<tool_call>{TAGGED}", [f"<tool_call>{TAGGED}"]),
     ],
 )
-def test_hermes_calls(text: str, told: list[str | Call]) -> None:
-    assert read(tagged(), [text]) == told
-    assert read(tagged(), list(text)) == told
+def test_hermes_calls(text: str, parts: list[str | Call]) -> None:
+    assert read(tagged(), [text]) == parts
+    assert read(tagged(), list(text)) == parts
 
 
 _SEA = '{"name": "sea", "parameters": {"deep": true}}'
@@ -111,7 +111,7 @@ _SHIP = '{"name": "ship", "arguments": {"a": "]};[\\"<"}, "id": "123456789"}'
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
         (_SEA, [SEA]),
         (f" \n<|python_tag|> {_SEA}\n", [SEA]),
@@ -135,13 +135,13 @@ _SHIP = '{"name": "ship", "arguments": {"a": "]};[\\"<"}, "id": "123456789"}'
         ],
     ],
 )
-def test_llamas_calls(text: str, told: list[str | Call]) -> None:
-    assert read(llama(), [text]) == told
-    assert read(llama(), list(text)) == told
+def test_llamas_calls(text: str, parts: list[str | Call]) -> None:
+    assert read(llama(), [text]) == parts
+    assert read(llama(), list(text)) == parts
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
         (f"[TOOL_CALLS] [{_SHIP}]", [Call("ship", '{"a": "]};[\\"<"}')]),
         (f" [{_SHIP}, {_SHIP}] ", [Call("ship", '{"a": "]};[\\"<"}')] * 2),
@@ -163,13 +163,13 @@ def test_llamas_calls(text: str, told: list[str | Call]) -> None:
         ],
     ],
 )
-def test_mistrals_calls(text: str, told: list[str | Call]) -> None:
-    assert read(mistral(), [text]) == told
-    assert read(mistral(), list(text)) == told
+def test_mistrals_calls(text: str, parts: list[str | Call]) -> None:
+    assert read(mistral(), [text]) == parts
+    assert read(mistral(), list(text)) == parts
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
         ('[{"name": "sea", "parameters": {"deep": true}}]', [SEA]),
         (
@@ -184,18 +184,18 @@ def test_mistrals_calls(text: str, told: list[str | Call]) -> None:
         ("I can't ]}.", ["I can't ]}."]),
     ],
 )
-def test_calls_in_an_array(text: str, told: list[str | Call]) -> None:
-    assert read(Listed(), [text]) == told
-    assert read(Listed(), list(text)) == told
+def test_calls_in_an_array(text: str, parts: list[str | Call]) -> None:
+    assert read(Listed(), [text]) == parts
+    assert read(Listed(), list(text)) == parts
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [(' {"deep": true}\n', [SEA]), ('{"deep": tr', ['{"deep": tr']), ("", []), ("[]", ["[]"])],
 )
-def test_the_arguments_of_one_function(text: str, told: list[str | Call]) -> None:
-    assert read(Single("sea"), [text]) == told
-    assert read(Single("sea"), list(text)) == told
+def test_the_arguments_of_one_function(text: str, parts: list[str | Call]) -> None:
+    assert read(Single("sea"), [text]) == parts
+    assert read(Single("sea"), list(text)) == parts
 
 
 _words = st.sampled_from(
@@ -238,32 +238,32 @@ def test_however_an_answer_is_cut_the_same_is_told(made: Callable[[], Reader], t
     assert read(made(), cut(text, cuts)) == read(made(), [text])
 
 
-@given(calls=_calls, said=st.text(), escaped=st.booleans(), cuts=_cuts)
-@example(calls=[("sea", {"a": "</tool_call>\n<tool_call>"})], said="", escaped=False, cuts=[])
+@given(calls=_calls, before=st.text(), escaped=st.booleans(), cuts=_cuts)
+@example(calls=[("sea", {"a": "</tool_call>\n<tool_call>"})], before="", escaped=False, cuts=[])
 def test_calls_that_were_written_are_read_again(
-    calls: list[tuple[str, dict[str, object]]], said: str, escaped: bool, cuts: list[int]
+    calls: list[tuple[str, dict[str, object]]], before: str, escaped: bool, cuts: list[int]
 ) -> None:
     """Whatever their arguments hold, tags and all."""
     texts = [(name, json.dumps(arguments, ensure_ascii=escaped)) for name, arguments in calls]
-    written = [f'<tool_call>\n{{"name": "{name}", "arguments": {told}}}\n</tool_call>' for name, told in texts]
+    written = [f'<tool_call>\n{{"name": "{name}", "arguments": {text}}}\n</tool_call>' for name, text in texts]
     meant = [Call(*each) for each in texts]
-    assert read(tagged(), cut("\n".join([said + "<", *written]), cuts)) == [said + "<", *meant]
-    written = [f'{{"name": "{name}", "parameters": {told}}}' for name, told in texts]
+    assert read(tagged(), cut("\n".join([before + "<", *written]), cuts)) == [before + "<", *meant]
+    written = [f'{{"name": "{name}", "parameters": {text}}}' for name, text in texts]
     assert read(Listed(), cut(f"[{', '.join(written)}]", cuts)) == meant
     assert read(llama(), cut("; ".join(written), cuts)) == meant
-    written = [f'{{"name": "{name}", "arguments": {told}}}' for name, told in texts]
+    written = [f'{{"name": "{name}", "arguments": {text}}}' for name, text in texts]
     assert read(mistral(), cut(f"[TOOL_CALLS] [{', '.join(written)}]", cuts)) == meant
 
 
 @given(pieces=st.lists(st.sampled_from("<tool_cal> ") | st.text(max_size=3), max_size=20))
 @example(pieces=["a ", "<", "<tool", "_call", "b"])
 def test_text_is_told_as_soon_as_no_call_can_begin_with_it(pieces: list[str]) -> None:
-    reader, said = tagged(), ""
+    reader, shown = tagged(), ""
     for place, piece in enumerate(pieces, start=1):
-        said += "".join(part for part in reader.push(piece) if isinstance(part, str))
+        shown += "".join(part for part in reader.push(piece) if isinstance(part, str))
         if "<tool_call>" in (come := "".join(pieces[:place])):
             break
-        kept = come.removeprefix(said)
+        kept = come.removeprefix(shown)
         assert "<tool_call>".startswith(kept.lstrip())
 
 

@@ -25,16 +25,16 @@ async def test_what_only_a_store_has_is_a_model_once_an_engine_has_fetched_it(
     engine = await scene.with_engine()
     await scene.base(store=STORE)
     await scene.seen(engine)
-    status, told = await get(scene, f"{MODELS}/demo/found")
-    assert (status, "no engine has fetched it from that base's adapter store" in told["error"]["message"]) == (
+    status, body = await get(scene, f"{MODELS}/demo/found")
+    assert (status, "no engine has fetched it from that base's adapter store" in body["error"]["message"]) == (
         404,
         True,
     )
     await engine.hold("demo/found", f"{STORE}/demo/found", Tier.HOST)
     await engine.hold("demo/old", "file:///elsewhere/demo/old", Tier.HOST)
     await scene.seen(engine)
-    status, told = await get(scene, f"{MODELS}/demo/found")
-    assert (status, told["parent"], told["created"]) == (200, BASE, 0)
+    status, body = await get(scene, f"{MODELS}/demo/found")
+    assert (status, body["parent"], body["created"]) == (200, BASE, 0)
     assert (await get(scene, f"{MODELS}/demo/old"))[0] == 404
 
 
@@ -52,9 +52,9 @@ async def test_adapters_were_created_when_their_revision_was_registered(
     await until(lambda: "a/known" in scene.gateway.mirror.views[BASE].placements)
 
     async def created(path: str) -> int:
-        status, told = await get(scene, MODELS + path)
+        status, body = await get(scene, MODELS + path)
         assert status == 200
-        made = (told["data"][0] if "data" in told else told)["created"]
+        made = (body["data"][0] if "data" in body else body)["created"]
         assert isinstance(made, int)
         return made
 

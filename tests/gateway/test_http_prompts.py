@@ -65,8 +65,8 @@ async def test_choices_are_told_prompt_by_prompt_each_with_its_completions(
 
 async def test_an_id_as_long_as_may_be_does_for_several(scene: Scene, engines: list[ScriptedEngine]) -> None:
     async with asking(scene) as client:
-        told = {"X-Request-Id": "a" * 128}
-        answer = await client.completions.create(model=BASE, prompt=["Ahoy", "Avast!"], extra_headers=told)
+        headers = {"X-Request-Id": "a" * 128}
+        answer = await client.completions.create(model=BASE, prompt=["Ahoy", "Avast!"], extra_headers=headers)
     assert answer.id == f"cmpl-{'a' * 128}"
     asked = {request.request_id for engine in engines for request in engine.seen}
     assert asked == {f"{'a' * 126}-0", f"{'a' * 126}-1"}
@@ -128,18 +128,18 @@ async def test_each_piece_tells_usage_so_far_where_that_is_asked_for_as_of_vllm(
     """Of its own completion, and the last one of all; and nothing of it is told where no usage is."""
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     asked: dict[str, Any] = {"model": BASE, "stream": True, "stream_options": options}
-    told: dict[int, list[tuple[int, int, int]]] = {}
+    usages: dict[int, list[tuple[int, int, int]]] = {}
     async with asking(scene) as client:
         async for piece in await client.completions.create(**asked, prompt=["Ahoy", "Avast!"], n=2):
             assert piece.usage
             usage = (piece.usage.prompt_tokens, piece.usage.completion_tokens, piece.usage.total_tokens)
-            told.setdefault(piece.choices[0].index if piece.choices else -1, []).append(usage)
+            usages.setdefault(piece.choices[0].index if piece.choices else -1, []).append(usage)
         chat: Any = {"messages": [{"role": "user", "content": "Ahoy"}]}
         chats = [piece async for piece in await client.chat.completions.create(**asked | chat)]
         options["include_usage"] = None
         silent = [piece async for piece in await client.chat.completions.create(**asked | chat)]
     ahoy, avast = [[(size, made, size + made) for made in (1, 2, 3, 4, 4)] for size in (4, 6)]
-    assert told == {0: ahoy, 1: ahoy, 2: avast, 3: avast, -1: [(4 + 6, 4 * 4, 10 + 16)]}
+    assert usages == {0: ahoy, 1: ahoy, 2: avast, 3: avast, -1: [(4 + 6, 4 * 4, 10 + 16)]}
     assert [piece.usage and piece.usage.completion_tokens for piece in chats] == [0, 1, 2, 3, 4, 4, 4]
     assert [piece.usage for piece in silent] == [None] * 6
 

@@ -57,8 +57,8 @@ def test_names_and_values_that_look_like_keywords_stay() -> None:
         "const": {"$ref": "#/b"},
         "$id": 3,
     }
-    told = moved(schema, "#/$defs/it")
-    assert told == schema | {
+    rewritten = moved(schema, "#/$defs/it")
+    assert rewritten == schema | {
         "properties": {
             "$id": {"type": "string"},
             "$ref": {"$ref": "#/$defs/it/$defs/a"},

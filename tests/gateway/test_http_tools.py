@@ -30,14 +30,14 @@ SAY = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]
 CHOSEN = {"type": "function", "function": {"name": "sail"}}
 
 
-def read(**told: Any) -> tuple[openai_request.AskedChat, GenerateRequest]:
-    wanted = openai_request.read(json.dumps(SAY | told).encode(), openai_request.AskedChat)
+def read(**fields: Any) -> tuple[openai_request.AskedChat, GenerateRequest]:
+    wanted = openai_request.read(json.dumps(SAY | fields).encode(), openai_request.AskedChat)
     return wanted, openai_request.chat_request(wanted, ())
 
 
 def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
-    for told in ({}, {"tool_choice": "auto"}, {"tool_choice": None}, {"parallel_tool_calls": True}):
-        wanted, request = read(tools=TOOLS, **told)
+    for fields in ({}, {"tool_choice": "auto"}, {"tool_choice": None}, {"parallel_tool_calls": True}):
+        wanted, request = read(tools=TOOLS, **fields)
         [sail, rest] = json.loads(request.chat.tools)
         meant = {name: value for name, value in SAIL.items() if name != "strict"}
         assert sail == {"type": "function", "function": meant}
@@ -79,9 +79,9 @@ def test_none_are_called_though_they_are_told() -> None:
     assert request.sampling.json_object
 
 
-@pytest.mark.parametrize("told", [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto", "tools": []}])
-def test_without_tools_nothing_is_called(told: dict[str, Any]) -> None:
-    wanted, request = read(**told, parallel_tool_calls=False)
+@pytest.mark.parametrize("fields", [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto", "tools": []}])
+def test_without_tools_nothing_is_called(fields: dict[str, Any]) -> None:
+    wanted, request = read(**fields, parallel_tool_calls=False)
     assert request == read()[1]
     assert wanted.called().reading(Chat.HERMES) is None
 
@@ -124,17 +124,17 @@ def test_one_function_that_must_be_called_is_held_to_its_arguments() -> None:
 
 def test_turns_with_calls_and_what_they_gave() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "sail", "arguments": '{"chart": {"no": 1}}'}}
-    said = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []}
     gave = {"role": "tool", "tool_call_id": "call_1", "name": "sail", "content": [{"type": "text", "text": "done"}]}
-    _, request = read(messages=[*SAY["messages"], said, gave])
+    _, request = read(messages=[*SAY["messages"], turn, gave])
     [_, assistant, tool] = request.chat.messages
     assert list(assistant.tool_calls) == [ToolCall(id="call_1", name="sail", arguments='{"chart": {"no": 1}}')]
     assert (tool.role, tool.content, tool.tool_call_id, tool.name) == ("tool", "done", "call_1", "sail")
 
 
-@pytest.mark.parametrize("told", [{}, {"content": None}, {"content": None, "tool_calls": []}, {"content": []}])
-def test_an_assistant_may_have_said_nothing(told: dict[str, Any]) -> None:
-    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant"} | told])[1].chat.messages
+@pytest.mark.parametrize("fields", [{}, {"content": None}, {"content": None, "tool_calls": []}, {"content": []}])
+def test_an_assistant_may_have_said_nothing(fields: dict[str, Any]) -> None:
+    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant"} | fields])[1].chat.messages
     assert (assistant.content, list(assistant.tool_calls)) == ("", [])
 
 
@@ -153,31 +153,31 @@ def test_what_clients_add_to_an_answer_does_not_keep_it_from_being_sent_back(add
     function = {"name": "sail", "arguments": '{"chart": {"no": 1}}'}
     call = {"id": "call_1", "type": "function", "function": function}
     part = {"type": "text", "text": "I sail."}
-    said = {"role": "assistant", "content": [part], "tool_calls": [call]}
+    message = {"role": "assistant", "content": [part], "tool_calls": [call]}
     own = {"index": 0, "function": function | {"parsed_arguments": {"chart": {"no": 1}}}}
-    back = said | {"tool_calls": [call | own], "content": [part | {"cache_control": {"type": "ephemeral"}}]}
-    assert read(messages=[*SAY["messages"], back | added])[1] == read(messages=[*SAY["messages"], said])[1]
+    back = message | {"tool_calls": [call | own], "content": [part | {"cache_control": {"type": "ephemeral"}}]}
+    assert read(messages=[*SAY["messages"], back | added])[1] == read(messages=[*SAY["messages"], message])[1]
 
 
 def test_a_parsed_answer_of_openais_own_client_is_sent_back() -> None:
     """As its guide to functions has it: `messages.append(completion.choices[0].message)`."""
     function = ParsedFunction(name="sail", arguments="{}", parsed_arguments={})
     call = ParsedFunctionToolCall(id="call_1", type="function", function=function)
-    said = ParsedChatCompletionMessage[dict[str, Any]](role="assistant", content="", parsed={}, tool_calls=[call])
-    [_, assistant] = read(messages=[*SAY["messages"], said.model_dump()])[1].chat.messages
+    message = ParsedChatCompletionMessage[dict[str, Any]](role="assistant", content="", parsed={}, tool_calls=[call])
+    [_, assistant] = read(messages=[*SAY["messages"], message.model_dump()])[1].chat.messages
     assert list(assistant.tool_calls) == [ToolCall(id="call_1", name="sail", arguments="{}")]
 
 
 @pytest.mark.parametrize(
-    "told",
+    "fields",
     [
         {"content": None, "refusal": "I can't."},
         {"content": "", "refusal": "I can't."},
         {"content": [{"type": "refusal", "refusal": "I can't."}]},
     ],
 )
-def test_a_refusal_is_what_the_assistant_said(told: dict[str, Any]) -> None:
-    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant"} | told])[1].chat.messages
+def test_a_refusal_is_what_the_assistant_said(fields: dict[str, Any]) -> None:
+    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant"} | fields])[1].chat.messages
     assert assistant.content == "I can't."
 
 
@@ -185,7 +185,7 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("fields", "says"),
     [
         ({"tools": [{}]}, r"missing required field `function` - at `\$\.tools\[0\]`"),
         ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, r"'custom' - at `\$\.tools\[0\]\.type`"),
@@ -237,16 +237,16 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ),
     ],
 )
-def test_what_is_not_done_or_makes_no_sense_is_one_clear_error(told: dict[str, Any], says: str) -> None:
+def test_what_is_not_done_or_makes_no_sense_is_one_clear_error(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
-        read(**told)
+        read(**fields)
 
 
 def test_texts_call_nothing() -> None:
     body = {"model": "demo/pirate", "prompt": "Ahoy"}
-    for told in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
+    for fields in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
         with pytest.raises(InvalidRequest, match="is not supported; leave it out"):
-            openai_request.read(json.dumps(body | told).encode(), openai_request.AskedText)
+            openai_request.read(json.dumps(body | fields).encode(), openai_request.AskedText)
     openai_request.read(
         json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), openai_request.AskedText
     )

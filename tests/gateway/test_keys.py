@@ -71,7 +71,7 @@ async def test_every_call_by_grpc_bears_a_known_key_or_is_refused(scene: Scene) 
 
 @pytest.mark.usefixtures("secret")
 async def test_a_scheme_is_told_in_any_case_and_another_one_is_no_key(scene: Scene) -> None:
-    for told, status in (
+    for header, status in (
         (f"Bearer {GOOD}", 200),
         (f"bearer  {GOOD} ", 200),
         (f"Bearer {OTHER}", 200),
@@ -83,18 +83,18 @@ async def test_a_scheme_is_told_in_any_case_and_another_one_is_no_key(scene: Sce
         (f"Basic {GOOD}", 401),
         (f"Bearer {GOOD}ä", 401),
     ):
-        assert (await by_http(scene, "/v1/models", told))[0] == status, told
+        assert (await by_http(scene, "/v1/models", header))[0] == status, header
 
 
 @pytest.mark.usefixtures("secret")
 async def test_openais_client_is_told_as_openai_tells_it(scene: Scene) -> None:
-    for key, said in (("wrong", "holds an unknown key"), ("", "holds no key; send 'Bearer KEY'")):
+    for key, message in (("wrong", "holds an unknown key"), ("", "holds no key; send 'Bearer KEY'")):
         status, answer, how = await by_http(scene, "/v1/models", f"Bearer {key}")
         assert (status, how) == (401, "Bearer")
         assert isinstance(answer, dict)
         assert answer["error"]["type"] == "invalid_request_error"
         assert answer["error"]["code"] == "Unauthenticated"
-        assert said in answer["error"]["message"]
+        assert message in answer["error"]["message"]
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
             await client.completions.create(model=BASE, prompt="Ahoy")
@@ -127,8 +127,8 @@ async def test_the_page_s_files_ask_for_no_key_and_what_it_asks_for_does(scene: 
                 assert answer.status == 200
                 assert BASE not in await answer.text()
     for call in ("bases", "waves/serving", "waves/training", "wave?name=a/b", "adapter?name=", "adapters"):
-        for told in (None, "Bearer wrong"):
-            assert (await by_http(scene, f"/v1/mint/{call}", told))[::2] == (401, "Bearer")
+        for header in (None, "Bearer wrong"):
+            assert (await by_http(scene, f"/v1/mint/{call}", header))[::2] == (401, "Bearer")
     assert (await by_http(scene, "/v1/mint/bases", f"Bearer {GOOD}"))[0] == 200
     for path in ("//", "/page.js/", "/page.py", "/answers.py", "/../keys.py"):
         assert (await by_http(scene, path, None))[0] == 401
@@ -191,10 +191,10 @@ def test_of_keys_nothing_is_kept_that_could_be_told(tmp_path: Path) -> None:
 async def test_the_command_line_takes_its_key_from_the_environment(scene: Scene) -> None:
     assert await mint(scene.target, "ask", "Hello?", MINT_API_KEY=GOOD) == (0, "Hello there.\n", "")
     assert (await mint(scene.target, "wave", "list", MINT_API_KEY=OTHER))[0] == 0
-    for key, said in (("", "holds no key"), ("wrong", "holds an unknown key")):
+    for key, message in (("", "holds no key"), ("wrong", "holds an unknown key")):
         code, _, err = await mint(scene.target, "ask", "Hello?", MINT_API_KEY=key)
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith("mint: Unauthenticated: authorization: ")
-        assert said in err
+        assert message in err
     code, _, err = await mint(scene.target, "ask", "Hello?", MINT_API_KEY="s3cret\nkey")
     assert (code, err) == (1, "mint: InvalidRequest: key: holds characters that are not printable ASCII\n")

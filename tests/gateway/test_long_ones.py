@@ -31,18 +31,18 @@ async def test_others_are_answered_while_a_long_one_is_put_together(
     engine.words = ("word ",) * (offload.LONG // 8)
     begun, go_on, whole = threading.Event(), threading.Event(), openai_response.whole
 
-    def wait(*told: Any) -> openai_response.Json:
+    def wait(*arguments: Any) -> openai_response.Json:
         begun.set()
         assert go_on.wait(LIMIT_S), "nobody was answered meanwhile"
-        return whole(*told)
+        return whole(*arguments)
 
     monkeypatch.setattr(openai_response, "whole", wait)
     asking = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "n": 2}))
     assert await asyncio.to_thread(begun.wait, LIMIT_S)
     assert (await get(scene, "/live"))[0] == 200
     go_on.set()
-    status, told, _ = await asking
-    assert (status, [choice["text"][:10] for choice in told["choices"]]) == (200, ["word word ", "1word 1wor"])
+    status, body, _ = await asking
+    assert (status, [choice["text"][:10] for choice in body["choices"]]) == (200, ["word word ", "1word 1wor"])
 
 
 @pytest.mark.parametrize("path", [TEXT, CHAT])
@@ -51,15 +51,15 @@ async def test_others_are_answered_while_a_long_request_is_read(
 ) -> None:
     begun, go_on, read = threading.Event(), threading.Event(), openai_request.read
 
-    def wait(*told: Any) -> Any:
+    def wait(*arguments: Any) -> Any:
         begun.set()
         assert go_on.wait(LIMIT_S), "nobody was answered meanwhile"
-        return read(*told)
+        return read(*arguments)
 
     monkeypatch.setattr(openai_request, "read", wait)
     long = "Ahoy" * offload.LONG
-    told = {"prompt": long} if path == TEXT else {"messages": [{"role": "user", "content": long}]}
-    asking = asyncio.create_task(post(scene, path, {"model": BASE} | told))
+    fields = {"prompt": long} if path == TEXT else {"messages": [{"role": "user", "content": long}]}
+    asking = asyncio.create_task(post(scene, path, {"model": BASE} | fields))
     assert await asyncio.to_thread(begun.wait, LIMIT_S)
     assert (await get(scene, "/live"))[0] == 200
     go_on.set()
@@ -72,9 +72,9 @@ async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_wor
 ) -> None:
     monkeypatch.setattr(buffered_answer, "MOST_BYTES", 2 << 20)
     engine.words, engine.hold_after = ("word " * 100_000,) * 40, 39
-    status, told, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
+    status, body, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
     assert status == 422
-    assert "is larger than 2 MiB, the most that is sent without a stream; ask for one" in told["error"]["message"]
+    assert "is larger than 2 MiB, the most that is sent without a stream; ask for one" in body["error"]["message"]
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
     engine.hold_after = None
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
@@ -88,14 +88,14 @@ async def test_answers_are_told_whole_while_all_together_have_room(
     monkeypatch.setattr(door, "MOST_KEPT", 1 << 20)
     engine = await scene.with_engine()
     engine.words, engine.hold_after = ("word " * 100_000,) * 4, 3
-    status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
-    assert (status, told["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
-    assert "keeps 1 MiB of answers that are not streamed; ask for a stream" in told["error"]["message"]
+    status, body, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
+    assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
+    assert "keeps 1 MiB of answers that are not streamed; ask for a stream" in body["error"]["message"]
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
     engine.words, engine.hold_after = ("word " * 100_000,), None
     for _ in range(4):
-        status, told, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
-        assert (status, len(told["choices"][0]["text"])) == (200, 500_000), "what was told takes room no more"
+        status, body, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
+        assert (status, len(body["choices"][0]["text"])) == (200, 500_000), "what was told takes room no more"
 
 
 async def test_requests_are_taken_in_while_all_that_come_have_room(
@@ -103,8 +103,8 @@ async def test_requests_are_taken_in_while_all_that_come_have_room(
 ) -> None:
     rooms = list[Room]()  # the first is that of what arrives
 
-    def room(*told: Any) -> Room:
-        rooms.append(Room(*told))
+    def room(*arguments: Any) -> Room:
+        rooms.append(Room(*arguments))
         return rooms[-1]
 
     monkeypatch.setattr(door, "MOST_ARRIVING", 1 << 20)
@@ -115,9 +115,9 @@ async def test_requests_are_taken_in_while_all_that_come_have_room(
         head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
         await asyncio.to_thread(slow.sendall, head.encode() + b" " * 900_000)
         await until(lambda: rooms[0].taken == 900_000 - OWN_BYTES)
-        status, told, headers = await post(scene, TEXT, long)
+        status, body, headers = await post(scene, TEXT, long)
         assert (status, headers.get("Retry-After")) == (429, "1")
-        assert "1 MiB of requests are arriving" in told["error"]["message"]
+        assert "1 MiB of requests are arriving" in body["error"]["message"]
         assert (await post(scene, TEXT, short))[0] == 200
     await until(lambda: rooms[0].taken == 0)
     assert (await post(scene, TEXT, long))[0] == 200
@@ -137,8 +137,8 @@ async def test_requests_are_in_flight_by_both_doors_while_all_together_have_room
         with pytest.raises(Overloaded, match="1 MiB of requests in flight; retry later") as error:
             await scene.client.answer(refused)
         assert error.value.retry_after_s == 1.0
-    status, told, headers = await post(scene, TEXT, {"model": BASE, "prompt": long})
-    assert (status, told["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
+    status, body, headers = await post(scene, TEXT, {"model": BASE, "prompt": long})
+    assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
     held.cancel()
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
     engine.hold_after = None

@@ -46,8 +46,8 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
             await fragile.client.answer(question("Ahoy?", adapter="demo/pirate"))
         assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-1"
         assert mirror.age_s() > 0
-    told = [line for line in logs if line["event"].startswith("placement map is unavailable")]
-    assert len(told) == 1
+    warnings = [line for line in logs if line["event"].startswith("placement map is unavailable")]
+    assert len(warnings) == 1
     counted = fragile.gateway.metrics.registry.get_sample_value
     assert counted("mint_gateway_map_outages_total") == 1
 
@@ -78,12 +78,12 @@ async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
         await until(lambda: mirror.away)
         with RedisProcess(tmp_path, "--requirepass", "rotated", port=own_redis.port):
             await until(lambda: any("Redis refuses the password" in line.get("error", "") for line in logs))
-    told = [(line["event"], line["error"]) for line in logs if line["event"].startswith("placement map is")]
-    assert [event.partition(";")[0] for event, _ in told] == [
+    warnings = [(line["event"], line["error"]) for line in logs if line["event"].startswith("placement map is")]
+    assert [event.partition(";")[0] for event, _ in warnings] == [
         "placement map is unavailable",
-        *["placement map is still unavailable"] * (len(told) - 1),
+        *["placement map is still unavailable"] * (len(warnings) - 1),
     ]
-    assert len(set(told)) == len(told), "each once"
+    assert len(set(warnings)) == len(warnings), "each once"
 
 
 async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:

@@ -34,9 +34,9 @@ _bodies = st.fixed_dictionaries(_sound, optional={name: _values for name in _nam
 @given(body=_bodies | st.dictionaries(st.sampled_from(_names), _values, max_size=4))
 def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
     for read, other in ((_as_texts, "messages"), (_as_chats, "prompt")):
-        told = json.dumps({name: value for name, value in body.items() if name != other}).encode()
+        encoded = json.dumps({name: value for name, value in body.items() if name != other}).encode()
         try:
-            requests = read(told)
+            requests = read(encoded)
         except InvalidRequest:
             continue
         for request in requests:
@@ -80,49 +80,49 @@ def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str,
     assert (request.base_model, request.adapter) == meant
 
 
-@pytest.mark.parametrize("told", ["0", "-0.0", "1e-46", "1e-400", "1e-12"])
-def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought(told: str) -> None:
+@pytest.mark.parametrize("value", ["0", "-0.0", "1e-46", "1e-400", "1e-12"])
+def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought(value: str) -> None:
     """And by what becomes nought in a proto, where that leaves the filter off."""
-    [request] = _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "top_p": {told}}}'.encode())
+    [request] = _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "top_p": {value}}}'.encode())
     assert 0 < request.sampling.top_p < 1e-6
 
 
-@pytest.mark.parametrize(("field", "told"), [("top_p", "-1e-46"), ("repetition_penalty", "1e-46")])
-def test_what_is_out_of_bounds_does_not_become_what_leaves_a_filter_off(field: str, told: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("top_p", "-1e-46"), ("repetition_penalty", "1e-46")])
+def test_what_is_out_of_bounds_does_not_become_what_leaves_a_filter_off(field: str, value: str) -> None:
     with pytest.raises(InvalidRequest, match=field):
-        _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "{field}": {told}}}'.encode())
+        _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "{field}": {value}}}'.encode())
 
 
-@pytest.mark.parametrize(("told", "meant"), [(-1, 0), (0, 0), (40, 40)])
-def test_no_number_of_likeliest_tokens_is_asked_for_as_by_vllm(told: int, meant: int) -> None:
-    [request] = _as_texts(json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "top_k": told}).encode())
+@pytest.mark.parametrize(("top_k", "meant"), [(-1, 0), (0, 0), (40, 40)])
+def test_no_number_of_likeliest_tokens_is_asked_for_as_by_vllm(top_k: int, meant: int) -> None:
+    [request] = _as_texts(json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "top_k": top_k}).encode())
     assert request.sampling.top_k == meant
     with pytest.raises(InvalidRequest, match="top_k"):
         _as_texts(b'{"model": "demo/pirate", "prompt": "Ahoy", "top_k": -2}')
 
 
 def test_what_is_cached_is_salted_as_by_vllm() -> None:
-    told: dict[str, object] = {"model": "demo/pirate", "prompt": ["Ahoy", "Aye"]}
-    assert [each.cache_salt for each in _as_texts(json.dumps(told | {"cache_salt": "acme"}).encode())] == ["acme"] * 2
-    assert [each.cache_salt for each in _as_texts(json.dumps(told | {"cache_salt": None}).encode())] == [""] * 2
+    body: dict[str, object] = {"model": "demo/pirate", "prompt": ["Ahoy", "Aye"]}
+    assert [each.cache_salt for each in _as_texts(json.dumps(body | {"cache_salt": "acme"}).encode())] == ["acme"] * 2
+    assert [each.cache_salt for each in _as_texts(json.dumps(body | {"cache_salt": None}).encode())] == [""] * 2
     with pytest.raises(InvalidRequest, match="cache_salt"):
-        _as_texts(json.dumps(told | {"cache_salt": "a" * 257}).encode())
+        _as_texts(json.dumps(body | {"cache_salt": "a" * 257}).encode())
 
 
-@pytest.mark.parametrize("told", [{}, {"max_tokens": None}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
-def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(told: dict[str, int | None]) -> None:
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": None}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
+def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(fields: dict[str, int | None]) -> None:
     """As by OpenAI; a text has engines' default, as it has a small one there."""
-    asked_for = {"model": "demo/pirate"} | told
+    asked_for = {"model": "demo/pirate"} | fields
     [chat] = _as_chats(json.dumps(asked_for | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
-    assert chat.sampling.max_tokens == (7 if any(told.values()) else 2**31 - 1)
+    assert chat.sampling.max_tokens == (7 if any(fields.values()) else 2**31 - 1)
     [text] = _as_texts(json.dumps({"model": "demo/pirate", "prompt": "Ahoy"}).encode())
     assert not text.sampling.HasField("max_tokens")
 
 
 def test_nothing_said_of_what_a_stream_tells_is_its_default() -> None:
     names = ("include_usage", "continuous_usage_stats", "include_obfuscation")
-    for told in (None, {}, dict.fromkeys(names), dict.fromkeys(names, False)):
-        body = json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "stream_options": told}).encode()
+    for value in (None, {}, dict.fromkeys(names), dict.fromkeys(names, False)):
+        body = json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "stream_options": value}).encode()
         options = openai_request.read(body, openai_request.AskedText).stream_options
         assert not any(getattr(options, name) for name in names)
 
@@ -150,8 +150,8 @@ def test_a_prompt_is_a_text_or_tokens_and_a_list_of_such_is_several(prompt: Any,
 
 def test_variables_of_a_chats_template_are_said_as_vllms_clients_say_them() -> None:
     chat: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
-    for told in (chat, chat | {"chat_template_kwargs": None}, chat | {"chat_template_kwargs": {}}):
-        assert not _as_chats(json.dumps(told).encode())[0].chat.template_variables
+    for body in (chat, chat | {"chat_template_kwargs": None}, chat | {"chat_template_kwargs": {}}):
+        assert not _as_chats(json.dumps(body).encode())[0].chat.template_variables
     [asked_for] = _as_chats(json.dumps(chat | {"chat_template_kwargs": {"enable_thinking": False}}).encode())
     assert json.loads(asked_for.chat.template_variables) == {"enable_thinking": False}
     with pytest.raises(InvalidRequest, match="chat_template_kwargs"):
@@ -162,27 +162,27 @@ def test_variables_of_a_chats_template_are_said_as_vllms_clients_say_them() -> N
 
 def test_what_a_developer_says_is_what_a_system_says() -> None:
     """Templates that know no developer would pass over it."""
-    said = [{"role": role, "content": f"as {role}"} for role in ("developer", "system", "user", "tool")]
-    [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": said}).encode())
+    messages = [{"role": role, "content": f"as {role}"} for role in ("developer", "system", "user", "tool")]
+    [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": messages}).encode())
     assert [each.role for each in chat.chat.messages] == ["system", "system", "user", "tool"]
 
 
 def test_whoever_speaks_may_have_a_name() -> None:
     """As agents have that talk with one another; it is the base's template that writes it, or doesn't."""
-    said = [{"role": role, "content": "Ahoy", "name": f"the_{role}"} for role in ("system", "user", "assistant")]
-    [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": said}).encode())
+    messages = [{"role": role, "content": "Ahoy", "name": f"the_{role}"} for role in ("system", "user", "assistant")]
+    [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": messages}).encode())
     assert [each.name for each in chat.chat.messages] == ["the_system", "the_user", "the_assistant"]
 
 
 def test_penalties_and_biases_are_those_of_openai() -> None:
-    told: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
-    told |= {
+    body: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
+    body |= {
         "logit_bias": {"42": -100},
         "presence_penalty": 0.5,
         "frequency_penalty": -0.25,
         "repetition_penalty": 1.5,
     }
-    [request] = _as_chats(json.dumps(told).encode())
+    [request] = _as_chats(json.dumps(body).encode())
     sampling = request.sampling
     assert dict(sampling.logit_bias) == {42: -100.0}
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.25, 1.5)
@@ -192,11 +192,11 @@ def test_a_schemas_characters_are_told_as_they_are() -> None:
     """Engines take so many of them: written as \\uXXXX each of these would count for six."""
     schema = {"type": "object", "description": "海" * 12_000}
     chat: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
-    for told in (
+    for fields in (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
         {"structured_outputs": {"json": schema}},
     ):
-        [request] = _as_chats(json.dumps(chat | told).encode())
+        [request] = _as_chats(json.dumps(chat | fields).encode())
         assert json.loads(request.sampling.json_schema) == schema
         assert len(request.sampling.json_schema) < 12_100
 
@@ -206,7 +206,7 @@ NAMED = {"name": "it", "description": "what it is", "strict": True, "schema": SC
 
 
 @pytest.mark.parametrize(
-    ("told", "shape", "meant"),
+    ("fields", "shape", "meant"),
     [
         ({}, None, None),
         ({"response_format": None, "structured_outputs": None}, None, None),
@@ -222,11 +222,11 @@ NAMED = {"name": "it", "description": "what it is", "strict": True, "schema": SC
     ],
 )
 def test_what_an_answer_must_be_is_said_as_openais_and_vllms_clients_say_it(
-    told: dict[str, Any], shape: str | None, meant: Any
+    fields: dict[str, Any], shape: str | None, meant: Any
 ) -> None:
-    said = {"model": "demo/pirate", "max_tokens": 7} | told
-    [text] = _as_texts(json.dumps(said | {"prompt": "Ahoy"}).encode())
-    [chat] = _as_chats(json.dumps(said | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
+    body = {"model": "demo/pirate", "max_tokens": 7} | fields
+    [text] = _as_texts(json.dumps(body | {"prompt": "Ahoy"}).encode())
+    [chat] = _as_chats(json.dumps(body | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
     assert text.sampling == chat.sampling
     assert text.sampling.WhichOneof("shape") == shape
     if shape == "json_schema":

@@ -32,22 +32,22 @@ def asking(*, logprobs: bool) -> GenerateRequest:
 
 
 def test_a_chat_tells_tokens_with_their_bytes() -> None:
-    told = ChatCompletion.model_validate(answer(CHAT, Echo())).choices[0].logprobs
-    assert told is not None
-    assert told.content is not None
-    assert [each.token for each in told.content] == [" sea", r"bytes:\xe2\x80", "token_id:9"]
-    assert [each.bytes for each in told.content] == [list(b" sea"), [0xE2, 0x80], None]
-    assert [(each.token, each.logprob) for each in told.content[0].top_logprobs] == [
+    logprobs = ChatCompletion.model_validate(answer(CHAT, Echo())).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [each.token for each in logprobs.content] == [" sea", r"bytes:\xe2\x80", "token_id:9"]
+    assert [each.bytes for each in logprobs.content] == [list(b" sea"), [0xE2, 0x80], None]
+    assert [(each.token, each.logprob) for each in logprobs.content[0].top_logprobs] == [
         (" sea", -0.25),
         (r"bytes:\xe2\x80", -0.5),
     ]
 
 
 def test_a_text_tells_tokens_as_they_are_written() -> None:
-    told = Completion.model_validate(answer(TEXT, Echo())).choices[0].logprobs
-    assert told is not None
-    assert told.tokens == [" sea", r"bytes:\xe2\x80", "token_id:9"]
-    assert told.top_logprobs == [
+    logprobs = Completion.model_validate(answer(TEXT, Echo())).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == [" sea", r"bytes:\xe2\x80", "token_id:9"]
+    assert logprobs.top_logprobs == [
         {" sea": -0.25, r"bytes:\xe2\x80": -0.5},
         {r"bytes:\xe2\x80": -0.5},
         {"token_id:9": -0.75},
@@ -57,18 +57,19 @@ def test_a_text_tells_tokens_as_they_are_written() -> None:
 def test_the_token_that_came_is_among_a_texts_likeliest() -> None:
     """ "There may be up to logprobs+1 elements", as OpenAI says of them; two may be written alike."""
     first = TokenLogprob(token_id=5, logprob=-3, token=b" lake", top=[WORD, TokenLogprob(logprob=-2, token=b" sea")])
-    told = chunk(Head(TEXT, "1", "demo/pirate", 0, ""), Chunk(text=" lake", logprobs=[first]), 0)
-    assert told["choices"][0]["logprobs"]["top_logprobs"] == [{" sea": -0.25, " lake": -3}]
+    piece = chunk(Head(TEXT, "1", "demo/pirate", 0, ""), Chunk(text=" lake", logprobs=[first]), 0)
+    assert piece["choices"][0]["logprobs"]["top_logprobs"] == [{" sea": -0.25, " lake": -3}]
 
 
 def test_a_prompt_that_is_wanted_again_comes_first_with_its_log_probabilities() -> None:
     """The first token has none, as by OpenAI: what evaluates models by their log-probabilities counts on it."""
     [choice] = answer(TEXT, echo(asking(logprobs=True), STARTED))["choices"]
     assert choice["text"] == "The\u2019s sea"
-    told = choice["logprobs"]
-    assert told["tokens"] == ["The", r"bytes:\xe2\x80", r"bytes:\x99\x73", " sea", r"bytes:\xe2\x80", "token_id:9"]
-    assert told["token_logprobs"] == [None, -0.5, 0, -0.25, -0.5, -0.75]
-    assert [each if each is None else len(each) for each in told["top_logprobs"]] == [None, 1, 1, 2, 1, 1]
+    logprobs = choice["logprobs"]
+    tokens = ["The", r"bytes:\xe2\x80", r"bytes:\x99\x73", " sea", r"bytes:\xe2\x80", "token_id:9"]
+    assert logprobs["tokens"] == tokens
+    assert logprobs["token_logprobs"] == [None, -0.5, 0, -0.25, -0.5, -0.75]
+    assert [each if each is None else len(each) for each in logprobs["top_logprobs"]] == [None, 1, 1, 2, 1, 1]
 
 
 def placed(token: bytes, at: int) -> TokenLogprob:
@@ -84,12 +85,12 @@ def test_tokens_are_placed_in_the_whole_text_streamed_or_not() -> None:
         Chunk(text="", logprobs=[placed(b" \xe2\x80", 0)]),
         Chunk(text=" \u2018a", logprobs=[placed(b"\x98a", 1)]),
     ]
-    for told, before, places in ((echo(request, started), 5, [0, 3, 3]), (Echo(), 0, [])):
+    for prompt_echo, before, places in ((echo(request, started), 5, [0, 3, 3]), (Echo(), 0, [])):
         head, end = Head(TEXT, "1", "", 0, ""), GenerateEvent(finished=Finished(reason=Finished.STOP))
-        [choice] = whole(head, {0: told}, [*(GenerateEvent(chunk=each) for each in parts), end], 1)["choices"]
+        [choice] = whole(head, {0: prompt_echo}, [*(GenerateEvent(chunk=each) for each in parts), end], 1)["choices"]
         assert choice["logprobs"]["text_offset"] == [*places, before, before + 1]
         assert choice["text"][before:].startswith(" \u2018a")
-        pieces = [*beginning(head, [0], told), *(chunk(head, each, len(told.text)) for each in parts)]
+        pieces = [*beginning(head, [0], prompt_echo), *(chunk(head, each, len(prompt_echo.text)) for each in parts)]
         streamed = [place for each in pieces for place in each["choices"][0]["logprobs"]["text_offset"]]
         assert streamed == choice["logprobs"]["text_offset"]
 

@@ -18,7 +18,7 @@ from mint_gateway.page import overview, policies
 from mint_gateway.page.files import FILES
 from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
-from tests.gateway.test_waves import NAMES, Training, said, wave
+from tests.gateway.test_waves import NAMES, Training, reported, wave
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -34,8 +34,8 @@ async def fetched(scene: Scene, path: str, **headers: str) -> tuple[int, str, Ma
 async def ask(scene: Scene, call: str) -> Any:
     """The JSON of an answer; of a refusal its status and its words."""
     status, text, _ = await fetched(scene, f"{ASKED}/{call}")
-    told = msgspec.json.decode(text)
-    return told if status == 200 else (status, told["error"]["message"])
+    body = msgspec.json.decode(text)
+    return body if status == 200 else (status, body["error"]["message"])
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ async def test_the_page_s_files_are_told_as_what_they_are_and_may_load_nothing_e
 
 
 async def test_bases_tell_their_engines_slots_tiers_and_requests(served: Scene) -> None:
-    told = await ask(served, "bases")
-    [base] = told["bases"]
+    body = await ask(served, "bases")
+    [base] = body["bases"]
     assert (base["base_model"], base["states"], base["placed"]) == (BASE, {"Ready": 1, "Starting": 1}, 2)
     assert (base["slots_used"], base["slots_total"], base["running"], base["waiting"]) == (3, 16, 3, 0)
     assert base["held"] == {"device": 1, "host": 0, "disk": 1, "failed": 1}
@@ -99,20 +99,20 @@ async def test_bases_tell_their_engines_slots_tiers_and_requests(served: Scene) 
         ("e-0", "Ready", 3),
         ("e-1", "Starting", 0),
     ]
-    assert (told["total"]["engines"], told["total"]["ready"], told["total"]["placed"]) == (2, 1, 2)
-    assert (told["next"], told["map_away"]) == ("", False)
+    assert (body["total"]["engines"], body["total"]["ready"], body["total"]["placed"]) == (2, 1, 2)
+    assert (body["next"], body["map_away"]) == ("", False)
 
 
 async def test_waves_that_serve_tell_their_phase_and_how_many_copies_are_ready(served: Scene) -> None:
-    told = await ask(served, "waves/serving")
+    body = await ask(served, "waves/serving")
     keys = ("wave", "phase", "wanted", "placed", "ready", "failed", "position")
-    assert [tuple(each[key] for key in keys) for each in told["waves"]] == [
+    assert [tuple(each[key] for key in keys) for each in body["waves"]] == [
         ("demo/broken", "Failed", 1, 1, 0, 1, 0),
         ("demo/later", "Pending", 4, 0, 0, 0, 1),
         ("demo/past", "Expired", 0, 0, 0, 0, 0),
         ("demo/wave", "Placing", 2, 1, 1, 0, 0),
     ]
-    assert (told["total"], told["pending"], told["incomplete"]) == (4, 2, [])
+    assert (body["total"], body["pending"], body["incomplete"]) == (4, 2, [])
     first = await ask(served, "waves/serving?limit=1&prefix=demo/l")
     assert ([each["wave"] for each in first["waves"]], first["next"], first["total"]) == (["demo/later"], "", 4)
     first = await ask(served, "waves/serving?limit=3")
@@ -126,7 +126,7 @@ async def test_waves_that_train_tell_how_far_they_are(served: Scene, monkeypatch
     assert (waits["wave"], waits["phase"], waits["policies"], waits["reward"]) == ("demo/w", "Placing", 2, None)
     training = Training(served)
     await training.declare(wave())
-    await training.report(*(said(name, 2, reward_recent=0.5, tokens=10, step_s=2.0) for name in NAMES))
+    await training.report(*(reported(name, 2, reward_recent=0.5, tokens=10, step_s=2.0) for name in NAMES))
 
     async def begun() -> Any:
         [found] = (await ask(served, "waves/training"))["waves"]
@@ -151,17 +151,17 @@ async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
     await scene.open()
     await scene.seen(*engines)
     first = {"policy": "acme/a", "base_model": BASE, "engine": "e-0", "step": 2, "calls": 5}
-    told = await ask(scene, "policies?prefix=acme/&limit=2")
-    assert told["policies"] == [first, first | {"engine": "e-1"}]
-    assert (told["total"], told["silent"]) == (4, [])
-    last = await ask(scene, f"policies?prefix=acme/&limit=2&after={quote(told['next'])}")
+    body = await ask(scene, "policies?prefix=acme/&limit=2")
+    assert body["policies"] == [first, first | {"engine": "e-1"}]
+    assert (body["total"], body["silent"]) == (4, [])
+    last = await ask(scene, f"policies?prefix=acme/&limit=2&after={quote(body['next'])}")
     assert ([each["policy"] for each in last["policies"]], last["next"]) == (["acme/b"], "")
     trainers[1].answers.clear()
     monkeypatch.setattr(policies, "GLANCE_S", 0.2)
 
     async def one_is_silent() -> Any:
-        told = await ask(scene, "policies")
-        return told if told["silent"] == ["e-1"] else None  # a busy machine may have the other miss it too
+        body = await ask(scene, "policies")
+        return body if body["silent"] == ["e-1"] else None  # a busy machine may have the other miss it too
 
     assert [each["policy"] for each in (await until(one_is_silent))["policies"]] == ["acme/a", "acme/b"]
     trainers[1].answers.set()
@@ -173,8 +173,10 @@ async def test_a_wave_tells_why_it_stands_so_and_some_of_its_policies(served: Sc
     training = Training(served)
     await training.declare(wave())
     history = [float(step) for step in range(1000)]
-    told = [said(NAMES[0], 1000), said(NAMES[1], 3, Stage.FAILED, failure=Failure("BadReward", "<b>no</b>", True))]
-    await training.report(*told, rewards={NAMES[0]: history, NAMES[1]: [0.25, float("nan"), 1.0]})
+    failed = reported(NAMES[1], 3, Stage.FAILED, failure=Failure("BadReward", "<b>no</b>", True))
+    await training.report(
+        reported(NAMES[0], 1000), failed, rewards={NAMES[0]: history, NAMES[1]: [0.25, float("nan"), 1.0]}
+    )
 
     async def read() -> Any:
         found = (await ask(served, "wave?name=demo/w"))["progress"]
@@ -191,9 +193,9 @@ async def test_a_wave_tells_why_it_stands_so_and_some_of_its_policies(served: Sc
 
 
 async def test_an_adapter_tells_why_it_is_there_as_grpc_does(served: Scene) -> None:
-    told, why = await ask(served, "adapter?name=demo/pirate"), await served.client.explain("demo/pirate")
-    assert (told["chosen_engine"], told["chosen_because"]) == (why.chosen_engine, why.chosen_because)
-    assert [each["residency"] for each in told["holders"]] == ["Device"]
+    body, why = await ask(served, "adapter?name=demo/pirate"), await served.client.explain("demo/pirate")
+    assert (body["chosen_engine"], body["chosen_because"]) == (why.chosen_engine, why.chosen_because)
+    assert [each["residency"] for each in body["holders"]] == ["Device"]
     assert (await ask(served, "adapter?name="))["adapter"] == ""
     assert (await ask(served, "adapter?name=demo/nobody"))[0] == 404
     assert (await ask(served, "adapter?name=%3Cscript%3E"))[0] == 400

@@ -18,7 +18,7 @@ from tests.gateway.browser import Browser, browsing
 from tests.gateway.scene import BASE, LIMITS, STORE, Scene
 from tests.gateway.secrets import mount
 from tests.gateway.tenants import Tenants, key_of, lessons
-from tests.gateway.test_waves import NAMES, Training, said, wave
+from tests.gateway.test_waves import NAMES, Training, reported, wave
 from tests.redis_process import RedisProcess
 from tests.relay import relaying
 from tests.waiting import until
@@ -57,9 +57,9 @@ async def served(scene: Scene) -> Scene:
     await scene.seen(engine)
     training = Training(scene)
     await training.declare(wave(message=HOSTILE))
-    failed = said(NAMES[1], 1, Stage.FAILED, failure=Failure("BadReward", HOSTILE, terminal=True))
+    failed = reported(NAMES[1], 1, Stage.FAILED, failure=Failure("BadReward", HOSTILE, terminal=True))
     await training.report(
-        said(NAMES[0], 3, reward_recent=0.5, tokens=1200), failed, rewards={NAMES[0]: [0.1, 0.5, 0.9]}
+        reported(NAMES[0], 3, reward_recent=0.5, tokens=1200), failed, rewards={NAMES[0]: [0.1, 0.5, 0.9]}
     )
     return scene
 
@@ -143,7 +143,7 @@ async def test_a_policy_of_a_wave_leads_to_the_adapter_that_it_published_on_the_
     served: Scene, browser: Browser
 ) -> None:
     published = Published("sha256:abc", 3, Source("s3://runs/abc"))
-    await Training(served).report(said(NAMES[0], 3, published=published))
+    await Training(served).report(reported(NAMES[0], 3, published=published))
     await browser.open(f"{served.url}/#wave=demo%2Fw")
     led = f"return document.querySelector(`.name a[href*='{quote(NAMES[0], safe='')}']`)?.getAttribute('href')"
     assert await until(lambda: browser.run(led)) == f"#{urlencode({'adapter': NAMES[0], 'base': BASE})}"

@@ -39,11 +39,11 @@ async def test_a_prompt_is_told_with_its_scores_and_nothing_after_it(
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokens = tokenizer.encode(PROMPT)
     for model, folder in ((BASE, None), (PIRATE, adapter)):
-        told = await client.completions.create(model=model, **ASKED)
-        [choice] = told.choices
+        completion = await client.completions.create(model=model, **ASKED)
+        [choice] = completion.choices
         assert (choice.text, choice.finish_reason) == (PROMPT, "length")
-        assert told.usage
-        assert (told.usage.prompt_tokens, told.usage.completion_tokens) == (len(tokens), 0)
+        assert completion.usage
+        assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (len(tokens), 0)
         assert choice.logprobs
         assert choice.logprobs.tokens == [tokenizer.decode([token]) for token in tokens]
         assert choice.logprobs.token_logprobs
@@ -65,8 +65,8 @@ async def test_streams_tell_the_same(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_without_scores_and_of_several_prompts_and_completions(client: openai.AsyncOpenAI) -> None:
-    told = await client.completions.create(model=BASE, prompt=["the", "the fox"], n=2, max_tokens=0, echo=True)
-    assert [(each.text, each.finish_reason, each.logprobs) for each in told.choices] == [
+    completion = await client.completions.create(model=BASE, prompt=["the", "the fox"], n=2, max_tokens=0, echo=True)
+    assert [(each.text, each.finish_reason, each.logprobs) for each in completion.choices] == [
         ("the", "length", None),
         ("the", "length", None),
         ("the fox", "length", None),

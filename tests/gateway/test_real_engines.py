@@ -36,11 +36,11 @@ START_S = 500.0  # two imports of torch: minutes of a machine that does other th
 class Process:
     """One `mint-engine` process."""
 
-    def __init__(self, name: str, told: EngineSettings, redis_url: str, folder: Path) -> None:
+    def __init__(self, name: str, engine_settings: EngineSettings, redis_url: str, folder: Path) -> None:
         self.name, self.port = name, free_port()
         self._log = folder / f"{name}.log"
         self._environment = os.environ | {
-            settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
+            settings.ENGINE_SETTINGS: msgspec.json.encode(engine_settings).decode(),
             settings.ENGINE_NAME: name,
             settings.ENGINE_ADDRESS: f"127.0.0.1:{self.port}",
             settings.REDIS_URL: redis_url,
@@ -75,7 +75,7 @@ async def engines(
     fragile: Scene, own_redis: RedisProcess, store: Source, tmp_path: Path
 ) -> AsyncIterator[dict[str, Process]]:
     """Two engines, ready, the gateway in front of them, and each adapter placed on one of them."""
-    told = EngineSettings(
+    engine_settings = EngineSettings(
         base_model=BASE,
         source=Source(f"file://{tmp_path}/base"),
         device="cpu",
@@ -93,7 +93,7 @@ async def engines(
     with ExitStack() as stack:
         started = {}
         for name in ("e-0", "e-1"):
-            started[name] = Process(name, told, own_redis.url, tmp_path)
+            started[name] = Process(name, engine_settings, own_redis.url, tmp_path)
             stack.callback(started[name].kill)
         await fragile.base(store=store.uri, trains=True)
         for name, adapter in zip(started, ADAPTERS, strict=True):
@@ -122,7 +122,7 @@ async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> Non
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompt, spelling = tokenizer.encode(PROMPT), Spelling(tokenizer)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
-        told, again = [
+        plain, echoed = [
             await client.completions.create(
                 model=first.adapter, prompt=asked, max_tokens=12, temperature=0, top_p=0, logprobs=1, echo=echo
             )
@@ -139,15 +139,15 @@ async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> Non
             stream=True,
         )
         streamed = [piece.choices[0].logprobs async for piece in pieces]
-    assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
-    assert again.choices[0].text == PROMPT + first.text
-    scores, every = (each.model_dump()["choices"][0]["logprobs"] for each in (told, again))
+    assert (plain.choices[0].text, plain.system_fingerprint) == (first.text, first.revision)
+    assert echoed.choices[0].text == PROMPT + first.text
+    scores, every = (each.model_dump()["choices"][0]["logprobs"] for each in (plain, echoed))
     for written, token in zip(every["tokens"], (*prompt, *first.token_ids), strict=True):
         whole = spelling[token].decode(errors="replace")
         assert written == whole or ("\ufffd" in whole and written.startswith("bytes:"))
     for name in ("tokens", "token_logprobs", "top_logprobs"):
         assert every[name][len(prompt) :] == scores[name]
-    whole_text = again.choices[0].text
+    whole_text = echoed.choices[0].text
     for written, at in zip(every["tokens"], every["text_offset"], strict=True):
         assert written.startswith("bytes:") or whole_text[at:].startswith(written)
     assert [at for each in streamed if each for at in each.text_offset or ()] == every["text_offset"]
@@ -245,9 +245,9 @@ async def test_what_calls_have_published_keeps_its_name_when_every_engine_starts
     for name in ("e-1", "e-0"):
         engines[name].start()
         await until(partial(seen, name, "alive"), START_S)
-        told = mirror.views[BASE].engines[name]
-        assert told.published == {policy: Source(published.uri)}, "from its first report on"
-        assert not told.available
+        view = mirror.views[BASE].engines[name]
+        assert view.published == {policy: Source(published.uri)}, "from its first report on"
+        assert not view.available
         await until(partial(seen, name, "available"), START_S)
         async with Client(f"127.0.0.1:{engines[name].port}") as client:
             for asked in (client, fragile.client):
@@ -309,8 +309,8 @@ async def test_serving_goes_on_by_the_last_map_while_redis_is_away_and_an_empty_
             views = await reader.engines(BASE)
         except errors.MapUnavailable:  # this test's own connections ended with Redis
             return False
-        told = {view.engine: {name: each.tier for name, each in view.held.items()} for view in views if view.record}
-        return told == {engine: {name: Tier.DEVICE} for engine, name in zip(engines, ADAPTERS, strict=True)}
+        tiers = {view.engine: {name: each.tier for name, each in view.held.items()} for view in views if view.record}
+        return tiers == {engine: {name: Tier.DEVICE} for engine, name in zip(engines, ADAPTERS, strict=True)}
 
     await until(held, START_S)
     await until(lambda: not mirror.away)

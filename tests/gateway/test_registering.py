@@ -34,8 +34,8 @@ from tests.waiting import until
 async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, manifests: str) -> None:
     client = await opened(scene, manifests)
     everything = many()
-    told = await client.register(in_pieces(lines(everything)))
-    assert (told.registered, told.refused, told.parts) == (COUNT, 0, 1)
+    response = await client.register(in_pieces(lines(everything)))
+    assert (response.registered, response.refused, response.parts) == (COUNT, 0, 1)
     first = await client.catalog_page(BASE, prefix="team-1/", labels={"tier": "gold"}, size=7)
     assert first.total == COUNT
     gold = [each.name for each in everything if each.labels["tier"] == "gold"]
@@ -69,8 +69,8 @@ async def test_registering_right_after_the_base_was_declared_waits_for_its_catal
     await scene.open()
     await declare(scene.redis, local)
     await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
-    told = await scene.client.register(in_pieces(lines([entry("a/one")])))
-    assert told.registered == 1
+    response = await scene.client.register(in_pieces(lines([entry("a/one")])))
+    assert response.registered == 1
     await scene.client.retire(["a/one"])
     assert await listed(scene.client) == {}
 
@@ -90,15 +90,15 @@ async def test_bad_lines_are_refused_each_by_its_number_and_the_others_registere
     client = await opened(scene, local)
     text = lines([entry("a/one")]) + b"\n" + b'{"name": "a/two"}\n' + lines([entry("a/three")]) + b"nonsense\n"
     text += lines([Entry("a/four", "ftp://x/a/four")]) + b'{"name": "a/five", "uri": "s3://b/caf\xe9"}\n'
-    told = await client.register(in_pieces(text, size=40))
-    assert told.registered == 2
-    assert [(each.line, each.reason) for each in told.refusals] == [
+    response = await client.register(in_pieces(text, size=40))
+    assert response.registered == 2
+    assert [(each.line, each.reason) for each in response.refusals] == [
         (3, "InvalidRequest"),
         (5, "InvalidRequest"),
         (6, "SourceForbidden"),
         (7, "InvalidRequest"),
     ]
-    assert "needs a uri" in told.refusals[0].message
+    assert "needs a uri" in response.refusals[0].message
     assert list(await listed(client)) == ["a/one", "a/three"]
 
 
@@ -109,8 +109,8 @@ async def test_entries_count_as_lines_too(scene: Scene, local: str) -> None:
         yield RegisterRequest(base_model=BASE, lines=lines([entry("a/one")]), entries=[CatalogEntry(name="a b")])
         yield RegisterRequest(entries=[CatalogEntry(name="a/two", uri="s3://b/a/two", labels={"tier": "gold"})])
 
-    told = await client.register(requests())
-    assert (told.registered, [each.line for each in told.refusals]) == (2, [2])
+    response = await client.register(requests())
+    assert (response.registered, [each.line for each in response.refusals]) == (2, [2])
     assert (await client.resolve("a/two")).labels == {"tier": "gold"}
 
 
@@ -190,8 +190,8 @@ async def test_whoever_bears_one_key_leaves_a_place_to_others(tenants: Tenants) 
         return False
 
     await until(refused)
-    told = RegisterRequest(base_model=SHARED, lines=lines([entry("rival/new")]))
-    assert (await tenants.clients["rival"].register(stream(told))).registered == 1
+    request = RegisterRequest(base_model=SHARED, lines=lines([entry("rival/new")]))
+    assert (await tenants.clients["rival"].register(stream(request))).registered == 1
     held.set()
     await asyncio.gather(*registering)
 
@@ -241,8 +241,8 @@ async def test_folders_that_hang_keep_no_other_base_from_registering(
             await until(partial(scene.redis.exists, keys.catalog(base, "keeper")))
         await declare(scene.redis, local)
         await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
-        told = await scene.client.register(in_pieces(lines([entry("a/one")])))
-    assert told.registered == 1
+        response = await scene.client.register(in_pieces(lines([entry("a/one")])))
+    assert response.registered == 1
 
 
 async def test_a_stream_that_breaks_leaves_the_gateway_as_it_was(scene: Scene, local: str) -> None:
@@ -265,5 +265,5 @@ async def test_a_stream_that_breaks_leaves_the_gateway_as_it_was(scene: Scene, l
 
     for _ in range(6):  # more often than streams may be open at once
         await until(broken)
-    told = await until(registered)
-    assert told.registered == 100
+    response = await until(registered)
+    assert response.registered == 100

@@ -133,10 +133,10 @@ _entries = st.sampled_from([None, REGISTERED, RETIRED])
 
 
 @given(st.lists(st.tuples(_views, _entries, st.booleans()), min_size=2, max_size=4))
-def test_a_name_means_the_same_whoever_holds_copies(told: list[tuple[MapView, Entry | None, bool]]) -> None:
+def test_a_name_means_the_same_whoever_holds_copies(bases: list[tuple[MapView, Entry | None, bool]]) -> None:
     def outcome(*, holding: bool) -> str | type[MintError]:
         views, entries = dict[str, MapView](), dict[str, Entry | None]()
-        for number, (each, entry, holds) in enumerate(told):
+        for number, (each, entry, holds) in enumerate(bases):
             base = f"base/{number}"
             held = {ADAPTER: Held(ADAPTER, child(STORE, ADAPTER), Tier.DEVICE)} if holding and holds else {}
             engine = Engine("e", ScriptedEngine(base, "e").record(), alive=True, held=held)

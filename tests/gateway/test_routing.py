@@ -102,8 +102,8 @@ async def test_routes_come_through_each_completions_own_in_the_order_of_its_toke
     await scene.seen(engine)
     for asked in (True, False):
         answers = await scene.client.completions(question("Ahoy?", adapter="demo/pirate", n=2, routes=asked))
-        told = [[(each.first_token, each.experts) for each in answer.routes] for answer in answers]
-        assert told == ([[(0, b"\0"), (1, b"\0")], [(0, b"\1"), (1, b"\1")]] if asked else [[], []])
+        routes = [[(each.first_token, each.experts) for each in answer.routes] for answer in answers]
+        assert routes == ([[(0, b"\0"), (1, b"\0")], [(0, b"\1"), (1, b"\1")]] if asked else [[], []])
 
 
 async def test_an_engine_whose_heart_stops_is_not_asked(scene: Scene) -> None:

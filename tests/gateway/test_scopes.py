@@ -96,15 +96,15 @@ def test_a_scope_of_nothing_opens_nothing() -> None:
 
 @given(SCOPES, SCOPES, st.text(max_size=3), st.text(max_size=3))
 def test_those_of_one_scope_and_of_one_salt_share_what_is_cached(
-    scope: Scope, other: Scope, told: str, others: str
+    scope: Scope, other: Scope, salt: str, other_salt: str
 ) -> None:
-    alike = (told, scope.namespaces) == (others, other.namespaces) and (
+    alike = (salt, scope.namespaces) == (other_salt, other.namespaces) and (
         sorted(scope.adapters) == sorted(other.adapters)
         if scope.adapters is not None and other.adapters is not None
         else scope.adapters is other.adapters
     )
-    assert (scope.salt(told) == other.salt(others)) == alike
-    assert len(scope.salt(told)) == (0 if scope == EVERYTHING and not told else 32)
+    assert (scope.salt(salt) == other.salt(other_salt)) == alike
+    assert len(scope.salt(salt)) == (0 if scope == EVERYTHING and not salt else 32)
 
 
 NOBODY = Mentions()
@@ -144,19 +144,19 @@ def test_waves_of_others_are_neither_counted_nor_named() -> None:
 def test_a_key_of_some_names_is_told_of_no_other_name_in_what_is_said_of_waves(
     mentions: Mentions | None, shown: bool
 ) -> None:
-    said, scope = "adapter acme/x waits", Scope(("acme/x", "acme/y"))
-    record = WaveRecord("rival/w", "names", 1, 1, Tier.DEVICE, message=said, mentions=mentions)
+    message, scope = "adapter acme/x waits", Scope(("acme/x", "acme/y"))
+    record = WaveRecord("rival/w", "names", 1, 1, Tier.DEVICE, message=message, mentions=mentions)
     lessons = WaveTraining(
-        "rival/w", 1, Train(Policies()), STORE, policies=("acme/x",), message=said, mentions=mentions
+        "rival/w", 1, Train(Policies()), STORE, policies=("acme/x",), message=message, mentions=mentions
     )
     for wave in (record, msgspec.structs.replace(record, message="")):
         assert (waves_within({"rival/w": wave}, scope)["rival/w"].message == wave.message) is (
             shown or not wave.message
         )
-    assert (training_within({"rival/w": lessons}, scope)["rival/w"].message == said) is shown
+    assert (training_within({"rival/w": lessons}, scope)["rival/w"].message == message) is shown
     of_a_namespace = Scope(namespaces=frozenset({"rival"}))
-    told = waves_within({"rival/w": record}, of_a_namespace)["rival/w"].message
-    assert (told == said) is (mentions is not None), "all adapters of its bases, and waves of its namespace alone"
+    seen = waves_within({"rival/w": record}, of_a_namespace)["rival/w"].message
+    assert (seen == message) is (mentions is not None), "all adapters of its bases, and waves of its namespace alone"
 
 
 STORE = Source("pvc://claim/adapters")
@@ -179,7 +179,7 @@ def test_a_scoped_key_may_write_names_that_it_opens(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "problem"),
     [
         (
             Entry("rival/bot", "s3://anywhere"),
@@ -193,15 +193,17 @@ def test_a_scoped_key_may_write_names_that_it_opens(entry: Entry) -> None:
     ],
     ids=lambda part: f"{part.name} {part.uri}" if isinstance(part, Entry) else "",
 )
-def test_nor_names_of_others_nor_what_lies_by_their_names_in_the_store(entry: Entry, said: str) -> None:
+def test_nor_names_of_others_nor_what_lies_by_their_names_in_the_store(entry: Entry, problem: str) -> None:
     with pytest.raises(PermissionDenied) as refusal:
         WRITABLE.check([Entry("acme/other", "s3://anywhere"), entry])
-    assert said in str(refusal.value)
+    assert problem in str(refusal.value)
     Writable(EVERYTHING, STORE).check([entry])
 
 
-def read(told: object) -> Scopes:
-    return read_scopes(Path("/scopes"), {SCOPES_FILE: told if isinstance(told, bytes) else json.dumps(told).encode()})
+def read(content: object) -> Scopes:
+    return read_scopes(
+        Path("/scopes"), {SCOPES_FILE: content if isinstance(content, bytes) else json.dumps(content).encode()}
+    )
 
 
 def test_what_is_left_out_is_all_and_who_is_left_out_too() -> None:
@@ -213,7 +215,7 @@ def test_what_is_left_out_is_all_and_who_is_left_out_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "content",
     [
         None,
         [],
@@ -231,9 +233,9 @@ def test_what_is_left_out_is_all_and_who_is_left_out_too() -> None:
     ],
     ids=repr,
 )
-def test_a_scope_that_cannot_be_read_closes_its_key_alone(told: object) -> None:
+def test_a_scope_that_cannot_be_read_closes_its_key_alone(content: object) -> None:
     with capture_logs() as logs:
-        scopes = read({"torn": told, "whole": {"adapters": ["acme/"]}})
+        scopes = read({"torn": content, "whole": {"adapters": ["acme/"]}})
     with pytest.raises(Unauthenticated, match="whose scope the gateway cannot read; contact its administrator"):
         scopes.of("torn")
     assert scopes.of("whole") == Scope(("acme/",))

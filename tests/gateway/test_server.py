@@ -64,8 +64,10 @@ async def test_a_stream_that_falls_silent_keeps_no_others_from_registering(scene
         await asyncio.Event().wait()
         yield RegisterRequest()
 
-    told = await asyncio.gather(*[scene.client.register(silent()) for _ in range(STREAMS)], return_exceptions=True)
-    assert {str(each) for each in told} == {
+    outcomes = await asyncio.gather(
+        *[scene.client.register(silent()) for _ in range(STREAMS)], return_exceptions=True
+    )
+    assert {str(each) for each in outcomes} == {
         "stream: has sent nothing for 0.2 s; send it all again, since registering an entry twice does no harm"
     }
     with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not that it is to retry later
@@ -91,10 +93,10 @@ async def test_as_many_calls_as_are_answered_at_once_are_bounded_and_others_told
     await asyncio.wait_for(reached.wait(), 60)
     others: list[Awaitable[object]] = [client.explain(""), client.explain_wave("demo/wave"), client.placements()]
     others += [client.catalog_page(), client.resolve("demo/pirate"), client.retire(["demo/pirate"]), client.waves()]
-    for told in await asyncio.gather(*others, return_exceptions=True):
-        assert isinstance(told, errors.Overloaded)
-        assert str(told) == "gateway: 1 requests are in flight, its limit; retry later"
-        assert told.retry_after_s == 1.0
+    for refusal in await asyncio.gather(*others, return_exceptions=True):
+        assert isinstance(refusal, errors.Overloaded)
+        assert str(refusal) == "gateway: 1 requests are in flight, its limit; retry later"
+        assert refusal.retry_after_s == 1.0
     async with aiohttp.ClientSession() as session:
         for path in ("/v1/models", "/v1/models/demo/pirate"):
             async with session.get(scene.url + path) as answer:

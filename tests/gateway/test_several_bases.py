@@ -49,8 +49,8 @@ class Two:
             await until(partial(self._complete, base))
 
     async def register(self, base: str, adapter: str = ADAPTER) -> None:
-        told = RegisterRequest(base_model=base, lines=lines([entry(adapter)]))
-        await self.scene.client.register(stream(told))
+        request = RegisterRequest(base_model=base, lines=lines([entry(adapter)]))
+        await self.scene.client.register(stream(request))
 
     async def ask(self, base: str = "") -> str:
         """The base that answers."""
@@ -79,8 +79,8 @@ async def test_what_one_base_has_registered_is_asked_for_by_its_name(two: Two, s
     await two.register(OTHER)
     assert await two.ask() == OTHER
     assert two.engines[OTHER].seen[-1].whence.uri == entry(ADAPTER).uri
-    status, told = await two.model()
-    assert (status, told["parent"], told["base_models"]) == (200, OTHER, [OTHER])
+    status, body = await two.model()
+    assert (status, body["parent"], body["base_models"]) == (200, OTHER, [OTHER])
     assert (await two.scene.client.explain(ADAPTER)).base_model == OTHER
 
 
@@ -90,12 +90,12 @@ async def test_what_two_bases_have_registered_is_of_the_one_that_is_named_beside
         await two.register(base)
     with pytest.raises(InvalidRequest, match=DOUBT):
         await two.ask()
-    status, told = await two.model()
-    assert (status, told["error"]["code"]) == (400, "InvalidRequest")
+    status, body = await two.model()
+    assert (status, body["error"]["code"]) == (400, "InvalidRequest")
     for base in (BASE, OTHER):
         assert await two.ask(base) == base
-        status, told = await two.model(f"?base_model={base}")
-        assert (status, told["base_models"]) == (200, [base])
+        status, body = await two.model(f"?base_model={base}")
+        assert (status, body["base_models"]) == (200, [base])
     assert (await two.model("?base_model=demo/nobody"))[0] == 404
 
 
@@ -104,8 +104,8 @@ async def test_a_waves_adapter_over_two_bases_is_told_of_the_one_that_is_named(t
     for base, engine in two.engines.items():
         await two.scene.place(ADAPTER, engine.name, base=base)
     await two.scene.seen()
-    status, told = await two.model(f"?base_model={OTHER}")
-    assert (status, told["base_models"]) == (200, [OTHER])
+    status, body = await two.model(f"?base_model={OTHER}")
+    assert (status, body["base_models"]) == (200, [OTHER])
 
 
 async def test_what_two_stores_may_have_means_no_other_base_as_engines_fetch_and_drop_it(two: Two) -> None:
@@ -183,10 +183,10 @@ async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
     """Nor guessed: both may have it. What was asked for before goes on being answered."""
     two = Two(fragile, tmp_path)
     await two.begin()
-    for told in ((BASE, "team/y"), (OTHER, ADAPTER)):
-        await followed(fragile.redis, told[0])
-        await two.register(*told)
-        await until(partial(news.__contains__, told))
+    for named in ((BASE, "team/y"), (OTHER, ADAPTER)):
+        await followed(fragile.redis, named[0])
+        await two.register(*named)
+        await until(partial(news.__contains__, named))
     assert await two.ask() == OTHER
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)

@@ -44,13 +44,15 @@ async def test_a_class_of_pydantics_comes_back(client: openai.AsyncOpenAI) -> No
 
 async def test_expressions_objects_and_schemas_of_vllms(client: openai.AsyncOpenAI) -> None:
     text: dict[str, Any] = {"model": BASE, "prompt": "Where?", "max_tokens": 900, "seed": 1}
-    told = await client.completions.create(**text, n=2, extra_body={"structured_outputs": {"regex": "[a-f]{4}-\\d"}})
-    for choice in told.choices:
+    response = await client.completions.create(
+        **text, n=2, extra_body={"structured_outputs": {"regex": "[a-f]{4}-\\d"}}
+    )
+    for choice in response.choices:
         assert re.fullmatch(r"[a-f]{4}-\d", choice.text)
         assert choice.finish_reason == "stop"
     schema = {"structured_outputs": {"json": Place.model_json_schema()}}
-    told = await client.completions.create(**text, extra_body=schema)
-    assert Place.model_validate_json(told.choices[0].text)
+    response = await client.completions.create(**text, extra_body=schema)
+    assert Place.model_validate_json(response.choices[0].text)
     likely = {"27": 20, "3": 10, "94": 10}  # of this tokenizer: ':', '"' and '}'
     chat = await client.chat.completions.create(
         **ASKED, temperature=0, logit_bias=likely, response_format={"type": "json_object"}
@@ -63,8 +65,10 @@ async def test_expressions_objects_and_schemas_of_vllms(client: openai.AsyncOpen
 async def test_a_chat_that_tells_no_number_of_tokens_comes_to_its_end(client: openai.AsyncOpenAI) -> None:
     """By OpenAI only the context cuts it: many clients tell none, and count on a whole answer."""
     asked: dict[str, Any] = {"model": BASE, "messages": ASKED["messages"], "seed": 1}
-    told = await client.chat.completions.create(**asked, extra_body={"structured_outputs": {"regex": "[a-f]{600}"}})
-    assert (told.choices[0].finish_reason, len(told.choices[0].message.content or "")) == ("stop", 600)
+    response = await client.chat.completions.create(
+        **asked, extra_body={"structured_outputs": {"regex": "[a-f]{600}"}}
+    )
+    assert (response.choices[0].finish_reason, len(response.choices[0].message.content or "")) == ("stop", 600)
 
 
 async def test_what_is_no_schema_is_refused_with_its_reason(client: openai.AsyncOpenAI) -> None:

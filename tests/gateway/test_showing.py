@@ -35,12 +35,12 @@ M = TypeVar("M", bound=Message)
 def hostile(kind: type[M]) -> M:
     """A message whose texts are all orders, one of each list."""
 
-    def like(told: Any) -> dict[str, Any]:
-        if told.GetOptions().map_entry:
+    def like(descriptor: Any) -> dict[str, Any]:
+        if descriptor.GetOptions().map_entry:
             return {ORDERS: ORDERS}
-        parts = {each.name: like(each.message_type) for each in told.fields if each.message_type}
-        texts = {each.name: ORDERS for each in told.fields if each.type == FieldDescriptor.TYPE_STRING}
-        lists = {each.name for each in told.fields if each.is_repeated and not _is_map(each)}
+        parts = {each.name: like(each.message_type) for each in descriptor.fields if each.message_type}
+        texts = {each.name: ORDERS for each in descriptor.fields if each.type == FieldDescriptor.TYPE_STRING}
+        lists = {each.name for each in descriptor.fields if each.is_repeated and not _is_map(each)}
         return {name: [value] if name in lists else value for name, value in (parts | texts).items()}
 
     return ParseDict(like(kind.DESCRIPTOR), kind())

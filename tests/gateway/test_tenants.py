@@ -29,10 +29,10 @@ from tests.gateway.tenants import (
     Tenants,
     key_of,
     own,
+    raise_error,
     refused,
     stored,
     stream,
-    told_by,
     unlearnt,
 )
 from tests.gateway.test_cli import mint
@@ -105,9 +105,9 @@ async def explain_wave(tenants: Tenants, me: str, other: str) -> None:
     assert [each.namespace for each in why.namespaces] == [me]
     assert other not in repr(why)
     theirs, nobodys = f"{other}/wave", f"{NOBODY}/wave"
-    told = await refused(client.explain_wave(theirs), theirs)
-    assert told == await refused(client.explain_wave(nobodys), nobodys)
-    assert told[0] == "NotFound"
+    refusal = await refused(client.explain_wave(theirs), theirs)
+    assert refusal == await refused(client.explain_wave(nobodys), nobodys)
+    assert refusal[0] == "NotFound"
     everything = await tenants.clients["admin"].explain_wave(f"{TENANTS[1]}/wave")
     assert (everything.position, everything.queue, len(everything.namespaces)) == (2, 2, 2)
 
@@ -124,8 +124,8 @@ async def list_placements(tenants: Tenants, me: str, other: str) -> None:
         name for _, name in mine[1:]
     ]
     assert await client.placements(own(me)) == []
-    told = await refused(client.placements(own(other)), own(other))
-    assert told == await refused(client.placements(own(NOBODY)), own(NOBODY))
+    refusal = await refused(client.placements(own(other)), own(other))
+    assert refusal == await refused(client.placements(own(NOBODY)), own(NOBODY))
     assert len(await tenants.clients["admin"].placements()) == 8
 
 
@@ -139,8 +139,8 @@ async def list_catalog(tenants: Tenants, me: str, other: str) -> None:
     for prefix in (f"{other}/", other, f"{other}/cat", NOBODY):
         assert not (await client.catalog_page(SHARED, prefix=prefix)).entries
     assert [each.name for each in (await client.catalog_page(SHARED, prefix=f"{me}/d")).entries] == [f"{me}/dog"]
-    told = await refused(client.catalog_page(own(other)), own(other))
-    assert told == await refused(client.catalog_page(own(NOBODY)), own(NOBODY))
+    refusal = await refused(client.catalog_page(own(other)), own(other))
+    assert refusal == await refused(client.catalog_page(own(NOBODY)), own(NOBODY))
     assert (await tenants.clients["admin"].catalog_page(SHARED)).total == 4
 
 
@@ -150,10 +150,10 @@ async def resolve(tenants: Tenants, me: str, other: str) -> None:
     await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
     for name in ("cat", "cat@r1", "dog"):
         theirs = f"{other}/{name}"
-        told = await refused(client.resolve(theirs, SHARED), theirs)
-        assert told == await refused(client.resolve(f"{me}/none", SHARED), f"{me}/none")
-    told = await refused(client.resolve(f"{me}/cat", own(other)), own(other))
-    assert told == await refused(client.resolve(f"{me}/cat", own(NOBODY)), own(NOBODY))
+        refusal = await refused(client.resolve(theirs, SHARED), theirs)
+        assert refusal == await refused(client.resolve(f"{me}/none", SHARED), f"{me}/none")
+    refusal = await refused(client.resolve(f"{me}/cat", own(other)), own(other))
+    assert refusal == await refused(client.resolve(f"{me}/cat", own(NOBODY)), own(NOBODY))
 
 
 async def register(tenants: Tenants, me: str, other: str) -> None:
@@ -202,9 +202,9 @@ async def watch_wave(tenants: Tenants, me: str, other: str) -> None:
     assert [each.policy for each in seen.policies] == [f"{me}/lessons-0"]
     assert (seen.policy_count, seen.step) == (1, 1)
     theirs, nobodys = f"{other}/lessons", f"{NOBODY}/lessons"
-    told = await refused(anext(client.watch(theirs)), theirs)
-    assert told == await refused(anext(client.watch(nobodys)), nobodys)
-    assert told[0] == "NotFound"
+    refusal = await refused(anext(client.watch(theirs)), theirs)
+    assert refusal == await refused(anext(client.watch(nobodys)), nobodys)
+    assert refusal[0] == "NotFound"
     everything = await anext(tenants.clients["admin"].watch(theirs))
     assert everything.policy_count == 2
 
@@ -213,8 +213,8 @@ async def list_waves(tenants: Tenants, me: str, other: str) -> None:
     client = tenants.clients[me]
     for base in ("", SHARED):
         assert [(each.wave, each.policy_count) for each in await client.waves(base)] == [(f"{me}/lessons", 1)]
-    told = await refused(client.waves(own(other)), own(other))
-    assert told == await refused(client.waves(own(NOBODY)), own(NOBODY))
+    refusal = await refused(client.waves(own(other)), own(other))
+    assert refusal == await refused(client.waves(own(NOBODY)), own(NOBODY))
     assert len(await tenants.clients["admin"].waves()) == 2
 
 
@@ -222,9 +222,9 @@ def by_http(tenants: Tenants, me: str, path: str, **body: object) -> Ask:
     """Asking by HTTP, as an Ask: an error becomes the exception that it tells of."""
 
     async def ask(name: str, base: str) -> object:
-        told = body | {"model": name} | ({"base_model": base} if base else {})
-        status, answer = await tenants.http(me, "POST", path, told)
-        return answer if status == 200 else told_by(status, answer)
+        request = body | {"model": name} | ({"base_model": base} if base else {})
+        status, answer = await tenants.http(me, "POST", path, request)
+        return answer if status == 200 else raise_error(status, answer)
 
     return ask
 
@@ -271,9 +271,9 @@ async def model(tenants: Tenants, me: str, other: str) -> None:
         assert other not in repr(answer)
     await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
     for name in ("bot", "twin", "made", "cat", "dog", "own"):
-        told = [await tenants.http(me, "GET", f"/v1/models/{who}/{name}") for who in (other, NOBODY)]
-        assert told[0][0] >= 400
-        assert repr(told[0]).replace(other, "NAME") == repr(told[1]).replace(NOBODY, "NAME")
+        responses = [await tenants.http(me, "GET", f"/v1/models/{who}/{name}") for who in (other, NOBODY)]
+        assert responses[0][0] >= 400
+        assert repr(responses[0]).replace(other, "NAME") == repr(responses[1]).replace(NOBODY, "NAME")
 
 
 CHECKS: dict[str, Check] = {

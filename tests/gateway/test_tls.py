@@ -118,9 +118,9 @@ async def test_a_new_certificate_that_is_none_is_told_once_and_the_old_one_goes_
     with capture_logs() as logs:
         good = authority.certificate("good")
         mount(secret, good | {"tls.key": b"nonsense"})
-        told = await until(lambda: [line for line in logs if line["log_level"] == "error"])
-        assert isinstance(told, list)
-        assert "tls.key: is not a PEM private key" in told[0]["error"]
+        logged = await until(lambda: [line for line in logs if line["log_level"] == "error"])
+        assert isinstance(logged, list)
+        assert "tls.key: is not a PEM private key" in logged[0]["error"]
         assert await healthy(scene, authority)
         assert await get(scene, authority) == 200
         mount(secret, good)
@@ -157,11 +157,11 @@ async def test_the_program_says_which_file_it_cannot_read_and_ends(tmp_path: Pat
         stderr=asyncio.subprocess.PIPE,
         env=dict(os.environ),
     )
-    _, said = await asyncio.wait_for(process.communicate(), 60)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
-    assert said.startswith(b"mint-gateway: ")
-    assert b"tls.crt: does not hold a valid PEM certificate" in said
-    assert said.count(b"\n") == 1
+    assert err.startswith(b"mint-gateway: ")
+    assert b"tls.crt: does not hold a valid PEM certificate" in err
+    assert err.count(b"\n") == 1
 
 
 async def test_the_command_line_asks_by_tls(
@@ -182,16 +182,16 @@ async def test_the_command_line_asks_by_tls(
         ("--ca", str(stranger.file)): unknown,
         ("--ca", str(authority.file)): misnamed,
     }.items():
-        code, _, said = await mint(scene.target, "placements", *distrusting)
+        code, _, err = await mint(scene.target, "placements", *distrusting)
         assert code == 1
-        assert "mint: Unavailable: " in said  # after what gRPC itself says of it
-        assert said.endswith(f": {advice}\n")
-    code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
-    assert (code, said) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
+        assert "mint: Unavailable: " in err  # after what gRPC itself says of it
+        assert err.endswith(f": {advice}\n")
+    code, _, err = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
+    assert (code, err) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
     (tmp_path / "none.crt").write_bytes(b"none")
-    code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
-    assert (code, said.count("\n")) == (1, 1)
-    assert "none.crt': does not hold a valid PEM certificate" in said
+    code, _, err = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert "none.crt': does not hold a valid PEM certificate" in err
 
 
 @pytest.mark.usefixtures("secret")
@@ -200,9 +200,9 @@ async def test_a_command_line_that_speaks_no_tls_to_a_gateway_that_does_is_told_
 ) -> None:
     advice = "does the gateway speak TLS? Try --tls, or --ca FILE if its certificate is from a private CA"
     for verb in (("placements",), ("ask", "Hello?"), ("ask", "--bare", "--adapter", "demo/pirate", "Hello?")):
-        code, _, said = await mint(scene.target, *verb, *FOREVER)
-        assert (code, bool(said)) == (1, True)
-        for line in said.splitlines():  # `ask` has one for each answer that failed
+        code, _, err = await mint(scene.target, *verb, *FOREVER)
+        assert (code, bool(err)) == (1, True)
+        for line in err.splitlines():  # `ask` has one for each answer that failed
             assert line.startswith("mint: Unavailable: ")
             assert line.endswith(f": Socket closed; {advice}")
 
@@ -217,10 +217,10 @@ async def test_a_command_line_that_speaks_tls_to_a_gateway_that_does_not_is_told
         "--tls and --tls-server-name": ("--tls", "--tls-server-name", "mint.example"),
     }
     for named, options in given.items():
-        code, _, said = await mint(scene.target, "placements", *options, *FOREVER)
+        code, _, err = await mint(scene.target, "placements", *options, *FOREVER)
         assert code == 1
-        assert "WRONG_VERSION_NUMBER" in said
-        assert said.endswith(f"; the gateway may not speak TLS: try without {named}\n")
+        assert "WRONG_VERSION_NUMBER" in err
+        assert err.endswith(f"; the gateway may not speak TLS: try without {named}\n")
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -232,9 +232,9 @@ async def test_a_command_line_at_the_port_for_http_is_told_which_one_is_meant(
     await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()) if tls else None)
     advice = "is that its HTTP port? Its gRPC port is 8470 by default"
     for verb in (("placements",), ("ask", "Hello?"), ("wave", "watch", "demo/w")):
-        code, _, said = await mint(f"127.0.0.1:{scene.gateway.http_port}", *verb, *trusting, *FOREVER)
+        code, _, err = await mint(f"127.0.0.1:{scene.gateway.http_port}", *verb, *trusting, *FOREVER)
         assert code == 1
-        assert said.endswith(f"; {advice}\n")
+        assert err.endswith(f"; {advice}\n")
 
 
 async def test_a_gateway_that_is_merely_not_up_yet_is_waited_for(scene: Scene) -> None:
@@ -261,9 +261,9 @@ async def test_a_gateway_that_is_merely_not_up_yet_is_waited_for(scene: Scene) -
 
 async def test_no_other_failure_has_the_command_line_speak_of_tls(scene: Scene, authority: Authority) -> None:
     async def complains(target: str, *arguments: str) -> str:
-        code, _, said = await mint(target, *arguments, "--patience", "0.1")
+        code, _, err = await mint(target, *arguments, "--patience", "0.1")
         assert code == 1
-        return said
+        return err
 
     await scene.base()
     engine = await scene.engine("e-0")

@@ -58,11 +58,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return list(read_prompt(request, tokenizer, 300, CONTEXT))
 
     call = {"type": "function", "function": {"name": "depth", "arguments": ARGUMENTS}}
-    said = {"role": "assistant", "content": "I sound.", "tool_calls": [{"id": "a"} | call, {"id": "b"} | call]}
+    assistant = {"role": "assistant", "content": "I sound.", "tool_calls": [{"id": "a"} | call, {"id": "b"} | call]}
     tool = {"role": "tool", "tool_call_id": "a", "content": "9 fathoms"}
     teach(
         base,
-        [(prompt([USER]), f"I sound.\n{CALL}\n{CALL}"), (prompt([USER, said, tool, tool]), "It is 9 fathoms deep.")],
+        [
+            (prompt([USER]), f"I sound.\n{CALL}\n{CALL}"),
+            (prompt([USER, assistant, tool, tool]), "It is 9 fathoms deep."),
+        ],
     )
     return base
 
@@ -82,12 +85,12 @@ async def client(scene: Scene, base: Path, adapters: dict[str, Path]) -> AsyncIt
         yield client
 
 
-async def answered(client: openai.AsyncOpenAI, **told: Any) -> Choice:
+async def answered(client: openai.AsyncOpenAI, **options: Any) -> Choice:
     """The one choice of an answer, which is the same whether it is whole or streamed."""
     headers = {"X-Request-Id": "mine"}  # of a conversation, as some clients set it
-    answer: ChatCompletion = await client.chat.completions.create(**ASKED | told, extra_headers=headers)
+    answer: ChatCompletion = await client.chat.completions.create(**ASKED | options, extra_headers=headers)
     [whole] = answer.choices
-    stream = await client.chat.completions.create(**ASKED | told, extra_headers=headers, stream=True)
+    stream = await client.chat.completions.create(**ASKED | options, extra_headers=headers, stream=True)
     content: str | None = None
     calls: list[dict[str, Any]] = []
     reason = None
@@ -134,8 +137,10 @@ async def test_an_adapter_calls_as_its_base_does(client: openai.AsyncOpenAI) -> 
     assert (first.message.content, first.finish_reason) == ("I sound.", "tool_calls")
     assert function_calls(first) == [("depth", json.loads(ARGUMENTS))] * 2
     gave = [{"role": "tool", "tool_call_id": call.id, "content": "9"} for call in first.message.tool_calls or ()]
-    told = await client.chat.completions.create(**ASKED | {"model": GENTLE, "messages": [USER, first.message, *gave]})
-    assert (told.system_fingerprint or "").startswith("sha256:")
+    response = await client.chat.completions.create(
+        **ASKED | {"model": GENTLE, "messages": [USER, first.message, *gave]}
+    )
+    assert (response.system_fingerprint or "").startswith("sha256:")
     own = await client.chat.completions.create(**ASKED | {"model": WILD}, temperature=0)
     assert own.choices[0].message.content
     assert not own.choices[0].message.tool_calls
@@ -154,14 +159,14 @@ async def test_one_call_at_most_and_none(client: openai.AsyncOpenAI) -> None:
     one = await answered(client, temperature=0, parallel_tool_calls=False)
     assert (one.message.content, one.finish_reason) == ("I sound.", "tool_calls")
     assert len(function_calls(one)) == 1
-    told = await client.chat.completions.create(**ASKED, temperature=0, tool_choice="none")
-    assert told.choices[0].message.content == f"I sound.\n{CALL}\n{CALL}"
-    assert told.choices[0].finish_reason == "stop"
+    response = await client.chat.completions.create(**ASKED, temperature=0, tool_choice="none")
+    assert response.choices[0].message.content == f"I sound.\n{CALL}\n{CALL}"
+    assert response.choices[0].finish_reason == "stop"
 
 
 async def test_a_call_that_is_cut_stays_text(client: openai.AsyncOpenAI) -> None:
-    told = await client.chat.completions.create(**ASKED | {"max_tokens": 130}, temperature=0)
-    [choice] = told.choices
+    response = await client.chat.completions.create(**ASKED | {"max_tokens": 130}, temperature=0)
+    [choice] = response.choices
     assert choice.finish_reason == "length"
     assert len(function_calls(choice)) == 1
     assert (choice.message.content or "").startswith("I sound.<tool_call>")
@@ -174,9 +179,9 @@ async def test_log_probabilities_are_told_of_every_token(client: openai.AsyncOpe
     assert whole.content
     stream = await client.chat.completions.create(**asked, stream=True)
     scores = [piece.choices[0].logprobs async for piece in stream if piece.choices[0].logprobs]
-    told = [score for each in scores for score in each.content or ()]
-    assert [score.token for score in told] == [score.token for score in whole.content]
-    assert "".join(score.token for score in told).startswith(f"I sound.\n{CALL}")
+    scored = [score for each in scores for score in each.content or ()]
+    assert [score.token for score in scored] == [score.token for score in whole.content]
+    assert "".join(score.token for score in scored).startswith(f"I sound.\n{CALL}")
 
 
 async def test_calls_that_must_come_do_whatever_the_model_would_say(client: openai.AsyncOpenAI) -> None:
@@ -232,9 +237,9 @@ async def test_a_base_that_writes_calls_as_mistrals_is_asked_for_them(scene: Sce
     tokenizer.save_pretrained(base)
     teach(base, [(prompt, f'[{{"name": "depth", "arguments": {ARGUMENTS}}}]')])
     async with asking(scene, base) as client:
-        told = await answered(client, temperature=0, messages=[USER | {"content": "Deep? "}])
-    assert (told.message.content, told.finish_reason) == (None, "tool_calls")
-    assert function_calls(told) == [("depth", json.loads(ARGUMENTS))]
+        choice = await answered(client, temperature=0, messages=[USER | {"content": "Deep? "}])
+    assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+    assert function_calls(choice) == [("depth", json.loads(ARGUMENTS))]
 
 
 @pytest.mark.parametrize(
@@ -253,10 +258,10 @@ async def test_calls_are_read_in_the_form_that_the_engine_tells_of(
     await scene.open()
     await scene.seen(engine)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
-        told = await answered(client)
-    assert (told.message.content, told.finish_reason) == (None, "tool_calls")
-    assert function_calls(told) == [("depth", json.loads(ARGUMENTS))]
-    assert re.fullmatch(ids, (told.message.tool_calls or [])[0].id)
+        choice = await answered(client)
+    assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+    assert function_calls(choice) == [("depth", json.loads(ARGUMENTS))]
+    assert re.fullmatch(ids, (choice.message.tool_calls or [])[0].id)
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", CHOSEN])
@@ -267,9 +272,9 @@ async def test_an_answer_of_nothing_is_an_empty_text_that_can_be_sent_back(scene
     await scene.open()
     await scene.seen(engine)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
-        told = await answered(client, tool_choice=choice)
-        assert (told.message.content, told.message.tool_calls, told.finish_reason) == ("", None, "stop")
-        await answered(client, messages=[USER, told.message, USER])
+        answer = await answered(client, tool_choice=choice)
+        assert (answer.message.content, answer.message.tool_calls, answer.finish_reason) == ("", None, "stop")
+        await answered(client, messages=[USER, answer.message, USER])
 
 
 async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> None:
@@ -281,10 +286,10 @@ async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> 
     await scene.seen(engine)
     asked: dict[str, Any] = ASKED | {"n": 2, "extra_headers": {"X-Request-Id": "mine"}}
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
-        told = await client.chat.completions.create(**asked)
+        response = await client.chat.completions.create(**asked)
         stream = await client.chat.completions.create(**asked, stream=True)
         deltas = [(piece.choices[0].index, piece.choices[0].delta) async for piece in stream]
-    first, second = told.choices
+    first, second = response.choices
     assert [first.finish_reason, second.finish_reason] == ["tool_calls", "tool_calls"]
     assert function_calls(first) == [("depth", json.loads(ARGUMENTS))] * 3
     assert first.message.content is None

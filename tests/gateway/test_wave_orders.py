@@ -100,8 +100,8 @@ async def test_where_none_is_named_the_namespace_is_that_of_kubectl_s_context(
         assert (code, out.split(": cancel requested: ")[0]) == (0, f"wave {namespace}/lessons")
         assert spec(api_server, namespace)["train"]["cancelled"]
         assert not spec(api_server, "default")["train"]["cancelled"]
-        said = "mint: NotFound: wave other: does not exist; list the waves that do with kubectl get aw\n"
-        assert await ask("pause", "other") == (1, "", said)
+        message = "mint: NotFound: wave other: does not exist; list the waves that do with kubectl get aw\n"
+        assert await ask("pause", "other") == (1, "", message)
         assert (await ask("pause", "default/lessons"))[0] == 0
         assert spec(api_server, "default")["train"]["paused"], "what is named goes before the context's"
     finally:
@@ -112,11 +112,11 @@ async def test_where_none_is_named_the_namespace_is_that_of_kubectl_s_context(
 async def test_a_wave_that_is_not_there_or_trains_nothing_is_one_clear_error(
     api_server: ApiServer, namespace: str, ask: Ask, verb: str
 ) -> None:
-    said = f"does not exist; list the waves that do with kubectl get aw -n {namespace}"
-    assert await ask(verb, "other") == (1, "", f"mint: NotFound: wave {namespace}/other: {said}\n")
+    problem = f"does not exist; list the waves that do with kubectl get aw -n {namespace}"
+    assert await ask(verb, "other") == (1, "", f"mint: NotFound: wave {namespace}/other: {problem}\n")
     before = spec(api_server, namespace, "served")
-    said = "is a serving wave, which cannot be paused, resumed or cancelled; delete it instead"
-    assert await ask(verb, "served") == (1, "", f"mint: InvalidRequest: wave {namespace}/served: {said}\n")
+    problem = "is a serving wave, which cannot be paused, resumed or cancelled; delete it instead"
+    assert await ask(verb, "served") == (1, "", f"mint: InvalidRequest: wave {namespace}/served: {problem}\n")
     assert spec(api_server, namespace, "served") == before
 
 
@@ -126,8 +126,8 @@ async def test_what_is_cancelled_can_be_asked_for_nothing_else(
 ) -> None:
     await ask("cancel", "lessons")
     before = spec(api_server, namespace)
-    said = "has been cancelled, which cannot be undone; create a new AdapterWave"
-    assert await ask(verb, "lessons") == (1, "", f"mint: InvalidRequest: wave {namespace}/lessons: {said}\n")
+    problem = "has been cancelled, which cannot be undone; create a new AdapterWave"
+    assert await ask(verb, "lessons") == (1, "", f"mint: InvalidRequest: wave {namespace}/lessons: {problem}\n")
     assert spec(api_server, namespace) == before
 
 
@@ -165,7 +165,7 @@ async def test_without_kubectl_or_an_api_server_it_says_what_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "said"),
+    ("content", "mode", "problem"),
     [
         ("x", 0o644, "InvalidRequest: kubectl: could not be run (Permission denied); check which is on the PATH"),
         (
@@ -185,10 +185,12 @@ async def test_without_kubectl_or_an_api_server_it_says_what_is_missing(
         ),
     ],
 )
-async def test_a_kubectl_that_is_none_is_one_clear_error(tmp_path: Path, content: str, mode: int, said: str) -> None:
+async def test_a_kubectl_that_is_none_is_one_clear_error(
+    tmp_path: Path, content: str, mode: int, problem: str
+) -> None:
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(content)
     kubectl.chmod(mode)
     code, out, err = await mint("127.0.0.1:1", "wave", "pause", "demo/lessons", PATH=str(tmp_path))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"mint: {said}")
+    assert err.startswith(f"mint: {problem}")

@@ -37,7 +37,7 @@ def wave(phase: str = "Training", run: str = "uid", message: str = "") -> WaveTr
     return WaveTraining("demo/w", 1, train, Source("s3://runs"), run, NAMES, phase, message)
 
 
-def said(
+def reported(
     policy: str, step: int, stage: Stage = Stage.RUNNING, lease: int = 7, run: str = "uid", **fields: object
 ) -> Progress:
     return Progress(policy, "demo/w", lease, stage, run=run, step=step, steps=4, **fields)  # type: ignore[arg-type]
@@ -75,8 +75,8 @@ async def training(scene: Scene) -> Training:
 async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, training: Training) -> None:
     await training.declare(wave())
     first, second = NAMES
-    told = said(first, 1, reward_recent=0.25, evaluation=0.5, tokens=10, step_s=2.0)
-    await training.report(told, rewards={first: [0.25]})
+    first_report = reported(first, 1, reward_recent=0.25, evaluation=0.5, tokens=10, step_s=2.0)
+    await training.report(first_report, rewards={first: [0.25]})
     updates = scene.client.watch("demo/w", history=True)
     seen = await anext(updates)
     assert (seen.wave, seen.base_model, seen.phase, seen.step, seen.steps) == ("demo/w", BASE, "Training", 0, 4)
@@ -90,12 +90,12 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
     assert (seen.evaluation, seen.policies[0].evaluation, seen.policies[0].eta_s) == (0.5, 0.5, 6)
     assert not seen.policies[1].HasField("eta_s")
     await training.report(
-        said(first, 2, reward_recent=0.5), said(second, 1, reward_recent=1.0), rewards={first: [0.25, 0.75]}
+        reported(first, 2, reward_recent=0.5), reported(second, 1, reward_recent=1.0), rewards={first: [0.25, 0.75]}
     )
     seen = await reached(updates, lambda progress: progress.step == 1)
     assert seen.reward_recent == 0.75
     end = Published("sha256:abc", 4, Source("s3://runs/abc"))
-    await training.report(*(said(name, 4, Stage.COMPLETE, published=end) for name in NAMES))
+    await training.report(*(reported(name, 4, Stage.COMPLETE, published=end) for name in NAMES))
     await training.declare(wave("Complete"))
     seen = await reached(updates, lambda progress: progress.phase == "Complete")
     assert {each.revision for each in seen.policies} == {"sha256:abc"}
@@ -105,7 +105,7 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
 
 async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene: Scene, training: Training) -> None:
     await training.declare(wave("Cancelled"))
-    await training.report(*(said(name, step, Stage.CANCELLED) for name, step in zip(NAMES, (2, 3), strict=True)))
+    await training.report(*(reported(name, step, Stage.CANCELLED) for name, step in zip(NAMES, (2, 3), strict=True)))
     [seen] = [progress async for progress in scene.client.watch("demo/w")]
     assert seen.step == 2
 
@@ -162,7 +162,7 @@ async def test_what_was_heard_of_policies_is_told_on_while_the_next_start_of_the
     scene: Scene, training: Training
 ) -> None:
     await training.declare(wave())
-    await training.report(*[said(name, 2, reward_mean=0.5, tokens=10, step_s=2.0) for name in NAMES])
+    await training.report(*[reported(name, 2, reward_mean=0.5, tokens=10, step_s=2.0) for name in NAMES])
     updates = scene.client.watch("demo/w")
     assert (await anext(updates)).step == 2
     await scene.redis.delete(keys.progress(BASE, "e-0"))
@@ -175,9 +175,9 @@ async def test_what_was_heard_of_policies_is_told_on_while_the_next_start_of_the
 
 def test_a_record_that_says_more_of_a_policy_than_was_heard_of_it_counts() -> None:
     first, second = NAMES
-    before = {"e-0": {first: said(first, 2), second: said(second, 3)}}
-    rests = last_word(said(first, 3, Stage.PAUSED))
-    record = msgspec.structs.replace(wave(), last_words=(rests, last_word(said(second, 2, Stage.PAUSED))))
+    before = {"e-0": {first: reported(first, 2), second: reported(second, 3)}}
+    rests = last_word(reported(first, 3, Stage.PAUSED))
+    record = msgspec.structs.replace(wave(), last_words=(rests, last_word(reported(second, 2, Stage.PAUSED))))
     found = heard(record, carried(before, {}, {"demo/w": record}))
     assert {name: (each.stage, each.step) for name, (_, each) in found.items()} == {
         first: (Stage.PAUSED, 3),
@@ -222,18 +222,18 @@ async def test_waves_are_listed_in_aggregate(scene: Scene, training: Training) -
 
 
 def test_the_newest_lease_speaks_and_other_runs_do_not() -> None:
-    told = {
-        "e-0": {NAMES[0]: said(NAMES[0], 3, lease=7), NAMES[1]: said(NAMES[1], 1, run="older")},
-        "e-1": {NAMES[0]: said(NAMES[0], 2, lease=8)},
+    progresses = {
+        "e-0": {NAMES[0]: reported(NAMES[0], 3, lease=7), NAMES[1]: reported(NAMES[1], 1, run="older")},
+        "e-1": {NAMES[0]: reported(NAMES[0], 2, lease=8)},
     }
-    assert heard(wave(), told) == {NAMES[0]: ("e-1", told["e-1"][NAMES[0]])}
+    assert heard(wave(), progresses) == {NAMES[0]: ("e-1", progresses["e-1"][NAMES[0]])}
 
 
 async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
     scene: Scene, training: Training, tmp_path: Path
 ) -> None:
     end = Published("sha256:abc", 4, Source("s3://runs/abc"))
-    words = tuple(last_word(said(name, 4, Stage.COMPLETE, published=end, reward_recent=0.5)) for name in NAMES)
+    words = tuple(last_word(reported(name, 4, Stage.COMPLETE, published=end, reward_recent=0.5)) for name in NAMES)
     await training.declare(msgspec.structs.replace(wave("Complete"), last_words=words))
     await training.report(rewards={NAMES[0]: [0.1, 0.2, 0.3, 0.4]})
     [seen] = [progress async for progress in scene.client.watch("demo/w", history=True)]
@@ -245,8 +245,8 @@ async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
 
 
 def test_what_is_left_counts_those_that_load_where_they_stood_and_those_that_wait_in_rounds() -> None:
-    runs, loads = said("demo/a", 1, step_s=2.0), said("demo/b", 3, Stage.LOADING)
-    over = said("demo/c", 4, Stage.COMPLETE)
+    runs, loads = reported("demo/a", 1, step_s=2.0), reported("demo/b", 3, Stage.LOADING)
+    over = reported("demo/c", 4, Stage.COMPLETE)
     train = wave().train
     assert eta_s(train, [runs, over]) == 6
     assert eta_s(train, [runs, loads, over]) == 6, "side by side"
@@ -255,24 +255,26 @@ def test_what_is_left_counts_those_that_load_where_they_stood_and_those_that_wai
     assert eta_s(msgspec.structs.replace(train, paused=True), [runs, None]) == 6
     assert eta_s(msgspec.structs.replace(train, steps=8), [runs, over]) == 22, "one that is to go on waits for a slot"
     assert eta_s(train, [loads, None]) is None
-    assert eta_s(train, [runs, said("demo/d", 0)]) is None
+    assert eta_s(train, [runs, reported("demo/d", 0)]) is None
 
 
 def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:
     name, end = NAMES[0], Published("sha256:abc", 4, Source("s3://runs/abc"))
-    record = msgspec.structs.replace(wave(), last_words=(last_word(said(name, 4, Stage.COMPLETE, published=end)),))
+    record = msgspec.structs.replace(
+        wave(), last_words=(last_word(reported(name, 4, Stage.COMPLETE, published=end)),)
+    )
     for lease in (7, 8):  # it goes on, with the lease that it had or another
-        loads = said(name, 0, Stage.LOADING, lease=lease)
+        loads = reported(name, 0, Stage.LOADING, lease=lease)
         engine, word = heard(record, {"e-0": {name: loads}})[name]
         assert (engine, word.stage, word.step, word.published) == ("e-0", Stage.LOADING, 4, end)
-    older = said(name, 3, lease=6)
+    older = reported(name, 3, lease=6)
     assert heard(record, {"e-0": {name: older}})[name][0] == ""
 
 
 async def test_piped_the_command_prints_a_line_an_update(scene: Scene, training: Training) -> None:
     await training.declare(wave("Failed", message="the loss is not a number"))
     why = Failure("NonFiniteWeights", "the loss is not a number", terminal=True)
-    await training.report(said(NAMES[0], 3, Stage.FAILED, failure=why, reward_recent=0.5, tokens=1200))
+    await training.report(reported(NAMES[0], 3, Stage.FAILED, failure=why, reward_recent=0.5, tokens=1200))
     code, out, err = await mint(scene.target, "wave", "watch", "-n", "demo", "w")
     assert (code, err) == (1, "")
     assert out == ("demo/w Failed 0/4, 2 policies, reward 0.500 (best -), 1,200 tokens: the loss is not a number\n")
@@ -291,7 +293,7 @@ async def test_the_command_lists_waves(scene: Scene, training: Training) -> None
 
 async def test_the_command_draws_a_picture(scene: Scene, training: Training, tmp_path: Path) -> None:
     await training.declare(wave())
-    await training.report(said(NAMES[0], 3), rewards={NAMES[0]: [0.1, 0.5, 0.9]})
+    await training.report(reported(NAMES[0], 3), rewards={NAMES[0]: [0.1, 0.5, 0.9]})
     picture = tmp_path / "rewards.png"
     code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(picture))
     assert (code, err) == (0, f"{picture}: 2 policies, 3 steps\n")

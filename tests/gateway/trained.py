@@ -16,8 +16,8 @@ async def create_policy(tenants: Tenants, me: str, other: str) -> None:
     for name in (f"{other}/made", f"{other}/new", f"{NOBODY}/new"):
         with pytest.raises(errors.PermissionDenied, match=f"policy '{name}': is outside your key's scope; contact"):
             await client.create_policy(name, base_model=SHARED)
-    told = await refused(client.create_policy(f"{me}/new", base_model=own(other)), own(other))
-    assert told == await refused(client.create_policy(f"{me}/new", base_model=own(NOBODY)), own(NOBODY))
+    refusal = await refused(client.create_policy(f"{me}/new", base_model=own(other)), own(other))
+    assert refusal == await refused(client.create_policy(f"{me}/new", base_model=own(NOBODY)), own(NOBODY))
     assert not tenants.trainer.asked, "the engine has not even been asked"
     assert (await client.create_policy(f"{me}/new", base_model=SHARED)).life == 1
 
@@ -37,9 +37,9 @@ def called(call: str, request: Any) -> Check:
                 raise from_rpc_error(error) from error
 
         theirs, nobodys = f"{other}/made", f"{NOBODY}/made"
-        told = await refused(ask(theirs), theirs)
-        assert told == await refused(ask(nobodys), nobodys)
-        assert (told[0], other in told[1]) == ("PolicyNotFound", False)
+        refusal = await refused(ask(theirs), theirs)
+        assert refusal == await refused(ask(nobodys), nobodys)
+        assert (refusal[0], other in refusal[1]) == ("PolicyNotFound", False)
         assert not tenants.trainer.asked, "the engine has not even been asked"
         assert await ask(f"{me}/made") is not None
         assert {each.policy for each in tenants.trainer.asked} == {f"{me}/made"}
@@ -50,15 +50,15 @@ def called(call: str, request: Any) -> Check:
 async def list_policies(tenants: Tenants, me: str, other: str) -> None:
     client = tenants.clients[me]
     for base in ("", SHARED):
-        told = await client.policies(base)
-        assert ([each.policy for each in told.policies], list(told.silent)) == ([f"{me}/made"], [])
+        response = await client.policies(base)
+        assert ([each.policy for each in response.policies], list(response.silent)) == ([f"{me}/made"], [])
     told_not = await refused(client.policies(own(other)), own(other))
     assert told_not == await refused(client.policies(own(NOBODY)), own(NOBODY))
     assert len((await tenants.clients["admin"].policies()).policies) == 2
     tenants.trainer.resting = {name: pb.PolicyState(policy=name) for name in (f"{me}/old", f"{other}/old")}
     for base in ("", SHARED):
-        told = await client.resting_policies(base, size=1)
-        assert ([each.policy for each in told.policies], list(told.silent)) == ([f"{me}/old"], [])
+        response = await client.resting_policies(base, size=1)
+        assert ([each.policy for each in response.policies], list(response.silent)) == ([f"{me}/old"], [])
         asked = pb.ListPoliciesRequest(base_model=base, resting=True, page_size=1)
         page = await client._trainer.ListPolicies(asked, metadata=client._metadata)
         assert other not in page.next_page_token

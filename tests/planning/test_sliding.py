@@ -15,7 +15,7 @@ from tests.planning.test_shape import check_cache
 
 LAYERS = 9
 ASKED: dict[str, Any] = {"sliding_window": 33, "use_sliding_window": True}
-SET: list[tuple[str, dict[str, Any]]] = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {}),
     ("qwen2", {"sliding_window": 33}),
     ("qwen2", ASKED),
@@ -57,7 +57,7 @@ def seen(config: Any) -> tuple[int | None, ...]:
     return windows(lambda name: getattr(config, name, None), LAYERS)
 
 
-@pytest.mark.parametrize(("family", "more"), SET)
+@pytest.mark.parametrize(("family", "more"), CASES)
 def test_a_plan_counts_the_bytes_of_an_engines_cache(family: str, more: dict[str, Any]) -> None:
     fields = sizes(family, **more)
     shape, forward = read_shape(fields), make_forward(config_of(fields), pages=19)

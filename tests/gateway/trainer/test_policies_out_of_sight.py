@@ -23,9 +23,9 @@ class Blinking:
         return getattr(self._stub, call)
 
     async def OptimStep(self, request: Any, **options: Any) -> Any:  # noqa: N802
-        told = await self._stub.OptimStep(request, **options)
+        response = await self._stub.OptimStep(request, **options)
         if self.blinks == 0:
-            return told
+            return response
         self.blinks -= 1
         status = to_status(errors.PolicyNotFound("policy", "is on no engine"))
         trailing = grpc.aio.Metadata(*(status.trailing_metadata or ()))

@@ -30,10 +30,10 @@ async def test_policies_spread_over_engines_and_each_learns_where_it_is(school: 
     assert all(len(school.has(name)) == 1 for name in names)
     norms = [[await learn(policy) for _ in range(2)] for policy in policies]
     assert all(each == norms[0] for each in norms), "all are alike, on whichever engine"
-    told = await client.policies()
-    assert [(each.policy, each.step, each.sequence) for each in told.policies] == [(name, 2, 4) for name in names]
-    assert [[each.engine] for each in told.policies] == [school.has(name) for name in names]
-    assert {each.base_model for each in told.policies} == {BASE}
+    response = await client.policies()
+    assert [(each.policy, each.step, each.sequence) for each in response.policies] == [(name, 2, 4) for name in names]
+    assert [[each.engine] for each in response.policies] == [school.has(name) for name in names]
+    assert {each.base_model for each in response.policies} == {BASE}
 
 
 async def test_another_gateway_finds_a_policy_and_another_client_goes_on_with_it(school: School) -> None:
@@ -177,8 +177,8 @@ async def test_what_was_answered_is_learnt_by_its_advantage(school: School) -> N
     answer = await client.answer(request)
     policy = await client.create_policy("acme/a", rank=4)
     drawn = example(prompt, answer.token_ids, advantage=2.0, sampler_logprobs=answer.logprobs)
-    told = await policy.forward_backward([drawn], loss="importance_sampling")
-    assert told.loss_sum == pytest.approx(-2.0 * len(answer.token_ids), rel=1e-4), (
+    response = await policy.forward_backward([drawn], loss="importance_sampling")
+    assert response.loss_sum == pytest.approx(-2.0 * len(answer.token_ids), rel=1e-4), (
         "it is the base still: all ratios are 1"
     )
     with pytest.raises(errors.InvalidRequest, match="needs at least one token of the prompt, and one of"):
@@ -205,8 +205,8 @@ async def test_a_call_without_an_outcome_is_settled_before_the_next(school: Scho
         with pytest.raises(errors.OutOfOrder, match=r"no answer yet to its call 1 \(ForwardBackward\); settle"):
             await policy.optim_step()
         gate.open()
-        told = await policy.settle()
-    assert told.tokens == 3
+        response = await policy.settle()
+    assert response.tokens == 3
     assert (await policy.settle(), policy.sequence) == (None, 1)
     assert (await policy.optim_step()).step == 1
 
