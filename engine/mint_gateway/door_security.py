@@ -11,14 +11,14 @@ from mint_gateway.mounted import Mounted
 
 
 @dataclass(frozen=True)
-class Secured:
+class DoorSecurity:
     """A certificate, without which both doors speak plain text, and keys with scopes, without which all is open."""
 
     certificate: Mounted[Certificate] | None = None
     access: Access | None = None
 
     @classmethod
-    def by(cls, tls: Path | None, keys: Path | None, scopes: Path | None = None) -> "Secured":
+    def by(cls, tls: Path | None, keys: Path | None, scopes: Path | None = None) -> "DoorSecurity":
         """What lies in these folders. Raises MintError, which names the file, or says that scopes need keys."""
         if scopes and not keys:
             raise InvalidRequest("--scopes", "needs keys for its scopes; give --keys too")

@@ -20,7 +20,7 @@ def main() -> None:
         from mint_contracts.errors import MintError
         from mint_contracts.logs import log_as_json
         from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
-        from mint_gateway.door_security import Secured
+        from mint_gateway.door_security import DoorSecurity
         from mint_gateway.process import run
 
     parser = argparse.ArgumentParser(prog="mint-gateway", description=main.__doc__)
@@ -54,10 +54,10 @@ def main() -> None:
     arguments = parser.parse_args()
     log_as_json()
     try:
-        secured = Secured.by(arguments.tls, arguments.keys, arguments.scopes)
+        security = DoorSecurity.by(arguments.tls, arguments.keys, arguments.scopes)
     except MintError as error:
         parser.exit(1, f"mint-gateway: {error}\n")
-    asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port, secured))
+    asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port, security))
 
 
 if __name__ == "__main__":

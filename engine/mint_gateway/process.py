@@ -7,12 +7,12 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.server import OPEN, Limits, serve
 
 
-async def run(port: int, http_port: int, metrics_port: int, secured: Secured = OPEN) -> None:
+async def run(port: int, http_port: int, metrics_port: int, security: DoorSecurity = OPEN) -> None:
     """Serve by gRPC and by HTTP, as they are secured, and metrics, on a port each, until a signal.
 
     Raises the defect that ended its own work before.
@@ -23,7 +23,7 @@ async def run(port: int, http_port: int, metrics_port: int, secured: Secured = O
         loop.add_signal_handler(number, ended.set)
     redis = connect()
     try:
-        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), secured) as gateway:
+        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), security) as gateway:
             metrics, thread = start_http_server(metrics_port, everywhere(), registry=gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
             await asyncio.wait([waiting, *gateway.lasting], return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,7 @@ class Patience(msgspec.Struct, frozen=True):
     cap_backoff_s: float = 0.5
 
 
-class Tries:
+class Retries:
     """How far one request has come with its engines."""
 
     def __init__(self, patience: Patience, deadline: float | None) -> None:

@@ -21,7 +21,7 @@ from mint_gateway.explain import silence
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import meant, possible, resolve
-from mint_gateway.retries import Patience, Tries, another_may_do_better, lost
+from mint_gateway.retries import Patience, Retries, another_may_do_better, lost
 from mint_gateway.scope import granted
 from mint_gateway.view import MapView, unread
 
@@ -140,22 +140,22 @@ class Router:
             trail.base_model = view.base
             loop = asyncio.get_running_loop()
             deadline = None if remaining_s is None else loop.time() + remaining_s
-            tries = Tries(self._patience, deadline)
+            retries = Retries(self._patience, deadline)
             while True:
-                candidate, source = await self._next(trail, tries)
-                trail.engine, trail.why, trail.tries = candidate.engine, candidate.why, tries.count
+                candidate, source = await self._next(trail, retries)
+                trail.engine, trail.why, trail.tries = candidate.engine, candidate.why, retries.count
                 with self._in_flight.at(candidate.address):
                     _prepare(request, trail, source)
-                    if await self._try(candidate, request, send, tries, trail):
+                    if await self._try(candidate, request, send, retries, trail):
                         return
 
-    async def _next(self, trail: Trail, tries: Tries) -> tuple[Candidate, Source | None]:
+    async def _next(self, trail: Trail, retries: Retries) -> tuple[Candidate, Source | None]:
         """The best engine that was not tried in this round, and what it must be told of where the adapter is now.
 
         Waits for one while patience lasts.
         """
-        if tries.failed:
-            await tries.pause()
+        if retries.failed:
+            await retries.pause()
         while True:
             view = self._mirror.known().get(trail.base_model)
             if view is None:
@@ -167,12 +167,12 @@ class Router:
             if error := refusal(view, trail.adapter, now):
                 raise error
             ranked = candidates(view, trail.adapter, now)
-            fresh = [candidate for candidate in ranked if candidate.address not in tries.failed]
-            if fresh and tries.count < self._patience.tries:
-                tries.count += 1
+            fresh = [candidate for candidate in ranked if candidate.address not in retries.failed]
+            if fresh and retries.count < self._patience.tries:
+                retries.count += 1
                 return fresh[0], view.whence(trail.adapter, fresh[0].engine)
-            tries.raise_refusal()
-            if tries.count >= self._patience.tries or not await tries.wait():
+            retries.raise_refusal()
+            if retries.count >= self._patience.tries or not await retries.wait():
                 raise EngineUnavailable(
                     view.base, silence(view, trail.adapter, now), retry_after_s=self._patience.retry_after_s
                 )
@@ -182,12 +182,12 @@ class Router:
         candidate: Candidate,
         request: sampling_pb2.GenerateRequest,
         send: Send,
-        tries: Tries,
+        retries: Retries,
         trail: Trail,
     ) -> bool:
         """One engine's try. False: it failed before the first token, and another may do better."""
         async with self._channels.use(candidate.address) as stubs:
-            call = stubs.sampler.Generate(request, timeout=tries.remaining_s())
+            call = stubs.sampler.Generate(request, timeout=retries.remaining_s())
             try:
                 try:
                     events = await _until_first_token(call, candidate)
@@ -199,9 +199,9 @@ class Router:
                         raise
                     self._on_retry(failure)
                     if too_early:
-                        tries.failed[candidate.address] = None
+                        retries.failed[candidate.address] = None
                     else:
-                        tries.failed_with(candidate.address, error, trail.request_id)
+                        retries.failed_with(candidate.address, error, trail.request_id)
                     return False
                 trail.first_token_at = asyncio.get_running_loop().time()
                 trail.revision = next((e.started.revision for e in events if e.HasField("started")), "")

@@ -32,7 +32,7 @@ from mint_gateway.catalog.dates import Dates
 from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.explainer import Explainer
 from mint_gateway.guard import Guard
 from mint_gateway.http.door import Bounds, Door, opened
@@ -60,7 +60,7 @@ SERVICES = (
     training_pb2.DESCRIPTOR.services_by_name["Trainer"].full_name,
 )
 
-OPEN = Secured()
+OPEN = DoorSecurity()
 
 _log = structlog.get_logger()
 
@@ -92,7 +92,7 @@ class Gateway:
 
 @asynccontextmanager
 async def serve(
-    redis: Redis, address: str, listening: socket.socket, limits: Limits, secured: Secured = OPEN
+    redis: Redis, address: str, listening: socket.socket, limits: Limits, security: DoorSecurity = OPEN
 ) -> AsyncIterator[Gateway]:
     """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
 
@@ -121,20 +121,20 @@ async def serve(
         WavesServicer(watch, calls),
         TrainerServicer(forwarding, metrics, limits.training_calls, calls),
         healthy,
-        [Guard(secured.access, metrics)] if secured.access else [],
+        [Guard(security.access, metrics)] if security.access else [],
         limits,
     )
     await _be_alive(healthy)
-    port = _listen(server, address, secured.certificate)
+    port = _listen(server, address, security.certificate)
     await server.start()
-    guards = [guarding(secured.access, metrics)] if secured.access else []
+    guards = [guarding(security.access, metrics)] if security.access else []
     page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), forwarding, calls)
     door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
-    context = http_context(secured.certificate) if secured.certificate else None
+    context = http_context(security.certificate) if security.certificate else None
     opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, limits.grace_s), context)
     http_port = listening.getsockname()[1]
-    _log.info("gateway listens", address=address, port=port, http_port=http_port, **secured.flags())
-    lasting = [opening.accepting, *map(asyncio.create_task, (mirror.run(), catalogs.run(), *secured.following()))]
+    _log.info("gateway listens", address=address, port=port, http_port=http_port, **security.flags())
+    lasting = [opening.accepting, *map(asyncio.create_task, (mirror.run(), catalogs.run(), *security.following()))]
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
         yield Gateway(port, http_port, mirror, metrics, lasting)

@@ -17,7 +17,7 @@ from mint_gateway.explainer import Explainer
 from mint_gateway.inflight import InFlight
 from mint_gateway.route import Router
 from mint_gateway.slow_clients import NothingTaken, Writing
-from mint_gateway.time_slices import Slices
+from mint_gateway.time_slices import TimeSlices
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             size = page_size(request.page_size, placement_pages.PAGE, placement_pages.PAGE_MAX)
             end = placement_pages.end_of(request)
             views = self._router.views(request.base_model)
-            response, slices = placement_pb2.ListPlacementsResponse(), Slices()
+            response, slices = placement_pb2.ListPlacementsResponse(), TimeSlices()
             for view in (view for view in views if view.base >= end.base):
                 after = end.adapter if view.base == end.base else ""
                 for explanation in explain_all(view, self._router.now(view), after):

@@ -5,7 +5,7 @@ import asyncio
 SLICE_S = 0.005  # in which nobody else is answered
 
 
-class Slices:
+class TimeSlices:
     """Of one answer, from now on."""
 
     def __init__(self) -> None:

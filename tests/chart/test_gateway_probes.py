@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from mint_contracts.functions import connect
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.server import OPEN, Limits, serve
 from tests.chart.rendering import DEFAULTS, container, render, workloads
@@ -17,17 +17,17 @@ from tests.redis_process import free_port
 
 @pytest.mark.parametrize("scheme", ["HTTP", "HTTPS"])
 async def test_a_gateway_without_the_map_is_alive_but_not_ready(tmp_path: Path, scheme: str) -> None:
-    values, secured, trusted = DEFAULTS, OPEN, ssl.create_default_context()
+    values, security, trusted = DEFAULTS, OPEN, ssl.create_default_context()
     if scheme == "HTTPS":
         values = {"gateway": {"tls": {"secretName": "gateway-tls"}}}
         authority = Authority(tmp_path / "authority")
-        secured = Secured.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
+        security = DoorSecurity.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
         trusted.load_verify_locations(authority.file)
     own = container(workloads(render(values))["mint-gateway"])
     redis = connect(f"redis://127.0.0.1:{free_port()}/0")  # nobody listens there
     states = {}
     async with (
-        serve(redis, "127.0.0.1:0", listen("127.0.0.1", 0), Limits(farewell_s=0.0), secured) as gateway,
+        serve(redis, "127.0.0.1:0", listen("127.0.0.1", 0), Limits(farewell_s=0.0), security) as gateway,
         aiohttp.ClientSession(f"{scheme.lower()}://127.0.0.1:{gateway.http_port}") as session,
     ):
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):

@@ -16,7 +16,7 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.source import Source
 from mint_gateway.client import Client
 from mint_gateway.dialling import Trust
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.retries import Patience
 from mint_gateway.server import OPEN, Gateway, Limits, serve
@@ -50,13 +50,13 @@ class Scene:
     async def open(
         self,
         limits: Limits = LIMITS,
-        secured: Secured = OPEN,
+        security: DoorSecurity = OPEN,
         trust: Trust | None = None,
         key: str = "",
     ) -> None:
         """Start the gateway, and a client that does not retry."""
         door = listen("127.0.0.1", free_port())  # nobody takes it from one that is to come back
-        serving = serve(self.redis, "127.0.0.1:0", door, limits, secured)
+        serving = serve(self.redis, "127.0.0.1:0", door, limits, security)
         self.gateway = await self._stack.enter_async_context(serving)
         self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0, trust=trust, key=key))
 

@@ -20,7 +20,7 @@ from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Progress, Stage, TrainChange, WaveTraining
 from mint_gateway.client import Client
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.scopes import SCOPES_FILE
 from tests.gateway.catalogs import entry, lines
 from tests.gateway.scene import LIMITS, Scene
@@ -61,7 +61,7 @@ class Tenants:
     async def begin(self) -> None:
         """Write the map, start engines and the gateway, and wait until all is known."""
         names = {who: key_of(who).encode() for who in (*TENANTS, "admin")}
-        secured = Secured.by(None, mount(self._folder / "keys", names), self.scope(SCOPES))
+        security = DoorSecurity.by(None, mount(self._folder / "keys", names), self.scope(SCOPES))
         await self._declare()
         for base in (SHARED, *map(own, TENANTS)):
             name = f"e-of-{base.partition('/')[0]}"
@@ -72,7 +72,7 @@ class Tenants:
             self.engines[SHARED].held[f"{tenant}/made"] = held
             self.trainer.policies[held.adapter] = PolicyState(policy=held.adapter, life=7, base_model=SHARED)
         await self.engines[SHARED].report()
-        await self.scene.open(LIMITS, secured, key=key_of("admin"))
+        await self.scene.open(LIMITS, security, key=key_of("admin"))
         for who in names:
             client = Client(self.scene.target, patience_s=0.0, key=key_of(who))
             self.clients[who] = await self._stack.enter_async_context(client)

@@ -15,7 +15,7 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway.channels import Channels
 from mint_gateway.client import Client
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http import connections, door
 from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, LIMIT_S, Scene
@@ -131,10 +131,10 @@ async def test_who_has_not_agreed_on_tls_yet_counts(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = Authority(tmp_path / "authority")
-    secured = Secured.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
+    security = DoorSecurity.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
     monkeypatch.setattr(connections, "HELLO_S", LIMIT_S)
     monkeypatch.setattr(door, "MOST_OUTSIDE", 0)
-    await scene.open(Limits(connections=1, farewell_s=0.0), secured)
+    await scene.open(Limits(connections=1, farewell_s=0.0), security)
     for port in (scene.gateway.port, scene.gateway.http_port):
         async with knocking(port, port) as (first, second):
             assert await second.heard() == b""
@@ -143,9 +143,9 @@ async def test_who_has_not_agreed_on_tls_yet_counts(
 
 async def test_what_speaks_no_tls_leaves_its_place(scene: Scene, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
-    secured = Secured.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
+    security = DoorSecurity.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
     await scene.base()
-    await scene.open(Limits(connections=1, farewell_s=0.0), secured)
+    await scene.open(Limits(connections=1, farewell_s=0.0), security)
     await scene.seen()
     for _ in range(3):
         with pytest.raises(aiohttp.ClientError):

@@ -30,8 +30,8 @@ SAY = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]
 CHOSEN = {"type": "function", "function": {"name": "sail"}}
 
 
-def read(**fields: Any) -> tuple[openai_request.AskedChat, GenerateRequest]:
-    wanted = openai_request.read(json.dumps(SAY | fields).encode(), openai_request.AskedChat)
+def read(**fields: Any) -> tuple[openai_request.ChatRequest, GenerateRequest]:
+    wanted = openai_request.read(json.dumps(SAY | fields).encode(), openai_request.ChatRequest)
     return wanted, openai_request.chat_request(wanted, ())
 
 
@@ -246,7 +246,7 @@ def test_texts_call_nothing() -> None:
     body = {"model": "demo/pirate", "prompt": "Ahoy"}
     for fields in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
         with pytest.raises(InvalidRequest, match="is not supported; leave it out"):
-            openai_request.read(json.dumps(body | fields).encode(), openai_request.AskedText)
+            openai_request.read(json.dumps(body | fields).encode(), openai_request.TextRequest)
     openai_request.read(
-        json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), openai_request.AskedText
+        json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), openai_request.TextRequest
     )

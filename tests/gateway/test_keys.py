@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_gateway.client import Client, question
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.keys import Keys, read_keys
 from mint_gateway.mounted import Mounted
 from mint_gateway.page.files import FILES
@@ -32,7 +32,7 @@ async def secret(scene: Scene, tmp_path: Path) -> Path:
     folder = mount(tmp_path / "keys", {"team-a": f"{GOOD}\n".encode(), "team-b": OTHER.encode()})
     await scene.base()
     engine = await scene.engine("e-0")
-    await scene.open(LIMITS, Secured.by(None, folder), key=GOOD)
+    await scene.open(LIMITS, DoorSecurity.by(None, folder), key=GOOD)
     await scene.seen(engine)
     return folder
 

@@ -21,8 +21,8 @@ _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=2)
 )
 _names = (
-    *openai_request.AskedText.__struct_fields__,
-    *openai_request.AskedChat.__struct_fields__,
+    *openai_request.TextRequest.__struct_fields__,
+    *openai_request.ChatRequest.__struct_fields__,
     *openai_request.NOT_DONE,
     *openai_request.PASSED_OVER,
 )
@@ -44,18 +44,18 @@ def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
 
 
 def _as_texts(body: bytes) -> list[GenerateRequest]:
-    return openai_request.text_requests(openai_request.read(body, openai_request.AskedText), BASES)
+    return openai_request.text_requests(openai_request.read(body, openai_request.TextRequest), BASES)
 
 
 def _as_chats(body: bytes) -> list[GenerateRequest]:
-    return [openai_request.chat_request(openai_request.read(body, openai_request.AskedChat), BASES)]
+    return [openai_request.chat_request(openai_request.read(body, openai_request.ChatRequest), BASES)]
 
 
 @pytest.mark.parametrize(
     ("kind", "theirs"),
     [
-        (openai_request.AskedText, completion_create_params.CompletionCreateParamsNonStreaming),
-        (openai_request.AskedChat, chat_params.CompletionCreateParamsNonStreaming),
+        (openai_request.TextRequest, completion_create_params.CompletionCreateParamsNonStreaming),
+        (openai_request.ChatRequest, chat_params.CompletionCreateParamsNonStreaming),
     ],
 )
 def test_all_that_openais_client_may_send_is_known(kind: type, theirs: type) -> None:
@@ -75,7 +75,7 @@ def test_all_that_openais_client_may_send_is_known(kind: type, theirs: type) -> 
 )
 def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str, str]) -> None:
     [request] = openai_request.text_requests(
-        openai_request.AskedText(model=model, base_model=base, prompt="Ahoy"), BASES
+        openai_request.TextRequest(model=model, base_model=base, prompt="Ahoy"), BASES
     )
     assert (request.base_model, request.adapter) == meant
 
@@ -123,7 +123,7 @@ def test_nothing_said_of_what_a_stream_tells_is_its_default() -> None:
     names = ("include_usage", "continuous_usage_stats", "include_obfuscation")
     for value in (None, {}, dict.fromkeys(names), dict.fromkeys(names, False)):
         body = json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "stream_options": value}).encode()
-        options = openai_request.read(body, openai_request.AskedText).stream_options
+        options = openai_request.read(body, openai_request.TextRequest).stream_options
         assert not any(getattr(options, name) for name in names)
 
 

@@ -11,7 +11,7 @@ from mint_contracts.records import Failure, MapChange, Tier, WaveRecord
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Published, Stage
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.server import serve
 from tests.gateway.browser import Browser, browsing
@@ -174,7 +174,7 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(
     scene: Scene, browser: Browser, tmp_path: Path
 ) -> None:
     await scene.base()
-    await scene.open(LIMITS, Secured.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
+    await scene.open(LIMITS, DoorSecurity.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
     await browser.open(scene.url)
     await browser.reads("This gateway requires a key")
     assert BASE not in await browser.text()
@@ -194,7 +194,7 @@ async def test_a_browser_that_keeps_nothing_of_sites_shows_all_until_the_page_is
     scene: Scene, tmp_path: Path
 ) -> None:
     await scene.base()
-    await scene.open(LIMITS, Secured.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
+    await scene.open(LIMITS, DoorSecurity.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
     async with browsing(keeps=False) as browser:
         await browser.open(scene.url)
         await browser.reads("This gateway requires a key")

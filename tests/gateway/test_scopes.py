@@ -18,7 +18,7 @@ from mint_contracts.source import Source, child
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import WaveTraining
 from mint_gateway.catalog.writable import Writable
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.mounted import Mounted
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
@@ -276,11 +276,11 @@ def test_a_file_that_cannot_be_read_closes_every_key(content: bytes) -> None:
 def test_a_gateway_without_its_file_of_scopes_does_not_begin(tmp_path: Path) -> None:
     keys, scopes = mount(tmp_path / "keys", {"team-a": b"key"}), mount(tmp_path / "scopes", {"other.json": b"{}"})
     with pytest.raises(SourceNotFound, match=r"scopes\.json: does not exist; create it with the scopes of the keys"):
-        Secured.by(None, keys, scopes)
+        DoorSecurity.by(None, keys, scopes)
     with pytest.raises(SourceNotFound):
-        Secured.by(None, keys, tmp_path / "nowhere")
+        DoorSecurity.by(None, keys, tmp_path / "nowhere")
     with pytest.raises(InvalidRequest, match="give --keys too"):
-        Secured.by(None, None, scopes)
+        DoorSecurity.by(None, None, scopes)
 
 
 def test_files_are_those_of_one_moment_however_often_they_change(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mint_contracts import errors
 from mint_gateway.certificate import read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
-from mint_gateway.door_security import Secured
+from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.mounted import Mounted
 from mint_gateway.server import serve
@@ -46,7 +46,7 @@ async def secret(scene: Scene, authority: Authority, tmp_path: Path) -> Path:
     folder = mount(tmp_path / "tls", authority.certificate("first"))
     await scene.base()
     engine = await scene.engine("e-0")
-    await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()))
+    await scene.open(LIMITS, DoorSecurity.by(folder, None), Trust(authority.file.read_bytes()))
     await scene.seen(engine)
     return folder
 
@@ -170,7 +170,7 @@ async def test_the_command_line_asks_by_tls(
     folder = mount(tmp_path / "tls", authority.certificate("named", "DNS:mint-gateway.mint-system.svc"))
     await scene.base()
     engine = await scene.engine("e-0")
-    await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()))
+    await scene.open(LIMITS, DoorSecurity.by(folder, None), Trust(authority.file.read_bytes()))
     await scene.seen(engine)
     trusting = ("--ca", str(authority.file), "--tls-server-name", "mint-gateway.mint-system.svc")
     assert await mint(scene.target, "ask", *trusting, "Hello?") == (0, "Hello there.\n", "")
@@ -229,7 +229,7 @@ async def test_a_command_line_at_the_port_for_http_is_told_which_one_is_meant(
 ) -> None:
     folder = mount(tmp_path / "tls", authority.certificate("first")) if tls else None
     trusting = ("--ca", str(authority.file)) if tls else ()
-    await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()) if tls else None)
+    await scene.open(LIMITS, DoorSecurity.by(folder, None), Trust(authority.file.read_bytes()) if tls else None)
     advice = "is that its HTTP port? Its gRPC port is 8470 by default"
     for verb in (("placements",), ("ask", "Hello?"), ("wave", "watch", "demo/w")):
         code, _, err = await mint(f"127.0.0.1:{scene.gateway.http_port}", *verb, *trusting, *FOREVER)

@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def prompt(messages: list[Any]) -> list[int]:
         body = json.dumps(ASKED | {"messages": messages}).encode()
         request: GenerateRequest = openai_request.chat_request(
-            openai_request.read(body, openai_request.AskedChat), ()
+            openai_request.read(body, openai_request.ChatRequest), ()
         )
         return list(read_prompt(request, tokenizer, 300, CONTEXT))
 

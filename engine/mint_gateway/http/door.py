@@ -107,8 +107,8 @@ class Door:
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.known()
 
-        def read(body: bytes) -> tuple[openai_request.AskedText, Sequence[GenerateRequest]]:
-            wanted = openai_request.read(body, openai_request.AskedText)
+        def read(body: bytes) -> tuple[openai_request.TextRequest, Sequence[GenerateRequest]]:
+            wanted = openai_request.read(body, openai_request.TextRequest)
             return wanted, openai_request.text_requests(wanted, bases)
 
         wanted, requests = await self._parsed(http, read)
@@ -117,8 +117,8 @@ class Door:
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.known()
 
-        def read(body: bytes) -> tuple[openai_request.AskedChat, GenerateRequest, Tools]:
-            wanted = openai_request.read(body, openai_request.AskedChat)
+        def read(body: bytes) -> tuple[openai_request.ChatRequest, GenerateRequest, Tools]:
+            wanted = openai_request.read(body, openai_request.ChatRequest)
             return wanted, openai_request.chat_request(wanted, bases), wanted.called()
 
         wanted, request, tools = await self._parsed(http, read)
@@ -133,7 +133,7 @@ class Door:
     async def _answer(
         self,
         http: web.Request,
-        wanted: openai_request.Asked,
+        wanted: openai_request.OpenAIRequest,
         requests: Sequence[GenerateRequest],
         form: openai_response.Form,
         tools: Tools = NONE,

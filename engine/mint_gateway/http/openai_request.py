@@ -95,7 +95,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     json_object: bool | None = None
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both kinds of requests have."""
 
     model: Annotated[str, Meta(min_length=1)]
@@ -122,7 +122,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stream_options: StreamOptions = StreamOptions()
 
 
-class AskedText(Asked, frozen=True, kw_only=True):
+class TextRequest(OpenAIRequest, frozen=True, kw_only=True):
     """A request for /v1/completions."""
 
     prompt: str | list[str | _Natural | list[_Natural]]
@@ -130,7 +130,7 @@ class AskedText(Asked, frozen=True, kw_only=True):
     logprobs: _Natural | None = None
 
 
-class AskedChat(Asked, frozen=True, kw_only=True):
+class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     """A request for /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -156,7 +156,7 @@ def read(body: bytes, kind: type[_T]) -> _T:
         raise InvalidRequest("body", f"is invalid: {error}") from error
 
 
-def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.GenerateRequest]:
+def text_requests(asked: TextRequest, bases: Container[str]) -> list[sampling_pb2.GenerateRequest]:
     """What a request for /v1/completions means, prompt by prompt; `bases` are the base models served.
 
     Raises InvalidRequest.
@@ -177,7 +177,7 @@ def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.
     return requests
 
 
-def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.GenerateRequest:
+def chat_request(asked: ChatRequest, bases: Container[str]) -> sampling_pb2.GenerateRequest:
     """What a request for /v1/chat/completions means. Raises InvalidRequest."""
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens or _TO_ITS_END, bases)
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
@@ -204,7 +204,7 @@ def _asked_for(fields: dict[str, Any], kind: type) -> dict[str, Any]:
     return kept
 
 
-def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sampling_pb2.GenerateRequest:
+def _request(asked: OpenAIRequest, max_tokens: int | None, bases: Container[str]) -> sampling_pb2.GenerateRequest:
     base, adapter = _meant(asked.model, asked.base_model, bases)
     request = sampling_pb2.GenerateRequest(base_model=base, adapter=adapter, cache_salt=asked.cache_salt)
     sampling = request.sampling
@@ -243,7 +243,7 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
             sampling.stop.append(TAG_END)
 
 
-def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
+def _shape(asked: OpenAIRequest, sampling: sampling_pb2.SamplingParams) -> None:
     """Note what the answer must be. Raises InvalidRequest."""
     form, more = asked.response_format, asked.structured_outputs
     wanted: list[tuple[str, object]] = [("json_schema", more.json), ("regex", more.regex)]

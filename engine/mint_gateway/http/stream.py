@@ -27,7 +27,7 @@ class Stream:
         self,
         http: web.Request,
         form: openai_response.Form,
-        wanted: openai_request.Asked,
+        wanted: openai_request.OpenAIRequest,
         tools: Tools,
         request_id: str,
         created: int,

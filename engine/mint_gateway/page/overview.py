@@ -15,7 +15,7 @@ from mint_gateway.page.bases import SeenBase, Tally, Total
 from mint_gateway.page.pages import Asked
 from mint_gateway.page.waves import Copies, Serving, Training
 from mint_gateway.scope import granted
-from mint_gateway.time_slices import Slices
+from mint_gateway.time_slices import TimeSlices
 from mint_gateway.view import MapView
 from mint_gateway.wave_watch import Standing, WaveWatch
 from mint_gateway.within import waves_within
@@ -67,7 +67,7 @@ class Overview:
         views = dict(self._mirror.known())  # each made narrow once
         names, following = asked.of(views)
         self._forget()
-        slices = Slices()
+        slices = TimeSlices()
         placed = {}
         for base, view in views.items():
             placed[base] = self._count_placed(view)
@@ -111,7 +111,7 @@ class Overview:
                 standings |= dict.fromkeys(standing.training, standing)
         every = standings.keys() | records.keys()
         names, following = asked.of(every)
-        slices = Slices()
+        slices = TimeSlices()
         found = []
         for name in names:
             begun = standings.get(name)
@@ -155,7 +155,7 @@ class Overview:
         counted = {name: Copies() for name in records}
         if not any(each.admitted for each in records.values()):
             return counted
-        slices = Slices()
+        slices = TimeSlices()
         for wave, each in copies(view, records):
             counted[wave].count(each)
             await slices.rest()

@@ -18,7 +18,7 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
 from mint_gateway.choose import home_order
 from mint_gateway.explain import silence
-from mint_gateway.retries import Patience, Tries, lost
+from mint_gateway.retries import Patience, Retries, lost
 from mint_gateway.route import Router
 from mint_gateway.scope import OUT_OF_SCOPE
 from mint_gateway.trainer.resting import resting
@@ -69,16 +69,16 @@ class Forwarding:
         """
         way.policy = check_adapter(request.policy)
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
-        tries = Tries(self._patience, deadline)
+        retries = Retries(self._patience, deadline)
         if way.call in _ANEW:
             self._whereabouts.forget(self._view(request, way).base, way.policy)
         while True:
             view = self._view(request, way)
             request.base_model = view.base
             try:
-                return await self._round(view, request, tries, way)
+                return await self._round(view, request, retries, way)
             except EngineUnavailable:
-                if not await tries.wait():
+                if not await retries.wait():
                     raise
 
     async def list(self, base_model: str, within_s: float = ASK_S) -> pb.ListPoliciesResponse:
@@ -105,32 +105,32 @@ class Forwarding:
             except grpc.aio.AioRpcError:
                 return None
 
-    async def _round(self, view: MapView, request: Request, tries: Tries, way: Way) -> Any:
+    async def _round(self, view: MapView, request: Request, retries: Retries, way: Way) -> Any:
         """The answer of the first engine that has one. Raises EngineUnavailable where a new round may do better."""
         full: list[grpc.aio.AioRpcError] = []
         places = await self._places(view, request, way)
         if isinstance(request, pb.DropPolicyRequest) and not request.gone:
             places, copies = places[:1], places[1:]
             for each in copies:  # first: once the policy is gone they would be found in its place
-                await self._drop_copy(view, each, request, tries, way)
+                await self._drop_copy(view, each, request, retries, way)
         for place in places:
             try:
-                return await self._ask(view, place, request, tries, way)
+                return await self._ask(view, place, request, retries, way)
             except grpc.aio.AioRpcError as error:
                 failure = from_rpc_error(error)
                 if place.remembered and isinstance(failure, PolicyNotFound):
-                    return await self._round(view, request, tries, way)  # in which all are asked
+                    return await self._round(view, request, retries, way)  # in which all are asked
                 if not isinstance(failure, Overloaded):
                     raise
                 full.append(error)
         raise min(full, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
-    async def _ask(self, view: MapView, place: Whereabout, request: Request, tries: Tries, way: Way) -> Any:
+    async def _ask(self, view: MapView, place: Whereabout, request: Request, retries: Retries, way: Way) -> Any:
         """One engine's answer. Raises AioRpcError, its own word, and EngineUnavailable where it has gone away."""
         way.engine = place.engine
         try:
             async with self._channels.use(place.address) as stubs:
-                answer = await getattr(stubs.trainer, way.call)(request, timeout=tries.remaining_s())
+                answer = await getattr(stubs.trainer, way.call)(request, timeout=retries.remaining_s())
         except grpc.aio.AioRpcError as error:
             self._whereabouts.forget(view.base, way.policy)
             if lost(error):  # not another's turn: this one may have done it
@@ -166,10 +166,10 @@ class Forwarding:
         return [Whereabout(engine.name, engine.record.address, remembered=False) for engine, _ in homes]
 
     async def _drop_copy(
-        self, view: MapView, place: Whereabout, request: pb.DropPolicyRequest, tries: Tries, way: Way
+        self, view: MapView, place: Whereabout, request: pb.DropPolicyRequest, retries: Retries, way: Way
     ) -> None:
         try:
-            await self._ask(view, place, request, tries, way)
+            await self._ask(view, place, request, retries, way)
         except grpc.aio.AioRpcError as error:
             if not isinstance(from_rpc_error(error), PolicyNotFound):
                 raise
