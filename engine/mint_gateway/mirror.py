@@ -18,8 +18,8 @@ from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
 from mint_contracts.reasons import Reasons
 from mint_gateway.scope import granted
+from mint_gateway.scope_filter import within
 from mint_gateway.view import MapView, lost_something, merge, stale_holdings
-from mint_gateway.within import within
 
 POLL_S = 0.5
 QUIET_S = 0.05  # between two readings, however many hints come

@@ -15,10 +15,10 @@ from mint_contracts.training_words import Progresses, Words
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.scope import granted
+from mint_gateway.scope_filter import progresses_within, training_within
 from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
 from mint_gateway.waves import OVER, aggregate, carried, heard, wave_progress, with_rewards
-from mint_gateway.within import progresses_within, training_within
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
 MOST_WATCHERS = 256

@@ -12,8 +12,8 @@ from mint_contracts.records import BaseRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_gateway.resolve import meant, possible
 from mint_gateway.scope import Scope
+from mint_gateway.scope_filter import within
 from mint_gateway.view import Engine, MapView
-from mint_gateway.within import within
 from tests.gateway.scripted import ScriptedEngine
 
 ADAPTER = "team/x"

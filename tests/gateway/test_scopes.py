@@ -21,9 +21,9 @@ from mint_gateway.catalog.writable import Writable
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.mounted import Mounted
 from mint_gateway.scope import EVERYTHING, Scope
+from mint_gateway.scope_filter import training_within, waves_within, within
 from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
 from mint_gateway.view import MapView, heard
-from mint_gateway.within import training_within, waves_within, within
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import mount
 

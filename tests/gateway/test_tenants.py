@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
-from mint_gateway import within
+from mint_gateway import scope_filter
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
 from mint_gateway.page.files import FILES
@@ -341,13 +341,13 @@ async def test_a_list_of_models_makes_each_base_narrow_once_however_many_it_has(
     tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time takes as long as the base has engines: others would wait for it, once a model."""
-    narrowed, narrow = list[str](), within._view
+    narrowed, narrow = list[str](), scope_filter._view
 
     def noted(view: MapView, scope: Scope) -> MapView:
         narrowed.append(view.base)
         return narrow(view, scope)
 
-    monkeypatch.setattr(within, "_view", noted)
+    monkeypatch.setattr(scope_filter, "_view", noted)
     _, answer = await tenants.http("acme", "GET", "/v1/models")
     assert len(answer["data"]) == 5
     assert sorted(narrowed) == [own("acme"), SHARED]

@@ -15,10 +15,10 @@ from mint_gateway.page.bases import SeenBase, Tally, Total
 from mint_gateway.page.pages import Asked
 from mint_gateway.page.waves import Copies, Serving, Training
 from mint_gateway.scope import granted
+from mint_gateway.scope_filter import waves_within
 from mint_gateway.time_slices import TimeSlices
 from mint_gateway.view import MapView
 from mint_gateway.wave_watch import Standing, WaveWatch
-from mint_gateway.within import waves_within
 
 LOOK_S = 1.0  # between two readings of one base's waves, however many look
 MOST_TALLIES = 100_000  # kept: one for each engine and each kind of key that looks
