@@ -79,13 +79,9 @@ async def test_a_chat_that_the_assistant_was_last_in_is_told_from_there(
     client: openai.AsyncOpenAI, engine: ScriptedEngine
 ) -> None:
     """As vLLM does with `echo`; what the user has said last is not told."""
-    user, assistant = {"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "So: "}
+    user, reply = {"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "So: "}
     tool = {"type": "function", "function": {"name": "sail"}}
-    for messages, tools, before in (
-        ([user, assistant], [], "So: "),
-        ([user, assistant], [tool], "So: "),
-        ([user], [], ""),
-    ):
+    for messages, tools, before in (([user, reply], [], "So: "), ([user, reply], [tool], "So: "), ([user], [], "")):
         chat: Any = {"model": BASE, "messages": messages, "tools": tools, "extra_body": {"echo": True}}
         answer = await client.chat.completions.create(**chat)
         assert answer.choices[0].message.content == f"{before}Hello there."

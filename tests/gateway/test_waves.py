@@ -260,9 +260,8 @@ def test_what_is_left_counts_those_that_load_where_they_stood_and_those_that_wai
 
 def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:
     name, end = NAMES[0], Published("sha256:abc", 4, Source("s3://runs/abc"))
-    record = msgspec.structs.replace(
-        wave(), last_words=(last_word(reported(name, 4, Stage.COMPLETE, published=end)),)
-    )
+    complete = reported(name, 4, Stage.COMPLETE, published=end)
+    record = msgspec.structs.replace(wave(), last_words=(last_word(complete),))
     for lease in (7, 8):  # it goes on, with the lease that it had or another
         loads = reported(name, 0, Stage.LOADING, lease=lease)
         engine, word = heard(record, {"e-0": {name: loads}})[name]
