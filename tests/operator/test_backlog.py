@@ -6,7 +6,7 @@ import pytest
 
 from mint_contracts.records import EngineView, Failure, Placement, Tier
 from mint_contracts.resources import LoadingStatus
-from mint_operator.planning.engines import AWAY_GRACE_S
+from mint_operator.planning.engines import AWAY_GRACE_S, LOADING_GRACE_S
 from mint_operator.planning.plan import Plan, plan
 from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, wave
 
@@ -63,6 +63,15 @@ def test_after_a_death_the_time_to_recover_is_told_at_once_and_again_when_the_ot
     moved = planned(fleet, before, smol_1=AWAY_GRACE_S + 1)
     assert moved.base_statuses[KEY].loading == LoadingStatus(copies=6, eta_seconds=3, eta="3s")
     assert moved.wave_statuses["team/one"].loading.eta_seconds == 3
+
+
+def test_of_one_that_failed_again_while_it_loaded_the_time_counts_from_when_it_is_not_waited_for() -> None:
+    before = placed(planned([engine(0), engine(1)]))
+    here = {name: Tier.DEVICE for name, engines in homes(before).items() if engines == ["smol-0"]}
+    fleet, lost = [engine(0, here, loads_per_s=2.0), engine(1, alive=False)], len(NAMES) - len(here)
+    waited = {"smol-1": LOADING_GRACE_S - 10}
+    of = snapshot(base(2, 2, 12), WAVES, fleet, before, away_s={"smol-1": 3.0}, unready_s=waited)
+    assert plan(of).base_statuses[KEY].loading.eta_seconds == 10 + lost / 2
 
 
 @pytest.mark.parametrize("seconds", [1.0, AWAY_GRACE_S + 1], ids=["away", "lost"])

@@ -62,6 +62,7 @@ async def test_adapters_of_an_engine_that_is_not_ready_again_go_elsewhere_althou
     stage: Stage, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
     monkeypatch.setattr(engines, "AWAY_GRACE_S", 1.0)
+    monkeypatch.setattr(engines, "LOADING_GRACE_S", 1.0)
     stage.apply(base_model(2, 2), adapter_wave("demo", ["demo/pirate"]))
     leaving, staying = stage.engine(0), stage.engine(1)
     for engine in (leaving, staying):

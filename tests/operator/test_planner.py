@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_contracts.records import COPYING, LOADING, Bringing, EngineView, Placement, Tier
+from mint_contracts.records import Tier
 from mint_contracts.resources import AdapterWaveStatus, Residency, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Snapshot
 from tests.operator import training_worlds
-from tests.operator.worlds import EMPTY, KEY, base, engine, homes, placed, snapshot, source, wave, written
+from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
 
 
 def status(of: Snapshot, name: str) -> AdapterWaveStatus:
@@ -194,92 +194,6 @@ def test_when_engines_go_their_adapters_move_and_no_others() -> None:
     assert all(engines == ["smol-0"] for engines in homes(second).values())
     stayed = [name for name in second if homes(first)[name] == ["smol-0"]]
     assert all(second[name].places == first[name].places for name in stayed)
-
-
-def away(seconds: float, engines: list[EngineView]) -> tuple[dict[str, Placement], dict[str, Placement]]:
-    waves = [wave("one", SIX)]
-    first = placed(plan(snapshot(base(2, 2), waves)))
-    of = snapshot(base(2, 2), waves, engines, placements=first, away_s={"smol-1": seconds})
-    return first, placed(plan(of), first)
-
-
-def test_an_engine_keeps_its_adapters_while_it_is_away_for_less_than_the_grace() -> None:
-    first, second = away(29.0, [engine(0), engine(1, alive=False)])
-    assert second == first
-
-
-@pytest.mark.parametrize("seconds", [1.0, 31.0])
-def test_what_an_engine_that_is_away_was_to_hold_for_a_wave_leaves_the_map_with_the_wave(seconds: float) -> None:
-    fleet = [engine(0), engine(1, alive=False)]
-    first = plan(snapshot(base(2, 2), [wave("one", SIX)])).changes[KEY]
-    state = written(EMPTY, first)
-    assert all(state.assigned[each.engine] for each in fleet)
-    of = snapshot(base(2, 2), [], fleet, state=state, away_s={"smol-1": seconds})
-    assert not any(written(state, plan(of).changes[KEY]).assigned.values())
-
-
-def test_an_engine_that_is_away_for_longer_loses_them_to_others() -> None:
-    first, second = away(31.0, [engine(0), engine(1, alive=False)])
-    assert all(engines == ["smol-0"] for engines in homes(second).values())
-    moved = [name for name in SIX if homes(first)[name] == ["smol-1"]]
-    assert {second[name].places[0].why for name in moved} == {
-        "moved from smol-1, which has not been ready for over 30 s"
-    }
-
-
-@pytest.mark.parametrize(
-    ("seconds", "bringing", "moves"),
-    [
-        (29.0, None, False),
-        (31.0, None, True),
-        (31.0, Bringing(LOADING, done=1, total=100, per_s=1.0), True),
-        (31.0, Bringing(LOADING, done=80, total=100, per_s=1.0), False),
-        (61.0, Bringing(LOADING, done=80, total=100, per_s=1.0), True),
-        (31.0, Bringing(COPYING, done=80, total=100, per_s=1.0), True),
-    ],
-    ids=[
-        "within the grace",
-        "silent",
-        "far from done",
-        "nearly done",
-        "nearly done for too long",
-        "copied, not read",
-    ],
-)
-def test_an_engine_that_is_back_and_long_in_loading_its_base_loses_its_adapters_to_others(
-    seconds: float, bringing: Bringing | None, moves: bool
-) -> None:
-    waves = [wave("one", SIX)]
-    first = placed(plan(snapshot(base(2, 2), waves)))
-    fleet = [engine(0), engine(1, ready=False, bringing=bringing)]
-    of = snapshot(base(2, 2), waves, fleet, placements=first, unready_s={"smol-1": seconds})
-    second = placed(plan(of), first)
-    if moves:
-        assert all(engines == ["smol-0"] for engines in homes(second).values())
-    else:
-        assert second == first
-
-
-def test_an_engine_that_is_long_in_loading_its_base_is_given_nothing_new_that_fits_elsewhere() -> None:
-    fleet = [engine(0), engine(1, ready=False)]
-    late = {"smol-1": 31.0}
-    fits = placed(plan(snapshot(base(2, 2), [wave("one", SIX)], fleet, unready_s=late)))
-    assert {engine for engines in homes(fits).values() for engine in engines} == {"smol-0"}
-    many = placed(plan(snapshot(base(2, 2, slots=4), [wave("one", SIX)], fleet, unready_s=late)))
-    assert Counter(engine for engines in homes(many).values() for engine in engines) == {"smol-0": 4, "smol-1": 2}
-
-
-def test_nothing_moves_while_no_engine_is_ready() -> None:
-    first, second = away(300.0, [engine(0, ready=False), engine(1, alive=False)])
-    assert second == first
-
-
-def test_adapters_of_a_lost_engine_stay_if_they_fit_nowhere_else() -> None:
-    waves = [wave("one", [f"a/{index}" for index in range(4)])]
-    of = base(2, 2, slots=2)
-    first = placed(plan(snapshot(of, waves)))
-    lost = snapshot(of, waves, [engine(0), engine(1, alive=False)], placements=first, away_s={"smol-1": 60.0})
-    assert placed(plan(lost), first) == first
 
 
 def test_a_second_copy_makes_room_when_only_engines_with_a_copy_have_slots() -> None:

@@ -49,6 +49,24 @@ def test_where_all_start_at_once_the_others_are_given_as_long_again_as_the_first
     assert watch.look(1345.0, restarted(engine(0), 2), loading(1, 2)) == {"smol-1": 35.0}
 
 
+def test_one_that_has_become_ready_in_that_time_has_had_it() -> None:
+    watch = Watch()
+    watch.look(100.0, loading(0), loading(1))
+    watch.look(700.0, engine(0), loading(1))
+    assert watch.look(720.0, engine(0), engine(1)) == {}
+    assert watch.look(740.0, engine(0), loading(1, 2)) == {"smol-1": 0.0}
+    assert watch.look(780.0, engine(0), loading(1, 2)) == {"smol-1": 40.0}
+
+
+def test_one_that_fails_in_that_time_is_given_the_rest_of_it() -> None:
+    watch = Watch()
+    watch.look(100.0, loading(0), loading(1))
+    watch.look(700.0, engine(0), loading(1))
+    watch.look(740.0, engine(0), engine(1, alive=False))
+    assert watch.look(760.0, engine(0), loading(1, 2)) == {}
+    assert watch.look(1330.0, engine(0), loading(1, 2)) == {"smol-1": 30.0}
+
+
 def test_a_base_that_could_not_be_loaded_for_long_is_judged_by_the_start_that_could_load_it() -> None:
     watch = Watch()
     watch.look(100.0, loading(0), loading(1))

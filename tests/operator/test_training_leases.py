@@ -61,11 +61,11 @@ def test_policies_move_from_an_engine_that_is_back_and_long_in_loading_its_base(
     home = {engine for engine, _ in world.leases.values()}.pop()
     ordinal = int(home[-1])
     world.engines[ordinal] = loading(world.engines[ordinal], 2)
-    world.unready_s = {home: 20.0}
+    world.unready_s = {home: 60.0}
     world.step()
     assert {(engine, lease.incarnation) for engine, lease in world.leases.values()} == {(home, 2)}
     before = world.leases
-    world.unready_s = {home: 60.0}
+    world.unready_s = {home: 150.0}
     world.step()
     assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - ordinal}"}
     assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
@@ -83,7 +83,7 @@ def test_policies_that_fit_nowhere_else_stay_with_the_next_start_of_their_engine
     assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1"}
     homes = {name: engine for name, (engine, _) in world.leases.items()}
     world.engines[1] = loading(world.engines[1], 2)
-    world.unready_s = {"smol-1": 60.0}
+    world.unready_s = {"smol-1": 150.0}
     world.step()
     assert {name: engine for name, (engine, _) in world.leases.items()} == homes
     assert orders(world) == {Order.RUN}

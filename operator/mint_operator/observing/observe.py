@@ -122,9 +122,9 @@ def _same_base(before: BaseMap, after: BaseMap) -> bool:
 
 
 def _waited(known: BaseMap) -> list[dict[str, int]]:
-    """How long engines have been away, and not ready, in parts of the grace; nothing changes after two graces."""
-    part_s, most = engines.AWAY_GRACE_S / GRACE_PARTS, 2 * GRACE_PARTS + 1
+    """How long engines have been away, and not ready, in parts of the grace for it; nothing changes after that."""
+    waits = ((known.away_s, engines.AWAY_GRACE_S), (known.unready_s, engines.LOADING_GRACE_S))
     return [
-        {name: min(math.ceil(seconds / part_s), most) for name, seconds in of.items()}
-        for of in (known.away_s, known.unready_s)
+        {name: min(math.ceil(seconds * GRACE_PARTS / grace_s), GRACE_PARTS + 1) for name, seconds in of.items()}
+        for of, grace_s in waits
     ]

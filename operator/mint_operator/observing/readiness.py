@@ -1,7 +1,8 @@
 """Since when engines of a base are not ready while another one is, as far as this operator has watched. Pure.
 
 Where none was ready, as when all of them start at once, those that are slower than the first are given as long again
-as that one took, before any time counts: what they hold would all go to the first, and stay there.
+as that one took, before any time counts: what they hold would all go to the first, and stay there. One that has since
+become ready has had its time: should it fail later, that counts at once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,14 +15,13 @@ from mint_contracts.records import EngineView
 class Readiness(msgspec.Struct, frozen=True):
     """How engines stood at a look. All times are of the operator's clock, in seconds.
 
-    `since`: of engines that are not ready, from when that counts. `started`: the incarnation of each that lives, and
-    when it was first seen. `none_since`: since when none is ready; None: one is. `patient_until`: nothing counts.
+    `since`: of engines that are not ready, from when that counts, which may be later. `started`: the incarnation of
+    each that lives, and when it was first seen. `none_since`: since when none is ready; None: one is.
     """
 
     since: Mapping[str, float] = {}
     started: Mapping[str, tuple[int, float]] = {}
     none_since: float | None = None
-    patient_until: float = 0.0
 
     def unready_s(self, now: float) -> dict[str, float]:
         """Of engines that are not ready, for how long; without those of which it does not count yet."""
@@ -41,11 +41,10 @@ def watched(
     ready = {record.engine for record in records if record.ready}
     if not ready:
         return Readiness(started=started, none_since=now if before.none_since is None else before.none_since)
-    patient_until = before.patient_until
+    begins = now
     if before.none_since is not None:
         took_s = now - min(started[name][1] for name in ready)
-        patient_until = now + min(took_s, now - before.none_since)
-    begins = max(now, patient_until)
+        begins += min(took_s, now - before.none_since)
     fine = {*ready, *telling}
     since = {name: before.since.get(name, begins) for name in engines if name not in fine}
-    return Readiness(since, started, None, patient_until)
+    return Readiness(since, started)

@@ -9,7 +9,8 @@ from mint_contracts.records import Held, Tier
 from mint_contracts.resources import LoadingStatus
 from mint_operator.planning.conditions import span
 from mint_operator.planning.copies import AWAY, LOADING, Copy
-from mint_operator.planning.engines import AWAY_GRACE_S, Engine
+from mint_operator.planning.engines import Engine, grace_left_s
+from mint_operator.planning.snapshot import BaseMap
 
 Given = Mapping[str, Mapping[str, Tier]]  # engine -> adapter -> tier
 
@@ -32,11 +33,8 @@ class Backlog(msgspec.Struct, frozen=True):
 Backlogs = Mapping[str, Backlog]
 
 
-def backlogs(given: Given, engines: Sequence[Engine], before: Backlogs, away_s: Mapping[str, float]) -> Backlogs:
-    """By engine; counted anew only where what it is given or holds has changed since `before`.
-
-    `away_s` is how long each engine without a heartbeat has been without one.
-    """
+def backlogs(given: Given, engines: Sequence[Engine], before: Backlogs, known: BaseMap) -> Backlogs:
+    """By engine; counted anew only where what it is given or holds has changed since `before`."""
     found: dict[str, Backlog] = {}
     away: list[Engine] = []
     for engine in engines:
@@ -56,7 +54,7 @@ def backlogs(given: Given, engines: Sequence[Engine], before: Backlogs, away_s: 
                 goes = not engine.lost and _is_movable(
                     backlog.given, [given.get(each.name, _NOTHING) for each in ready]
                 )
-                waits_s = max(0.0, AWAY_GRACE_S - away_s.get(engine.name, 0.0))
+                waits_s = max(0.0, grace_left_s(engine.name, known))
                 takes_s = waits_s + takes_s if goes else None
             found[engine.name] = _taking(backlog, takes_s)
     return found

@@ -106,8 +106,7 @@ def plan_base(
     flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
     sized = _sized(flock, placed, engines, known, admission.limits.high, now)
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), sized.count, sized.partition)
-    away_s = known.away_s if known else {}
-    left = backlogs(placed.given, engines, before.backlogs if before else {}, away_s) if placed else {}
+    left = backlogs(placed.given, engines, before.backlogs if before else {}, known) if placed and known else {}
     facts = BaseFacts(
         engines=engines,
         loading=of_base(left),

@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import LOADING, EngineRecord, EngineView, Failure, Held, Tier
+from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
 from mint_operator.planning.groups import leader_of
 from mint_operator.planning.snapshot import BaseMap, EnginePod
 
 AWAY_GRACE_S = 30.0  # a pod that was deleted is back within this on a healthy node, and loads again what it held
+LOADING_GRACE_S = 120.0  # one that reports has drained, or loaded most bases, within this: moving would not be sooner
 
 _NOBODY = EnginePod(name="")
 _NOTHING: Mapping[str, Held] = {}
@@ -18,8 +19,8 @@ _NOTHING: Mapping[str, Held] = {}
 class Engine(msgspec.Struct, frozen=True):
     """One engine that the base should have now.
 
-    `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away, or back and
-    not ready, for longer than the grace while another engine is ready; its adapters go elsewhere if they fit.
+    `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away, or alive and
+    not ready, for longer than its grace while another engine is ready; its adapters go elsewhere if they fit.
     `leaving`: about to go, or to start anew; it keeps what it holds until that is ready elsewhere, and is given
     nothing new.
     """
@@ -125,31 +126,21 @@ def _seen(
 
 
 def _standing(engine: Engine, known: BaseMap | None, leaving: Collection[int]) -> Engine:
-    lost = known is not None and not engine.ready and _is_late(engine, known)
+    lost = known is not None and not engine.ready and grace_left_s(engine.name, known) < 0.0
     goes = engine.ordinal in leaving
     if (engine.lost, engine.leaving) == (lost, goes):
         return engine
     return msgspec.structs.replace(engine, lost=lost, leaving=goes)
 
 
-def _is_late(engine: Engine, known: BaseMap) -> bool:
-    """Whether an engine that is not ready has been waited for long enough, while others could do what it did.
+def grace_left_s(engine: str, known: BaseMap) -> float:
+    """For how long an engine that is not ready is waited for still, while others could do what it did.
 
-    A base may take twenty minutes to load: that its next start reports does not bring back what it held. One that
-    says that it is nearly done is waited for a grace more.
+    A base may take twenty minutes to load: that an engine's next start reports does not bring back what it held, nor
+    do starts that each fail before the base is loaded. One that drains reports until it ends, and is away from then.
     """
-    unready_s = known.unready_s.get(engine.name, 0.0)
-    if engine.record is None:
-        return max(unready_s, known.away_s.get(engine.name, 0.0)) > AWAY_GRACE_S
-    return unready_s > (2 * AWAY_GRACE_S if _is_nearly_done(engine.record) else AWAY_GRACE_S)
-
-
-def _is_nearly_done(record: EngineRecord) -> bool:
-    """Whether it says that its base is read within the grace; one that copies it has that to do after."""
-    found = record.bringing
-    if found is None or found.phase != LOADING or found.left_s is None or record.failure is not None:
-        return False
-    return found.left_s <= AWAY_GRACE_S
+    away_s, unready_s = known.away_s.get(engine, 0.0), known.unready_s.get(engine, 0.0)
+    return min(AWAY_GRACE_S - away_s, LOADING_GRACE_S - unready_s)
 
 
 def _tiers(held: Mapping[str, Held]) -> tuple[int, int, int]:
