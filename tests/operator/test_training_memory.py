@@ -21,7 +21,7 @@ from mint_operator.training.memory import Memory, Starts, Taken, needs
 from mint_operator.training.place import Slots, fill
 from mint_operator.training.stand import PolicyStand, WaveStand
 from tests.operator import worlds
-from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
+from tests.operator.training_worlds import STEPS, World, base, condition, dead, engines, published, training_wave
 
 WEIGHTS = {"self_attn.q_proj": 3, "self_attn.v_proj": 1, "mlp.up_proj": 6}
 ROOM = PolicyRoom(budget=1000, weights=WEIGHTS, own=2, copies=1)  # rank R: 20 R of its own, and 10 R to be copied
@@ -154,6 +154,19 @@ def test_engines_are_added_for_memory_as_few_as_help_and_those_on_their_way_are_
     world.step()
     assert sorted(leased(world).values()) == ["smol-0", "smol-1", "smol-2"]
     assert replicas(world.step()) == 3
+
+
+def test_however_long_an_engine_that_was_added_for_memory_is_on_its_way_no_more_are_added() -> None:
+    world = World(base(1, 8), [wave("w", 25, 25, gang=True)], told(1))
+    assert replicas(world.step()) == 2
+    world.engines.append(dead(engines(2)[1]))
+    for seconds in (10.0, 60.0, 600.0):
+        world.away_s = world.unready_s = {"smol-1": seconds}
+        assert replicas(world.step()) == 2
+        assert leased(world) == {}
+    world.engines, world.away_s, world.unready_s = told(2), {}, {}
+    world.step()
+    assert sorted(leased(world).values()) == ["smol-0", "smol-1"]
 
 
 def test_an_engine_that_would_help_nobody_is_not_added() -> None:

@@ -42,10 +42,10 @@ class Slots:
         return found
 
     def enlarged(self, engines: Iterable[str]) -> "Slots":
-        """These, those of engines that are on their way, and those of `engines` more."""
+        """All of these, whether their engines are on their way, away or late, and those of `engines` more."""
         found, more = self.copy(), set(engines)
         found.free |= dict.fromkeys(more, self._each)
-        found._usable |= self._kept | self._late | more
+        found._usable = set(found.free)
         found.memory.enlarge(more)
         return found
 

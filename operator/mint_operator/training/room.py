@@ -91,7 +91,7 @@ class Room:
             return len(fill(stand, pins, self.slots.enlarged(new[:more]), whole=gang, most=most))
 
         best = placed(len(new))
-        if best > len(pins):  # engines that are on their way are waited for
+        if best > len(pins):  # engines that there are and that are not ready are waited for
             more = bisect_left(range(len(new)), best, key=placed)
             self.engines = max(self.engines, len(self.slots.free) + more)
 
