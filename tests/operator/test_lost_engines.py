@@ -102,3 +102,20 @@ def test_adapters_of_a_lost_engine_stay_if_they_fit_nowhere_else() -> None:
     first = placed(plan(snapshot(of, waves)))
     lost = snapshot(of, waves, [engine(0), engine(1, alive=False)], placements=first, away_s={"smol-1": 60.0})
     assert placed(plan(lost), first) == first
+
+
+@pytest.mark.parametrize(("slots", "where"), [(8, {"smol-2"}), (2, {"smol-1", "smol-2"})], ids=["room", "no room"])
+def test_adapters_of_a_lost_engine_go_to_ready_ones_before_those_that_may_be_lost_next(
+    slots: int, where: set[str]
+) -> None:
+    waves = [wave("one", SIX[: 3 * slots // 2])]
+    first = placed(plan(snapshot(base(3, 3, slots), waves)))
+    fleet = [engine(0, ready=False), engine(1, ready=False), engine(2)]
+    waited = {"smol-0": LOADING_GRACE_S + 1, "smol-1": 5.0}
+    second = placed(plan(snapshot(base(3, 3, slots), waves, fleet, first, unready_s=waited)), first)
+    moved = {name for name, engines in homes(first).items() if engines == ["smol-0"]}
+    assert moved
+    assert {engine for name in moved for engine in homes(second)[name]} <= where
+    assert {name: second[name] for name in SIX if name in second and name not in moved} == {
+        name: first[name] for name in first if name not in moved
+    }

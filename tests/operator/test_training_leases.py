@@ -4,6 +4,9 @@ import msgspec
 import pytest
 
 from mint_contracts.training_records import Order, Stage
+from mint_operator.planning.adapters import claims
+from mint_operator.planning.manifests import settings_digest
+from mint_operator.planning.snapshot import EnginePod
 from tests.operator.training_worlds import (
     FAILURE,
     STEPS,
@@ -19,6 +22,7 @@ from tests.operator.training_worlds import (
     training,
     training_wave,
 )
+from tests.operator.worlds import RELEASE
 
 
 def test_leases_stay_while_nothing_changes_and_grow_with_each_start_of_the_engine() -> None:
@@ -74,6 +78,27 @@ def test_policies_move_from_an_engine_that_is_back_and_long_in_loading_its_base(
     world.unready_s = {}
     world.step()
     assert world.leases == moved
+
+
+def test_policies_of_a_lost_engine_go_to_one_that_is_ready_before_one_that_starts_anew_as_well() -> None:
+    world = World(base(3, 3), [training_wave("w", 2)], engines(3))
+    world.step()
+    home = int({engine for engine, _ in world.leases.values()}.pop()[-1])
+    fails, stays = [ordinal for ordinal in range(3) if ordinal != home]
+    for ordinal in (home, fails):
+        world.engines[ordinal] = loading(world.engines[ordinal], 2)
+    world.unready_s = {f"smol-{home}": 150.0, f"smol-{fails}": 5.0}
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {f"smol-{stays}"}
+
+
+def test_policies_begin_on_an_engine_that_has_started_anew_already_before_one_that_is_to() -> None:
+    of = base(2, 2)
+    newest = settings_digest(of, RELEASE, sorted(claims(of)))
+    pods = [EnginePod(f"smol-{at}", f"10.0.0.{at}", True, settings=each) for at, each in enumerate(["old", newest])]
+    world = World(of, [training_wave("w", 2)], engines(2), pods=tuple(pods))
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {"smol-1"}
 
 
 def test_policies_that_fit_nowhere_else_stay_with_the_next_start_of_their_engine_however_long_it_loads() -> None:

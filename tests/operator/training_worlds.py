@@ -29,7 +29,16 @@ from mint_contracts.training_records import (
 )
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
-from mint_operator.planning.snapshot import BaseMap, Inputs, Meta, ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.planning.snapshot import (
+    BaseMap,
+    EnginePod,
+    Inputs,
+    Meta,
+    ObservedBase,
+    ObservedWave,
+    Snapshot,
+    TrainKnown,
+)
 from tests.operator import worlds
 from tests.operator.worlds import KEY, NOW, RELEASE
 
@@ -93,6 +102,7 @@ class World(msgspec.Struct):
     version: int | None = 1
     away_s: dict[str, float] = {}
     unready_s: dict[str, float] = {}
+    pods: tuple[EnginePod, ...] = ()
     inputs: Inputs = Inputs()
     sizes: Mapping[str, Size] = {}
     now: float = NOW
@@ -114,6 +124,7 @@ class World(msgspec.Struct):
                 bases={KEY: self.base},
                 waves=tuple(self.waves),
                 maps={KEY: known},
+                pods={KEY: self.pods},
                 training={KEY: TrainKnown(self.training, self.training)},
                 inputs=self.inputs,
             )

@@ -90,6 +90,7 @@ class Board:
         self._lost = {engine.name for engine in engines if engine.lost}
         self._leaving = {engine.name for engine in engines if engine.leaving}
         self.failing = frozenset(engine.name for engine in engines if engine.failing)
+        self.unready = frozenset(engine.name for engine in engines if not engine.ready and not engine.lost)
         self.count = len(engines)
         self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
         taken = reserved or {}

@@ -1,4 +1,9 @@
-"""Copies on engines that have not been ready for too long go to others, if they fit there."""
+"""Copies on engines that have not been ready for too long go to others, if they fit there.
+
+Those that are ready come first: another that starts anew may soon be lost as well, and they would move again.
+"""
+
+from collections.abc import Collection
 
 from mint_contracts.records import Place
 from mint_operator.placing.hot import give_way
@@ -20,10 +25,17 @@ def _leave_lost(table: Table, want: Want) -> None:
         if not board.lost(place.engine):
             continue
         without = {other.engine for other in places}
-        warmth = table.warmth.get(want.adapter, {})
-        target = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
-        target = target or give_way(table, want, without)
+        target = _target(table, want, without | board.unready)
+        if target is None and board.unready:
+            target = _target(table, want, without)
         if target is not None:
             why = f"moved from {place.engine}, which has not been ready for over {AWAY_GRACE_S:.0f} s"
             demand = table.demand.get(want.adapter, 0.0)
             table.move(want.adapter, index, Place(target, want.residency, why, demand=demand))
+
+
+def _target(table: Table, want: Want, without: Collection[str]) -> str | None:
+    """An engine that has room for a copy, or a spare one that gives way to it, and is none of `without`."""
+    warmth = table.warmth.get(want.adapter, {})
+    target = table.board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
+    return target or give_way(table, want, without)

@@ -21,7 +21,7 @@ from mint_operator.planning.admission import Admission, admit
 from mint_operator.planning.backlog import Backlogs, backlogs, of_base
 from mint_operator.planning.base_status import BaseFacts, base_status
 from mint_operator.planning.capacity import Demand
-from mint_operator.planning.elastic import Fleet, Settled, enlarged, fleet, settled
+from mint_operator.planning.elastic import Fleet, Settled, enlarged, fleet, is_outdated, settled
 from mint_operator.planning.engines import Engine, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
@@ -82,15 +82,15 @@ def plan_base(
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     pods, live = snapshot.pods.get(key, ()), before.engines if before else ()
-    training = _training(snapshot, base, waves, known, live)
+    refusal = _unusable(base, groups=snapshot.groups)
+    settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
+    training = _training(snapshot, base, waves, known, live, settings)
     waves = training.waves
     last = before.admission if before else None
     sizes, taken = known.sizes if known else {}, _taken(base, training, known)
     there = placements_of(known) if known else {}
     claimed = training.claims(there) if known else {}
     admission = admit(base, waves, last, sizes, taken, training.held, claimed, there)
-    refusal = _unusable(base, groups=snapshot.groups)
-    settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
     child = snapshot.children.get(base.workload)
     running = child.replicas if child else 0
     if before is not None:  # engines that somebody else added hold nothing, and go at once
@@ -171,6 +171,7 @@ def _training(
     waves: Sequence[ObservedWave],
     known: BaseMap | None,
     before: Sequence[Engine],
+    settings: str,
 ) -> Training:
     """What the waves that train take of the engines that there are now, however many there should be."""
     if all(wave.spec.train is None for wave in waves):
@@ -179,7 +180,9 @@ def _training(
     views = len(known.engines) if known else 0
     count = min(max(child.replicas if child else 0, views), base.spec.engine.replicas.max)
     engines = expected(base.meta.name, count, snapshot.pods.get(key, ()), known, before)
-    return prepared(base, waves, engines, known, snapshot.training.get(key, TrainKnown()), snapshot.inputs)
+    outdated = frozenset(engine.name for engine in engines if is_outdated(engine, settings))
+    trained = snapshot.training.get(key, TrainKnown())
+    return prepared(base, waves, engines, known, trained, snapshot.inputs, outdated)
 
 
 def _task(

@@ -60,7 +60,7 @@ def fleet(
         return Fleet(max(needed, 1), max(needed, 1), leaving, rolling, rolling_since=began)
     last = before.enough_since if before is not None else None
     since = now if last is None else min(last, now)  # the clock may have been put back since
-    makes_room = any(_is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
+    makes_room = any(is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
     if now - since < SHRINK_AFTER_S or makes_room:
         return Fleet(running, running, leaving, rolling, since, began)
     return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began)
@@ -225,12 +225,12 @@ def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, fro
     """
     back = True
     for engine in reversed(engines):
-        if _is_outdated(engine, settings):
+        if is_outdated(engine, settings):
             return engine.ordinal, frozenset({engine.ordinal} if back else ())
         back = back and engine.ready
     return None, frozenset()
 
 
-def _is_outdated(engine: Engine, settings: str) -> bool:
+def is_outdated(engine: Engine, settings: str) -> bool:
     """Whether its pod would be made otherwise now; none would be where the spec is refused, and has no settings."""
     return bool(engine.pod.settings and settings) and engine.pod.settings != settings

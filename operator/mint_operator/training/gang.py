@@ -32,11 +32,15 @@ class _Room(msgspec.Struct, frozen=True):
 
 
 def packed(
-    policies: Sequence[PolicyStand], near: Mapping[str, int], free: Mapping[str, int], memory: Memory
+    policies: Sequence[PolicyStand],
+    near: Mapping[str, int],
+    free: Mapping[str, int],
+    memory: Memory,
+    later: Mapping[str, tuple[bool, bool]],
 ) -> dict[str, str] | None:
     """An engine for each policy, of those with `free` slots; None: none was found.
 
-    `near` are the policies of the wave that engines train already.
+    `near` are the policies of the wave that engines train already; `later` says by what others come before each.
     """
     needed = {each.name: {name: memory.needed(name, each.settings) for name in free} for each in policies}
     alike = all(of == needed[policies[0].name] for of in needed.values())
@@ -46,7 +50,7 @@ def packed(
     least = sum(min(taken.own for taken in of.values()) for of in needed.values())
     if least > sum(max(0, room.left) for room in rooms.values()):
         return None
-    search = _Search(policies, needed, rooms, near)
+    search = _Search(policies, needed, rooms, near, later)
     return search.found if search.place(0) else None
 
 
@@ -59,7 +63,9 @@ class _Search:
         needed: Mapping[str, Mapping[str, Taken]],
         rooms: dict[str, _Room],
         near: Mapping[str, int],
+        later: Mapping[str, tuple[bool, bool]],
     ) -> None:
+        self._later = later
         self._order = sorted(policies, key=lambda each: -max(taken.total for taken in needed[each.name].values()))
         self._needed, self._rooms, self._near = needed, rooms, Counter(near)
         # Engines of one kind that have as much left are as good as each other.
@@ -91,5 +97,7 @@ class _Search:
 
     def _ranked(self, policy: PolicyStand) -> list[str]:
         """As `Slots.best` has them, where the policy has trained first."""
-        near, rooms = self._near, self._rooms
-        return sorted(rooms, key=lambda name: (name != policy.engine, -near[name], -rooms[name].slots, name))
+        near, rooms, later = self._near, self._rooms, self._later
+        return sorted(
+            rooms, key=lambda name: (name != policy.engine, later[name], -near[name], -rooms[name].slots, name)
+        )

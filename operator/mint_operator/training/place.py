@@ -18,10 +18,19 @@ from mint_operator.training.stand import WaveStand
 class Slots:
     """Free slots and memory of each engine while policies are placed. Mutable, and local to one plan."""
 
-    def __init__(self, engines: Sequence[Engine], each: int, served: Mapping[str, int], memory: Memory) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        each: int,
+        served: Mapping[str, int],
+        memory: Memory,
+        outdated: Collection[str] = (),
+    ) -> None:
+        """`each` slots of an engine, less those that it has `served`; `outdated` ones are to start anew."""
         self._usable = {engine.name for engine in engines if engine.alive and not engine.lost}
         self._kept = {engine.name for engine in engines if not engine.lost}
         self._late = {engine.name for engine in engines if engine.alive and engine.lost}
+        self._later = {engine.name: (not engine.ready, engine.name in outdated) for engine in engines}
         self._each = each
         self.free = {engine.name: each - served.get(engine.name, 0) for engine in engines}
         self.memory = memory
@@ -30,7 +39,7 @@ class Slots:
         """One that what is taken of it takes nothing of this one."""
         found = Slots((), self._each, {}, self.memory.copy())
         found._usable, found._kept, found._late = set(self._usable), set(self._kept), set(self._late)
-        found.free = dict(self.free)
+        found._later, found.free = self._later, dict(self.free)
         return found
 
     def without_waves(self, engines: Collection[str]) -> "Slots":
@@ -62,6 +71,10 @@ class Slots:
         """Whether it is back, and not ready for so long that others are better."""
         return engine in self._late
 
+    def later(self, engine: str) -> tuple[bool, bool]:
+        """By which engines come before others: those that are ready, then those that do not start anew soon."""
+        return self._later.get(engine, (True, False))
+
     def take(self, engine: str, policy: Policy) -> None:
         """Give a policy what it takes of an engine, which may go below none where limits were lowered under it."""
         self.free[engine] -= 1
@@ -77,9 +90,14 @@ class Slots:
         return able and (blind or self.memory.fits(engine, policy))
 
     def best(self, near: Mapping[str, int], policy: Policy, *, blind: bool) -> str | None:
-        """The live engine with room for it that trains most of the wave already, then the one with most slots."""
+        """The live engine with room for it, one that is ready if there is one.
+
+        Of these the one that trains most of the wave already, then the one with most slots.
+        """
         able = [name for name in self._usable if self.open(name, policy, blind=blind)]
-        return min(able, key=lambda name: (-near.get(name, 0), -self.free[name], name), default=None)
+        return min(
+            able, key=lambda name: (self.later(name), -near.get(name, 0), -self.free[name], name), default=None
+        )
 
 
 def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
@@ -133,7 +151,8 @@ def _packed(stand: WaveStand, pins: Mapping[str, str], slots: Slots) -> dict[str
     wanting = frozenset(stand.wants_slot) - pins.keys()
     missing = [policy for policy in stand.policies if policy.name in wanting]
     free = {name: slots.free[name] for name in slots.usable}
-    found = packed(missing, Counter(pins.values()), free, slots.memory) or {}
+    later = {name: slots.later(name) for name in free}
+    found = packed(missing, Counter(pins.values()), free, slots.memory, later) or {}
     for policy in missing:
         if policy.name in found:
             slots.take(found[policy.name], policy.settings)

@@ -5,7 +5,7 @@ before a serving wave that comes first and waits; a wave of higher priority than
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -69,8 +69,9 @@ def prepared(
     known: BaseMap | None,
     trained: TrainKnown,
     inputs: Inputs,
+    outdated: Collection[str] = (),
 ) -> Training:
-    """Which policies train where. `engines` are those that there are now."""
+    """Which policies train where. `engines` are those that there are now, of which `outdated` are to start anew."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
     alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
     stood = {key: _stand(base, wave, trained, alive, inputs) for key, wave in training.items()}
@@ -79,7 +80,7 @@ def prepared(
     stood = without_conflicts(base, stood, order, serving)
     starts = Starts(known.sizes if known else {}, ITEM_BYTES[base.spec.engine.dtype])
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
-    slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory)
+    slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory, outdated)
     kept = {key: keep(stood[key], slots) for key in order}
     kept = {key: moved(stood[key], kept[key], slots) for key in order}
     held, ended = Counter[str](), Counter[str]()
