@@ -7,6 +7,7 @@ from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.manifests import settings_digest
 from mint_operator.planning.snapshot import EnginePod
+from tests.operator import worlds
 from tests.operator.training_worlds import (
     FAILURE,
     STEPS,
@@ -90,6 +91,37 @@ def test_policies_of_a_lost_engine_go_to_one_that_is_ready_before_one_that_start
     world.unready_s = {f"smol-{home}": 150.0, f"smol-{fails}": 5.0}
     world.step()
     assert {engine for engine, _ in world.leases.values()} == {f"smol-{stays}"}
+
+
+@pytest.mark.parametrize(("priority", "moves"), [(1000, False), (-1000, True)], ids=["first", "last"])
+def test_policies_of_a_late_engine_leave_slots_to_served_copies_that_come_before_them(
+    priority: int, moves: bool
+) -> None:
+    served = worlds.wave("s", [f"a/{index}" for index in range(4)], priority=priority)
+    world = World(base(2, 2, slots=4), [served, training_wave("w", 2)], engines(2))
+    world.step()
+    world.step()
+    home = {engine for engine, _ in world.leases.values()}.pop()
+    other = f"smol-{1 - int(home[-1])}"
+    world.engines[int(home[-1])] = loading(world.engines[int(home[-1])], 2)
+    world.unready_s = {home: 150.0}
+    for _ in range(3):
+        world.step()
+        assert {engine for engine, _ in world.leases.values()} == {other if moves else home}
+    on_other = [name for name, each in world.placements.items() if each.places[0].engine == other]
+    assert len(on_other) == (2 if moves else 4)
+
+
+def test_policies_of_a_late_engine_do_not_wait_for_served_copies_that_cannot_leave_it() -> None:
+    served = worlds.wave("s", ["a/0", "a/1"], replicas=2, priority=1000)
+    world = World(base(2, 2, slots=4), [served, training_wave("w", 2)], engines(2))
+    world.step()
+    world.step()
+    home = int({engine for engine, _ in world.leases.values()}.pop()[-1])
+    world.engines[home] = loading(world.engines[home], 2)
+    world.unready_s = {f"smol-{home}": 150.0}
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - home}"}
 
 
 def test_policies_begin_on_an_engine_that_has_started_anew_already_before_one_that_is_to() -> None:

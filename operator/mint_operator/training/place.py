@@ -111,12 +111,16 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
     return pins
 
 
-def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots) -> dict[str, str]:
-    """`kept` with the policies of engines that are late: on others that have room, else where they are and wait."""
+def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots, leave: int) -> dict[str, str]:
+    """`kept` with the policies of engines that are late: on others that have room, else where they are and wait.
+
+    They `leave` so many slots to served copies that come before them.
+    """
     found, near, wanting = dict(kept), Counter(kept.values()), frozenset(stand.wants_slot) - kept.keys()
     for policy in stand.policies:
         if policy.name in wanting and policy.holds and slots.is_late(policy.engine):
-            engine = slots.best(near, policy.settings, blind=False) or policy.engine
+            target = slots.best(near, policy.settings, blind=False) if slots.room() > leave else None
+            engine = target or policy.engine
             slots.take(engine, policy.settings)
             near[engine] += 1
             found[policy.name] = engine

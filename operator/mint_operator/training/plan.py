@@ -4,8 +4,9 @@ Slots that policies hold are theirs: placement works with what is left. A wave b
 before a serving wave that comes first and waits; a wave of higher priority than some that serve makes them give way.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 import msgspec
 
@@ -82,7 +83,8 @@ def prepared(
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory, outdated)
     kept = {key: keep(stood[key], slots) for key in order}
-    kept = {key: moved(stood[key], kept[key], slots) for key in order}
+    stranded = _stranded(waves, known, slots, {engine.name for engine in engines if engine.lost})
+    kept = {key: moved(stood[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order}
     held, ended = Counter[str](), Counter[str]()
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
@@ -212,6 +214,24 @@ def _wanted(waves: Sequence[ObservedWave], known: BaseMap | None) -> Iterator[tu
     for placement in placements.values():
         if not wanted.isdisjoint(placement.waves):
             yield from ((placement.adapter, place) for place in placement.places if not place.spare)
+
+
+def _stranded(
+    waves: Sequence[ObservedWave], known: BaseMap | None, slots: Slots, lost: Set[str]
+) -> list[tuple[int, str, str]]:
+    """The turns, in order, of served copies that leave `lost` engines for slots of others, as far as they can."""
+    if known is None or not lost:
+        return []
+    turns = {wave.meta.key: turn(wave) for wave in waves}
+    pinned = {wave.meta.key for wave in waves if wave.spec.serve.engines}
+    open_ = {name for name in slots.usable if slots.free[name] > 0}
+    found = []
+    for placement in known.state.placements.values():
+        held = {each.engine for each in placement.places if each.residency is Tier.DEVICE and not each.spare}
+        leaving, asking = lost & held, [turns[key] for key in placement.waves if key in turns]
+        if leaving and asking and open_ - held and pinned.isdisjoint(placement.waves):
+            found += [min(asking)] * len(leaving)
+    return sorted(found)
 
 
 def _record(
