@@ -41,7 +41,7 @@ def test_an_engine_that_is_away_for_longer_loses_them_to_others() -> None:
     assert all(engines == ["smol-0"] for engines in homes(second).values())
     moved = [name for name in SIX if homes(first)[name] == ["smol-1"]]
     assert {second[name].places[0].why for name in moved} == {
-        "moved from smol-1, which has not been ready for over 30 s"
+        "moved from smol-1, which was away, or not ready, for too long"
     }
 
 

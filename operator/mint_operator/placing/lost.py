@@ -9,7 +9,6 @@ from mint_contracts.records import Place
 from mint_operator.placing.hot import give_way
 from mint_operator.placing.table import Table
 from mint_operator.planning.adapters import Want
-from mint_operator.planning.engines import AWAY_GRACE_S
 
 
 def leave_lost(table: Table) -> None:
@@ -29,7 +28,7 @@ def _leave_lost(table: Table, want: Want) -> None:
         if target is None and board.unready:
             target = _target(table, want, without)
         if target is not None:
-            why = f"moved from {place.engine}, which has not been ready for over {AWAY_GRACE_S:.0f} s"
+            why = f"moved from {place.engine}, which was away, or not ready, for too long"
             demand = table.demand.get(want.adapter, 0.0)
             table.move(want.adapter, index, Place(target, want.residency, why, demand=demand))
 
