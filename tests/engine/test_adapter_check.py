@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mint_contracts import errors
 from mint_engine.adapters import peft_config
-from mint_engine.adapters.check import Fit, check_told
+from mint_engine.adapters.check import Fit, check_numbers
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
@@ -277,7 +277,7 @@ def test_a_packed_adapter_is_asked_for_no_more_patterns_than_another(adapter: Pa
     edit_config(adapter, rank_pattern=SLOW)
     config = peft_config.parse((adapter / CONFIG).read_bytes(), "adapter 'a'")
     with pytest.raises(errors.UnsupportedAdapter, match="too many patterns"):
-        check_told(packed.header, config, tiny_fit(), "adapter 'a'")
+        check_numbers(packed.header, config, tiny_fit(), "adapter 'a'")
 
 
 def test_as_many_names_as_a_config_holds_are_looked_up(adapter: Path) -> None:

@@ -14,4 +14,4 @@ def test_a_digest_is_blake3s_however_its_bytes_come() -> None:
     digesting = Digesting()
     for start in range(0, len(vector), 100):
         digesting.update(vector[start : start + 100])
-    assert digesting.told == f"blake3:{known}"
+    assert digesting.text == f"blake3:{known}"

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from mint_contracts.errors import UnknownTargetModules, UnsupportedBase
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.check import Fit, check_packed, check_told
+from mint_engine.adapters.check import Fit, check_numbers, check_packed
 from mint_engine.adapters.peft_config import parse
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.modules import find_modules
@@ -82,7 +82,7 @@ def test_a_policy_is_written_by_names_that_mean_the_same_to_peft(
     adapted = {place.path for place in packed.header.layout.places}
     assert adapted == {path for path, each in every.items() if has(each, written)}
     check_packed(packed.header, Fit(modules, 16), "p")
-    check_told(packed.header, config, Fit(modules, 16), "p")
+    check_numbers(packed.header, config, Fit(modules, 16), "p")
 
 
 @pytest.mark.parametrize("name", ["up_proj", "experts.up_proj", "1.mlp.up_proj", "gate_proj", "mlp.down_proj"])

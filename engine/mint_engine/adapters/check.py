@@ -14,7 +14,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.targets import endings
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.fused import check_stack, tensor_paths, told_by, told_parameters, weight_of
+from mint_engine.adapters.fused import check_stack, pattern_name, targeted_parameters, tensor_paths, weight_of
 from mint_engine.adapters.header import Header, TensorSpec
 from mint_engine.adapters.packed import Header as PackedHeader
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
@@ -87,7 +87,7 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
 
     Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
     """
-    parameters = told_parameters(config, fit.modules)
+    parameters = targeted_parameters(config, fit.modules)
     halves = _halves(header, fit, tensor_paths(parameters), subject)
     unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
@@ -139,14 +139,14 @@ def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
         _check_scaling(scaling, place.path, subject)
 
 
-def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
+def check_numbers(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
     """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile.
 
     It does not tell which of a module's experts had tensors: all that the config names by themselves must fit, and of
     those that it names together one will do.
     """
     _check_effort(config, sum(max(place.experts, 1) for place in header.layout.places), subject)
-    parameters = told_parameters(config, fit.modules)
+    parameters = targeted_parameters(config, fit.modules)
     for place, scaling in zip(header.layout.places, header.scalings, strict=True):
         whole = fit.modules[place.path].part_of
         names = [_named(place.path, expert) for expert in range(place.experts) or (PLAIN,)]
@@ -167,12 +167,12 @@ def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str)
 
 def _numbers(config: LoraConfig, path: str) -> tuple[int, float]:
     """The rank and scaling of the linear at that path."""
-    return config.numbers_of(told_by(config, path))
+    return config.numbers_of(pattern_name(config, path))
 
 
 def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
     """Whether the config names an expert's linear, and not all experts' at that path; a pattern may do either."""
-    if told_by(config, name) != name:
+    if pattern_name(config, name) != name:
         return not config.names(weight_of(path.rpartition(".")[2]))
     return config.targets is not None and bool(config.targets & set(endings(name)) - {path.rpartition(".")[2]})
 
@@ -266,7 +266,7 @@ def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
 
 def _untargeted(config: LoraConfig, path: str) -> str:
     """The field of the config by which it does not target the module at that path; "" where it does."""
-    if told_by(config, path) != path:  # by its weight's name, whatever the layer
+    if pattern_name(config, path) != path:  # by its weight's name, whatever the layer
         return ""
     if config.targets is not None and config.targets.isdisjoint(endings(path)):
         return "target_modules"
@@ -303,10 +303,10 @@ def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
             experts[name] = max(module.experts, experts.get(name, 0))
 
     def is_known(name: str) -> bool:
-        told = _NUMBERED.fullmatch(name) if name not in experts else None
-        if told is None:
+        numbered = _NUMBERED.fullmatch(name) if name not in experts else None
+        if numbered is None:
             return name in experts
-        return int(told[2]) < experts.get(f"{told[1]}.{told[3]}" if told[1] else told[3], 0)
+        return int(numbered[2]) < experts.get(f"{numbered[1]}.{numbered[3]}" if numbered[1] else numbered[3], 0)
 
     return [name for name in names if not is_known(name)]
 

@@ -28,7 +28,7 @@ class Digesting:
         self._running.update(piece)
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """The digest of all that has come."""
         return self._prefix + self._running.hexdigest()
 
@@ -37,4 +37,4 @@ def digest_of(run: memoryview, like: str = BLAKE3) -> str:
     """The digest of bytes that are there, of the kind that `like` is."""
     digesting = Digesting(like)
     digesting.update(run)
-    return digesting.told
+    return digesting.text

@@ -74,7 +74,7 @@ def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
     parts = _parts(packed, modules, subject)
     config: dict[str, Any] = json.loads(packed.header.config)
     if any(module.part_of for module in modules.values()):
-        config |= _told(parts, parse(packed.header.config, subject), modules, config)
+        config |= _targeting(parts, parse(packed.header.config, subject), modules, config)
     tensors = {}
     for part in parts:
         tensors[f"{PREFIX}{part.tensors}.lora_A.weight"] = part.a
@@ -126,27 +126,27 @@ def _joined(path: str, tensors: str, own: Sequence[_Stacked], outputs: int, subj
     return Part(path, tensors, a, b, a.shape[0] // first.module.experts, first.scaling, parameter=True)
 
 
-def _told(
-    parts: Sequence[Part], told: LoraConfig, modules: Mapping[str, Module], config: dict[str, Any]
+def _targeting(
+    parts: Sequence[Part], lora: LoraConfig, modules: Mapping[str, Module], config: dict[str, Any]
 ) -> dict[str, Any]:
     """What of an adapter's config says which modules of a base with stacked experts have which rank and scaling."""
     linears = [part.target for part in parts if not part.parameter]
     parameters = [part.target for part in parts if part.parameter]
     offered = {module.part_of or weight_of(path) for path, module in modules.items()}
-    if {each for each in offered if told.names(each)} == set(parameters):
-        parameters = list(told.parameters)
-    names = linears if told.targets is None else told.targets
+    if {each for each in offered if lora.names(each)} == set(parameters):
+        parameters = list(lora.parameters)
+    names = linears if lora.targets is None else lora.targets
     ranks, alphas = {}, {}
     for part in parts:
-        alpha, pattern = part.alpha(rslora=told.rslora), re.escape(part.target)
-        if told.rank_of(part.target) != part.rank:
+        alpha, pattern = part.alpha(rslora=lora.rslora), re.escape(part.target)
+        if lora.rank_of(part.target) != part.rank:
             ranks[pattern] = part.rank
-        if not math.isclose(told.alpha_of(part.target), alpha, rel_tol=1e-12):
+        if not math.isclose(lora.alpha_of(part.target), alpha, rel_tol=1e-12):
             alphas[pattern] = alpha
     return {
         "target_modules": sorted(name for name in names if any(is_within(path, name) for path in linears)),
         "target_parameters": parameters or None,
-        "layers_to_transform": sorted(told.layers) if linears and told.layers is not None else None,
+        "layers_to_transform": sorted(lora.layers) if linears and lora.layers is not None else None,
         "rank_pattern": _before(ranks, config.get("rank_pattern")),
         "alpha_pattern": _before(alphas, config.get("alpha_pattern")),
         "lora_dropout": 0.0,  # PEFT takes no other with parameters

@@ -19,7 +19,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.peft_config import LoraConfig
 
 
-def told_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[str, tuple[Module, ...]]:
+def targeted_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[str, tuple[Module, ...]]:
     """The parameters that a config targets by name: path to the modules that are parts of it, in their order."""
     found: dict[str, tuple[Module, ...]] = {}
     for module in modules.values():
@@ -33,7 +33,7 @@ def weight_of(path: str) -> str:
     return f"{path}.weight"
 
 
-def told_by(config: LoraConfig, path: str) -> str:
+def pattern_name(config: LoraConfig, path: str) -> str:
     """What the config's patterns know a linear by: its weight's name where that is targeted, else its path."""
     weight = weight_of(path)
     return weight if config.names(weight) else path

@@ -92,7 +92,7 @@ def map_file(path: str, nbytes: int) -> torch.UntypedStorage:
     try:
         mapped = torch.UntypedStorage.from_file(path, shared=False, nbytes=nbytes)
     except RuntimeError as error:  # torch ends its message with what the system said: "(12)"
-        said = _ERRNO.search(str(error))
-        code = int(said[1]) if said else errno.EIO
+        number = _ERRNO.search(str(error))
+        code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), path) from error
     return cast(torch.UntypedStorage, mapped)

@@ -42,22 +42,22 @@ MOST_RANK = 512  # as the CRD of BaseModel admits
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 refused, with the reason on stderr."""
-    told = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        if told.command == "show":
-            packed = _open(told.file)
+        if options.command == "show":
+            packed = _open(options.file)
         else:
-            model = base_model(told.base)
+            model = base_model(options.base)
             modules = find_modules(model)
-            fit = Fit(modules, told.max_rank, unasked=unasked_linears(model))
-            if told.command == "pack":
-                _refuse_folder(told.file)
-                packed = _read(told.adapter, told.revision, fit, DTYPES[told.dtype])
-                _write(packed, told.file)
+            fit = Fit(modules, options.max_rank, unasked=unasked_linears(model))
+            if options.command == "pack":
+                _refuse_folder(options.file)
+                packed = _read(options.adapter, options.revision, fit, DTYPES[options.dtype])
+                _write(packed, options.file)
             else:
-                packed = _read(told.adapter, told.revision, fit, None)
-                with writing_errors(f"folder {str(told.folder)!r}"):
-                    export(packed, told.folder, modules)
+                packed = _read(options.adapter, options.revision, fit, None)
+                with writing_errors(f"folder {str(options.folder)!r}"):
+                    export(packed, options.folder, modules)
         print(_line(packed))
     except MintError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)

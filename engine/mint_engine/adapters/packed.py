@@ -138,10 +138,10 @@ def lay_out(modules: Mapping[str, Module], ranks: Mapping[str, int]) -> Layout:
 
 def fingerprint(modules: Mapping[str, Module]) -> str:
     """A digest of the paths and shapes of a base's modules, in their order."""
-    told = hashlib.sha256()
+    hasher = hashlib.sha256()
     for module in modules.values():
-        told.update(f"{module.path}\0{module.experts}\0{module.in_features}\0{module.out_features}\n".encode())
-    return told.hexdigest()
+        hasher.update(f"{module.path}\0{module.experts}\0{module.in_features}\0{module.out_features}\n".encode())
+    return hasher.hexdigest()
 
 
 def bytes_of(run: torch.Tensor) -> memoryview:

@@ -151,21 +151,23 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
     if digest.digest() != own or padding.strip(b"\0"):
         raise CorruptFile(subject, "has a header that does not match its digest; upload it again")
     try:
-        told = _BODY.decode(body)
-        layout = _known_layout(bytes(told.parts)) if len(told.parts) <= CACHED_TEXT_BYTES else _layout(told.parts)
+        fields = _BODY.decode(body)
+        layout = (
+            _known_layout(bytes(fields.parts)) if len(fields.parts) <= CACHED_TEXT_BYTES else _layout(fields.parts)
+        )
     except (msgspec.MsgspecError, RecursionError, UnicodeError, _Defect) as error:
         raise CorruptFile(subject, f"has an invalid header for a packed adapter: {str(error)[:200]}") from None
-    if version != _version_of(told.run):
+    if version != _version_of(fields.run):
         raise CorruptFile(subject, f"has a digest of another format than its own, {version}; pack it again")
-    if len(told.scalings) != len(layout.places):
-        raise CorruptFile(subject, f"has {len(told.scalings)} scalings for {len(layout.places)} parts")
+    if len(fields.scalings) != len(layout.places):
+        raise CorruptFile(subject, f"has {len(fields.scalings)} scalings for {len(layout.places)} parts")
     header = Header(
-        dtype=DTYPES[told.dtype],
-        base=told.base,
-        config=told.config.encode(),
+        dtype=DTYPES[fields.dtype],
+        base=fields.base,
+        config=fields.config.encode(),
         layout=layout,
-        scalings=tuple(told.scalings),
-        digest=told.run,
+        scalings=tuple(fields.scalings),
+        digest=fields.run,
         revision=f"sha256:{digest.hexdigest()}",
         head_bytes=head_bytes,
     )

@@ -14,7 +14,7 @@ import torch
 
 from mint_contracts.errors import CorruptFile, NonFiniteWeights, SourceUnavailable
 from mint_engine.adapters import packed_file, peft_config
-from mint_engine.adapters.check import Fit, check_config, check_packed, check_tensors, check_told
+from mint_engine.adapters.check import Fit, check_config, check_numbers, check_packed, check_tensors
 from mint_engine.adapters.fused import unstack
 from mint_engine.adapters.header import TensorSpec
 from mint_engine.adapters.packed import (
@@ -132,7 +132,7 @@ def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
     config = peft_config.parse(header.config, subject)
     check_config(config, fit, subject)
     check_packed(header, fit, subject)
-    check_told(header, config, fit, subject)
+    check_numbers(header, config, fit, subject)
     if config.canonical != header.config or not packed_file.is_canonical(header, start):
         raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it again")
 
@@ -148,10 +148,10 @@ def fill(view: memoryview, file: BinaryIO) -> int:
 def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known: bool) -> None:
     """Raise unless `size` bytes came, to the file's end. `known`: the storage told the right size before."""
     if filled < size:
-        told = f"gave {filled} bytes of weights, and its header gives {size}"
+        problem = f"gave {filled} bytes of weights, and its header gives {size}"
         if known:
-            raise SourceUnavailable(subject, f"{told}; retrying")
-        raise CorruptFile(subject, f"is truncated: {told}; upload it again")
+            raise SourceUnavailable(subject, f"{problem}; retrying")
+        raise CorruptFile(subject, f"is truncated: {problem}; upload it again")
     if file.read(1):
         raise CorruptFile(subject, f"has more bytes than the {size} that its header gives; upload it again")
 

@@ -83,4 +83,4 @@ def _pass_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Passed:
             packed_file.write_both(descriptor, head, piece)
             head = head[:0]
         finite = all(each.result() for each in proved)
-    return _Passed(nbytes, finite, digest.told)
+    return _Passed(nbytes, finite, digest.text)

@@ -19,7 +19,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.training import Loss, Optimizer
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.check import Fit, check_packed, check_told
+from mint_engine.adapters.check import Fit, check_numbers, check_packed
 from mint_engine.adapters.packed import halves, is_finite
 from mint_engine.adapters.peft_config import parse
 from mint_engine.model.modules import find_modules
@@ -101,7 +101,7 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     packed = packed_of(trainer, "p")
     config = parse(packed.header.config, "p")
     check_packed(packed.header, Fit(modules, 16), "p")
-    check_told(packed.header, config, Fit(modules, 16), "p")
+    check_numbers(packed.header, config, Fit(modules, 16), "p")
     assert config.canonical == packed.header.config
     assert json.loads(packed.header.config)["target_modules"] == ["down_proj", "q_proj"]
     assert is_finite(packed.run)
