@@ -45,7 +45,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.sources.fetch_base import copied_marks, drop_base, drop_stale, fetch_base, told_marks
+from mint_engine.sources.fetch_base import copied_marks, drop_base, drop_stale, fetch_base, source_marks
 from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
@@ -118,8 +118,8 @@ class Process:
         """Say that no more requests are taken, then finish those there are."""
         self._leaving = True
         await self._server.refuse()  # before anything is waited for: what is taken late is cut off
-        told = await self.agent.tell(TELL_S)
-        log.info("draining", told=told, running=self._server.load_now.running)
+        reported = await self.agent.tell(TELL_S)
+        log.info("draining", told=reported, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
         parting = [self._server.register.part(PART_S)]
         if self._roster is not None:
@@ -181,18 +181,18 @@ class Process:
 
     def _refused_still(self) -> Failure | None:
         """Why the base is not copied again: its source holds what was refused. Raises as `fetch_base` does."""
-        if self._refused is not None and told_marks(self._start.settings.source) != self._refused[0]:
+        if self._refused is not None and source_marks(self._start.settings.source) != self._refused[0]:
             self._refused = None
         return self._refused[1] if self._refused is not None else None
 
     def _make_residency(self, base: Base, slots: Slots) -> Residency:
         _settle()
-        told = self._start.settings
-        disk = DiskTier(self._start.cache / "adapters", told.disk_bytes)
-        fit = Fit(slots.modules, told.max_rank, told.base_names, unasked_linears(base.model))
+        settings = self._start.settings
+        disk = DiskTier(self._start.cache / "adapters", settings.disk_bytes)
+        fit = Fit(slots.modules, settings.max_rank, settings.base_names, unasked_linears(base.model))
         loader = Loader(disk, fit, slots.dtype)
-        host = HostTier(told.host_bytes, pinned=slots.device.type == "cuda")
-        residency = Residency(slots, loader, host, store=told.store)
+        host = HostTier(settings.host_bytes, pinned=slots.device.type == "cuda")
+        residency = Residency(slots, loader, host, store=settings.store)
         residency.on_change, residency.on_aside = self.agent.changed, self._server.check
         residency.in_flight, residency.trained = self._server.tenants, lambda: self._server.training_bytes
         residency.follows = self._server.follows_arrivals
@@ -208,10 +208,10 @@ class Process:
         if means is None or source is None or self._herald is None:
             return
         roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
-        told = self._start.settings
-        namesakes = Namesakes(self._redis, told.base_model, source, told.store)
+        settings = self._start.settings
+        namesakes = Namesakes(self._redis, settings.base_model, source, settings.store)
         store = store_of(source)
-        resting = Resting(store, told.base_model)
+        resting = Resting(store, settings.base_model)
         self._server.register.open = Open(
             means, store, lambda: roster.policies, namesakes.refuse, self._herald, resting
         )
@@ -249,7 +249,7 @@ class Process:
         return {name: Held(name, source, Tier.REMOTE, published=True) for name, source in known.items()}
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
-        residency, load, told = self._residency, self._server.load_now, self._start.settings
+        residency, load, settings = self._residency, self._server.load_now, self._start.settings
         bringing, passing = self._rising.now, self._failure is not None and not self._failure.terminal
         return EngineRecord(
             engine=self._start.engine,
@@ -257,12 +257,12 @@ class Process:
             incarnation=self._incarnation,
             ready=self._server.ready and not self._leaving,
             slots_used=residency.slots.used if residency else 0,
-            slots_total=told.device_slots,
+            slots_total=settings.device_slots,
             running=load.running,
             waiting=load.waiting,
             map_version=map_version,
             sequence=sequence,
-            max_rank=told.max_rank,
+            max_rank=settings.max_rank,
             failure=None if bringing and passing else self._failure,
             bringing=bringing,
             demand=self._server.demand(MOST_TOLD),
@@ -317,10 +317,10 @@ def _settle() -> None:
 
 
 def _herald_of(start: Start) -> Herald | None:
-    told = start.settings
-    if told.training_store is None:
+    settings = start.settings
+    if settings.training_store is None:
         return None
-    return Herald(told.training_store, told.base_model, start.engine)
+    return Herald(settings.training_store, settings.base_model, start.engine)
 
 
 def _why_ended(following: "asyncio.Task[None]", start: Start) -> int:

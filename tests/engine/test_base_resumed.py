@@ -15,7 +15,7 @@ from mint_contracts.object_store import object_store
 from mint_contracts.records import COPYING
 from mint_contracts.source import Source, child
 from mint_engine.sources.base_copy import PARTIAL
-from mint_engine.sources.fetch_base import cached_base, copied_marks, fetch_base, told_marks
+from mint_engine.sources.fetch_base import cached_base, copied_marks, fetch_base, source_marks
 from mint_engine.sources.headway import Headway
 from tests.engine import stores
 
@@ -236,7 +236,7 @@ def test_what_a_bucket_is_given_meanwhile_is_not_appended_to_what_it_held(
         headway = Changing(lambda: bucket.put(WEIGHTS, b"2" * BYTES), before=before)
         whole, _ = fetched(source, tmp_path / "cache", headway)
         assert whole == b"2" * BYTES
-        assert copied_marks(source, tmp_path / "cache") == told_marks(source), "it is noted as what it is"
+        assert copied_marks(source, tmp_path / "cache") == source_marks(source), "it is noted as what it is"
 
 
 def test_a_server_that_sends_no_parts_of_files_is_copied_from_at_one_go(tmp_path: Path) -> None:

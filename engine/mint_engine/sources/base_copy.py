@@ -46,7 +46,7 @@ class BaseCopy:
         self.folder, self._target, self._headway = folder, target, headway
         self._here = target.with_name(f"{PARTIAL}{target.name}")
         self.files, self.coming, self.marks = (self._here / name for name in ("files", "coming", "marks"))
-        self.told: dict[str, str] = {}  # by file, what tells the content that was copied from any other
+        self.content_marks: dict[str, str] = {}  # by file, what tells the content that was copied from any other
 
     def make_room(self, names: Collection[str]) -> None:
         """Sweep other copies, whole ones too: a folder is one engine's, which has one base, by one address at a time.
@@ -93,9 +93,9 @@ class BaseCopy:
             kept, copied = retrying(file.copy)
             if copied == kept:
                 continue
-            told = {"file": name, "number": number, "of": len(sizes), "bytes": copied, "resumed_at": kept}
+            progress = {"file": name, "number": number, "of": len(sizes), "bytes": copied, "resumed_at": kept}
             seconds = round(time.monotonic() - began, 1)
-            _log.info("base_file_copied", base=self.folder.subject, seconds=seconds, **told)
+            _log.info("base_file_copied", base=self.folder.subject, seconds=seconds, **progress)
 
 
 class _File:
@@ -103,14 +103,14 @@ class _File:
 
     def __init__(self, copy: BaseCopy, name: str, size: int | None, headway: Headway) -> None:
         self._folder, self._name, self._size, self._headway = copy.folder, name, size, headway
-        self._told = copy.told
+        self._marks = copy.content_marks
         self._whole, self._coming, self._mark = copy.files / name, copy.coming / name, copy.marks / name
         self._counted = 0  # bytes that `headway` was told of
 
     def copy(self) -> tuple[int, int]:
         """Bytes that were there before, and those of the file, which is whole now. Raises a MintError."""
         about = self._folder.about(self._name)
-        self._told[self._name] = about.mark
+        self._marks[self._name] = about.mark
         kept = self._kept(about)
         self._headway.kept(kept - self._counted)
         self._counted = kept
@@ -163,8 +163,8 @@ class _File:
         self._check_end(copied, limit)
         if digested.sha256 != about.sha256:
             self.forget()
-            told = f"sent a {self._name} of another digest than it lists; retrying"
-            raise SourceUnavailable(self._folder.subject, told)
+            message = f"sent a {self._name} of another digest than it lists; retrying"
+            raise SourceUnavailable(self._folder.subject, message)
 
     def _check_end(self, copied: int, limit: int) -> None:
         subject, size = self._folder.subject, self._size
@@ -173,8 +173,8 @@ class _File:
                 self.forget()
             raise SourceUnavailable(subject, f"sent {copied} bytes of {self._name} where it lists {size}; retrying")
         if size is None and copied == limit:  # there may be more of it
-            told = f"sends more of {self._name} than the {in_units(limit)} that its node's disk has free"
-            raise CapacityExceeded(subject, f"{told}; give it nodes with more disk")
+            problem = f"sends more of {self._name} than the {in_units(limit)} that its node's disk has free"
+            raise CapacityExceeded(subject, f"{problem}; give it nodes with more disk")
 
     def _check_mark(self, about: About) -> None:
         """Whether blocks are of the content told of before, of stores that are not asked for it with each of them."""

@@ -98,33 +98,33 @@ def marks_path(target: Path) -> Path:
     return target.parent.with_name("marks") / target.name
 
 
-def _note(path: Path, told: Mapping[str, str]) -> None:
+def _note(path: Path, marks: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(told))
+    path.write_bytes(msgspec.json.encode(marks))
 
 
 def copied_marks(source: Source, cache: Path) -> dict[str, str]:
     """By file, what tells the content of a base's copy from any other; none where that is not known of all of it."""
     try:
-        told = msgspec.json.decode(marks_path(cached_base(source, cache)).read_bytes(), type=dict[str, str])
+        marks = msgspec.json.decode(marks_path(cached_base(source, cache)).read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):
         return {}
-    return told if all(told.values()) else {}
+    return marks if all(marks.values()) else {}
 
 
-def told_marks(source: Source) -> dict[str, str]:
+def source_marks(source: Source) -> dict[str, str]:
     """The same of what a remote source holds now. Raises as `fetch_base` does."""
     folder, found = _listed(source, _single(source))
     return {name: folder.about(name).mark for name in sorted(found) if name.endswith(SUFFIXES)}
 
 
 def drop_stale(source: Source, cache: Path) -> bool:
-    """Remove a copy of other content than its source holds now. Raises as `told_marks`.
+    """Remove a copy of other content than its source holds now. Raises as `source_marks`.
 
     Returns whether it is known what it is of.
     """
     marks = copied_marks(source, cache)
-    if marks and told_marks(source) != marks:
+    if marks and source_marks(source) != marks:
         drop_base(source, cache)
     return bool(marks)
 
@@ -196,7 +196,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
         sizes = [size or 0 for size in weights.values()]
         headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
         copy.weights(weights)
-        _note(marks_path(target), copy.told)
+        _note(marks_path(target), copy.content_marks)
         copy.publish()
     except SourceUnavailable:  # the next attempt goes on where this one ends
         raise
@@ -229,10 +229,10 @@ def _check_room(wanted: Mapping[str, int | None], copy: BaseCopy, target: Path) 
     need = sum(size or 0 for size in wanted.values()) - copy.kept_bytes
     free = shutil.disk_usage(target.parent).free
     if need > free:
-        told = (
+        message = (
             f"needs {in_units(need)} on its node's disk, and {in_units(free)} are free; give it nodes with more disk"
         )
-        raise CapacityExceeded(copy.folder.subject, told)
+        raise CapacityExceeded(copy.folder.subject, message)
 
 
 def _listed(source: Source, single: str) -> tuple[RemoteFolder, dict[str, int | None]]:

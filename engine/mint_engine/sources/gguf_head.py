@@ -79,5 +79,5 @@ class _Head:
     def _count(self, values: int) -> None:
         self._values += values
         if self._values > _MOST_VALUES:
-            said = f"has more than {_MOST_VALUES:,} values in its head, which no GGUF file has"
-            raise CorruptFile(self._subject, said)
+            message = f"has more than {_MOST_VALUES:,} values in its head, which no GGUF file has"
+            raise CorruptFile(self._subject, message)

@@ -70,8 +70,8 @@ class Hosts:
     def _begin(self, host: _Host, source: Source) -> None:
         with self._lock:
             if host in self._silent and self._asked[host]:
-                said = f"waits for {'://'.join(host)}, which does not respond; retrying"
-                raise SourceUnavailable(subject_of(source), said)
+                message = f"waits for {'://'.join(host)}, which does not respond; retrying"
+                raise SourceUnavailable(subject_of(source), message)
             self._asked[host] += 1
 
     def _end(self, host: _Host, *, silent: bool) -> None:

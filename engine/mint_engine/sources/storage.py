@@ -21,7 +21,7 @@ BLOCK_BYTES = 8 << 20
 
 # What stores tell of a file that changes with its content, beside what HTTP has for that.
 _MARKS = ("VersionId", "generation", "etag", "md5Hash", "blob_id", "xet_hash")
-Told = Mapping[str, Any]  # of a file, by fsspec
+FileInfo = Mapping[str, Any]  # of a file, by fsspec
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -95,11 +95,11 @@ class RemoteFolder:
         with storage_errors(self._location.scheme, self.subject):
             files, root = backend(self._location.scheme).files, self._resolved_root()
             if self._web:
-                told = _probe(files, root, names)
+                listed = _probe(files, root, names)
             else:
                 entries = files.ls(root, detail=True)
-                told = {each["name"].rsplit("/", 1)[-1]: each for each in entries if each["type"] == "file"}
-        self._found = {name: (_size_of(each), _mark_of(each)) for name, each in told.items()}
+                listed = {each["name"].rsplit("/", 1)[-1]: each for each in entries if each["type"] == "file"}
+        self._found = {name: (_size_of(each), _mark_of(each)) for name, each in listed.items()}
         return {name: size for name, (size, _) in self._found.items()}
 
     def check_same(self, *names: str) -> None:
@@ -132,9 +132,9 @@ class RemoteFolder:
         since: ask again after the last one.
         """
         with storage_errors(self._location.scheme, self.subject):
-            told = backend(self._location.scheme).files.info(f"{self._resolved_root()}/{name}")
-        lfs = told.get("lfs") or {}
-        return About(told.get("size"), _mark_of(told), lfs.get("sha256", ""), _validator(told) if self._web else "")
+            info = backend(self._location.scheme).files.info(f"{self._resolved_root()}/{name}")
+        lfs = info.get("lfs") or {}
+        return About(info.get("size"), _mark_of(info), lfs.get("sha256", ""), _validator(info) if self._web else "")
 
     @contextmanager
     def open_at(self, name: str, start: int, about: About, *, in_blocks: bool) -> Iterator[BinaryIO]:
@@ -188,24 +188,24 @@ class RemoteFolder:
         return commit
 
 
-def _validator(told: Told) -> str:
-    etag = str(told.get("ETag") or "")
+def _validator(info: FileInfo) -> str:
+    etag = str(info.get("ETag") or "")
     strong = "" if etag.startswith("W/") else etag  # a weak one is of contents that differ in bytes
-    return strong or str(told.get("Last-Modified") or "")
+    return strong or str(info.get("Last-Modified") or "")
 
 
-def _mark_of(told: Told) -> str:
-    marks = [_validator(told), *[f"{key}={told[key]}" for key in _MARKS if told.get(key)]]
-    return ";".join([*marks, f"{told.get('size')}"]) if any(marks) else ""
+def _mark_of(info: FileInfo) -> str:
+    marks = [_validator(info), *[f"{key}={info[key]}" for key in _MARKS if info.get(key)]]
+    return ";".join([*marks, f"{info.get('size')}"]) if any(marks) else ""
 
 
-def _size_of(told: Told) -> int | None:
-    size = told.get("size")
+def _size_of(info: FileInfo) -> int | None:
+    size = info.get("size")
     return None if size is None else int(size)
 
 
-def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, Told]:
-    found: dict[str, Told] = {}
+def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, FileInfo]:
+    found: dict[str, FileInfo] = {}
     for name in names:
         try:
             found[name] = files.info(f"{root}/{name}")
