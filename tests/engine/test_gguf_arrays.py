@@ -59,6 +59,6 @@ def test_a_file_that_ends_within_an_array_is_told_as_others_are(file: Path) -> N
 
 
 def test_transformers_reads_by_it() -> None:
-    import mint_engine.model.gguf_told  # noqa: F401 - all that reads such files comes by it
+    import mint_engine.model.gguf_config  # noqa: F401 - all that reads such files comes by it
 
     assert gguf.GGUFReader is ArrayReader

@@ -96,12 +96,12 @@ def attend(
     return out.transpose(0, 1).unsqueeze(0), None
 
 
-def window_of(module: Any, told: int | None) -> int | None:
-    """How many of the latest tokens a layer's attention sees, by what it is told or by its family; None: all."""
+def window_of(module: Any, window: int | None) -> int | None:
+    """How many of the latest tokens a layer's attention sees, by its `window` or by its family; None: all."""
     config = getattr(module, "config", None)
-    if told is None and getattr(config, "model_type", "") in _MASKED:
+    if window is None and getattr(config, "model_type", "") in _MASKED:
         return config.sliding_window or None  # type: ignore[union-attr]
-    return told
+    return window
 
 
 def _refuse(

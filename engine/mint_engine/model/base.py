@@ -31,7 +31,7 @@ from mint_engine.model.files import (
     read_tokenizer,
 )
 from mint_engine.model.fill import fill, filled_from
-from mint_engine.model.gguf_told import supply
+from mint_engine.model.gguf_config import supply
 from mint_engine.model.kept import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised

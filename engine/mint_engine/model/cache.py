@@ -63,8 +63,8 @@ class _Pages:
         try:
             bring_zeros(self.pool.data_ptr(), self.pool.nbytes)
         except OSError as error:
-            told = f"of {in_units(self.bytes)} is more than this machine has free ({error.strerror}); lower it"
-            raise CapacityExceeded("kvCacheMemory", told) from None
+            message = f"of {in_units(self.bytes)} is more than this machine has free ({error.strerror}); lower it"
+            raise CapacityExceeded("kvCacheMemory", message) from None
         _log.info("cache_in_memory", bytes=self.pool.nbytes, seconds=round(time.perf_counter() - began, 4))
 
     def wipe(self, pages: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
-from mint_engine.model.gguf_told import check_read, complete
+from mint_engine.model.gguf_config import check_read, complete
 from mint_engine.model.integers import WORDS
 from mint_engine.model.kept import EXPERT
 from mint_engine.model.stored import Stored, open_tensors
@@ -163,8 +163,8 @@ def check_enough(files: BaseFiles, model: torch.nn.Module, tensors: Mapping[str,
     wanted = sum(each.numel() for each in model.parameters())
     held = sum(prod(each.get_shape()) * _NUMBERS_IN.get(each.get_dtype(), 1) for each in tensors.values())
     if wanted > 2 * held:  # a head that is the embedding may be there once
-        said = f"has a config.json of {wanted:,} numbers, but weights of {held:,}; one of them is another base's"
-        raise UnsupportedBase(files.subject, said)
+        message = f"has a config.json of {wanted:,} numbers, but weights of {held:,}; one of them is another base's"
+        raise UnsupportedBase(files.subject, message)
 
 
 def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None]:
@@ -176,12 +176,12 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
         config = _load_config(files)
         _check_sizes(files, "metadata", config.to_dict())
         path = files.folder / files.gguf
-        return _told_by_library(files, lambda: complete(config, path, files.subject)), None
+        return _config_by_library(files, lambda: complete(config, path, files.subject)), None
     raw = _read_object(files, "config.json")
     _check_sizes(files, "a config.json", raw)
     if raw.get("transformers_weights"):  # transformers would read that in place of all that is looked at here
-        said = "names a file of weights in its config.json; remove transformers_weights"
-        raise UnsupportedBase(files.subject, said)
+        message = "names a file of weights in its config.json; remove transformers_weights"
+        raise UnsupportedBase(files.subject, message)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
         raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
     quantisation = read_quantisation(raw, files.subject)
@@ -198,20 +198,20 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
 
 def tell_routes_once(config: Any, subject: str) -> None:
     """How many experts a token has, where that is told of every layer (Hunyuan): once, if it is the same for all."""
-    told = getattr(config, "num_experts_per_tok", None)
-    if not isinstance(told, list):
+    counts = getattr(config, "num_experts_per_tok", None)
+    if not isinstance(counts, list):
         return
-    if len(told) < config.num_hidden_layers or any(each != told[0] for each in told):
-        raise UnsupportedBase(subject, f"has several numbers of experts per token, {told}, which is not supported")
-    config.num_experts_per_tok = told[0]
+    if len(counts) < config.num_hidden_layers or any(each != counts[0] for each in counts):
+        raise UnsupportedBase(subject, f"has several numbers of experts per token, {counts}, which is not supported")
+    config.num_experts_per_tok = counts[0]
 
 
-def _check_sizes(files: BaseFiles, what: str, told: dict[str, Any]) -> None:
-    text = told.get("text_config")
-    family = (text if isinstance(text, dict) else told).get("model_type")
+def _check_sizes(files: BaseFiles, what: str, config: dict[str, Any]) -> None:
+    text = config.get("text_config")
+    family = (text if isinstance(text, dict) else config).get("model_type")
     known: Any = CONFIG_MAPPING
     own_heads = isinstance(family, str) and family in known and bool(getattr(known[family], "head_dim", None))
-    if odd := odd_size(told, own_heads=own_heads):
+    if odd := odd_size(config, own_heads=own_heads):
         raise UnsupportedBase(files.subject, f"has {what} where {odd}")
 
 
@@ -246,15 +246,15 @@ def _load_config(files: BaseFiles) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(files.folder, **_as_they_lie(files))
         return config
 
-    return _told_by_library(files, load)
+    return _config_by_library(files, load)
 
 
 def _config_for(files: BaseFiles, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:
-    told = {key: value for key, value in raw.items() if key != "model_type"}
-    return _told_by_library(files, lambda: AutoConfig.for_model(model_type, **told))
+    fields = {key: value for key, value in raw.items() if key != "model_type"}
+    return _config_by_library(files, lambda: AutoConfig.for_model(model_type, **fields))
 
 
-def _told_by_library(files: BaseFiles, read: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
+def _config_by_library(files: BaseFiles, read: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
     try:
         return read()
     except LIBRARY_ERRORS as error:
@@ -290,5 +290,5 @@ def first_line(error: BaseException) -> str:
     """What kind of error it is, and where what it says begins: also below a heading, which ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     headings = next((at for at, line in enumerate(lines) if not line.endswith(":")), 0)
-    said = " ".join(lines[: headings + 1])
-    return f"{type(error).__name__}: {said[:300]}" if lines else type(error).__name__
+    text = " ".join(lines[: headings + 1])
+    return f"{type(error).__name__}: {text[:300]}" if lines else type(error).__name__

@@ -82,8 +82,8 @@ def fill(
 def _place(key: str, name: Name) -> Place:
     """Where the tensor of one or all routed experts goes. Raises UnsupportedBase where it does not as it is."""
     if not name.keeps:
-        told = f"is true, but {key} is changed before it is used; leave it out"
-        raise UnsupportedBase("quantisedExperts", told)
+        message = f"is true, but {key} is changed before it is used; leave it out"
+        raise UnsupportedBase("quantisedExperts", message)
     return Place(name.whole, name.order)
 
 

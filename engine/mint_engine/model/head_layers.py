@@ -8,7 +8,7 @@ from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Jo
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import ERNIE, GEMMA, Unlike
-from mint_engine.model.told import norm_of
+from mint_engine.model.numerics import norm_of
 from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Share
 

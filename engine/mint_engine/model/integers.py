@@ -16,7 +16,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import WORD, Integers
 from mint_engine.kernels.expert_structs import Codes, Kind
 from mint_engine.model.dequantise import dequantise_integers, unpack_words
-from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
+from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, described, unpadded
 from mint_engine.model.stored import Stored
 
 WORDS = "weight_packed"
@@ -55,7 +55,7 @@ def _weight_of(
             raise UnsupportedBase(subject, f"lacks {path}.{kind}, which its packed weight needs; {ADVICE}")
     held = {kind: each for kind, each in parts.items() if each is not None}
     words = held[WORDS]
-    has, shape = f"has {said(f'{path}.{WORDS}', words)}", list(words.get_shape())
+    has, shape = f"has {described(f'{path}.{WORDS}', words)}", list(words.get_shape())
     if len(shape) == 3:
         one = "many experts in one packed tensor, which is not supported; give each expert's linears separately"
         raise UnsupportedBase(subject, f"{has}, {one}, or the model in bfloat16")
@@ -66,10 +66,10 @@ def _weight_of(
     )
     for kind, fits in found.fits(found.least, found.most):
         if not fits:
-            told = f"{has}, which {said(f'{path}.{kind}', held[kind])} does not fit"
+            problem = f"{has}, which {described(f'{path}.{kind}', held[kind])} does not fit"
             block = " x ".join(str(size) for size in found.block(found.most))
             raise UnsupportedBase(
-                subject, f"{told}, in numbers of {files.bits} bits with a scale for every {block}; {ADVICE}"
+                subject, f"{problem}, in numbers of {files.bits} bits with a scale for every {block}; {ADVICE}"
             )
     return found
 
@@ -118,12 +118,12 @@ class _Weight:
         """As is told beside the words, which is read for it. Raises UnsupportedBase where these parts do not fit."""
         (outputs, inputs), most = self.shape[...].tolist(), self.most
         if outputs != most[0] or not self.least[1] <= inputs <= most[1]:
-            told = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, but words for {list(most)}"
-            raise UnsupportedBase(self.subject, f"{told}; give the model in bfloat16")
+            problem = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, but words for {list(most)}"
+            raise UnsupportedBase(self.subject, f"{problem}; give the model in bfloat16")
         for kind, fits in self.fits((outputs, inputs), (outputs, inputs)):
             if not fits:
-                told = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, which {kind} does not fit"
-                raise UnsupportedBase(self.subject, f"{told}; {ADVICE}")
+                problem = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, which {kind} does not fit"
+                raise UnsupportedBase(self.subject, f"{problem}; {ADVICE}")
         return outputs, inputs
 
     def _grid_of(self, shape: Sequence[int]) -> list[int]:
@@ -210,7 +210,7 @@ class _Form:
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See `kept.Form`."""
-        words, scales, zeros, order = self._told(parts)
+        words, scales, zeros, order = self._split(parts)
         outputs, one = out.shape[1], self.rows == 1
         if zeros is not None:
             zeros = (
@@ -223,7 +223,7 @@ class _Form:
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
         """See `kept.Form`. None for columns in another order."""
-        words, scales, zeros, order = self._told(parts)
+        words, scales, zeros, order = self._split(parts)
         if order is not None:
             return None
         if zeros is not None and not self.packed:
@@ -231,7 +231,7 @@ class _Form:
         kind, high = Kind.INT4 if self.files.bits == 4 else Kind.INT8, words.shape[1] if self.rows == 1 else 1
         return Codes(kind, words, scales.reshape(len(scales), self.rows, -1), (high, self.wide), zeros=zeros)
 
-    def _told(
+    def _split(
         self, parts: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Words, scales, zero points and which group columns are of, if there are any of these."""

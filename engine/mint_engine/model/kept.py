@@ -289,8 +289,8 @@ def _put(model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised
     shapes = [experts[0].get_shape() for experts in linears]
     shape, least = [sum(each[0] for each in shapes), *shapes[0][1:]], min(map(len, linears))
     if shape != expected or any(len(experts) != count for experts in linears):
-        told = f"has {least} experts of {shape}, and by its config.json {count} of {expected}"
-        raise UnsupportedBase(path, f"{told}; get its files again")
+        problem = f"has {least} experts of {shape}, and by its config.json {count} of {expected}"
+        raise UnsupportedBase(path, f"{problem}; get its files again")
     delattr(module, name)
     setattr(module, name, KeptStack([_read(experts) for experts in linears], room))
 

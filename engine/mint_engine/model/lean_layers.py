@@ -35,7 +35,7 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
-from mint_engine.model.told import Manner, norm_of, norms_of, read_manner
+from mint_engine.model.numerics import Manner, norm_of, norms_of, read_manner
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots

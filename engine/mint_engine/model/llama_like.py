@@ -38,9 +38,9 @@ def check_config(config: Any, positions: int) -> None:
     """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
     if config.model_type not in FAMILIES | ROUTED | GROUPED | OTHERS:
         raise Unlike(f"the family {config.model_type} has no lean pass")
-    told = narrowest(lambda name: getattr(config, name, None))
-    if told is not None and told < positions and told not in windows_of(config, positions):
-        raise Unlike(f"attention may slide over {told} tokens, and the layers where it does are not given")
+    window = narrowest(lambda name: getattr(config, name, None))
+    if window is not None and window < positions and window not in windows_of(config, positions):
+        raise Unlike(f"attention may slide over {window} tokens, and the layers where it does are not given")
     _check_ropes(config)
 
 
@@ -51,17 +51,17 @@ def windows_of(config: Any, positions: int) -> tuple[int, ...]:
 
 
 def _check_ropes(config: Any) -> None:
-    for told in _ropes(config.rope_parameters or {}):
-        if config.model_type in HUNYUAN and told.get("alpha"):
+    for rotation in _ropes(config.rope_parameters or {}):
+        if config.model_type in HUNYUAN and rotation.get("alpha"):
             continue  # stretches all angles once, whatever the type is called
-        if (rope := told.get("rope_type", "default")) not in _ROPES:
+        if (rope := rotation.get("rope_type", "default")) not in _ROPES:
             raise Unlike(f"rotary positions are of type {rope}")
 
 
-def _ropes(told: Any) -> Iterator[Any]:
+def _ropes(parameters: Any) -> Iterator[Any]:
     """What is told of rotary positions: of all layers, or of each kind of them."""
-    kinds = [each for each in told.values() if isinstance(each, dict)]
-    yield from kinds or [told]
+    kinds = [each for each in parameters.values() if isinstance(each, dict)]
+    yield from kinds or [parameters]
 
 
 def latent_norms(attention: Any) -> tuple[Any, Any]:

@@ -38,5 +38,5 @@ def _stretched(config: PreTrainedConfig) -> list[int]:
 
 def _rotations(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
     """What is told of each kind of layers, or of all in one."""
-    told = getattr(config, "rope_parameters", None) or {}
-    yield from (told,) if "rope_type" in told else (each for each in told.values() if isinstance(each, dict))
+    ropes = getattr(config, "rope_parameters", None) or {}
+    yield from ((ropes,) if "rope_type" in ropes else (each for each in ropes.values() if isinstance(each, dict)))

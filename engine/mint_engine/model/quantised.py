@@ -27,7 +27,7 @@ from mint_contracts.quantisation import (
 from mint_engine.kernels.expert_structs import Codes, Kind
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4
 from mint_engine.model.integers import unpacked
-from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
+from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, described, unpadded
 from mint_engine.model.stored import Stored
 
 _E4M3, _BYTE = "F8_E4M3", "U8"
@@ -92,11 +92,11 @@ def _scales_of(
     if len(shape) == 3:
         raise UnsupportedBase(
             subject,
-            f"has {said(name, weight)}, many experts in one float8 tensor, which is not supported; "
+            f"has {described(name, weight)}, many experts in one float8 tensor, which is not supported; "
             "give each expert's linears separately, or the model in bfloat16",
         )
     if len(shape) != 2:
-        raise UnsupportedBase(subject, f"has {said(name, weight)}, which is not a matrix; {ADVICE}")
+        raise UnsupportedBase(subject, f"has {described(name, weight)}, which is not a matrix; {ADVICE}")
     names = [name + end for end in _SCALES if name + end in tensors]
     if not names:
         lacking = " or ".join(name + end for end in _SCALES)
@@ -109,8 +109,8 @@ def _scales_of(
         if unpadded(scales.get_shape()) == unpadded(expected) and scales.get_dtype() in kinds:
             return scales, block
         needs.append(f"with a scale for every {block[0]} x {block[1]} needs {expected} of {' or '.join(kinds)}")
-    told = f"has {said(names[0], scales)}, but {said(name, weight)} {', or '.join(needs)}; {ADVICE}"
-    raise UnsupportedBase(subject, told)
+    message = f"has {described(names[0], scales)}, but {described(name, weight)} {', or '.join(needs)}; {ADVICE}"
+    raise UnsupportedBase(subject, message)
 
 
 def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> tuple[Stored, Stored]:
@@ -126,8 +126,9 @@ def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> 
     if not fits or scales.get_dtype() != _E4M3 or unpadded(of_all.get_shape()) or of_all.get_dtype() not in FLOATS:
         raise UnsupportedBase(
             subject,
-            f"has {said(name, weight)}, {said(scales_name, scales)} and {said(all_name, of_all)}, which are not "
-            f"NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; {ADVICE}",
+            f"has {described(name, weight)}, {described(scales_name, scales)} and {described(all_name, of_all)}, "
+            f"which are not NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; "
+            f"{ADVICE}",
         )
     return scales, of_all
 
@@ -156,7 +157,7 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
     if len(shape) != 4 or shape[3] != MXFP4_BYTES or list(scales.get_shape()) != shape[:3] or not bytes_:
         raise UnsupportedBase(
             subject,
-            f"has {said(stem + _MXFP4_BLOCKS, blocks)} and {said(stem + _MXFP4_SCALES, scales)}, "
+            f"has {described(stem + _MXFP4_BLOCKS, blocks)} and {described(stem + _MXFP4_SCALES, scales)}, "
             f"which are not MXFP4: U8 [experts, outputs, inputs/{MXFP4_GROUP}, {MXFP4_BYTES}], and the same less the "
             f"last; {ADVICE}",
         )

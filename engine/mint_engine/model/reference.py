@@ -31,7 +31,7 @@ from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
 from mint_engine.sources.headway import Headway
 
-TOLD_EVERY_S = 10.0  # while a base is read
+LOG_EVERY_S = 10.0  # while a base is read
 OTHERS = 7  # roundings that are tried: each may, or may not, change one of the probe's closest choices
 
 _log = structlog.get_logger(__name__)
@@ -153,14 +153,14 @@ class _Layers:
 
     def __init__(self, layers: int) -> None:
         self._layers, self._read = layers, 0
-        self._began = self._told = time.monotonic()
+        self._began = self._logged = time.monotonic()
 
     def step(self) -> None:
         """One more has been read."""
         self._read += 1
         now = time.monotonic()
-        if self._read == self._layers or now - self._told >= TOLD_EVERY_S:
-            self._told = now
+        if self._read == self._layers or now - self._logged >= LOG_EVERY_S:
+            self._logged = now
             _log.info("base_read", layers=self._read, of=self._layers, seconds=round(now - self._began, 1))
 
 

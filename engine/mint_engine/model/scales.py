@@ -23,6 +23,6 @@ def unpadded(shape: Sequence[int]) -> list[int]:
     return found
 
 
-def said(name: str, tensor: Stored) -> str:
+def described(name: str, tensor: Stored) -> str:
     """A tensor for people: its name, type and shape."""
     return f"{name} of {tensor.get_dtype()} {list(tensor.get_shape())}"

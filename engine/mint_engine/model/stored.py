@@ -64,10 +64,10 @@ def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
             (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))
             header = json.loads(opened.read(length))
         memory, first = map_file(file, Path(file).stat().st_size), _LENGTH.size + length
-        for key, told in header.items():
+        for key, entry in header.items():
             if key != _ABOUT:
-                start, stop = (first + each for each in told["data_offsets"])
-                found[key] = _Mapped(file, memory, slice(start, stop), told["dtype"], tuple(told["shape"]))
+                start, stop = (first + each for each in entry["data_offsets"])
+                found[key] = _Mapped(file, memory, slice(start, stop), entry["dtype"], tuple(entry["shape"]))
     return found
 
 
@@ -110,8 +110,8 @@ def _readable(file: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in LOST:
             raise
-        told = f"cannot be read from its disk ({error.strerror}); get its files again"
-        raise CorruptFile(f"base file {file}", told) from error
+        message = f"cannot be read from its disk ({error.strerror}); get its files again"
+        raise CorruptFile(f"base file {file}", message) from error
 
 
 class _Counted:

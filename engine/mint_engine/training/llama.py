@@ -42,7 +42,7 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
-from mint_engine.model.told import LayerNorms, Manner, norm_of, norms_of, read_manner
+from mint_engine.model.numerics import LayerNorms, Manner, norm_of, norms_of, read_manner
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.choosing import Indexer
 from mint_engine.training.kernels import Heads

@@ -1,4 +1,4 @@
-"""What families of llama-like bases tell of their norms, and of what is done to numbers beside them."""
+"""The norms of llama-like families, and what else they do to numbers beside their products."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +27,7 @@ class LayerNorms:
 
 
 def norm_of(config: Any, module: Any) -> Norm:
-    """One of transformers' RMSNorms; none for None. Gemma's weights are told less one."""
+    """One of transformers' RMSNorms; none for None. Gemma's weights are stored less one."""
     if module is None:
         return NO_NORM
     weight = module.weight.detach()
@@ -73,7 +73,7 @@ def read_manner(config: Any, embedding: Any, dtype: torch.dtype) -> Manner:
 def _activation(config: Any) -> Activation:
     if config.model_type == "gpt_oss":
         return Activation("clamped", float(config.swiglu_alpha), float(config.swiglu_limit))
-    told = getattr(config, "hidden_activation" if config.model_type in _ACTIVATED else "hidden_act")
-    if told not in _ACTIVATIONS:
-        raise Unlike(f"the activation is {told}")
-    return Activation(_ACTIVATIONS[told])
+    name = getattr(config, "hidden_activation" if config.model_type in _ACTIVATED else "hidden_act")
+    if name not in _ACTIVATIONS:
+        raise Unlike(f"the activation is {name}")
+    return Activation(_ACTIVATIONS[name])

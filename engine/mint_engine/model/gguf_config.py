@@ -1,4 +1,4 @@
-"""What a GGUF file tells of its base that transformers leaves aside: told to its configuration, or refused.
+"""What a GGUF file says of its base that transformers leaves aside: put into its configuration, or refused.
 
 transformers takes sizes and weights out of such a file, and all else from its family's defaults: how rotary positions
 are stretched, windows and scales of attention would be others than the base's, without a word. What keys mean is as
@@ -52,28 +52,28 @@ def check_read(path: Path, subject: str) -> None:
 
 
 def complete(config: PreTrainedConfig, path: Path, subject: str) -> PreTrainedConfig:
-    """A configuration that transformers has of a file's head, told what it left aside.
+    """A configuration that transformers has of a file's head, with what it left aside.
 
     Raises UnsupportedBase for what no engine computes.
     """
     metadata, tensors = read_gguf_metadata(str(path))
     prefix = f"{metadata['general.architecture']}."
-    told = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    _stretch(config, told, tensors, subject)
-    _narrow(config, told, subject)
-    _scale(config, told)
+    fields = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    _stretch(config, fields, tensors, subject)
+    _narrow(config, fields, subject)
+    _scale(config, fields)
     _end(config, metadata)
     return config
 
 
-def _stretch(config: PreTrainedConfig, told: Mapping[str, Any], tensors: Sequence[str], subject: str) -> None:
+def _stretch(config: PreTrainedConfig, metadata: Mapping[str, Any], tensors: Sequence[str], subject: str) -> None:
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     of_all = rope.get("full_attention", rope)  # Gemma 3 stretches those layers alone that see all
     if of_all is rope and rope:
-        _check_turned(config, told.get("rope.dimension_count"), rope, subject)
-    factor = float(told.get(f"{_SCALING}factor") or told.get("rope.scale_linear") or 1)
-    kind = told.get(f"{_SCALING}type", "linear") if factor != 1 else "none"
-    others = sorted(key for key in told if key.startswith(_SCALING) and key.removeprefix(_SCALING) not in _READ)
+        _check_turned(config, metadata.get("rope.dimension_count"), rope, subject)
+    factor = float(metadata.get(f"{_SCALING}factor") or metadata.get("rope.scale_linear") or 1)
+    kind = metadata.get(f"{_SCALING}type", "linear") if factor != 1 else "none"
+    others = sorted(key for key in metadata if key.startswith(_SCALING) and key.removeprefix(_SCALING) not in _READ)
     by_length = sorted(set(tensors) & set(_TURN_BY_LENGTH))
     if kind not in ("none", "linear", "yarn") or (others and kind != "none") or by_length:
         named = ", ".join([*by_length, *others]) or kind
@@ -89,22 +89,22 @@ def _stretch(config: PreTrainedConfig, told: Mapping[str, Any], tensors: Sequenc
         )
     of_all |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
-        first = told.get(f"{_SCALING}original_context_length") or config.max_position_embeddings
+        first = metadata.get(f"{_SCALING}original_context_length") or config.max_position_embeddings
         of_all["original_max_position_embeddings"] = int(first)
 
 
-def _check_turned(config: Any, told: int | None, rope: Mapping[str, Any], subject: str) -> None:
+def _check_turned(config: Any, turned: int | None, rope: Mapping[str, Any], subject: str) -> None:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    if told and told != int(size * share):
+    if turned and turned != int(size * share):
         raise UnsupportedBase(
             subject,
-            f"rotates {told} numbers of each head, but its family rotates {int(size * share)}; get its files again",
+            f"rotates {turned} numbers of each head, but its family rotates {int(size * share)}; get its files again",
         )
 
 
-def _narrow(config: PreTrainedConfig, told: Mapping[str, Any], subject: str) -> None:
-    window, known = told.get("attention.sliding_window"), getattr(config, "sliding_window", None)
+def _narrow(config: PreTrainedConfig, metadata: Mapping[str, Any], subject: str) -> None:
+    window, known = metadata.get("attention.sliding_window"), getattr(config, "sliding_window", None)
     if window and config.model_type == "phi3":  # all of whose layers slide
         config.sliding_window = int(window)
     elif isinstance(window, int) and window != known and window < config.max_position_embeddings:
@@ -113,7 +113,7 @@ def _narrow(config: PreTrainedConfig, told: Mapping[str, Any], subject: str) -> 
         )
 
 
-def _scale(config: Any, told: Mapping[str, Any]) -> None:
+def _scale(config: Any, metadata: Mapping[str, Any]) -> None:
     """Scores of attention, and the cap on them."""
     if config.model_type in _LARGEST:
         largest = config.num_hidden_layers == _LARGEST[config.model_type]
@@ -121,8 +121,8 @@ def _scale(config: Any, told: Mapping[str, Any]) -> None:
             config.hidden_size // config.num_attention_heads if largest else config.head_dim
         )
     for key, field in _CAPS.items():
-        if key in told and hasattr(config, field):
-            setattr(config, field, float(told[key]))
+        if key in metadata and hasattr(config, field):
+            setattr(config, field, float(metadata[key]))
 
 
 def _end(config: Any, metadata: Mapping[str, Any]) -> None:
