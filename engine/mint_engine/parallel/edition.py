@@ -13,9 +13,9 @@ _SUFFIXES = frozenset({".py", ".cpp", ".h"})
 @cache
 def edition() -> bytes:
     """A digest of all that a node and its leader have to have alike: no layout, so that any edition can read it."""
-    told = hashlib.sha256()
+    hasher = hashlib.sha256()
     for package in (mint_contracts, mint_engine):
         folder = Path(package.__file__ or "").parent
         for path in sorted(each for each in folder.rglob("*") if each.suffix in _SUFFIXES):
-            told.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return told.digest()
+            hasher.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return hasher.digest()

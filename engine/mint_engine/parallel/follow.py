@@ -73,12 +73,12 @@ def follow(steps: int, slots: int, memory: int, group: int, parent: int) -> NoRe
 
 
 def _live(ends: _Ends) -> None:
-    begin = messages.decode_told(messages.receive(ends.steps))
+    begin = messages.decode_command(messages.receive(ends.steps))
     assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `ranks`
     member = _answer(ends.steps, begin, lambda: _load(begin))
     if member is None:
         return
-    meet = messages.decode_told(messages.receive(ends.steps))
+    meet = messages.decode_command(messages.receive(ends.steps))
     assert isinstance(meet, Meet)  # noqa: S101
     peers = join(member, ends.files, begin.rows, begin.threads, meet.wire)
     work = _answer(ends.steps, begin, lambda: _choose(member, begin, peers, lean=meet.lean), lambda work: work.passes)
@@ -98,8 +98,8 @@ def _answer(
         messages.send(steps, refusal(error))
     except Exception as defect:  # noqa: BLE001 - whoever only sees this rank end knows no reason not to try again
         _log.exception("rank_defect")
-        told = f"could not be loaded ({type(defect).__name__}); see the log"
-        messages.send(steps, refusal(Internal(f"base {begin.settings.source.uri!r}", told)))
+        message = f"could not be loaded ({type(defect).__name__}); see the log"
+        messages.send(steps, refusal(Internal(f"base {begin.settings.source.uri!r}", message)))
     else:
         messages.send(steps, Ready(tuple(tell(found))))
         return found
@@ -109,13 +109,13 @@ def _answer(
 def _load(begin: Begin) -> Member:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(begin.threads)
-    told = begin.settings
-    device = choose_device(told.device, begin.rank % told.ranks_per_node)
-    part = Part(begin.rank, begin.count, told.target_modules)
-    cpu, keep = torch.device("cpu"), told.quantised_experts
+    settings = begin.settings
+    device = choose_device(settings.device, begin.rank % settings.ranks_per_node)
+    part = Part(begin.rank, begin.count, settings.target_modules)
+    cpu, keep = torch.device("cpu"), settings.quantised_experts
     admit = partial(_admit, begin.instructions)
-    base = load_base(Path(begin.base), choose_dtype(told.dtype), cpu, part, admit, quantised_experts=keep)
-    return lay_member(told, base, part, device)
+    base = load_base(Path(begin.base), choose_dtype(settings.dtype), cpu, part, admit, quantised_experts=keep)
+    return lay_member(settings, base, part, device)
 
 
 def _admit(leaders: str, config: PreTrainedConfig, subject: str) -> None:
@@ -151,15 +151,15 @@ class _Work:
         training = self.training.compute if self.training is not None else ""
         return [Passes(self.member.share.rank, self.serving.name, training)]
 
-    def do(self, told: messages.Told) -> None:
+    def do(self, command: messages.Command) -> None:
         """Raises whatever goes wrong."""
-        if isinstance(told, Wipe):
-            self.member.cache.wipe(told.pages)
-        elif isinstance(told, Step):
+        if isinstance(command, Wipe):
+            self.member.cache.wipe(command.pages)
+        elif isinstance(command, Step):
             with torch.inference_mode():
-                self.serving.run(told.tokens, spans_of(told), told.keep)
-        elif self.training is not None and not isinstance(told, Begin | Meet | End):
-            self.training.do(told)
+                self.serving.run(command.tokens, spans_of(command), command.keep)
+        elif self.training is not None and not isinstance(command, Begin | Meet | End):
+            self.training.do(command)
 
 
 def _choose(member: Member, begin: Begin, peers: Peers, *, lean: bool) -> _Work:
@@ -171,9 +171,9 @@ def _choose(member: Member, begin: Begin, peers: Peers, *, lean: bool) -> _Work:
 
 def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
     while True:
-        told = messages.decode_told(messages.receive(steps))
+        command = messages.decode_command(messages.receive(steps))
         try:
-            work.do(told)
+            work.do(command)
         except BaseException:
             peers.end()  # nobody must wait for this rank
             raise

@@ -62,12 +62,12 @@ def admit(connection: socket.socket, key: bytes) -> Hello:
     ours = secrets.token_bytes(_NONCE)
     connection.settimeout(GREETING_S)
     connection.sendall(ours)
-    told = _read(connection, _HELLO.size, deadline)
+    greeting = _read(connection, _HELLO.size, deadline)
     theirs, proof = _read(connection, _NONCE, deadline), _read(connection, _NONCE, deadline)
-    if not hmac.compare_digest(proof, _proof(key, b"other", ours, theirs, told)):
+    if not hmac.compare_digest(proof, _proof(key, b"other", ours, theirs, greeting)):
         raise Stranger("does not know the engine's key")
-    node, channel = _HELLO.unpack(told)
-    connection.sendall(_proof(key, b"leader", theirs, ours, told))
+    node, channel = _HELLO.unpack(greeting)
+    connection.sendall(_proof(key, b"leader", theirs, ours, greeting))
     prepare(connection)
     return Hello(node, Channel(channel))
 
@@ -77,9 +77,9 @@ def introduce(connection: socket.socket, key: bytes, hello: Hello) -> None:
     deadline = time.monotonic() + GREETING_S
     connection.settimeout(GREETING_S)
     theirs, ours = _read(connection, _NONCE, deadline), secrets.token_bytes(_NONCE)
-    told = _HELLO.pack(hello.node, hello.channel)
-    connection.sendall(told + ours + _proof(key, b"other", theirs, ours, told))
-    if not hmac.compare_digest(_read(connection, _NONCE, deadline), _proof(key, b"leader", ours, theirs, told)):
+    greeting = _HELLO.pack(hello.node, hello.channel)
+    connection.sendall(greeting + ours + _proof(key, b"other", theirs, ours, greeting))
+    if not hmac.compare_digest(_read(connection, _NONCE, deadline), _proof(key, b"leader", ours, theirs, greeting)):
         raise Stranger("does not know the engine's key")
     prepare(connection)
 
@@ -94,8 +94,8 @@ def prepare(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
 
 
-def _proof(key: bytes, role: bytes, asked: bytes, own: bytes, told: bytes) -> bytes:
-    return hmac.digest(key, role + asked + own + told, hashlib.sha256)
+def _proof(key: bytes, role: bytes, asked: bytes, own: bytes, greeting: bytes) -> bytes:
+    return hmac.digest(key, role + asked + own + greeting, hashlib.sha256)
 
 
 def _read(connection: socket.socket, count: int, deadline: float) -> bytes:

@@ -33,7 +33,7 @@ class Member:
 
 
 def lay_member(
-    told: EngineSettings, base: Base, part: Part, device: torch.device, others: Others | None = None
+    settings: EngineSettings, base: Base, part: Part, device: torch.device, others: Others | None = None
 ) -> Member:
     """Cut a base that is whole yet, and lay out its share, slots and cache on the rank's device. Raises a MintError.
 
@@ -42,14 +42,16 @@ def lay_member(
     share, modules = part.cut(base.model), part.modules
     shard_head(base, share)
     move(base.model, device)
-    base = replace(base, device=device, context_length=told.context_length)
-    slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
+    base = replace(base, device=device, context_length=settings.context_length)
+    slots = Slots(
+        modules, settings.device_slots, settings.max_rank, base.dtype, base.device, cuts_of(modules, share), others
+    )
     # As many pages as without ranks, so that all of them agree.
     routes = route_shape(base.model)
-    shape = shape_for(told, base.config, routes)
-    pages = pages_in(told, shape, routes, base.dtype)
+    shape = shape_for(settings, base.config, routes)
+    pages = pages_in(settings, shape, routes, base.dtype)
     own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
-    kept = routes if told.training_store is not None and share.rank == 0 else None  # who reads them
+    kept = routes if settings.training_store is not None and share.rank == 0 else None  # who reads them
     cache = make_cache(own, kept, pages, base.dtype, base.device)
     cache.bring_in()
     return Member(base, share, slots, cache)

@@ -134,17 +134,17 @@ class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 Lesson = Hold | Compute | Advance | Give | Abandon
-Told = Begin | Meet | Step | Wipe | Lesson | End
+Command = Begin | Meet | Step | Wipe | Lesson | End
 Answer = Ready | Refused
 SlotChange = Load | Clear
 
 encode = msgspec.msgpack.Encoder().encode
-decode_told = msgspec.msgpack.Decoder(Told).decode
+decode_command = msgspec.msgpack.Decoder(Command).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 decode_change = msgspec.msgpack.Decoder(SlotChange).decode
 
 
-def send(to: socket.socket, message: Told | Answer | SlotChange) -> None:
+def send(to: socket.socket, message: Command | Answer | SlotChange) -> None:
     """Send one message over a stream. Raises OSError where the other end is gone or does not read in time."""
     pass_on(to, encode(message))
 

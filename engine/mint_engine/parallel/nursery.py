@@ -27,10 +27,10 @@ class Forked:
 
     def wait(self) -> int:
         """Its status, when it has ended. To be called by one thread."""
-        told = b""
+        answer = b""
         with suppress(ConnectionError):
-            told = self._line.recv(16)
-        self.status = int(told) if told else self._lost()
+            answer = self._line.recv(16)
+        self.status = int(answer) if answer else self._lost()
         self._line.close()
         return self.status
 

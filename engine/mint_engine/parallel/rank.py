@@ -132,5 +132,5 @@ def refusal(error: MintError) -> Refused:
 
 def gone(name: str, how: str = "") -> EngineUnavailable:
     """Of a rank or node that does not answer; of one that has ended, `how` where that is known."""
-    told = f"has ended ({how})" if how else "has ended or does not answer"
-    return EngineUnavailable(name, f"of this engine {told}; retry")
+    problem = f"has ended ({how})" if how else "has ended or does not answer"
+    return EngineUnavailable(name, f"of this engine {problem}; retry")

@@ -31,12 +31,12 @@ from mint_engine.parallel.member import Member, extent_of, join
 from mint_engine.parallel.messages import (
     Begin,
     Clear,
+    Command,
     Lesson,
     Load,
     Meet,
     Passes,
     SlotChange,
-    Told,
     Wipe,
     Wire,
 )
@@ -206,7 +206,7 @@ class Ranks:
                 self.end()  # their slots are not what this rank's are
                 raise
 
-    def _tell(self, message: Told) -> None:
+    def _tell(self, message: Command) -> None:
         data = messages.encode(message)
         for other in self._others:
             other.tell(data)

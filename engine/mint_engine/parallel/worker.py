@@ -138,7 +138,7 @@ def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
             while messages.receive(steps) != _END:
                 pass
             return
-        begin = messages.decode_told(messages.receive(steps))
+        begin = messages.decode_command(messages.receive(steps))
         assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `Node`
         _log.info("beginning", leader=start.leader, node=start.node, ranks=start.settings.ranks_per_node)
         refused = base if isinstance(base, MintError) else _unlike(start, begin, base)
@@ -241,7 +241,7 @@ def _follow(
 ) -> None:
     """Pass on what comes, until the leader parts in good order. Raises EOFError or OSError when it is lost."""
     _in_background(_answer, start, steps, ranks)
-    meet = messages.decode_told(messages.receive(steps))
+    meet = messages.decode_command(messages.receive(steps))
     if isinstance(meet, End):
         return
     assert isinstance(meet, Meet) and meet.wire is not None  # noqa: S101, PT018

@@ -66,7 +66,7 @@ def test_a_node_comes_in_and_is_told_to_begin_whoever_else_is_there() -> None:
         with pytest.raises((Stranger, OSError)):
             come_in(port, key_of("a password", "team/other"))
         steps, _slots = come_in(port)
-        assert messages.decode_told(messages.receive(steps)) == BEGIN
+        assert messages.decode_command(messages.receive(steps)) == BEGIN
         assert node.address == "127.0.0.1"
         messages.send(steps, Ready())
         node.expect_ready(10)
@@ -78,7 +78,7 @@ def test_a_node_comes_in_and_is_told_to_begin_whoever_else_is_there() -> None:
 def test_a_node_is_let_in_once_and_only_if_it_is_of_the_engine(number: int) -> None:
     with node_to_be() as (_, port):
         steps, _slots = come_in(port)
-        assert messages.decode_told(messages.receive(steps)) == BEGIN
+        assert messages.decode_command(messages.receive(steps)) == BEGIN
         refused = connect(port)
         introduce(refused, KEY, Hello(number, Channel.STEPS))
         assert refused.recv(1) == b""
@@ -93,7 +93,7 @@ def test_one_that_broke_off_half_way_may_come_again() -> None:
         introduce(half, KEY, Hello(1, Channel.STEPS))
         half.close()
         steps, _slots = come_in(port)
-        assert messages.decode_told(messages.receive(steps)) == BEGIN
+        assert messages.decode_command(messages.receive(steps)) == BEGIN
 
 
 def test_a_node_that_does_not_come_is_told_of_by_its_name() -> None:
@@ -135,7 +135,7 @@ def test_a_node_that_is_dismissed_hears_so_before_the_end() -> None:
         messages.receive(steps)
         node.dismiss()
         node.hang_up()
-        assert messages.decode_told(messages.receive(steps)) == End()
+        assert messages.decode_command(messages.receive(steps)) == End()
         with pytest.raises(EOFError):
             messages.receive(steps)
 
