@@ -213,7 +213,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         # Refused before the prompt costs anything.
         wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:
-            routed.check_told(parts.routes, kept=self._settings.training_store is not None)
+            routed.check_kept(parts.routes, kept=self._settings.training_store is not None)
         parts.stepper.check_room(adapter, wanted.n)
         tokenizer, context_length = parts.base.tokenizer, parts.context_length
         nbytes = 0 if request.HasField("tokens") else request.ByteSize()
@@ -229,7 +229,9 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
             offsets = await self._prompts.run(nbytes, prompt_offsets, request, prompt, tokenizer, parts.spelling)
-        name, told = request.request_id or uuid.uuid4().hex, request.sampling
+        name, params = request.request_id or uuid.uuid4().hex, request.sampling
         calls = read_form(request.chat, tokenizer)
         salt = request.cache_salt
-        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar, calls, salt)
+        return Asked(
+            name, adapter, prompt, sampling, source, params.routes, params.echo, offsets, grammar, calls, salt
+        )

@@ -22,7 +22,7 @@ from mint_engine.residency import remapping
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import Begun, Inbox, Told, room
+from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox, room
 from mint_engine.scheduling.life import Asked, live
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.stepper import Stepper
@@ -284,7 +284,7 @@ async def fails(engine: Engine) -> MintError:
     await lives(engine, inbox)
     assert isinstance(inbox.get_nowait(), Begun)
     told = inbox.get_nowait()
-    assert isinstance(told, Told)
+    assert isinstance(told, CompletionEvent)
     assert isinstance(told.event, Failed)
     return told.event.error
 

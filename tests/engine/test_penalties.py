@@ -15,7 +15,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsPro
 from mint_contracts.sampling_pb2 import SamplingParams
 from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.penalties import penalise
-from mint_engine.requests.token_counts import Said
+from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.scheduling.request import Sampling
 from tests.engine.running import Running, ask, running, save_adapter
 
@@ -44,32 +44,32 @@ def test_frequency_and_presence_count_the_completion_alone(
     prompt: list[int], completion: list[int], frequency: float, presence: float, seed: int
 ) -> None:
     sampling = Sampling(9, 0, frequency_penalty=frequency, presence_penalty=presence)
-    said, logits = Said().take(prompt + completion, len(prompt)), logits_of(seed)
+    token_counts, logits = TokenCounts().take(prompt + completion, len(prompt)), logits_of(seed)
     expected = torch.tensor([plainly(logits[0].tolist(), sampling, completion)])
-    torch.testing.assert_close(penalise(logits, [(sampling, said)]), expected)
+    torch.testing.assert_close(penalise(logits, [(sampling, token_counts)]), expected)
 
 
 @given(some_tokens, tokens, st.floats(0.1, 10), st.integers(0, 9))
 def test_repetition_counts_prompt_and_completion_as_transformers_does(
     prompt: list[int], completion: list[int], penalty: float, seed: int
 ) -> None:
-    said = Said().take(prompt + completion, len(prompt))
+    token_counts = TokenCounts().take(prompt + completion, len(prompt))
     logits = logits_of(seed)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + completion]), logits.clone())
     sampling = Sampling(9, 0, repetition_penalty=penalty)
-    torch.testing.assert_close(penalise(logits, [(sampling, said)]), expected)
+    torch.testing.assert_close(penalise(logits, [(sampling, token_counts)]), expected)
 
 
 @given(some_tokens, tokens)
 def test_tokens_taken_in_as_they_come_are_those_taken_in_at_once(prompt: list[int], completion: list[int]) -> None:
     """One after another, or several that came while nothing was asked."""
-    said, every = Said(), [*prompt, *completion]
+    token_counts, every = TokenCounts(), [*prompt, *completion]
     for count in range(len(prompt), len(every) + 1):
         if count % 3:
-            said.take(every[:count], len(prompt))
-    said.take(every, len(prompt))
-    assert sorted(said.seen.tolist()) == sorted(set(every))
-    counts = list(zip(said.chosen.tolist(), said.times.tolist(), strict=True))
+            token_counts.take(every[:count], len(prompt))
+    token_counts.take(every, len(prompt))
+    assert sorted(token_counts.seen.tolist()) == sorted(set(every))
+    counts = list(zip(token_counts.chosen.tolist(), token_counts.times.tolist(), strict=True))
     assert sorted(counts) == sorted(Counter(completion).items())
 
 
@@ -78,28 +78,28 @@ def test_counts_kept_as_they_come_give_the_bits_of_counts_taken_anew(
     prompt: list[int], completion: list[int], frequency: float, presence: float, seed: int
 ) -> None:
     sampling = Sampling(9, 0, frequency_penalty=frequency, presence_penalty=presence)
-    said, every = Said(), [*prompt, *completion]
+    token_counts, every = TokenCounts(), [*prompt, *completion]
     for count in range(len(prompt), len(every) + 1):
-        said.take(every[:count], len(prompt))
+        token_counts.take(every[:count], len(prompt))
     logits, counts = logits_of(seed), Counter(completion)
     anew = logits.clone()
     found = torch.tensor(list(counts), dtype=torch.int64)
     anew[0, found] -= frequency * torch.tensor(list(counts.values()), dtype=torch.int64) + presence
-    assert torch.equal(penalise(logits, [(sampling, said)]), anew)
+    assert torch.equal(penalise(logits, [(sampling, token_counts)]), anew)
 
 
 def test_a_long_completion_is_not_copied_for_each_of_its_tokens() -> None:
     """A thousand distinct tokens come one at a time: what is kept of them moves as often as it doubles."""
-    said, every = Said(), list(range(1000))
+    token_counts, every = TokenCounts(), list(range(1000))
     places: dict[str, list[int]] = {"seen": [], "chosen": [], "times": []}
     for count in range(1, len(every) + 1):
-        said.take(every[:count], 0)
+        token_counts.take(every[:count], 0)
         for name, where in places.items():
-            where.append(getattr(said, name).data_ptr())
+            where.append(getattr(token_counts, name).data_ptr())
     for name, where in places.items():
         assert sum(before != after for before, after in pairwise(where)) == 10, name
-    assert said.chosen.tolist() == every
-    assert said.times.tolist() == [1.0] * len(every)
+    assert token_counts.chosen.tolist() == every
+    assert token_counts.times.tolist() == [1.0] * len(every)
 
 
 @given(st.dictionaries(st.integers(0, VOCABULARY - 1), st.floats(-100, 100), min_size=1), st.integers(0, 9))
@@ -107,14 +107,14 @@ def test_a_bias_is_added_as_by_transformers(biases: dict[int, float], seed: int)
     sampling, logits = Sampling(9, 0, logit_bias=tuple(biases.items())), logits_of(seed)
     told: list[list[list[int] | float]] = [[[token], bias] for token, bias in biases.items()]
     expected = SequenceBiasLogitsProcessor(told)(torch.tensor([[1, 2]]), logits.clone())
-    torch.testing.assert_close(penalise(logits, [(sampling, Said())]), expected)
+    torch.testing.assert_close(penalise(logits, [(sampling, TokenCounts())]), expected)
 
 
 def test_each_row_is_its_own_and_the_logits_stay_as_they_are() -> None:
     logits = logits_of(1, 2, torch.bfloat16)
     before = logits.clone()
-    first = Sampling(9, 0, presence_penalty=1.5), Said().take([1, 2, 2], 1)
-    second = Sampling(9, 0, logit_bias=((7, 3.0),)), Said().take([1], 1)
+    first = Sampling(9, 0, presence_penalty=1.5), TokenCounts().take([1, 2, 2], 1)
+    second = Sampling(9, 0, logit_bias=((7, 3.0),)), TokenCounts().take([1], 1)
     changed = penalise(logits, [first, second])
     assert torch.equal(logits, before)
     assert changed.dtype == torch.float32

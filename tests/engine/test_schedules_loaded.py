@@ -37,7 +37,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.turns import Terms
-from mint_engine.scheduling.inbox import Begun, Inbox, Told, room
+from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox, room
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.life import Asked, live
 from mint_engine.scheduling.pages import Pages
@@ -96,7 +96,7 @@ class Client:
                 assert revision is None
                 revision = told.revision
                 continue
-            assert isinstance(told, Told)
+            assert isinstance(told, CompletionEvent)
             assert told.index not in ends, "nothing comes after the end"
             if isinstance(told.event, Tokens):
                 assert revision is not None, "it began first"

@@ -13,7 +13,7 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.wire import from_rpc_error
 from mint_engine import server
 from mint_engine.scheduling import inbox
-from mint_engine.scheduling.inbox import Begun, Inbox, Told
+from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox
 from mint_engine.scheduling.request import Done, Failed, Scored, Tokens
 from mint_engine.scheduling.stepper import Load
 from tests.engine.running import Running, ask, running
@@ -79,16 +79,16 @@ async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(mon
     first, second = Inbox(room.part(own=0)), Inbox(room.part(own=0))
     event = Tokens((5,), "a", (Scored(5, -1.0, ((6, -2.0),)),))
     first.put_nowait(Begun(""))
-    first.put_nowait(Told(0, event))
+    first.put_nowait(CompletionEvent(0, event))
     assert room.taken == 280 + 140 + 120
     second.put_nowait(Begun(""))
     with pytest.raises(Overloaded, match="engine e-0: is full; retry later"):
-        second.put_nowait(Told(1, event))
-    second.put_nowait(Told(0, Done(stopped=True, completion_tokens=1)))
+        second.put_nowait(CompletionEvent(1, event))
+    second.put_nowait(CompletionEvent(0, Done(stopped=True, completion_tokens=1)))
     told = await second.get()
-    assert isinstance(told, Told)
+    assert isinstance(told, CompletionEvent)
     assert isinstance(told.event, Failed)
     assert isinstance(told.event.error, Overloaded)
     assert second.empty()
-    assert [await first.get() for _ in range(2)] == [Begun(""), Told(0, event)]
+    assert [await first.get() for _ in range(2)] == [Begun(""), CompletionEvent(0, event)]
     assert room.taken == 0

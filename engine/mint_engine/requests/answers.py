@@ -34,13 +34,13 @@ async def answer(
         await asyncio.sleep(0)
     left = asked.sampling.n
     while left:
-        told = await inbox.get()
-        if isinstance(told, Begun):
-            started.revision = told.revision
+        entry = await inbox.get()
+        if isinstance(entry, Begun):
+            started.revision = entry.revision
             if not asked.sampling.prompt_logprobs:
                 yield sampling_pb2.GenerateEvent(started=started)
             continue
-        event = told.event
+        event = entry.event
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, PromptScored):
@@ -53,15 +53,15 @@ async def answer(
         if isinstance(event, Done):
             left -= 1
             for routes in routed.tell(event.routes) if event.routes is not None else ():
-                yield sampling_pb2.GenerateEvent(routed=sampling_pb2.Routed(routes=routes, index=told.index))
-        yield _said(asked, told.index, event, spelling)
+                yield sampling_pb2.GenerateEvent(routed=sampling_pb2.Routed(routes=routes, index=entry.index))
+        yield _event(asked, entry.index, event, spelling)
 
 
 def _parts(count: int) -> Iterator[slice]:
     return (slice(first, first + _AT_ONCE) for first in range(0, count, _AT_ONCE))
 
 
-def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
+def _event(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
     if isinstance(event, Tokens):
         scores = _scores(event.scores, [event.offset] * len(event.scores), spelling)
         chunk = sampling_pb2.Chunk(text=event.text, token_ids=event.token_ids, logprobs=scores, index=index)
@@ -77,13 +77,13 @@ def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) ->
 
 
 def _scores(scores: Sequence[Scored], offsets: Sequence[int], spelling: Spelling) -> list[sampling_pb2.TokenLogprob]:
-    def told(token: int, logprob: float) -> sampling_pb2.TokenLogprob:
+    def logprob_of(token: int, logprob: float) -> sampling_pb2.TokenLogprob:
         return sampling_pb2.TokenLogprob(token_id=token, logprob=logprob, token=spelling[token])
 
     every = []
     for score, offset in zip(scores, offsets, strict=True):
-        each = told(score.token_id, score.logprob)
+        each = logprob_of(score.token_id, score.logprob)
         each.text_offset = offset
-        each.top.extend(told(token, value) for token, value in score.top)
+        each.top.extend(logprob_of(token, value) for token, value in score.top)
         every.append(each)
     return every

@@ -19,19 +19,19 @@ _DATA = frozenset(("const", "default", "enum", "examples"))  # no schemas, whate
 
 def known_alone(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without formats that nobody here knows, in all that is within it. Raises RecursionError."""
-    told = dict[str, Any]()
+    known = dict[str, Any]()
     for name, value in schema.items():
         if name == "format" and isinstance(value, str) and value not in KNOWN:
             continue
         if name in _DATA:
-            told[name] = value
+            known[name] = value
         elif isinstance(value, dict) and name in _MAPS:
-            told[name] = {of: _within(each) for of, each in value.items()}
+            known[name] = {of: _within(each) for of, each in value.items()}
         elif isinstance(value, list):
-            told[name] = [_within(each) for each in value]
+            known[name] = [_within(each) for each in value]
         else:
-            told[name] = _within(value)
-    return told
+            known[name] = _within(value)
+    return known
 
 
 def _within(value: Any) -> Any:

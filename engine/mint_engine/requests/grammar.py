@@ -149,9 +149,9 @@ def _written(shape: Shape) -> str:
         raise ValueError("it is nested too deeply") from None
 
 
-def _reason(told: str) -> str:
+def _reason(message: str) -> str:
     """What llguidance says, in a line, and without where in its own format that is."""
-    lines = told.splitlines() or ["no reason was given"]
+    lines = message.splitlines() or ["no reason was given"]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     if line.startswith("NoExtension"):
         return "nothing matches it"

@@ -181,10 +181,10 @@ def _few(multiples: Iterable[frozenset[tuple[int, int]]]) -> frozenset[tuple[int
 
 def _multiples(schema: Schema) -> frozenset[tuple[int, int]]:
     """As llguidance reads it: nothing of what it refuses."""
-    told = schema.get("multipleOf")
-    if not isinstance(told, int | float) or abs(told) >= _WIDEST or math.isnan(told):
+    multiple = schema.get("multipleOf")
+    if not isinstance(multiple, int | float) or abs(multiple) >= _WIDEST or math.isnan(multiple):
         return frozenset()
-    number, behind = abs(float(told)), 0
+    number, behind = abs(float(multiple)), 0
     while number % 1:
         number, behind = number * 10, behind + 1
     return frozenset({(int(number), behind)}) if 0 < number < _WIDEST else frozenset()

@@ -15,8 +15,8 @@ _PIECE = 1 << 17  # characters: 40 MB of tokens where each is one, and four time
 _MOST_OF_A_CUT = 512  # tokens more than there are, where a piece ends within one: its bytes at most
 
 
-def too_long(context_length: int, said: str) -> PromptTooLong:
-    """The refusal of a prompt, of which it says what it has.
+def too_long(context_length: int, problem: str) -> PromptTooLong:
+    """The refusal of a prompt, of which `problem` says what it has.
 
     It begins as OpenAI's and vLLM's do, and goes on as Anthropic's: by these words clients (litellm by the first,
     langchain by the latter) know that a shorter one, or another model, would do.
@@ -24,7 +24,7 @@ def too_long(context_length: int, said: str) -> PromptTooLong:
     return PromptTooLong(
         "",
         f"This model's maximum context length is {context_length} tokens, at least one new one among them; "
-        f"the prompt is too long: it {said}",
+        f"the prompt is too long: it {problem}",
     )
 
 

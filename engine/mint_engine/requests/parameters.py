@@ -101,14 +101,14 @@ def _shape(params: SamplingParams) -> Shape | None:
     return Shape(field, text)
 
 
-def _biases(told: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    if len(told) > MOST_BIASES:
-        raise InvalidRequest("sampling.logit_bias", f"has {len(told)} tokens; at most {MOST_BIASES} are allowed")
-    for token, bias in told.items():
+def _biases(biases: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if len(biases) > MOST_BIASES:
+        raise InvalidRequest("sampling.logit_bias", f"has {len(biases)} tokens; at most {MOST_BIASES} are allowed")
+    for token, bias in biases.items():
         if not 0 <= token < vocab_size:
             raise InvalidRequest("sampling.logit_bias", f"has token {token}; this base has 0 to {vocab_size - 1}")
         _within(f"logit_bias[{token}]", bias, -LARGEST_BIAS, LARGEST_BIAS)
-    return tuple(sorted(told.items()))
+    return tuple(sorted(biases.items()))
 
 
 def _within(field: str, value: float, least: float, most: float) -> None:

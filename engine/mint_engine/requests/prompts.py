@@ -98,19 +98,21 @@ def _written(chat: Chat) -> int:
         for message in chat.messages
         for call in message.tool_calls
     )
-    told = sum(len(each.role) + len(each.content) + len(each.tool_call_id) + len(each.name) for each in chat.messages)
-    return told + calls + len(chat.tools)
+    characters = sum(
+        len(each.role) + len(each.content) + len(each.tool_call_id) + len(each.name) for each in chat.messages
+    )
+    return characters + calls + len(chat.tools)
 
 
 def _message(message: Message, place: str) -> dict[str, Any]:
     """A message as templates take it: what it doesn't have isn't there."""
-    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
-        told["tool_calls"] = [
+        fields["tool_calls"] = [
             read_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls)
         ]
-    told |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
-    return told | ({"name": message.name} if message.name else {})
+    fields |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
+    return fields | ({"name": message.name} if message.name else {})
 
 
 def _arguments(messages: Sequence[dict[str, Any]]) -> list[Any]:

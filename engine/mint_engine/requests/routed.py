@@ -20,7 +20,7 @@ PIECE_BYTES = 1 << 20  # of one message: clients of gRPC take 4 MiB unless they 
 _NUMBERS: dict[int, np.dtype[np.integer[Any]]] = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
 
 
-def check_told(shape: RouteShape | None, *, kept: bool) -> None:
+def check_kept(shape: RouteShape | None, *, kept: bool) -> None:
     """Raise InvalidRequest where routes can't be told: the base has none, or the engine has not `kept` them."""
     if shape is None:
         raise InvalidRequest("sampling.routes", "cannot be returned: this base does not route experts")
@@ -60,18 +60,18 @@ def tell(routes: Routes) -> Iterator[pb.Routes]:
 
 
 def read(
-    told: Sequence[pb.Routes], tokens: int, shape: RouteShape | None, subject: str
+    pieces: Sequence[pb.Routes], tokens: int, shape: RouteShape | None, subject: str
 ) -> NDArray[np.integer[Any]] | None:
     """Those of an example of so many tokens, [T, M, k], -1 where a token is not covered; None where nothing is told.
 
     Raises InvalidRequest, whose subject is the example.
     """
-    if not told:
+    if not pieces:
         return None
     if shape is None:
         raise InvalidRequest(subject, "has routes, but this base does not route experts")
     parts, end = list[tuple[int, NDArray[np.integer[Any]]]](), 0
-    for each in told:
+    for each in pieces:
         if problem := _misformed(each, shape) or _misplaced(each, end, tokens):
             raise InvalidRequest(subject, f"has routes {problem}")
         numbers = np.frombuffer(each.experts, _NUMBERS[each.bytes_per_expert])
@@ -88,24 +88,24 @@ def read(
     return routes
 
 
-def _misformed(told: pb.Routes, shape: RouteShape) -> str:
-    if told.version != VERSION:
-        return f"of version {told.version}; this engine reads version {VERSION}"
-    if (told.layers, told.experts_per_token) != (shape.layers, shape.each):
+def _misformed(piece: pb.Routes, shape: RouteShape) -> str:
+    if piece.version != VERSION:
+        return f"of version {piece.version}; this engine reads version {VERSION}"
+    if (piece.layers, piece.experts_per_token) != (shape.layers, shape.each):
         return (
-            f"of {told.layers} layers with {told.experts_per_token} experts a token; "
+            f"of {piece.layers} layers with {piece.experts_per_token} experts a token; "
             f"this base has {shape.layers} with {shape.each}"
         )
-    if told.bytes_per_expert not in _NUMBERS:
-        return f"with {told.bytes_per_expert} bytes_per_expert; it is 1 or 2"
-    needed = told.tokens * shape.layers * shape.each * told.bytes_per_expert
-    if len(told.experts) != needed:
-        return f"with {len(told.experts)} bytes of experts; {told.tokens} tokens have {needed}"
+    if piece.bytes_per_expert not in _NUMBERS:
+        return f"with {piece.bytes_per_expert} bytes_per_expert; it is 1 or 2"
+    needed = piece.tokens * shape.layers * shape.each * piece.bytes_per_expert
+    if len(piece.experts) != needed:
+        return f"with {len(piece.experts)} bytes of experts; {piece.tokens} tokens have {needed}"
     return ""
 
 
-def _misplaced(told: pb.Routes, end: int, tokens: int) -> str:
-    first, stop = told.first_token, told.first_token + told.tokens
+def _misplaced(piece: pb.Routes, end: int, tokens: int) -> str:
+    first, stop = piece.first_token, piece.first_token + piece.tokens
     if first < end:
         return f"from token {first} on, after routes up to {end}; give them in order, and each token once"
     if stop > tokens:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 
-class Said:
+class TokenCounts:
     """A request's distinct tokens, and how often its completion has each.
 
     One more token costs the same however many there are: the step thread, and so everybody, waits for it.
@@ -33,7 +33,7 @@ class Said:
         """[distinct tokens of the completion alone] float32: how often it has each of `chosen`."""
         return self._times.now
 
-    def take(self, tokens: Sequence[int], prompt: int) -> "Said":
+    def take(self, tokens: Sequence[int], prompt: int) -> "TokenCounts":
         """Take in those that have come since: of all `tokens` so far the first `prompt` are the prompt's."""
         fresh = set(tokens[self._known :]) - self._met
         if fresh:

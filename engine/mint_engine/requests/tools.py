@@ -66,8 +66,8 @@ def read_call(call: ToolCall, place: str) -> dict[str, Any]:
     arguments = read_json(call.arguments or "{}", f"{place}.arguments")  # many a provider's call without any has none
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{place}.arguments", "are not a JSON object")
-    told = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
-    return told | ({"id": call.id} if call.id else {})
+    fields = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return fields | ({"id": call.id} if call.id else {})
 
 
 def check_template(template: str, chat: Chat, special: Collection[str], *, tools: bool) -> None:

@@ -31,10 +31,10 @@ def read_variables(text: str, template: str, special: Collection[str]) -> dict[s
         return {}
     if len(text) > MOST_CHARACTERS:
         raise InvalidRequest(PLACE, f"have {len(text)} characters; at most {MOST_CHARACTERS} are allowed")
-    told = read_json(text, PLACE)
-    if not isinstance(told, dict):
+    variables = read_json(text, PLACE)
+    if not isinstance(variables, dict):
         raise InvalidRequest(PLACE, "are not a JSON object")
-    for name, value in told.items():
+    for name, value in variables.items():
         if name in _TAKEN or name in special:
             raise InvalidRequest(PLACE, f"have {name!r}, which clients cannot set")
         if not name.isidentifier() or not re.search(rf"\b{name}\b", template):
@@ -45,4 +45,4 @@ def read_variables(text: str, template: str, special: Collection[str]) -> dict[s
             raise InvalidRequest(
                 PLACE, f"have {name!r}, which is not a boolean, a number or a string; give it as one of these"
             )
-    return told
+    return variables

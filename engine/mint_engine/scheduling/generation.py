@@ -17,7 +17,7 @@ from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
-from mint_engine.requests.token_counts import Said
+from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import NotArrived
 from mint_engine.residency.copies import again
 from mint_engine.scheduling.masking import cost, in_turn
@@ -252,7 +252,7 @@ class Generation:
             if tokens[at] is not None and (each.request.sampling.penalises or each.grammar is not None)
         ]
         if changed:  # again, from logits of their own: the others' are not copied
-            own = penalise(logits[changed], [(wanted[at][0], _said(sequences[at])) for at in changed])
+            own = penalise(logits[changed], [(wanted[at][0], _counts_of(sequences[at])) for at in changed])
             masked = self._mask([sequences[at] for at in changed], own)
             troubles = {changed[at]: trouble for at, trouble in masked.items()}
             again = choose_tokens(own, [wanted[at] for at in changed])
@@ -312,9 +312,9 @@ class Generation:
         return routes.read(sequence.tables[0], sequence.computed) if routes is not None else None
 
 
-def _said(sequence: Sequence) -> Said:
-    sequence.said = sequence.said or Said()
-    return sequence.said.take(sequence.tokens, len(sequence.request.prompt))
+def _counts_of(sequence: Sequence) -> TokenCounts:
+    sequence.token_counts = sequence.token_counts or TokenCounts()
+    return sequence.token_counts.take(sequence.tokens, len(sequence.request.prompt))
 
 
 def _unsound(sequence: Sequence) -> Internal:

@@ -26,7 +26,7 @@ class Begun(msgspec.Struct, frozen=True):
     revision: str
 
 
-class Told(msgspec.Struct, frozen=True):
+class CompletionEvent(msgspec.Struct, frozen=True):
     """What came of one of the request's completions."""
 
     index: int
@@ -38,40 +38,40 @@ def room(engine: str) -> Room:
     return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of tokens that clients have not read yet")
 
 
-class Inbox(asyncio.Queue[Begun | Told]):
+class Inbox(asyncio.Queue[Begun | CompletionEvent]):
     """Of one request. Takes a part of the engine's room."""
 
     def __init__(self, part: Part) -> None:
         super().__init__()
         self._part, self._unread, self._closed = part, 0, False
 
-    def put_nowait(self, told: Begun | Told) -> None:
+    def put_nowait(self, entry: Begun | CompletionEvent) -> None:
         """Keep what came, unless it is closed.
 
         Raises CapacityExceeded or Overloaded where that is too much: then this error is all that is left to read.
         """
         if self._closed:
             return
-        unread = self._unread + _weight(told)
+        unread = self._unread + _weight(entry)
         try:
             if unread > MOST_UNREAD:
-                said = f"more than {MOST_UNREAD >> 20} MiB of it are unread; read the stream faster"
-                raise CapacityExceeded("answer", f"{said}, or ask for fewer tokens or log-probabilities")
+                problem = f"more than {MOST_UNREAD >> 20} MiB of it are unread; read the stream faster"
+                raise CapacityExceeded("answer", f"{problem}, or ask for fewer tokens or log-probabilities")
             self._part.fill(unread)
         except MintError as error:
             self.close()
-            super().put_nowait(Told(0, Failed(error)))
+            super().put_nowait(CompletionEvent(0, Failed(error)))
             raise
         self._unread = unread
-        super().put_nowait(told)
+        super().put_nowait(entry)
 
-    def get_nowait(self) -> Begun | Told:
+    def get_nowait(self) -> Begun | CompletionEvent:
         """What came first; `get` waits for it."""
-        told = super().get_nowait()
+        entry = super().get_nowait()
         if not self._closed:
-            self._unread -= _weight(told)
+            self._unread -= _weight(entry)
             self._part.fill(self._unread)
-        return told
+        return entry
 
     def close(self) -> None:
         """Keep nothing any more."""
@@ -82,8 +82,8 @@ class Inbox(asyncio.Queue[Begun | Told]):
         self._part.fill(0)
 
 
-def _weight(told: Begun | Told) -> int:
+def _weight(entry: Begun | CompletionEvent) -> int:
     """What comes once, at the prompt's end or at a completion's, has bounds of its own."""
-    if isinstance(told, Begun) or not isinstance(told.event, Tokens):
+    if isinstance(entry, Begun) or not isinstance(entry.event, Tokens):
         return 0
-    return _TOKEN + sum(_SCORE + _TOP * len(score.top) for score in told.event.scores)
+    return _TOKEN + sum(_SCORE + _TOP * len(score.top) for score in entry.event.scores)

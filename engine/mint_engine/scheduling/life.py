@@ -10,7 +10,7 @@ from mint_contracts.source import Source
 from mint_engine.requests.grammar import Grammar
 from mint_engine.residency.holding import Held, Holder
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import Begun, Inbox, Told
+from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
 from mint_engine.scheduling.stepper import Stepper
 
@@ -48,11 +48,11 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
         async with holder.hold(asked.adapter, asked.source) as held:
             await _run(asked, held, stepper, inbox)
     except MintError as error:
-        inbox.put_nowait(Told(0, Failed(error)))
+        inbox.put_nowait(CompletionEvent(0, Failed(error)))
     except Exception as defect:  # noqa: BLE001 - whoever waits would do so for good
         _log.exception("request_defect", adapter=asked.adapter, request_id=asked.request_id)
-        told = Internal("engine", f"could not begin the request ({type(defect).__name__}); see its log")
-        inbox.put_nowait(Told(0, Failed(told)))
+        failure = Internal("engine", f"could not begin the request ({type(defect).__name__}); see its log")
+        inbox.put_nowait(CompletionEvent(0, Failed(failure)))
 
 
 async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None:
@@ -64,7 +64,7 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
         def sink(event: Event) -> None:
             nonlocal left
             try:
-                inbox.put_nowait(Told(index, event))
+                inbox.put_nowait(CompletionEvent(index, event))
             except MintError:  # who reads is told
                 _cancel(stepper, sequences)
             if isinstance(event, Failed):

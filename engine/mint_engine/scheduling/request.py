@@ -12,7 +12,7 @@ from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS
 from mint_engine.model.routes import Routes
 from mint_engine.requests.grammar import Grammar, Shape
 from mint_engine.requests.text import TextStream
-from mint_engine.requests.token_counts import Said
+from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT
 
@@ -177,7 +177,7 @@ class Sequence:
     state: State = State.WAITING
     arrival: int = 0  # counts up over all requests
     tokens: list[int] = field(default_factory=list)  # prompt, then completion
-    said: Said | None = None  # of `tokens`, once a penalty or a grammar has asked
+    token_counts: TokenCounts | None = None  # of `tokens`, once a penalty or a grammar has asked
     computed: int = 0  # tokens whose keys and values are cached
     tables: tuple[list[int], ...] = ()  # pages by group of layers; the null page where a window has gone on
     keys: list[bytes] = field(default_factory=list)  # of the full pages of `tokens`, as far as they are needed
