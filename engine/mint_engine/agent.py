@@ -160,10 +160,10 @@ class Agent:
         self._changed.clear()
         waiting = self._waiting[:]
         unsure, self._unsure = self._unsure, False
-        told = await self._holdings.bring(self._body.holdings())
+        delivered = await self._holdings.bring(self._body.holdings())
         if self._training is not None:
-            await self._training.report(told.incarnation, full=told.in_full or unsure)
-        self._hear(told.heard)
+            await self._training.report(delivered.incarnation, full=delivered.in_full or unsure)
+        self._hear(delivered.heard)
         self._waiting = [each for each in self._waiting if each not in waiting]
         for done in waiting:
             if not done.done():

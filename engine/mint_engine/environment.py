@@ -40,38 +40,38 @@ def read_environment(port: int, metrics_port: int, ranks_port: int) -> Start:
     if not text:
         raise ValueError(f"{settings.ENGINE_SETTINGS} is not set; the operator sets it on an engine's pod")
     try:
-        told = msgspec.json.decode(text, type=EngineSettings)
+        engine_settings = msgspec.json.decode(text, type=EngineSettings)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{settings.ENGINE_SETTINGS} is not readable: {error}") from None
     cache = Path(os.environ.get(settings.CACHE_FOLDER) or Path(tempfile.gettempdir()) / "mint-cache")
     start = Start(
-        settings=told,
+        settings=engine_settings,
         engine=os.environ.get(settings.ENGINE_NAME) or "engine-0",
         address=bracketed(os.environ.get(settings.ENGINE_ADDRESS) or f"127.0.0.1:{port}"),
         cache=cache,
         port=port,
         metrics_port=metrics_port,
     )
-    return start if told.nodes == 1 else _among_nodes(start, ranks_port)
+    return start if engine_settings.nodes == 1 else _among_nodes(start, ranks_port)
 
 
 def _among_nodes(start: Start, ranks_port: int) -> Start:
     """The start of one pod of several. Raises ValueError."""
-    told = start.settings
-    if told.tensor_parallel_size % told.nodes:
-        raise ValueError(f"{settings.ENGINE_SETTINGS} has {told.tensor_parallel_size} ranks for {told.nodes} nodes")
+    nodes, ranks = start.settings.nodes, start.settings.tensor_parallel_size
+    if ranks % nodes:
+        raise ValueError(f"{settings.ENGINE_SETTINGS} has {ranks} ranks for {nodes} nodes")
     found = {}
     for name in (settings.LEADER_ADDRESS, settings.WORKER_INDEX, settings.GROUP_SIZE):
         found[name] = os.environ.get(name, "")
         if not found[name] or (name != settings.LEADER_ADDRESS and not found[name].isdecimal()):
             raise ValueError(f"{name} is {found[name]!r}; a LeaderWorkerSet sets it on pods of several nodes")
     node, size = int(found[settings.WORKER_INDEX]), int(found[settings.GROUP_SIZE])
-    if size != told.nodes or node >= size:
+    if size != nodes or node >= size:
         raise ValueError(
-            f"{settings.GROUP_SIZE} is {size}, {settings.WORKER_INDEX} {node}, and the engine has {told.nodes} nodes"
+            f"{settings.GROUP_SIZE} is {size}, {settings.WORKER_INDEX} {node}, and the engine has {nodes} nodes"
         )
     # What all pods of a base have, and nobody else: the password of the map, where it has one.
-    key = key_of(os.environ.get(settings.REDIS_PASSWORD, ""), told.base_model)
+    key = key_of(os.environ.get(settings.REDIS_PASSWORD, ""), start.settings.base_model)
     return msgspec.structs.replace(
         start, entrance=Entrance(ranks_port, key), node=node, leader=found[settings.LEADER_ADDRESS]
     )
@@ -94,6 +94,6 @@ def confine(cache: Path) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # torch takes the one, and the other only where it is not there; what is set there stays.
     variable = next((name for name in _ALLOCATOR if os.environ.get(name)), _ALLOCATOR[0])
-    told = os.environ.get(variable, "")
-    if _PINNED not in told:
-        os.environ[variable] = ",".join(filter(None, (told, f"{_PINNED}:{_PINNED_MB}")))
+    allocator = os.environ.get(variable, "")
+    if _PINNED not in allocator:
+        os.environ[variable] = ",".join(filter(None, (allocator, f"{_PINNED}:{_PINNED_MB}")))

@@ -14,8 +14,8 @@ from mint_contracts.records import EngineRecord, Held
 log = structlog.get_logger(__name__)
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What came of telling: the map's last answer, of which start, and whether the map had lost this engine."""
+class Delivered(msgspec.Struct, frozen=True):
+    """What came of a report: the map's last answer, of which start, and whether the map had lost this engine."""
 
     heard: Heard
     incarnation: int
@@ -45,7 +45,7 @@ class HoldingsLink:
         self._lost: _Piece | None = None  # whose answer was
         self._heard, self._incarnation = Heard(known=False, version=None, edition=0), 0  # of the last report
 
-    async def bring(self, held: Mapping[str, Held]) -> Told:
+    async def bring(self, held: Mapping[str, Held]) -> Delivered:
         """Bring the map to say that the engine holds these, and beat the heart.
 
         A piece that was answered is not told again. Where the map has lost what it was told, all is told anew, once:
@@ -55,7 +55,7 @@ class HoldingsLink:
         try:
             for _ in range(2):
                 if await self._bring(held):
-                    return Told(self._heard, self._incarnation, in_full)
+                    return Delivered(self._heard, self._incarnation, in_full)
                 if self._whole:
                     log.info("map_forgot_us", engine=self._engine)
                 self._begin_again()
@@ -64,8 +64,8 @@ class HoldingsLink:
             if not isinstance(error, ResponseError) or _of_the_piece(error):
                 self._begin_again()  # the same piece again would fare no better
             raise
-        said = "was lost again while the engine reported what it holds; reporting it again"
-        raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S)
+        message = "was lost again while the engine reported what it holds; reporting it again"
+        raise MapUnavailable("placement map", message, retry_after_s=RETRY_AFTER_S)
 
     def _begin_again(self) -> None:
         self._at, self._held, self._whole, self._lost = 0, {}, False, None

@@ -187,13 +187,13 @@ class EngineServer:
         return holder
 
     def _trainer_over(self, base: Base, slots: Slots, lead: Lead | None) -> Trainer:
-        told = self._settings
+        settings = self._settings
         return Trainer(
             base,
             slots.modules,
-            told.max_rank,
-            next(iter(told.base_names), ""),
-            told.target_modules,
+            settings.max_rank,
+            next(iter(settings.base_names), ""),
+            settings.target_modules,
             lead=lead,
         )
 

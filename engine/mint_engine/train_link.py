@@ -26,7 +26,7 @@ class TrainLink:
         self._reader = TrainReader(redis)
         self._reporter = TrainReporter(redis, base, engine)
         self._base, self._engine, self._body = base, engine, body
-        self._told: dict[str, Progress] = {}
+        self._reported: dict[str, Progress] = {}
         self._sent: dict[str, int] = {}  # rewards that the map has, by policy
         self._untaken: dict[str, int] = {}  # policies whose rewards it had no lease for, after so many pulls
         self._pulls = 0
@@ -51,9 +51,9 @@ class TrainLink:
         pulls = self._pulls
         again = {policy for policy, before in self._untaken.items() if before != pulls}
         full, self._full = full or self._full, True
-        told, progress = {} if full else self._told, self._body.progress()
-        changed = [each for policy, each in progress.items() if told.get(policy) != each]
-        gone = [policy for policy in told if policy not in progress]
+        reported, progress = {} if full else self._reported, self._body.progress()
+        changed = [each for policy, each in progress.items() if reported.get(policy) != each]
+        gone = [policy for policy in reported if policy not in progress]
         rewards = {policy: list(values) for policy, values in self._body.rewards().items()}
         sent = {policy: 0 if full or policy in again else self._sent.get(policy, 0) for policy in rewards}
         lists = {policy: (sent[policy], values[sent[policy] :]) for policy, values in rewards.items()}
@@ -71,4 +71,4 @@ class TrainLink:
                 if policy in rewards and policy not in lists
             }
             self._untaken = left | dict.fromkeys(lacking.unleased, pulls)
-        self._told, self._sent, self._full = progress, {p: len(v) for p, v in rewards.items()}, False
+        self._reported, self._sent, self._full = progress, {p: len(v) for p, v in rewards.items()}, False

@@ -52,8 +52,8 @@ def address(tensor: torch.Tensor | None, *, rows_apart: bool = False) -> int | N
     if tensor is None:
         return None
     if not tensor.is_contiguous() and not (rows_apart and tensor.stride(-1) == 1):
-        told = f"numbers of {tuple(tensor.shape)} that lie {tensor.stride()} apart"
-        raise Internal("kernels", f"were given {told}, and take them side by side")
+        layout = f"numbers of {tuple(tensor.shape)} that lie {tensor.stride()} apart"
+        raise Internal("kernels", f"were given {layout}, and take them side by side")
     return tensor.data_ptr()
 
 
