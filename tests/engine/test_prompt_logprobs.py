@@ -37,7 +37,7 @@ def test_one_request_of_the_most_that_may_be_asked_for_always_fits_alone() -> No
     most = Sampling(1, 0, logprobs=MOST_LOGPROBS, prompt_logprobs=True)
     with room.part() as first, room.part() as second:
         first.fill(prompt_logprobs.weigh(tokens, most))
-        with pytest.raises(Overloaded, match="engine e-0: keeps 512 MiB of prompts' log-probabilities"):
+        with pytest.raises(Overloaded, match="engine e-0: holds 512 MiB of prompts' log-probabilities"):
             second.fill(prompt_logprobs.weigh(tokens, most))
 
 
