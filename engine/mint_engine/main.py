@@ -19,7 +19,7 @@ def main() -> None:
     from mint_contracts.logs import log_as_json
     from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
     from mint_engine.environment import confine, read_environment
-    from mint_engine.parallel.nursery import nursery
+    from mint_engine.parallel.fork_client import fork_client
 
     parser = argparse.ArgumentParser(prog="mint-engine", description=main.__doc__)
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="gRPC (default %(default)s)")
@@ -35,7 +35,7 @@ def main() -> None:
     log_as_json(engine=start.engine, base_model=start.settings.base_model)
     confine(start.cache)
     if start.node > 0 or start.settings.ranks_per_node > 1:
-        nursery()  # imports what this process does, at the same time
+        fork_client()  # imports what this process does, at the same time
     code = _lead(start) if start.node == 0 else _work(start)
     sys.stderr.flush()
     # A thread may still wait for storage or read a base, for minutes; nothing that it does is wanted any more.

@@ -27,9 +27,9 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
+from mint_engine.parallel.fork_client import die_with
 from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Passes, Ready, Refused, SlotChange, Step, Wipe
-from mint_engine.parallel.nursery import die_with
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import refusal

@@ -19,7 +19,7 @@ from selectors import EVENT_READ
 from typing import NoReturn
 
 from mint_contracts.importing import without_collecting
-from mint_engine.parallel.nursery import die_with
+from mint_engine.parallel.fork_client import die_with
 
 _DESCRIPTORS = 5  # that come for each rank
 
@@ -39,10 +39,10 @@ def main() -> None:
     die_with(parent)
     with without_collecting():  # later collections, too, would write to what all have in common
         from mint_engine.parallel.follow import follow
-    Forking(control, follow).run()
+    ForkServer(control, follow).run()
 
 
-class Forking:
+class ForkServer:
     """Which children there are, and what is heard of them. One thread: others would be missing in children."""
 
     def __init__(self, control: socket.socket, follow: Callable[[int, int, int, int, int], NoReturn]) -> None:

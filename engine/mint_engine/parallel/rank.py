@@ -1,7 +1,7 @@
 """A rank of this node, as who has started it sees it: a process, and two sockets to it.
 
 A thread waits for it, so that its end is known at once. The kernel ends it when this process ends in whatever way
-(see `nursery`).
+(see `fork_client`).
 """
 
 import signal
@@ -13,8 +13,8 @@ from contextlib import suppress
 from mint_contracts.errors import EngineUnavailable, MintError, UnsupportedBase, by_reason
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
+from mint_engine.parallel.fork_client import ForkedProcess, fork_client
 from mint_engine.parallel.messages import Passes, Refused, SlotChange
-from mint_engine.parallel.nursery import Forked, nursery
 
 START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
 ANSWER_S = 60.0  # that it takes to put an adapter in its slot
@@ -26,7 +26,7 @@ class Rank:
     """Who has started it tells it steps in one thread, and changes of slots in any, one after another."""
 
     def __init__(self, number: int, files: Files, on_end: Callable[[str, int], None]) -> None:
-        """Start it. It hears nothing before the nursery has imported what it needs, for seconds, the first time.
+        """Start it. It hears nothing before the fork server has imported what it needs, for seconds, the first time.
 
         `on_end` is called once, on a thread, with its name and status when it has ended.
         """
@@ -35,7 +35,7 @@ class Rank:
         self._slots, slots = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._slots.settimeout(ANSWER_S)
         self._steps.settimeout(TELL_S)
-        self._process: Forked | None = None
+        self._process: ForkedProcess | None = None
         self._on_end = on_end
         self._thread = threading.Thread(target=self._watch, args=(steps, slots, files), daemon=True)
         self._thread.start()
@@ -92,7 +92,7 @@ class Rank:
     def _watch(self, steps: socket.socket, slots: socket.socket, files: Files) -> None:
         """Start it, and stay until it has ended."""
         try:
-            self._process = nursery().fork((steps.fileno(), slots.fileno(), files.memory, files.group))
+            self._process = fork_client().fork((steps.fileno(), slots.fileno(), files.memory, files.group))
         finally:
             steps.close()
             slots.close()

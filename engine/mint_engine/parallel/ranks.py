@@ -1,6 +1,6 @@
 """Rank 0's other ranks: tells them of every step and slot, and notices when one ends.
 
-Those of its own node are children (`rank`); those of another are told by their node, which comes in by a door.
+Those of its own node are children (`rank`); those of another are told by their node, which connects to this one.
 """
 
 import os
@@ -23,8 +23,6 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.kernels.library import instruction_set
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
-from mint_engine.parallel.awaited import Awaited
-from mint_engine.parallel.door import Door
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import Member, extent_of, join
@@ -41,9 +39,11 @@ from mint_engine.parallel.messages import (
     Wire,
 )
 from mint_engine.parallel.node import Node
+from mint_engine.parallel.node_listener import NodeListener
 from mint_engine.parallel.passes import check_alike
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import START_S, Rank
+from mint_engine.parallel.readiness import Readiness
 from mint_engine.parallel.steps import step_of
 from mint_engine.residency.reading import is_readable
 from mint_engine.sources.base_digest import base_digest
@@ -83,10 +83,10 @@ class Ranks:
         begins = [Begin(settings, str(base), digest, rank, count, rows, threads, own) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
         self._others: list[Rank | Node] = list(self._nodes)
-        self._door: Door | None = None
+        self._listener: NodeListener | None = None
         self._files = make_files()
         try:
-            self._door = _open_door(entrance, self._nodes) if self._nodes else None
+            self._listener = _listen(entrance, self._nodes) if self._nodes else None
             for begin in begins[1:each]:
                 self._others.append(rank := Rank(begin.rank, self._files, self._ended))
                 with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
@@ -94,7 +94,7 @@ class Ranks:
         except BaseException:  # whoever tries again listens there, and starts others
             self.close()
             raise
-        self._loading = Awaited(self._others)
+        self._loading = Readiness(self._others)
 
     @property
     def lost(self) -> bool:
@@ -108,7 +108,7 @@ class Ranks:
     def meet(self, member: Member, *, lean: bool) -> Peers:
         """Wait until all have loaded their shares, and meet them. Raises what they do, or EngineUnavailable."""
         self._loading.hear_all(START_S)
-        self._close_door()
+        self._stop_listening()
         wire = self._lay_wire() if self._nodes else None
         if wire is None:
             nbytes = extent_of(member, self._rows, self._threads).nbytes
@@ -117,7 +117,7 @@ class Ranks:
                 os.ftruncate(self._files.group, nbytes)
         self._peers = join(member, self._files, self._rows, self._threads, wire)
         self._tell(Meet(lean, wire))
-        self._passes = Awaited(self._others).hear_all(START_S)
+        self._passes = Readiness(self._others).hear_all(START_S)
         for node in self._nodes:
             node.watch()
         self._met = True
@@ -178,7 +178,7 @@ class Ranks:
         self._closing = True
         if self._peers is not None:
             self._peers.end()
-        self._close_door()
+        self._stop_listening()
         if not self._lost.is_set():
             for node in self._nodes:
                 node.dismiss()
@@ -211,10 +211,10 @@ class Ranks:
         for other in self._others:
             other.tell(data)
 
-    def _close_door(self) -> None:
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     def _lay_wire(self) -> Wire:
         """Where all ranks find each other; all nodes are there."""
@@ -230,11 +230,11 @@ class Ranks:
             self.end()
 
 
-def _open_door(entrance: Entrance | None, nodes: Sequence[Node]) -> Door:
+def _listen(entrance: Entrance | None, nodes: Sequence[Node]) -> NodeListener:
     if entrance is None:
         raise EngineUnavailable("engine", "has several nodes, but no port for them to connect to")
     try:
-        return Door(entrance, nodes)
+        return NodeListener(entrance, nodes)
     except OSError as error:
         raise EngineUnavailable(
             "engine", f"cannot listen for its other nodes on port {entrance.port} ({error})"

@@ -1,8 +1,8 @@
 """One node of an engine beside its leader's: starts the ranks of this node, and passes on what rank 0 tells them.
 
-It connects to the leader (`door`) and begins when told to, again and again where the leader begins again: one that
-can not load its base stays there, and tells why. But when ranks have met and one is lost, or the leader is, nothing
-of the engine is worth anything: this process ends, and the engine's pods start anew together.
+It connects to the leader (`node_listener`) and begins when told to, again and again where the leader begins again.
+One that can not load its base stays there, and tells why. But when ranks have met and one is lost, or the leader is,
+nothing of the engine is worth anything: this process ends, and the engine's pods start anew together.
 """
 
 import os
@@ -31,13 +31,13 @@ from mint_contracts.errors import (
 from mint_contracts.settings import EngineSettings
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
-from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.content import not_kept, receive_content
 from mint_engine.parallel.edition import edition
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
 from mint_engine.parallel.rank import Rank, refusal
+from mint_engine.parallel.readiness import Readiness
 from mint_engine.sources.base_digest import base_digest
 from mint_engine.sources.fetch_base import drop_base, drop_stale, fetch_base
 
@@ -266,7 +266,7 @@ def _tell(ranks: list[Rank], message: bytes) -> None:
 def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
     """What all ranks answer, as one. How long that may take is the leader's to say, who reads more than they do."""
     try:
-        passes = Awaited(ranks).hear_all(None)
+        passes = Readiness(ranks).hear_all(None)
     except MintError as error:
         _refuse(start, steps, error)
     else:

@@ -33,13 +33,13 @@ def children(pid: int) -> list[int]:
 
 
 def followers(pid: int = 0) -> list[int]:
-    """The ranks that a process (0: this one) has started: its nursery's children."""
-    return [rank for nursery in nurseries(pid or os.getpid()) for rank in nurseries(nursery)]
+    """The ranks that a process (0: this one) has started: its fork server's children."""
+    return [rank for server in fork_servers(pid or os.getpid()) for rank in fork_servers(server)]
 
 
-def nurseries(pid: int) -> list[int]:
-    """What ranks are forked from, of a process's children; of a nursery's, the ranks, which have its command."""
-    return [child for child in children(pid) if b"parallel.forking" in _command(child)]
+def fork_servers(pid: int) -> list[int]:
+    """What ranks are forked from, of a process's children; of a fork server's, the ranks, which have its command."""
+    return [child for child in children(pid) if b"parallel.fork_server" in _command(child)]
 
 
 def _command(pid: int) -> bytes:

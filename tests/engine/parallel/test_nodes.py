@@ -22,9 +22,9 @@ from mint_contracts.source import Source
 from mint_engine.build import build
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
-from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.messages import Begin, Passes, Ready, Refused
 from mint_engine.parallel.rank import Rank
+from mint_engine.parallel.readiness import Readiness
 from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.work import Work
@@ -189,12 +189,12 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
     """Which begins when that one has read all of a base: of a large one a share may take hours from a slow disk."""
     bounds: list[float | None] = []
 
-    class Told(Awaited):
+    class Recorded(Readiness):
         def hear_all(self, timeout_s: float | None) -> Sequence[Passes]:
             bounds.append(timeout_s)
             return super().hear_all(timeout_s)
 
-    monkeypatch.setattr("mint_engine.parallel.worker.Awaited", Told)
+    monkeypatch.setattr("mint_engine.parallel.worker.Readiness", Recorded)
     base = save_base(tmp_path)
     settings = settings_for(base, tensor_parallel_size=4, nodes=2)
     start = Start(settings, "tiny-0-1", "127.0.0.1:1", tmp_path, 1, 2, node=1)
@@ -234,7 +234,7 @@ async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp
     assert told.reason == EngineUnavailable.__name__
 
 
-async def test_neither_a_door_nor_a_rank_stays_where_not_all_ranks_can_be_started(
+async def test_neither_a_listener_nor_a_rank_stays_where_not_all_ranks_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = save_base(tmp_path)

@@ -21,8 +21,8 @@ from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
+from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.messages import Begin
-from mint_engine.parallel.nursery import Nursery
 from mint_engine.parallel.rank import ANSWER_S, Rank
 from mint_engine.parallel.shared_memory import PATIENCE_S, Meeting
 from mint_engine.residency.holding import Holder
@@ -34,7 +34,7 @@ from tests.engine import saved_families
 from tests.engine.families import BY_MODULES, span
 from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
-from tests.engine.parallel.processes import followers, nurseries, ranks_until
+from tests.engine.parallel.processes import followers, fork_servers, ranks_until
 from tests.engine.pods import pod, view
 from tests.engine.running import (
     FixedHolder,
@@ -167,8 +167,8 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
     routed_files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """They wait for it in the middle of a layer, not for long, and do not call that a defect of theirs."""
-    own = Nursery()  # says what it and its ranks have to say where this test can read it
-    monkeypatch.setattr("mint_engine.parallel.rank.nursery", lambda: own)
+    own = ForkClient()  # says what it and its ranks have to say where this test can read it
+    monkeypatch.setattr("mint_engine.parallel.rank.fork_client", lambda: own)
     with built(routed_files / "base", "float32", 2) as (_, generation):
         [rank] = followers()
         monkeypatch.setattr(generation._forward._pass, "_base", None)
@@ -235,13 +235,13 @@ async def test_what_ranks_are_forked_from_begins_before_there_is_a_base(
 ) -> None:
     with pod(tmp_path, redis_process, Source(f"file://{tmp_path}/none"), tensor_parallel_size=ranks) as engine:
         await until(lambda: "base_refused" in {line["event"] for line in engine.lines()}, timeout_s=300)
-        assert len(nurseries(engine.process.pid)) == count
+        assert len(fork_servers(engine.process.pid)) == count
 
 
 async def test_it_begins_on_another_node_before_the_leader_is_there(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "none", tensor_parallel_size=2, nodes=2)
     with worker(settings, free_port(), tmp_path) as other:
-        await until(lambda: len(nurseries(other.process.pid)) == 1)
+        await until(lambda: len(fork_servers(other.process.pid)) == 1)
 
 
 async def _until_ready(reader: MapReader, engine: str) -> None:

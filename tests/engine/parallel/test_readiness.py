@@ -9,9 +9,9 @@ import pytest
 
 from mint_contracts.errors import EngineUnavailable, NonFiniteWeights
 from mint_engine.parallel import messages
-from mint_engine.parallel.awaited import Awaited
 from mint_engine.parallel.messages import Passes, Ready
 from mint_engine.parallel.rank import expect_ready, refusal
+from mint_engine.parallel.readiness import Readiness
 
 
 class One:
@@ -46,52 +46,52 @@ def three() -> Iterator[list[One]]:
 
 
 def test_all_are_waited_for(three: list[One]) -> None:
-    awaited = Awaited(three)
-    awaited.listen()
+    readiness = Readiness(three)
+    readiness.listen()
     for each in reversed(three):
         messages.send(each.said, Ready((Passes(three.index(each) + 1, "generic", ""),)))
-        awaited.listen()
-    assert [each.rank for each in awaited.hear_all(0.0)] == [3, 2, 1]
+        readiness.listen()
+    assert [each.rank for each in readiness.hear_all(0.0)] == [3, 2, 1]
 
 
 def test_one_that_refuses_is_heard_while_others_are_silent(three: list[One]) -> None:
     messages.send(three[1].said, Ready())
     messages.send(three[2].said, refusal(NonFiniteWeights("base b", "has NaN or infinity in w")))
     with pytest.raises(NonFiniteWeights, match="rank 3: base b: has NaN"):
-        Awaited(three).hear_all(None)
+        Readiness(three).hear_all(None)
 
 
 def test_one_that_has_ended_is_missed_while_others_are_silent(three: list[One]) -> None:
-    awaited = Awaited(three)
+    readiness = Readiness(three)
     three[1].said.close()
     with pytest.raises(EngineUnavailable, match="rank 2: of this engine has ended"):
-        awaited.listen()
+        readiness.listen()
 
 
 def test_one_that_ends_after_it_was_ready_is_for_others_to_miss(three: list[One]) -> None:
     """As a rank's own watcher, or the next answer that it is asked for."""
-    awaited = Awaited(three)
+    readiness = Readiness(three)
     messages.send(three[0].said, Ready())
-    awaited.listen()
+    readiness.listen()
     three[0].said.close()
-    awaited.listen()
+    readiness.listen()
 
 
 def test_one_that_says_nothing_in_time_is_told_of(three: list[One]) -> None:
     for each in three[:2]:
         messages.send(each.said, Ready())
     with pytest.raises(EngineUnavailable, match="rank 3: of this engine"):
-        Awaited(three).hear_all(0.01)
+        Readiness(three).hear_all(0.01)
 
 
 def test_one_that_comes_late_is_heard_too(three: list[One]) -> None:
     late = One("node 1", there=False)
     messages.send(late.said, refusal(NonFiniteWeights("base b", "has NaN or infinity in w")))
-    awaited = Awaited([*three, late])
-    awaited.listen()
+    readiness = Readiness([*three, late])
+    readiness.listen()
     coming = threading.Timer(0.01, late.come)
     coming.start()
     with pytest.raises(NonFiniteWeights, match="node 1"):
-        awaited.hear_all(None)
+        readiness.hear_all(None)
     coming.join()
     late.close()

@@ -11,7 +11,7 @@ from queue import Queue
 import pytest
 
 from mint_engine.parallel.files import Files, make_files
-from mint_engine.parallel.nursery import Nursery
+from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.rank import Rank
 from tests.engine.parallel.processes import followers
 from tests.waiting import until
@@ -60,7 +60,7 @@ def open_files(pid: int) -> set[str]:
 
 
 def test_the_program_can_start_it_before_it_imports_anything_heavy() -> None:
-    imports = "import sys, mint_engine.main, mint_engine.environment, mint_engine.parallel.nursery"
+    imports = "import sys, mint_engine.main, mint_engine.environment, mint_engine.parallel.fork_client"
     code = f"{imports}; print(sorted({{*sys.modules}} & {{*{HEAVY}}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -104,6 +104,6 @@ def test_one_that_can_not_begin_is_told_with_its_own_status(tmp_path: Path, monk
     program.write_text(f"#!/bin/sh\nuntil test -e {asked}; do sleep 0.01; done\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
-    forked = Nursery().fork((0, 0, 0, 0))
+    forked = ForkClient().fork((0, 0, 0, 0))
     asked.touch()
     assert forked.wait() == 3

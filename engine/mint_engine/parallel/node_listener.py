@@ -17,7 +17,7 @@ _PAUSE_S = 0.1
 _log = structlog.get_logger(__name__)
 
 
-class Door:
+class NodeListener:
     """Listens from when it is made until it is closed."""
 
     def __init__(self, entrance: Entrance, nodes: Sequence[Node]) -> None:

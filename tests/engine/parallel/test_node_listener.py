@@ -16,11 +16,11 @@ from mint_contracts.errors import CorruptFile, EngineUnavailable
 from mint_engine.environment import read_environment
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import receive_content, send_content
-from mint_engine.parallel.door import Door
 from mint_engine.parallel.edition import edition
 from mint_engine.parallel.greeting import Channel, Entrance, Hello, Stranger, admit, introduce, key_of
 from mint_engine.parallel.messages import Begin, End, Ready
 from mint_engine.parallel.node import Node, is_of_node
+from mint_engine.parallel.node_listener import NodeListener
 from mint_engine.parallel.rank import refusal
 from tests.engine.parallel.nodes import group_environment
 from tests.engine.running import settings_for
@@ -34,11 +34,11 @@ BEGIN = Begin(settings_for(Path("/base"), nodes=2, tensor_parallel_size=4), "/ba
 def node_to_be() -> Iterator[tuple[Node, int]]:
     """Node 1, as its leader waits for it, and the port at which it may come in."""
     port, node = free_port(), Node(1, BEGIN, lambda *_: None)
-    door = Door(Entrance(port, KEY), [node])
+    listener = NodeListener(Entrance(port, KEY), [node])
     try:
         yield node, port
     finally:
-        door.close()
+        listener.close()
         node.hang_up()
         node.finish(5)
 
@@ -116,7 +116,7 @@ def test_a_node_that_goes_is_missed_at_once() -> None:
     gone = threading.Event()
     port = free_port()
     node = Node(1, BEGIN, lambda *_: gone.set())
-    door = Door(Entrance(port, KEY), [node])
+    listener = NodeListener(Entrance(port, KEY), [node])
     steps, _slots = come_in(port)
     messages.receive(steps)
     messages.send(steps, Ready())
@@ -124,7 +124,7 @@ def test_a_node_that_goes_is_missed_at_once() -> None:
     node.watch()
     steps.close()
     assert gone.wait(60)
-    door.close()
+    listener.close()
     node.hang_up()
     node.finish(5)
 

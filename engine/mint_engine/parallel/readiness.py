@@ -28,8 +28,8 @@ class Other(Protocol):
         ...
 
 
-class Awaited:
-    """Those that have not said yet that they are ready."""
+class Readiness:
+    """Who of these others is not ready yet, and what those that are have answered."""
 
     def __init__(self, others: Sequence[Other]) -> None:
         self._silent = list(others)

@@ -17,11 +17,11 @@ _END_S = 1.0  # between the end of its connections and that of its process
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
-class Forked:
-    """A process that has been forked, or is about to be. It has its line to the nursery, on which its end is told."""
+class ForkedProcess:
+    """A process that has been forked, or is about to be. The fork server tells of its end on its line."""
 
     def __init__(self, line: socket.socket, lost: Callable[[], int]) -> None:
-        """`lost` tells how its nursery has ended, where that took it along."""
+        """`lost` tells how its fork server has ended, where that took it along."""
         self._line, self._lost = line, lost
         self.status: int | None = None  # once it has ended: as of a `Popen`
 
@@ -40,7 +40,7 @@ class Forked:
             self._line.shutdown(socket.SHUT_WR)
 
 
-class Nursery:
+class ForkClient:
     """Ends with this process, as the ranks do with it."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Nursery:
         """Whether nothing can be forked any more."""
         return self._ended.is_set()
 
-    def fork(self, descriptors: Sequence[int]) -> Forked:
+    def fork(self, descriptors: Sequence[int]) -> ForkedProcess:
         """A rank with these, as `follow.follow` takes them. Raises OSError where there is none."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -64,7 +64,7 @@ class Nursery:
         except OSError:
             ours.close()
             raise
-        return Forked(ours, self._lost)
+        return ForkedProcess(ours, self._lost)
 
     def _watch(self) -> None:
         end = self._theirs.fileno()
@@ -83,15 +83,15 @@ class Nursery:
 
 
 _turn = threading.Lock()
-_nurseries: list[Nursery] = []
+_clients: list[ForkClient] = []
 
 
-def nursery() -> Nursery:
+def fork_client() -> ForkClient:
     """This process's own: a new one where there is none, or it has ended."""
     with _turn:
-        if not _nurseries or _nurseries[-1].ended:
-            _nurseries[:] = [Nursery()]
-        return _nurseries[-1]
+        if not _clients or _clients[-1].ended:
+            _clients[:] = [ForkClient()]
+        return _clients[-1]
 
 
 def die_with(parent: int) -> None:
