@@ -1,6 +1,6 @@
-"""A data set's examples, all of them in memory: JSON lines or Parquet by URI, or lines that the map told.
+"""A data set's examples, all of them in memory: JSON lines or Parquet by URI, or lines given in the map.
 
-Blocks its thread. Whatever is wrong with a line is told with the line's number.
+Blocks its thread. Whatever is wrong with a line is reported with the line's number.
 """
 
 import io
@@ -39,24 +39,24 @@ MAX_EXAMPLES = 1_000_000
 MOST_S = 600.0  # that a file's bytes may take: a source that trickles holds up those who wait for their turn
 
 
-def read_dataset(told: Dataset) -> Examples:
+def read_dataset(dataset: Dataset) -> Examples:
     """Every example, at least one.
 
     Raises BadExample naming the line, InvalidRequest, CapacityExceeded for too many, and the errors of a source.
     """
-    if told.lines:
-        lines = _from_lines((line.encode() for line in told.lines), told, "dataset")
-    elif told.uri.endswith(".parquet"):
-        lines = _from_parquet(_content(told), told)
-    elif told.uri.endswith((".jsonl", ".json", ".ndjson")):
-        lines = _from_lines(split(_content(told)), told, f"dataset {told.uri!r}")
-    elif told.uri:
-        raise InvalidRequest(f"dataset {told.uri!r}", "must end in .jsonl or .parquet")
+    if dataset.lines:
+        lines = _from_lines((line.encode() for line in dataset.lines), dataset, "dataset")
+    elif dataset.uri.endswith(".parquet"):
+        lines = _from_parquet(_content(dataset), dataset)
+    elif dataset.uri.endswith((".jsonl", ".json", ".ndjson")):
+        lines = _from_lines(split(_content(dataset)), dataset, f"dataset {dataset.uri!r}")
+    elif dataset.uri:
+        raise InvalidRequest(f"dataset {dataset.uri!r}", "must end in .jsonl or .parquet")
     else:
         raise InvalidRequest("dataset", "has neither a uri nor lines; set one of them")
-    examples = Examples(told, lines)
+    examples = Examples(dataset, lines)
     if not examples:
-        raise BadExample(f"dataset {told.uri!r}" if told.uri else "dataset", "has no examples")
+        raise BadExample(f"dataset {dataset.uri!r}" if dataset.uri else "dataset", "has no examples")
     return examples
 
 
@@ -65,7 +65,7 @@ def split(content: bytearray) -> Iterator[bytes]:
     return (found[1] for found in _LINE.finditer(content))
 
 
-def _from_lines(lines: Iterator[bytes], told: Dataset, subject: str) -> Iterator[bytes]:
+def _from_lines(lines: Iterator[bytes], dataset: Dataset, subject: str) -> Iterator[bytes]:
     """Those that hold an example. What Windows puts before a text, a byte order mark, is none of it."""
     first = (line.removeprefix(BOM_UTF8) for line in islice(lines, 1))
     for number, line in enumerate(chain(first, lines), start=1):
@@ -73,13 +73,13 @@ def _from_lines(lines: Iterator[bytes], told: Dataset, subject: str) -> Iterator
         if len(line) > MAX_LINE:
             raise BadExample(f"{subject} line {number}", f"has more than {MAX_LINE} bytes")
         if line.strip():
-            read_line(line, told, f"{subject} line {number}")
+            read_line(line, dataset, f"{subject} line {number}")
             yield line
 
 
-def _from_parquet(content: bytearray, told: Dataset) -> Iterator[bytes]:
+def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
     """Rows as lines, within the bounds of these: a few kB may unpack to far more than memory holds."""
-    subject, taken = f"dataset {told.uri!r}", 0
+    subject, taken = f"dataset {dataset.uri!r}", 0
     try:
         for number, row in enumerate(rows(subject, io.BytesIO(content), MAX_BYTES), start=1):
             _check_count(number, subject)
@@ -89,7 +89,7 @@ def _from_parquet(content: bytearray, told: Dataset) -> Iterator[bytes]:
                 raise BadExample(where, f"has more than {MAX_LINE} bytes")
             taken += len(line)
             _check_size(taken, subject)
-            read_line(line, told, where)
+            read_line(line, dataset, where)
             yield line
     except CorruptFile as error:
         raise BadExample(subject, error.message) from None
@@ -114,17 +114,17 @@ def _check_size(size: int, subject: str) -> None:
         )
 
 
-def _content(told: Dataset) -> bytearray:
+def _content(dataset: Dataset) -> bytearray:
     """The file's bytes, by the code that fetches adapters, with its rules of what may be read."""
-    parent, _, name = told.uri.rpartition("/")
-    folder = folder_of(Source(parent, told.revision))
-    subject, until = f"dataset {told.uri!r}", time.monotonic() + MOST_S
+    parent, _, name = dataset.uri.rpartition("/")
+    folder = folder_of(Source(parent, dataset.revision))
+    subject, until = f"dataset {dataset.uri!r}", time.monotonic() + MOST_S
 
     def fetch() -> bytearray:
         found = folder.files(name)
         if name not in found:
             raise SourceNotFound(subject, "does not exist; check its path")
-        _check_size(found[name] or 0, subject)  # before it is read, where that is told
+        _check_size(found[name] or 0, subject)  # before it is read, where its size is known
         with folder.open(name) as file:
             content = bytearray()
             while part := read_up_to(file, min(CHUNK_BYTES, MAX_BYTES + 1 - len(content))):

@@ -28,11 +28,11 @@ class Example(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The prompt as a reward is told of it: of a chat, its last turn."""
+        """The prompt as a reward gets it: of a chat, its last turn."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
 
 
-def read_line(line: str | bytes, told: Dataset, subject: str) -> Example:
+def read_line(line: str | bytes, dataset: Dataset, subject: str) -> Example:
     """An example from a JSON line. Raises BadExample."""
     try:
         found = msgspec.json.decode(line)
@@ -40,27 +40,27 @@ def read_line(line: str | bytes, told: Dataset, subject: str) -> Example:
         raise BadExample(subject, f"is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadExample(subject, f"is not a JSON object but {type(found).__name__}")
-    return _read_object(found, told, subject)
+    return _read_object(found, dataset, subject)
 
 
-def _read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Example:
-    if told.prompt_field not in found:
-        raise BadExample(subject, f"has no field {told.prompt_field!r}; it has {sorted(map(str, found))[:10]}")
-    prompt = _prompt(found[told.prompt_field], subject)
-    if isinstance(prompt, str) and (told.chat or told.system or told.template_variables):
+def _read_object(fields: Mapping[str, Any], dataset: Dataset, subject: str) -> Example:
+    if dataset.prompt_field not in fields:
+        raise BadExample(subject, f"has no field {dataset.prompt_field!r}; it has {sorted(map(str, fields))[:10]}")
+    prompt = _prompt(fields[dataset.prompt_field], subject)
+    if isinstance(prompt, str) and (dataset.chat or dataset.system or dataset.template_variables):
         prompt = (Message("user", prompt),)
-    if told.system and isinstance(prompt, tuple):
-        prompt = (Message("system", told.system), *prompt)
-    answer = found.get(told.answer_field)
+    if dataset.system and isinstance(prompt, tuple):
+        prompt = (Message("system", dataset.system), *prompt)
+    answer = fields.get(dataset.answer_field)
     if isinstance(answer, dict | list):
         raise BadExample(subject, f"has an answer that is neither text nor number: {str(answer)[:100]}")
     if answer is not None and not isinstance(answer, str):
         answer = msgspec.json.encode(answer).decode()
     try:
-        whole = msgspec.json.encode(found).decode()
+        whole = msgspec.json.encode(fields).decode()
     except (TypeError, msgspec.MsgspecError) as error:
         raise BadExample(subject, f"cannot be encoded as JSON: {error}") from None
-    return Example(prompt, answer, whole, told.template_variables)
+    return Example(prompt, answer, whole, dataset.template_variables)
 
 
 def _prompt(value: Any, subject: str) -> str | tuple[Message, ...]:

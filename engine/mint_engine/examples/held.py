@@ -14,8 +14,8 @@ from mint_engine.examples.example import Example, read_line
 class Examples(Sequence[Example]):
     """Of lines that have been read without error, which nobody changes. A slice has lines of its own."""
 
-    def __init__(self, told: Dataset, lines: Iterable[bytes]) -> None:
-        self._told, self._content, self._ends = told, bytearray(), array("Q")
+    def __init__(self, dataset: Dataset, lines: Iterable[bytes]) -> None:
+        self._dataset, self._content, self._ends = dataset, bytearray(), array("Q")
         for line in lines:
             self._content += line
             self._ends.append(len(self._content))
@@ -32,8 +32,8 @@ class Examples(Sequence[Example]):
     def __getitem__(self, at: int | slice) -> "Example | Examples":
         places = range(len(self))
         if isinstance(at, slice):
-            return Examples(self._told, map(self._line, places[at]))
-        return read_line(self._line(places[at]), self._told, "example")
+            return Examples(self._dataset, map(self._line, places[at]))
+        return read_line(self._line(places[at]), self._dataset, "example")
 
     def _line(self, place: int) -> bytes:
         first = self._ends[place - 1] if place else 0

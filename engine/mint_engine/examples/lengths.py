@@ -1,4 +1,4 @@
-"""Whether what a policy is to learn from fits the context: told as it begins, not hours later by the step it is for.
+"""Whether what a policy is to learn from fits the context: checked as it begins, not hours later by its step.
 
 To render all of a large data set would take minutes. Those of the longest texts tell of the others; where one does
 not fit all the same, the step that draws it says so.

@@ -38,8 +38,8 @@ class Renderer:
         try:
             tokens = read_prompt(request, self.tokenizer, self.vocab_size, self.context_length)
         except PromptTooLong as error:
-            said = f"sampling.maxTokens sets aside {room} of these for new tokens"
-            raise BadExample(subject, f"can't be asked: {error}; {said}") from None
+            limit = f"sampling.maxTokens sets aside {room} of these for new tokens"
+            raise BadExample(subject, f"can't be asked: {error}; {limit}") from None
         except InvalidRequest as error:
             if error.subject == PLACE:
                 raise BadExample("dataset.templateVariables", error.message) from None
@@ -60,8 +60,8 @@ class Renderer:
         tokens: Sequence[int] = self.tokenizer.encode(example.answer, add_special_tokens=False)
         ended = [*tokens, *(self.ends.text if isinstance(example.prompt, str) else self.ends.chat)]
         if len(ended) > room:
-            said = (
+            reason = (
                 f"has an answer of {len(ended)} tokens with the one that ends it; sampling.maxTokens, which bounds "
             )
-            raise BadExample(f"example {example.text[:80]!r}", f"{said}answers, too, is {room}")
+            raise BadExample(f"example {example.text[:80]!r}", f"{reason}answers, too, is {room}")
         return tuple(ended)

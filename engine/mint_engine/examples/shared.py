@@ -14,7 +14,7 @@ from mint_engine.examples.held import Examples
 from mint_engine.sources.asking import asked
 
 AT_ONCE = 2  # are read: their bytes are in memory beside their examples, and parsing takes turns with the event loop
-TURN_S = 30.0  # that a file waits for its turn to be read, before those who wait for it are told
+TURN_S = 30.0  # that a file waits for its turn to be read, before those who wait for it are refused
 
 _Key = tuple[str, bytes]
 
@@ -35,18 +35,18 @@ class Datasets:
         self._readings: dict[_Key, _Reading] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
 
-    async def read(self, run: str, told: Dataset) -> Examples:
+    async def read(self, run: str, dataset: Dataset) -> Examples:
         """Every example of a data set.
 
         Raises as `read_dataset`, to all who wait for the same; Overloaded where others are read before for long.
         """
-        key = (run, hashlib.sha256(msgspec.json.encode(told)).digest())
+        key = (run, hashlib.sha256(msgspec.json.encode(dataset)).digest())
         found = self._held.get(key)
         if found is not None:
             return found
         reading = self._readings.get(key)
         if reading is None:
-            reading = self._readings[key] = _Reading(asyncio.create_task(self._read(told)))
+            reading = self._readings[key] = _Reading(asyncio.create_task(self._read(dataset)))
         reading.waiting += 1
         try:
             found = self._held[key] = await asyncio.shield(reading.task)
@@ -57,16 +57,16 @@ class Datasets:
                 reading.task.cancel()
                 del self._readings[key]
 
-    async def _read(self, told: Dataset) -> Examples:
-        if told.lines:  # are in memory anyway, and soon read
-            return await asyncio.to_thread(read_dataset, told)
-        subject = f"dataset {told.uri!r}"
+    async def _read(self, dataset: Dataset) -> Examples:
+        if dataset.lines:  # are in memory anyway, and soon read
+            return await asyncio.to_thread(read_dataset, dataset)
+        subject = f"dataset {dataset.uri!r}"
         try:
             async with asyncio.timeout(TURN_S):
                 await self._room.acquire()
         except TimeoutError:
             raise Overloaded(subject, f"waits for {AT_ONCE} others that are read before it") from None
-        reading = asyncio.ensure_future(asked(read_dataset, told))
+        reading = asyncio.ensure_future(asked(read_dataset, dataset))
         reading.add_done_callback(lambda _: self._room.release())  # a thread goes on though nobody waits any more
         try:
             async with asyncio.timeout(MOST_S):

@@ -58,8 +58,8 @@ def fits_of(reward: Reward) -> Callable[[Completion], object] | None:
 def _answer_of(completion: Completion, reward: str) -> str:
     """Its example's. Raises BadExample where that has none: nobody could ever be right, or wrong."""
     if completion.answer is None:
-        said = f"has no answer for {reward} to compare with; set dataset.answerField to the field that holds it"
-        raise BadExample(_named(completion), said)
+        reason = f"has no answer for {reward} to compare with; set dataset.answerField to the field that holds it"
+        raise BadExample(_named(completion), reason)
     return completion.answer
 
 
@@ -68,8 +68,8 @@ def _number_of(completion: Completion) -> Decimal:
     answer = _answer_of(completion, "numericAnswer")
     number = last_number(answer)
     if number is None:
-        said = f"has the answer {answer[:100]!r}, which is not a number; numericAnswer needs one"
-        raise BadExample(_named(completion), said)
+        reason = f"has the answer {answer[:100]!r}, which is not a number; numericAnswer needs one"
+        raise BadExample(_named(completion), reason)
     return number
 
 
@@ -77,47 +77,47 @@ def _named(completion: Completion) -> str:
     return f"example {completion.prompt[:80]!r}"
 
 
-def _exact(told: ExactMatch) -> Judge:
+def _exact(reward: ExactMatch) -> Judge:
     def same(completion: Completion) -> float:
-        said, answer = completion.text.strip(), _answer_of(completion, "exactMatch").strip()
-        return float(said.casefold() == answer.casefold() if told.ignore_case else said == answer)
+        text, answer = completion.text.strip(), _answer_of(completion, "exactMatch").strip()
+        return float(text.casefold() == answer.casefold() if reward.ignore_case else text == answer)
 
     return same
 
 
-def _regex(told: Regex) -> Judge:
-    check_length(told.pattern)
+def _regex(reward: Regex) -> Judge:
+    check_length(reward.pattern)
 
     def found(completion: Completion) -> float:
-        pattern = told.pattern
+        pattern = reward.pattern
         if ANSWER in pattern:
             pattern = pattern_for(pattern, _answer_of(completion, "regex"))
-        return float(matches(pattern, completion.text.strip(), full=told.full))
+        return float(matches(pattern, completion.text.strip(), full=reward.full))
 
     return found
 
 
-def _numeric(told: NumericAnswer) -> Judge:
+def _numeric(reward: NumericAnswer) -> Judge:
     def near(completion: Completion) -> float:
-        wanted, said = _number_of(completion), last_number(completion.text)
-        return float(said is not None and is_near(said, wanted, told.tolerance))
+        wanted, number = _number_of(completion), last_number(completion.text)
+        return float(number is not None and is_near(number, wanted, reward.tolerance))
 
     return near
 
 
-def _schema(told: JsonSchema) -> Judge:
-    schema = Schema(told.schema)
+def _schema(reward: JsonSchema) -> Judge:
+    schema = Schema(reward.schema)
     return lambda completion: float(schema.accepts(completion.text))
 
 
-def _length(told: Length) -> Judge:
-    if told.tolerance < 1:
+def _length(reward: Length) -> Judge:
+    if reward.tolerance < 1:
         raise InvalidRequest(
             "reward.length.tolerance",
-            f"is {told.tolerance}; it is the distance at which the reward is 0, and must be above 0",
+            f"is {reward.tolerance}; it is the distance at which the reward is 0, and must be above 0",
         )
 
     def near(completion: Completion) -> float:
-        return max(0.0, 1.0 - abs(len(completion.text.strip()) - told.target) / told.tolerance)
+        return max(0.0, 1.0 - abs(len(completion.text.strip()) - reward.target) / reward.tolerance)
 
     return near

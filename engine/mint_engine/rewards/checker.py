@@ -27,8 +27,8 @@ class Checker:
         self._turn = Lock()
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def check(self, subject: str, kind: str, told: str, text: str) -> bool:
-        """Whether a text is accepted by what is `told`; `kind` is one of `checking.KINDS`. Blocks its thread.
+    def check(self, subject: str, kind: str, rule: str, text: str) -> bool:
+        """Whether a text is accepted by a rule; `kind` is one of `checking.KINDS`. Blocks its thread.
 
         Raises InvalidRequest where that takes too long, or is what can't be used; RewardUnavailable.
         """
@@ -38,15 +38,15 @@ class Checker:
             except OSError as error:
                 raise RewardUnavailable(subject, f"cannot be checked ({error.strerror}); retrying") from error
             try:
-                connection.send_bytes(json.dumps([CHECK_S, kind, told, text]).encode())
-                said: bool | str = json.loads(connection.recv_bytes())
+                connection.send_bytes(json.dumps([CHECK_S, kind, rule, text]).encode())
+                verdict: bool | str = json.loads(connection.recv_bytes())
             except (EOFError, ConnectionError):
                 self._running = None
                 connection.close()
                 raise self._ended(process.wait(), subject, text) from None
-        if isinstance(said, str):
-            raise InvalidRequest(subject, said)
-        return said
+        if isinstance(verdict, str):
+            raise InvalidRequest(subject, verdict)
+        return verdict
 
     def _ended(self, status: int, subject: str, text: str) -> MintError:
         if status == -signal.SIGPROF:

@@ -33,17 +33,17 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     while True:
         try:
-            seconds, kind, told, text = json.loads(connection.recv_bytes())
+            seconds, kind, rule, text = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        connection.send_bytes(json.dumps(_answer(seconds, kind, told, text)).encode())
+        connection.send_bytes(json.dumps(_answer(seconds, kind, rule, text)).encode())
 
 
-def _answer(seconds: float, kind: str, told: str, text: str) -> bool | str:
+def _answer(seconds: float, kind: str, rule: str, text: str) -> bool | str:
     """Whether the text is accepted, or what is wrong with what it is to be accepted by."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        check = KINDS[kind](told)
+        check = KINDS[kind](rule)
         signal.setitimer(signal.ITIMER_PROF, seconds)  # whether it was compiled before must make no difference
         return check(text)
     except SchemaError as error:
@@ -61,8 +61,8 @@ def _answer(seconds: float, kind: str, told: str, text: str) -> bool | str:
 
 
 @lru_cache(_SCHEMAS_CACHED)
-def _by_schema(told: str) -> _Check:
-    schema = json.loads(told)
+def _by_schema(rule: str) -> _Check:
+    schema = json.loads(rule)
     Draft202012Validator.check_schema(schema)
     return partial(_accepts, Draft202012Validator(schema, registry=Registry()))
 
@@ -99,15 +99,15 @@ def _refuse(constant: str) -> None:
 
 
 @lru_cache(_PATTERNS_CACHED)
-def _by_pattern(told: str) -> _Check:
-    found = regex.compile(told, regex.DOTALL)
-    return lambda text: found.search(text) is not None
+def _by_pattern(pattern: str) -> _Check:
+    compiled = regex.compile(pattern, regex.DOTALL)
+    return lambda text: compiled.search(text) is not None
 
 
 @lru_cache(_PATTERNS_CACHED)
-def _by_whole_pattern(told: str) -> _Check:
-    found = regex.compile(told, regex.DOTALL)
-    return lambda text: found.fullmatch(text) is not None
+def _by_whole_pattern(pattern: str) -> _Check:
+    compiled = regex.compile(pattern, regex.DOTALL)
+    return lambda text: compiled.fullmatch(text) is not None
 
 
 KINDS: dict[str, Callable[[str], _Check]] = {

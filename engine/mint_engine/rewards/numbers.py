@@ -20,6 +20,6 @@ def last_number(text: str) -> Decimal | None:
         return None
 
 
-def is_near(said: Decimal, wanted: Decimal, tolerance: float) -> bool:
+def is_near(number: Decimal, wanted: Decimal, tolerance: float) -> bool:
     """Whether they are no further apart than the tolerance, which is taken as it is written: 0.1 is a tenth."""
-    return _ROUNDING.subtract(said, wanted).copy_abs() <= Decimal(repr(tolerance))
+    return _ROUNDING.subtract(number, wanted).copy_abs() <= Decimal(repr(tolerance))

@@ -19,7 +19,7 @@ from mint_contracts.transport import CHANNEL_OPTIONS
 from mint_engine.rewards.completion import Completion
 
 CALLS_AT_ONCE = 4
-MOST_BYTES = 3 << 20  # of a call's completions, of which one may have more: gRPC's servers take 4 MiB unless told
+MOST_BYTES = 3 << 20  # of a call's completions, of which one may have more: gRPC's servers take 4 MiB by default
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
 
 _AWAY = {
@@ -28,29 +28,29 @@ _AWAY = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
 }
-# What a service's own defect gives, or a proxy that lost it: tried again as often as is told, and then final.
+# What a service's own defect gives, or a proxy that lost it: tried again, up to its `retries`, and then final.
 _BROKEN = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
 
 
 class ServiceClient:
     """One connection to one service. An async context manager."""
 
-    def __init__(self, told: RewardService) -> None:
+    def __init__(self, service: RewardService) -> None:
         """Raises InvalidRequest for a bundle that holds no certificates."""
         options = list(CHANNEL_OPTIONS)
-        if told.tls:
-            credentials = grpc.ssl_channel_credentials(_authorities(told.ca_bundle))
-            self._channel = grpc.aio.secure_channel(told.address, credentials, options=options)
+        if service.tls:
+            credentials = grpc.ssl_channel_credentials(_authorities(service.ca_bundle))
+            self._channel = grpc.aio.secure_channel(service.address, credentials, options=options)
         else:
-            self._channel = grpc.aio.insecure_channel(told.address, options=options)
-        self._told = told
+            self._channel = grpc.aio.insecure_channel(service.address, options=options)
+        self._service = service
         self._stub: training_pb2_grpc.RewardAsyncStub = training_pb2_grpc.RewardStub(self._channel)
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """A reward for each completion. Raises RewardUnavailable, or BadReward for an answer that is none."""
-        scored = [_told_of(each) for each in completions]
-        answers = await together(self._call(policy, step, batch) for batch in _batches(scored, self._told.batch))
+        scored = [_scored_completion(each) for each in completions]
+        answers = await together(self._call(policy, step, batch) for batch in _batches(scored, self._service.batch))
         return [reward for answer in answers for reward in answer]
 
     async def close(self) -> None:
@@ -77,11 +77,11 @@ class ServiceClient:
         attempt = 0
         while True:
             try:
-                return await self._stub.Score(request, timeout=self._told.timeout_s)
+                return await self._stub.Score(request, timeout=self._service.timeout_s)
             except grpc.aio.AioRpcError as error:
                 attempt += 1
                 code, why = error.code(), legible((error.details() or "")[:200])
-                last = attempt > self._told.retries
+                last = attempt > self._service.retries
                 if code not in _AWAY and (last or code not in _BROKEN):
                     raise BadReward(self._subject, f"refused completions with {code.name}: {why}") from None
                 if last:
@@ -92,11 +92,16 @@ class ServiceClient:
 
     @property
     def _subject(self) -> str:
-        return f"reward service {self._told.address!r}"
+        return f"reward service {self._service.address!r}"
 
 
-def _told_of(each: Completion) -> ScoredCompletion:
-    return ScoredCompletion(prompt=each.prompt, completion=each.text, answer=each.answer or "", example=each.example)
+def _scored_completion(completion: Completion) -> ScoredCompletion:
+    return ScoredCompletion(
+        prompt=completion.prompt,
+        completion=completion.text,
+        answer=completion.answer or "",
+        example=completion.example,
+    )
 
 
 def _batches(scored: Sequence[ScoredCompletion], most: int) -> Iterator[list[ScoredCompletion]]:
