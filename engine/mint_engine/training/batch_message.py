@@ -1,4 +1,4 @@
-"""A batch of an update as rank 0 tells it to the others, and as these understand it."""
+"""A batch of an update as the message that rank 0 sends to the others, and read from it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +10,8 @@ from mint_engine.training.batch import Batch, Held, Segment, Wanted
 from mint_engine.training.pieces import Tree
 
 
-def tell(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Compute:
-    """The message."""
+def to_message(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Compute:
+    """The message to the other ranks."""
     routes = batch.routes
     return Compute(
         tokens=_bytes(batch.tokens),
@@ -27,18 +27,18 @@ def tell(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Compute:
     )
 
 
-def understand(told: Compute, held: Mapping[int, Held], device: torch.device) -> tuple[Batch, list[Wanted]]:
-    """What was told, over what this rank holds of the policies."""
+def from_message(message: Compute, held: Mapping[int, Held], device: torch.device) -> tuple[Batch, list[Wanted]]:
+    """The batch of a message, over what this rank holds of the policies."""
     batch = Batch(
-        _tensor(told.tokens, device),
-        _tensor(told.positions, device),
-        tuple(Tree(row, trunk, tuple(branches)) for row, trunk, branches in told.trees),
-        tuple(Segment(start, stop, number, held[number].parts) for start, stop, number in told.segments),
-        _tensor(told.routes, device).view(*told.routes_shape) if told.routes_shape else None,
+        _tensor(message.tokens, device),
+        _tensor(message.positions, device),
+        tuple(Tree(row, trunk, tuple(branches)) for row, trunk, branches in message.trees),
+        tuple(Segment(start, stop, number, held[number].parts) for start, stop, number in message.segments),
+        _tensor(message.routes, device).view(*message.routes_shape) if message.routes_shape else None,
     )
     wanted = [
         Wanted(start, stop, _tensor(rows, device), _tensor(targets, device), temperature)
-        for start, stop, rows, targets, temperature in told.wanted
+        for start, stop, rows, targets, temperature in message.wanted
     ]
     return batch, wanted
 
@@ -47,5 +47,5 @@ def _bytes(whole: torch.Tensor) -> bytes:
     return whole.cpu().numpy().tobytes()
 
 
-def _tensor(told: bytes, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(told, dtype=np.int64).copy()).to(device)
+def _tensor(data: bytes, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype=np.int64).copy()).to(device)

@@ -17,11 +17,11 @@ import torch
 from mint_contracts.errors import EngineUnavailable
 from mint_engine.parallel.messages import Abandon, Advance, Give, Hold, Lesson
 from mint_engine.training.batch import Batch, Held, Wanted, parts_of
+from mint_engine.training.batch_message import to_message
 from mint_engine.training.head import GradeOf, score_all
 from mint_engine.training.passes import Pass
 from mint_engine.training.policy import Policy, rounding, spans, vector
 from mint_engine.training.sharing import Sharing
-from mint_engine.training.told import tell
 
 T = TypeVar("T")
 
@@ -116,16 +116,16 @@ class Leader:
 
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """A share of each."""
-        told, found = [], list[Held]()
+        listed, found = [], list[Held]()
         for number, policy in policies.items():
             pairs = zip(policy.form.layout.places, policy.form.scalings, strict=True)
-            told.append((number, [(place.path, place.rank, scaling) for place, scaling in pairs]))
+            listed.append((number, [(place.path, place.rank, scaling) for place, scaling in pairs]))
         runs: list[torch.Tensor] = []
         own = (
             self._sharing.take(number, each.form.layout, each.form.scalings, runs.pop())
             for number, each in policies.items()
         )
-        steps = self._together(Hold(told), own)
+        steps = self._together(Hold(listed), own)
         for policy in policies.values():
             runs.append((yield from rounding(policy, self._dtype)))  # before the others do: there may be no memory
             found.append(next(steps))
@@ -146,7 +146,7 @@ class Leader:
             return torch.zeros_like(logprobs) if learn else None
 
         own = self._pass.run(batch, score_all(self._pass.head, wanted, graded))
-        for _ in self._together(tell(batch, wanted, learn=learn), own):
+        for _ in self._together(to_message(batch, wanted, learn=learn), own):
             if failures:
                 raise failures.pop()  # kept there, it would hold this frame, and by it what the device keeps
             yield

@@ -11,7 +11,7 @@ from mint_engine.training.batch import Batch, Part, Segment
 
 
 class Current:
-    """What is being computed; modules look here, because most are told nothing but their input."""
+    """What is being computed; modules look here, because most get nothing but their input."""
 
     batch: Batch | None = None
 

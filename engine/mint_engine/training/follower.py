@@ -10,10 +10,10 @@ from mint_engine.model.base import Base
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.messages import Abandon, Advance, Compute, Hold, Lesson
 from mint_engine.training.batch import Held
+from mint_engine.training.batch_message import from_message
 from mint_engine.training.head import score_all
 from mint_engine.training.passes import choose_pass
 from mint_engine.training.sharing import Sharing
-from mint_engine.training.told import understand
 
 
 class Follower:
@@ -47,17 +47,17 @@ class Follower:
         else:
             self._steps = self._sharing.give(self._held.pop(lesson.policy))
 
-    def _hold(self, told: Hold) -> Iterator[None]:
-        for number, parts in told.policies:
+    def _hold(self, message: Hold) -> Iterator[None]:
+        for number, parts in message.policies:
             layout = lay_out(self._modules, {path: rank for path, rank, _ in parts})
             scalings = [scaling for _, _, scaling in parts]
             self._held[number] = self._sharing.take(number, layout, scalings, None)
             yield
 
-    def _compute(self, told: Compute) -> Iterator[None]:
-        batch, wanted = understand(told, self._held, self._device)
+    def _compute(self, message: Compute) -> Iterator[None]:
+        batch, wanted = from_message(message, self._held, self._device)
 
         def grade(_number: int, _taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
-            return torch.zeros_like(logprobs) if told.learn else None  # the first rank adds what they are
+            return torch.zeros_like(logprobs) if message.learn else None  # the first rank adds what they are
 
         return self._pass.run(batch, score_all(self._pass.head, wanted, grade))

@@ -34,15 +34,15 @@ _HANDED_ON = "prev_topk_indices"  # GLM-5: what a layer's indexer chose, which t
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the model's own code tells one decoder layer beside the hidden states."""
+class _Arguments:
+    """What the model's own code passes to one decoder layer beside the hidden states."""
 
     positional: tuple[Any, ...]
     named: dict[str, Any]
 
-    def with_handed(self, handed: Any) -> "_Told":
+    def with_handed(self, handed: Any) -> "_Arguments":
         """The same with what the layer before handed on."""
-        return _Told(self.positional, {**self.named, _HANDED_ON: handed}) if _HANDED_ON in self.named else self
+        return _Arguments(self.positional, {**self.named, _HANDED_ON: handed}) if _HANDED_ON in self.named else self
 
 
 class GenericPass:
@@ -80,9 +80,9 @@ class GenericPass:
         Pauses after every layer, and in the backward also between computing it again and going back.
         """
         with torch.no_grad():
-            hidden, told = self._begin(batch)
-        handed, kept = None, list[tuple[torch.Tensor, _Told]]()
-        for layer, each in zip(self._layers, told, strict=True):
+            hidden, arguments = self._begin(batch)
+        handed, kept = None, list[tuple[torch.Tensor, _Arguments]]()
+        for layer, each in zip(self._layers, arguments, strict=True):
             own = each.with_handed(handed)
             if batch.segments:
                 kept.append((hidden, own))
@@ -104,20 +104,22 @@ class GenericPass:
             (back,) = torch.autograd.grad(after, before, back)
             yield
 
-    def _layer(self, layer: Any, hidden: torch.Tensor, told: _Told, batch: Batch) -> tuple[torch.Tensor, Any]:
+    def _layer(
+        self, layer: Any, hidden: torch.Tensor, arguments: _Arguments, batch: Batch
+    ) -> tuple[torch.Tensor, Any]:
         """What a layer makes of hidden [1, T, H], and what it hands on."""
         with self._computing(batch):
-            found = layer(hidden, *told.positional, **told.named)
+            found = layer(hidden, *arguments.positional, **arguments.named)
         return found if isinstance(found, tuple) else (found, None)
 
-    def _begin(self, batch: Batch) -> tuple[torch.Tensor, list[_Told]]:
-        """What the first layer takes [1, T, H], and what each is told."""
+    def _begin(self, batch: Batch) -> tuple[torch.Tensor, list[_Arguments]]:
+        """What the first layer takes [1, T, H], and what each is passed."""
         try:
             if self._sees:
-                self._model(input_ids=batch.tokens[None], logits_to_keep=1, **self._told(batch))
+                self._model(input_ids=batch.tokens[None], logits_to_keep=1, **self._body_arguments(batch))
             else:
                 self._through(batch, self._body.get_input_embeddings()(batch.tokens[None]))
-            return self._relay.taken[0], list(self._relay.told)
+            return self._relay.taken[0], list(self._relay.arguments)
         finally:
             self._relay.forget()
 
@@ -131,10 +133,10 @@ class GenericPass:
 
     def _through(self, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
         """The body's own code around its layers, [1, T, H]."""
-        found: torch.Tensor = self._body(inputs_embeds=embedded, **self._told(batch)).last_hidden_state
+        found: torch.Tensor = self._body(inputs_embeds=embedded, **self._body_arguments(batch)).last_hidden_state
         return found
 
-    def _told(self, batch: Batch) -> dict[str, Any]:
+    def _body_arguments(self, batch: Batch) -> dict[str, Any]:
         positions = batch.positions[None]
         return {
             "attention_mask": self._masks, "position_ids": positions, "use_cache": False, "trees": batch.trees,
@@ -161,23 +163,23 @@ class GenericPass:
 
 
 class _Relay(nn.Module):
-    """Stands where every decoder layer of a body is: notes what they are told, and gives what was computed before."""
+    """Stands where every decoder layer of a body is: notes what they get, and gives what was computed before."""
 
     def __init__(self) -> None:
         super().__init__()
         self.taken: list[torch.Tensor] = []  # by each layer
-        self.told: list[_Told] = []
+        self.arguments: list[_Arguments] = []
         self.given: torch.Tensor | None = None
 
     def forget(self) -> None:
         """Keep nothing: what comes next may be another batch."""
         self.taken.clear()
-        self.told.clear()
+        self.arguments.clear()
         self.given = None
 
     def forward(self, hidden: torch.Tensor, *positional: Any, **named: Any) -> Any:
         self.taken.append(hidden)
-        self.told.append(_Told(positional, named))
+        self.arguments.append(_Arguments(positional, named))
         found = hidden if self.given is None else self.given
         return (found, None) if _HANDED_ON in named else found
 

@@ -135,7 +135,7 @@ class _Graded:
 
 
 def score_all(head: Head, wanted: Sequence[Wanted], grade: GradeOf) -> Score:
-    """What scores a batch: `score` of each piece, whose number `grade` is told."""
+    """What scores a batch: `score` of each piece, whose number `grade` gets."""
 
     def scored(hidden: torch.Tensor) -> Generator[None, None, torch.Tensor | None]:
         gradient = None
@@ -239,9 +239,9 @@ def _graded(
 def _complete(norms: torch.Tensor, given: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
     """From every rank's norms [m] to those of all columns; and its targets' logits [k] to those of all."""
     count, rows = group.share.count, norms.shape[0]
-    told = torch.cat([norms.new_zeros(count * rows), given])
-    told[group.share.rank * rows :][:rows] = norms
-    every = group.sum(told)
+    own = torch.cat([norms.new_zeros(count * rows), given])
+    own[group.share.rank * rows :][:rows] = norms
+    every = group.sum(own)
     return torch.logsumexp(every[: count * rows].view(count, rows), dim=0), every[count * rows :]
 
 

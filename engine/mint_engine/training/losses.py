@@ -13,7 +13,7 @@ Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l -
 | cross_entropy                 | -l                                           | nothing: a sum        |
 
 clip(r) keeps r within 1 - clip_low and 1 + clip_high; that of cispo only below 1 + clip_high, unless a clip_low is
-told. A KL coefficient adds it times Schulman's k3 against the base, exp(b - l) - (b - l) - 1 with the base's
+set. A KL coefficient adds it times Schulman's k3 against the base, exp(b - l) - (b - l) - 1 with the base's
 log-probability b. A ratio band (IcePop, arXiv 2510.18855) silences tokens whose r lies outside of it, where trainer
 and sampler disagree by more than an update explains.
 """

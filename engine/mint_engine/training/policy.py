@@ -120,7 +120,7 @@ def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: For
 
 
 def spans(vector: torch.Tensor, most: int = 0) -> Iterator[slice]:
-    """Of a vector [n], one after another, `SPAN` long unless told."""
+    """Of a vector [n], one after another, `SPAN` long by default."""
     most = most or SPAN
     return (slice(start, start + most) for start in range(0, vector.numel(), most))
 

@@ -30,10 +30,10 @@ def prepare(block: Any, layer: int, experts: int, current: Current) -> None:
 
 
 def _compute(
-    forward: Callable[..., Any], kind: str, layer: int, experts: int, current: Current, *told: Any, **named: Any
+    forward: Callable[..., Any], kind: str, layer: int, experts: int, current: Current, *arguments: Any, **named: Any
 ) -> Any:
     with replaying(current.batch, layer, experts, kind):
-        return forward(*told, **named)
+        return forward(*arguments, **named)
 
 
 def replaying(batch: Batch | None, layer: int, experts: int, kind: str) -> AbstractContextManager[object]:

@@ -18,14 +18,14 @@ from mint_engine.adapters.packed import Layout, Place, fingerprint, lay_out
 from mint_engine.training.policy import Form, Policy, moved, vector
 
 VERSION = 1
-_TOLD = "mint.policy"
+_POLICY = "mint.policy"
 _SHAPES = "mint.shapes"  # apart from the rest, which engines of before refuse with any field more
 _VECTORS = ("weights", "exp_avg", "exp_avg_sq")
 _TO_DO = "Give the BaseModel the base that it was trained on, or create the policy again"
 _GRADIENT = "gradient"  # only of a policy that was saved between two steps
 
 
-class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _SavedPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The metadata. `ranks` and `scalings` are by module path, in the order of the base's modules."""
 
     version: int
@@ -44,13 +44,13 @@ _Shape = tuple[int, int, int]  # experts, in and out features
 
 # made on import: several threads that are the first to decode a type at once crash msgspec 0.22
 _HEADER, _METADATA = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(dict[str, str])
-_READ_TOLD, _READ_SHAPES = msgspec.json.Decoder(_Told), msgspec.json.Decoder(dict[str, _Shape])
+_READ_POLICY, _READ_SHAPES = msgspec.json.Decoder(_SavedPolicy), msgspec.json.Decoder(dict[str, _Shape])
 
 
 def to_bytes(policy: Policy) -> bytearray:
     """The file of a policy. On any thread: others go on meanwhile, as with `from_bytes`."""
     form = policy.form
-    told = _Told(
+    saved = _SavedPolicy(
         version=VERSION,
         base=form.base,
         config=form.config.decode(),
@@ -66,7 +66,7 @@ def to_bytes(policy: Policy) -> bytearray:
     if policy.gradient is not None:
         tensors[_GRADIENT] = policy.gradient
     shapes = {place.path: _shape_of(place) for place in form.layout.places}
-    metadata = {key: msgspec.json.encode(each).decode() for key, each in ((_TOLD, told), (_SHAPES, shapes))}
+    metadata = {key: msgspec.json.encode(each).decode() for key, each in ((_POLICY, saved), (_SHAPES, shapes))}
     return _file(metadata, {name: tensors[name] for name in sorted(tensors)})
 
 
@@ -79,18 +79,18 @@ def from_bytes(
     has another shape. On any thread: others go on meanwhile, which safetensors' own `load` keeps from running while
     it copies.
     """
-    told, shapes = _read_told(data, subject)
+    saved, shapes = _read_metadata(data, subject)
     base = fingerprint(modules)
-    form = Form(told.config.encode(), base, lay_out(modules, told.ranks), tuple(told.scalings))
-    _check_modules(told.ranks, shapes, form.layout, subject)
+    form = Form(saved.config.encode(), base, lay_out(modules, saved.ranks), tuple(saved.scalings))
+    _check_modules(saved.ranks, shapes, form.layout, subject)
     tensors = parse(_header(data), subject, file_bytes=len(data)).tensors
-    if told.base != base and not shapes and _numbers(tensors) != form.layout.elements:
+    if saved.base != base and not shapes and _numbers(tensors) != form.layout.elements:
         raise WrongBase(subject, "was trained on modules of other shapes than the base model has. " + _TO_DO)
     _check_vectors(tensors, form.layout, subject)
     ready = {key: moved(_vector(data, spec), device) for key, spec in tensors.items()}
     return Policy(
-        name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=told.step, sequence=told.sequence,
-        gradient=ready.get(_GRADIENT), normaliser=told.normaliser, sums=told.sums, broken=told.broken,
+        name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=saved.step, sequence=saved.sequence,
+        gradient=ready.get(_GRADIENT), normaliser=saved.normaliser, sums=saved.sums, broken=saved.broken,
     )  # fmt: skip
 
 
@@ -103,11 +103,11 @@ def _file(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> b
     for name, each in tensors.items():
         begin, end = end, end + each.nbytes
         header[name] = {"dtype": "F32", "shape": list(each.shape), "data_offsets": [begin, end]}
-    told = msgspec.json.encode(header)
-    told += b" " * (-len(told) % LENGTH_BYTES)
-    start = LENGTH_BYTES + len(told)
+    head = msgspec.json.encode(header)
+    head += b" " * (-len(head) % LENGTH_BYTES)
+    start = LENGTH_BYTES + len(head)
     data = _unfilled(start + end)
-    data[:start] = len(told).to_bytes(LENGTH_BYTES, "little") + told
+    data[:start] = len(head).to_bytes(LENGTH_BYTES, "little") + head
     numbers: NDArray[np.float32] = np.frombuffer(data, "<f4", offset=start)
     np.concatenate([each.cpu().numpy() for each in tensors.values()], out=numbers)
     return data
@@ -134,18 +134,18 @@ def _vector(data: bytes | bytearray, spec: TensorSpec) -> torch.Tensor:
     return found
 
 
-def _read_told(data: bytes | bytearray, subject: str) -> tuple[_Told, dict[str, _Shape]]:
+def _read_metadata(data: bytes | bytearray, subject: str) -> tuple[_SavedPolicy, dict[str, _Shape]]:
     """The metadata, and the shapes of its modules; none of what an engine of before has written."""
     try:
         header = _HEADER.decode(_header(data))
         metadata = _METADATA.decode(header["__metadata__"])
-        told = _READ_TOLD.decode(metadata[_TOLD])
+        saved = _READ_POLICY.decode(metadata[_POLICY])
         shapes = _READ_SHAPES.decode(metadata[_SHAPES]) if _SHAPES in metadata else {}
     except (msgspec.MsgspecError, KeyError, UnicodeError) as error:
         raise CorruptFile(subject, f"is no saved policy ({type(error).__name__}: {error})") from None
-    if told.version != VERSION:
-        raise CorruptFile(subject, f"is a saved policy of format {told.version}; this engine reads {VERSION}")
-    return told, shapes
+    if saved.version != VERSION:
+        raise CorruptFile(subject, f"is a saved policy of format {saved.version}; this engine reads {VERSION}")
+    return saved, shapes
 
 
 def _check_modules(trained: Iterable[str], shapes: Mapping[str, _Shape], layout: Layout, subject: str) -> None:
@@ -161,8 +161,8 @@ def _check_modules(trained: Iterable[str], shapes: Mapping[str, _Shape], layout:
         )
     for path, shape in shapes.items():
         if path in here and shape != (found := _shape_of(here[path])):
-            said = f"was trained on {path} of {_features(shape)} where the base model has {_features(found)}. "
-            raise WrongBase(subject, said + _TO_DO)
+            reason = f"was trained on {path} of {_features(shape)} where the base model has {_features(found)}. "
+            raise WrongBase(subject, reason + _TO_DO)
     if paths != list(here):
         raise WrongBase(subject, "was trained on modules that the base model has in another order. " + _TO_DO)
 
