@@ -50,8 +50,8 @@ class Announcements:
         """
         others = self._all().get(policy, [])
         if others and others[-1].lease > name.lease:
-            said = f"is now published under lease {others[-1].lease}, not {name.lease}"
-            raise StaleLease(f"policy {policy!r}", said)
+            reason = f"is now published under lease {others[-1].lease}, not {name.lease}"
+            raise StaleLease(f"policy {policy!r}", reason)
         self._store.write(self._path(policy, name), msgspec.json.encode(announcer))
         for each in others:
             if each < name:

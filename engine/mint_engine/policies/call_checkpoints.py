@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
     policy: Policy
     record: Record
-    told: Record | None  # what the newest one, whole or not, said of itself before that was read
+    newest_record: Record | None  # what the newest one, whole or not, held before that was read
 
 
 def shelf_of(store: Store, policy: str) -> Shelf:
@@ -78,7 +78,7 @@ async def stay(here: Open, policy: str, calls: Calls) -> None:
 
     Raises StaleLease where another engine has gone on with that already.
     """
-    record = await asked(shelf_of(here.store, policy).newest_told)
+    record = await asked(shelf_of(here.store, policy).newest_record)
     if record is not None and record.left and record.lease == calls.lease:
         await _retell(here, policy, record, left=False)
 
@@ -109,19 +109,19 @@ async def load(here: Open, policy: str, calls: Calls, uri: str) -> Policy:
 
 
 async def newest(here: Open, policy: str, life: int) -> Found:
-    """The newest checkpoint, which where `life` is told (not 0) must be what an engine has left of that one.
+    """The newest checkpoint, which where `life` is given (not 0) must be what an engine has left of that one.
 
     Raises PolicyNotFound where there is none such.
     """
     shelf = shelf_of(here.store, policy)
-    told = await asked(shelf.newest_told)
+    newest_record = await asked(shelf.newest_record)
     found = await asked(shelf.newest)
     if found is None:
         raise PolicyNotFound(f"policy {policy!r}", "has no saved state to resume from; create it")
     record, blob = found
     if life and not (record.left and record.life == life):
         raise not_left(policy, life)
-    return Found(await _read(here, policy, blob), record, told)
+    return Found(await _read(here, policy, blob), record, newest_record)
 
 
 async def latest_lease(here: Open, policy: str) -> int:
@@ -138,7 +138,7 @@ async def give_up(here: Open, policy: str, life: int) -> None:
 
     Of this `life` or an earlier one, whose name that has taken; 0 stands for the latest.
     """
-    record = await asked(shelf_of(here.store, policy).newest_told)
+    record = await asked(shelf_of(here.store, policy).newest_record)
     if record is not None and record.left and (not life or record.life <= life):
         with suppress(StaleLease):  # nor can anybody take up what lies behind a newer lease
             await _retell(here, policy, record, left=False)
@@ -148,7 +148,7 @@ async def succeed(here: Open, policy: str) -> None:
     """A new policy has the name: what an engine has left of an earlier one is not listed beside it."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
-            record = await asked(shelf_of(here.store, policy).newest_told)
+            record = await asked(shelf_of(here.store, policy).newest_record)
             if record is not None and record.left:
                 await aside(here.resting.forget, rests_of(record))
 
@@ -164,8 +164,8 @@ async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> Non
 
 def not_left(policy: str, life: int) -> PolicyNotFound:
     """That a policy is not to be gone on with by a program that does not know what it has lost."""
-    said = f"of life {life} is not what its engine saved on shutdown; resume it by name alone, or create it"
-    return PolicyNotFound(f"policy {policy!r}", said)
+    reason = f"of life {life} is not what its engine saved on shutdown; resume it by name alone, or create it"
+    return PolicyNotFound(f"policy {policy!r}", reason)
 
 
 def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:

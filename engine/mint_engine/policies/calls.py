@@ -62,22 +62,22 @@ class Calls:
         subject = f"policy {self._policy!r}"
         if self.sequence or self._settings is None:
             raise InvalidRequest(subject, f"already exists, at call {self.sequence}; drop it first")
-        told, known = asdict(settings), asdict(self._settings)
-        if other := [f"{name} {known[name]!r}, not {told[name]!r}" for name in told if told[name] != known[name]]:
+        given, known = asdict(settings), asdict(self._settings)
+        if other := [f"{name} {known[name]!r}, not {given[name]!r}" for name in given if given[name] != known[name]]:
             raise InvalidRequest(
                 subject, f"already exists with {', '.join(other)}; drop it first, or choose another name"
             )
 
     def check_life(self, life: int) -> None:
-        """Raise PolicyNotFound where `life` is told (not 0) and another one's."""
+        """Raise PolicyNotFound where `life` is given (not 0) and another one's."""
         if life not in {0, self.life}:
             raise PolicyNotFound(f"policy {self._policy!r}", f"of life {life} was dropped; this is life {self.life}")
 
     def check_lease(self, lease: int) -> None:
-        """Raise PolicyNotFound where `lease` is told (not 0) and another one's: the policy is elsewhere, or was."""
+        """Raise PolicyNotFound where `lease` is given (not 0) and another one's: the policy is elsewhere, or was."""
         if lease not in {0, self.lease}:
-            said = f"is here under lease {self.lease}, not {lease}; ask for its engine and its progress again"
-            raise PolicyNotFound(f"policy {self._policy!r}", said)
+            reason = f"is here under lease {self.lease}, not {lease}; ask for its engine and its progress again"
+            raise PolicyNotFound(f"policy {self._policy!r}", reason)
 
     async def once(
         self,
@@ -161,10 +161,10 @@ class Calls:
             if sequence in self._answers:
                 asked, answer = self._answers[sequence]
                 if asked != digest:
-                    said = (
+                    reason = (
                         f"call {sequence} was already used for a different request; the next is {self.sequence + 1}"
                     )
-                    raise OutOfOrder(f"policy {self._policy!r}", said)
+                    raise OutOfOrder(f"policy {self._policy!r}", reason)
                 return cast(M, answer)
             if sequence != self.sequence + 1:
                 what = "is too old: its answer is no longer kept" if sequence <= self.sequence else "comes too early"

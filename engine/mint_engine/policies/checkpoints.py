@@ -99,7 +99,7 @@ class Shelf:
         self._series.give_back(lease)
 
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
-        """The newest whole checkpoint with its blob; broken ones are passed over and told. None: there has been none.
+        """The newest whole checkpoint with its blob; broken ones are logged and passed over. None: there is none.
 
         Raises CorruptFile where all are broken: who began anew would put nothing in the place of what was learnt.
         So would they where there is none though one of step `saved` is known of, as in a volume that is not mounted:
@@ -131,7 +131,7 @@ class Shelf:
             )
         return None
 
-    def newest_told(self) -> Record | None:
+    def newest_record(self) -> Record | None:
         """What the newest checkpoint says of itself, unless that cannot be read."""
         for name in reversed(self._series.names()):
             with suppress(SourceNotFound, CorruptFile):

@@ -100,10 +100,10 @@ class Course:
 
     def follow(self, before: "Course") -> None:
         """Stand, until it is loaded, where an earlier one under the same lease has come to rest."""
-        told = before.progress
-        self.rewards, self._tokens = list(before.rewards), told.tokens
-        self._evaluation, self._published = told.evaluation, told.published
-        self._standing = Standing(told.saved, told.saved)
+        progress = before.progress
+        self.rewards, self._tokens = list(before.rewards), progress.tokens
+        self._evaluation, self._published = progress.evaluation, progress.published
+        self._standing = Standing(progress.saved, progress.saved)
 
     @property
     def progress(self) -> Progress:
@@ -138,14 +138,14 @@ class Course:
     @property
     def _record(self) -> Record:
         """What a checkpoint of the last finished step tells, but for what it says of the bytes."""
-        told = self.assignment
+        assignment = self.assignment
         return Record(
-            policy=told.policy,
-            wave=told.wave,
-            lease=told.lease,
+            policy=assignment.policy,
+            wave=assignment.wave,
+            lease=assignment.lease,
             step=self._standing.step,
             digest="",
-            run=told.run,
+            run=assignment.run,
             tokens=self._tokens,
             rewards=tuple(self.rewards),
             evaluation=self._evaluation,
@@ -265,12 +265,12 @@ class Course:
 
     async def _read(self, terms: Terms) -> tuple[Sequence[Example], Sequence[Example]]:
         """What is learnt from, and what evaluations ask."""
-        datasets, told = self._means.datasets, terms.train.evaluation
+        datasets, evaluation = self._means.datasets, terms.train.evaluation
         examples = await datasets.read(terms.run, terms.dataset)
-        if told is None:
+        if evaluation is None:
             return examples, ()
-        held_out = examples if told.dataset is None else await datasets.read(terms.run, told.dataset)
-        return examples, held_out[: told.prompts]
+        held_out = examples if evaluation.dataset is None else await datasets.read(terms.run, evaluation.dataset)
+        return examples, held_out[: evaluation.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
         policy, record = await beginning.make(self._means, terms, keeping.shelf, self._since)

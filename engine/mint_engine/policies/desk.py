@@ -45,7 +45,7 @@ class Desk:
 
         def run() -> None:
             found = self._updates.defects.attempt(lambda: work(self._updates.trainer), "training", "has a defect")
-            self._tell(lambda: _settle(answer, found))
+            self._schedule(lambda: _settle(answer, found))
 
         self._updates.call(run)
         self._wake()
@@ -80,7 +80,7 @@ class Desk:
                 return await to_its_end(made)
             except MintError:
                 raise
-            except Exception as error:  # noqa: BLE001 - told, and looked into, as any other beside serving
+            except Exception as error:  # noqa: BLE001 - reported, and looked into, as any other beside serving
                 defect = error
         traceback.clear_frames(defect.__traceback__)  # of its tensors: a full device is no broken one
         return await self.call(lambda _: _raise(defect))
@@ -93,7 +93,7 @@ class Desk:
         answer: asyncio.Future[StepOutcome] = self._loop.create_future()
 
         def resolve(found: StepOutcome | MintError) -> None:
-            self._tell(lambda: _settle(answer, found))
+            self._schedule(lambda: _settle(answer, found))
 
         self._updates.step(Due(policy, optimizer, resolve))
         self._wake()
@@ -117,7 +117,7 @@ class Desk:
         task = asyncio.current_task()
 
         def resolve(found: Learnt | MintError) -> None:
-            self._tell(lambda: _settle(answer, found))
+            self._schedule(lambda: _settle(answer, found))
 
         def gone() -> bool:
             return task is not None and task.cancelling() > 0
@@ -137,9 +137,9 @@ class Desk:
             work()
             self._wake()
 
-        self._tell(lambda: self._loop.call_later(wait_s, do))
+        self._schedule(lambda: self._loop.call_later(wait_s, do))
 
-    def _tell(self, deliver: Callable[[], object]) -> None:
+    def _schedule(self, deliver: Callable[[], object]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(deliver)
 

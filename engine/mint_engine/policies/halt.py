@@ -10,19 +10,19 @@ class Halted(Exception):
 
 
 class Halt:
-    """One course's: `is_told` says whether it is told to stop, and whoever changes that calls `hear`.
+    """One course's: `should_stop` says whether it is to stop now, and whoever changes that calls `hear`.
 
     Lives on the event loop.
     """
 
-    def __init__(self, is_told: Callable[[], bool]) -> None:
-        self._is_told = is_told
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
         self._waits: dict[asyncio.Timeout, float] = {}  # each with its grace
 
     def hear(self) -> None:
         """The order may be another one. Told once more to stop, who waits has no longer for that."""
         for wait, grace_s in self._waits.items():
-            if not wait.expired() and (wait.when() is None or not self._is_told()):
+            if not wait.expired() and (wait.when() is None or not self._should_stop()):
                 wait.reschedule(self._ends_at(grace_s))
 
     @asynccontextmanager
@@ -41,4 +41,4 @@ class Halt:
             raise Halted from None
 
     def _ends_at(self, grace_s: float) -> float | None:
-        return asyncio.get_running_loop().time() + grace_s if self._is_told() else None
+        return asyncio.get_running_loop().time() + grace_s if self._should_stop() else None

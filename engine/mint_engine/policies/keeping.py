@@ -92,8 +92,8 @@ class Keeping:
         async def write(copy: Policy) -> None:
             blob = await aside(state.to_bytes, copy)
             del copy  # beside its bytes it would be in memory for as long as the store takes
-            told = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
-            await self._write(lambda: self.shelf.save(told, blob))
+            complete = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
+            await self._write(lambda: self.shelf.save(complete, blob))
             self.saved = record.step
 
         with ExitStack() as held:
@@ -121,10 +121,10 @@ class Keeping:
         needs = self._room.of(self._holder)
 
         async def write(copy: Packed) -> None:
-            told, packed = await self._write(lambda: revisions.publish(self._store, terms.policy, name, copy))
-            self.published = told
-            self._offer(told.source, packed)
-            _log.info("published", policy=terms.policy, wave=terms.wave, revision=told.revision, step=step)
+            published, packed = await self._write(lambda: revisions.publish(self._store, terms.policy, name, copy))
+            self.published = published
+            self._offer(published.source, packed)
+            _log.info("published", policy=terms.policy, wave=terms.wave, revision=published.revision, step=step)
             await self._write(lambda: revisions.sweep(self._store, terms.policy, name))
 
         with ExitStack() as held:

@@ -43,8 +43,8 @@ class Tenure:
             raise
         except (MintError, TimeoutError) as error:
             if not sure:
-                said = "may have moved to another engine, and its store cannot be read to check; retry"
-                raise SourceUnavailable(f"policy {policy!r}", said, retry_after_s=RETRY_S) from error
+                reason = "may have moved to another engine, and its store cannot be read to check; retry"
+                raise SourceUnavailable(f"policy {policy!r}", reason, retry_after_s=RETRY_S) from error
             _log.warning("tenure_unknown", policy=policy, error=str(error))
 
     async def look(self, look: Callable[[], Awaitable[None]]) -> None:

@@ -31,7 +31,7 @@ from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.schedule import settled
 
-# Of the least probability that float32 holds: what a loss without a number is told as.
+# Of the least probability that float32 holds: what a loss without a number is reported as.
 LEAST_LOGPROB = math.log(2**-149)
 GRACE_S = 1.0  # that a reward may take once there is an order to stop: then its step counts, and is not taken again
 
@@ -121,8 +121,8 @@ class Lessons:
         pairs = await asyncio.to_thread(lambda: [(render.prompt(x, most), render.answer(x, most)) for x in examples])
         batch = supervised(self.terms.policy, pairs, self.terms.loss)
         learnt = await self._learn(batch, step, steps, next_label)
-        told = -learnt.outcome.loss_sum
-        reward = told if math.isfinite(told) else LEAST_LOGPROB
+        logprob = -learnt.outcome.loss_sum
+        reward = logprob if math.isfinite(logprob) else LEAST_LOGPROB
         return Taken(reward, sum(len(p) + len(a) for p, a in pairs), learnt)
 
     async def _answer(

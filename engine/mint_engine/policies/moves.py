@@ -61,7 +61,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _due_evaluation(standing: Standing, train: Train, *, ended: bool) -> bool:
-    told = train.evaluation
-    if told is None or standing.evaluated >= standing.step:
+    evaluation = train.evaluation
+    if evaluation is None or standing.evaluated >= standing.step:
         return False
-    return ended or _due(standing.step, told.every_steps)
+    return ended or _due(standing.step, evaluation.every_steps)

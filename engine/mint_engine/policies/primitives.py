@@ -37,10 +37,10 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
     tokens = sum(len(each.tokens) for each in request.examples)
     if tokens > MOST_TOKENS:
         raise InvalidRequest("examples", f"have {tokens} tokens; give at most {MOST_TOKENS} per call")
-    told = sum(len(part.experts) for each in request.examples for part in each.routes)
-    if told > MOST_ROUTE_BYTES:
+    route_bytes = sum(len(part.experts) for each in request.examples for part in each.routes)
+    if route_bytes > MOST_ROUTE_BYTES:
         raise InvalidRequest(
-            "examples", f"have {in_units(told)} of routes; give at most {in_units(MOST_ROUTE_BYTES)} per call"
+            "examples", f"have {in_units(route_bytes)} of routes; give at most {in_units(MOST_ROUTE_BYTES)} per call"
         )
     loss = _loss_of_request(request)
     examples = [
@@ -100,7 +100,7 @@ def digest_of_request(request: Ordered) -> bytes:
 
 
 def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
-    """How to step; what is not told is Tinker's default. Raises InvalidRequest."""
+    """How to step; what is not set is Tinker's default. Raises InvalidRequest."""
     values = (request.learning_rate, request.weight_decay, request.max_grad_norm, request.epsilon)
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise InvalidRequest("optimizer", "has a value that is negative or not finite")
@@ -116,8 +116,8 @@ def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
     )
 
 
-def told_of(outcome: LossOutcome) -> pb.ForwardBackwardResponse:
-    """What came of it."""
+def response_of(outcome: LossOutcome) -> pb.ForwardBackwardResponse:
+    """The answer to a call, from what came of it."""
     return pb.ForwardBackwardResponse(
         loss_sum=outcome.loss_sum,
         tokens=outcome.tokens,

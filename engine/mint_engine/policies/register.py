@@ -70,11 +70,11 @@ class Register:
         return [(name, calls) for name, calls in sorted(self._calls.items()) if calls not in self._making]
 
     def known(self, name: str, life: int) -> Calls:
-        """A policy that is here, of this `life` if one is told (not 0). Raises PolicyNotFound."""
+        """A policy that is here, of this `life` if one is given (not 0). Raises PolicyNotFound."""
         calls = self._calls.get(name)
         if calls is None:
-            said = "is not on this engine; resume it from its saved state, or create it"
-            raise PolicyNotFound(f"policy {name!r}", said)
+            reason = "is not on this engine; resume it from its saved state, or create it"
+            raise PolicyNotFound(f"policy {name!r}", reason)
         calls.check_there()
         calls.check_life(life)
         return calls
@@ -86,16 +86,16 @@ class Register:
             raise EngineUnavailable(f"policy {name!r}", "is being created; retry", retry_after_s=MAKING_RETRY_S)
         return calls
 
-    async def create(self, name: str, told: PolicySettings) -> Calls:
+    async def create(self, name: str, settings: PolicySettings) -> Calls:
         """A new policy, or the one of that name where it is as new and of the same settings. Raises InvalidRequest
         for another, and Overloaded."""
         await self._refuse_dropped(name)
         here, known = self.here, self._calls.get(name)
         if known is None:
-            known = self._new(name, told)
-            self._make(known, name, partial(self._fresh, here, known, name, told))
+            known = self._new(name, settings)
+            self._make(known, name, partial(self._fresh, here, known, name, settings))
         else:
-            known.check_new(told)
+            known.check_new(settings)
         return await self._there(known)
 
     async def resume(self, name: str, life: int) -> Calls:
@@ -114,7 +114,7 @@ class Register:
     async def sure(self, name: str, calls: Calls, lease: int) -> None:
         """Raise PolicyNotFound for a call of a policy that is another engine's by now, or was meant to be.
 
-        `lease` is what its program takes it to be trained under, 0 where that is not told. Raises SourceUnavailable
+        `lease` is what its program takes it to be trained under, 0 where that is not given. Raises SourceUnavailable
         where the store has not answered for long.
         """
         calls.check_lease(lease)
@@ -198,10 +198,10 @@ class Register:
         time: a call of a policy that is being saved waits for that. So does what the store is yet to be told: of
         drops, and of policies that were not gone on with after all.
         """
-        untold: list[tuple[str, Callable[[Open, str], Awaitable[None]]]]
-        untold = [(name, self._tell_dropped) for name in self._dropped]
-        untold += [(name, self._taking.give_back) for name in self._taking.untaken]
-        for name, tell in untold:
+        pending: list[tuple[str, Callable[[Open, str], Awaitable[None]]]]
+        pending = [(name, self._tell_dropped) for name in self._dropped]
+        pending += [(name, self._taking.give_back) for name in self._taking.untaken]
+        for name, tell in pending:
             try:
                 await tell(self.here, name)
             except MintError as error:
@@ -249,8 +249,8 @@ class Register:
         try:
             await self._tell_dropped(here, name)
         except MintError as error:
-            said = f"is being dropped, which its store does not yet know ({error}); retry"
-            raise EngineUnavailable(f"policy {name!r}", said, retry_after_s=DROPPING_RETRY_S) from error
+            reason = f"is being dropped, which its store does not yet know ({error}); retry"
+            raise EngineUnavailable(f"policy {name!r}", reason, retry_after_s=DROPPING_RETRY_S) from error
 
     async def _let_go_superseded(self, here: Open, name: str) -> None:
         """Of a policy that another engine has gone on with, as far as the store tells now."""
@@ -279,17 +279,17 @@ class Register:
         if self._calls.get(name) is calls:  # and nobody else has let go of it meanwhile
             del self._calls[name]
 
-    def _new(self, name: str, told: PolicySettings | None) -> Calls:
+    def _new(self, name: str, settings: PolicySettings | None) -> Calls:
         """A place for one more policy. Raises Overloaded, and Draining."""
         if self._parting:
             raise draining()
         if len(self._calls) >= MOST_POLICIES:
-            said = f"already has {MOST_POLICIES} Trainer API policies; drop one"
-            raise Overloaded("engine", said, retry_after_s=FULL_RETRY_S)
+            reason = f"already has {MOST_POLICIES} Trainer API policies; drop one"
+            raise Overloaded("engine", reason, retry_after_s=FULL_RETRY_S)
         # Later than those of policies of this name that other engines have trained, or this one has dropped (but see
         # `_succeed`).
         self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
-        calls = self._calls[name] = Calls(name, self._lease, told)
+        calls = self._calls[name] = Calls(name, self._lease, settings)
         return calls
 
     def _succeed(self, calls: Calls, lease: int) -> None:
@@ -303,7 +303,7 @@ class Register:
             calls.check_there()
         return calls
 
-    async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
+    async def _fresh(self, here: Open, calls: Calls, name: str, settings: PolicySettings) -> None:
         desk = here.means.desk
         await desk.call(lambda trainer: trainer.refuse_known(name))
         earlier = await call_checkpoints.latest_lease(here, name)
@@ -311,9 +311,9 @@ class Register:
         if earlier:
             await call_checkpoints.succeed(here, name)
         calls.life = calls.lease
-        here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
+        here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, settings))
         try:
-            policy = await desk.make(lambda maker: maker.fresh(name, told))
+            policy = await desk.make(lambda maker: maker.fresh(name, settings))
             await desk.call(lambda trainer: trainer.put(policy))
         except BaseException:
             here.room.leave(calls.holder)

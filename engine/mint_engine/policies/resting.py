@@ -1,4 +1,4 @@
-"""Policies of calls that rest, told in the store: saved by an engine that let go of them, and on none since.
+"""Policies of calls that rest, listed in the store: saved by an engine that let go of them, and on none since.
 
     <store>/resting/<base>/<policy>@<life>-<sequence>-<step>      in hex; the policy's slashes as "+"
 

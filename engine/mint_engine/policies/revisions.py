@@ -83,9 +83,9 @@ def _entry(store: Store, policy: str, path: str) -> Published:
             return _PUBLISHED.decode(store.read(path, MAX_ENTRY))
         except (msgspec.MsgspecError, UnicodeDecodeError, CapacityExceeded) as error:
             broken = error
-    said = f"has an unreadable entry {path!r} in {store.source.uri!r} ({broken})"
+    reason = f"has an unreadable entry {path!r} in {store.source.uri!r} ({broken})"
     raise CorruptFile(
-        f"newest revision of policy {policy!r}", f"{said}; delete that file to fall back to the revision before it"
+        f"newest revision of policy {policy!r}", f"{reason}; delete that file to fall back to the revision before it"
     )
 
 

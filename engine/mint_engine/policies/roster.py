@@ -54,13 +54,13 @@ class Roster:
         """Train these, from now on. What is not among them any more, or under another lease, is let go at once."""
         self.confirm()
         for policy, running in list(self._running.items()):
-            told = assignments.get(policy)
-            if told is None or _right(told) != _right(running.course.assignment):
+            assignment = assignments.get(policy)
+            if assignment is None or _right(assignment) != _right(running.course.assignment):
                 self._abandon(policy, running)
-        for policy, told in assignments.items():
-            wave = waves.get(told.wave)
-            if wave is not None and told.incarnation in {0, self._incarnation}:
-                self._keep(policy, wave, told)
+        for policy, assignment in assignments.items():
+            wave = waves.get(assignment.wave)
+            if wave is not None and assignment.incarnation in {0, self._incarnation}:
+                self._keep(policy, wave, assignment)
 
     def confirm(self) -> None:
         """The map was read, and still says what it said."""
@@ -89,15 +89,15 @@ class Roster:
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=CLOSE_S)
 
-    def _keep(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
+    def _keep(self, policy: str, wave: WaveTraining, assignment: TrainAssignment) -> None:
         running = self._running.get(policy)
-        if running is None or _goes_on(running.course, told, wave):
-            self._start(policy, wave, told)
+        if running is None or _goes_on(running.course, assignment, wave):
+            self._start(policy, wave, assignment)
         elif not running.ended or running.course.stage in {Stage.PAUSED, Stage.COMPLETE}:
-            running.course.train, running.course.order = wave.train, told.order
+            running.course.train, running.course.order = wave.train, assignment.order
 
-    def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
-        course = Course(self._means, wave, told, self._sure, self._changed)
+    def _start(self, policy: str, wave: WaveTraining, assignment: TrainAssignment) -> None:
+        course = Course(self._means, wave, assignment, self._sure, self._changed)
         if policy in self._running:  # it has come to its end, but may not have let go yet
             course.follow(self._running[policy].course)
             self._leave(self._running[policy].task)
@@ -133,18 +133,18 @@ class Roster:
         self.on_change()
 
 
-def _right(told: TrainAssignment) -> tuple[int, str, int]:
+def _right(assignment: TrainAssignment) -> tuple[int, str, int]:
     """What makes an assignment another one."""
-    return told.lease, told.run, told.incarnation
+    return assignment.lease, assignment.run, assignment.incarnation
 
 
-def _goes_on(course: Course, told: TrainAssignment, wave: WaveTraining) -> bool:
+def _goes_on(course: Course, assignment: TrainAssignment, wave: WaveTraining) -> bool:
     """Whether a course that has ended is taken up again under its lease: paused, or with more steps to take.
 
     One that was given up goes on under another: it begins before steps that it had taken, and what it comes to may
     not go by the names of what these came to.
     """
-    if told.order is not Order.RUN:
+    if assignment.order is not Order.RUN:
         return False
     more = course.stage is Stage.COMPLETE and wave.train.steps > course.progress.step
     return course.stage is Stage.PAUSED or more

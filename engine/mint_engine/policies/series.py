@@ -1,8 +1,8 @@
 """What a policy's trainers write one after another: a folder for each, named by lease and step.
 
-    <folder>/<lease>-<step>/<what is told>, then <folder>/<lease>-<step>/<what tells of it>
+    <folder>/<lease>-<step>/<content>, then <folder>/<lease>-<step>/<manifest>
 
-What nothing tells of does not exist. A lease that has written nothing yet may say that it has the policy (`take`), by
+What no manifest names does not exist. A lease that has written nothing may say that it has the policy (`take`), by
 
     <folder>/<lease>-00000000/taken.<number>
 
@@ -42,10 +42,10 @@ class Name(msgspec.Struct, frozen=True, order=True):
 
 
 class Series:
-    """One policy's. `telling` is the file that tells of the others, written last. Blocks its thread."""
+    """One policy's. `manifest` is the file that names the others, written last. Blocks its thread."""
 
-    def __init__(self, store: Store, policy: str, folder: str, telling: str, kept: int) -> None:
-        self._store, self._policy, self._telling, self._kept = store, policy, telling, kept
+    def __init__(self, store: Store, policy: str, folder: str, manifest: str, kept: int) -> None:
+        self._store, self._policy, self._manifest, self._kept = store, policy, manifest, kept
         self.folder = folder
 
     def names(self) -> list[Name]:
@@ -107,8 +107,8 @@ class Series:
     def sweep(self, name: Name) -> None:
         """Remove all but the newest ones up to `name`; what tells of one first, so that none is ever half there."""
         older = [each for each in self.names() if each <= name]
-        whole = [each for each in older if self._telling in self._store.names(f"{self.folder}/{each}")]
+        whole = [each for each in older if self._manifest in self._store.names(f"{self.folder}/{each}")]
         for each in older:
             if each not in whole[-self._kept :]:
-                self._store.delete(f"{self.folder}/{each}/{self._telling}")
+                self._store.delete(f"{self.folder}/{each}/{self._manifest}")
                 self._store.delete(f"{self.folder}/{each}")

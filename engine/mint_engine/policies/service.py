@@ -32,8 +32,8 @@ from mint_engine.policies.primitives import (
     batch_of_request,
     digest_of_request,
     optimizer_of_request,
+    response_of,
     settings_of,
-    told_of,
 )
 from mint_engine.policies.register import Register
 from mint_engine.policies.series import Name
@@ -58,7 +58,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
-            return self._told(name, await self._register.create(name, settings_of(request)))
+            return self._policy_state(name, await self._register.create(name, settings_of(request)))
 
         return await _answered(work, context)
 
@@ -67,7 +67,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
-            return self._told(name, await self._register.resume(name, request.life))
+            return self._policy_state(name, await self._register.resume(name, request.life))
 
         return await _answered(work, context)
 
@@ -76,7 +76,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
-            return self._told(name, self._register.known_made(name, request.life))
+            return self._policy_state(name, self._register.known_made(name, request.life))
 
         return await _answered(work, context, noted=False)  # gateways ask every engine for what one of them has
 
@@ -89,7 +89,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             self._refuse_other(request.base_model)
             if request.resting:
                 return await self._resting(request)
-            return pb.ListPoliciesResponse(policies=[self._told(*each) for each in self._register.made()])
+            return pb.ListPoliciesResponse(policies=[self._policy_state(*each) for each in self._register.made()])
 
         return await _answered(work, context)
 
@@ -101,7 +101,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         async def work(here: Open, _: Calls) -> pb.ForwardBackwardResponse:
             # On another thread: a batch may have millions of routes to check.
             batch = await asyncio.to_thread(batch_of_request, request, here.means.desk.routes)
-            return told_of((await here.means.desk.learn(batch, None)).outcome)
+            return response_of((await here.means.desk.learn(batch, None)).outcome)
 
         return await self._once(request, work, context)
 
@@ -136,9 +136,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 step = read.step  # of what the step thread owns from now on
                 await here.replace(calls, read)
             calls.step = step
-            told = self._told(request.policy, calls)
-            told.sequence = request.sequence
-            return told
+            policy_state = self._policy_state(request.policy, calls)
+            policy_state.sequence = request.sequence
+            return policy_state
 
         return await self._once(request, work, context)
 
@@ -151,16 +151,16 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             async def publishing() -> pb.PublishResponse:
                 async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
                     copy = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
-                    told, packed = await aside(revisions.publish, here.store, policy, name, copy)
+                    published, packed = await aside(revisions.publish, here.store, policy, name, copy)
                 await call_checkpoints.refuse_superseded(here, policy, calls)  # whose name means the other engine's
-                await here.herald.announce(policy, calls.life, name, told.source)
-                here.means.places.offer(policy, told.source, packed)
-                return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
+                await here.herald.announce(policy, calls.life, name, published.source)
+                here.means.places.offer(policy, published.source, packed)
+                return pb.PublishResponse(revision=published.revision, uri=published.source.uri)
 
             await here.refuse_taken(policy)
-            told = await self._register.kept(policy, calls, publishing)
+            response = await self._register.kept(policy, calls, publishing)
             await _swept(here, policy, name)
-            return told
+            return response
 
         return await self._once(request, work, context)
 
@@ -184,7 +184,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         return await _answered(ordered, context)
 
-    def _told(self, policy: str, calls: Calls) -> pb.PolicyState:
+    def _policy_state(self, policy: str, calls: Calls) -> pb.PolicyState:
         return pb.PolicyState(
             policy=policy,
             step=calls.step,
@@ -203,8 +203,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         waves, response = here.waves(), pb.ListPoliciesResponse()
         for each in found[:most]:
             if each.policy not in waves:
-                told = response.policies.add(policy=each.policy, step=each.step, sequence=each.sequence)
-                told.life, told.base_model = each.life, self._base
+                entry = response.policies.add(policy=each.policy, step=each.step, sequence=each.sequence)
+                entry.life, entry.base_model = each.life, self._base
         if len(found) > most:
             response.next_page_token = found[most - 1].policy
         return response

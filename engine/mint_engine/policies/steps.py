@@ -14,9 +14,9 @@ from mint_engine.training.trainer import Trainer
 
 @dataclass(eq=False, frozen=True)
 class Due:
-    """A step that a policy is to take. `resolve` is told before anything else is done on the step thread.
+    """A step that a policy is to take. `resolve` is called before anything else is done on the step thread.
 
-    Once that has ended, `resolve` is told by who closes what was left.
+    Once that has ended, `resolve` is called by who closes what was left.
     """
 
     policy: str

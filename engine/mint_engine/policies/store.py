@@ -137,8 +137,8 @@ class LocalStore:
 
     def _check_mounted(self) -> None:
         if not self._mounted.is_dir():
-            said = f"its folder {str(self._mounted)!r} does not exist; mount its volume, or create it; retrying"
-            raise SourceUnavailable(self._subject, said)
+            reason = f"its folder {str(self._mounted)!r} does not exist; mount its volume, or create it; retrying"
+            raise SourceUnavailable(self._subject, reason)
 
 
 def _partial(target: Path) -> Path:

@@ -73,7 +73,7 @@ class Taking:
 
 def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> None:
     shelf.take(lease)
-    if shelf.newest_told() != found.told:
+    if shelf.newest_record() != found.newest_record:
         raise _busy(policy, "was just saved by the engine that has or had it; retry")
     if life and _gone_on(shelf, lease, found):  # or who does it merely tries: that is seen by the next try
         raise _busy(policy, "is being resumed by another engine; retry")
@@ -84,5 +84,5 @@ def _gone_on(shelf: Shelf, lease: int, found: Found) -> bool:
     return any(found.record.lease < each < lease for each in shelf.leases())
 
 
-def _busy(policy: str, said: str) -> EngineUnavailable:
-    return EngineUnavailable(f"policy {policy!r}", f"{said}; retry", retry_after_s=RETRY_S)
+def _busy(policy: str, reason: str) -> EngineUnavailable:
+    return EngineUnavailable(f"policy {policy!r}", f"{reason}; retry", retry_after_s=RETRY_S)

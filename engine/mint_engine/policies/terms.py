@@ -47,12 +47,12 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
     if reward is None and train.algorithm == "GRPO":
         raise InvalidRequest(subject, "has no reward; set spec.train.reward or the policy's own")
     if reward is None and train.evaluation is not None:
-        said = "has no reward to score its evaluations by; set spec.train.reward or the policy's own"
-        raise InvalidRequest(subject, said)
+        reason = "has no reward to score its evaluations by; set spec.train.reward or the policy's own"
+        raise InvalidRequest(subject, reason)
     loss = Loss(type="cross_entropy") if train.algorithm == "SFT" else own.loss or train.loss
     if train.algorithm == "GRPO" and loss.type == "cross_entropy":
         raise InvalidRequest(subject, "cannot learn its own completions by cross_entropy; use dapo, or algorithm SFT")
-    told = train.sampling
+    sampling = train.sampling
     return Terms(
         policy=assignment.policy,
         wave=assignment.wave,
@@ -67,12 +67,12 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
         optimizer=own.optimizer or train.optimizer,
         loss=loss,
         sampling=Sampling(
-            max_tokens=told.max_tokens,
+            max_tokens=sampling.max_tokens,
             seed=0,
-            temperature=told.temperature,
-            top_k=told.top_k,
-            top_p=told.top_p,
-            stop=tuple(told.stop),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            stop=tuple(sampling.stop),
             logprobs=0,
             tempered_logprobs=True,
         ),
