@@ -21,7 +21,7 @@ class Arrival:
         """`on_begin` is called once, on the thread that tells, when the slot's tables are there."""
         self._come = np.zeros(1, dtype=np.int64)  # bytes of the row; kernels read it
         self._on_begin = on_begin
-        self.begun = False  # its slot's tables are there, and what is in memory of it is told
+        self.begun = False  # its slot's tables are there, and what is in memory of it is known
         self.error: MintError | None = None  # why no more will come
 
     @property

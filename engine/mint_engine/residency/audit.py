@@ -75,11 +75,11 @@ class Audit:
         return found or seen.room.imbalance(seen.trained())
 
     def look(self, *, busy: bool) -> None:
-        """Look once; a defect is told, and serving goes on."""
+        """Look once; a defect is logged, and serving goes on."""
         problem = self.imbalance(busy=busy)
         metrics.BALANCED.set(not problem)
         if problem:
-            self._tell(problem)
+            self._note(problem)
 
     def _look_for_unattended(self) -> None:
         """Find a slot held, from the last look to this one, for requests that are not there: it is so for good.
@@ -93,10 +93,10 @@ class Audit:
         found = frozenset((slot, copy.used) for slot, copy in held if copy.serving and slot not in read)
         for slot, _ in found & self._unattended:
             metrics.BALANCED.set(False)
-            self._tell(f"slot {slot} is held for {self._books.in_slots[slot].adapter!r}, and no request is there")
+            self._note(f"slot {slot} is held for {self._books.in_slots[slot].adapter!r}, and no request is there")
         self._unattended = found
 
-    def _tell(self, problem: str) -> None:
+    def _note(self, problem: str) -> None:
         IMBALANCES.inc()
         log.error("books_do_not_balance", part="residency", problem=problem)
 
@@ -166,10 +166,10 @@ def _of_tenants(books: Books, in_flight: Iterable[Tenant]) -> Iterator[str]:
     """
     for tenant in in_flight:
         copy = books.in_slots.get(tenant.slot)
-        told = f"slot {tenant.slot} is read as {tenant.adapter!r} at {tenant.revision}"
+        tenancy = f"slot {tenant.slot} is read as {tenant.adapter!r} at {tenant.revision}"
         if copy is None or copy.adapter != tenant.adapter:
-            yield f"{told}, and holds {repr(copy.adapter) if copy else 'nobody'}"
+            yield f"{tenancy}, and holds {repr(copy.adapter) if copy else 'nobody'}"
         elif not copy.lent and copy.revision != tenant.revision:
-            yield f"{told}, and holds {copy.revision}"
+            yield f"{tenancy}, and holds {copy.revision}"
         elif not (copy.lent or copy.serving):
-            yield f"{told}, and is held for nobody"
+            yield f"{tenancy}, and is held for nobody"

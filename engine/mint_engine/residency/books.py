@@ -19,8 +19,7 @@ from mint_engine.residency.decide import CopyView, Wants, gives_way, satisfied, 
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.holding import AdapterStatus
 from mint_engine.residency.host import HostTier, Key
-from mint_engine.residency.succeeding import serves_on
-from mint_engine.residency.telling import tell
+from mint_engine.residency.report import AdapterView, report
 from mint_engine.residency.turns import Seat
 
 
@@ -46,7 +45,7 @@ class Books:
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()
-        self._told: dict[str, records.Held] = {}
+        self._held: dict[str, records.Held] = {}
         self._clock = 0
 
     def tick(self) -> int:
@@ -141,6 +140,13 @@ class Books:
         """A wave wants this adapter from this source."""
         return wanted_tier(self.wants, copy.key) is not Tier.REMOTE
 
+    def serves_on(self, copy: Copy) -> bool:
+        """Whether a copy still answers for its source, whose newer state is not as warm yet."""
+        if copy.formerly is None or self.tier(copy).warmth < Tier.HOST.warmth:
+            return False
+        successor = self.copies.get((copy.adapter, copy.formerly))
+        return successor is None or not successor.revision or self.tier(successor).warmth < self.tier(copy).warmth
+
     def view(self, copy: Copy) -> CopyView:
         """A copy as the decisions see it."""
         return CopyView(
@@ -153,7 +159,7 @@ class Books:
             blocked=copy.blocked(time.monotonic()),
             for_wave=copy.for_wave,
             current=self.current.get(copy.adapter) is copy,
-            told=copy.told,
+            requested=copy.requested,
         )
 
     def seats(self) -> list[Seat]:
@@ -198,7 +204,7 @@ class Books:
         changed = {name for name in before.keys() | announced.keys() if before.get(name) != announced.get(name)}
         for copy in (copy for name in changed for copy in self.of_adapter.get(name, ())):
             if copy.source == before.get(copy.adapter):
-                copy.told = False
+                copy.requested = False
         self._changed |= changed
 
     def settle(self) -> None:
@@ -211,44 +217,44 @@ class Books:
         names, self._changed = self._changed, set()
         for name in names:
             self._settle(name, now)
-            told = tell(self, name)
-            if told is None:
-                self._told.pop(name, None)
+            held = report(self._adapter_view(name))
+            if held is None:
+                self._held.pop(name, None)
             else:
-                self._told[name] = told
+                self._held[name] = held
         self.due |= names
 
-    def for_request(self, adapter: str, told: Source | None = None) -> Copy:
+    def for_request(self, adapter: str, source: Source | None = None) -> Copy:
         """The copy that a request made now is answered by. Raises AdapterNotFound.
 
-        It is what a wave wants here, else what the request has been `told` (where another engine's wave or the
+        It is what a wave wants here, else the `source` that the request names (where another engine's wave or the
         catalog has it), else what calls have published, else the store's; of a source that has changed the older one,
         while the newer is not here.
-        What this engine has published gives way to what the request was told.
+        What this engine has published gives way to what the request names.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
-        if want is not None and (told in {None, want.source} or adapter not in self.own):
+        if want is not None and (source in {None, want.source} or adapter not in self.own):
             known = serving is not None and (serving.load is not None or self.tier(serving) is not Tier.REMOTE)
             return serving if serving is not None and known else self.copy_of((adapter, want.source))
-        copy = self._unwanted(adapter, told)
-        if serving is not None and serving.formerly == copy.source and serves_on(self, serving):
+        copy = self._unwanted(adapter, source)
+        if serving is not None and serving.formerly == copy.source and self.serves_on(serving):
             return serving
         return copy
 
-    def _unwanted(self, adapter: str, told: Source | None) -> Copy:
-        if told is None:
-            told = self.announced.get(adapter)
-        if told is None:
+    def _unwanted(self, adapter: str, source: Source | None) -> Copy:
+        if source is None:
+            source = self.announced.get(adapter)
+        if source is None:
             if self.store is None:
                 raise AdapterNotFound(
                     f"adapter {adapter!r}",
                     "is not in any wave, and the base model has no adapter store; add it to a wave",
                 )
-            told = child(self.store, adapter)
-        copy = self.copy_of((adapter, told))
-        if not copy.told:  # what it was by an earlier request's word may lie elsewhere
+            source = child(self.store, adapter)
+        copy = self.copy_of((adapter, source))
+        if not copy.requested:  # what it was by an earlier request's word may lie elsewhere
             for each in self.of_adapter[adapter]:
-                each.told = each is copy
+                each.requested = each is copy
             self.changed(copy)
         return copy
 
@@ -277,15 +283,26 @@ class Books:
         return sorted(found, key=lambda each: each.adapter)
 
     def report(self) -> dict[str, records.Held]:
-        """What the map must know, by adapter (see `tell`)."""
+        """What the map must know, by adapter (see `report.report`)."""
         self.settle()
-        return dict(self._told)
+        return dict(self._held)
+
+    def _adapter_view(self, name: str) -> AdapterView:
+        return AdapterView(
+            adapter=name,
+            copies={copy: self.view(copy) for copy in self.of_adapter.get(name, ())},
+            current=self.current.get(name),
+            want=self.wants.get(name),
+            announced=self.announced.get(name),
+            own=name in self.own,
+            store=self.store,
+        )
 
     def _settle(self, name: str, now: float) -> None:
         want = self.wants.get(name)
         if want is None:
             serving = self.current.get(name)
-            if serving is not None and not serves_on(self, serving):
+            if serving is not None and not self.serves_on(serving):
                 del self.current[name]
         else:
             copy = self.copies.get((name, want.source))

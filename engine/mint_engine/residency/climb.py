@@ -128,7 +128,7 @@ class Climber:
     async def clear_again(self) -> None:
         """Try the slots that were set aside, and give back what can be cleared by now."""
         for slot in sorted(self._table.aside):
-            with suppress(Exception):  # told when it was set aside
+            with suppress(Exception):  # logged when it was set aside
                 await self._zero(slot)
                 self._table.give_back(slot)
 
@@ -236,8 +236,8 @@ class Climber:
         arrival = copy.arrival
         if arrival is None:
             return
-        told = Internal(f"adapter {copy.adapter!r}", "could not be put into its slot; see the log")
-        arrival.lose(error if isinstance(error, MintError) else told)
+        defect = Internal(f"adapter {copy.adapter!r}", "could not be put into its slot; see the log")
+        arrival.lose(error if isinstance(error, MintError) else defect)
         while copy.serving:
             copy.leaving = asyncio.Event()
             await copy.leaving.wait()

@@ -43,7 +43,7 @@ class Copy:
     in_reserve: bool = False  # it is kept in case the load of its successor, which took its slot, fails
     used: int = 0
     for_wave: bool = False
-    told: bool = False  # its adapter is taken from here, by the last request's word
+    requested: bool = False  # its adapter is taken from here, by the last request's word
     state: str | None = None  # what a local source's files were when they were last read; "" where nothing was there
     formerly: Source | None = None  # where this was, before that source's files changed
     goal: Tier = Tier.REMOTE  # what the running load is for

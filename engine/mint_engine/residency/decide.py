@@ -21,7 +21,7 @@ class CopyView(msgspec.Struct, frozen=True):
     blocked: bool  # its last load failed, and it is not yet time to try again
     for_wave: bool  # a wave wanted it on the device since it came there
     current: bool  # new requests are answered by it
-    told: bool = False  # its adapter is taken from here, by the last request's word
+    requested: bool = False  # its adapter is taken from here, by the last request's word
 
     @property
     def key(self) -> Key:
@@ -58,7 +58,7 @@ def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
     """No new request can be answered by the copy: its adapter is now taken from elsewhere."""
     want = wants.get(view.adapter)
     if want is None:
-        return not (view.told or view.current) and (store is None or view.source != child(store, view.adapter))
+        return not (view.requested or view.current) and (store is None or view.source != child(store, view.adapter))
     return view.source != want.source and not view.current
 
 

@@ -134,11 +134,11 @@ def with_offered(
     """
     merged = dict(wanted)
     for adapter, own in offered.items():
-        told = wanted.get(adapter)
-        if told is None:
+        want = wanted.get(adapter)
+        if want is None:
             merged[adapter] = _newest(own, announced.get(adapter))
-        elif parent(told.source) == parent(own.source):
-            merged[adapter] = msgspec.structs.replace(told, source=own.source)
+        elif parent(want.source) == parent(own.source):
+            merged[adapter] = msgspec.structs.replace(want, source=own.source)
     return merged
 
 

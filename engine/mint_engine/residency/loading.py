@@ -58,7 +58,7 @@ class Loader:
         Call inside `disk.using(source)`; computes little, and waits for nothing but this machine's disk. Raises what
         `load` does.
         """
-        path = self.disk.get(source, self._told(None) if state is None else state)
+        path = self.disk.get(source, self._digest(None) if state is None else state)
         try:
             return None if path is None else self._open(path, source)
         except (CorruptFile, _Lost):  # which `load` sees to
@@ -83,8 +83,8 @@ class Loader:
             try:
                 return self._open(path, source)
             except _Lost as error:
-                told = f"cannot be read back from this engine's disk ({error}); retrying"
-                raise SourceUnavailable(subject_of(source), told) from None
+                reason = f"cannot be read back from this engine's disk ({error}); retrying"
+                raise SourceUnavailable(subject_of(source), reason) from None
 
     def lost(self, source: Source, packed: Packed) -> None:
         """This machine's disk does not have all of what it packed of a source: the next load brings it anew.
@@ -110,7 +110,7 @@ class Loader:
         except MintError:
             return ""
         names = {name for name, *_ in files}
-        return self._told(files) if PACKED in names or {CONFIG, WEIGHTS} <= names else ""
+        return self._digest(files) if PACKED in names or {CONFIG, WEIGHTS} <= names else ""
 
     def _turn(self, source: Source) -> threading.Lock:
         with self._guard:
@@ -170,13 +170,13 @@ class Loader:
 
         A local source's files are looked at. A remote one is taken to be what its URI and revision name, for good.
         """
-        return self._told(_files_of(source) if is_local(source) else None)
+        return self._digest(_files_of(source) if is_local(source) else None)
 
-    def _told(self, files: Sequence[FileState] | None) -> str:
-        told = hashlib.sha256(self._base.encode())
+    def _digest(self, files: Sequence[FileState] | None) -> str:
+        digest = hashlib.sha256(self._base.encode())
         if files is not None:
-            told.update(repr(files).encode())
-        return told.hexdigest()[:16]
+            digest.update(repr(files).encode())
+        return digest.hexdigest()[:16]
 
 
 def _files_of(source: Source) -> list[FileState]:

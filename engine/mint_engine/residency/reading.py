@@ -27,9 +27,9 @@ def read(packed: Packed) -> torch.Tensor:
 
 
 def unreadable(packed: Packed, error: OSError) -> LostBlock:
-    """What is told of a file of this engine's disk that can not be read."""
-    told = f"could not be read from this engine's disk ({error.strerror}); retrying"
-    return LostBlock(f"revision {packed.revision}", told)
+    """The error of a file of this engine's disk that can not be read."""
+    reason = f"could not be read from this engine's disk ({error.strerror}); retrying"
+    return LostBlock(f"revision {packed.revision}", reason)
 
 
 def is_readable(descriptor: int, nbytes: int) -> bool:

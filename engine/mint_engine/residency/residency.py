@@ -309,13 +309,15 @@ class Residency:
         self.rate.ended(now, loading=len(self.books.loading))
         seconds = now - began
         metrics.tell_load("loaded" if error is None else error.reason, seconds)
-        told = log.bind(adapter=copy.adapter, source=copy.source.uri, seconds=round(seconds, 4))
+        load_log = log.bind(adapter=copy.adapter, source=copy.source.uri, seconds=round(seconds, 4))
         if error is None:
             copy.recovered()
-            told.info("loaded", revision=copy.revision, tier=self.books.tier(copy), slot=copy.slot, rank=copy.rank)
+            load_log.info(
+                "loaded", revision=copy.revision, tier=self.books.tier(copy), slot=copy.slot, rank=copy.rank
+            )
         else:
             self.books.failed(copy, error)
-            told.warning("load_failed", reason=error.reason, error=str(error), terminal=error.terminal)
+            load_log.warning("load_failed", reason=error.reason, error=str(error), terminal=error.terminal)
         self._changed()
         return error
 

@@ -33,7 +33,7 @@ from mint_engine.residency.remapping import (
 )
 from mint_engine.residency.staying import Stay, Stayed, can_lock
 
-Told = Callable[[int, int], None]  # at which element a run begins, and how many bytes of its row are in memory
+OnPresent = Callable[[int, int], None]  # at which element a run begins, and how many bytes of its row are in memory
 
 
 class SlotRows:
@@ -55,12 +55,12 @@ class SlotRows:
         if self._remaps:
             self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
 
-    def load(self, slot: int, packed: Packed, *, keep: bool, told: Told | None) -> int:
+    def load(self, slot: int, packed: Packed, *, keep: bool, on_present: OnPresent | None) -> int:
         """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
 
-        Without `keep` the run's pages may become the row's, and zeros are left of it. `told` hears of a file that
-        begins to take its place. Raises LostBlock where its file can not be read any more; the row is to be cleared
-        then.
+        Without `keep` the run's pages may become the row's, and zeros are left of it. `on_present` hears of a file
+        that begins to take its place. Raises LostBlock where its file can not be read any more; the row is to be
+        cleared then.
         """
         with self._guards[slot]:
             self._locked[slot] = False
@@ -68,7 +68,7 @@ class SlotRows:
                 start = packed.header.head_bytes // self.memory.itemsize
                 with packed.file.open() as descriptor:
                     if descriptor is not None and self._put_file(
-                        slot, descriptor, packed, told and partial(told, start)
+                        slot, descriptor, packed, on_present and partial(on_present, start)
                     ):
                         return start
             if keep or not self._put_pages(slot, packed.run):
@@ -107,14 +107,14 @@ class SlotRows:
         self.filled[slot], self._files[slot] = 0, None
         self._locked[slot] = False
 
-    def _put_file(self, slot: int, descriptor: int, packed: Packed, told: Callable[[int], None] | None) -> bool:
+    def _put_file(self, slot: int, descriptor: int, packed: Packed, on_present: Callable[[int], None] | None) -> bool:
         """Map the whole file to the row's beginning. False, with zeros in the row, where files can not be mapped."""
         size, before = packed.header.file_bytes, self.filled[slot]
         self.filled[slot] = max(before, size // self.memory.itemsize)  # until the rest is zero
         self._files[slot] = packed.file
         address, rest = self._address(slot), -(-size // PAGE) * PAGE
         try:
-            mapped = put_file(address, descriptor, size, told)
+            mapped = put_file(address, descriptor, size, on_present)
         except OSError as error:
             raise unreadable(packed, error) from error
         put_zeros(address + rest, before * self.memory.itemsize - rest)

@@ -170,8 +170,8 @@ class Slots:
             self._tables.ranks[:, slot] = columns.ranks
             self._tables.scalings[:, slot] = scalings
 
-        told = partial(_tell, arrival, begin) if arrival is not None else None
-        begin(self._rows.load(slot, own, keep=keep, told=told))
+        on_present = partial(_note_present, arrival, begin) if arrival is not None else None
+        begin(self._rows.load(slot, own, keep=keep, on_present=on_present))
         self._settle()
 
     def clear(self, slot: int) -> None:
@@ -232,7 +232,7 @@ class Slots:
             torch.cuda.current_stream(self.device).synchronize()
 
 
-def _tell(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
+def _note_present(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
     """A run that begins at an element of its row has come so far; the tables know of it before anybody reads it."""
     if not arrival.begun:
         begin(start)

@@ -18,7 +18,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.sources.local import is_local, place_of
 from mint_engine.sources.storage import subject_of
 
-SILENT_S = 5.0  # a few files are told of within milliseconds, by a server far away, too
+SILENT_S = 5.0  # a few files are looked at within milliseconds, by a server far away, too
 EACH = 4  # looks of one place at once
 THREADS = 32
 SOME = 16  # sources that one look is at
@@ -48,8 +48,8 @@ class Looks:
         for source in filter(is_local, sources):
             places.setdefault(place_of(source), set()).add(source)
         found: dict[Source, str | None] = {}
-        for told in await asyncio.gather(*[self._states_at(list(each)) for each in places.values()]):
-            found |= told
+        for states in await asyncio.gather(*[self._states_at(list(each)) for each in places.values()]):
+            found |= states
         return [found.get(source, "") if is_local(source) else None for source in sources]
 
     def is_stuck(self, source: Source) -> bool:

@@ -3,7 +3,7 @@
 The pages of a mapped file are clean: the system may drop them at any time, and a step that reads them then waits for
 the disk. Where this process may lock as much memory as all slots have, they are locked. Where it may not, they are
 looked at every few seconds, and what has left is brought back beside the steps, so that no adapter that is in use
-stays away for long; how much left is told.
+stays away for long; how much left is counted.
 """
 
 import resource

@@ -13,7 +13,7 @@ from mint_contracts.records import Tier
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.source_stat import Looks
-from mint_engine.residency.succeeding import serves_on, succeed
+from mint_engine.residency.succeeding import succeed
 
 AT_ONCE = 512  # sources a look: some 10 ms of stat on a local disk
 LOADS = 2  # at once for sources that have changed and that no wave wants
@@ -63,7 +63,7 @@ class Watch:
                 continue
             successor = self._books.copy_of((older.adapter, older.formerly))
             broken = successor.error is not None and successor.error.terminal
-            if serves_on(self._books, older) and successor.load is None and not broken:
+            if self._books.serves_on(older) and successor.load is None and not broken:
                 self._start(successor, self._books.tier(older))
                 began += 1
         return began > 0
