@@ -3,7 +3,7 @@
 import pytest
 
 from mint_engine.residency import low_priority
-from mint_engine.residency.low_priority import Gentle
+from mint_engine.residency.low_priority import LowPriority
 
 
 class Clock:
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_thread_rests_before_its_next_work_as_its_share_asks(clock: Clock) -> None:
-    own = Gentle(lambda: True, share=1 / 10)
+    own = LowPriority(lambda: True, share=1 / 10)
     assert own.run(lambda: clock.work(0.002, waited=5.0)) == "done"
     assert clock.slept == [], "no result waits for a rest"
     own.run(lambda: clock.work(0.001))
@@ -43,14 +43,14 @@ def test_a_thread_rests_before_its_next_work_as_its_share_asks(clock: Clock) -> 
 
 
 def test_threads_share_what_all_of_them_take(clock: Clock) -> None:
-    own = Gentle(lambda: True, threads=2, share=1 / 10)
+    own = LowPriority(lambda: True, threads=2, share=1 / 10)
     own.run(lambda: clock.work(0.002))
     own.run(lambda: None)
     assert clock.slept == [pytest.approx(0.038)], "twice as long, less its own work, as one alone would"
 
 
 def test_a_rest_is_bounded_and_failed_work_counts(clock: Clock) -> None:
-    own = Gentle(lambda: True)
+    own = LowPriority(lambda: True)
 
     def fail() -> None:
         clock.work(1e3)
@@ -63,7 +63,7 @@ def test_a_rest_is_bounded_and_failed_work_counts(clock: Clock) -> None:
 
 
 def test_nothing_rests_while_no_request_runs(clock: Clock) -> None:
-    own = Gentle(lambda: False, share=1e-9)
+    own = LowPriority(lambda: False, share=1e-9)
     for _ in range(100):
         own.run(lambda: clock.work(0.002))
     assert clock.slept == []

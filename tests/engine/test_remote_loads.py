@@ -19,7 +19,7 @@ from mint_contracts.source import Source
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import loading
-from mint_engine.residency.read_concurrency import Together
+from mint_engine.residency.read_concurrency import ReadConcurrency
 from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
 from mint_engine.sources import hosts
 from mint_engine.sources.fetch import PACKED, WEIGHTS
@@ -94,7 +94,7 @@ async def test_remote_loads_that_wait_take_no_local_ones_place(scene: Callable[.
 
 
 def test_of_large_adapters_few_are_read_at_once() -> None:
-    together, reading, go_on = Together(few=2, most_bytes=100), threading.Semaphore(0), threading.Event()
+    together, reading, go_on = ReadConcurrency(few=2, most_bytes=100), threading.Semaphore(0), threading.Event()
     inside: list[int] = []
 
     def read(nbytes: int) -> int:
@@ -119,7 +119,7 @@ def test_of_large_adapters_few_are_read_at_once() -> None:
 
 
 async def test_small_adapters_that_keep_coming_do_not_keep_a_large_one_out() -> None:
-    together, came = Together(few=2, most_bytes=100), list[int]()
+    together, came = ReadConcurrency(few=2, most_bytes=100), list[int]()
 
     def read(nbytes: int) -> None:
         with together.reading(nbytes):
@@ -144,7 +144,7 @@ async def test_what_is_read_again_to_tell_what_is_wrong_waits_for_no_place_of_it
     with (store / NAMES[0] / PACKED).open("wb") as file:
         packed_file.write(Packed(packed_file.complete(sound.header, run), run), file)
     here = scene(slots=1, store=None)
-    here.loader._together = Together(few=1, most_bytes=0)
+    here.loader._read_concurrency = ReadConcurrency(few=1, most_bytes=0)
     with stores.serving(stores.Files, store) as (address, _):
         here.residency.want([Assignment("broken", Source(f"http://{address}/{NAMES[0]}"), Tier.DISK)])
         await until(lambda: here.failure("broken") == "NonFiniteWeights")
@@ -218,10 +218,10 @@ async def test_who_has_waited_in_line_says_nothing_of_its_server(
     here = scene(slots=1, store=None)
     monkeypatch.setattr(loading, "relay", relay)
     monkeypatch.setattr(here.loader, "_hosts", Hosts(lambda: now[0]))
-    monkeypatch.setattr(here.loader, "_together", Together(few=1, most_bytes=0))
-    with here.loader._together.reading(1):
+    monkeypatch.setattr(here.loader, "_read_concurrency", ReadConcurrency(few=1, most_bytes=0))
+    with here.loader._read_concurrency.reading(1):
         here.residency.want([Assignment("far", Source("https://a.example/x"), Tier.DISK)])
-        await until(lambda: here.loader._together._line)
+        await until(lambda: here.loader._read_concurrency._line)
         now[0] += hosts.SILENT_S
     await until(lambda: here.failure("far"))
     assert len(silent) > 1, "it was tried again"

@@ -14,7 +14,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Location, Source
 from mint_engine.adapters.relay import relay
 from mint_engine.residency import loading, readers, source_stat
-from mint_engine.residency.source_stat import EACH, Looks
+from mint_engine.residency.source_stat import EACH, SourceStat
 from mint_engine.sources.local import FileState, state_of
 from tests.engine.made import read_tiny
 from tests.engine.test_changing_sources import OFTEN, change
@@ -166,7 +166,7 @@ async def test_others_are_loaded_beside_what_was_being_read_when_it_hung(
     await until(hung.is_set)
     with monkeypatch.context() as soon:
         soon.setattr(source_stat, "SILENT_S", 0.01)
-        await until(lambda: here.residency._looks.is_stuck(source("ill", 0)))
+        await until(lambda: here.residency._source_stat.is_stuck(source("ill", 0)))
     if by == "wave":
         here.residency.want([*ill, *well])
         await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in well))
@@ -182,7 +182,7 @@ async def test_others_are_loaded_beside_what_was_being_read_when_it_hung(
 async def test_of_many_sources_those_are_told_of_whose_claims_answer(
     scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Looks(scene(store=None).loader)
+    here = SourceStat(scene(store=None).loader)
     asked = [source(claim, number) for number in range(8) for claim in ("ill", "well")]
     asked.insert(3, Source("https://a.example/x"))
     told = await here.states(asked)

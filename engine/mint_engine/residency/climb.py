@@ -19,12 +19,12 @@ from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.low_priority import Gentle
+from mint_engine.residency.low_priority import LowPriority
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.reading import LostBlock, read
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slot_table import SlotTable
-from mint_engine.residency.source_stat import Looks
+from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.staying import Stayed
 
 # Cold files of 20 MB came from a disk at 0.7 of what direct reads of 8 MB gave with two in flight, at 0.95 of the
@@ -68,7 +68,7 @@ class Climber:
         memory: SlotMemory,
         loader: Loader,
         readers: Readers,
-        looks: Looks,
+        source_stat: SourceStat,
         on_aside: Callable[[], None],
         follows: Callable[[], bool],
     ) -> None:
@@ -78,10 +78,10 @@ class Climber:
         """
         self._on_aside, self._follows = on_aside, follows
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
-        self._readers, self._looks = readers, looks
+        self._readers, self._source_stat = readers, source_stat
         self._copying = ThreadPoolExecutor(COPY_THREADS, "copy", initializer=compute_alone)
         # A device of its own has its own time, and what copies to it wants to keep up with it.
-        self._gentle = Gentle(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
+        self._low_priority = LowPriority(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
 
     def close(self) -> None:
         """Start nothing more."""
@@ -163,7 +163,7 @@ class Climber:
     async def _read(self, copy: Copy) -> Packed:
         """The packed adapter by way of the disk tier; notes what its source was before it was read."""
         source = copy.source
-        state = copy.state = await self._looks.state(source)
+        state = copy.state = await self._source_stat.state(source)
         if self._books.disk.holds(source):
             packed = await self._copy(lambda: self._loader.held(source, state))
             if packed is not None:
@@ -283,4 +283,4 @@ class Climber:
             self._books.host.ledger.release(copy.key)
 
     async def _copy(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._copying, self._gentle.run, work)
+        return await asyncio.get_running_loop().run_in_executor(self._copying, self._low_priority.run, work)

@@ -18,7 +18,7 @@ from mint_engine.residency.host import Key
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.room import Room
 from mint_engine.residency.slot_table import SlotTable
-from mint_engine.residency.source_stat import Looks
+from mint_engine.residency.source_stat import SourceStat
 from mint_engine.sources.asking import asked
 
 TRAINING = "training:"  # no source has this scheme: nothing can ask for what is in such a slot
@@ -35,12 +35,12 @@ class Lending:
         table: SlotTable,
         climber: Climber,
         loader: Loader,
-        looks: Looks,
+        source_stat: SourceStat,
         spawn: Spawn,
         on_offer: Callable[[], None],
     ) -> None:
         self._books, self._table, self._climber = books, table, climber
-        self._loader, self._looks = loader, looks
+        self._loader, self._source_stat = loader, source_stat
         self._spawn, self._on_offer = spawn, on_offer
         self.room = Room(books.host, self._evicted)
         self.offered: dict[str, Assignment] = {}
@@ -69,7 +69,7 @@ class Lending:
             with self._loader.disk.using(source):
                 return self._loader.load(source)
 
-        await self._looks.state(source)  # which may be silent
+        await self._source_stat.state(source)  # which may be silent
         return await asked(load)
 
     def offer(self, adapter: str, source: Source, packed: Packed) -> None:

@@ -20,7 +20,7 @@ from mint_engine.adapters.mapped import LOST, Opener
 from mint_engine.adapters.packed import Header, Packed, fingerprint
 from mint_engine.adapters.relay import relay
 from mint_engine.residency.disk import DiskTier
-from mint_engine.residency.read_concurrency import Together
+from mint_engine.residency.read_concurrency import ReadConcurrency
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.hosts import Asking, Hosts
 from mint_engine.sources.local import FileState, is_local, state_of
@@ -47,7 +47,7 @@ class Loader:
         self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.OLDEST}"
         self._opener = Opener()
         self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
-        self._together = Together()
+        self._read_concurrency = ReadConcurrency()
         self._hosts = Hosts()
         self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
         self._guard = threading.Lock()
@@ -152,7 +152,7 @@ class Loader:
                     until_written.close()  # who reads anew, to tell what is wrong, must not wait for its own place
                     if not is_local(source):
                         with asking.aside():
-                            until_written.enter_context(self._together.reading(nbytes))
+                            until_written.enter_context(self._read_concurrency.reading(nbytes))
 
                 relay(folder_of(source), self._fit, self._dtype, admitted, file.fileno())
                 if self._identity(source) != identity:

@@ -14,7 +14,7 @@ SHARE = 1 / 16
 LONGEST_REST_S = 0.2
 
 
-class Gentle:
+class LowPriority:
     """Lets each of `threads` that work through it rest after its work, in proportion to the time that it computed.
 
     The rest comes before the thread's next work, so that no result waits for it, and only while `busy` says so: where

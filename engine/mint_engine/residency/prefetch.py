@@ -16,7 +16,7 @@ from mint_contracts.records import Assignment, Held, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.readers import Readers
-from mint_engine.residency.source_stat import Looks
+from mint_engine.residency.source_stat import SourceStat
 
 RETRY_S = 60.0  # after a failure, or for want of room
 
@@ -30,11 +30,11 @@ class Early:
         self,
         loader: Loader,
         readers: Readers,
-        looks: Looks,
+        source_stat: SourceStat,
         idle: Callable[[], bool],
         on_change: Callable[[], None],
     ) -> None:
-        self._loader, self._readers, self._looks = loader, readers, looks
+        self._loader, self._readers, self._source_stat = loader, readers, source_stat
         self._idle, self._on_change = idle, on_change
         self._wanted: dict[str, Assignment] = {}
         self._come: dict[str, Held] = {}
@@ -95,7 +95,7 @@ class Early:
                 return packed.revision, packed.rank, packed.nbytes
 
         try:
-            await self._looks.state(want.source)  # which may be silent
+            await self._source_stat.state(want.source)  # which may be silent
             revision, rank, nbytes = await self._readers.run(want.source, load, awaited=False)
         except MintError as error:
             log.info("not_brought_early", adapter=want.adapter, source=want.source.uri, reason=error.reason)

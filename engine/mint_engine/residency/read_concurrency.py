@@ -13,7 +13,7 @@ FEW = 4  # are read at once however large they are
 MOST_BYTES = 256 << 20  # packed, of all that are read at once, where they are more than that
 
 
-class Together:
+class ReadConcurrency:
     """Blocks the threads whose turn it is not."""
 
     def __init__(self, few: int = FEW, most_bytes: int = MOST_BYTES) -> None:

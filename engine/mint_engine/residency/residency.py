@@ -33,7 +33,7 @@ from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.rounds import ROUND_S, Rounds
 from mint_engine.residency.slot_table import SlotTable
-from mint_engine.residency.source_stat import Looks
+from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.turns import Terms
 from mint_engine.residency.wanting import Queue
 from mint_engine.residency.watching import Watch
@@ -81,7 +81,7 @@ class Residency:
         self.books = Books(host, loader.disk, store, requests_waiting)
         loader.disk.sheds = host.shed
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._looks = Looks(loader)
+        self._source_stat = SourceStat(loader)
         self._readers = Readers(workers, remote_workers, self._is_silent)
         self._climber = Climber(
             self.books,
@@ -89,19 +89,19 @@ class Residency:
             memory,
             loader,
             self._readers,
-            self._looks,
+            self._source_stat,
             lambda: self.on_aside(),
             lambda: self.follows(),
         )
-        watch = Watch(self.books, self._looks, self._start)
+        watch = Watch(self.books, self._source_stat, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
         self.lending = Lending(
-            self.books, self.slots, self._climber, loader, self._looks, self._spawn, self._want_anew
+            self.books, self.slots, self._climber, loader, self._source_stat, self._spawn, self._want_anew
         )
         seen = Seen(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
         self._audit = Audit(self.books, self.slots, seen, audit_s)
         self._early = Early(
-            loader, self._readers, self._looks, lambda: not self.books.loading, lambda: self.on_change()
+            loader, self._readers, self._source_stat, lambda: not self.books.loading, lambda: self.on_change()
         )
         self._wanted: dict[str, Assignment] = {}
         self._loads_waiting = loads_waiting
@@ -135,7 +135,7 @@ class Residency:
             late.cancel()
         self._climber.close()
         self._readers.close()
-        self._looks.close()
+        self._source_stat.close()
 
     def want(self, assignments: Iterable[Assignment]) -> None:
         """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""
@@ -198,7 +198,7 @@ class Residency:
         """The same of what waves want from local sources, or from others: neither takes the other's room."""
         workers, queue = self._lines[local]
         loading = [copy for copy in self.books.loading if is_local(copy.source) is local]
-        busy = sum(self.books.wanted(copy) and not self._looks.is_stuck(copy.source) for copy in loading)
+        busy = sum(self.books.wanted(copy) and not self._source_stat.is_stuck(copy.source) for copy in loading)
         names |= queue.first(workers - busy)
         views, wants = self.books.picture(names)
         actions = decide(views, wants, self.books.store, room=workers - busy)
@@ -217,7 +217,7 @@ class Residency:
 
     async def _is_silent(self, source: Source) -> bool:
         try:
-            await self._looks.state(source)
+            await self._source_stat.state(source)
         except SourceUnavailable:
             self._wake.set()  # others load in place of what is stuck there
             return True

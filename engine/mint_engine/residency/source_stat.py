@@ -26,8 +26,8 @@ SOME = 16  # sources that one look is at
 T = TypeVar("T")
 
 
-class Looks:
-    """At one engine's local sources. Belongs to the event loop."""
+class SourceStat:
+    """Looks at one engine's local sources. Belongs to the event loop."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -12,7 +12,7 @@ import structlog
 from mint_contracts.records import Tier
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
-from mint_engine.residency.source_stat import Looks
+from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.succeeding import succeed
 
 AT_ONCE = 512  # sources a look: some 10 ms of stat on a local disk
@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 class Watch:
     """Looks at the sources of one engine's copies. Belongs to the event loop."""
 
-    def __init__(self, books: Books, looks: Looks, start: Callable[[Copy, Tier], object]) -> None:
-        self._books, self._looks, self._start = books, looks, start
+    def __init__(self, books: Books, source_stat: SourceStat, start: Callable[[Copy, Tier], object]) -> None:
+        self._books, self._source_stat, self._start = books, source_stat, start
         self._next = 0
 
     async def look(self) -> bool:
@@ -34,7 +34,7 @@ class Watch:
         begin = self._next if self._next < len(watched) else 0
         some = list(itertools.islice(watched, begin, begin + AT_ONCE))
         self._next = begin + AT_ONCE
-        states = await self._looks.states([copy.source for copy in some])
+        states = await self._source_stat.states([copy.source for copy in some])
         changed = [copy for copy, state in zip(some, states, strict=True) if self._compare(copy, state)]
         return self._renew() or bool(changed)
 
