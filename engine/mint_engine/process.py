@@ -33,9 +33,9 @@ from mint_engine.environment import Start
 from mint_engine.model.base import Base
 from mint_engine.model.modules import unasked_linears
 from mint_engine.parallel.node import is_of_node
-from mint_engine.policies.announcement_cache import Herald
+from mint_engine.policies.announcement_cache import AnnouncementCache
+from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.name_conflicts import Namesakes
-from mint_engine.policies.opened import Open
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
@@ -76,7 +76,7 @@ class Process:
         self._rising = Headway()
         self._refused: tuple[Mapping[str, str], Failure] | None = None  # a copy that is gone: of what, and why
         self._leaving = False
-        self._herald = _herald_of(start)
+        self._announcement_cache = _announcement_cache_of(start)
         training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
         trains = start.settings.training_store is not None
         body = Body(self._describe, self._holdings, self._want, training if trains else None)
@@ -87,14 +87,14 @@ class Process:
 
         That comes first: what the first report leaves out is nowhere, for all who read it.
         """
-        herald = self._herald
-        if herald is None:
+        announcement_cache = self._announcement_cache
+        if announcement_cache is None:
             await self.agent.run()
             return
-        herald.on_change = self._announced
-        beside = [asyncio.create_task(each) for each in (herald.run(), self._server.register.run())]
+        announcement_cache.on_change = self._announced
+        beside = [asyncio.create_task(each) for each in (announcement_cache.run(), self._server.register.run())]
         try:
-            await herald.first()
+            await announcement_cache.first()
             await self.agent.run()
         finally:
             for each in beside:
@@ -204,16 +204,16 @@ class Process:
 
     def _open_training(self) -> None:
         source, residency = self._start.settings.training_store, self._residency
-        means = self._server.means(residency.lending) if residency is not None else None
-        if means is None or source is None or self._herald is None:
+        context = self._server.training_context(residency.lending) if residency is not None else None
+        if context is None or source is None or self._announcement_cache is None:
             return
-        roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
+        roster = self._roster = Roster(context, self._incarnation, self.agent.changed)
         settings = self._start.settings
         namesakes = Namesakes(self._redis, settings.base_model, source, settings.store)
         store = store_of(source)
         resting = Resting(store, settings.base_model)
-        self._server.register.open = Open(
-            means, store, lambda: roster.policies, namesakes.refuse, self._herald, resting
+        self._server.register.context = CallContext(
+            context, store, lambda: roster.policies, namesakes.refuse, self._announcement_cache, resting
         )
         roster.want(*self._trains)
 
@@ -238,14 +238,14 @@ class Process:
             self._residency.want(self._wants)
 
     def _announced(self) -> None:
-        if self._residency is not None and self._herald is not None:
-            self._residency.lending.announce(self._herald.known)
+        if self._residency is not None and self._announcement_cache is not None:
+            self._residency.lending.announce(self._announcement_cache.known)
         self.agent.changed()
 
     def _holdings(self) -> dict[str, Held]:
         if self._residency is not None:
             return self._residency.report()
-        known = self._herald.known if self._herald is not None else {}
+        known = self._announcement_cache.known if self._announcement_cache is not None else {}
         return {name: Held(name, source, Tier.REMOTE, published=True) for name, source in known.items()}
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
@@ -316,11 +316,11 @@ def _settle() -> None:
     log.info("settled", objects=gc.get_freeze_count())
 
 
-def _herald_of(start: Start) -> Herald | None:
+def _announcement_cache_of(start: Start) -> AnnouncementCache | None:
     settings = start.settings
     if settings.training_store is None:
         return None
-    return Herald(settings.training_store, settings.base_model, start.engine)
+    return AnnouncementCache(settings.training_store, settings.base_model, start.engine)
 
 
 def _why_ended(following: "asyncio.Task[None]", start: Start) -> int:

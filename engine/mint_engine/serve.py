@@ -27,11 +27,11 @@ from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.greeting import Entrance
-from mint_engine.policies.desk import Desk
-from mint_engine.policies.means import Means, Places
 from mint_engine.policies.register import Register
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
+from mint_engine.policies.step_thread import StepThread
+from mint_engine.policies.training_context import Places, TrainingContext
 from mint_engine.policies.updates import Updates
 from mint_engine.requests.grammar import Grammars
 from mint_engine.residency.holding import Holder, Tenant
@@ -197,7 +197,7 @@ class EngineServer:
             lead=lead,
         )
 
-    def means(self, places: Places) -> Means | None:
+    def training_context(self, places: Places) -> TrainingContext | None:
         """What policies are trained with; None where this engine only serves."""
         parts, updates = self._services.parts, self._updates
         if parts is None or updates is None:
@@ -207,7 +207,9 @@ class EngineServer:
         updates.rollouts = lambda: rollouts.in_flight
         ends = ends_of(base.tokenizer, base.end, base.eos)
         renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends)
-        return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer, self.register.give_way)
+        return TrainingContext(
+            StepThread(updates, wake), rollouts, parts.slots, places, renderer, self.register.give_way
+        )
 
     async def refuse(self) -> None:
         """Take no more requests, from this moment on: clients that retry go to other engines."""

@@ -29,13 +29,13 @@ from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import LoraLinear
-from mint_engine.policies.desk import Desk
 from mint_engine.policies.halt import Halt
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.lessons import Lessons, Taken
-from mint_engine.policies.means import Means
 from mint_engine.policies.rollouts import Rollouts
+from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.terms import Terms
+from mint_engine.policies.training_context import TrainingContext
 from mint_engine.policies.updates import Updates
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.room import Room
@@ -101,8 +101,10 @@ class Engine:
         renderer = Renderer(
             base.tokenizer, base.vocab_size, setup.context, ends_of(base.tokenizer, base.end, base.eos)
         )
-        desk = Desk(updates, self.stepper.wake)
-        self._means = Means(desk, rollouts, self._slots, _NoPlaces(setup.host_bytes), renderer, _nobody)
+        step_thread = StepThread(updates, self.stepper.wake)
+        self._context = TrainingContext(
+            step_thread, rollouts, self._slots, _NoPlaces(setup.host_bytes), renderer, _nobody
+        )
         self._steps: dict[str, int] = {}
         self._lessons: list[Lessons] = []
         self._base = base
@@ -145,7 +147,7 @@ class Engine:
             begun.append(time.perf_counter())
             hand_off(self._slots, lessons.slot, policy, f"{name}@9.{number}")
 
-        await self._means.desk.call(give)
+        await self._context.step_thread.call(give)
         first, step = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
 
         def copy(trainer: Trainer) -> float:
@@ -155,7 +157,7 @@ class Engine:
             into.copy_(run)
             return time.perf_counter() - started
 
-        memcpy = await self._means.desk.call(copy)
+        memcpy = await self._context.step_thread.call(copy)
         return {"first": first - begun[0], "step": step, "memcpy": memcpy}
 
     async def tenants(self, *, train: int, tokens: int, seconds: float) -> Answer:
@@ -184,10 +186,12 @@ class Engine:
             sampling=Sampling(max_tokens=tokens, seed=0, temperature=1.0, logprobs=0, ignore_eos=True),
         )  # fmt: skip
         examples = [Example(text, None, "{}") for text in texts(number)]
-        await self._means.desk.call(lambda trainer: create(trainer, name, terms.form))
+        await self._context.step_thread.call(lambda trainer: create(trainer, name, terms.form))
         label = label_of(name, 1, 0)
-        await self._means.desk.call(lambda trainer: hand_off(self._slots, number, trainer.policy(name), label))
-        return Lessons(self._means, terms, number, examples, (), Scorer(reward), _once, Halt(lambda: False))
+        await self._context.step_thread.call(
+            lambda trainer: hand_off(self._slots, number, trainer.policy(name), label)
+        )
+        return Lessons(self._context, terms, number, examples, (), Scorer(reward), _once, Halt(lambda: False))
 
     async def _take(self, lessons: Lessons) -> Taken:
         name = lessons.terms.policy

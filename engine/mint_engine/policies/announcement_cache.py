@@ -23,7 +23,7 @@ _Edits = dict[str, Source | None]  # by policy, where what its name means from n
 _log = structlog.get_logger(__name__)
 
 
-class Herald:
+class AnnouncementCache:
     """One engine's. `on_change` is called whenever another revision, or none, is what some name means."""
 
     def __init__(self, store: Source, base: str, engine: str, look_s: float = LOOK_S) -> None:

@@ -9,8 +9,8 @@ from mint_engine.examples.draw import draw
 from mint_engine.examples.example import Example
 from mint_engine.examples.lengths import check_lengths
 from mint_engine.policies.checkpoints import Record, Shelf
-from mint_engine.policies.means import Means
 from mint_engine.policies.terms import Terms
+from mint_engine.policies.training_context import TrainingContext
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.sources.asking import asked
@@ -26,7 +26,11 @@ def holder_of(policy: str) -> str:
 
 
 async def check_examples(
-    means: Means, terms: Terms, scorer: Scorer | None, examples: Sequence[Example], held_out: Sequence[Example]
+    context: TrainingContext,
+    terms: Terms,
+    scorer: Scorer | None,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
 ) -> None:
     """Raise BadExample where something that steps or evaluations will take does not fit (see `check_lengths`).
 
@@ -40,8 +44,8 @@ async def check_examples(
             taken = (examples[at] for at in draw(len(examples), terms.draw_seed, 0, min(places, MOST_DRAWN)))
         if not terms.supervised:
             taken = _judged(taken, scorer)
-        check_lengths(means.renderer, taken, room, answers=terms.supervised)
-        check_lengths(means.renderer, _judged(held_out, scorer), room)
+        check_lengths(context.renderer, taken, room, answers=terms.supervised)
+        check_lengths(context.renderer, _judged(held_out, scorer), room)
 
     await aside(check)
 
@@ -54,13 +58,13 @@ def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Exam
         yield each
 
 
-async def reserve(means: Means, terms: Terms) -> int:
+async def reserve(context: TrainingContext, terms: Terms) -> int:
     """A slot, and host memory for what a new policy of these terms takes. Raises as `Places.reserve` and `Room.take`.
 
     Memory comes first: who waits for it takes nobody's slot, and who waits for a slot gives it back.
     """
-    places, holder = means.places, holder_of(terms.policy)
-    places.room.take(holder, await asyncio.to_thread(means.desk.maker.needs, terms.policy, terms.form))
+    places, holder = context.places, holder_of(terms.policy)
+    places.room.take(holder, await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form))
     try:
         return await places.reserve(terms.policy)
     except BaseException:
@@ -68,32 +72,32 @@ async def reserve(means: Means, terms: Terms) -> int:
         raise
 
 
-async def release(means: Means, policy: str, slot: int) -> None:
+async def release(context: TrainingContext, policy: str, slot: int) -> None:
     """Give both back."""
-    means.places.room.leave(holder_of(policy))
-    await means.places.release(slot)
+    context.places.room.leave(holder_of(policy))
+    await context.places.release(slot)
 
 
-async def make(means: Means, terms: Terms, shelf: Shelf, since: float) -> tuple[Policy, Record | None]:
+async def make(context: TrainingContext, terms: Terms, shelf: Shelf, since: float) -> tuple[Policy, Record | None]:
     """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new.
 
-    Its name is a wave's here `since` then, as `Means.claim` is told. It has as much memory as it takes, which only
-    a checkpoint or a revision may tell. Raises as `Shelf.newest`, and all that reading and making raise.
+    Its name is a wave's here `since` then (see `TrainingContext.claim`). It has as much memory as it takes, which
+    only a checkpoint or a revision may tell. Raises as `Shelf.newest`, and all that reading and making raise.
     """
-    name, holder, room = terms.policy, holder_of(terms.policy), means.places.room
-    await means.claim(name, since)
-    await means.desk.call(lambda trainer: trainer.drop(name))
+    name, holder, room = terms.policy, holder_of(terms.policy), context.places.room
+    await context.claim(name, since)
+    await context.step_thread.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
         found = await asked(shelf.newest, terms.saved)
-        start = await means.places.read(terms.start_from) if found is None and terms.start_from else None
+        start = await context.places.read(terms.start_from) if found is None and terms.start_from else None
         if start is not None:
-            room.take(holder, means.desk.maker.needs_from(start))
-        policy = await _made(means, terms, found[1] if found is not None else None, start)
-        room.take(holder, means.desk.maker.needs_for(policy))
+            room.take(holder, context.step_thread.maker.needs_from(start))
+        policy = await _made(context, terms, found[1] if found is not None else None, start)
+        room.take(holder, context.step_thread.maker.needs_for(policy))
     return policy, found[0] if found is not None else None
 
 
-async def _made(means: Means, terms: Terms, saved: bytes | None, start: Packed | None) -> Policy:
+async def _made(context: TrainingContext, terms: Terms, saved: bytes | None, start: Packed | None) -> Policy:
     name = terms.policy
 
     def work(maker: Maker) -> Policy:
@@ -101,7 +105,7 @@ async def _made(means: Means, terms: Terms, saved: bytes | None, start: Packed |
             policy = maker.read(name, saved)
         else:
             policy = maker.continued(name, start) if start is not None else maker.fresh(name, terms.form)
-        policy.round(means.dtype)  # or the step thread would, to hand it off
+        policy.round(context.dtype)  # or the step thread would, to hand it off
         return policy
 
-    return await means.desk.make(work)
+    return await context.step_thread.make(work)

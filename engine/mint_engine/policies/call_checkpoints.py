@@ -12,10 +12,10 @@ import msgspec
 from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden, StaleLease
 from mint_engine.aside import aside
 from mint_engine.policies import revisions
+from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import copying
-from mint_engine.policies.opened import Open
 from mint_engine.policies.resting import Rests
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
@@ -41,11 +41,11 @@ def shelf_of(store: Store, policy: str) -> Shelf:
     return Shelf(store, policy, RUN, KEPT)
 
 
-async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bool = False) -> str:
+async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, left: bool = False) -> str:
     """Write a checkpoint, which is durable when this returns: its URI."""
     shelf, name = shelf_of(here.store, policy), Name(calls.lease, sequence)
     async with here.copying(calls):
-        copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
+        copy = await here.training.step_thread.parts(lambda trainer: copying(trainer, policy))
         blob = await aside(state.to_bytes, copy)
         del copy  # beside its bytes it would be in memory for as long as the store takes
         record = Record(
@@ -65,7 +65,7 @@ async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bo
     return _folder(here.store, shelf) + str(name)
 
 
-async def leave(here: Open, policy: str, calls: Calls) -> None:
+async def leave(here: CallContext, policy: str, calls: Calls) -> None:
     """Write a checkpoint of a policy as it is, which its engine lets go of, for any to go on with."""
     await save(here, policy, calls, calls.sequence, left=True)
     rests = Rests(policy, calls.life, calls.sequence, calls.step)
@@ -73,7 +73,7 @@ async def leave(here: Open, policy: str, calls: Calls) -> None:
         await aside(here.resting.note, rests)
 
 
-async def stay(here: Open, policy: str, calls: Calls) -> None:
+async def stay(here: CallContext, policy: str, calls: Calls) -> None:
     """What could not be let go of is its engine's still: nobody goes on with what `leave` has written.
 
     Raises StaleLease where another engine has gone on with that already.
@@ -83,14 +83,14 @@ async def stay(here: Open, policy: str, calls: Calls) -> None:
         await _retell(here, policy, record, left=False)
 
 
-async def refuse_superseded(here: Open, policy: str, calls: Calls) -> None:
+async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> None:
     """Raise StaleLease where another engine has gone on with the policy; and the errors of a store."""
     latest = await asked(shelf_of(here.store, policy).latest_lease)
     if latest > calls.lease:
         raise _stale(policy, latest, calls)
 
 
-async def load(here: Open, policy: str, calls: Calls, uri: str) -> Policy:
+async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy:
     """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`.
 
     And StaleLease for what was saved under a newer lease, whose engine has the policy.
@@ -108,7 +108,7 @@ async def load(here: Open, policy: str, calls: Calls, uri: str) -> Policy:
     return await _read(here, policy, blob)
 
 
-async def newest(here: Open, policy: str, life: int) -> Found:
+async def newest(here: CallContext, policy: str, life: int) -> Found:
     """The newest checkpoint, which where `life` is given (not 0) must be what an engine has left of that one.
 
     Raises PolicyNotFound where there is none such.
@@ -124,7 +124,7 @@ async def newest(here: Open, policy: str, life: int) -> Found:
     return Found(await _read(here, policy, blob), record, newest_record)
 
 
-async def latest_lease(here: Open, policy: str) -> int:
+async def latest_lease(here: CallContext, policy: str) -> int:
     """Under which a policy of that name has saved or published; 0: none has, or the store does not say in time."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
@@ -133,7 +133,7 @@ async def latest_lease(here: Open, policy: str) -> int:
     return 0
 
 
-async def give_up(here: Open, policy: str, life: int) -> None:
+async def give_up(here: CallContext, policy: str, life: int) -> None:
     """What an engine has left of a policy that is dropped comes back to nobody.
 
     Of this `life` or an earlier one, whose name that has taken; 0 stands for the latest.
@@ -144,7 +144,7 @@ async def give_up(here: Open, policy: str, life: int) -> None:
             await _retell(here, policy, record, left=False)
 
 
-async def succeed(here: Open, policy: str) -> None:
+async def succeed(here: CallContext, policy: str) -> None:
     """A new policy has the name: what an engine has left of an earlier one is not listed beside it."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
@@ -153,7 +153,7 @@ async def succeed(here: Open, policy: str) -> None:
                 await aside(here.resting.forget, rests_of(record))
 
 
-async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> None:
+async def _retell(here: CallContext, policy: str, record: Record, *, left: bool) -> None:
     """What is listed was left, whenever somebody looks."""
     if not left:
         await aside(here.resting.forget, rests_of(record))
@@ -177,8 +177,8 @@ def rests_of(record: Record) -> Rests:
     return Rests(record.policy, record.life, record.sequence, record.taken)
 
 
-async def _read(here: Open, policy: str, blob: bytes) -> Policy:
-    return await here.means.desk.make(lambda maker: maker.read(policy, blob))
+async def _read(here: CallContext, policy: str, blob: bytes) -> Policy:
+    return await here.training.step_thread.make(lambda maker: maker.read(policy, blob))
 
 
 def _folder(store: Store, shelf: Shelf) -> str:

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 
 from mint_contracts.errors import Draining, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
-from mint_engine.policies.lease_check import Tenure
+from mint_engine.policies.lease_check import LeaseCheck
 from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0
@@ -36,7 +36,7 @@ class Calls:
     def __init__(self, policy: str, lease: int, settings: PolicySettings | None) -> None:
         self._policy, self._settings = policy, settings
         self.life = self.lease = lease
-        self.tenure = Tenure()
+        self.lease_check = LeaseCheck()
         self.sequence = 0  # of the last call that took effect
         self.taken_up = 0  # the call behind which this lease has begun
         self.step = 0  # optimizer steps taken

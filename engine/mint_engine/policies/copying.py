@@ -1,6 +1,6 @@
 """A policy's numbers copied for what is saved and published of it, in bounded parts between which an engine decodes.
 
-Who asks for a copy sees to it that the policy learns nothing meanwhile. Made by `Desk.parts`.
+Who asks for a copy sees to it that the policy learns nothing meanwhile. Made by `StepThread.parts`.
 """
 
 import dataclasses

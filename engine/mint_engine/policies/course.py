@@ -26,11 +26,11 @@ from mint_engine.policies.halt import Halt, Halted
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
-from mint_engine.policies.means import Means
 from mint_engine.policies.moves import Move, Standing, next_move
 from mint_engine.policies.patience import AWAY, Patience
 from mint_engine.policies.store import store_of
 from mint_engine.policies.terms import Terms, terms_of
+from mint_engine.policies.training_context import TrainingContext
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.trainer import Trainer
 
@@ -48,13 +48,13 @@ class Course:
 
     def __init__(
         self,
-        means: Means,
+        context: TrainingContext,
         wave: WaveTraining,
         assignment: TrainAssignment,
         sure: Callable[[], bool],
         on_change: Callable[[], None],
     ) -> None:
-        self._means, self._wave, self._sure, self._on_change = means, wave, sure, on_change
+        self._context, self._wave, self._sure, self._on_change = context, wave, sure, on_change
         self.assignment = assignment
         self._number = next(_numbers)
         self._since = time.monotonic()  # that the roster, which makes it, has its policy
@@ -234,18 +234,18 @@ class Course:
 
     async def _place(self) -> Lessons:
         """Examples, memory and a slot. Who waits for one of them takes nobody's place and holds no examples."""
-        terms, means = terms_of(self._wave, self.assignment), self._means
+        terms, context = terms_of(self._wave, self.assignment), self._context
         if terms.reward is not None and self._scorer is None:
             self._scorer = Scorer(terms.reward)
         if not self._readable:
             if self._scorer is not None:
                 await self._scorer.check()
             held = [await self._read(terms)]
-            await beginning.check_examples(means, terms, self._scorer, *held[0])
+            await beginning.check_examples(context, terms, self._scorer, *held[0])
             asyncio.get_running_loop().call_later(HELD_S, held.clear)
             self._readable = True
         if self._slot is None:
-            self._slot = await beginning.reserve(means, terms)
+            self._slot = await beginning.reserve(context, terms)
         try:
             examples, held_out = await self._read(terms)
         except MintError:
@@ -253,19 +253,19 @@ class Course:
             await self._leave_slot()
             raise
         patiently = partial(self._patience, lasts=self._runs, halt=self._halt)
-        return Lessons(means, terms, self._slot, examples, held_out, self._scorer, patiently, self._halt)
+        return Lessons(context, terms, self._slot, examples, held_out, self._scorer, patiently, self._halt)
 
     async def _load(self, lessons: Lessons) -> Keeping:
         """The policy: from its newest checkpoint, or new."""
         store = await asyncio.to_thread(store_of, self._wave.store)
         patiently = partial(self._patience, lasts=self._keeps)
-        keeping = Keeping(self._means, store, lessons.terms, self._sure, self._offer, patiently)
+        keeping = Keeping(self._context, store, lessons.terms, self._sure, self._offer, patiently)
         await self._restore(lessons.terms, keeping, lessons.slot)
         return keeping
 
     async def _read(self, terms: Terms) -> tuple[Sequence[Example], Sequence[Example]]:
         """What is learnt from, and what evaluations ask."""
-        datasets, evaluation = self._means.datasets, terms.train.evaluation
+        datasets, evaluation = self._context.datasets, terms.train.evaluation
         examples = await datasets.read(terms.run, terms.dataset)
         if evaluation is None:
             return examples, ()
@@ -273,7 +273,7 @@ class Course:
         return examples, held_out[: evaluation.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
-        policy, record = await beginning.make(self._means, terms, keeping.shelf, self._since)
+        policy, record = await beginning.make(self._context, terms, keeping.shelf, self._since)
         if record is not None:
             self._take_up(record)
             # What was published of steps that are taken again was of others, if these come to other numbers.
@@ -285,9 +285,9 @@ class Course:
 
         def begin(trainer: Trainer) -> None:
             trainer.put(policy)
-            hand_off(self._means.slots, slot, policy, label)
+            hand_off(self._context.slots, slot, policy, label)
 
-        await self._means.desk.call(begin)
+        await self._context.step_thread.call(begin)
         _log.info(
             "training", policy=terms.policy, wave=terms.wave, lease=terms.lease, step=self._standing.step, slot=slot
         )
@@ -339,7 +339,7 @@ class Course:
     def _offer(self, source: Source, packed: Packed) -> None:
         """Serve what was published, unless the map alone says by now what is served."""
         if not self.abandoned:
-            self._means.places.offer(self.assignment.policy, source, packed)
+            self._context.places.offer(self.assignment.policy, source, packed)
 
     async def _wait(self) -> None:
         await asyncio.sleep(UNSURE_S)
@@ -383,11 +383,11 @@ class Course:
                 await scorer.close()
         finally:
             try:
-                await self._means.desk.call(lambda trainer: trainer.drop(self.assignment.policy))
+                await self._context.step_thread.call(lambda trainer: trainer.drop(self.assignment.policy))
             finally:
                 await self._leave_slot()
 
     async def _leave_slot(self) -> None:
         if self._slot is not None:
             slot, self._slot = self._slot, None
-            await beginning.release(self._means, self.assignment.policy, slot)
+            await beginning.release(self._context, self.assignment.policy, slot)

@@ -21,11 +21,11 @@ from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.beginning import holder_of
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import Copying, copying, packing
-from mint_engine.policies.means import Means
 from mint_engine.policies.patience import Patiently
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
+from mint_engine.policies.training_context import TrainingContext
 from mint_engine.sources.asking import asked
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
@@ -46,16 +46,16 @@ class Keeping:
 
     def __init__(
         self,
-        means: Means,
+        context: TrainingContext,
         store: Store,
         terms: Terms,
         sure: Callable[[], bool],
         offer: Callable[[Source, Packed], None],
         patiently: Patiently,
     ) -> None:
-        self._means, self._store, self._terms, self._sure = means, store, terms, sure
+        self._context, self._store, self._terms, self._sure = context, store, terms, sure
         self._offer, self._patiently = offer, patiently
-        self._room, self._holder = means.places.room, holder_of(terms.policy)
+        self._room, self._holder = context.places.room, holder_of(terms.policy)
         self.shelf = Shelf(store, terms.policy, terms.run)
         self.published: Published | None = None
         self.saved = 0  # the step of the newest checkpoint that is whole
@@ -98,7 +98,7 @@ class Keeping:
 
         with ExitStack() as held:
             held.callback(await self._room.begin_copy(self._holder, needs.copies))
-            copy = await self._means.desk.parts(lambda trainer: _copying(trainer, policy))
+            copy = await self._context.step_thread.parts(lambda trainer: _copying(trainer, policy))
             self._begin("save", write(copy), held.pop_all())
 
     async def save_last(self, step: int, record: Record | None) -> None:
@@ -117,7 +117,7 @@ class Keeping:
     async def publish(self, step: int) -> None:
         """Begin to publish the policy as it is now; it is offered when it is there."""
         await self._end_of("publish")
-        name, dtype, terms = Name(self._terms.lease, step), self._means.dtype, self._terms
+        name, dtype, terms = Name(self._terms.lease, step), self._context.dtype, self._terms
         needs = self._room.of(self._holder)
 
         async def write(copy: Packed) -> None:
@@ -129,7 +129,7 @@ class Keeping:
 
         with ExitStack() as held:
             held.callback(await self._room.begin_copy(self._holder, needs.published))
-            copy = await self._means.desk.parts(lambda trainer: packing(trainer, terms.policy, dtype))
+            copy = await self._context.step_thread.parts(lambda trainer: packing(trainer, terms.policy, dtype))
             self._begin("publish", write(copy), held.pop_all())
 
     async def settle(self) -> None:

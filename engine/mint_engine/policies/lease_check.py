@@ -20,7 +20,7 @@ ANSWER_S, RETRY_S = 5.0, 2.0
 _log = structlog.get_logger(__name__)
 
 
-class Tenure:
+class LeaseCheck:
     """One policy's, from when its engine was made sure of it. Belongs to the event loop."""
 
     def __init__(self) -> None:

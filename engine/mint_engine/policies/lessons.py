@@ -21,10 +21,10 @@ from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.groups import Group, batch_of, supervised
 from mint_engine.policies.halt import Halt
 from mint_engine.policies.handoff import hand_off
-from mint_engine.policies.means import Means
 from mint_engine.policies.patience import Patiently
 from mint_engine.policies.rollouts import Ask, Rollout
 from mint_engine.policies.terms import Terms
+from mint_engine.policies.training_context import TrainingContext
 from mint_engine.policies.updates import Learnt
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
@@ -72,7 +72,7 @@ class Taken:
 class Lessons:
     """A policy in its slot, its examples, and what scores its answers."""
 
-    means: Means
+    context: TrainingContext
     terms: Terms
     slot: int
     examples: Sequence[Example]
@@ -116,7 +116,7 @@ class Lessons:
         return fmean(group.rewards[0] for group in groups)
 
     async def _study(self, step: int, steps: int, next_label: str) -> Taken:
-        render, most = self.means.renderer, self.terms.train.sampling.max_tokens
+        render, most = self.context.renderer, self.terms.train.sampling.max_tokens
         examples = [self.examples[at] for at in self._draw(step)]
         pairs = await asyncio.to_thread(lambda: [(render.prompt(x, most), render.answer(x, most)) for x in examples])
         batch = supervised(self.terms.policy, pairs, self.terms.loss)
@@ -136,7 +136,7 @@ class Lessons:
         phase: Callable[[str], AbstractContextManager[object]] = _timed,
     ) -> list[Group]:
         """A scored group of completions for each example."""
-        terms, render = self.terms, self.means.renderer
+        terms, render = self.terms, self.context.renderer
         sampling = msgspec.structs.replace(terms.sampling, temperature=temperature)
         prompts = await asyncio.to_thread(lambda: [render.prompt(each, sampling.max_tokens) for each in examples])
         asks = [
@@ -154,7 +154,7 @@ class Lessons:
 
     async def _rollouts(self, place: int, ask: Ask) -> list[Rollout]:
         """Each prompt is tried again for itself: in a full engine there is seldom room for all of them at once."""
-        return await self.patiently(lambda: self.means.rollouts.group(ask), f"rollout {place}")
+        return await self.patiently(lambda: self.context.rollouts.group(ask), f"rollout {place}")
 
     async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:
         scorer = self.scorer
@@ -173,9 +173,9 @@ class Lessons:
         return await self.patiently(score, "reward")
 
     async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
-        terms, slots = self.terms, self.means.slots
+        terms, slots = self.terms, self.context.slots
         with _timed("update"):
-            learnt = await self.means.desk.learn(
+            learnt = await self.context.step_thread.learn(
                 batch,
                 settled(terms.optimizer, step, steps),
                 epochs=terms.train.inner_epochs,

@@ -17,8 +17,8 @@ import structlog
 from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound, StaleLease, TornPolicy
 from mint_contracts.records import PolicyRoom
 from mint_engine.policies import call_checkpoints
+from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls, draining
-from mint_engine.policies.opened import Open
 from mint_engine.policies.taking import Taking
 from mint_engine.training.policy import PolicySettings
 
@@ -35,7 +35,7 @@ class Register:
     """One engine's. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self.open: Open | None = None  # None until the base is loaded
+        self.context: CallContext | None = None  # None until the base is loaded
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
         self._dropped: dict[str, int] = {}  # lives whose store is yet to be told, by policy
@@ -48,22 +48,22 @@ class Register:
     @property
     def room(self) -> PolicyRoom | None:
         """What waves' policies may take of host memory here, beside those of calls; None until the base is loaded."""
-        if self.open is None:
+        if self.context is None:
             return None
-        needs = [self.open.room.of(calls.holder) for calls in self._calls.values()]
+        needs = [self.context.room.of(calls.holder) for calls in self._calls.values()]
         return msgspec.structs.replace(
-            self.open.means.desk.maker.room,
-            budget=self.open.room.budget,
+            self.context.training.step_thread.maker.room,
+            budget=self.context.room.budget,
             calls=sum(each.own for each in needs),
             calls_copies=max((each.copies for each in needs), default=0),
         )
 
     @property
-    def here(self) -> Open:
+    def here(self) -> CallContext:
         """What policies are trained with. Raises EngineUnavailable until the base is loaded."""
-        if self.open is None:
+        if self.context is None:
             raise EngineUnavailable("engine", "is still loading its base model", retry_after_s=LOADING_RETRY_S)
-        return self.open
+        return self.context
 
     def made(self) -> list[tuple[str, Calls]]:
         """All that are here, by name."""
@@ -119,7 +119,7 @@ class Register:
         """
         calls.check_lease(lease)
         look = partial(call_checkpoints.refuse_superseded, self.here, name, calls)
-        await self.kept(name, calls, lambda: calls.tenure.check(name, look))
+        await self.kept(name, calls, lambda: calls.lease_check.check(name, look))
 
     async def kept(self, name: str, calls: Calls, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` gives, by the call under way. Raises as it does.
@@ -142,13 +142,13 @@ class Register:
         store, which may know of that: the policy is then to be let go of again. One that is here takes no memory from
         then on, and is let go of by itself once the store answers.
         """
-        calls, here = self._calls.get(policy), self.open
+        calls, here = self._calls.get(policy), self.context
         if here is None:
             return
         if calls is None:
             await self._tell_dropped(here, policy)
             await call_checkpoints.give_up(here, policy, life)
-            await here.herald.withdraw(policy, life, whoever=gone and not life)
+            await here.announcement_cache.withdraw(policy, life, whoever=gone and not life)
             return
         calls.check_life(life)
         await calls.end()  # an update of it that is ready would be taken by a policy of the same name
@@ -163,8 +163,8 @@ class Register:
         """
         if policy in self._calls or policy in self._dropped:
             await self.drop(policy)
-        elif self.open is not None:
-            await self.open.herald.clear(policy, since)
+        elif self.context is not None:
+            await self.context.announcement_cache.clear(policy, since)
 
     async def part(self, timeout_s: float) -> None:
         """Take no more calls, and save every policy as it is, for other engines to go on with.
@@ -172,7 +172,7 @@ class Register:
         Within a bound: what does not come to be saved is where its program has saved it last.
         """
         self._parting = True
-        here = self.open
+        here = self.context
         if here is None or not self._calls:
             return
 
@@ -198,7 +198,7 @@ class Register:
         time: a call of a policy that is being saved waits for that. So does what the store is yet to be told: of
         drops, and of policies that were not gone on with after all.
         """
-        pending: list[tuple[str, Callable[[Open, str], Awaitable[None]]]]
+        pending: list[tuple[str, Callable[[CallContext, str], Awaitable[None]]]]
         pending = [(name, self._tell_dropped) for name in self._dropped]
         pending += [(name, self._taking.give_back) for name in self._taking.untaken]
         for name, tell in pending:
@@ -220,7 +220,7 @@ class Register:
                 if not error.terminal:
                     break
 
-    async def _put_to_rest(self, here: Open, name: str, calls: Calls) -> None:
+    async def _put_to_rest(self, here: CallContext, name: str, calls: Calls) -> None:
         try:
             await call_checkpoints.leave(here, name, calls)
         except TornPolicy as error:  # nobody could go on with it: what its program has saved itself is all there is
@@ -230,7 +230,7 @@ class Register:
         await self._let_go(here, name, calls)
         _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
 
-    async def _tell_dropped(self, here: Open, name: str) -> None:
+    async def _tell_dropped(self, here: CallContext, name: str) -> None:
         """Have the store know of a drop, unless it does: nothing of that life or an earlier one comes back.
 
         What a later one does elsewhere meanwhile stays as it is.
@@ -239,7 +239,7 @@ class Register:
         if life is None:
             return
         await call_checkpoints.give_up(here, name, life)
-        await here.herald.withdraw(name, life)
+        await here.announcement_cache.withdraw(name, life)
         if self._dropped.get(name) == life:
             del self._dropped[name]
 
@@ -252,13 +252,13 @@ class Register:
             reason = f"is being dropped, which its store does not yet know ({error}); retry"
             raise EngineUnavailable(f"policy {name!r}", reason, retry_after_s=DROPPING_RETRY_S) from error
 
-    async def _let_go_superseded(self, here: Open, name: str) -> None:
+    async def _let_go_superseded(self, here: CallContext, name: str) -> None:
         """Of a policy that another engine has gone on with, as far as the store tells now."""
         calls = self._calls.get(name)
         if calls is None or calls in self._making:
             return
         try:
-            await calls.tenure.look(partial(call_checkpoints.refuse_superseded, here, name, calls))
+            await calls.lease_check.look(partial(call_checkpoints.refuse_superseded, here, name, calls))
         except StaleLease as error:
             _log.warning("policy_superseded", policy=name, error=str(error))
             await calls.end(SUPERSEDED)
@@ -266,16 +266,16 @@ class Register:
         except (MintError, TimeoutError) as error:
             _log.warning("tenure_unknown", policy=name, error=str(error))  # its next call is to be sure, anyway
 
-    async def _let_go(self, here: Open, name: str, calls: Calls) -> None:
+    async def _let_go(self, here: CallContext, name: str, calls: Calls) -> None:
         """Its name is free last of all: who goes on with it has memory by the same holder.
 
         What the name means is from now on what is announced: another engine may publish it anew.
         """
         if self._calls.get(name) is not calls:
             return
-        await here.means.desk.call(lambda trainer: trainer.drop(name))
+        await here.training.step_thread.call(lambda trainer: trainer.drop(name))
         here.room.leave(calls.holder)
-        here.means.places.withdraw(name)
+        here.training.places.withdraw(name)
         if self._calls.get(name) is calls:  # and nobody else has let go of it meanwhile
             del self._calls[name]
 
@@ -303,34 +303,34 @@ class Register:
             calls.check_there()
         return calls
 
-    async def _fresh(self, here: Open, calls: Calls, name: str, settings: PolicySettings) -> None:
-        desk = here.means.desk
-        await desk.call(lambda trainer: trainer.refuse_known(name))
+    async def _fresh(self, here: CallContext, calls: Calls, name: str, settings: PolicySettings) -> None:
+        step_thread = here.training.step_thread
+        await step_thread.call(lambda trainer: trainer.refuse_known(name))
         earlier = await call_checkpoints.latest_lease(here, name)
         self._succeed(calls, earlier)
         if earlier:
             await call_checkpoints.succeed(here, name)
         calls.life = calls.lease
-        here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, settings))
+        here.room.take(calls.holder, await asyncio.to_thread(step_thread.maker.needs, name, settings))
         try:
-            policy = await desk.make(lambda maker: maker.fresh(name, settings))
-            await desk.call(lambda trainer: trainer.put(policy))
+            policy = await step_thread.make(lambda maker: maker.fresh(name, settings))
+            await step_thread.call(lambda trainer: trainer.put(policy))
         except BaseException:
             here.room.leave(calls.holder)
             raise
 
-    async def _resumed(self, here: Open, calls: Calls, name: str, life: int) -> None:
-        desk = here.means.desk
-        await desk.call(lambda trainer: trainer.refuse_known(name))
+    async def _resumed(self, here: CallContext, calls: Calls, name: str, life: int) -> None:
+        step_thread = here.training.step_thread
+        await step_thread.call(lambda trainer: trainer.refuse_known(name))
         async with self._resuming:  # of what is read is not known before how much it takes
             found = await call_checkpoints.newest(here, name, life)
             policy, record = found.policy, found.record
             self._succeed(calls, max(record.lease, await call_checkpoints.latest_lease(here, name)))
             calls.life, calls.step = record.life or calls.lease, policy.step
-            here.room.take(calls.holder, desk.maker.needs_for(policy))
+            here.room.take(calls.holder, step_thread.maker.needs_for(policy))
             try:
                 async with self._taking.taken_up(here, name, calls.lease, found, life):
-                    await desk.call(lambda trainer: trainer.put(policy))
+                    await step_thread.call(lambda trainer: trainer.put(policy))
             except BaseException:
                 here.room.leave(calls.holder)
                 raise

@@ -11,8 +11,8 @@ import structlog
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.course import Course
-from mint_engine.policies.means import Means
 from mint_engine.policies.moves import is_sure
+from mint_engine.policies.training_context import TrainingContext
 
 CLOSE_S = 10.0
 
@@ -34,12 +34,12 @@ class Roster:
 
     def __init__(
         self,
-        means: Means,
+        context: TrainingContext,
         incarnation: int,
         on_change: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._means, self._incarnation, self._clock = means, incarnation, clock
+        self._context, self._incarnation, self._clock = context, incarnation, clock
         self.on_change = on_change
         self._running: dict[str, _Running] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -97,7 +97,7 @@ class Roster:
             running.course.train, running.course.order = wave.train, assignment.order
 
     def _start(self, policy: str, wave: WaveTraining, assignment: TrainAssignment) -> None:
-        course = Course(self._means, wave, assignment, self._sure, self._changed)
+        course = Course(self._context, wave, assignment, self._sure, self._changed)
         if policy in self._running:  # it has come to its end, but may not have let go yet
             course.follow(self._running[policy].course)
             self._leave(self._running[policy].task)
@@ -113,7 +113,7 @@ class Roster:
     def _abandon(self, policy: str, running: _Running) -> None:
         del self._running[policy]
         running.course.abandoned = True  # before it ends, it may have published something more
-        self._means.places.withdraw(policy)
+        self._context.places.withdraw(policy)
         if not running.ended:
             _log.info("lease_gone", policy=policy, lease=running.course.assignment.lease)
             running.task.cancel()

@@ -24,9 +24,9 @@ from mint_contracts.paging import page_size
 from mint_contracts.wire import to_status
 from mint_engine.aside import aside
 from mint_engine.policies import call_checkpoints, revisions
+from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.copying import packing
-from mint_engine.policies.opened import Open
 from mint_engine.policies.primitives import (
     Ordered,
     batch_of_request,
@@ -98,19 +98,19 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     ) -> pb.ForwardBackwardResponse:
         """Add the gradients of a loss over examples."""
 
-        async def work(here: Open, _: Calls) -> pb.ForwardBackwardResponse:
+        async def work(here: CallContext, _: Calls) -> pb.ForwardBackwardResponse:
             # On another thread: a batch may have millions of routes to check.
-            batch = await asyncio.to_thread(batch_of_request, request, here.means.desk.routes)
-            return response_of((await here.means.desk.learn(batch, None)).outcome)
+            batch = await asyncio.to_thread(batch_of_request, request, here.training.step_thread.routes)
+            return response_of((await here.training.step_thread.learn(batch, None)).outcome)
 
         return await self._once(request, work, context)
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
         """Take one step along the gradients."""
 
-        async def work(here: Open, calls: Calls) -> pb.OptimStepResponse:
+        async def work(here: CallContext, calls: Calls) -> pb.OptimStepResponse:
             name, optimizer = request.policy, optimizer_of_request(request)
-            step = await here.means.desk.step(name, optimizer)
+            step = await here.training.step_thread.step(name, optimizer)
             calls.step = step.step
             return pb.OptimStepResponse(step=step.step, grad_norm=step.grad_norm, skipped=step.skipped)
 
@@ -119,7 +119,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def SaveState(self, request: pb.SaveStateRequest, context: _Context) -> pb.SaveStateResponse:  # noqa: N802
         """Write a checkpoint; it is durable when this returns."""
 
-        async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
+        async def work(here: CallContext, calls: Calls) -> pb.SaveStateResponse:
             name, sequence = request.policy, request.sequence
             saving = partial(call_checkpoints.save, here, name, calls, sequence)
             return pb.SaveStateResponse(uri=await self._register.kept(name, calls, saving))
@@ -129,7 +129,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """Go on from one of the policy's own checkpoints."""
 
-        async def work(here: Open, calls: Calls) -> pb.PolicyState:
+        async def work(here: CallContext, calls: Calls) -> pb.PolicyState:
             async with here.copying(calls):
                 loading = partial(call_checkpoints.load, here, request.policy, calls, request.uri)
                 read = await self._register.kept(request.policy, calls, loading)
@@ -145,16 +145,18 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
         """Make the policy's weights a revision: durable and served when this returns, by any engine soon after."""
 
-        async def work(here: Open, calls: Calls) -> pb.PublishResponse:
+        async def work(here: CallContext, calls: Calls) -> pb.PublishResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
 
             async def publishing() -> pb.PublishResponse:
                 async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
-                    copy = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
+                    copy = await here.training.step_thread.parts(
+                        lambda trainer: packing(trainer, policy, here.training.dtype)
+                    )
                     published, packed = await aside(revisions.publish, here.store, policy, name, copy)
                 await call_checkpoints.refuse_superseded(here, policy, calls)  # whose name means the other engine's
-                await here.herald.announce(policy, calls.life, name, published.source)
-                here.means.places.offer(policy, published.source, packed)
+                await here.announcement_cache.announce(policy, calls.life, name, published.source)
+                here.training.places.offer(policy, published.source, packed)
                 return pb.PublishResponse(revision=published.revision, uri=published.source.uri)
 
             await here.refuse_taken(policy)
@@ -173,7 +175,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         return await _answered(work, context)
 
-    async def _once(self, request: Ordered, work: Callable[[Open, Calls], Awaitable[M]], context: _Context) -> M:
+    async def _once(
+        self, request: Ordered, work: Callable[[CallContext, Calls], Awaitable[M]], context: _Context
+    ) -> M:
         async def ordered() -> M:
             name, here = self._own(request), self._register.here
             calls = self._register.known(name, request.life)
@@ -223,7 +227,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return name
 
 
-async def _swept(here: Open, policy: str, name: Name) -> None:
+async def _swept(here: CallContext, policy: str, name: Name) -> None:
     """Older revisions give way to one that is announced: what can't be removed now is by the next one."""
     try:
         await aside(revisions.sweep, here.store, policy, name)

@@ -20,8 +20,8 @@ from mint_engine.training.trainer import Trainer
 T = TypeVar("T")
 
 
-class Desk:
-    """Used from one event loop; `wake` makes the step thread look (`Stepper.wake`)."""
+class StepThread:
+    """The step thread as one event loop sees it; `wake` makes it look (`Stepper.wake`)."""
 
     def __init__(self, updates: Updates, wake: Callable[[], None]) -> None:
         self._updates, self._wake = updates, wake

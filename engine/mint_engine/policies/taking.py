@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from mint_contracts.errors import EngineUnavailable, MintError, StaleLease
 from mint_engine.aside import aside
 from mint_engine.policies.call_checkpoints import Found, not_left, rests_of, shelf_of
+from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.checkpoints import Shelf
-from mint_engine.policies.opened import Open
 from mint_engine.sources.asking import asked
 
 RETRY_S = 1.0
@@ -29,7 +29,9 @@ class Taking:
         return [*self._untaken]
 
     @asynccontextmanager
-    async def taken_up(self, here: Open, policy: str, lease: int, found: Found, life: int) -> AsyncIterator[None]:
+    async def taken_up(
+        self, here: CallContext, policy: str, lease: int, found: Found, life: int
+    ) -> AsyncIterator[None]:
         """Around what puts a policy in its place that goes on here: under this lease, and from then on no older one.
 
         An engine that had it, and was cut off, acknowledges no checkpoint behind `found`; who drops it has dropped
@@ -58,7 +60,7 @@ class Taking:
                     await aside(here.resting.note, rests_of(found.record))
             raise
 
-    async def give_back(self, here: Open, policy: str) -> None:
+    async def give_back(self, here: CallContext, policy: str) -> None:
         """Have the store say of no lease any more that was not taken up after all.
 
         Raises its errors: it is to be asked again then.

@@ -10,8 +10,8 @@ from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.examples.render import Renderer
 from mint_engine.examples.shared import Datasets
-from mint_engine.policies.desk import Desk
 from mint_engine.policies.rollouts import Rollouts
+from mint_engine.policies.step_thread import StepThread
 from mint_engine.residency.room import Room
 from mint_engine.residency.slots import Slots
 
@@ -43,13 +43,13 @@ class Places(Protocol):
 
 
 @dataclass(frozen=True)
-class Means:
+class TrainingContext:
     """One engine's. `claim` takes a policy's name from the Trainer service, once the call under way has ended.
 
-    It is told since when (monotonic seconds) the name is a wave's here, so that no call can take it.
+    Its number is since when (monotonic seconds) the name is a wave's here, so that no call can take it.
     """
 
-    desk: Desk
+    step_thread: StepThread
     rollouts: Rollouts
     slots: Slots
     places: Places

@@ -12,8 +12,8 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies.announcement_cache import Herald
-from mint_engine.policies.opened import Open
+from mint_engine.policies.announcement_cache import AnnouncementCache
+from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Scene, training
@@ -29,15 +29,17 @@ async def called(base: Path, folder: Path, **settings: Any) -> AsyncIterator[tup
             yield scene, training_pb2_grpc.TrainerStub(channel)
 
 
-async def answer_calls(scene: Scene, engine: str = "tiny-0") -> Herald:
+async def answer_calls(scene: Scene, engine: str = "tiny-0") -> AnnouncementCache:
     """Open the engine's Trainer service; what is announced in its store by now, it serves."""
-    herald = Herald(scene.store, BASE, engine)
-    herald.on_change = lambda: scene.residency.lending.announce(herald.known)
-    await herald.look()
+    cache = AnnouncementCache(scene.store, BASE, engine)
+    cache.on_change = lambda: scene.residency.lending.announce(cache.known)
+    await cache.look()
     store, roster = store_of(scene.store), scene.roster
     resting = Resting(store, BASE)
-    scene.server.register.open = Open(scene.means, store, lambda: roster.policies, nobody_else, herald, resting)
-    return herald
+    scene.server.register.context = CallContext(
+        scene.context, store, lambda: roster.policies, nobody_else, cache, resting
+    )
+    return cache
 
 
 async def nobody_else(_policy: str) -> None:

@@ -16,9 +16,9 @@ from mint_contracts.training_records import Order, Progress, Stage, TrainAssignm
 from mint_engine.adapters.check import Fit
 from mint_engine.model.base import Base
 from mint_engine.policies.checkpoints import Shelf
-from mint_engine.policies.means import Means
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
+from mint_engine.policies.training_context import TrainingContext
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
@@ -67,7 +67,7 @@ class Scene:
     server: EngineServer
     residency: Residency
     roster: Roster
-    means: Means
+    context: TrainingContext
     store: Source
     wave: WaveTraining
 
@@ -151,12 +151,12 @@ async def training(
     assert isinstance(residency, Residency)
     residency.in_flight, residency.trained = server.tenants, lambda: server.training_bytes
     residency.start()
-    means = server.means(residency.lending)
-    assert means is not None
-    roster = Roster(means, incarnation=0, clock=clock)
+    context = server.training_context(residency.lending)
+    assert context is not None
+    roster = Roster(context, incarnation=0, clock=clock)
     wave = WaveTraining(WAVE, 1, told or train(), store)
     try:
-        yield Scene(server, residency, roster, means, store, wave)
+        yield Scene(server, residency, roster, context, store, wave)
     finally:
         await roster.close()
         assert await server.drain(20)
@@ -182,7 +182,7 @@ def hold_updates(scene: Scene, gate: Gate) -> None:
 
 async def weights(scene: Scene, policy: str) -> bytes:
     """A policy's weights, as they are now."""
-    return await scene.means.desk.call(lambda trainer: trainer.policy(policy).weights.numpy().tobytes())
+    return await scene.context.step_thread.call(lambda trainer: trainer.policy(policy).weights.numpy().tobytes())
 
 
 def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:

@@ -12,8 +12,8 @@ import pytest
 from mint_contracts.errors import SourceUnavailable, StaleLease
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import published_in
-from mint_engine.policies import announcement_cache as heralds
-from mint_engine.policies.announcement_cache import Herald
+from mint_engine.policies import announcement_cache
+from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.announcements import Announcements, Announcer
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
@@ -99,7 +99,7 @@ def test_one_that_can_not_be_read_goes_on_meaning_what_it_means(store: Store) ->
 
 
 async def test_engines_hear_of_each_others_within_a_look(store: Store) -> None:
-    first, second = (Herald(store.source, BASE, engine, look_s=0.01) for engine in ("e-0", "e-1"))
+    first, second = (AnnouncementCache(store.source, BASE, engine, look_s=0.01) for engine in ("e-0", "e-1"))
     heard: list[dict[str, Source]] = []
     second.on_change = lambda: heard.append(dict(second.known))
     looking = asyncio.create_task(second.run())
@@ -118,8 +118,8 @@ async def test_engines_hear_of_each_others_within_a_look(store: Store) -> None:
 async def test_a_look_that_began_before_a_name_was_withdrawn_does_not_bring_it_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    herald = Herald(store.source, BASE, "e-0")
-    await herald.announce("one", 1, Name(1, 1), at(store, "one", 1, 1))
+    cache = AnnouncementCache(store.source, BASE, "e-0")
+    await cache.announce("one", 1, Name(1, 1), at(store, "one", 1, 1))
     standing = Announcements.standing
     with Gate() as gate:
 
@@ -130,31 +130,35 @@ async def test_a_look_that_began_before_a_name_was_withdrawn_does_not_bring_it_b
             return found
 
         monkeypatch.setattr(Announcements, "standing", late)
-        looking = asyncio.create_task(herald.look())
+        looking = asyncio.create_task(cache.look())
         await gate.reached()
-        await herald.withdraw("one", 1)
-        assert herald.known == {}
+        await cache.withdraw("one", 1)
+        assert cache.known == {}
         gate.open()
         await looking
-    assert herald.known == {}
+    assert cache.known == {}
 
 
 async def test_a_look_comes_to_its_end_however_often_something_is_published_meanwhile(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    herald, standing, loop = Herald(store.source, BASE, "e-0"), Announcements.standing, asyncio.get_running_loop()
+    cache, standing, loop = (
+        AnnouncementCache(store.source, BASE, "e-0"),
+        Announcements.standing,
+        asyncio.get_running_loop(),
+    )
     steps = itertools.count(1)
 
     def busily(self: Announcements) -> dict[str, Source]:
         found, step = standing(self), next(steps)
         source = at(store, "one", 1, step)
-        asyncio.run_coroutine_threadsafe(herald.announce("one", 1, Name(1, step), source), loop).result()
+        asyncio.run_coroutine_threadsafe(cache.announce("one", 1, Name(1, step), source), loop).result()
         return found
 
     Announcements(store, BASE).announce("two", Name(1, 1), ONE)
     monkeypatch.setattr(Announcements, "standing", busily)
-    await asyncio.wait_for(herald.clear("three", time.monotonic()), 60)
-    assert herald.known == {"one": at(store, "one", 1, 1), "two": at(store, "two", 1, 1)}
+    await asyncio.wait_for(cache.clear("three", time.monotonic()), 60)
+    assert cache.known == {"one": at(store, "one", 1, 1), "two": at(store, "two", 1, 1)}
 
 
 @pytest.mark.parametrize("scheme", ["file", "s3"])
@@ -164,23 +168,27 @@ async def test_names_that_a_wave_takes_are_cleared_by_one_listing(
     store, asked = opened(scheme), Asked()
     for engine in ("e-0", "e-1"):
         Announcements(store, BASE).announce(f"of-{engine}", Name(1, 1), Announcer(engine, 1))
-    herald = Herald(store.source, BASE, "e-0")
-    monkeypatch.setattr(heralds, "store_of", asked.store_of)
+    cache = AnnouncementCache(store.source, BASE, "e-0")
+    monkeypatch.setattr(announcement_cache, "store_of", asked.store_of)
     since = time.monotonic()
-    await asyncio.gather(*(herald.clear(f"policy-{number}", since) for number in range(100)))
-    await herald.clear("policy-100", since)
+    await asyncio.gather(*(cache.clear(f"policy-{number}", since) for number in range(100)))
+    await cache.clear("policy-100", since)
     assert asked == [("names", f"announced/{BASE}")]
-    await herald.clear("of-e-1", since)
-    await herald.clear("of-e-0", since)
-    assert herald.known == Announcements(store, BASE).standing() == {"of-e-1": at(store, "of-e-1", 1, 1)}
-    await herald.clear("policy-100", time.monotonic())
+    await cache.clear("of-e-1", since)
+    await cache.clear("of-e-0", since)
+    assert cache.known == Announcements(store, BASE).standing() == {"of-e-1": at(store, "of-e-1", 1, 1)}
+    await cache.clear("policy-100", time.monotonic())
     assert [what for what, _ in asked] == ["names", "names", "read", "names", "read", "delete", "names"]
 
 
 async def test_a_look_that_began_before_a_wave_took_a_name_does_not_tell_that_it_is_free(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    herald, standing, gates = Herald(store.source, BASE, "e-0"), Announcements.standing, [Gate(), Gate(after=1)]
+    cache, standing, gates = (
+        AnnouncementCache(store.source, BASE, "e-0"),
+        Announcements.standing,
+        [Gate(), Gate(after=1)],
+    )
     with gates[0], gates[1]:
 
         def late(self: Announcements) -> dict[str, Source]:
@@ -190,13 +198,13 @@ async def test_a_look_that_began_before_a_wave_took_a_name_does_not_tell_that_it
             return found
 
         monkeypatch.setattr(Announcements, "standing", late)
-        early = asyncio.create_task(herald.clear("other", time.monotonic()))
+        early = asyncio.create_task(cache.clear("other", time.monotonic()))
         await gates[0].reached()
         Announcements(store, BASE).announce("one", Name(1, 1), ONE)
-        clearing = asyncio.create_task(herald.clear("one", time.monotonic()))
+        clearing = asyncio.create_task(cache.clear("one", time.monotonic()))
         gates[0].open()
         await early
-        assert herald.known == {}
+        assert cache.known == {}
         await gates[1].reached()
         gates[1].open()
         await clearing
@@ -204,19 +212,19 @@ async def test_a_look_that_began_before_a_wave_took_a_name_does_not_tell_that_it
 
 
 async def test_a_store_that_is_away_is_told_to_all_who_clear_names(tmp_path: Path) -> None:
-    herald = Herald(Source(f"file://{tmp_path}/runs"), BASE, "e-0")
+    cache = AnnouncementCache(Source(f"file://{tmp_path}/runs"), BASE, "e-0")
     since = time.monotonic()
-    clearing = [herald.clear(f"policy-{number}", since) for number in range(3)]
+    clearing = [cache.clear(f"policy-{number}", since) for number in range(3)]
     assert {type(each) for each in await asyncio.gather(*clearing, return_exceptions=True)} == {SourceUnavailable}
     (tmp_path / "runs").mkdir()
-    await herald.clear("policy-0", since)
+    await cache.clear("policy-0", since)
 
 
 async def test_a_store_that_is_away_leaves_what_is_known(store: Store) -> None:
-    herald = Herald(Source("file:///nowhere/at/all"), BASE, "e-0", look_s=0.01)
-    herald.known = known = {"one": at(store, "one", 1, 1)}
-    looking = asyncio.create_task(herald.run())
-    await herald.first(0.1)
-    assert herald.known == known
+    cache = AnnouncementCache(Source("file:///nowhere/at/all"), BASE, "e-0", look_s=0.01)
+    cache.known = known = {"one": at(store, "one", 1, 1)}
+    looking = asyncio.create_task(cache.run())
+    await cache.first(0.1)
+    assert cache.known == known
     assert not looking.done()
     looking.cancel()

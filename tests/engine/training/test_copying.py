@@ -10,7 +10,7 @@ import torch
 
 from mint_contracts.errors import Internal
 from mint_engine.policies.copying import copying, packing
-from mint_engine.policies.desk import Desk
+from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.updates import Updates
 from mint_engine.training import policy as vectors
 from mint_engine.training import state
@@ -40,7 +40,7 @@ class Serving:
     def __init__(self, trainer: Trainer) -> None:
         ticks = itertools.count()
         self.updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)
-        self.desk = Desk(self.updates, lambda: None)
+        self.step_thread = StepThread(self.updates, lambda: None)
         self.steps = 0
 
     def step(self) -> None:
@@ -58,11 +58,11 @@ class Serving:
 
 async def test_a_checkpoint_and_a_revision_are_those_of_one_moment_though_steps_pass(trainer: Trainer) -> None:
     serving, parts = Serving(trainer), trainer.policy("p/0").weights.numel() >> 11
-    copy = await serving.until(serving.desk.parts(lambda trainer: copying(trainer, "p/0")))
+    copy = await serving.until(serving.step_thread.parts(lambda trainer: copying(trainer, "p/0")))
     assert serving.steps >= 4 * parts, "a part is of one vector"
     assert state.to_bytes(copy) == saved_of(trainer, "p/0")
     serving.steps = 0
-    packed = await serving.until(serving.desk.parts(lambda trainer: packing(trainer, "p/0", torch.bfloat16)))
+    packed = await serving.until(serving.step_thread.parts(lambda trainer: packing(trainer, "p/0", torch.bfloat16)))
     assert serving.steps > parts
     assert torch.equal(packed.run, trainer.policy("p/0").weights.to(torch.bfloat16))
     step_all(trainer, {"p/0": OPTIMIZER})
@@ -72,7 +72,7 @@ async def test_a_checkpoint_and_a_revision_are_those_of_one_moment_though_steps_
 
 async def test_a_policy_that_changes_while_it_is_copied_is_not_saved_half_and_half(trainer: Trainer) -> None:
     serving = Serving(trainer)
-    copying_it = asyncio.ensure_future(serving.desk.parts(lambda trainer: copying(trainer, "p/0")))
+    copying_it = asyncio.ensure_future(serving.step_thread.parts(lambda trainer: copying(trainer, "p/0")))
     for _ in range(3):
         await asyncio.sleep(0)
         serving.step()

@@ -116,7 +116,7 @@ async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_hol
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
     monkeypatch.setattr(course, "HELD_S", 0.0)
     async with training(base, tmp_path, train(steps=1)) as scene:
-        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
+        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.context.datasets
         monkeypatch.setattr(slots, "_wait_s", 0.01)
         free: list[int] = []
         is_away = True
@@ -155,7 +155,7 @@ async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for
     name = "train.jsonl" if waits_for != "a data set that is away" else "away.parquet"
     told = train(dataset=Dataset(uri=f"file://{tmp_path}/{name}"))
     async with training(base, tmp_path, told) as scene:
-        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
+        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.context.datasets
         taken = list[int]()
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(slots, "_wait_s", 3600.0 if waits_for == "its turn for a slot" else 0.01)
@@ -224,17 +224,21 @@ async def test_a_full_engine_is_waited_for(base: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
     async with training(base, tmp_path, train(steps=2, checkpoint_every_steps=100)) as scene:
         with Gate() as stepping:
-            desk, learn, held = scene.means.desk, scene.means.desk.learn, list[asyncio.Task[None]]()
+            step_thread, learn, held = (
+                scene.context.step_thread,
+                scene.context.step_thread.learn,
+                list[asyncio.Task[None]](),
+            )
 
             async def learn_and_fill(*given: Any, **options: Any) -> Any:
                 learnt = await learn(*given, **options)
                 if not held:
-                    held.append(asyncio.create_task(desk.call(lambda _: stepping.go_by())))
+                    held.append(asyncio.create_task(step_thread.call(lambda _: stepping.go_by())))
                     await stepping.reached()
                     fill(scene)
                 return learnt
 
-            desk.learn = learn_and_fill  # type: ignore[method-assign]
+            step_thread.learn = learn_and_fill  # type: ignore[method-assign]
             scene.want(assignment("acme/one"))
             await until(lambda: scene.roster.progress()["acme/one"].failure)
             told = scene.roster.progress()["acme/one"]

@@ -118,14 +118,14 @@ async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_
 async def test_what_was_sampled_at_a_temperature_is_learnt_at_it(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(sampling=TrainSampling(max_tokens=8, temperature=0.5))) as scene:
         drifts: list[float] = []
-        desk, learn = scene.means.desk, scene.means.desk.learn
+        step_thread, learn = scene.context.step_thread, scene.context.step_thread.learn
 
         async def noted(*args: Any, **options: Any) -> Any:
             learnt = await learn(*args, **options)
             drifts.append(learnt.outcome.metrics["drift"])
             return learnt
 
-        desk.learn = noted  # type: ignore[method-assign]
+        step_thread.learn = noted  # type: ignore[method-assign]
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
         assert drifts
@@ -143,14 +143,14 @@ async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Pa
 
 async def test_a_supervised_step_whose_loss_is_no_number_spoils_no_checkpoint(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(algorithm="SFT", reward=None, steps=2)) as scene:
-        desk, learn = scene.means.desk, scene.means.desk.learn
+        step_thread, learn = scene.context.step_thread, scene.context.step_thread.learn
 
         async def learn_beyond(batch: PolicyBatch, *given: Any, **options: Any) -> Any:
-            desk.learn = learn  # type: ignore[method-assign]
+            step_thread.learn = learn  # type: ignore[method-assign]
             beyond = [replace(each, weights=[3e38 * bool(w) for w in each.weights]) for each in batch.examples]
             return await learn(replace(batch, examples=beyond), *given, **options)
 
-        desk.learn = learn_beyond  # type: ignore[method-assign]
+        step_thread.learn = learn_beyond  # type: ignore[method-assign]
         scene.want(assignment("acme/one"))
         told = (await scene.ended("acme/one"))["acme/one"]
         rewards, _ = saved(scene, "acme/one")

@@ -9,7 +9,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable
-from mint_engine.policies.announcement_cache import Herald
+from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.store import LocalStore
 from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused
@@ -45,9 +45,9 @@ def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
 
 async def announced(scene: Scene) -> set[str]:
     """The names that mean something to an engine that starts now."""
-    herald = Herald(scene.store, BASE, "tiny-9")
-    await herald.look()
-    return {*herald.known}
+    cache = AnnouncementCache(scene.store, BASE, "tiny-9")
+    await cache.look()
+    return {*cache.known}
 
 
 async def published(stub: Any, policy: str) -> pb.PolicyState:

@@ -146,7 +146,7 @@ async def test_a_policy_whose_connection_can_not_be_closed_lets_go_of_its_slot_a
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
         await until(lambda: len(scene.residency.slots.free) == scene.residency.slots.count)
-        assert await scene.means.desk.call(lambda trainer: trainer.names) == frozenset()
+        assert await scene.context.step_thread.call(lambda trainer: trainer.names) == frozenset()
         with suppress(RuntimeError):
             await scene.roster._running["acme/one"].task
 

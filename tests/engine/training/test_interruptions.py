@@ -158,7 +158,7 @@ async def test_a_step_that_is_learnt_counts_though_its_course_was_cancelled_mean
 ) -> None:
     async with training(base, tmp_path, train(steps=6, checkpoint_every_steps=100)) as scene:
         scene.want(assignment("acme/one"))
-        desk, learn = scene.means.desk, scene.means.desk.learn
+        step_thread, learn = scene.context.step_thread, scene.context.step_thread.learn
         at_step = 2
 
         async def learn_and_end(*given: Any, **options: Any) -> Any:
@@ -167,7 +167,7 @@ async def test_a_step_that_is_learnt_counts_though_its_course_was_cancelled_mean
             return await learn(*given, **options)
 
         closing: list[asyncio.Task[None]] = []
-        desk.learn = learn_and_end  # type: ignore[method-assign]
+        step_thread.learn = learn_and_end  # type: ignore[method-assign]
         await until(lambda: closing and closing[0].done())
         rewards, _ = saved(scene, "acme/one")
         assert len(rewards) == at_step + 1

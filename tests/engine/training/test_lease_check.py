@@ -6,7 +6,7 @@ import pytest
 
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.policies import lease_check
-from mint_engine.policies.lease_check import Tenure
+from mint_engine.policies.lease_check import LeaseCheck
 
 
 async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
@@ -15,7 +15,7 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
     """Each holds a thread, of those that other stores are asked on, too."""
     for name, value in (("LOOK_S", 0.0), ("SURE_S", 0.0), ("ANSWER_S", 0.01)):
         monkeypatch.setattr(lease_check, name, value)
-    begun, answers, of = 0, asyncio.Event(), Tenure()
+    begun, answers, of = 0, asyncio.Event(), LeaseCheck()
 
     async def look() -> None:
         nonlocal begun

@@ -74,7 +74,7 @@ async def test_a_course_begins_once_every_earlier_one_has_let_go(
         scene.want(assignment("acme/one"))
         scene.want(assignment("acme/one", lease=2))
         for _ in range(3):
-            await scene.means.desk.call(lambda _: None)
+            await scene.context.step_thread.call(lambda _: None)
         may_close.set()
         await scene.ended("acme/one")
     assert events[:3] == ["lease 1", "let go", "lease 2"]

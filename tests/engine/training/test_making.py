@@ -59,7 +59,7 @@ async def answered(scene: Scene) -> None:
 
 
 async def names(scene: Scene) -> frozenset[str]:
-    return await scene.means.desk.call(lambda trainer: trainer.names)
+    return await scene.context.step_thread.call(lambda trainer: trainer.names)
 
 
 async def test_tenants_are_answered_while_a_wave_has_policies_made_new_or_from_checkpoints(
@@ -103,7 +103,7 @@ async def test_policies_are_made_one_at_a_time(base: Path, tmp_path: Path, monke
         with Making(monkeypatch, policies, "fresh") as making:
             scene.want(*wanted)
             await making.reached()
-            await until(lambda: len(scene.means.desk._making._waiters or ()) == len(wanted) - 1)
+            await until(lambda: len(scene.context.step_thread._making._waiters or ()) == len(wanted) - 1)
             making.open()
             await scene.ended(*(each.policy for each in wanted))
         assert (making.begun, making.most) == (3, 1)
@@ -116,7 +116,7 @@ async def test_a_course_that_ends_while_its_policy_is_made_leaves_nothing_and_th
         with Making(monkeypatch, policies, "fresh") as making:
             scene.want(assignment("acme/one", lease=1), assignment("acme/two", lease=1))
             await making.reached()
-            await until(lambda: scene.means.desk._making._waiters)
+            await until(lambda: scene.context.step_thread._making._waiters)
             scene.want(assignment("acme/one", lease=2))
             await until(lambda: len(scene.roster._leaving) == 1)
             assert await names(scene) == frozenset(), "one waited for its turn, the other is made in vain"
@@ -196,15 +196,15 @@ async def test_a_name_that_is_trained_under_already_is_refused_before_anything_i
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):
-        policy = await scene.means.desk.make(lambda maker: maker.fresh("one", PolicySettings(4)))
-        scene.means.places.room.take("one", scene.means.desk.maker.needs_for(policy))
-        await scene.means.desk.call(lambda trainer: trainer.put(policy))
+        policy = await scene.context.step_thread.make(lambda maker: maker.fresh("one", PolicySettings(4)))
+        scene.context.places.room.take("one", scene.context.step_thread.maker.needs_for(policy))
+        await scene.context.step_thread.call(lambda trainer: trainer.put(policy))
         with Making(monkeypatch, policies, "form_of") as making:
             error = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99)))
         assert (error.reason, error.message) == ("InvalidRequest", "is already trained here; drop it first")
         assert not making.begun
-        await scene.means.desk.call(lambda trainer: trainer.drop("one"))
-        scene.means.places.room.leave("one")
+        await scene.context.step_thread.call(lambda trainer: trainer.drop("one"))
+        scene.context.places.room.leave("one")
 
 
 def test_policies_of_a_kind_have_one_form_whichever_threads_make_them() -> None:

@@ -24,7 +24,7 @@ RANK = 4
 async def needs_of_one(base: Path, folder: Path) -> Needs:
     """What a policy takes there."""
     async with training(base, folder / "before") as scene:
-        return scene.means.desk.maker.needs("any", PolicySettings(RANK))
+        return scene.context.step_thread.maker.needs("any", PolicySettings(RANK))
 
 
 def room_for(count: int, needs: Needs) -> int:
@@ -134,8 +134,8 @@ async def test_a_policy_that_has_taken_no_memory_is_an_imbalance(
 ) -> None:
     async def put_stray() -> None:
         async with training(base, tmp_path) as scene:
-            policy = await scene.means.desk.make(lambda maker: maker.fresh("stray", PolicySettings(RANK)))
-            await scene.means.desk.call(lambda trainer: trainer.put(policy))
+            policy = await scene.context.step_thread.make(lambda maker: maker.fresh("stray", PolicySettings(RANK)))
+            await scene.context.step_thread.call(lambda trainer: trainer.put(policy))
 
     imbalances.planted = True
     with pytest.raises(Internal, match=r"policies have \d+ bytes and have taken 0"):

@@ -42,7 +42,7 @@ async def test_each_kind_of_policy_needs_what_its_engine_counts(
 ) -> None:
     base = save_base(tmp_path) if family == "llama" else saved_families.save_base(family, tmp_path)
     async with training(base, tmp_path / "runs") as scene:
-        maker = scene.means.desk.maker
+        maker = scene.context.step_thread.maker
         room = msgspec.structs.replace(maker.room, budget=1 << 30)
         for rank in (1, 4):
             for targets in kinds:

@@ -7,8 +7,8 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import AdapterNotFound
-from mint_engine.policies import announcement_cache as heralds
-from mint_engine.policies.announcement_cache import Herald
+from mint_engine.policies import announcement_cache
+from mint_engine.policies.announcement_cache import AnnouncementCache
 from tests.engine.running import save_base
 from tests.engine.training.asked import Asked
 from tests.engine.training.calling import BASE, called, lesson, refused, step
@@ -54,9 +54,9 @@ async def test_a_wave_that_takes_a_name_over_leaves_nothing_of_what_calls_have_p
         assert scene.residency.report()["one"].published
         scene.want(assignment("one", lease=time.time_ns() // 1_000_000))
         await scene.ended("one")
-        herald = Herald(scene.store, BASE, "tiny-1")
-        await herald.look()
-        assert herald.known == {}
+        cache = AnnouncementCache(scene.store, BASE, "tiny-1")
+        await cache.look()
+        assert cache.known == {}
 
 
 async def test_one_listing_of_what_calls_have_published_does_for_a_wave(
@@ -69,7 +69,7 @@ async def test_one_listing_of_what_calls_have_published_does_for_a_wave(
     asked = Asked()
     # Some of them wait for others' slots; by then the engine may have to ask nothing any more.
     async with called(base, tmp_path, device_slots=3) as (scene, _):
-        monkeypatch.setattr(heralds, "store_of", asked.store_of)
+        monkeypatch.setattr(announcement_cache, "store_of", asked.store_of)
         scene.want(*(assignment(policy, lease=time.time_ns() // 1_000_000) for policy in wave), told=train(steps=1))
         await scene.ended(*wave)
     of_one = [what for what, path in asked if f"{wave[5]}@" in path]

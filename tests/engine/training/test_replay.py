@@ -243,7 +243,7 @@ async def test_a_wave_learns_from_the_routes_of_its_rollouts(tmp_path: Path) -> 
         ask = Ask(
             "", "", NO_SLOT, prompt, Sampling(5, 0, temperature=1.0, logprobs=0, ignore_eos=True), (1, 2, 3), True
         )
-        for rollout in await scene.means.rollouts.group(ask):
+        for rollout in await scene.context.rollouts.group(ask):
             assert rollout.routes is not None
             model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
             tokens = torch.tensor([[*prompt, *rollout.tokens[:-1]]])
@@ -251,7 +251,7 @@ async def test_a_wave_learns_from_the_routes_of_its_rollouts(tmp_path: Path) -> 
                 scores = model(input_ids=tokens, output_router_logits=True, use_cache=False).router_logits
             expected = torch.stack([each.topk(2, dim=-1).indices for each in scores], dim=1)
             assert np.array_equal(np.sort(rollout.routes, -1), expected.sort(-1).values.numpy())
-        (unasked,) = await scene.means.rollouts.group(msgspec.structs.replace(ask, seeds=(1,), routes=False))
+        (unasked,) = await scene.context.rollouts.group(msgspec.structs.replace(ask, seeds=(1,), routes=False))
         assert unasked.routes is None
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")

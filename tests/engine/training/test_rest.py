@@ -55,9 +55,9 @@ async def test_what_it_has_published_is_served_while_it_rests(base: Path, tmp_pa
         async with called(base, tmp_path, engine="tiny-1") as (_, other):
             await other.ResumePolicy(pb.ResumePolicyRequest(policy="one", life=made.life))
             later = await other.Publish(pb.PublishRequest(policy="one", sequence=2))
-        here = scene.server.register.open
+        here = scene.server.register.context
         assert here is not None
-        await here.herald.look()
+        await here.announcement_cache.look()
         assert scene.residency.report()["one"].source.uri == later.uri, "what another engine has published since"
 
 
@@ -150,7 +150,7 @@ async def test_what_was_left_within_a_step_takes_no_memory_for_ever_and_its_prog
     async with called(base, tmp_path) as (scene, stub):
         made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
-        await scene.means.desk.call(lambda trainer: setattr(trainer.policy("one"), "torn", True))
+        await scene.context.step_thread.call(lambda trainer: setattr(trainer.policy("one"), "torn", True))
         await scene.server.register.rest(0.0)
         assert scene.server.training_bytes == scene.residency.lending.room.lasting == 0
         resume = pb.ResumePolicyRequest(policy="one", life=made.life)

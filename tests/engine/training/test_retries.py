@@ -118,7 +118,7 @@ async def test_what_it_had_published_stays_and_what_is_served_at_its_end_is_what
             assert published.step == BROKEN_AT
             checkpoint = Shelf(store_of(scene.store), "acme/one").newest()
             assert checkpoint is not None
-            weights = load(bytes(checkpoint[1]))["weights"].to(scene.means.dtype)
+            weights = load(bytes(checkpoint[1]))["weights"].to(scene.context.dtype)
             content = (Path(published.source.uri.removeprefix("file://")) / "adapter.mint").read_bytes()
             assert weights.view(torch.uint8).numpy().tobytes() in content
 

@@ -78,8 +78,8 @@ async def test_a_policy_of_many_prompts_does_not_keep_another_from_its_rollouts(
     async with training(base, tmp_path, train()) as scene:
         sampling = Sampling(2, 0, temperature=1.0, logprobs=0, ignore_eos=True)
         ask = Ask("acme/large", "", NO_SLOT, (40, 41, 42), sampling, tuple(range(16)))
-        large = [asyncio.create_task(scene.means.rollouts.group(ask)) for _ in range(4 * TURN // 16)]
+        large = [asyncio.create_task(scene.context.rollouts.group(ask)) for _ in range(4 * TURN // 16)]
         await asyncio.sleep(0)  # all of them wait, or run, before the other comes
-        await scene.means.rollouts.group(msgspec.structs.replace(ask, policy="acme/small"))
+        await scene.context.rollouts.group(msgspec.structs.replace(ask, policy="acme/small"))
         assert not all(task.done() for task in large)
         await asyncio.gather(*large)

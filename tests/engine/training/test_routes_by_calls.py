@@ -89,7 +89,7 @@ def summed(policy: str, sequence: int, examples: Sequence[pb.Example]) -> pb.For
 async def create(scene: Scene, stub: Any, policy: str) -> None:
     """A policy that every weight of has a gradient."""
     await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4, seed=3))
-    await scene.means.desk.call(lambda trainer: awaken(trainer, policy))
+    await scene.context.step_thread.call(lambda trainer: awaken(trainer, policy))
 
 
 async def gradient_of(scene: Scene, policy: str) -> torch.Tensor:
@@ -97,7 +97,7 @@ async def gradient_of(scene: Scene, policy: str) -> torch.Tensor:
         found: torch.Tensor = trainer.policy(policy).gradient.clone()
         return found
 
-    return await scene.means.desk.call(read)
+    return await scene.context.step_thread.call(read)
 
 
 @pytest.mark.parametrize("pieces", ["one message", "several"])
@@ -138,13 +138,13 @@ async def test_a_clients_group_is_learnt_as_a_waves_bit_for_bit_and_a_repeat_cha
 
         sampling = Sampling(6, 0, temperature=1.0, logprobs=0, ignore_eos=True)
         ask = Ask("", "", NO_SLOT, PROMPT, sampling, (SEED, SEED + 1, SEED + 2), True)
-        rollouts = await scene.means.rollouts.group(ask)
+        rollouts = await scene.context.rollouts.group(ask)
         assert [tuple(each.tokens) for each in rollouts] == [each.token_ids for each in answers]
         examples = [
             completion(PROMPT, each.tokens, each.logprobs, value, each.routes)
             for each, value in zip(rollouts, advantages, strict=True)
         ]
-        learnt = await scene.means.desk.learn(PolicyBatch("wave", examples, SUMS), None)
+        learnt = await scene.context.step_thread.learn(PolicyBatch("wave", examples, SUMS), None)
         assert learnt.outcome.loss_sum == found.loss_sum
         assert [each.tolist() for each in learnt.outcome.logprobs] == [list(each.values) for each in found.logprobs]
         assert torch.equal(await gradient_of(scene, "wave"), gradient)
@@ -199,7 +199,7 @@ async def test_tokens_take_the_experts_that_routes_say_and_those_not_covered_the
         found = await stub.ForwardBackward(summed("one", 1, calls))
         gradient = await gradient_of(scene, "one")
         model = model_of(base)
-        merged = await scene.means.desk.call(lambda trainer: Merged(trainer, "one", model))
+        merged = await scene.context.step_thread.call(lambda trainer: Merged(trainer, "one", model))
         expected, logprobs = reference(merged, naive, forced_by(model))
         assert float((gradient - expected).norm() / expected.norm()) < 1e-4
         for ours, theirs, example in zip(found.logprobs, logprobs, naive, strict=True):

@@ -308,9 +308,9 @@ async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
             error = await refused(stub.Publish(publish))
             assert (error.reason, "was resumed on another engine" in error.message) == ("PolicyNotFound", True)
             assert is_free(scene)
-            herald = there.server.register.here.herald
-            await herald.look()
-            assert {policy: source.uri for policy, source in herald.known.items()} == meant
+            cache = there.server.register.here.announcement_cache
+            await cache.look()
+            assert {policy: source.uri for policy, source in cache.known.items()} == meant
 
 
 def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(

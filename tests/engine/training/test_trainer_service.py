@@ -322,7 +322,7 @@ async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(ba
         await until(lambda: scene.server.register._calls["one"]._turn._waiters)
         assert not dropping.done()
         updates.rollouts = nobody
-        scene.means.desk._wake()
+        scene.context.step_thread._wake()
         await dropping
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.ForwardBackward(lesson("one", 1))
@@ -350,7 +350,7 @@ async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Pat
         scene.want(assignment("acme/one"))
         await until(lambda: scene.server.register._calls["acme/one"]._turn._waiters)
         updates.rollouts = nobody
-        scene.means.desk._wake()
+        scene.context.step_thread._wake()
         await under_way
         await scene.ended("acme/one")
         assert state_of(scene, "acme/one") == undisturbed
@@ -361,7 +361,7 @@ async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Pat
 async def test_a_policy_whose_client_goes_away_is_made_or_not_known(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         with Gate() as making:
-            holding = asyncio.create_task(scene.means.desk.call(lambda _: making.go_by()))
+            holding = asyncio.create_task(scene.context.step_thread.call(lambda _: making.go_by()))
             await making.reached()
             abandoned = stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99))
             await until(lambda: "one" in scene.server.register._calls)

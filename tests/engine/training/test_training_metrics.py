@@ -140,13 +140,13 @@ async def test_steps_whose_gradient_is_not_finite_are_told_apart_and_spoil_no_su
     base: Path, tmp_path: Path, grown: Grown
 ) -> None:
     async with training(base, tmp_path, train(steps=10)) as scene:
-        desk, learn = scene.means.desk, scene.means.desk.learn
+        step_thread, learn = scene.context.step_thread, scene.context.step_thread.learn
 
         async def learn_nonsense(batch: PolicyBatch, *given: Any, **options: Any) -> Any:
             spoilt = [replace(each, sampler_logprobs=[nan] * len(each.tokens)) for each in batch.examples]
             return await learn(replace(batch, examples=spoilt), *given, **options)
 
-        desk.learn = learn_nonsense  # type: ignore[method-assign]
+        step_thread.learn = learn_nonsense  # type: ignore[method-assign]
         scene.want(assignment("acme/one"))
         failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
         assert failure is not None

@@ -22,7 +22,7 @@ from mint_contracts.errors import (
 from mint_contracts.training import Optimizer
 from mint_engine.policies import keeping
 from mint_engine.policies import updates as update
-from mint_engine.policies.desk import Desk
+from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import example as examples
 from mint_engine.training.example import Example, PolicyBatch
@@ -256,7 +256,7 @@ async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_on_aga
     trainer, tried, woken = trainer_of(), list[bool](), list[bool]()
     policies(trainer, 1)
     updates = Updates(trainer)
-    desk = Desk(updates, lambda: woken.append(True))
+    step_thread = StepThread(updates, lambda: woken.append(True))
 
     def away_at_first(_: Trainer) -> None:
         tried.append(True)
@@ -268,7 +268,9 @@ async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_on_aga
             updates.advance(0, 0.0)
         return learning.done()
 
-    learning = asyncio.create_task(desk.learn(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, finish=away_at_first))
+    learning = asyncio.create_task(
+        step_thread.learn(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, finish=away_at_first)
+    )
     with capture_logs():
         await until(learnt)
     assert (await learning).step is not None
@@ -279,7 +281,7 @@ async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it
     trainer, tried = trainer_of(), list[bool]()
     policies(trainer, 1)
     updates = Updates(trainer)
-    desk = Desk(updates, lambda: None)
+    step_thread = StepThread(updates, lambda: None)
 
     def away(_: Trainer) -> None:
         tried.append(True)
@@ -292,7 +294,7 @@ async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it
             learning.cancel()
         return learning.done()
 
-    learning = asyncio.create_task(desk.learn(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, finish=away))
+    learning = asyncio.create_task(step_thread.learn(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, finish=away))
     with capture_logs():
         await until(ended)
     assert learning.cancelled()

@@ -127,15 +127,15 @@ async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engin
     client = school.scene.client
     for name in NAMES:  # each is somebody's home
         there = school.engines[name].trains.server.register
-        assert there.open is not None
+        assert there.context is not None
         async with grpc.aio.insecure_channel(school.engines[name].record().address) as channel:
             stub = TrainerStub(channel)
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=f"acme/{name}", rank=4))
             await stub.Publish(pb.PublishRequest(policy=f"acme/{name}", sequence=1))
         there._calls.clear()  # as in an engine of this name that has started anew
         await client.drop_policy(f"acme/{name}")
-        await there.open.herald.look()
-        assert f"acme/{name}" not in there.open.herald.known
+        await there.context.announcement_cache.look()
+        assert f"acme/{name}" not in there.context.announcement_cache.known
 
 
 async def test_of_two_lives_that_are_there_the_later_is_meant(
