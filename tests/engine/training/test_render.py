@@ -35,17 +35,21 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 @pytest.mark.parametrize(
     ("prompt", "room", "says"),
     [
-        ("z" * 8, 185, "has 8 tokens; of the context's 192, sampling.maxTokens sets aside 185 for new tokens, which "
-                       "leaves 7. Lower sampling.maxTokens, shorten the prompt, or raise spec.engine.contextLength"),
-        ("z" * 8, 131072, "the context's 192, sampling.maxTokens sets aside 131072 for new tokens, which leaves 0"),
-        ("z" * 200, 64, "has 200 tokens; the context holds 192 .* sampling.maxTokens sets aside 64 of these"),
-        ("z" * 50_000, 64, "a context of 192 tokens holds; sampling.maxTokens sets aside 64 of these for new tokens"),
+        ("z" * 8, 185, "prompt: has 8 tokens; of the context's 192, sampling.maxTokens sets aside 185 for new "
+                       "tokens, which leaves 7. Lower sampling.maxTokens, shorten the prompt, or raise "
+                       "spec.engine.contextLength"),
+        ("z" * 8, 131072, "prompt: has 8 tokens; of the context's 192, sampling.maxTokens sets aside 131072 for new "
+                          "tokens, which leaves 0"),
+        ("z" * 200, 64, "This model's maximum context length is 192 tokens, .* it has 200 tokens. Shorten it by 9, "
+                        ".*; sampling.maxTokens sets aside 64 of these for new tokens"),
+        ("z" * 50_000, 64, "This model's maximum context length is 192 tokens, .* it has 50000 characters, far more "
+                           "than that; sampling.maxTokens sets aside 64 of these for new tokens"),
     ],
 )  # fmt: skip
 def test_a_prompt_that_does_not_fit_is_told_by_the_contexts_and_the_answers_length(
     tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, says: str
 ) -> None:
-    with pytest.raises(BadExample, match=f"can't be asked: prompt: .*{says}"):
+    with pytest.raises(BadExample, match=f"can't be asked: {says}"):
         Renderer(tokenizer, 300, CONTEXT, Ends()).prompt(Example(prompt, None, ""), room)
 
 
