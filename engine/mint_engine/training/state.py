@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
@@ -16,6 +17,8 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.header import LENGTH_BYTES, TensorSpec, parse
 from mint_engine.adapters.packed import Layout, Place, fingerprint, lay_out
 from mint_engine.training.policy import Form, Policy, moved, vector
+
+_log = structlog.get_logger(__name__)
 
 VERSION = 1
 _POLICY = "mint.policy"
@@ -84,8 +87,11 @@ def from_bytes(
     form = Form(saved.config.encode(), base, lay_out(modules, saved.ranks), tuple(saved.scalings))
     _check_modules(saved.ranks, shapes, form.layout, subject)
     tensors = parse(_header(data), subject, file_bytes=len(data)).tensors
-    if saved.base != base and not shapes and _numbers(tensors) != form.layout.elements:
-        raise WrongBase(subject, "was trained on modules of other shapes than the base model has. " + _TO_DO)
+    if saved.base != base and not shapes:
+        if _numbers(tensors) != form.layout.elements:
+            raise WrongBase(subject, "was trained on modules of other shapes than the base model has. " + _TO_DO)
+        # Most likely targetModules were other ones. Were it another base, this would be all that shows it.
+        _log.warning("policy_without_shapes", policy=name, modules=len(saved.ranks), elements=form.layout.elements)
     _check_vectors(tensors, form.layout, subject)
     ready = {key: moved(_vector(data, spec), device) for key, spec in tensors.items()}
     return Policy(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import WrongBase
@@ -126,6 +127,16 @@ def test_a_policy_goes_on_with_the_same_numbers_whatever_else_is_offered(written
         step_all(trainer, {"p": OPTIMIZER})
     left, right = (load(saved_of(trainer, "p")) for trainer in (kept, wider))
     assert all(left[name].equal(right[name]) for name in left)
+
+
+def test_one_that_engines_of_before_wrote_over_other_modules_is_taken_with_a_warning() -> None:
+    """Two of its modules may have had each other's shapes: its file does not show that."""
+    kept = trainer_over(*NARROW)
+    create(kept, "p", PolicySettings(rank=4))
+    for leaves, warned in ((NARROW, []), (WIDE, ["policy_without_shapes"])):
+        with capture_logs() as log:
+            restore(trainer_over(*leaves), "p", of_before(saved_of(kept, "p")))
+        assert [line["event"] for line in log if line["log_level"] == "warning"] == warned
 
 
 def test_engines_of_before_read_what_is_written_now() -> None:
