@@ -1,6 +1,8 @@
 """Adapters of bases that see, which are asked in text alone: what they have of the vision tower is passed over."""
 
 import json
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_engine.adapters import pack as command
-from mint_engine.adapters.check import Fit
+from mint_engine.adapters.check import PASSED_OVER_BYTES, Fit
+from mint_engine.adapters.header import LENGTH_BYTES
 from mint_engine.adapters.packed import Packed
-from mint_engine.adapters.read import read_adapter
+from mint_engine.adapters.read import read_adapter, read_found
 from mint_engine.model.modules import find_modules, unasked_linears
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.local import LocalFolder
@@ -95,6 +98,60 @@ def test_one_of_the_vision_tower_alone_is_refused(base: Path, tmp_path: Path) ->
         read(base, folder)
 
 
+def widen(folder: Path, name: str, numbers: int) -> None:
+    """Put one F32 tensor more before all others, of which the disk holds nothing."""
+    path = folder / WEIGHTS
+    whole = path.read_bytes()
+    start = LENGTH_BYTES + int.from_bytes(whole[:LENGTH_BYTES], "little")
+    told = json.loads(whole[LENGTH_BYTES:start])
+    told.pop("__metadata__", None)
+    for each in told.values():
+        each["data_offsets"] = [offset + 4 * numbers for offset in each["data_offsets"]]
+    told[name] = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
+    header = json.dumps(told).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
+        file.seek(4 * numbers, os.SEEK_CUR)
+        file.write(whole[start:])
+
+
+def test_what_is_passed_over_takes_no_memory(base: Path, tmp_path: Path) -> None:
+    folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
+    before = read(base, folder)
+    widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 32 << 20)
+    model = read_model(base)
+    fit = Fit(find_modules(model), 8, unasked=unasked_linears(model))
+    tracemalloc.start()
+    try:
+        found = read_adapter(LocalFolder(folder, "adapter 'a'"), fit, None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(found.run, before.run)
+    assert peak < 32 << 20, "of 128 MiB"
+
+
+def test_far_too_much_to_pass_over_is_refused_unread(base: Path, tmp_path: Path) -> None:
+    folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
+    widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 25 << 30)
+    with pytest.raises(
+        errors.UnsupportedAdapter, match="has 100 GiB of tensors that text never reaches, and at most 1"
+    ):
+        read(base, folder)
+    assert PASSED_OVER_BYTES == 1 << 30
+
+
+def test_a_file_that_ends_within_what_is_passed_over_is_told_to_be_cut(base: Path, tmp_path: Path) -> None:
+    folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
+    widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 1 << 20)
+    os.truncate(folder / WEIGHTS, 1 << 20)
+    model = read_model(base)
+    fit = Fit(find_modules(model), 8, unasked=unasked_linears(model))
+    sizes = dict.fromkeys((CONFIG, WEIGHTS))  # as of a server that tells none
+    with pytest.raises(errors.CorruptFile, match="is truncated: gave"):
+        read_found(LocalFolder(folder, "adapter 'a'"), sizes, fit, None, lambda _: None)
+
+
 @pytest.mark.parametrize("broken", [f"{TEXT}{Q0}", f"{TEXT}layers.9.self_attn.q_proj"])
 def test_the_rest_must_be_right_all_the_same(base: Path, tmp_path: Path, broken: str) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
@@ -133,6 +190,17 @@ def test_names_of_a_base_that_sees_are_told_where_a_text_model_has_them(tmp_path
     with pytest.raises(
         errors.UnknownTargetModules,
         match=rf"tensors of model\.language_model\.{Q0}, a linear that this base has at model\.{Q0}; rename",
+    ):
+        read(base, folder)
+
+
+def test_a_vision_towers_linear_is_not_taken_for_the_text_models(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base = save_base("gemma3", tmp_path / "base")
+    folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
+    rename(folder, lambda name: name.replace(".model.model.", ".model.vision_tower.vision_model.encoder."))
+    with pytest.raises(
+        errors.UnknownTargetModules, match=r"targets vision_tower\.\S+q_proj.*; the base model offers"
     ):
         read(base, folder)
 

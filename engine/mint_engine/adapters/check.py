@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import (
     CorruptFile,
     RankTooLarge,
@@ -15,19 +16,22 @@ from mint_contracts.errors import (
 from mint_contracts.targets import endings
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, pattern_name, targeted_parameters, tensor_paths, weight_of
-from mint_engine.adapters.header import Header, TensorSpec
+from mint_engine.adapters.header import DTYPE_BYTES, Header, TensorSpec
 from mint_engine.adapters.packed import Header as PackedHeader
+from mint_engine.adapters.packed import lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
-from mint_engine.adapters.unasked import TEXT_MODEL
+from mint_engine.adapters.unasked import MODEL, TEXT_MODEL
 
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's is the first of them; before peft 0.21 it was the last
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
 _TEXT_MODEL_BEFORE = "language_model.model."  # until transformers 4.52, whose names PEFT still takes
+_TEXT_MODELS = (MODEL, TEXT_MODEL, _TEXT_MODEL_BEFORE)  # before its layers, whose names are the same in all
 
 PLAIN = -1  # in place of an expert's number: the module is no stack
 MAX_SCALING = 3e38  # what float32 holds
+PASSED_OVER_BYTES = 1 << 30  # at most, or as many as the largest adapter has: reading them takes some seconds
 MOST_EFFORT = 1 << 24  # over all linears: some five seconds of a core
 
 
@@ -115,6 +119,17 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
     if not parts:
         raise CorruptFile(subject, "has no LoRA tensors")
     return tuple(parts)
+
+
+def check_passed_over(count: int, fit: Fit, subject: str) -> None:
+    """Whether so many bytes of tensors that are passed over are worth reading. Raises UnsupportedAdapter."""
+    largest = lay_out(fit.modules, dict.fromkeys(fit.modules, fit.max_rank)).elements * DTYPE_BYTES["F32"]
+    if count > (most := max(PASSED_OVER_BYTES, largest)):
+        raise UnsupportedAdapter(
+            subject,
+            f"has {in_units(count)} of tensors that text never reaches, and at most {in_units(most)} are passed "
+            "over; save it without them",
+        )
 
 
 def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
@@ -312,11 +327,15 @@ def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
 
 
 def _elsewhere(paths: Iterable[str], fit: Fit) -> str:
-    """Where the base has one of these linears, if only the part before its layer is another; "" where it has none."""
-    there = {_from_layer(path): path for path in fit.modules}
+    """Where the base has one of these linears, if only its text model is named otherwise; "" where it has none.
+
+    A vision tower's layers have linears of the same names, which are others.
+    """
+    there = {_in_text_model(path): path for path in fit.modules}
     for path in paths:
         expert = _EXPERT.fullmatch(path)
-        if found := there.get(_from_layer(f"{expert[1]}.{expert[3]}" if expert else path)):
+        within = _in_text_model(f"{expert[1]}.{expert[3]}" if expert else path)
+        if within and (found := there.get(within)):
             return (
                 f"has tensors of {path[:200]}, a linear that this base has at {found}; "
                 "rename the adapter's tensors to match, or train it on this base"
@@ -324,8 +343,9 @@ def _elsewhere(paths: Iterable[str], fit: Fit) -> str:
     return ""
 
 
-def _from_layer(path: str) -> str:
-    return path[max(path.find("layers."), 0) :]
+def _in_text_model(path: str) -> str:
+    """A linear's path from its layer on; "" of one that is in no text model's."""
+    return next((path.removeprefix(each) for each in _TEXT_MODELS if path.startswith(f"{each}layers.")), "")
 
 
 def _unknown(names: list[str], fit: Fit) -> str:

@@ -7,6 +7,7 @@ that a file which changes meanwhile can not slip through.
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from typing import BinaryIO, Protocol, cast
 
 import structlog
@@ -14,8 +15,16 @@ import torch
 
 from mint_contracts.errors import CorruptFile, NonFiniteWeights, SourceUnavailable
 from mint_engine.adapters import packed_file, peft_config
-from mint_engine.adapters.check import Fit, check_config, check_numbers, check_packed, check_tensors
+from mint_engine.adapters.check import (
+    Fit,
+    check_config,
+    check_numbers,
+    check_packed,
+    check_passed_over,
+    check_tensors,
+)
 from mint_engine.adapters.fused import unstack
+from mint_engine.adapters.header import Header as Table
 from mint_engine.adapters.header import TensorSpec
 from mint_engine.adapters.packed import (
     Header,
@@ -59,7 +68,8 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
     None: as a packed file has it, and of PEFT's files in float32, so that nothing is rounded.
 
     The bytes that its packed file takes are told to `admit` before the weights arrive; it raises where there is no
-    room. Raises every error of `check`, NonFiniteWeights naming the tensor, and Source* errors.
+    room. Of tensors that are passed over nothing is kept. Raises every error of `check`, NonFiniteWeights naming the
+    tensor, and Source* errors.
     """
     if PACKED in found:
         return _read_packed(folder, found[PACKED], fit, dtype, admit)
@@ -72,19 +82,21 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
         parts = check_tensors(config, asked, fit, folder.subject)
         if passed_over := len(table.tensors) - len(asked.tensors):
             _log.info("tensors_passed_over", adapter=folder.subject, tensors=passed_over, of=len(table.tensors))
+            check_passed_over(_size(table) - _size(asked), fit, folder.subject)
         layout = lay_out(fit.modules, {part.path: part.rank for part in parts})
         admit(layout.elements * dtype.itemsize)
-        size = sum(spec.end - spec.begin for spec in table.tensors.values())
-        blob = bytearray(size)
-        check_filled(fill(memoryview(blob), file), size, file, folder.subject, known=found[WEIGHTS] is not None)
+        blob = bytearray(_size(asked))
+        filled = _fill_asked(memoryview(blob), table, asked, file)
+        check_filled(filled, _size(table), file, folder.subject, known=found[WEIGHTS] is not None)
     folder.check_same(CONFIG, WEIGHTS)  # no digest tells whether they, or all parts of them, belong together
+    begins = _begins(asked)
     run = torch.empty(layout.elements, dtype=dtype)
     for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
         if not part.fused and len(part.pairs) < a.shape[0]:
             a.zero_()
             b.zero_()
         for expert, pair in part.pairs.items():
-            a_tensor, b_tensor = (_tensor(spec, blob, table.file_bytes - size) for spec in pair)
+            a_tensor, b_tensor = (_tensor(spec, blob, begins[spec.name]) for spec in pair)
             if part.fused:
                 a_stack, b_stack = unstack(a_tensor, b_tensor, fit.modules[part.path])
                 a.copy_(a_stack)
@@ -156,12 +168,56 @@ def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known:
         raise CorruptFile(subject, f"has more bytes than the {size} that its header gives; upload it again")
 
 
-def _tensor(spec: TensorSpec, blob: bytearray, start: int) -> torch.Tensor:
-    """One tensor as it is stored; it shares the file's bytes where they are aligned for its dtype."""
-    stored, offset = _DTYPES[spec.dtype], spec.begin - start
-    count = (spec.end - spec.begin) // stored.itemsize
+def _size(table: Table) -> int:
+    """Bytes of its tensors."""
+    return sum(spec.end - spec.begin for spec in table.tensors.values())
+
+
+def _in_order(table: Table) -> list[TensorSpec]:
+    """Its tensors as they lie in the file."""
+    return sorted(table.tensors.values(), key=lambda spec: (spec.begin, spec.end))
+
+
+def _begins(asked: Table) -> dict[str, int]:
+    """Where each tensor begins, by name, if they lie one after another without what was passed over."""
+    specs = _in_order(asked)
+    ends = accumulate((spec.end - spec.begin for spec in specs), initial=0)
+    return {spec.name: begin for spec, begin in zip(specs, ends, strict=False)}
+
+
+def _fill_asked(blob: memoryview, table: Table, asked: Table, file: BinaryIO) -> int:
+    """Read the tensors that are asked for, one after another; how many bytes of all tensors there were.
+
+    The rest is read in pieces that nobody keeps: not every server sends a file from its midst.
+    """
+    filled, at = 0, 0
+    for wanted, specs in groupby(_in_order(table), key=lambda spec: spec.name in asked.tensors):
+        size = sum(spec.end - spec.begin for spec in specs)
+        if wanted:
+            came = fill(blob[at : at + size], file)
+            at += size
+        else:
+            came = _pass_over(file, size)
+        filled += came
+        if came < size:
+            break
+    return filled
+
+
+def _pass_over(file: BinaryIO, size: int) -> int:
+    """Read so many bytes, or as many as there are, for nothing; how many."""
+    piece, left = memoryview(bytearray(min(size, _PIECE_BYTES))), size
+    while left and (count := fill(piece[:left], file)):
+        left -= count
+    return size - left
+
+
+def _tensor(spec: TensorSpec, blob: bytearray, offset: int) -> torch.Tensor:
+    """One tensor as it is stored; it shares the blob's bytes where they are aligned for its dtype."""
+    stored, size = _DTYPES[spec.dtype], spec.end - spec.begin
+    count = size // stored.itemsize
     if offset % stored.itemsize:
-        blob, offset = blob[offset : spec.end - start], 0
+        blob, offset = blob[offset : offset + size], 0
     return torch.frombuffer(blob, dtype=stored, count=count, offset=offset).view(spec.shape)
 
 
