@@ -177,6 +177,37 @@ def test_a_name_is_written_by_a_template_that_has_a_place_for_it(tokenizer: PreT
     assert tokens.count(tokenizer.eos_token_id) == 1
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_what_an_assistant_thought_is_written_by_whichever_name_a_template_has_for_it(
+    tokenizer: PreTrainedTokenizerBase, field: str
+) -> None:
+    """As text, too; where there is none, templates find none."""
+    held: Any = tokenizer.chat_template
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}<{{{{ m.{field} }}}}>{{{{ m.content }}}}<|end|>{{% endfor %}}"
+    )
+    try:
+        messages = [USER, Message(role="assistant", content="Aye", reasoning="Deep<|end|>")]
+        tokens = read_prompt(GenerateRequest(chat=Chat(messages=messages)), tokenizer, 300, 2000)
+        with pytest.raises(PromptTooLong, match="characters"):
+            rendered(tokenizer, Chat(messages=[Message(role="assistant", reasoning="a" * 257_000)]))
+    finally:
+        tokenizer.chat_template = held
+    assert tokenizer.decode(list(tokens)) == "<>Ahoy<|end|><Deep<|end|>>Aye<|end|>"
+    assert tokens.count(tokenizer.eos_token_id) == 2
+
+
+def test_published_templates_write_what_was_thought_between_calls(tokenizer: PreTrainedTokenizerBase) -> None:
+    held: Any = tokenizer.chat_template
+    tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
+    try:
+        called = Message(role="assistant", tool_calls=[CALL], reasoning="It is deep.")
+        told = rendered(tokenizer, Chat(messages=[USER, called, TURNS[2]]))
+    finally:
+        tokenizer.chat_template = held
+    assert "<think>\nIt is deep.\n</think>" in told
+
+
 def test_a_template_that_takes_none_is_told_none(tokenizer: PreTrainedTokenizerBase) -> None:
     held: Any = tokenizer.chat_template
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -99,7 +99,8 @@ def _written(chat: Chat) -> int:
         for call in message.tool_calls
     )
     characters = sum(
-        len(each.role) + len(each.content) + len(each.tool_call_id) + len(each.name) for each in chat.messages
+        len(each.role) + len(each.content) + len(each.reasoning) + len(each.tool_call_id) + len(each.name)
+        for each in chat.messages
     )
     return characters + calls + len(chat.tools)
 
@@ -111,6 +112,8 @@ def _message(message: Message, place: str) -> dict[str, Any]:
         fields["tool_calls"] = [
             read_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls)
         ]
+    if message.reasoning:  # by either name, as vLLM gives it: templates know one of them
+        fields |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
     fields |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
     return fields | ({"name": message.name} if message.name else {})
 
