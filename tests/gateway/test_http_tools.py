@@ -27,6 +27,7 @@ SAIL = {"name": "sail", "description": "Sails there.", "parameters": PLACED, "st
 REST = {"name": "rest"}
 TOOLS = [{"type": "function", "function": SAIL}, {"type": "function", "function": REST}]
 SAY = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
+SAID = {"type": "text", "text": "I sail."}
 CHOSEN = {"type": "function", "function": {"name": "sail"}}
 
 
@@ -144,8 +145,9 @@ def test_an_assistant_may_have_said_nothing(fields: dict[str, Any]) -> None:
         {"refusal": None, "audio": None, "function_call": None, "annotations": [], "name": None},
         {"refusal": "", "annotations": [{"type": "url_citation"}], "prefix": False},
         {"parsed": {"no": 1}},
-        {"reasoning_content": None, "reasoning": "It is deep.", "thinking_blocks": []},
-        {"reasoning_content": "It is deep.", "provider_specific_fields": {"a": 1}},
+        {"reasoning_content": None, "reasoning": {"effort": "low"}, "thinking_blocks": []},
+        {"reasoning_content": "", "provider_specific_fields": {"a": 1}},
+        {"audio": {"id": "audio_1", "transcript": "I sail."}},
         {"cache_control": {"type": "ephemeral"}},
     ],
 )
@@ -157,6 +159,56 @@ def test_what_clients_add_to_an_answer_does_not_keep_it_from_being_sent_back(add
     own = {"index": 0, "function": function | {"parsed_arguments": {"chart": {"no": 1}}}}
     back = message | {"tool_calls": [call | own], "content": [part | {"cache_control": {"type": "ephemeral"}}]}
     assert read(messages=[*SAY["messages"], back | added])[1] == read(messages=[*SAY["messages"], message])[1]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"reasoning": "It is deep."},
+        {"reasoning_content": "It is deep."},
+        {"reasoning": None, "reasoning_content": "It is deep."},
+        {"reasoning": "It is deep.", "reasoning_content": "It is deep."},
+        {"content": [{"type": "thinking", "thinking": "It is deep."}, {"type": "text", "text": "I sail."}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "It is deep."}]}, SAID]},
+    ],
+)
+def test_what_an_assistant_thought_goes_to_the_template_beside_what_it_said(told: dict[str, Any]) -> None:
+    said = {"role": "assistant", "content": "I sail."} | told
+    [_, assistant] = read(messages=[*SAY["messages"], said])[1].chat.messages
+    assert (assistant.content, assistant.reasoning) == ("I sail.", "It is deep.")
+
+
+def test_others_are_not_told_to_think() -> None:
+    [user] = read(messages=[{"role": "user", "content": "Ahoy", "reasoning": "It is deep."}])[1].chat.messages
+    assert (user.content, user.reasoning) == ("Ahoy", "")
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
+def test_pieces_of_text_are_such_by_whichever_api_names_them(kind: str) -> None:
+    parts = [{"type": kind, "text": "I ", "annotations": []}, SAID]
+    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant", "content": parts}])[1].chat.messages
+    assert assistant.content == "I I sail."
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        ({}, ""),
+        ({"arguments": None}, ""),
+        ({"arguments": ""}, ""),
+        ({"arguments": "null"}, ""),
+        ({"arguments": '{"chart": {"no'}, ""),
+        ({"arguments": '{"chart": "\\u00'}, ""),
+        ({"arguments": '{"no": 1}'}, '{"no": 1}'),
+        ({"arguments": {"no": 1, "é": []}}, '{"no":1,"é":[]}'),
+    ],
+    ids=["none", "null", "empty", "null as text", "cut", "cut in a character", "text", "object"],
+)
+def test_a_past_calls_arguments_are_an_object_by_whichever_way_it_is_told(told: dict[str, Any], meant: str) -> None:
+    """Of a call that was cut short nothing is: it is history that no client can take back."""
+    call = {"id": "1", "type": "function", "function": {"name": "sail"} | told}
+    [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant", "tool_calls": [call]}])[1].chat.messages
+    assert [each.arguments for each in assistant.tool_calls] == [meant]
 
 
 def test_a_parsed_answer_of_openais_own_client_is_sent_back() -> None:
@@ -182,6 +234,7 @@ def test_a_refusal_is_what_the_assistant_said(fields: dict[str, Any]) -> None:
 
 
 _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments": "{}"}}
+_NO_ARGUMENTS: tuple[Any, ...] = (3, [], True, "[" * 5000)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +275,21 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ({"messages": [{"role": "user", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
         ({"messages": [{"role": "tool", "refusal": "no"}]}, r"messages\[0\]\.content: is missing"),
         ({"messages": [{"role": "assistant", "audio": {"id": "a"}, "content": ""}]}, r"messages\[0\]\.audio"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}]},
+            r"messages\[0\]\.content\[0\]: is of type 'thinking'; only text",
+        ),
+        *(
+            (
+                {
+                    "messages": [
+                        {"role": "assistant", "tool_calls": [_CALL | {"function": {"name": "a", "arguments": a}}]}
+                    ]
+                },
+                r"messages\[0\]\.tool_calls\[0\]\.function\.arguments",
+            )
+            for a in _NO_ARGUMENTS
+        ),
         ({"messages": [{"role": "assistant", "function_call": REST, "content": ""}]}, r"\[0\]\.function_call"),
         *(
             ({"messages": [*SAY["messages"], {"role": "assistant", "content": "So", name: True}]}, says)

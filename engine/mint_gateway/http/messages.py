@@ -1,8 +1,8 @@
 """Messages of a chat, as OpenAI's clients write them, and as gRPC has them: pure.
 
 They are history: answers come back with all that whoever gave them, or the client, has put into them (`parsed`,
-`reasoning_content`, `cache_control`). No model is told of that, so what is not read here is passed over; what asks
-for something that isn't done is refused.
+`annotations`, `cache_control`). No model is told of that, so what is not read here is passed over; what asks for
+something that isn't done is refused.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ from mint_contracts.errors import InvalidRequest
 # OpenAI's newer clients call a system's message so. Most templates pass over a role that they do not know, in
 # silence; one that knows both means the same by them.
 _SYSTEM = {"developer": "system"}
+_TEXTS = frozenset(("text", "input_text", "output_text"))  # the latter two are the Responses API's
+_THOUGHTS = "thinking"  # Anthropic's and Mistral's
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -23,13 +25,14 @@ class Part(msgspec.Struct, frozen=True):
     text: str | None = None
     type: str = "text"
     refusal: Any = None  # text, of the type that is named so
+    thinking: Any = None  # as a message's `reasoning`; Mistral's is a list of pieces of text
 
 
 class Called(msgspec.Struct, frozen=True):
-    """Which function was called, and with what: a JSON object as text."""
+    """Which function was called, and with what: a JSON object, which OpenAI's clients send as text."""
 
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
@@ -48,10 +51,15 @@ class Message(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None  # of a tool
     name: str | None = None  # whose words these are, or a tool's function; most templates don't read it
     refusal: str | None = None  # what an assistant said in place of an answer
-    audio: None = None
+    reasoning: Any = None  # what an assistant thought before it, if it is text
+    reasoning_content: Any = None  # the same, as vLLM called it at first, and DeepSeek does
+    audio: Any = None  # an assistant's, of which the content tells as well
     function_call: None = None
     prefix: bool | None = None  # the answer goes on with this message, as Mistral's and DeepSeek's clients say it
     partial: bool | None = None  # and Qwen's
+
+
+_JSON = msgspec.json.Decoder(msgspec.Raw)  # made on import: threads that make it at once crash msgspec 0.22
 
 
 def message(sent: Message, place: str) -> sampling_pb2.Message:
@@ -64,32 +72,73 @@ def message(sent: Message, place: str) -> sampling_pb2.Message:
     if sent.tool_call_id and sent.role != "tool":
         problem = f"is of the role {sent.role[:100]!r}; only a tool's message may have it"
         raise InvalidRequest(f"{place}.tool_call_id", problem)
+    if sent.audio is not None and not (sent.role == "assistant" and sent.content):
+        raise InvalidRequest(f"{place}.audio", "is not supported; give its transcript as content")
     for name, value in (("prefix", sent.prefix), ("partial", sent.partial)):
         if value:
             raise InvalidRequest(f"{place}.{name}", "is not supported; leave it out")
     calls = [
-        sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-        for call in sent.tool_calls or ()
+        _call(call, f"{place}.tool_calls[{at}].function.arguments") for at, call in enumerate(sent.tool_calls or ())
     ]
     return sampling_pb2.Message(
         role=_SYSTEM.get(sent.role, sent.role),
-        content=_content(sent.content or "", place) + (sent.refusal or ""),
+        content=_content(sent, place) + (sent.refusal or ""),
         tool_calls=calls,
         tool_call_id=sent.tool_call_id or "",
         name=sent.name or "",
+        reasoning=_reasoning(sent) if sent.role == "assistant" else "",
     )
 
 
-def _content(content: str | list[Part], place: str) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(_text(part, f"{place}.content[{at}]") for at, part in enumerate(content))
+def _call(call: ToolCall, place: str) -> sampling_pb2.ToolCall:
+    arguments = _arguments(call.function.arguments, place)
+    return sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=arguments)
+
+
+def _arguments(told: str | dict[str, Any] | None, place: str) -> str:
+    """A call's arguments as JSON; "" of one without any.
+
+    That is also one that was cut short, whose text is no JSON: else its chat could never go on. vLLM does the same.
+    """
+    try:
+        if isinstance(told, dict):
+            return msgspec.json.encode(told).decode()
+        return "" if not told or bytes(_JSON.decode(told)) == b"null" else told
+    except msgspec.DecodeError:
+        return ""
+    except RecursionError:
+        raise InvalidRequest(place, "are nested too deeply") from None
+
+
+def _reasoning(told: Message) -> str:
+    """What an assistant thought, by the first of the fields that has any; else by pieces of its content."""
+    if found := _thought(told.reasoning) or _thought(told.reasoning_content):
+        return found
+    parts = told.content if isinstance(told.content, list) else ()
+    return "".join(_thought(part.thinking) for part in parts if part.type == _THOUGHTS)
+
+
+def _thought(told: Any) -> str:
+    """A text, or several; "" of what is neither, which others' clients may keep under the same name."""
+    pieces = [each.get("text") for each in told if isinstance(each, dict)] if isinstance(told, list) else [told]
+    return "".join(each for each in pieces if isinstance(each, str))
+
+
+def _content(told: Message, place: str) -> str:
+    if not isinstance(told.content, list):
+        return told.content or ""
+    thinks = told.role == "assistant"  # which `_reasoning` reads
+    return "".join(
+        _text(part, f"{place}.content[{at}]")
+        for at, part in enumerate(told.content)
+        if not (thinks and part.type == _THOUGHTS)
+    )
 
 
 def _text(part: Part, place: str) -> str:
     if part.type == "refusal" and isinstance(part.refusal, str):
         return part.refusal
-    if part.type != "text":
+    if part.type not in _TEXTS:
         raise InvalidRequest(place, f"is of type {part.type[:100]!r}; only text is supported")
     if part.text is None:
         raise InvalidRequest(f"{place}.text", "is missing")
