@@ -95,42 +95,46 @@ def _call(call: ToolCall, place: str) -> sampling_pb2.ToolCall:
     return sampling_pb2.ToolCall(id=call.id, name=call.function.name, arguments=arguments)
 
 
-def _arguments(told: str | dict[str, Any] | None, place: str) -> str:
+def _arguments(arguments: str | dict[str, Any] | None, place: str) -> str:
     """A call's arguments as JSON; "" of one without any.
 
     That is also one that was cut short, whose text is no JSON: else its chat could never go on. vLLM does the same.
     """
     try:
-        if isinstance(told, dict):
-            return msgspec.json.encode(told).decode()
-        return "" if not told or bytes(_JSON.decode(told)) == b"null" else told
+        if isinstance(arguments, dict):
+            return msgspec.json.encode(arguments).decode()
+        return "" if not arguments or bytes(_JSON.decode(arguments)) == b"null" else arguments
     except msgspec.DecodeError:
         return ""
     except RecursionError:
         raise InvalidRequest(place, "are nested too deeply") from None
 
 
-def _reasoning(told: Message) -> str:
+def _reasoning(sent: Message) -> str:
     """What an assistant thought, by the first of the fields that has any; else by pieces of its content."""
-    if found := _thought(told.reasoning) or _thought(told.reasoning_content):
+    if found := _thought(sent.reasoning) or _thought(sent.reasoning_content):
         return found
-    parts = told.content if isinstance(told.content, list) else ()
+    parts = sent.content if isinstance(sent.content, list) else ()
     return "".join(_thought(part.thinking) for part in parts if part.type == _THOUGHTS)
 
 
-def _thought(told: Any) -> str:
+def _thought(thoughts: Any) -> str:
     """A text, or several; "" of what is neither, which others' clients may keep under the same name."""
-    pieces = [each.get("text") for each in told if isinstance(each, dict)] if isinstance(told, list) else [told]
+    pieces = (
+        [each.get("text") for each in thoughts if isinstance(each, dict)]
+        if isinstance(thoughts, list)
+        else [thoughts]
+    )
     return "".join(each for each in pieces if isinstance(each, str))
 
 
-def _content(told: Message, place: str) -> str:
-    if not isinstance(told.content, list):
-        return told.content or ""
-    thinks = told.role == "assistant"  # which `_reasoning` reads
+def _content(sent: Message, place: str) -> str:
+    if not isinstance(sent.content, list):
+        return sent.content or ""
+    thinks = sent.role == "assistant"  # which `_reasoning` reads
     return "".join(
         _text(part, f"{place}.content[{at}]")
-        for at, part in enumerate(told.content)
+        for at, part in enumerate(sent.content)
         if not (thinks and part.type == _THOUGHTS)
     )
 
