@@ -43,7 +43,7 @@ FAILED_FIRST_S = 1.0  # one that it could not take is sent again after this long
 log = structlog.get_logger()
 
 
-_Said = tuple[str, ObservedBase | ObservedWave, BaseModelStatus | AdapterWaveStatus]
+_StatusWrite = tuple[str, ObservedBase | ObservedWave, BaseModelStatus | AdapterWaveStatus]
 
 
 class _Refused(msgspec.Struct):
@@ -106,7 +106,7 @@ class Applier:
         self.owes = False
         objects = asyncio.create_task(self._manifests(plan, counts))
         try:
-            await self._told(plan, snapshot, counts)
+            await self._write_map_and_statuses(plan, snapshot, counts)
             await objects
         finally:
             objects.cancel()  # where the map has been taken over
@@ -114,7 +114,7 @@ class Applier:
         self.owes |= bool(counts["failed"] or self._refused)
         return counts
 
-    async def _told(self, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
+    async def _write_map_and_statuses(self, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
         """The map, and then what statuses say of it."""
         await asyncio.gather(
             *[self._change(base, plan, snapshot, counts) for base in sorted({*plan.changes, *plan.training})],
@@ -123,7 +123,7 @@ class Applier:
         if self._pruning.looks(time.monotonic()):
             self._settled.clear()
         waves = {wave.meta.key: wave for wave in snapshot.waves}
-        statuses: list[_Said] = [
+        statuses: list[_StatusWrite] = [
             ("BaseModel", snapshot.bases[key], status) for key, status in plan.base_statuses.items()
         ]
         statuses += [("AdapterWave", waves[key], status) for key, status in plan.wave_statuses.items()]
@@ -187,8 +187,8 @@ class Applier:
         live = await self._kube.get(manifest.kind, manifest.namespace, manifest.name)
         if live is not None and decode.labels(live).get(MANAGED_BY) != MANAGER:
             what = f"{manifest.kind} {manifest.namespace}/{manifest.name}"
-            said = f"exists but is not MinT's (it lacks the label {MANAGED_BY}={MANAGER}); rename one of the two"
-            raise KubeError(what, CONFLICT, f"{what} {said}")
+            problem = f"exists but is not MinT's (it lacks the label {MANAGED_BY}={MANAGER}); rename one of the two"
+            raise KubeError(what, CONFLICT, f"{what} {problem}")
         await self._kube.apply(manifest.body)
 
     def _refuse(self, manifest: Manifest, error: KubeError, last: _Refused | None, *, hung: bool) -> None:
@@ -234,12 +234,12 @@ class Applier:
             log.info("placement map written", epoch=self._writer.epoch)
             return True
 
-    async def _status(self, said: _Said, counts: Counter[str]) -> None:
-        with about(of_resource(said[1])):
-            await self._write_status(said, counts)
+    async def _status(self, write: _StatusWrite, counts: Counter[str]) -> None:
+        with about(of_resource(write[1])):
+            await self._write_status(write, counts)
 
-    async def _write_status(self, said: _Said, counts: Counter[str]) -> None:
-        kind, of, status = said
+    async def _write_status(self, write: _StatusWrite, counts: Counter[str]) -> None:
+        kind, of, status = write
         meta, now = of.meta, time.monotonic()
         key = (kind, meta.uid)
         readable = self._pruning.readable(kind, status)
@@ -289,12 +289,12 @@ class Applier:
             self._dirt.note(Part.BASES if key[0] == "BaseModel" else Part.WAVES)
 
     async def _hear(self, kind: str, meta: Meta, status: BaseModelStatus | AdapterWaveStatus, raw: bytes) -> None:
-        """Whether the API server keeps what it is told: where that has changed, all statuses are looked at again."""
-        told = self._pruning.heard(kind, status, raw, time.monotonic())
-        if told is not None:
+        """Whether the API server keeps what it is sent: where that has changed, all statuses are looked at again."""
+        message = self._pruning.heard(kind, status, raw, time.monotonic())
+        if message is not None:
             self._settled.clear()
-        if told:
-            await self._tell(events.event(kind, meta, "Warning", CRDS_OUTDATED, told, time.time()))
+        if message:
+            await self._tell(events.event(kind, meta, "Warning", CRDS_OUTDATED, message, time.time()))
 
     async def _tell(self, event: dict[str, Any] | None) -> None:
         if event is None:

@@ -134,12 +134,12 @@ class Kube:
         if all(each.name != GROUP for each in found.groups):
             return frozenset()
         try:
-            told = await self._send("GET", f"/apis/{GROUP}/{VERSION}")
+            response = await self._send("GET", f"/apis/{GROUP}/{VERSION}")
         except KubeError as error:
             if error.status == 404:
                 return frozenset()
             raise
-        return frozenset(each.kind for each in msgspec.json.decode(told, type=_Resources).resources)
+        return frozenset(each.kind for each in msgspec.json.decode(response, type=_Resources).resources)
 
     async def get(self, kind: str, namespace: str, name: str) -> bytes | None:
         """One object; None if it does not exist."""

@@ -60,12 +60,12 @@ class Pruning:
             log.info("fields of statuses are kept again", kind=kind)
             return ""
         named = ", ".join(f"status.{each}" for each in sorted(fields))
-        told = (
+        message = (
             f"the cluster's CRDs are older than this operator and drop {named}; apply those of its version: "
             "kubectl apply --server-side --force-conflicts -f crds/"
         )
-        log.warning("fields of statuses are not kept", kind=kind, fields=sorted(fields), error=told)
-        return told
+        log.warning("fields of statuses are not kept", kind=kind, fields=sorted(fields), error=message)
+        return message
 
 
 def left_out(sent: Mapping[str, Any], came: Mapping[str, Any], under: str = "") -> frozenset[str]:

@@ -52,7 +52,7 @@ class ClusterView:
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
         self.unmade: Mapping[str, Failure] = {}  # by base: why pods of its engines cannot be made
-        self._told: Mapping[About, Failure] = {}  # what Events alone tell
+        self._warnings: Mapping[About, Failure] = {}  # what Events alone tell
         self.groups = True  # whether the API server has LeaderWorkerSets, as far as a base wants one
         self._wanted_groups = False
         self._workloads: dict[tuple[str, str, str], Child] = {}
@@ -122,8 +122,8 @@ class ClusterView:
         self.waves = tuple(self._waves.objects.values())
         pods: dict[str, list[EnginePod]] = defaultdict(list)
         for base, pod in self._pods.objects.values():
-            told = self._told.get(_about(base, pod)) if pod.waits else None
-            pods[base].append(pod if told is None else msgspec.structs.replace(pod, trouble=told))
+            trouble = self._warnings.get(_about(base, pod)) if pod.waits else None
+            pods[base].append(pod if trouble is None else msgspec.structs.replace(pod, trouble=trouble))
         self.pods = {base: tuple(each) for base, each in pods.items()}
 
     def _wants_groups(self) -> bool:
@@ -146,10 +146,10 @@ class ClusterView:
         """Ask for the Events of what should be there and is not: pods, and containers of pods that have a node."""
         lacking = {key: _maker(base) for key, base in self.bases.items() if self._lacks_pods(key, base)}
         waiting = {_about(base, pod) for base, pod in self._pods.objects.values() if pod.waits}
-        if not lacking and not waiting and not self._told:
+        if not lacking and not waiting and not self._warnings:
             return
-        self._told = await warnings(self._kube, {*lacking.values(), *waiting})
-        self.unmade = {key: self._told[maker] for key, maker in lacking.items() if maker in self._told}
+        self._warnings = await warnings(self._kube, {*lacking.values(), *waiting})
+        self.unmade = {key: self._warnings[maker] for key, maker in lacking.items() if maker in self._warnings}
         self._arrange()
 
     def _lacks_pods(self, key: str, base: ObservedBase) -> bool:

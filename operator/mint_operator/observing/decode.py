@@ -229,8 +229,8 @@ def _trouble(pod: _Pod) -> Failure | None:
             return failure(waiting.reason, _with_end(waiting.message or "the container is waiting", each.last_state))
     for condition in status.conditions:
         if condition.type == "PodScheduled" and condition.status == "False":
-            said = _with_claims(condition.message or "the pod is not scheduled yet", pod.spec.volumes)
-            return failure(condition.reason or "Unschedulable", said)
+            message = _with_claims(condition.message or "the pod is not scheduled yet", pod.spec.volumes)
+            return failure(condition.reason or "Unschedulable", message)
     if status.phase == "Failed":
         return failure(status.reason or "PodFailed", status.message or "the pod failed")
     return None
@@ -259,8 +259,8 @@ def _with_end(message: str, last: _ContainerState) -> str:
 
 def _ended(end: _Terminated) -> str:
     """How a container ended, and what to do where that is known."""
-    said = f"ended with {end.reason or 'Error'}, exit code {end.exit_code}"
-    return said + OF_MEMORY if end.reason == "OOMKilled" else said
+    text = f"ended with {end.reason or 'Error'}, exit code {end.exit_code}"
+    return text + OF_MEMORY if end.reason == "OOMKilled" else text
 
 
 def failure(reason: str, message: str) -> Failure:

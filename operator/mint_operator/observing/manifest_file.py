@@ -42,8 +42,8 @@ def fetch(uri: str) -> bytes:
     """
     place = locate(Source(uri=uri))
     if place.scheme not in SCHEMES:
-        said = f"is read by the operator, which supports only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
-        raise SourceForbidden(f"manifest {uri}", said)
+        message = f"is read by the operator, which supports only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+        raise SourceForbidden(f"manifest {uri}", message)
     storage = backend(place.scheme)
     try:
         if place.scheme in {"http", "https"}:
@@ -82,5 +82,5 @@ async def _from_web(files: Any, uri: str) -> bytes:
 def _check_size(uri: str, size: int) -> None:
     """Before it is read where that is told, and else of what was read, which is one byte more at least."""
     if size > MOST_BYTES:
-        said = f"is larger than the limit of {in_units(MOST_BYTES)}; split it over several waves"
-        raise InvalidRequest(f"manifest {uri}", said)
+        message = f"is larger than the limit of {in_units(MOST_BYTES)}; split it over several waves"
+        raise InvalidRequest(f"manifest {uri}", message)

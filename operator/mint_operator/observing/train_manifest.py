@@ -65,8 +65,8 @@ async def read(uri: str) -> Read:
         return Failure.of(error)
     except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
         log.exception("manifest not read", uri=uri)
-        said = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); retrying"
-        return Failure(Internal.__name__, said, terminal=False)
+        message = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); retrying"
+        return Failure(Internal.__name__, message, terminal=False)
 
 
 def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:

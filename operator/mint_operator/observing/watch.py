@@ -47,7 +47,7 @@ class Watch:
         self._endpoint = f"http://{liveness_at}{LIVENESS_PATH}"
         self._progress = progress
         self._ended = ended
-        self._told, self._stop = False, threading.Event()
+        self._stopping, self._stop = False, threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
@@ -56,7 +56,7 @@ class Watch:
 
     def stop(self) -> None:
         """End it, within STOP_S."""
-        self._told = True
+        self._stopping = True
         self._stop.set()
         self._thread.join(STOP_S)
 
@@ -70,7 +70,7 @@ class Watch:
         except Exception:  # whatever ended the watch, the process must end with it and say why
             log.exception("kopf ended")
         finally:
-            if not self._told:
+            if not self._stopping:
                 self._ended()
 
     async def _operate(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:

@@ -197,20 +197,24 @@ class Lists:
         except MintError as error:
             failure = Refusal.of(error)
         except (TimeoutError, ResponseError) as error:
-            said = f"the adapters of the wave could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
-            failure = Refusal("MapUnavailable", f"{said}; retrying", terminal=False, mentions=NO_NAMES)
+            message = (
+                f"the adapters of the wave could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
+            )
+            failure = Refusal("MapUnavailable", f"{message}; retrying", terminal=False, mentions=NO_NAMES)
         except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
             log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
-            said = f"the adapters of the wave could not be looked up ({type(error).__name__}, see the operator's log)"
-            failure = Refusal(Internal.__name__, f"{said}; retrying", terminal=False, mentions=NO_NAMES)
+            message = (
+                f"the adapters of the wave could not be looked up ({type(error).__name__}, see the operator's log)"
+            )
+            failure = Refusal(Internal.__name__, f"{message}; retrying", terminal=False, mentions=NO_NAMES)
         return Found(failure=failure, gone=self.found.get(lookup, Found()).gone)  # as far as is known, still
 
     async def _selected(self, lookup: Lookup) -> Found:
         labels = dict(lookup.labels)
         found = await self._reader.all(lookup.base, prefix=lookup.prefix, labels=labels, limit=MOST_ADAPTERS)
         if len(found) > MOST_ADAPTERS:
-            said = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and create several waves"
-            return Found(failure=Refusal(conditions.TOO_MANY_ADAPTERS, said, mentions=NO_NAMES))
+            message = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and create several waves"
+            return Found(failure=Refusal(conditions.TOO_MANY_ADAPTERS, message, mentions=NO_NAMES))
         return Found(tuple(Listed(entry.name, entry.source) for entry in found))
 
     async def _named(self, lookup: Lookup, named: Sequence[str | Entry]) -> Found:
@@ -253,8 +257,8 @@ class Lists:
             return None if entry.retired else entry.source
         if lookup.store is not None and "@" not in name:
             return child(lookup.store, name)
-        said = f"has no uri, and BaseModel {lookup.base} has neither a catalog nor a store"
+        message = f"has no uri, and BaseModel {lookup.base} has neither a catalog nor a store"
         if lookup.catalog:
-            said = f"is not in the catalog of BaseModel {lookup.base}"
-        said += "; register it, or remove it from the wave"
-        raise AdapterNotFound(f"adapter {name!r}", said)
+            message = f"is not in the catalog of BaseModel {lookup.base}"
+        message += "; register it, or remove it from the wave"
+        raise AdapterNotFound(f"adapter {name!r}", message)

@@ -53,8 +53,8 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
         return named
     if len({name for name, _ in named}) < len(named):
         twice = tuple(_twice(named)[:MOST_NAMED])
-        said = f"names {', '.join(twice)} more than once; name each adapter once"
-        return Refusal("InvalidRequest", said, mentions=Mentions(twice))
+        message = f"names {', '.join(twice)} more than once; name each adapter once"
+        return Refusal("InvalidRequest", message, mentions=Mentions(twice))
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
     allowed, beside = pins(spec), wave.beside
     return tuple(
@@ -75,13 +75,13 @@ def asked(wave: ObservedWave) -> int:
     return len(given.names) or len(given.sources) or len(wave.listed or ())
 
 
-def told_to(wave: str, other: str) -> str:
-    """How a wave is told of another one, by their keys: tenants learn nothing of each other's."""
+def shown_name(wave: str, other: str) -> str:
+    """What a wave's messages call another one, by their keys: tenants learn nothing of each other's."""
     return f"wave {other}" if of_one_namespace(wave, other) else "a wave of another namespace"
 
 
-def told_waves(wave: str, other: str) -> tuple[str, ...]:
-    """The waves that `told_to` names."""
+def shown_waves(wave: str, other: str) -> tuple[str, ...]:
+    """The waves that `shown_name` names."""
     return (other,) if of_one_namespace(wave, other) else ()
 
 
@@ -107,8 +107,8 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     if given.sources:
         return _as_given(wave, base)
     if given.selector is None and not given.manifest:
-        said = "selects no adapters; set spec.adapters.names, sources, selector or manifest"
-        return Refusal("InvalidRequest", said, mentions=NO_NAMES)
+        message = "selects no adapters; set spec.adapters.names, sources, selector or manifest"
+        return Refusal("InvalidRequest", message, mentions=NO_NAMES)
     if given.selector is not None and base.spec.catalog is None:
         return _without_catalog("spec.adapters.selector", base, NO_NAMES)
     if wave.listed is None or (given.manifest and not wave.listed):
@@ -145,10 +145,10 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
         locate(store.source)
         if not has_catalog:
             return [(check_asked(name), child(store.source, name)) for name in names]
-    told = _mounted(wave.listed or (), base)
-    if isinstance(told, Refusal):
-        return told
-    sources = dict(told)
+    listed = _mounted(wave.listed or (), base)
+    if isinstance(listed, Refusal):
+        return listed
+    sources = dict(listed)
     return [(check_asked(name), sources[name]) for name in names if name in sources] or unread(wave)
 
 
@@ -164,19 +164,19 @@ def unread(wave: ObservedWave) -> Refusal:
     """Why it is not known which adapters a wave asks for."""
     if wave.unread is not None:
         return wave.unread
-    said = "its adapters have not been looked up yet"
-    return Refusal(conditions.CATALOG_UNREAD, said, terminal=False, mentions=NO_NAMES)
+    message = "its adapters have not been looked up yet"
+    return Refusal(conditions.CATALOG_UNREAD, message, terminal=False, mentions=NO_NAMES)
 
 
 def _nothing(wave: ObservedWave, base: ObservedBase) -> Refusal:
     selector = wave.spec.adapters.selector or Selector()
     labels = [f"{key}={value}" for key, value in sorted(selector.labels.items())]
     asked = " and ".join([f"prefix {selector.prefix}"] * bool(selector.prefix) + [f"label {each}" for each in labels])
-    said = (
+    message = (
         f"no adapter in the catalog of BaseModel {base.meta.name} has {asked}; register some, or change the selector"
     )
     mentions = Mentions((selector.prefix,)) if selector.prefix else NO_NAMES
-    return Refusal(conditions.NO_MATCH, said, terminal=False, mentions=mentions)
+    return Refusal(conditions.NO_MATCH, message, terminal=False, mentions=mentions)
 
 
 def _as_given(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:

@@ -29,7 +29,7 @@ from mint_operator.planning.mapdiff import Assigned, announced, assignments, dif
 from mint_operator.planning.recall import placements_of
 from mint_operator.planning.repair import Repair, repair
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot, TrainKnown
-from mint_operator.planning.statuses import Told, statuses
+from mint_operator.planning.statuses import WaveStatuses, statuses
 from mint_operator.planning.wave_records import Recorded, wave_records
 from mint_operator.training.plan import Training, decided, prepared
 
@@ -45,7 +45,7 @@ class Known(msgspec.Struct, frozen=True):
     engines: tuple[Engine, ...]
     placed: Placed | None
     assigned: Assigned
-    told: Told
+    wave_statuses: WaveStatuses
     record: BaseRecord
     fleet: Fleet
     backlogs: Backlogs
@@ -117,13 +117,13 @@ def plan_base(
         shrinking=sized.shrinking,
     )
     status = base_status(base, facts, now)
-    told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
+    wave_statuses = statuses(admission, placed, engines, status, now, before.wave_statuses if before else None, left)
     assigned, record = _assigned(placed, before), _record(base)
     recorded = wave_records(base, admission, over, before.recorded if before else Recorded())
     early = _early(admission, placed, before, known)
     again = repair(base.meta.uid, now, before.repair if before else None, failed=key in snapshot.apply_failures)
-    found = Known(admission, engines, placed, assigned, told, record, flock, left, again, recorded, early)
-    without_map = BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
+    found = Known(admission, engines, placed, assigned, wave_statuses, record, flock, left, again, recorded, early)
+    without_map = BasePlan(status=status, waves=wave_statuses.by_wave, known=found, manifests=manifests)
     if known is None:
         return without_map
     if placed is None:
@@ -131,7 +131,7 @@ def plan_base(
     names = placed.changed if placed.task.existing is known.state.placements else None
     wanted = merged(assigned, early)
     change = difference(known.state, record, placed.records, wanted, names, recorded.records)
-    leases = decided(base, training, engines, told, snapshot.training.get(key, TrainKnown()), now)
+    leases = decided(base, training, engines, wave_statuses, snapshot.training.get(key, TrainKnown()), now)
     return msgspec.structs.replace(without_map, change=change, training=leases)
 
 
@@ -270,12 +270,12 @@ def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
     """Why no engine can be made from the spec."""
     nodes = base.spec.engine.nodes
     if nodes > 1 and not groups:
-        said = (
+        message = (
             f"spec.engine.nodes is {nodes}, which needs LeaderWorkerSet, but the cluster does not have it or the "
             f"operator may not use it; install {API_VERSION} (github.com/kubernetes-sigs/lws), and upgrade the chart "
             "for the operator's permissions"
         )
-        return Failure(reason=conditions.NO_LEADER_WORKER_SETS, message=said, terminal=False)
+        return Failure(reason=conditions.NO_LEADER_WORKER_SETS, message=message, terminal=False)
     try:
         claims(base)
     except MintError as error:

@@ -74,13 +74,13 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
     refusal = facts.refusal
     if refusal is not None and (base.defect or refusal.reason == conditions.APPLY_FAILED) and ready >= needed:
         could = "read" if base.defect else "applied"
-        said = f"{count} with the previous spec; the latest one could not be {could}: {refusal.message}"
-        return Finding("Ready", "True", refusal.reason, said)
+        message = f"{count} with the previous spec; the latest one could not be {could}: {refusal.message}"
+        return Finding("Ready", "True", refusal.reason, message)
     if refusal is not None:
         return Finding("Ready", "False", refusal.reason, refusal.message)
     if not facts.redis_ok:
-        said = f"Redis does not answer, so it is unknown what engines hold; {ready} of {desired} pods are ready"
-        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)
+        message = f"Redis does not answer, so it is unknown what engines hold; {ready} of {desired} pods are ready"
+        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message)
     if ready >= needed:
         return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))
     reason, _ = _cause(facts)
@@ -114,10 +114,10 @@ def _with_troubles(text: str, facts: BaseFacts) -> str:
     """`text`, and what engines that are not ready say of it: first those that fail, then how far others are."""
     waiting = [engine for engine in facts.engines if not engine.ready]
     failing = [(engine.name, engine.failure) for engine in waiting if engine.failure]
-    said = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing]
-    said += [word for engine in waiting if (word := sentence(engine) or _unheard(engine))]
-    more = [f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
-    return "; ".join([text, *said[:MOST_NAMED], *more])
+    troubles = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing]
+    troubles += [word for engine in waiting if (word := sentence(engine) or _unheard(engine))]
+    more = [f"and {len(troubles) - MOST_NAMED} more"] if len(troubles) > MOST_NAMED else []
+    return "; ".join([text, *troubles[:MOST_NAMED], *more])
 
 
 def _unheard(engine: Engine) -> str:
@@ -129,18 +129,18 @@ def _unheard(engine: Engine) -> str:
 
 def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
     desired = len(facts.engines)
-    said = f"{ready} of {desired} engines ready"
+    message = f"{ready} of {desired} engines ready"
     if verdict.status == "Unknown" or facts.refusal is not None:
-        return Finding("Progressing", "False", verdict.reason, said)
+        return Finding("Progressing", "False", verdict.reason, message)
     moving = [each for each in (facts.rolling, facts.shrinking) if each]
     if ready == desired and not moving:
-        return Finding("Progressing", "False", conditions.SETTLED, said)
-    said = "; ".join([said, *moving])
+        return Finding("Progressing", "False", conditions.SETTLED, message)
+    message = "; ".join([message, *moving])
     if ready == desired:
         reason = conditions.ROLLING_UPDATE if facts.rolling else conditions.SCALING_DOWN
-        return Finding("Progressing", "True", reason, said)
+        return Finding("Progressing", "True", reason, message)
     reason, terminal = _cause(facts)
-    return Finding("Progressing", truth(not terminal), reason, _with_troubles(said, facts))
+    return Finding("Progressing", truth(not terminal), reason, _with_troubles(message, facts))
 
 
 def _source(facts: BaseFacts, any_ready: bool) -> Finding:
@@ -156,14 +156,14 @@ def _source(facts: BaseFacts, any_ready: bool) -> Finding:
 
 def _engines(facts: BaseFacts, ready: int) -> Finding:
     desired = len(facts.engines)
-    said = _with_troubles(f"{ready} of {desired} engines ready", facts)
+    message = _with_troubles(f"{ready} of {desired} engines ready", facts)
     if facts.refusal is not None and facts.refusal.reason == conditions.APPLY_FAILED:
         return Finding("EnginesReady", "False", facts.refusal.reason, facts.refusal.message)
     if ready == desired:
-        return Finding("EnginesReady", "True", conditions.ENGINES_READY, said)
+        return Finding("EnginesReady", "True", conditions.ENGINES_READY, message)
     if not facts.redis_ok:
-        return Finding("EnginesReady", "Unknown", conditions.MAP_UNAVAILABLE, said)
-    return Finding("EnginesReady", "False", _cause(facts)[0], said)
+        return Finding("EnginesReady", "Unknown", conditions.MAP_UNAVAILABLE, message)
+    return Finding("EnginesReady", "False", _cause(facts)[0], message)
 
 
 def _phase(base: ObservedBase, facts: BaseFacts, verdict: Finding, ready: int) -> str:

@@ -45,7 +45,7 @@ def _place(manifests: Source | None) -> tuple[str, ...]:
 
 def _conflict(key: str, base: ObservedBase, owner: str) -> Failure:
     """Why a base is without its catalog; tenants learn nothing of each other's bases."""
-    told = f"BaseModel {owner}" if of_one_namespace(key, owner) else "a BaseModel of another namespace"
+    keeper = f"BaseModel {owner}" if of_one_namespace(key, owner) else "a BaseModel of another namespace"
     uri = base.spec.catalog.source.uri if base.spec.catalog else ""
-    said = f"spec.catalog.manifests.uri: {told} already keeps its catalog at {uri}, so this base has none"
-    return Failure(conditions.CATALOG_CONFLICT, f"{said}; give each base its own folder", terminal=True)
+    message = f"spec.catalog.manifests.uri: {keeper} already keeps its catalog at {uri}, so this base has none"
+    return Failure(conditions.CATALOG_CONFLICT, f"{message}; give each base its own folder", terminal=True)

@@ -27,9 +27,9 @@ class Defect(msgspec.Struct, frozen=True):
     def failure(self) -> Failure:
         """The same for people."""
         raised = f"{type(self.error).__name__}: {self.error}"
-        said = (
+        message = (
             f"internal error while planning for this base ({raised}); nothing was changed and the operator will "
             "retry. See the operator's log for the traceback, and report it"
         )
-        found = Internal("", said)
+        found = Internal("", message)
         return Failure(found.reason, found.message, terminal=False)

@@ -13,13 +13,13 @@ MOST = 4096  # adapters of a base that are followed
 _STEPS = 2  # to each doubling
 
 
-def followed(before: Demand, told: Iterable[Demand], weight: float) -> dict[str, float]:
+def followed(before: Demand, demands: Iterable[Demand], weight: float) -> dict[str, float]:
     """The mean that follows from the last one and what engines tell now, which counts for `weight` (0 to 1).
 
     What an engine told that has died since fades as if nobody asked: its adapters are in demand for a while after it.
     """
     now: dict[str, float] = {}
-    for each in told:
+    for each in demands:
         for adapter, requests in each.items():
             now[adapter] = now.get(adapter, 0.0) + requests
     found = {}

@@ -147,21 +147,21 @@ def _partition(
     """The partition of the rolling update, and what the next to start anew waits for."""
     if of.rolling is None:
         return 0, ""
-    said = f"{engines[of.rolling].name} restarts"
+    text = f"{engines[of.rolling].name} restarts"
     if of.rolling not in of.leaving:
-        return of.rolling + 1, f"{said} next"
+        return of.rolling + 1, f"{text} next"
     patient = of.rolling_since is None or now - of.rolling_since < PATIENCE_S
     awaited = _awaited(of, engines[of.rolling], placed, engines, away_s, patient=patient)
-    return of.rolling + bool(awaited), _once(said, awaited)
+    return of.rolling + bool(awaited), _once(text, awaited)
 
 
-def _once(said: str, awaited: Mapping[str, str | None]) -> str:
+def _once(text: str, awaited: Mapping[str, str | None]) -> str:
     """What is to happen, and after what."""
     if not awaited:
-        return said
+        return text
     name = min(awaited)
     more = f", and {len(awaited) - 1} adapters more elsewhere" if len(awaited) > 1 else ""
-    return f"{said} once {name} is ready on {awaited[name] or 'another engine'}{more}"
+    return f"{text} once {name} is ready on {awaited[name] or 'another engine'}{more}"
 
 
 def _awaited(

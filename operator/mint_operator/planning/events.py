@@ -7,8 +7,16 @@ from mint_operator.planning.conditions import stamp
 from mint_operator.planning.snapshot import Meta
 
 COMPONENT = "mint-operator"
-_TOLD = {"Ready": "Normal", "Failed": "Warning", "Degraded": "Warning"}
-_TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal", "Expired": "Normal"}
+_EVENT_TYPES = {  # of the phases that an Event tells of
+    "Ready": "Normal",
+    "Failed": "Warning",
+    "Degraded": "Warning",
+    "Training": "Normal",
+    "Paused": "Normal",
+    "Complete": "Normal",
+    "Cancelled": "Normal",
+    "Expired": "Normal",
+}
 _HELD = {"Ready", "Degraded"}  # from here to Pending: what was served waits, since others come first
 
 
@@ -28,16 +36,16 @@ def transition(
     now: float,
 ) -> dict[str, Any] | None:
     """The Event of a change of phase; None if there is nothing to tell."""
-    told = "Warning" if new.phase == "Pending" and old.phase in _HELD else _TOLD.get(new.phase)
-    if old.phase == new.phase or told is None:
+    event_type = "Warning" if new.phase == "Pending" and old.phase in _HELD else _EVENT_TYPES.get(new.phase)
+    if old.phase == new.phase or event_type is None:
         return None
     ready = next((each for each in new.conditions if each.type == "Ready"), None)
     reason = ready.reason if ready and new.phase != "Ready" else new.phase
-    return event(kind, meta, told, reason, ready.message if ready else new.phase, now)
+    return event(kind, meta, event_type, reason, ready.message if ready else new.phase, now)
 
 
-def event(kind: str, meta: Meta, told: str, reason: str, message: str, now: float) -> dict[str, Any]:
-    """An Event about one object; `told` is its type, Normal or Warning."""
+def event(kind: str, meta: Meta, event_type: str, reason: str, message: str, now: float) -> dict[str, Any]:
+    """An Event about one object; `event_type` is Normal or Warning."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -49,7 +57,7 @@ def event(kind: str, meta: Meta, told: str, reason: str, message: str, now: floa
             "name": meta.name,
             "uid": meta.uid,
         },
-        "type": told,
+        "type": event_type,
         "reason": reason,
         "message": message,
         "source": {"component": COMPONENT},

@@ -16,13 +16,13 @@ def due(waves: Iterable[ObservedWave], now: float) -> float | None:
 
 def expired_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
     """The status of a wave that has expired: it is complete, and nothing is held for it."""
-    said = ending(wave)
+    message = ending(wave)
     findings = [
-        Finding("Ready", "False", EXPIRED, said),
-        Finding(conditions.ADMITTED, "False", EXPIRED, said),
-        Finding(conditions.PLACED, "False", EXPIRED, said),
-        Finding("Progressing", "False", EXPIRED, said),
-        Finding(conditions.COMPLETE, "True", EXPIRED, said),
+        Finding("Ready", "False", EXPIRED, message),
+        Finding(conditions.ADMITTED, "False", EXPIRED, message),
+        Finding(conditions.PLACED, "False", EXPIRED, message),
+        Finding("Progressing", "False", EXPIRED, message),
+        Finding(conditions.COMPLETE, "True", EXPIRED, message),
     ]
     found = AdapterWaveStatus(
         phase=EXPIRED,

@@ -10,7 +10,7 @@ import msgspec
 from mint_contracts.records import Mentions, Placement
 from mint_contracts.source import Source, parent
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Want, of_one_namespace, told_to, told_waves
+from mint_operator.planning.adapters import Want, of_one_namespace, shown_name, shown_waves
 from mint_operator.planning.asking import Asks
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.sharing import shown
@@ -44,14 +44,12 @@ def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placemen
     for name, claim in claims.items():
         for wave in _asking(asks, name):
             if wave not in found and claim.bars(wave, asks.of(wave, name)):
-                said = (
-                    f"adapter {name} is being trained by {told_to(wave, claim.wave)}; serve it after that wave has "
-                )
+                problem = f"adapter {name} is being trained by {shown_name(wave, claim.wave)}"
                 found[wave] = Refusal(
                     conditions.POLICY_CONFLICT,
-                    f"{said}published it, or choose another name",
+                    f"{problem}; serve it after that wave has published it, or choose another name",
                     terminal=False,
-                    mentions=Mentions((name,), told_waves(wave, claim.wave)),
+                    mentions=Mentions((name,), shown_waves(wave, claim.wave)),
                 )
     for name, waves in asks.shared.items():
         placement = there.get(name)

@@ -142,18 +142,19 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
         return expired_status(wave, snapshot.now)
     name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
     namespace = wave.base.partition("/")[0]
-    said = f"no BaseModel {name} in namespace {namespace}; create it, or choose another in spec.baseModelRef"
+    message = f"no BaseModel {name} in namespace {namespace}; create it, or choose another in spec.baseModelRef"
     # Of a base that may not be used nothing is told, not even that it exists.
     if base is not None and may_use(wave, base):
-        said = f"BaseModel {name} is being deleted"
+        message = f"BaseModel {name} is being deleted"
     elif namespace != wave.meta.namespace:
-        said += f"; it must also list namespace {wave.meta.namespace} in its spec.tenants"
+        message += f"; it must also list namespace {wave.meta.namespace} in its spec.tenants"
     if wave.defect and base is None and not snapshot.redis_ok:
         return kept_status(wave, snapshot.now)  # where it is only the map could tell
     if wave.defect:
-        said = f"{unreadable(wave)}; {said}" if name else unreadable(wave)
-        return refused_status(wave, Refusal("InvalidRequest", said, mentions=ANY_ADAPTERS), snapshot.now)
-    return refused_status(wave, Refusal("BaseModelNotFound", said, terminal=False, mentions=NO_NAMES), snapshot.now)
+        message = f"{unreadable(wave)}; {message}" if name else unreadable(wave)
+        return refused_status(wave, Refusal("InvalidRequest", message, mentions=ANY_ADAPTERS), snapshot.now)
+    refusal = Refusal("BaseModelNotFound", message, terminal=False, mentions=NO_NAMES)
+    return refused_status(wave, refusal, snapshot.now)
 
 
 def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
@@ -196,8 +197,8 @@ def _left(
             continue
         records = known.state.waves
         tell = {wave.meta.key for wave in over.get(key, ())} | records.keys()
-        told = [wave for wave in expired if wave.base == key and wave.meta.key in tell]
-        if change := left_by(known.state, keys, expired_records(told, records)):
+        recorded = [wave for wave in expired if wave.base == key and wave.meta.key in tell]
+        if change := left_by(known.state, keys, expired_records(recorded, records)):
             changes[key] = change
         if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, runs):
             ends[key] = end

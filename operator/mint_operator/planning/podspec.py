@@ -122,12 +122,12 @@ def _ports(base: ObservedBase) -> list[Body]:
 
 
 def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body]:
-    told = msgspec.json.encode(engine_settings(base), order="sorted").decode()
+    encoded = msgspec.json.encode(engine_settings(base), order="sorted").decode()
     env: list[Body] = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
         {"name": settings.ENGINE_NAME, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
         {"name": settings.ENGINE_ADDRESS, "value": f"$(POD_IP):{settings.ENGINE_PORT}"},
-        {"name": settings.ENGINE_SETTINGS, "value": _literal(told)},
+        {"name": settings.ENGINE_SETTINGS, "value": _literal(encoded)},
         {"name": settings.PVC_ROOT, "value": DEFAULT_PVC_ROOT},
         {"name": settings.CACHE_FOLDER, "value": CACHE_FOLDER},
         {"name": settings.REDIS_URL, "value": _literal(release.redis_url)},

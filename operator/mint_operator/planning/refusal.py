@@ -9,10 +9,10 @@ NO_NAMES = Mentions()
 ANY_ADAPTERS = Mentions(others=True)  # of what is said of a wave's own spec, and of what that names
 
 
-def together(*said: Mentions | None) -> Mentions | None:
+def together(*mentions: Mentions | None) -> Mentions | None:
     """Whom messages mention that are joined to one; None where that is not known of one of them."""
-    known = [each for each in said if each is not None]
-    if len(known) < len(said):
+    known = [each for each in mentions if each is not None]
+    if len(known) < len(mentions):
         return None
     return Mentions(
         adapters=tuple(sorted({name for each in known for name in each.adapters})),
@@ -42,5 +42,5 @@ class Refusal(msgspec.Struct, frozen=True):
 
     def at(self, position: int, length: int) -> "Refusal":
         """The same, at its place in a queue of that length."""
-        said = f"{self.message}; position {position} of {length} in the queue"
-        return msgspec.structs.replace(self, message=said, position=position)
+        message = f"{self.message}; position {position} of {length} in the queue"
+        return msgspec.structs.replace(self, message=message, position=position)

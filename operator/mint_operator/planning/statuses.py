@@ -39,10 +39,10 @@ class Seen(msgspec.Struct, frozen=True):
     times: Mapping[str, float]  # until each has loaded what it is given
 
 
-class Told(msgspec.Struct, frozen=True):
+class WaveStatuses(msgspec.Struct, frozen=True):
     """The statuses, and what they were worked out from."""
 
-    statuses: Mapping[str, AdapterWaveStatus]
+    by_wave: Mapping[str, AdapterWaveStatus]
     admission: Admission
     placed: Placed | None
     engines: Mapping[str, Engine]
@@ -58,9 +58,9 @@ def statuses(
     engines: Sequence[Engine],
     base: BaseModelStatus,
     now: float,
-    before: Told | None,
+    before: WaveStatuses | None,
     backlogs: Backlogs,
-) -> Told:
+) -> WaveStatuses:
     """Statuses of the waves of one base; `placed` is None while the map is not known."""
     by_name = {engine.name: engine for engine in engines}
     lacking = missing(base)
@@ -72,7 +72,7 @@ def statuses(
     waiting: dict[str, Waits] = {}
     mentions: dict[str, Mentions | None] = {}
     if before is not None and stale is not None:
-        found = {key: status for key, status in before.statuses.items() if key in asks}
+        found = {key: status for key, status in before.by_wave.items() if key in asks}
         waiting = {key: each for key, each in before.waits.items() if key in asks}
         mentions = {key: each for key, each in before.mentions.items() if key in asks}
         moved = {name for name, took in seen.times.items() if before.times.get(name) != took}
@@ -80,7 +80,7 @@ def statuses(
             found[key] = _later(found[key], waiting[key], seen.times)
     for key in asks if stale is None else sorted(stale):
         found[key], waiting[key], mentions[key] = _status(asks[key], refused.get(key), seen, now)
-    return Told(found, admission, placed, by_name, lacking, waiting, seen.times, mentions)
+    return WaveStatuses(found, admission, placed, by_name, lacking, waiting, seen.times, mentions)
 
 
 def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
@@ -111,8 +111,8 @@ def _training(ask: Ask, stand: WaveStand, refusal: Refusal | None, seen: Seen, n
     if seen.records is not None and ask.wants and refusal is None:
         facts, waiting = _facts(ask, seen)
         served, held = wave_status(ask.wave, facts, now), verdict(facts)
-    told = TrainFacts(stand, seen.engines, served, held, refusal, seen.records is not None, missing(seen.base))
-    status, mentions = training_status(ask.wave, told, now)
+    train_facts = TrainFacts(stand, seen.engines, served, held, refusal, seen.records is not None, missing(seen.base))
+    status, mentions = training_status(ask.wave, train_facts, now)
     return status, waiting, mentions
 
 
@@ -123,7 +123,7 @@ def _facts(ask: Ask, seen: Seen) -> tuple[WaveFacts, Waits]:
 
 
 def _stale(
-    before: Told, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], lacking: object
+    before: WaveStatuses, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], lacking: object
 ) -> set[str] | None:
     """Waves of which anything is not what it was: themselves, their turn, their copies or engines; None: of any."""
     if placed is None or before.placed is None or placed.changed is None or lacking != before.lacking:

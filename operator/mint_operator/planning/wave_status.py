@@ -81,26 +81,26 @@ def kept_status(wave: ObservedWave, now: float, why: Failure | None = None) -> A
     It is the last one, but nothing is claimed of now.
     """
     if wave.defect:
-        said = (
+        message = (
             f"{unreadable(wave)}. Until then, what it holds and trains stays unchanged; delete the wave to end that"
         )
-        why = Failure("InvalidRequest", said, terminal=True)
+        why = Failure("InvalidRequest", message, terminal=True)
     elif why is None:
         base = wave.spec.base_model_ref.name
-        said = f"the spec of BaseModel {base} cannot be read (its status says why), so nothing was changed"
-        why = Failure("InvalidRequest", said, terminal=True)
+        message = f"the spec of BaseModel {base} cannot be read (its status says why), so nothing was changed"
+        why = Failure("InvalidRequest", message, terminal=True)
     return conditions.kept(_last(wave), why, wave.meta.generation, now)
 
 
 def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
     """The status of an admitted wave while the map is away or lost: the last counts stay, and nothing is claimed."""
-    said = "the placement map cannot be read, so it is unknown where adapters are; engines keep what they hold"
+    message = "the placement map cannot be read, so it is unknown where adapters are; engines keep what they hold"
     unknown = conditions.MAP_UNAVAILABLE
     findings = [
-        Finding("Ready", "Unknown", unknown, said),
+        Finding("Ready", "Unknown", unknown, message),
         Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(wave, facts)),
-        Finding(conditions.PLACED, "Unknown", unknown, said),
-        Finding("Progressing", "Unknown", unknown, said),
+        Finding(conditions.PLACED, "Unknown", unknown, message),
+        Finding("Progressing", "Unknown", unknown, message),
     ]
     last = _last(wave)
     counts = last.counts if last.counts.wanted == facts.ask.copies else WaveCounts()
@@ -153,10 +153,10 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
 
 
 def _admitted(wave: ObservedWave, facts: WaveFacts) -> str:
-    said = f"{len(facts.ask.wants)} adapters, {facts.ask.copies} copies, {facts.ask.slots} device slots"
+    message = f"{len(facts.ask.wants)} adapters, {facts.ask.copies} copies, {facts.ask.slots} device slots"
     if wave.expires is not None:
-        said += f", until {conditions.stamp(wave.expires)} (spec.serve.ttl)"
-    return said if wave.unread is None else f"{said}, as last read; {wave.unread.message}"
+        message += f", until {conditions.stamp(wave.expires)} (spec.serve.ttl)"
+    return message if wave.unread is None else f"{message}, as last read; {wave.unread.message}"
 
 
 def _counts(facts: WaveFacts) -> WaveCounts:
@@ -180,10 +180,12 @@ def _engines(facts: WaveFacts) -> list[WaveEngine]:
 
 
 def _placed(counts: WaveCounts) -> Finding:
-    said = f"{counts.placed} of {counts.wanted} copies have an engine"
+    message = f"{counts.placed} of {counts.wanted} copies have an engine"
     if counts.placed == counts.wanted:
-        return Finding(conditions.PLACED, "True", conditions.PLACED, said)
-    return Finding(conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{said}; the rest wait for engines")
+        return Finding(conditions.PLACED, "True", conditions.PLACED, message)
+    return Finding(
+        conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{message}; the rest wait for engines"
+    )
 
 
 def verdict(facts: WaveFacts) -> Finding:
@@ -193,28 +195,28 @@ def verdict(facts: WaveFacts) -> Finding:
 
 def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     """The Ready condition; if False its reason is what a person should look at first."""
-    said = f"{counts.ready} of {counts.wanted} copies ready"
+    message = f"{counts.ready} of {counts.wanted} copies ready"
     failed = sorted(facts.standing[FAILED], key=lambda copy: not (copy.failure and copy.failure.terminal))
     away = facts.standing[AWAY]
     if counts.ready == counts.wanted and facts.unasked is not None:
-        why = f"{said}, of those that it had before; {facts.unasked.message}"
+        why = f"{message}, of those that it had before; {facts.unasked.message}"
         return Finding("Ready", "False", facts.unasked.reason, why, facts.unasked.mentions)
     if counts.ready == counts.wanted:
-        return Finding("Ready", "True", conditions.ADAPTERS_READY, said, NO_NAMES)
+        return Finding("Ready", "True", conditions.ADAPTERS_READY, message, NO_NAMES)
     first = failed[0] if failed else None
     if first is not None and first.failure is not None:
         cause = f"{first.adapter} on {first.engine}: {first.failure.message}"
         more = f" (and {len(failed) - 1} more failures)" if len(failed) > 1 else ""
         mentions = Mentions((first.adapter,))
-        return Finding("Ready", "False", first.failure.reason, f"{said}; {cause}{more}", mentions)
+        return Finding("Ready", "False", first.failure.reason, f"{message}; {cause}{more}", mentions)
     if base := missing(facts.base):
-        return Finding("Ready", "False", base.reason, f"{said}; {base.message}", base.mentions)
+        return Finding("Ready", "False", base.reason, f"{message}; {base.message}", base.mentions)
     if away:
         names = ", ".join(sorted({copy.engine for copy in away})[:MOST_FAILURES])
-        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {names}", NO_NAMES)
+        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{message}; away: {names}", NO_NAMES)
     if counts.placed < counts.wanted:
-        return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, said, NO_NAMES)
-    return Finding("Ready", "False", conditions.ADAPTERS_LOADING, said, NO_NAMES)
+        return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, message, NO_NAMES)
+    return Finding("Ready", "False", conditions.ADAPTERS_LOADING, message, NO_NAMES)
 
 
 def missing(base: BaseModelStatus) -> Refusal | None:
@@ -223,17 +225,17 @@ def missing(base: BaseModelStatus) -> Refusal | None:
     if ready is None or ready.status == "True":
         return None
     comes_up = ready.reason in conditions.COMING_UP
-    said = "see its status for its progress" if comes_up else ready.message
-    message = f"the base model is not ready: {said}"
+    detail = "see its status for its progress" if comes_up else ready.message
+    message = f"the base model is not ready: {detail}"
     return Refusal(ready.reason, message, terminal=False, mentions=NO_NAMES if comes_up else ANY_ADAPTERS)
 
 
 def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Finding:
     residency = facts.ask.wants[0].residency
-    said = f"{counts.ready}/{counts.wanted} on {residency}"
+    message = f"{counts.ready}/{counts.wanted} on {residency}"
     if verdict.status == "True":
-        return Finding("Progressing", "False", conditions.SETTLED, said)
-    return Finding("Progressing", truth(not _stuck(facts)), verdict.reason, said)
+        return Finding("Progressing", "False", conditions.SETTLED, message)
+    return Finding("Progressing", truth(not _stuck(facts)), verdict.reason, message)
 
 
 def _stuck(facts: WaveFacts) -> bool:

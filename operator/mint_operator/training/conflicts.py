@@ -8,7 +8,7 @@ from mint_contracts.records import Mentions
 from mint_contracts.source import parent
 from mint_contracts.training_records import published_in
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import resolve, told_to, told_waves
+from mint_operator.planning.adapters import resolve, shown_name, shown_waves
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.training.stand import WaveStand
@@ -40,8 +40,9 @@ def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> Refusal |
     taken = next((each.name for each in stand.policies if each.name in owners), None)
     if taken is None:
         return None
-    said = f"policy {taken} is trained by {told_to(key, owners[taken])}; choose another name, or delete that wave"
-    return _conflict(said, Mentions((taken,), told_waves(key, owners[taken])))
+    owner = owners[taken]
+    message = f"policy {taken} is trained by {shown_name(key, owner)}; choose another name, or delete that wave"
+    return _conflict(message, Mentions((taken,), shown_waves(key, owner)))
 
 
 def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> Refusal | None:
@@ -55,13 +56,13 @@ def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[Ob
         wants = resolve(wave, base) if taken else ()
         for want in () if isinstance(wants, Refusal) else wants:
             if want.adapter in taken and parent(want.source) != published_in(stand.store, want.adapter).uri:
-                told, known = told_to(key, wave.meta.key), told_waves(key, wave.meta.key)
+                name, known = shown_name(key, wave.meta.key), shown_waves(key, wave.meta.key)
                 where = f" from {want.source.uri}" if known else ""
-                said = f"policy {want.adapter} has the name of an adapter that {told} serves{where}"
+                message = f"policy {want.adapter} has the name of an adapter that {name} serves{where}"
                 mentions = Mentions((want.adapter,), known, others=bool(known))
-                return _conflict(f"{said}; choose another name, or delete that wave", mentions)
+                return _conflict(f"{message}; choose another name, or delete that wave", mentions)
     return None
 
 
-def _conflict(said: str, mentions: Mentions) -> Refusal:
-    return Refusal(conditions.POLICY_CONFLICT, said, terminal=False, mentions=mentions)
+def _conflict(message: str, mentions: Mentions) -> Refusal:
+    return Refusal(conditions.POLICY_CONFLICT, message, terminal=False, mentions=mentions)

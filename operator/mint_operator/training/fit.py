@@ -30,9 +30,11 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
     """
     train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
     if base.spec.training is None:
-        said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
+        message = (
+            f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
+        )
         train, policies, _ = _as_written(wave, train, state) or (train, _recorded(wave, state), None)
-        return train, policies, Refusal(conditions.NO_TRAINING_STORE, said, mentions=NO_NAMES)
+        return train, policies, Refusal(conditions.NO_TRAINING_STORE, message, mentions=NO_NAMES)
     manifest = manifest_of(wave, inputs, state)
     if isinstance(manifest, Refusal):
         return _as_written(wave, train, state) or (train, (), manifest)
@@ -109,14 +111,14 @@ def _begun_policies(
 ) -> tuple[Policy, ...]:
     """Each with the examples of its lease; one that has ended without any."""
     leased = _leased(wave, state)
-    told = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
-    said = heard({name: word for name, (_, word) in told.items()}, train, len(policies))
+    latest = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
+    progress = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
     found = []
     for policy in policies:
         dataset = policy.dataset
         if policy.name in leased:
             dataset = leased[policy.name].dataset
-        elif PolicyStand(policy, progress=said.get(policy.name)).ended(train.steps):
+        elif PolicyStand(policy, progress=progress.get(policy.name)).ended(train.steps):
             dataset = None
         found.append(msgspec.structs.replace(policy, dataset=dataset))
     return tuple(found)

@@ -22,22 +22,22 @@ def last_words(stand: WaveStand, before: Iterable[Progress], *, trains: bool = T
     on_record = {each.policy: each for each in before}
     found = []
     for policy in stand.policies:
-        said, kept = policy.progress, on_record.get(policy.name)
-        if said is not None and not trains:
-            said = _left(said)
-        if said is not None and said.stage in AT_REST:
-            found.append(last_word(said))
-        elif kept is not None and (policy.stage is Stage.LOADING or _stands(kept, said)):
+        progress, kept = policy.progress, on_record.get(policy.name)
+        if progress is not None and not trains:
+            progress = _left(progress)
+        if progress is not None and progress.stage in AT_REST:
+            found.append(last_word(progress))
+        elif kept is not None and (policy.stage is Stage.LOADING or _stands(kept, progress)):
             found.append(kept)
     return tuple(found)
 
 
-def _left(said: Progress) -> Progress:
+def _left(progress: Progress) -> Progress:
     """Of a policy that its base has let go of: one that has published rests; what was saved is not asked for."""
-    rests = said.stage in AT_REST or said.published is None
-    return msgspec.structs.replace(said, stage=said.stage if rests else Stage.PAUSED, saved=0)
+    rests = progress.stage in AT_REST or progress.published is None
+    return msgspec.structs.replace(progress, stage=progress.stage if rests else Stage.PAUSED, saved=0)
 
 
-def _stands(kept: Progress, said: Progress | None) -> bool:
+def _stands(kept: Progress, progress: Progress | None) -> bool:
     """Whether what the record says was published is the newest that was, though it may be the record's word alone."""
-    return said is not None and said.published is not None and said.published == kept.published
+    return progress is not None and progress.published is not None and progress.published == kept.published

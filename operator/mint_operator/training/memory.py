@@ -141,7 +141,7 @@ class Memory:
         if engine in self._rooms:
             self._taken[engine] = self._taken[engine].plus(self.needed(engine, policy))
 
-    def told(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
+    def shortage(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
         """What policies need together, and what there is of it on these engines."""
         rooms = {name: self._rooms[name] for name in engines if name in self._rooms}
         needed = NOTHING
@@ -160,7 +160,7 @@ class Memory:
 
 def memory_of(engines: Iterable[Engine], wanted: Mapping[str, int], starts: Starts) -> Memory:
     """That of these engines, by their own word; those that have not spoken yet are as the others."""
-    told = {each.name: each.record.policy_room for each in engines if each.record is not None}
-    found = Memory({name: room for name, room in told.items() if room is not None}, wanted, starts)
+    rooms = {each.name: each.record.policy_room for each in engines if each.record is not None}
+    found = Memory({name: room for name, room in rooms.items() if room is not None}, wanted, starts)
     found.enlarge(each.name for each in engines)
     return found

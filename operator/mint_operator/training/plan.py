@@ -18,7 +18,7 @@ from mint_operator.planning.engines import Engine
 from mint_operator.planning.naming import Claim
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
-from mint_operator.planning.statuses import Told
+from mint_operator.planning.statuses import WaveStatuses
 from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training import unread
 from mint_operator.training.conflicts import without_conflicts
@@ -113,7 +113,7 @@ def decided(
     base: ObservedBase,
     training: Training,
     engines: Sequence[Engine],
-    told: Told,
+    statuses: WaveStatuses,
     known: TrainKnown,
     now: float,
 ) -> TrainChange:
@@ -131,7 +131,7 @@ def decided(
             for engine, given in unread.leases(wave, known).items():
                 trains.setdefault(engine, {}).update(given)
             continue
-        waves[key] = _record(base, wave, stand, told, known.state.training.get(key))
+        waves[key] = _record(base, wave, stand, statuses, known.state.training.get(key))
         if base.spec.training is None:  # there is nowhere to save anything to
             continue
         admitted = stand.unfit is None and not stand.waiting
@@ -238,11 +238,11 @@ def _record(
     base: ObservedBase,
     wave: ObservedWave,
     stand: WaveStand,
-    told: Told,
+    statuses: WaveStatuses,
     before: WaveTraining | None,
 ) -> WaveTraining:
     key = wave.meta.key
-    status = told.statuses[key]
+    status = statuses.by_wave[key]
     ready = next((each for each in status.conditions if each.type == "Ready"), None)
     words = before.last_words if before is not None and before.run == wave.meta.uid else ()
     waits = ready is not None and ready.status != "True" and status.phase != "Training"
@@ -255,6 +255,6 @@ def _record(
         policies=tuple(policy.name for policy in stand.policies),
         phase=status.phase,
         message=ready.message if ready is not None and waits else "",
-        mentions=told.mentions.get(key) if waits else None,
+        mentions=statuses.mentions.get(key) if waits else None,
         last_words=last_words(stand, words, trains=base.spec.training is not None),
     )

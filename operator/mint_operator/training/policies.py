@@ -62,11 +62,11 @@ def check_losses(policies: Sequence[Policy], train: Train) -> None:
         if train.algorithm == "SFT":
             raise InvalidRequest(subject, "has a loss, but SFT uses its own; remove it, or choose algorithm GRPO")
         if loss.type == "cross_entropy":
-            said = "has loss cross_entropy, which GRPO does not support; choose another type, or algorithm: SFT"
-            raise InvalidRequest(subject, said)
+            message = "has loss cross_entropy, which GRPO does not support; choose another type, or algorithm: SFT"
+            raise InvalidRequest(subject, message)
         if 0 < loss.ratio_high < loss.ratio_low:
-            said = f"has loss.ratioLow {loss.ratio_low:g} above ratioHigh {loss.ratio_high:g}; lower it, or set "
-            raise InvalidRequest(subject, said + "ratioHigh to 0 for no upper bound")
+            message = f"has loss.ratioLow {loss.ratio_low:g} above ratioHigh {loss.ratio_high:g}; lower it, or set "
+            raise InvalidRequest(subject, message + "ratioHigh to 0 for no upper bound")
 
 
 def _complete(policy: Policy, template: PolicyTemplate, index: int) -> Policy:

@@ -124,14 +124,14 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
     _ask_for_more(wave, stand, min(len(stand.wants_slot) - len(pins), room.left(wave)), room)
     if pins:
         return msgspec.structs.replace(stand, pins=pins)
-    said = (
+    message = (
         f"needs {missing if gang else 1} device slots for its policies; the ready engines have {room.slots.room()} "
         f"of the base's {room.total} free, which waves ahead of it may be waiting for"
     )
     if short:
         waits = [policy.settings for policy in stand.policies if policy.name in stand.wants_slot]
-        said = room.slots.memory.told(waits if gang else waits[:1], room.slots.usable)
-    waiting = Refusal(conditions.WAITING_FOR_CAPACITY, said, terminal=False, mentions=NO_NAMES)
+        message = room.slots.memory.shortage(waits if gang else waits[:1], room.slots.usable)
+    waiting = Refusal(conditions.WAITING_FOR_CAPACITY, message, terminal=False, mentions=NO_NAMES)
     return msgspec.structs.replace(stand, waiting=waiting)
 
 

@@ -45,14 +45,14 @@ class PolicyStand(msgspec.Struct, frozen=True):
     @property
     def published(self) -> Source | None:
         """Where its newest revision lies that was published; None before the first."""
-        told = self.progress.published if self.progress else None
-        return told.source if told else None
+        revision = self.progress.published if self.progress else None
+        return revision.source if revision else None
 
     @property
     def saved(self) -> int:
         """The step of the newest checkpoint that anybody knows of; 0: none."""
-        told = self.assignment.saved if self.assignment else 0
-        return max(told, self.progress.saved if self.progress else 0)
+        assigned = self.assignment.saved if self.assignment else 0
+        return max(assigned, self.progress.saved if self.progress else 0)
 
     @property
     def rests(self) -> bool:
@@ -126,26 +126,26 @@ class WaveStand(msgspec.Struct, frozen=True):
         return any(each.holds and each.name in wanting for each in self.policies)
 
 
-def heard(said: Mapping[str, Progress], train: Train, policies: int) -> dict[str, Progress]:
+def heard(progress: Mapping[str, Progress], train: Train, policies: int) -> dict[str, Progress]:
     """The words on a wave's policies, of which it has so many, as it takes them.
 
     What was given up is as good as paused once it is to go on: because it is retried, or was cancelled because others
     failed, as in a wave that is not cancelled itself, and no more have failed than may by now.
     """
     if train.cancelled:
-        return dict(said)
-    failed = sum(each.stage is Stage.FAILED and not _retried(each, train) for each in said.values())
+        return dict(progress)
+    failed = sum(each.stage is Stage.FAILED and not _retried(each, train) for each in progress.values())
     spared = {Stage.CANCELLED} if failed and not _too_many(failed, policies, train) else set()
     return {
         name: msgspec.structs.replace(each, stage=Stage.PAUSED, failure=None)
         if _retried(each, train) or each.stage in spared
         else each
-        for name, each in said.items()
+        for name, each in progress.items()
     }
 
 
-def _retried(said: Progress, train: Train) -> bool:
-    return said.stage in _OVER and said.retry < train.retry
+def _retried(progress: Progress, train: Train) -> bool:
+    return progress.stage in _OVER and progress.retry < train.retry
 
 
 def _too_many(failed: int, policies: int, train: Train) -> bool:
@@ -163,12 +163,12 @@ def stands(
     works at what is at rest, which the wave's record remembers however often engines start anew.
     """
     record = state.training.get(wave)
-    said = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
+    latest = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
     policies = tuple(policies)
-    taken = heard({name: word for name, (_, word) in said.items()}, train, len(policies))
-    again = {name: word.lease for name, (_, word) in said.items() if word.stage is not taken[name].stage}
-    said = {name: (engine, taken[name]) for name, (engine, _) in said.items()}
-    found = (_stand(wave, run, policy, state, said, alive) for policy in policies)
+    taken = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
+    again = {name: word.lease for name, (_, word) in latest.items() if word.stage is not taken[name].stage}
+    latest = {name: (engine, taken[name]) for name, (engine, _) in latest.items()}
+    found = (_stand(wave, run, policy, state, latest, alive) for policy in policies)
     return tuple(
         msgspec.structs.replace(each, given_up=True)
         if each.assignment is not None and again.get(each.name) == each.assignment.lease
@@ -189,7 +189,7 @@ def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
 
 
 def _stand(
-    wave: str, run: str, policy: Policy, state: TrainState, said: Words, alive: Mapping[str, int]
+    wave: str, run: str, policy: Policy, state: TrainState, latest: Words, alive: Mapping[str, int]
 ) -> PolicyStand:
     name = policy.name
     given = [
@@ -201,9 +201,9 @@ def _stand(
     if given:
         token, engine, assignment = max(given, key=lambda item: item[:2])
         found = PolicyStand(policy, engine, assignment, None, token)
-    if name not in said:
+    if name not in latest:
         return found
-    where, progress = said[name]
+    where, progress = latest[name]
     if progress.lease > found.token and where in alive and progress.stage not in AT_REST:
         return PolicyStand(policy, where, _adopted(policy, progress, alive[where]), progress, progress.lease)
     return msgspec.structs.replace(found, progress=progress, token=max(found.token, progress.lease))

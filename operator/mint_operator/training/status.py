@@ -55,8 +55,8 @@ class TrainFacts(msgspec.Struct, frozen=True):
         why = self.refusal
         if why is None or why.reason != conditions.WAITING_FOR_CAPACITY or self.lacking is None:
             return why
-        said, mentions = f"{why.message}; {self.lacking.message}", together(why.mentions, self.lacking.mentions)
-        return Refusal(self.lacking.reason, said, terminal=False, mentions=mentions)
+        message, mentions = f"{why.message}; {self.lacking.message}", together(why.mentions, self.lacking.mentions)
+        return Refusal(self.lacking.reason, message, terminal=False, mentions=mentions)
 
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[AdapterWaveStatus, Mentions | None]:
@@ -106,8 +106,8 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     if stand.failed:
         return "Training", _failed(stand, ended)
     if stand.train.paused and not any(_runs(policy) for policy in stand.policies):
-        said = f"{ended}; set spec.train.paused to false to resume"
-        return "Paused", _complete("False", conditions.TRAINING_PAUSED, said)
+        message = f"{ended}; set spec.train.paused to false to resume"
+        return "Paused", _complete("False", conditions.TRAINING_PAUSED, message)
     if any(policy.progress for policy in stand.policies):
         return "Training", _complete("False", conditions.TRAINING, ended)
     lacking = facts.lacking
@@ -116,15 +116,15 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     return "Placing", _complete("False", lacking.reason, f"{ended}; {lacking.message}", lacking.mentions)
 
 
-def _complete(status: Truth, reason: str, said: str, mentions: Mentions | None = NO_NAMES) -> Finding:
-    return Finding(conditions.COMPLETE, status, reason, said, mentions)
+def _complete(status: Truth, reason: str, message: str, mentions: Mentions | None = NO_NAMES) -> Finding:
+    return Finding(conditions.COMPLETE, status, reason, message, mentions)
 
 
 def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     """Ready: every policy that is to train trains; once all have ended, what was published is held as asked for."""
     if not facts.map_known:
-        said = "the placement map cannot be read, so it is unknown how policies stand; engines continue training"
-        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said, NO_NAMES)
+        message = "the placement map cannot be read, so it is unknown how policies stand; engines continue training"
+        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message, NO_NAMES)
     if facts.stand.over and facts.unserved is not None:
         return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message, facts.unserved.mentions)
     if facts.stand.over and facts.held is not None and facts.served is not None and facts.served.counts.wanted:
@@ -133,25 +133,25 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
         return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message, verdict.mentions)
     idle = [each for each in facts.stand.policies if not _trains(each, facts)]
     if not idle:
-        said = f"{len(facts.stand.policies)} policies are training or have ended"
-        return Finding("Ready", "True", conditions.TRAINING, said, NO_NAMES)
-    said = f"{len(idle)} of {len(facts.stand.policies)} policies are not training yet"
+        message = f"{len(facts.stand.policies)} policies are training or have ended"
+        return Finding("Ready", "True", conditions.TRAINING, message, NO_NAMES)
+    message = f"{len(idle)} of {len(facts.stand.policies)} policies are not training yet"
     away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
     if away:
-        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {', '.join(away)}", NO_NAMES)
+        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{message}; away: {', '.join(away)}", NO_NAMES)
     coming = sorted({each.engine for each in idle if each.assignment and not _answers(each, facts)})[:MOST_NAMED]
     if coming:
-        said = f"{said}; not ready: {', '.join(coming)}"
-        return Finding("Ready", "False", conditions.BASE_LOADING, said, NO_NAMES)
-    return Finding("Ready", "False", conditions.POLICIES_LOADING, said, NO_NAMES)
+        message = f"{message}; not ready: {', '.join(coming)}"
+        return Finding("Ready", "False", conditions.BASE_LOADING, message, NO_NAMES)
+    return Finding("Ready", "False", conditions.POLICIES_LOADING, message, NO_NAMES)
 
 
 def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
     """Whether it has ended, or is trained now: by the word of the start of its engine that has the lease."""
     if facts.stand.ended(policy):
         return True
-    lease, said = policy.assignment, policy.progress
-    if lease is None or said is None or said.stage is not Stage.RUNNING or said.lease != lease.lease:
+    lease, progress = policy.assignment, policy.progress
+    if lease is None or progress is None or progress.stage is not Stage.RUNNING or progress.lease != lease.lease:
         return False
     engine = facts.engines.get(policy.engine)
     restarted = engine is not None and engine.record is not None and engine.record.incarnation != lease.incarnation
@@ -178,20 +178,22 @@ def _admitted(facts: TrainFacts, counts: PolicyCounts) -> Finding:
     refusal = facts.refusal
     if refusal is not None:
         return Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message)
-    said = f"{counts.total} policies, {len(facts.stand.wants_slot)} device slots for training"
-    return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, said)
+    message = f"{counts.total} policies, {len(facts.stand.wants_slot)} device slots for training"
+    return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, message)
 
 
 def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
     wanting = frozenset(facts.stand.wants_slot)
     needy = [each for each in facts.stand.policies if each.name in wanting]
     placed = sum(each.assignment is not None for each in needy)
-    said = f"{placed} of {len(needy)} policies that train have an engine"
+    message = f"{placed} of {len(needy)} policies that train have an engine"
     if facts.refusal is not None and needy:
         return Finding(conditions.PLACED, "False", conditions.NOT_ADMITTED, "the wave is not admitted")
     if placed == len(needy):
-        return Finding(conditions.PLACED, truth(bool(counts.total)), conditions.PLACED, said)
-    return Finding(conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{said}; the rest wait for engines")
+        return Finding(conditions.PLACED, truth(bool(counts.total)), conditions.PLACED, message)
+    return Finding(
+        conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{message}; the rest wait for engines"
+    )
 
 
 def _counts(facts: TrainFacts) -> PolicyCounts:
@@ -222,7 +224,7 @@ def _stage(policy: PolicyStand, facts: TrainFacts) -> Stage:
 
 def _training(facts: TrainFacts, counts: PolicyCounts) -> TrainingStatus:
     stand = facts.stand
-    said = [policy.progress for policy in stand.policies if policy.progress is not None]
+    reported = [policy.progress for policy in stand.policies if policy.progress is not None]
     going = [each for each in stand.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
     step, steps = min((each.step for each in going or stand.policies), default=0), stand.train.steps
     eta = eta_s(stand.train, [_paced(policy, facts) for policy in stand.policies])
@@ -231,12 +233,12 @@ def _training(facts: TrainFacts, counts: PolicyCounts) -> TrainingStatus:
         steps=steps,
         progress=f"{step}/{steps}",
         reward=RewardStatus(
-            last=_mean([each.reward_mean for each in said]),
-            recent=_mean([each.reward_recent for each in said]),
-            best=_mean([each.reward_best for each in said]),
-            evaluation=_mean([each.evaluation for each in said]),
+            last=_mean([each.reward_mean for each in reported]),
+            recent=_mean([each.reward_recent for each in reported]),
+            best=_mean([each.reward_best for each in reported]),
+            evaluation=_mean([each.evaluation for each in reported]),
         ),
-        tokens=sum(each.tokens for each in said),
+        tokens=sum(each.tokens for each in reported),
         eta_seconds=eta,
         eta="" if eta is None else span(eta),
         policies=counts,
@@ -267,18 +269,18 @@ def _failures(stand: WaveStand) -> list[WaveFailure]:
     for policy in stand.policies:
         failure = policy.progress.failure if policy.progress else None
         if failure is not None and len(found) < MOST_FAILURES:
-            said = failure.message[:FAILURE_MESSAGE_LENGTH]
-            found.append(WaveFailure(policy.name, policy.engine, failure.reason, said))
+            message = failure.message[:FAILURE_MESSAGE_LENGTH]
+            found.append(WaveFailure(policy.name, policy.engine, failure.reason, message))
     return found
 
 
-def _failed(stand: WaveStand, said: str) -> Finding:
+def _failed(stand: WaveStand, message: str) -> Finding:
     """The Complete condition of a wave of which too much has failed, with the first failure."""
     first = next((each for each in stand.policies if each.stage is Stage.FAILED), None)
     if first is None:
-        return _complete("False", conditions.POLICIES_FAILED, said)
-    said = f"{said}; {first.name}: {_failure(first.progress)}"
-    return _complete("False", conditions.POLICIES_FAILED, said, Mentions((first.name,)))
+        return _complete("False", conditions.POLICIES_FAILED, message)
+    message = f"{message}; {first.name}: {_failure(first.progress)}"
+    return _complete("False", conditions.POLICIES_FAILED, message, Mentions((first.name,)))
 
 
 def _failure(progress: Progress | None) -> str:
