@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from mint_contracts.ending import end_when_told
+from mint_contracts.ending import end_on_signal
 from mint_contracts.importing import without_collecting
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Serve until SIGTERM; what to serve comes from the environment (see mint_contracts.settings)."""
-    end_when_told()
+    end_on_signal()
     import argparse  # and all else only now
 
     from mint_contracts.logs import log_as_json

@@ -1,6 +1,6 @@
 """The `mint-gateway` program: from a name to the engine that answers."""
 
-from mint_contracts.ending import end_when_told
+from mint_contracts.ending import end_on_signal
 from mint_contracts.importing import without_collecting
 
 
@@ -8,7 +8,7 @@ def main() -> None:
     """Run MinT's gateway until SIGTERM. It reads the placement map from the Redis of MINT_REDIS_URL,
     MINT_REDIS_PASSWORD and MINT_REDIS_CA_FILE.
     """
-    end_when_told()
+    end_on_signal()
     import os
 
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or each client that speaks no TLS is a line that is no JSON

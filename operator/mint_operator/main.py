@@ -1,6 +1,6 @@
 """The `mint-operator` program: custom resources in, engines, placements and statuses out."""
 
-from mint_contracts.ending import end_when_told
+from mint_contracts.ending import end_on_signal
 from mint_contracts.importing import without_collecting
 
 
@@ -9,7 +9,7 @@ def main() -> None:
 
     Exits with 0 after a signal, with 1 when leadership was lost or settings are missing.
     """
-    end_when_told()
+    end_on_signal()
     import argparse  # and all else only now
     import asyncio
     import logging

@@ -15,38 +15,38 @@ _ALL_SLIDE = frozenset(
 )
 
 
-def unserved_attention(told: Callable[[str], Any]) -> str:
-    """What of a text model's configuration is not served; "" where all is. `told` gives its fields, or None."""
-    kinds = set(told("layer_types") or ()) - _SERVED
+def unserved_attention(field: Callable[[str], Any]) -> str:
+    """What of a text model's configuration is not served; "" where all is. `field` gives its fields, or None."""
+    kinds = set(field("layer_types") or ()) - _SERVED
     reasons = {
         f"has layers of {', '.join(sorted(kinds))}": bool(kinds),
-        "attends in chunks of its context": bool(told("attention_chunk_size")),
-        "attends to later tokens too": bool(told("use_bidirectional_attention")),
-        "shares keys and values between layers": bool(told("num_kv_shared_layers")),
+        "attends in chunks of its context": bool(field("attention_chunk_size")),
+        "attends to later tokens too": bool(field("use_bidirectional_attention")),
+        "shares keys and values between layers": bool(field("num_kv_shared_layers")),
     }
     found = " and ".join(reason for reason, holds in reasons.items() if holds)
     return f"{found}, which is not served" if found else ""
 
 
-def windows(told: Callable[[str], Any], layers: int) -> tuple[int | None, ...]:
+def windows(field: Callable[[str], Any], layers: int) -> tuple[int | None, ...]:
     """How many of the latest tokens each layer's attention sees, the newest included; None: all.
 
     What a configuration does not tell plainly counts as all.
     """
-    window, kinds = told("sliding_window"), told("layer_types")
+    window, kinds = field("sliding_window"), field("layer_types")
     if not window:
         return (None,) * layers
     if kinds and len(kinds) == layers:
         return tuple(int(window) if kind == _SLIDING else None for kind in kinds)
-    return (int(window) if not kinds and told("model_type") in _ALL_SLIDE else None,) * layers
+    return (int(window) if not kinds and field("model_type") in _ALL_SLIDE else None,) * layers
 
 
-def narrowest(told: Callable[[str], Any]) -> int | None:
+def narrowest(field: Callable[[str], Any]) -> int | None:
     """The fewest of the latest tokens that any layer's attention sees, the newest included; None: all.
 
     No window narrows requests that are as long at most. What a configuration does not tell plainly counts as sliding.
     """
-    window, kinds = told("sliding_window"), told("layer_types")
-    if not window or (kinds and _SLIDING not in kinds and told("model_type") not in _ALL_SLIDE):
+    window, kinds = field("sliding_window"), field("layer_types")
+    if not window or (kinds and _SLIDING not in kinds and field("model_type") not in _ALL_SLIDE):
         return None
     return int(window)

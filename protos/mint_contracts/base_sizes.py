@@ -63,29 +63,29 @@ def _at_odds(config: Mapping[str, Any], own_heads: bool) -> Iterator[str]:
     nested = config.get("text_config")
     text, within = (nested, "text_config.") if isinstance(nested, Mapping) else (config, "")
 
-    def told(name: str) -> int:
+    def number(name: str) -> int:
         value = text.get(name)
         return value if isinstance(value, int) else 0
 
-    heads, latent = told("num_attention_heads"), told("kv_lora_rank")
+    heads, latent = number("num_attention_heads"), number("kv_lora_rank")
     if heads and not latent:
-        hidden, shared = told("hidden_size"), told("num_key_value_heads")
-        if hidden % heads and not own_heads and not told("head_dim"):
+        hidden, shared = number("hidden_size"), number("num_key_value_heads")
+        if hidden % heads and not own_heads and not number("head_dim"):
             yield (
                 f"`{within}hidden_size` is {hidden}; without a `head_dim` it must be a multiple of "
                 f"`num_attention_heads`, which is {heads}"
             )
         if shared and heads % shared:
             yield f"`{within}num_key_value_heads` is {shared}; it must divide `num_attention_heads`, which is {heads}"
-    experts = next((name for name in _EXPERTS if told(name)), "")
+    experts = next((name for name in _EXPERTS if number(name)), "")
     if not experts:
         return
-    of = told(experts)
+    of = number(experts)
     for name in _CHOSEN:
         chosen = text.get(name)
         if isinstance(chosen, int) and not 0 < chosen <= of:
             yield f"`{within}{name}` is {chosen}; it may be from 1 to `{experts}`, which is {of}"
-    groups, chosen_groups = told("n_group"), told("topk_group")
+    groups, chosen_groups = number("n_group"), number("topk_group")
     if groups and of % groups:
         yield f"`{within}n_group` is {groups}; it must divide `{experts}`, which is {of}"
     if groups and chosen_groups > groups:

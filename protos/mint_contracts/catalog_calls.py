@@ -38,5 +38,5 @@ def incomplete(base: str) -> MapUnavailable:
 
 def retired(asked: str, base: str, instead: str) -> AdapterNotFound:
     """That a name means nothing any more; `instead` is what may be done beside registering it again."""
-    said = f"was retired from the catalog of {base}; register it again, or {instead}"
-    return AdapterNotFound(f"adapter {asked!r}", said)
+    message = f"was retired from the catalog of {base}; register it again, or {instead}"
+    return AdapterNotFound(f"adapter {asked!r}", message)

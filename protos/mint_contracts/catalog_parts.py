@@ -133,8 +133,8 @@ class Parts:
             async with asyncio.timeout(limit_s):
                 return await asyncio.get_running_loop().run_in_executor(_threads(self._manifests.uri), work)
         except TimeoutError:
-            said = f"did not answer for {limit_s:.0f} seconds; retrying"
-            raise SourceUnavailable(f"source {self._manifests.uri!r}", said) from None
+            message = f"did not answer for {limit_s:.0f} seconds; retrying"
+            raise SourceUnavailable(f"source {self._manifests.uri!r}", message) from None
 
 
 @cache

@@ -20,7 +20,7 @@ from mint_contracts.packed_entries import batch
 
 ROWS_PER_CALL = 512  # Redis does nothing else for some five milliseconds
 CALLS_AT_ONCE = 2  # of a writer: Redis has the next at hand when it has done one, and others wait for no more
-NAMES_TOLD = 64
+NAMES_PER_NEWS = 64
 LEAVES_PER_CALL = 1000  # deleted in about two milliseconds
 
 
@@ -92,13 +92,13 @@ class CatalogWriter:
 
     async def _send_piece(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str) -> None:
         names = [entry.name for _, entry in rows]
-        told = " ".join(names) if len(names) <= NAMES_TOLD else EVERYTHING
+        changed = " ".join(names) if len(names) <= NAMES_PER_NEWS else EVERYTHING
         where, news = keys.catalog_leaf(base, ""), keys.catalog(base, "news")
-        await self._call(function, base, [where, batch(rows), str(horizon), news, told, copy])
+        await self._call(function, base, [where, batch(rows), str(horizon), news, changed, copy])
 
     async def _call(self, function: str, base: str, args: Sequence[str | bytes]) -> Any:
         try:
             return await call(self._redis, function, base, args)
         except OutOfMemoryError:
-            said = "Redis's memory is full; retire adapters, or raise its maxmemory (redis.maxMemory of the chart)"
-            raise CapacityExceeded(f"catalog of {base}", said) from None
+            message = "Redis's memory is full; retire adapters, or raise its maxmemory (redis.maxMemory of the chart)"
+            raise CapacityExceeded(f"catalog of {base}", message) from None

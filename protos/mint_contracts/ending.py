@@ -4,7 +4,7 @@ import os
 import signal
 
 
-def end_when_told() -> None:
+def end_on_signal() -> None:
     """End by SIGTERM at once, until whoever runs takes it over: nothing has begun while a process imports.
 
     Nobody else would end it: the first process of a container gets no signal that it has not asked for.

@@ -75,8 +75,8 @@ async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence
         if text.startswith(("STALEEPOCH", "STALEINCARNATION")):
             raise StaleEpoch(names[0], f"a newer writer has taken over ({text})") from None
         if text.startswith("MAPCHANGED"):
-            said = f"is not as it was read, as where Redis has lost it since ({text}); reading it anew"
-            raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S) from None
+            message = f"is not as it was read, as where Redis has lost it since ({text}); reading it anew"
+            raise MapUnavailable("placement map", message, retry_after_s=RETRY_AFTER_S) from None
         raise
 
 
@@ -108,8 +108,8 @@ async def run(
     try:
         await bounded(lambda: redis.function_load(functions.code, replace=True))
     except OutOfMemoryError as error:
-        said = "Redis's memory is full: it takes no functions of this version of MinT; raise its maxmemory"
-        raise MapUnavailable("placement map", said) from error
+        message = "Redis's memory is full: it takes no functions of this version of MinT; raise its maxmemory"
+        raise MapUnavailable("placement map", message) from error
     return await bounded(send)
 
 
@@ -133,11 +133,11 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     if task and task.cancelling() > cancelled:
         raise asyncio.CancelledError
     if failure is not None:
-        raise MapUnavailable("placement map", _told(failure), retry_after_s=RETRY_AFTER_S) from failure
+        raise MapUnavailable("placement map", _message(failure), retry_after_s=RETRY_AFTER_S) from failure
     return answer
 
 
-def _told(failure: Exception) -> str:
+def _message(failure: Exception) -> str:
     if isinstance(failure, ReadOnlyError):
         return f"Redis is a replica, as after a failover ({failure}); connecting anew"
     if isinstance(failure, AskError):  # or MovedError, which is one

@@ -94,8 +94,8 @@ class MapReader:
             for name in some:
                 pipeline.hget(keys.telling(base, name), "")
                 pipeline.pttl(keys.telling(base, name))
-            told = await bounded(pipeline.execute)
-            for name, mark, left_ms in zip(some, told[::2], told[1::2], strict=True):
+            replies = await bounded(pipeline.execute)
+            for name, mark, left_ms in zip(some, replies[::2], replies[1::2], strict=True):
                 if (read := _MARK.fullmatch(mark or "")) and told_lately(left_ms):
                     found[name] = int(read[1])
         return found

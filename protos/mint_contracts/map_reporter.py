@@ -55,7 +55,7 @@ class MapReporter:
         self._base = base
         self._engine = engine
         self._incarnation = 0  # as last reported, or told in part; 0: never
-        self._told: object = None  # what followers judge the engine by, as last reported
+        self._reported: object = None  # what followers judge the engine by, as last reported
 
     async def report(
         self, record: EngineRecord, changed: Sequence[Held], gone: Sequence[str], *, full: bool, over: int = 0
@@ -71,12 +71,12 @@ class MapReporter:
         names = [keys.engines(base), keys.engine(base, engine), keys.held(base, engine)]
         names += [keys.version(base), keys.editions(base), keys.told(base), keys.telling(base, engine)]
         judged = (record.ready, record.failure, record.address, record.incarnation)
-        news = full or changed or gone or judged != self._told
+        news = full or changed or gone or judged != self._reported
         args = [engine, str(record.incarnation), text(record), _ms(HEARTBEAT_TTL_S), "1" if full else "0", str(over)]
         args += [str(record.sequence), keys.changed(base), "1" if news else "0", *_changes(changed, gone)]
         known, version, edition, held = await call(self._redis, "report", names, args)
         if known:
-            self._told, self._incarnation = judged, record.incarnation
+            self._reported, self._incarnation = judged, record.incarnation
         return Heard(bool(known), None if version < 0 else int(version), int(edition), int(held))
 
     async def tell(

@@ -68,16 +68,16 @@ class _Name(msgspec.Struct, frozen=True, order=True):
 
 def spans(names: Iterable[str]) -> list[Span]:
     """The parts and runs that count, the oldest first."""
-    every = _every(_told(names))
+    every = _every(_parsed(names))
     runs = [span for span in every if span.run]
     return sorted(span for span in every if not any(span.within(run) for run in runs))
 
 
 def replaced(names: Iterable[str]) -> list[str]:
     """Parts, and pieces of runs whole or not, whose place a whole run has taken."""
-    told = _told(names)
-    runs = [span for span in _every(told) if span.run]
-    every = [(each.name, each.span) for each in told]
+    parsed = _parsed(names)
+    runs = [span for span in _every(parsed) if span.run]
+    every = [(each.name, each.span) for each in parsed]
     return [name for name, span in every if any(span.within(run) for run in runs)]
 
 
@@ -103,15 +103,15 @@ def sequence_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _told(names: Iterable[str]) -> list[_Name]:
-    return sorted(told for name in names if (told := _parse(name)) is not None)
+def _parsed(names: Iterable[str]) -> list[_Name]:
+    return sorted(parsed for name in names if (parsed := _parse(name)) is not None)
 
 
-def _every(told: Iterable[_Name]) -> list[Span]:
+def _every(parsed: Iterable[_Name]) -> list[Span]:
     """Every part and every whole run, whatever takes its place, of names in order: a run's follow each other."""
     found = []
     for (first, token, last, run), same in itertools.groupby(
-        told, lambda each: (each.first, each.token, each.last, each.run)
+        parsed, lambda each: (each.first, each.token, each.last, each.run)
     ):
         pieces = list(same)
         if not run:

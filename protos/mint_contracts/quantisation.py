@@ -78,31 +78,31 @@ _MIXED = "MIXED_PRECISION"
 
 def read_quantisation(config: Mapping[str, Any], subject: str) -> Quantisation | None:
     """What a config.json says, None for plain weights. Raises UnsupportedBase for a method that is not read."""
-    told = said_of(config)
-    if told is None:
+    settings = quantisation_config(config)
+    if settings is None:
         return None
-    if not isinstance(told, Mapping):
+    if not isinstance(settings, Mapping):
         raise _refused(subject, "None")
-    method = str(told.get("quant_method"))
+    method = str(settings.get("quant_method"))
     if method in _READ:
         return _READ[method]
     if method in _READERS:
-        return _READERS[method](told, subject)
-    raise _refused(subject, repr(told.get("quant_method")))
+        return _READERS[method](settings, subject)
+    raise _refused(subject, repr(settings.get("quant_method")))
 
 
-def said_of(config: Mapping[str, Any]) -> Any:
+def quantisation_config(config: Mapping[str, Any]) -> Any:
     """What a config.json says of how its base is quantised, unread; None where it is not."""
     text = config.get("text_config")
-    told = config.get("quantization_config") or (isinstance(text, Mapping) and text.get("quantization_config"))
-    told = told or config.get("compression_config")  # as compressed-tensors wrote it at first
-    if isinstance(told, Mapping) and isinstance(told.get("quantization"), Mapping):  # as in MODELOPT_FILE
-        return {"quant_method": "modelopt"} | told["quantization"]
-    return told or None
+    settings = config.get("quantization_config") or (isinstance(text, Mapping) and text.get("quantization_config"))
+    settings = settings or config.get("compression_config")  # as compressed-tensors wrote it at first
+    if isinstance(settings, Mapping) and isinstance(settings.get("quantization"), Mapping):  # as in MODELOPT_FILE
+        return {"quant_method": "modelopt"} | settings["quantization"]
+    return settings or None
 
 
-def _fp8(told: Mapping[str, Any], subject: str) -> Float8:
-    block, kind = told.get("weight_block_size"), told.get("fmt")
+def _fp8(settings: Mapping[str, Any], subject: str) -> Float8:
+    block, kind = settings.get("weight_block_size"), settings.get("fmt")
     if kind in _E4M3 and block is None:
         return BY_TENSOR
     if kind in _E4M3 and isinstance(block, list) and _is_block(block):
@@ -110,13 +110,13 @@ def _fp8(told: Mapping[str, Any], subject: str) -> Float8:
     raise _refused(subject, f"'fp8' of kind {kind!r} in blocks of {block!r}")
 
 
-def _modelopt(told: Mapping[str, Any], subject: str) -> Quantisation:
-    algorithm, layers = str(told.get("quant_algo")).upper(), told.get("quantized_layers")
+def _modelopt(settings: Mapping[str, Any], subject: str) -> Quantisation:
+    algorithm, layers = str(settings.get("quant_algo")).upper(), settings.get("quantized_layers")
     if algorithm == _MIXED and isinstance(layers, Mapping):
         return _mixed(layers, subject)
-    found, group = _MODELOPT.get(algorithm), told.get("group_size")
+    found, group = _MODELOPT.get(algorithm), settings.get("group_size")
     if found is None:
-        raise _refused(subject, f"'modelopt' as {told.get('quant_algo')!r}")
+        raise _refused(subject, f"'modelopt' as {settings.get('quant_algo')!r}")
     if found == Nvfp4() and group not in (None, NVFP4_GROUP):
         raise _refused(subject, f"'modelopt' as {algorithm!r} with a scale for {group!r}")
     return found
@@ -131,10 +131,10 @@ def _mixed(layers: Mapping[str, Any], subject: str) -> Nvfp4:
     return Nvfp4(mixed=True)
 
 
-def _compressed(told: Mapping[str, Any], subject: str) -> Float8 | Integers:
+def _compressed(settings: Mapping[str, Any], subject: str) -> Float8 | Integers:
     """Groups of linears may differ in how activations are rounded, which none are here."""
     try:
-        config = msgspec.convert(told, _Compressed)
+        config = msgspec.convert(settings, _Compressed)
     except msgspec.ValidationError as error:
         raise _refused(subject, f"'compressed-tensors' in a way that is not known ({error})") from None
     if config.transform_config or (config.sparsity_config or {}).get("format", "dense") != "dense":
@@ -146,7 +146,7 @@ def _compressed(told: Mapping[str, Any], subject: str) -> Float8 | Integers:
     schemes = {weights.scheme(form) for weights, form in held}
     found = schemes.pop() if len(schemes) == 1 else None
     if found is None:
-        weights = " and ".join(sorted({weights.said(form) for weights, form in held})) or "none"
+        weights = " and ".join(sorted({weights.described(form) for weights, form in held})) or "none"
         raise _refused(subject, f"'compressed-tensors' with weights: {weights}")
     return found
 
@@ -189,7 +189,7 @@ class _Weights(msgspec.Struct, frozen=True):
             return Float8(*self.block_structure)
         return {"tensor": BY_TENSOR, "channel": BY_CHANNEL}.get(self.strategy)
 
-    def said(self, form: str | None) -> str:
+    def described(self, form: str | None) -> str:
         """For people."""
         even = "" if self.symmetric else ", not symmetric"
         packed = f" as {form!r}" if self.type == "int" else ""

@@ -9,10 +9,10 @@ OWN_BYTES = 32 << 10  # of a part, whatever others take: some hundred tokens
 
 
 class Room:
-    """So many bytes, beyond what is each part's own; `said` is what `whose` error tells where they are taken."""
+    """So many bytes, beyond what is each part's own; `problem` is what `whose` error says where they are taken."""
 
-    def __init__(self, most: int, whose: str, said: str) -> None:
-        self._most, self._whose, self._said = most, whose, said
+    def __init__(self, most: int, whose: str, problem: str) -> None:
+        self._most, self._whose, self._problem = most, whose, problem
         self.taken = 0
 
     def part(self, own: int = OWN_BYTES) -> "Part":
@@ -22,7 +22,7 @@ class Room:
     def take(self, more: int) -> None:
         """Give so many bytes to a part, or take them back where it is less than nothing. Raises Overloaded."""
         if more > 0 and self.taken + more > self._most:
-            raise Overloaded(self._whose, f"{self._said}; retry later", retry_after_s=1.0)
+            raise Overloaded(self._whose, f"{self._problem}; retry later", retry_after_s=1.0)
         self.taken += more
 
 

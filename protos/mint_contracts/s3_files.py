@@ -8,10 +8,10 @@ from s3fs import S3FileSystem
 class S3Files(S3FileSystem):  # type: ignore[misc]
     """As its parent, which counts on each object's head for a length: where it has none, the bucket's list does."""
 
-    async def _call_s3(self, method: str, *told: Any, **asked: Any) -> Any:
-        answer = await super()._call_s3(method, *told, **asked)
+    async def _call_s3(self, method: str, *positional: Any, **named: Any) -> Any:
+        answer = await super()._call_s3(method, *positional, **named)
         if method == "head_object" and "ContentLength" not in answer:
-            answer["ContentLength"] = await self._listed_length(asked["Bucket"], asked["Key"])
+            answer["ContentLength"] = await self._listed_length(named["Bucket"], named["Key"])
         return answer
 
     async def _listed_length(self, bucket: str, key: str) -> int:

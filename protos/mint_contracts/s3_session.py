@@ -12,7 +12,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from mint_contracts.paces import allowed_s, asked_for
 from mint_contracts.uploads import Tracked, bounded
 
-UNTOLD_BYTES = 64 << 20  # of an object that is asked for whole: s3fs takes larger ones in parts
+WHOLE_BYTES = 64 << 20  # of an object that is asked for whole: s3fs takes larger ones in parts
 _SENT = ("X-Amz-Decoded-Content-Length", "Content-Length")
 
 
@@ -34,9 +34,9 @@ class S3Session(AIOHTTPSession):  # type: ignore[misc]
 
 def _moved(request: Any) -> tuple[int, int]:
     """Bytes that are sent, and those that are asked for."""
-    told = {name.lower(): _text(value) for name, value in request.headers.items()}
-    sent = max(int(told.get(name.lower()) or 0) for name in _SENT)
-    return sent, (asked_for(told.get("range", "")) or UNTOLD_BYTES) if request.stream_output else 0
+    headers = {name.lower(): _text(value) for name, value in request.headers.items()}
+    sent = max(int(headers.get(name.lower()) or 0) for name in _SENT)
+    return sent, (asked_for(headers.get("range", "")) or WHOLE_BYTES) if request.stream_output else 0
 
 
 def _text(value: str | bytes) -> str:

@@ -79,8 +79,8 @@ def writing_errors(subject: str) -> Iterator[None]:
         if full := volume_full(error, subject):
             raise full from error
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
-            said = f"may not be written ({error.strerror}); check how its volume is mounted, and its permissions"
-            raise SourceForbidden(subject, said) from error
+            message = f"may not be written ({error.strerror}); check how its volume is mounted, and its permissions"
+            raise SourceForbidden(subject, message) from error
         raise SourceUnavailable(subject, f"could not be written ({error.strerror}); retrying") from error
 
 

@@ -15,26 +15,26 @@ from mint_contracts.training_records import Progress, Stage, WaveTraining
 
 _HERE = frozenset({Stage.LOADING, Stage.RUNNING})  # an engine has it in a slot
 AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and nobody works at it
-MOST_SAID = 512  # characters of a failure in a last word: a wave may have a thousand of them
+MESSAGE_LENGTH = 512  # characters of a failure in a last word: a wave may have a thousand of them
 
 Words = Mapping[str, tuple[str, Progress]]  # policy -> the engine that tells of it, and what it says
 Progresses = Mapping[str, Mapping[str, Progress]]  # engine -> policy -> what the one says of the other
 _Aged = tuple[tuple[int, bool, int, str], Progress]
 
 
-def words(wave: str, run: str, told: Progresses, on_record: Iterable[Progress]) -> dict[str, tuple[str, Progress]]:
+def words(wave: str, run: str, reports: Progresses, on_record: Iterable[Progress]) -> dict[str, tuple[str, Progress]]:
     """The newest word on each policy of one run of a wave: by lease, of one lease what its engine tells now.
 
-    `told` is what each engine tells, `on_record` the record's last words; one that is on record alone has no engine.
+    `reports` are those of engines, `on_record` the record's last words; one that is on record alone has no engine.
     """
     found: dict[str, list[_Aged]] = {}
     for each in on_record:
-        said = msgspec.structs.replace(each, wave=wave, run=run)
-        found.setdefault(said.policy, []).append(((said.lease, False, said.step, ""), said))
-    for engine, of in told.items():
-        for name, said in of.items():
-            if said.wave == wave and said.run == run:
-                found.setdefault(name, []).append(((said.lease, True, said.step, engine), said))
+        progress = msgspec.structs.replace(each, wave=wave, run=run)
+        found.setdefault(progress.policy, []).append(((progress.lease, False, progress.step, ""), progress))
+    for engine, of in reports.items():
+        for name, progress in of.items():
+            if progress.wave == wave and progress.run == run:
+                found.setdefault(name, []).append(((progress.lease, True, progress.step, engine), progress))
     return {name: _newest(each) for name, each in found.items()}
 
 
@@ -46,28 +46,30 @@ def untold(
     The next start of an engine says nothing of them until it has loaded its base.
     """
     runs = {(wave, each.run) for wave, each in training.items()}
-    told = {name for of in now.values() for name in of}
+    known = {name for of in now.values() for name in of}
     found: dict[str, dict[str, Progress]] = {}
     for engine, of in before.items():
         for name, each in of.items():
-            if name not in told and (each.wave, each.run) in runs:
+            if name not in known and (each.wave, each.run) in runs:
                 found.setdefault(engine, {})[name] = each
     return found
 
 
-def last_word(said: Progress) -> Progress:
+def last_word(progress: Progress) -> Progress:
     """A word on a policy at rest as a wave's record keeps it: without what the record itself says."""
-    failure = said.failure and msgspec.structs.replace(said.failure, message=said.failure.message[:MOST_SAID])
-    return msgspec.structs.replace(said, wave="", run="", steps=0, step_s=0.0, failure=failure)
+    failure = progress.failure
+    if failure is not None:
+        failure = msgspec.structs.replace(failure, message=failure.message[:MESSAGE_LENGTH])
+    return msgspec.structs.replace(progress, wave="", run="", steps=0, step_s=0.0, failure=failure)
 
 
-def eta_s(train: Train, said: Iterable[Progress | None]) -> int | None:
+def eta_s(train: Train, latest: Iterable[Progress | None]) -> int | None:
     """Seconds until the last of a wave's policies ends, of the word on each; None: nobody has told of it yet.
 
     Those that have a slot go on side by side, each at its own pace, the others follow in as many rounds. None where
     no policy runs, or the pace of one that does is not known yet.
     """
-    going = [each for each in said if each is None or not _over(each, train.steps)]
+    going = [each for each in latest if each is None or not _over(each, train.steps)]
     here = [each for each in going if each is not None and each.stage in _HERE]
     paces = [each.step_s for each in here if each.stage is Stage.RUNNING]
     if not paces or min(paces) <= 0:
@@ -80,18 +82,20 @@ def eta_s(train: Train, said: Iterable[Progress | None]) -> int | None:
     return round(left + pace * sum(sorted(later, reverse=True)[:: len(here)]))
 
 
-def policy_eta_s(train: Train, said: Progress) -> int | None:
+def policy_eta_s(train: Train, progress: Progress) -> int | None:
     """Seconds until a policy ends, at its own pace; None where it does not run, or its pace is not known yet."""
-    return round(_left(said, train) * said.step_s) if said.stage is Stage.RUNNING and said.step_s > 0 else None
+    runs = progress.stage is Stage.RUNNING and progress.step_s > 0
+    return round(_left(progress, train) * progress.step_s) if runs else None
 
 
-def _left(said: Progress | None, train: Train) -> int:
+def _left(progress: Progress | None, train: Train) -> int:
     """Steps that are still to be taken."""
-    return max(0, train.steps - (said.step if said else 0))
+    return max(0, train.steps - (progress.step if progress else 0))
 
 
-def _over(said: Progress, steps: int) -> bool:
-    return said.stage in {Stage.FAILED, Stage.CANCELLED} or (said.stage is Stage.COMPLETE and said.step >= steps)
+def _over(progress: Progress, steps: int) -> bool:
+    complete = progress.stage is Stage.COMPLETE and progress.step >= steps
+    return complete or progress.stage in {Stage.FAILED, Stage.CANCELLED}
 
 
 def _newest(aged: list[_Aged]) -> tuple[str, Progress]:
@@ -99,12 +103,12 @@ def _newest(aged: list[_Aged]) -> tuple[str, Progress]:
     if len(aged) > 1:
         aged.sort(key=lambda each: each[0], reverse=True)
     (*_, engine), newest = aged[0]
-    older = [said for _, said in aged[1:]]
+    older = [progress for _, progress in aged[1:]]
     if older and newest.stage is Stage.LOADING:
         newest = msgspec.structs.replace(newest, step=newest.step or older[0].step)
     if older and newest.published is None:
-        published = next((said.published for said in older if said.published is not None), None)
+        published = next((progress.published for progress in older if progress.published is not None), None)
         newest = msgspec.structs.replace(newest, published=published)
     if older and newest.saved == 0:
-        newest = msgspec.structs.replace(newest, saved=max(said.saved for said in older))
+        newest = msgspec.structs.replace(newest, saved=max(progress.saved for progress in older))
     return engine, newest

@@ -41,16 +41,16 @@ async def _answered(
 ) -> aiohttp.ClientResponse:
     async with asyncio.timeout(allowed_s(0)):
         answer = await send(request)
-    asked, told = _ASKED.fullmatch(request.headers.get("Range", "")), answer.headers.get("Content-Range", "")
-    if answer.status == HTTPStatus.PARTIAL_CONTENT and asked and not _is_part(told, int(asked[1]), int(asked[2])):
+    asked, header = _ASKED.fullmatch(request.headers.get("Range", "")), answer.headers.get("Content-Range", "")
+    if answer.status == HTTPStatus.PARTIAL_CONTENT and asked and not _is_part(header, int(asked[1]), int(asked[2])):
         answer.close()
-        raise aiohttp.ClientPayloadError(f"asked for {asked[0]} and was sent {told[:100]!r}")
+        raise aiohttp.ClientPayloadError(f"asked for {asked[0]} and was sent {header[:100]!r}")
     return answer
 
 
-def _is_part(told: str, first: int, last: int) -> bool:
+def _is_part(header: str, first: int, last: int) -> bool:
     """Whether what a server tells of a part is what it was asked for, or the beginning of that at the file's end."""
-    sent = _SENT.match(told)
+    sent = _SENT.match(header)
     return sent is not None and int(sent[1]) == first and int(sent[2]) <= last
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from mint_contracts.quantisation import said_of
+from mint_contracts.quantisation import quantisation_config
 from mint_gateway.planning.shape import Linear
 
 _EVERY, _PATTERN = "Linear", "re:"  # a kind of modules, and what begins a pattern of their paths
@@ -42,7 +42,7 @@ def read_chosen(config: Mapping[str, Any]) -> Chosen | None:
 
     Raises ValueError for what is no list of names.
     """
-    quantisation = said_of(config) or {}
+    quantisation = quantisation_config(config) or {}
     if quantisation.get("quant_method") == "compressed-tensors":
         groups = [each for each in quantisation["config_groups"].values() if each.get("weights")]
         targets = [name for each in groups for name in each.get("targets", ())]
