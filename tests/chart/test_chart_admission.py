@@ -39,8 +39,8 @@ def as_list(objects: list[Object]) -> str:
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_object_is_accepted(api_server: ApiServer, values: Values) -> None:
     objects = [each for each in render(values) if each["apiVersion"] != MONITORING]
-    said = api_server.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=as_list(objects))
-    assert len(said.splitlines()) == len(objects)
+    output = api_server.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=as_list(objects))
+    assert len(output.splitlines()) == len(objects)
 
 
 @pytest.mark.usefixtures("namespaces")

@@ -48,9 +48,9 @@ def owner(service: str) -> str:
 
 @every_variant
 def test_lint_is_clean(values: Values) -> None:
-    said = helm("lint", "--strict", str(CHART), values=values | PUSHED)
-    assert "0 chart(s) failed" in said
-    assert "[WARNING]" not in said
+    output = helm("lint", "--strict", str(CHART), values=values | PUSHED)
+    assert "0 chart(s) failed" in output
+    assert "[WARNING]" not in output
 
 
 def test_the_crds_are_installed_and_the_samples_are_not() -> None:
@@ -258,14 +258,14 @@ def test_dashboards_may_be_labelled_as_ones_own_grafana_looks_for_them() -> None
 
 
 def test_the_operator_is_told_what_engines_need() -> None:
-    told = environment(workloads(render(EVERYTHING | NAMESPACED))["mint-operator"])
-    assert told["MINT_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
-    assert told["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
-    assert told["MINT_WATCH_NAMESPACES"] == "team-a,team-b"
-    assert told["MINT_ENGINE_IMAGE"] == "mint/engine:0.1.0"
-    assert told["MINT_ENGINE_PULL_POLICY"] == "IfNotPresent"
-    assert told["MINT_ENGINE_RUNTIME_CLASS"] == "mint-host"
-    assert told["MINT_ENGINE_PULL_SECRETS"] == "registry"
+    variables = environment(workloads(render(EVERYTHING | NAMESPACED))["mint-operator"])
+    assert variables["MINT_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    assert variables["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert variables["MINT_WATCH_NAMESPACES"] == "team-a,team-b"
+    assert variables["MINT_ENGINE_IMAGE"] == "mint/engine:0.1.0"
+    assert variables["MINT_ENGINE_PULL_POLICY"] == "IfNotPresent"
+    assert variables["MINT_ENGINE_RUNTIME_CLASS"] == "mint-host"
+    assert variables["MINT_ENGINE_PULL_SECRETS"] == "registry"
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
@@ -306,8 +306,8 @@ def test_whatever_the_release_is_called_kubernetes_takes_the_names_of_its_servic
 @pytest.mark.parametrize(("release", "lease"), [("mint", "mint-operator"), ("second", "second-mint-operator")])
 def test_each_release_leads_by_a_lease_of_its_own(release: str, lease: str) -> None:
     objects = render(DEFAULTS, release=release)
-    told = environment(workloads(objects)[lease])
-    assert told[operator_settings.LEASE] == lease
+    variables = environment(workloads(objects)[lease])
+    assert variables[operator_settings.LEASE] == lease
     named = {names for _, resource, verb, names in rules(objects) if (resource, verb) == ("leases", "update")}
     assert named == {(lease,)}
 
@@ -328,11 +328,11 @@ def test_redis_is_reached_by_operator_gateways_and_engines_alone() -> None:
 @every_variant
 def test_the_operator_is_told_which_pods_are_gateways(values: Values) -> None:
     objects = render(values)
-    told = environment(workloads(objects)["mint-operator"])
+    variables = environment(workloads(objects)["mint-operator"])
     if values.get("networkPolicy") == {"enabled": False}:
-        assert operator_settings.GATEWAY_LABELS not in told
+        assert operator_settings.GATEWAY_LABELS not in variables
         return
-    given = dict(pair.split("=") for pair in told[operator_settings.GATEWAY_LABELS].split(","))
+    given = dict(pair.split("=") for pair in variables[operator_settings.GATEWAY_LABELS].split(","))
     assert [name for name, each in workloads(objects).items() if matches(given, labels(each))] == ["mint-gateway"]
 
 

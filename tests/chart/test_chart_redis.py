@@ -23,19 +23,19 @@ from tests.chart.rendering import (
 
 @pytest.mark.parametrize("name", ["mint-operator", "mint-gateway"])
 def test_the_map_is_reached_by_a_full_name_and_a_secret(name: str) -> None:
-    told = environment(workloads(render(DEFAULTS))[name])
-    assert told[settings.REDIS_URL] == f"redis://mint-redis.{NAMESPACE}.svc:6379/0"
-    assert told[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "mint-redis", "key": "password"}}
-    assert settings.REDIS_CA_FILE not in told
+    variables = environment(workloads(render(DEFAULTS))[name])
+    assert variables[settings.REDIS_URL] == f"redis://mint-redis.{NAMESPACE}.svc:6379/0"
+    assert variables[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "mint-redis", "key": "password"}}
+    assert settings.REDIS_CA_FILE not in variables
 
 
 @pytest.mark.parametrize("name", ["mint-operator", "mint-gateway"])
 def test_an_external_redis_brings_its_password_and_authority(name: str) -> None:
     workload = workloads(render(EXTERNAL))[name]
-    told = environment(workload)
-    assert told[settings.REDIS_URL] == "rediss://redis.example:6380/0"
-    assert told[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "redis-auth", "key": "password"}}
-    folder = told[settings.REDIS_CA_FILE].removesuffix("/ca.crt")
+    variables = environment(workload)
+    assert variables[settings.REDIS_URL] == "rediss://redis.example:6380/0"
+    assert variables[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "redis-auth", "key": "password"}}
+    folder = variables[settings.REDIS_CA_FILE].removesuffix("/ca.crt")
     assert {"name": "redis-ca", "mountPath": folder, "readOnly": True} in container(workload)["volumeMounts"]
 
 
@@ -74,12 +74,12 @@ def test_generated_passwords_are_long_and_never_the_same() -> None:
 
 
 def test_a_secret_that_is_read_at_a_start_is_told_with_what_to_restart() -> None:
-    told = (CHART / "README.md").read_text().partition("## When a Secret changes")[2]
+    section = (CHART / "README.md").read_text().partition("## When a Secret changes")[2]
     named = [path for path in paths(yaml.safe_load((CHART / "values.yaml").read_text())) if path.endswith("Secret")]
     read = [path for path in named if read_at_a_start(path)]
     assert len(read) >= 4
-    assert [path for path in read if f"`{path}`" not in told] == []
-    restarted = re.findall(r"kubectl rollout restart -n mint-system \w+/([a-z-]+)", told)
+    assert [path for path in read if f"`{path}`" not in section] == []
+    restarted = re.findall(r"kubectl rollout restart -n mint-system \w+/([a-z-]+)", section)
     assert restarted == ["mint-redis", "mint-operator", "mint-gateway"], "Redis must know the password first"
 
 

@@ -138,18 +138,18 @@ def test_nobody_elses_image_is_run_where_none_is_named(part: str) -> None:
     """Docker Hub's mint is not ours. The engines' image goes to the operator, which starts them."""
     with pytest.raises(HelmError) as refusal:
         render({"images": {part: {"repository": ""}}})
-    told = str(refusal.value)
-    assert f"images.{part}.repository is not set: build MinT's two images with" in told
-    assert f'"make images REPOSITORY=registry.example/mint TAG={APP_VERSION}"' in told, "which an empty tag means"
+    message = str(refusal.value)
+    assert f"images.{part}.repository is not set: build MinT's two images with" in message
+    assert f'"make images REPOSITORY=registry.example/mint TAG={APP_VERSION}"' in message, "which an empty tag means"
     for each, image in (("operator", "control"), ("gateway", "control"), ("engine", "engine")):
-        assert re.search(rf"images\.{each}\.repository.* to registry\.example/mint/{image}\b", told)
+        assert re.search(rf"images\.{each}\.repository.* to registry\.example/mint/{image}\b", message)
     assert "--tag $(REPOSITORY)/$$target:$(TAG)" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("url", ["redis://host", "rediss://redis_1.example:6380/0", "redis://[fd00::1]:6379"])
 def test_a_redis_of_ones_own_is_named_by_host_port_and_database(url: str) -> None:
-    told = environment(workloads(render({"redis": {"external": {"url": url}}}))["mint-operator"])
-    assert told[settings.REDIS_URL] == url
+    variables = environment(workloads(render({"redis": {"external": {"url": url}}}))["mint-operator"])
+    assert variables[settings.REDIS_URL] == url
 
 
 DIGEST = "sha256:" + "0" * 64
@@ -164,9 +164,9 @@ IMAGES: list[Values] = [
 
 @pytest.mark.parametrize("values", IMAGES, ids=repr)
 def test_the_demo_loads_its_samples_by_the_image_that_engines_have(values: Values) -> None:
-    told, image = environment(workloads(render(values))["mint-operator"]), image_of(merged(PUSHED, values))
+    variables, image = environment(workloads(render(values))["mint-operator"]), image_of(merged(PUSHED, values))
     assert image == {
-        "image": told[operator_settings.ENGINE_IMAGE],
-        "pullPolicy": told[operator_settings.ENGINE_PULL_POLICY],
-        "runtimeClassName": told[operator_settings.ENGINE_RUNTIME_CLASS],
+        "image": variables[operator_settings.ENGINE_IMAGE],
+        "pullPolicy": variables[operator_settings.ENGINE_PULL_POLICY],
+        "runtimeClassName": variables[operator_settings.ENGINE_RUNTIME_CLASS],
     }

@@ -84,11 +84,11 @@ def test_only_what_is_told_is_asked_for(values: Object, exported: dict[str, set[
 
 
 def test_the_docs_tell_of_every_metric_with_its_labels(exported: dict[str, set[str]]) -> None:
-    told = {}
+    documented = {}
     page = (ROOT / "docs" / "metrics.md").read_text()
     for name, histogram, labels in re.findall(r"^\| `(\w+)`(, a histogram)? \|(.*?)\|", page, re.MULTILINE):
-        told[name + "_bucket" * bool(histogram)] = set(re.findall(r"`(\w+)`", labels))
-    assert told == {name: labels for name, labels in exported.items() if not name.endswith(("_sum", "_count"))}
+        documented[name + "_bucket" * bool(histogram)] = set(re.findall(r"`(\w+)`", labels))
+    assert documented == {name: labels for name, labels in exported.items() if not name.endswith(("_sum", "_count"))}
 
 
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
@@ -130,8 +130,8 @@ def test_alerts_on_a_releases_own_parts_are_not_about_those_of_another_beside_it
 def test_an_alert_says_that_no_gateway_runs_where_one_should() -> None:
     """All others compare what gateways tell, and say nothing where none tells anything."""
     [away] = [each for each in alerts(render(EVERYTHING)) if each["alert"] == "MintGatewayAway"]
-    told = f'namespace="{NAMESPACE}", service=~"mint-gateway(-metrics)?"'
-    assert away["expr"] == f"absent(mint_gateway_map_age_seconds{{{told}}})"
+    selector = f'namespace="{NAMESPACE}", service=~"mint-gateway(-metrics)?"'
+    assert away["expr"] == f"absent(mint_gateway_map_age_seconds{{{selector}}})"
     assert away["labels"]["severity"] == "critical"
     without = alerts(render(EVERYTHING | {"gateway": {"replicas": 0}}))
     assert "MintGatewayAway" not in {each["alert"] for each in without}

@@ -36,13 +36,13 @@ def started(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
     env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "REDISCLI_AUTH": PASSWORD}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        said = []
+        lines = []
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if "Ready to accept connections" in line:
                 break
         else:
-            raise AssertionError("".join(said))
+            raise AssertionError("".join(lines))
         yield process
         process.terminate()
         process.communicate(timeout=60)

@@ -25,8 +25,10 @@ class Release:
 
     def secret(self) -> dict[str, Any] | None:
         """The Secret, if there is one."""
-        told = self._server.kubectl("get", "secret", NAME, "-n", self._namespace, "--ignore-not-found", "-o", "json")
-        found: dict[str, Any] | None = json.loads(told) if told.strip() else None
+        output = self._server.kubectl(
+            "get", "secret", NAME, "-n", self._namespace, "--ignore-not-found", "-o", "json"
+        )
+        found: dict[str, Any] | None = json.loads(output) if output.strip() else None
         return found
 
     def delete(self) -> None:

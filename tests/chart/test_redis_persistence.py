@@ -31,9 +31,11 @@ def test_a_change_is_refused_by_the_command_that_makes_room_for_it(
     redis = workloads(render(DEFAULTS, "-n", namespace))["mint-redis"]
     api_server.kubectl("apply", "-f", "-", stdin=json.dumps(redis))
     upgrade(api_server, namespace, AS_IT_IS)
-    with pytest.raises(HelmError, match="persistence cannot change while the StatefulSet mint-redis exists") as told:
+    with pytest.raises(
+        HelmError, match="persistence cannot change while the StatefulSet mint-redis exists"
+    ) as refusal:
         upgrade(api_server, namespace, change)
-    [command] = re.findall(r"kubectl (delete -n \S+ statefulset/\S+ pvc/\S+ --ignore-not-found),", str(told.value))
+    [command] = re.findall(r"kubectl (delete -n \S+ statefulset/\S+ pvc/\S+ --ignore-not-found),", str(refusal.value))
     api_server.kubectl(*command.split())
     upgrade(api_server, namespace, change)
 

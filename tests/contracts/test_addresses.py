@@ -6,7 +6,7 @@ from mint_contracts.addresses import bracketed
 
 
 @pytest.mark.parametrize(
-    ("told", "dialled"),
+    ("address", "dialled"),
     [
         ("10.0.0.7:8470", "10.0.0.7:8470"),
         ("fd00::7:8470", "[fd00::7]:8470"),
@@ -14,5 +14,5 @@ from mint_contracts.addresses import bracketed
         ("engine.pods.svc:8470", "engine.pods.svc:8470"),
     ],
 )
-def test_an_ipv6_address_is_dialled_in_brackets(told: str, dialled: str) -> None:
-    assert bracketed(told) == dialled
+def test_an_ipv6_address_is_dialled_in_brackets(address: str, dialled: str) -> None:
+    assert bracketed(address) == dialled

@@ -6,7 +6,7 @@ from mint_contracts.byte_counts import in_units
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "text"),
     [
         (0, "0 bytes"),
         ((1 << 20) - 1, "1048575 bytes"),
@@ -17,5 +17,5 @@ from mint_contracts.byte_counts import in_units
         (5 << 40, "5 TiB"),
     ],
 )
-def test_bytes_are_said_in_a_unit_of_which_there_is_one(count: int, said: str) -> None:
-    assert in_units(count) == said
+def test_bytes_are_said_in_a_unit_of_which_there_is_one(count: int, text: str) -> None:
+    assert in_units(count) == text

@@ -120,7 +120,7 @@ def test_a_usual_entry_takes_so_few_bytes_that_redis_keeps_it_compact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "said"),
+    ("line", "kind", "message"),
     [
         (b'{"name": "a/b"}', InvalidRequest, "needs a uri"),
         (b'{"uri": "s3://b/x"}', InvalidRequest, "name"),
@@ -141,10 +141,10 @@ def test_a_usual_entry_takes_so_few_bytes_that_redis_keeps_it_compact() -> None:
         (b'{"name": "a/b", "uri": "s3://b/caf\xe9"}', InvalidRequest, "not an entry"),
     ],
 )
-def test_a_bad_line_is_refused_and_says_why(line: bytes, kind: type[MintError], said: str) -> None:
+def test_a_bad_line_is_refused_and_says_why(line: bytes, kind: type[MintError], message: str) -> None:
     with pytest.raises(kind) as refused:
         read_line(line)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_labels_are_few() -> None:

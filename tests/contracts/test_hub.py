@@ -77,8 +77,8 @@ def test_what_is_taken_is_what_huggingface_hub_reads_in_it(uri: str) -> None:
         found = place(uri)
     except SourceForbidden:
         return
-    told = parse_hf_uri(f"hf://{found.at(COMMIT)}")
-    assert (told.type, told.id, told.revision, told.path_in_repo) == (
+    parsed = parse_hf_uri(f"hf://{found.at(COMMIT)}")
+    assert (parsed.type, parsed.id, parsed.revision, parsed.path_in_repo) == (
         found.kind,
         found.repository,
         COMMIT,
@@ -88,8 +88,8 @@ def test_what_is_taken_is_what_huggingface_hub_reads_in_it(uri: str) -> None:
 
 def test_what_huggingface_hub_takes_is_taken() -> None:
     for uri in ("hf://a/b", "hf://datasets/A_1/b.c-d/e/f", "hf://models/a/b", f"hf://a/{'b' * 96}"):
-        told = parse_hf_uri(uri)
-        assert (told.type, told.id, told.path_in_repo) == tuple(
+        parsed = parse_hf_uri(uri)
+        assert (parsed.type, parsed.id, parsed.path_in_repo) == tuple(
             getattr(place(uri), name) for name in ("kind", "repository", "path")
         )
     with pytest.raises(HfUriError):

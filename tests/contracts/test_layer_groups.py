@@ -61,7 +61,7 @@ def test_what_is_let_go_is_what_nothing_sees_any_more(position: int, window: int
 
 
 @pytest.mark.parametrize(
-    ("told", "found"),
+    ("config", "found"),
     [
         ({"model_type": "llama"}, [None, None]),
         ({"model_type": "mistral", "sliding_window": 7}, [7, 7]),
@@ -71,5 +71,5 @@ def test_what_is_let_go_is_what_nothing_sees_any_more(position: int, window: int
         ({"model_type": "mistral", "sliding_window": 7, "layer_types": ["sliding_attention"]}, [None, None]),
     ],
 )
-def test_windows_are_what_a_configuration_tells_plainly(told: dict[str, object], found: list[int | None]) -> None:
-    assert list(windows(told.get, 2)) == found
+def test_windows_are_what_a_configuration_tells_plainly(config: dict[str, object], found: list[int | None]) -> None:
+    assert list(windows(config.get, 2)) == found

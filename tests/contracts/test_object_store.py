@@ -19,7 +19,7 @@ from tests.waiting import until
 
 
 @pytest.mark.parametrize(
-    ("number", "told", "said"),
+    ("number", "kind", "message"),
     [
         (errno.ENOSPC, Overloaded, "has no room left on its volume"),
         (errno.EDQUOT, Overloaded, "has no room left on its volume"),
@@ -29,13 +29,13 @@ from tests.waiting import until
     ],
 )
 def test_what_is_wrong_with_a_volume_is_said_of_that_volume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: type[MintError], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[MintError], message: str
 ) -> None:
     def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(told, match=f"source 'file://{tmp_path}/catalog': {said}"):
+    with pytest.raises(kind, match=f"source 'file://{tmp_path}/catalog': {message}"):
         object_store(Source(f"file://{tmp_path}/catalog")).put("part", b"content")
     assert not any((tmp_path / "catalog").iterdir())
 

@@ -5,17 +5,17 @@ from mint_contracts.reasons import Reasons
 
 
 def test_a_reason_is_new_once_an_outage() -> None:
-    told = Reasons()
-    assert [told.is_new(OSError(why)) for why in ("refused", "refused", "wrong password", "refused")] == [
+    known = Reasons()
+    assert [known.is_new(OSError(why)) for why in ("refused", "refused", "wrong password", "refused")] == [
         True,
         False,
         True,
         False,
     ]
-    told.forget()
-    assert told.is_new(OSError("refused"))
+    known.forget()
+    assert known.is_new(OSError("refused"))
 
 
 def test_reasons_without_end_are_told_up_to_a_bound() -> None:
-    told = Reasons()
-    assert sum(told.is_new(OSError(f"port {port}")) for port in range(10 * reasons.MOST)) == reasons.MOST
+    known = Reasons()
+    assert sum(known.is_new(OSError(f"port {port}")) for port in range(10 * reasons.MOST)) == reasons.MOST

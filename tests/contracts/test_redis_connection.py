@@ -90,11 +90,11 @@ async def test_a_password_that_redis_refuses_is_told_by_name_and_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv(REDIS_PASSWORD, given)
-    said = r"Redis refuses the password \(.*\); restart whoever has an older one"
+    message = r"Redis refuses the password \(.*\); restart whoever has an older one"
     with RedisProcess(tmp_path, "--requirepass", "s3cret") as process:
         redis = connect(process.url)
         for attempt in (MapReader(redis).bases, lambda: write(redis), MapReader(redis).changes().__aenter__):
-            with pytest.raises(MapUnavailable, match=said) as refused:
+            with pytest.raises(MapUnavailable, match=message) as refused:
                 await attempt()
             assert not re.search("s3cret|outdated", str(refused.value))
         await redis.aclose()

@@ -65,8 +65,8 @@ async def test_a_list_that_was_lost_is_asked_for_from_its_start(reporter: TrainR
     await lease(redis_client, "a", "b")
     lacking = await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (3, [0.4])}, full=False)
     assert lacking == Lacking(short=("b",))
-    told = await TrainReader(redis_client).rewards(BASE, {"a": 0, "b": 0}, 10)
-    assert told == {"a": Rewards(0, (0.1,)), "b": Rewards()}
+    rewards = await TrainReader(redis_client).rewards(BASE, {"a": 0, "b": 0}, 10)
+    assert rewards == {"a": Rewards(0, (0.1,)), "b": Rewards()}
 
 
 async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, reporter: TrainReporter) -> None:
@@ -75,8 +75,8 @@ async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, rep
     await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (0, [0.2])}, full=False)
     await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_trains={ENGINE: ("a",)}, del_rewards=("a",)))
     for first, full in ((1, False), (0, False), (0, True)):
-        told = {"a": (first, [0.3]), "b": (1, [0.4])}
-        assert await reporter.report(5, (), (), told, full=full) == Lacking(unleased=("a",))
+        rewards = {"a": (first, [0.3]), "b": (1, [0.4])}
+        assert await reporter.report(5, (), (), rewards, full=full) == Lacking(unleased=("a",))
     assert not await redis_client.exists(keys.rewards(BASE, "a"))
     assert await TrainReader(redis_client).rewards(BASE, {"b": 0}, 10) == {"b": Rewards(0, (0.2, 0.4))}
 
@@ -105,7 +105,7 @@ async def test_long_histories_are_read_from_where_they_are_known_to_in_pieces(
             await redis_client.rpush(keys.rewards(BASE, name), *values)
     for since in range(6):
         for most in (1, 4, 100):
-            told = await TrainReader(redis_client).rewards(BASE, dict.fromkeys(lists, since), most)
+            rewards = await TrainReader(redis_client).rewards(BASE, dict.fromkeys(lists, since), most)
             for name, values in lists.items():
                 first = max(since if since <= len(values) else 0, len(values) - most)
-                assert told[name] == Rewards(first, tuple(values[first:])), (name, since, most)
+                assert rewards[name] == Rewards(first, tuple(values[first:])), (name, since, most)

@@ -97,14 +97,14 @@ async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_par
 
 
 async def test_records_of_an_earlier_version_tell_of_no_checkpoint(redis_client: Redis) -> None:
-    said = Progress("demo/a", "demo/w", 7, Stage.RUNNING, run="uid", step=5, saved=5)
-    for key, record in ((keys.trains(BASE, "e-0"), lease("demo/a")), (keys.progress(BASE, "e-0"), said)):
+    progress = Progress("demo/a", "demo/w", 7, Stage.RUNNING, run="uid", step=5, saved=5)
+    for key, record in ((keys.trains(BASE, "e-0"), lease("demo/a")), (keys.progress(BASE, "e-0"), progress)):
         older = msgspec.to_builtins(record)
         del older["saved"]
         await redis_client.hset(key, "demo/a", msgspec.json.encode(older).decode())
     found = await state(TrainReader(redis_client), ["e-0"])
     assert found.trains["e-0"]["demo/a"] == msgspec.structs.replace(lease("demo/a"), saved=0)
-    assert found.progress["e-0"]["demo/a"] == msgspec.structs.replace(said, saved=0)
+    assert found.progress["e-0"]["demo/a"] == msgspec.structs.replace(progress, saved=0)
 
 
 async def test_a_lease_is_read_whole_whatever_a_manifest_may_not_say_any_more(redis_client: Redis) -> None:
@@ -131,12 +131,12 @@ async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_b
     leased = msgspec.to_builtins(lease("demo/a")) | {"order": "Tape"}
     await redis_client.hset(keys.trains(BASE, "e-0"), "demo/a", msgspec.json.encode(leased).decode())
     await redis_client.hset(keys.trains(BASE, "e-0"), "demo/odd", '{"policy": 7}')
-    told = msgspec.structs.replace(
+    newest = msgspec.structs.replace(
         ended, wave="demo/w", run="uid", published=Published("sha256:1", 5, Source("s3://r"))
     )
     for name, stage in (("demo/a", "Taped"), ("demo/odd", 7)):
-        said = msgspec.to_builtins(told) | {"policy": name, "stage": stage}
-        await redis_client.hset(keys.progress(BASE, "e-0"), name, msgspec.json.encode(said).decode())
+        fields = msgspec.to_builtins(newest) | {"policy": name, "stage": stage}
+        await redis_client.hset(keys.progress(BASE, "e-0"), name, msgspec.json.encode(fields).decode())
     await redis_client.hset(keys.progress(BASE, "e-0"), "demo/none", '{"policy": "demo/none"}')
     reader = TrainReader(redis_client)
     assert await state(reader, ["e-0"]) == TrainState({}, {"e-0": {}}, {"e-0": {}})
@@ -145,7 +145,7 @@ async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_b
     [assigned] = (await reader.trains(BASE, ["e-0"], partly=True))["e-0"].values()
     assert (assigned.lease, assigned.order) == (7, Order.PAUSE), "nobody is told to go on by it"
     progress = (await reader.progress(BASE, ["e-0"], partly=True))["e-0"]
-    assert progress["demo/a"] == msgspec.structs.replace(told, stage=Stage.LOADING)
+    assert progress["demo/a"] == msgspec.structs.replace(newest, stage=Stage.LOADING)
     assert sorted(progress) == ["demo/a", "demo/odd"]
 
 
@@ -153,14 +153,14 @@ async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_b
 @pytest.mark.parametrize("partly", [False, True])
 async def test_a_record_that_is_nothing_like_one_is_passed_over(odd: str, partly: bool, redis_client: Redis) -> None:
     await TrainWriter(redis_client, epoch=1).apply(BASE, change("demo/a"))
-    said = Progress("demo/a", "demo/w", 7, Stage.RUNNING)
-    await redis_client.hset(keys.progress(BASE, "e-0"), "demo/a", msgspec.json.encode(said).decode())
+    progress = Progress("demo/a", "demo/w", 7, Stage.RUNNING)
+    await redis_client.hset(keys.progress(BASE, "e-0"), "demo/a", msgspec.json.encode(progress).decode())
     for key in (keys.training(BASE), keys.trains(BASE, "e-0"), keys.progress(BASE, "e-0")):
         await redis_client.hset(key, "odd", odd)
     reader = TrainReader(redis_client)
     assert await reader.training(BASE, partly=partly) == {"demo/w": WAVE}
     assert await reader.trains(BASE, ["e-0"], partly=partly) == {"e-0": {"demo/a": lease("demo/a")}}
-    assert await reader.progress(BASE, ["e-0"], partly=partly) == {"e-0": {"demo/a": said}}
+    assert await reader.progress(BASE, ["e-0"], partly=partly) == {"e-0": {"demo/a": progress}}
 
 
 async def test_a_waves_record_is_given_in_part_whatever_its_last_words_are(redis_client: Redis) -> None:

@@ -136,9 +136,9 @@ def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> Non
 
 @pytest.mark.parametrize("ttl", [*NO_TIMES, "0s", "366d"])
 def test_a_time_that_is_none_is_one_error_in_words(admission: Admission, ttl: str) -> None:
-    told = admission.refusal(resource("AdapterWave", merged(SMALLEST, {"serve": {"ttl": ttl}})))
-    assert told.count("spec.serve.ttl") == 1
-    assert told.endswith(
+    message = admission.refusal(resource("AdapterWave", merged(SMALLEST, {"serve": {"ttl": ttl}})))
+    assert message.count("spec.serve.ttl") == 1
+    assert message.endswith(
         ("is not a valid duration; use for example 45s, 15m, 1h30m or 7d", "from 1s to a year (365d or 8760h)")
     )
 
@@ -154,10 +154,10 @@ def stored(api_server: ApiServer) -> str:
 
 def test_more_names_than_an_annotation_holds_are_applied_as_their_description_says(api_server: ApiServer) -> None:
     adapters = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]
-    said = (
+    advice = (
         "Above about 250 kB of names apply the wave with --server-side; above about 700 kB no API server accepts it"
     )
-    assert said in adapters["names"]["description"]
+    assert advice in adapters["names"]["description"]
     namespace = api_server.namespace(f"long-{next(NUMBERS)}")
 
     def apply(length: int, *options: str) -> None:

@@ -106,9 +106,9 @@ def test_structs_and_schemas_are_equal(kind: str, part: str, struct: type[msgspe
 def test_durations_are_written_alike() -> None:
     """What the API server takes the operator reads, and nothing else."""
     written = f"self.matches('{durations.PATTERN}')"
-    told = rules("AdapterWave")
-    assert told["is not a valid duration; use for example 45s, 15m, 1h30m or 7d"] == f"self != '' && {written}"
-    assert told["must be from 1s to a year (365d or 8760h)"].startswith(f"self == '' || !{written} || (")
+    crd_rules = rules("AdapterWave")
+    assert crd_rules["is not a valid duration; use for example 45s, 15m, 1h30m or 7d"] == f"self != '' && {written}"
+    assert crd_rules["must be from 1s to a year (365d or 8760h)"].startswith(f"self == '' || !{written} || (")
 
 
 class Renamed(msgspec.Struct, rename="camel"):

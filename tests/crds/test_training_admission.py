@@ -257,12 +257,14 @@ def test_defaults_are_those_of_the_structs(admission: Admission) -> None:
 
 
 def test_variables_of_a_template_are_kept_as_they_are_said(admission: Admission) -> None:
-    said: dict[str, bool | int | float | str]
-    said = {"enable_thinking": False, "reasoning_effort": "low", "budget": 512, "share": 0.5}
-    stored = admission.created(resource("AdapterWave", merged(SMALLEST, dataset(**LINES, templateVariables=said))))
-    told = msgspec.convert(stored["spec"], AdapterWaveSpec).train
-    assert told is not None
-    assert told.dataset == Dataset(lines=LINES["lines"], template_variables=said)
+    variables: dict[str, bool | int | float | str]
+    variables = {"enable_thinking": False, "reasoning_effort": "low", "budget": 512, "share": 0.5}
+    stored = admission.created(
+        resource("AdapterWave", merged(SMALLEST, dataset(**LINES, templateVariables=variables)))
+    )
+    train = msgspec.convert(stored["spec"], AdapterWaveSpec).train
+    assert train is not None
+    assert train.dataset == Dataset(lines=LINES["lines"], template_variables=variables)
 
 
 def test_a_policy_of_a_list_keeps_what_it_leaves_out(admission: Admission) -> None:

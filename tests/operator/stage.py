@@ -82,7 +82,7 @@ class PlayedEngine:
         self._sequence = 0
         self.holds: dict[str, Held] = {}
 
-    async def report(self, *, ready: bool = True, failure: Failure | None = None, **told: Any) -> None:
+    async def report(self, *, ready: bool = True, failure: Failure | None = None, **fields: Any) -> None:
         """Beat the heart and tell everything held."""
         self._sequence += 1
         self._record = EngineRecord(
@@ -97,7 +97,7 @@ class PlayedEngine:
             map_version=0,
             sequence=self._sequence,
             failure=failure,
-            **told,
+            **fields,
         )
         await self._reporter.report(self._record, list(self.holds.values()), [], full=True)
 

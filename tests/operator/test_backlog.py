@@ -56,8 +56,8 @@ def test_after_a_death_the_time_to_recover_is_told_at_once_and_again_when_the_ot
     here = {name: Tier.DEVICE for name, engines in homes(before).items() if engines == ["smol-0"]}
     fleet = [engine(0, here, loads_per_s=2.0), engine(1, alive=False)]
     lost = len(NAMES) - len(here)
-    told = planned(fleet, before, smol_1=1.0).base_statuses[KEY].loading
-    assert (told.copies, told.eta_seconds) == (lost, AWAY_GRACE_S - 1 + lost / 2)
+    loading = planned(fleet, before, smol_1=1.0).base_statuses[KEY].loading
+    assert (loading.copies, loading.eta_seconds) == (lost, AWAY_GRACE_S - 1 + lost / 2)
     later = planned(fleet, before, smol_1=21.0).base_statuses[KEY].loading
     assert later.eta_seconds == AWAY_GRACE_S - 21.0 + lost / 2
     moved = planned(fleet, before, smol_1=AWAY_GRACE_S + 1)
@@ -84,6 +84,6 @@ def test_nothing_is_promised_of_copies_that_wait_for_their_own_engine(
     here = {name: Tier.DEVICE for name, engines in homes(before).items() if "smol-0" in engines}
     fleet = [engine(0, here, loads_per_s=2.0), engine(1, alive=False)]
     of = snapshot(base(2, 2, slots), waves, fleet, before, away_s={"smol-1": seconds})
-    told = plan(of).wave_statuses["team/one"].loading
-    assert told.copies == (12 if replicas == 2 else 6)
-    assert (told.eta_seconds is None) is (replicas == 2 or seconds > AWAY_GRACE_S)
+    loading = plan(of).wave_statuses["team/one"].loading
+    assert loading.copies == (12 if replicas == 2 else 6)
+    assert (loading.eta_seconds is None) is (replicas == 2 or seconds > AWAY_GRACE_S)

@@ -18,7 +18,7 @@ GB = 10**9
 HALFWAY = Bringing(COPYING, done=312 * GB, total=980 * GB, per_s=1.0 * GB)
 
 
-def told(*engines: EngineView, low: int = 1) -> tuple[BaseModelStatus, str, str]:
+def status_of(*engines: EngineView, low: int = 1) -> tuple[BaseModelStatus, str, str]:
     """The status of a base on these engines, and its Ready condition's reason and message."""
     status = plan(snapshot(base(low, 2), engines=engines)).base_statuses[KEY]
     condition = next(each for each in status.conditions if each.type == "Ready")
@@ -55,7 +55,7 @@ def told(*engines: EngineView, low: int = 1) -> tuple[BaseModelStatus, str, str]
     ],
 )
 def test_a_base_that_comes_up_says_how_far_it_is(found: Bringing | None, reason: str, says: str) -> None:
-    status, why, message = told(engine(0, ready=False, bringing=found))
+    status, why, message = status_of(engine(0, ready=False, bringing=found))
     assert (status.phase, why) == ("Loading", reason)
     assert message.startswith("0 of 1 engines ready, 1 needed")
     assert message.endswith(says)
@@ -63,18 +63,20 @@ def test_a_base_that_comes_up_says_how_far_it_is(found: Bringing | None, reason:
 
 def test_what_fails_comes_before_what_is_copied() -> None:
     away = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
-    _, reason, message = told(engine(0, ready=False, failure=away), engine(1, ready=False, bringing=HALFWAY), low=2)
+    _, reason, message = status_of(
+        engine(0, ready=False, failure=away), engine(1, ready=False, bringing=HALFWAY), low=2
+    )
     assert reason == "SourceUnavailable"
     assert message.index("the bucket did not answer") < message.index("312 of 980 GB")
 
 
 def test_the_time_that_is_left_is_in_the_column_for_it() -> None:
-    assert told(engine(0, ready=False, bringing=HALFWAY))[0].loading == LoadingStatus(0, 668, "11m08s")
-    assert told(engine(0, bringing=HALFWAY))[0].loading == LoadingStatus()
+    assert status_of(engine(0, ready=False, bringing=HALFWAY))[0].loading == LoadingStatus(0, 668, "11m08s")
+    assert status_of(engine(0, bringing=HALFWAY))[0].loading == LoadingStatus()
 
 
 def test_an_engine_that_comes_up_beside_others_is_told_of_while_the_base_answers() -> None:
-    status, reason, message = told(engine(0), engine(1, ready=False, bringing=HALFWAY), low=2)
+    status, reason, message = status_of(engine(0), engine(1, ready=False, bringing=HALFWAY), low=2)
     assert (status.phase, reason) == ("Degraded", "CopyingBase")
     assert message.startswith("1 of 2 engines ready, 2 needed; engine smol-1: 312 of 980 GB")
 
@@ -90,11 +92,11 @@ def test_waves_do_not_repeat_it() -> None:
 
 
 def test_it_is_written_at_the_pace_of_counts() -> None:
-    first = told(engine(0, ready=False, bringing=HALFWAY))[0]
+    first = status_of(engine(0, ready=False, bringing=HALFWAY))[0]
     further = Bringing(COPYING, done=400 * GB, total=980 * GB, per_s=1.0 * GB)
-    later = told(engine(0, ready=False, bringing=further))[0]
+    later = status_of(engine(0, ready=False, bringing=further))[0]
     assert status_write.owed_in(first, later, 1.0) == status_write.COUNTS_EVERY_S - 1.0
-    read = told(engine(0, ready=False, bringing=Bringing(LOADING, 0, 980 * GB)))[0]
+    read = status_of(engine(0, ready=False, bringing=Bringing(LOADING, 0, 980 * GB)))[0]
     assert status_write.owed_in(later, read, 1.0) == 0.0
 
 

@@ -31,15 +31,15 @@ def test_a_base_has_its_quantities_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ({"source": {"uri": "pvc://m/s"}, "adapters": {"hostMemory": "much"}}, "spec.adapters.hostMemory 'much'"),
         ({"source": {"uri": 7}}, "Expected `str`, got `int` - at `$.source.uri`"),
         ({}, "missing required field `source`"),
     ],
 )
-def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], said: str) -> None:
-    assert said in decode.base_model(raw(spec=spec)).defect
+def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], message: str) -> None:
+    assert message in decode.base_model(raw(spec=spec)).defect
 
 
 @pytest.mark.parametrize("amount", ["1e5000", "1e999999999", "1e4294967306", "1e999999Ki", "16Ei", "inf", "nan"])
@@ -150,14 +150,13 @@ def test_a_container_that_has_just_ended_is_in_trouble_unless_it_was_told_to_end
 
 def test_claims_that_are_not_bound_are_named() -> None:
     volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "m", "persistentVolumeClaim": {"claimName": "models"}}]
-    said = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
-    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+    message = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     raw_pod = {"metadata": METADATA, "spec": {"volumes": volumes}, "status": {"conditions": [waits]}}
     _, pod = decode.engine_pod(json.dumps(raw_pod).encode())
     assert pod.trouble is not None
-    assert (
-        pod.trouble.message == f"{said}; its claims are models: kubectl describe pvc shows what they are waiting for"
-    )
+    claims = "its claims are models: kubectl describe pvc shows what they are waiting for"
+    assert pod.trouble.message == f"{message}; {claims}"
 
 
 def test_a_pods_address_and_readiness() -> None:

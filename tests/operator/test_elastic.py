@@ -103,8 +103,8 @@ def test_an_engine_that_there_may_be_stays_for_an_adapter_that_cannot_be_loaded_
     assert (cluster.replicas, cluster.homes()[name]) == (2, ["smol-1", "smol-0"])
     status = cluster.step().base_statuses[KEY]
     [found] = [each for each in status.conditions if each.type == "Progressing"]
-    said = f"2 of 2 engines ready; smol-1 is removed once {name} is ready on smol-0"
-    assert (found.status, found.reason, found.message) == ("True", "ScalingDown", said)
+    message = f"2 of 2 engines ready; smol-1 is removed once {name} is ready on smol-0"
+    assert (found.status, found.reason, found.message) == ("True", "ScalingDown", message)
     assert status.phase == "Ready"
 
 

@@ -14,7 +14,7 @@ from mint_operator.planning.events import transition
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedWave, Snapshot
 from tests.operator.test_planner_properties import worlds
-from tests.operator.test_planner_replan import said
+from tests.operator.test_planner_replan import instructions
 from tests.operator.unread_worlds import Settled
 from tests.operator.worlds import KEY, NOW, base, engine, homes, placed, snapshot, unread, wave
 
@@ -43,7 +43,7 @@ def replanned(of: Snapshot, *waves: ObservedWave) -> Plan:
 def does(of: Plan) -> dict[str, Any]:
     """What a plan does, but for what it says of waves, in the map too."""
     changes = {key: msgspec.structs.replace(each, set_waves=()) for key, each in of.changes.items()}
-    doing = {what: each for what, each in said(of).items() if what not in {"wave_statuses", "due"}}
+    doing = {what: each for what, each in instructions(of).items() if what not in {"wave_statuses", "due"}}
     return doing | {"changes": {key: each for key, each in changes.items() if each}}
 
 
@@ -208,11 +208,11 @@ def test_over_a_base_that_cannot_be_read_it_is_told_of_as_over_any_other(namespa
     goes, stays = wave("goes", ["a/0", "a/1"], namespace=namespace), wave("stays", ["a/1"])
     world = Settled(readable, [lasting(goes, "1h1s"), stays])
     world.waves[0] = lasting(world.waves[0], "1h")
-    told = records(plan(world.seen()))
+    recorded = records(plan(world.seen()))
     world.base = broken
     world.plan()
     key = f"{namespace}/goes"
-    assert (world.state.waves[key], world.state.waves[key].reason) == (told[key], "Expired")
+    assert (world.state.waves[key], world.state.waves[key].reason) == (recorded[key], "Expired")
     assert list(world.state.placements) == ["a/1"]
     assert world.plan().changes == {}, "it is told once"
     world.base = readable

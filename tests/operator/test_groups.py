@@ -49,15 +49,15 @@ def manifests(
 
 
 def templates(of: ObservedBase) -> tuple[Body, Body]:
-    told = rendered(of)["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
-    return told["leaderTemplate"], told["workerTemplate"]
+    template = rendered(of)["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
+    return template["leaderTemplate"], template["workerTemplate"]
 
 
-def told_settings(container: Body) -> EngineSettings:
-    """What a container is told, taken out of its environment."""
-    [told] = [each for each in container["env"] if each["name"] == ENGINE_SETTINGS]
-    container["env"].remove(told)
-    return msgspec.json.decode(told["value"], type=EngineSettings)
+def taken_settings(container: Body) -> EngineSettings:
+    """A container's engine settings, taken out of its environment."""
+    [variable] = [each for each in container["env"] if each["name"] == ENGINE_SETTINGS]
+    container["env"].remove(variable)
+    return msgspec.json.decode(variable["value"], type=EngineSettings)
 
 
 def selects(selector: Body, template: Body) -> bool:
@@ -91,9 +91,9 @@ def test_a_leader_is_the_pod_that_an_engine_of_one_node_is() -> None:
         *theirs.pop("ports"),
         {"name": "ranks", "containerPort": RANKS_PORT, "protocol": "TCP"},
     ]
-    told, alike = told_settings(ours), told_settings(theirs)
-    assert (told.nodes, alike.nodes) == (2, 1)
-    assert msgspec.structs.replace(told, nodes=1) == alike
+    settings, alike = taken_settings(ours), taken_settings(theirs)
+    assert (settings.nodes, alike.nodes) == (2, 1)
+    assert msgspec.structs.replace(settings, nodes=1) == alike
     assert ours == theirs
 
 

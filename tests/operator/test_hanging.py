@@ -45,11 +45,11 @@ async def test_other_objects_the_map_and_statuses_are_written_meanwhile(stage: S
     one_pass = asyncio.create_task(stage.once())
     await until("engines of the other base", partial(stage.get, "StatefulSet", "smol"))
 
-    async def told() -> bool:
+    async def both_written() -> bool:
         status = await stage.status("AdapterWave", "demo")
         return status.get("phase") == "Placing" and (await stage.status("BaseModel", "hung")) != {}
 
-    await until("statuses", told)
+    await until("statuses", both_written)
     assert sorted(await MapReader(stage.redis).placements(stage.base)) == ADAPTERS
     assert webhook.asked == ALL[:1]
     assert not one_pass.done()

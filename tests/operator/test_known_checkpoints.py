@@ -58,12 +58,12 @@ def test_a_lease_remembers_when_engines_and_operator_start_anew() -> None:
 def test_leases_are_written_again_only_as_the_step_doubles() -> None:
     """Each makes its engine read all leases; that there is a checkpoint at all is what matters."""
     world = lessons()
-    told = []
+    writes = []
     for step in range(1, 9):
         world.say(Stage.RUNNING, step, saved=step)
         changed = bool(world.step().training)
-        told.append((changed, *known(world)))
-    assert told == [(True, 1), (True, 2), (False, 2), (True, 4), (False, 4), (False, 4), (False, 4), (True, 8)]
+        writes.append((changed, *known(world)))
+    assert writes == [(True, 1), (True, 2), (False, 2), (True, 4), (False, 4), (False, 4), (False, 4), (True, 8)]
 
 
 @pytest.mark.parametrize("forgets", ["engines", "nobody"])

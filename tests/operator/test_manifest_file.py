@@ -122,8 +122,8 @@ def test_what_says_that_it_is_too_long_is_not_read(
         stores.credentials(monkeypatch, f"http://{address}"),
     ):
         uri = "s3://shelf/wave.jsonl" if scheme == "s3" else f"http://{address}/shelf/wave.jsonl"
-        said = f"manifest {uri}: is larger than the limit of 4 MiB; split it over several waves"
-        with pytest.raises(InvalidRequest, match=said):
+        message = f"manifest {uri}: is larger than the limit of 4 MiB; split it over several waves"
+        with pytest.raises(InvalidRequest, match=message):
             fetch(uri)
     assert scheme == "http" or handler.seen == ["HEAD /shelf/wave.jsonl"]
 

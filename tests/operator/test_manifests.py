@@ -129,11 +129,11 @@ def test_a_change_of_replicas_restarts_nothing_and_a_change_of_limits_does() -> 
 
 
 def test_engines_are_told_what_they_must_restart_for() -> None:
-    told = msgspec.json.decode(env(base())[ENGINE_SETTINGS]["value"], type=EngineSettings)
-    assert (told.base_model, told.source.uri, told.device_slots) == ("team/smol", "pvc://models/smol", 8)
-    assert (told.kv_cache_bytes, told.host_bytes, told.disk_bytes) == (1 << 20, 1 << 20, 1 << 30)
-    assert told.store is not None
-    assert "replicas" not in json.dumps(msgspec.to_builtins(told))
+    settings = msgspec.json.decode(env(base())[ENGINE_SETTINGS]["value"], type=EngineSettings)
+    assert (settings.base_model, settings.source.uri, settings.device_slots) == ("team/smol", "pvc://models/smol", 8)
+    assert (settings.kv_cache_bytes, settings.host_bytes, settings.disk_bytes) == (1 << 20, 1 << 20, 1 << 30)
+    assert settings.store is not None
+    assert "replicas" not in json.dumps(msgspec.to_builtins(settings))
     variables = env(base())
     assert variables["MINT_ENGINE_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
     assert variables["MINT_ENGINE_ADDRESS"]["value"] == "$(POD_IP):8470"
@@ -143,8 +143,8 @@ def test_engines_are_told_what_they_must_restart_for() -> None:
 @pytest.mark.parametrize("uri", ["s3://models/$(POD_IP)", "s3://models/a$$b", "s3://models/$$(POD_IP)", "s3://m/$"])
 def test_engines_are_told_what_the_spec_says_whatever_the_kubelet_does_to_it(uri: str) -> None:
     variables = env(base(uri=uri), msgspec.structs.replace(RELEASE, redis_url=f"redis://{uri}"))
-    told = msgspec.json.decode(expanded(variables[ENGINE_SETTINGS]["value"]), type=EngineSettings)
-    assert told.source.uri == uri
+    settings = msgspec.json.decode(expanded(variables[ENGINE_SETTINGS]["value"]), type=EngineSettings)
+    assert settings.source.uri == uri
     assert expanded(variables["MINT_REDIS_URL"]["value"]) == f"redis://{uri}"
     assert expanded(variables["MINT_ENGINE_ADDRESS"]["value"]) == "10.0.0.7:8470"
 

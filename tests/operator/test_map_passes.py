@@ -83,8 +83,8 @@ async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
     with RedisProcess(tmp_path, "--requirepass", "rotated", port=redis.port), capture_logs() as logs:
         for _ in range(3):
             await stage.once()
-    [told] = [line for line in logs if line["event"] == "placement map still unavailable"]
-    assert "Redis refuses the password" in told["error"]
+    [entry] = [line for line in logs if line["event"] == "placement map still unavailable"]
+    assert "Redis refuses the password" in entry["error"]
     redis.start()
     with capture_logs() as logs:
         await stage.once()

@@ -205,8 +205,8 @@ async def test_demand_is_summed_over_engines_and_fades_after_one_that_died(redis
     clock = Clock()
     view = MapView(MapReader(redis_client), clock=clock)
     engines = [PlayedEngine(redis_client, KEY, f"smol-{ordinal}") for ordinal in range(2)]
-    for engine, told in zip(engines, ({"a": 41.0, "b": 1.1}, {"a": 25.0}), strict=True):
-        await engine.report(demand=told)
+    for engine, demand in zip(engines, ({"a": 41.0, "b": 1.1}, {"a": 25.0}), strict=True):
+        await engine.report(demand=demand)
     names = {KEY: ["smol-0", "smol-1"]}
     clock.now += 1000
     assert (await view.look(names))[KEY].demand == {"a": 64.0, "b": 1.0}

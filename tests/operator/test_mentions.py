@@ -147,7 +147,7 @@ PLAIN: Worlds = {
 }
 
 
-def told(world: World) -> list[WaveRecord | WaveTraining]:
+def with_message(world: World) -> list[WaveRecord | WaveTraining]:
     """What the map says of the wave in question."""
     records: list[WaveRecord | WaveTraining] = [world.recorded["team/two"]]
     records += [world.training.training["team/two"]] if "team/two" in world.training.training else []
@@ -165,7 +165,7 @@ def shown(of: WaveRecord | WaveTraining, scope: Scope) -> str:
 def test_a_message_is_read_by_those_alone_who_may_learn_of_all_that_it_names(
     made: Callable[[], World], names: Sequence[str]
 ) -> None:
-    records = told(made())
+    records = with_message(made())
     assert records
     for each in records:
         assert all(name in each.message for name in names), each.message
@@ -181,7 +181,7 @@ def test_a_message_is_read_by_those_alone_who_may_learn_of_all_that_it_names(
 
 @pytest.mark.parametrize(("made", "words"), PLAIN.values(), ids=PLAIN)
 def test_a_message_that_names_nothing_is_read_by_all(made: Callable[[], World], words: Sequence[str]) -> None:
-    records = told(made())
+    records = with_message(made())
     assert records
     for each in records:
         assert all(word in each.message for word in words), each.message
@@ -190,5 +190,5 @@ def test_a_message_that_names_nothing_is_read_by_all(made: Callable[[], World], 
 
 def test_what_a_wave_that_cannot_be_read_was_refused_for_is_shown_to_none_of_some_names() -> None:
     world = planned(unread(wave("two")))
-    (record,) = told(world)
+    (record,) = with_message(world)
     assert shown(record, Scope(NAMES)) != record.message

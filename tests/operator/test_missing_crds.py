@@ -21,10 +21,10 @@ async def test_it_says_what_to_apply_and_watches_once_they_are_there(
         running(stage, redis_server, tmp_path, "early", resyncs=False) as operator,
     ):
         lacks = "the cluster lacks {} of mint.dev/v1alpha1; apply MinT's CRDs"
-        await until("both to be missed", partial(told, operator, lacks.format("AdapterWave and BaseModel")))
+        await until("both to be missed", partial(missing_logged, operator, lacks.format("AdapterWave and BaseModel")))
         await until("its probe", partial(healthy, operator))
         server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "mint.dev_basemodels.yaml"))
-        await until("one to be missed", partial(told, operator, lacks.format("AdapterWave")))
+        await until("one to be missed", partial(missing_logged, operator, lacks.format("AdapterWave")))
         assert not operator.events("pass"), "nothing is begun by halves"
         server.apply_crds()
         await until("a first pass over everything", partial(logged, operator, "pass"))
@@ -52,7 +52,7 @@ async def test_once_they_are_removed_it_ends_to_wait_for_them_anew(
         assert operator.events("kopf ended")
 
 
-async def told(operator: Process, says: str) -> bool:
+async def missing_logged(operator: Process, says: str) -> bool:
     return any(each["error"].startswith(says) for each in operator.events("CRDs are missing"))
 
 

@@ -54,7 +54,7 @@ async def test_counts_held_back_for_their_pace_are_told_although_only_heartbeats
         for count in (3, 2):  # the second follows too soon after the first to be written at once
             engine.holds = held(count)
             await engine.report()
-            await until(f"{count} slots to be told", partial(_told, stage, count))
+            await until(f"{count} slots to be told", partial(_slots_shown, stage, count))
 
 
 @pytest.mark.parametrize("comes_back", [False, True], ids=["away", "its next start loads its base"])
@@ -75,6 +75,6 @@ async def test_adapters_of_an_engine_that_is_not_ready_again_go_elsewhere_althou
         await until("another place", staying.assigned)
 
 
-async def _told(stage: Stage, count: int) -> bool:
+async def _slots_shown(stage: Stage, count: int) -> bool:
     slots: dict[str, int] = (await stage.status("BaseModel", "smol")).get("slots", {})
     return slots.get("used") == count

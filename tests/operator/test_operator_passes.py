@@ -67,10 +67,10 @@ async def test_a_wave_costs_at_most_four_writes_until_ready(stage: Stage, monkey
     assert (await stage.status("AdapterWave", "demo"))["phase"] == "Ready"
     writes = [each for each in sent if not each.startswith("GET") and "adapterwaves/" in each]
     assert 1 <= len(writes) <= 3
-    told = stage.server.kubectl(
+    output = stage.server.kubectl(
         "get", "events", "-n", stage.namespace, "-o", "name", "--field-selector=involvedObject.kind=AdapterWave"
     )
-    assert len(told.split()) == 1
+    assert len(output.split()) == 1
 
 
 async def test_a_wave_over_an_unknown_base_becomes_right_when_the_base_appears(stage: Stage) -> None:

@@ -168,12 +168,12 @@ async def test_log_lines_have_the_base_the_wave_the_engine_and_the_adapter_that_
     engine = stage.engine()
     await until("assignments", engine.assigned)
 
-    async def told() -> list[dict[str, Any]]:
+    async def failures_logged() -> list[dict[str, Any]]:
         await engine.obey(failures={ADAPTERS[0]: Failure("CorruptFile", "truncated", terminal=True)})
         return operator.events("adapter failed")
 
     wave = {"base": stage.base, "wave": f"{stage.namespace}/demo", "kind": "AdapterWave"}
-    failed = await until("the failure to be told", told)
+    failed = await until("the failure to be told", failures_logged)
     assert _of(failed[0], wave | {"adapter": ADAPTERS[0], "engine": engine.name, "reason": "CorruptFile"})
     assert len(failed) == 1
     assert any(_of(line, wave) for line in operator.events("phase changed"))
@@ -191,9 +191,9 @@ def _of(line: dict[str, Any], fields: dict[str, Any]) -> bool:
 
 async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage, launch: Any) -> None:
     first = launch("first")
-    await until("the first to lead", lambda: _said(first, "leading"))
+    await until("the first to lead", lambda: _logged(first, "leading"))
     second = launch("second")
-    await until("the second to stand by", lambda: _said(second, "standing by"))
+    await until("the second to stand by", lambda: _logged(second, "standing by"))
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await until("placements", lambda: _placed(stage, ADAPTERS[0]))
     assert second.events("pass") == []
@@ -202,7 +202,7 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
     # Nobody renews what it has promised, which is less from now on: ten seconds would only be waited out.
     promise = '{"spec": {"leaseDurationSeconds": 1}}'
     stage.server.kubectl("patch", "lease/mint-operator", "-n", stage.namespace, "--type=merge", "-p", promise)
-    await until("the second to lead", lambda: _said(second, "leading"))
+    await until("the second to lead", lambda: _logged(second, "leading"))
     assert second.events("leading")[0]["epoch"] > first.events("leading")[0]["epoch"]
     stage.apply(adapter_wave("more", ["demo/more"]))
     await until("the second's placements", lambda: _placed(stage, "demo/more"))
@@ -211,7 +211,7 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 async def test_on_a_cluster_of_ipv6_it_answers_at_such_addresses(stage: Stage, launch: Any) -> None:
     operator = launch("six", pod_ip="fd00::7")
-    await until("it to lead", lambda: _said(operator, "leading"))
+    await until("it to lead", lambda: _logged(operator, "leading"))
 
     async def healthy() -> bool:
         return await asyncio.to_thread(operator.healthy, "[::1]")
@@ -226,7 +226,7 @@ async def test_operators_of_two_releases_in_one_namespace_lead_each_by_its_own_l
 ) -> None:
     for lease in ("mint-operator", "second-mint-operator"):
         operator = launch(f"of-{lease}", lease=lease)
-        await until("it to lead", partial(_said, operator, "leading"))
+        await until("it to lead", partial(_logged, operator, "leading"))
         held = await stage.get("Lease", lease)
         assert held is not None
         assert held["spec"]["holderIdentity"].startswith(f"of-{lease}_")
@@ -259,7 +259,7 @@ async def test_the_release_installed_first_takes_a_namespace_over_from_a_later_o
 
 async def test_an_operator_whose_lease_was_taken_ends_with_an_error(stage: Stage, launch: Any) -> None:
     operator = launch("robbed")
-    await until("it to lead", lambda: _said(operator, "leading"))
+    await until("it to lead", lambda: _logged(operator, "leading"))
     theirs = '{"spec": {"holderIdentity": "somebody-else"}}'
     stage.server.kubectl("patch", "lease/mint-operator", "-n", stage.namespace, "--type=merge", "-p", theirs)
     assert await operator.ended() == 1
@@ -272,7 +272,7 @@ async def test_a_namespace_that_may_not_be_read_is_left_out_and_taken_in_again(
     start = partial(launch, kubeconfig=stage.account(tmp_path), namespaces=[kept, other], look_s=0.5)
     stage.let_in(kept, other)
     operator = start("over-both")
-    await until("it to lead", lambda: _said(operator, "leading"))
+    await until("it to lead", lambda: _logged(operator, "leading"))
     stage.server.kubectl("delete", "rolebinding/operator", "-n", other)  # as the namespace's deletion does
     await operator.ended()
 
@@ -302,7 +302,7 @@ async def _known(stage: Stage, base: str) -> bool:
     return base in await MapReader(stage.redis).bases()
 
 
-async def _said(process: Process, event: str) -> bool:
+async def _logged(process: Process, event: str) -> bool:
     return bool(process.events(event))
 
 

@@ -39,9 +39,9 @@ def test_what_is_needed_and_missing_is_named(name: str) -> None:
 
 
 def test_the_program_says_that_it_takes_no_options() -> None:
-    said = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "mint_operator.main", "--help"], capture_output=True, check=True, timeout=60
     )
-    assert b"usage: mint-operator" in said.stdout
-    assert b"environment variables" in said.stdout
-    assert said.stderr == b""
+    assert b"usage: mint-operator" in ended.stdout
+    assert b"environment variables" in ended.stdout
+    assert ended.stderr == b""

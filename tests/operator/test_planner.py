@@ -167,9 +167,9 @@ def test_bytes_that_engines_tell_bound_what_is_held_in_host_memory() -> None:
     waves = [wave("one", SIX[:2], residency="Host"), wave("two", SIX[2:4], residency="Host", created="2026-01-02")]
     of = snapshot(base(), waves)  # 1 MiB of host memory
     assert sorted(placed(plan(of))) == SIX[:4]
-    told = sized(of, 300 << 10, *SIX)
-    assert reason(told, "two")[0] == "WaitingForCapacity"
-    assert sorted(placed(plan(told))) == SIX[:2]
+    known = sized(of, 300 << 10, *SIX)
+    assert reason(known, "two")[0] == "WaitingForCapacity"
+    assert sorted(placed(plan(known))) == SIX[:2]
     never = sized(of, 600 << 10, *SIX)
     assert reason(never, "one")[0] == "CapacityExceeded"
     assert "spec.adapters.hostMemory" in reason(never, "one")[1]

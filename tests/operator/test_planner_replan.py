@@ -25,7 +25,7 @@ TTLS = ["", "", "30s", "90s", "3m"]
 STEP_S = 60.0
 
 
-def said(of: Plan) -> dict[str, Any]:
+def instructions(of: Plan) -> dict[str, Any]:
     """Everything that a plan says to do, but when a wave's conditions became so.
 
     That is when they were first planned, and in the wave's status from then on, which nobody writes here.
@@ -122,7 +122,7 @@ def test_planning_from_the_last_plan_gives_what_planning_from_nothing_gives(data
         world.step()
         of = world.seen()
         going_on, from_nothing = plan(of, known), plan(of)
-        assert said(going_on) == said(from_nothing)
+        assert instructions(going_on) == instructions(from_nothing)
         known = going_on.known
         if data.draw(st.sampled_from([True, True, False])):  # else the write failed
             world.state = written(world.state, going_on.changes.get(KEY, MapChange()))

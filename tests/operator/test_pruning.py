@@ -49,8 +49,8 @@ async def test_a_field_that_is_not_kept_is_told_once_and_not_written_for_ever(
     for _ in range(3):
         await stage.once()
     assert old_crds() == []
-    told = stage.kubectl("get", "events", "--field-selector=reason=CRDsOutdated", "-o=jsonpath={.items[*].message}")
-    assert told.count("status.summary; apply those of its version: kubectl apply") == 1
+    output = stage.kubectl("get", "events", "--field-selector=reason=CRDsOutdated", "-o=jsonpath={.items[*].message}")
+    assert output.count("status.summary; apply those of its version: kubectl apply") == 1
     await engine.obey()
     await stage.once()
     assert "AdapterWave/demo" in old_crds(), "what is kept is told as ever"

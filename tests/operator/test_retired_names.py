@@ -39,9 +39,9 @@ async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_ma
     )
     await stage.once()
     for wave in ("named", "pinned", "filed"):
-        said = await says(stage, wave, "AdapterNotFound")
-        assert f"{RETIRED} of {stage.base}" in said
-        assert "remove it from the wave" in said
+        message = await says(stage, wave, "AdapterNotFound")
+        assert f"{RETIRED} of {stage.base}" in message
+        assert "remove it from the wave" in message
     found = await mentions(stage, "named", "pinned", "filed")
     assert found == [Mentions(("in/store",)), Mentions(("in/store@1",)), Mentions(("in/store",))]
     await catalog.register(entry("in/store", "1"))
@@ -55,11 +55,11 @@ async def test_a_wave_that_is_served_goes_on_without_what_is_retired(
     await lose_one(stage, catalog)
     await becomes(stage, ["acme/law-1"])
 
-    async def told() -> bool:
+    async def status_names_it() -> bool:
         await stage.once(frozenset({Part.MAP}))
         return RETIRED in (await stage.condition("AdapterWave", "named", "Admitted"))["message"]
 
-    await until("the status to tell", told)
+    await until("the status to tell", status_names_it)
     await catalog.retire("acme/law-1")
     assert RETIRED in await says(stage, "named", "AdapterNotFound")
     await becomes(stage, [])
@@ -84,12 +84,12 @@ async def test_an_operator_that_begins_goes_on_with_what_is_left_of_a_wave(
     await becomes(stage, ["acme/law-1"])
     stage.operator(2)
 
-    async def told() -> bool:
+    async def status_names_it() -> bool:
         await stage.once()
         assert list(await sources(stage)) == ["acme/law-1"]
         return RETIRED in (await stage.condition("AdapterWave", "named", "Admitted"))["message"]
 
-    await until("the status to tell", told)
+    await until("the status to tell", status_names_it)
 
 
 async def test_what_was_retired_stays_out_where_another_name_is_unknown_or_nothing_can_be_read(

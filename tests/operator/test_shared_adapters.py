@@ -25,7 +25,7 @@ def test_engines_that_one_wave_names_hold_what_it_shares(
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "replicas", "said"),
+    ("first", "second", "replicas", "conflict"),
     [
         ([0], [1], 1, "on 1 engines (smol-1 only) here but on 1 engines (smol-0 only) by wave team/one"),
         ([0, 1], [1, 2], 1, "on 1 engines (smol-1, smol-2 only) here but on 1 engines (smol-0, smol-1 only) by"),
@@ -33,7 +33,7 @@ def test_engines_that_one_wave_names_hold_what_it_shares(
     ],
 )
 def test_where_no_engines_suit_both_the_later_wave_is_told(
-    first: list[int], second: list[int], replicas: int, said: str
+    first: list[int], second: list[int], replicas: int, conflict: str
 ) -> None:
     world = Settled(base(3, 3), [wave("one", ["a/0"], engines=first)])
     held = world.homes("one")
@@ -42,7 +42,7 @@ def test_where_no_engines_suit_both_the_later_wave_is_told(
     assert world.homes("one") == held
     status, reason, message = condition(found, "two", "Admitted")
     assert (status, reason) == ("False", "EnginesConflict")
-    assert f"adapter a/0 is wanted {said}" in message
+    assert f"adapter a/0 is wanted {conflict}" in message
 
 
 def _admitted(of: Plan, wave: str) -> str:

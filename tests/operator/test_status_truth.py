@@ -198,8 +198,9 @@ def test_without_redis_readiness_is_unknown_and_pods_are_what_is_seen() -> None:
     found = plan(of)
     assert ready(found.base_statuses[KEY].conditions) == ("Unknown", "MapUnavailable")
     assert (found.base_statuses[KEY].phase, found.base_statuses[KEY].engines.ready) == ("Degraded", 1)
-    told = found.base_statuses[KEY]
-    assert (told.slots, told.adapters, told.loading) == (counted.slots, counted.adapters, counted.loading)
+    base_status = found.base_statuses[KEY]
+    expected = counted.slots, counted.adapters, counted.loading
+    assert (base_status.slots, base_status.adapters, base_status.loading) == expected
     status = found.wave_statuses["team/w"]
     assert ready(status.conditions) == ("Unknown", "MapUnavailable")
     assert (status.phase, status.summary, status.counts.ready) == ("Degraded", "1/1", 1)

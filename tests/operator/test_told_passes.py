@@ -18,8 +18,8 @@ async def test_what_an_engine_says_of_a_terminal_failure_is_the_waves_reason(sta
     ]
     ready = await stage.condition("AdapterWave", "demo")
     assert (ready["status"], ready["reason"]) == ("False", "RankTooLarge")
-    told = stage.server.kubectl("get", "events", "-n", stage.namespace, "-o", "jsonpath={.items[*].reason}")
-    assert "RankTooLarge" in told
+    output = stage.server.kubectl("get", "events", "-n", stage.namespace, "-o", "jsonpath={.items[*].reason}")
+    assert "RankTooLarge" in output
 
 
 async def test_counts_go_back_to_zero_in_the_api_too(stage: Stage) -> None:

@@ -106,7 +106,7 @@ def test_a_dataset_that_a_list_could_not_have_is_refused_naming_the_line(dataset
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("variables", "why"),
     [
         (b'{"enable_thinking": []}', "got `array` - at `$.dataset.templateVariables[...]`"),
         (b'{"enable_thinking": null}', "got `null` - at `$.dataset.templateVariables[...]`"),
@@ -114,13 +114,13 @@ def test_a_dataset_that_a_list_could_not_have_is_refused_naming_the_line(dataset
         (b"[]", "Expected `object`, got `array` - at `$.dataset.templateVariables`"),
     ],
 )
-def test_variables_of_a_template_are_named_and_have_one_value_each(said: bytes, why: str) -> None:
+def test_variables_of_a_template_are_named_and_have_one_value_each(variables: bytes, why: str) -> None:
     line = b'{"name": "acme/a", "dataset": {"uri": "s3://b/x.jsonl", "templateVariables": '
     [policy] = parsed("s3://b/m.jsonl", line + b'{"enable_thinking": false, "effort": "low"}}}')
     assert policy.dataset is not None
     assert policy.dataset.template_variables == {"enable_thinking": False, "effort": "low"}
     with pytest.raises(InvalidRequest, match="line 1 is not a valid policy") as refused:
-        parsed("s3://b/m.jsonl", line + said + b"}}")
+        parsed("s3://b/m.jsonl", line + variables + b"}}")
     assert why in str(refused.value)
 
 
@@ -138,11 +138,11 @@ async def test_what_is_wrong_is_named(shelf: str) -> None:
 
 
 async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf: str) -> None:
-    told = asyncio.Event()
-    manifests, uri = Manifests(told.set), f"{shelf}/policies.jsonl"
+    changed = asyncio.Event()
+    manifests, uri = Manifests(changed.set), f"{shelf}/policies.jsonl"
     manifests.want({uri: uri})
     async with asyncio.timeout(60):
-        await told.wait()
+        await changed.wait()
     manifests.want({uri: uri})
     first = manifests.found[uri]
     manifests.want({uri: uri})

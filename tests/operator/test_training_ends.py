@@ -265,17 +265,17 @@ def test_a_wave_that_could_not_be_held_where_it_says_is_not_trained(count: int, 
     world = World(base(2, 2, slots=4), [training_wave("w", count, serve=serve)], engines(2))
     world.step()
     assert world.leases == {}
-    status, reason, said = condition(world, "w", "Admitted")
+    status, reason, message = condition(world, "w", "Admitted")
     assert (status, reason) == ("False", "CapacityExceeded")
-    assert "spec.serve.engines" in said
+    assert "spec.serve.engines" in message
 
 
 def test_status_sums_up_the_policies() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
-    said = {"reward_mean": 0.5, "reward_recent": 0.25, "reward_best": 0.75, "tokens": 100, "step_s": 30.0}
-    world.say(Stage.RUNNING, 4, "team/w-0", **said)
-    world.say(Stage.RUNNING, 6, "team/w-1", **said | {"reward_recent": 0.75})
+    fields = {"reward_mean": 0.5, "reward_recent": 0.25, "reward_best": 0.75, "tokens": 100, "step_s": 30.0}
+    world.say(Stage.RUNNING, 4, "team/w-0", **fields)
+    world.say(Stage.RUNNING, 6, "team/w-1", **fields | {"reward_recent": 0.75})
     world.step()
     found = training(world)
     assert (found.step, found.steps, found.progress) == (4, 10, "4/10")
@@ -293,7 +293,7 @@ def test_a_wave_trains_again_only_once_the_next_start_of_its_engine_is_ready_and
     world.step()
     assert (training(world).eta, world.status("w").summary) == ("3m00s", "2/2")
 
-    def told() -> tuple[str, str, str, int, int, int, str]:
+    def shown() -> tuple[str, str, str, int, int, int, str]:
         found = world.status("w")
         of = training(world)
         ready, policies = condition(world, "w", "Ready"), of.policies
@@ -303,19 +303,19 @@ def test_a_wave_trains_again_only_once_the_next_start_of_its_engine_is_ready_and
 
     world.engines = [dead(world.engines[0])]
     world.step()
-    assert told() == ("False", "EnginesAway", "0/2", 0, 2, 200, "")
+    assert shown() == ("False", "EnginesAway", "0/2", 0, 2, 200, "")
     for _ in range(2):
         world.engines = [loading(engines(1)[0], 2)]
         world.step()
-        assert told() == ("False", "BaseLoading", "0/2", 0, 2, 200, "")
+        assert shown() == ("False", "BaseLoading", "0/2", 0, 2, 200, "")
     assert condition(world, "w", "Ready")[2] == "2 of 2 policies are not training yet; not ready: smol-0"
     for _ in range(2):
         world.engines = [restarted(engines(1)[0], 2)]
         world.step()
-        assert told() == ("False", "PoliciesLoading", "0/2", 0, 2, 200, "")
+        assert shown() == ("False", "PoliciesLoading", "0/2", 0, 2, 200, "")
     world.say(Stage.RUNNING, 4, tokens=100, step_s=30.0)
     world.step()
-    assert told() == ("True", "Training", "2/2", 2, 0, 200, "3m00s")
+    assert shown() == ("True", "Training", "2/2", 2, 0, 200, "3m00s")
 
 
 def test_what_waits_for_a_slot_counts_in_the_time_that_is_left() -> None:

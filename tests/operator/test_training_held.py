@@ -110,11 +110,11 @@ def test_what_a_base_lets_go_of_by_training_no_more_stays_held_and_begins_anew_o
     assert {lease.saved for _, lease in world.leases.values()} == {0}, "no checkpoint is waited for that it has not"
     assert world.training.training["team/w"].store.uri == "pvc://training/others"
     assert set(world.placements) == set(named("w", [0, 1]))
-    for step, told in ((1, None), (2, published(2))):
-        world.say(Stage.RUNNING, step, published=told)
+    for step, revision in ((1, None), (2, published(2))):
+        world.say(Stage.RUNNING, step, published=revision)
         for _ in range(2):
             world.step()
-            assert {each.source for each in world.placements.values()} == {(told or published(5)).source}
+            assert {each.source for each in world.placements.values()} == {(revision or published(5)).source}
             assert set(world.placements) == set(named("w", [0, 1]))
     assert world.training.training["team/w"].last_words == (), "what is told by engines themselves needs no record"
 

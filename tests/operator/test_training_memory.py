@@ -28,7 +28,7 @@ ROOM = PolicyRoom(budget=1000, weights=WEIGHTS, own=2, copies=1)  # rank R: 20 R
 ENGINES = 3
 
 
-def told(count: int, budget: int = 1000, **calls: int) -> list[EngineView]:
+def with_memory(count: int, budget: int = 1000, **calls: int) -> list[EngineView]:
     """Engines that tell of so much memory each."""
     return [heard(view, msgspec.structs.replace(ROOM, budget=budget, **calls)) for view in engines(count)]
 
@@ -89,7 +89,8 @@ def test_who_begins_with_a_revision_takes_as_much_as_that_has_weights_once_someb
 def test_a_gang_that_goes_on_from_revisions_waits_for_their_memory_where_it_is_known(read: bool) -> None:
     policies = tuple(Policy(name=f"team/w-{at}", start_from="acme/first") for at in range(2))
     gang = training_wave("w", policies=Policies(list=policies), admission="Gang", serve=Serve(residency="Host"))
-    world = World(base(), [wave("first", 25)], told(1), sizes={"acme/first": Size(20, 2 * 200)} if read else {})
+    sizes = {"acme/first": Size(20, 2 * 200)} if read else {}
+    world = World(base(), [wave("first", 25)], with_memory(1), sizes=sizes)
     world.step()
     world.waves.append(gang)
     world.step()
@@ -102,7 +103,7 @@ def test_a_gang_that_goes_on_from_revisions_waits_for_their_memory_where_it_is_k
 
 
 def test_an_elastic_wave_begins_with_as_many_as_have_memory_and_the_rest_follows() -> None:
-    world = World(base(), [wave("w", 10, 30, 10, 10)], told(1, 1100))
+    world = World(base(), [wave("w", 10, 30, 10, 10)], with_memory(1, 1100))
     world.step()
     assert set(leased(world)) == {"team/w-0", "team/w-1"}, "200 bytes and 600, and 300 to save the larger"
     complete(world, "team/w-1")
@@ -110,7 +111,7 @@ def test_an_elastic_wave_begins_with_as_many_as_have_memory_and_the_rest_follows
 
 
 def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
-    world = World(base(), [wave("first", 20)], told(1, calls=100, calls_copies=30))
+    world = World(base(), [wave("first", 20)], with_memory(1, calls=100, calls_copies=30))
     world.step()
     world.waves.append(wave("w", 10, 10, gang=True))
     world.step()
@@ -130,14 +131,14 @@ def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
 @pytest.mark.parametrize("calls", [0, 900])
 def test_a_gang_that_could_never_have_memory_together_begins_and_its_policies_take_turns_in_it(calls: int) -> None:
     ranks = (10, 10) if calls else (30, 30)
-    world = World(base(), [wave("w", *ranks, gang=True)], told(1, calls=calls))
+    world = World(base(), [wave("w", *ranks, gang=True)], with_memory(1, calls=calls))
     world.step()
     assert len(leased(world)) == 2
 
 
 def test_adapters_that_waves_want_in_memory_are_left_theirs() -> None:
     serving = worlds.wave("s", ["a"], residency="Host")
-    world = World(base(), [serving], told(1), sizes={"a": Size(8, 501)})
+    world = World(base(), [serving], with_memory(1), sizes={"a": Size(8, 501)})
     world.step()
     world.waves.append(wave("w", 10, 10))
     world.step()
@@ -145,12 +146,12 @@ def test_adapters_that_waves_want_in_memory_are_left_theirs() -> None:
 
 
 def test_engines_are_added_for_memory_as_few_as_help_and_those_on_their_way_are_waited_for() -> None:
-    world = World(base(1, 5), [wave("w", 25, 25, 25, gang=True)], told(1))
+    world = World(base(1, 5), [wave("w", 25, 25, 25, gang=True)], with_memory(1))
     assert replicas(world.step()) == 3, "two of 500 bytes, and 250 to save one, fit on none"
     assert leased(world) == {}
     world.engines += engines(3)[1:2]  # it reports, and its base is not loaded yet: it is as the first will be
     assert replicas(world.step()) == 3
-    world.engines = told(3)
+    world.engines = with_memory(3)
     world.step()
     assert sorted(leased(world).values()) == ["smol-0", "smol-1", "smol-2"]
     assert replicas(world.step()) == 3
@@ -170,7 +171,7 @@ def test_however_long_an_engine_that_was_added_for_memory_is_on_its_way_no_more_
 
 
 def test_an_engine_that_would_help_nobody_is_not_added() -> None:
-    world = World(base(1, 2), [wave("w", 30, 30, 30, gang=True)], told(1))
+    world = World(base(1, 2), [wave("w", 30, 30, 30, gang=True)], with_memory(1))
     assert replicas(world.step()) == 1
     assert len(leased(world)) == 3
 
@@ -183,7 +184,7 @@ def test_engines_of_an_earlier_version_tell_nothing_and_only_slots_count() -> No
 
 def test_a_gang_begins_where_it_fits_in_another_order_than_it_is_told_in() -> None:
     """In that one both of rank 10 come first, and together, which leaves room for one of rank 30."""
-    world = World(base(2, 2), [wave("first", 20)], told(2, 1100))
+    world = World(base(2, 2), [wave("first", 20)], with_memory(2, 1100))
     world.step()
     world.waves.append(wave("w", 10, 10, 30, 30, gang=True))
     world.step()
@@ -259,7 +260,7 @@ def all_trained(world: World, budget: int, rounds: int) -> bool:
     """Whether every policy has ended, when those that train do so one after another and engines come as planned."""
     for _ in range(rounds):
         count = replicas(world.step())
-        world.engines = told(max(count, len(world.engines)), budget)
+        world.engines = with_memory(max(count, len(world.engines)), budget)
         running = sorted(name for name in leased(world) if not _ended(world, name))
         if running:
             world.say(Stage.COMPLETE, STEPS, running[0], published=published(STEPS))
@@ -267,15 +268,15 @@ def all_trained(world: World, budget: int, rounds: int) -> bool:
 
 
 def _ended(world: World, policy: str) -> bool:
-    said = [of[policy] for of in world.training.progress.values() if policy in of]
-    return any(each.stage is Stage.COMPLETE for each in said)
+    progress = [of[policy] for of in world.training.progress.values() if policy in of]
+    return any(each.stage is Stage.COMPLETE for each in progress)
 
 
 @given(WAVES, st.integers(1, ENGINES), st.sampled_from([300, 700, 1000, 2000]))
 @settings(max_examples=40, deadline=None)
 def test_every_wave_has_its_turn_in_the_end(waves: list[tuple[list[int], bool]], high: int, budget: int) -> None:
     shown = [wave(f"w{at}", *ranks, gang=gang) for at, (ranks, gang) in enumerate(waves)]
-    world = World(base(1, high), shown, told(1, budget))
+    world = World(base(1, high), shown, with_memory(1, budget))
     assert all_trained(world, budget, sum(len(ranks) for ranks, _ in waves) + 2 * len(waves) + 3)
 
 
@@ -285,7 +286,7 @@ def test_where_there_is_memory_for_all_or_nobody_tells_of_it_it_changes_nothing(
     waves: list[tuple[list[int], bool]],
 ) -> None:
     found: list[Mapping[str, str]] = []
-    for views in (engines(2), told(2, budget=1 << 20)):
+    for views in (engines(2), with_memory(2, budget=1 << 20)):
         shown = [wave(f"w{at}", *ranks, gang=gang) for at, (ranks, gang) in enumerate(waves)]
         world = World(base(2, 2), shown, views)
         world.step()

@@ -96,9 +96,9 @@ def test_of_what_another_namespace_serves_or_trains_by_a_name_only_that_is_told(
     world.step()
     status = world.status("v")
     assert condition(world, "v", "Admitted")[0] == "False"
-    said = " ".join(each.message for each in status.conditions)
-    assert "a wave of another namespace" in said
-    assert not any(secret in said for secret in ("acme", "private", "revisions"))
+    messages = " ".join(each.message for each in status.conditions)
+    assert "a wave of another namespace" in messages
+    assert not any(secret in messages for secret in ("acme", "private", "revisions"))
 
 
 EARLIER = "2025-12-01T00:00:00Z"
@@ -144,9 +144,9 @@ def test_no_wave_that_comes_first_takes_the_name_of_what_trains_before_that_ends
     world.waves.append(worlds.wave("s", ["team/x"], **first))
     for later in range(step + 1, step + 3):
         world.step()
-        reason, said = condition(world, "s", "Admitted")[1:]
+        reason, message = condition(world, "s", "Admitted")[1:]
         assert reason == "PolicyConflict"
-        assert said.startswith(
+        assert message.startswith(
             "adapter team/x is being trained by wave team/w; serve it after that wave has published it, or choose "
         )
         world.say(Stage.RUNNING, later, published=published(later))

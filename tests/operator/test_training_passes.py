@@ -29,8 +29,8 @@ TRAINING: dict[str, Any] = {"training": {"store": {"uri": "pvc://training/runs"}
 
 
 def training_wave(name: str, count: int = 2, **train: Any) -> dict[str, Any]:
-    said = {"policies": {"count": count}, "dataset": {"lines": ['{"prompt": "x"}']}, "reward": {"exactMatch": {}}}
-    spec = {"train": said | {"steps": 4} | train}
+    required = {"policies": {"count": count}, "dataset": {"lines": ['{"prompt": "x"}']}, "reward": {"exactMatch": {}}}
+    spec = {"train": required | {"steps": 4} | train}
     wave = adapter_wave(name, [])
     wave["spec"] |= spec
     del wave["spec"]["adapters"]
@@ -45,8 +45,8 @@ async def leases(stage: Theatre, *engines: str) -> dict[str, TrainAssignment]:
 async def tell(redis: Redis, stage: Theatre, stands: Stage, step: int, **fields: Any) -> None:
     """What an engine says of all that it trains, as its own record in the map."""
     for name, lease in (await leases(stage)).items():
-        said = Progress(name, lease.wave, lease.lease, stands, run=lease.run, step=step, steps=4, **fields)
-        await redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(said).decode())
+        progress = Progress(name, lease.wave, lease.lease, stands, run=lease.run, step=step, steps=4, **fields)
+        await redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(progress).decode())
 
 
 async def ready(stage: Theatre) -> None:
@@ -250,7 +250,7 @@ async def test_a_complete_wave_outlives_its_engine_s_start_and_then_the_operator
     await training(stage, stage.engine())
     await tell(stage.redis, stage, Stage.COMPLETE, 4, published=published(4), reward_recent=0.5)
     await stage.once()
-    told = (await stage.status("AdapterWave", "w"))["training"]
+    before = (await stage.status("AdapterWave", "w"))["training"]
     engine = stage.engine(incarnation=2)
     await engine.report()
     assert await TrainReporter(stage.redis, stage.base, "smol-0").report(2, (), (), {}, full=True) == Lacking()
@@ -261,7 +261,7 @@ async def test_a_complete_wave_outlives_its_engine_s_start_and_then_the_operator
         await engine.obey()
         await stage.once()
         status = await stage.status("AdapterWave", "w")
-        assert (status["phase"], status["training"]) == ("Complete", told)
+        assert (status["phase"], status["training"]) == ("Complete", before)
         assert await leases(stage) == {}
         assert sorted(await engine.assigned()) == [f"{stage.namespace}/w-{index}" for index in range(2)]
     assert (await stage.condition("AdapterWave", "w"))["status"] == "True"
@@ -278,8 +278,8 @@ async def test_leases_outlive_a_redis_that_lost_everything(mortal_stage: tuple[T
     await stage.redis.flushall()
     stage.operator(2)  # one that remembers nothing, over engines that have told again
     for name, lease in before.items():
-        said = Progress(name, lease.wave, lease.lease, Stage.RUNNING, run=lease.run, step=2, steps=4)
-        await stage.redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(said).decode())
+        progress = Progress(name, lease.wave, lease.lease, Stage.RUNNING, run=lease.run, step=2, steps=4)
+        await stage.redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(progress).decode())
     await engine.report()
     await stage.once()
     assert await leases(stage) == before

@@ -106,22 +106,22 @@ class Story:
         if self.world.engines[ordinal].record is not None:
             names = list(self.world.training.trains.get(f"smol-{ordinal}", {}))
             if names:
-                said = {"published": published(step), "saved": step}
-                self.world.say(stage, STEPS if stage is Stage.COMPLETE else step, *names, **said)
+                fields = {"published": published(step), "saved": step}
+                self.world.say(stage, STEPS if stage is Stage.COMPLETE else step, *names, **fields)
                 self.saved |= Counter(dict.fromkeys(names, step))
 
     def lose_the_map(self) -> None:
         """Redis lost everything, and live engines have told again how their policies stand."""
         alive = {view.engine for view in self.world.engines if view.record is not None}
         before = self.world.training
-        told = {engine: of for engine, of in before.progress.items() if engine in alive}
-        self.world.training = msgspec.structs.replace(before, training={}, trains={}, progress=told)
+        progress = {engine: of for engine, of in before.progress.items() if engine in alive}
+        self.world.training = msgspec.structs.replace(before, training={}, trains={}, progress=progress)
         self.unread = {key: (spec, {"adapters": set()}) for key, (spec, _) in self.unread.items()}
         self.world.version, self.world.placements, self.world.recorded = None, {}, {}
         self.known = {}
         # Whatever nobody tells of any more begins under a clock that has gone on.
-        told_of = {name: each.lease for of in told.values() for name, each in of.items()}
-        self.tokens = {name: token for name, token in self.tokens.items() if told_of.get(name) == token}
+        leases = {name: each.lease for of in progress.values() for name, each in of.items()}
+        self.tokens = {name: token for name, token in self.tokens.items() if leases.get(name) == token}
 
     def settle(self) -> None:
         """Plan, write, and hold what must always hold."""
@@ -148,10 +148,10 @@ class Story:
             if place.residency is Tier.DEVICE
         )
         for name, (engine, lease) in world.leases.items():
-            said = world.training.progress.get(engine, {}).get(name)
-            stage = said.stage if said is not None and said.run == lease.run else None
-            told_to_run = lease.order is Order.RUN and lease.wave not in self.unread
-            taken[engine] += told_to_run or stage not in {Stage.PAUSED, *ENDED}
+            progress = world.training.progress.get(engine, {}).get(name)
+            stage = progress.stage if progress is not None and progress.run == lease.run else None
+            runs = lease.order is Order.RUN and lease.wave not in self.unread
+            taken[engine] += runs or stage not in {Stage.PAUSED, *ENDED}
         alive = {view.engine for view in world.engines if view.record is not None}
         assert all(taken[engine] <= SLOTS for engine in alive), taken
 

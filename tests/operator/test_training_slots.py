@@ -44,20 +44,19 @@ def test_a_wave_over_a_base_that_does_not_come_up_says_why_it_does_not() -> None
     why = Failure("SourceNotFound", "pvc://models/smol holds no model", terminal=True)
     world = World(base(), [training_wave("w", 2)], [])
     world.step()
-    status, reason, said = condition(world, "w", "Ready")
+    status, reason, message = condition(world, "w", "Ready")
     assert (status, reason) == ("False", "EnginesStarting")
-    assert said.startswith("needs 2 device slots for its policies")
-    assert said.endswith("; the base model is not ready: 0 of 1 engines ready, 1 needed")
+    assert message.startswith("needs 2 device slots for its policies")
+    assert message.endswith("; the base model is not ready: 0 of 1 engines ready, 1 needed")
     assert condition(world, "w", "Admitted")[:2] == ("False", "WaitingForCapacity")
     world.engines = [worlds.engine(0, ready=False, failure=why)]
     for _ in range(2):  # without a place, and with one on an engine that lives but does not train
         world.step()
         for kind in ("Ready", "Complete", "Progressing"):
-            _, reason, said = condition(world, "w", kind)
+            _, reason, message = condition(world, "w", kind)
             assert reason == "SourceNotFound"
-            assert (
-                "the base model is not ready: 0 of 1 engines ready, 1 needed; smol-0: SourceNotFound: pvc://" in said
-            )
+            expected = "the base model is not ready: 0 of 1 engines ready, 1 needed; smol-0: SourceNotFound: pvc://"
+            assert expected in message
 
 
 def test_a_wave_that_no_engine_can_take_alone_spreads() -> None:

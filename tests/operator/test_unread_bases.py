@@ -75,6 +75,6 @@ def test_when_its_base_is_deleted_it_goes_with_it_and_says_both() -> None:
     found = plan(of)
     assert found.changes[KEY].del_placements == ("a/0",)
     assert found.changes[KEY].del_waves == ("team/one",)
-    said = condition(found, "one")[2]
-    assert DEFECT in said
-    assert "no BaseModel smol" in said
+    message = condition(found, "one")[2]
+    assert DEFECT in message
+    assert "no BaseModel smol" in message

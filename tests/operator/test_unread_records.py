@@ -38,8 +38,8 @@ def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_
     """As whenever an operator has just begun: what is to be written of the wave is not known yet."""
     uri = "s3://b/p.jsonl"
     of = training_wave("w", policies=Policies(manifest=uri))
-    said = Inputs(manifests={"uid-w": tuple(Policy(name, rank=8) for name in named("w", [0, 1]))})
-    world = World(training_worlds.base(), [of], engines(1), inputs=said)
+    inputs = Inputs(manifests={"uid-w": tuple(Policy(name, rank=8) for name in named("w", [0, 1]))})
+    world = World(training_worlds.base(), [of], engines(1), inputs=inputs)
     world.step()
     world.say(Stage.RUNNING, 3, published=published(3))
     world.step()
@@ -50,7 +50,7 @@ def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_
     world.inputs = Inputs()
     assert world.step().training == {}
     assert world.placements == placements
-    world.inputs = said
+    world.inputs = inputs
     world.step()
     assert (world.training.training, world.training.trains) == (before.training, before.trains)
 

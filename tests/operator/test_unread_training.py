@@ -68,14 +68,14 @@ def test_slots_of_its_policies_are_nobody_elses() -> None:
     assert condition(found, "urgent", "Admitted")[1] == "WaitingForCapacity"
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_nobody_gives_way_to_a_gang_that_would_need_its_slots(*, told: bool) -> None:
+@pytest.mark.parametrize("has_status", [True, False])
+def test_nobody_gives_way_to_a_gang_that_would_need_its_slots(*, has_status: bool) -> None:
     """Also where its status cannot be read either."""
     of = training_worlds.base(slots=4, tenants=[Tenant("other")])
     world = World(of, [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])], engines(1))
     world.step()
     kept = unread(world.waves[0])
-    kept = kept if told else msgspec.structs.replace(kept, status=AdapterWaveStatus())
+    kept = kept if has_status else msgspec.structs.replace(kept, status=AdapterWaveStatus())
     world.waves = [kept, world.waves[1], training_wave("w", 3, priority=9, namespace="other")]
     world.step()
     assert sorted(world.placements) == ["a/0", "a/1", "b/0"]
@@ -101,9 +101,9 @@ def test_nobody_else_serves_anything_under_the_name_of_a_policy_that_has_publish
     lose_sight(world)
     world.waves.insert(0, wave("new", sources={"team/w-0": "pvc://samples/elsewhere"}, priority=9))
     found = world.step()
-    status, reason, said = condition(found, "new", "Admitted")
+    status, reason, message = condition(found, "new", "Admitted")
     assert (status, reason) == ("False", "PolicyConflict")
-    assert "trained by wave team/w" in said
+    assert "trained by wave team/w" in message
     assert condition(found, "has-it", "Admitted")[0] == "True", "who had it before keeps it, as ever"
     assert list(world.placements) == ["team/w-1"]
     lost = snapshot(world.base, world.waves, world.engines, remembered=world.placements)

@@ -28,10 +28,10 @@ def test_it_keeps_its_placements_its_record_and_the_last_words_of_its_status() -
     world.waves[0] = unread(world.waves[0])
     found = world.plan()
     assert found.changes == {}
-    status, reason, said = condition(found, "one")
+    status, reason, message = condition(found, "one")
     assert (status, reason) == ("Unknown", "InvalidRequest")
-    assert DEFECT in said
-    assert "install the version" in said
+    assert DEFECT in message
+    assert "install the version" in message
     after = found.wave_statuses["team/one"]
     assert (after.counts, after.summary, after.engines) == (before.counts, before.summary, before.engines)
     assert (after.phase, condition(found, "one", "Admitted")[0]) == ("Degraded", "True")
@@ -135,9 +135,9 @@ def test_one_that_has_nothing_is_told_what_is_wrong_and_gets_nothing() -> None:
     found = world.plan()
     assert found.wave_statuses["team/one"].phase == "Failed"
     for kind in ("Ready", "Admitted"):
-        status, reason, said = condition(found, "one", kind)
+        status, reason, message = condition(found, "one", kind)
         assert (status, reason) == ("False", "InvalidRequest")
-        assert DEFECT in said
+        assert DEFECT in message
     assert world.state.placements == {}
 
 

@@ -59,10 +59,10 @@ async def test_it_watches_for_a_user_who_has_a_number_and_no_name(
     watch.start()
     try:
 
-        async def told() -> int:
+        async def probed() -> int:
             return await asyncio.to_thread(probe, port) or ended.is_set()
 
-        assert await until("the probe to answer", told) == 200
+        assert await until("the probe to answer", probed) == 200
     finally:
         await asyncio.to_thread(watch.stop)
 

@@ -115,12 +115,12 @@ async def test_a_wave_that_gets_another_name_is_ready_only_with_that(stage: Stag
     ready = await stage.condition("AdapterWave", "named")
     assert (ready["status"], ready["reason"], ready["observedGeneration"]) == ("False", "CatalogUnread", 2)
 
-    async def told() -> bool:
+    async def name_missed() -> bool:
         await stage.once(frozenset({Part.MAP}))
         condition = await stage.condition("AdapterWave", "named")
         return bool(condition["reason"] == "AdapterNotFound")
 
-    await until("the name to be missed", told)
+    await until("the name to be missed", name_missed)
     ready = await stage.condition("AdapterWave", "named")
     assert ready["message"].startswith("1 of 1 copies ready, of those that it had before; adapter 'acme/law-2'")
     assert (await stage.status("AdapterWave", "named"))["phase"] == "Degraded"

@@ -30,11 +30,11 @@ async def test_a_manifest_is_a_wave_and_is_followed(
     await becomes(stage, ["x/2"])
     (folder / "wave.jsonl").write_bytes(b"nonsense")
 
-    async def told() -> bool:
+    async def line_named() -> bool:
         await stage.once()
         return "line 1 is not a valid entry" in (await stage.condition("AdapterWave", "filed", "Admitted"))["message"]
 
-    await until("the status to tell", told)
+    await until("the status to tell", line_named)
     assert list(await sources(stage)) == ["x/2"], "what was read before stands"
 
 
