@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from mint_contracts.records import Place, Tier
 from mint_operator.placing.hot import give_way
-from mint_operator.placing.room import make_room
+from mint_operator.placing.slot_exchange import make_room
 from mint_operator.placing.table import Table, going, lacking
 from mint_operator.planning.adapters import Want
 

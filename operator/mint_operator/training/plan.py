@@ -28,8 +28,8 @@ from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep, moved
-from mint_operator.training.room import Room, begun, turn
 from mint_operator.training.stand import WaveStand, stands, wanting
+from mint_operator.training.training_capacity import TrainingCapacity, begun, turn
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -89,12 +89,12 @@ def prepared(
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
         ended[wave.meta.namespace] += _published(wave, stood[key])
-    room = Room(base, serving, slots, held, ended)
+    capacity = TrainingCapacity(base, serving, slots, held, ended)
     for key in _in_turn(base, training, stood, order, held):
         if stood[key].kept:
             stood[key] = msgspec.structs.replace(stood[key], pins=kept[key])
         else:
-            stood[key] = begun(training[key], stood[key], kept[key], room)
+            stood[key] = begun(training[key], stood[key], kept[key], capacity)
     reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(
@@ -103,9 +103,9 @@ def prepared(
             for wave in waves
         ],
         reserved=dict(reserved),
-        held=dict(room.held),
-        demand=room.demand,
-        engines=max(room.engines, *(ordinals[name] + 1 for name in reserved), 0),
+        held=dict(capacity.held),
+        demand=capacity.demand,
+        engines=max(capacity.engines, *(ordinals[name] + 1 for name in reserved), 0),
     )
 
 

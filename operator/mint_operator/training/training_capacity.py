@@ -17,7 +17,7 @@ from mint_operator.training.place import Slots, fill
 from mint_operator.training.stand import WaveStand
 
 
-class Room:
+class TrainingCapacity:
     """Slots of a base while waves that train are let in, one after another. Mutable, and local to one plan.
 
     `held` are the slots that policies of each namespace have, `served` those of what they have published.
@@ -101,46 +101,46 @@ class Room:
         self.demand += count
 
 
-def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: Room) -> WaveStand:
+def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacity: TrainingCapacity) -> WaveStand:
     """The stand with a place for every policy that trains, or with the reason why the wave waits."""
     missing = len(stand.wants_slot) - len(kept)
     if not missing:
         return msgspec.structs.replace(stand, pins=kept)
     gang = stand.train.admission == "Gang"
-    over = room.over_quota(wave, missing if gang else 1)
+    over = capacity.over_quota(wave, missing if gang else 1)
     if over is not None:
         return msgspec.structs.replace(stand, pins=kept, waiting=None if kept else over)
-    free = 0 if room.held_back(wave) and not kept else room.slots.room()
-    may = room.left(wave)
-    pins = fill(stand, kept, room.slots, whole=gang, most=may) if free else dict(kept)
+    free = 0 if capacity.held_back(wave) and not kept else capacity.slots.room()
+    may = capacity.left(wave)
+    pins = fill(stand, kept, capacity.slots, whole=gang, most=may) if free else dict(kept)
     left = may - (len(pins) - len(kept))
-    short = bool(free) and len(pins) < len(stand.wants_slot) and room.lacks_memory(stand, pins, gang, left)
-    if short and gang and not room.fits_alone(stand, kept):
+    short = bool(free) and len(pins) < len(stand.wants_slot) and capacity.lacks_memory(stand, pins, gang, left)
+    if short and gang and not capacity.fits_alone(stand, kept):
         # Its policies take turns in memory, as their engine gives it: all at once they would wait for good.
-        pins, short = fill(stand, kept, room.slots, whole=True, most=may, blind=True), False
+        pins, short = fill(stand, kept, capacity.slots, whole=True, most=may, blind=True), False
     if short:
-        room.ask_for_memory(stand, pins, gang, left)
-    room.take(wave, len(pins) - len(kept))
-    _ask_for_more(wave, stand, min(len(stand.wants_slot) - len(pins), room.left(wave)), room)
+        capacity.ask_for_memory(stand, pins, gang, left)
+    capacity.take(wave, len(pins) - len(kept))
+    _ask_for_more(wave, stand, min(len(stand.wants_slot) - len(pins), capacity.left(wave)), capacity)
     if pins:
         return msgspec.structs.replace(stand, pins=pins)
     message = (
-        f"needs {missing if gang else 1} device slots for its policies; the ready engines have {room.slots.room()} "
-        f"of the base's {room.total} free, which waves ahead of it may be waiting for"
+        f"needs {missing if gang else 1} device slots for its policies; the ready engines have "
+        f"{capacity.slots.room()} of the base's {capacity.total} free, which waves ahead of it may be waiting for"
     )
     if short:
         waits = [policy.settings for policy in stand.policies if policy.name in stand.wants_slot]
-        message = room.slots.memory.shortage(waits if gang else waits[:1], room.slots.usable)
+        message = capacity.slots.memory.shortage(waits if gang else waits[:1], capacity.slots.usable)
     waiting = Refusal(conditions.WAITING_FOR_CAPACITY, message, terminal=False, mentions=NO_NAMES)
     return msgspec.structs.replace(stand, waiting=waiting)
 
 
-def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, room: Room) -> None:
+def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, capacity: TrainingCapacity) -> None:
     """Count what is missing as wanted, where engines can be added for it or waves of lower priority can give way."""
     gang = stand.train.admission == "Gang"
-    spare = room.total - room.demand - room.serving(wave.spec.priority if gang else None)
+    spare = capacity.total - capacity.demand - capacity.serving(wave.spec.priority if gang else None)
     if missing <= spare or not gang:
-        room.demand += max(0, min(missing, spare))
+        capacity.demand += max(0, min(missing, spare))
 
 
 def turn(wave: ObservedWave) -> tuple[int, str, str]:
