@@ -158,14 +158,14 @@ def test_engines_are_added_for_memory_as_few_as_help_and_those_on_their_way_are_
 
 
 def test_however_long_an_engine_that_was_added_for_memory_is_on_its_way_no_more_are_added() -> None:
-    world = World(base(1, 8), [wave("w", 25, 25, gang=True)], told(1))
+    world = World(base(1, 8), [wave("w", 25, 25, gang=True)], with_memory(1))
     assert replicas(world.step()) == 2
     world.engines.append(dead(engines(2)[1]))
     for seconds in (10.0, 60.0, 600.0):
         world.away_s = world.unready_s = {"smol-1": seconds}
         assert replicas(world.step()) == 2
         assert leased(world) == {}
-    world.engines, world.away_s, world.unready_s = told(2), {}, {}
+    world.engines, world.away_s, world.unready_s = with_memory(2), {}, {}
     world.step()
     assert sorted(leased(world).values()) == ["smol-0", "smol-1"]
 
