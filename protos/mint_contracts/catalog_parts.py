@@ -89,7 +89,7 @@ class Parts:
         """The same, blocking."""
         first = sequence_of(name)
         if first is None:
-            raise CorruptFile(f"{self._manifests.uri}/{name}", "is no part of a catalog's manifests")
+            raise CorruptFile(f"{self._manifests.uri}/{name}", "is not a part of a catalog's manifests")
         merged = is_merged(name)
         try:
             content = self._store.read(name, MOST_BYTES)
@@ -102,7 +102,9 @@ class Parts:
             return _rows(content, first, merged=merged)
         except _UNREADABLE as error:
             if strict:
-                raise CorruptFile(f"{self._manifests.uri}/{name}", f"has a line that is no entry ({error})") from None
+                raise CorruptFile(
+                    f"{self._manifests.uri}/{name}", f"has a line that is not an entry ({error})"
+                ) from None
             return self._one_by_one(name, content, first, merged=merged)
 
     def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:

@@ -148,7 +148,7 @@ def _read_metadata(data: bytes | bytearray, subject: str) -> tuple[_SavedPolicy,
         saved = _READ_POLICY.decode(metadata[_POLICY])
         shapes = _READ_SHAPES.decode(metadata[_SHAPES]) if _SHAPES in metadata else {}
     except (msgspec.MsgspecError, KeyError, UnicodeError) as error:
-        raise CorruptFile(subject, f"is no saved policy ({type(error).__name__}: {error})") from None
+        raise CorruptFile(subject, f"is not a saved policy ({type(error).__name__}: {error})") from None
     if saved.version != VERSION:
         raise CorruptFile(subject, f"is a saved policy of format {saved.version}; this engine reads {VERSION}")
     return saved, shapes

@@ -322,7 +322,7 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
     (InvalidRequest, "has 1 advantages for 2", lambda t: t.begin([PolicyBatch("p/0", [over(advantages=[1])])])),
     (InvalidRequest, "weight that is not", lambda t: t.begin([PolicyBatch("p/0", [over(weights=[0, torch.inf])])])),
     (InvalidRequest, "needs completion_tokens", lambda t: t.begin([PolicyBatch("p/0", [over()], Loss("dr_grpo"))])),
-    (CorruptFile, "policy q: is no saved policy", lambda t: restore(t, "q", b"nothing")),
+    (CorruptFile, "policy q: is not a saved policy", lambda t: restore(t, "q", b"nothing")),
     (CorruptFile, "policy q: ", lambda t: restore(t, "q", saved_of(t, "p/0")[:-4])),
 ]
 
