@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urldefrag, urljoin
 
-_MAPS = frozenset(
-    ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-)  # of schemas, by name
-_DATA = frozenset(("const", "default", "enum", "examples"))  # no schemas, whatever they look like
+from mint_contracts.json_schema import DATA, MAPS, rewritten
+
 _NAMES = frozenset(("$id", "$anchor"))
 
 
@@ -49,9 +47,9 @@ def _schemas(schema: dict[str, Any], base: str, pointer: str) -> Iterator[_Found
 
 def _inner(name: str, value: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """The schemas that a keyword holds, each with where it is in the keyword's value."""
-    if name in _DATA:
+    if name in DATA:
         return
-    if isinstance(value, dict) and name not in _MAPS:
+    if isinstance(value, dict) and name not in MAPS:
         yield value, ""
         return
     among = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -61,25 +59,15 @@ def _inner(name: str, value: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _rewritten(schema: dict[str, Any], base: str, places: dict[str, str]) -> dict[str, Any]:
-    base, rewritten = _base(schema, base), dict[str, Any]()
+    base, found = _base(schema, base), dict[str, Any]()
     for name, value in schema.items():
         if name in _NAMES and isinstance(value, str):
             continue
         if name == "$ref" and isinstance(value, str):
-            rewritten[name] = _reference(_absolute(base, value), value, places)
-        elif name in _DATA:
-            rewritten[name] = value
-        elif isinstance(value, dict) and name in _MAPS:
-            rewritten[name] = {at: _within(each, base, places) for at, each in value.items()}
-        elif isinstance(value, list):
-            rewritten[name] = [_within(each, base, places) for each in value]
+            found[name] = _reference(_absolute(base, value), value, places)
         else:
-            rewritten[name] = _within(value, base, places)
-    return rewritten
-
-
-def _within(value: Any, base: str, places: dict[str, str]) -> Any:
-    return _rewritten(value, base, places) if isinstance(value, dict) else value
+            found[name] = rewritten(name, value, lambda each: _rewritten(each, base, places))
+    return found
 
 
 def _reference(absolute: str, reference: str, places: dict[str, str]) -> str:
