@@ -91,10 +91,7 @@ def plan_base(
     there = placements_of(known) if known else {}
     claimed = training.claims(there) if known else {}
     admission = admit(base, waves, last, sizes, taken, training.held, claimed, there)
-    child = snapshot.children.get(base.workload)
-    running = child.replicas if child else 0
-    if before is not None:  # engines that somebody else added hold nothing, and go at once
-        running = min(running, before.fleet.count)
+    running = _running(snapshot, base, before)
     bounds = base.spec.engine.replicas
     needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
     name, unmade = base.meta.name, snapshot.unmade.get(key)
@@ -133,6 +130,13 @@ def plan_base(
     change = difference(known.state, record, placed.records, wanted, names, recorded.records)
     leases = decided(base, training, engines, wave_statuses, snapshot.training.get(key, TrainKnown()), now)
     return msgspec.structs.replace(without_map, change=change, training=leases)
+
+
+def _running(snapshot: Snapshot, base: ObservedBase, before: Known | None) -> int:
+    """The engines that the base has. Those that somebody else added hold nothing, and go at once."""
+    child = snapshot.children.get(base.workload)
+    running = child.replicas if child else 0
+    return running if before is None else min(running, before.fleet.count)
 
 
 def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:
