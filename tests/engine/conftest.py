@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts import backends
 from mint_contracts.source import Source
@@ -17,7 +18,7 @@ from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from tests.engine import stores
 from tests.engine.balance import Imbalances
 from tests.engine.made import edit_config, edit_tensors, lora_names, peft_adapter, tiny_llama
-from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base
+from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base, save_tokenizer
 from tests.engine.tiers import NAMES, Scene
 
 
@@ -25,6 +26,15 @@ from tests.engine.tiers import NAMES, Scene
 def products() -> None:
     """As in an engine, whose products are fitted when it loads its base: some tests make theirs by hand."""
     fit_products(torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """The byte-level one of the tiny bases."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 @pytest.fixture(autouse=True)

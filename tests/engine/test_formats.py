@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 from pydantic import BaseModel, SecretStr
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mint_engine.requests.formats import KNOWN, known_alone
 from mint_engine.requests.grammar import Grammars, Shape
-from tests.engine.running import save_tokenizer
 
 # JSON Schema's own (2020-12), and some of OpenAPI's and pydantic's.
 NAMED = """
@@ -21,14 +20,6 @@ binary byte password path file-path color int32 int64 float double google-dateti
 """
 TEXT = {"type": "string"}
 OTHER = TEXT | {"format": "binary"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
 
 
 def may_come(tokenizer: PreTrainedTokenizerBase, schema: dict[str, Any], value: Any) -> bool:

@@ -12,14 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
 from mint_engine.requests import masks
 from mint_engine.requests.grammar import Grammar, Grammars, Shape
 from mint_engine.requests.masks import mask
 from mint_engine.requests.pieces import Pieces
-from tests.engine.running import save_tokenizer
 
 EOS = 0
 CHOICES = [{"properties": {f"p{n}": {"maxLength": n}}} for n in range(8)]
@@ -28,14 +27,6 @@ MEETING = [{"type": "string", "pattern": f"^(|.*a.{{{n}}}b.*)$"} for n in range(
 MET = "too many patterns, or patterns that are too long, must match the same text"
 MULTIPLES = "cannot be read: multipleOf has numbers that are too large or too many: their significant digits"
 PADDING = 100  # rows of a base's vocabulary that no token of the tokenizer has
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_engine.requests.pieces import _BYTE_OF, INCOMPLETE, ByteDecoder, Pieces, WindowDecoder, choose_decoder
 from mint_engine.requests.text import Decoder, TextStream
-from tests.engine.running import save_tokenizer
 
 
 def letters(ids: list[int]) -> str:
@@ -73,13 +72,6 @@ def test_long_strings_that_nearly_come_are_not_looked_for_from_their_beginning_a
     assert [stream.push(ord("a")) for _ in range(100)] == [("a", False)] * 100
     assert Counted.looks <= 100 * len(stop) * 4
     assert stream.push(ord("b")) == ("", True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def decode_with(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
