@@ -12,7 +12,7 @@ from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
 from mint_operator.training.gang import packed
 from mint_operator.training.memory import Memory
-from mint_operator.training.stand import WaveStand
+from mint_operator.training.stand import PolicyStand, WaveStand
 
 
 class Slots:
@@ -111,19 +111,28 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
     return pins
 
 
+def late(stand: WaveStand, kept: Mapping[str, str], slots: Slots) -> list[PolicyStand]:
+    """The policies beside those `kept` whose engines are late."""
+    wanting = frozenset(stand.wants_slot) - kept.keys()
+    return [
+        policy
+        for policy in stand.policies
+        if policy.name in wanting and policy.holds and slots.is_late(policy.engine)
+    ]
+
+
 def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots, leave: int) -> dict[str, str]:
     """`kept` with the policies of engines that are late: on others that have room, else where they are and wait.
 
     They `leave` so many slots to served copies that come before them.
     """
-    found, near, wanting = dict(kept), Counter(kept.values()), frozenset(stand.wants_slot) - kept.keys()
-    for policy in stand.policies:
-        if policy.name in wanting and policy.holds and slots.is_late(policy.engine):
-            target = slots.best(near, policy.settings, blind=False) if slots.room() > leave else None
-            engine = target or policy.engine
-            slots.take(engine, policy.settings)
-            near[engine] += 1
-            found[policy.name] = engine
+    found, near = dict(kept), Counter(kept.values())
+    for policy in late(stand, kept, slots):
+        target = slots.best(near, policy.settings, blind=False) if slots.room() > leave else None
+        engine = target or policy.engine
+        slots.take(engine, policy.settings)
+        near[engine] += 1
+        found[policy.name] = engine
     return found
 
 

@@ -27,7 +27,7 @@ from mint_operator.training.fit import fitted, manifest_of
 from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
-from mint_operator.training.place import Slots, keep, moved
+from mint_operator.training.place import Slots, keep, late, moved
 from mint_operator.training.stand import WaveStand, stands, wanting
 from mint_operator.training.training_capacity import TrainingCapacity, begun, turn
 
@@ -83,8 +83,9 @@ def prepared(
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory, outdated)
     kept = {key: keep(stood[key], slots) for key in order}
-    stranded = _stranded(waves, known, slots, {engine.name for engine in engines if engine.lost})
-    kept = {key: moved(stood[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order}
+    if any(late(stood[key], kept[key], slots) for key in order):  # to know who comes first takes all placements
+        stranded = _stranded(waves, known, slots, {engine.name for engine in engines if engine.lost})
+        kept = {key: moved(stood[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order}
     held, ended = Counter[str](), Counter[str]()
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
