@@ -1,1 +1,1 @@
-"""Policies in training: what each does next, rollouts and updates beside serving, checkpoints, revisions."""
+"""Policies in training: what each does next, its rollouts and updates beside serving, checkpoints, revisions."""

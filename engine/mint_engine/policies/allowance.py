@@ -1,14 +1,14 @@
 """How much time updates may take between the steps of tenants.
 
-A tenant's token comes later by what the step thread does between two steps. Updates may take a share of the time that
-steps take, and what rollouts add to these steps counts as theirs. A piece that takes longer than what is left is lent
-the rest, and the next ones wait until that is paid back: a base of long pieces trains beside tenants as fast as
-one of short pieces. What is not used is not saved up: else a pause would follow where none was needed.
+Whatever the step thread does between two steps delays tenants' tokens. Updates may take a fixed share of the steps'
+time, and the time that rollouts add to steps counts against that share. A piece that takes longer than the time left
+borrows the rest, and later pieces wait until that is paid back, so a base with long pieces trains beside tenants as
+fast as one with short pieces. Unused time is not saved up: spending it later would pause tenants for no reason.
 """
 
 from mint_engine.scheduling.background import SHARE
 
-LEAST = 0.01  # of a step, where rollouts have taken the share already: updates never stand still
+LEAST = 0.01  # fraction of a step that updates always get, so that they progress even if rollouts use up the share
 
 
 class Allowance:
@@ -18,7 +18,10 @@ class Allowance:
         self._left = 0.0
 
     def grant(self, step_s: float, tenants: int, rollouts: int) -> None:
-        """A step has passed, of so many tenants' requests; rollouts had their share of its rows at most."""
+        """Grant the time earned by one step, which served `tenants` requests and `rollouts`.
+
+        Rollouts take at most their share of a step's rows.
+        """
         own = step_s * tenants / (tenants + min(rollouts, SHARE * tenants))
         spare = max(SHARE * own - (step_s - own), LEAST * step_s)
         self._left = min(self._left, 0.0) + spare
@@ -29,5 +32,5 @@ class Allowance:
         return self._left > 0.0
 
     def spend(self, piece_s: float) -> None:
-        """A piece has been computed."""
+        """Record that a piece has been computed in `piece_s`."""
         self._left -= piece_s

@@ -1,4 +1,4 @@
-"""What is announced in the store, kept known on the event loop: by this engine, by others, and before it started."""
+"""The event loop's copy of the store's announcements, made by this engine or others, now or before it started."""
 
 import asyncio
 import math
@@ -15,28 +15,28 @@ from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
 from mint_engine.sources.asking import asked
 
-LOOK_S = 10.0  # as often as the map is read anew
-FIRST_S = 5.0  # for the first look, before the engine does without
+LOOK_S = 10.0  # as often as the map is read
+FIRST_S = 5.0  # to wait for the first look before going on without it
 
-_Edits = dict[str, Source | None]  # by policy, where what its name means from now on lies; None: it means nothing
+_Edits = dict[str, Source | None]  # policy -> source that its name now refers to; None: nothing
 
 _log = structlog.get_logger(__name__)
 
 
 class AnnouncementCache:
-    """One engine's. `on_change` is called whenever another revision, or none, is what some name means."""
+    """One engine's cache. `on_change` is called whenever the revision that some name refers to changes."""
 
     def __init__(self, store: Source, base: str, engine: str, look_s: float = LOOK_S) -> None:
         self._store, self._base, self._engine, self._look_s = store, base, engine, look_s
-        self._looks: list[_Edits] = []  # of each that is under way, what was written here since it began
-        self._known_at = -math.inf  # when the listing began that is known, with what was written here since
+        self._looks: list[_Edits] = []  # per look under way: what this engine has written since it began
+        self._known_at = -math.inf  # when the listing behind `known` began
         self._looked = asyncio.Event()
-        self._shared: asyncio.Task[None] | None = None  # a look that many wait for
-        self.known: Mapping[str, Source] = {}  # by policy, where its newest revision lies
+        self._shared: asyncio.Task[None] | None = None  # one look shared by all callers of `clear`
+        self.known: Mapping[str, Source] = {}  # policy -> source of its newest revision
         self.on_change: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
-        """Look, again and again, until cancelled. A store that is away leaves what is known as it is."""
+        """Look periodically until cancelled. While the store is unavailable, `known` stays as it is."""
         away = False
         while True:
             try:
@@ -49,30 +49,31 @@ class AnnouncementCache:
             await asyncio.sleep(self._look_s)
 
     async def first(self, timeout_s: float = FIRST_S) -> None:
-        """Wait until the store was looked into once, within a bound."""
+        """Wait until the first look has succeeded, for at most `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._looked.wait()
 
     async def announce(self, policy: str, life: int, name: Name, source: Source) -> None:
-        """Have a policy's name mean what was published as `name`, to `source`. Raises as `Announcements.announce`."""
+        """Make a policy's name refer to `name`, published at `source`. Raises as `Announcements.announce`."""
         announcer = Announcer(self._engine, life)
         await asked(lambda: self._open().announce(policy, name, announcer))
         self._note({policy: source})
 
     async def withdraw(self, policy: str, life: int = 0, *, whoever: bool = False) -> None:
-        """Have it mean nothing that this life of the policy, or an earlier one here, has announced, or `whoever`.
+        """Withdraw what this life of the policy, or an earlier one on this engine, has announced.
 
-        `life` 0 stands for the latest here. Raises the errors of a store.
+        `life` 0 stands for the latest one here. With `whoever`, withdraw all announcements of the name, whoever made
+        them. Raises a store's errors.
         """
         announcer = None if whoever else Announcer(self._engine, life)
         left = await asked(lambda: self._open().withdraw(policy, announcer))
         self._note({policy: left})
 
     async def clear(self, policy: str, since: float) -> None:
-        """As `withdraw` of whatever life, of a name that nothing here has announced `since` then (monotonic seconds).
+        """Withdraw all lives of a name for which this engine has announced nothing since `since` (monotonic seconds).
 
-        What stands under it was there by then, for the next listing to tell: one does for all names of a wave.
+        Any announcement of it is older than that, so the next listing shows it; one listing serves all of a wave.
         """
         while self._known_at < since:
             if self._shared is None:
@@ -82,9 +83,9 @@ class AnnouncementCache:
             await self.withdraw(policy)
 
     async def look(self) -> None:
-        """Know what the store says now. Raises its errors.
+        """Update `known` from the store. Raises a store's errors.
 
-        What was written here meanwhile goes before a listing, which may have been made before it.
+        What this engine writes meanwhile takes precedence over the listing, which may predate it.
         """
         since, began = _Edits(), time.monotonic()
         self._looks.append(since)
@@ -93,7 +94,7 @@ class AnnouncementCache:
         finally:
             self._looks = [each for each in self._looks if each is not since]
         self._looked.set()
-        if began > self._known_at:  # or one that began later is known by now
+        if began > self._known_at:  # otherwise a look that began later has already finished
             self._known_at = began
             self._know(_edited(found, since))
 

@@ -1,10 +1,10 @@
-"""Names that calls have published, announced in the store: each means its newest revision, whichever engine runs.
+"""Announcements in the store of what calls have published: a policy's name refers to its newest revision.
 
-    <store>/announced/<base>/<policy>@<lease>-<step>      the policy's slashes as "+", which no name has
+    <store>/announced/<base>/<policy>@<lease>-<step>      the policy's slashes as "+", which no name contains
 
-Its own name says all that whoever serves it must know, so that one listing tells of all of a base's. The newest by
-(lease, step) counts: what is announced late under an older lease never takes its place. Inside is who has announced
-it, whom alone it is withdrawn for.
+They outlive the engine that publishes. The file name holds all that serving needs, so one listing covers a base. The
+newest by (lease, step) counts: a late announcement under an older lease never replaces it. The file's content is its
+announcer, who alone may withdraw it.
 """
 
 import msgspec
@@ -22,13 +22,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Announcer(msgspec.Struct, frozen=True):
-    """Whose policy it is that was published: an engine, and the lease that the policy was created under there."""
+    """Who published a policy: the engine, and the lease under which the policy was created there."""
 
     engine: str
     life: int
 
     def may_withdraw(self, other: "Announcer") -> bool:
-        """Whether it is of the very same life, or of an earlier one on this engine; life 0 stands for the latest."""
+        """Whether `other` is of the same life, or of an earlier one on this engine; life 0 stands for the latest."""
         earlier = self.engine == other.engine and (not self.life or other.life < self.life)
         return earlier or self.life == other.life
 
@@ -38,15 +38,18 @@ _ANNOUNCER = msgspec.json.Decoder(Announcer)
 
 
 class Announcements:
-    """Those of one base ("namespace/name") in its training store. Blocks its thread, and raises a store's errors."""
+    """The announcements of one base ("namespace/name") in its training store.
+
+    All methods block the calling thread and raise a store's errors.
+    """
 
     def __init__(self, store: Store, base: str) -> None:
         self._store, self._folder = store, f"announced/{base}"
 
     def announce(self, policy: str, name: Name, announcer: Announcer) -> None:
-        """From now on the policy's name means what it has published as `name`. Durable when this returns.
+        """Make the policy's name refer to what it has published as `name`. Durable when this returns.
 
-        Raises StaleLease where a newer lease has announced.
+        Raises StaleLease if a newer lease has announced.
         """
         others = self._all().get(policy, [])
         if others and others[-1].lease > name.lease:
@@ -58,9 +61,9 @@ class Announcements:
                 self._store.delete(self._path(policy, each))
 
     def withdraw(self, policy: str, announcer: Announcer | None) -> Source | None:
-        """Let the name mean nothing any more, as far as this announcer may say so; None: whoever announced.
+        """Remove the announcements that this announcer may withdraw, or all of them if it is None.
 
-        What it means then.
+        Returns the source that the name refers to afterwards, or None.
         """
         left = None
         for each in self._all().get(policy, []):
@@ -79,14 +82,14 @@ class Announcements:
         return left
 
     def standing(self) -> dict[str, Source]:
-        """Where the newest revision of each name lies."""
+        """Return the source of each policy's newest announced revision."""
         return {policy: self._lies(policy, names[-1]) for policy, names in self._all().items()}
 
     def _lies(self, policy: str, name: Name) -> Source:
         return child(published_in(self._store.source, policy), str(name))
 
     def _all(self) -> dict[str, list[Name]]:
-        """By policy, the oldest first."""
+        """Return the announced names by policy, oldest first."""
         found: dict[str, list[Name]] = {}
         for file in self._store.names(self._folder):
             policy, _, name = file.partition("@")

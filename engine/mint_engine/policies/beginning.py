@@ -1,4 +1,4 @@
-"""How a course begins: memory and a slot are had for its policy, which then is made, or read from its checkpoint."""
+"""How a course begins: reserve memory and a slot for its policy, then make it or read it from a checkpoint."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +17,11 @@ from mint_engine.sources.asking import asked
 from mint_engine.training.making import Maker
 from mint_engine.training.policy import Policy
 
-MOST_DRAWN = 1 << 14  # examples that are looked at ahead of their steps, where those take not all that there are
+MOST_DRAWN = 1 << 14  # examples checked in advance at most, if the steps do not use all of them
 
 
 def holder_of(policy: str) -> str:
-    """Who has the host memory of a wave's policy."""
+    """Return the name under which a wave's policy holds host memory (see `Room`)."""
     return f"policy {policy!r}"
 
 
@@ -32,9 +32,9 @@ async def check_examples(
     examples: Sequence[Example],
     held_out: Sequence[Example],
 ) -> None:
-    """Raise BadExample where something that steps or evaluations will take does not fit (see `check_lengths`).
+    """Raise BadExample if an example that steps or evaluations will use does not fit (see `check_lengths`).
 
-    Or where the reward can judge no completion of it.
+    Also if the reward cannot judge any completion of it.
     """
     room, places = terms.sampling.max_tokens, terms.train.steps * terms.train.prompts_per_step
 
@@ -51,7 +51,7 @@ async def check_examples(
 
 
 def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Example]:
-    """Each of them that the scorer can judge, up to the first that it can not, which raises BadExample."""
+    """Yield the examples; raise BadExample at the first one that the scorer cannot judge."""
     for each in examples:
         if scorer is not None:
             scorer.check_example(Completion(each.text, "", each.answer, each.json))
@@ -59,9 +59,10 @@ def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Exam
 
 
 async def reserve(context: TrainingContext, terms: Terms) -> int:
-    """A slot, and host memory for what a new policy of these terms takes. Raises as `Places.reserve` and `Room.take`.
+    """Reserve host memory and a slot for a new policy of these terms; returns the slot.
 
-    Memory comes first: who waits for it takes nobody's slot, and who waits for a slot gives it back.
+    Memory comes first: waiting for memory then occupies no slot, and a failed wait for a slot returns the memory.
+    Raises as `Places.reserve` and `Room.take`.
     """
     places, holder = context.places, holder_of(terms.policy)
     places.room.take(holder, await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form))
@@ -73,16 +74,17 @@ async def reserve(context: TrainingContext, terms: Terms) -> int:
 
 
 async def release(context: TrainingContext, policy: str, slot: int) -> None:
-    """Give both back."""
+    """Give back the policy's memory and its slot."""
     context.places.room.leave(holder_of(policy))
     await context.places.release(slot)
 
 
 async def make(context: TrainingContext, terms: Terms, shelf: Shelf, since: float) -> tuple[Policy, Record | None]:
-    """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new.
+    """Return a policy not yet given to the trainer, and the record of its checkpoint, or None if it is new.
 
-    Its name is a wave's here `since` then (see `TrainingContext.claim`). It has as much memory as it takes, which
-    only a checkpoint or a revision may tell. Raises as `Shelf.newest`, and all that reading and making raise.
+    `since` is when its name became a wave's here (see `TrainingContext.claim`). The reserved memory is adjusted to
+    what the policy takes, which may be known only from its checkpoint or revision. Raises as `Shelf.newest`, and
+    whatever reading and making raise.
     """
     name, holder, room = terms.policy, holder_of(terms.policy), context.places.room
     await context.claim(name, since)
@@ -105,7 +107,7 @@ async def _made(context: TrainingContext, terms: Terms, saved: bytes | None, sta
             policy = maker.read(name, saved)
         else:
             policy = maker.continued(name, start) if start is not None else maker.fresh(name, terms.form)
-        policy.round(context.dtype)  # or the step thread would, to hand it off
+        policy.round(context.dtype)  # here, since otherwise the step thread would do it at hand-off
         return policy
 
     return await context.step_thread.make(work)

@@ -1,6 +1,6 @@
-"""Checkpoints of policies of calls: those that a program asks for, and what an engine that is told to end leaves.
+"""Checkpoints of Trainer API policies: those that clients ask for, and those that an engine leaves as it lets go.
 
-<store>/policies/<policy>/calls/<lease>-<sequence>      as `checkpoints` has them
+<store>/policies/<policy>/calls/<lease>-<sequence>      in the format of `checkpoints`
 """
 
 import asyncio
@@ -23,31 +23,31 @@ from mint_engine.sources.asking import asked
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
 
-RUN = "calls"  # stands for a wave's run in the names of checkpoints
-KEPT = 16  # checkpoints of a policy
-LEASE_S = 5.0  # that a new policy waits to hear of others of its name
+RUN = "calls"  # takes the place of a wave's run in checkpoint names
+KEPT = 16  # checkpoints per policy
+LEASE_S = 5.0  # that a new policy waits for the store to report earlier leases of its name
 
 
 class Found(NamedTuple):
-    """What a policy can go on from: its newest whole checkpoint."""
+    """What a policy can be resumed from: its newest complete checkpoint."""
 
     policy: Policy
     record: Record
-    newest_record: Record | None  # what the newest one, whole or not, held before that was read
+    newest_record: Record | None  # of the newest checkpoint, complete or not, as of before the read
 
 
 def shelf_of(store: Store, policy: str) -> Shelf:
-    """A policy's checkpoints."""
+    """Return a policy's checkpoints."""
     return Shelf(store, policy, RUN, KEPT)
 
 
 async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, left: bool = False) -> str:
-    """Write a checkpoint, which is durable when this returns: its URI."""
+    """Write a checkpoint and return its URI; it is durable when this returns."""
     shelf, name = shelf_of(here.store, policy), Name(calls.lease, sequence)
     async with here.copying(calls):
         copy = await here.training.step_thread.parts(lambda trainer: copying(trainer, policy))
         blob = await aside(state.to_bytes, copy)
-        del copy  # beside its bytes it would be in memory for as long as the store takes
+        del copy  # do not keep it in memory beside its bytes while the store writes
         record = Record(
             policy=policy,
             wave="",
@@ -66,17 +66,17 @@ async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, l
 
 
 async def leave(here: CallContext, policy: str, calls: Calls) -> None:
-    """Write a checkpoint of a policy as it is, which its engine lets go of, for any to go on with."""
+    """Write a checkpoint of a policy that this engine lets go of, so that any engine can resume it."""
     await save(here, policy, calls, calls.sequence, left=True)
     rests = Rests(policy, calls.life, calls.sequence, calls.step)
-    with suppress(MintError):  # or it is merely not listed
+    with suppress(MintError):  # then it is only missing from the list of resting policies
         await aside(here.resting.note, rests)
 
 
 async def stay(here: CallContext, policy: str, calls: Calls) -> None:
-    """What could not be let go of is its engine's still: nobody goes on with what `leave` has written.
+    """Revert `leave` for a policy that stays on this engine after all: nobody may resume what it wrote.
 
-    Raises StaleLease where another engine has gone on with that already.
+    Raises StaleLease if another engine has already resumed it.
     """
     record = await asked(shelf_of(here.store, policy).newest_record)
     if record is not None and record.left and record.lease == calls.lease:
@@ -84,16 +84,17 @@ async def stay(here: CallContext, policy: str, calls: Calls) -> None:
 
 
 async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> None:
-    """Raise StaleLease where another engine has gone on with the policy; and the errors of a store."""
+    """Raise StaleLease if another engine has resumed the policy; also raises a store's errors."""
     latest = await asked(shelf_of(here.store, policy).latest_lease)
     if latest > calls.lease:
         raise _stale(policy, latest, calls)
 
 
 async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy:
-    """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`.
+    """Return the policy that `save` wrote to `uri`.
 
-    And StaleLease for what was saved under a newer lease, whose engine has the policy.
+    Raises SourceForbidden for a URI that is not this policy's, StaleLease for one saved under a newer lease, whose
+    engine now has the policy, and as `Shelf.read`.
     """
     shelf = shelf_of(here.store, policy)
     folder = _folder(here.store, shelf)
@@ -109,9 +110,9 @@ async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy
 
 
 async def newest(here: CallContext, policy: str, life: int) -> Found:
-    """The newest checkpoint, which where `life` is given (not 0) must be what an engine has left of that one.
+    """Return the newest checkpoint; if `life` is given (not 0), it must be what an engine left of that life.
 
-    Raises PolicyNotFound where there is none such.
+    Raises PolicyNotFound if there is none.
     """
     shelf = shelf_of(here.store, policy)
     newest_record = await asked(shelf.newest_record)
@@ -125,7 +126,7 @@ async def newest(here: CallContext, policy: str, life: int) -> Found:
 
 
 async def latest_lease(here: CallContext, policy: str) -> int:
-    """Under which a policy of that name has saved or published; 0: none has, or the store does not say in time."""
+    """Return the latest lease that saved or published this policy; 0 if none did or the store is too slow."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
             saved, published = shelf_of(here.store, policy).latest_lease, revisions.latest_lease
@@ -134,18 +135,18 @@ async def latest_lease(here: CallContext, policy: str) -> int:
 
 
 async def give_up(here: CallContext, policy: str, life: int) -> None:
-    """What an engine has left of a policy that is dropped comes back to nobody.
+    """Mark what an engine left of a dropped policy as no longer resumable.
 
-    Of this `life` or an earlier one, whose name that has taken; 0 stands for the latest.
+    This covers `life` and earlier lives of the name; 0 stands for the latest.
     """
     record = await asked(shelf_of(here.store, policy).newest_record)
     if record is not None and record.left and (not life or record.life <= life):
-        with suppress(StaleLease):  # nor can anybody take up what lies behind a newer lease
+        with suppress(StaleLease):  # what a newer lease has superseded cannot be resumed anyway
             await _retell(here, policy, record, left=False)
 
 
 async def succeed(here: CallContext, policy: str) -> None:
-    """A new policy has the name: what an engine has left of an earlier one is not listed beside it."""
+    """Remove an earlier policy of this name from the resting list, since a new one now has the name."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
             record = await asked(shelf_of(here.store, policy).newest_record)
@@ -154,7 +155,7 @@ async def succeed(here: CallContext, policy: str) -> None:
 
 
 async def _retell(here: CallContext, policy: str, record: Record, *, left: bool) -> None:
-    """What is listed was left, whenever somebody looks."""
+    """Rewrite a record's `left`, in an order that never lists a policy whose record does not say so."""
     if not left:
         await aside(here.resting.forget, rests_of(record))
     await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
@@ -163,7 +164,7 @@ async def _retell(here: CallContext, policy: str, record: Record, *, left: bool)
 
 
 def not_left(policy: str, life: int) -> PolicyNotFound:
-    """That a policy is not to be gone on with by a program that does not know what it has lost."""
+    """Return the error for a client that would resume a policy without knowing what was lost."""
     reason = f"of life {life} is not what its engine saved on shutdown; resume it by name alone, or create it"
     return PolicyNotFound(f"policy {policy!r}", reason)
 
@@ -173,7 +174,7 @@ def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:
 
 
 def rests_of(record: Record) -> Rests:
-    """What is listed of a policy that was left."""
+    """Return the entry of a left policy in the resting list."""
     return Rests(record.policy, record.life, record.sequence, record.taken)
 
 

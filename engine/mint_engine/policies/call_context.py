@@ -1,4 +1,4 @@
-"""What the Trainer's calls work with once the base is loaded."""
+"""What the Trainer service's calls use once the base is loaded."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -15,8 +15,8 @@ from mint_engine.training.policy import Policy
 
 @dataclass(frozen=True)
 class CallContext:
-    """`waves` tells the policies that belong to waves here; `refuse_taken` raises InvalidRequest for a name that is
-    somebody else's; `announcement_cache` has names outlive this engine; `resting` tells what was let go of."""
+    """`waves` returns the policies that belong to waves here; `refuse_taken` raises InvalidRequest for a name that is
+    already taken; `announcement_cache` makes names outlive this engine; `resting` lists policies that were let go."""
 
     training: TrainingContext
     store: Store
@@ -27,15 +27,15 @@ class CallContext:
 
     @property
     def room(self) -> Room:
-        """For what policies take of host memory."""
+        """The host memory that policies take."""
         return self.training.places.room
 
     def copying(self, calls: Calls) -> AbstractAsyncContextManager[None]:
-        """Room for saving a policy, or for reading another state of it."""
+        """Return a context that holds room for copies while a policy is saved or another state of it is read."""
         return self.room.copying(calls.holder, self.room.of(calls.holder).copies)
 
     async def replace(self, calls: Calls, read: Policy) -> None:
-        """Put a state that was read into its policy's place; the larger of both counts meanwhile."""
+        """Replace a policy by a state that was read; meanwhile the larger of the two counts as its memory."""
         needs = self.training.step_thread.maker.needs_for(read)
         if needs.own > self.room.of(calls.holder).own:
             self.room.take(calls.holder, needs)

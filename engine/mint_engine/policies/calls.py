@@ -1,4 +1,4 @@
-"""Calls of one policy, each of which counts once: ordered by sequence number from 1, repeated without effect."""
+"""Exactly-once calls of one policy: ordered by sequence number from 1; repeating a call has no further effect."""
 
 import asyncio
 import time
@@ -15,22 +15,22 @@ from mint_engine.policies.lease_check import LeaseCheck
 from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0
-REMEMBERED = 16  # answers; a client that retries has not gone on by more calls than this
-REMEMBERED_BYTES = 2 << 20  # of them; the last one is remembered however large
+REMEMBERED = 16  # answers; a client retries a call before it has made this many newer ones
+REMEMBERED_BYTES = 2 << 20  # of all answers together; the last one is remembered whatever its size
 
 M = TypeVar("M", bound=Message)
 
 
 def draining() -> Draining:
-    """That an engine takes no more calls."""
+    """Return the error for an engine that takes no more calls."""
     return Draining("engine", "is shutting down and saving what it trains; retry", retry_after_s=PART_RETRY_S)
 
 
 class Calls:
     """One policy's calls, one after another. `lease` is in the names of what they save and publish.
 
-    `life` is the lease that it was created under, on whichever engine: it tells it from others that have had, or will
-    have, its name. One that is resumed has no `settings`.
+    `life` is the lease under which the policy was created, on any engine; it distinguishes this policy from earlier
+    and later ones of the same name. A resumed policy has no `settings`.
     """
 
     def __init__(self, policy: str, lease: int, settings: PolicySettings | None) -> None:
@@ -38,27 +38,27 @@ class Calls:
         self.life = self.lease = lease
         self.lease_check = LeaseCheck()
         self.sequence = 0  # of the last call that took effect
-        self.taken_up = 0  # the call behind which this lease has begun
+        self.taken_up = 0  # sequence number of the last call before this lease began
         self.step = 0  # optimizer steps taken
-        self._gone = ""  # how it went, once it has
+        self._gone = ""  # why the policy is gone; empty while it is here
         self._parting = False
-        self._stay: Callable[[], Awaitable[None]] | None = None  # to be done before its next call
-        self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # beside what was asked
-        self._nbytes = 0  # of all of them
+        self._stay: Callable[[], Awaitable[None]] | None = None  # reverts a failed `rest` before the next call
+        self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # with their requests' digests
+        self._nbytes = 0  # of all answers
         self._turn = asyncio.Lock()
         self._used_at = time.monotonic()
 
     @property
     def holder(self) -> str:
-        """Who has the policy's host memory: another of its name, a wave's say, may have its own for a moment."""
+        """The policy's holder in `Room`; differs from that of another policy (e.g. a wave's) of the same name."""
         return f"policy {self._policy!r} of life {self.life}"
 
     def is_idle(self, since_s: float) -> bool:
-        """Whether no call is under way, and the last one has ended at least so long ago."""
+        """Whether no call is under way and the last one ended at least `since_s` ago."""
         return not self._turn.locked() and time.monotonic() - self._used_at >= since_s
 
     def check_new(self, settings: PolicySettings) -> None:
-        """Raise InvalidRequest unless it is still new, and of these settings."""
+        """Raise InvalidRequest unless the policy is still new and has these settings."""
         subject = f"policy {self._policy!r}"
         if self.sequence or self._settings is None:
             raise InvalidRequest(subject, f"already exists, at call {self.sequence}; drop it first")
@@ -69,12 +69,12 @@ class Calls:
             )
 
     def check_life(self, life: int) -> None:
-        """Raise PolicyNotFound where `life` is given (not 0) and another one's."""
+        """Raise PolicyNotFound if `life` is given (not 0) and is not this policy's."""
         if life not in {0, self.life}:
             raise PolicyNotFound(f"policy {self._policy!r}", f"of life {life} was dropped; this is life {self.life}")
 
     def check_lease(self, lease: int) -> None:
-        """Raise PolicyNotFound where `lease` is given (not 0) and another one's: the policy is elsewhere, or was."""
+        """Raise PolicyNotFound if `lease` is given (not 0) and is not the current one: the policy has moved."""
         if lease not in {0, self.lease}:
             reason = f"is here under lease {self.lease}, not {lease}; ask for its engine and its progress again"
             raise PolicyNotFound(f"policy {self._policy!r}", reason)
@@ -86,19 +86,18 @@ class Calls:
         sure: Callable[[], Awaitable[None]],
         work: Callable[[], Awaitable[M]],
     ) -> M:
-        """The answer to call `sequence`: what `work` gives, or what it gave before. Raises OutOfOrder, and as `work`.
+        """Return the answer to call `sequence`: the result of `work`, or the remembered one if this is a repeat.
 
-        And as `sure`, before either.
+        `sure` runs first, to check that the policy is still this engine's. `digest` identifies the request: a
+        different request under a used number is not a repeat; a restarted client, for example, may send one.
 
-        `digest` is of what is asked: another call of the number is no repeat, as of a program that has started anew.
-
-        A call that fails has not been: its number is to be used again. One whose client goes away goes on to its end,
-        so that its number says whether it took effect.
+        A call that fails does not count: its number is to be used again. A call whose client disconnects runs to its
+        end, so that its number tells whether it took effect. Raises OutOfOrder, and as `sure` and `work`.
         """
         return await asyncio.shield(asyncio.ensure_future(self._once(sequence, digest, sure, work)))
 
     async def first(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Make the policy, before any call of it. Raises as `work`: those that follow then raise PolicyNotFound."""
+        """Make the policy before its first call. If `work` raises, so does this; later calls raise PolicyNotFound."""
         async with self._turn:
             self._refuse_ended()
             try:
@@ -110,19 +109,19 @@ class Calls:
                 self._used_at = time.monotonic()
 
     async def end(self, gone: str = "was dropped") -> None:
-        """Wait for the call under way; those that follow it raise PolicyNotFound, and say that."""
+        """Wait for the call under way, then make later calls raise PolicyNotFound with the reason `gone`."""
         async with self._turn:
             self._gone = gone
 
     def end_here(self, gone: str) -> None:
-        """As `end`, by the call that is under way."""
+        """As `end`, but called by the call that is under way."""
         self._gone = gone
 
     async def rest(self, put_away: Callable[[], Awaitable[None]], stay: Callable[[], Awaitable[None]]) -> None:
-        """End with `put_away`, once the call under way has ended: those that follow raise PolicyNotFound.
+        """Run `put_away` after the call under way, then make later calls raise PolicyNotFound.
 
-        Where that raises, so does this, and the policy is there still. Others may have been told that it went:
-        `stay` takes that back, at once or else before its next call, which would not be in what they go on with.
+        If `put_away` raises, so does this, and the policy stays. The store may say by then that it was let go; `stay`
+        reverts that, at once or else before the next call, which would be missing from what another engine resumes.
         """
         async with self._turn:
             if self._gone:
@@ -137,14 +136,14 @@ class Calls:
             self._gone = "was saved and unloaded for lack of calls; resume it"
 
     async def part(self, save: Callable[[], Awaitable[object]]) -> None:
-        """Take no more calls: they raise Draining. `save` once the one under way has ended."""
+        """Refuse further calls with Draining, and `save` once the call under way has ended."""
         self._parting = True
         async with self._turn:
             if not self._gone:
                 await save()
 
     def check_there(self) -> None:
-        """Raise PolicyNotFound where it has gone, though its store has yet to be told that it was dropped."""
+        """Raise PolicyNotFound if the policy is gone, even if the store does not know of its drop yet."""
         if self._gone:
             raise PolicyNotFound(f"policy {self._policy!r}", self._gone)
 

@@ -1,10 +1,10 @@
-"""Checkpoints: a policy's state as a blob, and a record, written last, that names the blob with its digest.
+"""Checkpoints: a policy's state as a blob, and a record, written last, that holds the blob's digest.
 
     <store>/policies/<policy>/<run>/<lease>-<step>/state.safetensors, then record.json
 
-A checkpoint without its record does not exist. The newest by (lease, step) is the one to go on from: what a trainer
-writes under an older lease is never preferred, and lies beside what the newer one writes. `run` is the wave's: one
-that was made anew under an old name begins anew.
+A checkpoint without its record does not exist. Training resumes from the newest by (lease, step): what a trainer
+writes under an older lease is never preferred, and lies beside what the newer one writes. `run` is the wave's: a wave
+that is created again under an old name starts from scratch.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from mint_contracts.training_records import Published
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
 
-KEPT = 2  # complete ones; the second is there in case the first is broken
-READS = 2  # of what looks broken, before it is taken to be: a store may give half of what it has
-MOST_STEPS = 1_000_000  # as the CRD of AdapterWave admits
-MAX_RECORD = 25 * MOST_STEPS + (1 << 20)  # a reward takes 25 bytes of JSON at most, of "-1.2345678901234567e-300,"
+KEPT = 2  # complete checkpoints; the second in case the first is broken
+READS = 2  # attempts before a file counts as broken: a store may return a truncated read
+MOST_STEPS = 1_000_000  # as AdapterWave's CRD allows
+MAX_RECORD = 25 * MOST_STEPS + (1 << 20)  # a reward takes at most 25 bytes of JSON, as in "-1.2345678901234567e-300,"
 BLOB, RECORD = "state.safetensors", "record.json"
 NO_RUN = "-"
 
@@ -29,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a checkpoint says of itself, and of the course so far."""
+    """A checkpoint's description of itself and of the course so far."""
 
     policy: str
     wave: str
@@ -37,15 +37,15 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     step: int
     digest: str  # sha256 of the blob, in hex
     run: str = ""
-    size: int = 0  # bytes of the blob; 0: written by an earlier version, which did not tell
-    sequence: int = 0  # of the Trainer service's calls
-    life: int = 0  # of a policy of those, see `Calls`
-    taken: int = 0  # optimizer steps of such a policy
-    left: bool = False  # by the policy's engine as it ended, for another one to go on with
+    size: int = 0  # bytes of the blob; 0: unknown, written by an earlier version
+    sequence: int = 0  # of the last Trainer service call
+    life: int = 0  # of a Trainer API policy, see `Calls`
+    taken: int = 0  # optimizer steps of a Trainer API policy
+    left: bool = False  # whether the policy's engine let go of it, for any engine to resume
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step
     evaluation: float | None = None
-    evaluated: int = 0  # the step after which that was
+    evaluated: int = 0  # the step after which `evaluation` was made
     published: Published | None = None
 
 
@@ -54,7 +54,7 @@ _RECORD = msgspec.json.Decoder(Record)
 
 
 class Shelf:
-    """One policy's checkpoints in one run. Blocks its thread."""
+    """One policy's checkpoints in one run. All methods block the calling thread."""
 
     def __init__(self, store: Store, policy: str, run: str = "", kept: int = KEPT) -> None:
         self._store, self._policy = store, policy
@@ -62,10 +62,10 @@ class Shelf:
         self._series = Series(store, policy, self.folder, RECORD, kept)
 
     def save(self, record: Record, blob: bytes | bytearray) -> None:
-        """Write a checkpoint and sweep what it makes superfluous.
+        """Write a checkpoint and sweep those that it makes superfluous.
 
-        Raises StaleLease where a newer lease has written, and the errors of a store, but not for what can't be swept:
-        the checkpoint is there, and the next one's sweep does it.
+        Raises StaleLease if a newer lease has written, and a store's errors. A failed sweep is only logged: the
+        checkpoint is there, and the next one's sweep tries again.
         """
         name = Name(record.lease, record.step)
         with self._series.written(name):
@@ -77,17 +77,17 @@ class Shelf:
             _log.warning("checkpoints_unswept", policy=self._policy, checkpoint=str(name), error=str(error))
 
     def retell(self, record: Record) -> None:
-        """Say something else of a checkpoint that is there. Raises as `save`."""
+        """Replace the record of an existing checkpoint. Raises as `save`."""
         name = Name(record.lease, record.step)
         with self._series.written(name):
             self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
 
     def latest_lease(self) -> int:
-        """Under which something was saved, 0: nothing was."""
+        """Return the latest lease under which anything was saved; 0 if nothing was."""
         return self._series.latest_lease()
 
     def leases(self) -> list[int]:
-        """Under which something was saved, or that have the policy: the oldest first."""
+        """Return the leases that have saved or taken the policy, oldest first, one for each folder."""
         return [each.lease for each in self._series.names()]
 
     def take(self, lease: int) -> None:
@@ -99,11 +99,10 @@ class Shelf:
         self._series.give_back(lease)
 
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
-        """The newest whole checkpoint with its blob; broken ones are logged and passed over. None: there is none.
+        """Return the newest complete checkpoint with its blob, or None; broken ones are logged and skipped.
 
-        Raises CorruptFile where all are broken: who began anew would put nothing in the place of what was learnt.
-        So would they where there is none though one of step `saved` is known of, as in a volume that is not mounted:
-        SourceUnavailable.
+        Raises CorruptFile if all are broken, and SourceUnavailable if there is none although one of step `saved` is
+        known to exist, as on a volume that is not mounted. Starting from scratch would then lose what was learnt.
         """
         broken: list[CorruptFile] = []
         for name in reversed(self._series.names()):
@@ -132,14 +131,14 @@ class Shelf:
         return None
 
     def newest_record(self) -> Record | None:
-        """What the newest checkpoint says of itself, unless that cannot be read."""
+        """Return the newest readable record, or None."""
         for name in reversed(self._series.names()):
             with suppress(SourceNotFound, CorruptFile):
                 return self._record(name)
         return None
 
     def read(self, name: str) -> bytes:
-        """The blob of one checkpoint. Raises SourceNotFound where it is not (any more), CorruptFile."""
+        """Return one checkpoint's blob. Raises SourceNotFound if it does not exist (any more), or CorruptFile."""
         found = Name.read(name)
         try:
             if found is not None:
@@ -157,7 +156,7 @@ class Shelf:
         return self._read_once(name)
 
     def _read_once(self, name: Name) -> tuple[Record, bytes]:
-        """Raises CorruptFile, or SourceNotFound for what no record tells of."""
+        """Read a record and its blob. Raises CorruptFile, or SourceNotFound if there is no record."""
         subject, folder, record = self._subject(name), f"{self.folder}/{name}", self._record(name)
         try:
             blob = self._store.read(f"{folder}/{BLOB}", record.size or None)
@@ -172,7 +171,7 @@ class Shelf:
         return record, blob
 
     def _record(self, name: Name) -> Record:
-        """Raises CorruptFile, or SourceNotFound."""
+        """Read a record. Raises CorruptFile, or SourceNotFound."""
         try:
             return _RECORD.decode(self._store.read(f"{self.folder}/{name}/{RECORD}", MAX_RECORD))
         except (msgspec.MsgspecError, CapacityExceeded) as error:
@@ -183,5 +182,5 @@ class Shelf:
 
 
 def digest_of(blob: bytes | bytearray) -> str:
-    """What a record says of its blob."""
+    """Return the digest that a record holds of its blob."""
     return hashlib.sha256(blob).hexdigest()

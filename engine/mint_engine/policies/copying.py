@@ -1,6 +1,6 @@
-"""A policy's numbers copied for what is saved and published of it, in bounded parts between which an engine decodes.
+"""Copies of a policy's numbers for saving and publishing, made in bounded parts between which the engine decodes.
 
-Who asks for a copy sees to it that the policy learns nothing meanwhile. Made by `StepThread.parts`.
+The caller ensures that the policy learns nothing meanwhile. Run these generators by `StepThread.parts`.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ _VECTORS = ("weights", "exp_avg", "exp_avg_sq", "gradient")
 
 
 def copying(trainer: Trainer, name: str) -> Copying:
-    """All of a policy in host memory, apart from what goes on. Raises as `Trainer.policy`."""
+    """Copy a complete policy into host memory, independent of the original. Raises as `Trainer.policy`."""
     policy = trainer.policy(name)
     copies: dict[str, Any] = yield from _copies(trainer, policy, _VECTORS, torch.float32)
     return dataclasses.replace(policy, **copies, rounded=None)
 
 
 def packing(trainer: Trainer, name: str, dtype: torch.dtype) -> Packing:
-    """A revision of a policy, as it is now, but for its digests. Raises as `Trainer.policy`."""
+    """Copy a policy's current weights as a revision without digests. Raises as `Trainer.policy`."""
     policy = trainer.policy(name)
     form, run = policy.form, (yield from _copies(trainer, policy, ("weights",), dtype))["weights"]
     return Packed(packed_file.outline(form.config, form.base, form.layout, form.scalings, dtype), run)
@@ -38,7 +38,7 @@ def packing(trainer: Trainer, name: str, dtype: torch.dtype) -> Packing:
 def _copies(
     trainer: Trainer, policy: Policy, names: Sequence[str], dtype: torch.dtype
 ) -> Generator[None, None, dict[str, torch.Tensor]]:
-    """Vectors [n] that the policy has, in host memory."""
+    """Copy those of the named vectors [n] that the policy has into host memory."""
     step, elements = policy.step, policy.weights.numel()
     vectors: dict[str, torch.Tensor] = {name: found for name in names if (found := getattr(policy, name)) is not None}
     copies = {name: torch.empty(elements, dtype=dtype) for name in vectors}

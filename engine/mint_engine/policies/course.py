@@ -1,4 +1,4 @@
-"""One policy's training from its lease to its end: `moves` decides, here it is done. Lives on the event loop."""
+"""One policy's training under one lease: `moves` decides what to do, a course does it. Belongs to the event loop."""
 
 import asyncio
 import itertools
@@ -37,14 +37,14 @@ from mint_engine.training.trainer import Trainer
 UNSURE_S = 0.25
 MOST_SKIPPED = 3  # steps in a row whose gradient is not finite
 RECENT = 10  # steps, as in Progress.reward_recent
-HELD_S = 1.0  # that examples are kept for a slot that is at hand: who waits for one longer reads them again
+HELD_S = 1.0  # that checked examples are kept; a course that waits longer for a slot reads them again
 
 _log = structlog.get_logger(__name__)
 _numbers = itertools.count(1)
 
 
 class Course:
-    """A course under one lease. `order` and `train` may change while it runs; `on_change` hears of progress."""
+    """A course under one lease. `order` and `train` may change while it runs; each progress calls `on_change`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Course:
         self._context, self._wave, self._sure, self._on_change = context, wave, sure, on_change
         self.assignment = assignment
         self._number = next(_numbers)
-        self._since = time.monotonic()  # that the roster, which makes it, has its policy
+        self._since = time.monotonic()  # when the roster, which creates it, got its policy
         self.train: Train = wave.train
         self._order = assignment.order
         self.stage = Stage.LOADING
@@ -67,23 +67,23 @@ class Course:
         self._patience = Patience(assignment.policy, on_change)
         self._halt = Halt(lambda: not self._runs())
         self._evaluation: float | None = None
-        self._published: Published | None = None  # before it has its keeping
+        self._published: Published | None = None  # until `_keeping` exists
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
-        self.waits = False  # for the map, to be sure of its lease
+        self.waits = False  # for the map to confirm its lease
         self.abandoned = False  # its lease may be another engine's
-        self.parting = False  # the engine ends: what is finished is saved before all is let go of
-        self._placing: asyncio.Future[Lessons] | None = None  # until there are examples and a slot
-        self._unplaced = False  # it was told to stop meanwhile
-        self._readable = False  # its examples have been read once, and not been away since
+        self.parting = False  # the engine shuts down: finished steps are saved before all is released
+        self._placing: asyncio.Future[Lessons] | None = None  # waits for examples, memory and a slot
+        self._unplaced = False  # an order to stop cancelled `_placing`
+        self._readable = False  # its examples were checked, and have been readable since
         self._slot: int | None = None
         self._label = ""
         self._keeping: Keeping | None = None
-        self._scorer: Scorer | None = None  # made once: it holds connections
+        self._scorer: Scorer | None = None  # made once, since it holds connections
         self._lessons: Lessons | None = None
 
     @property
     def order(self) -> Order:
-        """What it is told to do; to stop is heard by who has nothing to lose yet, at once or in a moment."""
+        """What it is told to do. An order to stop interrupts waits that lose nothing by it (see `Halt`)."""
         return self._order
 
     @order.setter
@@ -93,13 +93,13 @@ class Course:
         if order is not Order.RUN and self._placing is not None:
             self._unplaced = self._placing.cancel() or self._unplaced
         more = self.stage is Stage.COMPLETE and self._standing.step < self.train.steps
-        if order is Order.CANCEL and (more or self.stage is Stage.PAUSED):  # it is saved, and lets go if it has not
+        if order is Order.CANCEL and (more or self.stage is Stage.PAUSED):  # already saved
             self._set_stage(Stage.CANCELLED)
         elif order is Order.PAUSE and more:
             self._set_stage(Stage.PAUSED)
 
     def follow(self, before: "Course") -> None:
-        """Stand, until it is loaded, where an earlier one under the same lease has come to rest."""
+        """Show, until loaded, the progress of an earlier course under the same lease."""
         progress = before.progress
         self.rewards, self._tokens = list(before.rewards), progress.tokens
         self._evaluation, self._published = progress.evaluation, progress.published
@@ -107,7 +107,7 @@ class Course:
 
     @property
     def progress(self) -> Progress:
-        """How it stands, as the map tells it."""
+        """The progress that the engine reports in the map."""
         rewards, keeping = self.rewards, self._keeping
         return Progress(
             policy=self.assignment.policy,
@@ -131,13 +131,13 @@ class Course:
 
     @property
     def _trouble(self) -> Failure | None:
-        """What goes away by itself, or when somebody else has mended it."""
+        """A failure that may pass by itself, or once its cause is fixed; None if there is none."""
         error = next(iter(self._patience.trouble.values()), None)
         return Failure(reason=error.reason, message=str(error), terminal=False) if error is not None else None
 
     @property
     def _record(self) -> Record:
-        """What a checkpoint of the last finished step tells, but for what it says of the bytes."""
+        """The record of a checkpoint of the last finished step, without the blob's digest and size."""
         assignment = self.assignment
         return Record(
             policy=assignment.policy,
@@ -154,7 +154,7 @@ class Course:
         )
 
     async def run(self) -> None:
-        """Train until the end, an order to stop, or a failure, and let go of everything. Cancelled, at once."""
+        """Train until the end, an order to stop or a failure, then release everything. If cancelled, stop at once."""
         try:
             await self._live()
         except asyncio.CancelledError:
@@ -204,7 +204,7 @@ class Course:
             if isinstance(move, Stage):
                 self._set_stage(move)
                 return
-            halt = self._halt if move in {Move.STEP, Move.EVALUATE} else None  # the others follow it
+            halt = self._halt if move in {Move.STEP, Move.EVALUATE} else None  # other moves are not interrupted
             with suppress(Halted):
                 await self._patience(moves[move], move, self._runs, halt)
             self._on_change()
@@ -213,11 +213,11 @@ class Course:
         return self.order is Order.RUN
 
     def _keeps(self) -> bool:
-        """What is learnt is wanted, now or later."""
+        """Whether what is learnt is still wanted, now or later."""
         return self.order is not Order.CANCEL
 
     async def _unless_stopped(self) -> Lessons | None:
-        """What it learns from, or nothing where an order to stop comes while it waits for a place."""
+        """Return its lessons, or None if an order to stop comes while it waits for examples, memory or a slot."""
         task = asyncio.current_task()
         while True:
             self._unplaced = False
@@ -229,11 +229,11 @@ class Course:
                     raise
             finally:
                 self._placing = None
-            if not self._runs():  # or else it is told to go on by now
+            if not self._runs():  # otherwise it has since been told to go on
                 return None
 
     async def _place(self) -> Lessons:
-        """Examples, memory and a slot. Who waits for one of them takes nobody's place and holds no examples."""
+        """Get examples, memory and a slot. A waiting course occupies no slot, and holds examples only briefly."""
         terms, context = terms_of(self._wave, self.assignment), self._context
         if terms.reward is not None and self._scorer is None:
             self._scorer = Scorer(terms.reward)
@@ -256,7 +256,7 @@ class Course:
         return Lessons(context, terms, self._slot, examples, held_out, self._scorer, patiently, self._halt)
 
     async def _load(self, lessons: Lessons) -> Keeping:
-        """The policy: from its newest checkpoint, or new."""
+        """Load the policy from its newest checkpoint, or make a new one."""
         store = await asyncio.to_thread(store_of, self._wave.store)
         patiently = partial(self._patience, lasts=self._keeps)
         keeping = Keeping(self._context, store, lessons.terms, self._sure, self._offer, patiently)
@@ -264,7 +264,7 @@ class Course:
         return keeping
 
     async def _read(self, terms: Terms) -> tuple[Sequence[Example], Sequence[Example]]:
-        """What is learnt from, and what evaluations ask."""
+        """Return the training examples, and those that evaluations use."""
         datasets, evaluation = self._context.datasets, terms.train.evaluation
         examples = await datasets.read(terms.run, terms.dataset)
         if evaluation is None:
@@ -276,7 +276,7 @@ class Course:
         policy, record = await beginning.make(self._context, terms, keeping.shelf, self._since)
         if record is not None:
             self._take_up(record)
-            # What was published of steps that are taken again was of others, if these come to other numbers.
+            # Steps that are taken again may come to other numbers than those published: publish them again.
             published = min(await keeping.take_up(record), record.step)
             self._standing = msgspec.structs.replace(self._standing, published=published)
         else:
@@ -337,7 +337,7 @@ class Course:
         self._standing = msgspec.structs.replace(self._standing, published=self._standing.step)
 
     def _offer(self, source: Source, packed: Packed) -> None:
-        """Serve what was published, unless the map alone says by now what is served."""
+        """Serve what was published, unless the course was abandoned: then the map alone decides what is served."""
         if not self.abandoned:
             self._context.places.offer(self.assignment.policy, source, packed)
 
@@ -373,9 +373,9 @@ class Course:
         self._set_stage(Stage.FAILED)
 
     async def _let_go(self) -> None:
-        """Leave nothing behind: no write, no weights, no slot, no connection."""
+        """Release everything: writes, weights, slot, connections."""
         scorer, self._scorer = self._scorer, None
-        self._lessons = None  # a course that has ended is remembered, its examples are not
+        self._lessons = None  # an ended course is kept, its examples are not
         try:
             if self._keeping is not None:
                 await self._keeping.abandon()

@@ -1,4 +1,4 @@
-"""What goes wrong on the step thread beside serving: told to whoever waits, and a reason to look at the device."""
+"""Errors in the step thread's training work: reported to whoever waits, and a reason to check the device."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,15 +13,16 @@ _log = structlog.get_logger(__name__)
 
 
 class Defects:
-    """One engine's. `computes` tells whether its device still computes anything, and ends the engine where not."""
+    """One engine's. `computes` returns whether its device still computes, and ends the engine if it does not."""
 
     def __init__(self) -> None:
         self.computes: Callable[[], bool] = lambda: True
 
     def attempt(self, work: Callable[[], T], subject: str, what: str) -> T | MintError:
-        """What some work gives, or the error to tell of it: that something `what`, where it was no MintError.
+        """Return the result of `work`, or the error to report.
 
-        Overloaded where memory was full, which others may leave.
+        An exception that is no MintError becomes one that says that `subject` `what` ("could not begin"): Overloaded
+        if memory was full, since others may free some, EngineUnavailable if the device is broken, else Internal.
         """
         kind: type[MintError] = Internal
         try:
@@ -32,7 +33,7 @@ class Defects:
             _log.exception("training_defect", subject=subject)
             why = f"{what} ({type(defect).__name__}: {defect})"
             kind = Overloaded if isinstance(defect, torch.OutOfMemoryError | MemoryError) else Internal
-        # Out of the handler, which keeps the work's tensors: a full device must not be taken for a broken one.
+        # Outside the handler, which keeps the work's tensors alive: a full device must not look like a broken one.
         if self.computes():
             return kind(subject, why)
         return EngineUnavailable("engine", f"cannot compute any more: {subject} {why}")

@@ -20,11 +20,11 @@ class Group:
 
 
 def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Sampling) -> PolicyBatch | None:
-    """What the policy learns from a step's groups; None where no group has a signal, and so nothing would change.
+    """Return what the policy learns from a step's groups, or None if no group has a signal: nothing would change.
 
-    Groups whose rewards are all alike are left out where the loss says so (arXiv 2503.14476's dynamic sampling, but
-    that no others are drawn in their place). The deviation of a batch is that of the groups that are left, and what
-    the loss is divided by counts their tokens or completions alone: TRL, which filters none, divides by those of all.
+    Groups whose rewards are all equal are left out if the loss says so (arXiv 2503.14476's dynamic sampling, except
+    that no others are drawn in their place). A batch's standard deviation and the loss's divisor then count only the
+    remaining groups' rewards, tokens and completions; TRL, which filters none, divides by those of all.
     """
     kept = [group for group in groups if not loss.filter_groups or has_signal(group.rewards)]
     advantages = group_advantages([group.rewards for group in kept], loss.scale_rewards)
@@ -39,7 +39,7 @@ def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Samplin
 
 
 def supervised(policy: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], loss: Loss) -> PolicyBatch:
-    """Prompts with the answers to be learnt: each token of an answer weighs one part of the whole batch's."""
+    """Return a batch of prompts with answers to learn; each answer token weighs 1 / (answer tokens in the batch)."""
     count = sum(len(answer) for _, answer in pairs)
     examples = [
         Example(

@@ -1,4 +1,4 @@
-"""An order to stop, as it is felt by those who wait for what may never come and have nothing to lose."""
+"""An order to stop, as it interrupts waits that may never end and that lose nothing by being interrupted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -6,28 +6,28 @@ from contextlib import asynccontextmanager
 
 
 class Halted(Exception):
-    """There was an order to stop before what was waited for."""
+    """An order to stop came before the result that was waited for."""
 
 
 class Halt:
-    """One course's: `should_stop` says whether it is to stop now, and whoever changes that calls `hear`.
+    """One course's. `should_stop` returns whether it is to stop now; whoever changes that calls `hear`.
 
-    Lives on the event loop.
+    Belongs to the event loop.
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         self._should_stop = should_stop
-        self._waits: dict[asyncio.Timeout, float] = {}  # each with its grace
+        self._waits: dict[asyncio.Timeout, float] = {}  # with their grace periods in seconds
 
     def hear(self) -> None:
-        """The order may be another one. Told once more to stop, who waits has no longer for that."""
+        """Apply a changed order to all waits. A repeated order to stop does not extend their grace periods."""
         for wait, grace_s in self._waits.items():
             if not wait.expired() and (wait.when() is None or not self._should_stop()):
                 wait.reschedule(self._ends_at(grace_s))
 
     @asynccontextmanager
     async def within(self, grace_s: float) -> AsyncIterator[None]:
-        """What is done in here is cancelled, and raises Halted, once an order to stop has stood for so long."""
+        """Cancel the context's body and raise Halted once an order to stop has stood for `grace_s`."""
         try:
             async with asyncio.timeout_at(self._ends_at(grace_s)) as wait:
                 self._waits[wait] = grace_s

@@ -1,6 +1,6 @@
-"""What a course writes to the store, beside the steps that follow: checkpoints and revisions.
+"""What a course writes to the store while its steps go on: checkpoints and revisions.
 
-One of each is on its way at most. Nothing is begun to be written while the lease is not sure.
+At most one of each is being written at a time. No write begins while the lease is not sure.
 """
 
 import asyncio
@@ -39,9 +39,9 @@ _log = structlog.get_logger(__name__)
 
 
 class Keeping:
-    """One policy's writes under one lease. `sure` tells whether that may still be acted on.
+    """One policy's writes under one lease. `sure` returns whether the lease may still be acted on.
 
-    `offer` is given each revision, and where it lies, once it is published.
+    `offer` is called with each revision and its source once it is published.
     """
 
     def __init__(
@@ -58,23 +58,23 @@ class Keeping:
         self._room, self._holder = context.places.room, holder_of(terms.policy)
         self.shelf = Shelf(store, terms.policy, terms.run)
         self.published: Published | None = None
-        self.saved = 0  # the step of the newest checkpoint that is whole
+        self.saved = 0  # the step of the newest complete checkpoint
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     @property
     def writing(self) -> bool:
-        """Whether something is on its way."""
+        """Whether a write is under way."""
         return any(not task.done() for task in self._tasks.values())
 
     def raise_failure(self) -> None:
-        """Raise what a write that has ended raised."""
+        """Raise the error of a write that has ended, if any."""
         for kind in [kind for kind, task in self._tasks.items() if task.done()]:
             self._tasks.pop(kind).result()
 
     async def take_up(self, record: Record) -> int:
-        """Find the revision that was published last, under the lease of a checkpoint or later; returns its step.
+        """Find the last revision published under the checkpoint's lease or a later one; returns its step, or 0.
 
-        It may be newer than what the checkpoint tells, and that may be swept by now.
+        It may be newer than the one in the checkpoint's record, which may have been swept.
         """
         self.saved = record.step
         newest = await asked(revisions.newest, self._store, self._terms.policy, record.lease)
@@ -82,16 +82,16 @@ class Keeping:
         return self.published.step if self.published is not None else 0
 
     async def save(self, record: Record) -> None:
-        """Begin to write a checkpoint of the policy as it is now; `record` but for what it says of the bytes.
+        """Begin to write a checkpoint of the current policy; `record` lacks the blob's digest and size.
 
-        Raises InvalidRequest in the middle of an update: its step would be taken twice.
+        Raises InvalidRequest in the middle of an update, whose step would be taken twice after a resume.
         """
         await self._end_of("save")
         policy, needs = self._terms.policy, self._room.of(self._holder)
 
         async def write(copy: Policy) -> None:
             blob = await aside(state.to_bytes, copy)
-            del copy  # beside its bytes it would be in memory for as long as the store takes
+            del copy  # do not keep it in memory beside its bytes while the store writes
             complete = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
             await self._write(lambda: self.shelf.save(complete, blob))
             self.saved = record.step
@@ -102,9 +102,9 @@ class Keeping:
             self._begin("save", write(copy), held.pop_all())
 
     async def save_last(self, step: int, record: Record | None) -> None:
-        """A checkpoint of an engine that ends, if there is time; without it steps up to `step` are trained again.
+        """Save a checkpoint as the engine shuts down, if time allows; otherwise steps up to `step` are trained again.
 
-        Without a record there is none to begin: the last one is there, or on its way.
+        Without a record, only wait for the writes under way: the last step is saved, or being saved.
         """
         try:
             async with asyncio.timeout(LAST_SAVE_S):
@@ -115,7 +115,7 @@ class Keeping:
             _log.warning("last_step_unsaved", policy=self._terms.policy, step=step, error=str(error))
 
     async def publish(self, step: int) -> None:
-        """Begin to publish the policy as it is now; it is offered when it is there."""
+        """Begin to publish the current policy as the revision of `step`; it is offered once published."""
         await self._end_of("publish")
         name, dtype, terms = Name(self._terms.lease, step), self._context.dtype, self._terms
         needs = self._room.of(self._holder)
@@ -133,13 +133,13 @@ class Keeping:
             self._begin("publish", write(copy), held.pop_all())
 
     async def settle(self) -> None:
-        """Wait for what is on its way. Raises what it raised."""
+        """Wait for the writes under way. Raises their errors."""
         if self._tasks:
             await asyncio.wait(self._tasks.values())
         self.raise_failure()
 
     async def abandon(self) -> None:
-        """Stop writing. What a thread is writing at the moment it ends; the lease in its name keeps it harmless."""
+        """Stop writing. A thread finishes the write it is in; the lease in the file's name keeps that harmless."""
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
@@ -152,7 +152,7 @@ class Keeping:
             self._tasks.pop(kind).result()
 
     def _begin(self, kind: str, work: Coroutine[Any, Any, None], held: ExitStack) -> None:
-        """Go on beside the steps; what is `held` is given back however that ends."""
+        """Start `work` as a task beside the steps; `held` is released however it ends."""
 
         async def timed() -> None:
             with metrics.SECONDS.labels(kind).time():
@@ -162,7 +162,7 @@ class Keeping:
         task.add_done_callback(lambda _: held.close())
 
     async def _write(self, work: Callable[[], T]) -> T:
-        """On a thread, once the lease is sure, again after errors that go away by themselves."""
+        """Run `work` on a thread once the lease is sure, and again after transient errors."""
 
         async def attempt() -> T:
             while True:
@@ -174,9 +174,9 @@ class Keeping:
 
 
 def _copying(trainer: Trainer, name: str) -> Copying:
-    """A policy's numbers as they are between two steps.
+    """Copy a policy's numbers as they are between two steps.
 
-    A gradient is of an update that was cut off, which will be computed anew.
+    Drops the gradient: it belongs to an interrupted update, which will be computed again.
     """
     if trainer.policy(name).halfway:
         raise InvalidRequest(f"policy {name!r}", "is in the middle of an update and cannot be saved")

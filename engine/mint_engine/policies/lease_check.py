@@ -1,8 +1,8 @@
-"""For how long an engine may take a policy of calls to be its own, though another one may have gone on with it.
+"""How long an engine may assume that a Trainer API policy is still its own, though another may have resumed it.
 
-An engine that was cut off does not hear of that, but its store tells: whoever goes on with a policy first says so in
-it (`Series.take`). What is saved is looked behind each time. Other calls change memory alone, with which nobody else
-goes on: before them it is looked now and then, so that a program learns of it while it has lost little.
+An engine that was cut off does not notice that, but the store tells: an engine that resumes a policy first says so
+there (`Series.take`). Each save checks the store anyway. Other calls only change memory, which nobody else resumes
+from; before them the store is checked now and then, so that a client notices while it has lost little.
 """
 
 import asyncio
@@ -13,24 +13,24 @@ import structlog
 
 from mint_contracts.errors import MintError, SourceUnavailable, StaleLease
 
-LOOK_S = 10.0  # between two looks, of a listing each
-SURE_S = 60.0  # that a look holds good where the store is away
+LOOK_S = 10.0  # between two looks, each of which lists a folder
+SURE_S = 60.0  # that a look stays valid while the store is unavailable
 ANSWER_S, RETRY_S = 5.0, 2.0
 
 _log = structlog.get_logger(__name__)
 
 
 class LeaseCheck:
-    """One policy's, from when its engine was made sure of it. Belongs to the event loop."""
+    """One policy's check; the policy counts as sure when this is created. Belongs to the event loop."""
 
     def __init__(self) -> None:
         self._sure_at = self._looked_at = time.monotonic()
         self._looking: asyncio.Task[None] | None = None
 
     async def check(self, policy: str, look: Callable[[], Awaitable[None]]) -> None:
-        """Have `look` raise StaleLease, where it is due.
+        """Run `look` if it is due; it raises StaleLease if another engine has the policy.
 
-        What else it raises counts once it has given no answer for long: that is SourceUnavailable.
+        Its other errors are only logged, until no look has succeeded for `SURE_S`: then raises SourceUnavailable.
         """
         now = time.monotonic()
         sure = now - self._sure_at < SURE_S
@@ -48,12 +48,12 @@ class LeaseCheck:
             _log.warning("tenure_unknown", policy=policy, error=str(error))
 
     async def look(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Have `look` raise as it does, and TimeoutError where it gives no answer in time.
+        """Run `look` and raise its errors, or TimeoutError if it does not finish in time.
 
-        It goes on then, for its thread waits for the store, and a policy has no other look before that has ended.
+        After a timeout it goes on, since its thread waits for the store; no other look begins before it has ended.
         """
         async with asyncio.timeout(ANSWER_S):
-            while self._looking is not None:  # and what one has seen that began earlier may be so no more
+            while self._looking is not None:  # its result may be outdated, since it began earlier
                 await asyncio.shield(self._looking)
             self._looking = asyncio.ensure_future(self._look(look))
             await asyncio.shield(self._looking)

@@ -1,7 +1,7 @@
-"""One step of a policy: draw prompts, answer them, score the answers, learn. And its evaluation, by greedy answers.
+"""One step of a policy: draw prompts, answer them, score the answers, learn. Also its evaluation by greedy answers.
 
-Everything that a step takes follows from its number and the policy's weights, so that a step that was cut off can be
-taken again with the same outcome.
+All inputs of a step follow from its number and the policy's weights, so an interrupted step can be taken again with
+the same outcome.
 """
 
 import asyncio
@@ -31,35 +31,35 @@ from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.schedule import settled
 
-# Of the least probability that float32 holds: what a loss without a number is reported as.
+# Log of the smallest positive float32: reported in place of a loss that is not finite.
 LEAST_LOGPROB = math.log(2**-149)
-GRACE_S = 1.0  # that a reward may take once there is an order to stop: then its step counts, and is not taken again
+GRACE_S = 1.0  # that a reward may still take after an order to stop, so that its step counts
 
 
 def _timed(phase: str) -> AbstractContextManager[object]:
-    """A part of a step, for who measures these."""
+    """Return a context that measures one phase of a step."""
     return metrics.SECONDS.labels(phase).time()
 
 
 def _untimed(_: str) -> AbstractContextManager[object]:
-    """The same of an evaluation, which has a time of its own and is no part of a step's."""
+    """As `_timed`, but measure nothing: an evaluation is timed as a whole, apart from steps."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of a step. Supervised, the reward is the mean log-probability of the answers' tokens.
+    """A step's outcome. In supervised training, the reward is the mean log-probability of the answers' tokens.
 
-    It is a finite number in any case: JSON, which checkpoints tell it in, has no other.
+    It is always finite, since checkpoints hold it in JSON, which has no other numbers.
     """
 
     reward: float
     tokens: int  # prompt and completion tokens that were learnt from
-    learnt: Learnt | None  # None: no group had a signal, and the weights are what they were
+    learnt: Learnt | None  # None: no group had a signal, and the weights are unchanged
 
     @property
     def figures(self) -> dict[str, float]:
-        """What a log line tells of its update: means over tokens (see `LossOutcome.metrics`), the gradient's norm."""
+        """The update's numbers for a log line: means over tokens (see `LossOutcome.metrics`), the gradient's norm."""
         if self.learnt is None:
             return {}
         found = dict(self.learnt.outcome.metrics)
@@ -76,15 +76,15 @@ class Lessons:
     terms: Terms
     slot: int
     examples: Sequence[Example]
-    held_out: Sequence[Example]  # what evaluations ask
+    held_out: Sequence[Example]  # for evaluations
     scorer: Scorer | None
     patiently: Patiently
     halt: Halt
 
     async def take(self, step: int, steps: int, label: str, next_label: str) -> Taken:
-        """Step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold.
+        """Take step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold.
 
-        Raises Halted where an order to stop comes while its answers are waited for: then nothing has been learnt.
+        Raises Halted if an order to stop comes while it waits for completions or rewards; nothing is learnt then.
         """
         if self.terms.supervised:
             return await self._study(step, steps, next_label)
@@ -103,13 +103,13 @@ class Lessons:
             return Taken(reward, 0, None)
         learnt = await self._learn(batch, step, steps, next_label)
         drift = learnt.outcome.metrics["drift"]
-        if math.isfinite(drift):  # or the sum of all policies' would be none from then on
+        if math.isfinite(drift):  # otherwise the metric's sum over all policies would never be finite again
             metrics.DRIFT.observe(drift)
         metrics.BEYOND.observe(1 - learnt.outcome.metrics["kept"])
         return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
 
     async def evaluate(self, step: int, label: str) -> float:
-        """The mean reward of one greedy answer to each of the examples held out. Raises Halted."""
+        """Return the mean reward of one greedy answer to each held-out example. Raises Halted."""
         groups = await self._answer(
             self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0, phase=_untimed
         )
@@ -135,7 +135,7 @@ class Lessons:
         temperature: float,
         phase: Callable[[str], AbstractContextManager[object]] = _timed,
     ) -> list[Group]:
-        """A scored group of completions for each example."""
+        """Return a scored group of completions for each example."""
         terms, render = self.terms, self.context.renderer
         sampling = msgspec.structs.replace(terms.sampling, temperature=temperature)
         prompts = await asyncio.to_thread(lambda: [render.prompt(each, sampling.max_tokens) for each in examples])
@@ -153,7 +153,7 @@ class Lessons:
         ]
 
     async def _rollouts(self, place: int, ask: Ask) -> list[Rollout]:
-        """Each prompt is tried again for itself: in a full engine there is seldom room for all of them at once."""
+        """Complete one prompt. Each is retried by itself: a full engine seldom has room for all of them at once."""
         return await self.patiently(lambda: self.context.rollouts.group(ask), f"rollout {place}")
 
     async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a policy does next: a pure function of how far it is, what its wave wants and whether its lease is sure."""
+"""What a policy does next: a pure function of its progress, what its wave wants and whether its lease is sure."""
 
 from enum import StrEnum
 
@@ -9,18 +9,18 @@ from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 
 
 class Move(StrEnum):
-    """One thing that a course does, as metrics name it."""
+    """One thing that a course does, by its name in metrics."""
 
     STEP = "step"
     EVALUATE = "evaluate"
-    SAVE = "save"  # begins to write; the course goes on meanwhile
-    PUBLISH = "publish"  # likewise
-    SETTLE = "settle"  # wait until what is being written is there
-    WAIT = "wait"  # the lease is not sure: nothing may be written, and nothing new is begun
+    SAVE = "save"  # begin to write a checkpoint; the course goes on meanwhile
+    PUBLISH = "publish"  # the same for a revision
+    SETTLE = "settle"  # wait for the writes under way
+    WAIT = "wait"  # the lease is not sure: write nothing, begin nothing
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How far a policy is: the number of finished steps, now and when each of these things was last begun."""
+    """How far a policy is: its finished steps now, and at the last save, publication and evaluation begun."""
 
     step: int = 0
     saved: int = -1
@@ -30,7 +30,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 def next_move(standing: Standing, train: Train, order: Order, *, sure: bool) -> Move | Stage:
-    """The next move, or the stage in which the course ends."""
+    """Return the next move, or the stage in which the course ends."""
     if not sure:
         return Move.WAIT
     ended = standing.step >= train.steps
@@ -52,7 +52,7 @@ def next_move(standing: Standing, train: Train, order: Order, *, sure: bool) -> 
 
 
 def is_sure(confirmed_at: float, now: float) -> bool:
-    """Whether a lease that the map named at `confirmed_at` may still be acted on; both in seconds of one clock."""
+    """Whether a lease that the map confirmed at `confirmed_at` may still be acted on. Both times are of one clock."""
     return now - confirmed_at < LEASE_TTL_S
 
 

@@ -1,7 +1,7 @@
-"""Who else has a policy's name: what such a policy publishes would pass for a tenant's adapter, or never be found.
+"""Detects names already in use: what a policy of that name published would pass for another adapter, or be hidden.
 
-A wave and the catalog go before what engines publish, whoever came first; this only says so in time. Which wave it is
-nobody is told here: it may be of a namespace that the caller's key does not open.
+Waves and the catalog take precedence over what engines publish, whoever came first; this only reports it in time. The
+errors do not name the wave: it may belong to a namespace outside the scope of the caller's key.
 """
 
 import structlog
@@ -21,14 +21,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Namesakes:
-    """Of policies on one base. `training` is where they publish, `store` the base's adapters lie, if it has one."""
+    """Name conflicts on one base. Policies publish to `training`; `store`, if any, holds the base's adapters."""
 
     def __init__(self, redis: Redis, base: str, training: Source, store: Source | None) -> None:
         self._map, self._waves, self._catalog = MapReader(redis), TrainReader(redis), CatalogReader(redis)
         self._base, self._training, self._store = base, training, store
 
     async def refuse(self, policy: str) -> None:
-        """Raise InvalidRequest where somebody else has the name. What can't be asked now has nobody's."""
+        """Raise InvalidRequest if the name is in use. A source that cannot be read now counts as not using it."""
         try:
             found = await self._in_waves(policy) or await self._in_catalog(policy)
         except MapUnavailable as error:
@@ -61,11 +61,11 @@ class Namesakes:
         source = child(self._store, policy)
         try:
             files = await asked(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
-        except MintError:  # there is none, or nobody could load it now
+        except MintError:  # it does not exist, or nobody could load it now
             return ""
         known = sorted(files.keys() & {CONFIG, WEIGHTS, PACKED})
         return f"adapter {policy!r} in the store of {self._base} has its name" if known else ""
 
     def _is_own(self, policy: str, source: Source) -> bool:
-        """Whether it is a revision that a policy of this name has published."""
+        """Whether `source` is a revision that a policy of this name has published."""
         return parent(source) == published_in(self._training, policy).uri

@@ -1,4 +1,4 @@
-"""Doing a thing again after errors that go away by themselves. (`retry` does so on threads.)"""
+"""Retries on the event loop after errors that pass by themselves. (`retry` does the same on threads.)"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,10 +11,10 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MintError, Overloaded, RewardUnavailable, SourceUnavailable
 from mint_engine.policies.halt import Halt
 
-ATTEMPTS = 12  # with the longest waits some three minutes
-TOLD_FROM = 4  # attempts: what went away before is nobody's concern
+ATTEMPTS = 12  # about three minutes with the longest waits
+TOLD_FROM = 4  # attempts; shorter trouble is not reported
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 20.0
-# Others' services, and places that others have taken: requests', slots, a disk's. They come back in their own time.
+# Unavailable services, and resources taken by others (requests' places, slots, disk space): these come back in time.
 AWAY = (RewardUnavailable, SourceUnavailable, Overloaded)
 
 T = TypeVar("T")
@@ -22,15 +22,15 @@ _log = structlog.get_logger(__name__)
 
 
 class Patiently(Protocol):
-    """Does a thing again after errors that go away by themselves."""
+    """Retries work after errors that pass by themselves."""
 
     async def __call__(self, work: Callable[[], Awaitable[T]], what: str, /) -> T:
-        """What `work` gives, and what it raises for good; `what` names it to people."""
+        """Return the result of `work`, or raise its final error; `what` names the work in reports."""
         ...
 
 
 class Patience:
-    """One policy's. `trouble` tells, by what is being done, why it is done again; `on_change` hears of that."""
+    """One policy's retries. `trouble` holds, by work being retried, its last error; changes call `on_change`."""
 
     def __init__(self, policy: str, on_change: Callable[[], None]) -> None:
         self._policy, self._on_change = policy, on_change
@@ -39,10 +39,10 @@ class Patience:
     async def __call__(
         self, work: Callable[[], Awaitable[T]], what: str, lasts: Callable[[], bool], halt: Halt | None = None
     ) -> T:
-        """What `work` gives. Raises its first terminal error, or the last of many others.
+        """Return the result of `work`. Raises its first terminal error, or the last of `ATTEMPTS` others.
 
-        While it `lasts`, what is away is waited for (storage, rewards, room), however long that takes. Nothing is
-        done again against a `halt`, which raises Halted then.
+        While `lasts()`, retry without limit what is only unavailable (`AWAY`: storage, rewards, room). A `halt` ends
+        the waits between attempts by raising Halted.
         """
         attempt = 0
         try:

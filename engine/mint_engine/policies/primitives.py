@@ -1,4 +1,4 @@
-"""The Trainer service's messages as the trainer's own nouns, within bounds."""
+"""Converts the Trainer service's messages to and from the trainer's own types, and checks their bounds."""
 
 import copy
 import hashlib
@@ -16,7 +16,7 @@ from mint_engine.training.example import Example, PolicyBatch, needs_sampler
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.work import LossOutcome
 
-MOST_EXAMPLES = 1024  # as Tinker's chunks
+MOST_EXAMPLES = 1024  # as in Tinker's chunks
 MOST_TOKENS = 1 << 18
 
 Ordered = (
@@ -25,13 +25,13 @@ Ordered = (
 
 
 def settings_of(request: pb.CreatePolicyRequest) -> PolicySettings:
-    """What a new policy is to be, in one wording for all that mean the same."""
+    """Return a new policy's settings, with defaults filled in, so that equivalent requests compare equal."""
     targets = tuple(sorted(set(request.target_modules)))
     return PolicySettings(request.rank or 8, request.alpha or 16.0, targets, request.seed)
 
 
 def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | None) -> PolicyBatch:
-    """What is to be learnt, by a base of such `routes`. Raises InvalidRequest."""
+    """Return the batch of a request; `routes` is the shape of the base's routes. Raises InvalidRequest."""
     if not 0 < len(request.examples) <= MOST_EXAMPLES:
         raise InvalidRequest("examples", f"are {len(request.examples)}; give 1 to {MOST_EXAMPLES} per call")
     tokens = sum(len(each.tokens) for each in request.examples)
@@ -63,9 +63,9 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
 
 
 def _not_finite(example: Example) -> str:
-    """Which numbers of weighted tokens: a single one would cost the whole step, of all other examples too."""
+    """Return the field that is not finite at a weighted token, or "": one such value would spoil the entire step."""
     for name in ("sampler_logprobs", "advantages"):
-        pairs = zip(example.weights, getattr(example, name), strict=False)  # their count is checked later
+        pairs = zip(example.weights, getattr(example, name), strict=False)  # their lengths are checked later
         if any(weight and not math.isfinite(value) for weight, value in pairs):
             return name
     return ""
@@ -91,7 +91,7 @@ def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
 
 
 def digest_of_request(request: Ordered) -> bytes:
-    """What tells a call from any other, however it tells which policy it is for."""
+    """Return a digest of what a call asks; fields that only help to find the policy do not count."""
     asked = copy.deepcopy(request)
     for name in ("life", "lease", "base_model"):
         asked.ClearField(name)
@@ -100,7 +100,7 @@ def digest_of_request(request: Ordered) -> bytes:
 
 
 def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
-    """How to step; what is not set is Tinker's default. Raises InvalidRequest."""
+    """Return the optimizer's settings; unset fields get Tinker's defaults. Raises InvalidRequest."""
     values = (request.learning_rate, request.weight_decay, request.max_grad_norm, request.epsilon)
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise InvalidRequest("optimizer", "has a value that is negative or not finite")
@@ -117,7 +117,7 @@ def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
 
 
 def response_of(outcome: LossOutcome) -> pb.ForwardBackwardResponse:
-    """The answer to a call, from what came of it."""
+    """Return the response for an outcome."""
     return pb.ForwardBackwardResponse(
         loss_sum=outcome.loss_sum,
         tokens=outcome.tokens,

@@ -1,8 +1,8 @@
-"""An engine's policies of Trainer calls: how they come, and the ways in which they go.
+"""An engine's Trainer API policies, from their creation to the ways in which they leave.
 
-They are created, or resumed from what was saved. They go when a program drops them or a wave takes their name; when
-the engine is told to end; and when nobody has called them for long (`rest`): a program that has ended without a word
-would hold its policy's memory for ever. In these last two cases what is there is saved, for any engine to go on with.
+They are created, or resumed from a checkpoint. They leave when a client drops them or a wave takes their name, when
+the engine shuts down, and when nobody has called them for long (`rest`): a client that ended silently would otherwise
+hold its policy's memory for ever. In the last two cases they are saved, so that any engine can resume them.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from mint_engine.training.policy import PolicySettings
 MOST_POLICIES = 256
 LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S, DROPPING_RETRY_S = 5.0, 10.0, 0.5, 2.0
 SUPERSEDED = "was resumed on another engine while its own was cut off"
-REST_S, LOOK_S = 30 * 60.0, 60.0  # what goes on after a rest costs its program seconds
+REST_S, LOOK_S = 30 * 60.0, 60.0  # resuming after a rest costs a client seconds
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
 class Register:
-    """One engine's. Belongs to the event loop."""
+    """One engine's Trainer API policies. Belongs to the event loop."""
 
     def __init__(self) -> None:
         self.context: CallContext | None = None  # None until the base is loaded
         self._calls: dict[str, Calls] = {}
-        self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
-        self._dropped: dict[str, int] = {}  # lives whose store is yet to be told, by policy
+        self._making: dict[Calls, asyncio.Task[None]] = {}  # policies that are still being made
+        self._dropped: dict[str, int] = {}  # policy -> dropped life, until the store knows
         self._taking = Taking()
         self._lease = 0  # of the policy that was created last
         self._resuming = asyncio.Lock()
@@ -47,7 +47,7 @@ class Register:
 
     @property
     def room(self) -> PolicyRoom | None:
-        """What waves' policies may take of host memory here, beside those of calls; None until the base is loaded."""
+        """The host memory that waves' policies may take beside Trainer API ones; None until the base is loaded."""
         if self.context is None:
             return None
         needs = [self.context.room.of(calls.holder) for calls in self._calls.values()]
@@ -60,17 +60,17 @@ class Register:
 
     @property
     def here(self) -> CallContext:
-        """What policies are trained with. Raises EngineUnavailable until the base is loaded."""
+        """The context of calls. Raises EngineUnavailable until the base is loaded."""
         if self.context is None:
             raise EngineUnavailable("engine", "is still loading its base model", retry_after_s=LOADING_RETRY_S)
         return self.context
 
     def made(self) -> list[tuple[str, Calls]]:
-        """All that are here, by name."""
+        """Return the policies that are here and made, sorted by name."""
         return [(name, calls) for name, calls in sorted(self._calls.items()) if calls not in self._making]
 
     def known(self, name: str, life: int) -> Calls:
-        """A policy that is here, of this `life` if one is given (not 0). Raises PolicyNotFound."""
+        """Return a policy that is here, of this `life` if one is given (not 0). Raises PolicyNotFound."""
         calls = self._calls.get(name)
         if calls is None:
             reason = "is not on this engine; resume it from its saved state, or create it"
@@ -80,15 +80,16 @@ class Register:
         return calls
 
     def known_made(self, name: str, life: int) -> Calls:
-        """As `known`. Raises EngineUnavailable where it is being made."""
+        """As `known`. Raises EngineUnavailable while the policy is being made."""
         calls = self.known(name, life)
         if calls in self._making:
             raise EngineUnavailable(f"policy {name!r}", "is being created; retry", retry_after_s=MAKING_RETRY_S)
         return calls
 
     async def create(self, name: str, settings: PolicySettings) -> Calls:
-        """A new policy, or the one of that name where it is as new and of the same settings. Raises InvalidRequest
-        for another, and Overloaded."""
+        """Create a policy, or return an existing one that is still new and has the same settings.
+
+        Raises InvalidRequest for any other existing one, and Overloaded."""
         await self._refuse_dropped(name)
         here, known = self.here, self._calls.get(name)
         if known is None:
@@ -99,7 +100,7 @@ class Register:
         return await self._there(known)
 
     async def resume(self, name: str, life: int) -> Calls:
-        """A policy that is here, or else goes on from its newest checkpoint (see `call_checkpoints.newest`)."""
+        """Return a policy that is here, or resume it from its newest checkpoint (see `call_checkpoints.newest`)."""
         await self._refuse_dropped(name)
         here = self.here
         await self._let_go_superseded(here, name)
@@ -112,19 +113,19 @@ class Register:
         return known
 
     async def sure(self, name: str, calls: Calls, lease: int) -> None:
-        """Raise PolicyNotFound for a call of a policy that is another engine's by now, or was meant to be.
+        """Raise PolicyNotFound for a call of a policy that another engine has now, or that was meant for another.
 
-        `lease` is what its program takes it to be trained under, 0 where that is not given. Raises SourceUnavailable
-        where the store has not answered for long.
+        `lease` is the lease under which the client believes it is trained; 0 if not given. Raises SourceUnavailable
+        if the store has not answered for long.
         """
         calls.check_lease(lease)
         look = partial(call_checkpoints.refuse_superseded, self.here, name, calls)
         await self.kept(name, calls, lambda: calls.lease_check.check(name, look))
 
     async def kept(self, name: str, calls: Calls, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` gives, by the call under way. Raises as it does.
+        """Run `work` within the call under way and return its result. Raises as it does.
 
-        But PolicyNotFound where another engine has gone on with the policy, which is let go of then.
+        StaleLease means that another engine has resumed the policy: lets go of it here and raises PolicyNotFound.
         """
         try:
             return await work()
@@ -135,12 +136,12 @@ class Register:
             raise PolicyNotFound(f"policy {name!r}", f"{SUPERSEDED}: it {error.message}") from error
 
     async def drop(self, policy: str, life: int = 0, *, gone: bool = False) -> None:
-        """Let a policy go, once the call under way has ended: its name is free.
+        """Let go of a policy after the call under way, which frees its name.
 
-        One that is not here any more, of this `life` or the latest (0), may have published before this engine
-        started, or anywhere where it is known to be `gone`, and an engine may have left it. Raises the errors of a
-        store, which may know of that: the policy is then to be let go of again. One that is here takes no memory from
-        then on, and is let go of by itself once the store answers.
+        For a policy that is not here, of this `life` or the latest (0), withdraw what this engine announced of it
+        (with `gone` and no `life`: what anybody announced), and make what an engine left of it not resumable. Raises
+        a store's errors: call again then. A policy that is here frees its memory even so, and the store is told later
+        (see `rest`).
         """
         calls, here = self._calls.get(policy), self.context
         if here is None:
@@ -151,13 +152,13 @@ class Register:
             await here.announcement_cache.withdraw(policy, life, whoever=gone and not life)
             return
         calls.check_life(life)
-        await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+        await calls.end()  # a ready update of it would be applied to the next policy of its name
         self._dropped[policy] = max(calls.life, self._dropped.get(policy, 0))
         await self._let_go(here, policy, calls)
         await self._tell_dropped(here, policy)
 
     async def give_way(self, policy: str, since: float) -> None:
-        """Let go of a name that `waves` has told of `since` then (monotonic seconds), so that no call can take it.
+        """Let go of a name that has been a wave's `since` then (monotonic seconds), so that no call can take it.
 
         Raises as `drop`.
         """
@@ -167,9 +168,9 @@ class Register:
             await self.context.announcement_cache.clear(policy, since)
 
     async def part(self, timeout_s: float) -> None:
-        """Take no more calls, and save every policy as it is, for other engines to go on with.
+        """Take no more calls, and save every policy as it is, so that other engines can resume it.
 
-        Within a bound: what does not come to be saved is where its program has saved it last.
+        Waits for at most `timeout_s`; a policy that is not saved by then resumes from its client's last save.
         """
         self._parting = True
         here = self.context
@@ -179,24 +180,24 @@ class Register:
         async def save(name: str, calls: Calls) -> None:
             await calls.part(lambda: call_checkpoints.leave(here, name, calls))
 
-        self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late ones go on
+        self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late saves go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)
         failed = [error for task in done if (error := task.exception()) is not None]
         errors = [str(each) for each in failed]
         _log.info("policies_left", saved=len(done) - len(failed), late=len(late), errors=errors)
 
     async def run(self, look_s: float = LOOK_S) -> None:
-        """Have policies `rest`, until cancelled."""
+        """Call `rest` periodically until cancelled."""
         while True:
             await asyncio.sleep(look_s)
             await self.rest(REST_S)
 
     async def rest(self, idle_s: float) -> None:
-        """Save what nobody has called for so long, and let go of it: its next call goes on with what was saved.
+        """Save and let go of policies that nobody has called for `idle_s`; they can be resumed from there.
 
-        What its name means stays. What can't be saved stays here; where the store is away say, all wait for the next
-        time: a call of a policy that is being saved waits for that. So does what the store is yet to be told: of
-        drops, and of policies that were not gone on with after all.
+        Their names keep referring to what they announced. A policy that cannot be saved stays here. First tells
+        the store of drops and failed resumes that it does not know of yet. After an error that may pass (e.g. the
+        store is unavailable), the rest waits for the next time, since a policy's calls wait while it is being saved.
         """
         pending: list[tuple[str, Callable[[CallContext, str], Awaitable[None]]]]
         pending = [(name, self._tell_dropped) for name in self._dropped]
@@ -223,17 +224,17 @@ class Register:
     async def _put_to_rest(self, here: CallContext, name: str, calls: Calls) -> None:
         try:
             await call_checkpoints.leave(here, name, calls)
-        except TornPolicy as error:  # nobody could go on with it: what its program has saved itself is all there is
+        except TornPolicy as error:  # not resumable: only its client's own saves remain
             _log.warning("policy_unsaved", policy=name, error=str(error))
-        except StaleLease as error:  # another engine has gone on with it
+        except StaleLease as error:  # another engine has resumed it
             _log.warning("policy_superseded", policy=name, error=str(error))
         await self._let_go(here, name, calls)
         _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
 
     async def _tell_dropped(self, here: CallContext, name: str) -> None:
-        """Have the store know of a drop, unless it does: nothing of that life or an earlier one comes back.
+        """Tell the store of a drop that it does not know of yet: that life and earlier ones are no longer resumable.
 
-        What a later one does elsewhere meanwhile stays as it is.
+        Later lives, which may be elsewhere by now, are not affected.
         """
         life = self._dropped.get(name)
         if life is None:
@@ -244,7 +245,7 @@ class Register:
             del self._dropped[name]
 
     async def _refuse_dropped(self, name: str) -> None:
-        """Raise EngineUnavailable for a name that is free once the store knows of its drop."""
+        """Tell the store of a drop of this name; raise EngineUnavailable if that fails: the name is not free yet."""
         here = self.here
         try:
             await self._tell_dropped(here, name)
@@ -253,7 +254,7 @@ class Register:
             raise EngineUnavailable(f"policy {name!r}", reason, retry_after_s=DROPPING_RETRY_S) from error
 
     async def _let_go_superseded(self, here: CallContext, name: str) -> None:
-        """Of a policy that another engine has gone on with, as far as the store tells now."""
+        """Let go of a policy that another engine has resumed, if the store answers and says so."""
         calls = self._calls.get(name)
         if calls is None or calls in self._making:
             return
@@ -264,41 +265,41 @@ class Register:
             await calls.end(SUPERSEDED)
             await self._let_go(here, name, calls)
         except (MintError, TimeoutError) as error:
-            _log.warning("tenure_unknown", policy=name, error=str(error))  # its next call is to be sure, anyway
+            _log.warning("tenure_unknown", policy=name, error=str(error))  # its next call checks anyway
 
     async def _let_go(self, here: CallContext, name: str, calls: Calls) -> None:
-        """Its name is free last of all: who goes on with it has memory by the same holder.
+        """Release a policy's weights and memory, then its name: a policy resumed under it uses the same holder.
 
-        What the name means is from now on what is announced: another engine may publish it anew.
+        From now on the name refers to what is announced, since another engine may publish it again.
         """
         if self._calls.get(name) is not calls:
             return
         await here.training.step_thread.call(lambda trainer: trainer.drop(name))
         here.room.leave(calls.holder)
         here.training.places.withdraw(name)
-        if self._calls.get(name) is calls:  # and nobody else has let go of it meanwhile
+        if self._calls.get(name) is calls:  # unless somebody else has let go of it meanwhile
             del self._calls[name]
 
     def _new(self, name: str, settings: PolicySettings | None) -> Calls:
-        """A place for one more policy. Raises Overloaded, and Draining."""
+        """Add an entry for one more policy. Raises Overloaded, and Draining."""
         if self._parting:
             raise draining()
         if len(self._calls) >= MOST_POLICIES:
             reason = f"already has {MOST_POLICIES} Trainer API policies; drop one"
             raise Overloaded("engine", reason, retry_after_s=FULL_RETRY_S)
-        # Later than those of policies of this name that other engines have trained, or this one has dropped (but see
+        # Newer than the leases of this name that other engines have used, or that this one has dropped (but see
         # `_succeed`).
         self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
         calls = self._calls[name] = Calls(name, self._lease, settings)
         return calls
 
     def _succeed(self, calls: Calls, lease: int) -> None:
-        """Have it come after others of its name, though their engines' clocks were ahead, or nothing can be saved."""
+        """Raise its lease above its name's last one, which a fast clock may have made, or no save would succeed."""
         calls.lease = self._lease = max(self._lease, lease + 1)
 
     async def _there(self, calls: Calls) -> Calls:
         if making := self._making.get(calls):
-            await asyncio.shield(making)  # its client may go away: it is made, or it is not known
+            await asyncio.shield(making)  # made completely, even if its client disconnects
         else:
             calls.check_there()
         return calls
@@ -322,7 +323,7 @@ class Register:
     async def _resumed(self, here: CallContext, calls: Calls, name: str, life: int) -> None:
         step_thread = here.training.step_thread
         await step_thread.call(lambda trainer: trainer.refuse_known(name))
-        async with self._resuming:  # of what is read is not known before how much it takes
+        async with self._resuming:  # one at a time: a policy's memory is unknown until it is read
             found = await call_checkpoints.newest(here, name, life)
             policy, record = found.policy, found.record
             self._succeed(calls, max(record.lease, await call_checkpoints.latest_lease(here, name)))

@@ -1,8 +1,8 @@
-"""Policies of calls that rest, listed in the store: saved by an engine that let go of them, and on none since.
+"""The store's list of resting Trainer API policies: saved by an engine that let go of them, and on none since.
 
-    <store>/resting/<base>/<policy>@<life>-<sequence>-<step>      in hex; the policy's slashes as "+"
+    <store>/resting/<base>/<policy>@<life>-<sequence>-<step>      numbers in hex; the policy's slashes as "+"
 
-Its own name says all that is told of one, so that one listing does for all of a base's.
+The file name holds all that is reported of a policy, so one listing covers a base.
 """
 
 import re
@@ -15,7 +15,7 @@ _NAME = re.compile(r"([^@]+)@([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)")
 
 
 class Rests(msgspec.Struct, frozen=True, order=True):
-    """One policy, of which life, after so many calls and optimizer steps."""
+    """One resting policy: its name, life, last call's sequence number and optimizer steps."""
 
     policy: str
     life: int
@@ -27,7 +27,7 @@ class Rests(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def read(cls, text: str) -> "Rests | None":
-        """What `str` gave; None for anything else."""
+        """Parse what `str` gave; None for anything else."""
         found = _NAME.fullmatch(text)
         if found is None:
             return None
@@ -35,21 +35,24 @@ class Rests(msgspec.Struct, frozen=True, order=True):
 
 
 class Resting:
-    """Those of one base ("namespace/name") in its training store. Blocks its thread, and raises a store's errors."""
+    """The resting policies of one base ("namespace/name") in its training store.
+
+    All methods block the calling thread and raise a store's errors.
+    """
 
     def __init__(self, store: Store, base: str) -> None:
         self._store, self._folder = store, f"resting/{base}"
 
     def note(self, rests: Rests) -> None:
-        """From now on it rests."""
+        """Add a policy to the list."""
         self._store.write(f"{self._folder}/{rests}", b"{}")
 
     def forget(self, rests: Rests) -> None:
-        """It does not rest any more."""
+        """Remove a policy from the list."""
         self._store.delete(f"{self._folder}/{rests}")
 
     def after(self, policy: str) -> list[Rests]:
-        """All whose names come after this one, in their order; of several lives of a name the latest."""
+        """Return the policies whose names sort after `policy`, in order; of several lives of a name, the latest."""
         found = (Rests.read(name) for name in self._store.names(self._folder))
         latest = {each.policy: each for each in sorted(each for each in found if each is not None)}
         return [each for name, each in latest.items() if name > policy]

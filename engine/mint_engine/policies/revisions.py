@@ -2,8 +2,8 @@
 
     <store>/revisions/<policy>/.published/<lease>-<step>/adapter.mint, then entry.json beside it
 
-The folder is a Source that any engine of the base loads as it does every other; the loader verifies the digests that
-the file itself holds. What no entry tells of is never read, and swept by the next one's writing.
+The folder is a Source that any engine of the base loads like every other; the loader verifies the digests that the
+file itself holds. A revision without an entry is never read, and is removed by a later revision's `sweep`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import HeadLast, Store
 from mint_engine.sources.fetch import PACKED
 
-KEPT = 4  # the newest, so that an engine that still loads the one before finds it
+KEPT = 4  # newest revisions, so that an engine that is still loading an older one finds it
 ENTRY = "entry.json"
 MAX_ENTRY = 1 << 20
 
@@ -30,14 +30,14 @@ _PUBLISHED = msgspec.json.Decoder(Published)
 
 
 def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
-    """Write a revision and its entry; returns it with its digests. Blocks its thread; `sweep` what is older, then.
+    """Write a revision and its entry; returns the entry, and the revision with its digests. `sweep` afterwards.
 
-    The digests are taken while it is written, either of which takes as long as the other. Raises StaleLease where a
-    newer lease has published, and the errors of a store.
+    Blocks the calling thread. The digests are computed during the write, which takes about as long. Raises StaleLease
+    if a newer lease has published, and a store's errors.
     """
     series = _series(store, policy)
     with series.written(name):
-        with ThreadPoolExecutor(1, "digest") as beside:  # of the calling thread's own priority
+        with ThreadPoolExecutor(1, "digest") as beside:  # inherits the calling thread's priority
             header = beside.submit(packed_file.complete, packed.header, packed.run)
             content = HeadLast(
                 packed.header.head_bytes, lambda: packed_file.head_of(header.result()), bytes_of(packed.run)
@@ -50,15 +50,15 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Publ
 
 
 def sweep(store: Store, policy: str, name: Name) -> None:
-    """Remove all but the newest revisions up to that one. Blocks its thread; raises the errors of a store."""
+    """Remove all but the newest revisions up to `name`. Blocks the calling thread; raises a store's errors."""
     _series(store, policy).sweep(name)
 
 
 def newest(store: Store, policy: str, lease: int) -> Published | None:
-    """The revision that was published last, under `lease` or a later one; None: none was.
+    """Return the last revision published under `lease` or a later one, or None.
 
-    Raises CorruptFile for an entry that can't be read: what it tells of may be served, and who took the one before it
-    for the newest would take that back. And the errors of a store.
+    Raises CorruptFile for an entry that cannot be read: its revision may be in service, and treating the one before
+    it as the newest would revert that. Also raises a store's errors.
     """
     series = _series(store, policy)
     for name in reversed(series.names()):
@@ -72,7 +72,7 @@ def newest(store: Store, policy: str, lease: int) -> Published | None:
 
 
 def latest_lease(store: Store, policy: str) -> int:
-    """Under which something was published, 0: nothing was."""
+    """Return the latest lease under which anything was published; 0 if nothing was."""
     return _series(store, policy).latest_lease()
 
 

@@ -1,8 +1,8 @@
-"""Completions to learn from, by the serving engine itself: ordinary requests in the batch of everybody else.
+"""Completions to learn from, drawn by the serving engine itself: ordinary requests in the same batch as all others.
 
-How many are in flight is bounded: places are left for tenants who come, and as long as tenants are served the
-rollouts beside them stay few (and their steps few of the rows, see `scheduler`). Policies that wait for more take
-turns (see `line`). Owned by the event loop.
+The number in flight is bounded: some places stay free for new tenants' requests, and while tenants are served the
+rollouts beside them stay few (as do their rows in each step, see `scheduler`). Policies that wait for more take turns
+(see `rollout_queue`). Belongs to the event loop.
 """
 
 import asyncio
@@ -17,44 +17,44 @@ from mint_engine.policies.rollout_queue import Line, Place
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 
-RESERVED = 17  # one place of so many is left to tenants who come; waves then fill 64 or 256 of `scheduling`'s places
-LEAST = 8  # rollouts beside tenants' requests, however few those are
+RESERVED = 17  # one place in 17 stays free for new tenants: waves fill 64 of 68 places, or 256 of 272
+LEAST = 8  # rollouts allowed beside tenants' requests, however few those are
 
 Idle = Callable[[], None]
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One prompt for one policy's slot; a completion for each seed."""
+    """A request for completions of one prompt with one policy's slot, one for each seed."""
 
     policy: str
-    revision: str  # what the slot holds, for the cache of prefixes
+    revision: str  # label of what the slot holds, for the prefix cache
     slot: int
     prompt: tuple[int, ...]
     sampling: Sampling
     seeds: tuple[int, ...]
-    routes: bool = False  # whether to tell which experts the tokens went to
+    routes: bool = False  # whether to return the experts that tokens were routed to
 
 
 @dataclass
 class Rollout:
-    """One completion; `logprobs` are the sampler's own, of `tokens`."""
+    """One completion; `logprobs` are the sampler's, one for each of `tokens`."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stopped: bool = False
-    routes: Routes | None = None  # of the prompt's tokens and all of `tokens` but the last, where they were asked for
+    routes: Routes | None = None  # of the prompt and all `tokens` but the last, if asked for
 
 
 def window(places: int, tenants: int) -> int:
-    """How many rollouts may be in flight beside so many requests of tenants."""
+    """Return how many rollouts may be in flight in `places` beside `tenants` requests."""
     if tenants:
         return max(LEAST, min(tenants // 2, places // 2))
     return places - places // RESERVED
 
 
 class Rollouts:
-    """Groups of policies in turn, each policy's own in their order.
+    """Draws groups of rollouts: policies take turns, each policy's own groups go in order.
 
     `on_idle` is called when none is in flight any more.
     """
@@ -65,9 +65,9 @@ class Rollouts:
         self.in_flight = 0
 
     async def group(self, ask: Ask) -> list[Rollout]:
-        """The prompt's completions, in the order of their seeds. Raises what the engine answers one of them.
+        """Return the prompt's completions in the order of their seeds. Raises the first error of any of them.
 
-        Cancelled, it lasts until no step refers to the slot any more.
+        If cancelled, returns only once no step refers to the slot any more.
         """
         await self._admit(ask.policy, len(ask.seeds))
         rollouts = [Rollout() for _ in ask.seeds]
@@ -76,7 +76,7 @@ class Rollouts:
         left, ended = len(rollouts), asyncio.Event()
 
         def sink_of(rollout: Rollout) -> Sink:
-            """What the engine tells of one completion, until the last of the group has ended."""
+            """Return a sink for one completion's events; the last completion to end sets `ended`."""
 
             def sink(event: Event) -> None:
                 nonlocal left
@@ -112,7 +112,7 @@ class Rollouts:
             self._stepper.cancel(sequences.pop())
 
     async def _admit(self, policy: str, count: int) -> None:
-        """Wait for so many places, and take them."""
+        """Wait for `count` places, and take them."""
         if not self._line and self._fits(count):
             self.in_flight += count
             return
@@ -120,11 +120,11 @@ class Rollouts:
         place = Place(policy, count, turn)
         self._line.join(place)
         try:
-            await turn  # whoever wakes us has taken them for us
+            await turn  # `_go_on` has taken the places for us
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._line.leave(place)
-                self._go_on()  # those behind may ask for less
+                self._go_on()  # those behind may fit, if they ask for less
             else:
                 self._leave(count)
             raise
@@ -141,7 +141,7 @@ class Rollouts:
             self._on_idle()
 
     def _go_on(self) -> None:
-        """Admit those who are next, as far as there are places."""
+        """Admit the next requests while there are places."""
         while self._line and self._fits(self._line.first.count):
             place = self._line.admit()
             if not place.who.done():

@@ -1,4 +1,4 @@
-"""All courses of one engine, kept as the map wants them. Level-based; lives on the event loop."""
+"""All courses of one engine, kept as the map wants them. Level-based; belongs to the event loop."""
 
 import asyncio
 import time
@@ -47,11 +47,11 @@ class Roster:
 
     @property
     def policies(self) -> frozenset[str]:
-        """Those of waves, which belong to nobody else."""
+        """The policies that belong to waves here."""
         return frozenset(self._running)
 
     def want(self, waves: Mapping[str, WaveTraining], assignments: Mapping[str, TrainAssignment]) -> None:
-        """Train these, from now on. What is not among them any more, or under another lease, is let go at once."""
+        """Train these from now on. A policy that is missing, or under another lease, is abandoned at once."""
         self.confirm()
         for policy, running in list(self._running.items()):
             assignment = assignments.get(policy)
@@ -63,11 +63,11 @@ class Roster:
                 self._keep(policy, wave, assignment)
 
     def confirm(self) -> None:
-        """The map was read, and still says what it said."""
+        """Record that the map was read and is unchanged, which confirms all leases."""
         self._confirmed_at = self._clock()
 
     def progress(self) -> dict[str, Progress]:
-        """How each policy stands."""
+        """Return each policy's progress, and update the metric of policies by stage."""
         found = {policy: running.course.progress for policy, running in self._running.items()}
         stages = Counter(each.stage for each in found.values())
         for stage in Stage:
@@ -75,13 +75,13 @@ class Roster:
         return found
 
     def rewards(self) -> dict[str, Sequence[float]]:
-        """The mean reward of each finished step, by policy."""
+        """Return the mean reward of each finished step, by policy."""
         return {policy: running.course.rewards for policy, running in self._running.items()}
 
     async def close(self) -> None:
-        """Let go of everything, within a bound, once what is finished is saved.
+        """Save finished steps and let go of everything, within `CLOSE_S`.
 
-        What is not saved will be trained again, with the same outcome.
+        Unsaved steps will be trained again, with the same outcome.
         """
         for policy, running in list(self._running.items()):
             running.course.parting = True
@@ -98,7 +98,7 @@ class Roster:
 
     def _start(self, policy: str, wave: WaveTraining, assignment: TrainAssignment) -> None:
         course = Course(self._context, wave, assignment, self._sure, self._changed)
-        if policy in self._running:  # it has come to its end, but may not have let go yet
+        if policy in self._running:  # it has ended, but may not have released everything yet
             course.follow(self._running[policy].course)
             self._leave(self._running[policy].task)
         before = [task for task in self._leaving if task.get_name() == policy]
@@ -112,7 +112,7 @@ class Roster:
 
     def _abandon(self, policy: str, running: _Running) -> None:
         del self._running[policy]
-        running.course.abandoned = True  # before it ends, it may have published something more
+        running.course.abandoned = True  # it may still publish before it ends
         self._context.places.withdraw(policy)
         if not running.ended:
             _log.info("lease_gone", policy=policy, lease=running.course.assignment.lease)
@@ -121,7 +121,7 @@ class Roster:
         self._changed()
 
     def _leave(self, task: "asyncio.Task[None]") -> None:
-        """Whoever trains the policy next waits for it, however many have been abandoned between them."""
+        """Remember a task until it ends: the policy's next course waits for all of them."""
         if not task.done():
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
@@ -134,15 +134,15 @@ class Roster:
 
 
 def _right(assignment: TrainAssignment) -> tuple[int, str, int]:
-    """What makes an assignment another one."""
+    """Return what identifies an assignment: a change of it means a different one."""
     return assignment.lease, assignment.run, assignment.incarnation
 
 
 def _goes_on(course: Course, assignment: TrainAssignment, wave: WaveTraining) -> bool:
-    """Whether a course that has ended is taken up again under its lease: paused, or with more steps to take.
+    """Whether an ended course continues under its lease: it was paused, or has more steps to take.
 
-    One that was given up goes on under another: it begins before steps that it had taken, and what it comes to may
-    not go by the names of what these came to.
+    A cancelled or failed one continues under a new lease: it repeats steps that it had taken, and results that may
+    differ must not be written under the same names.
     """
     if assignment.order is not Order.RUN:
         return False

@@ -1,13 +1,13 @@
-"""What a policy's trainers write one after another: a folder for each, named by lease and step.
+"""A series of what a policy's trainers write: one folder for each item, named by lease and step.
 
     <folder>/<lease>-<step>/<content>, then <folder>/<lease>-<step>/<manifest>
 
-What no manifest names does not exist. A lease that has written nothing may say that it has the policy (`take`), by
+An item without its manifest does not exist. A lease that has written nothing yet may claim the policy (`take`) by
 
     <folder>/<lease>-00000000/taken.<number>
 
-A trainer touches only its own folder and those before it: what one does that has lost its lease, and whose thread
-goes on, never harms what a newer one writes.
+A trainer touches only its own folder and older ones: a thread that goes on after its trainer has lost the lease
+never harms what a newer one writes.
 """
 
 import re
@@ -26,7 +26,7 @@ _NAME = re.compile(r"([0-9]{16})-([0-9]{8})")
 
 
 class Name(msgspec.Struct, frozen=True, order=True):
-    """What orders them."""
+    """An item's name, which orders the series."""
 
     lease: int
     step: int
@@ -36,31 +36,31 @@ class Name(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def read(cls, text: str) -> "Name | None":
-        """What `str` gave; None for anything else."""
+        """Parse what `str` gave; None for anything else."""
         found = _NAME.fullmatch(text)
         return cls(int(found[1]), int(found[2])) if found else None
 
 
 class Series:
-    """One policy's. `manifest` is the file that names the others, written last. Blocks its thread."""
+    """One policy's series. `manifest` is the file of each item written last. All methods block the calling thread."""
 
     def __init__(self, store: Store, policy: str, folder: str, manifest: str, kept: int) -> None:
         self._store, self._policy, self._manifest, self._kept = store, policy, manifest, kept
         self.folder = folder
 
     def names(self) -> list[Name]:
-        """The oldest first, also what is only half there."""
+        """Return the names of all items, also incomplete ones, oldest first."""
         found = [Name.read(name) for name in self._store.names(self.folder)]
         return sorted(each for each in found if each is not None)
 
     def latest_lease(self) -> int:
-        """Under which anything was written, 0: nothing was."""
+        """Return the latest lease under which anything was written; 0 if nothing was."""
         return max((each.lease for each in self.names()), default=0)
 
     def take(self, lease: int) -> None:
-        """Say that this lease has the policy: no older one writes anything from then on.
+        """Claim the policy for this lease: no older lease's write succeeds from then on.
 
-        Raises StaleLease where a newer lease has written, or another engine says the same of just this one.
+        Raises StaleLease if a newer lease has written, or if another engine claims it under the same lease.
         """
         folder, mine = f"{self.folder}/{Name(lease, 0)}", TAKEN + secrets.token_hex(8)
         self._store.write(f"{folder}/{mine}", b"{}")
@@ -73,21 +73,21 @@ class Series:
                 )
         except StaleLease:
             self._store.delete(folder if alone else f"{folder}/{mine}")
-            if not self._store.names(folder):  # both have given way: a folder is there with nothing in it, too
+            if not self._store.names(folder):  # both gave way: an empty folder would still count
                 self._store.delete(folder)
             raise
 
     def give_back(self, lease: int) -> None:
-        """Take back what `take` has said of a lease that has written nothing since."""
+        """Revert `take` for a lease that has written nothing since."""
         self._store.delete(f"{self.folder}/{Name(lease, 0)}")
 
     @contextmanager
     def written(self, name: Name) -> Iterator[None]:
-        """Around what is written as `name`. Raises StaleLease where a newer lease has written, before or meanwhile.
+        """A context for writing `name`. Raises StaleLease if a newer lease has written, before or meanwhile.
 
-        Who takes a lease looks for what older ones have written once it has said so, and these look once they have
-        written: one of both sees the other, so that nothing is acknowledged that the newer one does not know of. And
-        that one sweeps what is half there of an older one, whose writer finds its own folder gone.
+        A newer lease claims the policy first and then reads what older ones have written; an older one writes first
+        and then looks for newer claims. One of the two sees the other, so nothing is acknowledged that the newer one
+        does not know of. The newer one also sweeps incomplete older items; their writers find their folders gone.
         """
         self._refuse_stale(name)
         try:
@@ -105,7 +105,7 @@ class Series:
             )
 
     def sweep(self, name: Name) -> None:
-        """Remove all but the newest ones up to `name`; what tells of one first, so that none is ever half there."""
+        """Remove all but the newest items up to `name`, each item's manifest first, so that none is half there."""
         older = [each for each in self.names() if each <= name]
         whole = [each for each in older if self._manifest in self._store.names(f"{self.folder}/{each}")]
         for each in older:

@@ -1,6 +1,6 @@
-"""The gRPC Trainer service: an engine's training primitives, over policies that no wave trains.
+"""The gRPC Trainer service: an engine's training primitives for policies that no wave trains.
 
-The compute is that of the waves' policies: calls of many clients share forward and backward.
+They are computed like waves' policies: calls of many clients share forward and backward passes.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from mint_engine.policies.register import Register
 from mint_engine.policies.series import Name
 from mint_engine.sources.asking import asked
 
-MOST_LISTED = 1000  # of those that rest, at once
+MOST_LISTED = 1000  # resting policies per page
 
 M = TypeVar("M", bound=Message)
 _Named = Ordered | pb.CreatePolicyRequest | pb.ResumePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
@@ -54,7 +54,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         self._base, self._engine, self._register = base, engine, register
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """A new policy; asking again for the same one, while it is new still, is no mistake."""
+        """Create a policy; repeating the request while the policy is still new succeeds."""
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
@@ -63,7 +63,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await _answered(work, context)
 
     async def ResumePolicy(self, request: pb.ResumePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """One that is not here any more, from its newest checkpoint; asking again for the same is no mistake."""
+        """Resume a policy from its newest checkpoint; repeating the request succeeds."""
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
@@ -72,18 +72,18 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await _answered(work, context)
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """How far a policy has come, without waiting for the call of it that is under way."""
+        """Return a policy's state without waiting for its call under way."""
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
             return self._policy_state(name, self._register.known_made(name, request.life))
 
-        return await _answered(work, context, noted=False)  # gateways ask every engine for what one of them has
+        return await _answered(work, context, noted=False)  # gateways ask every engine
 
     async def ListPolicies(  # noqa: N802
         self, request: pb.ListPoliciesRequest, context: _Context
     ) -> pb.ListPoliciesResponse:
-        """All that are here, or a page of those of the base that rest."""
+        """Return all policies on this engine, or a page of the base's resting ones."""
 
         async def work() -> pb.ListPoliciesResponse:
             self._refuse_other(request.base_model)
@@ -96,7 +96,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def ForwardBackward(  # noqa: N802
         self, request: pb.ForwardBackwardRequest, context: _Context
     ) -> pb.ForwardBackwardResponse:
-        """Add the gradients of a loss over examples."""
+        """Compute a loss over examples and add its gradients to the policy's."""
 
         async def work(here: CallContext, _: Calls) -> pb.ForwardBackwardResponse:
             # On another thread: a batch may have millions of routes to check.
@@ -133,7 +133,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             async with here.copying(calls):
                 loading = partial(call_checkpoints.load, here, request.policy, calls, request.uri)
                 read = await self._register.kept(request.policy, calls, loading)
-                step = read.step  # of what the step thread owns from now on
+                step = read.step  # read before the step thread owns it
                 await here.replace(calls, read)
             calls.step = step
             policy_state = self._policy_state(request.policy, calls)
@@ -143,7 +143,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await self._once(request, work, context)
 
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
-        """Make the policy's weights a revision: durable and served when this returns, by any engine soon after."""
+        """Publish the policy's weights as a revision, durable and served when this returns, soon by any engine."""
 
         async def work(here: CallContext, calls: Calls) -> pb.PublishResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
@@ -154,7 +154,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                         lambda trainer: packing(trainer, policy, here.training.dtype)
                     )
                     published, packed = await aside(revisions.publish, here.store, policy, name, copy)
-                await call_checkpoints.refuse_superseded(here, policy, calls)  # whose name means the other engine's
+                await call_checkpoints.refuse_superseded(here, policy, calls)  # the name is its engine's now
                 await here.announcement_cache.announce(policy, calls.life, name, published.source)
                 here.training.places.offer(policy, published.source, packed)
                 return pb.PublishResponse(revision=published.revision, uri=published.source.uri)
@@ -167,7 +167,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await self._once(request, work, context)
 
     async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
-        """Let a policy go, and what its name means; what it has saved and published stays in the store."""
+        """Drop a policy and its name's announcement; what it has saved and published stays in the store."""
 
         async def work() -> pb.DropPolicyResponse:
             await self._register.drop(self._own(request), request.life, gone=request.gone)
@@ -181,7 +181,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         async def ordered() -> M:
             name, here = self._own(request), self._register.here
             calls = self._register.known(name, request.life)
-            # On another thread: a call may be of many megabytes.
+            # On another thread: a call may have many megabytes.
             digest = await asyncio.to_thread(digest_of_request, request)
             sure = partial(self._register.sure, name, calls, request.lease)
             return await calls.once(request.sequence, digest, sure, lambda: work(here, calls))
@@ -218,7 +218,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             raise BaseModelNotFound(f"base model {base[:300]!r}", f"is not served here; this engine has {self._base}")
 
     def _own(self, request: _Named) -> str:
-        """The policy's name, unless it is of another base, or a wave trains it."""
+        """Return the policy's name. Raises BaseModelNotFound for another base, InvalidRequest if a wave trains it."""
         here = self._register.here
         self._refuse_other(request.base_model)
         name = check_adapter(request.policy)
@@ -228,7 +228,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
 
 async def _swept(here: CallContext, policy: str, name: Name) -> None:
-    """Older revisions give way to one that is announced: what can't be removed now is by the next one."""
+    """Sweep revisions older than an announced one; after an error, the next publication's sweep removes them."""
     try:
         await aside(revisions.sweep, here.store, policy, name)
     except MintError as error:

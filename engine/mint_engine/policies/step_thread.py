@@ -1,4 +1,4 @@
-"""The event loop's side of the step thread's training: what is asked there is awaited here."""
+"""The event loop's side of training on the step thread: work is handed over and awaited here."""
 
 import asyncio
 import traceback
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class StepThread:
-    """The step thread as one event loop sees it; `wake` makes it look (`Stepper.wake`)."""
+    """The step thread as seen from one event loop; `wake` makes it look for work (`Stepper.wake`)."""
 
     def __init__(self, updates: Updates, wake: Callable[[], None]) -> None:
         self._updates, self._wake = updates, wake
@@ -31,16 +31,16 @@ class StepThread:
 
     @property
     def maker(self) -> Maker:
-        """For what is short: a policy is made by `make`."""
+        """The maker, for short work only; to make a policy, use `make`."""
         return self._updates.trainer.maker
 
     @property
     def routes(self) -> RouteShape | None:
-        """What the base's routers choose; None where it has none."""
+        """The shape of the base's expert routes; None if it has no routers."""
         return self._updates.trainer.routes
 
     async def call(self, work: Callable[[Trainer], T]) -> T:
-        """Something short, done by the step thread between two steps. Raises what it raises."""
+        """Run short work on the step thread between two steps. Raises what it raises."""
         answer: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
@@ -52,7 +52,7 @@ class StepThread:
         return await to_its_end(answer)
 
     async def parts(self, work: Callable[[Trainer], Generator[None, None, T]]) -> T:
-        """As `call`, something longer: wherever it pauses, a step may follow."""
+        """As `call`, for a generator of longer work: at each yield, a step may run in between."""
         begun: list[Generator[None, None, T]] = []
 
         def part(trainer: Trainer) -> tuple[T] | None:
@@ -69,10 +69,10 @@ class StepThread:
         return found[0]
 
     async def make(self, work: Callable[[Maker], Policy]) -> Policy:
-        """A policy, by a thread of its own, to be put in by a `call`. Raises what its making raises.
+        """Make a policy on another thread; a `call` then puts it into the trainer. Raises what its making raises.
 
-        One at a time: what nobody has yet is counted nowhere, and takes cores from decoding. Cancelled, it lasts
-        until nothing is made any more.
+        One at a time, since a policy being made is not accounted for yet, and takes cores from decoding. If
+        cancelled, returns only once the making has ended.
         """
         async with self._making:
             made = asyncio.ensure_future(asyncio.to_thread(work, self.maker))
@@ -80,15 +80,15 @@ class StepThread:
                 return await to_its_end(made)
             except MintError:
                 raise
-            except Exception as error:  # noqa: BLE001 - reported, and looked into, as any other beside serving
+            except Exception as error:  # noqa: BLE001 - reported and examined like any other defect
                 defect = error
-        traceback.clear_frames(defect.__traceback__)  # of its tensors: a full device is no broken one
+        traceback.clear_frames(defect.__traceback__)  # release its tensors: a full device must not look broken
         return await self.call(lambda _: _raise(defect))
 
     async def step(self, policy: str, optimizer: Optimizer) -> StepOutcome:
-        """A policy's step along the gradients that it has. Raises as `Trainer.begin_step`, or Draining.
+        """Take a policy's optimizer step with the gradients it has. Raises as `Trainer.begin_step`, or Draining.
 
-        Cancelled, it lasts until the step thread is done with the policy.
+        If cancelled, returns only once the step thread is done with the policy.
         """
         answer: asyncio.Future[StepOutcome] = self._loop.create_future()
 
@@ -107,11 +107,11 @@ class StepThread:
         epochs: int = 1,
         finish: Callable[[Trainer], None] = lambda _: None,
     ) -> Learnt:
-        """A policy's update, together with those of others that are ready. Raises what a job may (see `Job`).
+        """Update a policy, together with others that are ready. Raises what a job may (see `Job`).
 
-        Cancelled, it lasts until the step thread is done with the policy, which puts no hand-off off any more. What
-        was learnt by then is told, so that the step counts, and whoever is told is cancelled at the next thing that
-        it waits for.
+        If cancelled, waits until the step thread is done with the policy, which then no longer postpones a failed
+        hand-off. If the update has succeeded by then, it is returned, so that the step counts, and the caller is
+        cancelled at its next await.
         """
         answer: asyncio.Future[Learnt] = self._loop.create_future()
         task = asyncio.current_task()

@@ -14,9 +14,9 @@ from mint_engine.training.trainer import Trainer
 
 @dataclass(eq=False, frozen=True)
 class Due:
-    """A step that a policy is to take. `resolve` is called before anything else is done on the step thread.
+    """A step that a policy is to take. `resolve` gets its outcome, before any other work of the step thread.
 
-    Once that has ended, `resolve` is called by who closes what was left.
+    After the step thread has ended, whoever closes the queue resolves the remaining ones.
     """
 
     policy: str
@@ -25,24 +25,24 @@ class Due:
 
 
 class Steps:
-    """Those that are due, in their order."""
+    """The queue of due steps."""
 
     def __init__(self, trainer: Trainer, defects: Defects) -> None:
         self._trainer, self._defects = trainer, defects
         self._due: deque[Due] = deque()
-        self._stepping: Stepping | None = None  # of the first of these
+        self._stepping: Stepping | None = None  # of the first due step, once begun
 
     @property
     def busy(self) -> bool:
-        """Whether one is due."""
+        """Whether any step is due."""
         return bool(self._due)
 
     def put(self, due: Due) -> None:
-        """Have it taken. From any thread."""
+        """Queue a step. Callable from any thread."""
         self._due.append(due)
 
     def advance(self) -> None:
-        """Take a bounded part of the first one."""
+        """Compute a bounded piece of the first due step."""
         due = self._due[0]
         found = self._defects.attempt(lambda: self._part(due), f"policy {due.policy!r}", "could not take its step")
         if found is not None:
@@ -54,12 +54,12 @@ class Steps:
 
     @property
     def _torn(self) -> bool:
-        """Whether the first one has changed some numbers, and not all."""
+        """Whether the first due step has changed some of the policy's numbers, but not all."""
         return self._stepping is not None and self._stepping.policy.torn
 
     def close(self) -> list[Due]:
-        """Take none any more but one whose numbers have begun to change; returns those that were not taken."""
-        while self._torn:  # bounded, and nobody decodes any more
+        """Finish a step that has begun to change numbers, and return the others untaken."""
+        while self._torn:  # bounded, and nothing decodes any more
             self.advance()
         left = list(self._due)
         self._due.clear()
@@ -69,7 +69,7 @@ class Steps:
         return left
 
     def _part(self, due: Due) -> StepOutcome | None:
-        """The outcome with the last one."""
+        """Compute one piece; returns the outcome with the last one."""
         if self._stepping is None:
             self._stepping = self._trainer.begin_step(due.policy, due.optimizer)
         if self._stepping.advance():
@@ -80,7 +80,7 @@ class Steps:
 
 
 def _left(error: MintError) -> MintError:
-    """What to tell of a step that ended in its middle; to try that again would not help."""
+    """Return the error for a step that failed in its middle, which must not be retried."""
     kind = EngineUnavailable if isinstance(error, EngineUnavailable) else Internal
     return kind(
         error.subject, f"{error.message} to its end; load a saved state, or drop the policy and create it again"

@@ -1,6 +1,6 @@
-"""Where policies outlive their engine: a folder of this machine's or a claim's, or a bucket's prefix.
+"""The store in which policies outlive their engine: a local folder, a claim's volume or a bucket's prefix.
 
-Paths are relative to the store. A file is there whole or not at all, and once `write` returns it stays.
+Paths are relative to the store. A file is there completely or not at all, and is durable once `write` returns.
 """
 
 import errno
@@ -21,11 +21,11 @@ from mint_engine.policies.writing import write_along
 from mint_engine.sources.copying import publish, sync
 
 PARTIAL = ".partial"
-_MORE_TRIES = 8  # to remove a folder that others write into: each has but one call under way
+_MORE_TRIES = 8  # to remove a folder that others write into, each by one call at a time
 
 
 class HeadLast(NamedTuple):
-    """A file whose first bytes tell of the rest: they are asked for when that is on its way."""
+    """A file whose first bytes depend on the rest: `head` is called only once the rest is being written."""
 
     head_bytes: int
     head: Callable[[], bytes]
@@ -36,29 +36,32 @@ Content = bytes | bytearray | HeadLast
 
 
 class Store(Protocol):
-    """Blocks its thread. Raises SourceForbidden, SourceUnavailable, Overloaded (disk full), SourceNotFound."""
+    """Durable files by path. All methods block the calling thread.
+
+    They raise SourceForbidden, SourceUnavailable, Overloaded (disk full) and SourceNotFound.
+    """
 
     source: Source
 
     def write(self, path: str, content: Content) -> None:
-        """Put a file there, in place of what was."""
+        """Write a file, replacing any existing one."""
         ...
 
     def read(self, path: str, limit: int | None) -> bytes:
-        """A file's content. Raises CapacityExceeded above `limit` bytes, before it takes memory for them."""
+        """Return a file's content. Raises CapacityExceeded for more than `limit` bytes, before allocating them."""
         ...
 
     def names(self, path: str) -> list[str]:
-        """What lies directly in a folder, sorted; nothing where there is none."""
+        """Return the sorted names of what lies directly in a folder; none if it does not exist."""
         ...
 
     def delete(self, path: str) -> None:
-        """Remove a file, or a folder and all in it; nothing where there is none."""
+        """Remove a file, or a folder and all in it; does nothing if it does not exist."""
         ...
 
 
 def store_of(source: Source) -> Store:
-    """The store at a source. Raises SourceForbidden for one that can't be written."""
+    """Return the store at a source. Raises SourceForbidden if it cannot be written."""
     location = locate(source)
     if location.scheme not in WRITABLE:
         raise SourceForbidden(f"store {source.uri!r}", f"cannot be written; use {', '.join(WRITABLE)}")
@@ -69,10 +72,10 @@ def store_of(source: Source) -> Store:
 
 
 class LocalStore:
-    """A folder, on a file system that keeps what was synced and renames at once.
+    """A folder on a file system that keeps synced data and renames atomically.
 
-    `mounted` is it, or a folder above it, that somebody else has made: where that is not there nothing is known of
-    what the store holds, and nothing written that would be nowhere once it is.
+    `mounted` is this folder or one above it that somebody else has created. While it does not exist, the store's
+    content is unknown, and nothing is written, since that would be hidden once the volume is mounted.
     """
 
     def __init__(self, source: Source, root: Path, mounted: Path) -> None:
@@ -80,7 +83,7 @@ class LocalStore:
         self._root, self._mounted, self._subject = root, mounted, f"store {source.uri!r}"
 
     def write(self, path: str, content: Content) -> None:
-        """By way of a name that no reader looks at."""
+        """Write under a name that readers ignore, then rename."""
         target = self._root / path
         with self._errors():
             self._check_mounted()
@@ -89,19 +92,19 @@ class LocalStore:
             try:
                 _write(partial, content)
                 publish(partial, target)
-            except BaseException:  # a volume that is full would stay so by the very file that found no room there
+            except BaseException:  # or the partial file would keep a full volume full
                 with suppress(OSError):
                     partial.unlink()
                 raise
 
     def read(self, path: str, limit: int | None) -> bytes:
-        """The whole file."""
+        """Return the complete file."""
         with self._errors(), (self._root / path).open("rb") as file:
             _check_size(os.fstat(file.fileno()).st_size, limit, f"{self._subject} file {path!r}")
             return file.read()
 
     def names(self, path: str) -> list[str]:
-        """Without what is only half written."""
+        """Leave out files that are still being written."""
         with self._errors():
             try:
                 return sorted(name for name in os.listdir(self._root / path) if not name.endswith(PARTIAL))
@@ -110,9 +113,9 @@ class LocalStore:
                 return []
 
     def delete(self, path: str) -> None:
-        """For good, too, and at once: who writes into a folder meanwhile finds it gone, and keeps nobody from it.
+        """Remove durably and at once: concurrent writers find the folder gone, and cannot prevent its removal.
 
-        Somebody else may be removing the same, or the folder that it is in, which then goes with all in it.
+        Others may be removing the same file or folder, or one above it.
         """
         target = self._root / path
         with self._errors():
@@ -142,7 +145,7 @@ class LocalStore:
 
 
 def _partial(target: Path) -> Path:
-    """A name beside it that no reader looks at, and nobody else has: pods on one claim may share process numbers."""
+    """Return a unique sibling name that readers ignore; random, since pods on one claim may share process ids."""
     return target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
 
 
@@ -153,13 +156,13 @@ def _write(file: Path, content: Content) -> None:
             return
         out.seek(content.head_bytes)
         write_along(out.fileno(), content.rest)
-        os.fsync(out.fileno())  # the head may not be known yet
+        os.fsync(out.fileno())  # before the head, which may still be computed
         out.seek(0)
         write_along(out.fileno(), memoryview(content.head()))
 
 
 def _remove(gone: Path) -> None:
-    """Nobody finds it any more; but who had found it may just be putting a last file in, or giving it its name."""
+    """Remove what was renamed away. Writers that had opened it may still add or rename a last file: try again."""
     for last in (*[False] * _MORE_TRIES, True):
         try:
             shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
@@ -171,7 +174,7 @@ def _remove(gone: Path) -> None:
 
 
 class BucketStore:
-    """A prefix of a bucket: an object is visible when its upload has ended, and listings are never stale."""
+    """A bucket's prefix; assumes that objects become visible when their upload ends and listings are never stale."""
 
     def __init__(self, source: Source, location: Location) -> None:
         self.source = source
@@ -179,13 +182,13 @@ class BucketStore:
         self._root, self._subject = f"{location.host}/{location.path}".rstrip("/"), f"store {source.uri!r}"
 
     def write(self, path: str, content: Content) -> None:
-        """One upload."""
+        """Write by one upload."""
         data = b"".join((content.head(), content.rest)) if isinstance(content, HeadLast) else content
         with storage_errors(self._scheme, self._named(path)):
             backend(self._scheme).files.pipe_file(self._at(path), data)
 
     def read(self, path: str, limit: int | None) -> bytes:
-        """One download, of one byte more than the limit at most."""
+        """Read by one download, of at most one byte more than `limit`."""
         files = backend(self._scheme).files
         with storage_errors(self._scheme, self._named(path)):
             end = int(files.info(self._at(path))["size"]) if limit is None else limit + 1
@@ -194,7 +197,7 @@ class BucketStore:
         return data
 
     def names(self, path: str) -> list[str]:
-        """Of objects and of what looks like folders."""
+        """Return the names of objects and of common prefixes, which look like folders."""
         with storage_errors(self._scheme, self._subject):
             try:
                 found = backend(self._scheme).files.ls(self._at(path), detail=False)
@@ -204,7 +207,7 @@ class BucketStore:
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found if name.rstrip("/") != own})
 
     def delete(self, path: str) -> None:
-        """Every object below."""
+        """Remove every object below the path."""
         with storage_errors(self._scheme, self._named(path)):
             try:
                 backend(self._scheme).files.rm(self._at(path), recursive=True)
@@ -219,7 +222,7 @@ class BucketStore:
 
 
 def _make_folder(folder: Path) -> None:
-    """A folder, and those above it, each there for good before what it holds."""
+    """Create a folder and its missing parents, each durable before what it holds."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -229,7 +232,7 @@ def _make_folder(folder: Path) -> None:
             each.mkdir(exist_ok=True)
         except FileExistsError:
             if each.is_file():
-                raise  # or others have made and removed it just now: who writes into it is told so
+                raise  # otherwise others made and removed it: the write into it reports that
         sync(each.parent)
 
 

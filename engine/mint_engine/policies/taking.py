@@ -1,6 +1,6 @@
-"""How an engine goes on with policies of calls that it has read from their store: first it says so there.
+"""How an engine resumes Trainer API policies that it has read from their store: first it claims them there.
 
-What says so of a policy that is not gone on with after all bars others from it, and has to be taken back.
+The claim of a policy whose resume fails would keep other engines from it, so it has to be taken back.
 """
 
 import asyncio
@@ -18,30 +18,30 @@ RETRY_S = 1.0
 
 
 class Taking:
-    """One engine's. Belongs to the event loop."""
+    """One engine's claims. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._untaken: dict[str, set[int]] = {}  # leases that are yet to be taken back, by policy
+        self._untaken: dict[str, set[int]] = {}  # policy -> leases whose claims are yet to be taken back
 
     @property
     def untaken(self) -> list[str]:
-        """The policies of which the store says that they are gone on with here, and is yet to say otherwise."""
+        """The policies that the store still shows as claimed here although their resume failed."""
         return [*self._untaken]
 
     @asynccontextmanager
     async def taken_up(
         self, here: CallContext, policy: str, lease: int, found: Found, life: int
     ) -> AsyncIterator[None]:
-        """Around what puts a policy in its place that goes on here: under this lease, and from then on no older one.
+        """A context for installing a policy that is resumed here under `lease`, which fences all older leases.
 
-        An engine that had it, and was cut off, acknowledges no checkpoint behind `found`; who drops it has dropped
-        it. What could not be put there is as it was, for the next try. Raises EngineUnavailable where others have
-        just been at it, PolicyNotFound as `call_checkpoints.newest`, and the errors of a store.
+        An engine that had the policy and was cut off acknowledges no checkpoint newer than `found`, and a drop stays
+        a drop. If the context's body fails, the claim is taken back for the next try. Raises EngineUnavailable if
+        others have just claimed or saved it, PolicyNotFound as `call_checkpoints.newest`, and a store's errors.
         """
         shelf, listed = shelf_of(here.store, policy), False
         await self.give_back(here, policy)
         if life and await asked(_gone_on, shelf, lease, found):
-            await asyncio.sleep(RETRY_S)  # who merely tried has taken that back by then
+            await asyncio.sleep(RETRY_S)  # a failed attempt has been taken back by then
             if await asked(_gone_on, shelf, lease, found):
                 raise not_left(policy, life)
         try:
@@ -61,10 +61,7 @@ class Taking:
             raise
 
     async def give_back(self, here: CallContext, policy: str) -> None:
-        """Have the store say of no lease any more that was not taken up after all.
-
-        Raises its errors: it is to be asked again then.
-        """
+        """Take back a policy's claims whose resume failed. Raises a store's errors: call again then."""
         leases = self._untaken.get(policy, set())
         for lease in [*leases]:
             await asked(shelf_of(here.store, policy).give_back, lease)
@@ -77,12 +74,12 @@ def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> Non
     shelf.take(lease)
     if shelf.newest_record() != found.newest_record:
         raise _busy(policy, "was just saved by the engine that has or had it; retry")
-    if life and _gone_on(shelf, lease, found):  # or who does it merely tries: that is seen by the next try
+    if life and _gone_on(shelf, lease, found):  # perhaps only an attempt that fails: the next try sees that
         raise _busy(policy, "is being resumed by another engine; retry")
 
 
 def _gone_on(shelf: Shelf, lease: int, found: Found) -> bool:
-    """Whether somebody has gone on with what was left, and has not saved anything since."""
+    """Whether another lease has resumed what was left, without having saved anything since."""
     return any(found.record.lease < each < lease for each in shelf.leases())
 
 

@@ -1,4 +1,4 @@
-"""What one policy trains by: its wave's settings with its own in their place."""
+"""The terms that one policy trains by: its wave's settings, overridden by its own."""
 
 import msgspec
 
@@ -10,7 +10,7 @@ from mint_engine.training.policy import PolicySettings
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """All that stays as it is for the whole of a course."""
+    """The settings that stay the same throughout a course."""
 
     policy: str
     wave: str
@@ -24,21 +24,21 @@ class Terms(msgspec.Struct, frozen=True):
     reward: Reward | None  # None: supervised
     optimizer: Optimizer
     loss: Loss
-    sampling: Sampling  # its seed is each rollout's own
+    sampling: Sampling  # each rollout sets its own seed
 
     @property
     def supervised(self) -> bool:
-        """Whether it learns given answers instead of its own completions."""
+        """Whether it learns from given answers instead of its own completions."""
         return self.train.algorithm == "SFT"
 
     @property
     def draw_seed(self) -> int:
-        """Of the order in which examples are drawn."""
+        """The seed of the order in which examples are drawn."""
         return self.dataset.shuffle_seed + self.form.seed
 
 
 def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
-    """A policy's terms. Raises InvalidRequest where its wave leaves out what it needs."""
+    """Return a policy's terms. Raises InvalidRequest if its wave lacks required settings or they do not fit."""
     train, own, subject = wave.train, assignment.settings, f"policy {assignment.policy!r}"
     dataset = own.dataset or train.dataset
     reward = own.reward or train.reward

@@ -22,7 +22,7 @@ class Places(Protocol):
     room: Room
 
     async def reserve(self, adapter: str) -> int:
-        """A slot for as long as the policy trains, empty. Raises Overloaded where none is free in time."""
+        """Reserve an empty slot until `release`. Raises Overloaded if none becomes free in time."""
         ...
 
     async def release(self, slot: int) -> None:
@@ -30,23 +30,24 @@ class Places(Protocol):
         ...
 
     async def read(self, adapter: str) -> Packed:
-        """The newest revision of an adapter. Raises what loading it raises."""
+        """Return an adapter's newest revision. Raises what loading it raises."""
         ...
 
     def withdraw(self, adapter: str) -> None:
-        """Leave it to the map again what the adapter is."""
+        """Let the map alone decide again which revision the adapter has."""
         ...
 
     def offer(self, adapter: str, source: Source, packed: Packed) -> None:
-        """Serve a revision, which lies at `source` by now, to new requests for the adapter."""
+        """Serve a revision, published at `source`, to new requests for the adapter."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """One engine's. `claim` takes a policy's name from the Trainer service, once the call under way has ended.
+    """One engine's training context.
 
-    Its number is since when (monotonic seconds) the name is a wave's here, so that no call can take it.
+    `claim` takes a policy's name from the Trainer service after the call under way; its second argument is since when
+    (monotonic seconds) the name has been a wave's here, so that no call could take it.
     """
 
     step_thread: StepThread
@@ -59,5 +60,5 @@ class TrainingContext:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of published weights."""
+        """The dtype of published weights."""
         return self.slots.dtype

@@ -1,4 +1,4 @@
-"""What Prometheus may scrape of training. Policies are never labels: there can be thousands of them."""
+"""Training's Prometheus metrics. Policies are never labels: there can be thousands of them."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

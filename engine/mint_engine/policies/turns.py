@@ -1,8 +1,8 @@
-"""Whose updates are computed next, and together: decided from the queue alone.
+"""Which updates are computed together next, decided from the queue alone.
 
-An update that is longer than a turn takes several, and waits at the queue's end between two of them: so nobody waits
-for more than one turn of each other. Meanwhile its gradient stays in memory. Where that is full of such gradients no
-other long update begins, until some have come to their end; short ones do.
+An update longer than one turn takes several, and waits at the queue's end between them, so that no update waits for
+more than one turn of each other. Meanwhile its gradient stays in memory. While memory is full of such gradients, no
+other long update begins until some have finished; short ones still do.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Waiting:
-    """An update in the queue, as far as its next turn depends on it."""
+    """What the choice of the next turn needs to know of a queued update."""
 
     policy: str
     rows: int  # of its next turn, at most
     nbytes: int  # of its gradient
     lasts: bool = False  # may take more than one turn
-    begun: bool = False  # has had one, and its gradient is in memory
-    alone: bool = False  # is to be computed without others
+    begun: bool = False  # has had a turn, and its gradient is in memory
+    alone: bool = False  # must be computed without others
 
 
 def next_turn(queue: Sequence[Waiting], most_rows: int, most_bytes: int) -> list[int]:
-    """Places in the queue whose turn is next, within bounds; the first of them may exceed these by itself.
+    """Return the indices of the updates whose turn is next, within bounds; the first may exceed them by itself.
 
-    At least one, where there is any. A policy's updates follow each other.
+    Returns at least one unless the queue is empty. A policy's own updates are computed one after another.
     """
     begun = {each.policy for each in queue if each.begun}
-    kept = sum(each.nbytes for each in queue if each.begun)  # until a later turn, or it may be
+    kept = sum(each.nbytes for each in queue if each.begun)  # gradients that may stay in memory until a later turn
     rows, nbytes, full = 0, kept, False
     taken, passed = list[int](), set[str]()
     for at, each in enumerate(queue):

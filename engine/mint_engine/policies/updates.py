@@ -1,9 +1,9 @@
 """Updates of many policies, on the step thread, between the steps of requests.
 
-Those that are ready when one begins share one forward and backward; which they are changes nobody's numbers. Long
-ones take turns (see `turns`), which changes no numbers either: their policies are as before until their end. While no
-tenant is served, updates go first: the rollouts that wait meanwhile then decode in fuller batches. While tenants are
-served, updates take a bounded share of the time, in pieces that are short beside a step (see `allowance`).
+Updates that are ready at the same time share one forward and backward pass; which ones do so changes no policy's
+numbers, and neither do the turns of long ones (see `turns`): a policy stays as it was until its update ends. While no
+tenant is served, updates go first, and the rollouts that wait meanwhile then decode in fuller batches. While tenants
+are served, updates take a bounded share of the time, in pieces that are short beside a step (see `allowance`).
 """
 
 import threading
@@ -29,19 +29,19 @@ from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome, Share, Work
 
-ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
-FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
-TURN_ROWS = 8 * FULL_ROWS  # of one job at once, then others have their turn; one example may have more
-MOST_ROWS = 64 * FULL_ROWS  # of one turn, for whose end all of them wait
-MOST_BYTES = 4 << 30  # of gradients, in memory from a job's first turn to its end; one job's may take more
-MOST_WAIT_S = 5.0  # for others' rollouts, which may go on for ever: those without a signal are followed by more
+ALONE_S = 0.2  # of updates in one go while only rollouts wait
+FULL_ROWS = 1024  # tokens that fill the matrix products: waiting for more policies would gain nothing
+TURN_ROWS = 8 * FULL_ROWS  # of one job per turn; a single example may have more
+MOST_ROWS = 64 * FULL_ROWS  # of all jobs in one turn, whose end all of them wait for
+MOST_BYTES = 4 << 30  # of gradients, in memory from a job's first turn to its end; a single job's may take more
+MOST_WAIT_S = 5.0  # for other policies' rollouts, which may never lead to an update: those without a signal do not
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What came of a job: of its last forward and backward, and of its last optimizer step, if it takes any."""
+    """A job's outcome: of its last forward and backward pass, and of its last optimizer step, if it takes any."""
 
     outcome: LossOutcome
     step: StepOutcome | None
@@ -51,9 +51,9 @@ class Learnt:
 class Job:
     """One policy's update: `epochs` times over a batch, each with a step by `optimizer` (None: gradients only).
 
-    `finish` runs once the last step is taken, before anything else on the step thread, and again a little later after
-    errors that go away by themselves, unless who wants it is `gone` by then: no step is taken twice for them. Then
-    `resolve` is told. What was left is told of by who closes it, once that thread has ended.
+    `finish` runs right after the last step, before any other work of the step thread. After a transient error it is
+    retried a little later, without repeating a step, unless the caller is `gone` by then. Then `resolve` gets the
+    outcome. After the step thread has ended, whoever closes the queue resolves the remaining jobs.
     """
 
     batch: PolicyBatch
@@ -62,41 +62,41 @@ class Job:
     resolve: Callable[[Learnt | MintError], None]
     epochs: int = 1
     gone: Callable[[], bool] = lambda: False
-    stepped: bool = False  # has taken a step: whoever did all of it again would take that twice
-    alone: bool = False  # is to be computed without others, after work with them has failed
-    left: Share | None = None  # of this epoch, once a turn of it is computed
+    stepped: bool = False  # has taken a step, which a retry of the job would repeat
+    alone: bool = False  # must be computed without others, since work with them failed
+    left: Share | None = None  # the remainder of this epoch after a turn; None before its first turn
 
     @cached_property
     def rows(self) -> int:
-        """Tokens of one epoch, those that completions share counted for each."""
+        """Tokens of one epoch; a prompt that completions share counts for each of them."""
         return sum(len(each.tokens) for each in self.batch.examples)
 
     @cached_property
     def turn_rows(self) -> int:
-        """Of one turn, at most."""
+        """Tokens of one turn, at most."""
         longest = max((len(each.tokens) for each in self.batch.examples), default=0)
         return min(self.rows, max(TURN_ROWS, longest))
 
 
 class Updates:
-    """The step thread's `Background`. `put` and `call` may be called from any thread; who does wakes the thread."""
+    """The step thread's `Background`. `put`, `step` and `call` work from any thread; callers then wake the thread."""
 
     def __init__(self, trainer: Trainer, clock: Callable[[], float] = time.monotonic) -> None:
         self.trainer = trainer
-        self.rollouts: Callable[[], int] = lambda: 0  # in flight now
-        self.later: Callable[[float, Callable[[], None]], None] = lambda _, work: work()  # after so many seconds
+        self.rollouts: Callable[[], int] = lambda: 0  # returns how many are in flight now
+        self.later: Callable[[float, Callable[[], None]], None] = lambda _, work: work()  # after a delay
         self.defects = Defects()
         self._clock = clock
         self._lock = threading.Lock()
         self._calls: deque[Callable[[], None]] = deque()
         self._unchecked: deque[Job] = deque()
-        self._checking: Iterator[None] | None = None  # of the first of these
+        self._checking: Iterator[None] | None = None  # of the first unchecked job
         self._ready: list[Job] = []
-        self._ready_since = 0.0  # of the first of these
+        self._ready_since = 0.0  # when the first unchecked or ready job came
         self._work: Work | None = None
-        self._jobs: list[Job] = []  # of `_work`
-        self._postponed: list[Job] = []  # whose last step is taken, and that are to finish later
-        self._steps = Steps(trainer, self.defects)  # of jobs whose gradients are there, and of calls
+        self._jobs: list[Job] = []  # computed by `_work`
+        self._postponed: list[Job] = []  # have taken their last step; `finish` will be retried
+        self._steps = Steps(trainer, self.defects)  # of jobs whose gradients are computed, and of calls
         self._closed = False
         self._allowance = Allowance()
         self._alone = False  # no tenant is served
@@ -108,7 +108,7 @@ class Updates:
         return bool(self._calls or begun) or self._ripe()
 
     def put(self, job: Job) -> None:
-        """Have a job done."""
+        """Queue a job."""
         with self._lock:
             if not self._closed:
                 self._note_first()
@@ -117,7 +117,7 @@ class Updates:
         self._fail([job], _ending())
 
     def step(self, due: Due) -> None:
-        """Have a policy take a step along the gradients that it has."""
+        """Queue an optimizer step of a policy, with the gradients it has."""
         with self._lock:
             if not self._closed:
                 self._steps.put(due)
@@ -125,7 +125,7 @@ class Updates:
         due.resolve(_ending())
 
     def call(self, work: Callable[[], None]) -> None:
-        """Have something short done on the step thread, or here once that has ended. It must not raise."""
+        """Run short work on the step thread, or here once that has ended. It must not raise."""
         with self._lock:
             if not self._closed:
                 self._calls.append(work)
@@ -146,7 +146,7 @@ class Updates:
     def _beside(self, tenants: int, rollouts: int, step_s: float) -> None:
         self._allowance.grant(step_s, tenants, rollouts)
         began = self._clock()
-        called = bool(self._calls)  # one follows each step, though pieces before it are still to be paid for
+        called = bool(self._calls)  # one call follows each step, even if earlier pieces are not paid for yet
         while (called or self._allowance.open) and self._piece():
             called = False
             ended = self._clock()
@@ -154,10 +154,10 @@ class Updates:
             began = ended
 
     def close(self) -> None:
-        """The step thread has ended: nothing is learnt any more, and what waits for it is told so."""
+        """End training after the step thread has ended: everything that still waits fails with Draining."""
         with self._lock:
             self._closed = True
-        self.defects.computes = lambda: True  # that was the step thread's to see
+        self.defects.computes = lambda: True  # only the step thread could check that
         left = self._steps.close()
         jobs = [*self._jobs, *self._ready, *self._unchecked, *self._postponed]
         if begun := [job.left for job in self._ready if job.left is not None]:
@@ -175,9 +175,9 @@ class Updates:
             due.resolve(_ending())
 
     def _ripe(self) -> bool:
-        """Enough is ready, nobody is on the way whom it would pay to wait for, or it has been waited long enough.
+        """Whether to begin now: enough is ready, no rollouts are worth waiting for, or the wait was long enough.
 
-        What has begun keeps its gradient in memory: it waits for nobody.
+        A job that has begun keeps its gradient in memory, so it waits for nothing.
         """
         if not self._ready:
             return False
@@ -187,7 +187,7 @@ class Updates:
         return self._clock() - self._ready_since >= MOST_WAIT_S
 
     def _piece(self) -> bool:
-        """Do what was called for first, or one piece of a step, of a check or of an update; whether there was any."""
+        """Run the first call, or one piece of a step, check or update; returns whether there was anything to do."""
         if self._calls:
             self._calls.popleft()()
             return True
@@ -201,14 +201,14 @@ class Updates:
     def _next(self) -> Callable[[], None] | None:
         if self._steps.busy:
             return self._steps.advance
-        if self._unchecked:  # before any work begins: those that came together are learnt from together
+        if self._unchecked:  # before any work begins, so that jobs that came together are computed together
             return self._check
         if self._work is not None:
             return partial(self._compute, self._work)
         return self._begin if self._ripe() else None
 
     def _check(self) -> None:
-        """A bounded part of the first unchecked job's examples. Where they make no sense, it fails alone."""
+        """Check a bounded part of the first unchecked job's examples. If they are invalid, that job alone fails."""
         job = self._unchecked[0]
         checking = self._checking = self._checking or self.trainer.check(job.batch)
         found = self.defects.attempt(lambda: next(checking, True), _subject(job), "could not be checked")
@@ -239,10 +239,10 @@ class Updates:
             self._refuse_bad(jobs)
 
     def _refuse_bad(self, jobs: list[Job]) -> None:
-        """One bad batch must not stop the others: find it, and have the rest done."""
+        """Fail the jobs that cannot begin even alone and put the others back: one bad batch must not stop them."""
         good = []
         for job in jobs:
-            found = self._try_begin([job]) if job.left is None else None  # which was good when it began
+            found = self._try_begin([job]) if job.left is None else None  # one that has begun was good then
             if isinstance(found, MintError):
                 self._fail([job], found)
                 continue
@@ -257,7 +257,7 @@ class Updates:
         return Waiting(policy, job.turn_rows, nbytes, lasts, begun=job.left is not None, alone=job.alone)
 
     def _try_begin(self, jobs: list[Job]) -> Work | MintError:
-        """The work of these jobs, or why it can not begin."""
+        """Return the work of these jobs, or the error that keeps it from beginning."""
 
         def begin() -> Work:
             return self.trainer.begin([job.left or job.batch for job in jobs], checked=True, most=TURN_ROWS)
@@ -268,15 +268,15 @@ class Updates:
         found = self.defects.attempt(partial(work.advance, alone=self._alone), "update", "failed")
         if isinstance(found, Internal | Overloaded) and len(self._jobs) > 1:
             self._apart()
-        elif isinstance(found, MintError):  # another rank has ended, say
+        elif isinstance(found, MintError):  # e.g. another rank has ended
             self._fail(self._jobs, found)
         elif not found:
             self._end(work)
 
     def _apart(self) -> None:
-        """What one of them brings may be too much, or wrong: compute each alone, so that no other fails by it.
+        """Compute each job alone after joint work failed, since one of them may be too large or wrong for all.
 
-        All of it: their earlier turns are lost, for what this one has added to these is in the same sums.
+        Each starts its epoch again: what the failed turn has added is in the same sums as its earlier turns.
         """
         jobs, self._work, self._jobs = self._jobs, None, []
         for job in jobs:
@@ -298,7 +298,7 @@ class Updates:
                 self._steps.put(Due(name, job.optimizer, partial(self._stepped, job, outcomes[name])))
 
     def _stepped(self, job: Job, outcome: LossOutcome, step: StepOutcome | MintError | None) -> None:
-        """A job has its step; with epochs left it begins again."""
+        """Handle the end of a job's epoch or step; with epochs left, the job is queued again."""
         if isinstance(step, MintError):
             self._fail([job], step)
             return
@@ -312,7 +312,7 @@ class Updates:
         self._hand_on(job, Learnt(outcome, step), 1)
 
     def _hand_on(self, job: Job, learnt: Learnt, attempt: int) -> None:
-        """It has all of its steps: the attempt of that number, from 1, to finish it."""
+        """Run `finish` for a job that has taken all of its steps; `attempt` counts from 1."""
         found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed on")
         if isinstance(found, AWAY) and attempt < ATTEMPTS and not job.gone():
             wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
@@ -328,7 +328,7 @@ class Updates:
             job.resolve(learnt)
 
     def _hand_on_again(self, job: Job, learnt: Learnt, attempt: int) -> None:
-        if job in self._postponed:  # nobody has closed what was left
+        if job in self._postponed:  # unless `close` has resolved it
             self._postponed.remove(job)
             self._hand_on(job, learnt, attempt)
 
@@ -343,7 +343,7 @@ class Updates:
 
 
 def _without_advice(error: MintError) -> str:
-    """What was wrong; what such a message advises behind its last semicolon, e.g. to retry, is no longer so."""
+    """Return the message without the advice after its last semicolon (e.g. to retry), which no longer applies."""
     wrong, _, advice = error.message.rpartition("; ")
     return wrong or advice
 
