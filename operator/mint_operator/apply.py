@@ -1,4 +1,4 @@
-"""Carrying out a plan: manifests, the placement map, statuses. What fails for one object hinders no other."""
+"""Carries out a plan: manifests, the placement map, statuses. A failure with one object does not affect others."""
 
 import asyncio
 import time
@@ -34,11 +34,11 @@ from mint_operator.planning.snapshot import Meta, ObservedBase, ObservedWave, Sn
 from mint_operator.pruning import CRDS_OUTDATED, Pruning
 
 AT_ONCE = 8
-HUNG_S = 5.0  # who takes so long to fail, as a webhook that runs into its time-out, would with the next object, too
+HUNG_S = 5.0  # a failure this slow, such as a webhook that times out, would probably recur with the next object
 GONE = 404
 CONFLICT = 409
 REFUSED_EVERY_S = 30.0  # a status that the API server refused is sent again this often, or at once when it changes
-FAILED_FIRST_S = 1.0  # one that it could not take is sent again after this long, and from then on ever later
+FAILED_FIRST_S = 1.0  # a status write that failed otherwise is repeated after this long, then with growing delays
 
 log = structlog.get_logger()
 
@@ -47,17 +47,17 @@ _StatusWrite = tuple[str, ObservedBase | ObservedWave, BaseModelStatus | Adapter
 
 
 class _Refused(msgspec.Struct):
-    """A manifest that the API server refused: tried again later, or at once when it changes."""
+    """A manifest that could not be applied: tried again later, or at once when it changes."""
 
     digest: str
     failure: Failure
     attempts: int
     retry_at: float
-    hung: bool  # it was no quick answer
+    hung: bool  # there was no answer, or a slow one
 
 
 class _TurnedAway(msgspec.Struct, frozen=True):
-    """A status that was not written, and when to send one again. `refused`: for what it says."""
+    """A status that was not written, and when to send one again. `refused`: the API server rejected its content."""
 
     status: status_write.Status
     refused: bool
@@ -65,12 +65,12 @@ class _TurnedAway(msgspec.Struct, frozen=True):
     again_at: float
 
     def holds_back(self, status: status_write.Status) -> bool:
-        """Whether `status` waits for that time as well: what says something else than was refused does not."""
+        """Whether `status` must wait until then, too. After a refusal, one that says something else need not."""
         return not self.refused or status_write.owed_in(self.status, status, 0.0) != 0.0
 
 
 class Maps(msgspec.Struct, frozen=True):
-    """The placement map's two parts, each with its writer and what was last read of it."""
+    """The placement map's two parts, each with its writer and its view (what was last read)."""
 
     writer: MapWriter
     view: MapView
@@ -79,7 +79,7 @@ class Maps(msgspec.Struct, frozen=True):
 
 
 class Applier:
-    """The only writer. Raises StaleEpoch, which ends the operator; every other failure is logged and tried again."""
+    """The operator's only writer. Raises StaleEpoch, which ends the operator; logs and retries all other failures."""
 
     def __init__(self, kube: Kube, maps: Maps, dirt: Dirt, feed: Feed) -> None:
         self._kube = kube
@@ -89,19 +89,19 @@ class Applier:
         self._train_view = maps.train_view
         self._dirt = dirt
         self._feed = feed
-        self.owes = False  # a write that failed, or that is held back, is still to be done
-        self.moved_at = time.monotonic()  # when a write last ended, well or badly
+        self.owes = False  # a write that failed or was held back is still to be done
+        self.moved_at = time.monotonic()  # when a write last ended, successfully or not
         self._gate = asyncio.Semaphore(AT_ONCE)
-        self._objects_gate = asyncio.Semaphore(AT_ONCE)  # of their own: what hangs among them keeps nothing else
+        self._objects_gate = asyncio.Semaphore(AT_ONCE)  # separate, so that objects that hang delay no other writes
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._written: dict[tuple[str, str], float] = {}
-        self._settled: dict[tuple[str, str], object] = {}  # statuses of plans that said nothing new
+        self._settled: dict[tuple[str, str], object] = {}  # planned statuses that needed no write, by identity
         self._pruning = Pruning()
         self._turned_away: dict[tuple[str, str], _TurnedAway] = {}
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
     async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
-        """Write the difference; returns how much of what was written, failures under "failed"."""
+        """Write the difference; returns the number of writes by kind, failures under "failed"."""
         counts: Counter[str] = Counter()
         self.owes = False
         objects = asyncio.create_task(self._manifests(plan, counts))
@@ -109,13 +109,13 @@ class Applier:
             await self._write_map_and_statuses(plan, snapshot, counts)
             await objects
         finally:
-            objects.cancel()  # where the map has been taken over
+            objects.cancel()  # still running only if the map's writes raised, as when another operator took over
         self._prune(snapshot)
         self.owes |= bool(counts["failed"] or self._refused)
         return counts
 
     async def _write_map_and_statuses(self, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
-        """The map, and then what statuses say of it."""
+        """Write the map, and then the statuses, which describe it."""
         await asyncio.gather(
             *[self._change(base, plan, snapshot, counts) for base in sorted({*plan.changes, *plan.training})],
             *[self._to_map(base, "forgets", partial(self._writer.forget, base), counts) for base in plan.forgets],
@@ -131,7 +131,7 @@ class Applier:
         await asyncio.gather(*[self._status(each, counts) for each in new])
 
     async def _manifests(self, plan: Plan, counts: Counter[str]) -> None:
-        """Objects of several namespaces at once, each apart from the others."""
+        """Apply the objects of all namespaces concurrently, each namespace independently."""
         wanted = {manifest.key for manifest in plan.manifests}
         self._refused = {key: refused for key, refused in self._refused.items() if key in wanted}
         namespaces: dict[str, list[Manifest]] = {}
@@ -142,10 +142,10 @@ class Applier:
         self.failures = {base: self._refused[key].failure for key, bases in failing.items() for base in bases}
 
     async def _of_namespace(self, manifests: list[Manifest], counts: Counter[str]) -> None:
-        """Objects of several bases at once, those of one base in their order; a Secret comes before all.
+        """Apply one namespace's objects: Secrets first, then all bases concurrently, each base's objects in order.
 
-        Engines whose Secret could not be written stay as they are: one that started anew with an old password would
-        not do so again with the new one.
+        Workloads whose Secret could not be written are left alone: an engine that restarted now would read the old
+        password, and would not restart again for the new one.
         """
         groups: dict[str, list[Manifest]] = {}
         for manifest in manifests:
@@ -158,7 +158,7 @@ class Applier:
         await asyncio.gather(*[self._in_order(group, counts) for group in groups.values()])
 
     async def _in_order(self, manifests: list[Manifest], counts: Counter[str]) -> None:
-        """One after another; behind one that hung none is tried, which would as well, before that one is again."""
+        """Apply one after another. Stop at one that hung: the rest would hang, too, and wait until it is retried."""
         for manifest in manifests:
             last = self._refused.get(manifest.key)
             if last is None or last.digest != manifest.digest or time.monotonic() >= last.retry_at:
@@ -199,7 +199,7 @@ class Applier:
         self._dirt.note(Part.WORKLOADS)
 
     async def _change(self, base: str, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
-        """Leases first: a map that was lost is known only once its placements are there."""
+        """Write training leases before placements: a lost map counts as known again once its placements exist."""
         training = plan.training.get(base)
         if training is not None:
             self._train_view.invalidate(base)
@@ -212,7 +212,7 @@ class Applier:
         async def write() -> None:
             version = await self._writer.apply(base, plan.changes[base], over)
             if not plan.changes[base].completes:
-                self._map.invalidate(base)  # it goes on without a version
+                self._map.invalidate(base)  # the map still has no version
             elif base in plan.known:
                 self._map.wrote(base, plan.known[base].written(version))
 
@@ -220,7 +220,7 @@ class Applier:
             await self._to_map(base, "changes", write, counts)
 
     async def _to_map(self, base: str, what: str, write: Callable[[], Awaitable[Any]], counts: Counter[str]) -> bool:
-        """Whether it could be written."""
+        """Write to the map; return whether that succeeded."""
         with about({"base": base, "what": what}):
             try:
                 async with self._gate:
@@ -254,7 +254,7 @@ class Applier:
             self._dirt.mark_in(Part.MAP, wait_s)
             self.owes = True
             return
-        # The uid makes the write miss an object that was deleted and made anew meanwhile.
+        # With the uid the write fails if the object has been deleted and recreated since.
         patch = {"metadata": {"uid": meta.uid}, "status": status_write.body(status)}
         try:
             async with self._gate:
@@ -280,7 +280,7 @@ class Applier:
     def _turn_away(
         self, key: tuple[str, str], status: status_write.Status, error: KubeError, last: _TurnedAway | None
     ) -> None:
-        """Have a status wait that was not written. Only one whose object is not as it was seen is listed anew."""
+        """Hold back a status that was not written. If its object is gone or replaced, have the kind listed again."""
         attempts = 1 if last is None else last.attempts + 1
         first_s = REFUSED_EVERY_S if error.refused else FAILED_FIRST_S
         wait_s = delay_s(attempts, first_s=first_s, cap_s=REFUSED_EVERY_S)
@@ -289,7 +289,7 @@ class Applier:
             self._dirt.note(Part.BASES if key[0] == "BaseModel" else Part.WAVES)
 
     async def _hear(self, kind: str, meta: Meta, status: BaseModelStatus | AdapterWaveStatus, raw: bytes) -> None:
-        """Whether the API server keeps what it is sent: where that has changed, all statuses are looked at again."""
+        """Check which fields the API server kept. If that has changed, all statuses are compared again."""
         message = self._pruning.heard(kind, status, raw, time.monotonic())
         if message is not None:
             self._settled.clear()

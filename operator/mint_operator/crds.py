@@ -1,6 +1,6 @@
-"""Waits for the CRDs: helm installs them unless it is told not to, and never anew once somebody has removed them.
+"""Waits for the CRDs: helm installs them unless told not to, and never reinstalls them after somebody removed them.
 
-Kopf looks for kinds once, when it begins, and never watches those that came later.
+Kopf looks for kinds once, when it starts, and never watches kinds that appear later.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 async def awaited(kube: Kube) -> bool:
     """Wait until the API server has our kinds; returns whether it lacked some.
 
-    One that cannot be asked is not waited for: who watches and lists will tell why.
+    Returns at once if the first request fails, or if one is refused: watching and listing will report why.
     """
     tries = 0
     while True:
@@ -40,7 +40,7 @@ async def awaited(kube: Kube) -> bool:
 
 
 def what_to_apply(lacking: Collection[str]) -> str:
-    """What an API server without these kinds is to be given."""
+    """Return the message that says which CRDs are missing and how to apply them."""
     return (
         f"the cluster lacks {' and '.join(sorted(lacking))} of {GROUP}/{VERSION}; apply MinT's CRDs "
         "(also in the chart's crds/): kubectl apply --server-side -f crds/"

@@ -1,12 +1,12 @@
-"""Leadership through a Lease, one for each release, and the epoch that fences what a leader writes.
+"""Leadership through a Lease, one per release, and the epoch that fences a leader's writes.
 
 The epoch is the Lease's leaseTransitions after acquisition. It grows with every acquisition, also by the same
-holder, and lives in the API server, so it outlives Redis. It is at least the clock's minute, so that no Lease leaves
-a higher epoch behind in Redis: neither one that was deleted, nor that of a later installation, of which this one
-takes a namespace over.
+holder, and lives in the API server, so it outlives Redis. It is at least the current Unix minute, so that it exceeds
+the epochs that other Leases left in Redis: one that was deleted, or that of a later installation whose namespace
+this one takes over.
 
 A holder that dies is replaced when its Lease has not been renewed for LEASE_S, judged by this process's own clock.
-A leader that cannot renew stops before that, after RENEW_WITHIN_S.
+A leader that cannot renew stops earlier, after RENEW_WITHIN_S.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class LeadershipLost(Exception):
 
 
 class Leadership:
-    """One candidate. `acquire` waits until it leads; `keep` returns only by raising LeadershipLost."""
+    """One candidate. `acquire` waits until it leads; `keep` renews until it raises LeadershipLost."""
 
     def __init__(self, kube: Kube, namespace: str, lease: str, identity: str) -> None:
         self._kube = kube
@@ -94,10 +94,10 @@ class Leadership:
                 log.warning("lease not renewed", lease=self._lease, error=str(error))
 
     async def _renew(self) -> None:
-        """Renew once. Raises LeadershipLost where somebody else holds the Lease, and KubeError.
+        """Renew once. Raises LeadershipLost if somebody else holds the Lease, and KubeError.
 
-        A Lease that is not as it was last heard of may be so by this process: the answer to a renewal can be lost on
-        its way back.
+        A Lease that has changed unexpectedly may have been changed by this process: the answer to a renewal can get
+        lost.
         """
         try:
             await self._write(self._identity, self.epoch)
@@ -113,7 +113,7 @@ class Leadership:
 
     @property
     def _held(self) -> tuple[str, int]:
-        """The holder and the epoch that the Lease has while this process leads."""
+        """The holder and epoch in the Lease while this process leads."""
         return self._identity, self.epoch
 
     async def release(self) -> None:
@@ -124,14 +124,14 @@ class Leadership:
             log.warning("lease not released; it will expire", lease=self._lease, error=str(error))
 
     async def _try_to_acquire(self) -> str | None:
-        """None when the Lease is ours now, else who holds it."""
+        """Try once; returns None if the Lease is ours now, else its holder."""
         raw, minute = await self._kube.get("Lease", self._namespace, self._lease), int(time.time() // 60)
         if raw is None:
             self.epoch = minute
             return await self._claim(create=True)
         lease = msgspec.json.decode(raw, type=_Lease)
         holder = lease.spec.holder_identity
-        if holder and holder != self._identity and not self._ran_out(lease.spec):  # ours: the answer was lost
+        if holder and holder != self._identity and not self._ran_out(lease.spec):  # ours: an answer was lost
             return holder
         self._version = lease.metadata.resource_version
         self.epoch = max((lease.spec.lease_transitions or 0) + 1, minute)
@@ -147,7 +147,7 @@ class Leadership:
         return None
 
     def _ran_out(self, spec: _Spec) -> bool:
-        """Whether the holder has not renewed for as long as it promised, as this process has seen it."""
+        """Whether this process has seen no renewal for the duration that the holder promised."""
         seen = (spec.holder_identity, spec.renew_time)
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()

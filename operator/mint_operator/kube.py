@@ -1,7 +1,7 @@
-"""The Kubernetes API as the operator uses it: raw JSON in and out, every call bounded, run in threads.
+"""The Kubernetes API as the operator uses it: raw JSON in and out, with a timeout on every call, run in threads.
 
-The `kubernetes` package gives the connection (in-cluster or kubeconfig, tokens that renew); its models are left
-aside, since building them for every object of every pass costs more than all the rest.
+The `kubernetes` package provides the connection (in-cluster or kubeconfig, tokens that renew). Its models are not
+used: building them for every object in every pass costs more than everything else.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from mint_contracts.resources import GROUP, VERSION
 from mint_operator.planning import groups
 
 FIELD_MANAGER = "mint-operator"
-THREADS = 16  # half of which objects take at most, however many of them hang (see apply.AT_ONCE)
+THREADS = 16  # applying objects takes at most half of these, however many hang (see apply.AT_ONCE)
 PAGE = 500
 TIMEOUT = urllib3.Timeout(connect=3.0, read=15.0)
 
@@ -51,12 +51,12 @@ class KubeError(Exception):
 
     @property
     def refused(self) -> bool:
-        """Whether sending the same again would be refused again: the object itself is at fault."""
+        """Whether the same request would be refused again, because the object itself is at fault."""
         return self.status in {400, 403, 422}
 
     @property
     def unserved(self) -> bool:
-        """Whether a kind that was listed is one that the API server does not have, or not for the operator."""
+        """Whether the API server does not have the requested kind, or the operator may not use it."""
         return self.status in {403, 404}
 
 
@@ -90,7 +90,7 @@ class _Status(msgspec.Struct, frozen=True):
 
 
 def path(kind: str, namespace: str = "", name: str = "", subresource: str = "") -> str:
-    """The URL path of an object, or of a list; without a namespace of all namespaces."""
+    """Return the URL path of an object or a list; without a namespace, the list covers all namespaces."""
     root, plural = _ROOTS[kind]
     parts = [root, f"namespaces/{namespace}" if namespace else "", plural, name, subresource]
     return "/".join(part for part in parts if part)
@@ -109,7 +109,7 @@ class Kube:
         self._api.close()  # type: ignore[no-untyped-call]
 
     async def items(self, kind: str, namespace: str = "", selector: str = "", fields: str = "") -> list[msgspec.Raw]:
-        """Every object of a kind, whole, by pages; of those the ones with these labels and fields."""
+        """Return all objects of a kind, read in pages, or those that match the label and field selectors."""
         found: list[msgspec.Raw] = []
         query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields}
         query = {name: value for name, value in query.items() if value}
@@ -121,7 +121,7 @@ class Kube:
             query["continue"] = page.metadata.go_on
 
     async def may_list(self, kind: str, namespace: str) -> bool:
-        """Whether a kind may be listed there: False only where the API server answers that it may not."""
+        """Whether a kind may be listed there; False only if the API server answers that it is forbidden."""
         try:
             await self._send("GET", path(kind, namespace), {"limit": "1"})
         except KubeError as error:
@@ -129,7 +129,7 @@ class Kube:
         return True
 
     async def kinds(self) -> frozenset[str]:
-        """The kinds of our group that the API server tells of to those who look for what it has."""
+        """Return the kinds of our group that the API server's discovery lists."""
         found = msgspec.json.decode(await self._send("GET", "/apis"), type=_Groups)
         if all(each.name != GROUP for each in found.groups):
             return frozenset()
@@ -142,7 +142,7 @@ class Kube:
         return frozenset(each.kind for each in msgspec.json.decode(response, type=_Resources).resources)
 
     async def get(self, kind: str, namespace: str, name: str) -> bytes | None:
-        """One object; None if it does not exist."""
+        """Return one object; None if it does not exist."""
         try:
             return await self._send("GET", path(kind, namespace, name))
         except KubeError as error:
@@ -151,24 +151,24 @@ class Kube:
             raise
 
     async def apply(self, body: Mapping[str, Any]) -> None:
-        """Server-side apply of a whole object, taking over fields that others have set."""
+        """Server-side apply a complete object, taking over fields that others have set."""
         metadata = body["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         where = path(body["kind"], metadata["namespace"], metadata["name"])
         await self._send("PATCH", where, query, body, "application/apply-patch+yaml")
 
     async def patch_status(self, kind: str, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
-        """Merge patch of the status subresource; returns the object as it is then."""
+        """Merge-patch the status subresource; returns the resulting object."""
         where = path(kind, namespace, name, "status")
         return await self._send("PATCH", where, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json")
 
     async def create(self, body: Mapping[str, Any]) -> bytes:
-        """Create an object; KubeError 409 if it exists."""
+        """Create an object. Raises KubeError 409 if it exists."""
         where = path(body["kind"], body["metadata"]["namespace"])
         return await self._send("POST", where, {"fieldManager": FIELD_MANAGER}, body, "application/json")
 
     async def replace(self, body: Mapping[str, Any]) -> bytes:
-        """Replace an object; KubeError 409 if it has changed since its resourceVersion."""
+        """Replace an object. Raises KubeError 409 if it has changed since its resourceVersion."""
         metadata = body["metadata"]
         where = path(body["kind"], metadata["namespace"], metadata["name"])
         return await self._send("PUT", where, {"fieldManager": FIELD_MANAGER}, body, "application/json")
@@ -203,7 +203,7 @@ class Kube:
 
 
 def connect(kubeconfig: str | None = None) -> Kube:
-    """A connection from the pod's service account, or from a kubeconfig where there is none."""
+    """Connect by `kubeconfig` if given, else by the pod's service account, else by the default kubeconfig."""
     settings = client.Configuration()
     try:
         if kubeconfig:
@@ -224,5 +224,5 @@ def _message(data: bytes) -> str:
 
 
 def namespaced(namespaces: Sequence[str]) -> Sequence[str]:
-    """What to list: each namespace, or "" for all of them."""
+    """Return the namespaces to list: each of these, or "" for all."""
     return namespaces or ("",)

@@ -1,4 +1,4 @@
-"""The one level-based loop: wait for dirt, observe everything that may have changed, plan, apply the difference."""
+"""The one level-based reconcile loop: wait for dirt, observe what may have changed, plan, apply the difference."""
 
 import asyncio
 import time
@@ -25,27 +25,27 @@ log = structlog.get_logger()
 
 
 class Loop:
-    """`once` is one pass, so that tests can drive it; `run` goes on until StaleEpoch."""
+    """The loop. `once` runs one pass, so that tests can drive it; `run` runs passes until StaleEpoch."""
 
     def __init__(self, observer: Observer, applier: Applier, dirt: Dirt) -> None:
         self._observer = observer
         self._applier = applier
         self._dirt = dirt
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")  # no other work can keep a plan waiting
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")  # its own, so that no other work delays it
         self._failures = 0
-        self._cut_off = False  # the last pass ended before what it saw was planned for and written
+        self._cut_off = False  # the last pass ended before what it observed was planned and written
         self._known: Mapping[str, Known] = {}
         self._defects: Mapping[str, Defect] = {}
-        self._due: float | None = None  # from then on the last plan is not what would be planned now
-        self._last_pass = time.monotonic()  # when a pass last ended, well or badly
+        self._due: float | None = None  # when the passage of time alone makes the last plan outdated
+        self._last_pass = time.monotonic()  # when a pass last ended, successfully or not
 
     @property
     def moved_at(self) -> float:
-        """When the loop last got on, by the monotonic clock: a pass ended, or a write within one."""
+        """When the loop last made progress, by the monotonic clock: a pass or a write within one ended."""
         return max(self._last_pass, self._applier.moved_at)
 
     async def run(self) -> None:
-        """Passes for ever. Raises StaleEpoch when another operator writes the map; survives everything else."""
+        """Run passes forever. Raises StaleEpoch when another operator writes the map; survives everything else."""
         garbage = Garbage()
         while True:
             metrics.DIRTY.set(len(self._dirt))
@@ -56,7 +56,7 @@ class Loop:
                 raise
             except KubeError as error:
                 await self._pause(str(error), parts)
-            except Exception:  # a defect in one pass must not end the control plane; it is logged whole
+            except Exception:  # a defect in one pass must not end the control plane; logged with its traceback
                 log.exception("pass failed")
                 await self._pause("a defect", EVERYTHING)
             else:
@@ -66,12 +66,12 @@ class Loop:
             metrics.LAST_PASS.set_to_current_time()
 
     async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:
-        """One pass over what is dirty; returns what was written."""
+        """Run one pass over the dirty parts; returns the number of writes by kind."""
         owed, self._cut_off = self._cut_off, True
         started = time.perf_counter()
         snapshot = await self._observer.observe(parts, self._applier.failures)
         observed = time.perf_counter()
-        due = self._due is not None and snapshot.now >= self._due  # Dirt lets no more than HEARTS_EVERY_S pass
+        due = self._due is not None and snapshot.now >= self._due  # late by HEARTS_EVERY_S at most, see Dirt
         if self._observer.quiet and not self._applier.owes and not owed and not due:
             self._cut_off = False
             return Counter()
@@ -100,7 +100,7 @@ class Loop:
         return counts
 
     def _tell(self, defects: Mapping[str, Defect]) -> None:
-        """Log each whole, once for each time that its base was planned for."""
+        """Log each new defect with its traceback: one per plan of its base that failed."""
         for base, defect in defects.items():
             if self._defects.get(base) is not defect:
                 log.error("planning failed for a base", base=base, exc_info=defect.error)

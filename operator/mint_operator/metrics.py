@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""The operator's Prometheus metrics."""
 
 from collections import Counter as Tally
 

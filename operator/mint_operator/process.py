@@ -1,4 +1,4 @@
-"""The operator's life: wires the parts together and runs them until a signal, or until it may no longer write."""
+"""Wires the operator's parts together and runs them until a signal, or until it may no longer write."""
 
 import asyncio
 import signal
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 async def run(config: settings.OperatorSettings) -> int:
-    """The operator's life; returns its exit code."""
+    """Run the operator; returns its exit code."""
     start_http_server(config.metrics_port, everywhere())
     stop, broken, api = asyncio.Event(), asyncio.Event(), kube.connect()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -53,7 +53,7 @@ async def run(config: settings.OperatorSettings) -> int:
 
 
 async def first(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run all until one ends, end the others, and raise what the one raised."""
+    """Run all until one ends, cancel the others, and raise what the first raised."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -66,7 +66,7 @@ async def first(*work: Coroutine[Any, Any, Any]) -> None:
 
 
 async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: asyncio.Event) -> None:
-    """Watch and lead where that is allowed, until elsewhere is; sets `broken` if kopf ends.
+    """Watch and lead in the readable namespaces until that set changes; sets `broken` if kopf ends.
 
     Raises LeadershipLost, StaleEpoch or InvalidRequest.
     """
@@ -87,7 +87,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
 
     watch = begin()
     try:
-        if await crds.awaited(api):  # the watch, which answers the liveness probe meanwhile, saw no kinds of ours
+        if await crds.awaited(api):  # the watch only answered the liveness probe: it found no kinds of ours
             await asyncio.to_thread(watch.stop)
             watch = begin()
         work = [_lead(config, api, dirt, feed, loops)]
@@ -100,7 +100,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
 
 async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, feed: Feed, loops: list[Loop]) -> None:
     """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
-    lease_api = kube.connect()  # of its own: a queue of other calls must not delay a renewal
+    lease_api = kube.connect()  # a separate connection, so that no queue of other calls delays a renewal
     leadership = Leadership(lease_api, config.namespace, config.lease, config.identity)
     epoch = await leadership.acquire()
     metrics.LEADS.set(1)

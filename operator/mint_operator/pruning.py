@@ -1,6 +1,6 @@
-"""What the API server leaves out of statuses: the fields that its resource definitions, being older, do not have.
+"""Tracks which status fields the API server drops because its CRDs are older and lack them.
 
-Helm never upgrades CRDs. What such a field says is never read back then, and must not be taken for something new.
+Helm never upgrades CRDs. A dropped field is never read back, which must not be mistaken for a change to write.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ import structlog
 from mint_operator.planning import status_write
 from mint_operator.planning.status_write import Status
 
-LOOK_S = 60.0  # one status a kind is written whole again this often: somebody may have applied the CRDs
+LOOK_S = 60.0  # how often one status per kind is written in full again: somebody may have applied the CRDs
 CRDS_OUTDATED = "CRDsOutdated"
 
 T = TypeVar("T", bound=Status)
@@ -25,22 +25,22 @@ class _Custom(msgspec.Struct, frozen=True):
 
 
 class Pruning:
-    """The fields that are left out, by kind, as the last status that was written tells; none until then."""
+    """The fields that are dropped, by kind, learnt from the answers to status writes; none until then."""
 
     def __init__(self) -> None:
         self._fields: dict[str, frozenset[str]] = {}
         self._look_at: dict[str, float] = {}
-        self._looking: set[str] = set()  # kinds of which a status is to be written whole
+        self._looking: set[str] = set()  # kinds of which the next status is to be written in full
 
     def looks(self, now: float) -> bool:
-        """Whether it is time to look whether they still are."""
+        """Return whether it is time to check if fields are still dropped, and schedule that check."""
         due = {kind for kind, fields in self._fields.items() if fields and now >= self._look_at[kind]}
         self._look_at |= dict.fromkeys(due, now + LOOK_S)
         self._looking |= due
         return bool(due)
 
     def readable(self, kind: str, status: T) -> T:
-        """The part of a status that will be read back; all of it where that is to be found out."""
+        """Return the part of a status that will be read back; all of it if its kind is due for a check."""
         fields = self._fields.get(kind)
         kept = without(status, fields) if fields else status
         if kept == status or kind not in self._looking:
@@ -49,10 +49,13 @@ class Pruning:
         return status
 
     def heard(self, kind: str, sent: Status, raw: bytes, now: float) -> str | None:
-        """Take in the answer to a write; returns what to tell of it: "" where all is kept again, None for nothing."""
+        """Learn from the answer to a write. Returns a message about dropped fields that is news.
+
+        It is "" if all fields are kept again, None if nothing has changed.
+        """
         body, before = status_write.body(sent), self._fields.get(kind, frozenset())
         fields = left_out(body, msgspec.json.decode(raw, type=_Custom).status)
-        fields |= {each for each in before if not _says(body, each)}  # of those nothing has been heard
+        fields |= {each for each in before if not _says(body, each)}  # not sent this time: still unknown
         if fields == before:
             return None
         self._fields[kind], self._look_at[kind] = fields, now + LOOK_S
@@ -69,7 +72,7 @@ class Pruning:
 
 
 def left_out(sent: Mapping[str, Any], came: Mapping[str, Any], under: str = "") -> frozenset[str]:
-    """The paths of the fields of `sent` that `came` lacks; a list's items are all under the list's name."""
+    """Return the paths of the fields of `sent` that `came` lacks; items of a list share the list's path."""
     found: set[str] = set()
     for name, value in sent.items():
         path = under + name
@@ -83,10 +86,10 @@ def left_out(sent: Mapping[str, Any], came: Mapping[str, Any], under: str = "") 
 
 
 def without(status: T, fields: Collection[str]) -> T:
-    """A status as it is read back where these are left out."""
+    """Return a status as it is read back without these fields."""
     try:
         return msgspec.convert(_without(status_write.body(status), fields), type(status))
-    except msgspec.ValidationError:  # no status can be read without one of them
+    except msgspec.ValidationError:  # one of the fields is required
         return status
 
 
@@ -101,7 +104,7 @@ def _rest(value: Any, fields: Collection[str], path: str) -> Any:
 
 
 def _says(body: Any, path: str) -> bool:
-    """Whether a status has a value there."""
+    """Whether a status has a value at this path."""
     if isinstance(body, list):
         return any(_says(each, path) for each in body)
     name, _, rest = path.partition(".")

@@ -1,8 +1,8 @@
-"""Which of the namespaces that the operator is told to watch it may read.
+"""Finds which of the configured namespaces the operator may read.
 
-A namespace that is deleted takes the operator's Role in it along. Those that cannot be read are left out, as if they
-were not named, so that work goes on in the others; what Redis says of their bases stays as it is. Watch and views are
-made for one set of namespaces: when it changes, the process ends, and its Deployment starts it anew.
+Deleting a namespace also deletes the operator's Role in it. Namespaces that cannot be read are left out, as if they
+were not configured, so that work goes on in the others; their bases' records in Redis stay. The watch and the views
+are made for one set of namespaces: when the set changes, the process ends, and its Deployment restarts it.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from mint_operator import metrics
 from mint_operator.kube import Kube
 
 LOOK_S = 10.0
-KINDS = ("BaseModel", "AdapterWave")  # the chart's Role has all rights or is not there
+KINDS = ("BaseModel", "AdapterWave")  # enough: the chart's Role grants all rights, or does not exist
 
 log = structlog.get_logger()
 
 
 async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
-    """Those of `namespaces` in which our kinds may be listed; while the API server does not answer, all.
+    """Return the `namespaces` in which our kinds may be listed; all of them while the API server does not answer.
 
-    Raises InvalidRequest where namespaces are named and none may be read.
+    Raises InvalidRequest if namespaces are configured and none may be read.
     """
     found = await _readable(kube, namespaces)
     left_out = sorted(set(namespaces) - set(found))
@@ -39,7 +39,7 @@ async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
 
 
 async def changed(kube: Kube, namespaces: Sequence[str], before: Sequence[str]) -> None:
-    """Wait until other namespaces may be read than `before`."""
+    """Wait until the readable namespaces differ from `before`."""
     found = before
     while found == before:
         await asyncio.sleep(LOOK_S)

@@ -22,17 +22,17 @@ ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
 ENGINE_RUNTIME_CLASS = "MINT_ENGINE_RUNTIME_CLASS"
 ENGINE_PULL_SECRETS = "MINT_ENGINE_PULL_SECRETS"
 GATEWAY_LABELS = "MINT_GATEWAY_LABELS"  # of the gateways' pods, key=value,...; empty: engines get no NetworkPolicy
-PORT_OF_LIVENESS = "MINT_LIVENESS_PORT"  # ports are set where several operators share one network
+PORT_OF_LIVENESS = "MINT_LIVENESS_PORT"  # ports need to be set only if several operators share one network
 PORT_OF_METRICS = "MINT_METRICS_PORT"
 LIVENESS_PORT = 8080
 MOST_PORT = 65535
 LIVENESS_PATH = "/healthz"
 
-_DIGEST_ROUNDS = 200_000  # the digest lands in an annotation: guessing a password from it must not be cheap
+_DIGEST_ROUNDS = 200_000  # the digest is stored in an annotation: guessing the password from it must not be cheap
 
 
 class OperatorSettings(msgspec.Struct, frozen=True):
-    """Where the operator runs and leads, what it watches (no namespaces: all), and what its engines are made of."""
+    """Where the operator runs and leads, which namespaces it watches (none: all), and how its engines are made."""
 
     namespace: str
     lease: str
@@ -44,12 +44,12 @@ class OperatorSettings(msgspec.Struct, frozen=True):
 
 
 def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
-    """Settings from `env`. Raises InvalidRequest naming a variable that is missing, or is not what it should be."""
+    """Read settings from `env`. Raises InvalidRequest naming a variable that is missing or invalid."""
     pod = env.get(POD_NAME, "mint-operator")
     return OperatorSettings(
         namespace=_needed(env, NAMESPACE),
         lease=_needed(env, LEASE),
-        identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is another holder of the Lease
+        identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is a different holder of the Lease
         release=_release(env),
         namespaces=_list(env.get(WATCH_NAMESPACES, "")),
         liveness_at=f"{_own_version(env)}:{_port(env, PORT_OF_LIVENESS, LIVENESS_PORT)}",
@@ -76,7 +76,7 @@ def _release(env: Mapping[str, str]) -> Release:
 
 
 def _own_version(env: Mapping[str, str]) -> str:
-    """Every interface of the version that the pod's address has: kopf listens to one version alone."""
+    """Return the wildcard address of the pod's IP version: kopf listens on only one version."""
     return "[::]" if ":" in env.get(POD_IP, "") else "0.0.0.0"
 
 

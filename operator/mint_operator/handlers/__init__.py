@@ -1,1 +1,1 @@
-"""Kopf handlers: one file a kind, each only passes on what it saw."""
+"""Kopf handlers, one file per kind. Each only passes on what it saw."""

@@ -11,7 +11,7 @@ from mint_operator.observing.feed import Feed
 
 
 def register(registry: kopf.OperatorRegistry, dirt: Dirt, feed: Feed) -> None:
-    """Pass on any event."""
+    """Register a handler that passes on every event."""
 
     @kopf.on.event(GROUP, VERSION, "basemodels", registry=registry)
     async def base_model_changed(body: kopf.Body, event: kopf.RawEvent, **_: Any) -> None:

@@ -1,6 +1,6 @@
-"""Events of the StatefulSets and pods that engines are.
+"""Events of the StatefulSets and pods that engines are made of.
 
-LeaderWorkerSets are not watched, for a cluster may lack them: the resync finds what others have done to one.
+LeaderWorkerSets are not watched because a cluster may lack them; the resync finds changes that others made to them.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from mint_operator.planning.manifests import MANAGED_BY, MANAGER
 
 
 def register(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, dirt: Dirt, feed: Feed) -> None:
-    """Mark engines dirty on any event of ours; the API server filters by label, so others' pods cost nothing."""
+    """Register handlers for our pods and StatefulSets; the API server filters by label, so others cost nothing."""
     for resource in (("v1", "pods"), ("apps/v1", "statefulsets")):
         settings.watching.label_selectors[resource] = f"{MANAGED_BY}={MANAGER}"
 

@@ -1,6 +1,6 @@
 """The Kubernetes half of observation: lists of our objects, read again only for the parts that are dirty.
 
-The lists of the resync are read beside the passes, so that nobody who has changed an object waits for them.
+The resync lists objects in the background, so that nobody who has changed an object waits for it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from mint_operator.planning.manifests import MANAGED_BY, MANAGER, REDIS_SECRET
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, ObservedWave
 
 OURS = f"{MANAGED_BY}={MANAGER}"
-LISTING_SHARE = 0.1  # of the time, at most, goes into lists that only look for what the watch has missed
+LISTING_SHARE = 0.1  # of the time, at most, is spent on lists that only look for what the watch has missed
 _LISTED = {Part.BASES: "BaseModel", Part.WAVES: "AdapterWave", Part.PODS: "Pod"}
 _CHILDREN = ("Service", "ServiceAccount", "PodDisruptionBudget")
 
@@ -33,7 +33,7 @@ _Lists = Mapping[str, list[msgspec.Raw]]
 
 
 class ClusterView:
-    """What the API server says, as of each part's last listing and what the watch has seen since."""
+    """The state in the API server: each part's last listing, updated by what the watch has seen since."""
 
     def __init__(self, kube: Kube, namespaces: Sequence[str], feed: Feed, *, secrets: bool, policies: bool) -> None:
         self._kube = kube
@@ -46,33 +46,33 @@ class ClusterView:
         self._pods = Store(_pod)
         self._stores: _Stores = {"BaseModel": self._bases, "AdapterWave": self._waves, "Pod": self._pods}
         self._listing: asyncio.Task[_Lists] | None = None
-        self._list_at = 0.0  # not before; by the loop's clock
-        self._unarranged = False  # the stores have taken in what the properties do not tell yet
+        self._list_at = 0.0  # earliest time of the next background listing, by the loop's clock
+        self._unarranged = False  # the stores have news that the attributes below do not show yet
         self.bases: dict[str, ObservedBase] = {}
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
         self.unmade: Mapping[str, Failure] = {}  # by base: why pods of its engines cannot be made
-        self._warnings: Mapping[About, Failure] = {}  # what Events alone tell
-        self.groups = True  # whether the API server has LeaderWorkerSets, as far as a base wants one
+        self._warnings: Mapping[About, Failure] = {}  # troubles that only Events report
+        self.groups = True  # whether the API server has LeaderWorkerSets; looked up only if a base wants one
         self._wanted_groups = False
         self._workloads: dict[tuple[str, str, str], Child] = {}
         self._children: dict[tuple[str, str, str], Child] = {}
 
     @property
     def children(self) -> dict[tuple[str, str, str], Child]:
-        """Every object that the operator made."""
+        """Every object that the operator has made."""
         return self._workloads | self._children
 
     async def refresh(self, parts: frozenset[Part]) -> bool:
-        """List the dirty parts again, and take in what the watch has seen. Returns whether anything may be new.
+        """List the dirty parts again and apply what the watch has seen. Returns whether anything may be new.
 
-        A part is replaced whole, and only if all of it could be read.
+        A part is replaced as a unit, and only if all of it could be read.
         """
-        news = self._feed.take()  # before listing: what a listing misses comes after this
+        news = self._feed.take()  # before listing: what a listing misses arrives after this
         changed = bool(parts - {Part.MAP, Part.WHOLE})
         for each in news:
             changed |= self._stores[each.kind].take(each)
-        self._unarranged |= changed or bool(news)  # until that is done, however often a list fails before it
+        self._unarranged |= changed or bool(news)  # kept until done, even if lists fail before
         dirty = [kind for part, kind in _LISTED.items() if part in parts]
         if dirty:
             self._end_listing()
@@ -88,12 +88,12 @@ class ClusterView:
         if Part.WORKLOADS in parts or self._wants_groups() > self._wanted_groups:
             await self._read_workloads()
             await self._read_events()
-        if Part.CHILDREN in parts:  # after the bases, whose namespaces it asks for
+        if Part.CHILDREN in parts:  # after the bases, whose namespaces it reads
             self._children = await self._read_children()
         return changed
 
     def _lists(self, kinds: Sequence[str]) -> Coroutine[Any, Any, _Lists]:
-        """Lists of these kinds; what is sighted from now on counts beside what they will say."""
+        """Begin to list these kinds; sightings from now on are kept along with the result."""
         for kind in kinds:
             self._stores[kind].begin()
         return self._read_lists(kinds)
@@ -106,7 +106,7 @@ class ClusterView:
         return dict(zip(kinds, found, strict=True))
 
     def _end_listing(self) -> _Lists | None:
-        """What was listed beside the passes, if that has ended. Raises KubeError."""
+        """Return the result of the background listing, or cancel it if it still runs. Raises KubeError."""
         listing, self._listing = self._listing, None
         if listing is not None and not listing.done():
             listing.cancel()
@@ -143,7 +143,7 @@ class ClusterView:
         self.groups, self._wanted_groups, self._workloads = served, wanted, _by_key(found)
 
     async def _read_events(self) -> None:
-        """Ask for the Events of what should be there and is not: pods, and containers of pods that have a node."""
+        """Read the Events about missing pods, and about pods that have a node but no containers yet."""
         lacking = {key: _maker(base) for key, base in self.bases.items() if self._lacks_pods(key, base)}
         waiting = {_about(base, pod) for base, pod in self._pods.objects.values() if pod.waits}
         if not lacking and not waiting and not self._warnings:
@@ -173,7 +173,7 @@ class ClusterView:
 
 
 def _maker(base: ObservedBase) -> About:
-    """What makes the pods of a base's engines: of several nodes, too, StatefulSets."""
+    """Return the object that creates the pods of a base's engines: a StatefulSet, also for several nodes."""
     return About(WORKLOADS[0], base.meta.namespace, base.meta.name)
 
 
@@ -189,7 +189,7 @@ def _base(raw: bytes | msgspec.Raw, before: ObservedBase | None) -> ObservedBase
     base = decode.base_model(raw)
     if before is None or not _same_spec(base, before):
         return base
-    return msgspec.structs.replace(base, spec=before.spec)  # the same object, so that its reader need not look
+    return msgspec.structs.replace(base, spec=before.spec)  # the same object, so that readers can compare by identity
 
 
 def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave:
@@ -200,8 +200,9 @@ def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave
 
 
 def _same_spec(now: ObservedBase | ObservedWave, before: ObservedBase | ObservedWave) -> bool:
-    """Whether both say the same. What stands in for a spec that cannot be read says nothing, whatever the generation:
-    the API server leaves out what its resource definitions do not have, which may change under the object.
+    """Whether both have the same spec, by generation; a placeholder for an unreadable spec never counts as the same.
+
+    The API server drops fields that its CRDs lack, and CRDs may change without a new generation of the object.
     """
     return now.meta.generation == before.meta.generation and not now.defect and not before.defect
 

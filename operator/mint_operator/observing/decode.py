@@ -1,4 +1,4 @@
-"""API objects, as JSON, to what a snapshot holds. Only the fields that matter are read."""
+"""Decodes API objects from JSON to what a snapshot holds. Only the fields that matter are read."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
 from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase, ObservedWave
 
-# Reasons of a waiting container that are no trouble: every container passes through them.
+# Reasons of a waiting container that are no trouble: every container passes through these states.
 _STARTING = {"ContainerCreating", "PodInitializing", ""}
 
 OF_MEMORY = (
@@ -28,15 +28,15 @@ OF_MEMORY = (
     "spec.engine.kvCacheMemory"
 )
 
-MOST_BYTES = 1 << 60  # 1Ei, as the resource definition has it
+MOST_BYTES = 1 << 60  # 1Ei, as in the CRD
 
 T = TypeVar("T")
 
 
 class Version(NamedTuple):
-    """How new a sighting of an object is: `resource` grows with every change, `generation` with those of its spec.
+    """How new a sighting of an object is: `resource` grows with every change, `generation` with changes of its spec.
 
-    Resource versions tell which of two sightings is newer; the API server compares them as numbers (KEP 5504).
+    Of two sightings, the one with the higher resource version is newer: they compare as numbers (KEP 5504).
     """
 
     resource: int
@@ -148,7 +148,7 @@ class _Child(_Camel, frozen=True):
 
 
 def base_model(raw: bytes | msgspec.Raw) -> ObservedBase:
-    """A BaseModel; a spec that this version cannot read becomes its `defect`."""
+    """Decode a BaseModel. If this version cannot read its spec, `defect` says why."""
     custom = msgspec.json.decode(raw, type=_Custom)
     status = _lenient(custom.status, BaseModelStatus, BaseModelStatus())
     try:
@@ -167,7 +167,7 @@ def base_model(raw: bytes | msgspec.Raw) -> ObservedBase:
 
 
 def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
-    """An AdapterWave; a spec that this version cannot read becomes its `defect`, but for the base that it names."""
+    """Decode an AdapterWave. If this version cannot read its spec, `defect` says why; the named base is kept."""
     custom = msgspec.json.decode(raw, type=_Custom)
     status = _lenient(custom.status, AdapterWaveStatus, AdapterWaveStatus())
     try:
@@ -180,13 +180,13 @@ def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
 
 
 def identity(raw: bytes | msgspec.Raw) -> tuple[str, Version]:
-    """The uid of any object, and its version."""
+    """Return the uid and version of any object."""
     metadata = msgspec.json.decode(raw, type=_Child).metadata
     return metadata.uid, Version(int(metadata.resource_version or 0), metadata.generation)
 
 
 def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
-    """The base ("namespace/name") that a pod serves, and the pod."""
+    """Decode a pod; returns the base ("namespace/name") that it serves, and the pod."""
     pod = msgspec.json.decode(raw, type=_Pod)
     ready = any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions)
     found = EnginePod(
@@ -202,7 +202,7 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
 
 
 def child(kind: str, raw: bytes | msgspec.Raw) -> Child:
-    """One of our objects, or one that bears its name."""
+    """Decode one of our objects, or a foreign one that has its name."""
     found = msgspec.json.decode(raw, type=_Child)
     return Child(
         kind=kind,
@@ -214,12 +214,12 @@ def child(kind: str, raw: bytes | msgspec.Raw) -> Child:
 
 
 def labels(raw: bytes | msgspec.Raw) -> Mapping[str, str]:
-    """The labels of any object."""
+    """Return the labels of any object."""
     return msgspec.json.decode(raw, type=_Child).metadata.labels
 
 
 def _trouble(pod: _Pod) -> Failure | None:
-    """Why a pod does not run, in Kubernetes' own words; None while it runs or merely starts."""
+    """Return why a pod does not run, in Kubernetes' words; None while it runs or is only starting."""
     status = pod.status
     for each in status.container_statuses:
         waiting, ended = each.state.waiting, each.state.terminated
@@ -237,7 +237,7 @@ def _trouble(pod: _Pod) -> Failure | None:
 
 
 def _waits(status: _PodStatus) -> bool:
-    """Whether a pod has a node, and no container yet: its volumes are mounted, its image is pulled."""
+    """Whether a pod has a node but no container yet: volumes are being mounted, or images pulled."""
     placed = any(each.type == "PodScheduled" and each.status == "True" for each in status.conditions)
     waiting = [each.state.waiting for each in status.container_statuses]
     starting = all(each is not None and each.reason in _STARTING for each in waiting)
@@ -245,7 +245,7 @@ def _waits(status: _PodStatus) -> bool:
 
 
 def _with_claims(message: str, volumes: Sequence[_Volume]) -> str:
-    """And which claims a pod has, where the scheduler says only that some of them are not bound."""
+    """Add a pod's claims to the message if the scheduler says only that some of them are not bound."""
     claims = [each.persistent_volume_claim.claim_name for each in volumes if each.persistent_volume_claim]
     if "unbound" not in message or not claims:
         return message
@@ -253,24 +253,24 @@ def _with_claims(message: str, volumes: Sequence[_Volume]) -> str:
 
 
 def _with_end(message: str, last: _ContainerState) -> str:
-    """And how the container ended that is to be started again: of memory, say, which back-off alone does not tell."""
+    """Add how the container last ended, e.g. out of memory, which a message about back-off does not say."""
     return message if last.terminated is None else f"{message}; it {_ended(last.terminated)}"
 
 
 def _ended(end: _Terminated) -> str:
-    """How a container ended, and what to do where that is known."""
+    """Say how a container ended and, if known, what to do about it."""
     text = f"ended with {end.reason or 'Error'}, exit code {end.exit_code}"
     return text + OF_MEMORY if end.reason == "OOMKilled" else text
 
 
 def failure(reason: str, message: str) -> Failure:
-    """Kubernetes' word, by a reason that a condition may have: kubelets also give some like OutOfnvidia.com/gpu."""
+    """Return a Failure whose reason is valid in a condition; kubelets also give reasons like OutOfnvidia.com/gpu."""
     word = re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9]", "_", reason))
     return Failure(reason=word or "PodTrouble", message=message, terminal=False)
 
 
 def _lenient(raw: msgspec.Raw, kind: type[T], default: T) -> T:
-    """What an older or newer version wrote otherwise counts as not there: a status is then written anew."""
+    """Decode `raw`, or return `default` if another version wrote it differently; a status is then rewritten."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError:
@@ -284,6 +284,6 @@ def _bytes(quantity: str | int, field: str) -> int:
         raise ValueError(
             f"{field} {quantity!r} is not a valid quantity ({error}); use for example 512Mi or 4Gi"
         ) from None
-    if not parsed.is_finite() or parsed > MOST_BYTES:  # 1e99999 is a quantity: its digits would hold up everybody
+    if not parsed.is_finite() or parsed > MOST_BYTES:  # 1e99999 parses, but its int takes too long
         raise ValueError(f"{field} {quantity!r} is more than any node has; use for example 512Mi or 4Gi")
     return int(parsed)

@@ -1,4 +1,4 @@
-"""What has changed since the loop last looked: marked from anywhere, taken by the loop, debounced."""
+"""What has changed since the loop's last pass: marked from any thread, taken by the loop, debounced."""
 
 import asyncio
 from contextlib import suppress
@@ -6,54 +6,54 @@ from enum import StrEnum
 
 
 class Part(StrEnum):
-    """A part of the world that is observed on its own."""
+    """A part of the observed state that is read separately."""
 
     BASES = "bases"
     WAVES = "waves"
     PODS = "pods"
     WORKLOADS = "workloads"  # what engines are made of
-    CHILDREN = "children"  # services, budgets, accounts, secrets: nobody else touches them, so only resync looks
+    CHILDREN = "children"  # services, budgets, accounts, secrets: nobody else changes them, so only resync looks
     MAP = "map"
-    WHOLE = "whole"  # what the watch keeps up to date is to be listed again, beside the passes
+    WHOLE = "whole"  # list again, in the background, what the watch keeps up to date
 
 
-EVERYTHING = frozenset(Part) - {Part.WHOLE}  # listed now, and waited for
+EVERYTHING = frozenset(Part) - {Part.WHOLE}  # listed within the pass
 RESYNC = frozenset({Part.WORKLOADS, Part.CHILDREN, Part.MAP, Part.WHOLE})
 DEBOUNCE_S = 0.05
 MOST_DEBOUNCE_S = 1.0
-ASKED_DEBOUNCE_S = 0.05  # where somebody has changed an object, and waits
+ASKED_DEBOUNCE_S = 0.05  # when somebody has changed an object and waits
 MOST_ASKED_DEBOUNCE_S = 0.25
-ASKED_SHARE = 0.25  # of what the last pass took: less than for engines' reports, which come in crowds
-HEARTS_EVERY_S = 2.0  # engines that fall silent tell nobody: the map is looked at this often in any case
-RESYNC_S = 15.0  # the watch tells of changes at once; this finds what it missed
-RESYNC_SHARE = 0.1  # of the loop's time, at most: where a look at everything takes long, it is rarer than RESYNC_S
+ASKED_SHARE = 0.25  # of the last pass's duration: less than for engines' reports, which come in bursts
+HEARTS_EVERY_S = 2.0  # engines that fall silent send no hint, so the map is read at least this often
+RESYNC_S = 15.0  # the watch reports changes at once; the resync finds what it missed
+RESYNC_SHARE = 0.1  # of the loop's time, at most: a resync that takes long comes less often than RESYNC_S
 
 
 class Dirt:
-    """The marks. `mark` may be called from any thread, all else only from the loop's own."""
+    """The marks. `mark` and `wake` may be called from any thread, all else only from the loop's own."""
 
     def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._loop = asyncio.get_running_loop()
         self._resync_s = resync_s
-        self._due = EVERYTHING  # the first look
+        self._due = EVERYTHING  # what the next resync reads: everything the first time, then RESYNC
         self._resync_at = self._loop.time()
         self._taken_at = self._loop.time()
-        self._whole_since: float | None = None  # when the loop took everything, if that is what it now works on
+        self._whole_since: float | None = None  # when the loop took a resync, while it works on one
         self._parts: set[Part] = set()
         self._marked = asyncio.Event()
         self._asked = asyncio.Event()
         self._later: dict[Part, asyncio.TimerHandle] = {}
 
     def mark(self, part: Part) -> None:
-        """Something of this part changed: look soon."""
+        """Note a change of this part and wake the loop soon. From any thread."""
         self._loop.call_soon_threadsafe(self._mark, part)
 
     def wake(self) -> None:
-        """Look very soon, at what the watch has seen: somebody has changed an object. From any thread."""
+        """Wake the loop very soon for what the watch has seen: somebody has changed an object. From any thread."""
         self._loop.call_soon_threadsafe(self._ask)
 
     def mark_in(self, part: Part, after_s: float) -> None:
-        """Mark it after a while, for what is owed by then; of several for one part the earliest counts."""
+        """Mark a part in `after_s` seconds, when a delayed write is due; per part the earliest time counts."""
         due, waiting = self._loop.time() + after_s, self._later.get(part)
         if waiting is None or due < waiting.when():
             if waiting is not None:
@@ -61,13 +61,14 @@ class Dirt:
             self._later[part] = self._loop.call_at(due, self._mark_now, part)
 
     def note(self, part: Part) -> None:
-        """Look at this part when the loop looks next, without waking it."""
+        """Have the next pass read this part, without waking the loop."""
         self._parts.add(part)
 
     async def take(self) -> frozenset[Part]:
-        """Wait for a mark and a little longer for those that follow; the resync, once it is time for that again.
+        """Wait for a mark and a little longer for those that follow; returns the parts to read.
 
-        Marks never put that time off: heartbeats mark the map more often than it comes.
+        Returns the map after HEARTS_EVERY_S without a mark, and adds a resync's parts once that is due. Marks never
+        postpone a resync: heartbeats mark the map more often than it comes.
         """
         now = self._loop.time()
         busy_s, self._taken_at = now - self._taken_at, now
@@ -92,13 +93,13 @@ class Dirt:
         return parts
 
     def __len__(self) -> int:
-        """How many parts are marked."""
+        """Return how many parts are marked."""
         return len(self._parts)
 
     async def _gather(self, busy_s: float) -> None:
-        """Let more come: the longer a pass takes, the more, so that planning never takes more than half the time.
+        """Wait for more marks, as long as the last pass took, so that passes take at most half of the time.
 
-        Who has changed an object waits less.
+        The wait is shorter when somebody has changed an object.
         """
         began = self._loop.time()
         with suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""What the watch has seen since the loop last looked: the newest of each object, so that nothing needs to be listed.
+"""What the watch has seen since the last pass: each object's newest state, so that nothing needs to be listed.
 
-Filled from kopf's thread, and with the answers to the operator's own writes; emptied by the loop.
+Kopf's thread and the answers to the operator's own writes fill it; the loop empties it.
 """
 
 import threading
@@ -20,32 +20,32 @@ class News(msgspec.Struct, frozen=True):
 
 
 class Feed:
-    """At most one entry an object, however often it changes."""
+    """The latest news, at most one entry per object however often it changes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._news: dict[tuple[str, str], News] = {}
 
     def saw(self, uid: str, news: News) -> None:
-        """An object has changed. What the operator's writes are answered may come later than what is newer."""
+        """Store an object's new state, unless a newer one is there: answers to the operator's writes may be late."""
         with self._lock:
             there = self._news.get((news.kind, uid))
             if there is None or not _outdates(there, news):
                 self._news[news.kind, uid] = news
 
     def __len__(self) -> int:
-        """How many objects have news."""
+        """Return how many objects have news."""
         return len(self._news)
 
     def take(self) -> list[News]:
-        """Everything new, in the order in which objects were first seen."""
+        """Remove and return all news, in the order in which objects were first seen."""
         with self._lock:
             news, self._news = self._news, {}
         return list(news.values())
 
 
 def _outdates(there: News, news: News) -> bool:
-    """Whether what is there already is newer; a uid that is gone never comes back."""
+    """Whether the stored entry is newer than `news`; a deleted uid never comes back."""
     if there.gone or news.gone:
         return there.gone
     return decode.identity(there.raw)[1] > decode.identity(news.raw)[1]

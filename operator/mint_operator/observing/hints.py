@@ -1,4 +1,4 @@
-"""Hints from Redis that the placement map changed, so that the loop looks sooner than at the next resync."""
+"""Hints from Redis that the placement map has changed, so that the loop reads it sooner than at the next resync."""
 
 import asyncio
 
@@ -16,12 +16,12 @@ log = structlog.get_logger()
 
 
 async def follow(reader: MapReader, dirt: Dirt) -> None:
-    """Mark the map dirty for every hint, for ever; a lost connection is made again with backoff."""
+    """Mark the map dirty for every hint, forever; reconnect with backoff after a lost connection."""
     failures = 0
     while True:
         try:
             async with reader.changes() as wait:
-                dirt.mark(Part.MAP)  # whatever happened while nobody listened
+                dirt.mark(Part.MAP)  # for hints missed while not connected
                 while True:
                     hint = await wait(WAIT_S)
                     failures = 0

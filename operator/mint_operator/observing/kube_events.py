@@ -1,6 +1,6 @@
-"""What Kubernetes says of engines in Events alone: that their pods may not be made, or their volumes not be mounted.
+"""Troubles of engines that only Events report: their pods cannot be created, or their volumes cannot be mounted.
 
-An object's newest Event counts, if it is a warning: what comes after tells that the trouble is over.
+Only an object's newest Event counts, and only if it is a warning: any later Event means that the trouble is over.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from mint_contracts.records import Failure
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing.decode import failure
 
-MOST_ASKED = 16  # objects a look
+MOST_ASKED = 16  # objects per look
 FORBIDDEN = 403
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ class About(msgspec.Struct, frozen=True, order=True):
 
     @property
     def fields(self) -> str:
-        """The field selector of its Events."""
+        """The field selector for its Events."""
         return f"involvedObject.kind={self.kind},involvedObject.name={self.name}"
 
 
@@ -51,7 +51,7 @@ class _Event(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def at(self) -> str:
-        """When it was last so."""
+        """When the Event was last observed."""
         last = self.series.last_observed_time if self.series else None
         return max(
             each or "" for each in (self.metadata.creation_timestamp, self.last_timestamp, self.event_time, last)
@@ -59,7 +59,7 @@ class _Event(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def warnings(kube: Kube, asked: Collection[About]) -> dict[About, Failure]:
-    """What is wrong with some of these objects. A courtesy: where Events cannot be read, nothing is told."""
+    """Return the troubles of at most MOST_ASKED of these objects. Best effort: unreadable Events are left out."""
     some = sorted(asked)[:MOST_ASKED]
     answers = await asyncio.gather(*[_events(kube, each) for each in some])
     found = {about: newest(events) for about, events in zip(some, answers, strict=True)}
@@ -70,13 +70,13 @@ async def _events(kube: Kube, about: About) -> Sequence[msgspec.Raw]:
     try:
         return await kube.items("Event", about.namespace, "", about.fields)
     except KubeError as error:
-        if error.status != FORBIDDEN:  # by the rights of an older chart
+        if error.status != FORBIDDEN:  # an older chart does not grant the right
             log.warning("events not read", error=str(error))
         return ()
 
 
 def newest(events: Iterable[bytes | msgspec.Raw]) -> Failure | None:
-    """What the newest Event warns of; None if there is none, or it is no warning."""
+    """Return what the newest Event warns of; None if there is no Event, or the newest is no warning."""
     found = [msgspec.json.decode(raw, type=_Event) for raw in events]
     last = max(found, key=lambda event: event.at, default=None)
     if last is None or last.type != "Warning":

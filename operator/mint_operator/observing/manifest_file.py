@@ -1,6 +1,6 @@
-"""Reading a manifest that a wave names: whole, over the network, within bounds, in one of a few threads of its own.
+"""Reads a manifest that a wave names: completely, over the network, within bounds, in one of a few separate threads.
 
-What a wave names may answer as slowly as it likes. It then keeps other manifests waiting, but never a pass.
+However slowly a manifest's server answers, it delays only other manifests, never a pass.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavail
 from mint_contracts.parquet_rows import entry_lines
 from mint_contracts.source import Source, locate
 
-SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; claims and images are the engines'
+SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; only engines mount claims and images
 MOST_BYTES = 4 << 20
 PARQUET = ".parquet"
 MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
@@ -31,12 +31,12 @@ _threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="manifest")
 
 
 async def in_thread(work: Callable[..., T], *given: Any) -> T:
-    """What reading of a manifest blocks for; whoever comes while AT_ONCE are at work has to wait."""
+    """Run a blocking part of reading a manifest in a thread; waits while AT_ONCE others are running."""
     return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)
 
 
 def fetch(uri: str) -> bytes:
-    """Its bytes. Blocks, on the web for READ_S at most.
+    """Return the manifest's bytes. Blocks; over HTTP for READ_S at most.
 
     Raises SourceForbidden, SourceUnavailable, or InvalidRequest for more than MOST_BYTES.
     """
@@ -60,14 +60,14 @@ def fetch(uri: str) -> bytes:
 
 
 def lines(uri: str, data: bytes) -> Iterable[bytes]:
-    """What it says, a line of JSON each, also of a Parquet file's rows. Raises CorruptFile or CapacityExceeded."""
+    """Return its entries as lines of JSON, also if it is a Parquet file. Raises CorruptFile or CapacityExceeded."""
     if uri.endswith(PARQUET):
         return entry_lines(f"manifest {uri}", io.BytesIO(data), MOST_UNPACKED_BYTES)
-    return data.removeprefix(BOM_UTF8).splitlines()  # Windows puts that before a text
+    return data.removeprefix(BOM_UTF8).splitlines()  # Windows editors prepend one
 
 
 async def _from_web(files: Any, uri: str) -> bytes:
-    """By one request: fsspec's files take several, and of an answer without a length only what comes first."""
+    """Download in one request: fsspec's files make several, and truncate an answer that has no length."""
     session, data = await files.set_session(), bytearray()
     async with session.get(files.encode_url(uri)) as answer:
         answer.raise_for_status()
@@ -80,7 +80,7 @@ async def _from_web(files: Any, uri: str) -> bytes:
 
 
 def _check_size(uri: str, size: int) -> None:
-    """Before it is read where that is told, and else of what was read, which is one byte more at least."""
+    """Refuse too large a manifest: before reading if the size is known, else by what was read, over the limit."""
     if size > MOST_BYTES:
         message = f"is larger than the limit of {in_units(MOST_BYTES)}; split it over several waves"
         raise InvalidRequest(f"manifest {uri}", message)

@@ -1,7 +1,7 @@
-"""The Redis half of observation: the placement map of every base, read again only where its pulse has changed.
+"""The Redis half of observation: the placement map of every base, read again only if its pulse has changed.
 
-It also remembers what the map itself cannot say: since when an engine is away or not ready, and what the map said
-before it was lost.
+It also remembers what the map itself cannot say: since when an engine has been away or not ready, and what the map
+said before it was lost.
 """
 
 import asyncio
@@ -23,27 +23,27 @@ from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size, learnt
 from mint_operator.planning.snapshot import BaseMap
 
-FULL_READ_S = 30.0  # whatever the pulse says: a write that went astray is noticed by then
-FULL_READ_SHARE = 0.02  # of the time, at most: where the map is large, it is read whole more rarely
-ENTRY_READ_S = 50e-6  # a placement and its assignment, read and decoded: 3.4 s for 64,000, as the operator logged it
+FULL_READ_S = 30.0  # read fully this often whatever the pulse says, to notice a lost write
+FULL_READ_SHARE = 0.02  # of the time, at most: a large map is fully read less often
+ENTRY_READ_S = 50e-6  # to read and decode a placement and its assignment: the operator logged 3.4 s for 64,000
 AT_ONCE = 16
 SMOOTHED_S = 30.0
-FULL_BATCH = 64  # requests that keep an engine busy: what its step decodes at once
-MOST_SIZES = 65_536  # of adapters that are remembered; those that are held or placed always are
+FULL_BATCH = 64  # requests that keep an engine busy: as many as one step decodes
+MOST_SIZES = 65_536  # adapter sizes remembered; those of adapters that are held or placed always are
 
 log = structlog.get_logger()
 
 
 class _Memory(msgspec.Struct):
-    """What is kept of one base between looks."""
+    """What is remembered about one base between looks."""
 
     pulse: Pulse | None = None
     state: MapState | None = None
     read_at: float = 0.0
-    read_s: float = 0.0  # how long that took
+    read_s: float = 0.0  # how long the last full read took
     views: dict[str, EngineView] = {}
     sizes: Shards[Size] = Shards()
-    most_sizes: int = 0  # beyond which those of adapters that nobody has any more are forgotten
+    most_sizes: int = 0  # beyond this many, sizes of adapters neither held nor placed are forgotten
     in_flight: float = 0.0
     demand: Mapping[str, float] = {}
     looked_at: float = 0.0
@@ -56,7 +56,7 @@ class _Memory(msgspec.Struct):
 
 
 class MapView:
-    """What Redis says. `clock` is monotonic, in seconds."""
+    """The placement map as last read. `clock` is monotonic, in seconds."""
 
     def __init__(
         self,
@@ -68,25 +68,25 @@ class MapView:
         self._reader = reader
         self._namespaces = frozenset(namespaces)
         self._clock = clock
-        self.epoch = epoch  # under which this operator writes
+        self.epoch = epoch  # with which this operator writes
         self._memory: dict[str, _Memory] = {}
 
     def invalidate(self, base: str) -> None:
-        """Read this base anew next time: a write to it may have been cut off."""
+        """Have the next look read this base again: a write to it may have been cut off."""
         if base in self._memory:
             self._memory[base].pulse = None
 
     def wrote(self, base: str, state: MapState) -> None:
-        """The operator, the only writer, has written this: so the map says, until somebody else's version shows."""
+        """Record what the operator, the only writer, has written: it holds until another version shows up."""
         memory = self._memory.get(base)
         if memory is not None and memory.pulse is not None:
             memory.state = state
             memory.pulse = msgspec.structs.replace(memory.pulse, version=state.version, epoch=self.epoch)
 
     async def look(self, engines: Mapping[str, Sequence[str]]) -> dict[str, BaseMap]:
-        """The map of every base in `engines` (base -> engines that it should have now) and every other it knows.
+        """Return the map of every base in `engines` (base -> engines it should have now) and of every other in Redis.
 
-        One that holds what this version cannot read is left out, as if it could not be reached: the others go on.
+        A base with records that this version cannot read is left out, as if unreachable; the others are unaffected.
         Raises MapUnavailable; what was remembered stays.
         """
         try:
@@ -94,21 +94,21 @@ class MapView:
             gate = asyncio.Semaphore(AT_ONCE)
             names = sorted({*known, *engines})
             maps = await asyncio.gather(*[self._look_at(base, engines.get(base, ()), gate) for base in names])
-        except ResponseError as error:  # read-only replica, out of memory: Redis answers, and is of no use
+        except ResponseError as error:  # Redis answers but is unusable: a read-only replica, or out of memory
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
         for base in self._memory.keys() - set(names):
             del self._memory[base]
         return {base: each for base, each in zip(names, maps, strict=True) if each is not None}
 
     def _watched(self, base: str) -> bool:
-        """Bases of other namespaces belong to another operator that shares this Redis."""
+        """Whether a base is this operator's; bases of other namespaces belong to others that share this Redis."""
         return not self._namespaces or base.partition("/")[0] in self._namespaces
 
     async def _look_at(self, base: str, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap | None:
         memory = self._memory.setdefault(base, _Memory())
         try:
             found = await self._read(base, memory, engines, gate)
-        except msgspec.DecodeError as error:  # of another version of MinT
+        except msgspec.DecodeError as error:  # written by another version of MinT
             if memory.unreadable != str(error):
                 log.warning("placement map of a base not read", base=base, error=str(error))
             memory.unreadable, memory.pulse = str(error), None
@@ -124,7 +124,7 @@ class MapView:
             stale = last is None or memory.state is None or now - memory.read_at > _every_s(memory)
             if stale or last is None or (last.version, last.epoch) != (pulse.version, pulse.epoch):
                 read = await self._reader.state(base, self._named(memory, engines))
-                if read != memory.state:  # the same object, if it says the same, so that its reader need not look
+                if read != memory.state:  # keep an equal object, so that readers can compare by identity
                     memory.state = read
                 memory.read_at, memory.read_s = now, self._clock() - now
                 if stale:
@@ -140,12 +140,12 @@ class MapView:
         return self._base_map(memory, state, views, engines, now, telling)
 
     def _named(self, memory: _Memory, engines: Sequence[str]) -> list[str]:
-        """Engines whose assignments may exist although they never reported."""
+        """Return the engines that may have assignments even if they never reported."""
         placed = {place.engine for each in memory.remembered.values() for place in each.places}
         return sorted({*engines, *placed})
 
     async def _views(self, base: str, pulse: Pulse, memory: _Memory) -> tuple[EngineView, ...]:
-        """Every engine; one that says nothing new stays the same object, whatever its heartbeat counts."""
+        """Return all engines' views; one with nothing new for planning stays the same object, whatever its load."""
         old = memory.views
         stale = [name for name, record in pulse.engines.items() if name not in old or _newer(old[name], record)]
         held = await self._reader.holdings(base, stale) if stale else {}
@@ -196,23 +196,23 @@ class MapView:
 
 
 def _every_s(memory: _Memory) -> float:
-    """How often the whole map is read; judged by its size where it has grown since it was last read."""
+    """Return how often to read the full map, by the last read's duration and by the map's size, if it has grown."""
     entries = 0 if memory.state is None else len(memory.state.placements)
     return max(FULL_READ_S, max(memory.read_s, entries * ENTRY_READ_S) / FULL_READ_SHARE)
 
 
 def _forget_sizes(memory: _Memory) -> None:
-    """What is loaded on demand passes through engines, a catalog's million in time: it is not all remembered."""
+    """Bound the remembered sizes: loaded on demand, a catalog's million adapters pass through engines in time."""
     if memory.state is None or len(memory.sizes) <= max(MOST_SIZES, memory.most_sizes):
         return
     had = {name for view in memory.views.values() for name in view.held}
     had.update(memory.state.placements, *memory.state.assigned.values())
     memory.sizes = Shards({name: size for name, size in memory.sizes.items() if name in had})
-    memory.most_sizes = 2 * len(memory.sizes)  # seldom, for all are gone through
+    memory.most_sizes = 2 * len(memory.sizes)  # so that this is rare: it goes through all sizes
 
 
 def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
-    """Requests in flight over all engines, and of each adapter, as exponentially weighted means."""
+    """Update the exponentially weighted means of requests in flight: over all engines, and per adapter."""
     records = [record for record in pulse.engines.values() if record is not None]
     requests = sum(record.running + record.waiting for record in records)
     weight = 1.0 - math.exp(-(now - memory.looked_at) / SMOOTHED_S)
@@ -222,7 +222,7 @@ def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
 
 
 def _newer(view: EngineView, record: EngineRecord | None) -> bool:
-    """Whether an engine's holdings have changed since it was looked at."""
+    """Whether an engine's holdings have changed since they were read."""
     if record is None:
         return False
     known = view.record
@@ -230,12 +230,12 @@ def _newer(view: EngineView, record: EngineRecord | None) -> bool:
 
 
 def _same(old: EngineRecord | None, new: EngineRecord | None) -> bool:
-    """Whether two records say the same of what planning asks."""
+    """Whether two records agree on everything that planning uses."""
     return old is new or (old is not None and new is not None and _judged(old) == _judged(new))
 
 
 def _judged(record: EngineRecord) -> object:
-    """What planning and statuses ask of an engine's word; how busy it is at the moment they do not."""
+    """Return the fields of an engine's record that planning and statuses use; its current load is not among them."""
     return (
         record.incarnation,
         record.sequence,

@@ -1,4 +1,4 @@
-"""Building a snapshot from the API server and Redis."""
+"""Builds a snapshot from the API server and Redis."""
 
 import math
 import time
@@ -18,13 +18,13 @@ from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.planning import engines
 from mint_operator.planning.snapshot import BaseMap, Release, Snapshot
 
-GRACE_PARTS = 3  # while engines are waited for, statuses say every ten seconds how much longer
+GRACE_PARTS = 3  # statuses update the remaining wait for an engine that is away this often: every ten seconds
 
 log = structlog.get_logger()
 
 
 class Observer:
-    """Keeps both views; `observe` refreshes what is dirty."""
+    """Holds both halves' views; `observe` refreshes what is dirty."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Observer:
         self._maps: dict[str, BaseMap] = {}
         self._redis_ok = True
         self._reasons = Reasons()  # of Redis's outage
-        self.quiet = False  # the last look found nothing new in the map
+        self.quiet = False  # the last `observe` found nothing new
         self.clock: Callable[[], float] = time.time  # seconds since 1970, by which the operator plans
 
     async def observe(self, parts: frozenset[Part], apply_failures: Mapping[str, Failure]) -> Snapshot:
-        """A snapshot of now. Raises KubeError; a Redis that is away is part of the picture instead."""
+        """Return a snapshot of now. Raises KubeError; an outage of Redis is part of the snapshot instead."""
         changed = await self._cluster.refresh(parts)
         await self._look_at_map()
         cluster = self._cluster
@@ -94,7 +94,7 @@ class Observer:
         self.quiet = self._redis_ok and answered and same
 
     def _engines(self) -> dict[str, list[str]]:
-        """The engines that each base has been given so far."""
+        """Return the names of the engines that each base's workload has now."""
         children = self._cluster.children
         found = {}
         for key, base in self._cluster.bases.items():
@@ -105,7 +105,7 @@ class Observer:
 
 
 def _same(before: Mapping[str, BaseMap], after: Mapping[str, BaseMap]) -> bool:
-    """Whether the maps say the same: heartbeats that say nothing new leave them as they are."""
+    """Whether the maps say the same; heartbeats with nothing new do not change them."""
     return before.keys() == after.keys() and all(_same_base(before[base], known) for base, known in after.items())
 
 
@@ -122,7 +122,7 @@ def _same_base(before: BaseMap, after: BaseMap) -> bool:
 
 
 def _waited(known: BaseMap) -> list[dict[str, int]]:
-    """How long engines have been away, and not ready, in parts of the grace for it; nothing changes after that."""
+    """Return how long engines have been away or not ready, in GRACE_PARTS of the grace; constant after the grace."""
     waits = ((known.away_s, engines.AWAY_GRACE_S), (known.unready_s, engines.LOADING_GRACE_S))
     return [
         {name: min(math.ceil(seconds * GRACE_PARTS / grace_s), GRACE_PARTS + 1) for name, seconds in of.items()}

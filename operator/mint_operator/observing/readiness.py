@@ -1,8 +1,8 @@
-"""Since when engines of a base are not ready while another one is, as far as this operator has watched. Pure.
+"""Since when engines of a base have been unready while another is ready, as far as this operator has watched. Pure.
 
-Where none was ready, as when all of them start at once, those that are slower than the first are given as long again
-as that one took, before any time counts: what they hold would all go to the first, and stay there. One that has since
-become ready has had its time: should it fail later, that counts at once.
+If no engine was ready, as when all start at once, the first to become ready gives the slower ones as long again as it
+took before their time counts: otherwise everything they hold would move to it and stay there. An engine that has
+become ready since gets no such allowance: if it fails later, that counts at once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,10 +13,10 @@ from mint_contracts.records import EngineView
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """How engines stood at a look. All times are of the operator's clock, in seconds.
+    """The engines' state at one look. All times are in seconds by the operator's clock.
 
-    `since`: of engines that are not ready, from when that counts, which may be later. `started`: the incarnation of
-    each that lives, and when it was first seen. `none_since`: since when none is ready; None: one is.
+    `since`: for each engine that is not ready, from when that counts, which may be in the future. `started`: each
+    living engine's incarnation and when it was first seen. `none_since`: since when none is ready; None if one is.
     """
 
     since: Mapping[str, float] = {}
@@ -24,14 +24,14 @@ class Readiness(msgspec.Struct, frozen=True):
     none_since: float | None = None
 
     def unready_s(self, now: float) -> dict[str, float]:
-        """Of engines that are not ready, for how long; without those of which it does not count yet."""
+        """Return how long engines have not been ready, without those for which that does not count yet."""
         return {name: now - at for name, at in self.since.items() if at <= now}
 
 
 def watched(
     before: Readiness, views: Sequence[EngineView], engines: Sequence[str], telling: Collection[str], now: float
 ) -> Readiness:
-    """How `engines` stand now; of those that are `telling` a map that was lost what they hold it is not known yet."""
+    """Return the state of `engines` now. Those still `telling` a lost map what they hold do not count as unready."""
     records = [view.record for view in views if view.record is not None]
     started = {}
     for record in records:

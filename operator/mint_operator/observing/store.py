@@ -1,4 +1,4 @@
-"""One kind of object as last seen: listed whole now and then, and kept up to date by what the watch sees."""
+"""One kind of object as last seen: fully listed now and then, and kept up to date by what the watch sees."""
 
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -13,7 +13,7 @@ _NEVER = decode.Version(-1, -1)
 
 
 class Store(Generic[T]):
-    """Objects by uid. `decode_as` makes one from its JSON and the one that it replaces, to share what is the same."""
+    """Objects by uid. `decode_as` makes one from its JSON and its predecessor, to share what is the same."""
 
     def __init__(self, decode_as: Callable[[bytes | msgspec.Raw, T | None], T]) -> None:
         self._decode = decode_as
@@ -22,11 +22,11 @@ class Store(Generic[T]):
         self.objects: dict[str, T] = {}
 
     def begin(self) -> None:
-        """A listing begins: what is sighted from here on is not older than what it will say."""
+        """Begin a listing: sightings from here on are at least as new as its result."""
         self._meanwhile = set()
 
     def replace(self, raws: Iterable[bytes | msgspec.Raw]) -> None:
-        """The whole listing: what it lacks is gone, but for what was sighted since it began."""
+        """Take the complete listing. Objects that it lacks are gone, unless they were sighted since it began."""
         kept = self._meanwhile & self.objects.keys()
         objects, versions = {uid: self.objects[uid] for uid in kept}, {uid: self._versions[uid] for uid in kept}
         for raw in raws:
@@ -41,9 +41,9 @@ class Store(Generic[T]):
         self.objects, self._versions = objects, versions
 
     def take(self, news: News) -> bool:
-        """One sighting; returns whether anything is new.
+        """Take one sighting; returns whether anything is new.
 
-        The answer to a write of the operator's own is, where it also tells of an edit that came in between.
+        The answer to the operator's own write is new only if it also shows an edit that came in between.
         """
         uid, version = decode.identity(news.raw)
         self._meanwhile.add(uid)

@@ -1,7 +1,7 @@
-"""The bounds of a manifest's policies, which no API server has checked: those of the CRD for policies of a list.
+"""The bounds of policies from a manifest, which no API server has checked: the CRD's bounds for policies in a list.
 
-Not of the structs themselves, by which leases are read, too: what an earlier version has admitted is trained to its
-end. A test holds these and the CRD's equal.
+They are not on the structs themselves, because leases are read with those, too: a policy that an earlier version
+admitted is trained to its end. A test keeps these bounds equal to the CRD's.
 """
 
 from typing import Annotated
@@ -41,7 +41,7 @@ _Variables = Annotated[dict[_Name, bool | int | float | _Text], msgspec.Meta(max
 
 
 class _Bounds(msgspec.Struct, frozen=True, rename="camel"):
-    """Of the struct of this name in `mint_contracts.training`; a field that is not told has none."""
+    """The bounds of the struct of this name in `mint_contracts.training`; a field that is not listed has none."""
 
 
 class _Loss(_Bounds, frozen=True):
@@ -121,12 +121,12 @@ class _Policy(_Bounds, frozen=True):
     optimizer: _Optimizer | None = None
 
 
-# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+# built on import: msgspec 0.22 crashes if several threads decode a type for the first time at once
 _POLICY, _BOUNDS = msgspec.json.Decoder(Policy), msgspec.json.Decoder(_Policy)
 
 
 def bounded(line: bytes) -> Policy:
-    """The policy of a line of JSON. Raises MsgspecError or UnicodeDecodeError where it is none, or beyond these."""
+    """Decode a policy from JSON. Raises MsgspecError or UnicodeDecodeError if it is invalid or out of bounds."""
     policy = _POLICY.decode(line)
     _BOUNDS.decode(line)
     return policy

@@ -1,4 +1,4 @@
-"""What training waves name beside themselves: ConfigMaps that hold their examples, and manifests of policies."""
+"""The inputs that training waves refer to: ConfigMaps that hold their examples, and manifests of policies."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from mint_operator.planning.snapshot import Inputs, ObservedWave
 from mint_operator.training.data import config_maps
 
 _Name = tuple[str, str]  # of a ConfigMap: its namespace and name
-_Text = dict[str, str] | Failure | None  # None: is not there
+_Text = dict[str, str] | Failure | None  # None: does not exist
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
@@ -37,16 +37,16 @@ class _ConfigMap(msgspec.Struct, frozen=True):
 
 
 class InputsView:
-    """Reads what a wave names once it is seen, and again at each resync, so that what was missing is found.
+    """Reads what a wave names when the wave is first seen, and again at each resync to find what was missing.
 
-    What cannot be read is tried again ever later, except for a new wave.
+    Failed reads are retried with growing delays, or at once for a new wave.
     """
 
     def __init__(self, kube: Kube, wake: Callable[[], None]) -> None:
         self._kube = kube
         self._manifests = Manifests(wake)
         self._waves: Sequence[ObservedWave] = ()
-        self._specs: dict[str, AdapterWaveSpec] = {}  # by uid, as of when what they name was read
+        self._specs: dict[str, AdapterWaveSpec] = {}  # by uid: the specs whose inputs were read last
         self._texts: dict[_Name, _Text] = {}
         self._retries: dict[_Name, _Retry] = {}
         self._uris: dict[str, str] = {}  # of manifests, by the uid of the wave that names it
@@ -54,9 +54,9 @@ class InputsView:
         self.changed = False  # the last look found something new
 
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
-        """Read what new waves name and what could not be read a while ago, all else only at a resync.
+        """Read what new waves name and what is due for a retry; read all else only at a resync.
 
-        What was known, and cannot be read now, stays as it was.
+        What cannot be read now stays as it was last known.
         """
         again = bool(parts & {Part.WAVES, Part.WHOLE})
         if again or waves is not self._waves or self._due():
@@ -68,7 +68,7 @@ class InputsView:
         self.inputs = inputs
 
     async def _read(self, waves: Sequence[ObservedWave], again: bool) -> None:
-        """The ConfigMaps that waves name: those of a new wave always, for they may have been edited for it."""
+        """Read the ConfigMaps that waves name; always those of a new wave, since they may have been edited for it."""
         specs: dict[str, AdapterWaveSpec] = {}
         named: set[_Name] = set()
         new: set[_Name] = set()

@@ -1,4 +1,4 @@
-"""Reading a manifest of policies, JSON lines or Parquet at a URI: once, beside the loop and within bounds."""
+"""Reads a manifest of policies, JSON lines or Parquet at a URI: once, in the background and within bounds."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ log = structlog.get_logger()
 
 
 class Manifests:
-    """Manifests by who asks for them, each with its URI: read for each once, and again later if that failed.
+    """Manifests by the wave that asks, each with its URI: read once for each wave, and again later after a failure.
 
-    Whatever it failed by: who has mended the file need not make the wave anew. What another wave names is read anew,
-    for it may have been rewritten for that one.
+    Every kind of failure is retried, so that a mended file needs no new wave. Two waves that name the same URI each
+    read it, since it may have been rewritten for the later one.
 
-    `wake` is called when one has been read.
+    `wake` is called after each read.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -36,7 +36,7 @@ class Manifests:
         self.found: dict[str, Read] = {}
 
     def want(self, uris: Mapping[str, str]) -> None:
-        """Begin to read what is new, take what has been read, forget the rest."""
+        """Begin to read what is new, take finished results, and forget what is no longer asked for."""
         now = asyncio.get_running_loop().time()
         for asking in (self._work.keys() | self.found.keys()) - uris.keys():
             self.found.pop(asking, None)
@@ -58,19 +58,19 @@ class Manifests:
 
 
 async def read(uri: str) -> Read:
-    """The policies, or why they cannot be had."""
+    """Read the policies; returns a Failure if that is impossible."""
     try:
         return parsed(uri, await in_thread(fetch, uri))
     except MintError as error:
         return Failure.of(error)
-    except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
+    except Exception as error:  # a defect that one wave's manifest triggers must not fail the others' passes
         log.exception("manifest not read", uri=uri)
         message = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); retrying"
         return Failure(Internal.__name__, message, terminal=False)
 
 
 def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
-    """One policy a line. Raises InvalidRequest naming the line, CorruptFile or CapacityExceeded."""
+    """Parse one policy per line. Raises InvalidRequest naming the line, CorruptFile or CapacityExceeded."""
     found = []
     for number, line in enumerate(lines(uri, data), start=1):
         if not line.strip():
@@ -87,7 +87,7 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
 
 
 def _wrong(policy: Policy) -> str:
-    """What the API server would refuse of such a policy in a list, beyond single fields; empty if nothing is."""
+    """Say what the API server would refuse in such a policy in a list, beyond single fields; empty if nothing."""
     dataset, reward = policy.dataset, policy.reward
     if dataset is not None and dataset.config_map is not None:
         return "names a ConfigMap; give its examples as dataset.lines, or by dataset.uri"

@@ -1,4 +1,4 @@
-"""The Redis half of observation, about training: who trains what, how far it is, and what was known before a loss."""
+"""The Redis half of observation, for training: who trains what, its progress, and what was known before a loss."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from mint_contracts.training_records import TrainState
 from mint_contracts.training_words import untold
 from mint_operator.planning.snapshot import BaseMap, TrainKnown
 
-LOOK_S = 1.0  # progress is read no more often: heartbeats come more often than steps end
+LOOK_S = 1.0  # between reads of progress: heartbeats come more often than steps end
 
 
 class _Memory(msgspec.Struct):
@@ -20,7 +20,7 @@ class _Memory(msgspec.Struct):
 
 
 class TrainView:
-    """What Redis says of training. `clock` is monotonic, in seconds."""
+    """The training part of the map as last read. `clock` is monotonic, in seconds."""
 
     def __init__(
         self, reader: TrainReader, clock: Callable[[], float] = time.monotonic, look_s: float = LOOK_S
@@ -32,16 +32,16 @@ class TrainView:
 
     @property
     def known(self) -> dict[str, TrainKnown]:
-        """What was last read of every base."""
+        """What was last read, by base."""
         return {base: memory.known for base, memory in self._memory.items()}
 
     def invalidate(self, base: str) -> None:
-        """Read this base anew next time: it is being written to."""
+        """Have the next look read this base again: it is being written to."""
         if base in self._memory:
             self._memory[base].looked_at = float("-inf")
 
     async def look(self, maps: Mapping[str, BaseMap], engines: Mapping[str, Sequence[str]]) -> dict[str, TrainKnown]:
-        """Training of every base of `maps`. Raises MapUnavailable; what was known stays."""
+        """Return the training state of every base in `maps`. Raises MapUnavailable; what was known stays."""
         for base, known in maps.items():
             memory, now = self._memory.setdefault(base, _Memory()), self._clock()
             if memory.version == known.state.version and now - memory.looked_at < self._look_s:
@@ -56,7 +56,7 @@ class TrainView:
         return self.known
 
     async def _read(self, base: str, engines: Sequence[str], *, lost: bool) -> TrainState:
-        """A base that trains nothing costs one read, unless its map was lost: then engines may know better."""
+        """Read a base's training: in one read if it trains nothing, unless its map is lost, when engines may know."""
         training = await self._reader.training(base, partly=True)
         if not training and not lost:
             return TrainState()
@@ -66,7 +66,7 @@ class TrainView:
 
 
 def _remembering(before: TrainState, now: TrainState, known: BaseMap) -> TrainState:
-    """What the map says, with the leases that it had before a loss, and the last word on policies untold of now."""
+    """Return what the map says, plus leases from before a loss and the last reports on policies missing now."""
     training, trains = now.training, now.trains
     if known.state.version is None:
         training = {**before.training, **training}

@@ -1,7 +1,7 @@
-"""Kopf in a thread of its own: it watches, marks, and answers the liveness probe.
+"""Kopf in its own thread: it watches, marks, and answers the liveness probe.
 
-A thread, because kopf ends whatever else runs in its event loop when it stops, and because the probe should still
-answer (with the truth) while the loop is busy planning.
+It has a thread because kopf ends everything else in its event loop when it stops, and because the probe should still
+answer (truthfully) while the loop is busy planning.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ log = structlog.get_logger()
 class Watch:
     """Kopf's side of the operator.
 
-    The probe is answered at `liveness_at` (host:port). `progress` gives the monotonic time when the loop last got on,
-    None before it leads; `ended` is called, from kopf's thread, if kopf ends without having been told to.
+    The probe is answered at `liveness_at` (host:port). `progress` returns the monotonic time when the loop last made
+    progress, None before it leads; `ended` is called, from kopf's thread, if kopf ends without `stop`.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, within STOP_S."""
+        """Stop watching; waits for the thread, STOP_S at most."""
         self._stopping = True
         self._stop.set()
         self._thread.join(STOP_S)
 
     def _run(self) -> None:
-        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that signals are not its own
+        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that it handles no signals
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         self._configure(settings)
         self._register(registry, settings)
@@ -78,7 +78,7 @@ class Watch:
             await kopf.operator(
                 registry=registry,
                 settings=settings,
-                # For peers, of which there are none; else kopf asks for the user's name, and a pod may have none.
+                # Only peers would use it, but without it kopf asks for the user's name, which a pod may lack.
                 identity="mint-operator",  # type: ignore[arg-type]  # a kind of str that kopf does not export
                 standalone=True,
                 clusterwide=not self._namespaces,
@@ -87,7 +87,7 @@ class Watch:
                 stop_flag=self._stop,
             )
         finally:
-            self._stop.set()  # which a thread of kopf's waits for, and asyncio.run for that
+            self._stop.set()  # a thread of kopf's waits for this, and asyncio.run for the thread
 
     @staticmethod
     def _configure(settings: kopf.OperatorSettings) -> None:

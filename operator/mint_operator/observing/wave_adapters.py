@@ -1,4 +1,4 @@
-"""Waves with what had to be looked up of their adapters; one of which nothing changed stays the same object."""
+"""Attaches to waves what was looked up about their adapters; an unchanged wave stays the same object."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ NOTHING = Found()
 
 
 class _Made(msgspec.Struct, frozen=True):
-    """A wave as it was given out, and what it was made from."""
+    """A wave as returned last (`made`), and what it was made from."""
 
     wave: ObservedWave
     found: Found
@@ -21,7 +21,7 @@ class _Made(msgspec.Struct, frozen=True):
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """What a wave asks to be looked up, and the specs that this follows from."""
+    """A wave's lookup (None: it needs none), and the specs that this follows from."""
 
     wave: AdapterWaveSpec
     base: BaseModelSpec
@@ -29,13 +29,13 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class WaveAdapters:
-    """`attach` gives the waves; `changed` says whether any of its answers was new."""
+    """Attaches looked-up adapters to waves; `changed` says whether the last `attach` returned anything new."""
 
     def __init__(self, lists: Lists) -> None:
         self._lists = lists
         self._known: dict[str, _Asked] = {}
         self._made: dict[str, _Made] = {}
-        self._placed: dict[str, tuple[Listed, ...]] = {}  # of waves of which nothing was read, as the map had them
+        self._placed: dict[str, tuple[Listed, ...]] = {}  # by wave that was never read: its adapters in the map
         self.changed = False
 
     async def attach(
@@ -45,10 +45,10 @@ class WaveAdapters:
         maps: Mapping[str, BaseMap],
         now: float,
     ) -> tuple[ObservedWave, ...]:
-        """The waves, with what is known by now of the adapters that their names, selectors and manifests mean.
+        """Return the waves with what is known by now about the adapters that they name, select or list in a manifest.
 
-        What was never read since this operator began stands as the placement map has it: a wave that is served
-        goes on being served while its catalog or manifest is away. Of one that has expired nothing is looked up.
+        If a lookup has not succeeded since this operator started, the placement map's entries stand in for it, so
+        that a served wave stays served while its catalog or manifest is away. Expired waves are not looked up.
         """
         asked = self._asked([wave for wave in waves if not wave.expired(now)], bases)
         await self._lists.refresh(set(asked.values()))
@@ -72,14 +72,14 @@ class WaveAdapters:
         return tuple(given)
 
     def _stand_in(self, unread: set[str], waves: Sequence[ObservedWave], maps: Mapping[str, BaseMap]) -> None:
-        """Remember what the map has of waves of which nothing was read: looked for once, when there is a map."""
+        """Remember what the map has for waves that were never read: once per wave, when there is a map."""
         self._placed = {key: listed for key, listed in self._placed.items() if key in unread}
         new = {wave.meta.key for wave in waves if wave.meta.key in unread and wave.base in maps} - self._placed.keys()
         if new:
             self._placed |= dict.fromkeys(new, ()) | _as_placed(new, maps)
 
     def _asked(self, waves: Sequence[ObservedWave], bases: Mapping[str, ObservedBase]) -> dict[str, Lookup]:
-        """What each wave needs looked up, if anything; worked out anew where its spec or its base's has changed."""
+        """Return the lookups of the waves that need one; recomputed if the wave's or the base's spec has changed."""
         before, self._known = self._known, {}
         for wave in waves:
             base, last = bases.get(wave.base), before.get(wave.meta.key)
@@ -102,12 +102,12 @@ def _made(wave: ObservedWave, found: Found, before: _Made | None) -> _Made:
 
 
 def _may_ask_more(of: Lookup, listed: Sequence[Listed], gone: frozenset[str]) -> bool:
-    """Whether this is not known to be all that is asked for."""
+    """Whether the lookup may mean more adapters than those listed and gone."""
     return not of.names or not gone.union(each.name for each in listed).issuperset(of.names)
 
 
 def _as_placed(waves: set[str], maps: Mapping[str, BaseMap]) -> dict[str, tuple[Listed, ...]]:
-    """The adapters that the placement map has of these waves, by wave."""
+    """Return the adapters that the placement map has for these waves, by wave."""
     found: dict[str, list[Listed]] = {}
     for known in maps.values():
         for each in (known.state.placements or known.remembered).values():

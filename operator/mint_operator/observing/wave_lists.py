@@ -1,10 +1,10 @@
-"""Looking up the adapters of waves, in the catalog and in manifests, beside the loop and within bounds.
+"""Looks up the adapters of waves, in the catalog and in manifests, in the background and within bounds.
 
-Level-based: the answers of one base's catalog are read again when its version has grown, all together, so that two
+Level-based: when the version of a base's catalog has grown, all answers from it are read again together, so that two
 waves that share an adapter never see two states of it; a manifest is read again every minute.
 
-A name means what the catalog says of it; one that the catalog does not know lies in the store, if there is one;
-one that was retired means nothing: a wave that names it is refused, or goes on without it if it is served already.
+A name resolves to its entry in the catalog or, if the catalog lacks it, to a folder in the store, if there is one.
+A retired name resolves to nothing: a wave that names it is refused, or goes on without it if it is already served.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import Listed
 
 AT_ONCE = 4
-LOOK_S = 1.0  # the version of a catalog is asked for no more often
+LOOK_S = 1.0  # between reads of a catalog's version
 REREAD_S = 60.0
-SHARE = 0.05  # of the time, at most, that reading again takes
+SHARE = 0.05  # of the time, at most, is spent on reading again
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
 
@@ -40,10 +40,10 @@ log = structlog.get_logger()
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a lookup gave when it last worked (None: it never did), and why it does not work now.
+    """What a lookup gave when it last succeeded (None: it never did), and why it fails now.
 
-    `gone` are those of its names that were retired; `listed` has the others. `as_before`: it stands in for a lookup
-    that never worked, and may lack some of what that would give.
+    `gone` are those of its names that were retired; `listed` has the others. `as_before`: this stands in for a lookup
+    that never succeeded, and may lack some of what it would give.
     """
 
     listed: tuple[Listed, ...] | None = None
@@ -53,16 +53,16 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class _Result(msgspec.Struct, frozen=True):
-    """What one reading gave, and how long it took. What could not be read whole has a failure."""
+    """What one read gave, and how long it took. A lookup that could not be read completely has a failure."""
 
     reads: Mapping[Lookup, Found]
     took_s: float
 
 
 class _Work(msgspec.Struct):
-    """Reading that is under way, or when it is due again. `version` is the catalog's, as of the last reading.
+    """A read that is under way, or when it is due again. `version` is the catalog's, as of the last read.
 
-    `behind` were first read while it changed, so that their answers may be of before.
+    `behind` are lookups first read while the version changed, so that their answers may be out of date.
     """
 
     task: "asyncio.Task[_Result] | None" = None
@@ -73,20 +73,20 @@ class _Work(msgspec.Struct):
 
 
 class Lists:
-    """Answers by lookup. `wake` is called when there is a new one; all of it belongs to the loop."""
+    """Answers by lookup. `wake` is called when there is a new one. Use it only from the loop's thread."""
 
     def __init__(self, reader: CatalogReader, wake: Callable[[], None], look_s: float = LOOK_S) -> None:
         self._reader = reader
         self._wake = wake
         self._look_s = look_s
         self._gates = {of: asyncio.Semaphore(AT_ONCE) for of in ("catalog", "manifest")}
-        self._work: dict[str | Lookup, _Work] = {}  # by base for what is known of its catalog, else by lookup
+        self._work: dict[str | Lookup, _Work] = {}  # by base to read known lookups again, by lookup to read one
         self._looked_at: dict[str, float] = {}
         self._versions: dict[str, int] = {}
         self.found: dict[Lookup, Found] = {}
 
     async def refresh(self, wanted: Collection[Lookup]) -> None:
-        """Take what has been read, forget what nobody asks any more, and begin to read what is new or may be."""
+        """Take finished reads, forget what is no longer wanted, and begin to read what is or may be new."""
         self._forget(wanted)
         now = asyncio.get_running_loop().time()
         for key, work in self._work.items():
@@ -110,9 +110,9 @@ class Lists:
                 task.cancel()
 
     async def _look(self, bases: Iterable[str], now: float) -> None:
-        """Ask for the versions of these bases' catalogs, now and then.
+        """Read the versions of these bases' catalogs, at most every `look_s`.
 
-        While Redis does not answer for one it is not asked for the others: the pass would wait as long for each.
+        After Redis fails to answer for one base, the others are not tried: the pass would wait as long for each.
         """
         for base in bases:
             if now - self._looked_at.get(base, float("-inf")) < self._look_s:
@@ -127,7 +127,7 @@ class Lists:
                 log.warning("catalog version not read", base=base, error=str(error))
 
     def _follow(self, base: str, lookups: Sequence[Lookup], now: float) -> None:
-        """Read what is new at once; all else again if the catalog has changed since, or what could not be read."""
+        """Read new lookups at once; read known ones again if the catalog has changed or their last read failed."""
         work, version = self._work.setdefault(base, _Work()), self._versions.get(base)
         if work.version is None:
             work.version = version
@@ -144,7 +144,7 @@ class Lists:
             work.behind -= frozenset(again)
 
     def _fails(self, lookup: Lookup) -> bool:
-        """Whether it could not be read, and may be yet."""
+        """Whether the last read failed in a way that may pass."""
         failure = self.found[lookup].failure
         return failure is not None and not failure.terminal
 
@@ -157,7 +157,7 @@ class Lists:
         return True
 
     def _take(self, key: str | Lookup, work: _Work, now: float) -> None:
-        """Enter what a reading gave. One that took long, or failed, is not soon done again."""
+        """Store the results of a read, and set when it is due again: later if it took long or failed."""
         task, work.task = work.task, None
         result = _Result({}, 0.0) if task is None or task.cancelled() else task.result()
         for lookup, read in result.reads.items():
@@ -174,7 +174,7 @@ class Lists:
     def _enter(self, lookup: Lookup, read: Found) -> None:
         before = self.found.get(lookup, Found())
         listed = before.listed
-        # Nothing of a wave begins to be served before all of it may be.
+        # A wave begins to be served only once all of it may be.
         if read.listed is not None and read.listed != listed and not (read.gone and listed is None):
             listed = read.listed
         elif read.listed is None and listed is not None:
@@ -201,13 +201,13 @@ class Lists:
                 f"the adapters of the wave could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
             )
             failure = Refusal("MapUnavailable", f"{message}; retrying", terminal=False, mentions=NO_NAMES)
-        except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
+        except Exception as error:  # a defect that one wave's lookup triggers must not fail the others' passes
             log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
             message = (
                 f"the adapters of the wave could not be looked up ({type(error).__name__}, see the operator's log)"
             )
             failure = Refusal(Internal.__name__, f"{message}; retrying", terminal=False, mentions=NO_NAMES)
-        return Found(failure=failure, gone=self.found.get(lookup, Found()).gone)  # as far as is known, still
+        return Found(failure=failure, gone=self.found.get(lookup, Found()).gone)  # still, as far as is known
 
     async def _selected(self, lookup: Lookup) -> Found:
         labels = dict(lookup.labels)
@@ -218,9 +218,9 @@ class Lists:
         return Found(tuple(Listed(entry.name, entry.source) for entry in found))
 
     async def _named(self, lookup: Lookup, named: Sequence[str | Entry]) -> Found:
-        """What names and entries mean, but for those that were retired; the failure tells of the first.
+        """Resolve names and entries. Retired ones are left out, and the failure names the first of them.
 
-        Where one is unknown nothing is listed, and the failure tells of that.
+        If any name is unknown, nothing is listed, and the failure names the first unknown one.
         """
         found: list[Listed] = []
         gone: list[str] = []
@@ -247,11 +247,11 @@ class Lists:
         return Found(tuple(found), Refusal.of(why, Mentions((gone[0],))), frozenset(gone))
 
     async def _manifest(self, lookup: Lookup) -> Sequence[Entry]:
-        """What a manifest says; bounded in time by itself, so that the gate is not left before the thread ends."""
+        """Read a manifest. It has its own time limit, so that the gate is not left before the thread ends."""
         return await in_thread(entries, lookup.manifest, await in_thread(fetch, lookup.manifest))
 
     async def _source(self, lookup: Lookup, name: str) -> Source | None:
-        """Where a name, with its revision or without, lies; None where it was retired. Raises AdapterNotFound."""
+        """Return the source of a name, with or without a revision; None if it was retired. Raises AdapterNotFound."""
         entry = await self._reader.find(lookup.base, *split_asked(name)) if lookup.catalog else None
         if entry is not None:
             return None if entry.retired else entry.source

@@ -1,4 +1,4 @@
-"""What a wave's manifest says: entries as a catalog takes them, JSON lines or Parquet."""
+"""Parses a wave's manifest: entries in the catalog's format, as JSON lines or Parquet."""
 
 import msgspec
 
@@ -8,12 +8,12 @@ from mint_contracts.names import check_asked
 from mint_operator.observing.manifest_file import lines
 from mint_operator.planning.lookup import MOST_ADAPTERS
 
-# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+# built on import: msgspec 0.22 crashes if several threads decode a type for the first time at once
 _ENTRY = msgspec.json.Decoder(Entry)
 
 
 def entries(uri: str, data: bytes) -> list[Entry]:
-    """The entries of a manifest. One without a uri is to be looked up: its name, or NAME@REVISION, stands for it.
+    """Parse a manifest's entries. An entry without a uri is to be looked up by its name, or by NAME@REVISION.
 
     Raises InvalidRequest naming the line or row, SourceForbidden, CorruptFile, or CapacityExceeded.
     """
@@ -36,7 +36,7 @@ def entries(uri: str, data: bytes) -> list[Entry]:
 
 
 def asked(entry: Entry) -> str:
-    """By what an entry without a uri is looked up."""
+    """Return the name, or NAME@REVISION, by which an entry without a uri is looked up."""
     return f"{entry.name}@{entry.revision}" if entry.revision else entry.name
 
 

@@ -1,1 +1,1 @@
-"""Which engines hold which adapters. Pure; each policy of placement in a file of its own."""
+"""Decides which engines hold which adapters. Pure; each placement policy has its own file."""

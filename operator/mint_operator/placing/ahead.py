@@ -1,8 +1,8 @@
-"""What waves that wait will need is brought to the disks of engines ahead of time.
+"""Brings adapters that waiting waves will need to engines' disks ahead of time.
 
-It is the last thing that an engine loads, in room on its disk that nothing else has: it takes no slot and no memory,
-never an engine from an adapter that is wanted now, and counts for nobody's admission. A wave that is admitted then
-finds its adapters where it is likely to be placed, since an engine that holds an adapter is preferred.
+An engine loads these last, into unused room on its disk: they take no slot and no memory, never displace an adapter
+that is wanted now, and do not count in admission. Once such a wave is admitted, its adapters are where they are
+likely to be placed, since an engine that holds an adapter is preferred.
 """
 
 from collections import deque
@@ -16,9 +16,9 @@ from mint_operator.planning.sizes import Size
 
 MOST = 1024  # adapters, over all engines of a base
 MOST_AN_ENGINE = 32
-SHARE = 4  # at most one part in so many of an engine's disk cache
+SHARE = 4  # at most 1/SHARE of an engine's disk cache
 LAST = -(1 << 30)  # below every priority that a wave may have
-TRIES = 8  # engines that are asked for room
+TRIES = 8  # engines that are tried per adapter
 
 Ahead = Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> what to bring there
 
@@ -26,7 +26,7 @@ _UNREAD = Size(rank=0)
 
 
 def ahead(queue: Sequence[Sequence[Want]], placed: Placed, before: Ahead) -> Ahead:
-    """What to bring where, for waves in the order in which they wait. What was brought somewhere stays there."""
+    """Return what to bring where, for waves in the order in which they wait. What was brought before stays there."""
     shelves = _Shelves(placed)
     homes = {adapter: engine for engine, of in before.items() for adapter in of}
     found: dict[str, dict[str, Assignment]] = {}
@@ -46,25 +46,25 @@ def ahead(queue: Sequence[Sequence[Want]], placed: Placed, before: Ahead) -> Ahe
 
 
 def merged(assigned: Mapping[str, Mapping[str, Assignment]], more: Ahead) -> Mapping[str, Mapping[str, Assignment]]:
-    """Both together; what an engine must hold now comes first."""
+    """Return both combined; where both name an adapter on an engine, `assigned` wins."""
     if not more:
         return assigned
     return {**assigned, **{engine: {**of, **assigned.get(engine, {})} for engine, of in more.items()}}
 
 
 def brought(assigned: Mapping[str, Mapping[str, Assignment]]) -> Ahead:
-    """What the map says was to be brought ahead, for an operator that has just begun."""
+    """Return what the map says was to be brought ahead, for an operator that has just started."""
     found = {engine: {name: each for name, each in of.items() if each.ahead} for engine, of in assigned.items()}
     return {engine: of for engine, of in found.items() if of}
 
 
 class _Shelves:
-    """Room on the disks of engines, the least loaded first; local to one plan."""
+    """Free room on engines' disks, the least loaded engine first; local to one plan."""
 
     def __init__(self, placed: Placed) -> None:
         task = placed.task
         self._placed, self._sizes, self._disk = placed, task.sizes, task.limits.disk_bytes
-        self._assumed = self._disk // (SHARE * MOST_AN_ENGINE)  # bytes of an adapter that nobody has read
+        self._assumed = self._disk // (SHARE * MOST_AN_ENGINE)  # bytes assumed for an adapter of unknown size
         able = [engine for engine in task.engines if engine.alive and not engine.lost and not engine.leaving]
         self._able = {engine.name for engine in able}
         self._turns = deque(engine.name for engine in sorted(able, key=self._load))
@@ -72,7 +72,7 @@ class _Shelves:
         self._free: dict[str, int] = {}
 
     def put(self, want: Want, home: str) -> str:
-        """Where it goes: where it was sent before, else to the next engine with room; "" where there is none."""
+        """Return the engine for a want: its `home` so far, else the next engine with room; "" if there is none."""
         if home and self._takes(home, want):
             return home
         if want.pins:
@@ -86,7 +86,7 @@ class _Shelves:
         return ""
 
     def _takes(self, name: str, want: Want) -> bool:
-        """Take it in, if the engine may have it and has room for it."""
+        """Reserve room for a want on an engine; returns False if it may not go there or does not fit."""
         if name not in self._able or (want.pins and name not in want.pins):
             return False
         size = self._sizes.get(want.adapter, _UNREAD).bytes or self._assumed
@@ -100,7 +100,7 @@ class _Shelves:
         return True
 
     def _room(self, name: str) -> int:
-        """Bytes that may be used ahead: whatever an engine holds, in any tier, lies on its disk as well."""
+        """Return the bytes free for this; all that an engine is given, in any tier, is on its disk, too."""
         held = sum(self._sizes.get(adapter, _UNREAD).bytes for adapter in self._placed.given.get(name, ()))
         return min(self._disk // SHARE, self._disk - held)
 

@@ -1,8 +1,8 @@
-"""The engines of one base while a placement is worked out: what each is given, and which has least.
+"""The engines of one base while a placement is computed: what each is given, and which is least loaded.
 
-A heap for each tier keeps the choice of the least loaded engine logarithmic in the number of engines. An entry is at
-most what its engine's load is: when a load grows it goes stale, and is set right as it surfaces; when one shrinks
-another is added.
+A heap per tier makes the choice of the least loaded engine logarithmic in the number of engines. Every engine in it
+has an entry of at most its load: when a load grows, the entry becomes stale and is corrected once it surfaces; when a
+load shrinks, another entry is added.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ from mint_contracts.records import Tier
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.sizes import Size
 
-_DEVICE, _HOST = Tier.DEVICE, Tier.HOST  # looking a member up costs more than counting a copy
+_DEVICE, _HOST = Tier.DEVICE, Tier.HOST  # looking up an enum's member costs more than counting a copy
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, gc=False):
-    """What one engine is given. `weight` is the sum of ranks: what a decode step costs grows with it."""
+    """What one engine is given. `weight` is the sum of ranks, with which the cost of a decode step grows."""
 
     copies: int = 0
     slots: int = 0
@@ -37,7 +37,7 @@ class Load(msgspec.Struct, gc=False):
     disk_bytes: int = 0
 
     def count(self, tier: Tier, size: Size, by: int) -> None:
-        """Count `by` copies more."""
+        """Count `by` more copies (fewer if negative)."""
         self.copies += by
         self.weight += by * size.rank
         if tier is _DEVICE:
@@ -56,13 +56,13 @@ class Load(msgspec.Struct, gc=False):
         return self.disk_bytes + size.bytes <= limits.disk_bytes
 
     def key(self, tier: Tier) -> int:
-        """What engines are compared by when a copy for this tier is placed."""
+        """Return the load by which engines are compared for a copy in this tier."""
         if tier is _DEVICE:
             return self.weight
         return self.host_bytes if tier is _HOST else self.disk_bytes
 
     def over(self, limits: Limits) -> bool:
-        """Whether it is more than an engine can hold."""
+        """Whether this is more than an engine can hold."""
         return self.slots > limits.slots or self.host_bytes > limits.host_bytes or self.disk_bytes > limits.disk_bytes
 
 
@@ -70,7 +70,7 @@ Copies = Mapping[str, Mapping[str, Tier]]  # engine -> adapter -> tier
 
 
 class Board:
-    """Mutable, and local to one plan; it begins where `loads` and `given` left off and never changes those."""
+    """The board; mutable and local to one plan. It starts from `loads` and `given` and never changes those."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Board:
         given: Copies | None = None,
         reserved: Mapping[str, int] | None = None,
     ) -> None:
-        """`reserved` slots of an engine are its policies' that train there, and so is the memory that it tells."""
+        """`reserved` slots belong to policies that train on an engine; so does the training memory it reports."""
         self.limits = limits
         self._sizes = sizes
         self._unknown = Size(rank=limits.max_rank)
@@ -105,14 +105,14 @@ class Board:
             }
         )
         self.given: dict[str, Mapping[str, Tier]] = {} if given is None else dict(given)
-        self._own: dict[str, dict[str, Tier]] = {}  # of `given`, those that this board has changed
+        self._own: dict[str, dict[str, Tier]] = {}  # the entries of `given` that this board has changed
         self._heaps: dict[tuple[bool, Tier], list[tuple[int, int, int]]] = {}
 
     def __contains__(self, engine: str) -> bool:
         return engine in self._ordinals
 
     def size(self, adapter: str) -> Size:
-        """The adapter's size; of the largest rank and no bytes until somebody has read it."""
+        """Return the adapter's size; until an engine has read it, the largest rank and no bytes."""
         return self._sizes.get(adapter, self._unknown)
 
     def lost(self, engine: str) -> bool:
@@ -120,15 +120,15 @@ class Board:
         return engine in self._lost
 
     def leaving(self, engine: str) -> bool:
-        """Whether the engine is about to go."""
+        """Whether the engine is about to be removed."""
         return engine in self._leaving
 
     def able(self, engine: str, *, lost: bool = False) -> bool:
-        """Whether an engine may be given anything new; of the lost ones, or of the others."""
+        """Whether an engine may be given anything new: it exists, is not leaving, and is lost only if `lost`."""
         return engine in self._ordinals and engine not in self._leaving and (engine in self._lost) is lost
 
     def ordinal(self, engine: str) -> int:
-        """The number of an engine."""
+        """Return the engine's ordinal."""
         return self._ordinals[engine]
 
     def fits(self, engine: str, adapter: str, tier: Tier) -> bool:
@@ -136,7 +136,7 @@ class Board:
         return self.loads[engine].room(tier, self.size(adapter), self.limits)
 
     def crowded(self) -> bool:
-        """Whether any engine that was changed is given more than it can hold."""
+        """Whether any changed engine is given more than it can hold."""
         return any(self.loads[engine].over(self.limits) for engine in self._own)
 
     def put(self, engine: str, adapter: str, tier: Tier) -> None:
@@ -148,7 +148,7 @@ class Board:
         self.loads[engine].count(tier, self._sizes.get(adapter, self._unknown), 1)
 
     def take(self, engine: str, adapter: str, size: Size | None = None) -> None:
-        """Take a copy from an engine; `size` is what it counted for, if that is not its size now."""
+        """Take a copy from an engine; `size` is what it was counted with, if that differs from its size now."""
         tier = self._changed(engine).pop(adapter)
         self.loads[engine].count(tier, size or self.size(adapter), -1)
         if engine in self._leaving:
@@ -167,10 +167,10 @@ class Board:
         lost: bool = False,
         pins: Collection[str] = (),
     ) -> str | None:
-        """The engine with the least load that has room and is none of `without`; of `pins` alone, if there are any.
+        """Return the least loaded engine that has room and is not in `without`; only of `pins`, if there are any.
 
-        An engine that holds the adapter already (`warmth` says how warm) is taken instead where it has hardly more
-        to do: a move of bytes costs more than a slightly uneven spread. `lost` asks among the lost engines instead.
+        An engine that already holds the adapter (`warmth` says how warm) is preferred if its load is hardly higher:
+        moving bytes costs more than a slightly uneven spread. `lost` chooses among the lost engines instead.
         """
         found = self._of_pins(adapter, tier, without, lost, pins) if pins else self._top(adapter, tier, without, lost)
         if found is None:
@@ -199,7 +199,7 @@ class Board:
         return self._names[min(able)[2]] if able else None
 
     def _top(self, adapter: str, tier: Tier, without: Collection[str], lost: bool) -> str | None:
-        """The least loaded engine with room. Colder tiers are sorted by free bytes: if one lacks room, all do."""
+        """Return the least loaded engine with room. Colder tiers sort by bytes: if the first lacks room, all do."""
         heap, found, aside = self._heap(lost, tier), None, []
         loads, names, size = self.loads, self._names, self._sizes.get(adapter, self._unknown)
         while heap and found is None:
@@ -211,7 +211,7 @@ class Board:
             elif not load.room(tier, size, self.limits):
                 if tier is not _DEVICE:
                     break
-                heappop(heap)  # full: a copy that is taken away puts it back
+                heappop(heap)  # full; `take` puts it back
             elif name in without:
                 aside.append(heappop(heap))
             else:
@@ -221,7 +221,7 @@ class Board:
         return found
 
     def _heap(self, lost: bool, tier: Tier) -> list[tuple[int, int, int]]:
-        """Made when first asked for: most plans ask for few."""
+        """Return the heap of the lost or other engines for a tier, made on first use: most plans need few."""
         heap = self._heaps.get((lost, tier))
         if heap is None:
             barred, loads = self._leaving if lost else self._leaving | self._lost, self.loads

@@ -1,6 +1,6 @@
-"""Adapters in demand get more copies than their waves ask for, in slots that nothing else wants.
+"""Gives adapters in demand more copies than their waves ask for, in slots that nothing else wants.
 
-Such a copy is *spare*: it counts for nobody's admission, and gives its slot to the first adapter that is wanted
+Such a copy is *spare*: it does not count in admission, and gives up its slot to the first adapter that is wanted
 there.
 """
 
@@ -13,7 +13,7 @@ from mint_operator.planning.adapters import Want
 
 
 def hot(demand: Mapping[str, float], wants: Mapping[str, Want]) -> list[str]:
-    """Adapters that may have spare copies, those most in demand first."""
+    """Return the adapters that may have spare copies, those most in demand first."""
     names = [
         name
         for name, requests in demand.items()
@@ -23,7 +23,7 @@ def hot(demand: Mapping[str, float], wants: Mapping[str, Want]) -> list[str]:
 
 
 def spread_hot(table: Table) -> None:
-    """Give spare copies to adapters in demand, as far as there is room."""
+    """Add spare copies of adapters in demand, as far as there is room."""
     for name in table.hot:
         want, places = table.wants[name], table.placed[name]
         if len(places) < want.replicas:
@@ -39,10 +39,7 @@ def spread_hot(table: Table) -> None:
 
 
 def give_way(table: Table, want: Want, without: Collection[str]) -> str | None:
-    """Take a spare copy off an engine that can have a wanted one in its place; the engine's name.
-
-    The copy that is least in demand goes.
-    """
+    """Drop the spare copy that is least in demand and whose engine can take `want`; returns the engine's name."""
     if want.residency is not Tier.DEVICE:
         return None
     for name in reversed(table.hot):

@@ -1,4 +1,4 @@
-"""What stays where it is: every place that is still allowed."""
+"""Decides which copies stay where they are: those in every place that is still allowed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ from mint_operator.planning.adapters import Want
 def keep(
     board: Board, want: Want, before: Sequence[Place], warmth: Mapping[str, int], requests: float = 0.0
 ) -> list[Place]:
-    """The existing places that stay; if there are more than wanted, those of live and warm engines.
+    """Return the existing places that stay; if there are more than wanted, those on live and warm engines.
 
-    One of which `requests` are in flight may keep more, as spare copies. Those on engines that are about to go stay
-    beside the wanted ones, until these are as warm as wanted.
+    An adapter with `requests` in flight may keep more, as spare copies. Copies on engines that are about to be
+    removed stay beside the wanted ones until those are as warm as wanted.
     """
     there = legal(board, want, before)
     kept = there
@@ -39,7 +39,7 @@ def keep(
 def _best(
     board: Board, want: Want, places: Sequence[Place], warmth: Mapping[str, int], requests: float
 ) -> list[Place]:
-    """As many as are wanted, on live and warm engines and not spare so far; and the spare ones that are in demand."""
+    """Pick the wanted number of places, live, not spare and warm ones first, and spare ones that are in demand."""
     most = target(want, requests, len(places))
 
     def rank(place: Place) -> tuple[bool, bool, int]:
@@ -57,9 +57,9 @@ def _best(
 def keep_within(
     board: Board, want: Want, before: Sequence[Place], kept: list[Place], warmth: Mapping[str, int], *, in_slot: bool
 ) -> None:
-    """The same where engines are given more than they can hold, as after a limit was lowered: what fits stays.
+    """Add to `kept` the places that fit, when engines are given more than they can hold, as after a lowered limit.
 
-    Two rounds: what has its slot already (`in_slot`) comes before what wants a warmer tier now.
+    Called in two rounds: for copies that need no new slot (`in_slot`), then for those that do.
     """
     allowed = {place.engine for place in legal(board, want, before)}
     places = [
@@ -77,7 +77,7 @@ def keep_within(
 
 
 def keep_spare(board: Board, want: Want, before: Sequence[Place], kept: list[Place], requests: float) -> None:
-    """After `keep_within`: the spare copies that still fit, and are still in demand, stay too."""
+    """After `keep_within`, also keep the spare copies that still fit and are still in demand."""
     for place in legal(board, want, before):
         twice = any(other.engine == place.engine for other in kept)
         enough = len(kept) >= target(want, requests, len(before))
@@ -89,7 +89,7 @@ def keep_spare(board: Board, want: Want, before: Sequence[Place], kept: list[Pla
 
 
 def legal(board: Board, want: Want, before: Sequence[Place]) -> list[Place]:
-    """The places on engines that there are and that the want allows, each once."""
+    """Return the places on engines that exist and that the want allows, one per engine."""
     found: list[Place] = []
     for place in before:
         allowed = place.engine in board and (not want.pins or place.engine in want.pins)

@@ -1,6 +1,6 @@
-"""Copies on engines that have not been ready for too long go to others, if they fit there.
+"""Moves copies off engines that have been away or not ready for too long, if they fit on others.
 
-Those that are ready come first: another that starts anew may soon be lost as well, and they would move again.
+Ready engines come first: one that is still starting may soon be lost, too, and the copies would move again.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from mint_operator.planning.adapters import Want
 
 
 def leave_lost(table: Table) -> None:
-    """Move every copy that is on a lost engine; one that fits nowhere stays and waits for it."""
+    """Move every copy that is on a lost engine; one that fits nowhere stays and waits for that engine."""
     if table.board.any_lost:
         for name in table.needy:
             _leave_lost(table, table.wants[name])
@@ -34,7 +34,7 @@ def _leave_lost(table: Table, want: Want) -> None:
 
 
 def _target(table: Table, want: Want, without: Collection[str]) -> str | None:
-    """An engine that has room for a copy, or a spare one that gives way to it, and is none of `without`."""
+    """Return an engine not in `without` that has room, or whose spare copy gives way; None if there is none."""
     warmth = table.warmth.get(want.adapter, {})
     target = table.board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
     return target or give_way(table, want, without)

@@ -1,4 +1,4 @@
-"""Missing copies go to the least loaded engines, or to one that holds the adapter warm and has hardly more to do."""
+"""Places missing copies on the least loaded engines, or on one that holds the adapter and is hardly more loaded."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -15,7 +15,7 @@ _COLD: Mapping[str, int] = {}
 
 
 def pack(table: Table) -> None:
-    """Place whatever is missing."""
+    """Place all missing copies."""
     for name in table.needy:
         want, places = table.wants[name], table.placed[name]
         for _ in range(lacking(table.board, want, places)):
@@ -26,9 +26,10 @@ def pack(table: Table) -> None:
 
 
 def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
-    """On the least loaded engine with room; live engines come before lost ones, which are better than none.
+    """Choose the least loaded engine with room; lost engines only if no live one has room.
 
-    What is to be ready before another engine goes goes to none that is lost or failing: nothing would come of it.
+    A copy that must be ready before another engine is removed never goes to a lost or failing one, which would not
+    get it ready.
     """
     board, warmth, lost = table.board, table.warmth.get(want.adapter, _COLD), False
     without: Collection[str] = {place.engine for place in places} if places else ()
@@ -54,7 +55,7 @@ def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
 
 @lru_cache(maxsize=4096)
 def _least_loaded(copies: int, engines: int, pins: int) -> str:
-    """One text for the many copies that were placed alike: it is kept with each of them."""
+    """Return the reason for a choice. Cached, so that the many copies placed alike share one string."""
     if engines == 1:
         return "the only engine at the time"
     among = f"{pins} that the wave names" if pins else f"{engines} engines"

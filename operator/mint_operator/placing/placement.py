@@ -1,10 +1,10 @@
-"""Which engines hold which adapters: as little movement as can be, then as even a load as can be.
+"""Decides which engines hold which adapters: with the least movement first, the most even load second.
 
-Pure. Each policy is one file: `keep` says what stays, then `POLICIES` see to what lacks a good copy, the most
-urgent first. Every place states in its `why` what decided.
+Pure. Each policy is one file: `keep` decides what stays, then `POLICIES` place what lacks a good copy, the most
+urgent first. The `why` of every place states the reason.
 
-A placement is worked out again from the last one where only some adapters changed; the result is the same as from
-nothing (a property test holds that), since what stays where it is depends on nothing but itself.
+If only some adapters changed, a placement is derived from the last one; the result is the same as from scratch (a
+property test checks this), since whether an adapter stays where it is depends on that adapter alone.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,10 +28,10 @@ POLICIES: tuple[Policy, ...] = (leave_lost, pack, spread_hot)
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a placement is worked out from. `existing` is what the map says now.
+    """The input of a placement. `existing` is what the map says now.
 
-    `turns` gives each admitted wave its turn; `listed` says which adapters it names. `demand` is how many requests of
-    each adapter are in flight.
+    `turns` gives each admitted wave's turn, `listed` the adapters that it names, `demand` the number of requests in
+    flight for each adapter.
     """
 
     engines: Sequence[Engine]
@@ -45,7 +45,7 @@ class Task(msgspec.Struct, frozen=True):
     demand: Mapping[str, float] = {}
 
     def in_turn(self, names: Collection[str]) -> list[str]:
-        """Adapters in the order of their most urgent waves, as each wave lists them."""
+        """Return adapters in the order of their most urgent waves, and within a wave as it lists them."""
         wants, turns = self.wants, self.turns
         waves: Iterable[str] = turns
         if len(names) < len(turns):
@@ -58,7 +58,7 @@ class Task(msgspec.Struct, frozen=True):
         return [*ordered, *sorted(rest)]
 
     def same_floor(self, other: "Task") -> bool:
-        """Whether what every adapter's place depends on is the same."""
+        """Whether everything that all adapters' places depend on is the same: engines, limits, reserved slots."""
         same = self.engines is other.engines or self._engines() == other._engines()
         return same and self.limits == other.limits and self.reserved == other.reserved
 
@@ -70,10 +70,10 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A placement with what is needed to go on from it.
+    """A placement, with what the next one needs to start from it.
 
-    `pending` lack a copy, or have one on an engine that is lost or about to go. `changed` are the adapters that were
-    looked at, while all others have what they had; None: worked out from nothing.
+    `pending` lack a copy, or have one on an engine that is lost or about to be removed. `changed` are the adapters
+    that were reconsidered, while all others stayed as they were; None: it was computed from scratch.
     """
 
     task: Task
@@ -85,7 +85,7 @@ class Placed(msgspec.Struct, frozen=True):
 
 
 def place(task: Task, before: Placed | None) -> Placed:
-    """Places of every want; fewer than asked for only if there are too few engines."""
+    """Return the places of every want; fewer than asked for only if there are too few engines."""
     if before is None or not task.same_floor(before.task):
         return _place_all(task)
     names = _changed(task, before)
@@ -110,7 +110,7 @@ def _place_all(task: Task) -> Placed:
 
 
 def _changed(task: Task, before: Placed) -> set[str]:
-    """Adapters whose place may not be what it was."""
+    """Return the adapters whose places may change."""
     names = set(before.pending)
     names |= differing(task.wants, before.task.wants)
     names |= differing(task.existing, before.records)
@@ -119,7 +119,7 @@ def _changed(task: Task, before: Placed) -> set[str]:
 
 
 def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Place]]:
-    """The places that stay, whether or not engines can hold them."""
+    """Return the places that stay, whether or not engines can hold them."""
     kept, crowd = dict[str, list[Place]](), dict[str, Want]()
     wants, existing = task.wants, task.existing
     for name in names:
@@ -165,10 +165,10 @@ def _finish(
     settled: Mapping[str, Placement],
     names: Collection[str] | None,
 ) -> Placed:
-    """Let the policies see to what lacks a good copy. `names` are what is looked at; None: everything."""
+    """Run the policies on the adapters that lack a good copy. `names` are those considered; None: all."""
     needy = task.in_turn(_lacking(board, task, kept, kept))
     if task.demand:
-        needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is asked for now returns first
+        needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is in demand now comes first
     asked = hot(task.demand, task.wants)
     known: Warmth = warmth(task.engines, task.wants, {*needy, *asked}) if needy or asked else {}
     table = Table(board, task.wants, needy, kept, settled, known, task.demand, asked)
@@ -186,7 +186,7 @@ def _finish(
 
 
 def _lacking(board: Board, task: Task, kept: Mapping[str, Sequence[Place]], names: Iterable[str]) -> set[str]:
-    """Those of these names that lack a good copy."""
+    """Return those of `names` that lack a good copy."""
     wants = task.wants
     if not board.any_lost and not board.any_leaving:
         return {name for name in names if len(kept[name]) < wants[name].replicas}
@@ -202,7 +202,7 @@ def _lacks(board: Board, want: Want, places: Sequence[Place]) -> bool:
 def _merged(
     task: Task, settled: Mapping[str, Placement], placed: Mapping[str, Sequence[Place]], names: Iterable[str]
 ) -> Shards[Placement]:
-    """The map's records; one that the map has already stays the same object."""
+    """Return the map's records; one that the map already has stays the same object."""
     made, wants, existing = {}, task.wants, task.existing
     for name, places in placed.items():
         want, known = wants[name], existing.get(name)
@@ -212,7 +212,7 @@ def _merged(
 
 
 def adopted(engines: Sequence[Engine], wants: Mapping[str, Want]) -> dict[str, Placement]:
-    """Where engines hold what is wanted already: what stands in for existing places when the map was lost."""
+    """Return where engines already hold what is wanted; stands in for the existing places after the map was lost."""
     found, wants = {}, flat(wants)
     why = "held here when the placement map was lost"
     for name, holders in warmth(engines, wants, wants.keys()).items():

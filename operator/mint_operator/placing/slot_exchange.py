@@ -1,6 +1,6 @@
-"""Where only engines that an adapter cannot use have room, another adapter makes some: one move for one copy.
+"""Moves another adapter to make room, if only engines that an adapter cannot use have some: one move per copy.
 
-The two may be of tenants who are to learn nothing of each other, so that neither's place names the other.
+The two may belong to tenants that must learn nothing about each other, so neither's place names the other.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from mint_operator.planning.adapters import Want
 
 
 def make_room(table: Table, want: Want) -> Place | None:
-    """Move another adapter off an engine that could take a copy of ours, and return the place that this opens.
+    """Move another adapter off an engine that could take a copy of `want`, and return the place that this opens.
 
-    There is one to move wherever a slot is free at all: a full engine holds more other adapters than one with a slot.
+    If any slot is free, there is one to move: a full engine holds more other adapters than one with a free slot.
     """
     board, places = table.board, table.placed[want.adapter]
     if want.residency is not Tier.DEVICE or board.least(want.adapter, Tier.DEVICE, (), {}) is None:
@@ -31,7 +31,7 @@ def make_room(table: Table, want: Want) -> Place | None:
 
 
 def _move_one(table: Table, engine: str, want: Want) -> bool:
-    """Move the least wanted adapter off this engine that fits elsewhere; whether there is one."""
+    """Move the adapter of lowest priority that fits elsewhere off this engine; returns whether there is one."""
     board = table.board
     for other in sorted(board.given.get(engine, ()), key=lambda name: _need(table.wants[name]), reverse=True):
         need = table.wants[other]

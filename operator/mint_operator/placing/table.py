@@ -1,4 +1,4 @@
-"""What a placement policy sees and changes: one base's copies while they are worked out."""
+"""What placement policies read and change: one base's copies while their places are computed."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 
@@ -15,8 +15,8 @@ Warmth = Mapping[str, Mapping[str, int]]  # adapter -> engine -> how warm it is 
 class Table(msgspec.Struct):
     """Mutable, and local to one plan. `needy` are adapters that lack a good copy, the most urgent first.
 
-    `placed` are the places of all that is being looked at; `settled` of everything else, to be moved only to make
-    room. `demand` is how many requests of each adapter are in flight; `hot` those that may have spare copies.
+    `placed` are the places of the adapters being considered; `settled` those of all others, moved only to make room.
+    `demand` is the number of requests in flight for each adapter; `hot` are adapters that may have spare copies.
     """
 
     board: Board
@@ -29,12 +29,12 @@ class Table(msgspec.Struct):
     hot: Sequence[str] = ()
 
     def places(self, adapter: str) -> Sequence[Place]:
-        """Where an adapter goes as things stand."""
+        """Return an adapter's places as they are now."""
         placed = self.placed.get(adapter)
         return self.settled[adapter].places if placed is None else placed
 
     def add(self, adapter: str, place: Place) -> None:
-        """Give a copy to an engine."""
+        """Add a copy at `place`."""
         self.board.put(place.engine, adapter, place.residency)
         self.placed[adapter].append(place)
 
@@ -44,7 +44,7 @@ class Table(msgspec.Struct):
         self.board.take(place.engine, adapter)
 
     def move(self, adapter: str, index: int, place: Place) -> None:
-        """Move the copy at `index` to another engine."""
+        """Move the copy at `index` to `place`."""
         if adapter not in self.placed:
             self.placed[adapter] = list(self.settled[adapter].places)
         places = self.placed[adapter]
@@ -54,13 +54,13 @@ class Table(msgspec.Struct):
 
 
 def lacking(board: Board, want: Want, places: Sequence[Place]) -> int:
-    """Copies that are wanted beyond these, of which those on engines that are about to go do not count."""
+    """Return how many more copies are wanted; those on engines that are about to be removed do not count."""
     going = sum(board.leaving(place.engine) for place in places) if board.any_leaving else 0
     return want.replicas - len(places) + going
 
 
 def going(board: Board, places: Sequence[Place]) -> bool:
-    """Whether any of these is on an engine that is about to go."""
+    """Whether any of these is on an engine that is about to be removed."""
     return board.any_leaving and any(board.leaving(place.engine) for place in places)
 
 
@@ -69,7 +69,7 @@ Policy = Callable[[Table], None]
 
 
 def warmth(engines: Sequence[Engine], wants: Mapping[str, Want], names: Set[str]) -> dict[str, dict[str, int]]:
-    """How warm live engines hold the adapters of these names, from the wanted source."""
+    """Return how warm engines hold the adapters of these names, if from the wanted source."""
     found: dict[str, dict[str, int]] = {}
     for engine in engines:
         for name in engine.held.keys() & names:

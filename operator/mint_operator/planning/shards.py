@@ -1,7 +1,7 @@
-"""A mapping that is never changed and costs little to change a copy of: its entries lie in many small dictionaries.
+"""An immutable mapping with cheap modified copies: its entries are spread over many small dictionaries.
 
-A plan over 64,000 adapters that differs from the last in one wave shares all but a few of them with it, and which
-those are is told by identity (the idea of Bagwell's hash array mapped tries, EPFL 2001, with one level).
+A plan over 64,000 adapters that differs from the last in one wave shares all but a few dictionaries with it, and
+identity shows which ones differ (the idea of Bagwell's hash array mapped tries, EPFL 2001, with one level).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,18 +10,18 @@ from typing import Any, TypeVar, overload
 V = TypeVar("V")
 D = TypeVar("D")
 
-COUNT = 2048  # a power of two; some thirty entries each where a base has 64,000
+COUNT = 2048  # a power of two; about thirty entries each if a base has 64,000
 
 _NONE: list[dict[str, Any]] = [{}] * COUNT
 
 
 class Shards(Mapping[str, V]):
-    """Iterates in no particular order."""
+    """The mapping. It iterates in no particular order."""
 
     __slots__ = ("_parts", "_whole")
 
     def __init__(self, entries: Mapping[str, V] | None = None) -> None:
-        """`entries` are kept, for who reads all of them: they must not change."""
+        """`entries` are kept for `flat`, so they must not change."""
         parts: list[dict[str, V]] = [{} for _ in range(COUNT)] if entries else _NONE
         for name, value in (entries or {}).items():
             parts[hash(name) & (COUNT - 1)][name] = value
@@ -50,11 +50,11 @@ class Shards(Mapping[str, V]):
     @overload
     def get(self, name: str, /, default: V | D) -> V | D: ...
     def get(self, name: str, /, default: Any = None) -> Any:
-        """As a dictionary's, and as fast as can be."""
+        """Like `dict.get`; overridden for speed."""
         return self._parts[hash(name) & (COUNT - 1)].get(name, default)
 
     def changed(self, entries: Mapping[str, V], gone: Iterable[str] = ()) -> "Shards[V]":
-        """A copy with these entries, and without those that are `gone`; the rest is shared."""
+        """Return a copy with these entries and without the `gone` names; it shares the rest."""
         parts, own = list(self._parts), set[int]()
         for name, value in entries.items():
             index = hash(name) & (COUNT - 1)
@@ -73,7 +73,7 @@ class Shards(Mapping[str, V]):
         return made
 
     def flat(self) -> Mapping[str, V]:
-        """All of it in one dictionary, for who reads all of it."""
+        """Return all entries in one dictionary, for readers of all of them."""
         if self._whole is not None:
             return self._whole
         found: dict[str, V] = {}
@@ -83,22 +83,22 @@ class Shards(Mapping[str, V]):
         return found
 
     def parts(self) -> list[dict[str, V]]:
-        """The dictionaries, to be read only; equal hashes share an index in every mapping of a process."""
+        """Return the dictionaries, which are read-only; equal hashes share an index in all mappings of a process."""
         return self._parts
 
 
 def flat(entries: Mapping[str, V]) -> Mapping[str, V]:
-    """The mapping as one dictionary."""
+    """Return the mapping as one dictionary."""
     return entries.flat() if isinstance(entries, Shards) else entries
 
 
 def shards(entries: Mapping[str, V]) -> Shards[V]:
-    """The mapping as shards; itself if it is one."""
+    """Return the mapping as shards; the same object if it already is."""
     return entries if isinstance(entries, Shards) else Shards(entries)
 
 
 def differing(new: Mapping[str, object], old: Mapping[str, object]) -> set[str]:
-    """Keys whose values differ, or that only one has."""
+    """Return the keys whose values differ or that only one of the mappings has."""
     if new is old:
         return set()
     if isinstance(new, Shards) and isinstance(old, Shards):

@@ -1,4 +1,4 @@
-"""What waves that ask for one adapter want of it together, and what keeps two of them from sharing it. Pure."""
+"""What several waves that ask for one adapter want together, and what prevents two of them from sharing it. Pure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ Pins = tuple[str, ...]
 
 
 def merge(before: Want | None, want: Want) -> Want:
-    """Both wants as one: as many copies as either asks for, as warm as either asks for, where both allow them."""
+    """Combine two wants: as many and as warm copies as either asks for, on engines that both allow."""
     if before is None:
         return want
     yields = _yields(before, want)
@@ -24,14 +24,14 @@ def merge(before: Want | None, want: Want) -> Want:
         replicas=max(before.replicas, want.replicas),
         waves=tuple(sorted({*before.waves, *want.waves})),
         priority=max(before.priority, want.priority),
-        pins=_pins(before, want) or (),  # they differ where one is kept, which is refused nothing
+        pins=_pins(before, want) or (),  # incompatible only if one wave is kept as it is, which is never refused
         at_home=before.at_home and want.at_home,
         yields=want.yields if yields else (),
     )
 
 
 def conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[str]) -> Refusal | None:
-    """Why a wave cannot share what waves before it want; None if it can."""
+    """Return why a wave cannot share adapters with the waves before it; None if it can."""
     for name in names:
         want, other = asks.of(wave, name), merged.get(name)
         if other is None:
@@ -54,21 +54,21 @@ def conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[
 
 
 def shown(want: Want) -> str:
-    """What an adapter is, for people."""
+    """Return an adapter's source as text for people."""
     source = want.source
     return f"{source.uri} at {source.revision}" if source.revision else source.uri
 
 
 def _yields(before: Want, want: Want) -> bool:
-    """Whether the source is the later one's to say."""
+    """Whether the later want decides the source."""
     return bool(before.yields) and want.waves[0] in before.yields
 
 
 def _pins(before: Want, want: Want) -> Pins | None:
-    """The engines that both allow (none: any); None where they are too few.
+    """Return the engines that both allow (empty: any); None if they are too few.
 
-    Of two that name engines one allows all that the other does: that those hold all of its adapters was seen to with
-    the other wave alone.
+    If both name engines, one's must include all of the other's: then admission has already checked, for the other
+    wave alone, that they hold all of its adapters.
     """
     if before.at_home or want.at_home:
         return want.pins if before.at_home else before.pins
@@ -82,7 +82,7 @@ def _pins(before: Want, want: Want) -> Pins | None:
 
 
 def _elsewhere(other: Want, wave: str) -> str:
-    """What a name means where others come first, as far as the wave is to know."""
+    """Say what a name means in the wave that comes first, as far as this wave may know."""
     known = _known(other, wave)
     return f"{shown(other)} in wave {known[0]}" if known else "a different source in a wave of another namespace"
 
@@ -98,5 +98,5 @@ def _held(want: Want) -> str:
 
 
 def _known(other: Want, wave: str) -> tuple[str, ...]:
-    """A wave that it may be told of, if there is one."""
+    """Return one of the other want's waves that `wave` may know of, if there is one."""
     return tuple(each for each in other.waves if of_one_namespace(wave, each))[:1]

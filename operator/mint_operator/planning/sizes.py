@@ -1,4 +1,4 @@
-"""How large adapters are, as far as anybody has read them."""
+"""How large adapters are, as far as any engine has read them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,14 +8,14 @@ from mint_contracts.records import Held, Tier
 
 
 class Size(msgspec.Struct, frozen=True, gc=False):
-    """Rank, and bytes of the adapter in memory or on disk. Zero bytes: nobody has said yet."""
+    """An adapter's rank, and its bytes in memory or on disk. Zero bytes: unknown."""
 
     rank: int
     bytes: int = 0
 
 
 def learnt(known: Mapping[str, Size], held: Iterable[Held]) -> dict[str, Size]:
-    """What these holdings tell that is not known yet."""
+    """Return the sizes that these holdings tell and that are new or differ from the known ones."""
     return {
         each.adapter: Size(each.rank, each.bytes)
         for each in held

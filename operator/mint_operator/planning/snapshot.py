@@ -1,4 +1,4 @@
-"""What the operator knows at one moment: the whole input of `plan`, frozen.
+"""What the operator knows at one moment: the complete input of `plan`, frozen.
 
 `observe` builds it; planning only reads it. Everything is keyed by "namespace/name" of the base model.
 """
@@ -38,12 +38,12 @@ class Meta(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def created_s(self) -> float:
-        """When it was made, in seconds since 1970; 0: not told."""
+        """When it was created, in seconds since 1970; 0: unknown."""
         return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
 
 
 class ObservedBase(msgspec.Struct, frozen=True):
-    """A BaseModel, its quantities in bytes. `defect` says why its spec cannot be used; empty if it can."""
+    """A BaseModel, with its quantities in bytes. `defect` says why its spec cannot be used; empty if it can."""
 
     meta: Meta
     spec: BaseModelSpec
@@ -52,64 +52,64 @@ class ObservedBase(msgspec.Struct, frozen=True):
     host_bytes: int = 0
     disk_bytes: int = 0
     defect: str = ""
-    without_catalog: Failure | None = None  # worked out while planning: why it has not the one that its spec names
+    without_catalog: Failure | None = None  # set while planning: why the catalog that its spec names is not used
 
     @property
     def workload(self) -> tuple[str, str, str]:
-        """Kind, namespace and name of what its engines are made of."""
+        """Kind, namespace and name of the workload that its engines are made of."""
         single, grouped = WORKLOADS
         return (grouped if self.spec.engine.nodes > 1 else single, self.meta.namespace, self.meta.name)
 
 
 class Listed(msgspec.Struct, frozen=True, gc=False):
-    """One adapter that a wave's selector, manifest or name has been found to mean."""
+    """One adapter that a wave's selector, manifest or name resolves to."""
 
     name: str
     source: Source
 
 
 class ObservedWave(msgspec.Struct, frozen=True, dict=True):
-    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` has what stands in for it.
+    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` provides the substitute.
 
-    `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now, or
-    why some of them are left out; both are None where all is said in the spec, or nothing was ever read. `as_before`:
-    what is listed is what the map has of the wave, which may ask for more now.
+    `listed` are the adapters that had to be looked up, as last read; `unread` says why they cannot be read now, or
+    why some are left out. Both are None if the spec says everything, or nothing was ever read. `as_before`: `listed`
+    is what the map has for the wave, which may now ask for more.
     """
 
     meta: Meta
     spec: AdapterWaveSpec
     status: AdapterWaveStatus = AdapterWaveStatus()
     defect: str = ""
-    stand: WaveStand | None = None  # worked out while planning, for a wave that trains
+    stand: WaveStand | None = None  # set while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
     unread: Refusal | None = None
     as_before: bool = False
-    record: WaveRecord | None = None  # the map's, where it stands in for a spec that cannot be used
-    beside: Mapping[str, tuple[str, ...]] = {}  # then also adapter -> other waves that the map has it for
+    record: WaveRecord | None = None  # the map's, if it stands in for a spec that cannot be used
+    beside: Mapping[str, tuple[str, ...]] = {}  # with `record`: adapter -> other waves for which the map has it
 
     @cached_property
     def base(self) -> str:
-        """ "namespace/name" of the base model that it names."""
+        """The "namespace/name" of the base model that it names."""
         named = self.spec.base_model_ref
         return f"{named.namespace or self.meta.namespace}/{named.name}"
 
     @cached_property
     def named(self) -> frozenset[str]:
-        """The names by which adapters are asked for that it serves, as far as they are known."""
+        """The names under which requests ask for the adapters that it serves, as far as they are known."""
         given = self.spec.adapters
         found = [*given.names, *[each.name for each in given.sources], *[each.name for each in self.listed or ()]]
         return frozenset(found)
 
     @cached_property
     def expires(self) -> float | None:
-        """When its ttl ends, in seconds since 1970; None: never. A wave that trains has none."""
+        """When its ttl ends, in seconds since 1970; None: never, as for every wave that trains."""
         ttl_s = seconds(self.spec.serve.ttl)
         if not ttl_s or self.spec.train is not None or not self.meta.created_s:
             return None
         return self.meta.created_s + ttl_s
 
     def expired(self, now: float) -> bool:
-        """Whether it wants its adapters no more."""
+        """Whether its ttl has ended, so that it no longer wants its adapters."""
         return self.expires is not None and now >= self.expires
 
 
@@ -121,12 +121,12 @@ class EnginePod(msgspec.Struct, frozen=True):
     ready: bool = False
     terminating: bool = False
     trouble: Failure | None = None
-    settings: str = ""  # digest of what its container was made from
-    waits: bool = False  # it has a node, and no container yet
+    settings: str = ""  # digest of the settings that its container was made from
+    waits: bool = False  # it has a node, but no container yet
 
 
 class Child(msgspec.Struct, frozen=True):
-    """An object that the operator made, or that bears the name of one; `applied` is its hash annotation."""
+    """An object that the operator made, or that has the name of one; `applied` is its hash annotation."""
 
     kind: str
     namespace: str
@@ -143,10 +143,10 @@ class Child(msgspec.Struct, frozen=True):
 class BaseMap(msgspec.Struct, frozen=True):
     """The placement map of one base.
 
-    `away_s` is how long each engine that shows no life has shown none, in seconds, as far as this operator has
-    watched: neither a heartbeat, nor that it is telling the map what it holds. `unready_s` is how long each engine,
-    alive or not, has not been ready while another one was, as far as it is not to be waited for. `remembered` are the
-    placements last seen, `recorded` the waves: they stand in when the map was lost.
+    `away_s` is how long, in seconds and as far as this operator has watched, each engine that is away has shown no
+    sign of life: neither a heartbeat nor that it is telling the map what it holds. `unready_s` is how long each
+    engine, alive or not, has not been ready while another was, without the time that slower starts are allowed.
+    `remembered` are the placements last seen and `recorded` the waves: they stand in after the map was lost.
     """
 
     state: MapState
@@ -154,7 +154,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     away_s: Mapping[str, float] = {}
     remembered: Mapping[str, Placement] = {}
     sizes: Mapping[str, Size] = {}
-    busy: int = 0  # engines that the requests in flight would fill, smoothed over half a minute
+    busy: int = 0  # engines that the requests in flight would fill, smoothed over 30 s
     lost_s: float = 0.0  # how long the map has been without a version
     demand: Mapping[str, float] = {}  # adapter -> requests in flight over all engines, smoothed and coarse
     recorded: Mapping[str, WaveRecord] = {}
@@ -162,17 +162,17 @@ class BaseMap(msgspec.Struct, frozen=True):
 
 
 class TrainKnown(msgspec.Struct, frozen=True):
-    """Training of one base: what the map says now, and `state`, which adds what it said before it was lost."""
+    """Training of one base: `written` is what the map says now; `state` adds what it said before it was lost."""
 
     written: TrainState = TrainState()
     state: TrainState = TrainState()
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What training waves name beside themselves.
+    """The inputs that training waves refer to, or why one cannot be read.
 
-    ConfigMaps by namespace and name, as key -> text, without those that are not there; manifests by the wave's
-    uid; or why one cannot be read.
+    ConfigMaps are by namespace and name, as key -> text, without those that do not exist; manifests by the wave's
+    uid.
     """
 
     config_maps: Mapping[str, Mapping[str, Mapping[str, str] | Failure]] = {}
@@ -180,7 +180,7 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """What the installation, not the BaseModel, says of engines."""
+    """The settings of engines that come from the installation, not from the BaseModel."""
 
     image: str
     pull_policy: str = "IfNotPresent"
@@ -189,9 +189,9 @@ class Release(msgspec.Struct, frozen=True):
     redis_url: str = ""
     redis_password: str = ""
     redis_ca: str = ""
-    redis_digest: str = ""  # changes with the password and the CA, so that engines start anew with them
+    redis_digest: str = ""  # changes with the password and the CA, so that engines restart with the new ones
     gateway_namespace: str = ""
-    gateway_labels: Mapping[str, str] = {}  # of the pods that may ask engines; empty: no NetworkPolicy says so
+    gateway_labels: Mapping[str, str] = {}  # of the pods that may call engines; empty: there is no NetworkPolicy
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -202,9 +202,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     bases: Mapping[str, ObservedBase] = {}
     waves: tuple[ObservedWave, ...] = ()
     pods: Mapping[str, tuple[EnginePod, ...]] = {}
-    unmade: Mapping[str, Failure] = {}  # why pods of a base's engines cannot be made, as where a quota is exceeded
+    unmade: Mapping[str, Failure] = {}  # why pods of a base's engines cannot be created, e.g. an exceeded quota
     children: Mapping[tuple[str, str, str], Child] = {}
-    groups: bool = True  # whether the cluster has LeaderWorkerSets; not looked at where no base wants one
+    groups: bool = True  # whether the cluster has LeaderWorkerSets; looked up only if a base wants one
     redis_ok: bool = True
     maps: Mapping[str, BaseMap] = {}  # also of bases that no longer exist; empty when Redis is away
     training: Mapping[str, TrainKnown] = {}  # as last read, also while Redis is away

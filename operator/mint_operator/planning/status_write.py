@@ -8,23 +8,23 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 
 Status = BaseModelStatus | AdapterWaveStatus
 
-COUNTS_EVERY_S = 5.0  # counts that creep forward are written at this pace; what changes the picture at once
+COUNTS_EVERY_S = 5.0  # between writes that only update counts; changes of phase or conditions are written at once
 
 
 def body(status: msgspec.Struct) -> dict[str, Any]:
-    """A struct with every field in camelCase, zeros and all: a merge patch must overwrite what was there before."""
+    """Encode a struct with every field in camelCase, also zeros: a merge patch must overwrite the old values."""
     return {field.encode_name: _plain(getattr(status, field.name)) for field in msgspec.structs.fields(status)}
 
 
 def owed_in(old: Status, new: Status, since_s: float) -> float | None:
-    """In how many seconds `new` should be written over `old`, last written `since_s` seconds ago; None: never."""
+    """Return in how many seconds to write `new` over `old`, last written `since_s` seconds ago; None: not at all."""
     if old == new:
         return None
     return 0.0 if _picture(old) != _picture(new) else max(0.0, COUNTS_EVERY_S - since_s)
 
 
 def _picture(status: Status) -> object:
-    """What a person or a `kubectl wait` acts upon."""
+    """Return what a person or `kubectl wait` acts on."""
     conditions = [(each.type, each.status, each.reason, each.observed_generation) for each in status.conditions]
     return status.phase, status.observed_generation, conditions
 

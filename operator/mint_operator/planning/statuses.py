@@ -1,4 +1,4 @@
-"""The statuses of all waves of one base; those of which nothing changed stay as they were."""
+"""The statuses of all waves of one base; those of unchanged waves are kept."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,16 +31,16 @@ _Stood = tuple[AdapterWaveStatus, Waits, Mentions | None]
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What all waves of the base are told by. `records` is None while the map is not known."""
+    """The facts that all statuses of a base's waves use. `records` is None while the map is not known."""
 
     records: Mapping[str, Placement] | None
     engines: Mapping[str, Engine]
     base: BaseModelStatus
-    times: Mapping[str, float]  # until each has loaded what it is given
+    times: Mapping[str, float]  # seconds until each engine has loaded what it is given
 
 
 class WaveStatuses(msgspec.Struct, frozen=True):
-    """The statuses, and what they were worked out from."""
+    """The statuses, and what they were computed from."""
 
     by_wave: Mapping[str, AdapterWaveStatus]
     admission: Admission
@@ -49,7 +49,7 @@ class WaveStatuses(msgspec.Struct, frozen=True):
     lacking: object  # why the base is not ready
     waits: Mapping[str, Waits]
     times: Mapping[str, float]
-    mentions: Mapping[str, Mentions | None]  # of the Ready conditions of waves that train
+    mentions: Mapping[str, Mentions | None]  # in the Ready conditions of waves that train
 
 
 def statuses(
@@ -61,7 +61,7 @@ def statuses(
     before: WaveStatuses | None,
     backlogs: Backlogs,
 ) -> WaveStatuses:
-    """Statuses of the waves of one base; `placed` is None while the map is not known."""
+    """Return the statuses of the waves of one base; `placed` is None while the map is not known."""
     by_name = {engine.name: engine for engine in engines}
     lacking = missing(base)
     asks, refused = admission.asks.by_wave, admission.refused
@@ -84,7 +84,7 @@ def statuses(
 
 
 def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
-    """The status of a wave whose engines have got on with the loads of others."""
+    """Return the status of a wave of which only its engines' loading times have changed."""
     loading = of_wave(waits, took)
     if loading == status.loading:
         return status
@@ -92,7 +92,7 @@ def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -
 
 
 def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> _Stood:
-    """The status of a wave, what it waits for and, of one that trains, whom its Ready condition mentions."""
+    """Return a wave's status, what it waits for and, if it trains, what its Ready condition mentions."""
     wave = ask.wave
     if wave.defect and (refusal is None or seen.records is None):
         return kept_status(wave, now), Waits(), None
@@ -125,7 +125,7 @@ def _facts(ask: Ask, seen: Seen) -> tuple[WaveFacts, Waits]:
 def _stale(
     before: WaveStatuses, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], lacking: object
 ) -> set[str] | None:
-    """Waves of which anything is not what it was: themselves, their turn, their copies or engines; None: of any."""
+    """Return the waves with any change: in themselves, their turn, copies or engines; None: all may have changed."""
     if placed is None or before.placed is None or placed.changed is None or lacking != before.lacking:
         return None
     names = set(placed.changed)

@@ -1,9 +1,9 @@
-"""Whose turn it is: waves in the order in which they are admitted.
+"""The order in which waves are admitted.
 
 Priority comes first. Among waves of one priority, namespaces take turns by weighted fair queueing (Demers, Keshav,
-Shenker, SIGCOMM 1989): a wave's turn comes when its namespace would have had that much of the base, for its weight.
-Within a namespace it is age, then name. Since the order depends on nothing else, a wave that waits is always asked
-before those that came later, and nobody starves behind smaller ones that pass it.
+Shenker, SIGCOMM 1989): waves are ordered by how much of the base their namespace would then hold, over its weight.
+Within a namespace, age decides, then name. Since the order depends on nothing else, a waiting wave is always
+considered before later ones, and none starves behind smaller ones that pass it.
 """
 
 import math
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
-    """What a wave's turn depends on beside its age: `share` is what it takes, in slots."""
+    """What a wave's turn depends on besides its age: `share` is what it takes, in slots."""
 
     priority: int
     namespace: str
@@ -27,14 +27,14 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 
 
 def in_turn(asks: Iterable[Ask], tenants: Mapping[str, Tenant], held: Mapping[str, int]) -> list[Ask]:
-    """The waves by turn. `held` are slots that namespaces have beside them."""
+    """Return the waves by turn. `held` are the slots that namespaces hold besides these waves' own."""
     return fair(sorted(asks, key=_age), _turn, tenants, held)
 
 
 def fair(
     oldest: Sequence[T], turn: Callable[[T], Turn], tenants: Mapping[str, Tenant], held: Mapping[str, int]
 ) -> list[T]:
-    """What is given by priority and age, by turn."""
+    """Reorder by turn what is given by priority and age."""
     turns = [turn(each) for each in oldest]
     if len({each.namespace for each in turns}) < 2:
         return list(oldest)
@@ -51,17 +51,17 @@ def fair(
 
 
 def weight(tenants: Mapping[str, Tenant], namespace: str) -> int:
-    """How much of the base a namespace gets, relative to the others, where not all fit."""
+    """Return how much of the base a namespace gets relative to the others when not everything fits."""
     return tenants[namespace].weight if namespace in tenants else 1
 
 
 def quota(tenants: Mapping[str, Tenant], namespace: str) -> int:
-    """Slots that a namespace may hold of the base; 0: as many as there are."""
+    """Return how many slots of the base a namespace may hold; 0: no limit."""
     return tenants[namespace].device_slots if namespace in tenants else 0
 
 
 def by_namespace(tenants: Sequence[Tenant]) -> dict[str, Tenant]:
-    """The tenants of a base."""
+    """Return a base's tenants by their namespace."""
     return {tenant.namespace: tenant for tenant in tenants}
 
 
@@ -71,5 +71,5 @@ def _age(each: Ask) -> tuple[int, str, str]:
 
 
 def _turn(each: Ask) -> Turn:
-    """A wave counts for its slots, or for its copies where it takes none."""
+    """Return a wave's turn; its share is its slots, or its copies if it takes no slots."""
     return Turn(each.wave.spec.priority, each.wave.meta.namespace, each.slots or each.copies)

@@ -1,4 +1,4 @@
-"""What the map says of each wave, so that anybody can be told why it stands as it does. Pure."""
+"""The map's record of each wave, which explains why the wave stands as it does. Pure."""
 
 from collections.abc import Iterable, Mapping
 
@@ -27,9 +27,9 @@ class Recorded(msgspec.Struct, frozen=True):
 def wave_records(
     base: ObservedBase, admission: Admission, over: Iterable[ObservedWave], before: Recorded
 ) -> Recorded:
-    """A record of each wave; one of which nothing changed, or that stands in for a spec, stays the same object.
+    """Return each wave's record; one that is unchanged, or that stands in for a spec, stays the same object.
 
-    Those that are `over` have expired: nothing but that is told of them.
+    Waves that are `over` have expired: their records say only that.
     """
     tenants, found = by_namespace(base.spec.tenants), dict[str, WaveRecord]()
     for key, each in admission.asks.by_wave.items():
@@ -49,9 +49,9 @@ def wave_records(
 
 
 def expired_records(over: Iterable[ObservedWave], known: Mapping[str, WaveRecord]) -> dict[str, WaveRecord]:
-    """Those of waves that have expired over a base whose spec cannot be read.
+    """Return the records of expired waves of a base whose spec cannot be read.
 
-    What its spec says of tenants they have from what is `known`: the records in the map.
+    They take the tenants' weights and quotas from the `known` records in the map instead.
     """
     tenants = {each.wave.partition("/")[0]: (each.weight, each.quota) for each in known.values()}
     found = {}
@@ -76,7 +76,7 @@ def _expired(wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
 
 
 def _slots(wave: ObservedWave, adapters: int) -> int:
-    """Device slots of so many adapters, as the wave serves them."""
+    """Return the device slots that this number of adapters takes as the wave serves them."""
     serve = wave.spec.serve
     return adapters * serve.replicas if serve.residency == "Device" else 0
 
@@ -110,14 +110,14 @@ def _record(
 
 
 def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
-    """Why a wave is not admitted; one that trains waits by its own rules."""
+    """Return why a wave is not admitted; a wave that trains has its own reasons."""
     stand = each.wave.stand
     why = stand.refused if refusal is None and stand is not None else None
     return refusal if why is None else why
 
 
 def _chosen_by(spec: AdapterWaveSpec, *, kept: bool = False) -> str:
-    """The field of the spec that says which adapters; "placement" where that alone can be read of it."""
+    """Return the field of the spec that chooses the adapters; "placement" if only the placement map tells them."""
     given = spec.adapters
     if spec.train is not None:
         return TRAIN

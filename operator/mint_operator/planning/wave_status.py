@@ -1,4 +1,4 @@
-"""What is true of a wave: phase, conditions, counts, engines and failures."""
+"""Builds a wave's status: phase, conditions, counts, engines and failures."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ FAILURE_MESSAGE_LENGTH = 4096
 
 
 class WaveFacts(msgspec.Struct, frozen=True, dict=True):
-    """What the status of an admitted wave depends on beside the object itself."""
+    """What the status of an admitted wave depends on besides the object itself."""
 
     ask: Ask
     copies: Sequence[Copy]
@@ -38,7 +38,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def standing(self) -> Mapping[Standing, Sequence[Copy]]:
-        """The copies by how they stand."""
+        """The copies by standing."""
         found: dict[Standing, list[Copy]] = {READY: [], LOADING: [], FAILED: [], AWAY: []}
         for copy in self.copies:
             found[copy.standing].append(copy)
@@ -46,7 +46,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def unasked(self) -> Refusal | None:
-        """Why more may be asked for than these copies: it was never looked up, nor ready as it is written now."""
+        """Why the wave may want more than these copies: it was never looked up, nor ready in this generation."""
         wave = self.ask.wave
         last, seen = wave.status.conditions, wave.status.observed_generation
         if not wave.as_before or (seen == wave.meta.generation and status_of(last, "Ready") == "True"):
@@ -55,7 +55,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
 
 
 def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterWaveStatus:
-    """The status of a wave that is not admitted."""
+    """Return the status of a wave that is not admitted."""
     adapters = asked(wave)
     wanted = adapters * wave.spec.serve.replicas
     waiting = truth(not refusal.terminal)
@@ -76,9 +76,9 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
 
 
 def kept_status(wave: ObservedWave, now: float, why: Failure | None = None) -> AdapterWaveStatus:
-    """The status of a wave whose own spec, or that of its base, cannot be read; or, by `why`, not planned for.
+    """Return the status of a wave whose own or base's spec cannot be read, or that, by `why`, could not be planned.
 
-    It is the last one, but nothing is claimed of now.
+    It repeats the last one, but claims nothing about now.
     """
     if wave.defect:
         message = (
@@ -93,7 +93,7 @@ def kept_status(wave: ObservedWave, now: float, why: Failure | None = None) -> A
 
 
 def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
-    """The status of an admitted wave while the map is away or lost: the last counts stay, and nothing is claimed."""
+    """Return the status of an admitted wave while the map is away or lost: the last counts, without claims of now."""
     message = "the placement map cannot be read, so it is unknown where adapters are; engines keep what they hold"
     unknown = conditions.MAP_UNAVAILABLE
     findings = [
@@ -116,17 +116,17 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
 
 
 def eta_of(training: TrainingStatus | None, loading: LoadingStatus) -> str:
-    """Until the last policy of a wave has ended, or else until what it is to hold is there; "": nobody can tell."""
+    """Return the time until the wave's last policy ends, or else until its copies are loaded; "" if unknown."""
     return (training.eta if training is not None else "") or loading.eta
 
 
 def _last(wave: ObservedWave) -> AdapterWaveStatus:
-    """What it said last; nothing, where that was of an end which is one no more."""
+    """Return the wave's last status; an empty one if that says expired, which no longer holds."""
     return wave.status if wave.status.phase != EXPIRED else AdapterWaveStatus()
 
 
 def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
-    """The status of an admitted wave."""
+    """Return the status of an admitted wave."""
     counts = _counts(facts)
     verdict = _verdict(facts, counts)
     findings = [
@@ -189,12 +189,12 @@ def _placed(counts: WaveCounts) -> Finding:
 
 
 def verdict(facts: WaveFacts) -> Finding:
-    """The Ready condition of an admitted wave's status."""
+    """Return the Ready condition of an admitted wave's status."""
     return _verdict(facts, _counts(facts))
 
 
 def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
-    """The Ready condition; if False its reason is what a person should look at first."""
+    """Return the Ready condition; if False, its reason is what a person should look at first."""
     message = f"{counts.ready} of {counts.wanted} copies ready"
     failed = sorted(facts.standing[FAILED], key=lambda copy: not (copy.failure and copy.failure.terminal))
     away = facts.standing[AWAY]
@@ -220,7 +220,7 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
 
 
 def missing(base: BaseModelStatus) -> Refusal | None:
-    """Why a base is not ready; None where it is. How far it comes up it alone tells: its waves can be thousands."""
+    """Return why a base is not ready; None if it is. Only its own status has its progress: it may have many waves."""
     ready = next((found for found in base.conditions if found.type == "Ready"), None)
     if ready is None or ready.status == "True":
         return None
@@ -239,7 +239,7 @@ def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Find
 
 
 def _stuck(facts: WaveFacts) -> bool:
-    """Whether nothing is left that could become ready without a person."""
+    """Whether nothing that is left can become ready without a person's action."""
     unready = [copy for copy in facts.copies if copy.standing is not READY]
     if not unready:
         return facts.unasked is not None and facts.unasked.terminal
