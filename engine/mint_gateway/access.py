@@ -1,4 +1,4 @@
-"""Who may ask, and for what: keys, and the scopes of those that have one."""
+"""Access control: which API keys are accepted, and the scope of each."""
 
 import asyncio
 from pathlib import Path
@@ -14,11 +14,11 @@ _log = structlog.get_logger()
 
 
 class Access:
-    """The keys in a folder, and the scopes in another, if any; both as they change."""
+    """The keys in one folder and, optionally, the scopes in another; changes to both are followed."""
 
     def __init__(self, keys: Path, scopes: Path | None = None) -> None:
-        """Read them the first time. Raises MintError."""
-        self._strays: set[str] = set()  # that were told of
+        """Read both folders for the first time. Raises MintError."""
+        self._strays: set[str] = set()  # scopes without a key that were already logged
         self._keys: Mounted[Keys] = Mounted(keys, read_keys, on_change=self._tell_strays)
         self._scopes: Mounted[Scopes] | None = None
         if scopes is not None:
@@ -31,7 +31,7 @@ class Access:
         return self._scopes is not None
 
     def admit(self, authorization: str | None) -> None:
-        """Note whose key the request bears and what it opens, for all that answers it: from here to its end.
+        """Check a request's key and set `caller` and `granted` for the rest of its context.
 
         Raises Unauthenticated.
         """
@@ -41,14 +41,14 @@ class Access:
         granted.set(scope)
 
     async def run(self) -> None:
-        """Look for changes until cancelled."""
+        """Follow changes to keys and scopes until cancelled."""
         async with asyncio.TaskGroup() as looking:
             looking.create_task(self._keys.run())
             if self._scopes is not None:
                 looking.create_task(self._scopes.run())
 
     def _tell_strays(self) -> None:
-        """Log each scope that is no key's, once: its key may come later, or its name be mistyped."""
+        """Log each scope that names no known key, once: the key may come later, or the name may be mistyped."""
         named = self._scopes.now.by_key.keys() if self._scopes else set()
         for name in sorted(named - self._keys.now.digests.keys() - self._strays):
             self._strays.add(name)

@@ -1,4 +1,4 @@
-"""Answering one request, by whichever door it came: its way to an engine, its count and its log line."""
+"""Answering one request from either door: forward it to an engine, count it, and log it."""
 
 import asyncio
 import uuid
@@ -14,16 +14,16 @@ from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
 
 REQUEST_ID_MAX_LENGTH = 128
-LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
+LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; clients may send megabytes as a name
 
-MOST_BYTES = 96 << 20  # of requests in flight, by whichever door; the chart gives a gateway 512 MiB
-_TOKEN_BYTES = 10  # that protobuf takes for each token of a prompt
+MOST_BYTES = 96 << 20  # of requests in flight through both doors together; the chart gives a gateway 512 MiB
+_TOKEN_BYTES = 10  # memory that protobuf uses per prompt token
 
 _log = structlog.get_logger()
 
 
 class Answering:
-    """Forwards requests; one log line each."""
+    """Forwards requests and writes one log line for each."""
 
     def __init__(self, router: Router, metrics: Metrics) -> None:
         self._router = router
@@ -33,8 +33,8 @@ class Answering:
     async def answer(self, request: sampling_pb2.GenerateRequest, send: Send, remaining_s: float | None) -> None:
         """Send the events of an answer; `remaining_s` is the client's deadline, if it has one.
 
-        The request is the router's from here on. Raises MintError for what the gateway says itself, AioRpcError
-        for an engine's own word.
+        The router may modify the request from here on. Raises MintError for the gateway's own errors and AioRpcError
+        for errors from an engine.
         """
         started_at = asyncio.get_running_loop().time()
         trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
@@ -49,7 +49,7 @@ class Answering:
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
-        except ConnectionError as error:  # an HTTP client that went away as we wrote, or any that took nothing
+        except ConnectionError as error:  # an HTTP client disconnected during a write, or a client read nothing
             code, failure = grpc.StatusCode.CANCELLED, str(error)
             raise
         except MintError as error:

@@ -1,6 +1,6 @@
-"""The gateway's own certificate, from a Secret of type kubernetes.io/tls, as both doors show it.
+"""The gateway's own certificate, from a Secret of type kubernetes.io/tls, as both doors present it.
 
-Each new connection gets the one that was read last; connections that there are go on with theirs.
+Each new connection uses the certificate that was read last; existing connections keep theirs.
 """
 
 import ssl
@@ -18,7 +18,7 @@ CHAIN, KEY = "tls.crt", "tls.key"
 
 @dataclass(frozen=True)
 class Certificate:
-    """A chain of certificates with the key of its first, in PEM, and a context for TLS that has them."""
+    """A certificate chain and the private key of its first certificate, in PEM, with a TLS context for them."""
 
     chain: bytes
     key: bytes
@@ -26,14 +26,14 @@ class Certificate:
 
 
 def read_certificate(folder: Path, files: Files) -> Certificate:
-    """The folder's certificate. Raises SourceNotFound or CorruptFile, which name the file."""
+    """Return the folder's certificate. Raises SourceNotFound or CorruptFile, which name the file."""
     for name in (CHAIN, KEY):
         if name not in files:
             raise SourceNotFound(str(folder / name), "does not exist; mount a Secret of type kubernetes.io/tls")
     check_certificates(str(folder / CHAIN), files[CHAIN])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(folder / CHAIN, folder / KEY, password="")  # asks nobody for one
+        context.load_cert_chain(folder / CHAIN, folder / KEY, password="")  # so that OpenSSL does not prompt for one
     except (ssl.SSLError, OSError) as error:
         if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
             message = f"is not the key of the certificate in {CHAIN}; replace both"
@@ -43,7 +43,7 @@ def read_certificate(folder: Path, files: Files) -> Certificate:
 
 
 def grpc_credentials(mounted: Mounted[Certificate]) -> grpc.ServerCredentials:
-    """What a gRPC server shows, asked for at each new connection, by threads of gRPC's own."""
+    """Return a gRPC server's credentials; gRPC's own threads fetch the newest certificate for each new connection."""
 
     def now() -> grpc.ServerCertificateConfiguration:
         certificate = mounted.now
@@ -53,7 +53,7 @@ def grpc_credentials(mounted: Mounted[Certificate]) -> grpc.ServerCredentials:
 
 
 def http_context(mounted: Mounted[Certificate]) -> ssl.SSLContext:
-    """What an HTTP server shows: a context that gives way to the newest at each new connection."""
+    """Return an HTTP server's TLS context, which each new connection replaces with the newest one."""
 
     def give_way(connection: ssl.SSLSocket | ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
         connection.context = mounted.now.context

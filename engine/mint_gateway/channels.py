@@ -1,4 +1,4 @@
-"""One gRPC channel per engine address, kept while the map names it or a request uses it."""
+"""One gRPC channel per engine address, kept while the placement map names the address or a request uses it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -12,27 +12,27 @@ from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.transport import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
-    from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub  # known to the stubs alone
+    from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub  # exists only in the type stubs
     from mint_contracts.training_pb2_grpc import TrainerAsyncStub
 
 CONNECT_TIMEOUT_MS = 1500
-MAX_MESSAGE_BYTES = 64 << 20  # log-probabilities of a long prompt come in one event
+MAX_MESSAGE_BYTES = 64 << 20  # the log-probabilities of a long prompt arrive in one event
 
 _OPTIONS = [
     *CHANNEL_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Also bounds one attempt to connect: a node that vanished refuses nothing, it is just silent.
+    # Also bounds one connection attempt: a node that vanished does not refuse connections, it is silent.
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),  # the router retries, on another engine
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel starts afresh, without another's backoff
-    ("grpc.enable_http_proxy", 0),  # engines are pods beside us: a proxy for what is outside can't reach them
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel does not inherit another channel's backoff
+    ("grpc.enable_http_proxy", 0),  # engines are pods of this cluster: a proxy for external hosts can't reach them
 ]
 
 
 class Stubs(NamedTuple):
-    """What an engine can be asked."""
+    """The client stubs of one engine's services."""
 
     sampler: "SamplerAsyncStub"
     trainer: "TrainerAsyncStub"
@@ -46,7 +46,7 @@ class _Entry:
 
 
 class Channels:
-    """Channels by address. Not for more than one event loop."""
+    """Channels by engine address. An instance belongs to one event loop."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -55,7 +55,7 @@ class Channels:
 
     @asynccontextmanager
     async def use(self, address: str) -> AsyncIterator[Stubs]:
-        """Stubs for the address; their channel outlives the block, and the map's word, but not both."""
+        """Yield the stubs for an address. Their channel stays open while a block uses it or `keep` names it."""
         entry = self._entries.get(address)
         if entry is None:
             entry = self._entries[address] = _Entry(address)
@@ -67,17 +67,17 @@ class Channels:
             self._drop_unused()
 
     def broken(self, address: str) -> bool:
-        """True if the last attempt to connect failed and none has succeeded since."""
+        """Return whether the last connection attempt failed and none has succeeded since."""
         entry = self._entries.get(address)
         return entry is not None and entry.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
     def keep(self, addresses: Collection[str]) -> None:
-        """Let go of every other address, as soon as no request uses it."""
+        """Close the channel of every other address, as soon as no request uses it."""
         self._wanted = frozenset(addresses)
         self._drop_unused()
 
     async def close(self) -> None:
-        """Close everything, requests in flight included."""
+        """Close all channels, including those with requests in flight."""
         entries, self._entries = self._entries, {}
         await asyncio.gather(*self._closing, *(entry.channel.close() for entry in entries.values()))
 

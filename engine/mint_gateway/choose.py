@@ -1,4 +1,7 @@
-"""Which engine answers: pure decisions over a MapView. The warmest live copy first, then the plan, then hashing."""
+"""Choosing the engine that answers: pure functions over a MapView.
+
+The warmest live copy comes first, then the engines of the plan, then rendezvous hashing.
+"""
 
 import hashlib
 import math
@@ -11,31 +14,31 @@ from mint_contracts.records import Held, Tier
 from mint_gateway.view import Engine, MapView, incomplete, unread
 
 LOAD_FACTOR = 1.25
-"""An engine takes at most this much more than its share: c of Mirrokni, Thorup, Zadimoghaddam,
+"""An engine takes at most this multiple of its fair share: c in Mirrokni, Thorup, Zadimoghaddam,
 "Consistent Hashing with Bounded Loads" (arXiv 1608.01350)."""
 
 
 class Now(msgspec.Struct, frozen=True):
-    """What this gateway knows by itself."""
+    """What this gateway knows from its own connections, beside the placement map."""
 
     in_flight: Mapping[str, int] = {}  # its own requests, by engine
     broken: frozenset[str] = frozenset()  # engines whose connection fails
-    map_away: bool = False  # Redis does not answer: nobody's heartbeat can be judged
+    map_away: bool = False  # Redis does not answer, so no heartbeat can be judged
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One engine that may answer, and why it stands where it stands in the order."""
+    """One engine that may answer, and the reason for its rank."""
 
     engine: str
     address: str
     why: str
-    behind: bool = False  # placed by a version of the map that the engine has yet to read
+    behind: bool = False  # the adapter is placed in a version of the map that the engine has not read yet
 
 
 def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:
-    """The engines that may answer, best first; empty if none can now.
+    """Return the engines that may answer, best first; empty if none can now.
 
-    An engine whose connection fails, or that was not ready when Redis went away, comes after every other one.
+    An engine whose connection fails, or that was not ready when Redis went away, ranks after all others.
     """
     able = [engine for engine in view.engines.values() if _may_answer(engine, now)]
     if not adapter:
@@ -55,9 +58,9 @@ def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:
 
 
 def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
-    """The error to answer at once because no engine could do better: unknown adapter, or one that loads nowhere.
+    """Return the error to answer at once if no engine can serve the adapter: it is unknown, or loading it fails.
 
-    While the map is away, or what came back of it is not complete, an unknown one may be known after all.
+    While the map is away or incomplete, an unknown adapter may exist after all: the error is then MapUnavailable.
     """
     if not adapter:
         return None
@@ -75,13 +78,13 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
 
 
 def not_served(view: MapView, adapter: str) -> AdapterNotFound:
-    """That nobody serves the adapter, and where it was looked for."""
+    """Return the error that nothing serves the adapter; it says where the gateway looked."""
     where = f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view, adapter)}"
     return AdapterNotFound(f"adapter {adapter!r}", f"{where}; check the name, or apply an AdapterWave that names it")
 
 
 def leads(view: MapView, engine: Engine, adapter: str, now: Now) -> bool:
-    """The engine comes before every one that neither holds the adapter nor is a place of it."""
+    """Return whether the engine ranks before every engine that neither holds the adapter nor is placed to hold it."""
     if _doubt(engine, now) or _refused(view, engine, adapter):
         return False
     placement = view.placements.get(adapter)
@@ -90,14 +93,14 @@ def leads(view: MapView, engine: Engine, adapter: str, now: Now) -> bool:
 
 
 def load(engine: Engine, now: Now) -> int:
-    """Requests that the engine has in flight: this gateway's own, and those that it last reported."""
+    """Return the engine's requests in flight: this gateway's own plus those that the engine last reported."""
     return now.in_flight.get(engine.name, 0) + engine.record.running + engine.record.waiting
 
 
 def home_order(adapter: str, engines: Collection[Engine], now: Now) -> list[tuple[Engine, str]]:
-    """Engines by weighted rendezvous hashing (weights: slots), those at their load bound last.
+    """Order engines by weighted rendezvous hashing (weights: slots), those at their load bound last.
 
-    The first is the adapter's home. When an engine leaves, only the adapters that had it as home move.
+    The first is the adapter's home engine. When an engine leaves, only the adapters whose home it was move.
     """
     weights = {engine.name: max(1, engine.record.slots_total) for engine in engines}
     everyone, all_loads = sum(weights.values()), sum(load(engine, now) for engine in engines) + 1
@@ -129,8 +132,8 @@ def _for_adapter(view: MapView, adapter: str, able: list[Engine], now: Now) -> l
         for place in places:
             ordered.append((rest.pop(place.engine), f"the plan wants it here ({place.residency}): {place.why}"))
     if view.source(adapter) == view.stored(adapter):
-        # The store serves any engine; another source is only known to the engines that the plan chose. An engine
-        # whose connection fails must not count as a home, or its adapters would stay with it.
+        # Any engine can read from the store; any other source is known only to the engines that the plan chose. An
+        # engine whose connection fails must not count as a home, or its adapters would stay with it.
         sure = [engine for engine in rest.values() if not _doubt(engine, now)]
         unsure = [engine for engine in rest.values() if _doubt(engine, now)]
         ordered += home_order(adapter, sure, now) + home_order(adapter, unsure, now)
@@ -148,14 +151,14 @@ def _may_answer(engine: Engine, now: Now) -> bool:
 
 
 def _doubt(engine: Engine, now: Now) -> str:
-    """Why the engine comes after every other one; empty if it does not."""
+    """Return why the engine ranks after all others; empty if it does not."""
     if engine.name in now.broken:
         return "its connection fails"
     return "" if engine.available else "it was not ready when last seen"
 
 
 def _asked(view: MapView, adapter: str) -> list[Engine]:
-    """The engines whose word decides whether the adapter can be loaded at all."""
+    """Return the engines whose reports decide whether the adapter can be loaded at all."""
     placement = view.placements.get(adapter)
     names = sorted({place.engine for place in placement.places}) if placement else sorted(view.engines)
     return [view.engines[name] for name in names if name in view.engines]
@@ -172,7 +175,7 @@ def _nowhere(view: MapView, adapter: str) -> str:
 
 
 def _refused(view: MapView, engine: Engine, adapter: str) -> bool:
-    """The engine tried this very source, and will not try again."""
+    """Return whether loading from the current source failed on the engine for good."""
     held = engine.held.get(adapter)
     if held is None or held.failure is None or held.source != view.source(adapter):
         return False
@@ -186,7 +189,7 @@ def _as_error(held: Held, adapter: str) -> MintError:
 
 
 def _score(adapter: str, engine: str, weight: int) -> float:
-    """-w / ln(u): the largest score wins with a chance that is proportional to its weight."""
+    """Return -w / ln(u): an engine has the largest score with a probability proportional to its weight."""
     digest = hashlib.blake2b(f"{adapter}\0{engine}".encode(), digest_size=6).digest()
     draw = (int.from_bytes(digest, "big") + 0.5) / 2**48  # within (0, 1) even after rounding to 53 bits
     return -weight / math.log(draw)

@@ -1,4 +1,4 @@
-"""Asking a gateway (or one engine: both serve the same Sampler) from asyncio.
+"""An asyncio client of a gateway, or of one engine: both serve the same Sampler.
 
 async with Client("127.0.0.1:8470") as client:
     async for event in client.ask(question("Where is the sea?", adapter="demo/pirate")):
@@ -25,15 +25,15 @@ from mint_gateway.persistence import Persistence
 from mint_gateway.policy import Policy
 
 PATIENCE_S = 30.0
-CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
+CALL_TIMEOUT_S = 10.0  # for one attempt of a call that is not a stream
 RETIRE_TIMEOUT_S = 60.0
-TRAINING_TIMEOUT_S = 60.0  # for a policy to be made, resumed or dropped
+TRAINING_TIMEOUT_S = 60.0  # to create, resume or drop a policy
 
 _T = TypeVar("_T")
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One whole completion, and who gave it."""
+    """One complete completion, and the engine and revision that produced it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     index: int = 0  # among the n completions of a request
-    cached_tokens: int = 0  # of the prompt's, those that were not computed for it
+    cached_tokens: int = 0  # prompt tokens that came from the engine's cache
     routes: tuple[sampling_pb2.Routes, ...] = ()  # which experts the tokens went to, when asked for
 
 
@@ -64,10 +64,10 @@ def question(
     n: int = 1,
     routes: bool = False,
 ) -> sampling_pb2.GenerateRequest:
-    """A request: a chat of one user message, or with `raw` the text as it stands.
+    """Build a request: a chat of one user message, or with `raw` the text without a chat template.
 
-    `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy; `n` completions are drawn with seed,
-    seed + 1, and so on; `routes` asks which experts the tokens went to.
+    `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy; the `n` completions are sampled with seed,
+    seed + 1, and so on; `routes` asks which experts the tokens were routed to.
     """
     request = sampling_pb2.GenerateRequest(base_model=base_model, adapter=adapter)
     if raw:
@@ -87,10 +87,10 @@ def question(
 
 
 class Client:
-    """One connection, by TLS where there is somebody to trust, each of its calls bearing the key, if there is one.
+    """One connection, over TLS if `trust` is given; every call carries the key, if there is one.
 
-    Raises MintError, caused by the error of the call; what goes away by itself is tried again for `patience_s`, but
-    not a server that is another than the one that is meant.
+    Calls raise MintError, with the gRPC error as its cause. Transient errors are retried for `patience_s`, unless the
+    server proves not to be the one that is meant (`is_hopeless`).
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class Client:
     async def ask(
         self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None
     ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
-        """The events of one answer as they come. Tried again only as long as none has come.
+        """Yield the events of one answer as they arrive. Retries only until the first event.
 
-        `timeout_s` bounds each try from its start to its last token.
+        `timeout_s` bounds each attempt from its start to its last token.
         """
         patience = self._patience()
         while True:
@@ -133,31 +133,31 @@ class Client:
                 call.cancel()
 
     async def answer(self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None) -> Answer:
-        """One whole answer: the first completion."""
+        """Return the first completion of a request once it is complete."""
         return (await self.completions(request, timeout_s=timeout_s))[0]
 
     async def completions(
         self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None
     ) -> list[Answer]:
-        """All n completions of a request, by index."""
+        """Return all n completions of a request, by index."""
         return collect([event async for event in self.ask(request, timeout_s=timeout_s)])
 
     async def explain(self, adapter: str, base_model: str = "") -> placement_pb2.Explanation:
-        """Why an adapter is where it is, and which engine would answer now; "" for the bare base."""
+        """Explain where an adapter is and why, and which engine would answer now; "" is the bare base."""
         request = placement_pb2.ExplainRequest(base_model=base_model, adapter=adapter)
         return await self._call(
             lambda: self._placement.Explain(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
 
     async def explain_wave(self, wave: str) -> placement_pb2.WaveExplanation:
-        """Why a wave stands as it stands: its admission, its copies, and what is missing."""
+        """Explain a wave's state: its admission, its copies, and what is missing."""
         request = placement_pb2.ExplainWaveRequest(wave=wave)
         return await self._call(
             lambda: self._placement.ExplainWave(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
 
     async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
-        """Every adapter that is placed or held, of one base or of all, page by page."""
+        """Return every adapter that is placed or held, of one base or of all, fetched page by page."""
         found: list[placement_pb2.Explanation] = []
         page = await self.placements_page(base_model)
         found += page.placements
@@ -169,7 +169,7 @@ class Client:
     async def placements_page(
         self, base_model: str = "", *, size: int = 0, token: str = ""
     ) -> placement_pb2.ListPlacementsResponse:
-        """Some of them, by base and adapter; `token` goes on from the page before."""
+        """Return one page of placements, by base and adapter; `token` continues after the previous page."""
         request = placement_pb2.ListPlacementsRequest(base_model=base_model, page_size=size, page_token=token)
         return await self._call(
             lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
@@ -178,9 +178,9 @@ class Client:
     async def register(
         self, requests: AsyncIterator[catalog_pb2.RegisterRequest], *, timeout_s: float | None = None
     ) -> catalog_pb2.RegisterResponse:
-        """Register a stream of adapters; not tried again, since the stream is used up. Sending all again is safe.
+        """Register a stream of adapters. Never retried, since the stream is consumed; sending all again is safe.
 
-        Raises what the stream raises, too.
+        Also raises whatever the stream raises.
         """
         failed: list[Exception] = []
 
@@ -197,7 +197,7 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.CancelledError:
-            if failed:  # of which gRPC tells nobody: it cancels the call
+            if failed:  # gRPC does not report an error of the stream: it cancels the call
                 raise failed[0] from None
             raise
 
@@ -210,21 +210,21 @@ class Client:
         size: int = 0,
         token: str = "",
     ) -> catalog_pb2.ListResponse:
-        """Some adapters of the catalog, by name; `token` goes on from the page before."""
+        """Return one page of the catalog's adapters, by name; `token` continues after the previous page."""
         request = catalog_pb2.ListRequest(
             base_model=base_model, prefix=prefix, labels=labels, page_size=size, page_token=token
         )
         return await self._call(lambda: self._catalog.List(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata))
 
     async def resolve(self, adapter: str, base_model: str = "") -> catalog_pb2.CatalogEntry:
-        """What the catalog says of NAME, or of NAME@REVISION."""
+        """Return the catalog's entry for NAME or NAME@REVISION."""
         request = catalog_pb2.ResolveRequest(base_model=base_model, adapter=adapter)
         return await self._call(
             lambda: self._catalog.Resolve(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
 
     async def retire(self, names: Sequence[str], base_model: str = "") -> list[str]:
-        """Take names out of the catalog. Gives those that it did not have, or had retired before."""
+        """Retire names from the catalog. Return those that it did not have or that were retired before."""
         request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
         response = await self._call(
             lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S, metadata=self._metadata)
@@ -232,7 +232,7 @@ class Client:
         return list(response.unknown)
 
     async def waves(self, base_model: str = "") -> list[training_pb2.WaveProgress]:
-        """Every training wave of one base, or of all, in aggregate."""
+        """Return every training wave of one base or of all, in aggregate."""
         request = training_pb2.ListWavesRequest(base_model=base_model)
         reply = await self._call(
             lambda: self._waves.ListWaves(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
@@ -240,7 +240,7 @@ class Client:
         return list(reply.waves)
 
     async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
-        """A wave's progress now and at each change, until it is over; a stream that broke is begun again."""
+        """Yield a wave's progress now and at each change until it is over; a broken stream is started again."""
         request = training_pb2.WatchWaveRequest(wave=wave, history=history, new_rewards_only=history)
         patience = self._patience()
         while True:
@@ -273,7 +273,7 @@ class Client:
         target_modules: Sequence[str] = (),
         seed: int = 0,
     ) -> Policy:
-        """A new policy to train by calls, on a base that trains; of no `target_modules` all that the base offers."""
+        """Create a policy to train by calls, on a base that trains; no `target_modules` means all the base offers."""
         request = training_pb2.CreatePolicyRequest(
             policy=name, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed, base_model=base_model
         )
@@ -283,9 +283,9 @@ class Client:
         return self._policy(state, base_model)
 
     async def resume_policy(self, name: str, *, base_model: str = "") -> Policy:
-        """One that has ended with its engine, from its newest checkpoint; one that is there, as it is.
+        """Resume a policy whose engine has ended from its newest checkpoint; return one still in memory as it is.
 
-        Raises PolicyNotFound where nothing was saved.
+        Raises PolicyNotFound if nothing was saved.
         """
         request = training_pb2.ResumePolicyRequest(policy=name, base_model=base_model)
         state = await self._call(
@@ -294,7 +294,7 @@ class Client:
         return self._policy(state, base_model)
 
     async def policy(self, name: str, *, base_model: str = "") -> Policy:
-        """One that is there, to go on with. Raises PolicyNotFound."""
+        """Return an existing policy to continue training. Raises PolicyNotFound."""
         request = training_pb2.GetPolicyRequest(policy=name, base_model=base_model)
         state = await self._call(
             lambda: self._trainer.GetPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
@@ -302,21 +302,21 @@ class Client:
         return self._policy(state, base_model)
 
     async def drop_policy(self, name: str, *, base_model: str = "") -> None:
-        """Let go of one, and of what its name means, whoever made it."""
+        """Drop a policy, whoever created it; its name stops meaning anything."""
         request = training_pb2.DropPolicyRequest(policy=name, base_model=base_model)
         await self._call(
             lambda: self._trainer.DropPolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
         )
 
     async def policies(self, base_model: str = "") -> training_pb2.ListPoliciesResponse:
-        """Those that calls train, of one base or of all."""
+        """List the policies that are trained by calls, of one base or of all."""
         request = training_pb2.ListPoliciesRequest(base_model=base_model)
         return await self._call(
             lambda: self._trainer.ListPolicies(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
 
     async def resting_policies(self, base_model: str = "", size: int = 1000) -> training_pb2.ListPoliciesResponse:
-        """Those that rest, of one base or of all, asked for by pages of this size."""
+        """List the resting policies, of one base or of all, fetched in pages of `size`."""
         request = training_pb2.ListPoliciesRequest(base_model=base_model, resting=True, page_size=size)
         found = training_pb2.ListPoliciesResponse()
         while True:
@@ -345,7 +345,7 @@ class Client:
 
 
 def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> list[Answer]:
-    """The completions that a whole stream of events makes, by index."""
+    """Assemble the completions of a complete stream of events, by index."""
     started = next((event.started for event in events if event.HasField("started")), sampling_pb2.Started())
     chunks: dict[int, list[sampling_pb2.Chunk]] = {}
     routes: dict[int, list[sampling_pb2.Routes]] = {}
@@ -387,7 +387,7 @@ def _answer(
 async def answers(
     target: str, requests: Sequence[sampling_pb2.GenerateRequest], *, patience_s: float = PATIENCE_S
 ) -> list[Answer | MintError]:
-    """All questions asked at once; the answers, or what went wrong, in the same order."""
+    """Send all requests at once; return the answers or errors in the same order."""
 
     async def one(client: Client, request: sampling_pb2.GenerateRequest) -> Answer | MintError:
         try:

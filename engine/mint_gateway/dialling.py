@@ -1,4 +1,4 @@
-"""How a client reaches a gateway, in plain text or by TLS, and what tells that it never will."""
+"""Connecting a client to a gateway, in plain text or over TLS, and recognising errors that no retry can fix."""
 
 import asyncio
 import ipaddress
@@ -13,24 +13,24 @@ import msgspec
 from mint_contracts.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 from mint_gateway.pem import check_certificates
 
-AUTHORIZATION = "authorization"  # what bears a key, of gRPC's metadata as of HTTP's headers
+AUTHORIZATION = "authorization"  # carries the key, both in gRPC metadata and in HTTP headers
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
-HELLO_S = 5.0  # for a server to answer a greeting by TLS
+HELLO_S = 5.0  # for a server to complete a TLS handshake
 
-# What gRPC says of a certificate that an authority vouches for whom nobody trusts, and of one with another name.
+# gRPC's messages for a certificate of an untrusted authority, and for one with another name.
 _UNTRUSTED, _MISNAMED = "CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed"
-# What it says of who answers in another protocol than HTTP/2, in plain text and by TLS.
+# gRPC's messages for a server that speaks another protocol than HTTP/2, in plain text and over TLS.
 _NO_HTTP2 = ("Failed parsing HTTP/2", "missing selected ALPN property")
-# How it begins to say why there is no connection; what a gateway tells of its engines' begins otherwise.
+# How gRPC's own connection errors begin; a gateway's errors about its engines begin differently.
 _UNREACHED = "failed to connect to all addresses"
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """By what a client knows the gateway that it means.
+    """How a client verifies the gateway.
 
-    `authorities` (PEM) vouch for its certificate, None being those that gRPC knows; `server_name` is the name that it
-    bears, where it is reached by another, as through `kubectl port-forward`.
+    `authorities` (PEM) sign its certificate; None means gRPC's default roots. `server_name` is the certificate's name
+    if the gateway is reached under another, for example through `kubectl port-forward`.
     """
 
     authorities: bytes | None = None
@@ -38,10 +38,10 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
-    """A channel to "host:port", by TLS where it has somebody to trust.
+    """Return a channel to "host:port", over TLS if `trust` is given.
 
-    It goes through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names, unless `no_proxy` names the host
-    or it is this machine, where a port-forward ends: no proxy reaches that. Go's clients do likewise.
+    It uses the proxy in `grpc_proxy`, `https_proxy` or `http_proxy`, unless `no_proxy` names the host or the host is
+    this machine, where a port-forward ends: no proxy can reach that. Go's clients do the same.
     """
     options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     if _is_here(target):
@@ -54,25 +54,25 @@ def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
 
 
 def _is_here(target: str) -> bool:
-    """Whether a "host:port" is of this machine alone."""
-    with suppress(ValueError):  # a name, or no "host:port", of which gRPC tells
+    """Return whether "host:port" is localhost or a loopback address."""
+    with suppress(ValueError):  # a name, or not a "host:port", which gRPC reports
         host = urlsplit(f"//{target}").hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     return False
 
 
 def bearing(key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata by which each call bears a key; of none, nothing. Raises InvalidRequest, without the key."""
+    """Return the metadata that carries the key; empty for no key. Raises InvalidRequest, which omits the key."""
     if not (key.isascii() and key.isprintable()):
         raise InvalidRequest("key", "holds characters that are not printable ASCII")
     return ((AUTHORIZATION, f"Bearer {key}"),) if key else ()
 
 
 async def is_hopeless(error: grpc.aio.AioRpcError, target: str, trust: Trust | None) -> bool:
-    """Whether all further tries would fail alike: who answers at `target` is not what the client takes it for.
+    """Return whether every retry would fail the same way: the server at `target` is not what the client expects.
 
-    A server that speaks TLS closes a connection in plain text, as also does who forwards to one that is not up yet;
-    so it is asked.
+    A TLS server closes a plain-text connection, but so does a forwarder whose server is not up yet; a TLS handshake
+    tells the two apart.
     """
     if untrusted(error) or misnamed(error) or spoke_no_tls(error) or spoke_no_http2(error):
         return True
@@ -80,39 +80,39 @@ async def is_hopeless(error: grpc.aio.AioRpcError, target: str, trust: Trust | N
 
 
 def untrusted(error: grpc.aio.AioRpcError) -> bool:
-    """Whether nobody whom the client trusts vouches for the server's certificate."""
+    """Return whether no authority that the client trusts signed the server's certificate."""
     return _UNTRUSTED in _why_unreached(error)
 
 
 def misnamed(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the server's certificate bears another name than the one that the client asked for."""
+    """Return whether the server's certificate has another name than the one that the client asked for."""
     return _MISNAMED in _why_unreached(error)
 
 
 def hung_up(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the server closed the connection at once, as one that speaks TLS does on a client in plain text."""
+    """Return whether the server closed the connection at once, as a TLS server does with a plain-text client."""
     return _why_unreached(error).endswith(": Socket closed")
 
 
 def spoke_no_tls(error: grpc.aio.AioRpcError) -> bool:
-    """Whether what the server said to a client that speaks TLS was none."""
+    """Return whether the server answered a TLS client in plain text."""
     return "WRONG_VERSION_NUMBER" in _why_unreached(error)
 
 
 def spoke_no_http2(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the server speaks no HTTP/2, in which gRPC is spoken, as the gateway's own port for HTTP."""
+    """Return whether the server does not speak HTTP/2, which gRPC needs; the gateway's own HTTP port does not."""
     return any(sign in _why_unreached(error) for sign in _NO_HTTP2)
 
 
 async def _speaks_tls(target: str) -> bool:
-    """Whether who listens at "host:port" answers by TLS, whoever it is."""
+    """Return whether "host:port" completes a TLS handshake, with any certificate."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         place = urlsplit(f"//{target}")
         async with asyncio.timeout(HELLO_S):
             _, writer = await asyncio.open_connection(place.hostname, place.port, ssl=context)
-    except (OSError, ValueError):  # a TimeoutError or SSLError, too; or a target that is no "host:port"
+    except (OSError, ValueError):  # also TimeoutError and SSLError; ValueError: target is not a "host:port"
         return False
     writer.transport.abort()
     return True
@@ -124,7 +124,7 @@ def _why_unreached(error: grpc.aio.AioRpcError) -> str:
 
 
 def read_authorities(path: Path) -> bytes:
-    """The certificates of a file in PEM. Raises SourceNotFound, SourceUnavailable or CorruptFile."""
+    """Return the certificates of a PEM file. Raises SourceNotFound, SourceUnavailable or CorruptFile."""
     subject = f"file {str(path)!r}"
     try:
         text = path.read_bytes()

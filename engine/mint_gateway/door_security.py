@@ -1,4 +1,4 @@
-"""What a gateway's doors are secured by, as its program's options name it."""
+"""How a gateway's doors are secured, built from its command-line options."""
 
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from mint_gateway.mounted import Mounted
 
 @dataclass(frozen=True)
 class DoorSecurity:
-    """A certificate, without which both doors speak plain text, and keys with scopes, without which all is open."""
+    """A certificate (None: both doors speak plain text) and keys with scopes (None: everything is open)."""
 
     certificate: Mounted[Certificate] | None = None
     access: Access | None = None
 
     @classmethod
     def by(cls, tls: Path | None, keys: Path | None, scopes: Path | None = None) -> "DoorSecurity":
-        """What lies in these folders. Raises MintError, which names the file, or says that scopes need keys."""
+        """Read these folders. Raises MintError, which names the file or says that scopes need keys."""
         if scopes and not keys:
             raise InvalidRequest("--scopes", "needs keys for its scopes; give --keys too")
         return cls(Mounted(tls, read_certificate) if tls else None, Access(keys, scopes) if keys else None)
 
     def flags(self) -> dict[str, bool]:
-        """For the log."""
+        """Return which protections are on, for the log."""
         scoped = self.access is not None and self.access.scoped
         return {"tls": self.certificate is not None, "keys": self.access is not None, "scopes": scoped}
 
     def following(self) -> Iterator[Coroutine[None, None, None]]:
-        """Work that reads each of them again as it changes, until cancelled."""
+        """Yield coroutines that follow changes to the certificate and the keys until cancelled."""
         for each in (self.certificate, self.access):
             if each is not None:
                 yield each.run()

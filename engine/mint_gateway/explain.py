@@ -1,4 +1,4 @@
-"""Why an adapter is where it is, and which engine would answer now: pure, from a MapView."""
+"""Explaining where an adapter is and why, and which engine would answer now: pure functions over a MapView."""
 
 import heapq
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,14 @@ from mint_contracts.records import Held, Placement, Tier
 from mint_gateway.choose import Now, candidates, leads, refusal
 from mint_gateway.view import Engine, MapView
 
-AT_ONCE = 1_000  # adapters, for which all names are looked through once
-SHOWN = 5  # engines that are named where all would be too many
+AT_ONCE = 1_000  # adapters listed per scan over all names
+SHOWN = 5  # most engines named in one explanation
 
 
 def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
-    """The explanation of one adapter, or of the bare base when `adapter` is empty.
+    """Explain one adapter, or the bare base if `adapter` is empty.
 
-    Raises what `refusal` says of an unknown one.
+    Raises the error of `refusal` for an unknown adapter.
     """
     placement = view.placements.get(adapter)
     source = view.source(adapter) if adapter else None
@@ -44,30 +44,32 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
 
 
 def explain_all(view: MapView, now: Now, after: str = "") -> Iterator[placement_pb2.Explanation]:
-    """Every adapter that is placed or held, by name from the one `after` this on: each as `explain` tells it, in a
-    time that does not grow with the number of engines where one that has it, or shall have it, can answer."""
+    """Yield the explanation of every adapter that is placed or held, by name, starting after the name `after`.
+
+    The time for each does not grow with the number of engines, as long as a holder or a placed engine can answer.
+    """
     while names := _following(view, after):
         holders = {name: [each for each in view.engines.values() if name in each.held] for name in names}
         looked_at = view
         if view.record is not None and view.record.catalog is not None:
             last = {name: engines[-1].held[name] for name, engines in holders.items() if engines}
             held = {name: each.source for name, each in last.items() if not each.published}
-            looked_at = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
+            looked_at = msgspec.structs.replace(view, catalogued=held)  # the catalog itself is not read
         for name in names:
-            # A copy that outlived both its wave and its store is left out: nobody can ask for it.
+            # A copy that outlived both its wave and its store is left out: no request can use it.
             if looked_at.source(name) is not None:
                 yield explain(_as_far_as_needed(looked_at, name, holders[name], now), name, now)
         after = names[-1]
 
 
 def _following(view: MapView, after: str) -> list[str]:
-    """The first AT_ONCE adapters after that name, of those that are placed or held; fewer are the last."""
+    """Return the next AT_ONCE names of placed or held adapters after the name `after`, sorted; fewer at the end."""
     every = (view.placements, *(engine.held for engine in view.engines.values()))
     return heapq.nsmallest(AT_ONCE, {name for names in every for name in names if name > after})
 
 
 def _as_far_as_needed(view: MapView, adapter: str, holders: Iterable[Engine], now: Now) -> MapView:
-    """The view with the adapter's holders and places alone, where no other engine would answer before them."""
+    """Restrict the view to the adapter's holders and placed engines if no other engine would rank before them."""
     near = {engine.name: engine for engine in holders}
     if placement := view.placements.get(adapter):
         near |= {each.engine: view.engines[each.engine] for each in placement.places if each.engine in view.engines}
@@ -77,7 +79,7 @@ def _as_far_as_needed(view: MapView, adapter: str, holders: Iterable[Engine], no
 
 
 def silence(view: MapView, adapter: str, now: Now) -> str:
-    """Why no engine can answer, engine by engine."""
+    """Say why no engine can answer, engine by engine."""
     placement = view.placements.get(adapter)
     names = sorted({place.engine for place in placement.places} if placement else view.engines)
     if not names:

@@ -1,7 +1,7 @@
-"""Why a wave stands as it stands: what was considered, what decided, and what is missing. Pure, from the map.
+"""Explaining a wave's state: what was considered, what decided, and what is missing. Pure, from the map.
 
-The operator tells of every wave what it asks for and whether it is admitted (`WaveRecord`); where its copies are is
-read off the placements and what engines report, as for a single adapter.
+The operator records what every wave asks for and whether it is admitted (`WaveRecord`); where its copies are follows
+from the placements and the engines' reports, as for a single adapter.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from mint_contracts import placement_pb2
 from mint_contracts.records import EXPIRED, TRAIN, Failure, Placement, Tier, WaveRecord
 from mint_gateway.view import MapView
 
-SHOWN = 20  # copies that are missing, by name
+SHOWN = 20  # most missing copies listed by name
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class Copy(msgspec.Struct, frozen=True):
 def explain_wave(
     view: MapView, record: WaveRecord, others: Mapping[str, WaveRecord]
 ) -> placement_pb2.WaveExplanation:
-    """The explanation of one wave of the base; `others` are all of its waves, this one too."""
+    """Explain one wave of the base; `others` are all of the base's waves, including this one."""
     own = [copy for _, each in copies(view, {record.wave: record}) for copy in each]
     ready = sum(not copy.lacks for copy in own)
     missing = [copy for copy in own if copy.lacks]
@@ -66,14 +66,14 @@ def explain_wave(
 
 
 def wanted_copies(record: WaveRecord) -> int:
-    """How many copies the wave wants in all, as kubectl counts them: before it is admitted too, none once expired."""
+    """Return how many copies the wave wants, counted as kubectl shows them: also before admission, 0 once expired."""
     return 0 if record.reason == EXPIRED else record.adapters * record.replicas
 
 
 def copies(view: MapView, records: Mapping[str, WaveRecord]) -> Iterator[tuple[str, Sequence[Copy]]]:
-    """Copies of waves, adapter by adapter: of each as many as the wave wants, the best if other waves want more.
+    """Yield (wave, copies) for each adapter of each wave: at most the wave's `replicas`, the best copies first.
 
-    One look at the placements serves however many waves; a wave comes once for each of its adapters.
+    One pass over the placements serves any number of waves; a wave appears once for each of its adapters.
     """
     for placement in view.placements.values():
         for wave in placement.waves:
@@ -100,7 +100,7 @@ def _copy(view: MapView, placement: Placement, name: str, record: WaveRecord) ->
 
 
 def _capacity(view: MapView, others: Mapping[str, WaveRecord]) -> placement_pb2.WaveCapacity:
-    """Slots are counted by waves: an adapter that several share takes fewer than they count together."""
+    """Sum up the base's slots. `slots_held` counts each wave's own: a shared adapter is counted once per wave."""
     slots, most = (view.record.device_slots, view.record.engines_max) if view.record else (0, 0)
     return placement_pb2.WaveCapacity(
         engines=len([engine for engine in view.engines.values() if engine.available]),
@@ -113,7 +113,7 @@ def _capacity(view: MapView, others: Mapping[str, WaveRecord]) -> placement_pb2.
 
 
 def _namespaces(others: Mapping[str, WaveRecord]) -> list[placement_pb2.NamespaceShare]:
-    """What each namespace holds and waits for, against its weight and quota."""
+    """Return the slots and waves that each namespace holds and waits for, with its weight and quota."""
     shares: dict[str, placement_pb2.NamespaceShare] = {}
     for each in others.values():
         name = each.wave.partition("/")[0]
@@ -145,7 +145,7 @@ def _engines(view: MapView, copies: Sequence[Copy]) -> list[placement_pb2.WaveOn
 
 
 def _decided(record: WaveRecord, view: MapView, wanted: int, copies: Sequence[Copy], missing: Sequence[Copy]) -> str:
-    """What a person should look at first."""
+    """Say in one sentence what a person should look at first."""
     if not record.admitted:
         return f"not admitted ({record.reason}): {record.message}"
     if record.chosen_by == TRAIN:

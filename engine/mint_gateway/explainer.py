@@ -1,4 +1,4 @@
-"""Why things stand as they stand, whichever door asks: of an adapter and of a wave, within what the key opens."""
+"""Explanations of adapters and waves for both doors, within the scope of the caller's key."""
 
 from mint_contracts.errors import MintError, NotFound
 from mint_contracts.map_reader import MapReader
@@ -13,18 +13,18 @@ from mint_gateway.view import incomplete
 
 
 class Explainer:
-    """Answers out of the mirror's views, and of what Redis has beside them."""
+    """Explains from the mirror's views and from Redis, which has the wave records."""
 
     def __init__(self, router: Router, mirror: Mirror, reader: MapReader) -> None:
         self._router, self._mirror, self._reader = router, mirror, reader
 
     async def adapter(self, base: str, adapter: str) -> Explanation:
-        """Why is this adapter where it is, and which engine would answer now? Raises as `Router.locate` does."""
+        """Explain where an adapter is and which engine would answer now. Raises as `Router.locate` does."""
         view, source = await self._router.locate(base, adapter)
         return explain(view.with_source(adapter, source), adapter, self._router.now(view))
 
     async def wave(self, name: str) -> WaveExplanation:
-        """Why does this wave stand as it stands? Raises InvalidRequest, NotFound, MapUnavailable."""
+        """Explain a wave's state. Raises InvalidRequest, NotFound, MapUnavailable."""
         wave = check_wave(name)
         unknown: MintError | None = None
         for base, view in sorted(self._mirror.known().items()):
@@ -33,7 +33,7 @@ class Explainer:
                 unknown = incomplete(base)
             if has and view.scope.wave(wave):
                 others = waves_within(await self._reader.waves(base), view.scope)
-                if wave in others:  # not deleted meanwhile
+                if wave in others:  # it was not deleted in between
                     return explain_wave(view, others[wave], others)
         if unknown:
             raise unknown

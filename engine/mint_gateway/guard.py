@@ -1,4 +1,4 @@
-"""The gRPC door's guard: whoever bears no known key gets no further than health and reflection."""
+"""The gRPC door's guard: a caller without a known key can only use health and reflection."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Looks at calls before they begin; those that have begun go on, whatever becomes of their key and its scope."""
+    """Checks calls before they start; running calls continue even if their key or its scope changes."""
 
     def __init__(self, access: Access, metrics: Metrics) -> None:
         self._access = access
@@ -35,7 +35,7 @@ class Guard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """The call's own handler, or one that refuses it."""
+        """Return the call's own handler, or one that refuses the call."""
         if not handler_call_details.method.startswith(_OPEN):
             header = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION)
             try:
@@ -51,5 +51,5 @@ def _refusing(error: Unauthenticated, method: str) -> "Handler":
         _log.info("unauthenticated", call=method[:LOGGED_LENGTH], peer=context.peer(), error=str(error))
         await context.abort_with_status(to_status(error))
 
-    # Of whatever kind the call is: as a stream of streams it needs nothing of what the client sends.
+    # For any kind of call: a stream-stream handler can refuse before it reads anything from the client.
     return grpc.stream_stream_rpc_method_handler(refuse)

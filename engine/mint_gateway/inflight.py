@@ -1,4 +1,4 @@
-"""The gateway's own counts of what is in flight, whole and by engine address, with a limit on the whole."""
+"""The gateway's own counts of requests in flight, in total and by engine address, with a limit on the total."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from mint_contracts.errors import Overloaded
 
 
 class InFlight:
-    """Counts. `limit` bounds the whole."""
+    """Counts of requests in flight; `limit` bounds the total."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -17,12 +17,12 @@ class InFlight:
 
     @property
     def by_address(self) -> Mapping[str, int]:
-        """Requests in flight by engine address; addresses without any are left out."""
+        """Requests in flight by engine address, without addresses that have none."""
         return self._by_address
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count one request; raises Overloaded at the limit."""
+        """Count one request during the block. Raises Overloaded at the limit."""
         if self.total >= self._limit:
             raise Overloaded(
                 "gateway", f"{self._limit} requests are in flight, its limit; retry later", retry_after_s=1.0
@@ -35,7 +35,7 @@ class InFlight:
 
     @contextmanager
     def at(self, address: str) -> Iterator[None]:
-        """Count one request at an engine."""
+        """Count one request at an engine during the block."""
         self._by_address[address] += 1
         try:
             yield

@@ -1,6 +1,6 @@
-"""Who may ask: bearer keys, from a Secret each of whose entries is one, named for whom it was given to.
+"""API keys (bearer tokens) from a Secret with one entry per key, named after the client that it was given to.
 
-Keys themselves are neither kept nor logged, only their digests: where several are known, each is compared.
+Only digests of keys are kept, and keys are never logged.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from mint_contracts.errors import Unauthenticated
 from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.mounted import Files
 
-# Whose key the request that is answered here bears; empty where none is asked for.
+# The name of the current request's key; empty if the gateway requires none.
 caller: ContextVar[str] = ContextVar("caller", default="")
 
 _log = structlog.get_logger()
@@ -24,19 +24,19 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Keys:
-    """The digest of each one's key, by its name."""
+    """The digest of each key, by the key's name."""
 
     digests: Mapping[str, bytes]
 
     def bearer(self, authorization: str | None) -> str:
-        """Whose key this is. Raises Unauthenticated for none, and for one that is not known."""
+        """Return the name of the key in an Authorization header. Raises Unauthenticated if missing or unknown."""
         scheme, _, key = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             message = "holds no key; send 'Bearer KEY' (OpenAI's clients take it as api_key, mint as MINT_API_KEY)"
             raise Unauthenticated(AUTHORIZATION, message)
         asked, found = _digest(key.strip().encode(errors="replace")), ""
         for name, digest in self.digests.items():
-            if hmac.compare_digest(digest, asked):  # goes on: how long it takes tells nobody which one it was
+            if hmac.compare_digest(digest, asked):  # no early exit: the time taken must not show which one it was
                 found = name
         if not found:
             raise Unauthenticated(AUTHORIZATION, "holds an unknown key; check it")
@@ -44,7 +44,7 @@ class Keys:
 
 
 def read_keys(folder: Path, files: Files) -> Keys:
-    """The keys in the files. One that no client could send opens nothing, and the log says so."""
+    """Return the keys in the files. A key that no client could send is logged and left out."""
     digests = {}
     for name, content in files.items():
         key = content.strip()

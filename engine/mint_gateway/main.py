@@ -1,4 +1,4 @@
-"""The `mint-gateway` program: from a name to the engine that answers."""
+"""The `mint-gateway` program."""
 
 from mint_contracts.ending import end_on_signal
 from mint_contracts.importing import without_collecting
@@ -11,8 +11,8 @@ def main() -> None:
     end_on_signal()
     import os
 
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or each client that speaks no TLS is a line that is no JSON
-    import argparse  # and all else only now
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else each client without TLS logs a line that is not JSON
+    import argparse  # imports come late so that signals are handled from the start
     import asyncio
     from pathlib import Path
 

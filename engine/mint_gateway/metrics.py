@@ -1,4 +1,4 @@
-"""Prometheus metrics of a gateway. No adapter names as labels: there are a million of them."""
+"""A gateway's Prometheus metrics. Adapter names are not labels: there are a million of them."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 
 
 class Metrics:
-    """The gateway's metrics, in a registry of their own."""
+    """The gateway's metrics, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -63,15 +63,15 @@ class Metrics:
         map_age_s: Callable[[], float],
         catalogs_failing: Callable[[], float],
     ) -> None:
-        """Read these at each scrape."""
+        """Register functions that are read at each scrape."""
         self._in_flight.set_function(in_flight)
         self._map_age.set_function(map_age_s)
         self._catalogs_failing.set_function(catalogs_failing)
 
     def count_outage(self) -> None:
-        """Redis, which answered until now or was never reached, does not answer."""
+        """Count one outage: Redis, which answered before or was never reached, does not answer."""
         self._map_outages.inc()
 
     def count_retry(self, error: MintError) -> None:
-        """A try failed so, and another engine is asked."""
+        """Count one failed attempt after which another engine is asked."""
         self._retries.labels(error.reason).inc()

@@ -1,6 +1,6 @@
-"""Following the placement map: one immutable MapView per base, replaced whole as the map changes.
+"""Following the placement map: one immutable MapView per base, replaced as a whole when the map changes.
 
-While Redis is away the last views go on serving; nothing here ever blocks a request.
+While Redis is away, the last views keep serving; nothing here ever blocks a request.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from mint_gateway.scope_filter import within
 from mint_gateway.view import MapView, lost_something, merge, stale_holdings
 
 POLL_S = 0.5
-QUIET_S = 0.05  # between two readings, however many hints come
+QUIET_S = 0.05  # at least, between two readings, however many hints arrive
 HINTS_AT_ONCE = 1000
-RESYNC_S = 30.0  # everything is read again this often, whatever the versions say
-FORGET_S = 60.0  # a base that Redis lost, with no engine alive, is kept this long
+RESYNC_S = 30.0  # interval between full readings, whatever the versions say
+FORGET_S = 60.0  # how long a base that Redis lost is kept, with no engine alive
 RECONNECT_FIRST_S = 0.1
 RECONNECT_CAP_S = 2.0
 
@@ -33,41 +33,42 @@ _log = structlog.get_logger()
 
 
 class _Following(msgspec.Struct):
-    """How one base is being followed. Times are of the event loop's clock."""
+    """The state of following one base. Times are on the event loop's clock."""
 
     view: MapView
-    settled_at: float  # from here on, a missing heartbeat means a dead engine
+    settled_at: float  # from then on, a missing heartbeat means a dead engine
     resync_at: float = 0.0
-    reported: Set[str] = frozenset()  # engines that the last pulse had
-    lost: bool = False  # Redis knows less of the base than it did
-    unnamed_since: float | None = None  # Redis no longer names the base, nor says that it was removed
-    unreadable: str = ""  # what kept the last reading from being understood
+    reported: Set[str] = frozenset()  # engines in the last pulse
+    lost: bool = False  # Redis knows less about the base than before
+    unnamed_since: float | None = None  # since when Redis neither names the base nor says that it was removed
+    unreadable: str = ""  # why the last reading could not be decoded
 
 
 class Mirror:
-    """The gateway's copy of the map. `away` says that it may be stale."""
+    """The gateway's copy of the placement map. It may be stale while `away`."""
 
     def __init__(self, reader: MapReader, on_read: Callable[[], None], on_outage: Callable[[], None]) -> None:
-        """`on_outage` is called once each time that Redis goes away."""
+        """`on_read` is called after each reading, `on_outage` once each time that Redis goes away."""
         self._reader = reader
         self._on_read, self._on_outage = on_read, on_outage
         self._following: dict[str, _Following] = {}
         self._views: Mapping[str, MapView] = {}
         self._read_at: float | None = None
-        self._answering: bool | None = None  # None: it has not been asked yet
+        self._answering: bool | None = None  # whether Redis answers; None: not asked yet
         self._reasons = Reasons()  # of this outage
-        self.first_read = asyncio.Event()  # set once the map has been read whole
+        self.first_read = asyncio.Event()  # set once the complete map has been read
 
     @property
     def views(self) -> Mapping[str, MapView]:
-        """Every base's view, by name; a snapshot that later changes do not touch. For the gateway's own work:
-        what answers a request looks at `known`."""
+        """A snapshot of every base's view, by name, which later changes do not touch. For the gateway's own work:
+        requests are answered from `known`."""
         return self._views
 
     def known(self) -> Mapping[str, MapView]:
-        """`views` within the scope of the key that the request bears which asks, once the map has been read.
+        """Return `views` within the scope of the current request's key.
 
-        Whatever names a request's answer may depend on are looked up here. Raises MapUnavailable before.
+        Every name that a request's answer may depend on is looked up here. Raises MapUnavailable before the first
+        reading.
         """
         if not self.first_read.is_set():
             raise MapUnavailable("gateway", "has not read the placement map yet; retry", retry_after_s=1.0)
@@ -75,11 +76,11 @@ class Mirror:
 
     @property
     def away(self) -> bool:
-        """Redis does not answer now: what the views say of who is alive cannot be judged."""
+        """Whether Redis does not answer now, so that the views' `alive` flags cannot be relied on."""
         return not self._answering
 
     def age_s(self) -> float:
-        """Seconds since the map was last read; infinite before the first time. From any thread."""
+        """Return the seconds since the map was last read, infinity before the first time. Any thread may call it."""
         return float("inf") if self._read_at is None else time.monotonic() - self._read_at
 
     async def run(self) -> None:
@@ -100,7 +101,7 @@ class Mirror:
 
     @asynccontextmanager
     async def _hints(self) -> AsyncIterator[Callable[[float], Awaitable[None]]]:
-        """`wait(timeout_s)` returns on the first hint and takes those with it that had already come."""
+        """Yield `wait(timeout_s)`, which returns on the first hint and drains those that have arrived with it."""
         async with self._reader.changes() as hint:
 
             async def wait(timeout_s: float) -> None:
@@ -112,7 +113,7 @@ class Mirror:
             yield wait
 
     async def _read(self) -> None:
-        """Read whatever changed in any base, and replace those views."""
+        """Read what changed in each base and replace those views."""
         loop = asyncio.get_running_loop()
         named = await self._reader.bases()
         for base in sorted({*named, *self._following}):
@@ -123,7 +124,7 @@ class Mirror:
                 pulse, telling = await self._pulse(following.view)
                 await self._follow(following, pulse, telling, loop.time())
             except msgspec.DecodeError as error:
-                # A record of another version of MinT: this base stays as it was, the others go on.
+                # A record from another version of MinT: this base keeps its last view, the others go on.
                 self._note_unreadable(following, str(error))
             else:
                 following.unreadable = ""
@@ -137,18 +138,18 @@ class Mirror:
         self._swap()
 
     async def _pulse(self, view: MapView) -> tuple[Pulse, Mapping[str, int]]:
-        """The base's, and which of those that it is silent of are telling the map anew what they hold."""
+        """Return the base's pulse and, of the engines silent in it, those now reporting all their holdings again."""
         pulse = await self._reader.pulse(view.base)
         silent = [n for n, engine in view.engines.items() if engine.alive and pulse.engines.get(n) is None]
         telling = await self._reader.telling(view.base, silent)
         if len(telling) < len(silent):
-            pulse = await self._reader.pulse(view.base)  # one that has ended doing so in between is in it now
+            pulse = await self._reader.pulse(view.base)  # now has the engines that finished reporting in between
         return pulse, telling
 
     async def _follow(self, following: _Following, pulse: Pulse, telling: Mapping[str, int], now: float) -> None:
         base, view = following.view.base, following.view
         was_lost, following.lost = following.lost, lost_something(view, pulse)
-        again = not following.reported <= pulse.engines.keys()  # while it was still being told what it lost before
+        again = not following.reported <= pulse.engines.keys()  # lost once more, before engines had reported it all
         following.reported = pulse.engines.keys()
         if following.lost and (again or not was_lost):
             following.settled_at = max(following.settled_at, now + HEARTBEAT_TTL_S)
@@ -175,8 +176,8 @@ class Mirror:
             following.resync_at = now + RESYNC_S
 
     async def _gone(self, following: _Following, pulse: Pulse, now: float, *, others: bool) -> bool:
-        """Whether a base that the map no longer names was removed (its epoch stays) rather than lost."""
-        if pulse.epoch is not None:  # which it also has where it was named, and written again, since names were read
+        """Return whether an unnamed base was removed (its epoch stays), or has been lost for more than FORGET_S."""
+        if pulse.epoch is not None:  # also true if the base was named and written again since the names were read
             return following.view.base not in await self._reader.bases()
         if following.unnamed_since is None:
             following.unnamed_since = now
@@ -206,7 +207,7 @@ class Mirror:
         elif is_new:
             _log.warning("placement map is still unavailable", error=str(error))
         self._answering = False
-        # Heartbeats ran out unseen: engines get one heartbeat's time to speak again, and all is read anew.
+        # Heartbeats may expire unseen: engines get one heartbeat's time to report again, and everything is reread.
         settled_at = asyncio.get_running_loop().time() + HEARTBEAT_TTL_S
         for following in self._following.values():
             following.settled_at, following.resync_at = settled_at, 0.0

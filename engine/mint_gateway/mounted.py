@@ -1,4 +1,4 @@
-"""The files of a mounted Secret or ConfigMap, read again as they change: what is new there needs no restart."""
+"""The files of a mounted Secret or ConfigMap, read again when they change, so that no restart is needed."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,7 @@ import structlog
 
 from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound, SourceUnavailable
 
-LOOK_S = 2.0  # between two looks; Kubernetes itself takes a minute or so to bring what has changed
+LOOK_S = 2.0  # polling interval; Kubernetes itself takes about a minute to deliver a change
 
 Files = Mapping[str, bytes]
 T = TypeVar("T")
@@ -19,10 +19,10 @@ _log = structlog.get_logger()
 
 
 class Mounted(Generic[T]):
-    """What the files of a folder mean now. What can't be used when it comes is told, and what was before goes on.
+    """The parsed content of a folder (`now`). Content that cannot be used is logged, and the previous one stays.
 
-    `read` makes it of the folder and its files by name, and raises a MintError that names the file. Where nothing
-    else may go on, `broken` says what holds while they cannot be used. `on_change` is called when `now` is another.
+    `read` parses the folder's files, given by name, and raises a MintError that names the bad file. If the previous
+    content must not stay in effect, `broken` returns what replaces it. `on_change` is called after `now` changed.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Mounted(Generic[T]):
         broken: Callable[[MintError], T] | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """Read it the first time. Raises MintError."""
+        """Read the folder for the first time. Raises MintError."""
         self._folder, self._read, self._broken, self._on_change = folder, read, broken, on_change
         real, files = _together(folder)
         self.now, self._seen = read(real, files), _digest(files)
         self._refused = ""
 
     async def run(self) -> None:
-        """Look for changes until cancelled."""
+        """Follow changes until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
             try:
@@ -72,7 +72,7 @@ class Mounted(Generic[T]):
 
 
 def files_of(folder: Path) -> Files:
-    """The folder's files by name, without what Kubernetes keeps there for itself. Raises MintError."""
+    """Return the folder's files by name, without Kubernetes' own "..*" entries. Raises MintError."""
     at = folder
     try:
         found = {}
@@ -89,7 +89,7 @@ def files_of(folder: Path) -> Files:
 
 
 def _together(folder: Path) -> tuple[Path, Files]:
-    """Where the folder's files lie, and those of one moment: Kubernetes may take them away as they are read."""
+    """Return the files' real folder and a consistent snapshot of them: Kubernetes may swap them during a read."""
     while True:
         real = _real(folder)
         try:
@@ -103,7 +103,7 @@ def _together(folder: Path) -> tuple[Path, Files]:
 
 
 def _digest(files: Files) -> bytes:
-    """By which they are known again: what is secret in them is not kept here."""
+    """Return a digest by which a change is noticed without keeping the secret contents."""
     hasher = hashlib.sha256()
     for name, content in sorted(files.items()):
         hasher.update(f"{len(name)} {name} {len(content)} ".encode() + content)
@@ -111,6 +111,6 @@ def _digest(files: Files) -> bytes:
 
 
 def _real(folder: Path) -> Path:
-    """Where files lie that belong together: Kubernetes changes them all at once, by pointing `..data` elsewhere."""
+    """Return the folder of one version of the files: Kubernetes swaps them all at once by relinking `..data`."""
     data = folder / "..data"
     return data.resolve() if data.exists() else folder

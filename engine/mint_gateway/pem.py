@@ -1,4 +1,4 @@
-"""Certificates as text (RFC 7468)."""
+"""Certificates in PEM (RFC 7468)."""
 
 import ssl
 
@@ -6,8 +6,8 @@ from mint_contracts.errors import CorruptFile
 
 
 def check_certificates(subject: str, text: bytes) -> None:
-    """Raise CorruptFile unless the text of `subject` holds certificates."""
+    """Raise CorruptFile, about `subject`, unless the text holds certificates."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text.decode())
-    except (ssl.SSLError, ValueError) as error:  # ValueError: it is no UTF-8, or empty
+    except (ssl.SSLError, ValueError) as error:  # ValueError: it is not UTF-8, or empty
         raise CorruptFile(subject, f"does not hold a valid PEM certificate ({error})") from None

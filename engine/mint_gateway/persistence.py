@@ -1,4 +1,4 @@
-"""How long a client goes on trying one call that fails."""
+"""How long a client retries one failing call."""
 
 import asyncio
 import random
@@ -13,15 +13,15 @@ _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the ca
 
 
 class Persistence:
-    """Whether and how long one call goes on trying; not at all where that `is_hopeless`."""
+    """Decides whether and when one call is retried, for `seconds` after its first failure; not if `is_hopeless`."""
 
     def __init__(self, seconds: float, is_hopeless: Callable[[grpc.aio.AioRpcError], Awaitable[bool]]) -> None:
         self._is_hopeless = is_hopeless
         self._seconds, self._failures = seconds, 0
-        self._until: float | None = None  # from the first failure on: a call may take long before it fails
+        self._until: float | None = None  # set at the first failure: a call may take long before it fails
 
     async def wait(self, error: grpc.aio.AioRpcError, *, final: bool = False) -> None:
-        """Return when the next try is due; raise the failure's MintError when there shall be none."""
+        """Return when the next attempt is due; raise the failure's MintError if there is to be none."""
         failure = from_rpc_error(error)
         self._failures += 1
         now = asyncio.get_running_loop().time()

@@ -1,6 +1,6 @@
-"""Pages of the placement map, by base and then by adapter: where one ends is in the token of the next (AIP-158).
+"""Paging through the placement map, by base and then adapter: the page token says where a page ended (AIP-158).
 
-A name that comes while pages are asked for is in none that was given before; none is given twice.
+No adapter is returned twice. One added while a client pages is missed if it sorts before the pages already returned.
 """
 
 import base64
@@ -15,7 +15,7 @@ PAGE_MAX = 10_000
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):
-    """The last that a page has told of, and the base that was asked for: another list has other pages."""
+    """A page's last adapter and its base, with the base that was asked for: a token is valid for that list only."""
 
     asked: str
     base: str
@@ -26,7 +26,7 @@ NOTHING_YET = End("", "", "")
 
 
 def end_of(request: placement_pb2.ListPlacementsRequest) -> End:
-    """Where the page before has ended. Raises InvalidRequest for what is no token of this list."""
+    """Return where the previous page ended. Raises InvalidRequest if the token is not of this list."""
     if not request.page_token:
         return NOTHING_YET
     try:
@@ -39,6 +39,6 @@ def end_of(request: placement_pb2.ListPlacementsRequest) -> End:
 
 
 def token_after(request: placement_pb2.ListPlacementsRequest, last: placement_pb2.Explanation) -> str:
-    """What asks for the page after the one that ends so."""
+    """Return the token for the page after the one that ends with `last`."""
     end = End(request.base_model, last.base_model, last.adapter)
     return base64.urlsafe_b64encode(msgspec.json.encode(end)).decode()

@@ -1,10 +1,10 @@
-"""One policy that a program trains step by step, by a gateway or an engine.
+"""One policy that a program trains step by step, through a gateway or an engine.
 
 async with Client("127.0.0.1:8470") as client:
     policy = await client.create_policy("acme/haiku", rank=8)
     await policy.forward_backward([example(prompt, completion)], loss="cross_entropy")
     await policy.optim_step(learning_rate=1e-3)
-    await policy.publish()  # from now on whoever asks for acme/haiku gets this
+    await policy.publish()  # from now on, requests for acme/haiku get this revision
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from mint_contracts.transport import MOST_TOKEN_BYTES
 if TYPE_CHECKING:
     from mint_contracts.training_pb2_grpc import TrainerAsyncStub
 
-CALL_TIMEOUT_S = 30 * 60.0  # of one try: an update may wait for those of many others
+CALL_TIMEOUT_S = 30 * 60.0  # for one attempt: an update may wait for those of many other policies
 
 M = TypeVar("M", bound=Message)
 _Send = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
@@ -33,9 +33,10 @@ def example(
     advantage: float | None = None,
     sampler_logprobs: Sequence[float] = (),
 ) -> pb.Example:
-    """What a policy learns from one prompt and its completion (tokens, one of each at least): the completion alone.
+    """Build a training example of a prompt and its completion (token ids), with weights on the completion only.
 
-    Losses that weigh by advantage want one, and the completion's log-probabilities as an answer tells them.
+    Losses that weigh by advantage need `advantage`, and as `sampler_logprobs` the completion's log-probabilities from
+    its answer. Raises InvalidRequest unless prompt and completion have at least one token each.
     """
     if not prompt or not completion:
         raise InvalidRequest("example", "needs at least one token of the prompt, and one of the completion")
@@ -49,15 +50,15 @@ def example(
 
 
 class Policy:
-    """Its calls, one after another. Made by `Client.create_policy` and `Client.policy`.
+    """A handle on one policy; its calls run one after another. Made by `Client`'s create, resume and `policy`.
 
-    A call that fails is tried again as the client does, under the same number, so that it counts once. Where that
-    ends without an answer (the time is up, the caller was cancelled, no engine is found that has the policy), nobody
-    knows whether it took effect: `settle` asks for its answer, and no other call is sent before.
+    A failed call is retried as by the client, under the same sequence number, so that it takes effect once. If the
+    retries end without an answer (out of time, caller cancelled, no engine found that has the policy), it is unknown
+    whether the call took effect: `settle` gets its answer, and other calls raise OutOfOrder until then.
 
-    An engine saves a policy when it is told to end, and when nobody has called it for long; the next call then goes
-    on, elsewhere maybe, as if nothing had been. What was not saved, as when an engine is killed, is lost:
-    PolicyNotFound, and `Client.resume_policy` goes on from the newest checkpoint.
+    An engine saves a policy when it is told to end, or when nobody has called the policy for long; the next call then
+    continues transparently, maybe on another engine. Unsaved state is lost, as when an engine is killed: calls raise
+    PolicyNotFound, and `Client.resume_policy` continues from the newest checkpoint.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Policy:
         state: pb.PolicyState,
         base_model: str,
     ) -> None:
-        """`send` tries a call until it has an answer, or raises MintError."""
+        """`send` retries a call until it has an answer, or raises MintError."""
         self._stub, self._metadata, self._send = stub, metadata, send
         self.name, self.life, self.base_model, self.engine = state.policy, state.life, base_model, state.engine
         self.sequence, self.step, self._lease = state.sequence, state.step, state.lease
@@ -87,9 +88,10 @@ class Policy:
         ratio_high: float = 0.0,
         completion_tokens: int = 0,
     ) -> pb.ForwardBackwardResponse:
-        """Add the gradients of a loss over examples; what its parameters mean, ForwardBackwardRequest tells.
+        """Add the gradients of a loss over examples; ForwardBackwardRequest explains the parameters.
 
-        A batch that is too large for one call is told in several: gradients add up until the next step.
+        A batch that is too large for one call is split over several: gradients add up until the next step. Raises
+        InvalidRequest for examples that are too large for one call.
         """
         request = pb.ForwardBackwardRequest(
             examples=examples,
@@ -117,7 +119,7 @@ class Policy:
         weight_decay: float = 0.0,
         max_grad_norm: float = 0.0,
     ) -> pb.OptimStepResponse:
-        """Take one AdamW step along the gradients; `max_grad_norm` 0 leaves them as they are."""
+        """Take one AdamW step along the gradients; `max_grad_norm` 0 does not clip them."""
         request = pb.OptimStepRequest(
             learning_rate=learning_rate,
             beta1=beta1,
@@ -130,28 +132,28 @@ class Policy:
         return response
 
     async def save_state(self) -> str:
-        """Write a checkpoint, with the optimizer's state; where it is."""
+        """Write a checkpoint, with the optimizer's state; return its URI."""
         saved: pb.SaveStateResponse = await self._next("SaveState", pb.SaveStateRequest())
         return saved.uri
 
     async def load_state(self, uri: str) -> None:
-        """Go on from a checkpoint that a policy of this name has saved."""
+        """Continue from a checkpoint that a policy of this name has saved."""
         await self._next("LoadState", pb.LoadStateRequest(uri=uri))
 
     async def publish(self) -> pb.PublishResponse:
-        """Serve the weights as they are under the policy's name, from now on."""
+        """Serve the current weights under the policy's name from now on."""
         response: pb.PublishResponse = await self._next("Publish", pb.PublishRequest())
         return response
 
     async def settle(self) -> Any:
-        """The answer to the call whose outcome is not known, as it would have had; None where there is none such."""
+        """Return the answer to the call whose outcome is unknown, or None if there is no such call."""
         async with self._turn:
             if self._unsettled is None:
                 return None
             return await self._settled(*self._unsettled)
 
     async def drop(self) -> None:
-        """Let it go, and what its name means; what it has saved and published stays in the store."""
+        """Drop the policy and its name; what it has saved and published stays in the store."""
         request = pb.DropPolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
         await self._send(lambda: self._stub.DropPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata))
 
@@ -169,7 +171,8 @@ class Policy:
         try:
             answer = await self._answered(call, request)
         except MintError as error:
-            # An engine's word: it has not been. "Nowhere" may be a gateway's, cut off from where it is.
+            # A terminal error of the engine: the call took no effect. PolicyNotFound may come from a gateway that
+            # merely cannot reach the policy's engine.
             if error.terminal and not isinstance(error, Internal | PolicyNotFound):
                 self._unsettled = None
             raise
@@ -178,7 +181,7 @@ class Policy:
         return answer
 
     async def _answered(self, call: str, request: Any) -> Any:
-        """The answer, by another engine where the policy's own has ended and left it as it was."""
+        """Send the call and return its answer, from another engine if the policy's own ended after saving it."""
         sent_again = False
         while True:
             request.lease = self._lease
@@ -190,20 +193,20 @@ class Policy:
                 lease = self._lease
                 if not await self._resumed(request.sequence):
                     raise
-                if self._lease == lease:  # it was there all the time, out of a gateway's sight
+                if self._lease == lease:  # the policy never moved; a gateway just did not see it
                     if sent_again:
                         raise
                     sent_again = True
                     continue
-            if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
+            if self.sequence == request.sequence:  # the call took effect, and its answer was lost with the engine
                 message = f"continues after its call {self.sequence} ({call}), whose answer is lost; send the next"
                 raise OutOfOrder(f"policy {self.name!r}", message)
 
     async def _resumed(self, sequence: int) -> bool:
-        """Whether its engine is found to have it, or one goes on with what that has left, which is told by its lease.
+        """Return whether the policy's engine still has it, or another engine resumed it, under a new lease.
 
-        Raises PolicyNotFound where it has not gone on from just before or behind call `sequence`, or has been called
-        since: nobody is to go on with older weights unawares, nor with another program's.
+        Raises PolicyNotFound if it was not resumed from just before or just after call `sequence`, or has been called
+        since: a caller must not continue unawares from older weights or from another program's.
         """
         request = pb.ResumePolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
         try:
@@ -214,7 +217,7 @@ class Policy:
             return False
         if state.lease == self._lease:
             return True
-        if state.lease < self._lease:  # of an engine that does not know yet that it was gone on with elsewhere
+        if state.lease < self._lease:  # from an engine that does not know yet that the policy moved elsewhere
             return False
         taken_up = state.taken_up if state.HasField("taken_up") else state.sequence
         if state.sequence != taken_up or taken_up not in {sequence - 1, sequence}:

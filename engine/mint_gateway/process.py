@@ -1,4 +1,4 @@
-"""The gateway's life: serves until SIGTERM, drains."""
+"""The gateway process: serves until SIGTERM, then drains."""
 
 import asyncio
 import signal
@@ -13,9 +13,9 @@ from mint_gateway.server import OPEN, Limits, serve
 
 
 async def run(port: int, http_port: int, metrics_port: int, security: DoorSecurity = OPEN) -> None:
-    """Serve by gRPC and by HTTP, as they are secured, and metrics, on a port each, until a signal.
+    """Serve gRPC, HTTP and metrics, on one port each, until SIGTERM or SIGINT.
 
-    Raises the defect that ended its own work before.
+    Raises the exception of a background task that ended early.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

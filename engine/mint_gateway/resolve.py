@@ -1,6 +1,6 @@
-"""Which base model a request means: pure. Of a name alone the bases' catalogs may have to say it.
+"""Deciding which base model a request means: pure. For a name without a base, the bases' catalogs may have to decide.
 
-What engines hold decides nothing: a name must not mean another base because somebody asked for it there.
+What engines hold does not count: a name must not change its base because somebody asked for it there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from mint_gateway.view import MapView, incomplete
 
 
 def resolve(views: Mapping[str, MapView], base: str) -> MapView:
-    """The view of the base that is named; without a name the only one. Raises InvalidRequest, BaseModelNotFound."""
+    """Return the view of `base`, or of the only base if it is empty. Raises InvalidRequest, BaseModelNotFound."""
     if base:
         check_base(base)
         if base not in views:
@@ -26,10 +26,10 @@ def resolve(views: Mapping[str, MapView], base: str) -> MapView:
 
 
 def possible(views: Mapping[str, MapView], base: str, adapter: str) -> Sequence[MapView]:
-    """The views of the bases that these names may mean: one at least, and of several `meant` says which.
+    """Return the views of the bases that these names may mean, at least one; `meant` decides between several.
 
-    Without a base: the one where a wave has placed the adapter, else those where it may be as far as the map tells.
-    Raises InvalidRequest (which lists the bases, where there are waves over several), BaseModelNotFound,
+    Without a base: the one where a wave has placed the adapter, else all those that may have it according to the map.
+    Raises InvalidRequest (listing the bases if waves place the adapter on several), BaseModelNotFound,
     AdapterNotFound, MapUnavailable.
     """
     if adapter:
@@ -48,10 +48,10 @@ def possible(views: Mapping[str, MapView], base: str, adapter: str) -> Sequence[
 def meant(
     views: Mapping[str, MapView], found: Sequence[MapView], adapter: str, entries: Mapping[str, Entry | None]
 ) -> MapView:
-    """Of several possible bases the one that knows the adapter, else the one whose store may have it.
+    """Return the one of several possible bases that knows the adapter, else the one whose store may have it.
 
-    `entries` are what catalogs say of it, by base. One that was retired means nothing: where no other base is left,
-    that one is given, which says so. Raises InvalidRequest, AdapterNotFound, MapUnavailable.
+    `entries` has the catalogs' entries by base. Bases where it was retired do not count, but if no other is left, one
+    of those is returned: its entry says so. Raises InvalidRequest, AdapterNotFound, MapUnavailable.
     """
     retired = {base for base, entry in entries.items() if entry is not None and entry.retired}
     left = [view for view in found if view.base not in retired]
@@ -72,7 +72,7 @@ def _only(views: Sequence[MapView], adapter: str) -> MapView:
 
 
 def _unknown(views: Mapping[str, MapView], adapter: str) -> MintError:
-    """That no base has the adapter, or that nobody can tell before the map is complete."""
+    """Return the error that no base has the adapter, or that this cannot be known until the map is complete."""
     for view in views.values():
         if view.record is None or view.version is None:
             return incomplete(view.base)

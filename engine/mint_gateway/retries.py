@@ -1,4 +1,4 @@
-"""How far one request has come with its engines, and what a failed try means: patience, rounds, backoff."""
+"""Retrying one request on several engines: patience, rounds, backoff, and what a failed attempt means."""
 
 import asyncio
 
@@ -11,18 +11,18 @@ from mint_contracts.wire import from_rpc_error
 
 
 class Patience(msgspec.Struct, frozen=True):
-    """Bounds on what happens before the first token."""
+    """Bounds on retries before the first token."""
 
     tries: int = 20  # calls to engines
-    lost: int = 3  # engines that were there and are gone, with the request
-    away_s: float = 10.0  # waiting while no engine can answer, in all
-    retry_after_s: float = 2.0  # what a client is told then
+    lost: int = 3  # engines that died with the request
+    away_s: float = 10.0  # total time to wait while no engine can answer
+    retry_after_s: float = 2.0  # sent to the client after that
     first_backoff_s: float = 0.02
     cap_backoff_s: float = 0.5
 
 
 class Retries:
-    """How far one request has come with its engines."""
+    """The attempts of one request so far. A round tries each engine at most once."""
 
     def __init__(self, patience: Patience, deadline: float | None) -> None:
         self._patience = patience
@@ -30,15 +30,15 @@ class Retries:
         self._give_up_at: float | None = None
         self._rounds = 0
         self.count = 0
-        self.lost = 0  # engines that the request was with when they went
-        # In this round, by address; None: said nothing of use.
+        self.lost = 0  # engines that died with the request
+        # Failed attempts of this round, by address; None: the error says nothing useful to the client.
         self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
 
     def failed_with(self, address: str, error: grpc.aio.AioRpcError, request_id: str) -> None:
-        """Note what came of a try. Raises Internal where engine after engine has gone with the request.
+        """Record a failed attempt. Raises Internal once `Patience.lost` engines have died with the request.
 
-        It may be what ends them, and is not handed on until none is left. Of an engine that could not be reached it
-        is known that it had none of it, and one that fell silent may be there still.
+        The request may be what kills them, so it must not be passed on until none is left. Engines that could not be
+        reached do not count, since they never had it, nor do those that fell silent, since they may still run.
         """
         self.failed[address] = error
         self.lost += _went(error)
@@ -48,21 +48,21 @@ class Retries:
             raise Internal(f"request {request_id}", f"{message}; {why}")
 
     def remaining_s(self) -> float | None:
-        """Seconds to the client's deadline."""
+        """Return the seconds until the client's deadline, or None without one."""
         return None if self._deadline is None else max(0.0, self._deadline - asyncio.get_running_loop().time())
 
     async def pause(self) -> None:
-        """A moment between two engines, so that a herd spreads."""
+        """Wait briefly between two engines, so that a herd of requests spreads out."""
         await asyncio.sleep(delay_s(len(self.failed), first_s=self._patience.first_backoff_s, cap_s=0.1))
 
     def raise_refusal(self) -> None:
-        """If an engine of this round answered at all, its refusal is better news than "unavailable"."""
+        """Raise the refusal of an engine in this round, if any: it says more than "unavailable"."""
         refusals = [error for error in self.failed.values() if error is not None and not lost(error)]
         if refusals:
             raise min(refusals, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
     async def wait(self) -> bool:
-        """Wait before a new round; False when patience (or nine tenths of the deadline) is at its end."""
+        """Wait before a new round. Return False once the patience, or nine tenths of the deadline, is used up."""
         now = asyncio.get_running_loop().time()
         if self._give_up_at is None:
             remaining = self.remaining_s()
@@ -78,23 +78,23 @@ class Retries:
 
 
 def _went(error: grpc.aio.AioRpcError) -> bool:
-    """Whether an engine that was there is gone, by what the transport says of it."""
+    """Return whether a running engine died, judging by the transport's error."""
     details = error.details() or ""
     own_word = isinstance(from_rpc_error(error), Draining | EngineUnavailable | BaseModelNotFound)
     return lost(error) and not own_word and "failed to connect" not in details and "keepalive" not in details
 
 
 def lost(error: grpc.aio.AioRpcError) -> bool:
-    """The engine is away, as opposed to having said something. At its address may be another base's by now."""
+    """Return whether the engine is away, rather than refusing. Its address may belong to another base by now."""
     failure = from_rpc_error(error)
     if isinstance(failure, Draining | EngineUnavailable | BaseModelNotFound):
         return True
-    if type(failure) is Unavailable:  # the transport's own word: no ErrorInfo came with it
+    if type(failure) is Unavailable:  # the transport's own error: it came without ErrorInfo
         return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
     return error.code() is grpc.StatusCode.INTERNAL and "RST_STREAM" in (error.details() or "")
 
 
 def another_may_do_better(error: grpc.aio.AioRpcError) -> bool:
-    """A failure before the first token that the next engine need not share."""
+    """Return whether another engine may succeed after this failure before the first token."""
     retryable = not from_rpc_error(error).terminal and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
     return retryable or lost(error) or error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,4 +1,4 @@
-"""Forwarding one request: pick, try, go on to the next engine before the first token, wait when all are away."""
+"""Forwarding one request: choose an engine, try it, go to the next before the first token, wait if all are away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,7 +32,7 @@ Send = Callable[[sampling_pb2.GenerateEvent], Awaitable[None]]
 
 
 class Trail(msgspec.Struct):
-    """What became of one request, for its log line and the metrics."""
+    """What happened to one request, for its log line and the metrics."""
 
     request_id: str
     base_model: str = ""
@@ -41,7 +41,7 @@ class Trail(msgspec.Struct):
     revision: str = ""
     why: str = ""
     tries: int = 0
-    first_token_at: float | None = None  # the event loop's clock
+    first_token_at: float | None = None  # on the event loop's clock
     source: Source | None = None  # where the catalog has the adapter
 
 
@@ -65,25 +65,25 @@ class Router:
         self._on_retry = on_retry
 
     def find(self, base: str) -> MapView:
-        """The view of the base that is named, or without a name of the only one. Raises as `resolve` does.
+        """Return the view of `base`, or of the only base if it is empty. Raises as `resolve` does.
 
-        Raises MapUnavailable before any map, and for what is not known of while Redis is away.
+        Also raises MapUnavailable before the map was read, and for an unknown base while Redis is away.
         """
         with self._as_last_read():
             return resolve(self._mirror.known(), base)
 
     def views(self, base: str) -> list[MapView]:
-        """That of the base that is named, or without a name those of all, by name. Raises as `find`."""
+        """Return the view of `base`, or if it is empty the views of all bases, by name. Raises as `find` does."""
         if base:
             return [self.find(check_base(base))]
         return [view for _, view in sorted(self._mirror.known().items())]
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
-        """The view of the base that these names mean, and where its catalog has an adapter that no wave serves there.
+        """Return the view of the base that these names mean, and the catalog's source of an unplaced adapter.
 
-        What the catalog does not know may lie in the base's store; what was retired means nothing, wherever it lies:
-        raises AdapterNotFound. Raises as `possible` and `meant` do, and MapUnavailable as `find`, or where a catalog
-        that may decide cannot be asked.
+        An adapter unknown to the catalog may be in the base's store, so its source is None. A retired one raises
+        AdapterNotFound, even if its files exist. Otherwise raises as `possible` and `meant` do, and MapUnavailable as
+        `find` does, or if a catalog that may decide cannot be read.
         """
         with self._as_last_read():
             view = await self._meant(base, adapter)
@@ -95,7 +95,7 @@ class Router:
         return view, None if entry is None else entry.source
 
     async def _meant(self, base: str, adapter: str) -> MapView:
-        """The view that is meant: catalogs are asked, all at once, where the map leaves several."""
+        """Return the view that the names mean; if the map leaves several, ask their catalogs concurrently."""
         views = self._mirror.known()
         found = possible(views, base, adapter)
         if len(found) == 1:
@@ -106,7 +106,7 @@ class Router:
 
     @contextmanager
     def _as_last_read(self) -> Iterator[None]:
-        """What is not found in a map that may be old by now may have come since: MapUnavailable."""
+        """Turn "not found" into MapUnavailable while Redis is away: what is missing may have been added since."""
         try:
             yield
         except (AdapterNotFound, BaseModelNotFound) as error:
@@ -115,7 +115,7 @@ class Router:
             raise
 
     def now(self, view: MapView) -> Now:
-        """What the gateway itself knows of the engines of a view."""
+        """Return what the gateway itself knows about a view's engines."""
         addresses = {name: engine.record.address for name, engine in view.engines.items()}
         counts = self._in_flight.by_address
         return Now(
@@ -127,11 +127,11 @@ class Router:
     async def generate(
         self, request: sampling_pb2.GenerateRequest, send: Send, *, remaining_s: float | None, trail: Trail
     ) -> None:
-        """Answer one request by way of an engine, and note in it what that must know.
+        """Answer one request through an engine; modifies `request` and records the outcome in `trail`.
 
         `remaining_s` is the client's deadline, if it has one.
 
-        Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
+        Raises MintError for the gateway's own errors and AioRpcError for errors from an engine.
         """
         trail.adapter, trail.base_model = request.adapter, request.base_model
         request.cache_salt = granted.get().salt(request.cache_salt)
@@ -150,9 +150,9 @@ class Router:
                         return
 
     async def _next(self, trail: Trail, retries: Retries) -> tuple[Candidate, Source | None]:
-        """The best engine that was not tried in this round, and what it must be told of where the adapter is now.
+        """Return the best engine not tried in this round, and the adapter's source if the engine must be sent it.
 
-        Waits for one while patience lasts.
+        Waits for an engine while the patience lasts.
         """
         if retries.failed:
             await retries.pause()
@@ -185,7 +185,7 @@ class Router:
         retries: Retries,
         trail: Trail,
     ) -> bool:
-        """One engine's try. False: it failed before the first token, and another may do better."""
+        """Try one engine. Return False if it failed before the first token and another may succeed."""
         async with self._channels.use(candidate.address) as stubs:
             call = stubs.sampler.Generate(request, timeout=retries.remaining_s())
             try:
@@ -193,7 +193,7 @@ class Router:
                     events = await _until_first_token(call, candidate)
                 except grpc.aio.AioRpcError as error:
                     failure = from_rpc_error(error)
-                    # Placed a moment ago: the engine has yet to read what it must hold.
+                    # The adapter was placed just now: the engine has not read its part of the map yet.
                     too_early = candidate.behind and isinstance(failure, AdapterNotFound)
                     if not too_early and not another_may_do_better(error):
                         raise
@@ -212,14 +212,14 @@ class Router:
 
 
 def _may_ask(view: MapView, adapter: str) -> bool:
-    """Whether the base's catalog may be asked of it: there is one, and the caller's key opens the name."""
+    """Return whether to ask the base's catalog for the adapter: there is one, and the caller's key opens the name."""
     return view.has_catalog and view.scope.adapter(adapter)
 
 
 def _prepare(request: sampling_pb2.GenerateRequest, trail: Trail, source: Source | None) -> None:
-    """Tell an engine what it must know. It may hold a wave's adapter, and not know of the wave (yet, or any more).
+    """Set the request's names and source for an engine, which may not know the adapter's wave (yet, or any more).
 
-    In the request itself: of a copy, a long prompt would be kept twice until its answer's end.
+    Modifies the request in place: a copy would keep a long prompt twice until the end of its answer.
     """
     request.base_model, request.request_id = trail.base_model, trail.request_id
     request.ClearField("whence")
@@ -228,7 +228,7 @@ def _prepare(request: sampling_pb2.GenerateRequest, trail: Trail, source: Source
 
 
 async def _until_first_token(call: "Call", candidate: Candidate) -> list[sampling_pb2.GenerateEvent]:
-    """The events up to the first that carries a token, of whichever completion, or the end."""
+    """Read events up to the first one other than `started`. Raises EngineUnavailable if the stream ends before."""
     events: list[sampling_pb2.GenerateEvent] = []
     while not events or events[-1].HasField("started"):
         event = await call.read()
@@ -241,15 +241,15 @@ async def _until_first_token(call: "Call", candidate: Candidate) -> list[samplin
 async def _forward(
     call: "Call", events: list[sampling_pb2.GenerateEvent], send: Send, candidate: Candidate, *, completions: int
 ) -> None:
-    """Send what was read and all that follows; a stream that breaks can only be asked anew by the client.
+    """Send the events already read and all that follow. Only the client can retry a stream that breaks here.
 
-    It is whole when each of the request's `completions` has its Finished.
+    The answer is complete when each of the request's `completions` has its Finished.
     """
     for ready in events:
         await send(ready)
     finished = sum(event.HasField("finished") for event in events)
     try:
-        # To the stream's end, not only to Finished: ending it sooner would look like a client that left.
+        # Read to the stream's end, not only to Finished: an earlier end would look like a client that disconnected.
         while isinstance(event := await call.read(), sampling_pb2.GenerateEvent):
             finished += event.HasField("finished")
             await send(event)

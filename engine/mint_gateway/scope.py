@@ -1,4 +1,4 @@
-"""What one key opens: pure. Whoever bears it learns of nothing else, not even that it is there."""
+"""What one key opens: pure. Its holder learns of nothing else, not even that it exists."""
 
 import hashlib
 import json
@@ -10,25 +10,25 @@ from mint_contracts.names import split_asked
 
 @dataclass(frozen=True)
 class Scope:
-    """Adapters by how their names begin, base models and waves by their namespaces. None: all; empty: none."""
+    """Adapters by name prefix, base models and waves by namespace. None opens all, an empty one nothing."""
 
     adapters: tuple[str, ...] | None = None
     namespaces: frozenset[str] | None = None
 
     def adapter(self, asked: str) -> bool:
-        """Whether it opens the adapter, asked for as NAME or NAME@REVISION."""
+        """Return whether the scope opens the adapter, given as NAME or NAME@REVISION."""
         return self.adapters is None or split_asked(asked)[0].startswith(self.adapters)
 
     def base(self, name: str) -> bool:
-        """Whether it opens the base model "namespace/name" by itself: asking for it bare, and all that it has."""
+        """Return whether the scope opens the base model "namespace/name", bare and with the adapters it opens."""
         return self._namespace(name)
 
     def wave(self, name: str) -> bool:
-        """Whether it opens the wave "namespace/name", over a base that it opens."""
+        """Return whether the scope opens the wave "namespace/name", over a base that it opens."""
         return self._namespace(name)
 
     def prefixes(self, wanted: str) -> tuple[str, ...]:
-        """The beginnings of all names that it opens and that begin with `wanted`; sorted, none begins another."""
+        """Return the prefixes of all opened names that begin with `wanted`, sorted; none is a prefix of another."""
         if self.adapters is None:
             return (wanted,)
         found: list[str] = []
@@ -40,7 +40,7 @@ class Scope:
         return tuple(found)
 
     def salt(self, given: str) -> str:
-        """Of whoever may find what requests leave in engines' caches: all of this scope who have `given` the same."""
+        """Return the cache salt: keys share engines' prompt caches only with the same scope and `given` salt."""
         if self == EVERYTHING and not given:
             return ""
         opened = [sorted(each) if each is not None else None for each in (self.adapters, self.namespaces)]
@@ -51,7 +51,7 @@ class Scope:
 
 
 EVERYTHING = Scope()
-OUT_OF_SCOPE = "outside your key's scope; contact the gateway's administrator"  # how a refusal ends
+OUT_OF_SCOPE = "outside your key's scope; contact the gateway's administrator"  # the end of a refusal's message
 
-# What the key opens that the request bears which is answered here; everything where none is asked for.
+# The scope of the current request's key; everything if the gateway requires no key.
 granted: ContextVar[Scope] = ContextVar("granted", default=EVERYTHING)

@@ -1,4 +1,4 @@
-"""The placement map as a key's scope shows it: pure. What is out of scope is not there, so that nothing tells it."""
+"""Restricting the placement map to a key's scope: pure. What is out of scope is absent, so nothing reveals it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -17,14 +17,14 @@ _KEPT_BACK = "withheld: the details may name objects outside this key's scope; c
 
 
 def within(views: Mapping[str, MapView], scope: Scope) -> Mapping[str, MapView]:
-    """The bases that a scope opens, each with the adapters that it opens, and of their waves those that it opens."""
+    """Return the bases that a scope opens, each with only the adapters and waves that it opens."""
     if scope == EVERYTHING:
         return views
     return _Narrowed(views, scope.base, lambda view: _view(view, scope))
 
 
 def waves_within(records: Mapping[str, WaveRecord], scope: Scope) -> Mapping[str, WaveRecord]:
-    """The waves of one base that a scope opens, with their places among those of them that wait."""
+    """Return one base's waves that a scope opens, with their queue positions among themselves."""
     if scope == EVERYTHING:
         return records
     own = {name: each for name, each in records.items() if scope.wave(name)}
@@ -33,21 +33,21 @@ def waves_within(records: Mapping[str, WaveRecord], scope: Scope) -> Mapping[str
 
 
 def training_within(training: Mapping[str, WaveTraining], scope: Scope) -> Mapping[str, WaveTraining]:
-    """The training waves of one base that a scope opens, each with the policies that it opens."""
+    """Return one base's training waves that a scope opens, each with the policies that it opens."""
     if scope == EVERYTHING:
         return training
     return {name: _training(each, scope) for name, each in training.items() if scope.wave(name)}
 
 
 def progresses_within(progresses: Progresses, scope: Scope) -> Progresses:
-    """What each engine tells of the policies that a scope opens."""
+    """Return what each engine reports about the policies that a scope opens."""
     if scope.adapters is None:
         return progresses
     return {engine: _Narrowed(of, scope.adapter) for engine, of in progresses.items()}
 
 
 class _Narrowed(Mapping[str, T], Generic[T]):
-    """A mapping without the names that a scope does not open. It copies nothing: there may be many."""
+    """A view of a mapping without the names that a scope does not open. It copies nothing: there may be many."""
 
     def __init__(
         self, whole: Mapping[str, T], opens: Callable[[str], bool], shown: Callable[[T], T] = lambda value: value
@@ -100,14 +100,14 @@ def _wave(record: WaveRecord, waiting: list[int], scope: Scope) -> WaveRecord:
 
 
 def _message(message: str, mentions: Mentions | None, scope: Scope) -> str:
-    """What is said of a wave, unless it names, or may name, what the scope does not open."""
+    """Return a wave's message, or a placeholder if it names, or may name, what the scope does not open."""
     if not message or (mentions is not None and _opens(scope, mentions)):
         return message
     return _KEPT_BACK
 
 
 def _opens(scope: Scope, mentions: Mentions) -> bool:
-    """Whether a scope opens all that a message mentions."""
+    """Return whether a scope opens everything that a message mentions."""
     others = mentions.others and scope.adapters is not None
     return not others and all(map(scope.adapter, mentions.adapters)) and all(map(scope.wave, mentions.waves))
 

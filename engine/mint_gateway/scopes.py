@@ -1,6 +1,6 @@
-"""Which key opens what: read from a file that names keys, each with its scope. A key that it does not name opens all.
+"""The scopes of keys, read from a file by key name. A key that the file does not name opens everything.
 
-What cannot be read opens nothing: a key never opens more because somebody mistyped what it may.
+An unreadable scope opens nothing: a typing error must never open more to a key.
 """
 
 import json
@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A scope as the file has it; values.schema.json of the chart says the same."""
+    """A scope as written in the file; the chart's values.schema.json has the same rules."""
 
     adapters: list[_Prefix] | UnsetType = UNSET
     namespaces: list[_Namespace] | UnsetType = UNSET
@@ -34,13 +34,13 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Scopes:
-    """The scope of each key that has one, by its name; None where it cannot be read. `broken`: nobody's can."""
+    """The scopes by key name; None is an unreadable scope. `broken`: the file itself is unreadable."""
 
     by_key: Mapping[str, Scope | None]
     broken: bool = False
 
     def of(self, key: str) -> Scope:
-        """What the key of that name opens. Raises Unauthenticated where nobody can tell."""
+        """Return the scope of the key of that name. Raises Unauthenticated if it cannot be read."""
         scope = None if self.broken else self.by_key.get(key, EVERYTHING)
         if scope is None:
             message = "holds a key whose scope the gateway cannot read; contact its administrator"
@@ -49,7 +49,7 @@ class Scopes:
 
 
 def read_scopes(folder: Path, files: Files) -> Scopes:
-    """The scopes in scopes.json. Raises SourceNotFound without it; what cannot be read in it is logged."""
+    """Return the scopes in scopes.json. Raises SourceNotFound if it is missing; unreadable content is logged."""
     file = folder / SCOPES_FILE
     if SCOPES_FILE not in files:
         raise SourceNotFound(str(file), "does not exist; create it with the scopes of the keys")
@@ -65,7 +65,7 @@ def read_scopes(folder: Path, files: Files) -> Scopes:
 
 
 def no_scopes(error: MintError) -> Scopes:
-    """What holds while the file cannot be read."""
+    """Return the scopes that hold while the file cannot be read: none."""
     return _broken(error.subject, error.message)
 
 
@@ -87,7 +87,7 @@ def _read(file: str, key: str, entry: object) -> Scope | None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where a name comes twice: which of the two holds, nobody could tell."""
+    """Build a JSON object. Raises ValueError for a duplicate name, which would be ambiguous."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"has a duplicate name among {', '.join(sorted(found))[:200]}")

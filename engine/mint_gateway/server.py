@@ -1,4 +1,4 @@
-"""A whole gateway: mirror, router and its two doors, gRPC and HTTP, started and drained."""
+"""A complete gateway: mirror, router and the two doors, gRPC and HTTP, started and drained."""
 
 import asyncio
 import socket
@@ -69,19 +69,19 @@ class Limits(msgspec.Struct, frozen=True):
     """A gateway's bounds."""
 
     requests: int = 2048  # in flight
-    training_calls: int = 256  # in flight, beside requests
-    calls: int = 256  # in flight of all others that are no streams
+    training_calls: int = 256  # in flight, in addition to requests
+    calls: int = 256  # in flight, of all others that are not streams
     patience: Patience = Patience()
     connections: int = 1024  # at each door
-    idle_s: float = IDLE_MS / 1000  # of a connection that carries nothing
-    silence_s: float = 60.0  # of a client that registers
-    farewell_s: float = 3.0  # still accepting while the Service's endpoints forget this pod
-    grace_s: float = 22.0  # then, for requests in flight; both fit in Kubernetes' 30 s
+    idle_s: float = IDLE_MS / 1000  # how long a connection may carry nothing
+    silence_s: float = 60.0  # how long a client that registers adapters may send nothing
+    farewell_s: float = 3.0  # how long to keep accepting while the Service's endpoints drop this pod
+    grace_s: float = 22.0  # after that, for requests in flight; both fit in Kubernetes' 30 s
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """A running gateway. What is `lasting` ends only by a defect, and then the gateway should end too."""
+    """A running gateway. A task of `lasting` ends only through a defect, and then the gateway should end too."""
 
     port: int
     http_port: int
@@ -94,9 +94,9 @@ class Gateway:
 async def serve(
     redis: Redis, address: str, listening: socket.socket, limits: Limits, security: DoorSecurity = OPEN
 ) -> AsyncIterator[Gateway]:
-    """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
+    """Serve gRPC on `address` ("host:port", port 0 for a free one) and HTTP on `listening` until the block ends.
 
-    Both as they are secured. Then drain. Health is SERVING from the first time that the map was read.
+    Then drain. `security` secures both doors. Health is SERVING once the map has been read for the first time.
     """
     channels, metrics, reader, draining = Channels(), Metrics(), MapReader(redis), asyncio.Event()
     in_flight, calls = InFlight(limits.requests), InFlight(limits.calls)
@@ -167,7 +167,7 @@ def _server(
         *SERVER_OPTIONS,
         *GATEWAY_OPTIONS,
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_allowed_incoming_connections", limits.connections),  # one too many is closed at once
+        ("grpc.max_allowed_incoming_connections", limits.connections),  # any beyond it is closed at once
         ("grpc.max_connection_idle_ms", round(1000 * limits.idle_s)),
     ]
     server = grpc.aio.server(interceptors=guards, options=options)
@@ -188,7 +188,7 @@ def _listen(server: grpc.aio.Server, address: str, certificate: Mounted[Certific
 
 
 async def _be_alive(healthy: health.aio.HealthServicer) -> None:
-    """Alive and not ready: the health service itself answers as long as the loop turns, whatever the map does."""
+    """Report alive but not ready: the health service itself is SERVING from the start, even without a map."""
     await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
     await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
 

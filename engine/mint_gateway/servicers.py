@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 
 class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
-    """Answers requests by gRPC."""
+    """Answers requests over gRPC."""
 
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
 
-    # Written as a coroutine, not a generator: a client's cancellation then arrives inside the router at once.
+    # Written as a coroutine, not a generator: a client's cancellation then reaches the router at once.
     async def Generate(  # type: ignore[override]  # noqa: N802 - the proto's name
         self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> None:
-        """Answer by way of the best engine."""
+        """Answer through the best engine."""
         writing = Writing(context)
         try:
             await self._answering.answer(request, writing.write, context.time_remaining())
@@ -45,31 +45,31 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
 
 
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):
-    """Tells where adapters are, and why."""
+    """Explains where adapters are, and why."""
 
     def __init__(self, router: Router, why: Explainer, calls: InFlight) -> None:
-        """`calls` counts and bounds those that are answered at once, with those of other services."""
+        """`calls` counts and bounds the calls answered at the same time, together with those of other services."""
         self._router, self._calls = router, calls
         self._why = why
 
     async def Explain(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ExplainRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.Explanation:
-        """Why is this adapter where it is, and which engine would answer now?"""
+        """Explain where an adapter is and why, and which engine would answer now."""
 
         return await answered(lambda: self._why.adapter(request.base_model, request.adapter), context, self._calls)
 
     async def ExplainWave(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ExplainWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.WaveExplanation:
-        """Why does this wave stand as it stands?"""
+        """Explain a wave's state."""
 
         return await answered(lambda: self._why.wave(request.wave), context, self._calls)
 
     async def ListPlacements(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ListPlacementsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.ListPlacementsResponse:
-        """A page of the adapters that are placed or held, of one base or of all."""
+        """Return a page of the adapters that are placed or held, of one base or of all."""
 
         async def answer() -> placement_pb2.ListPlacementsResponse:
             size = page_size(request.page_size, placement_pages.PAGE, placement_pages.PAGE_MAX)
@@ -91,18 +91,18 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
 
 
 async def pass_on(error: grpc.aio.AioRpcError, context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
-    """End the call with an engine's own word, as it is, details included."""
+    """End the call with an engine's error unchanged, including its metadata."""
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
-    raise error  # abort has raised already
+    raise error  # unreachable: abort raises
 
 
 async def answered(
     make: Callable[[], Awaitable[T]], context: "grpc.aio.ServicerContext[Any, Any]", calls: InFlight | None = None
 ) -> T:
-    """What `make` gives, as one of the `calls` in flight; its MintError, or their Overloaded, ends the call."""
+    """Return the result of `make`, counted among `calls`. Its MintError, or Overloaded, aborts the call."""
     try:
         with nullcontext() if calls is None else calls.admit():
             return await make()
     except MintError as error:
         await context.abort_with_status(to_status(error))
-        raise  # abort has raised already
+        raise  # unreachable: abort raises

@@ -1,7 +1,7 @@
-"""What is sent is taken in time, or whoever asked for it loses their place among the requests in flight.
+"""Ending requests whose clients do not read their answers, so that they free their place among those in flight.
 
-A client that leaves its connection open and reads nothing would keep it for ever: its transport goes on telling that
-it is there.
+A client that keeps its connection open without reading would otherwise hold it forever: its transport still answers
+keepalives.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ TAKE_S = 60.0
 
 
 class NothingTaken(ConnectionAbortedError):
-    """A client has let a piece of its answer lie for TAKE_S."""
+    """A client has not read a piece of its answer for TAKE_S."""
 
     def __init__(self) -> None:
         super().__init__(f"the client has read nothing for {TAKE_S:g} s")
 
 
 async def taken(sending: Awaitable[object]) -> None:
-    """Wait until a client's connection has room for what is sent. Raises NothingTaken."""
+    """Wait until a client's connection has room for what is sent. Raises NothingTaken after TAKE_S."""
     try:
         async with asyncio.timeout(TAKE_S):
             await sending
@@ -31,16 +31,16 @@ async def taken(sending: Awaitable[object]) -> None:
 
 
 class Writing:
-    """What one gRPC call is answered, piece by piece."""
+    """Writes the answer to one gRPC call, piece by piece."""
 
     def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         self._context = context
         self._last: asyncio.Future[None] | None = None
 
     async def write(self, piece: Any) -> None:
-        """Raises NothingTaken; the piece is on its way all the same, since gRPC takes none back.
+        """Send a piece. Raises NothingTaken; the piece may still arrive, since gRPC cannot take it back.
 
-        A client that goes while it is sent a piece is met as one that goes at any other time: by CancelledError.
+        A client that disconnects during a write causes CancelledError, as at any other time.
         """
         self._last = asyncio.ensure_future(self._context.write(piece))
         try:
@@ -48,12 +48,12 @@ class Writing:
         except asyncio.CancelledError:
             self._last.cancel()
             raise
-        except grpc.aio.InternalError as error:  # the write was told before the task that its call has ended
+        except grpc.aio.InternalError as error:  # the write noticed the end of the call before the task did
             raise asyncio.CancelledError(str(error)) from None
 
     async def end(self, error: NothingTaken) -> None:
-        """End the call, which can't be before its last piece is taken, or its client has gone."""
+        """End the call. Waits first until its last piece is taken or its client has gone, as gRPC requires."""
         if self._last is not None:
-            with suppress(grpc.aio.InternalError):  # it has gone
+            with suppress(grpc.aio.InternalError):  # the client has gone
                 await self._last
         await self._context.abort(grpc.StatusCode.CANCELLED, str(error))

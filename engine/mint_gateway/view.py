@@ -1,4 +1,4 @@
-"""What the gateway knows of one base's part of the placement map: immutable, replaced whole when anything changes."""
+"""The gateway's view of one base's part of the placement map: immutable, replaced as a whole at each change."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,25 +12,25 @@ from mint_gateway.scope import EVERYTHING, Scope
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """One engine as the map knows it. `record` is its last word; `alive` says that its heartbeat goes on."""
+    """One engine as the map knows it. `record` is its last report; `alive` says that its heartbeat continues."""
 
     name: str
     record: EngineRecord
     alive: bool
     held: Mapping[str, Held]
-    published: Mapping[str, Source] = {}  # as it tells of them, the revisions that Trainer calls have published
+    published: Mapping[str, Source] = {}  # the revisions published by Trainer calls that it reports
 
     @property
     def available(self) -> bool:
-        """The map says that a request sent now is answered."""
+        """Whether the engine answers requests sent now, according to the map."""
         return self.alive and self.record.ready
 
 
 class MapView(msgspec.Struct, frozen=True):
-    """One base. `version` None: the operator's part was never complete, or was lost and is the last one known.
+    """One base. `version` is None if the operator's part was never complete, or was lost; the last known one stays.
 
-    `announced` is what the operator says of the base while the map has no version. Its catalog is read by that;
-    nothing is answered by it, for what waves have placed is not known with it.
+    `announced` is the operator's record of the base while the map has no version. It locates the base's catalog, but
+    no request is answered from it, because the placements of waves are not known then.
     """
 
     base: str
@@ -38,20 +38,20 @@ class MapView(msgspec.Struct, frozen=True):
     record: BaseRecord | None = None
     placements: Mapping[str, Placement] = {}
     engines: Mapping[str, Engine] = {}
-    catalogued: Mapping[str, Source] = {}  # what the catalog says of adapters that a request asks for
-    published: Mapping[str, Source] = {}  # the newest revision of each name that Trainer calls have published
-    scope: Scope = EVERYTHING  # of whoever looks at it: adapters that this does not open are in none of the above
+    catalogued: Mapping[str, Source] = {}  # the catalog's sources of the adapters that a request asks for
+    published: Mapping[str, Source] = {}  # the newest revision of each name published by Trainer calls
+    scope: Scope = EVERYTHING  # the viewer's: none of the above contains an adapter that it does not open
     announced: BaseRecord | None = None
 
     def source(self, adapter: str) -> Source | None:
-        """Where the adapter is fetched from: its placement's source, else as `stored`."""
+        """Return where the adapter is fetched from: its placement's source, else as `stored`."""
         if placement := self.placements.get(adapter):
             return placement.source
         return self.stored(adapter)
 
     def stored(self, adapter: str) -> Source | None:
-        """Where any engine of the base reads the adapter on demand: the catalog's word, else that of engines (when
-        they were last alive) on what calls have published, else its place in the base's store."""
+        """Return where any engine of the base reads the adapter on demand: the catalog's source, else the newest one
+        published by calls (as engines last reported), else its place in the base's store."""
         if not self.scope.adapter(adapter):
             return None
         if known := self.catalogued.get(adapter):
@@ -65,50 +65,50 @@ class MapView(msgspec.Struct, frozen=True):
 
     @property
     def has_catalog(self) -> bool:
-        """Whether the base is known to keep one."""
+        """Whether the base is known to have a catalog."""
         return self.record is not None and self.record.catalog is not None
 
     def may_store(self, adapter: str) -> bool:
-        """Whether the base's store may have it; one that is out of scope, as one that does not exist."""
+        """Return whether the base's store may have the adapter. Out of scope counts like nonexistent."""
         return self.record is not None and self.record.store is not None and "@" not in adapter
 
     def may_have(self, adapter: str) -> bool:
-        """Whether it may be here for all that the map tells; one that is out of scope, as one that does not exist."""
+        """Return whether the base may have the adapter, as far as the map tells; scopes as in `may_store`."""
         return self.has_catalog or self.may_store(adapter) or adapter in self.published
 
     def whence(self, adapter: str, engine: str) -> Source | None:
-        """What an engine is told of where the adapter is: what it does not know by itself, or may not yet know."""
+        """Return the source to send to an engine; None if the engine finds the adapter by itself."""
         if placement := self.placements.get(adapter):
             return placement.source
         if (known := self.catalogued.get(adapter)) or "@" in adapter:
             return known
         newest = self.published.get(adapter)
         its = self.engines[engine].published.get(adapter)
-        return None if newest == its else newest  # its own may be newer by now
+        return None if newest == its else newest  # if equal, the engine's own may be newer by now
 
     def with_source(self, adapter: str, source: Source | None) -> "MapView":
-        """The same view, knowing from the catalog where an adapter is; itself where that is None."""
+        """Return the view with the catalog's source of an adapter added; itself if the source is None."""
         return self if source is None else msgspec.structs.replace(self, catalogued={adapter: source})
 
     def copy(self, engine: Engine, adapter: str) -> Held | None:
-        """The engine's copy of the adapter, if it can answer from it: on disk or warmer, from the right source."""
+        """Return the engine's copy of the adapter if it is usable: on disk or warmer, from the right source."""
         held = engine.held.get(adapter)
         if held is None or held.tier is Tier.REMOTE or held.source != self.source(adapter):
             return None
         return held
 
     def is_held(self, adapter: str) -> bool:
-        """Whether an engine has such a copy."""
+        """Return whether any engine has a usable copy."""
         return any(self.copy(engine, adapter) for engine in self.engines.values())
 
 
 def incomplete(base: str) -> MapUnavailable:
-    """That the map does not know what is wanted of a base: the operator has yet to write it, or it was lost."""
+    """Return the error that the operator's part of a base is missing: not written yet, or lost."""
     return MapUnavailable(base, "the placement map is not complete yet; retry", retry_after_s=1.0)
 
 
 def unread(subject: str) -> MapUnavailable:
-    """That nobody can tell whether there is such a thing: Redis is away, and it may have come since."""
+    """Return the error that `subject` is unknown, but may have been added since Redis went away."""
     message = "is not in the last known placement map, and Redis is not responding; retry"
     return MapUnavailable(subject, message, retry_after_s=1.0)
 
@@ -121,12 +121,12 @@ def merge(
     settled: bool,
     telling: Mapping[str, int],
 ) -> MapView:
-    """`known` with the engines of a fresh pulse; `held` has the holdings of engines that changed them.
+    """Return `known` with the engines of a fresh pulse; `held` has the holdings of the engines that changed them.
 
-    An engine whose heartbeat is missing is dead if the map is `settled`: Redis has answered, with all it ever knew,
-    for longer than a heartbeat lives. Before that its silence tells nothing, and its last word goes on counting:
-    a Redis that comes back has lost the heartbeats of its absence. One that is `telling` it all anew (the incarnation
-    of each that does) is alive, and its last word counts until it has: with many of them that takes longer.
+    An engine without a heartbeat is dead if the map is `settled`: Redis has answered, without losing data, for longer
+    than a heartbeat lives. Before that its silence means nothing, and its last report still counts: a returning Redis
+    has missed heartbeats. An engine in `telling` (name -> incarnation) is writing its full report again: it is
+    alive, and its last report counts until the new one is complete, which takes longer with many adapters.
     """
     engines: dict[str, Engine] = {}
     for name in sorted({*known.engines, *pulse.engines}):
@@ -144,15 +144,15 @@ def merge(
 
 
 def heard(name: str, record: EngineRecord, held: Mapping[str, Held]) -> Engine:
-    """A living engine that holds these."""
+    """Return a live engine with these holdings."""
     published = {adapter: each.source for adapter, each in held.items() if each.published}
     return Engine(name=name, record=record, alive=True, held=held, published=published)
 
 
 def newest_published(engines: Iterable[Engine]) -> dict[str, Source]:
-    """The newest revision of each name that is published, as these tell.
+    """Return the newest published revision of each name that these engines report.
 
-    All of a name's lie in one folder, each in one of its own, whose name sorts by lease and step.
+    A name's revisions are subfolders of one folder; the subfolders' names sort by lease and step.
     """
     newest: dict[str, Source] = {}
     for engine in engines:
@@ -163,7 +163,7 @@ def newest_published(engines: Iterable[Engine]) -> dict[str, Source]:
 
 
 def stale_holdings(known: MapView, pulse: Pulse) -> list[str]:
-    """The engines of the pulse whose holdings are not those already known."""
+    """Return the pulse's engines whose holdings have changed since they were read."""
     changed = []
     for name, record in pulse.engines.items():
         if record is None:
@@ -175,7 +175,7 @@ def stale_holdings(known: MapView, pulse: Pulse) -> list[str]:
 
 
 def lost_something(known: MapView, pulse: Pulse) -> bool:
-    """True if Redis no longer knows what it knew: it came back empty, or older than it was."""
+    """Return whether Redis has lost data: it came back empty, or with an older state."""
     if not pulse.engines.keys() >= known.engines.keys():
         return True
     return known.version is not None and (pulse.version is None or pulse.version < known.version)

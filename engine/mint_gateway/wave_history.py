@@ -1,4 +1,4 @@
-"""What one who watches a wave has been sent of its policies' rewards, and what is new of them."""
+"""Which rewards of a wave's policies one watcher has been sent, and which are new."""
 
 from collections.abc import Mapping
 
@@ -9,35 +9,35 @@ from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import Stage, WaveTraining
 from mint_contracts.training_words import Words
 
-MOST_POINTS = 200_000  # of history in one message, over all policies
-MOST_REPEATED = 20_000  # what is kept of it for one who takes all of it again with each message
+MOST_POINTS = 200_000  # rewards in one message, over all policies
+MOST_REPEATED = 20_000  # rewards kept for a watcher that gets the full history with each message
 
 
 class _Word(msgspec.Struct, frozen=True):
-    """Who tells of a policy, and how far it is; None: that is not known yet."""
+    """Who reports on a policy, and its step; None: not known yet."""
 
     whose: tuple[str, int, str]
     step: int | None
 
 
 class _Sent(msgspec.Struct, frozen=True):
-    """How far a policy's rewards have been sent, and by whose word: who trains it anew may begin further back."""
+    """How far a policy's rewards have been sent, and who reported them: the next trainer may start further back."""
 
     whose: tuple[str, int, str]
     end: int
 
 
 class History:
-    """One watcher's; of a policy that has taken no step since nothing is read."""
+    """One watcher's history. Nothing is read for a policy that has taken no step since the last message."""
 
     def __init__(self, reader: TrainReader, *, new_only: bool) -> None:
-        """`new_only`: the watcher keeps what it was sent; else each message has all of it."""
+        """`new_only`: messages have only new rewards, as the watcher keeps earlier ones; else the full history."""
         self._reader, self._new_only = reader, new_only
         self._sent: dict[str, _Sent] = {}
         self._kept: dict[str, Rewards] = {}
 
     async def read(self, base: str, training: WaveTraining, words: Words) -> tuple[dict[str, Rewards], bool]:
-        """Each policy's rewards as the next message has them, and whether any are new. Raises MapUnavailable."""
+        """Return each policy's rewards for the next message, and whether any are new. Raises MapUnavailable."""
         heard = {name: _word(training, words, name) for name in training.policies}
         due = {name: start for name, word in heard.items() if (start := _due(self._sent.get(name), word)) is not None}
         most = max(1, MOST_POINTS // max(1, len(heard)))
@@ -51,7 +51,7 @@ class History:
         return (parts if self._new_only else self._repeated(parts)), new
 
     def _repeated(self, parts: Mapping[str, Rewards]) -> dict[str, Rewards]:
-        """All that there is, as far as it was kept."""
+        """Return the full histories, as far as they were kept."""
         histories = {name: self._kept.get(name, Rewards()).followed_by(part) for name, part in parts.items()}
         most = max(1, MOST_REPEATED // max(1, len(parts)))
         self._kept = {
@@ -69,7 +69,7 @@ def _word(training: WaveTraining, words: Words, name: str) -> _Word:
 
 
 def _due(sent: _Sent | None, word: _Word) -> int | None:
-    """From which index on a policy's rewards are to be read; None: nothing can have come."""
+    """Return the index from which a policy's rewards are to be read; None if nothing can be new."""
     if sent is None or sent.whose != word.whose:
         return 0
     if word.step is None or word.step == sent.end:
@@ -78,5 +78,5 @@ def _due(sent: _Sent | None, word: _Word) -> int | None:
 
 
 def _up_to(part: Rewards, step: int | None) -> Rewards:
-    """The map may still have rewards of steps that are about to be taken anew."""
+    """Cut off rewards beyond `step`: the map may still have those of steps that are about to be repeated."""
     return part if step is None else Rewards(min(part.first, step), part.values[: max(0, step - part.first)])

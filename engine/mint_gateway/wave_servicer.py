@@ -15,17 +15,17 @@ from mint_gateway.wave_watch import WaveWatch
 
 
 class WavesServicer(training_pb2_grpc.WavesServicer):
-    """Tells how training waves stand."""
+    """Reports the progress of training waves."""
 
     def __init__(self, watch: WaveWatch, calls: InFlight) -> None:
-        """`calls` counts and bounds those that are answered at once; the watch bounds its streams itself."""
+        """`calls` counts and bounds the unary calls in flight; the watch bounds its streams itself."""
         self._watch, self._calls = watch, calls
 
-    # Written as a coroutine, not a generator: a client's cancellation then arrives inside the watch at once.
+    # Written as a coroutine, not a generator: a client's cancellation then reaches the watch at once.
     async def WatchWave(  # type: ignore[override]  # noqa: N802 - the proto's name
         self, request: training_pb2.WatchWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> None:
-        """Progress now, and again whenever it changes."""
+        """Send the wave's progress now and whenever it changes."""
         writing = Writing(context)
         try:
             whether = {"history": request.history, "new_rewards_only": request.new_rewards_only}
@@ -40,7 +40,7 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
     async def ListWaves(  # noqa: N802 - the proto's name
         self, request: training_pb2.ListWavesRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> training_pb2.ListWavesResponse:
-        """Every training wave in aggregate."""
+        """Return every training wave in aggregate."""
 
         async def answer() -> training_pb2.ListWavesResponse:
             return training_pb2.ListWavesResponse(waves=await self._watch.list(request.base_model))

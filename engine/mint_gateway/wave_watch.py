@@ -1,4 +1,4 @@
-"""Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
+"""Following training waves in the map: one reading of a base serves every watcher of its waves."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -20,13 +20,13 @@ from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
 from mint_gateway.waves import OVER, aggregate, carried, heard, wave_progress, with_rewards
 
-LOOK_S = 0.5  # between two looks at one base, however many watch
+LOOK_S = 0.5  # at least, between two readings of one base, however many watch
 MOST_WATCHERS = 256
 RETRY_AFTER_S = 5.0
 
 
 class _Reading(msgspec.Struct):
-    """One base as it was last read while the map knew its waves; `known`: it does now."""
+    """One base's training as last read while the map knew its waves; `known`: the map knows them now."""
 
     lock: asyncio.Lock
     read_at: float = float("-inf")
@@ -36,7 +36,7 @@ class _Reading(msgspec.Struct):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How one base's training waves stand; `known`: the map knows it now, else it is what was last known."""
+    """The state of one base's training waves. `known`: the map knows it now; otherwise it is the last known state."""
 
     base: str
     known: bool
@@ -44,17 +44,17 @@ class Standing(msgspec.Struct, frozen=True):
     progresses: Progresses
 
     def words(self, training: WaveTraining) -> Words:
-        """The newest word on each of a wave's policies."""
+        """Return the newest report on each of a wave's policies."""
         return heard(training, self.progresses)
 
     def aggregate(self, wave: str) -> WaveProgress:
-        """One of the waves without its policies."""
+        """Return one wave's progress in aggregate, without its policies."""
         training = self.training[wave]
         return aggregate(self.base, training, self.words(training))
 
 
 class WaveWatch:
-    """Waves over the bases that the mirror knows; those who watch see what their keys open."""
+    """The training waves of the bases that the mirror knows; each watcher sees what its key opens."""
 
     def __init__(self, reader: TrainReader, mirror: Mirror) -> None:
         self._reader = reader
@@ -63,7 +63,7 @@ class WaveWatch:
         self._watchers = 0
 
     async def list(self, base: str) -> list[WaveProgress]:
-        """Every training wave of one base, or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
+        """Return all training waves of one base or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
         views = self._mirror.known()
         for name in [resolve(views, base).base] if base else sorted(views):
@@ -74,13 +74,13 @@ class WaveWatch:
         return found
 
     async def standing(self, base: str) -> Standing:
-        """How the base's training waves stand, within what the key opens. Raises MapUnavailable without Redis."""
+        """Return the state of the base's training waves in the key's scope. Raises MapUnavailable without Redis."""
         reading, scope = await self._read(base), granted.get()
         training, progresses = training_within(reading.training, scope), progresses_within(reading.progresses, scope)
         return Standing(base, reading.known, training, progresses)
 
     async def page(self, wave: str, start: int, limit: int, points: int) -> WaveProgress:
-        """The wave's progress now, with `limit` of its policies from `start` on, each with its last `points` rewards.
+        """Return the wave's progress with `limit` policies from `start` on, each with its last `points` rewards.
 
         Raises as `watch` does.
         """
@@ -90,10 +90,10 @@ class WaveWatch:
         return with_rewards(wave_progress(standing.base, training, standing.words(training), names), rewards)
 
     async def watch(self, wave: str, *, history: bool, new_rewards_only: bool) -> AsyncGenerator[WaveProgress, None]:
-        """The wave's progress now and at each change, until it is over.
+        """Yield the wave's progress now and at each change until it is over.
 
-        A map that has lost its data tells nothing: the last progress goes on counting. Raises NotFound for a wave
-        that the map does not know, or no longer; Overloaded when too many watch; MapUnavailable.
+        While the map has lost its data, the last known progress stays. Raises NotFound for a wave that the map does
+        not know (any more), Overloaded if too many clients watch, and MapUnavailable.
         """
         check_wave(wave)
         with self._counted():
@@ -124,7 +124,7 @@ class WaveWatch:
         raise NotFound(f"wave {wave}", message)
 
     async def _read(self, base: str) -> _Reading:
-        views = self._mirror.views  # all: what is read here serves others too, whatever their keys open
+        views = self._mirror.views  # unscoped: this reading serves callers with any key
         self._readings = {name: each for name, each in self._readings.items() if name in views}
         reading = self._readings.setdefault(base, _Reading(lock=asyncio.Lock()))
         async with reading.lock:

@@ -1,4 +1,4 @@
-"""What a training wave's progress looks like to those who watch it, put together from the map's records. Pure."""
+"""Assembling a training wave's progress for its watchers from the map's records. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,20 +9,20 @@ from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
 from mint_contracts.training_words import AT_REST, Progresses, Words, eta_s, policy_eta_s, untold, words
 
-WAITING = "Waiting"  # of a policy that nobody has told of yet
-OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after which nothing more comes
+WAITING = "Waiting"  # the stage of a policy that nobody has reported on yet
+OVER = frozenset({"Complete", "Failed", "Cancelled"})  # a wave's final phases
 _STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
 
 
 def heard(training: WaveTraining, progresses: Progresses) -> Words:
-    """The newest word on each of a wave's policies, of engines or of its record."""
+    """Return the newest report on each of a wave's policies, from engines or from its record."""
     return words(training.wave, training.run, progresses, training.last_words)
 
 
 def carried(before: Progresses, progresses: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
-    """What engines tell now, with the last word heard on policies of which none tells: nobody trains these now.
+    """Return the engines' current reports, plus the last report on each policy that none reports (nobody trains it).
 
-    What a wave's record says of one counts, where it says more.
+    A last report is left out if the wave's record is at least as new.
     """
     on_record = {
         (wave, each.policy): (each.lease, each.step) for wave, of in training.items() for each in of.last_words
@@ -44,7 +44,7 @@ def wave_progress(
     newest: Words,
     names: Sequence[str] | None = None,
 ) -> WaveProgress:
-    """The wave and each of its policies, or those of these `names`."""
+    """Return the progress of the wave and of each of its policies, or only of those in `names`."""
     progress = aggregate(base, training, newest)
     for name in training.policies if names is None else names:
         progress.policies.append(_policy(name, training, newest.get(name)))
@@ -52,7 +52,7 @@ def wave_progress(
 
 
 def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> WaveProgress:
-    """The same with its policies' histories."""
+    """Return a copy of the progress with its policies' rewards."""
     completed = WaveProgress()
     completed.CopyFrom(progress)
     for policy in completed.policies:
@@ -63,7 +63,7 @@ def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> Wave
 
 
 def aggregate(base: str, training: WaveTraining, newest: Words) -> WaveProgress:
-    """The wave without its policies."""
+    """Return the wave's progress without its policies."""
     progresses = [each for _, each in newest.values()]
     going = [name for name in training.policies if not _stopped(newest, name)]
     steps = [newest[name][1].step if name in newest else 0 for name in going or training.policies]

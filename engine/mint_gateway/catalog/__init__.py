@@ -1,1 +1,1 @@
-"""The catalog: every adapter that can be named, registered, listed, resolved, retired, and never lost."""
+"""The catalog of all adapters that can be named: registering, listing, resolving and retiring them durably."""

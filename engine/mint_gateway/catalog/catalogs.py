@@ -1,4 +1,4 @@
-"""What a gateway does about catalogs beside answering: keeps them whole, and forgets what changes."""
+"""A gateway's background work on catalogs: keeping Redis complete, and dropping cached entries that changed."""
 
 import asyncio
 import time
@@ -28,23 +28,23 @@ class Catalogs:
 
     @property
     def failing(self) -> int:
-        """How many could not be looked after last time."""
+        """The number of catalogs whose last maintenance failed."""
         return self._keeper.failing
 
     def manifests(self) -> dict[str, Source]:
-        """Where each base that has a catalog keeps its manifests."""
+        """Return where each base with a catalog keeps its manifests."""
         records = {base: view.announced or view.record for base, view in self._mirror.views.items()}
         return {base: record.catalog for base, record in records.items() if record and record.catalog}
 
     def _stored(self, base: str) -> bool:
-        """Whether a base has an adapter store, or may have: that is not known where the map is not."""
+        """Return whether a base has an adapter store, or may have one while the map is not known."""
         view = self._mirror.views.get(base)
         return view is None or view.record is None or view.record.store is not None
 
     async def whole(self, base: str, manifests: Source) -> None:
-        """Wait until Redis has all that a base's manifests hold: of a base that is new this takes a moment.
+        """Wait until Redis has everything in a base's manifests, which takes a moment for a new base.
 
-        Raises MapUnavailable after WHOLE_WAIT_S, or when Redis does not answer.
+        Raises MapUnavailable after WHOLE_WAIT_S, or if Redis does not answer.
         """
         asked = time.monotonic()
         while not (await self.reader.state(base)).whole(manifests):
@@ -54,7 +54,7 @@ class Catalogs:
             await asyncio.sleep(WHOLE_POLL_S)
 
     async def run(self) -> None:
-        """Keep and follow, until cancelled."""
+        """Maintain the catalogs and follow their changes until cancelled."""
         following: dict[str, asyncio.Task[None]] = {}
         keeping = asyncio.create_task(self._keeper.run())
         try:
@@ -65,7 +65,7 @@ class Catalogs:
                 for base in following.keys() - wanted.keys():
                     following.pop(base).cancel()
                 await asyncio.sleep(LOOK_S)
-            await keeping  # raises the defect that ended it
+            await keeping  # raises the exception that ended it
         finally:
             for task in (keeping, *following.values()):
                 task.cancel()

@@ -1,6 +1,6 @@
-"""Compaction: what reading a catalog anew takes stays in proportion to what there is, not to all that ever was.
+"""Compaction: the cost of rereading a catalog stays proportional to its live entries, not to its history.
 
-Nothing that still means anything is lost: merging.py says what is kept, and how a run replaces what it was made from.
+Nothing that still matters is lost: merging.py says what is kept, and how a run replaces the parts it was made from.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -12,20 +12,20 @@ from mint_contracts.part_names import Span, replaced, spans
 from mint_gateway.catalog import merging
 from mint_gateway.catalog.merging import Overtaken, Spoilt, merge
 
-GROWN = 1.5  # times the rows that mean something: so many are too many
-SLACK = 5_000  # rows beyond that: reading them takes a moment, whatever they are
-SHARE = 16  # the oldest run is not rewritten for less than one in so many of its rows: what a row costs is bounded
-ENOUGH = 64  # parts and runs are worth making fewer
-HELD = 60_000  # rows held at once by a merge, at most: some 50 MB
+GROWN = 1.5  # more rows than this multiple of the live ones are too many
+SLACK = 5_000  # rows allowed beyond that, since reading them takes only a moment
+SHARE = 16  # rewrite the oldest run only for at least 1/16 of its rows in newer ones: bounds the cost per row
+ENOUGH = 64  # from this many parts and runs on, merging them is worthwhile
+HELD = 60_000  # most rows in a merge's memory at once: about 50 MB
 
 _log = structlog.get_logger()
 
 
 def due(counted: Sequence[Span], rows: int, live: int) -> Sequence[Span]:
-    """Which neighbours of those given to merge now, the oldest first; none where all is well: pure.
+    """Choose the neighbouring spans to merge now, oldest first; empty if none need it: pure.
 
-    `rows` are there in all, of which `live` mean something. Where too many do not, everything becomes one run; where
-    there are many parts, few. What cannot be merged at once becomes less by the cheapest merges first.
+    There are `rows` in all, of which `live` matter. If too many do not, everything becomes one run; if there are many
+    parts, they become fewer. What does not fit in one merge is reduced by the cheapest merges first.
     """
     newer = sum(span.rows for span in counted[1:])
     stale = rows > GROWN * live + SLACK and newer * SHARE >= counted[0].rows
@@ -46,9 +46,9 @@ async def compact(
     stored: bool,
     go_on: Callable[[], Awaitable[None]],
 ) -> int:
-    """Merge what is `due` up to the sequence `floor`, all of which is in Redis. Returns how many merges were made.
+    """Merge what is `due` up to the sequence `floor`, up to which Redis has everything. Return the number of merges.
 
-    Parts that are spoilt stay as they are. `horizon` as of `below`, `stored` and `go_on` as of `merge`.
+    Spoilt parts stay as they are. `horizon` is as in `below`, `stored` and `go_on` are as in `merge`.
     """
     for name in replaced(names):
         await parts.delete(name)
@@ -73,10 +73,10 @@ async def compact(
 
 
 def below(counted: Sequence[Span], begin: int, end: int, horizon: int) -> int:
-    """The sequence before which a merge of these neighbours may forget that names were retired: pure.
+    """Return the sequence before which a merge of these neighbours may forget retirements: pure.
 
-    What is older is all in the merge then, and may not be left beside the run. Of what was retired since `horizon` a
-    Redis that comes back may know an earlier state still.
+    It is 0 unless the merge includes everything older, since an older row outside it would count again. Retirements
+    since `horizon` are kept because a Redis that comes back may have an earlier state.
     """
     if begin or not all(span.ends for span in counted[:end]):
         return 0
@@ -91,7 +91,7 @@ def _first_due(counted: Sequence[Span], floor: int, live: int, spoilt: set[str])
 
 
 def _stretches(counted: Sequence[Span], spoilt: set[str]) -> Iterator[Sequence[Span]]:
-    """Neighbours between those that stay as they are."""
+    """Yield the stretches of neighbours between spoilt spans."""
     found: list[Span] = []
     for span in counted:
         if spoilt.isdisjoint(span.names):
@@ -104,7 +104,7 @@ def _stretches(counted: Sequence[Span], spoilt: set[str]) -> Iterator[Sequence[S
 
 
 def _windows(counted: Sequence[Span]) -> Iterator[Sequence[Span]]:
-    """For each span the longest window of neighbours from it on that a merge can hold, if it has two."""
+    """Yield for each span the longest window from it on that a merge can hold, if it has at least two spans."""
     held, end = 0, 0
     for begin, span in enumerate(counted):
         while end < len(counted) and held + _held(counted[end]) <= HELD:
@@ -123,5 +123,5 @@ def _held(span: Span) -> int:
 
 
 def _cost(window: Sequence[Span]) -> float:
-    """Rows that are rewritten for each part that there is less."""
+    """Return the rows rewritten per part removed."""
     return sum(span.rows for span in window) / (len(window) - 1)

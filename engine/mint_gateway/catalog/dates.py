@@ -1,4 +1,4 @@
-"""When adapters were made, for those who list them: nobody waits for a Redis that is silent."""
+"""Creation dates of adapters, for lists of models. A Redis that does not answer is not waited for."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -11,15 +11,15 @@ from mint_gateway.view import MapView
 
 
 class Dates:
-    """What tells of it. `away` tells that Redis does not answer."""
+    """Looks up dates. `away` returns whether Redis does not answer."""
 
     def __init__(self, reader: CatalogReader, away: Callable[[], bool]) -> None:
         self._reader, self._away = reader, away
 
     async def of(self, adapters: Iterable[tuple[MapView, str]]) -> dict[str, int]:
-        """By name, in seconds since 1970, each over one base; what nobody knows of is left out.
+        """Return dates by adapter name, in seconds since 1970; unknown dates are left out.
 
-        Of a revision that a policy has published when it began to be trained, of another when it was registered.
+        For a revision published by a policy it is when its training began, for any other when it was registered.
         """
         found: dict[str, int] = {}
         asked: dict[str, dict[str, Source]] = {}

@@ -1,6 +1,6 @@
-"""Keeping the catalogs in Redis whole: read from their manifests when Redis has lost them, or has missed a part.
+"""Keeping the catalogs in Redis complete: they are reread from manifests if Redis lost them or missed a part.
 
-Any gateway may, one at a time: the others see that it is done. Doing it twice does no harm.
+Any gateway does this, one at a time; the others see that it is done. Doing it twice does no harm.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from mint_gateway.catalog.compaction import compact
 
 LOOK_S = 1.0
 DEFECT_PAUSE_S = 30.0
-LONGEST_RETRY_S = 5.0  # half of what a registration waits for a catalog
+LONGEST_RETRY_S = 5.0  # half the time that a registration waits for a catalog
 SWEEP_S = 60.0
-ON_ITS_WAY_S = 120.0  # a part younger than this may still be brought in by who wrote it
-RETIRED_KEPT_S = 7 * 86_400.0  # in the manifests: no Redis comes back as it was longer ago than that
-HOLD_S = 15.0  # a keeper that says nothing for so long is gone
+ON_ITS_WAY_S = 120.0  # the writer of a part younger than this may still apply it to Redis
+RETIRED_KEPT_S = 7 * 86_400.0  # in the manifests: no Redis is restored to an older state than this
+HOLD_S = 15.0  # a keeper that has not renewed its lock for this long is gone
 READ_AHEAD = 4  # parts
 
 _US = 1_000_000
@@ -42,9 +42,9 @@ _log = structlog.get_logger()
 
 
 class Keeper:
-    """Looks after the catalogs of all bases, until cancelled. `manifests()` tells where each base has its own.
+    """Maintains the catalogs of all bases. `manifests()` returns where each base keeps its manifests.
 
-    `stored` tells whether a base has an adapter store too, which may know names that its catalog has retired.
+    `stored` returns whether a base also has an adapter store, which may know names that its catalog has retired.
     """
 
     def __init__(
@@ -57,24 +57,24 @@ class Keeper:
         self._reader, self._writer = CatalogReader(redis), CatalogWriter(redis)
         self._manifests, self._stored = manifests, stored
         self._swept: dict[str, float] = {}
-        self._seen: dict[str, tuple[str, int]] = {}  # a start of Redis, and the version that the catalog had then
-        self._failed: dict[str, int] = {}  # looks in a row
+        self._seen: dict[str, tuple[str, int]] = {}  # Redis' run_id and the catalog's version when last seen
+        self._failed: dict[str, int] = {}  # consecutive failures
         self._token = secrets.token_hex(8)
         self._woken = asyncio.Event()
 
     @property
     def failing(self) -> int:
-        """Catalogs that could not be looked after last time."""
+        """The number of catalogs whose last maintenance failed."""
         return len(self._failed.keys() & self._manifests().keys())
 
     def wake(self) -> None:
-        """Look now: somebody waits."""
+        """Look at all catalogs now, because somebody is waiting."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Look at every catalog once a second, less often while that fails.
+        """Look at every catalog once a second, less often while that fails, until cancelled.
 
-        No catalog waits until another has been read.
+        Catalogs are handled concurrently: none waits until another has been read.
         """
         looking: dict[tuple[str, Source], asyncio.Task[None]] = {}
         try:
@@ -82,8 +82,8 @@ class Keeper:
                 self._woken.clear()
                 looking = {each: task for each, task in looking.items() if not task.done()}
                 wanted = set(self._manifests().items())
-                for each in looking.keys() - wanted:  # the base is gone, or keeps its manifests elsewhere now
-                    if not looking[each].cancelling():  # once: it still lets go of what it holds
+                for each in looking.keys() - wanted:  # the base is gone, or its manifests have moved
+                    if not looking[each].cancelling():  # cancel once only: it still has to release its lock
                         looking[each].cancel()
                 for each in wanted - looking.keys():
                     looking[each] = asyncio.create_task(self._looked(*each))
@@ -96,7 +96,7 @@ class Keeper:
             await asyncio.gather(*looking.values(), return_exceptions=True)
 
     async def look(self, base: str, manifests: Source) -> None:
-        """Make one catalog whole if it is not. Raises MapUnavailable, SourceUnavailable and the like."""
+        """Complete one catalog if needed, or sweep it when due. Raises MapUnavailable, and the store's errors."""
         state, start = await self._reader.state(base), await self._start()
         seen = self._seen.get(base)
         if not state.whole(manifests):
@@ -119,20 +119,20 @@ class Keeper:
             wait_s = delay_s(attempt, first_s=LOOK_S, cap_s=LONGEST_RETRY_S)
             _log.warning("catalog maintenance failed", base_model=base, error=str(error), again_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
-        except Exception:  # noqa: BLE001 - whatever is wrong with one catalog, the others are kept
+        except Exception:  # noqa: BLE001 - whatever is wrong with one catalog, the others are maintained
             self._failed[base] = self._failed.get(base, 0) + 1
             _log.exception("catalog maintenance failed", base_model=base)
             await asyncio.sleep(DEFECT_PAUSE_S)
 
     async def rebuild(self, base: str, manifests: Source) -> int:
-        """Read every part, the oldest first; returns how many entries were read."""
+        """Reread every part into Redis, oldest first; return how many entries were read."""
         began, parts, count, last = time.monotonic(), Parts(manifests), 0, 0
         start, copy = await self._start(), await self._writer.begin(base, manifests.uri)
         counted = spans(await parts.names())
         async for name, rows in self._read(parts, _names(counted)):
             await self._writer.apply(base, rows, name, copy=copy)
             count, last = count + len(rows), max([last, *[at for at, _ in rows]])
-        if await self._start() != start:  # a replica that took over may know the copy, and not all that is in it
+        if await self._start() != start:  # a replica that took over may know the copy without all its entries
             raise incomplete(base)
         await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]))
         await self._settled(base, counted, await self._settling())
@@ -146,16 +146,15 @@ class Keeper:
         return count
 
     async def sweep(self, base: str, manifests: Source, *, young: bool = False) -> list[str]:
-        """Bring in the parts that are in the store and not in Redis: their writer ended in between.
+        """Apply parts that are in the store but not in Redis, whose writers ended in between. Return their names.
 
-        Those that may still be on their way are left to their writers unless `young`: where Redis came back it may
-        have lost what it was given last, and a part that is brought in twice does no harm. Then merge parts, where
-        too much of them means nothing any more or there are many, and tidy up.
+        Parts that their writers may still apply are left out unless `young`: a Redis that came back may have lost its
+        last writes, and applying a part twice does no harm. Then compact the parts (see compaction.py) and tidy up.
         """
         parts, before = Parts(manifests), await self._settling()
         names = await parts.names()
         counted = spans(names)
-        # "settled" is what a gateway of an earlier version notes, which takes less to be in.
+        # "settled" is written by gateways of an earlier version, which consider fewer parts to be in.
         *floors, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "through", "copy")))
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
         first, last = max(int(floor or 0) for floor in floors), math.inf if young else before
@@ -172,26 +171,26 @@ class Keeper:
     async def _compact(self, base: str, manifests: Source, names: Sequence[str], settled: int, horizon: int) -> None:
         stored, state = self._stored(base), await self._reader.state(base)
         live = state.count + state.older + (state.retired if stored else 0)
-        if not state.tallied:  # who knows how much means something still
+        if not state.tallied:  # the number of live rows is unknown
             live = 1 << 63
 
-        async def go_on() -> None:  # a catalog that Redis has lost is read first
+        async def go_on() -> None:  # stop if Redis loses the catalog: it is rebuilt first
             if not (await self._reader.state(base)).whole(manifests):
                 raise incomplete(base)
 
         await compact(Parts(manifests), names, settled, live, horizon, stored=stored, go_on=go_on)
 
     async def _start(self) -> str:
-        """Which Redis answers, and since which of its starts."""
+        """Return the run_id of Redis, which differs between servers and between starts."""
         return str((await bounded(lambda: self._redis.info("server")))["run_id"])
 
     async def _settling(self) -> int:
-        """Parts before this sequence are in, or their writer has ended: by the clock that sequences are given by."""
+        """Return the sequence before which parts are in or their writers have ended, from the clock of Redis."""
         seconds, microseconds = await bounded(lambda: self._redis.time())
         return int((seconds - ON_ITS_WAY_S) * _US) + int(microseconds)
 
     async def _settled(self, base: str, counted: Sequence[Span], before: int) -> int:
-        """Note up to which sequence the parts that begin `before` are in, and forget their names; returns it."""
+        """Record up to which sequence the parts that begin `before` are in, forget their names, and return it."""
         settled = max([span.last for span in counted if span.first < before], default=0)
         await bounded(lambda: self._redis.hset(keys.catalog(base), "through", settled))
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
@@ -199,7 +198,7 @@ class Keeper:
         return settled
 
     async def _read(self, parts: Parts, names: Sequence[str]) -> AsyncIterator[tuple[str, list[Row]]]:
-        """Parts in their order, some of them read ahead."""
+        """Yield parts in order, reading READ_AHEAD of them ahead."""
         waiting = list(reversed(names))
         reading: list[tuple[str, asyncio.Task[list[Row]]]] = []
         try:
@@ -214,7 +213,7 @@ class Keeper:
                 task.cancel()
 
     async def _alone(self, base: str, work: Callable[[], Awaitable[object]]) -> bool:
-        """Do the work unless another gateway is at it; returns whether it was done."""
+        """Do the work under the base's lock in Redis. Return False if another gateway holds it."""
         key = keys.catalog(base, "keeper")
         if not await bounded(lambda: self._redis.set(key, self._token, nx=True, px=int(HOLD_S * 1000))):
             return False
@@ -224,19 +223,19 @@ class Keeper:
         finally:
             holding.cancel()
             await asyncio.wait([holding])
-            with suppress(MapUnavailable):  # it runs out by itself, or another gateway took it just now
+            with suppress(MapUnavailable):  # the lock expires by itself, or another gateway took it just now
                 await bounded(lambda: self._if_ours(key, lambda line: line.delete(key)))
         return True
 
     async def _hold(self, key: str) -> None:
-        """Say that this gateway is still at it, until cancelled: a part may take long to read."""
+        """Renew the lock until cancelled: a part may take long to read."""
         while True:
             await asyncio.sleep(HOLD_S / 3)
             with suppress(MapUnavailable, ResponseError):
                 await bounded(lambda: self._if_ours(key, lambda line: line.pexpire(key, int(HOLD_S * 1000))))
 
     async def _if_ours(self, key: str, change: Callable[[Pipeline], object]) -> None:
-        """Change the key in the very step in which this gateway still has it: another's is not touched."""
+        """Change the lock's key atomically, and only while this gateway holds it."""
         async with self._redis.pipeline() as line:
             await line.watch(key)
             if await line.get(key) == self._token:

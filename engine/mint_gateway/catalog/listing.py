@@ -1,4 +1,4 @@
-"""Pages of a catalog over several beginnings of names, as over one."""
+"""Paging through a catalog by several name prefixes as by one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,14 +15,15 @@ async def page_of(
     after: str,
     limit: int,
 ) -> Page:
-    """Entries by name: those after the name `after` that begin with any of `prefixes` and have all of `labels`.
+    """Return a page of entries by name, after the name `after`, with any of `prefixes` and all of `labels`.
 
-    Prefixes are sorted, and none begins another. As of one prefix a page may be short; only an empty `after` ends it.
+    Prefixes must be sorted, and none may be a prefix of another. A page may be short, as with one prefix; only an
+    empty `after` in it says that it is the last.
     """
     entries: list[Entry] = []
     for prefix in prefixes:
         if after > prefix and not after.startswith(prefix):
-            continue  # pages before have had all of it
+            continue  # earlier pages have covered this prefix
         page = await reader.page(base, prefix=prefix, labels=labels, after=after, limit=limit - len(entries))
         entries += page.entries
         if page.after:

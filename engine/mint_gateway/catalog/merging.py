@@ -1,7 +1,7 @@
-"""Merging neighbouring parts of a catalog's manifests into one run that says the same, a piece at a time.
+"""Merging neighbouring parts of a catalog's manifests into one equivalent run, piece by piece.
 
-The run counts once its last piece is there (part_names.py), and only then does what it was made from go. So a merge
-that is cut off, or done by two gateways, loses nothing; who reads meanwhile and finds a part gone begins again.
+The run counts once its last piece is written (part_names.py); only then are the merged parts deleted. So a merge that
+is interrupted, or done by two gateways, loses nothing; a reader that finds a part gone starts again.
 """
 
 import heapq
@@ -20,7 +20,7 @@ PIECE = 3_000  # rows in one piece of a run, or a few more
 
 
 class Spoilt(Exception):
-    """A part has a line that cannot be read: it may be mended by hand, and must not vanish."""
+    """A part has an unreadable line: it may be repaired by hand, and must not be deleted."""
 
     def __init__(self, name: str, error: CorruptFile) -> None:
         super().__init__(str(error))
@@ -28,16 +28,15 @@ class Spoilt(Exception):
 
 
 class Overtaken(Exception):
-    """There is something in a merge's range by now that it knows nothing of, and must not take the place of."""
+    """A part was added within a merge's range meanwhile; the run must not replace it."""
 
 
 def kept(rows: Sequence[Row], below: int, *, stored: bool) -> list[Row]:
-    """What still means anything of all rows of one name, given and returned the oldest first: pure.
+    """Return those of one name's rows that still matter, oldest first: pure.
 
-    That is what Redis would keep: the newest row, and of the revisions since the name was last retired the OLDER last
-    ones beside it, each by its own newest row. That it was retired is kept from the sequence `below` on, since rows
-    from before may be elsewhere; and where the name is retired still, if the base is `stored`, which has an adapter
-    store that may know it.
+    Those are what Redis would keep: the newest row, and the newest rows of up to OLDER other revisions since the name
+    was last retired. A retirement is kept if its sequence is at least `below`, since rows from before it may be in
+    other parts; and, if the base is `stored` (has an adapter store, which may know the name), while it is in effect.
     """
     found: dict[bytes, Row] = {}
     for row in sorted(rows, key=_sequence, reverse=True):
@@ -58,10 +57,10 @@ async def merge(
     stored: bool,
     go_on: Callable[[], Awaitable[None]],
 ) -> Span:
-    """Make one run of neighbours and remove them. `below` and `stored` as of `kept`.
+    """Merge neighbouring spans into one run and delete them. `below` and `stored` are as in `kept`.
 
-    `go_on` is asked before each piece, and may raise to end the merge. Raises Spoilt, Overtaken, and what the
-    store does.
+    `go_on` is called before each piece and may raise to end the merge. Raises Spoilt, Overtaken, and the store's
+    errors.
     """
     first, last = window[0].first, max(span.last for span in window)
     pieces = _pieces(parts, window, below, stored=stored)
@@ -78,7 +77,7 @@ async def merge(
             await parts.write_merged(names[-1], rows)
             count, rows = count + len(rows), following
     except BaseException:
-        if not ending:  # else the run may be whole, and somebody may trust in it
+        if not ending:  # otherwise the run may be complete and already in use
             with suppress(MintError):
                 for name in names:
                     await parts.delete(name)
@@ -89,7 +88,7 @@ async def merge(
 
 
 async def _undisturbed(parts: Parts, window: Sequence[Span], run: Span) -> None:
-    """Raises Overtaken where the run would take the place of more than what it is made from."""
+    """Raise Overtaken if the run would replace more than the spans that it was made from."""
     known = {name for span in window for name in span.names}
     for span in spans(await parts.names()):
         if span.within(run) and not known.issuperset(span.names):
@@ -97,7 +96,7 @@ async def _undisturbed(parts: Parts, window: Sequence[Span], run: Span) -> None:
 
 
 def _pieces(parts: Parts, window: Sequence[Span], below: int, *, stored: bool) -> Iterator[list[Row]]:
-    """The rows that are kept, by name; blocking. No name is in two pieces."""
+    """Yield pieces of the rows to keep, by name; blocking. No name is in two pieces."""
     piece: list[Row] = []
     streams = [_sorted(parts, span) for span in window]
     for _, rows in itertools.groupby(heapq.merge(*streams, key=_place), key=lambda row: row[1].name):
@@ -110,7 +109,7 @@ def _pieces(parts: Parts, window: Sequence[Span], below: int, *, stored: bool) -
 
 
 def _sorted(parts: Parts, span: Span) -> Iterator[Row]:
-    """A span's rows by name: of a run one piece after the other, of a part all at once."""
+    """Yield a span's rows by name; a run is read one piece at a time, a part as a whole."""
     for name in span.names:
         try:
             rows = parts.read_now(name, strict=True)

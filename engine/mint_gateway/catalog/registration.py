@@ -1,4 +1,4 @@
-"""Registering: lines to entries, entries to manifest parts, and then, once a part is durable, to Redis."""
+"""Registering: lines become entries, entries become manifest parts, and each durable part is applied to Redis."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from mint_contracts.part_names import part_name
 from mint_gateway.catalog.writable import ANYTHING, Writable
 
 PART_ENTRIES = 10_000
-PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy
-SLICE_BYTES = 64 << 10  # read at once: about two milliseconds in which nobody else is answered
+PARTS_AT_ONCE = 4  # written concurrently while the next is filled: one waits for the disk, another uses Redis
+SLICE_BYTES = 64 << 10  # parsed without yielding: about two milliseconds
 REFUSALS_LISTED = 1000
-FORGET_RETIRED_S = 3600.0  # far longer than a part is on its way
+FORGET_RETIRED_S = 3600.0  # far longer than writing a part takes
 
 _US = 1_000_000
 
@@ -31,8 +31,8 @@ class Refusal(msgspec.Struct, frozen=True):
 class Registration:
     """One stream of entries. `finish` returns when all that were not refused are durable and visible.
 
-    Of a base that is `stored`, which has an adapter store too, Redis goes on knowing which names are retired: it must
-    tell them from those that only the store knows. What is not `writable` ends it: PermissionDenied.
+    If the base is `stored` (also has an adapter store), Redis keeps retired names, to tell them from names that only
+    the store knows. An entry that is not `writable` ends the stream with PermissionDenied.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Registration:
         self.refusals: list[Refusal] = []  # the first ones
 
     async def add_lines(self, text: bytes) -> None:
-        """Whole lines of JSON."""
+        """Add complete lines of JSON."""
         for piece in _slices(text):
             self._read(piece)
             await self._write_full_parts()
             await asyncio.sleep(0)
 
     async def add(self, entries: Sequence[Entry]) -> None:
-        """Entries, each a line."""
+        """Add entries; each counts as a line."""
         for entry in entries:
             self._line += 1
             try:
@@ -63,7 +63,7 @@ class Registration:
         await self._write_full_parts()
 
     async def finish(self) -> None:
-        """Write what is left, and see all of it in."""
+        """Write what is left and wait until all of it is durable and visible."""
         if self._entries:
             await self._write(self._entries)
             self._entries = []
@@ -71,13 +71,13 @@ class Registration:
             await self._writing.pop(0)
 
     async def abandon(self) -> None:
-        """Give up: what is being written may or may not come in."""
+        """Cancel the writes in progress; their entries may or may not become visible."""
         for task in self._writing:
             task.cancel()
         await asyncio.gather(*self._writing, return_exceptions=True)
 
     def _read(self, text: bytes) -> None:
-        """Take in lines: all at once where all are good, else each by itself."""
+        """Parse lines: all at once if all are good, else one by one."""
         try:
             entries = read_lines(text)
             if not plainly_good(entries):
@@ -110,12 +110,12 @@ class Registration:
             await self._write(part)
 
     async def _write(self, entries: list[Entry]) -> None:
-        # Here, where all that is written passes by; in a thread, since it looks at each by itself.
+        # Checked here, where all entries pass; in a thread, since it checks each entry by itself.
         await asyncio.to_thread(self._writable.check, entries)
         while len(self._writing) >= PARTS_AT_ONCE:
             await self._writing.pop(0)
         retiring = all(entry.retired for entry in entries)
-        # Here, so that they are in the order of the stream.
+        # Reserved here, not in the task, so that sequences follow the order of the stream.
         first = await self._writer.sequences(self.base, len(entries), retiring=retiring)
         self._writing.append(asyncio.create_task(self._write_part(first, entries)))
 
@@ -135,7 +135,7 @@ class Registration:
 
 
 def _slices(text: bytes) -> Sequence[bytes]:
-    """Whole lines, about SLICE_BYTES of them at a time."""
+    """Split text into slices of complete lines, about SLICE_BYTES each."""
     found, at = [], 0
     while at < len(text):
         end = text.find(b"\n", at + SLICE_BYTES)

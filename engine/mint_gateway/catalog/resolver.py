@@ -1,4 +1,4 @@
-"""Names to entries, for every request: what was found lately is remembered, and forgotten when it changes."""
+"""Resolving names to catalog entries for every request, with a cache that drops entries when they change."""
 
 import asyncio
 import time
@@ -15,16 +15,16 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.names import split_asked
 
 REMEMBERED = 65_536  # about 50 MB
-FRESH_S = 2.0  # news can be lost: nothing older is taken without asking, unless Redis is away
+FRESH_S = 2.0  # cached entries are used no longer than this, since news can be lost, unless Redis is away
 NEWS_WAIT_S = 1.0
 
-Key = tuple[str, str]  # base, and the name as it was asked for
+Key = tuple[str, str]  # the base, and the name as requested
 
 _log = structlog.get_logger()
 
 
 class Resolver:
-    """The entries that requests ask for. `away` tells that Redis does not answer; `clock` never goes back."""
+    """Finds the entries of requested names. `away` returns whether Redis does not answer; `clock` is monotonic."""
 
     def __init__(
         self,
@@ -37,15 +37,14 @@ class Resolver:
         self._reader, self._away = reader, away
         self._remembered, self._clock = remembered, clock
         self._known: OrderedDict[Key, tuple[Entry | None, float]] = OrderedDict()
-        self._pins: dict[Key, set[str]] = {}  # what is known of each name's revisions, as it was asked for
+        self._pins: dict[Key, set[str]] = {}  # each name's cached NAME@REVISION keys
         self._asking: dict[Key, asyncio.Task[Entry | None]] = {}
 
     async def find(self, base: str, asked: str) -> Entry | None:
-        """What NAME or NAME@REVISION means; None where the catalog knows of no such. Raises MapUnavailable.
+        """Return the entry of NAME or NAME@REVISION, or None if the catalog does not have it. Raises MapUnavailable.
 
-        A name that was retired has an entry that says so.
-
-        While Redis is away, what was found before goes on counting: nobody waits for a Redis that is silent.
+        A retired name has an entry that says so. While Redis is away, cached entries stay valid, so that requests do
+        not wait for a Redis that does not answer.
         """
         known = self._known.get((base, asked))
         if known is not None and (self._away() or self._clock() - known[1] < FRESH_S):
@@ -59,7 +58,7 @@ class Resolver:
             return known[0]
 
     def forget(self, base: str, names: Iterable[str]) -> None:
-        """These names have changed, and what their revisions mean."""
+        """Drop these names and their revisions from the cache, because they have changed."""
         changed = set(names)
         if EVERYTHING in changed:
             self._clear()
@@ -72,12 +71,12 @@ class Resolver:
             del self._asking[key]
 
     async def follow(self, base: str) -> None:
-        """Forget what changes in a base's catalog, until cancelled."""
+        """Drop what changes in a base's catalog from the cache, until cancelled."""
         failures = 0
         while True:
             try:
                 async with self._reader.news(base) as wait:
-                    self._clear()  # whatever was told before was not heard
+                    self._clear()  # earlier news may have been missed
                     failures = 0
                     while True:
                         self.forget(base, await wait(NEWS_WAIT_S))
@@ -87,7 +86,7 @@ class Resolver:
             await asyncio.sleep(delay_s(failures, first_s=0.1, cap_s=2.0))
 
     def _ask(self, key: Key) -> "asyncio.Task[Entry | None]":
-        """One question to Redis, whoever waits for its answer."""
+        """Ask Redis once for all who wait for the same answer."""
         asking = self._asking.get(key)
         if asking is None:
             asking = self._asking[key] = asyncio.create_task(self._find(key))
@@ -97,7 +96,7 @@ class Resolver:
         try:
             entry = await self._reader.find(key[0], *split_asked(key[1]))
         finally:
-            heard_of = self._asking.get(key) is not asyncio.current_task()  # it has changed since it was asked for
+            heard_of = self._asking.get(key) is not asyncio.current_task()  # the name has changed since the question
             if not heard_of:
                 del self._asking[key]
         if not heard_of:

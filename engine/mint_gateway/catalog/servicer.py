@@ -32,8 +32,8 @@ from mint_gateway.route import Router
 from mint_gateway.scope import OUT_OF_SCOPE, granted
 from mint_gateway.servicers import answered
 
-STREAMS = 4  # registering at once
-OF_ONE_KEY = STREAMS - 1  # of these: whoever bears another finds one of them, whatever the first one does
+STREAMS = 4  # registering at the same time
+OF_ONE_KEY = STREAMS - 1  # of one key at the same time, so that one stream is always left for other keys
 RETIRED_AT_ONCE = 10_000
 PAGE = 100
 
@@ -42,29 +42,29 @@ _log = structlog.get_logger()
 
 
 class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
-    """Registers, lists, resolves and retires adapters of the bases that have a catalog."""
+    """Registers, lists, resolves and retires adapters of bases that have a catalog."""
 
     def __init__(self, router: Router, redis: Redis, catalogs: Catalogs, silence_s: float, calls: InFlight) -> None:
-        """A client that registers keeps others from it: `silence_s` are those of its `Pace`.
+        """`silence_s` is the `Pace` of a registering client, because it occupies one of the few streams.
 
-        `calls` counts and bounds all others, with those of other services.
+        `calls` counts and bounds all other calls, together with those of other services.
         """
         self._router, self._calls = router, calls
         self._silence_s = silence_s
         self._catalogs = catalogs
         self._writer = CatalogWriter(redis)
-        self._registering: Counter[str] = Counter()  # streams, by whose key they bear
+        self._registering: Counter[str] = Counter()  # streams by key name
 
     async def Register(  # noqa: N802 - the proto's name
         self, request_iterator: AsyncIterator[catalog_pb2.RegisterRequest], context: _Context
     ) -> catalog_pb2.RegisterResponse:
-        """Take in a stream of entries."""
+        """Register a stream of entries."""
         return await answered(lambda: self._register(request_iterator), context)
 
     async def List(  # noqa: N802
         self, request: catalog_pb2.ListRequest, context: _Context
     ) -> catalog_pb2.ListResponse:
-        """One page."""
+        """Return one page of entries."""
 
         async def answer() -> catalog_pb2.ListResponse:
             base, *_ = self._catalog(request.base_model)
@@ -83,7 +83,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
                 self._catalogs.reader.state(base),
             )
             entries = [_message(entry) for entry in page.entries]
-            total = state.count if scope.adapters is None else 0  # of others' names not even how many there are
+            total = state.count if scope.adapters is None else 0  # not shown: it would count others' names
             return catalog_pb2.ListResponse(entries=entries, next_page_token=page.after, total=total)
 
         return await answered(answer, context, self._calls)
@@ -91,7 +91,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
     async def Resolve(  # noqa: N802
         self, request: catalog_pb2.ResolveRequest, context: _Context
     ) -> catalog_pb2.CatalogEntry:
-        """One entry."""
+        """Return one entry."""
 
         async def answer() -> catalog_pb2.CatalogEntry:
             base, *_ = self._catalog(request.base_model)
@@ -109,7 +109,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
     async def Retire(  # noqa: N802
         self, request: catalog_pb2.RetireRequest, context: _Context
     ) -> catalog_pb2.RetireResponse:
-        """Take names out."""
+        """Retire names."""
 
         async def answer() -> catalog_pb2.RetireResponse:
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
@@ -147,7 +147,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """One of the places for streams. Raises Overloaded where none is free, or none for this caller's key."""
+        """Occupy one stream during the block. Raises Overloaded if none is free, or none for this caller's key."""
         key = caller.get()
         if self._registering.total() >= STREAMS:
             raise Overloaded("catalog", f"{STREAMS} streams are registering; retry later", retry_after_s=2.0)
@@ -161,7 +161,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             self._registering[key] -= 1
 
     async def _registration(self, base_model: str) -> Registration:
-        """One that takes in what the caller's key opens. Raises CatalogNotFound, PermissionDenied, MapUnavailable."""
+        """Start a registration within the key's scope. Raises CatalogNotFound, PermissionDenied, MapUnavailable."""
         scope = granted.get()
         if base_model and not scope.base(check_base(base_model)):
             raise PermissionDenied(f"base model {base_model!r}", f"is {OUT_OF_SCOPE}")
@@ -171,7 +171,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         return Registration(base, Parts(manifests), self._writer, stored=stored, writable=writable)
 
     def _catalog(self, base_model: str) -> tuple[str, Source, Source | None]:
-        """The base that is meant, where its manifests are, and its store, if it has one. Raises CatalogNotFound."""
+        """Return the base's name, its manifests' source, and its store's, if any. Raises CatalogNotFound."""
         view = self._router.find(base_model)
         if view.record is None or view.record.catalog is None:
             message = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel to a folder of its own"
@@ -182,7 +182,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
 async def _next(
     requests: AsyncIterator[catalog_pb2.RegisterRequest], pace: Pace
 ) -> catalog_pb2.RegisterRequest | None:
-    """What a stream sends next; None at its end. Raises InvalidRequest where it takes too long."""
+    """Return a stream's next request, or None at its end. Raises InvalidRequest if it takes too long."""
     asked = time.monotonic()
     try:
         request = await asyncio.wait_for(anext(requests, None), pace.left_s)

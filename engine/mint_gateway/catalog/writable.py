@@ -1,4 +1,4 @@
-"""What whoever bears a key may write into a base's catalog: pure."""
+"""What a key's holder may write into a base's catalog: pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +12,16 @@ from mint_gateway.scope import EVERYTHING, OUT_OF_SCOPE, Scope
 
 @dataclass(frozen=True)
 class Writable:
-    """The names that `scope` opens, fetched from wherever engines may read, but of the base's `store` (where an
-    adapter lies by its name, and so do others') from names that it opens."""
+    """The entries that a scope may write: names that it opens, with any source that engines may read.
+
+    Within the base's `store`, where adapters of all tenants lie by name, the source must also be a name it opens.
+    """
 
     scope: Scope = EVERYTHING
     store: Source | None = None
 
     def check(self, entries: Iterable[Entry]) -> None:
-        """Raises PermissionDenied, which names the first entry that may not be written."""
+        """Raise PermissionDenied, naming the first entry that may not be written."""
         if self.scope.adapters is None:
             return
         store = None if self.store is None else folders(self.store)

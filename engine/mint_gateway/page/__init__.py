@@ -1,1 +1,1 @@
-"""The gateway's web page: its three files, and the JSON that it asks for."""
+"""The gateway's web page: its files, and the JSON that it requests."""

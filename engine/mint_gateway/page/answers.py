@@ -1,6 +1,6 @@
-"""The JSON that the page asks for: lists of its own, and what gRPC's calls answer, as proto3 has it in JSON.
+"""The JSON that the page requests: its own lists, and the answers of gRPC calls in proto3's JSON mapping.
 
-Each obeys the key as its counterpart by gRPC does: the mirror and the watch show what the key opens and nothing else.
+Each respects the key's scope as its gRPC counterpart does: mirror and watch show only what the key opens.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,8 +31,8 @@ BASES, BASES_MOST = 10, 100
 WAVES, WAVES_MOST = 25, 200
 POLICIES, POLICIES_MOST = 24, 100
 NAMES, NAMES_MOST = 20, 100
-STEPS_READ = 2_000  # of a policy's rewards, the last ones
-POINTS = 240  # of a policy's curve
+STEPS_READ = 2_000  # a policy's last rewards
+POINTS = 240  # in a policy's curve
 _FRESH = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 Query = Mapping[str, str]
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Page:
-    """The routes of the web page. `calls` counts and bounds what is asked, with other calls."""
+    """The routes of the web page. `calls` counts and bounds its requests, together with other calls."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Page:
         self._forwarding, self._calls = forwarding, calls
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """The files, and what they ask for."""
+        """Add the routes of the page's files and of the JSON that they request."""
         for path in FILES:
             router.add_get(path, send)
         router.add_get(f"{PREFIX}/bases", self._bases)
@@ -83,7 +83,7 @@ class Page:
         return await self._answer(lambda: policies(self._forwarding, page))
 
     async def _wave(self, http: web.Request) -> web.Response:
-        """Why it stands as it stands, and of one that trains its progress and some of its policies."""
+        """Answer with a wave's explanation and, if it trains, its progress and some of its policies."""
         name = check_wave(_named(http.query, "name"))
         start = number(http.query, "start", 0, 0, 10**9 - 1)
         limit = number(http.query, "limit", POLICIES, 1, POLICIES_MOST)
@@ -101,7 +101,7 @@ class Page:
         return await self._answer(answer)
 
     async def _adapter(self, http: web.Request) -> web.Response:
-        """Why the adapter is where it is; the bare base, where its name is empty."""
+        """Answer with the explanation of an adapter, or of the bare base if the name is empty."""
         query = http.query
 
         async def answer() -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Page:
         return await self._answer(answer)
 
     async def _adapters(self, http: web.Request) -> web.Response:
-        """Some adapters whose names begin so."""
+        """Answer with some adapter names that begin with the prefix."""
         page = asked(http.query, default=NAMES, most=NAMES_MOST)
 
         async def answer() -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Page:
 
 
 async def _if_any(asking: Awaitable[T]) -> T | NotFound | MapUnavailable:
-    """What is answered, or that nobody knows of it: a wave may be known for one reason and not yet for the other."""
+    """Return the answer, or the error if unknown: a wave may have a record and no progress yet, or the reverse."""
     try:
         return await asking
     except (NotFound, MapUnavailable) as error:
@@ -136,7 +136,7 @@ def _json(message: Message) -> dict[str, Any]:
 
 
 def _progress(progress: WaveProgress) -> dict[str, Any]:
-    """With curves in place of rewards: `every` so many steps a point, the last at the policy's last step."""
+    """Return the progress as JSON with thinned rewards: a point per `every` steps, the last at the last step."""
     answer = _json(progress)
     for policy, as_json in zip(progress.policies, answer["policies"], strict=True):
         as_json["rewards"], as_json["every"] = thinned(policy.rewards, POINTS)

@@ -1,4 +1,4 @@
-"""Base models and their engines as the page shows them: pure, from MapViews."""
+"""Base models and their engines as shown on the page: pure, from MapViews."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -8,12 +8,12 @@ import msgspec
 from mint_contracts.records import EngineRecord, Held, Tier
 from mint_gateway.view import Engine, MapView
 
-ENGINES_SHOWN = 32  # of one base, by name; all of them are counted
-MOST_DETAIL = 500  # characters of a failure
+ENGINES_SHOWN = 32  # per base, by name; all of them are counted
+MOST_DETAIL = 500  # characters of an error message
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """How many adapters an engine holds in each tier, the warmest each is in, and how many it failed to load."""
+    """How many adapters an engine holds, each counted in its warmest tier, and how many it failed to load."""
 
     device: int = 0
     host: int = 0
@@ -27,12 +27,12 @@ class Tally(msgspec.Struct, frozen=True):
 
 
 class SeenEngine(msgspec.Struct, frozen=True):
-    """One engine. `state` is a word, `said` what there is to say of it."""
+    """One engine. `state` is one word, `said` its details."""
 
     name: str
     state: str
     said: str
-    slots_used: int | None  # None: they may hold what the key does not open
+    slots_used: int | None  # None: not shown, since slots may hold adapters that the key does not open
     slots_total: int
     running: int
     waiting: int
@@ -40,10 +40,10 @@ class SeenEngine(msgspec.Struct, frozen=True):
 
 
 class SeenBase(msgspec.Struct, frozen=True):
-    """One base. Sums are over the engines that are alive, `engines` the first of these and of the others."""
+    """One base. Sums are over live engines; `engines` are the first ENGINES_SHOWN, live or not."""
 
     base_model: str
-    map_version: int | None  # None: the map is not complete, what is shown is the last that was known
+    map_version: int | None  # None: the map is not complete, and the last known state is shown
     engines_max: int
     placed: int  # adapters that waves want here
     states: Mapping[str, int]  # engines by state
@@ -57,20 +57,20 @@ class SeenBase(msgspec.Struct, frozen=True):
 
 
 class Total(msgspec.Struct, frozen=True):
-    """All base models together, and what those of their engines do that are alive."""
+    """All base models together; engine figures are over live engines."""
 
     bases: int
     placed: int
     engines: int
     ready: int
-    slots_used: int | None  # as of each engine
+    slots_used: int | None  # None as for one engine
     slots_total: int
     running: int
     waiting: int
 
 
 def total(views: Collection[MapView], placed: int, *, all_open: bool) -> Total:
-    """Over these views, with so many adapters placed; `all_open`: they show every adapter that there is."""
+    """Sum up these views, with `placed` adapters; `all_open`: the key's scope opens every adapter."""
     engines = [engine for view in views for engine in view.engines.values() if engine.alive]
     return Total(
         bases=len(views),
@@ -85,13 +85,13 @@ def total(views: Collection[MapView], placed: int, *, all_open: bool) -> Total:
 
 
 def tally(held: Mapping[str, Held]) -> Tally:
-    """Count what one engine holds. What it knows of and does not hold is not counted."""
+    """Count what one engine holds. Adapters that it knows but does not hold are not counted."""
     counts = Counter("failed" if each.failure else each.tier for each in held.values())
     return Tally(counts[Tier.DEVICE], counts[Tier.HOST], counts[Tier.DISK], counts["failed"])
 
 
 def seen(view: MapView, placed: int, tallies: Mapping[str, Tally]) -> SeenBase:
-    """One base, with so many adapters placed; `tallies` are of its engines."""
+    """Return one base as the page shows it, with `placed` adapters; `tallies` are by engine name."""
     all_open = view.scope.adapters is None
     engines = [_engine(each, tallies.get(each.name, Tally()), all_open) for _, each in sorted(view.engines.items())]
     alive = [each for each in engines if each.state != "Silent"]
@@ -131,7 +131,7 @@ def _engine(engine: Engine, held: Tally, all_open: bool) -> SeenEngine:
 
 
 def _state(engine: Engine) -> tuple[str, str]:
-    """One that is not ready, has no trouble and still has work is about to end."""
+    """Return a live engine's state and details. Neither ready nor failed but still at work means it is draining."""
     record = engine.record
     if not engine.alive:
         return "Silent", "its heartbeat ran out"

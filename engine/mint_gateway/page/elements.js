@@ -1,5 +1,5 @@
-// Elements, words and numbers of the page.
-// Names are other people's: they become text nodes and attributes, never markup.
+// The page's elements, words and numbers.
+// Names come from other people: they become text nodes and attributes, never markup.
 const SVG = "http://www.w3.org/2000/svg", DRAWN = new Set(["svg", "g", "path", "rect", "line", "text", "circle"]);
 const KINDS = {
   good: ["Ready", "Complete"],
@@ -16,7 +16,7 @@ export function h(tag, about, ...inner) {
   return made;
 }
 
-// Changes only what differs, so that focus, selection, scroll and what somebody types stay as they are.
+// Changes only what differs, so that focus, selection, scrolling and typed text are preserved.
 export function morph(old, fresh) {
   if (old.nodeName !== fresh.nodeName || old.dataset?.key !== fresh.dataset?.key) return old.replaceWith(fresh);
   if (old.nodeType === Node.TEXT_NODE) {
@@ -72,7 +72,7 @@ export const share = (n, all, what) =>
   bar(`${n} of ${all} ${what}`, ["fill", Math.min(n, all)], ["rest", Math.max(0, all - n)]);
 export const part = (n, all, what, ...more) => [small(`${count(n)} of ${count(all)}`, more), share(n, all, what)];
 
-// Columns are [title, class, what a row shows]; on a phone titles stand beside what they are of.
+// Columns are [title, class, function from a row to its content]; on a phone, titles stand beside the values.
 export function table(rows, name, columns, key = (row) => row[name]) {
   const head = ([title, style]) => h("th", { class: style === "name" ? "" : style, scope: "col" }, title);
   const heads = columns.map(head);

@@ -1,4 +1,4 @@
-"""The page's own files: the same for everybody, so that they need no key."""
+"""The page's own files. They are the same for everybody and need no key."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from aiohttp import web
 
 _FOLDER = Path(__file__).parent
 
-# Nothing but the page's own files may run or be loaded: whatever a name holds, a browser takes it for text.
+# Only the page's own files may be loaded or run: whatever a name contains, a browser treats it as text.
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for anew each time, by its ETag: another version of MinT has other files
+    "Cache-Control": "no-cache",  # revalidated by ETag each time: another version of MinT has other files
 }
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file, as it is sent."""
+    """One file as it is sent."""
 
     body: bytes
     media_type: str
@@ -40,7 +40,7 @@ FILES: Mapping[str, File] = {
 
 
 async def send(request: web.Request) -> web.Response:
-    """The file of the path that is asked for, or that the browser's copy is still the same."""
+    """Answer with the requested file, or with 304 if the browser's copy is still the same."""
     file = FILES[request.path]
     same = any(each.value == file.etag for each in request.if_none_match or ())
     answer = web.Response(status=304, headers=HEADERS) if same else _whole(file)

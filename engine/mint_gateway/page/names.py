@@ -1,4 +1,4 @@
-"""Names of adapters that begin as a person has begun to type: of the map, and of catalogs."""
+"""Completing adapter names as a person types, from the map and the catalogs."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from mint_gateway.page.pages import Asked
 from mint_gateway.scope import granted
 from mint_gateway.view import MapView
 
-MOST_CATALOGS = 8  # that are asked for one answer
+MOST_CATALOGS = 8  # asked for one completion
 
 
 class Names:
-    """What the key opens of them."""
+    """Finds names within the key's scope."""
 
     def __init__(self, mirror: Mirror, catalogs: Catalogs) -> None:
         self._mirror, self._catalogs = mirror, catalogs
 
     async def beginning(self, asked: Asked) -> list[str]:
-        """The first of them, by name. Of a catalog that cannot be read now, none. Raises MapUnavailable."""
+        """Return the first matching names, sorted. Leaves out catalogs that cannot be read. Raises MapUnavailable."""
         views = self._mirror.known()
         kept = [base for base, view in sorted(views.items()) if view.record and view.record.catalog]
         catalogued = await asyncio.gather(*(self._catalogued(base, asked) for base in kept[:MOST_CATALOGS]))

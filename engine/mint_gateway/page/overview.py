@@ -1,4 +1,4 @@
-"""What the page lists, within what the key opens that asks: the mirror's views, and what Redis has beside them."""
+"""The page's lists, within the key's scope, from the mirror's views and the wave records in Redis."""
 
 import asyncio
 from collections.abc import Mapping
@@ -20,29 +20,29 @@ from mint_gateway.time_slices import TimeSlices
 from mint_gateway.view import MapView
 from mint_gateway.wave_watch import Standing, WaveWatch
 
-LOOK_S = 1.0  # between two readings of one base's waves, however many look
-MOST_TALLIES = 100_000  # kept: one for each engine and each kind of key that looks
+LOOK_S = 1.0  # at least, between two readings of one base's waves, however many look
+MOST_TALLIES = 100_000  # most cached counts: one per engine and scope of a key
 
 
 class Bases(msgspec.Struct, frozen=True):
-    """A page of base models. `map_away`: Redis does not answer, so that who is alive cannot be told."""
+    """A page of base models. `map_away`: Redis does not answer, so it is unknown which engines are alive."""
 
     bases: list[SeenBase]
     total: Total  # of all pages
-    next: str  # what the next page goes on after; empty after the last
+    next: str  # the next page's `after`; empty after the last
     map_away: bool
 
 
 class Waves(msgspec.Struct, frozen=True):
-    """A page of waves that serve, or of those that train, and how many there are on all pages.
+    """A page of serving or of training waves, and how many there are on all pages.
 
-    `incomplete` are bases of which the map does not know all waves now.
+    `incomplete` are the bases of which the map does not know all waves now.
     """
 
     waves: list[Serving] | list[Training]
     next: str
     total: int
-    pending: int  # of all, those that are not admitted
+    pending: int  # not admitted, on all pages
     incomplete: list[str]
 
 
@@ -50,11 +50,11 @@ class _Reading(msgspec.Struct):
     lock: asyncio.Lock
     read_at: float = float("-inf")
     records: Mapping[str, WaveRecord] = {}
-    within: dict[object, Mapping[str, WaveRecord]] = {}  # the records, by what keys open
+    within: dict[object, Mapping[str, WaveRecord]] = {}  # the records restricted to each scope
 
 
 class Overview:
-    """Reads each base's waves at most once in LOOK_S, and counts what is held and placed once while it stays so."""
+    """Lists bases and waves. Reads each base's waves at most once per LOOK_S, and recounts only what has changed."""
 
     def __init__(self, mirror: Mirror, reader: MapReader, watch: WaveWatch) -> None:
         self._mirror, self._reader, self._watch = mirror, reader, watch
@@ -63,8 +63,8 @@ class Overview:
         self._placed: dict[tuple[str, object], tuple[int | None, int]] = {}
 
     async def bases(self, asked: Asked) -> Bases:
-        """A page of them. Raises MapUnavailable before the map was read."""
-        views = dict(self._mirror.known())  # each made narrow once
+        """Return a page of base models. Raises MapUnavailable before the map was read."""
+        views = dict(self._mirror.known())  # so that each view is restricted only once
         names, following = asked.of(views)
         self._forget()
         slices = TimeSlices()
@@ -83,7 +83,7 @@ class Overview:
         return Bases(found, total, following, self._mirror.away)
 
     async def serving(self, asked: Asked) -> Waves:
-        """A page of the waves that serve. Raises MapUnavailable before the map was read."""
+        """Return a page of the serving waves. Raises MapUnavailable before the map was read."""
         views, torn = dict(self._mirror.known()), set[str]()
         records = await self._all_records(views, torn)
         homes = {w: base for base, of in records.items() for w, each in of.items() if each.chosen_by != TRAIN}
@@ -97,9 +97,9 @@ class Overview:
         return Waves([found[name] for name in names], following, len(homes), pending, sorted(torn))
 
     async def training(self, asked: Asked) -> Waves:
-        """A page of the waves that train. Raises MapUnavailable before the map was read."""
+        """Return a page of the training waves. Raises MapUnavailable before the map was read."""
         views, torn = dict(self._mirror.known()), set[str]()
-        standings: dict[str, Standing] = {}  # of each wave, its base's
+        standings: dict[str, Standing] = {}  # by wave, its base's
         records: dict[str, tuple[str, WaveRecord]] = {}
         for base, of in (await self._all_records(views, torn)).items():
             records |= {wave: (base, each) for wave, each in of.items() if each.chosen_by == TRAIN}
@@ -123,9 +123,9 @@ class Overview:
     async def _all_records(
         self, views: Mapping[str, MapView], torn: set[str]
     ) -> Mapping[str, Mapping[str, WaveRecord]]:
-        """Each base's waves, bases in reverse so that of two with one wave the first comes last and counts.
+        """Return each base's waves. Bases are in reverse order so that if two have one wave, the first base wins.
 
-        Adds to `torn` the bases of which the map does not tell all now.
+        Adds to `torn` the bases of which the map does not know all waves now.
         """
         found = {}
         for base, view in sorted(views.items(), reverse=True):
@@ -139,7 +139,7 @@ class Overview:
         return found
 
     async def _records(self, view: MapView) -> Mapping[str, WaveRecord]:
-        """The base's waves within the view's scope; those last known, while the map is not complete."""
+        """Return the base's waves within the key's scope; the last known ones while the map is not complete."""
         reading = self._readings.setdefault(view.base, _Reading(lock=asyncio.Lock()))
         async with reading.lock:
             now = asyncio.get_running_loop().time()
@@ -170,7 +170,7 @@ class Overview:
         return known[1]
 
     def _count_placed(self, view: MapView) -> int:
-        """How many adapters of the base are placed; of a view that is narrow each has to be looked at."""
+        """Return how many adapters are placed on the base. Cached: counting a restricted view checks each one."""
         key = view.base, view.scope.adapters
         known = self._placed.get(key)
         if known is None or known[0] != view.version or view.version is None:
@@ -178,7 +178,7 @@ class Overview:
         return known[1]
 
     def _forget(self) -> None:
-        """Keep nothing of bases that are gone, nor for ever what was counted for engines that are."""
+        """Drop the readings of bases that are gone, and all counts once there are too many of them."""
         views = self._mirror.views
         self._readings = {base: each for base, each in self._readings.items() if base in views}
         if len(self._tallies) + len(self._placed) > MOST_TALLIES:

@@ -1,4 +1,4 @@
-// What the page does: asks for JSON under v1/mint every few seconds, one question at a time, and has it shown.
+// The page's behaviour: requests JSON under v1/mint every few seconds, one request at a time, and shows it.
 import { h, at, morph, span } from "./elements.js";
 import { POLICIES, adapter, overview, unclear, wave } from "./views.js";
 
@@ -6,12 +6,12 @@ const EVERY_S = 3, MOST_S = 60, LIMIT_MS = 15_000, SUGGEST_MS = 250;
 const lists = Object.fromEntries(["bases", "training", "policies", "serving"].map((list) => [list, { after: [""], prefix: "" }]));
 const $ = (id) => document.getElementById(id);
 
-let answers = {}; // what is shown, by the name of the question
-let wrong = null; // what the last question was answered instead
+let answers = {}; // the answers shown, by question
+let wrong = null; // the error of the last request, if it failed
 let failures = 0, waitS = 0, updated = 0, timer = 0, pause = 0;
 let busy = false, typed = null, lit = "";
 
-// The key is kept for the tab; where the browser keeps nothing of a site, and throws, for as long as the page is open.
+// The key is kept for the tab, or only while the page is open if the browser denies storage (and throws).
 const stored = (act) => { try { return act(sessionStorage); } catch { return null; } };
 let key = stored((tab) => tab.getItem("mint-key")) ?? "";
 
@@ -42,7 +42,7 @@ async function ask(call, query) {
 }
 
 const asked = () => new URLSearchParams(location.hash.slice(1));
-const there = () => location.hash + JSON.stringify(lists); // what is looked at
+const there = () => location.hash + JSON.stringify(lists); // what the user is looking at
 
 function questions(about) {
   const page = (list) => ({ after: lists[list].after.at(-1), prefix: lists[list].prefix });
@@ -64,7 +64,7 @@ async function look() {
     for (const [name, question] of Object.entries(questions(asked()))) found[name] = await ask(...question);
     if (before === there()) [answers, wrong, failures, updated] = [found, null, 0, Date.now()];
   } catch (error) {
-    const defect = !(error instanceof Refused); // of this page or the browser: said and tried again, like the others
+    const defect = !(error instanceof Refused); // in this page or the browser: shown and retried, like the others
     if (defect) console.error(error);
     if (before === there()) refused(defect ? new Refused(0, `This page has failed (${error.message})`) : error);
   } finally {
@@ -83,12 +83,12 @@ const suggest = (names) => $("names").replaceChildren(...names.map((value) => h(
 function refused(error) {
   const had = key;
   wrong = error;
-  if ([400, 401, 404].includes(error.status)) [answers, failures, updated] = [{}, 0, Date.now()]; // that is the answer
+  if ([400, 401, 404].includes(error.status)) [answers, failures, updated] = [{}, 0, Date.now()]; // a final answer
   else failures += 1;
   if (error.status !== 401) return;
   keep("");
   [$("ask").hidden, $("refused").textContent] = [false, had ? `Refused: ${error.message}` : ""];
-  $("plain").hidden = isSecureContext; // TLS, or this very machine
+  $("plain").hidden = isSecureContext; // TLS, or this machine itself
   $("key").focus();
 }
 

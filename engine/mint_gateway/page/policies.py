@@ -1,15 +1,15 @@
-"""Policies that programs train by calls, as the page lists them."""
+"""The page's list of policies that programs train by calls."""
 
 import msgspec
 
 from mint_gateway.page.pages import Asked
 from mint_gateway.trainer.forwarding import Forwarding
 
-GLANCE_S = 1.0  # engines answer at once; who looks at a page does not wait longer for one that does not
+GLANCE_S = 1.0  # engines answer immediately; a page should not wait longer for one that does not
 
 
 class Taught(msgspec.Struct, frozen=True):
-    """One policy: where it is, and how far it has come by so many calls."""
+    """One policy: the engine it is on, its optimizer steps, and the number of calls that took effect."""
 
     policy: str
     base_model: str
@@ -19,7 +19,7 @@ class Taught(msgspec.Struct, frozen=True):
 
 
 class Policies(msgspec.Struct, frozen=True):
-    """A page of them. `silent` are engines that may have more, and have not answered."""
+    """A page of policies. `silent` are engines that did not answer and may have more."""
 
     policies: list[Taught]
     next: str
@@ -28,7 +28,7 @@ class Policies(msgspec.Struct, frozen=True):
 
 
 async def policies(forwarding: Forwarding, asked: Asked) -> Policies:
-    """A page of what the engines tell. Engines that were cut off from each other may have two of one name."""
+    """Return a page of the policies that engines report. A name can occur twice, if an engine was cut off."""
     response = await forwarding.list("", GLANCE_S)
     found = {f"{each.policy} {each.base_model} {each.engine}": each for each in response.policies}
     names, following = asked.of(found)

@@ -1,10 +1,10 @@
-// What the page shows: all at a glance, one wave, one adapter; each made anew out of what was answered.
+// The page's views: the overview, one wave, one adapter; each is rebuilt from the answers.
 import {
   adapterLink, at, bar, baseLink, card, code, compact, count, digest, dim, empty, facts, h, known, labelled, more,
   pair, part, pill, plural, reward, section, share, small, span, swatch, table, tint, waveLink, yes,
 } from "./elements.js";
 
-export const POLICIES = 24; // of a wave, on a page
+export const POLICIES = 24; // of a wave, per page
 
 const tile = (name, big, beside, below) =>
   h("div", { class: "tile" }, dim(name), h("b", {}, big, beside && small(` ${beside}`)), below);
@@ -153,7 +153,7 @@ const POLICY = [
   ["Engine", "said", (p) => noted(p.failure_message || p.engine || "–", p.failure_message)],
 ];
 
-// Points as [step, reward]: each stands for `every` steps, the last for those that end with the policy's last.
+// Points as [step, reward]: each stands for `every` steps, the last point for those up to the policy's last step.
 function curve({ rewards: values, step, every }) {
   const last = Math.max(step, values.length), n = values.length - 1;
   return values.map((y, i) => [last - (n - i) * every, y]).filter(([, y]) => known(y));
@@ -240,7 +240,7 @@ export function adapter(e) {
     ])));
 }
 
-// What was asked for is not there, or may mean several things: then the base can be told.
+// The name is unknown or ambiguous: the user can name the base.
 export const unclear = (about, message) => h("section", {}, card(
   h("h1", { class: "name" }, about.get("wave") || about.get("adapter") || about.get("base")),
   h("p", { class: "answer bad" }, message),

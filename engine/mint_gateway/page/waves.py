@@ -1,4 +1,4 @@
-"""Waves as the page lists them: pure, from the map's records, placements and what engines tell of policies."""
+"""The page's lists of waves: pure, from the map's records and placements and the engines' reports on policies."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,15 +13,15 @@ _WAITING = frozenset(("WaitingForCapacity", "WaitingForQuota"))  # the operator'
 
 
 class Copies(msgspec.Struct):
-    """How many of a wave's copies were given an engine, are ready there, or failed: counted up."""
+    """Counts of a wave's copies that were placed on an engine, are ready there, or failed."""
 
     placed: int = 0
     ready: int = 0
     failed: int = 0
-    hopeless: int = 0  # of those that failed: not tried again as they are
+    hopeless: int = 0  # of those that failed, the ones that are not retried
 
     def count(self, copies: Iterable[Copy]) -> None:
-        """Add these."""
+        """Add these copies to the counts."""
         for copy in copies:
             self.placed += 1
             self.ready += not copy.lacks
@@ -30,7 +30,7 @@ class Copies(msgspec.Struct):
 
 
 class Serving(msgspec.Struct, frozen=True):
-    """A wave that serves. `phase` is as kubectl tells it, but that nobody here knows whether it was ready once."""
+    """A serving wave. `phase` is as in kubectl, except that the gateway does not know whether it was ready before."""
 
     wave: str
     base_model: str
@@ -42,7 +42,7 @@ class Serving(msgspec.Struct, frozen=True):
     residency: str
     slots: int
     priority: int
-    position: int  # among those that wait, from 1; 0: it does not wait
+    position: int  # in the queue, from 1; 0: it does not wait
     wanted: int
     placed: int
     ready: int
@@ -50,7 +50,7 @@ class Serving(msgspec.Struct, frozen=True):
 
 
 class Training(msgspec.Struct, frozen=True):
-    """A wave that trains, without its policies. Rewards are means over these; None before there are any."""
+    """A training wave in aggregate. Rewards are means over its policies, None before there are any."""
 
     wave: str
     base_model: str
@@ -67,7 +67,7 @@ class Training(msgspec.Struct, frozen=True):
 
 
 def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
-    """One wave that serves."""
+    """Return a serving wave as the page shows it."""
     wanted = wanted_copies(record)
     return Serving(
         wave=record.wave,
@@ -89,7 +89,7 @@ def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
 
 
 def training(progress: WaveProgress) -> Training:
-    """One wave that trains."""
+    """Return a training wave as the page shows it."""
     return Training(
         wave=progress.wave,
         base_model=progress.base_model,
@@ -107,7 +107,10 @@ def training(progress: WaveProgress) -> Training:
 
 
 def thinned(rewards: Sequence[float], most: int) -> tuple[list[float], int]:
-    """At most `most` points in place of these, each the mean of as many steps, and how many; the newest end whole."""
+    """Reduce rewards to at most `most` points; return the points and how many steps each is the mean of.
+
+    Only the first point may have fewer steps than the others.
+    """
     every = max(1, -(-len(rewards) // most))
     starts = range(len(rewards) % every, len(rewards), every)
     shares = [rewards[: starts.start]] if starts.start else []
@@ -128,13 +131,13 @@ def _phase(record: WaveRecord, copies: Copies, wanted: int) -> str:
 
 
 def _waits(reason: str) -> bool:
-    """Whether a wave waits that has no position: an error may pass, and a wave that trains waits by its own rules."""
+    """Return whether a wave without a queue position waits: its error may pass, or it trains (other rules apply)."""
     kind = by_reason(reason)
     return reason in _WAITING if kind is None else not kind.terminal
 
 
 def not_training(base: str, record: WaveRecord) -> Training:
-    """One wave that shall train, of whose training the operator has not written yet."""
+    """Return a wave that is to train, before the operator has written its training record."""
     phase = _phase(record, Copies(), wanted=1)
     return Training(
         wave=record.wave,

@@ -1,1 +1,1 @@
-"""The Trainer service: calls of a policy go to the engine that has it."""
+"""The Trainer service: a policy's calls go to the engine that has it."""

@@ -1,7 +1,7 @@
-"""Forwarding Trainer calls: to the engine that has the policy, and a new one to its home or where there is room.
+"""Forwarding Trainer calls to the engine that has the policy; a new policy goes to its home, or where there is room.
 
-What an engine has done that went away before it said so nobody knows: the same call is sent again until one says,
-which its sequence number makes harmless.
+If an engine goes away before it answers, it is unknown whether the call took effect. The call is sent again until an
+engine answers; its sequence number makes that harmless.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ Request = (
 )
 
 
-# Calls of a policy that nobody may have: its home makes it, or lets go of the name of what has ended with its engine.
+# Calls valid for a policy that no engine has: its home creates or resumes it, or drops the name that it left behind.
 _HOME = frozenset({"CreatePolicy", "ResumePolicy", "DropPolicy"})
-# Before these all engines are asked who has the policy, though one is remembered.
+# Before these calls all engines are asked who has the policy, even if one is remembered.
 _ANEW = _HOME | {"GetPolicy"}
 
 
 class Way(msgspec.Struct):
-    """How one call went, for its log line."""
+    """The route of one call, for its log line."""
 
     call: str
     policy: str = ""
@@ -56,16 +56,16 @@ class Way(msgspec.Struct):
 
 
 class Forwarding:
-    """Sends calls to engines, from one event loop."""
+    """Sends calls to engines. An instance belongs to one event loop."""
 
     def __init__(self, router: Router, channels: Channels, patience: Patience) -> None:
         self._router, self._channels, self._patience = router, channels, patience
         self._whereabouts = Whereabouts(channels)
 
     async def forward(self, request: Request, remaining_s: float | None, way: Way) -> Any:
-        """What the right engine answers to `way.call`; `remaining_s` is the client's deadline, if it has one.
+        """Return the right engine's answer to `way.call`; `remaining_s` is the client's deadline, if it has one.
 
-        Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
+        Raises MintError for the gateway's own errors and AioRpcError for errors from an engine.
         """
         way.policy = check_adapter(request.policy)
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
@@ -82,7 +82,7 @@ class Forwarding:
                     raise
 
     async def list(self, base_model: str, within_s: float = ASK_S) -> pb.ListPoliciesResponse:
-        """The policies of all engines, of one base or of all, as far as the request's key opens them."""
+        """List the policies on all engines, of one base or of all, within the key's scope."""
         views, response = self._router.views(base_model), pb.ListPoliciesResponse()
         asked = [(view, engine) for view in views for engine in trainers(view, self._router.now(view))]
         answers = await asyncio.gather(*(self._list(engine, within_s) for _, engine in asked))
@@ -95,7 +95,7 @@ class Forwarding:
         return response
 
     async def resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
-        """A page of those that rest. Raises InvalidRequest."""
+        """Return a page of resting policies. Raises InvalidRequest."""
         return await resting(self._router, self._channels, request)
 
     async def _list(self, engine: Engine, within_s: float) -> pb.ListPoliciesResponse | None:
@@ -106,12 +106,12 @@ class Forwarding:
                 return None
 
     async def _round(self, view: MapView, request: Request, retries: Retries, way: Way) -> Any:
-        """The answer of the first engine that has one. Raises EngineUnavailable where a new round may do better."""
+        """Return the first engine's answer. Raises EngineUnavailable if a new round may succeed."""
         full: list[grpc.aio.AioRpcError] = []
         places = await self._places(view, request, way)
         if isinstance(request, pb.DropPolicyRequest) and not request.gone:
             places, copies = places[:1], places[1:]
-            for each in copies:  # first: once the policy is gone they would be found in its place
+            for each in copies:  # before the policy itself: once it is gone, they would be found in its place
                 await self._drop_copy(view, each, request, retries, way)
         for place in places:
             try:
@@ -119,21 +119,21 @@ class Forwarding:
             except grpc.aio.AioRpcError as error:
                 failure = from_rpc_error(error)
                 if place.remembered and isinstance(failure, PolicyNotFound):
-                    return await self._round(view, request, retries, way)  # in which all are asked
+                    return await self._round(view, request, retries, way)  # asks all engines this time
                 if not isinstance(failure, Overloaded):
                     raise
                 full.append(error)
         raise min(full, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
     async def _ask(self, view: MapView, place: Whereabout, request: Request, retries: Retries, way: Way) -> Any:
-        """One engine's answer. Raises AioRpcError, its own word, and EngineUnavailable where it has gone away."""
+        """Return one engine's answer. Raises AioRpcError for its own errors, EngineUnavailable if it went away."""
         way.engine = place.engine
         try:
             async with self._channels.use(place.address) as stubs:
                 answer = await getattr(stubs.trainer, way.call)(request, timeout=retries.remaining_s())
         except grpc.aio.AioRpcError as error:
             self._whereabouts.forget(view.base, way.policy)
-            if lost(error):  # not another's turn: this one may have done it
+            if lost(error):  # do not try another engine: this one may have executed the call
                 message = f"went away during the call ({error.code().name}); retry"
                 raise EngineUnavailable(f"engine {place.engine!r}", message, retry_after_s=RETRY_S) from error
             raise
@@ -141,12 +141,12 @@ class Forwarding:
         return answer
 
     async def _places(self, view: MapView, request: Request, way: Way) -> Sequence[Whereabout]:
-        """Where to send a call, one after another as long as they have no room; a drop to all that have the policy.
+        """Return where to send a call, at least one place, in order: the next is tried if one has no room.
 
-        Never none.
+        A drop goes to all engines that have the policy.
         """
         now = self._router.now(view)
-        # What is there, of whatever life, is neither made nor resumed elsewhere.
+        # A policy that exists, with any life, is neither created nor resumed elsewhere.
         life = 0 if isinstance(request, pb.CreatePolicyRequest | pb.ResumePolicyRequest) else request.life
         if isinstance(request, pb.DropPolicyRequest):
             request.gone = False
@@ -175,7 +175,7 @@ class Forwarding:
                 raise
 
     def _view(self, request: Request, way: Way) -> MapView:
-        """Of the base that is meant, which trains, where the key opens the policy's name."""
+        """Return the view of the request's base. Raises MintError if it does not train or is out of scope."""
         view = self._router.find(request.base_model)
         way.base_model = view.base
         if not view.scope.adapter(way.policy):

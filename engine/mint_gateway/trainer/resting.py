@@ -1,4 +1,4 @@
-"""Policies that rest: on no engine, so that any engine of a base tells of them, by the base's training store."""
+"""Listing resting policies. They are on no engine, so any engine of a base can list them from its training store."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from mint_gateway.trainer.whereabouts import trainers
 from mint_gateway.view import Engine, MapView
 
 PAGE, PAGE_MAX = 100, 1000
-TRIED, LIST_S = 2, 4.0  # engines, which list a folder of their store: together they take less than a client waits
+TRIED, LIST_S = 2, 4.0  # engines asked, and seconds for each to list its store: together less than a client waits
 
 
 async def resting(router: Router, channels: Channels, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
-    """A page of them, of one base or of all, as far as the request's key opens them. Raises InvalidRequest.
+    """Return a page of resting policies, of one base or of all, within the key's scope. Raises InvalidRequest.
 
-    Its token is the base and the name of its last one, which the key opens, so that it tells nothing of others'.
+    Its token is the base and name of the last one, which the key opens, so that it reveals nothing of other tenants.
     """
     size = page_size(request.page_size, PAGE, PAGE_MAX)
     of, _, after = request.page_token.partition(" ")
@@ -43,7 +43,10 @@ async def _add(
     size: int,
     response: pb.ListPoliciesResponse,
 ) -> None:
-    """Those of a base, until a page is full; who did not say which is `silent`, the base where there is no engine."""
+    """Add a base's resting policies until the page is full.
+
+    If no engine answers, `silent` gets their names, or the base's if it has no engine.
+    """
     most = size if view.scope.adapters is None else PAGE_MAX
     while True:
         request = pb.ListPoliciesRequest(resting=True, page_size=most, page_token=after)
@@ -52,7 +55,7 @@ async def _add(
             response.silent.extend([engine.name for engine in engines] or [view.base])
             return
         for each in answer.policies:
-            # An engine of an earlier version tells what it has.
+            # An engine of an earlier version lists the policies that it has instead; skip those.
             if not each.engine and view.scope.adapter(each.policy):
                 each.base_model = view.base
                 response.policies.append(each)
@@ -66,7 +69,7 @@ async def _add(
 async def _first_answer(
     channels: Channels, engines: Sequence[Engine], request: pb.ListPoliciesRequest
 ) -> pb.ListPoliciesResponse | None:
-    """Of the first engine that answers; None where none does."""
+    """Return the answer of the first engine that gives one, or None."""
     for engine in engines:
         async with channels.use(engine.record.address) as stubs:
             try:

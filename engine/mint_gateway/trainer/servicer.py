@@ -1,4 +1,4 @@
-"""The gateway's gRPC service Trainer, over a Forwarding: one log line a call."""
+"""The gateway's gRPC service Trainer, over a Forwarding: one log line per call."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from mint_gateway.metrics import Metrics
 from mint_gateway.servicers import answered, pass_on
 from mint_gateway.trainer.forwarding import Forwarding, Request, Way
 
-MOST_BYTES = 64 << 20  # of calls in flight, as they came
+MOST_BYTES = 64 << 20  # of calls in flight, in their serialized size
 
 A = TypeVar("A", bound=Message)
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,29 +28,29 @@ _log = structlog.get_logger()
 
 
 class TrainerServicer(training_pb2_grpc.TrainerServicer):
-    """Sends calls of policies to the engines that have them."""
+    """Sends policies' calls to the engines that have them."""
 
     def __init__(self, forwarding: Forwarding, metrics: Metrics, most: int, calls: InFlight) -> None:
-        """`most` calls of policies are in flight; `calls` counts and bounds all that are answered at once."""
+        """`most` bounds the policies' calls in flight; `calls` counts and bounds the listing calls."""
         self._forwarding, self._metrics, self._calls = forwarding, metrics, calls
         self._in_flight, self._bytes = InFlight(most), 0
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """On the engine that its name means, or another that has room."""
+        """Create a policy on its home engine, or on another that has room."""
         return await self._forward("CreatePolicy", pb.PolicyState, request, context)
 
     async def ResumePolicy(self, request: pb.ResumePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """As CreatePolicy, from what was saved."""
+        """Resume a policy from what was saved, on an engine chosen as for CreatePolicy."""
         return await self._forward("ResumePolicy", pb.PolicyState, request, context)
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """How far it has come, wherever it is."""
+        """Return a policy's state, wherever it is."""
         return await self._forward("GetPolicy", pb.PolicyState, request, context)
 
     async def ListPolicies(  # noqa: N802
         self, request: pb.ListPoliciesRequest, context: _Context
     ) -> pb.ListPoliciesResponse:
-        """Those of every engine, or a page of those that rest."""
+        """Return the policies of every engine, or a page of resting ones."""
         if request.resting:
             return await answered(lambda: self._forwarding.resting(request), context, self._calls)
         return await answered(lambda: self._forwarding.list(request.base_model), context, self._calls)
@@ -58,27 +58,27 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     async def ForwardBackward(  # noqa: N802
         self, request: pb.ForwardBackwardRequest, context: _Context
     ) -> pb.ForwardBackwardResponse:
-        """By its engine."""
+        """Forward to the policy's engine."""
         return await self._forward("ForwardBackward", pb.ForwardBackwardResponse, request, context)
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
-        """By its engine."""
+        """Forward to the policy's engine."""
         return await self._forward("OptimStep", pb.OptimStepResponse, request, context)
 
     async def SaveState(self, request: pb.SaveStateRequest, context: _Context) -> pb.SaveStateResponse:  # noqa: N802
-        """By its engine."""
+        """Forward to the policy's engine."""
         return await self._forward("SaveState", pb.SaveStateResponse, request, context)
 
     async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """By its engine."""
+        """Forward to the policy's engine."""
         return await self._forward("LoadState", pb.PolicyState, request, context)
 
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
-        """By its engine."""
+        """Forward to the policy's engine."""
         return await self._forward("Publish", pb.PublishResponse, request, context)
 
     async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
-        """By its engine, or where that has ended by any."""
+        """Forward to the policy's engine, or to any engine if that one has ended."""
         return await self._forward("DropPolicy", pb.DropPolicyResponse, request, context)
 
     async def _forward(self, call: str, _: type[A], request: Request, context: _Context) -> A:
@@ -95,7 +95,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         except MintError as error:
             code, failure = error.grpc_status, f"{error.reason}: {error}"
             await context.abort_with_status(to_status(error))
-            raise  # abort has raised already
+            raise  # unreachable: abort raises
         except grpc.aio.AioRpcError as error:
             code, failure = error.code(), error.details() or ""
             await pass_on(error, context)
@@ -104,7 +104,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
 
     @contextmanager
     def _room(self, size: int) -> Iterator[None]:
-        """For one call of so many bytes; raises Overloaded where those in flight leave none."""
+        """Reserve `size` bytes for one call during the block. Raises Overloaded if there is no room."""
         if self._bytes + size > MOST_BYTES:
             message = f"{MOST_BYTES >> 20} MiB of training calls are in flight, its limit; retry later"
             raise Overloaded("gateway", message, retry_after_s=1.0)

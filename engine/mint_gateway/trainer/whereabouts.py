@@ -1,4 +1,7 @@
-"""Which engine has a policy of Trainer calls. No map tells: engines are asked, and what they say is remembered."""
+"""Finding the engine that has a policy of Trainer calls: the map does not say, so engines are asked.
+
+Their answers are remembered.
+"""
 
 import asyncio
 from collections import OrderedDict
@@ -14,13 +17,13 @@ from mint_gateway.choose import Now
 from mint_gateway.retries import lost
 from mint_gateway.view import Engine, MapView
 
-ASK_S = 5.0  # engines answer at once, whatever they compute
+ASK_S = 5.0  # engines answer immediately, whatever they compute
 REMEMBERED = 4096  # policies
 RETRY_S = 1.0
 
 
 class Whereabout(NamedTuple):
-    """The engine that has a policy, as it has just said or, `remembered`, said a while ago."""
+    """The engine that has a policy, as it reported just now or, if `remembered`, a while ago."""
 
     engine: str
     address: str
@@ -28,29 +31,29 @@ class Whereabout(NamedTuple):
 
 
 def trainers(view: MapView, now: Now) -> list[Engine]:
-    """The engines that may have policies: those that train, and have not ended as far as that can be told now."""
+    """Return the engines that may have policies: those that train and, as far as is known now, are alive."""
     alive = [engine for engine in view.engines.values() if engine.alive or now.map_away]
     return [engine for engine in alive if engine.record.policy_room is not None]
 
 
 def nowhere(view: MapView, policy: str) -> PolicyNotFound:
-    """That no engine has the policy."""
+    """Return the error that no engine has the policy."""
     message = f"is not on any engine of {view.base}: a policy ends with its engine"
     return PolicyNotFound(f"policy {policy!r}", f"{message}; resume it from what it saved, or create it")
 
 
 class Whereabouts:
-    """Used from one event loop."""
+    """Finds policies' engines and remembers them. An instance belongs to one event loop."""
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
         self._known: OrderedDict[tuple[str, str], Whereabout] = OrderedDict()  # by base and policy
 
     async def find(self, view: MapView, now: Now, policy: str, life: int) -> Whereabout:
-        """Where the policy is; of several of its name the latest: an engine may have kept one while it was away.
+        """Return where the policy is. If several engines have one of its name, since one was away, the latest counts.
 
-        Raises PolicyNotFound, EngineUnavailable where an engine that may have it does not answer, and else an
-        engine's own word (AioRpcError).
+        Raises PolicyNotFound, EngineUnavailable if an engine that may have it does not answer, and AioRpcError for
+        other errors from an engine.
         """
         asked, known = trainers(view, now), self._known.get((view.base, policy))
         if known is not None and any(engine.record.address == known.address for engine in asked):
@@ -58,9 +61,9 @@ class Whereabouts:
         return (await self.find_all(view, now, policy, life))[0]
 
     async def find_all(self, view: MapView, now: Now, policy: str, life: int) -> list[Whereabout]:
-        """The engine that has the policy, as engines say now, and behind it those that kept the same life while away.
+        """Ask all engines: return the one that has the policy, then those that kept the same life while away.
 
-        Raises as `find`.
+        Raises as `find` does.
         """
         asked = trainers(view, now)
         request = pb.GetPolicyRequest(policy=policy, life=life, base_model=view.base)
@@ -74,11 +77,11 @@ class Whereabouts:
         return [Whereabout(engine.name, engine.record.address, remembered=False) for engine in found]
 
     def forget(self, base: str, policy: str) -> None:
-        """Ask all the next time."""
+        """Forget the policy's engine: ask all engines next time."""
         self._known.pop((base, policy), None)
 
     def remember(self, base: str, policy: str, place: Whereabout) -> None:
-        """That the engine has answered a call of the policy."""
+        """Remember that the engine has answered a call of the policy."""
         self._known[base, policy] = place._replace(remembered=True)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -86,7 +89,7 @@ class Whereabouts:
     def _raise_instead(
         self, names: list[str], answers: list[pb.PolicyState | BaseException | None], policy: str
     ) -> None:
-        """Where somebody has not said that the policy is not there, that is the answer."""
+        """Raise the error of an engine that did not deny having the policy, if any."""
         silent = []
         for name, each in zip(names, answers, strict=True):
             if isinstance(each, grpc.aio.AioRpcError) and _is_silent(each):
@@ -102,7 +105,7 @@ class Whereabouts:
             try:
                 return await stubs.trainer.GetPolicy(request, timeout=ASK_S)
             except grpc.aio.AioRpcError as error:
-                # An engine of a version without GetPolicy has no policy that a gateway could have sent there.
+                # An engine of a version without GetPolicy cannot have a policy that came through a gateway.
                 unknown = error.code() is grpc.StatusCode.UNIMPLEMENTED
                 if unknown or isinstance(from_rpc_error(error), PolicyNotFound):
                     return None
