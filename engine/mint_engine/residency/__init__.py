@@ -1,1 +1,1 @@
-"""Which adapters are on which tier of this engine, and how they get into slots."""
+"""Residency: which tier of this engine each adapter is in, and how adapters get into slots."""

@@ -1,7 +1,8 @@
-"""An adapter on its way from the disk into its slot, of which a step may use what has come.
+"""An adapter that is still being read from disk into its slot; a step may already use the part that has arrived.
 
-Only where nothing else is computed: such a step waits for each layer's part, within a bound. Its slot's row is mapped
-before anything of it is read, and comes piece by piece from its beginning, in which order layers need it.
+This is done only if nothing else is being computed, because the step waits (within a bound) for each layer's part.
+The slot's row is mapped before any of it is read, and then read in pieces from its beginning, in the order in which
+the layers need it.
 """
 
 from collections.abc import Callable
@@ -10,46 +11,46 @@ import numpy as np
 
 from mint_contracts.errors import MintError
 
-LOST = -1  # as arrival.h has it
+LOST = -1  # the same value as in arrival.h
 _WHOLE = 2**62
 
 
 class Arrival:
-    """How much of one adapter is in its slot. One thread tells, any may look."""
+    """How much of one adapter is in its slot. One thread updates it; any thread may read it."""
 
     def __init__(self, on_begin: Callable[[], None]) -> None:
-        """`on_begin` is called once, on the thread that tells, when the slot's tables are there."""
-        self._come = np.zeros(1, dtype=np.int64)  # bytes of the row; kernels read it
+        """`on_begin` is called once, on the updating thread, when the slot's tables have been written."""
+        self._come = np.zeros(1, dtype=np.int64)  # bytes of the row that have arrived; kernels read it
         self._on_begin = on_begin
-        self.begun = False  # its slot's tables are there, and what is in memory of it is known
-        self.error: MintError | None = None  # why no more will come
+        self.begun = False  # the slot's tables are written, and progress is being reported
+        self.error: MintError | None = None  # why no more will arrive
 
     @property
     def address(self) -> int:
-        """Where a kernel finds the bytes of the row that are in memory."""
+        """The address of the count of bytes in memory, for kernels to read."""
         return int(self._come.ctypes.data)
 
     @property
     def whole(self) -> bool:
-        """Whether all of it is there."""
+        """Whether the complete adapter is in the slot."""
         return int(self._come[0]) == _WHOLE
 
     def reach(self, nbytes: int) -> None:
-        """So many bytes of the row are in memory by now, none at first."""
+        """Record that the row's first `nbytes` are in memory; the first call may pass 0."""
         self._come[0] = nbytes
         if not self.begun:
             self.begun = True
             self._on_begin()
 
     def end(self) -> None:
-        """All of it is there."""
+        """Record that the complete adapter is in the slot."""
         self._come[0] = _WHOLE
 
     def lose(self, error: MintError) -> None:
-        """No more will come; whoever reads the slot is to be told this."""
+        """Record that no more will arrive; `error` is for the requests that read the slot."""
         self.error = error
         self._come[0] = LOST
 
 
 class NotArrived(Exception):
-    """A step has ended before its end: what it needs of its adapter has not come, or never will."""
+    """A step was cut short because the part of its adapter that it needs has not arrived, or never will."""

@@ -1,4 +1,4 @@
-"""Do the books of residency balance? Looked at whenever the engine falls idle, and in tests after every change."""
+"""Checks that the books of residency balance: whenever the engine falls idle, and in tests after every change."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -15,25 +15,25 @@ from mint_engine.residency.holding import Tenant
 from mint_engine.residency.room import Room
 from mint_engine.residency.slot_table import SlotTable
 
-AUDIT_S = 5.0  # at most so often, however often the engine falls idle
+AUDIT_S = 5.0  # the shortest time between two audits
 
 log = structlog.get_logger(__name__)
 
 
 class Emptiness(Protocol):
-    """What tells whether a slot is empty."""
+    """Something that knows whether a slot is empty."""
 
     def is_empty(self, slot: int) -> bool:
-        """Nothing of any tenant is left in a slot."""
+        """Return whether a slot has no tenant."""
         ...
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the books are held against.
+    """What the books are compared with.
 
-    `in_flight` tells what requests take their slots to hold; None where nobody knows. `trained` tells the host memory
-    that the trainer's policies have.
+    `in_flight` returns what requests expect in their slots, or None if unknown. `trained` returns the bytes of host
+    memory that the trainer's policies have.
     """
 
     memory: Emptiness
@@ -43,48 +43,48 @@ class Seen:
 
 
 class Audit:
-    """Looks into one engine's books. Only the event loop's thread uses it."""
+    """Audits one engine's books. Used only on the event loop's thread."""
 
     def __init__(self, books: Books, table: SlotTable, seen: Seen, every_s: float = AUDIT_S) -> None:
         self._books, self._table, self._seen = books, table, seen
         self._every_s = every_s
         self._stirred = asyncio.Event()
-        self._unattended = frozenset[tuple[int, int]]()  # at the last look
+        self._unattended = frozenset[tuple[int, int]]()  # (slot, use) pairs found by the last audit
 
     def stir(self) -> None:
-        """Something may have changed since the last look, and nothing loads now."""
+        """Request an audit: something may have changed since the last one, and nothing loads now."""
         self._stirred.set()
 
     async def run(self, idle: Callable[[], bool]) -> None:
-        """Look after whatever has changed, at the latest once the engine is idle and `every_s` are over."""
+        """Audit after each `stir` if the engine is idle, at most every `every_s` seconds. Runs until cancelled."""
         while True:
             await self._stirred.wait()
             self._stirred.clear()
             if not idle():
-                continue  # `stir` is called when it is
+                continue  # `stir` is called again when it is
             self.look(busy=False)
             self._look_for_unattended()
             if self._books.serving or self._books.awaiting.total:
-                self._stirred.set()  # whoever has a slot, or is about to, lets go of it without a word to us
+                self._stirred.set()  # requests release their slots without calling `stir`
             await asyncio.sleep(self._every_s)
 
     def imbalance(self, *, busy: bool) -> str:
-        """What does not add up now, or ""."""
+        """Describe an inconsistency, or return "" if there is none."""
         seen = self._seen
         found = find_imbalance(self._books, self._table, seen.memory, seen.in_flight() or (), busy=busy)
         return found or seen.room.imbalance(seen.trained())
 
     def look(self, *, busy: bool) -> None:
-        """Look once; a defect is logged, and serving goes on."""
+        """Audit once. A defect is logged, and serving goes on."""
         problem = self.imbalance(busy=busy)
         metrics.BALANCED.set(not problem)
         if problem:
             self._note(problem)
 
     def _look_for_unattended(self) -> None:
-        """Find a slot held, from the last look to this one, for requests that are not there: it is so for good.
+        """Report slots that were held for no request at both the last audit and this one: they will stay held.
 
-        A request that ends lets go a moment later, so that one look alone proves nothing.
+        A request releases its slot a moment after it has ended, so a single audit proves nothing.
         """
         in_flight = self._seen.in_flight()
         if in_flight is None:
@@ -104,9 +104,9 @@ class Audit:
 def find_imbalance(
     books: Books, table: SlotTable, memory: Emptiness, in_flight: Iterable[Tenant] = (), *, busy: bool
 ) -> str:
-    """What does not add up over slots, references, requests in flight and bytes, or "" when all is well.
+    """Describe an inconsistency of slots, references, requests in flight or bytes, or return "" if there is none.
 
-    `busy`: some slot is being filled or cleared, and so belongs to nobody now.
+    `busy`: some slot may be being filled or cleared, and so belong to nobody now.
     """
     return next(_defects(books, table, memory, in_flight, busy), "")
 
@@ -143,7 +143,7 @@ def _of_copies(books: Books) -> Iterator[str]:
 
 
 def _of_users(books: Books) -> Iterator[str]:
-    """Whoever a copy counts among its users is known: a copy that counts more never leaves its slot."""
+    """Every user that a copy counts must be known; a copy that counts too many would never leave its slot."""
     served = sum(copy.serving for copy in books.copies.values())
     if served != books.serving:
         yield f"{books.serving} requests are told to have a slot, and copies count {served}"
@@ -160,9 +160,9 @@ def _known(copy: Copy) -> int:
 
 
 def _of_tenants(books: Books, in_flight: Iterable[Tenant]) -> Iterator[str]:
-    """A slot holds the very revision that each request in flight began with, and it is held for it.
+    """A slot must hold the revision that each of its requests in flight began with, and be held for requests.
 
-    What a policy's slot holds is the trainer's to know.
+    The revision in a policy's slot is known only to the trainer.
     """
     for tenant in in_flight:
         copy = books.in_slots.get(tenant.slot)

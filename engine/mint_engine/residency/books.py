@@ -1,7 +1,7 @@
 """The books of one engine's residency: its copies, what waves want of them, and which of them answer new requests.
 
-No I/O and no waiting: only the event loop's thread uses it, and every method leaves the books right. What changes is
-noted by adapter, so that a change costs the same however many adapters there are.
+No I/O and no waiting: used only on the event loop's thread, and every method leaves the books consistent. Changes are
+noted per adapter, so that a change costs the same however many adapters there are.
 """
 
 import time
@@ -26,7 +26,7 @@ from mint_engine.residency.turns import Seat
 class Books:
     """All copies by key, the wants by adapter, and the current copy of each wanted adapter.
 
-    A copy that is on disk alone and that no wave wants is forgotten: the disk tier knows its files.
+    A copy that is only on disk and that no wave wants is forgotten: the disk tier knows its file.
     """
 
     def __init__(self, host: HostTier, disk: DiskTier, store: Source | None, requests_waiting: int) -> None:
@@ -35,13 +35,13 @@ class Books:
         self.of_adapter: dict[str, list[Copy]] = {}
         self.current: dict[str, Copy] = {}
         self.wants: dict[str, Assignment] = {}
-        self.own: frozenset[str] = frozenset()  # of the wants, what no wave tells of: this engine has published it
+        self.own: frozenset[str] = frozenset()  # wants that come from no wave: this engine published them
         self.announced: Mapping[str, Source] = {}  # what Trainer calls have published, here or elsewhere
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
-        self.serving = 0  # requests that have their slot
+        self.serving = 0  # requests that use their slot
         self.awaiting = Crowd(requests_waiting)  # requests that wait for theirs
-        self.at_door = Crowd(requests_waiting)  # those of them that have no copy yet, for its slot is closed
+        self.at_door = Crowd(requests_waiting)  # those of them that have no copy yet, because its slot is closed
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()
@@ -49,12 +49,12 @@ class Books:
         self._clock = 0
 
     def tick(self) -> int:
-        """A number larger than all before."""
+        """Return a number larger than all previous ones."""
         self._clock += 1
         return self._clock
 
     def copy_of(self, key: Key) -> Copy:
-        """The copy of that name, entered if it is new."""
+        """Return the copy with this key, creating it if it is new."""
         copy = self.copies.get(key)
         if copy is None:
             copy = self.copies[key] = Copy(*key)
@@ -62,32 +62,32 @@ class Books:
         return copy
 
     def changed(self, copy: Copy) -> None:
-        """Note that something about a copy is no longer as it was."""
+        """Note that a copy has changed."""
         self._changed.add(copy.adapter)
 
     @property
     def in_haste(self) -> bool:
-        """Loads matter more than steps: as many requests wait for one as run, or none runs."""
+        """Whether loads matter more than steps: at least as many requests wait for a load as run."""
         return self.awaiting.total >= self.serving
 
     def use(self, copy: Copy) -> None:
-        """A request has had a copy's slot: what other tiers have of it is used as well, and leaves them later."""
+        """Mark a copy as just used, in the other tiers too, so that it is evicted from them later."""
         copy.used = self.tick()
         self.host.ledger.touch(copy.key)
         self.disk.touch(copy.source)
 
     def evicted(self, keys: Iterable[Key]) -> None:
-        """Note that these have left the host tier."""
+        """Note that these keys have left the host tier."""
         self._changed.update(adapter for adapter, _ in keys)
 
     def seat(self, copy: Copy, slot: int) -> None:
-        """A copy has been put into a slot."""
+        """Record that a copy has been put into a slot."""
         copy.slot, copy.used, copy.since = slot, self.tick(), time.monotonic()
         self.in_slots[slot] = copy
         self.changed(copy)
 
     def seat_early(self, copy: Copy, slot: int, arrival: Arrival) -> None:
-        """A copy comes into a slot, which requests may have from now on; it is pinned there until it has come."""
+        """Let requests use a slot that a copy is still arriving in, and pin the copy there until `unpin`."""
         copy.arrival = arrival
         copy.users += 1
         self.seat(copy, slot)
@@ -95,14 +95,14 @@ class Books:
             copy.usable.set_result(None)
 
     def unpin(self, copy: Copy) -> None:
-        """It has come, or never will."""
+        """End the pin of `seat_early`: the copy has arrived, or never will."""
         copy.arrival = None
         copy.users -= 1
         self.changed(copy)
 
     @contextmanager
     def serve(self, copy: Copy) -> Iterator[None]:
-        """A request has the copy's slot, until the end of the context."""
+        """Count a request that uses the copy's slot, until the context ends."""
         self.serving += 1
         copy.serving += 1
         try:
@@ -114,7 +114,7 @@ class Books:
                 copy.leaving.set()
 
     def unseat(self, copy: Copy) -> int | None:
-        """Take a copy's slot from it, if it has one."""
+        """Take a copy out of its slot and return the slot, or None if it has none."""
         slot, copy.slot, copy.for_wave = copy.slot, None, False
         copy.open()
         if slot is not None:
@@ -123,13 +123,13 @@ class Books:
         return slot
 
     def failed(self, copy: Copy, error: MintError) -> None:
-        """A copy's load has failed."""
+        """Record that a copy's load has failed."""
         copy.failed(error, time.monotonic(), wanted=self.wanted(copy))
         self._blocked.add(copy)
         self.changed(copy)
 
     def tier(self, copy: Copy) -> Tier:
-        """Where a copy is now, at its warmest."""
+        """Return the warmest tier that holds a copy now."""
         if copy.slot is not None:
             return Tier.DEVICE
         if copy.key in self.host.ledger:
@@ -137,18 +137,18 @@ class Books:
         return Tier.DISK if copy.revision and self.disk.holds(copy.source) else Tier.REMOTE
 
     def wanted(self, copy: Copy) -> bool:
-        """A wave wants this adapter from this source."""
+        """Return whether a wave wants this adapter from this source."""
         return wanted_tier(self.wants, copy.key) is not Tier.REMOTE
 
     def serves_on(self, copy: Copy) -> bool:
-        """Whether a copy still answers for its source, whose newer state is not as warm yet."""
+        """Return whether a copy still serves for its source, because the source's newer state is not as warm yet."""
         if copy.formerly is None or self.tier(copy).warmth < Tier.HOST.warmth:
             return False
         successor = self.copies.get((copy.adapter, copy.formerly))
         return successor is None or not successor.revision or self.tier(successor).warmth < self.tier(copy).warmth
 
     def view(self, copy: Copy) -> CopyView:
-        """A copy as the decisions see it."""
+        """Return a snapshot of a copy for `decide`."""
         return CopyView(
             adapter=copy.adapter,
             source=copy.source,
@@ -163,7 +163,7 @@ class Books:
         )
 
     def seats(self) -> list[Seat]:
-        """The slots that adapters have, as turns are decided."""
+        """Return the occupied slots, for `turn`."""
         return [
             Seat(
                 slot=slot,
@@ -176,13 +176,13 @@ class Books:
         ]
 
     def picture(self, adapters: Iterable[str]) -> tuple[list[CopyView], Wants]:
-        """These adapters' copies and what waves want of them."""
+        """Return snapshots of these adapters' copies, and what waves want of them."""
         names = list(adapters)
         views = [self.view(copy) for name in names for copy in self.of_adapter.get(name, ())]
         return views, {name: self.wants[name] for name in names if name in self.wants}
 
     def set_wants(self, wants: dict[str, Assignment], own: frozenset[str]) -> None:
-        """Replace what waves want, and this engine's `own`. What failed is tried anew where the want changed."""
+        """Replace what waves want, and this engine's `own`. Failed loads are retried if the want has changed."""
         before, self.wants = self.wants, wants
         changed = {name for name in before.keys() | wants.keys() if before.get(name) != wants.get(name)}
         changed |= self.own ^ own
@@ -199,7 +199,7 @@ class Books:
         self.disk.keep(frozenset(w.source for w in wants.values() if w.residency is Tier.DISK))
 
     def set_announced(self, announced: Mapping[str, Source]) -> None:
-        """Replace what names mean that Trainer calls have published. What they meant before is let go of."""
+        """Replace the sources that Trainer calls have published, by name. Copies of earlier ones may be dropped."""
         before, self.announced = self.announced, announced
         changed = {name for name in before.keys() | announced.keys() if before.get(name) != announced.get(name)}
         for copy in (copy for name in changed for copy in self.of_adapter.get(name, ())):
@@ -208,7 +208,7 @@ class Books:
         self._changed |= changed
 
     def settle(self) -> None:
-        """Let new requests go to what has become as warm as wanted, and forget what is of no use any more."""
+        """Direct new requests to copies that have become as warm as wanted, and forget copies without further use."""
         self.evicted(self.host.take_shed())
         now = time.monotonic()
         over = {copy for copy in self._blocked if not copy.blocked(now)}
@@ -225,12 +225,11 @@ class Books:
         self.due |= names
 
     def for_request(self, adapter: str, source: Source | None = None) -> Copy:
-        """The copy that a request made now is answered by. Raises AdapterNotFound.
+        """Return the copy that answers a request made now. Raises AdapterNotFound.
 
-        It is what a wave wants here, else the `source` that the request names (where another engine's wave or the
-        catalog has it), else what calls have published, else the store's; of a source that has changed the older one,
-        while the newer is not here.
-        What this engine has published gives way to what the request names.
+        In order of preference: what a wave wants here, the `source` that the request names (from the catalog or
+        another engine's wave), what Trainer calls have published, the adapter store. While the new state of a changed
+        source is not here, its older copy answers. The request's `source` precedes what this engine has published.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
         if want is not None and (source in {None, want.source} or adapter not in self.own):
@@ -252,14 +251,14 @@ class Books:
                 )
             source = child(self.store, adapter)
         copy = self.copy_of((adapter, source))
-        if not copy.requested:  # what it was by an earlier request's word may lie elsewhere
+        if not copy.requested:  # an earlier request may have resolved to another source
             for each in self.of_adapter[adapter]:
                 each.requested = each is copy
             self.changed(copy)
         return copy
 
     def for_client(self, copy: Copy, error: MintError) -> MintError:
-        """A load's error as a request must see it: a name that nobody placed and no store holds is unknown."""
+        """Return a load's error as a request must see it: an unplaced name that no store holds is unknown."""
         if isinstance(error, SourceNotFound) and not self.wanted(copy):
             return AdapterNotFound(
                 f"adapter {copy.adapter!r}",
@@ -268,12 +267,12 @@ class Books:
         return error
 
     def next_retry_s(self) -> float | None:
-        """Seconds until a remembered failure ends; None when none will."""
+        """Return the seconds until the next failed load may be retried, or None if none may."""
         soonest = min((copy.retry_at for copy in self._blocked), default=float("inf"))
         return None if soonest == float("inf") else max(0.01, soonest - time.monotonic())
 
     def states(self) -> list[AdapterStatus]:
-        """Every copy in memory or wanted that this engine holds or failed to hold, sorted by adapter."""
+        """Return every copy that this engine holds or failed to load, sorted by adapter."""
         found = []
         for copy in self.copies.values():
             tier, failure = self.tier(copy), copy.failure
@@ -283,7 +282,7 @@ class Books:
         return sorted(found, key=lambda each: each.adapter)
 
     def report(self) -> dict[str, records.Held]:
-        """What the map must know, by adapter (see `report.report`)."""
+        """Return what the placement map must know, by adapter (see `report.report`)."""
         self.settle()
         return dict(self._held)
 

@@ -1,4 +1,4 @@
-"""Bringing a copy from tier to tier: packed to disk, mapped or copied into host memory, then into a slot."""
+"""Moves a copy from tier to tier: packed to disk, mapped or copied into host memory, then put into a slot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,8 +27,8 @@ from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.staying import Stayed
 
-# Cold files of 20 MB came from a disk at 0.7 of what direct reads of 8 MB gave with two in flight, at 0.95 of the
-# most that those gave at all with four.
+# Measured with cold files of 20 MB, relative to direct reads of 8 MB: two threads read a disk at 0.7 of their rate
+# with two in flight, four threads at 0.95 of their highest rate.
 COPY_THREADS = 4
 FULL_RETRY_S = 5.0
 
@@ -37,12 +37,12 @@ log = structlog.get_logger(__name__)
 
 
 class SlotMemory(Protocol):
-    """The device's slots, as `residency.slots.Slots` has them; the first two are called on worker threads."""
+    """The device's slots (see `residency.slots.Slots`). `load` and `clear` are called on worker threads."""
 
     count: int
 
     def load(self, slot: int, packed: Packed, *, arrival: Arrival | None = None) -> None:
-        """Fill a slot, in place of whatever was in it; an `arrival` hears of what is there already."""
+        """Fill a slot, replacing its tenant; an `arrival` is updated as the adapter is read."""
         ...
 
     def clear(self, slot: int) -> None:
@@ -50,16 +50,16 @@ class SlotMemory(Protocol):
         ...
 
     def is_empty(self, slot: int) -> bool:
-        """Nothing of any tenant is left in a slot."""
+        """Return whether a slot has no tenant."""
         ...
 
     def tend(self) -> Stayed:
-        """Have what is in slots stay in memory; called on a thread of its own, beside the others."""
+        """Keep the contents of slots in memory; called on another thread, concurrently with the other methods."""
         ...
 
 
 class Climber:
-    """Moves copies. Waiting for storage has its own threads, so that it never holds up what is already here."""
+    """Moves copies. Storage is awaited on separate threads, so that it never delays copies that are already here."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Climber:
     ) -> None:
         """`on_aside` is called when a slot could not be cleared.
 
-        `follows` tells whether a request that begins now can compute while its adapter comes.
+        `follows` returns whether a request that begins now can compute while its adapter arrives.
         """
         self._on_aside, self._follows = on_aside, follows
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
         self._readers, self._source_stat = readers, source_stat
         self._copying = ThreadPoolExecutor(COPY_THREADS, "copy", initializer=compute_alone)
-        # A device of its own has its own time, and what copies to it wants to keep up with it.
+        # A GPU's steps do not compete with these threads, and copies to it should keep up with it.
         self._low_priority = LowPriority(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Climber:
     async def climb(self, copy: Copy) -> None:
         """Bring a copy up to its goal, which a request may raise meanwhile. Raises every error of a load.
 
-        It is read to the end before a slot is taken for it: no slot is idle, and none is lost to a load that fails.
+        The adapter is read before a slot is taken for it, so that no slot idles meanwhile, or is lost to a failure.
         """
         with self._pinned(copy):
             packed = await self._packed(copy)
@@ -101,13 +101,13 @@ class Climber:
                     await self._to_device(copy, packed)
 
     async def vacate(self, copy: Copy) -> int:
-        """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
+        """Take an idle copy's slot and return it cleared; it then belongs to the caller."""
         slot = self.take_from(copy)
         await self.clear(slot)
         return slot
 
     def take_from(self, copy: Copy) -> int:
-        """Take an idle copy's slot, which is still full of it."""
+        """Take an idle copy's slot, without clearing it."""
         slot = None if copy.users else self._books.unseat(copy)
         if slot is None:
             raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
@@ -116,7 +116,7 @@ class Climber:
         return slot
 
     async def clear(self, slot: int) -> None:
-        """Clear a slot. Where that fails it may still hold its tenant: it is set aside, and that error raised."""
+        """Clear a slot. If that fails, set it aside, since it may still hold its tenant, and raise the error."""
         try:
             await self._zero(slot)
         except Exception:
@@ -126,7 +126,7 @@ class Climber:
             raise
 
     async def clear_again(self) -> None:
-        """Try the slots that were set aside, and give back what can be cleared by now."""
+        """Try again to clear the slots that were set aside, and free those that could be cleared."""
         for slot in sorted(self._table.aside):
             with suppress(Exception):  # logged when it was set aside
                 await self._zero(slot)
@@ -148,9 +148,9 @@ class Climber:
         )
 
     async def _packed(self, copy: Copy) -> Packed:
-        """The packed adapter, from the host tier or by way of the disk tier.
+        """Return the packed adapter, from the host tier or by way of the disk tier.
 
-        Unless Disk is the goal it stays in host memory where it fits; only pinned memory needs a copy for that.
+        Unless the goal is Disk, keep it in host memory if it fits; only pinned memory needs a copy for that.
         """
         packed = self._books.host.get(copy.key)
         if packed is None:
@@ -161,7 +161,7 @@ class Climber:
         return packed
 
     async def _read(self, copy: Copy) -> Packed:
-        """The packed adapter by way of the disk tier; notes what its source was before it was read."""
+        """Return the packed adapter by way of the disk tier; first record the state of its source."""
         source = copy.source
         state = copy.state = await self._source_stat.state(source)
         if self._books.disk.holds(source):
@@ -171,13 +171,13 @@ class Climber:
         return await self._readers.run(source, lambda: self._loader.load(source), awaited=copy.users > 0)
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:
-        """Put an adapter into the host tier where it fits."""
+        """Put an adapter into the host tier, if it fits."""
         host = self._books.host
         if host.pinned and packed.nbytes <= host.ledger.budget:
             mapped = packed
             async with self._readable(copy, mapped):
                 run = await self._copy(lambda: read(mapped).pin_memory())
-            packed = replace(mapped, run=run, file=mapped.file and replace(mapped.file))  # this one maps nothing
+            packed = replace(mapped, run=run, file=mapped.file and replace(mapped.file))  # the copy maps nothing
         self._books.evicted(host.put(copy.key, packed) or ())
         return packed
 
@@ -189,7 +189,7 @@ class Climber:
         with self._in_reserve(replaced):
             try:
                 await self._fill(slot, copy, packed)
-            except Exception as error:  # of any kind: half an adapter must not stay in a slot
+            except Exception as error:  # any error: half an adapter must not stay in a slot
                 await self._part_from(copy, error)
                 with suppress(Exception):  # the load's own error says more
                     await self.clear(slot)
@@ -202,10 +202,10 @@ class Climber:
         else:
             copy.arrival.end()
             self._books.unpin(copy)
-        self._table.moved()  # it may be this slot's turn next
+        self._table.moved()  # this slot may now be closed or taken
 
     async def _fill(self, slot: int, copy: Copy, packed: Packed) -> None:
-        """Put an adapter into a slot; requests may have the slot as soon as its file begins to come."""
+        """Put an adapter into a slot. Requests may get the slot as soon as its file begins to arrive."""
         if packed.file is None or packed.nbytes <= HUGE or not self._may_begin(copy):
             await self._copy(lambda: self._memory.load(slot, packed))
             return
@@ -225,14 +225,14 @@ class Climber:
             ended = True
 
     def _may_begin(self, copy: Copy) -> bool:
-        """Whether requests wait for a copy that may begin before it is there, and it takes no other's place.
+        """Return whether requests wait for a copy, may begin before it is complete, and it replaces no other.
 
-        What serves by its name goes on until all of it has come, for that may fail.
+        A copy that already serves the adapter goes on until its successor is complete, since that load may fail.
         """
         return copy.users > 0 and self._books.current.get(copy.adapter, copy) is copy and self._follows()
 
     async def _part_from(self, copy: Copy, error: Exception) -> None:
-        """Where requests have begun with a part of an adapter, fail them, and take the slot once none reads it."""
+        """Fail the requests that began with a part of an adapter, and take the slot once none of them reads it."""
         arrival = copy.arrival
         if arrival is None:
             return
@@ -246,7 +246,7 @@ class Climber:
 
     @contextmanager
     def _in_reserve(self, replaced: Copy | None) -> Iterator[None]:
-        """Keep a copy whose slot its successor has taken from being forgotten, in case that one's load fails."""
+        """Keep the books from forgetting a copy whose successor took its slot, in case the successor's load fails."""
         if replaced is None:
             yield
             return
@@ -261,9 +261,9 @@ class Climber:
 
     @asynccontextmanager
     async def _readable(self, copy: Copy, packed: Packed) -> AsyncIterator[None]:
-        """Where the disk has lost a block of the file that an adapter is mapped from, keep neither in any tier.
+        """On LostBlock, drop the adapter from the host tier and its file from the disk tier, and raise again.
 
-        Not where another rank could not read it: its own disk or memory may be the reason, and what is here is good.
+        An error of another rank drops nothing: its own disk or memory may be the cause, and the file here is good.
         """
         try:
             yield
@@ -274,7 +274,7 @@ class Climber:
 
     @contextmanager
     def _pinned(self, copy: Copy) -> Iterator[None]:
-        """Keep a copy's files and weights from eviction."""
+        """Protect a copy's files and weights from eviction."""
         self._books.host.ledger.use(copy.key)
         try:
             with self._books.disk.using(copy.source):

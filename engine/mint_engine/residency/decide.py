@@ -1,4 +1,4 @@
-"""What to load and what to let go of next: pure functions over a frozen picture of one engine's copies."""
+"""Decides what to load and what to release next: pure functions over a snapshot of one engine's copies."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from mint_engine.residency.host import Key
 
 
 class CopyView(msgspec.Struct, frozen=True):
-    """One adapter from one source, as it is on this engine now."""
+    """A snapshot of one copy: one adapter from one source on this engine."""
 
     adapter: str
     source: Source
@@ -19,19 +19,19 @@ class CopyView(msgspec.Struct, frozen=True):
     used: int  # larger: used more recently
     loading: bool
     blocked: bool  # its last load failed, and it is not yet time to try again
-    for_wave: bool  # a wave wanted it on the device since it came there
-    current: bool  # new requests are answered by it
-    requested: bool = False  # its adapter is taken from here, by the last request's word
+    for_wave: bool  # a wave has wanted it on the device since it was put there
+    current: bool  # it answers new requests
+    requested: bool = False  # the adapter's last request resolved to this source
 
     @property
     def key(self) -> Key:
-        """What names a copy."""
+        """The key of the copy."""
         return self.adapter, self.source
 
 
 class Actions(msgspec.Struct, frozen=True):
-    """Copies to load, most urgent first, and adapters that must wait for room to load; copies to take out of their
-    slots; and to take out of host memory as well."""
+    """Copies to load, most urgent first; adapters that must wait for a free load worker; copies to remove from their
+    slots; and copies to remove from host memory."""
 
     load: tuple[tuple[Key, Tier], ...] = ()
     wait: tuple[str, ...] = ()
@@ -44,18 +44,18 @@ Urgency = tuple[float, int, int, str]
 
 
 def wanted_tier(wants: Wants, key: Key) -> Tier:
-    """The least tier that waves ask of a copy; Remote where none asks for this adapter from this source."""
+    """Return the lowest tier that satisfies the waves; Remote if none wants this adapter from this source."""
     want = wants.get(key[0])
     return want.residency if want is not None and want.source == key[1] else Tier.REMOTE
 
 
 def satisfied(view: CopyView, wants: Wants) -> bool:
-    """The copy is as warm as waves want it."""
+    """Return whether the copy is at least as warm as waves want it."""
     return view.tier.warmth >= wanted_tier(wants, view.key).warmth
 
 
 def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
-    """No new request can be answered by the copy: its adapter is now taken from elsewhere."""
+    """Return whether the copy can answer no new request, because its adapter now comes from another source."""
     want = wants.get(view.adapter)
     if want is None:
         return not (view.requested or view.current) and (store is None or view.source != child(store, view.adapter))
@@ -63,9 +63,9 @@ def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
 
 
 def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, room: int) -> Actions:
-    """The next steps from `views` towards `wants`; at most `room` loads may start now.
+    """Return the next steps from `views` towards `wants`; at most `room` loads may start now.
 
-    A slot is never taken from a request: what is in use stays until it is idle.
+    A slot is never taken from a request: a copy in use stays until it is idle.
     """
     by_key = {view.key: view for view in views}
     loads = []
@@ -84,27 +84,30 @@ def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, roo
 
 
 def urgency(want: Assignment) -> Urgency:
-    """Which of two wants is met first: the smaller. What is in demand, then what comes first among waves."""
+    """Return the sort key of a want; the smallest is met first. Demand comes first, then the wave's priority."""
     return -want.demand, -want.priority, -want.residency.warmth, want.adapter
 
 
 def _leaves(view: CopyView, wants: Wants, store: Source | None) -> bool:
-    """A wave's adapter leaves its slot with the wave; one loaded by a request stays until its slot is needed."""
+    """Return whether an idle copy must leave its slot: a wave's adapter leaves with the wave.
+
+    One that a request loaded stays until its slot is needed.
+    """
     unwanted = view.for_wave and wanted_tier(wants, view.key) is not Tier.DEVICE
     replaced = view.current and view.adapter in wants and wants[view.adapter].source != view.source
     return stale(view, wants, store) or (unwanted and not replaced)
 
 
 def gives_way(view: CopyView, wants: Wants) -> bool:
-    """Whether a copy's slot may become another adapter's while waves want what they want.
+    """Return whether waves allow a copy's slot to be given to another adapter.
 
-    A current copy whose replacement is still to come keeps its slot, so that a failed load never stops serving.
+    A current copy whose replacement is not loaded yet keeps its slot, so that a failed load never stops serving.
     """
     replaced = view.current and view.adapter in wants and wants[view.adapter].residency is Tier.DEVICE
     return wanted_tier(wants, view.key) is not Tier.DEVICE and not replaced
 
 
 def victim(views: Sequence[CopyView], wants: Wants) -> Key | None:
-    """Whose slot to take for another adapter: the least recently used of those that are idle and give way."""
+    """Return the copy whose slot to give to another adapter: the least recently used idle one that gives way."""
     idle = [view for view in views if view.tier is Tier.DEVICE and view.users == 0 and gives_way(view, wants)]
     return min(idle, key=lambda view: (view.used, view.key[0])).key if idle else None

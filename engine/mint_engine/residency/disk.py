@@ -1,8 +1,8 @@
-"""The disk tier: packed adapters in the cache folder, one file a source, within a budget; they outlive a restart.
+"""The disk tier: packed adapters in the cache folder, one file per source, within a budget; they survive a restart.
 
-A file is named by its source's hash and by the identity of what the source held (see `Loader`), so a source that has
-changed is never mistaken for the one that was packed. Nobody waits until the disk has it: what a crash of the machine
-leaves of one is found by its size or its digest when it is opened again (see `Opener`), and its source still has it.
+A file's name contains its source's hash and the identity of the source's content (see `Loader`), so a source that has
+changed is never mistaken for the one that was packed. Files are not synced: one that a crash of the machine leaves
+incomplete is detected by its size or digest when it is next opened (see `Opener`), and its source still has it.
 """
 
 import re
@@ -30,16 +30,16 @@ Write = Callable[[BinaryIO, Callable[[int], None]], None]
 
 
 class DiskTier:
-    """Files complete or absent. Methods may run in any thread.
+    """Packed files, each complete or absent. Methods may run in any thread.
 
-    A file that is removed takes the disk while it is mapped, and counts as long. So what is mapped stays, until
-    nothing else makes room: then `sheds` is asked to let go of mappings of so many bytes, and whether there were
-    any. What is mapped even then, in slots or where a wave wants it in host memory, goes last: where that alone is
-    more than the budget, it is exceeded, by no more than that.
+    A removed file takes disk space, and counts, until it is no longer mapped. So mapped files stay until nothing else
+    makes room; then `sheds(nbytes)` is asked to release mappings, and returns whether there were any. Files that are
+    mapped even then, in slots or because a wave wants them in host memory, are removed last. If these alone exceed
+    the budget, disk usage exceeds it too, but by no more than they do.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
-        self.ledger: Ledger[str] = Ledger(budget)  # by the source's hash
+        self.ledger: Ledger[str] = Ledger(budget)  # keyed by the source's hash
         self._folder = folder
         self._paths: dict[str, Path] = {}
         self._mapped = MappedFiles()
@@ -50,7 +50,7 @@ class DiskTier:
         self._recover()
 
     def _recover(self) -> None:
-        """Enter what an earlier process left complete, the newest of each source, by last use; sweep the rest."""
+        """Enter earlier processes' complete files, the newest per source, by last use; delete everything else."""
         newest: dict[str, Path] = {}
         for path in sorted(self._folder.iterdir(), key=lambda each: each.stat().st_mtime_ns):
             name = _FILE.fullmatch(path.name)
@@ -66,41 +66,41 @@ class DiskTier:
                 self._remove(key)
 
     def holds(self, source: Source) -> bool:
-        """A packed file of that source is here; whether the source has changed since is not asked."""
+        """Return whether a packed file of the source is here; the source may have changed since."""
         return folder_name(source) in self.ledger
 
     def get(self, source: Source, identity: str) -> Path | None:
-        """The file of a source as it was when it had that identity (16 hex digits), if it is here."""
+        """Return the file packed from a source when it had this identity (16 hex digits), or None."""
         with self._lock:
             path = self._paths.get(folder_name(source))
         return path if path is not None and path.name.endswith(f"-{identity}.mint") else None
 
     def keep(self, sources: frozenset[Source]) -> None:
-        """From now on the files of these sources, and of no others, are kept from eviction."""
+        """Protect the files of exactly these sources from eviction from now on."""
         self.ledger.keep(frozenset(map(folder_name, sources)))
 
     def yields(self, sources: frozenset[Source]) -> None:
-        """From now on the files of these sources, and of no others, may only take room that is free."""
+        """Let the files of exactly these sources take only free room from now on, evicting nothing."""
         self._yielding = frozenset(map(folder_name, sources))
 
     @property
     def used(self) -> int:
-        """Bytes that adapters take of the disk."""
+        """Bytes of disk space that adapters take, removed but mapped files included."""
         return self.ledger.used + self._mapped.removed_bytes
 
     def mapped(self, source: Source, file: KnownFile) -> None:
-        """A source's file has been mapped, and is so for as long as `file` is kept. Call inside `using(source)`."""
+        """Record that a source's file is mapped while `file` is referenced. Call inside `using(source)`."""
         with self._lock:
             if self._paths.get(folder_name(source)) == file.path:
                 self._mapped.enter(file)
 
     def touch(self, source: Source) -> None:
-        """What a source's file holds has been used elsewhere."""
+        """Mark a source's file as just used: its adapter was used in a warmer tier."""
         self.ledger.touch(folder_name(source))
 
     @contextmanager
     def using(self, source: Source) -> Iterator[None]:
-        """Keep a source's file from eviction."""
+        """Protect a source's file from eviction until the context ends."""
         key = folder_name(source)
         self.ledger.use(key)
         try:
@@ -109,11 +109,11 @@ class DiskTier:
             self.ledger.release(key)
 
     def store(self, source: Source, identity: str, write: Write) -> Path:
-        """Let `write(file, admit)` write a source's packed file, then show it in place of an older one.
+        """Let `write(file, admit)` write a source's packed file, then publish it in place of an older one.
 
-        `admit(nbytes)` makes room; it raises CapacityExceeded where the budget can never do, Overloaded where it is
-        taken by what is wanted now. Nothing remains of a file that fails, nor of the older one, which is of no use
-        any more. Call inside `using(source)`, once at a time for one source.
+        `admit(nbytes)` makes room. It raises CapacityExceeded if the file is larger than the budget, and Overloaded
+        if wanted files take the room. If anything fails, neither the new file remains nor the older one, which is
+        outdated. Call inside `using(source)`, and not concurrently for one source.
         """
         key = folder_name(source)
         target = self._folder / f"{key}-{identity}.mint"
@@ -130,11 +130,11 @@ class DiskTier:
         return target
 
     def drop(self, source: Source) -> None:
-        """Remove a source's file, if it is here."""
+        """Remove a source's file, if present."""
         self._drop(folder_name(source))
 
     def imbalance(self) -> str:
-        """What does not add up, or "" when all is well. Files being written are on the books before they are seen."""
+        """Describe an inconsistency, or return "" if there is none. A file being written is counted in advance."""
         with self._lock:
             lost = [path.name for path in self._paths.values() if not path.is_file()]
         return self.ledger.imbalance() or (f"lost {lost[0]}" if lost else "")
@@ -174,12 +174,12 @@ class DiskTier:
         return evicted is not None
 
     def _is_mapped(self, key: str) -> bool:
-        """Takes no lock of this tier's: the ledger asks, and has its own."""
+        """Return whether a key's file is mapped. Takes no lock of this tier: the ledger calls it, holding its own."""
         path = self._paths.get(key)
         return path is not None and self._mapped.has(path)
 
     def _remove_older(self, key: str) -> None:
-        """Remove the file that another is about to take the place of: together they might exceed the budget."""
+        """Remove the file that a new one is about to replace, since both together might exceed the budget."""
         with self._lock:
             path = self._paths.pop(key, None)
             if path is not None:
@@ -190,7 +190,7 @@ class DiskTier:
         self._remove(key)
 
     def _remove(self, key: str) -> None:
-        """Remove the file of what is off the books; what has come again meanwhile has a new one, or soon will."""
+        """Remove the file of a key that left the ledger. If it was added again, it has a new file, or soon will."""
         with self._lock:
             path = None if key in self.ledger else self._paths.pop(key, None)
             if path is not None:
@@ -198,9 +198,9 @@ class DiskTier:
 
 
 def _last_used_ns(path: Path) -> int:
-    """When a file was written or last read, which Linux notes once a day (relatime), or not at all (noatime).
+    """Return when a file was written or last read. Linux notes reads once a day (relatime) or never (noatime).
 
-    To note it here would change what the file is known by (see `Identity`).
+    Updating it ourselves would change the file's `Identity`.
     """
     about = path.stat()
     return max(about.st_atime_ns, about.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""The seam between computing and residency: requests hold an adapter's slot while they run."""
+"""The interface between computing and residency: a request holds its adapter's slot while it runs."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -11,15 +11,15 @@ from mint_engine.residency.arrival import Arrival
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One revision, pinned in a slot for as long as its holder's context lasts."""
+    """One revision, pinned in a slot until its holder's context ends."""
 
     slot: int
     revision: str  # content digest
-    arrival: Arrival | None = None  # by which it comes into its slot, where not all of it was there
+    arrival: Arrival | None = None  # its progress, if it was not completely in its slot yet
 
 
 class Tenant(msgspec.Struct, frozen=True):
-    """What a request in flight takes its slot to hold."""
+    """The adapter and revision that a request in flight expects in its slot."""
 
     slot: int
     adapter: str
@@ -27,7 +27,7 @@ class Tenant(msgspec.Struct, frozen=True):
 
 
 class AdapterStatus(msgspec.Struct, frozen=True):
-    """One adapter as this engine holds it, or failed to; `failure_reason` is empty when the last load worked."""
+    """One adapter that this engine holds or failed to load; `failure_reason` is empty if the last load succeeded."""
 
     adapter: str
     revision: str
@@ -39,19 +39,19 @@ class AdapterStatus(msgspec.Struct, frozen=True):
 
 
 class Holder(Protocol):
-    """Keeps adapters resident and lends their slots."""
+    """Keeps adapters resident and gives requests their slots."""
 
     def hold(self, adapter: str, source: Source | None = None) -> AbstractAsyncContextManager[Held]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold.
 
-        `source` is where the catalog has it, for an adapter that no wave wants here.
+        `source` is the catalog's, for an adapter that no wave wants here.
 
-        Where other adapters keep every slot in use, it gets one in its turn (see `turns`).
+        If other adapters keep every slot in use, it gets one in its turn (see `turns`).
 
         Raises a MintError on entry: AdapterNotFound, a Rejected, Overloaded, SourceUnavailable.
         """
         ...
 
     def states(self) -> list[AdapterStatus]:
-        """Every adapter that this engine holds or failed to hold."""
+        """Return every adapter that this engine holds or failed to load."""
         ...

@@ -6,14 +6,14 @@ from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.ledger import Ledger
 
-Key = tuple[str, Source]  # adapter, and where its weights are from
+Key = tuple[str, Source]  # adapter and the source of its weights
 
 
 class HostTier:
-    """Packed adapters by key; what is evicted or dropped is freed as soon as no load uses it.
+    """Packed adapters by key. What is evicted or dropped is freed as soon as no load uses it.
 
-    Each is the run itself, one tensor: a mapped file on a CPU, whose pages are the system's own cache; with `pinned`
-    a copy in page-locked memory, from which a GPU fetches by itself.
+    Each is its run, one tensor: on a CPU a mapped file, whose pages are in the system's page cache; with `pinned` a
+    copy in page-locked memory, which a GPU can read by DMA.
     """
 
     def __init__(self, budget: int, *, pinned: bool = False) -> None:
@@ -24,14 +24,14 @@ class HostTier:
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Packed | None:
-        """The adapter, if it is here."""
+        """Return the adapter, or None."""
         with self._lock:
             return self._held.get(key)
 
     def put(self, key: Key, packed: Packed) -> list[Key] | None:
-        """Take an adapter in; returns the keys evicted for it, the least recently used that nobody wants here.
+        """Add an adapter and return the keys evicted for it, the least recently used that are not pinned.
 
-        None where it does not fit.
+        Returns None if it does not fit.
         """
         with self._lock:
             evicted = self.ledger.add(key, packed.nbytes)
@@ -42,7 +42,7 @@ class HostTier:
             return evicted
 
     def set_aside(self, nbytes: int) -> list[Key] | None:
-        """Keep so many bytes from adapters, in place of what was; returns the keys evicted for it, as `put` does."""
+        """Set `nbytes` of the budget aside, replacing the previous amount; evicts and returns as `put` does."""
         with self._lock:
             evicted = self.ledger.set_aside(nbytes)
             for each in evicted or ():
@@ -50,9 +50,9 @@ class HostTier:
             return evicted
 
     def shed(self, nbytes: int) -> bool:
-        """Let go of mapped files, so many bytes or what there is, as `put` does; False where there is none.
+        """Release up to `nbytes` of mapped files, since the disk needs their room; return False if there were none.
 
-        The disk needs their room. Which they were, `take_shed` tells.
+        `take_shed` returns their keys.
         """
         with self._lock:
             gone = self.ledger.give_up(nbytes, self._is_mapped)
@@ -62,7 +62,7 @@ class HostTier:
             return bool(gone)
 
     def take_shed(self) -> list[Key]:
-        """What was let go of by `shed` since the last call."""
+        """Return the keys that `shed` has released since the last call."""
         with self._lock:
             taken, self._shed = self._shed, []
             return taken
@@ -71,13 +71,13 @@ class HostTier:
         return not self.pinned and self._held[key].file is not None
 
     def drop(self, key: Key) -> None:
-        """Let go of an adapter, if it is here."""
+        """Drop an adapter, if present."""
         with self._lock:
             self.ledger.remove(key)
             self._held.pop(key, None)
 
     def imbalance(self) -> str:
-        """What does not add up, or "" when all is well."""
+        """Describe an inconsistency, or return "" if there is none."""
         with self._lock:
             total, counted = sum(packed.nbytes for packed in self._held.values()), self.ledger.used
         return self.ledger.imbalance() or ("" if total == counted else f"holds {total} bytes and counts {counted}")

@@ -1,24 +1,24 @@
-"""Large pages that tensors share: each of them too small, or of too odd a size, for large ones of its own."""
+"""An arena of large pages, shared by tensors that are too small or of too odd a size for large pages of their own."""
 
 import torch
 
 from mint_engine.residency.remapping import HUGE, reserve
 
-_PIECE = 32 * HUGE  # bytes that are asked for at a time: what is left of them costs nothing before it is used
-_LINE = 64  # bytes of a cache line, at which a tensor begins
+_PIECE = 32 * HUGE  # bytes reserved at a time; unused pages take no memory
+_LINE = 64  # bytes of a cache line, to which tensors are aligned
 
 
 class LargePages:
-    """Zeros on a CPU, handed out one behind another; given back with the last tensor in a piece.
+    """A bump allocator of zeroed CPU memory. Each piece is freed with the last tensor in it.
 
-    Reading a base's packed weights through large pages was a quarter faster (Xeon with AMX, measured).
+    Reading a base's packed weights through large pages was a quarter faster (measured on a Xeon with AMX).
     """
 
     def __init__(self) -> None:
         self._left = torch.empty(0, dtype=torch.uint8)
 
     def zeros(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """[count], which nobody else is given."""
+        """Return a new tensor of zeros [count]."""
         size = count * dtype.itemsize
         whole = -(-size // _LINE) * _LINE
         if whole > len(self._left):

@@ -9,10 +9,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 def evictions(open_to: Iterable[tuple[K, int]], free: int, need: int) -> list[K] | None:
-    """What to evict so that `need` bytes fit: the fewest from the front (least recently used) of `open_to`.
+    """Return what to evict so that `need` bytes fit: the shortest prefix of `open_to`, least recently used first.
 
-    `open_to` are (key, bytes) of what is not pinned; `free` bytes there are already, fewer than none where a budget
-    was overdrawn. None when even evicting all of it leaves too little.
+    `open_to` yields (key, bytes) of unpinned entries. `free` is the number of bytes already free, negative if the
+    budget is overdrawn. Returns None if evicting everything would not be enough.
     """
     chosen: list[K] = []
     if free >= need:
@@ -26,15 +26,15 @@ def evictions(open_to: Iterable[tuple[K, int]], free: int, need: int) -> list[K]
 
 
 class Ledger(Generic[K]):
-    """Bytes by key within a budget. A key is pinned while it is `kept` (wanted) or in use.
+    """Bytes by key within a budget. A key is pinned while it is kept (wanted) or in use.
 
-    Entering a key takes time for what it evicts alone, however many keys there are.
+    The time to add a key depends only on what it evicts, not on the number of keys.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._entries: dict[K, int] = {}
-        self._open: OrderedDict[K, int] = OrderedDict()  # those not pinned, least recently used first
+        self._open: OrderedDict[K, int] = OrderedDict()  # unpinned entries, least recently used first
         self._kept: frozenset[K] = frozenset()
         self._in_use: Counter[K] = Counter()
         self._used = self._aside = 0
@@ -48,7 +48,7 @@ class Ledger(Generic[K]):
 
     @property
     def aside(self) -> int:
-        """Bytes of the budget that are not for entries."""
+        """Bytes of the budget that are set aside, and so not available to entries."""
         with self._lock:
             return self._aside
 
@@ -61,14 +61,14 @@ class Ledger(Generic[K]):
             return key in self._entries
 
     def keep(self, keys: frozenset[K]) -> None:
-        """From now on these keys, and no others, are kept."""
+        """Keep exactly these keys from now on."""
         with self._lock:
             changed, self._kept = self._kept ^ keys, keys
             for key in changed:
                 self._sort(key)
 
     def use(self, key: K) -> None:
-        """Pin a key (present or not yet) until `release`, by which it becomes the most recently used."""
+        """Pin a key, present or not, until `release`, which makes it the most recently used."""
         with self._lock:
             self._in_use[key] += 1
             self._sort(key)
@@ -82,7 +82,7 @@ class Ledger(Generic[K]):
             self._sort(key)
 
     def touch(self, key: K) -> None:
-        """A key has been used: of those not pinned it becomes the most recently used."""
+        """Make an unpinned key the most recently used."""
         with self._lock:
             if key in self._open:
                 self._open.move_to_end(key)
@@ -90,9 +90,9 @@ class Ledger(Generic[K]):
     def add(
         self, key: K, nbytes: int, *, evicting: Callable[[K], bool] = lambda _: True, beside: int = 0
     ) -> list[K] | None:
-        """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit.
+        """Add a key and return the keys evicted for it, already removed; None, changing nothing, if it does not fit.
 
-        Only what may be evicted by `evicting` makes room; so many bytes `beside` the entries take some now.
+        Only keys for which `evicting` is true are evicted. `beside` bytes of the budget are taken by something else.
         """
         with self._lock:
             free = self.budget - self._aside - self._used - beside + self._entries.get(key, 0)
@@ -107,9 +107,9 @@ class Ledger(Generic[K]):
             return chosen
 
     def give_up(self, nbytes: int, which: Callable[[K], bool]) -> list[K]:
-        """Take so many bytes off the books, or what there is; returns the keys.
+        """Remove unpinned keys for which `which` is true, least recently used first, and return them.
 
-        Those not pinned of `which` this is so, least recently used first.
+        Stops once they add up to `nbytes`.
         """
         with self._lock:
             chosen, left = list[K](), nbytes
@@ -124,9 +124,9 @@ class Ledger(Generic[K]):
             return chosen
 
     def set_aside(self, nbytes: int) -> list[K] | None:
-        """Keep so many bytes of the budget from entries, in place of what was; returns and takes None as `add`.
+        """Set `nbytes` of the budget aside, replacing the previous amount. Evicts and returns as `add` does.
 
-        Less than before always fits.
+        Reducing the amount always succeeds.
         """
         with self._lock:
             free = self.budget - self._used
@@ -136,17 +136,17 @@ class Ledger(Generic[K]):
             return chosen
 
     def remove(self, key: K) -> None:
-        """Take a key off the books, if it is there."""
+        """Remove a key, if present."""
         with self._lock:
             self._remove(key)
 
     def keys(self) -> list[K]:
-        """All keys."""
+        """Return all keys."""
         with self._lock:
             return list(self._entries)
 
     def imbalance(self) -> str:
-        """What does not add up, or "" when all is well."""
+        """Describe an inconsistency, or return "" if there is none."""
         with self._lock:
             total = sum(self._entries.values())
             if total != self._used or total + self._aside > self.budget:
@@ -158,7 +158,7 @@ class Ledger(Generic[K]):
             return ""
 
     def _evict(self, open_to: Iterable[tuple[K, int]], free: int, need: int) -> list[K] | None:
-        """Take what `evictions` chooses off the books."""
+        """Remove and return what `evictions` chooses."""
         chosen = evictions(open_to, free, need)
         for each in chosen or ():
             self._remove(each)
@@ -169,7 +169,7 @@ class Ledger(Generic[K]):
         self._open.pop(key, None)
 
     def _sort(self, key: K) -> None:
-        """Put a key among those not pinned, as the most recent, or take it from there."""
+        """Move a key to the end of the unpinned entries, or out of them if it is pinned."""
         if key in self._entries and key not in self._kept and key not in self._in_use:
             self._open[key] = self._entries[key]
             self._open.move_to_end(key)

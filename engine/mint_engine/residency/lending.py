@@ -1,4 +1,4 @@
-"""What training needs of residency: slots by its books, and published revisions served from memory."""
+"""What training needs from residency: slots to train in, and serving published revisions from memory."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -21,13 +21,13 @@ from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
 from mint_engine.sources.asking import asked
 
-TRAINING = "training:"  # no source has this scheme: nothing can ask for what is in such a slot
+TRAINING = "training:"  # no real source has this scheme, so no request can ask for what is in a policy's slot
 
 Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 
 
 class Lending:
-    """Part of one engine's residency, with its books. Belongs to the event loop."""
+    """The trainer's part of one engine's residency; it shares the books. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class Lending:
         self.offered: dict[str, Assignment] = {}
 
     async def reserve(self, adapter: str) -> int:
-        """An empty slot, until it is released nobody else's. Raises Overloaded where none is free in time.
+        """Reserve an empty slot until `release`. Raises Overloaded if none becomes free in time.
 
-        Who is cancelled while it waits leaves the line at once.
+        A caller that is cancelled while it waits leaves the line at once.
         """
         taken = await self._table.take(Copy(adapter, Source(TRAINING + adapter), lent=True))
         full = isinstance(taken, Copy)
@@ -57,11 +57,11 @@ class Lending:
         return slot
 
     async def release(self, slot: int) -> None:
-        """Clear a reserved slot and give it back."""
+        """Clear a reserved slot and free it."""
         await self._whole(self._give_back(slot))
 
     async def read(self, adapter: str) -> Packed:
-        """The revision that a request for the adapter would get now. Raises what loading it raises."""
+        """Return the revision that a request for the adapter would get now. Raises every error of a load."""
         copy = self._books.for_request(check_adapter(adapter))
         source = copy.formerly or copy.source
 
@@ -69,11 +69,11 @@ class Lending:
             with self._loader.disk.using(source):
                 return self._loader.load(source)
 
-        await self._source_stat.state(source)  # which may be silent
+        await self._source_stat.state(source)  # raises if the source does not respond
         return await asked(load)
 
     def offer(self, adapter: str, source: Source, packed: Packed) -> None:
-        """Serve a revision that lies at `source` by now to new requests: from host memory, where it fits."""
+        """Serve a revision, already published at `source`, to new requests; from host memory, if it fits."""
         self.offered[adapter] = Assignment(adapter, source, Tier.DISK)
         copy = self._books.copy_of((adapter, source))
         copy.read(packed.revision, packed.rank, packed.nbytes)
@@ -82,23 +82,26 @@ class Lending:
         self._on_offer()
 
     def withdraw(self, adapter: str) -> None:
-        """From now on the map alone says what new requests get."""
+        """Drop the offer: from now on the placement map decides what new requests get."""
         if self.offered.pop(adapter, None) is not None:
             self._on_offer()
 
     def announce(self, announced: Mapping[str, Source]) -> None:
-        """From now on these names mean what lies there, unless a wave, the catalog or a newer offer says more."""
+        """Resolve names to these sources from now on, unless a wave, the catalog or a newer offer precedes them."""
         self._books.set_announced(announced)
         self._on_offer()
 
     def _evicted(self, keys: Iterable[Key]) -> None:
-        """These have given way to policies."""
+        """Note that these adapters were evicted from host memory for policies."""
         if gone := list(keys):
             self._books.evicted(gone)
             self._on_offer()
 
     async def _whole(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """To its end, even if nobody waits for it any more: the books must know whose each slot is."""
+        """Run to the end even if the caller is cancelled, since the books must know the owner of each slot.
+
+        A slot that a cancelled caller would have got is given back.
+        """
         task = self._spawn(work)
         try:
             return await to_its_end(task)
@@ -126,11 +129,11 @@ class Lending:
 def with_offered(
     wanted: Mapping[str, Assignment], offered: Mapping[str, Assignment], announced: Mapping[str, Source]
 ) -> dict[str, Assignment]:
-    """What is to be held: what waves want, of adapters in training the newest revision.
+    """Return what to hold: what waves want, with the newest revision of adapters that are being trained here.
 
-    The map tells of a revision only after the engine that has published it. What it has by that name from anywhere
-    else is another wave's: a policy that happens to be called so does not take its place. What another engine has
-    `announced` of a policy that is here, too, may be newer than what this one has published.
+    The map learns of a revision only after the engine that published it. If the map has the name from a different
+    folder, that is another wave's adapter, and a policy that happens to have the same name does not replace it. What
+    another engine has `announced` for a policy may be newer than what this engine has published.
     """
     merged = dict(wanted)
     for adapter, own in offered.items():
@@ -143,7 +146,7 @@ def with_offered(
 
 
 def _newest(own: Assignment, announced: Source | None) -> Assignment:
-    """All of a name's revisions lie in one folder, each in one of its own, whose name sorts by lease and step."""
+    """Return the newer of two sources: a name's revisions share a parent folder, and sort by lease and step."""
     if announced is None or announced.uri <= own.source.uri or parent(announced) != parent(own.source):
         return own
     return msgspec.structs.replace(own, source=announced)

@@ -1,4 +1,4 @@
-"""Bringing one adapter from its source to this machine's disk, packed, and mapping it; blocks its thread."""
+"""Fetches an adapter from its source to this machine's disk, packed, and maps it. Blocks the calling thread."""
 
 import hashlib
 import threading
@@ -33,43 +33,43 @@ log = structlog.get_logger(__name__)
 
 
 class _Lost(Exception):
-    """A file, or a block of it, that this machine's disk does not have any more."""
+    """This machine's disk has lost a file or a block of it."""
 
 
 class Loader:
-    """Knows the base that adapters must fit, and the disk tier. Its methods may run in several threads at once."""
+    """Loads adapters that fit one base through the disk tier. Its methods may run in several threads at once."""
 
     def __init__(self, disk: DiskTier, fit: Fit, dtype: torch.dtype) -> None:
         self.disk = disk
         self._fit = fit
         self._dtype = dtype
-        # What an older version has packed is read as well, so that an upgrade need not fetch all of a disk anew.
+        # OLDEST keeps files packed by older versions valid, so that an upgrade need not fetch everything again.
         self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.OLDEST}"
         self._opener = Opener()
-        self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
+        self._fitting: WeakSet[Header] = WeakSet()  # headers already checked against the base
         self._read_concurrency = ReadConcurrency()
         self._hosts = Hosts()
-        self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
+        self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # while a load runs or waits
         self._guard = threading.Lock()
 
     def held(self, source: Source, state: str | None) -> Packed | None:
-        """The packed adapter of a source in that state from the disk tier; None where that has it not, or not so.
+        """Return the packed adapter of a source in this state from the disk tier, or None if it is not there intact.
 
-        Call inside `disk.using(source)`; computes little, and waits for nothing but this machine's disk. Raises what
-        `load` does.
+        Call inside `disk.using(source)`. Computes little, and waits only for this machine's disk. Raises the errors
+        of `load`.
         """
         path = self.disk.get(source, self._digest(None) if state is None else state)
         try:
             return None if path is None else self._open(path, source)
-        except (CorruptFile, _Lost):  # which `load` sees to
+        except (CorruptFile, _Lost):  # `load` handles these
             return None
 
     def load(self, source: Source) -> Packed:
-        """The packed adapter of a source, from the disk tier; first brought there, if it is not there or has changed.
+        """Return the packed adapter of a source from the disk tier, fetching it first if missing or changed.
 
-        Call inside `disk.using(source)`. Transient errors are tried again a few times. Several loads of one source
-        (it may have several names) take turns, and find what the first has brought. Raises every error of `read`,
-        Source*, Overloaded, CapacityExceeded.
+        Call inside `disk.using(source)`. Transient errors are retried a few times. Concurrent loads of one source
+        (which may have several names) take turns, and find what the first one fetched. Raises every error of
+        `adapters.read`, Source*, Overloaded, CapacityExceeded.
         """
         with self._turn(source):
             path = self.disk.get(source, self._identity(source))
@@ -87,9 +87,9 @@ class Loader:
                 raise SourceUnavailable(subject_of(source), reason) from None
 
     def lost(self, source: Source, packed: Packed) -> None:
-        """This machine's disk does not have all of what it packed of a source: the next load brings it anew.
+        """Drop a source's file, because this machine's disk has lost part of it: the next load fetches it again.
 
-        Call inside `disk.using(source)`. What the source's file is by now stays, where that is another.
+        Call inside `disk.using(source)`. If the file has been replaced since, the new one stays.
         """
         if packed.file is None:
             return
@@ -99,9 +99,9 @@ class Loader:
                 self.disk.drop(source)
 
     def state(self, source: Source) -> str | None:
-        """What tells a local source's files from what they may be later; None of others.
+        """Return a digest of the present state of a local source's files; None for other sources.
 
-        "" where it lacks one that it needs: it is gone, or just being removed or written.
+        Returns "" if a required file is missing: the source is gone, or is just being removed or written.
         """
         if not is_local(source):
             return None
@@ -130,7 +130,7 @@ class Loader:
         if packed.file is not None:
             self.disk.mapped(source, packed.file)
         if packed.header not in self._fitting:
-            # It may have been packed under other settings, before a restart.
+            # It may have been packed under other settings before a restart.
             check_admitted(peft_config.parse(packed.header.config, subject), self._fit, subject)
             check_packed(packed.header, self._fit, subject)
             self._fitting.add(packed.header)
@@ -141,7 +141,7 @@ class Loader:
             return self._ingest(source, asking)
 
     def _ingest(self, source: Source, asking: Asking) -> Path:
-        """Read, check and lay out what the source holds, and write it to the disk tier; its file."""
+        """Read, check and pack what the source holds, write it to the disk tier, and return the file's path."""
         identity = self._identity(source)
 
         def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
@@ -149,7 +149,7 @@ class Loader:
 
                 def admitted(nbytes: int) -> None:
                     admit(nbytes)
-                    until_written.close()  # who reads anew, to tell what is wrong, must not wait for its own place
+                    until_written.close()  # a second read, to find an error's cause, must not wait for our own place
                     if not is_local(source):
                         with asking.aside():
                             until_written.enter_context(self._read_concurrency.reading(nbytes))
@@ -166,9 +166,9 @@ class Loader:
         return path
 
     def _identity(self, source: Source) -> str:
-        """What tells this content of a source, packed for this base, from another: 16 hex digits.
+        """Return 16 hex digits that identify the present content of a source as packed for this base.
 
-        A local source's files are looked at. A remote one is taken to be what its URI and revision name, for good.
+        Those of a local source depend on its files. A remote source's content never changes for a URI and revision.
         """
         return self._digest(_files_of(source) if is_local(source) else None)
 
@@ -180,12 +180,12 @@ class Loader:
 
 
 def _files_of(source: Source) -> list[FileState]:
-    """An adapter's files that a local source has. Raises as `state_of`."""
+    """Return the states of the adapter files that a local source has. Raises as `state_of`."""
     return state_of(locate(source), (CONFIG, WEIGHTS, PACKED), subject_of(source))
 
 
 def _own_trouble(error: OSError | MemoryError, subject: str, did: str) -> MintError:
-    """What this machine's own disk or memory refused: no fault of the adapter's, and tried again."""
+    """Return the error for a failure of this machine's disk or memory: not the adapter's fault, and retried."""
     if isinstance(error, MemoryError):
         return Overloaded(
             subject, "cannot be loaded: the engine's memory is full; retry later", retry_after_s=MEMORY_RETRY_S

@@ -1,4 +1,4 @@
-"""Work beside the step: on a CPU loads compute on the step's own cores, and each moment of theirs is one of its."""
+"""Limits the CPU share of loads: on a CPU they compute on the step's own cores, and so slow the step down."""
 
 import threading
 import time
@@ -7,18 +7,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Of a core, that all threads together take in the long run while requests run. With it, as two threads' 1/32,
-# `serve.itl_p95_during_loads_over_idle` came to 0.99x, with two threads' 1/20 to 1.32x (SmolLM2-135M, 16 requests of
-# rank 32, two idle cores).
+# The fraction of one core that all threads together take in the long run while requests run. With two threads at 1/32
+# each, `serve.itl_p95_during_loads_over_idle` was 0.99x; with two at 1/20 each it was 1.32x (SmolLM2-135M, 16
+# requests of rank 32, two idle cores).
 SHARE = 1 / 16
 LONGEST_REST_S = 0.2
 
 
 class LowPriority:
-    """Lets each of `threads` that work through it rest after its work, in proportion to the time that it computed.
+    """Makes each of `threads` threads rest between tasks, in proportion to the CPU time that its last task took.
 
-    The rest comes before the thread's next work, so that no result waits for it, and only while `busy` says so: where
-    nothing runs, nothing is slowed.
+    The rest comes before the thread's next task, so that no result is delayed by it, and only while `busy` returns
+    true: loads are not slowed down if nothing else runs.
     """
 
     def __init__(self, busy: Callable[[], bool], threads: int = 1, share: float = SHARE) -> None:
@@ -26,7 +26,7 @@ class LowPriority:
         self._rested = threading.local()
 
     def run(self, work: Callable[[], T]) -> T:
-        """Rest as long as this thread still has to, then work."""
+        """Rest for what is left of this thread's rest, then run `work` and return its result."""
         left = getattr(self._rested, "at", 0.0) - time.monotonic()
         if left > 0 and self._busy():
             time.sleep(left)

@@ -1,4 +1,4 @@
-"""Which files of the disk tier somebody has mapped: removed, they take the disk for as long as that lasts."""
+"""Which files of the disk tier are mapped: a removed file takes disk space until its last mapping ends."""
 
 import threading
 from contextlib import suppress
@@ -11,7 +11,7 @@ _Mappings = list["ref[KnownFile]"]
 
 
 class MappedFiles:
-    """Files by their `KnownFile`s, which whoever has one mapped keeps. Safe to use from any thread."""
+    """The mapped files, tracked by weak references to their users' `KnownFile`s. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._here: dict[Path, _Mappings] = {}
@@ -19,18 +19,18 @@ class MappedFiles:
         self._lock = threading.Lock()
 
     def enter(self, file: KnownFile) -> None:
-        """A file has been mapped, and is so for as long as `file` is kept."""
+        """Record that a file is mapped, for as long as `file` is referenced."""
         with self._lock:
             others = _lasting(self._here.get(file.path, []))
             self._here[file.path] = [*others, ref(file)]
 
     def has(self, path: Path) -> bool:
-        """Whether somebody has mapped the file of that name."""
+        """Return whether the file at `path` is mapped."""
         with self._lock:
             return bool(_lasting(self._here.get(path, [])))
 
     def remove(self, path: Path) -> None:
-        """Remove a file, if it is there. Who asks of others does not wait for the disk meanwhile."""
+        """Remove a file, if it exists. Queries about other files do not wait for the disk meanwhile."""
         nbytes = 0
         with suppress(FileNotFoundError):
             nbytes = path.stat().st_size
@@ -41,7 +41,7 @@ class MappedFiles:
 
     @property
     def removed_bytes(self) -> int:
-        """Bytes of removed files that are still mapped."""
+        """Number of bytes of removed files that are still mapped."""
         with self._lock:
             self._removed = [(left, nbytes) for each, nbytes in self._removed if (left := _lasting(each))]
             return sum(nbytes for _, nbytes in self._removed)

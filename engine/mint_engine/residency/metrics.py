@@ -1,4 +1,4 @@
-"""What Prometheus may scrape of residency. Adapters are never labels: there can be a million of them."""
+"""Prometheus metrics of residency. Adapters are never labels: there can be a million of them."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -36,13 +36,13 @@ BALANCED.set(1)  # while nothing is held
 
 
 def tell_load(outcome: str, seconds: float) -> None:
-    """A load has ended."""
+    """Record a load that has ended."""
     LOADS.labels(outcome).inc()
     LOAD_SECONDS.observe(seconds)
 
 
 def tell_used(slots: int, host_bytes: int, disk_bytes: int) -> None:
-    """How much of each tier is in use."""
+    """Record how much of each tier is in use."""
     SLOTS_USED.set(slots)
     HOST_BYTES.set(host_bytes)
     DISK_BYTES.set(disk_bytes)

@@ -1,7 +1,7 @@
-"""Bringing adapters to the disk ahead of the waves that wait to be admitted: one at a time, when nothing else loads.
+"""Prefetches to disk the adapters of waves that wait for admission: one at a time, and only while nothing else loads.
 
-They take only room on the disk that is free, and give way there to anything. None of them answers a request, or is
-on the books: once its wave is admitted, a load finds its file.
+They take only free disk space, and are evicted for anything else. They answer no request and are not on the books:
+once their wave is admitted, a load finds their files.
 """
 
 import asyncio
@@ -18,13 +18,16 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.source_stat import SourceStat
 
-RETRY_S = 60.0  # after a failure, or for want of room
+RETRY_S = 60.0  # after a failure or an eviction
 
 log = structlog.get_logger(__name__)
 
 
 class Early:
-    """`idle` says whether nothing loads; `on_change` hears of everything that has come. Belongs to the event loop."""
+    """The prefetcher. `idle` returns whether nothing loads; `on_change` is called after each prefetched adapter.
+
+    Belongs to the event loop.
+    """
 
     def __init__(
         self,
@@ -42,9 +45,9 @@ class Early:
         self._wake = asyncio.Event()
 
     def taken_from(self, assignments: Iterable[Assignment]) -> list[Assignment]:
-        """From now on bring what is to be brought ahead of these, and nothing else; returns the others.
+        """Prefetch exactly those of `assignments` that are marked `ahead` from now on, and return the others.
 
-        What has come of others is the disk's to evict.
+        Files that were prefetched for others stay until the disk tier evicts them.
         """
         everything = list(assignments)
         self._want({each.adapter: each for each in everything if each.ahead})
@@ -61,16 +64,16 @@ class Early:
         self._wake.set()
 
     def nudge(self) -> None:
-        """Something has ended that may have been in the way."""
+        """Try again: something that may have been in the way has ended."""
         if self._wanted:
             self._wake.set()
 
     def held(self) -> dict[str, Held]:
-        """What has come, and is still here."""
+        """Return the adapters that were prefetched and are still on disk."""
         return {name: each for name, each in self._come.items() if self._loader.disk.holds(each.source)}
 
     async def run(self) -> None:
-        """Bring what is wanted, until cancelled."""
+        """Prefetch until cancelled."""
         while True:
             self._wake.clear()
             want = self._next() if self._idle() else None
@@ -95,13 +98,13 @@ class Early:
                 return packed.revision, packed.rank, packed.nbytes
 
         try:
-            await self._source_stat.state(want.source)  # which may be silent
+            await self._source_stat.state(want.source)  # raises if the source does not respond
             revision, rank, nbytes = await self._readers.run(want.source, load, awaited=False)
         except MintError as error:
             log.info("not_brought_early", adapter=want.adapter, source=want.source.uri, reason=error.reason)
             self._retry_at[want.source] = time.monotonic() + RETRY_S
             return
-        except Exception:  # whatever is wrong with one adapter, others are brought
+        except Exception:  # a defect of one adapter must not keep the others away
             log.exception("early_defect", adapter=want.adapter, source=want.source.uri)
             self._retry_at[want.source] = time.monotonic() + RETRY_S
             return

@@ -1,7 +1,7 @@
-"""How much is read from remote storage at once: small adapters many together, large ones few.
+"""Limits how much is read from remote storage at once: many small adapters, or a few large ones.
 
-What is read lies in memory twice, as its source has it and as it is packed. Who comes first is first: small ones that
-keep coming would keep a large one out for as long as they do.
+An adapter that is being read is in memory twice, as stored at its source and packed. First come, first served:
+otherwise a steady stream of small adapters would keep a large one waiting.
 """
 
 import threading
@@ -9,22 +9,22 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-FEW = 4  # are read at once however large they are
-MOST_BYTES = 256 << 20  # packed, of all that are read at once, where they are more than that
+FEW = 4  # adapters that may be read at once however large they are
+MOST_BYTES = 256 << 20  # packed bytes read at once, when more than FEW adapters are
 
 
 class ReadConcurrency:
-    """Blocks the threads whose turn it is not."""
+    """Blocks threads until it is their turn to read."""
 
     def __init__(self, few: int = FEW, most_bytes: int = MOST_BYTES) -> None:
         self._few, self._most_bytes = few, most_bytes
         self._count = self._bytes = 0
-        self._line = deque[object]()  # those who wait, and whoever is about to read
+        self._line = deque[object]()  # the waiting threads, the next to read first
         self._changed = threading.Condition()
 
     @contextmanager
     def reading(self, nbytes: int) -> Iterator[None]:
-        """Wait until so many bytes may be read beside the others, and count them until the end of the block."""
+        """Wait until `nbytes` more may be read, and count them until the context ends."""
         own = object()
         with self._changed:
             self._line.append(own)

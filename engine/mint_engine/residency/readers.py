@@ -1,4 +1,4 @@
-"""The threads that read what sources hold: hashing, checking and packing compute on the cores that steps want."""
+"""The threads that read sources. Their hashing, checking and packing compete with steps for CPU cores."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,23 +10,23 @@ from mint_engine.aside import give_way
 from mint_engine.model.device import compute_alone
 from mint_engine.sources.local import is_local
 
-PATIENCE_S = 5.0  # after which it is asked whether what is read from is silent
-SPARE = 3  # times as many threads as read from this machine may be kept by claims that hang
+PATIENCE_S = 5.0  # after this long, check whether the place that is read from still responds
+SPARE = 3  # for each local reader, threads that hung claims may hold
 
 T = TypeVar("T")
 
 
 class Readers:
-    """`local` threads for files of this machine, `remote` for others, which wait for answers for most of their time.
+    """`local` concurrent readers of this machine's files, and `remote` ones, which mostly wait for responses.
 
-    As many again read what nobody waits for, and give way to steps. Each computes on one core: an adapter is hundreds
-    of small tensors, and for each of them torch's threads would have to meet.
+    As many again read what no request waits for, and yield to steps. Each computes on one core: an adapter is
+    hundreds of small tensors, and torch's threads would have to synchronise for each of them.
     """
 
     def __init__(self, local: int, remote: int, is_silent: Callable[[Source], Awaitable[bool]]) -> None:
-        """`is_silent` tells whether what a local source lies on answers no more: another is read then beside it."""
+        """`is_silent` returns whether a local source's place does not respond; another is then read meanwhile."""
         self._is_silent = is_silent
-        self._turns = {awaited: asyncio.Semaphore(local) for awaited in (True, False)}  # of files of this machine
+        self._turns = {awaited: asyncio.Semaphore(local) for awaited in (True, False)}  # for files of this machine
         counts = {"fetch": (True, local * (1 + SPARE)), "remote": (False, remote)}
         self._threads = {
             (here, awaited): ThreadPoolExecutor(count, name, initializer=compute_alone if awaited else give_way)
@@ -35,7 +35,7 @@ class Readers:
         }
 
     async def run(self, source: Source, work: Callable[[], T], *, awaited: bool) -> T:
-        """`work`, which reads a source. `awaited`: a request waits for it."""
+        """Run `work`, which reads a source, on a reader's thread. `awaited`: a request waits for it."""
         here, loop = is_local(source), asyncio.get_running_loop()
         if not here:
             return await loop.run_in_executor(self._threads[here, awaited], work)

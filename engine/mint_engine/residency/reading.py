@@ -1,4 +1,4 @@
-"""Reading what packed adapters are mapped from: a lost block of a mapping ends the process that reads it (SIGBUS)."""
+"""Reads mapped packed files before they are used: touching a lost block of a mapping kills the process (SIGBUS)."""
 
 import torch
 
@@ -8,16 +8,16 @@ from mint_engine.residency.remapping import bring, put_file, reserve
 
 
 class LostBlock(SourceUnavailable):
-    """This engine's own disk does not have all of a file any more; of other engines' storage it says nothing."""
+    """This engine's own disk has lost part of a file. This says nothing about the adapter's source."""
 
     @property
     def reason(self) -> str:
-        """To everybody else the adapter is away for now."""
+        """The public reason: to clients, the adapter is temporarily unavailable."""
         return SourceUnavailable.__name__
 
 
 def read(packed: Packed) -> torch.Tensor:
-    """The run, all of it in memory by now. Raises LostBlock where a part of its file can not be read."""
+    """Return the run, after reading all of it into memory. Raises LostBlock if a part of its file cannot be read."""
     if packed.file is not None:
         try:
             bring(packed.run.data_ptr(), packed.run.nbytes)
@@ -27,13 +27,13 @@ def read(packed: Packed) -> torch.Tensor:
 
 
 def unreadable(packed: Packed, error: OSError) -> LostBlock:
-    """The error of a file of this engine's disk that can not be read."""
+    """Return the error for a file of this engine's disk that cannot be read."""
     reason = f"could not be read from this engine's disk ({error.strerror}); retrying"
     return LostBlock(f"revision {packed.revision}", reason)
 
 
 def is_readable(descriptor: int, nbytes: int) -> bool:
-    """Whether a file's first bytes can be read; they are in memory by then, for whoever reads or maps them next."""
+    """Return whether a file's first `nbytes` can be read; they are then in the page cache for the next reader."""
     place = reserve(nbytes)
     try:
         put_file(place.ctypes.data, descriptor, nbytes)

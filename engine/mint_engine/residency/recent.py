@@ -1,4 +1,4 @@
-"""A bounded memory of what was found lately. Safe to use from any thread."""
+"""A small thread-safe LRU cache."""
 
 import threading
 from collections import OrderedDict
@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Values by key; beyond `limit` of them the least recently used is forgotten."""
+    """Values by key, at most `limit`: the least recently used is dropped first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -18,14 +18,14 @@ class Recent(Generic[K, V]):
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
-        """The value, if it is remembered."""
+        """Return the value and mark it as used, or None."""
         with self._lock:
             if key in self._found:
                 self._found.move_to_end(key)
             return self._found.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Remember a value."""
+        """Store a value as the most recently used."""
         with self._lock:
             self._found[key] = value
             self._found.move_to_end(key)

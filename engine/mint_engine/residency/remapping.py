@@ -1,9 +1,9 @@
-"""Memory whose pieces a file, or other memory, can take the place of: mmap and madvise at addresses of our choice.
+"""Memory whose parts can be replaced by a file or by other memory: mmap and madvise at addresses that we choose.
 
-A file that lies in the system's page cache is put into place without a byte being copied, and in pages of 2 MiB where
-the filesystem keeps it in such: 0.11 ms for 20 MB where a copy took 2 ms, and reading it afterwards was as fast
-(measured, ext4 of Linux 6.18, 2 cores). CPython's own mmap can neither take an address nor populate a private
-mapping without copying it.
+A file in the system's page cache is mapped into place without copying a byte, in pages of 2 MiB if the filesystem
+caches it in such pages: this took 0.11 ms for 20 MB, a copy 2 ms, and reading it afterwards was as fast (measured on
+ext4, Linux 6.18, 2 cores). CPython's own mmap can neither take an address nor populate a private mapping without
+copying it.
 """
 
 import ctypes
@@ -16,17 +16,17 @@ from functools import cache
 
 import numpy as np
 
-HUGE = 2 << 20  # bytes of a large page, to which addresses and offsets in a file must agree
+HUGE = 2 << 20  # bytes of a large page; address and file offset must be equal modulo this
 PAGE = mmap.PAGESIZE
-# Bytes at the beginning of what somebody waits for, of which each large page is read by itself: what is read ahead
-# comes as one, up to four of them, the first as late as the last.
+# The first bytes of an awaited file, which are read one large page at a time. Readahead would fetch up to four large
+# pages as one read, so that the first would arrive as late as the last.
 _ALONE = 2 * HUGE
 
 # Linux's own numbers (include/uapi/asm-generic/mman-common.h, mman.h); Python 3.11 names none of them.
 _MAP_FIXED, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MLOCK_ONFAULT = 0x10, 22, 23, 0x01
 _MOVE = (
     0x1 | 0x2 | 0x4
-)  # MREMAP_MAYMOVE, to the address that is given (_FIXED), where pages were stays mapped (_DONTUNMAP)
+)  # MREMAP_MAYMOVE, to the given address (_FIXED), leaving the old range mapped (_DONTUNMAP)
 _FAILED = ctypes.c_void_p(-1).value
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 
@@ -45,7 +45,7 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 def reserve(nbytes: int) -> Bytes:
-    """So many zero bytes, from where a large page can begin; none of them costs memory before it is used."""
+    """Return `nbytes` zero bytes, aligned to a large page; they take no memory before they are used."""
     memory = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     every = np.frombuffer(memory, dtype=np.uint8)
@@ -54,11 +54,11 @@ def reserve(nbytes: int) -> Bytes:
 
 
 def put_file(address: int, descriptor: int, nbytes: int, on_present: Callable[[int], None] | None = None) -> bool:
-    """Let a file's first bytes take the place of what is at `address`, present so that no reader waits for a disk.
+    """Map a file's first `nbytes` at `address`, replacing what is there, and read them into memory.
 
-    What is written there later stays there and does not reach the file. `on_present` hears how many are present,
-    piece by piece, and before the first of them. False, and zeros in its place, where this system can not do it.
-    Raises OSError, with zeros in its place, where the file can not be read.
+    Later writes to this memory do not reach the file. `on_present` is called with the number of bytes present, first
+    with 0 and then after each piece. Returns False, leaving zeros, if this system cannot do it. Raises OSError,
+    leaving zeros, if the file cannot be read.
     """
     try:
         _map(address, nbytes, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor)
@@ -92,10 +92,10 @@ def _bring_pieces(address: int, nbytes: int, on_present: Callable[[int], None] |
 
 
 def put_pages(address: int, source: int, nbytes: int) -> bool:
-    """Let pages of `reserve`d memory at `source` take the place of what is at `address`; they leave zeros there.
+    """Move pages of memory from `reserve` at `source` to `address`, replacing what is there; leave zeros at `source`.
 
-    Both begin where large pages do, and `nbytes` are whole ones. False, and zeros at `address` alone, where this
-    system can not do it.
+    Both addresses and `nbytes` must be multiples of HUGE. Returns False, leaving zeros only at `address`, if this
+    system cannot do it.
     """
     if _libc.mremap(source, nbytes, nbytes, _MOVE, address) == address:
         return True
@@ -104,7 +104,7 @@ def put_pages(address: int, source: int, nbytes: int) -> bool:
 
 
 def put_zeros(address: int, nbytes: int) -> None:
-    """Let zeros take the place of what is at `address`, a page's beginning; its memory is given back. OSError."""
+    """Replace what is at `address`, which must begin a page, with zeros, and release its memory. Raises OSError."""
     if nbytes > 0:
         whole = -(-nbytes // PAGE) * PAGE
         _map(address, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1)
@@ -112,14 +112,14 @@ def put_zeros(address: int, nbytes: int) -> None:
 
 
 def bring_back(address: int, nbytes: int) -> None:
-    """Have what is mapped at `address` in memory, reading what has left it. OSError where that can not be read."""
+    """Read what is mapped at `address` and not in memory. Raises OSError if it cannot be read."""
     _madvise(address, nbytes, _MADV_POPULATE_READ)
 
 
 def bring(address: int, nbytes: int) -> None:
-    """As `bring_back`, from any address on: a block that can not be read ends the process that reads it in a mapping.
+    """Do as `bring_back`, from any address: touching a mapped block that cannot be read would kill the process.
 
-    Nothing where this system can not do it.
+    Does nothing if this system cannot do it.
     """
     start = address - address % PAGE
     with _where_populated():
@@ -127,10 +127,10 @@ def bring(address: int, nbytes: int) -> None:
 
 
 def bring_zeros(address: int, nbytes: int) -> None:
-    """Have in memory, still zero, what nobody has written to, though it is mapped: not first when somebody does.
+    """Allocate mapped memory that has not been written to yet, still zero, so that writing to it need not.
 
-    OSError where there is no memory for it; nothing where this system can not do it. One large page after another,
-    since whoever maps something waits for each.
+    Raises OSError if there is no memory for it; does nothing if this system cannot do it. Populates one large page
+    per call, since other threads' mmap calls wait for each call.
     """
     at, end = address - address % PAGE, address + nbytes
     with _where_populated():
@@ -141,7 +141,7 @@ def bring_zeros(address: int, nbytes: int) -> None:
 
 
 def lock(address: int, nbytes: int) -> bool:
-    """Keep what is in memory at `address` there until something else takes its place; False where we may not.
+    """Lock what is in memory at `address` until it is replaced; return False if we may not.
 
     Without MLOCK_ONFAULT the system would write-fault, and so copy, every page of a private mapping (mlock(2)).
     """
@@ -154,7 +154,7 @@ def lock(address: int, nbytes: int) -> bool:
 
 
 def bytes_in_memory(address: int, nbytes: int) -> int:
-    """How much of what is mapped at `address` a reader would find in memory, in whole pages up to `nbytes`."""
+    """Return how many of the `nbytes` mapped at `address` are in memory, counted in pages."""
     found = np.zeros(-(-nbytes // PAGE), dtype=np.uint8)
     if _libc.mincore(address, nbytes, found.ctypes.data):
         raise _error()
@@ -163,18 +163,18 @@ def bytes_in_memory(address: int, nbytes: int) -> int:
 
 @cache
 def _try_populating() -> None:
-    """Raise OSError where this system populates no mapping: once a step waits for a file's pieces they must come."""
+    """Raise OSError if this system cannot populate a mapping: this must be known before a step waits for pieces."""
     page = np.frombuffer(mmap.mmap(-1, PAGE), dtype=np.uint8)
     _madvise(page.ctypes.data, PAGE, _MADV_POPULATE_READ)
 
 
 @contextmanager
 def _where_populated() -> Iterator[None]:
-    """End quietly where this system populates no mapping."""
+    """Suppress the error of a system that cannot populate mappings."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
+        if error.errno != errno.EINVAL:  # the error of Linux before 5.14
             raise
 
 

@@ -1,4 +1,4 @@
-"""What the placement map gets of an adapter: what new requests get, and why they do not get what is wanted."""
+"""What an engine reports about an adapter to the placement map: what new requests get, and why not what is wanted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mint_engine.residency.decide import CopyView, Wants, stale
 
 @dataclass(frozen=True)
 class AdapterView:
-    """What the books have of one adapter. `own`: what is wanted of it, this engine has published itself."""
+    """What the books know about one adapter. `own`: this engine itself published the revision that is wanted."""
 
     adapter: str
     copies: Mapping[Copy, CopyView]
@@ -24,27 +24,27 @@ class AdapterView:
 
     @property
     def wants(self) -> Wants:
-        """As the decisions see it."""
+        """This adapter's want, in the form that the functions of `decide` take."""
         return {} if self.want is None else {self.adapter: self.want}
 
     def tier(self, copy: Copy) -> Tier:
-        """Where one of the copies is."""
+        """Return the tier of one of the copies."""
         return self.copies[copy].tier
 
 
 def report(view: AdapterView) -> records.Held | None:
-    """One adapter as the map must know it; None where there is nothing to report.
+    """Return one adapter's record for the placement map, or None if there is nothing to report.
 
-    Where a wave's source failed to load while an older revision serves on, the wave's source is reported with that
-    failure, and with the tier and revision that do serve: the wave is not Ready, and requests still find it here.
-    Failures of adapters that no wave wants are left out: anybody can ask for a name that does not exist.
-    What calls have published is reported wherever it is: nobody but engines tells of it.
+    If a wave's source failed to load while an older revision goes on serving, the record has the wave's source and
+    the failure, with the tier and revision that do serve: the wave is not Ready, but requests still find it here.
+    Failures of adapters that no wave wants are left out, since anybody can ask for a name that does not exist.
+    What Trainer calls have published is reported in every tier, since only engines report it.
     """
     want, announced = view.want, view.announced if view.want is None else None
     held = None if announced is None else records.Held(view.adapter, announced, Tier.REMOTE, published=True)
     for copy in view.copies:
         if announced not in {None, copy.formerly or copy.source}:
-            continue  # it may be what the catalog has by that name, and who asks by its word finds it
+            continue  # may be the catalog's adapter of that name; requests that name its source find it
         if view.tier(copy) is not Tier.REMOTE and not stale(view.copies[copy], view.wants, view.store):
             held = _held(view, copy, copy.source, None)
     if want is not None:
@@ -58,7 +58,7 @@ def report(view: AdapterView) -> records.Held | None:
 
 
 def _held(view: AdapterView, copy: Copy, source: Source, failure: records.Failure | None) -> records.Held:
-    """What a source held before it changed is reported as that source's: the map knows no other name for it."""
+    """Return the record of a copy. One of a source that has changed since is reported under that source's name."""
     known = copy.formerly if copy.formerly is not None and source == copy.source else source
     if view.want is None:
         published = known == view.announced

@@ -1,7 +1,7 @@
-"""Which adapters are where on this engine: Remote, Disk, Host, Device; on demand and as the map asks.
+"""Keeps adapters in the tiers of this engine (Remote, Disk, Host, Device), on demand and as the placement map asks.
 
-Level-based: a keeper compares what waves want with what there is, for the adapters of which either has changed, and
-takes the next steps that `decide` names. All state belongs to the event loop; blocking work runs on a few threads.
+Level-based: a keeper compares what waves want with what is here, for the adapters for which either has changed, and
+takes the next steps that `decide` returns. All state belongs to the event loop; blocking work runs on a few threads.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ from mint_engine.residency.wanting import Queue
 from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
-WORKERS = 4  # loads of local sources for waves at once, and threads that read them; as many read for requests
-# The same of remote ones, which wait for answers for most of their time. An adapter of 4.4 MB took eight requests:
-# where each was answered after 50 ms, 4 brought 5.6 a second, 16 brought 8.7 and 32 some 9.7 (two cores with as much
-# other work as they could do). S3's client has as many connections and as many again.
+WORKERS = 4  # concurrent loads of local sources for waves, and threads that read them; as many read for requests
+# The same for remote sources, which mostly wait for responses. An adapter of 4.4 MB took eight requests; with 50 ms
+# per response, 4 workers loaded 5.6 adapters a second, 16 loaded 8.7 and 32 about 9.7 (two cores, fully loaded with
+# other work). The S3 client has twice as many connections.
 REMOTE_WORKERS = 16
 LOADS_WAITING = 256
-REQUESTS_WAITING = 1024  # for loads, or for a slot that takes no new ones
-FIRST_PER_S = 40.0  # loads, before the first has ended: a tenth of a second each
+REQUESTS_WAITING = 1024  # for loads, or for a closed slot
+FIRST_PER_S = 40.0  # loads assumed before the first one has ended: 0.1 s each on WORKERS threads
 SLOT_WAIT_S = 10.0
 TERMS = Terms()
 CLOSE_S = 5.0
@@ -55,11 +55,11 @@ log = structlog.get_logger(__name__)
 
 
 class Residency:
-    """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to hold, has changed.
+    """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to load, has changed.
 
-    `on_aside` is called when a slot could not be cleared: its device may be broken. `in_flight` tells what requests
-    take their slots to hold, from their beginning until they are told their end, and `trained` the host memory that
-    policies have. `follows` tells whether a request may begin while its adapter comes.
+    `on_aside` is called when a slot could not be cleared: its device may be broken. `in_flight` returns what requests
+    expect in their slots, from their start until their end is reported, and `trained` the host memory that policies
+    have. `follows` returns whether a request may begin while its adapter arrives.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Residency:
         )
         self._wanted: dict[str, Assignment] = {}
         self._loads_waiting = loads_waiting
-        self._lines = {True: (workers, Queue()), False: (remote_workers, Queue())}  # whether of local sources
+        self._lines = {True: (workers, Queue()), False: (remote_workers, Queue())}  # True for local sources
         self._wake = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -117,13 +117,13 @@ class Residency:
         self.follows: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
-        """Begin to keep what waves want."""
+        """Start the background tasks that keep what waves want."""
         audits = self._audit.run(lambda: not self._tasks)
         running = self._keep(), self._rounds.run(), self._early.run(), audits
         self._keepers = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
-        """Stop loading; what runs is waited for within a bound. Slots stay as they are, and the books are checked."""
+        """Stop loading, waiting up to CLOSE_S for running loads. Slots stay as they are; the books are checked."""
         for keeper in self._keepers:
             keeper.cancel()
             with suppress(asyncio.CancelledError):
@@ -138,7 +138,7 @@ class Residency:
         self._source_stat.close()
 
     def want(self, assignments: Iterable[Assignment]) -> None:
-        """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""
+        """Hold exactly these from now on, each in its tier or warmer, and release what waves wanted before."""
         self._wanted = {each.adapter: each for each in self._early.taken_from(assignments)}
         self._want_anew()
 
@@ -160,15 +160,15 @@ class Residency:
                 self._wake.set()
 
     def states(self) -> list[AdapterStatus]:
-        """Every copy that this engine holds or failed to hold, sorted by adapter."""
+        """Return every copy that this engine holds or failed to load, sorted by adapter."""
         return self.books.states()
 
     def report(self) -> dict[str, records.Held]:
-        """What the map must know, by adapter."""
+        """Return what the placement map must know, by adapter."""
         return self._early.held() | self.books.report()
 
     def check(self) -> None:
-        """Raise Internal unless the books balance: slots, references, requests in flight and bytes."""
+        """Raise Internal if the books of slots, references, requests in flight and bytes do not balance."""
         if problem := self._audit.imbalance(busy=bool(self._tasks)):
             raise Internal("residency", problem)
 
@@ -185,7 +185,7 @@ class Residency:
                     await self._wake.wait()
 
     def _step(self) -> None:
-        """Start what `decide` names for the adapters that are due, and for those that waited for room to load."""
+        """Start what `decide` returns for the adapters that are due, and for those that waited for a load worker."""
         due, self.books.due = self.books.due, set()
         for local in self._lines:
             self._step_in(local, {name for name in due if self._is_local(name) is local})
@@ -195,7 +195,7 @@ class Residency:
         return want is None or is_local(want.source)
 
     def _step_in(self, local: bool, names: set[str]) -> None:
-        """The same of what waves want from local sources, or from others: neither takes the other's room."""
+        """Do one step for local sources or for the others; neither takes the other's workers."""
         workers, queue = self._lines[local]
         loading = [copy for copy in self.books.loading if is_local(copy.source) is local]
         busy = sum(self.books.wanted(copy) and not self._source_stat.is_stuck(copy.source) for copy in loading)
@@ -219,7 +219,7 @@ class Residency:
         try:
             await self._source_stat.state(source)
         except SourceUnavailable:
-            self._wake.set()  # others load in place of what is stuck there
+            self._wake.set()  # other loads may take the place of the stuck one
             return True
         return False
 
@@ -229,14 +229,14 @@ class Residency:
             self._changed()
 
     async def _open_copy(self, adapter: str, source: Source | None) -> Copy:
-        """The copy that answers a request, as soon as that is not one whose slot takes no new ones."""
+        """Return the copy that answers a request, waiting while that copy's slot is closed."""
         while (closed := (copy := self.books.for_request(adapter, source)).closed) is not None:
             with self._awaiting(copy), self.books.at_door.holding(adapter):
                 await closed.over.wait()
         return copy
 
     async def _in_slot(self, copy: Copy) -> int:
-        """The copy's slot, once it has one. Raises what its load raises."""
+        """Return the copy's slot, loading the copy first if necessary. Raises what its load raises."""
         while copy.seated is None:
             refusal = copy.refusal(time.monotonic())
             if refusal is not None:
@@ -246,11 +246,11 @@ class Residency:
                 if load is None:
                     self._admit(copy)
                     load = self._start(copy, Tier.DEVICE)
-                elif copy.users == 1:  # it may be in line since its last client has left, and needs its place again
+                elif copy.users == 1:  # its last client had left, so its place in line did not count
                     self.slots.moved()
                 copy.goal = Tier.DEVICE
                 usable = copy.usable
-                if usable is None or usable.done():  # requests began with a part of it, and it will never be whole
+                if usable is None or usable.done():  # it became usable early, but its load then failed
                     usable = load
                 error = await asyncio.shield(usable)
             if error is not None and copy.slot is None:
@@ -259,7 +259,7 @@ class Residency:
 
     @contextmanager
     def _awaiting(self, copy: Copy) -> Iterator[None]:
-        """Count a request that waits for its adapter. Raises Overloaded where too many do."""
+        """Count a request that waits for its adapter. Raises Overloaded if too many wait already."""
         crowd = self.books.awaiting
         if not crowd.has_room(copy.adapter, 1):
             own = crowd.of(copy.adapter)
@@ -290,13 +290,13 @@ class Residency:
         return copy.load
 
     async def _load(self, copy: Copy) -> MintError | None:
-        """Run one load to its end; its error, if it failed. Never raises: everyone who waits gets the same answer."""
+        """Run one load to its end and return its error, if any. Never raises: all waiters get the same answer."""
         began, error = time.monotonic(), None
         try:
             await self._climber.climb(copy)
         except MintError as failed:
             error = failed
-        except Exception as defect:  # whatever is wrong with one adapter, the engine goes on serving
+        except Exception as defect:  # a defect of one adapter must not stop the engine
             log.exception("load_defect", adapter=copy.adapter, source=copy.source.uri)
             error = Internal(
                 f"adapter {copy.adapter!r}", f"could not be loaded ({type(defect).__name__}); see the log"
@@ -347,7 +347,7 @@ class Residency:
 
 
 def _tell_end(usable: "asyncio.Future[MintError | None]", load: "asyncio.Task[MintError | None]") -> None:
-    """A load's end is when its copy can be used, unless that was before."""
+    """Resolve `usable` when a load ends, unless it was resolved earlier."""
     if usable.done():
         return
     if load.cancelled():

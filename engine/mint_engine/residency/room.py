@@ -1,8 +1,8 @@
-"""Host memory that policies take, out of the host tier's budget: whose cold adapters give way to it.
+"""Accounts for the host memory of policies, which comes out of the host tier's budget; cold adapters are evicted.
 
-A policy's own numbers count for as long as it is here. Copies of them, while it is saved, loaded or published, count
-while they are made, and there is always room for those of the largest policy: so each of many policies can be saved,
-one after another where memory allows no more at once. Who finds no room waits, or is told when to come back.
+A policy's own tensors count for as long as it is here. Copies of them, made while it is saved, loaded or published,
+count while they exist. Room for the copies of the largest policy is always kept, so that any number of policies can
+be saved, if need be one after another. Callers that find no room wait, or get Overloaded with a time to retry after.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_engine.residency.host import HostTier, Key
 
 RETRY_S = 5.0
-WAIT_S = 10.0  # for others' copies, before whoever waits is told to come back
+WAIT_S = 10.0  # how long to wait for others' copies before raising Overloaded
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of host memory that one policy takes at most."""
+    """The most bytes of host memory that one policy takes."""
 
     own: int  # for as long as it is here
-    copies: int  # beside that while it is saved, or another state of it loaded
+    copies: int  # in addition, while it is saved or another state of it is loaded
     published: int  # while it is published
 
 
@@ -32,34 +32,37 @@ NOTHING = Needs(0, 0, 0)
 
 
 class Room:
-    """One engine's. Belongs to the event loop. `on_evicted` hears which adapters have left the host tier."""
+    """One engine's host memory for policies. `on_evicted` gets the keys of adapters that have left the host tier.
+
+    Belongs to the event loop.
+    """
 
     def __init__(self, host: HostTier, on_evicted: Callable[[Iterable[Key]], None], wait_s: float = WAIT_S) -> None:
         self._host, self._on_evicted, self._wait_s = host, on_evicted, wait_s
         self._needs: dict[str, Needs] = {}
         self._copied = 0
-        self._line = asyncio.Lock()  # of those who wait for room for copies
+        self._line = asyncio.Lock()  # held by the first that waits for room for copies
         self._left = asyncio.Event()
 
     @property
     def budget(self) -> int:
-        """Bytes that adapters and policies may have together."""
+        """Bytes that adapters and policies may take together."""
         return self._host.ledger.budget
 
     @property
     def policies(self) -> int:
-        """Bytes of all policies' own numbers."""
+        """Bytes of all policies' own tensors."""
         return sum(each.own for each in self._needs.values())
 
     @property
     def lasting(self) -> int:
-        """Bytes that are taken for good: policies' own numbers, and what the largest needs to be copied."""
+        """Bytes that are always taken: all policies' own tensors, and room for the copies of the largest."""
         return self.policies + self._reserve
 
     def take(self, holder: str, needs: Needs) -> None:
-        """Have room for a policy, in place of what its holder had, until `leave`.
+        """Reserve room for a policy until `leave`, replacing the holder's previous reservation.
 
-        Raises CapacityExceeded where the budget can never hold it, and Overloaded where others have taken that.
+        Raises CapacityExceeded if the budget can never hold it, and Overloaded if others have taken the room.
         """
         before = self._needs.get(holder, NOTHING)
         self._needs[holder] = needs
@@ -82,17 +85,17 @@ class Room:
         )
 
     def leave(self, holder: str) -> None:
-        """Give back what a holder has, if it has any."""
+        """Release a holder's reservation, if it has one."""
         if self._needs.pop(holder, None) is not None:
             self._shrink()
 
     def of(self, holder: str) -> Needs:
-        """What a holder has taken."""
+        """Return what a holder has reserved."""
         return self._needs.get(holder, NOTHING)
 
     @asynccontextmanager
     async def copying(self, holder: str, nbytes: int) -> AsyncIterator[None]:
-        """Room for copies until the end of the context, see `begin_copy`."""
+        """Reserve room for copies until the context ends (see `begin_copy`)."""
         end = await self.begin_copy(holder, nbytes)
         try:
             yield
@@ -100,9 +103,9 @@ class Room:
             end()
 
     async def begin_copy(self, holder: str, nbytes: int) -> Callable[[], None]:
-        """Have room for so many bytes of copies, at most a policy's `copies`; returns what gives it back.
+        """Reserve room for `nbytes` of copies, at most a policy's `copies`; return a function that releases it.
 
-        Who comes first is first. Raises Overloaded where others' copies leave none in time.
+        First come, first served. Raises Overloaded if others' copies do not leave enough in time.
         """
         try:
             async with asyncio.timeout(self._wait_s), self._line:
@@ -119,7 +122,7 @@ class Room:
         return partial(self._end_copy, nbytes)
 
     def imbalance(self, policies: int) -> str:
-        """What does not add up, or "" when all is well; the trainer has policies of so many bytes."""
+        """Describe an inconsistency, or return "". `policies` is the bytes that the trainer's policies have."""
         aside, taken = self._host.ledger.aside, self.policies + max(self._reserve, self._copied)
         if aside != taken:
             return f"{aside} bytes are set aside for policies that have taken {taken}"
@@ -143,11 +146,11 @@ class Room:
         self._shrink()
 
     def _shrink(self) -> None:
-        self._settle()  # less than before always fits
+        self._settle()  # reducing the amount always succeeds
         self._left.set()
 
     def _settle(self) -> bool:
-        """Have the ledger count what is taken; False, and nothing is changed, where it does not fit."""
+        """Set aside in the ledger what is taken; return False, changing nothing, if it does not fit."""
         evicted = self._host.set_aside(self.policies + max(self._reserve, self._copied))
         self._on_evicted(evicted or ())
         return evicted is not None

@@ -1,5 +1,5 @@
-"""What an engine looks at every few seconds because nobody tells it: whether slots are still in memory, whether those
-that could not be cleared now can be, and whether local sources have changed.
+"""What an engine polls every few seconds: whether slots are still in memory, whether those that could not be cleared
+now can be, and whether local sources have changed.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ log = structlog.get_logger(__name__)
 
 
 class Tended(Protocol):
-    """Memory that can be kept where it is."""
+    """Slots whose contents can be kept in memory."""
 
     def tend(self) -> Stayed:
-        """Have it stay in memory; what came of it."""
+        """Keep the contents in memory and return what was done."""
         ...
 
 
 class Watchful(Protocol):
-    """What may find that something has changed."""
+    """Something that can be polled for changes."""
 
     async def look(self) -> bool:
-        """Whether it has."""
+        """Return whether something has changed."""
         ...
 
 
 class Rounds:
-    """Runs until it is cancelled; calls `on_change` after what changed."""
+    """The polling loop. It runs until it is cancelled, and calls `on_change` after a change."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Rounds:
         self._on_change, self._every_s = on_change, every_s
 
     async def run(self) -> None:
-        """Look, and look again after a while."""
+        """Poll every `every_s` seconds."""
         while True:
             await asyncio.sleep(self._every_s)
             await self._tend()
@@ -58,7 +58,7 @@ class Rounds:
     async def _tend(self) -> None:
         try:
             stayed = await asyncio.to_thread(self._memory.tend)
-        except OSError as error:  # a disk that fails: the step that reads those pages fails by itself
+        except OSError as error:  # a failing disk: a step that reads those pages fails by itself
             log.error("slots_not_tended", error=str(error))
             return
         metrics.SLOTS_MAPPED.set(stayed.mapped)

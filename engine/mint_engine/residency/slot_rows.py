@@ -1,9 +1,9 @@
-"""The memory of slots: a row each, that holds a copy of one run or, on a CPU, the very pages that it lies in.
+"""The memory of slots: one row each, which holds a copy of one run or, on a CPU, the pages of the run itself.
 
-A CPU computes from the page cache as well as from any other memory, so a packed file need not be copied: it takes its
-place in the row, header and all, and leaves it without anything being zeroed. So do the pages of a run that nobody
-else needs, a policy's new weights. Rows too short for large pages, all other runs, and other devices get copies. A
-file's pages are the first that a system short of memory takes away, so `tend` has them stay (see `staying`).
+A CPU computes from the page cache as well as from any other memory, so a packed file need not be copied: it is mapped
+into the row, header included, and unmapped without zeroing anything. The pages of a run that nobody else needs, such
+as a policy's new weights, are moved into the row. Rows too short for large pages, all other runs, and other devices
+get copies. A system short of memory drops a file's pages first, so `tend` keeps them there (see `staying`).
 
 Letters in shapes: S slots, W elements of a row.
 """
@@ -33,11 +33,11 @@ from mint_engine.residency.remapping import (
 )
 from mint_engine.residency.staying import Stay, Stayed, can_lock
 
-OnPresent = Callable[[int, int], None]  # at which element a run begins, and how many bytes of its row are in memory
+OnPresent = Callable[[int, int], None]  # (element at which the run begins, bytes of the row that are in memory)
 
 
 class SlotRows:
-    """Rows of `width` elements at least. Its methods run on any thread, but only on a row that nobody reads."""
+    """Rows of at least `width` elements. `load` and `clear` may run on any thread, but only on a row nobody reads."""
 
     def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self._remaps = device.type == "cpu" and width * dtype.itemsize >= HUGE and count > 0
@@ -47,20 +47,19 @@ class SlotRows:
         else:
             self.memory = zeros((count, width), dtype, device)  # [S, W]
         self._first, self._row_bytes = self.memory.data_ptr(), self.memory[:1].nbytes
-        self.filled = [0] * count  # elements of each row that are, or may be, its tenant's
-        self._files: list[KnownFile | None] = [None] * count  # that are mapped into each row
+        self.filled = [0] * count  # elements of each row that may be its tenant's
+        self._files: list[KnownFile | None] = [None] * count  # the file mapped into each row
         self._locked = [False] * count
-        self._guards = [threading.Lock() for _ in range(count)]  # of a row against being tended while it changes
+        self._guards = [threading.Lock() for _ in range(count)]  # keep a row from being tended while it changes
         self.stay = Stay.COPIED
         if self._remaps:
             self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
 
     def load(self, slot: int, packed: Packed, *, keep: bool, on_present: OnPresent | None) -> int:
-        """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
+        """Load a packed adapter into a row, replacing its tenant; return the element at which its run begins.
 
-        Without `keep` the run's pages may become the row's, and zeros are left of it. `on_present` hears of a file
-        that begins to take its place. Raises LostBlock where its file can not be read any more; the row is to be
-        cleared then.
+        With `keep=False` the run's pages may be moved into the row, which leaves zeros in the run. `on_present` is
+        called as a mapped file is read. Raises LostBlock if the file cannot be read; the row must then be cleared.
         """
         with self._guards[slot]:
             self._locked[slot] = False
@@ -76,14 +75,14 @@ class SlotRows:
             return 0
 
     def clear(self, slot: int) -> None:
-        """Zero all that is in a row; on a CPU its memory is given back."""
+        """Zero a row. Rows whose pages can be remapped (on a CPU) release their memory."""
         with self._guards[slot]:
             self._clear(slot)
 
     def tend(self) -> Stayed:
-        """Have the files' pages that lie in rows stay in memory: locked, or what has left it brought back.
+        """Keep mapped files' pages in memory: lock them, or else read back those that were dropped.
 
-        Loads do not wait for it: what was used lately leaves memory last. Any thread may call it at any time.
+        Loads need not do this themselves: recently used pages are dropped last. Any thread may call it at any time.
         """
         return Stayed.of(self._tend(slot) for slot in range(len(self.filled)))
 
@@ -108,7 +107,7 @@ class SlotRows:
         self._locked[slot] = False
 
     def _put_file(self, slot: int, descriptor: int, packed: Packed, on_present: Callable[[int], None] | None) -> bool:
-        """Map the whole file to the row's beginning. False, with zeros in the row, where files can not be mapped."""
+        """Map the complete file at the row's beginning. Return False, leaving zeros, if files cannot be mapped."""
         size, before = packed.header.file_bytes, self.filled[slot]
         self.filled[slot] = max(before, size // self.memory.itemsize)  # until the rest is zero
         self._files[slot] = packed.file
@@ -123,7 +122,7 @@ class SlotRows:
         return mapped
 
     def _put_pages(self, slot: int, run: torch.Tensor) -> bool:
-        """Move a run's pages into the row. False where they are not its own, or can not be moved."""
+        """Move a run's pages into the row. Return False if it shares them with others or they cannot be moved."""
         size, whole = -(-run.nbytes // HUGE) * HUGE, run.untyped_storage()
         if not self._remaps or whole.nbytes() != size or run.data_ptr() != whole.data_ptr() or run.data_ptr() % HUGE:
             return False
@@ -136,7 +135,7 @@ class SlotRows:
         return True
 
     def _copy(self, slot: int, run: torch.Tensor) -> None:
-        if self._file_bytes(slot):  # a copy would go to private copies of the file's pages, one fault a page
+        if self._file_bytes(slot):  # writing would copy the file's pages, with one fault per page
             self._clear(slot)
         count, before = run.numel(), self.filled[slot]
         self.filled[slot] = max(count, before)  # until the copy has ended
@@ -154,7 +153,7 @@ class SlotRows:
 
 
 def _copy(into: torch.Tensor, run: torch.Tensor) -> None:
-    """Copy a run. On CPU it is one thread's work, with no lock held: the others go on with their step."""
+    """Copy a run. On a CPU use one thread, without the GIL, so that the other threads go on with their step."""
     if into.device.type == "cpu":
         np.copyto(into.view(torch.uint8).numpy(), run.view(torch.uint8).numpy())
     else:

@@ -1,6 +1,6 @@
-"""Who gets a slot: free ones first, then one taken from an idle copy; where there is none, one that closes for it.
+"""Assigns slots to copies: a free slot first, then an idle copy's, and failing that one that is closed for it.
 
-Who has waited longest is first, and nobody overtakes.
+First come, first served.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(eq=False)
 class _Waiter:
-    """A copy in line, and the one that it replaces."""
+    """A copy that waits in line, and the copy that it replaces."""
 
     copy: Copy
     predecessor: Copy | None
@@ -32,28 +32,28 @@ class _Waiter:
 
 
 class SlotTable:
-    """Free slots of one device, and those who wait for one. Only the event loop's thread uses it."""
+    """The free slots of one device, and the copies that wait for one. Used only on the event loop's thread."""
 
     def __init__(self, books: Books, count: int, wait_s: float, terms: Terms) -> None:
         self._books, self._wait_s, self._terms = books, wait_s, terms
         self.count = count
         self.free = list(range(count))[::-1]
-        self.aside = set[int]()  # could not be cleared, and may hold their tenants: nobody's until they can be
-        self._line: list[_Waiter] = []  # who has waited longest first
-        self._closed: list[Copy] = []  # by the last decision
+        self.aside = set[int]()  # could not be cleared and may still hold a tenant: unused until they can
+        self._line: list[_Waiter] = []  # longest wait first
+        self._closed: list[Copy] = []  # those that the last decision closed
 
     @property
     def used(self) -> int:
-        """Slots that are not free, those being filled or cleared, or set aside, among them."""
+        """Number of slots that are not free, including those being filled or cleared, or set aside."""
         return self.count - len(self.free)
 
     async def take(self, copy: Copy) -> "int | Copy":
-        """A free slot, or the idle copy whose slot the caller must take at once.
+        """Return a free slot, or the idle copy whose slot the caller must take at once.
 
-        Waits within a bound, or as long as a slot closes for it, then raises Overloaded. A copy that replaces another
-        may take that one's slot where there is no other: new requests then wait for the new one, while the old one
-        finishes those it has. With another slot the old one serves on until the new one is loaded, for that may fail.
-        A policy's slot replaces nothing: what is served of its name serves on.
+        Raises Overloaded after a bounded wait, which is extended while a slot is closed for this copy. A copy that
+        replaces another may take that one's slot if there is no other: new requests then wait for the new copy while
+        the old one finishes those it has. If there is another slot, the old copy goes on serving until the new one
+        is loaded, since that may fail. A policy's slot replaces nothing: what is served under its name goes on.
         """
         current, began = self._books.current.get(copy.adapter), time.monotonic()
         waiter = _Waiter(copy, None if copy.lent or current is copy else current)
@@ -69,17 +69,17 @@ class SlotTable:
         return taken
 
     def give_back(self, slot: int) -> None:
-        """A cleared slot is free again."""
+        """Return a cleared slot to the free ones."""
         self.aside.discard(slot)
         self.free.append(slot)
         self.moved()
 
     def set_aside(self, slot: int) -> None:
-        """A slot could not be cleared, so that nobody may have it until it is given back."""
+        """Withhold a slot that could not be cleared, until it is given back."""
         self.aside.add(slot)
 
     def moved(self) -> None:
-        """Something became free or idle, or who waits has changed: those whose turn it may be look again."""
+        """Wake the waiters that may now get a slot. Call this when a slot became free or idle or the line changed."""
         if not self._line:
             self._close((), time.monotonic())
             return
@@ -109,7 +109,7 @@ class SlotTable:
                     await waiter.moved.wait()
 
     def _look(self, waiter: _Waiter) -> "int | Copy | None":
-        """What a waiter may take now."""
+        """Return what a waiter may take now, or None."""
         if waiter is self._first():
             if self.free:
                 return self.free.pop()
@@ -134,7 +134,7 @@ class SlotTable:
         )
 
     def _serve_on(self, waiter: _Waiter) -> None:
-        """New requests go to the predecessor again, where they have waited for its slot to become the waiter's."""
+        """Send new requests to the predecessor again, if they have been waiting for the waiter to get its slot."""
         copy, replaced = waiter.copy, waiter.predecessor
         if replaced is None or replaced.slot is None:
             return
@@ -143,28 +143,28 @@ class SlotTable:
             self._books.changed(copy)
 
     def _needs(self, waiter: _Waiter) -> bool:
-        """Whether anybody would use the slot: a request's load goes on when its client has left."""
+        """Return whether anybody would use the slot; a load goes on after the client that caused it has left."""
         copy = waiter.copy
         return bool(copy.users) or copy.lent or wanted_tier(self._books.wants, copy.key) is Tier.DEVICE
 
     def _first(self) -> _Waiter:
-        """Whose turn it is; the line is not empty."""
+        """Return the waiter whose turn it is. The line must not be empty."""
         return next((each for each in self._line if self._needs(each)), self._line[0])
 
     def _closes_for(self, waiter: _Waiter) -> bool:
-        """Whether one of the closed slots will be the waiter's."""
+        """Return whether the waiter will get one of the closed slots."""
         needing = [each for each in self._line if self._needs(each)]
         return waiter in needing[: sum(each.closed is not None for each in self._closed)]
 
     def _take_turns(self, now: float) -> float:
-        """Close and open slots as those in line need it; when to look again at the latest."""
+        """Close and open slots as the line requires; return the time at which to look again at the latest."""
         waiting = sum(map(self._needs, self._line))
         chosen = turn(self._books.seats(), free=len(self.free), waiting=waiting, now=now, terms=self._terms)
         self._close([self._books.in_slots[slot] for slot in chosen.closed], now)
         return chosen.again_at
 
     def _close(self, copies: Collection[Copy], now: float) -> None:
-        """From now on these slots are closed, and no others."""
+        """Close exactly these copies' slots from now on."""
         for copy in self._closed:
             if copy not in copies:
                 copy.open()

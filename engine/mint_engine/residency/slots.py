@@ -1,8 +1,8 @@
-"""Fixed places for adapters: a slot is one row of memory, in which one revision's weights lie packed.
+"""The slots of an engine: each is one row of memory that holds one revision's packed weights.
 
-Packed means as `packed` has it: for each module that the adapter targets A [r, in] and then B transposed [r, out],
-without gaps. Small tables tell where in its row each slot's part of each module begins, so that adapters of any ranks
-and targets live side by side, none is padded, and to load one is to put one run into place (see `slot_rows`).
+The layout is that of `packed`: for each module that the adapter targets, A [r, in] followed by B transposed [r, out],
+without gaps. Small tables give the offset of each module's part in each slot's row. So adapters of any ranks and
+targets fit side by side without padding, and loading one means putting one run into place (see `slot_rows`).
 
 Letters in shapes: S slots, M modules, W elements of a slot, P parts of one adapter, R the largest rank.
 """
@@ -29,22 +29,22 @@ from mint_engine.residency.slot_rows import SlotRows
 from mint_engine.residency.staying import Stay, Stayed
 
 NO_SLOT = -1  # the bare base
-ABSENT = -1  # the place of a module that an adapter leaves alone
+ABSENT = -1  # the offset of a module that an adapter does not target
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What one layout writes into a slot's column of the tables."""
+    """What adapters of one layout write into a slot's column of the tables."""
 
-    layout: Layout  # of the run in a row: a rank's share of the adapter's, or the same
+    layout: Layout  # of the run in the row: this rank's share of the adapter, or all of it
     modules: np.ndarray[tuple[int], np.dtype[np.int64]]  # [P]
     ranks: np.ndarray[tuple[int], np.dtype[np.int32]]  # [M]
-    places: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]]  # [M], by where in the row the run begins
+    places: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]]  # [M], keyed by the element at which the run begins
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The tables of `Slots` as arrays that share their memory: writing a column of them is one call."""
+    """NumPy views of the tables of `Slots`, sharing their memory, so that a column is written with one call."""
 
     places: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
     ranks: np.ndarray[tuple[int, ...], np.dtype[np.int32]]
@@ -52,35 +52,35 @@ class _Tables:
 
 
 class Others(Protocol):
-    """The engine's other ranks: what is done to a slot here, they do to theirs, and are waited for on exit."""
+    """The engine's other ranks. Each context makes them do the same to their slot, and waits for them on exit."""
 
     def load(self, slot: int, packed: Packed) -> AbstractContextManager[None]:
-        """Raises SourceUnavailable on exit where one of them could not; its slot is to be cleared then."""
+        """Load the slot. Raises SourceUnavailable on exit if one of them failed; the slot must then be cleared."""
         ...
 
     def clear(self, slot: int) -> AbstractContextManager[None]:
-        """Raises EngineUnavailable where one of them has ended."""
+        """Clear the slot. Raises EngineUnavailable if one of them has ended."""
         ...
 
 
 class Alone:
-    """No other ranks."""
+    """An engine of one rank: there are no others."""
 
     def load(self, slot: int, packed: Packed) -> AbstractContextManager[None]:
-        """Nobody else has the slot."""
+        """Do nothing."""
         return nullcontext()
 
     def clear(self, slot: int) -> AbstractContextManager[None]:
-        """Nobody else has the slot."""
+        """Do nothing."""
         return nullcontext()
 
 
 class Slots:
-    """The slots of one engine, or one rank's part of them: `cuts` then say what of each module it holds.
+    """The slots of one engine, or of one rank, if `cuts` give the part of each module that the rank holds.
 
-    `load` and `clear` run on any thread, but only on a slot that no running request refers to: a step reads
-    nothing but the slots of its own rows, so it can never see half of an adapter. Who calls them sees to that.
-    What lies in a row beyond its tenant is zero, always.
+    `load` and `clear` may run on any thread, but callers must use them only on a slot that no running request refers
+    to. A step reads only the slots of its own requests, so it never sees half an adapter.
+    The part of a row beyond its tenant is always zero.
     """
 
     def __init__(
@@ -103,22 +103,22 @@ class Slots:
         self._widest = max_rank * per_rank
         self._rows = SlotRows(count, self._widest, dtype, device)
         self.memory = self._rows.memory  # [S, W]
-        # Always in host memory: steps are planned there.
+        # The tables are always in host memory, where steps are planned.
         self.places = torch.full((len(self.shapes), count), ABSENT, dtype=torch.int64)  # [M, S], in elements
         self.ranks = torch.zeros((len(self.shapes), count), dtype=torch.int32)  # [M, S]
         self.scalings = torch.zeros((len(self.shapes), count), dtype=torch.float32)  # [M, S]
         self._tables = _Tables(self.places.numpy(), self.ranks.numpy(), self.scalings.numpy())
-        self.filled = self._rows.filled  # elements of each row up to its tenant's end
+        self.filled = self._rows.filled  # elements of each row, up to the end of its tenant
 
     @property
     def bytes(self) -> int:
-        """Bytes that all slots can hold on the device."""
+        """Capacity of all slots together, in bytes of device memory."""
         return self.count * self._widest * self.dtype.itemsize
 
     def part(self, module: int, slot: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A [r, in] and B transposed [r, out] of a slot's tenant, where they lie; None where it leaves that alone.
+        """Return a module's A [r, in] and B transposed [r, out] in a slot, as views; None if its tenant has neither.
 
-        Of E stacked experts they have E times as many rows, one expert's after another's.
+        For a module of E stacked experts they have E * r rows, expert by expert.
         """
         place, rank = int(self.places[module, slot]), int(self.ranks[module, slot]) * self.experts[module]
         if place == ABSENT:
@@ -128,7 +128,7 @@ class Slots:
         return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
 
     def ends(self, slot: int) -> list[int]:
-        """At which byte of a slot's row its part of each module ends [M]; 0 of what its tenant leaves alone."""
+        """Return the byte of a slot's row at which each module's part ends [M]; 0 for modules it does not target."""
         places, ranks = self._tables.places[:, slot].tolist(), self._tables.ranks[:, slot].tolist()
         parts = zip(places, ranks, self.experts, self.shapes, strict=True)
         return [
@@ -137,17 +137,17 @@ class Slots:
         ]
 
     def load(self, slot: int, packed: Packed, *, keep: bool = True, arrival: Arrival | None = None) -> None:
-        """Put one revision into `slot`, in place of whatever was there.
+        """Load one revision into `slot`, replacing its tenant.
 
-        Without `keep` nobody reads its run afterwards, and its memory may become the slot's. An `arrival` hears of
-        what is there already; until it ends it alone says how much may be read. Raises
-        UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, LostBlock where its file
-        can not be read, and what `Others` do: clear the slot then.
+        With `keep=False` the caller does not read the run afterwards, and its memory may become the slot's. An
+        `arrival` is updated as the row is read; until it ends, only it says how much may be read. Raises
+        UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed. Raises LostBlock if the file
+        cannot be read, and the errors of `Others`; the slot must then be cleared.
         """
         columns = self._columns_of(packed)
         scalings = np.zeros(len(self.shapes), dtype=np.float32)
         scalings[columns.modules] = packed.header.scalings
-        if self._cuts is not None:  # each rank copies its own parts, and might miss what another's lack
+        if self._cuts is not None:  # a rank that copies only its own parts may not notice a block that another lacks
             read(packed)
         with self._others.load(slot, packed):
             self._load_own(slot, packed, columns, scalings, keep=keep, arrival=arrival)
@@ -175,7 +175,7 @@ class Slots:
         self._settle()
 
     def clear(self, slot: int) -> None:
-        """Leave nothing of the slot's tenant."""
+        """Remove the slot's tenant and zero its weights."""
         with self._others.clear(slot):
             self._forget(slot)
             self._rows.clear(slot)
@@ -183,15 +183,15 @@ class Slots:
 
     @property
     def stay(self) -> Stay:
-        """Whether what lies in slots stays in memory."""
+        """How the weights in slots are kept in memory."""
         return self._rows.stay
 
     def tend(self) -> Stayed:
-        """Have it stay there; any thread may call this at any time."""
+        """Lock the weights in memory, or bring back what was evicted; any thread may call this at any time."""
         return self._rows.tend()
 
     def is_empty(self, slot: int) -> bool:
-        """Nothing of any tenant is left in a slot, by its tables."""
+        """Return whether a slot has no tenant, according to its tables."""
         return self.filled[slot] == 0 and bool((self._tables.places[:, slot] == ABSENT).all())
 
     def _forget(self, slot: int) -> None:
@@ -200,7 +200,7 @@ class Slots:
         self._tables.scalings[:, slot] = 0.0
 
     def _columns_of(self, packed: Packed) -> _Columns:
-        """What a layout writes into the tables; checked and computed once for all adapters that have it."""
+        """Return the table entries of an adapter's layout, checked and computed once per layout."""
         layout, subject = packed.header.layout, f"revision {packed.revision}"
         if {packed.header.dtype, packed.run.dtype} != {self.dtype} or packed.run.numel() != layout.elements:
             raise ShapeMismatch(subject, f"is {packed.run.numel()} of {packed.run.dtype}, for {self.dtype} slots")
@@ -218,7 +218,7 @@ class Slots:
         return _Columns(own, modules, ranks, places={})
 
     def _places_from(self, start: int, columns: _Columns) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Places of a run that begins at element `start`: few starts occur, and a load must not wait for numpy."""
+        """Return the places of a run that begins at element `start`; cached, since a load must not wait for numpy."""
         places = columns.places.get(start)
         if places is None:
             places = np.full(len(self.shapes), ABSENT, dtype=np.int64)
@@ -227,18 +227,18 @@ class Slots:
         return places
 
     def _settle(self) -> None:
-        """Wait until the device has the copies: a step may follow on another stream."""
+        """Wait until the copies are on the device, since the next step may run on another stream."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
 
 def _note_present(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
-    """A run that begins at an element of its row has come so far; the tables know of it before anybody reads it."""
+    """Record how much of a run has arrived; on the first call write the tables, before anybody reads the row."""
     if not arrival.begun:
         begin(start)
     arrival.reach(nbytes)
 
 
 def _shape(module: Module, cut: ModuleCut) -> tuple[int, int]:
-    """A module's inputs and outputs, or what a rank holds of them."""
+    """Return the inputs and outputs of a module, or the rank's share of them."""
     return (cut.inputs or Cut(0, module.in_features)).size, (cut.outputs or Cut(0, module.out_features)).size

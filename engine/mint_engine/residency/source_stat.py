@@ -1,7 +1,8 @@
-"""What local sources hold now, asked of their filesystems: one that has fallen silent is asked by one look at a time.
+"""Looks at the files of local sources without being blocked by a filesystem that does not respond.
 
-A claim whose server is gone may answer no call for good (NFS, mounted hard), and keeps each thread that makes one. So
-looks have threads of their own, of which a claim gets few, and whoever asks is told after a while that it is silent.
+Calls to a claim whose server is gone (NFS, mounted hard) may never return, and each keeps its thread. So looks run on
+threads of their own, of which each claim gets only a few; callers get SourceUnavailable after SILENT_S, and at once
+while a look that timed out is still running.
 """
 
 import asyncio
@@ -18,10 +19,10 @@ from mint_engine.residency.loading import Loader
 from mint_engine.sources.local import is_local, place_of
 from mint_engine.sources.storage import subject_of
 
-SILENT_S = 5.0  # a few files are looked at within milliseconds, by a server far away, too
-EACH = 4  # looks of one place at once
+SILENT_S = 5.0  # a look at a few files takes milliseconds, even if the server is far away
+EACH = 4  # concurrent looks at one place
 THREADS = 32
-SOME = 16  # sources that one look is at
+SOME = 16  # sources per look
 
 T = TypeVar("T")
 
@@ -37,13 +38,13 @@ class SourceStat:
         self._silent: set[str] = set()
 
     async def state(self, source: Source) -> str | None:
-        """As `Loader.state`. Raises SourceUnavailable where the source's claim, or what it lies on, is silent."""
+        """Return the source's state (see `Loader.state`). Raises SourceUnavailable if its place does not respond."""
         if not is_local(source):
             return None
         return await self._ask(source, lambda: self._loader.state(source))
 
     async def states(self, sources: Sequence[Source]) -> list[str | None]:
-        """The same of each, "" where it is not known."""
+        """Return the state of each source, "" if unknown."""
         places: dict[str, set[Source]] = {}
         for source in filter(is_local, sources):
             places.setdefault(place_of(source), set()).add(source)
@@ -53,7 +54,7 @@ class SourceStat:
         return [found.get(source, "") if is_local(source) else None for source in sources]
 
     def is_stuck(self, source: Source) -> bool:
-        """Whether a look at what the source lies on has waited for long, and waits still."""
+        """Return whether a look at the source's place has timed out and is still running."""
         place = place_of(source)
         return place in self._silent and self._running[place] > 0
 
@@ -62,7 +63,7 @@ class SourceStat:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _states_at(self, sources: list[Source]) -> dict[Source, str | None]:
-        """Of sources at one place, as far as it answers."""
+        """Return the states of sources at one place, up to the first look that gets no answer."""
         found: dict[Source, str | None] = {}
         for begin in range(0, len(sources), SOME):
             some = sources[begin : begin + SOME]
@@ -90,14 +91,14 @@ class SourceStat:
             raise silent from None
 
     def _begin(self, place: str, turns: asyncio.Semaphore, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """A look, which goes on though nobody waits for it any more."""
+        """Start a look, which runs to its end even if nobody waits for it any more."""
 
         def ended(look: "asyncio.Future[T]") -> None:
             turns.release()
             self._running -= Counter((place,))
             self._silent.discard(place)
             if not look.cancelled():
-                look.exception()  # whoever waits has it too
+                look.exception()  # mark it as retrieved; whoever waits gets it too
 
         self._running[place] += 1
         look = asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -1,9 +1,9 @@
-"""Whether what lies in slots stays in memory when the system runs short of it.
+"""How the contents of slots are kept in memory when the system runs short of it.
 
 The pages of a mapped file are clean: the system may drop them at any time, and a step that reads them then waits for
-the disk. Where this process may lock as much memory as all slots have, they are locked. Where it may not, they are
-looked at every few seconds, and what has left is brought back beside the steps, so that no adapter that is in use
-stays away for long; how much left is counted.
+the disk. If this process may lock as much memory as all slots have, the pages are locked. Otherwise they are checked
+every few seconds, and pages that were dropped are read back concurrently with the steps, so that no adapter in use
+is out of memory for long; the bytes that were dropped are counted.
 """
 
 import resource
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-_CAP_IPC_LOCK = 14  # capabilities(7): its holder may lock whatever it wants
+_CAP_IPC_LOCK = 14  # capabilities(7): its holder may lock any amount of memory
 
 
 class Stay(Enum):
-    """What is in force, in the words that `GetInfo` tells."""
+    """The method in force, in the words that `GetInfo` reports."""
 
     COPIED = "copies of the process's own"
     LOCKED = "packed files' pages, locked in memory"
@@ -25,7 +25,7 @@ class Stay(Enum):
 
 
 class Stayed(msgspec.Struct, frozen=True):
-    """Bytes of files' pages in slots: all of them, those that are locked, and those that had left memory."""
+    """Bytes of files' pages in slots: all of them, those that are locked, and those that had been dropped."""
 
     mapped: int = 0
     locked: int = 0
@@ -33,18 +33,18 @@ class Stayed(msgspec.Struct, frozen=True):
 
     @property
     def share(self) -> float:
-        """What of them was in memory."""
+        """Fraction of the mapped bytes that was in memory."""
         return 1 - self.lost / self.mapped if self.mapped else 1.0
 
     @staticmethod
     def of(parts: "Iterable[Stayed]") -> "Stayed":
-        """The sum of several."""
+        """Return the sum of several."""
         every = list(parts)
         return Stayed(*(sum(getattr(each, name) for each in every) for name in ("mapped", "locked", "lost")))
 
 
 def can_lock(nbytes: int) -> bool:
-    """Whether this process may lock so much memory; raises its own limit as far as that goes."""
+    """Return whether this process may lock `nbytes` of memory; raises its soft limit to the hard one if needed."""
     if has_capability(Path("/proc/self/status").read_text(), _CAP_IPC_LOCK):
         return True
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -54,7 +54,7 @@ def can_lock(nbytes: int) -> bool:
 
 
 def has_capability(status: str, number: int) -> bool:
-    """Whether a process with that /proc/PID/status has a capability in force."""
+    """Return whether the process whose /proc/PID/status this is has a capability in force."""
     lines = (line.partition(":") for line in status.splitlines())
     effective = next((value for name, _, value in lines if name == "CapEff"), "0")
     return bool(int(effective, 16) >> number & 1)

@@ -1,6 +1,6 @@
-"""A source whose files have changed: what it held serves on until the new state is here, as with any new revision.
+"""Handles a source whose files have changed: the old copy serves until the new state is here, as with any revision.
 
-The old copy goes on under a name of its own, which no source has; the source's own name is then the new state's.
+The old copy is renamed to a source that does not exist, so that the source's own name is free for the new state.
 """
 
 from mint_contracts.source import Source
@@ -10,11 +10,11 @@ from mint_engine.residency.decide import stale
 
 
 def succeed(books: Books, copy: Copy) -> Copy:
-    """Enter a copy for what its source holds now; nothing loads `copy` meanwhile. Returns the new one."""
+    """Enter and return a new copy for what the source holds now. `copy` must not be loading."""
     source, key, serves = copy.source, copy.key, _answers(books, copy)
     del books.copies[key]
     copy.source, copy.formerly = Source(source.uri, f"{copy.revision} as of {books.tick()}"), source
-    copy.state = None  # it is not looked at any more
+    copy.state = None  # it is not watched any more
     books.copies[copy.key] = copy
     if (packed := books.host.get(key)) is not None:
         books.host.drop(key)
@@ -28,6 +28,6 @@ def succeed(books: Books, copy: Copy) -> Copy:
 
 
 def _answers(books: Books, copy: Copy) -> bool:
-    """Whether new requests get this copy, which is in memory."""
+    """Return whether new requests get this copy, which is in memory."""
     current = books.current.get(copy.adapter)
     return current is copy or (current is None and not stale(books.view(copy), books.wants, books.store))

@@ -1,11 +1,11 @@
-"""Slots in turn: which of them take no new requests, so that adapters that wait for a slot get one.
+"""Decides which slots to close to new requests, so that adapters that wait for a slot get one in turn.
 
-Without end, requests for a few adapters would keep every slot in use for good. While somebody waits and no slot is
-free or idle, a slot is closed: those who have it finish, new ones wait as for any cold adapter, and once idle it goes
-to whoever has waited longest. That adapter's turn comes again in the same way.
+Otherwise a steady stream of requests for a few adapters would keep every slot in use for good. While somebody waits
+and no slot is free or idle, a slot is closed: its running requests finish, new ones wait as for any cold adapter, and
+once idle it goes to the copy that has waited longest. The adapter that lost it gets its next turn in the same way.
 
-Whoever waits behind p others for one of n slots that are not pinned, of adapters whose requests take at most L, has
-one after at most (p // n + 1) (hold + L) seconds. Pure: a decision over a picture of the slots.
+With n unpinned slots, and requests that take at most L seconds, an adapter that waits behind p others gets a slot
+within (p // n + 1) (hold + L) seconds. A pure function of a snapshot of the slots.
 """
 
 import math
@@ -15,34 +15,34 @@ import msgspec
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """How long slots are kept."""
+    """Time limits of a slot's turn."""
 
-    hold_s: float = 2.0  # what an adapter has of its slot before it may be closed: some forty times what a load takes
-    late_s: float = 5.0  # after so long closed and still in use, another slot is tried beside it
+    hold_s: float = 2.0  # an adapter keeps its slot at least this long before it may be closed; about forty loads
+    late_s: float = 5.0  # if a closed slot is still in use after this long, another one is closed too
 
 
 class Seat(msgspec.Struct, frozen=True):
     """One slot and its adapter."""
 
     slot: int
-    since: float  # when the adapter came, in seconds of any clock
-    users: int  # requests that have it
+    since: float  # when the adapter was put there, in seconds of any clock
+    users: int  # requests that use it
     pinned: bool = False  # waves want the adapter here, or a policy trains in it
     closed_at: float | None = None
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """The slots that are closed from now on, and no others; and when to look again if nothing happens before."""
+    """A decision: the slots to be closed, all others being open, and when to decide again at the latest."""
 
     closed: frozenset[int] = frozenset()
     again_at: float = math.inf
 
 
 def turn(seats: Sequence[Seat], *, free: int, waiting: int, now: float, terms: Terms) -> Turn:
-    """Which slots to close, for `waiting` who need one each where `free` are there.
+    """Return which slots to close for `waiting` adapters that need one slot each, with `free` slots available.
 
-    Those whose adapters have been there longest; one for each who lacks one. Where that one is late it stays closed,
-    or long requests in every slot would keep them all, and another is tried beside it, in turn.
+    Chooses the slots whose adapters have been there longest, one for each adapter that lacks one. A closed slot that
+    is late stays closed, since long requests in every slot could otherwise keep them all, and another is closed too.
     """
     lacking = waiting - free - sum(not each.users and not each.pinned for each in seats)
     if lacking <= 0:

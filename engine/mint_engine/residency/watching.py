@@ -1,7 +1,7 @@
-"""Local sources that change while what they held is in memory: looked at in turn, since nobody tells the engine.
+"""Watches local sources for changes while adapters loaded from them are here: polled in turn, as nothing notifies us.
 
-Level-based: whatever a source's files are when it is looked at, that is what new requests get soon afterwards. A
-source that can not be read, or that is gone, changes nothing: what was loaded from it serves on.
+Level-based: new requests soon get whatever the source's files are when they are polled. A source that cannot be read,
+or is gone, changes nothing: what was loaded from it goes on serving.
 """
 
 import itertools
@@ -15,21 +15,21 @@ from mint_engine.residency.copies import Copy
 from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.succeeding import succeed
 
-AT_ONCE = 512  # sources a look: some 10 ms of stat on a local disk
-LOADS = 2  # at once for sources that have changed and that no wave wants
+AT_ONCE = 512  # sources polled at a time: about 10 ms of stat on a local disk
+LOADS = 2  # concurrent loads of changed sources that no wave wants
 
 log = structlog.get_logger(__name__)
 
 
 class Watch:
-    """Looks at the sources of one engine's copies. Belongs to the event loop."""
+    """Polls the sources of one engine's copies. Belongs to the event loop."""
 
     def __init__(self, books: Books, source_stat: SourceStat, start: Callable[[Copy, Tier], object]) -> None:
         self._books, self._source_stat, self._start = books, source_stat, start
         self._next = 0
 
     async def look(self) -> bool:
-        """Look at the next sources, and begin to load what has changed; whether anything has."""
+        """Poll the next sources and start to load those that have changed; return whether any has."""
         watched = [copy for copy in self._books.copies.values() if copy.state is not None and copy.load is None]
         begin = self._next if self._next < len(watched) else 0
         some = list(itertools.islice(watched, begin, begin + AT_ONCE))
@@ -39,14 +39,14 @@ class Watch:
         return self._renew() or bool(changed)
 
     def _compare(self, copy: Copy, state: str | None) -> bool:
-        """Act upon what a copy's source is now; whether it has changed since it was loaded."""
+        """Act on the present state of a copy's source; return whether it has changed since it was loaded."""
         gone = self._books.copies.get(copy.key) is not copy or copy.load is not None
         if gone or not state or state == copy.state:
             return False
         log.info("source_changed", adapter=copy.adapter, source=copy.source.uri, revision=copy.revision)
         if self._books.tier(copy).warmth >= Tier.HOST.warmth:
             succeed(self._books, copy)
-        elif copy.error is not None:  # what was wrong with it may be so no longer
+        elif copy.error is not None:  # the change may have fixed the cause
             copy.recovered()
             copy.state = None
             self._books.changed(copy)
@@ -55,7 +55,7 @@ class Watch:
         return True
 
     def _renew(self) -> bool:
-        """Load the new states of sources that no wave wants; of the others the keeper does."""
+        """Load changed sources that no wave wants; the keeper loads the others. Return whether any load began."""
         room = LOADS - len(self._books.loading)
         began = 0
         for older in list(self._books.current.values()):
