@@ -1,1 +1,1 @@
-"""Who runs in the next step, and the step itself."""
+"""Chooses which requests run in the next step, and runs it."""

@@ -1,12 +1,12 @@
-"""What the step thread does beside serving: training, a bounded piece at a time between two steps."""
+"""The step thread's work besides serving: training, one bounded piece at a time, between steps."""
 
 from typing import Protocol
 
-SHARE = 0.25  # of tenants' part of a step that training may add to it; most tokens take less than 1.5 times as long
+SHARE = 0.25  # of tenants' part of a step, which training may add; most tokens then take less than 1.5 times as long
 
 
 class Background(Protocol):
-    """Work of the step thread. Whoever gives it something to do wakes the thread (`Stepper.wake`)."""
+    """Background work of the step thread. Whoever adds work must wake the thread (`Stepper.wake`)."""
 
     @property
     def busy(self) -> bool:
@@ -14,9 +14,9 @@ class Background(Protocol):
         ...
 
     def advance(self, requests: int, step_s: float) -> None:
-        """Do something bounded, or nothing where `requests` that have not ended should go first. Never raises.
+        """Do a bounded piece of work, or none if the `requests` that have not ended should go first. Never raises.
 
-        Their last step took `step_s` seconds; 0 where there was none.
+        `step_s` is the duration of their last step in seconds, 0 if there was none.
         """
         ...
 
@@ -27,4 +27,4 @@ class NoBackground:
     busy = False
 
     def advance(self, requests: int, step_s: float) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,19 +1,19 @@
-"""How much each adapter is asked for: its requests in flight, as an exponentially weighted mean over time.
+"""Measures the demand for each adapter: its requests in flight, as an exponentially weighted mean over time.
 
-Requests in flight are what an adapter takes of an engine, whatever their number or length (Little, Operations
-Research 9, 1961). What nobody asks for any more fades and is forgotten, so that the books stay small however many
-adapters there are.
+Requests in flight are what an adapter takes of an engine, whatever their rate or length (Little, Operations
+Research 9, 1961). Adapters that are no longer asked for fade and are forgotten, so that memory stays bounded however
+many adapters there are.
 """
 
 import math
 
 SMOOTHED_S = 10.0
-LEAST = 0.02  # requests in flight; below that an adapter is forgotten
-MOST = 256  # adapters that are remembered beside those with requests in flight
+LEAST = 0.02  # requests in flight, below which an adapter is forgotten
+MOST = 256  # adapters above which idle ones are forgotten early
 
 
 class _Mean:
-    """`count` requests since `at`, a mean of `mean` until then."""
+    """A mean of `mean` up to the time `at`, and `count` requests since."""
 
     __slots__ = ("at", "count", "mean")
 
@@ -21,13 +21,13 @@ class _Mean:
         self.mean, self.count, self.at = 0.0, 0, at
 
     def pass_to(self, now: float) -> None:
-        """Let time go by."""
+        """Advance the mean to the time `now`."""
         left = math.exp(-max(0.0, now - self.at) / SMOOTHED_S)
         self.mean, self.at = self.count + (self.mean - self.count) * left, now
 
 
 class Demand:
-    """Means by adapter, by a clock of seconds; the bare base ("") is not counted."""
+    """Means by adapter; times are in seconds. The bare base ("") is not counted."""
 
     def __init__(self) -> None:
         self._of: dict[str, _Mean] = {}
@@ -36,7 +36,7 @@ class Demand:
         return len(self._of)
 
     def enter(self, adapter: str, count: int, now: float) -> None:
-        """`count` requests were taken."""
+        """Count `count` new requests of an adapter."""
         if not adapter:
             return
         mean = self._of.get(adapter)
@@ -48,14 +48,14 @@ class Demand:
         mean.count += count
 
     def leave(self, adapter: str, now: float) -> None:
-        """One request ended."""
+        """Count the end of one request of an adapter."""
         mean = self._of.get(adapter)
         if mean is not None:
             mean.pass_to(now)
             mean.count -= 1
 
     def top(self, most: int, now: float) -> dict[str, float]:
-        """The adapters that are asked for most, at most so many, and how much, to two digits."""
+        """Return the demand, rounded to two digits, for the `most` adapters with the highest demand."""
         for mean in self._of.values():
             mean.pass_to(now)
         self._of = {name: mean for name, mean in self._of.items() if mean.count or mean.mean >= LEAST}
@@ -63,7 +63,7 @@ class Demand:
         return {name: float(f"{mean.mean:.2g}") for name, mean in found if mean.mean >= LEAST}
 
     def _forget(self, now: float) -> None:
-        """Let the lesser half go of those that have no request in flight."""
+        """Forget the half with the lower means of the adapters that have no request in flight."""
         for mean in self._of.values():
             mean.pass_to(now)
         idle = sorted(

@@ -1,14 +1,14 @@
-"""Fair share between adapters: a counter of service for each, after "Fairness in Serving Large Language Models"
+"""Fair sharing between adapters: one service counter for each, after "Fairness in Serving Large Language Models"
 (Sheng et al., OSDI 2024).
 
-Who was served least goes first. An adapter that comes (back) starts no lower than the least served of those that are
-active: it can neither save up idle time nor escape a debt. Service is in tokens, weighted by what they cost.
+The least served adapter goes first. An adapter that becomes active starts no lower than the least served active one,
+so it can neither save up idle time nor escape a debt. Service is counted in tokens, weighted by their cost.
 """
 
 from collections import OrderedDict
 
-PROMPT_WEIGHT = 1  # of a token of a prompt: the paper's weights
-COMPLETION_WEIGHT = 2  # of a generated token
+PROMPT_WEIGHT = 1  # per token of a prompt; both weights are the paper's
+COMPLETION_WEIGHT = 2  # per generated token
 _REMEMBERED = 1024  # adapters whose counters outlive their requests
 
 
@@ -18,7 +18,7 @@ class FairShare:
     def __init__(self) -> None:
         self._service: dict[str, int] = {}  # of active adapters
         self._requests: dict[str, int] = {}
-        # Of adapters that were active, the last to leave at the end.
+        # Service of adapters that are no longer active, in the order in which they left.
         self._left: OrderedDict[str, int] = OrderedDict()
 
     @property
@@ -27,7 +27,7 @@ class FairShare:
         return dict(self._requests)
 
     def enter(self, adapter: str) -> None:
-        """A request came."""
+        """Count a new request of an adapter."""
         count = self._requests.get(adapter, 0)
         self._requests[adapter] = count + 1
         if not count:
@@ -35,7 +35,7 @@ class FairShare:
             self._service[adapter] = max(own, self._floor())
 
     def leave(self, adapter: str) -> None:
-        """A request ended."""
+        """Count the end of a request of an adapter."""
         self._requests[adapter] -= 1
         if not self._requests[adapter]:
             del self._requests[adapter]
@@ -44,15 +44,15 @@ class FairShare:
                 self._left.popitem(last=False)
 
     def charge(self, adapter: str, service: int) -> None:
-        """An active adapter got this much service."""
+        """Add to an active adapter's service."""
         self._service[adapter] += service
 
     def service(self, adapter: str) -> int:
-        """What an active adapter has had."""
+        """Return the service that an active adapter has received."""
         return self._service[adapter]
 
     def _floor(self) -> int:
-        """What a newcomer has at least: the least of the active ones, or of who left last when there is none."""
+        """Return a newcomer's least service: that of the least served active adapter, else of the last to leave."""
         if self._service:
             return min(self._service.values())
         return next(reversed(self._left.values()), 0)

@@ -1,4 +1,4 @@
-"""One step of the engine: schedule, compute, choose, and say what came of it. No threads here."""
+"""One step of the engine: schedule, compute, choose tokens, and return the events. No threads here."""
 
 import math
 from collections.abc import Callable
@@ -37,17 +37,17 @@ from mint_engine.scheduling.request import (
 )
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
-Outcome = tuple[Sequence, Event]  # what is to be told to whom
-Row = tuple[Sequence, int]  # whose next token is chosen from which row of the logits
+Outcome = tuple[Sequence, Event]  # an event and the sequence to post it to
+Row = tuple[Sequence, int]  # a sequence and the row of the logits from which its next token is chosen
 
 _log = structlog.get_logger(__name__)
 
 
 class Generation:
-    """Requests in, events out, a step at a time. Owned by the step thread."""
+    """Turns requests into events, one step at a time. Owned by the step thread."""
 
     def __init__(self, forward: Forward, limits: Limits, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called when nothing can be computed any more."""
+        """`on_lost` is called when the engine can compute nothing any more."""
         self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
@@ -55,21 +55,21 @@ class Generation:
 
     @property
     def compute(self) -> str:
-        """What computes, see `Forward.compute`."""
+        """What computes the steps (see `Forward.compute`)."""
         return self._forward.compute
 
     @property
     def follows_arrivals(self) -> bool:
-        """Whether a request may begin while its adapter comes into its slot."""
+        """Whether a request may begin while its adapter is still arriving in its slot."""
         return self._forward.follows_arrivals
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cache, on this rank."""
+        """Bytes of the KV cache on this rank."""
         return self._forward.cache.bytes
 
     def close(self) -> None:
-        """End what computes beside this process; no step follows."""
+        """Close the forward pass, ending its other processes; no step may follow."""
         self._forward.close()
 
     @property
@@ -78,9 +78,9 @@ class Generation:
         return self.scheduler.busy
 
     def begin(self, request: Request, sink: Sink, leader: Sequence | None) -> Sequence:
-        """A sequence for `request`, to be queued with `scheduler.add`; any thread may call this.
+        """Return a sequence for `request`, to be queued with `scheduler.add`; any thread may call this.
 
-        `leader` is a sibling of the same prompt that comes first. Raises InvalidRequest for one that never fits.
+        `leader` is the first sibling with the same prompt, if any. Raises InvalidRequest if it can never fit.
         """
         groups, total = self._forward.cache.groups, self.scheduler.pages.total
         pages = groups.pages(request.most_tokens, self.scheduler.limits.step_tokens)
@@ -90,42 +90,42 @@ class Generation:
         grammar = request.grammar.copy() if request.grammar is not None else None
         sequence = Sequence(request, sink, text, leader, grammar)
         if request.reuses:
-            sequence.keys += leader.keys if leader is not None else ()  # 25 ms of 131,072 tokens, for each sibling
+            sequence.keys += leader.keys if leader is not None else ()  # saves 25 ms per sibling for 131,072 tokens
             extend_keys(sequence.keys, request.revision, request.prompt, request.salt)
         return sequence
 
     def step(self) -> list[Outcome]:
-        """Compute one step and return the events to post. A defect fails the requests of this step alone.
+        """Compute one step and return the events to post. A defect fails only the requests of this step.
 
-        Unless nothing can be computed after it either: then the engine is lost, and others may answer.
+        If the engine cannot compute after the defect either, it is lost, and requests fail with EngineUnavailable.
         """
         lost = self._fail_lost()
-        # Rows of one adapter lie together, so that its weights are read once.
+        # Rows of one adapter are adjacent, so that its weights are read once.
         shares = sorted(self.scheduler.next_step(), key=lambda share: share.sequence.request.slot)
         return lost + self._step(shares) if shares else lost
 
     def _step(self, shares: list[Share]) -> list[Outcome]:
         sequences = [share.sequence for share in shares]
-        outcomes: list[Outcome] = []  # those too of requests that have ended before a defect of the same step
+        outcomes: list[Outcome] = []  # kept on a defect, as requests may have ended before it in the same step
         try:
             self._wipe()
             metrics.STEP_ADAPTERS.observe(len({share.sequence.request.slot for share in shares}))
             logits, ends = self._compute(shares)
             self._choose(self._advance(shares, logits, ends, outcomes), logits, outcomes)
             return outcomes
-        except NotArrived:  # the next step sees who has, or that this one never will
+        except NotArrived:  # the next step sees which adapters have arrived, or failed
             return []
         except EngineUnavailable as error:  # a rank has ended, and so will the engine
             return self.fail(sequences, error)
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
             why = self._tell_defect(sequences, error)
-        # Out of the handler, which keeps the step's tensors: a full device must not be taken for a broken one.
+        # Outside the handler, which keeps the step's tensors alive: a full device must not pass for a broken one.
         if self.check():
             return outcomes + self.fail(sequences, Internal("engine", why))
         return outcomes + self.fail(sequences, EngineUnavailable("engine", f"cannot compute any more: {why}"))
 
     def _fail_lost(self) -> list[Outcome]:
-        """End the requests whose adapters did not come."""
+        """Fail the requests whose adapters did not arrive."""
         outcomes: list[Outcome] = []
         for sequence in list(self.scheduler.running):
             arrival = sequence.request.arrival
@@ -134,18 +134,18 @@ class Generation:
         return outcomes
 
     def check(self) -> bool:
-        """Whether anything can still be computed; where not, the engine is lost."""
+        """Return whether the engine can still compute; if not, it is lost."""
         if self._forward.computes():
             return True
         self.lose()
         return False
 
     def lose(self) -> None:
-        """Nothing will be computed any more."""
+        """Report that the engine can compute nothing any more."""
         self._on_lost()
 
     def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
-        """End requests with an error, those of them that have not ended."""
+        """Fail those of the requests that have not ended."""
         live = [each for each in sequences if each.state is not State.ENDED]
         for sequence in live:
             self.scheduler.remove(sequence)
@@ -162,7 +162,7 @@ class Generation:
             self.scheduler.unwiped.clear()
 
     def _compute(self, shares: list[Share]) -> tuple[torch.Tensor, list[int]]:
-        """Logits of all rows that are needed, and where each share's end among them."""
+        """Return the logits of all rows that are needed, and the index at which each share's rows end."""
         tokens: list[int] = []
         spans: list[Span] = []
         keep: list[int] = []
@@ -178,24 +178,24 @@ class Generation:
             elif share.samples:
                 keep.append(row + length - 1)
             ends.append(len(keep))
-        request = shares[0].sequence.request  # of one slot are all where one's adapter is still to come
+        request = shares[0].sequence.request  # if its adapter is still arriving, all shares have its slot
         return self._forward.run(tokens, spans, keep, request.arrival if request.awaits else None), ends
 
     def _advance(
         self, shares: list[Share], logits: torch.Tensor, ends: list[int], outcomes: list[Outcome]
     ) -> list[Row]:
-        """Note what is computed, and finished prompts' scores; returns the rows to choose tokens from."""
+        """Record what was computed, and finished prompts' scores; return the rows to choose tokens from."""
         rows: list[Row] = []
         start = 0
         for share, end in zip(shares, ends, strict=True):
             sequence, own, start = share.sequence, logits[start:end], end
             if sequence.must_score:
                 outcomes += self._score_prompt(share, own)
-            if sequence.state is State.ENDED:  # with pages that may be another's by the next step
+            if sequence.state is State.ENDED:  # its pages may be another's by the next step
                 continue
-            samples = share.samples  # before what it computes is noted
+            samples = share.samples  # before `computed` changes it
             chooses = samples and sequence.request.sampling.max_tokens > 0
-            late = chooses and sequence.grammar is not None  # its last token is noted when its next is chosen
+            late = chooses and sequence.grammar is not None  # its last token counts once its next is chosen
             self.scheduler.computed(sequence, share.length - late)
             if chooses:
                 rows.append((sequence, end - 1))
@@ -204,9 +204,9 @@ class Generation:
         return rows
 
     def _score_prompt(self, share: Share, logits: torch.Tensor) -> list[Outcome]:
-        """Score the prompt's tokens that follow this share's rows [n, V]; tells the scores when they are complete.
+        """Score the prompt's tokens that follow this share's rows [n, V]; post the scores when they are complete.
 
-        A score that is no number ends the request, and nothing is told of its prompt.
+        A score that is not finite ends the request, and no score of its prompt is posted.
         """
         sequence = share.sequence
         prompt, start = sequence.request.prompt, sequence.computed
@@ -221,7 +221,7 @@ class Generation:
         return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
 
     def _choose(self, rows: list[Row], logits: torch.Tensor, outcomes: list[Outcome]) -> None:
-        """Choose a token for each row, and end the requests that reached theirs."""
+        """Choose a token for each row, and end the requests that are finished."""
         if not rows:
             return
         if len(rows) < logits.shape[0]:
@@ -232,18 +232,18 @@ class Generation:
             token = tokens[at]
             if isinstance(token, Late):
                 sequence.late += 1
-            elif isinstance(token, MintError):  # this request's own trouble, nobody else's
+            elif isinstance(token, MintError):  # only this request is affected
                 outcomes += self.fail([sequence], token)
             else:
                 try:
                     self._emit(sequence, token, scores.get(at, ()), outcomes)
-                except InvalidRequest as error:  # its grammar takes too much work
+                except InvalidRequest as error:  # its grammar is too expensive
                     outcomes += self.fail([sequence], error)
-                except Exception as error:  # noqa: BLE001 - others of this step may have ended, and must be told so
+                except Exception as error:  # noqa: BLE001 - the step's other requests go on
                     outcomes += self.fail([sequence], Internal("engine", self._tell_defect([sequence], error)))
 
     def _chosen(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | MintError | Late]:
-        """A token for each row of logits [n, V], which stay as they are; or what ends that request alone, or Late."""
+        """Return a token for each row of logits [n, V], which stay unchanged; or the request's error, or Late."""
         wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
         tokens, troubles = choose_tokens(logits, wanted), dict[int, MintError | Late]()
         changed = [
@@ -251,7 +251,7 @@ class Generation:
             for at, each in enumerate(sequences)
             if tokens[at] is not None and (each.request.sampling.penalises or each.grammar is not None)
         ]
-        if changed:  # again, from logits of their own: the others' are not copied
+        if changed:  # choose theirs again, from a copy of only their logits
             own = penalise(logits[changed], [(wanted[at][0], _counts_of(sequences[at])) for at in changed])
             masked = self._mask([sequences[at] for at in changed], own)
             troubles = {changed[at]: trouble for at, trouble in masked.items()}
@@ -262,7 +262,7 @@ class Generation:
         return [troubles.get(at, token) for at, token in enumerate(found)]
 
     def _mask(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, MintError | Late]:
-        """Leave in each row of logits [n, V] what its request's grammar allows next; what kept some from that."""
+        """Mask each row of logits [n, V] by its request's grammar, in place; return by row why some could not be."""
         fairness = self.scheduler.fairness
         found = mask([each.grammar for each in sequences], logits, in_turn(sequences, fairness.service))
         for at, each in enumerate(sequences):
@@ -270,7 +270,7 @@ class Generation:
                 fairness.charge(each.request.adapter, cost(each.grammar.paid_s))
         return {
             at: error
-            if isinstance(error, InvalidRequest | Late)  # it takes too much work, or waits
+            if isinstance(error, InvalidRequest | Late)  # too expensive, or late
             else Internal("engine", self._tell_defect([sequences[at]], error))
             for at, error in found.items()
         }
@@ -297,14 +297,14 @@ class Generation:
             outcomes.append(self._end(sequence, stopped=stopped))
 
     def _end_of_prompt(self, sequence: Sequence, logits: torch.Tensor) -> list[Outcome]:
-        """End a request that wants no tokens; logits [1, V] are those that its first would have been chosen from."""
+        """End a request that wants no tokens; its first would have been chosen from these logits [1, V]."""
         _, [sound] = likeliest(logits)
         return [self._end(sequence, stopped=False)] if sound else self.fail([sequence], _unsound(sequence))
 
     def _end(self, sequence: Sequence, *, stopped: bool) -> Outcome:
         routes = self._routes(sequence)
         self.scheduler.remove(sequence)
-        cached = (sequence.leader or sequence).found_first  # siblings find what the first has just computed
+        cached = (sequence.leader or sequence).found_first  # siblings would count what the leader has just computed
         return sequence, Done(stopped, sequence.completion_tokens, cached, routes)
 
     def _routes(self, sequence: Sequence) -> Routes | None:
@@ -325,8 +325,8 @@ def _unsound(sequence: Sequence) -> Internal:
 def _score_chosen(
     rows: list[Row], tokens: list[int | MintError | Late], logits: torch.Tensor
 ) -> dict[int, tuple[Scored, ...]]:
-    """The chosen tokens' scores, by place in `rows`, of the requests that ask for them."""
-    asking: dict[float, dict[int, tuple[int, int]]] = {}  # by temperature, which changes nothing for others
+    """Return the scores of the chosen tokens, by index in `rows`, for the requests that ask for them."""
+    asking: dict[float, dict[int, tuple[int, int]]] = {}  # by temperature: {index: (token, number of alternatives)}
     for at, ((each, _), token) in enumerate(zip(rows, tokens, strict=True)):
         sampling = each.request.sampling
         if isinstance(token, int) and sampling.logprobs is not None:
@@ -341,7 +341,7 @@ def _score_chosen(
 def _score_at(
     temperature: float, asked: dict[int, tuple[int, int]], logits: torch.Tensor
 ) -> dict[int, tuple[Scored, ...]]:
-    """The scores of tokens by their place among the rows of logits [n, V]; with each, how many others are wanted."""
+    """Return scores by row of logits [n, V]; `asked` gives for each row the token and how many alternatives."""
     chosen = logits if len(asked) == logits.shape[0] else logits[list(asked)]
     if temperature != 1.0:
         chosen = chosen.float() / temperature

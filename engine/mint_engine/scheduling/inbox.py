@@ -1,7 +1,7 @@
-"""What came of a request and its client has not read yet: so much of it, and the request ends.
+"""Buffers the events of a request that its client has not read yet; a request whose buffer grows too large ends.
 
-A client that reads slower than tokens come is not waited for: its adapter's slot, its pages and its place in each
-step would be kept from others meanwhile. So what it has yet to read is kept here, where it counts.
+The engine does not wait for a client that reads more slowly than tokens are generated, because it would meanwhile
+keep a slot, pages and a place in each step from others. Unread events are kept, and counted, here instead.
 """
 
 import asyncio
@@ -13,42 +13,42 @@ from mint_contracts.errors import CapacityExceeded, MintError
 from mint_contracts.room import Part, Room
 from mint_engine.scheduling.request import Event, Failed, Tokens
 
-# Bytes as Python has them, 10 times what goes over the wire.
-MOST_UNREAD = 64 << 20  # of one request: 240,000 tokens, or 24,000 with twenty log-probabilities each
-MOST_TOGETHER = 256 << 20  # of all requests, beyond what is each one's own
-OWN_UNREAD = 64 << 10  # of each completion: so much comes while the event loop is held up
-_TOKEN, _SCORE, _TOP = 280, 140, 120  # of an event; of a log-probability, and of each likely one beside it; measured
+# Bytes of Python objects, about 10 times their size on the wire.
+MOST_UNREAD = 64 << 20  # per request: 240,000 tokens, or 24,000 with twenty log-probabilities each
+MOST_TOGETHER = 256 << 20  # for all requests, beyond each one's own allowance
+OWN_UNREAD = 64 << 10  # own allowance per completion, for what arrives while the event loop is held up
+_TOKEN, _SCORE, _TOP = 280, 140, 120  # measured: an event; a log-probability; each top alternative beside it
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """The request has its adapter, at this revision, and is queued."""
+    """The request holds its adapter, at this revision, and is queued."""
 
     revision: str
 
 
 class CompletionEvent(msgspec.Struct, frozen=True):
-    """What came of one of the request's completions."""
+    """An event of one of the request's completions."""
 
     index: int
     event: Event
 
 
 def room(engine: str) -> Room:
-    """What the inboxes of an engine share."""
+    """Return the memory budget that the inboxes of an engine share."""
     return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of tokens that clients have not read yet")
 
 
 class Inbox(asyncio.Queue[Begun | CompletionEvent]):
-    """Of one request. Takes a part of the engine's room."""
+    """The unread events of one request, counted against a part of the engine's room."""
 
     def __init__(self, part: Part) -> None:
         super().__init__()
         self._part, self._unread, self._closed = part, 0, False
 
     def put_nowait(self, entry: Begun | CompletionEvent) -> None:
-        """Keep what came, unless it is closed.
+        """Add an entry, unless the inbox is closed.
 
-        Raises CapacityExceeded or Overloaded where that is too much: then this error is all that is left to read.
+        If that is too much, raises CapacityExceeded or Overloaded, and closes the inbox with only this error in it.
         """
         if self._closed:
             return
@@ -66,7 +66,7 @@ class Inbox(asyncio.Queue[Begun | CompletionEvent]):
         super().put_nowait(entry)
 
     def get_nowait(self) -> Begun | CompletionEvent:
-        """What came first; `get` waits for it."""
+        """Return the oldest entry; `get` calls this after waiting for one."""
         entry = super().get_nowait()
         if not self._closed:
             self._unread -= _weight(entry)
@@ -74,7 +74,7 @@ class Inbox(asyncio.Queue[Begun | CompletionEvent]):
         return entry
 
     def close(self) -> None:
-        """Keep nothing any more."""
+        """Drop all entries, and ignore later ones."""
         self._closed = True
         with contextlib.suppress(asyncio.QueueEmpty):
             while True:
@@ -83,7 +83,7 @@ class Inbox(asyncio.Queue[Begun | CompletionEvent]):
 
 
 def _weight(entry: Begun | CompletionEvent) -> int:
-    """What comes once, at the prompt's end or at a completion's, has bounds of its own."""
+    """Return the bytes that an entry counts; events that come only once are bounded elsewhere and count nothing."""
     if isinstance(entry, Begun) or not isinstance(entry.event, Tokens):
         return 0
     return _TOKEN + sum(_SCORE + _TOP * len(score.top) for score in entry.event.scores)

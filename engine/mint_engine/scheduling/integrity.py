@@ -1,4 +1,4 @@
-"""The engine's books: references, cached pages, slots and service. Checked whenever the engine falls idle."""
+"""Checks the scheduler's books whenever the engine falls idle: page references, cached pages, slots and service."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from mint_engine.scheduling.scheduler import Scheduler
 
 
 def find_imbalance(scheduler: Scheduler) -> str:
-    """What does not add up, or "" when all is well."""
+    """Describe an inconsistency, or return "" if there is none."""
     return next(_imbalances(scheduler), "")
 
 
@@ -36,7 +36,7 @@ def _imbalances(scheduler: Scheduler) -> Iterator[str]:
 
 
 def _pages(prefix: PrefixCache, running: Iterable[Sequence]) -> Iterator[str]:
-    """Every page is free, idle, or referred to by just as many sequences as it counts."""
+    """Every page must be free, idle, or referenced by exactly as many sequences as it counts."""
     owners = Counter(page for sequence in running for page in sequence.pages)
     pages, idle = prefix.pages, prefix.idle
     for page in range(1, pages.total + 1):
@@ -54,7 +54,7 @@ def _pages(prefix: PrefixCache, running: Iterable[Sequence]) -> Iterator[str]:
 def _table(
     prefix: PrefixCache, owners: Mapping[int, int], sequence: Sequence, group: int, table: Iterable[int]
 ) -> Iterator[str]:
-    """What others may see of a sequence's pages is what its tokens make, and complete."""
+    """The pages of a sequence that others may see must be complete, and belong to its tokens."""
     for at, page in enumerate(table):
         key = prefix.key_of(page)
         if owners.get(page, 0) > 1 or key is not None:
@@ -65,7 +65,7 @@ def _table(
 
 
 def _slots(live: Iterable[Sequence]) -> Iterator[str]:
-    """A slot holds one revision for as long as any request refers to it; the bare base has none."""
+    """A slot must hold one revision as long as any request refers to it; the bare base has no slot."""
     tenants: dict[int, tuple[str, str]] = {}
     for each in live:
         request = each.request

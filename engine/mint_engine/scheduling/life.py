@@ -1,4 +1,4 @@
-"""One request's life in the engine: hold the adapter, run, and let go only when no step refers to its slot."""
+"""One request's life in the engine: hold the adapter, run, and release it only when no step refers to its slot."""
 
 import asyncio
 
@@ -16,30 +16,30 @@ from mint_engine.scheduling.stepper import Stepper
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A request that passed every check which needs no adapter."""
+    """A request that has passed all checks that need no adapter."""
 
     request_id: str
-    adapter: str  # "" asks the bare base
+    adapter: str  # "" is the bare base
     prompt: tuple[int, ...]
     sampling: Sampling
-    source: Source | None = None  # where the catalog has the adapter
-    routes: bool = False  # whether Done is to tell which experts the tokens went to
-    echo: bool = False  # whether Started is to tell what the prompt's tokens are written as
-    offsets: tuple[int, ...] = ()  # where these begin, if log-probabilities of the prompt are wanted
-    grammar: Grammar | None = None  # of `sampling.shape`
-    calls: int = 0  # the form of calls that Started is to tell
-    salt: str = ""  # of what is cached
+    source: Source | None = None  # the adapter's source in the catalog
+    routes: bool = False  # Done must report which experts the tokens were routed to
+    echo: bool = False  # Started must report the text of the prompt's tokens
+    offsets: tuple[int, ...] = ()  # where the prompt's tokens begin, if their log-probabilities are wanted
+    grammar: Grammar | None = None  # compiled from `sampling.shape`
+    calls: int = 0  # the form of tool calls that Started must report
+    salt: str = ""  # cache salt: separates the request's cached pages from those of other salts
 
 
 _log = structlog.get_logger(__name__)
 
 
 async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> None:
-    """Put Begun and the events of each completion into `inbox`; the last of each is Done or Failed.
+    """Run a request, and put Begun and the events of each completion into `inbox`, each ending with Done or Failed.
 
-    What fails before it has begun is told of the first completion. Where one fails, or too much lies unread in the
-    inbox, the others are cancelled. A cancelled life ends the request, and lasts until the step thread has let go of
-    all of it.
+    A failure before the request has begun is reported for the first completion. If one completion fails, or too much
+    is unread in the inbox, the others are cancelled. Cancelling this coroutine cancels the request; it then returns
+    only after the step thread has released all of it.
     """
     try:
         if not asked.adapter:
@@ -49,7 +49,7 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
             await _run(asked, held, stepper, inbox)
     except MintError as error:
         inbox.put_nowait(CompletionEvent(0, Failed(error)))
-    except Exception as defect:  # noqa: BLE001 - whoever waits would do so for good
+    except Exception as defect:  # noqa: BLE001 - the client would otherwise wait forever
         _log.exception("request_defect", adapter=asked.adapter, request_id=asked.request_id)
         failure = Internal("engine", f"could not begin the request ({type(defect).__name__}); see its log")
         inbox.put_nowait(CompletionEvent(0, Failed(failure)))
@@ -65,7 +65,7 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
             nonlocal left
             try:
                 inbox.put_nowait(CompletionEvent(index, event))
-            except MintError:  # who reads is told
+            except MintError:  # the inbox's reader gets the error
                 _cancel(stepper, sequences)
             if isinstance(event, Failed):
                 _cancel(stepper, sequences)
@@ -98,6 +98,6 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
 
 
 def _cancel(stepper: Stepper, sequences: list[Sequence]) -> None:
-    """End all completions; those that have ended already take no notice."""
+    """Cancel all completions; this has no effect on those that have ended already."""
     while sequences:
         stepper.cancel(sequences.pop())

@@ -1,9 +1,10 @@
-"""Whose masks a step looks for first, where it has no time for all of them (`requests.masks`), and what they cost.
+"""The order in which a step computes masks if it has no time for all of them (`requests.masks`), and their cost.
 
-Who is late chooses no token in that step. Its last token is computed again in the next one, from which it chooses
-what it would have chosen: no answer depends on the time. Whoever has been late for longest comes first, so that of
-n requests each gets a token in n steps at least, however long masks take; then whose adapter was served least. A slow
-mask is service: else those whose shapes take a step's time would come no later than others for it.
+A request whose mask is late chooses no token in that step. Its last token is computed again in the next step, from
+which it chooses the same token that it would have chosen: no answer depends on time. The request that has been late
+longest comes first, so that each of n requests gets a token at least every n steps, however long masks take; then
+come those of the least served adapters. A slow mask counts as service: otherwise requests whose shapes take all of a
+step's time would not come later than others for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +14,22 @@ from mint_engine.scheduling.request import Sequence as Running
 
 Service = Callable[[str], int]  # by adapter
 
-_SERVICE_S = SLOW_S  # of masks, that count as a token of a prompt
+_SERVICE_S = SLOW_S  # seconds of mask time that count as one prompt token
 
 
 def in_turn(sequences: Sequence[Running], service: Service) -> list[int]:
-    """The places of sequences, by whose mask is looked for first."""
+    """Return the indices of `sequences` in the order in which to compute their masks."""
 
     def rank(at: int) -> tuple[int, int, int]:
         each = sequences[at]
         return service(each.request.adapter), -each.late, each.arrival
 
     turns = sorted(range(len(sequences)), key=rank)
-    longest = max(turns, key=lambda at: sequences[at].late)  # the first of those
+    longest = max(turns, key=lambda at: sequences[at].late)  # the first of equals
     turns.remove(longest)
     return [longest, *turns]
 
 
 def cost(paid_s: float) -> int:
-    """The service of one mask that took so many seconds of a thread; 0 of most."""
+    """Return the service to charge for a mask that took `paid_s` seconds of a thread; 0 for most."""
     return int(paid_s / _SERVICE_S)

@@ -1,4 +1,4 @@
-"""How fast requests have been ending, and so when to come back to a full queue."""
+"""Estimates from the pace at which requests end when to retry after a full queue."""
 
 from collections import deque
 
@@ -8,17 +8,17 @@ _UNKNOWN_S = 1.0
 
 
 class Pace:
-    """The times at which the last requests ended, by a clock of seconds."""
+    """The end times of the last requests, in seconds."""
 
     def __init__(self) -> None:
         self._ends: deque[float] = deque(maxlen=_REMEMBERED)
 
     def ended(self, now: float) -> None:
-        """Note that a request ended."""
+        """Record that a request ended."""
         self._ends.append(now)
 
     def retry_after_s(self, waiting: int, now: float) -> float:
-        """Seconds in which half of the queue will have gone, at the recent pace."""
+        """Return the seconds until half of `waiting` requests will have ended at the recent pace, within bounds."""
         if len(self._ends) < 2 or now <= self._ends[0]:
             return _UNKNOWN_S
         per_second = len(self._ends) / (now - self._ends[0])

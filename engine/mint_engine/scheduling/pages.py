@@ -1,4 +1,4 @@
-"""Pages of the KV cache, counted by reference. Page 0 stays empty; page tables are padded with it."""
+"""Reference counts of the KV cache's pages. Page 0 stays empty; page tables are padded with it."""
 
 from collections.abc import Iterable
 
@@ -6,25 +6,25 @@ from mint_contracts.layer_groups import NULL_PAGE
 
 
 class Pages:
-    """Page numbers 1 to `total`. Each is free, referred to by sequences, or idle: kept for what it holds."""
+    """Pages 1 to `total`. Each is free, referenced by sequences, or idle: kept for its content."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = list(range(total, NULL_PAGE, -1))
         self._references = [0] * (total + 1)
-        self._kept = [False] * (total + 1)  # referred to or idle
+        self._kept = [False] * (total + 1)  # referenced or idle
 
     @property
     def free(self) -> int:
-        """Pages that nobody refers to and nobody keeps."""
+        """Number of free pages."""
         return len(self._free)
 
     def references(self, page: int) -> int:
-        """How many sequences refer to a page."""
+        """Return the number of sequences that refer to a page."""
         return self._references[page]
 
     def take(self, count: int) -> list[int] | None:
-        """`count` free pages with one reference each, or None and no change where fewer are free."""
+        """Take `count` free pages, with one reference each; None, changing nothing, if fewer are free."""
         if count > len(self._free):
             return None
         taken = [self._free.pop() for _ in range(count)]
@@ -34,12 +34,12 @@ class Pages:
         return taken
 
     def share(self, page: int) -> None:
-        """One more reference to a page that is not free. ValueError where it is."""
+        """Add a reference to a page. Raises ValueError if the page is free."""
         self._check(page)
         self._references[page] += 1
 
     def drop(self, page: int) -> bool:
-        """One reference less; returns whether it was the last, so that the page is idle. ValueError: it had none."""
+        """Drop a reference; return whether it was the last, so that the page is idle. Raises ValueError if none."""
         self._check(page)
         if not self._references[page]:
             raise ValueError(f"nobody refers to page {page}")
@@ -47,7 +47,7 @@ class Pages:
         return not self._references[page]
 
     def free_idle(self, pages: Iterable[int]) -> None:
-        """Make idle pages free. ValueError for one that is free already, or referred to."""
+        """Free idle pages. Raises ValueError for a page that is already free, or referenced."""
         for page in pages:
             self._check(page)
             if self._references[page]:

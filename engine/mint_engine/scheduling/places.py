@@ -1,19 +1,19 @@
-"""How many requests decode together on a base."""
+"""The number of requests that decode together on a base."""
 
 from typing import Any
 
 from mint_engine.scheduling.scheduler import Limits
 
-MOST = 272  # 256 rollouts and tenants' reserve; beyond that a step lasts longer than tenants' streams should pause
+MOST = 272  # 256 rollouts and a reserve for tenants; with more, steps would pause tenants' streams too long
 
 
 def limits_of(config: Any, *, matrices: bool) -> Limits:
-    """The bounds of an engine's work for a text model's configuration.
+    """Return the limits of an engine's work for a text model's configuration.
 
-    `matrices`: the device multiplies whole matrices at once, so that a step waits for its weights however many rows
-    it has. Elsewhere `Limits` has as many as keep a processor busy; and where a token goes to k of E experts, a step
-    reads nearly all of them for k / E of its rows each: E / k times as many requests fill the products that a dense
-    base fills, and cost little more.
+    `matrices`: the device multiplies complete matrices, so that a step's time is that of reading the weights,
+    however many rows it has. Otherwise the default of `Limits` keeps a CPU busy. If tokens are routed to k of E
+    experts, a step reads nearly all experts for k / E of its rows each, so that E / k times as many requests fill
+    the same products as on a dense base, and cost little more.
     """
     if matrices:
         return Limits(running=MOST)

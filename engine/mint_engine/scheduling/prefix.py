@@ -1,11 +1,11 @@
-"""Prefix reuse: full pages of the KV cache, found again by what they were computed from.
+"""Prefix reuse: full pages of the KV cache are found again by what they were computed from.
 
 A page's key is a chained hash over the revision, the request's salt and every token up to the page's end, so equal
 keys mean equal keys and values. Nothing crosses from one revision or salt to another. The hash is cryptographic: no
 tenant can make a prompt that finds pages of tokens other than its own.
 
-Where a base's layers are in groups (`mint_contracts.layer_groups`), each has pages of its own under such keys. Of a
-group that sees but a window, the pages of the window are enough to go on from.
+If a base's layers are in groups (`mint_contracts.layer_groups`), each group has its own pages under these keys. For a
+group with a sliding window, the pages of the window suffice to continue.
 """
 
 import hashlib
@@ -42,14 +42,14 @@ def _root(revision: str, salt: str) -> bytes:
 
 
 def key_in(group: int, key: bytes) -> bytes:
-    """The key of a group's page."""
+    """Return the key of a group's page."""
     return key + bytes([group]) if group else key
 
 
 class PrefixCache:
-    """Hands out pages, and keeps those that nobody refers to any more until their place is needed.
+    """Hands out pages, and keeps those that nobody refers to any more until they are needed.
 
-    Idle pages go in the order in which they were last referred to, the longest ago first.
+    Idle pages are reused in the order in which they were last referenced, oldest first.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -60,22 +60,22 @@ class PrefixCache:
 
     @property
     def available(self) -> int:
-        """Pages that `take` can give: free or idle."""
+        """Number of pages that `take` can give: free or idle."""
         return self.pages.free + len(self._idle)
 
     @property
     def idle(self) -> frozenset[int]:
-        """Pages kept for reuse that nobody refers to."""
+        """Pages that are kept for reuse and that nobody refers to."""
         return frozenset(self._idle)
 
     def key_of(self, page: int) -> bytes | None:
-        """The key under which a page can be found; None: under none."""
+        """Return the key under which a page can be found, or None."""
         return self._key_of.get(page)
 
     def share(self, keys: Sequence[bytes], windows: Sequence[int | None] = (None,)) -> tuple[list[int], ...]:
-        """The cached pages of the longest beginning of `keys`, by group, with one more reference each.
+        """Return the cached pages of the longest prefix of `keys`, by group, adding a reference to each.
 
-        Where nobody sees a page from there on, the null page is in its place.
+        The null page stands for pages that no later token of the group can see.
         """
         reach = self._reach(keys, windows)
         return tuple(self._share(keys[:reach], group, window) for group, window in enumerate(windows))
@@ -89,7 +89,7 @@ class PrefixCache:
         return [NULL_PAGE] * first + found
 
     def _reach(self, keys: Sequence[bytes], windows: Sequence[int | None]) -> int:
-        """How many pages of tokens need not be computed again."""
+        """Return how many pages of tokens need not be computed again."""
         reach = len(keys)
         for group, window in enumerate(windows):
             if window is None:
@@ -101,15 +101,15 @@ class PrefixCache:
         return reach
 
     def _last_run(self, keys: Sequence[bytes], group: int, window: int) -> int:
-        """All keys where a window before their end is cached; else those before the last page of it that is not."""
+        """Return len(keys) if the window before their end is cached, else the index of the last page it lacks."""
         first = first_seen(len(keys) * PAGE_TOKENS, window)
         lacking = (at for at in reversed(range(first, len(keys))) if key_in(group, keys[at]) not in self._page_of)
         return next(lacking, len(keys))
 
     def take(self, count: int) -> list[int] | None:
-        """`count` pages to write to, idle ones forgotten as needed; None and no change where too few are available.
+        """Take `count` pages to write to, forgetting idle ones as needed; None, changing nothing, if too few.
 
-        What they hold is a former owner's: wipe them.
+        They hold a former owner's data and must be wiped.
         """
         lacking = count - self.pages.free
         if lacking > len(self._idle):
@@ -121,13 +121,13 @@ class PrefixCache:
         return self.pages.take(count)
 
     def publish(self, key: bytes, page: int) -> None:
-        """Let a full, computed page be found. Where another page has the key already, this one stays private."""
+        """Let a full, computed page be found. If another page already has the key, this one stays private."""
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
 
     def release(self, pages: Iterable[int]) -> None:
-        """Drop one sequence's references. Its last page becomes idle first: it is of no use without the others."""
+        """Drop one sequence's references. Its last page becomes idle first, being useless without the others."""
         for page in reversed(list(pages)):
             if page != NULL_PAGE and self.pages.drop(page):
                 if page in self._key_of:
@@ -136,7 +136,7 @@ class PrefixCache:
                     self.pages.free_idle([page])
 
     def find_imbalance(self) -> str:
-        """What does not add up between keys, idle pages and references, or ""."""
+        """Describe an inconsistency between keys, idle pages and references, or return "" if there is none."""
         if {page: key for key, page in self._page_of.items()} != self._key_of:
             return "keys and pages of the prefix cache are no pairs"
         for page in self._idle:

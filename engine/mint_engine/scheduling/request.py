@@ -1,4 +1,4 @@
-"""A request as it was asked (frozen), what is posted back to it, and its state while it runs."""
+"""A request (frozen), the events that are posted for it, and its state while it runs."""
 
 import enum
 from collections.abc import Callable
@@ -20,17 +20,17 @@ SEEDS = 2**64
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are chosen; checked before it gets here. `seed` is always set."""
+    """How tokens are chosen; already validated. `seed` is always set."""
 
-    max_tokens: int  # 0: the prompt is computed, and nothing chosen
+    max_tokens: int  # 0: the prompt is computed, and no token is chosen
     seed: int
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 is off
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
-    logprobs: int | None = None  # how many of the most likely tokens beside the chosen one
-    tempered_logprobs: bool = False  # of logits over the temperature, filters aside, and not as they are
+    logprobs: int | None = None  # how many of the most likely tokens besides the chosen one
+    tempered_logprobs: bool = False  # of logits divided by the temperature, without filters
     prompt_logprobs: bool = False
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -42,18 +42,18 @@ class Sampling(msgspec.Struct, frozen=True):
 
     @property
     def penalises(self) -> bool:
-        """Whether logits are changed before a token is chosen."""
+        """Whether penalties or biases change the logits before a token is chosen."""
         penalised = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
         return penalised or bool(self.logit_bias)
 
     @property
     def scored_at(self) -> float:
-        """The temperature of the log-probabilities of completions."""
+        """The temperature at which the log-probabilities of completions are taken."""
         return self.temperature if self.tempered_logprobs and self.temperature > 0 else 1.0
 
 
 class Party(NamedTuple):
-    """Between whom places are shared: an adapter's tenants, and apart from them its training."""
+    """A unit between which places are shared: an adapter's tenants, or its training."""
 
     adapter: str
     background: bool
@@ -67,37 +67,37 @@ class Request(msgspec.Struct, frozen=True):
     adapter: str = ""
     revision: str = ""
     slot: int = NO_SLOT
-    routes: bool = False  # whether Done is to tell which experts its tokens went to
-    background: bool = False  # whether tenants' requests go first in every step: a rollout
-    grammar: Grammar | None = None  # of its shape, where it begins; each completion follows a copy
-    arrival: Arrival | None = None  # by which its adapter comes into the slot, or has come
-    salt: str = ""  # of those with another nothing that is cached is found
+    routes: bool = False  # Done must report which experts its tokens were routed to
+    background: bool = False  # a rollout: tenants' requests go first in every step
+    grammar: Grammar | None = None  # its shape's grammar in the initial state; each completion advances a copy
+    arrival: Arrival | None = None  # the arrival of its adapter in the slot, if that was incomplete when it began
+    salt: str = ""  # requests with different salts share no cached pages
 
     @property
     def party(self) -> Party:
-        """Whose places it takes."""
+        """The party whose places it takes."""
         return Party(self.adapter, self.background)
 
     @property
     def awaits(self) -> bool:
-        """Whether a part of its adapter has yet to come, so that it is computed beside no others."""
+        """Whether its adapter is still arriving, so that it must be computed without others."""
         return self.arrival is not None and not self.arrival.whole
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that it can grow to. The last one is never fed back, but its place is reserved all the same."""
+        """The most tokens it can have. The last one is never fed back, but its room is reserved all the same."""
         return len(self.prompt) + self.sampling.max_tokens
 
     @property
     def reuses(self) -> bool:
-        """Whether its keys and values are known by revision, so that they may be shared."""
+        """Whether its keys and values belong to a known revision, so that they may be shared."""
         return self.slot == NO_SLOT or self.revision != ""
 
 
 def siblings(request: Request) -> list[Request]:
-    """One request for each of the `n` completions: the i-th draws with seed + i, modulo 2**64.
+    """Return one request for each of the `n` completions; the i-th has the seed `seed + i` modulo 2**64.
 
-    So the i-th of n is what a request for one completion with that seed gets. Only the first scores the prompt.
+    So the i-th equals a request for one completion with that seed. Only the first scores the prompt.
     """
     sampling = request.sampling
     return [
@@ -115,7 +115,7 @@ def siblings(request: Request) -> list[Request]:
 
 
 class Scored(msgspec.Struct, frozen=True):
-    """A token's log-probability under the model, temperature and filters aside, and the likeliest ones there."""
+    """A token's log-probability, and the most likely tokens at its position (see `Sampling.tempered_logprobs`)."""
 
     token_id: int
     logprob: float
@@ -123,7 +123,7 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class PromptScored(msgspec.Struct, frozen=True):
-    """The prompt was read: scores of its tokens from the second on (the first has nothing before it)."""
+    """The prompt was read. `scores` are those of its tokens from the second on (the first has no predecessor)."""
 
     scores: tuple[Scored, ...]
 
@@ -134,16 +134,16 @@ class Tokens(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     text: str
     scores: tuple[Scored, ...] = ()
-    offset: int = 0  # characters of the completion before the first of them
+    offset: int = 0  # characters of the completion before the first of these tokens
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The request ended well: at a stop, or at its length."""
+    """The request succeeded: it ended at a stop or at its maximum length."""
 
     stopped: bool
     completion_tokens: int
-    cached_tokens: int = 0  # of the prompt, when its first completion first got a place
-    routes: Routes | None = None  # of all its tokens but the last, which was never computed
+    cached_tokens: int = 0  # tokens of the prompt that were cached when its first completion first got a place
+    routes: Routes | None = None  # of all tokens but the last, which was never computed
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -157,7 +157,7 @@ Sink = Callable[[Event], None]
 
 
 class State(enum.Enum):
-    """Where a sequence is."""
+    """The scheduling state of a sequence."""
 
     PARKED = enum.auto()  # until its leader has computed the prompt that they share
     WAITING = enum.auto()
@@ -167,38 +167,38 @@ class State(enum.Enum):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One completion's state while it waits and runs. Owned by the step thread."""
+    """The state of one completion while it waits and runs. Owned by the step thread."""
 
     request: Request
     sink: Sink
     text: TextStream
     leader: "Sequence | None" = None  # the sibling that computes their prompt
-    grammar: Grammar | None = None  # what it must still become
+    grammar: Grammar | None = None  # advanced by the tokens so far
     state: State = State.WAITING
-    arrival: int = 0  # counts up over all requests
+    arrival: int = 0  # increases over all requests
     tokens: list[int] = field(default_factory=list)  # prompt, then completion
-    token_counts: TokenCounts | None = None  # of `tokens`, once a penalty or a grammar has asked
+    token_counts: TokenCounts | None = None  # of `tokens`, once a penalty or a grammar needs them
     computed: int = 0  # tokens whose keys and values are cached
-    tables: tuple[list[int], ...] = ()  # pages by group of layers; the null page where a window has gone on
+    tables: tuple[list[int], ...] = ()  # pages by group of layers; the null page where a window has moved on
     keys: list[bytes] = field(default_factory=list)  # of the full pages of `tokens`, as far as they are needed
-    published: int = 0  # of each table, how many were found in the prefix cache or were offered to it
+    published: int = 0  # pages of each table that were found in the prefix cache or offered to it
     prompt_scores: list[Scored] = field(default_factory=list)
-    prompt_scored: bool = False  # and told
-    late: int = 0  # steps in a row in which there was no time for its mask, see `masking`
-    charged: int = 0  # tokens of the prompt that have counted as service, or were found: each counts once
-    # Of its place, see `turns`:
-    placed_at: int = 0  # the step in which it got it
+    prompt_scored: bool = False  # the scores are complete and posted
+    late: int = 0  # consecutive steps that had no time for its mask (see `masking`)
+    charged: int = 0  # tokens of the prompt that were charged as service or found cached; each counts once
+    # About its place (see `turns`):
+    placed_at: int = 0  # the step in which it got the place
     placed_with: int = 0  # tokens that it had then
-    found: int = 0  # of those, how many were cached
-    found_first: int = 0  # and when it had its first place, all of them the prompt's
-    reached: int = 0  # tokens that had been computed when it lost the one before
+    found: int = 0  # how many of those were cached
+    found_first: int = 0  # the same when it got its first place: all of them are the prompt's
+    reached: int = 0  # tokens that had been computed when it lost its previous place
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
 
     @property
     def pages(self) -> list[int]:
-        """All that it refers to, of every group."""
+        """All pages that it refers to, of every group."""
         return [page for table in self.tables for page in table if page != NULL_PAGE]
 
     @property
@@ -213,7 +213,7 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens known but not yet computed: the prompt's rest, or the newest token."""
+        """Tokens known but not yet computed: the rest of the prompt, or the newest token."""
         return len(self.tokens) - self.computed
 
     @property

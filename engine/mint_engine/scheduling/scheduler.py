@@ -1,23 +1,23 @@
-"""Who runs, and how many tokens of whom a step computes. No tensors, no clock, no threads.
+"""Decides which requests run, and how many tokens of each a step computes. No tensors, no clock, no threads.
 
-Admission takes the next request of the adapter that was served least (`fairness`), with pages for the tokens that it
-has; full pages that were computed before are shared (`prefix`). While it decodes it takes a page every 16 tokens, of
-each group of layers that the cache has, and lets go of those that no layer of their group sees any more.
-When none is left, the running request whose adapter was served most, and of those the latest, is preempted: it goes
-back to the queue with the tokens that it has generated, which become part of its prompt.
+Admission takes the next request of the least served adapter (`fairness`), with pages for the tokens that it has; full
+pages that were computed before are shared (`prefix`). While it decodes, it takes a page every 16 tokens in each of
+the cache's groups of layers, and releases pages that no layer of their group sees any more. When no page is left, the
+running request of the most served adapter, and among its requests the latest, is preempted: it returns to the queue
+with the tokens that it has generated, which become part of its prompt.
 
-That ends: of those that go on one at least generates a token in the same step, whoever is late for its own
-(`masking`), or the victim itself has generated one since it was admitted, and tokens are never lost. Of those that
-run, the first in that order is never preempted for pages, and alone in the engine it has room for all that it can
-grow to. Whoever gives way by turns has generated a token too, or nothing of it was computed and another of its party
-goes on.
+This makes progress: tokens are never lost, and either one of the requests that go on generates a token in the same
+step, however many are late for theirs (`masking`), or the victim itself has generated one since it was admitted. The
+first running request in that order is never preempted for pages, and alone in the engine it has room for all that it
+can grow to. A request that gives way in turn has generated a token too, or nothing of it was computed and another of
+its party goes on.
 
-Where those who wait can't be placed, the latest requests of whoever has most places give way in the same manner, by
-turns (`turns`), so that nobody waits for the end of others' long requests.
+If waiting requests cannot be placed, the latest requests of the party that has most places give way in the same
+manner (`turns`), so that nobody waits for the end of others' long requests.
 
-A step computes one token of every request that decodes, and fills the rest of its budget with prompts, in chunks
-where they are long, those of the least served adapters first. Where tenants' requests are computed, training's
-(`Request.background`) get a share of as many rows beside them, so that tenants' tokens come hardly later.
+A step computes one token of every decoding request, and fills the rest of its budget with prompts, those of the least
+served adapters first, and long ones in chunks. While tenants' requests are computed, training's
+(`Request.background`) get only a fraction of as many rows, so that tenants' tokens are hardly delayed.
 """
 
 import itertools
@@ -44,8 +44,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds of one engine's work. `step_tokens` must exceed `running`, so that prompts always progress."""
 
     running: int = 68  # requests decoding together
-    waiting: int = 256  # requests queued beside them
-    step_tokens: int = STEP_TOKENS  # that one step computes at most
+    waiting: int = 256  # requests queued in addition
+    step_tokens: int = STEP_TOKENS  # the most tokens that one step computes
 
     def __post_init__(self) -> None:
         if not 0 < self.running < self.step_tokens:
@@ -67,12 +67,12 @@ class Share:
 
 Rank = Callable[[Sequence], tuple[int, int]]
 
-EARLIEST = 8  # of the tokens of prompts in a step, one in so many is the earliest prompt's, whoever else comes
-FREE_ROWS = 4  # in the background cost tenants next to nothing: a step reads all weights for however few rows
+EARLIEST = 8  # at least one in 8 prompt tokens of a step belongs to the earliest prompt, whatever else arrives
+FREE_ROWS = 4  # background rows that cost tenants next to nothing: a step reads all weights however few rows it has
 
 
 def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[Share]:
-    """What a step computes of tenants' requests, then of those in the background."""
+    """Return what a step computes: tenants' shares first, then those of background requests."""
     background = [each for each in running if each.request.background]
     if not background:
         return _fill(running, step_tokens, rank)
@@ -84,10 +84,10 @@ def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[
 
 
 def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
-    """Every decoding request's token, then prompts, while the budget lasts; by `rank` where it does not.
+    """Share the budget: a token for every decoding request, then prompts, in the order of `rank` if it is too small.
 
-    Of what prompts get the earliest gets its part at least: adapters that nobody has served yet come before it by
-    rank, and of a large catalog there may be new ones without end.
+    The earliest prompt always gets its part of what prompts get: adapters that have not been served yet precede it
+    by rank, and a large catalog may bring new ones without end.
     """
     decoding = [each for each in sequences if each.pending == 1]
     if len(decoding) > budget:
@@ -107,12 +107,12 @@ def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
 
 
 class Scheduler:
-    """The waiting and the running, and the pages they own. Owned by the step thread."""
+    """The waiting and running requests, and the pages that they own. Owned by the step thread."""
 
     def __init__(
         self, limits: Limits, pages: Pages, terms: Terms | None = None, windows: List[int | None] = (None,)
     ) -> None:
-        """`windows` are those of the cache's groups of layers."""
+        """`windows` are the window sizes of the cache's groups of layers; None for a group that sees everything."""
         self.limits = limits
         self.terms = terms or Terms()
         self.pages = pages
@@ -123,29 +123,29 @@ class Scheduler:
         self.waiting = Waiting(self.fairness)
         self.running: list[Sequence] = []
         self.parked: list[Sequence] = []
-        self.unwiped: list[int] = []  # pages taken anew since whoever computes emptied this list
+        self.unwiped: list[int] = []  # pages taken since the caller last wiped pages and emptied this list
         self._arrivals = itertools.count(1)
         self._steps = 0
-        self._without: dict[Party, int] = {}  # who wait and have no place, since which step
+        self._without: dict[Party, int] = {}  # parties that wait without a place: since which step
 
     @property
     def live(self) -> list[Sequence]:
-        """All that have not ended."""
+        """All requests that have not ended."""
         return [*self.running, *self.waiting, *self.parked]
 
     @property
     def busy(self) -> bool:
-        """Whether any has not ended."""
+        """Whether any request has not ended."""
         return bool(self.running or self.parked or len(self.waiting))
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a request; the queue's bound is kept where requests come in."""
+        """Queue a request. The caller enforces the queue's bound."""
         sequence.arrival = next(self._arrivals)
         self.fairness.enter(sequence.request.adapter)
         self._queue(sequence)
 
     def next_step(self) -> list[Share]:
-        """What the next step computes. `unwiped` must be wiped before."""
+        """Schedule the next step and return its shares. The pages in `unwiped` must be wiped before it."""
         self._steps += 1
         self._unpark()
         self._grow()
@@ -153,7 +153,10 @@ class Scheduler:
         return split_budget(self._ready(), self.limits.step_tokens, self._rank)
 
     def _ready(self) -> list[Sequence]:
-        """Whose adapters are there. Where nobody's is, those of one that comes: their step alone waits for it."""
+        """Return the running requests whose adapters are complete; if there are none, those of one arriving adapter.
+
+        Only the step of the latter waits for the adapter.
+        """
         ready = [each for each in self.running if not each.request.awaits]
         if ready or not self.running:
             return ready
@@ -161,7 +164,7 @@ class Scheduler:
         return [each for each in self.running if each.request.arrival is first]
 
     def computed(self, sequence: Sequence, length: int) -> None:
-        """Note that a step has computed the next `length` tokens of a sequence; others may find its full pages."""
+        """Record that a step computed the next `length` tokens of a sequence, and publish its full pages."""
         sequence.computed += length
         new = min(sequence.computed, len(sequence.request.prompt)) - sequence.charged
         if new > 0:
@@ -177,7 +180,7 @@ class Scheduler:
         self._slide(sequence, sequence.computed - length)
 
     def _slide(self, sequence: Sequence, before: int) -> None:
-        """Let go of pages that a window has left behind since so many tokens were computed; others may find them."""
+        """Release the pages that windows left behind since `before` tokens were computed; others may find them."""
         for group, window in self._sliding:
             table = sequence.tables[group]
             behind = slice(first_seen(before, window), first_seen(sequence.computed, window))
@@ -189,7 +192,7 @@ class Scheduler:
         self.fairness.charge(sequence.request.adapter, COMPLETION_WEIGHT)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a request that ended, wherever it is; its pages are available at once."""
+        """Remove a request that ended, in any state; its pages are available at once."""
         if sequence.state is State.RUNNING:
             self.running.remove(sequence)
             self._release(sequence)
@@ -201,7 +204,7 @@ class Scheduler:
         self.fairness.leave(sequence.request.adapter)
 
     def _rank(self, sequence: Sequence) -> tuple[int, int]:
-        """Who comes first: the least served adapter's, then the earliest."""
+        """Return the sort key of a request: the least served adapter's first, then the earliest."""
         return self.fairness.service(sequence.request.adapter), sequence.arrival
 
     def _queue(self, sequence: Sequence) -> None:
@@ -219,7 +222,7 @@ class Scheduler:
                 self._queue(each)
 
     def _grow(self) -> None:
-        """Pages for everyone's next tokens; where they run out, the last in rank make room."""
+        """Take pages for all running requests' next tokens; if they run out, preempt the last in rank."""
         growing = [each for each in self.running if each.covered < self._end(each)]
         if len(self.windows) * len(growing) > self.prefix.available:
             growing.sort(key=self._rank)
@@ -229,16 +232,16 @@ class Scheduler:
                 metrics.PREEMPTED_FOR_PAGES.inc()
 
     def _end(self, sequence: Sequence) -> int:
-        """How far the next step may compute a sequence."""
+        """Return the token up to which the next step may compute a sequence."""
         return min(len(sequence.tokens), sequence.computed + self.limits.step_tokens)
 
     def _needed(self, sequence: Sequence) -> List[int]:
-        """How many pages a sequence's tables are to have: where all is kept, for all of its tokens."""
+        """Return the pages that each of a sequence's tables needs: without a window, enough for all of its tokens."""
         whole, next_ones = pages_for(len(sequence.tokens)), pages_for(self._end(sequence))
         return [whole if window is None else next_ones for window in self.windows]
 
     def _extend(self, sequence: Sequence) -> bool:
-        """Pages for a sequence's next tokens; False and no change where there are too few."""
+        """Take pages for a sequence's next tokens; return False, changing nothing, if there are too few."""
         lacking = [needed - len(table) for needed, table in zip(self._needed(sequence), sequence.tables, strict=True)]
         pages = self.prefix.take(sum(lacking))
         if pages is None:
@@ -250,7 +253,7 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Sequence) -> None:
-        """Back to the queue, before those of its party that came later."""
+        """Return a request to the queue, ahead of those of its party that arrived later."""
         self.running.remove(victim)
         victim.reached, victim.published = max(victim.reached, victim.computed), 0
         self._release(victim)
@@ -259,15 +262,12 @@ class Scheduler:
         self._queue(victim)
 
     def _admit(self) -> None:
-        """Move requests from the queue to the running while places and pages last. Nobody overtakes the next one.
-
-        Where they do not last, others give way by turns.
-        """
+        """Start waiting requests in order while places and pages last; then make others give way in turn."""
         if not len(self.waiting):
             self._without.clear()
             return
         self._note_waits()
-        # Prompts that are yet to be computed count as if they were: else one adapter would get all free places.
+        # Prompts still to be computed count as service: otherwise one adapter would get all free places.
         promised: Counter[str] = Counter()
         for each in self.running:
             promised[each.request.adapter] += PROMPT_WEIGHT * (each.pending - 1)
@@ -286,7 +286,7 @@ class Scheduler:
         }
 
     def _next(self, promised: Counter[str]) -> Sequence | None:
-        """Whose turn a free place is: training's only within its share while tenants wait."""
+        """Return the request that gets a free place; while tenants wait, training gets none beyond its share."""
         training = sum(each.request.background for each in self.running)
         tenants_wait = any(not party.background for party in self.waiting.parties)
         full = tenants_wait and training >= room_for_training(len(self.running) - training)
@@ -297,7 +297,7 @@ class Scheduler:
         return self.waiting.next(promised, among)
 
     def _next_in_turn(self, promised: Counter[str], background: bool) -> Sequence | None:
-        """For whom others may have to give way: who has waited longest without a place, or else who comes next."""
+        """Return the request for which others may give way: the party's longest without a place, else the next."""
         longest = self._longest_without((background,))
         return self.waiting.first(longest) if longest else self.waiting.next(promised, (background,))
 
@@ -314,7 +314,7 @@ class Scheduler:
         return self._without[party], self.waiting.first(party).arrival
 
     def _make_room(self, sequence: Sequence, promised: Counter[str]) -> bool:
-        """Have as many give way as a request needs; False and no change where too few may, or none need."""
+        """Preempt as many requests as one needs; return False, changing nothing, if too few may be or none need be."""
         party, running = sequence.request.party, len(self.running)
         since = self._without.get(party)
         waited = None if since is None else self._steps - since
@@ -337,7 +337,7 @@ class Scheduler:
         return False
 
     def _start(self, sequence: Sequence, promised: Counter[str]) -> bool:
-        """A place for a request; False and no change where its pages are lacking."""
+        """Start a waiting request; return False, changing nothing, if there are too few pages for it."""
         if not self._place(sequence):
             return False
         self.waiting.remove(sequence)
@@ -352,10 +352,10 @@ class Scheduler:
         return True
 
     def _place(self, sequence: Sequence) -> bool:
-        """Pages for a request's tokens, found or taken; False and no change where there are too few.
+        """Find or take pages for a request's tokens; return False, changing nothing, if there are too few.
 
-        The last token is always computed, since the next one is chosen from its logits. One page of each group for
-        each request that runs is left, or they would preempt each other at once.
+        The last token is always computed, since the next one is chosen from its logits. One page per group is left
+        for each running request, because they would otherwise preempt each other at once.
         """
         reusable = 0 if sequence.must_score else (len(sequence.tokens) - 1) // PAGE_TOKENS
         sequence.tables = self.prefix.share(sequence.keys[:reusable], self.windows)
@@ -377,7 +377,7 @@ class Scheduler:
 
 
 def _follows(sequence: Sequence) -> bool:
-    """Whether to wait for a sibling: it computes full pages of their prompt, or its scores, which are told first."""
+    """Return whether to wait for the leader: it computes full pages of the prompt, or its scores, posted first."""
     leader = sequence.leader
     if leader is None or leader.state is State.ENDED or leader.completion_tokens:
         return False

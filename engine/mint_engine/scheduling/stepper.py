@@ -1,4 +1,4 @@
-"""The thread that computes: takes requests from an inbox, steps while there is work, and posts what came of it."""
+"""The thread that computes: takes requests from an inbox, steps while there is work, and posts the events."""
 
 import math
 import threading
@@ -21,7 +21,7 @@ from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
 from mint_engine.scheduling.request import Done, Failed, Request, Sequence, Sink
 
-IDLE_S = 0.05  # without anything to do, until the books are checked
+IDLE_S = 0.05  # idle time after which the books are checked
 
 Post = Callable[[Callable[[], None]], None]
 
@@ -29,22 +29,22 @@ _log = structlog.get_logger(__name__)
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How much an engine has to do."""
+    """The number of requests of an engine."""
 
     running: int
     waiting: int
 
 
 class Cancelled(MintError):
-    """Nobody waits for the request any more. Never crosses the wire."""
+    """The request was cancelled, since nobody waits for it any more. Never crosses the wire."""
 
 
 class Stepper:
     """Owns the step thread. Its methods may be called from any thread and never wait for a step.
 
-    Events reach a request's sink through `post`, which must run what it is given in order (an event loop's
-    call_soon_threadsafe, say). After a Done or Failed nothing refers to the request's slot any more.
-    Between steps, `background` gets on with a piece of its own work.
+    Events reach a request's sink through `post`, which must run the functions it is given in order (for example an
+    event loop's call_soon_threadsafe). After a Done or Failed nothing refers to the request's slot any more.
+    Between steps, `background` does a piece of its own work.
     """
 
     def __init__(self, generation: Generation, post: Post, background: Background | None = None) -> None:
@@ -59,30 +59,30 @@ class Stepper:
         limits = self._scheduler.limits
         self._crowd = Crowd(limits.running + limits.waiting)
         self._demand = Demand()
-        self._tenants: Counter[Tenant] = Counter()  # requests in flight by what their slot holds
+        self._tenants: Counter[Tenant] = Counter()  # requests in flight, by what they expect in their slots
         self._pace = Pace()
         self._beat = time.monotonic()
-        self._idle = False  # the thread waits, and nobody has called it since
+        self._idle = False  # the thread waits and has not been woken since
         self._thread = threading.Thread(target=self._run, name="mint-step", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the step thread."""
         self._thread.start()
 
     def check_room(self, adapter: str, count: int) -> None:
-        """Raise Overloaded when the queue has no place for so many, so that nothing is loaded in vain.
+        """Raise Overloaded if the queue has no room for `count` more, so that nothing is loaded in vain.
 
-        Raises InvalidRequest where there never is.
+        Raises InvalidRequest if it can never have.
         """
         with self._wake:
             self._check_room(adapter, count)
 
     def submit(self, request: Request, sink: Sink) -> Sequence:
-        """Queue a request for one completion; returns what `cancel` takes. Raises Overloaded or Draining."""
+        """Queue a request for one completion; return its sequence, for `cancel`. Raises Overloaded or Draining."""
         return self.submit_all([request], [sink])[0]
 
     def submit_all(self, requests: list[Request], sinks: list[Sink]) -> list[Sequence]:
-        """Queue completions of one prompt, all of them or none: the first computes it, the others share it.
+        """Queue all completions of one prompt, or none: the first computes the prompt, the others share it.
 
         Raises as `submit` does.
         """
@@ -104,24 +104,24 @@ class Stepper:
         return sequences
 
     def cancel(self, sequence: Sequence) -> None:
-        """End a request that nobody waits for: before the next step its pages are free and Failed is posted."""
+        """End a request that nobody waits for: before the next step its pages are released and Failed is posted."""
         with self._wake:
             self._cancelled.append(sequence)
             self._call()
 
     def wake(self) -> None:
-        """The background has something to do."""
+        """Wake the thread, because the background has something to do."""
         with self._wake:
             self._call()
 
     def check(self) -> None:
-        """Have the thread see before its next step whether anything can still be computed."""
+        """Make the thread check before its next step whether the engine can still compute."""
         with self._wake:
             self._doubted = True
             self._call()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread after the step in progress; requests left fail with Draining. False if it hangs."""
+        """End the thread after the step in progress; requests left fail with Draining. Return False if it hangs."""
         with self._wake:
             self._stopping = True
             self._call()
@@ -131,28 +131,28 @@ class Stepper:
 
     @property
     def load(self) -> Load:
-        """Requests running and waiting now."""
+        """The numbers of running and waiting requests."""
         running = len(self._scheduler.running)
         return Load(running, max(0, self._crowd.total - running))
 
     @property
     def follows_arrivals(self) -> bool:
-        """Whether a request may begin before all of its adapter is there: its step can, and keeps nobody waiting."""
+        """Whether a request may begin before its adapter is complete: the forward pass can, and nobody else waits."""
         load = self.load
         return self._generation.follows_arrivals and not (load.running or load.waiting or self._background.busy)
 
     def demand(self, most: int) -> dict[str, float]:
-        """Requests in flight of the adapters that have most, smoothed; at most so many adapters."""
+        """Return the smoothed requests in flight of the `most` adapters that have the most."""
         with self._wake:
             return self._demand.top(most, time.monotonic())
 
     def tenants(self) -> frozenset[Tenant]:
-        """What requests in flight take their slots to hold. Those whose end is posted are not among them."""
+        """Return what requests in flight expect in their slots. Requests whose end was posted do not count."""
         with self._wake:
             return frozenset(tenant for tenant in self._tenants if tenant.slot != NO_SLOT)
 
     def stalled_s(self) -> float:
-        """Seconds since the step thread last got on: 0 while it has nothing to do, endless once it has died."""
+        """Return the seconds since the step thread last progressed: 0 while it is idle, infinite once it has died."""
         if not self._thread.is_alive():
             return math.inf
         load = self.load
@@ -160,13 +160,13 @@ class Stepper:
         return time.monotonic() - self._beat if busy else 0.0
 
     def _call(self) -> None:
-        """The thread has something to do, and is late from now on, not since it had nothing."""
+        """Notify the thread of work. If it was idle, restart its beat, so that idle time is not taken for a stall."""
         if self._idle:
             self._idle, self._beat = False, time.monotonic()
         self._wake.notify()
 
     def _check_room(self, adapter: str, count: int) -> None:
-        # Counted together: what waits while places are free is about to run.
+        # Running and waiting requests count together: those that wait while places are free are about to run.
         crowd = self._crowd
         if count > crowd.places:
             raise InvalidRequest("sampling.n", f"is {count}; this engine has {crowd.places} places")
@@ -185,12 +185,12 @@ class Stepper:
         try:
             while self._advance(*self._await_work()):
                 pass
-        except Exception:  # noqa: BLE001 - of the books, say: nobody would ever be told anything
+        except Exception:  # noqa: BLE001 - any defect, as of the books: clients would wait forever
             _log.exception("step_thread_ended", requests=len(self._scheduler.live))
             self._give_up()
 
     def _give_up(self) -> None:
-        """Have all who wait ask another engine, and this one start anew; its books do not count any more."""
+        """Report the engine as lost, and fail all requests with EngineUnavailable; the books no longer matter."""
         with self._wake:
             self._stopping = True
             left = [*self._scheduler.live, *self._inbox]
@@ -199,7 +199,7 @@ class Stepper:
         self._hand([(sequence, Failed(error)) for sequence in left])
 
     def _advance(self, came: list[Sequence], cancelled: list[Sequence], stopping: bool) -> bool:
-        """Take in what came, and get on by one step; whether to go on."""
+        """Take in new and cancelled requests and do one step; return whether to go on."""
         self._beat = time.monotonic()
         for sequence in came:
             self._scheduler.add(sequence)
@@ -218,9 +218,9 @@ class Stepper:
         return True
 
     def _await_work(self) -> tuple[list[Sequence], list[Sequence], bool]:
-        """Requests that came, those that were cancelled, and whether to stop; waits while there is nothing to do.
+        """Wait for work; return the new requests, the cancelled ones, and whether to stop.
 
-        Books are checked only when nothing has come for a while: who goes on at once does not wait for that.
+        The books are checked only after IDLE_S without work, so that a request that comes sooner is not delayed.
         """
         with self._wake:
             if self._wake.wait_for(self._is_called, IDLE_S):
@@ -244,7 +244,7 @@ class Stepper:
         return self._generation.busy or self._background.busy
 
     def _step(self) -> float:
-        """Seconds that a step took; 0 where there was nothing to do."""
+        """Do a step, if there is work, and return the seconds it took, else 0."""
         if not self._generation.busy:
             return 0.0
         began = time.perf_counter()
@@ -272,7 +272,7 @@ class Stepper:
     def _hand(self, outcomes: list[Outcome]) -> None:
         try:
             self._post(lambda: _hand_over(outcomes))
-        except RuntimeError:  # the event loop has closed: nobody is left to tell
+        except RuntimeError:  # the event loop has closed: nobody is left to receive them
             _log.warning("events_undelivered", events=len(outcomes))
 
     def _check_books(self) -> None:

@@ -1,22 +1,22 @@
-"""Places in turn: which running requests give way, so that long ones can't keep every place from those who wait.
+"""Decides which running requests give way to waiting ones, so that long requests cannot keep every place for good.
 
-Places are shared between parties: an adapter's tenants are one, its training is another. A party's requests keep
-their order. Who gives way goes back to the queue with its tokens, and comes back by its turn.
+Places are shared between parties: an adapter's tenants are one party, its training is another. A party's requests
+keep their order. A request that gives way returns to the queue with its tokens, and gets another place in its turn.
 
-A party that waits without a place gets one from whoever has most: the latest request that has had its place for
-`stay` steps, or of which nothing was computed yet but what was found (so of who is late for its first token, see
-`masking`). A party's only place is taken once it was had for `last_stay` steps, and by who has waited for `stay`; who
-has waited for `last_stay` steps is first in line for whatever is free, before those that were served less. So where
-others have several places a newcomer waits for `stay` steps at most.
-Where all n places are of different parties, one that waits behind p others gets one within (p // n + 2) times
-`last_stay` steps. Both are longer by what the prompts of those that have places take, and hold as pages allow.
+A party that waits without a place gets one from the party that has most: that of its latest request that has had the
+place for `stay` steps, or of which nothing beyond cached tokens has been computed yet (which includes a request that
+is late for its first token, see `masking`). A party's only place is taken after `last_stay` steps, and only by a
+party that has waited for `stay` steps. A party that has waited for `last_stay` steps is first in line for any free
+place, ahead of parties that were served less. So a newcomer waits at most `stay` steps if others have several places.
+If all n places belong to different parties, one that waits behind p others gets a place within (p // n + 2) times
+`last_stay` steps. The prompts of requests that have places lengthen both bounds, which hold as far as pages suffice.
 
 A party that has places gets more from one that has at least two more and was served more, by `margin`, until they
-are even. Training keeps at most `SHARE` of tenants' places while tenants wait, and one at least.
+are even. Training keeps at most `SHARE` of tenants' places while tenants wait, but at least one.
 
-What this costs is bounded. Pages of who gave way are found again where nobody needed them meanwhile: a page's worth
-of tokens is computed twice, for `stay` steps at least. Where they are lost, the request keeps its next place until it
-has generated as many tokens as were computed again. Of one party alone nobody ever gives way.
+The cost is bounded. If the pages of a request that gave way are still cached, a page's worth of tokens is computed
+twice, at most once in `stay` steps. If they are lost, the request keeps its next place until it has generated as many
+tokens as were computed again. With only one party, nobody ever gives way.
 """
 
 from collections import Counter
@@ -32,31 +32,31 @@ from mint_engine.scheduling.request import Sequence as Running
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """For how many steps places are kept."""
+    """The number of steps for which places are kept."""
 
-    stay: int = 128  # where a party has others: some eight times what it costs to compute a page's tokens again
-    last_stay: int = 512  # where it has no other
+    stay: int = 128  # if the party has others: about eight times the cost of computing a page's tokens again
+    last_stay: int = 512  # if it is the party's only place
 
     @property
     def margin(self) -> int:
-        """What a place gives of service in `stay` steps."""
+        """The service that a place gives in `stay` steps."""
         return COMPLETION_WEIGHT * self.stay
 
 
-Served = Callable[[str], int]  # an adapter's service
+Served = Callable[[str], int]  # returns an adapter's service
 
 
 def room_for_training(tenants: int) -> int:
-    """How many places training may have beside so many of tenants that others of them wait for."""
+    """Return how many places training may have while `tenants` places are tenants' and more tenants wait."""
     return max(1, int(SHARE * tenants))
 
 
 def who_give_way(
     asking: Party, waited: int | None, running: Sequence[Running], served: Served, now: int, terms: Terms
 ) -> Iterator[Running]:
-    """Those that may give way to a party's next request, one after another: take as few as make room for it.
+    """Yield the requests that may give way to a party's next request; take only as many as make room for it.
 
-    `waited` is for how many steps the party has been without a place; None where it has one, or has just lost it.
+    `waited` is the number of steps for which the party has had no place; None if it has one, or has just lost it.
     """
     claim = _Claim(asking, waited, Counter(each.request.party for each in running), served, now, terms)
     movable: dict[Party, list[Running]] = {}
@@ -70,7 +70,7 @@ def who_give_way(
 
 
 def _may_move(each: Running, now: int, terms: Terms) -> bool:
-    """Whether it has had enough of its place, or nothing of it yet."""
+    """Return whether a request has had its place long enough, or nothing has been computed of it there."""
     if each.computed == each.found:
         return True
     generated = len(each.tokens) - each.placed_with
@@ -79,7 +79,7 @@ def _may_move(each: Running, now: int, terms: Terms) -> bool:
 
 @dataclass(slots=True)
 class _Claim:
-    """What one party may ask of the others, by the places that they have."""
+    """One party's claim to the places of others."""
 
     asking: Party
     waited: int | None
@@ -89,7 +89,7 @@ class _Claim:
     terms: Terms
 
     def next_of(self, movable: Mapping[Party, list[Running]]) -> Running | None:
-        """Take out whoever gives way next, of requests by party, the latest last; None: nobody has to."""
+        """Remove and return the request that gives way next, or None. `movable` lists them by party, latest last."""
         training = sum(count for party, count in self.places.items() if party.background)
         tenants = self.places.total() - training
         over = not self.asking.background and training > room_for_training(tenants)
@@ -107,7 +107,7 @@ class _Claim:
         return movable[party].pop()
 
     def _is_owed(self, party: Party, movable: Sequence[Running]) -> bool:
-        """Whether a party should give a place, by how many both have, and what they were served."""
+        """Return whether a party owes the claimant a place, by the places and the service of both."""
         terms = self.terms
         own, its, last = self.places[self.asking], self.places[party], movable[-1]
         if self.waited is None:

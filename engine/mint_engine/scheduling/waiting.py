@@ -9,11 +9,11 @@ from mint_engine.scheduling.request import Party, Sequence
 
 
 class Waiting:
-    """Requests that wait. The next is the first one of the adapter that was served least."""
+    """The waiting requests. The next one is the first of the least served adapter."""
 
     def __init__(self, fairness: FairShare) -> None:
         self._fairness = fairness
-        self._queues: dict[Party, deque[Sequence]] = {}  # none is empty
+        self._queues: dict[Party, deque[Sequence]] = {}  # no queue is empty
         self._count = 0
 
     def __len__(self) -> int:
@@ -25,15 +25,15 @@ class Waiting:
 
     @property
     def parties(self) -> Iterable[Party]:
-        """Those that wait."""
+        """The parties that have waiting requests."""
         return self._queues.keys()
 
     def first(self, party: Party) -> Sequence:
-        """A party's next request."""
+        """Return a party's next request."""
         return self._queues[party][0]
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a request by its arrival: one that was preempted goes before those that came after it."""
+        """Queue a request by arrival: one that was preempted goes ahead of those that arrived after it."""
         queue = self._queues.setdefault(sequence.request.party, deque())
         if not queue or queue[-1].arrival < sequence.arrival:
             queue.append(sequence)
@@ -42,9 +42,9 @@ class Waiting:
         self._count += 1
 
     def next(self, promised: Mapping[str, int], among: Iterable[bool]) -> Sequence | None:
-        """Whose turn it is; the earlier one where two adapters were served alike, `promised` service included.
+        """Return the next request or None: the least served adapter's (with `promised` service), then the earliest.
 
-        `among` says whether of tenants (False), of training (True) or of both.
+        `among` selects tenants (False), training (True) or both.
         """
         service = self._fairness.service
 
@@ -56,7 +56,7 @@ class Waiting:
         return min(heads, key=rank, default=None)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a request out."""
+        """Remove a request."""
         party = sequence.request.party
         queue = self._queues[party]
         queue.remove(sequence)
