@@ -24,9 +24,7 @@ _ALONE = 2 * HUGE
 
 # Linux's own numbers (include/uapi/asm-generic/mman-common.h, mman.h); Python 3.11 names none of them.
 _MAP_FIXED, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MLOCK_ONFAULT = 0x10, 22, 23, 0x01
-_MOVE = (
-    0x1 | 0x2 | 0x4
-)  # MREMAP_MAYMOVE, to the given address (_FIXED), leaving the old range mapped (_DONTUNMAP)
+_MOVE = 0x1 | 0x2 | 0x4  # MREMAP_MAYMOVE, to the given address (_FIXED), leaving the old range mapped (_DONTUNMAP)
 _FAILED = ctypes.c_void_p(-1).value
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 
