@@ -314,7 +314,7 @@ class Scheduler:
         return self._without[party], self.waiting.first(party).arrival
 
     def _make_room(self, sequence: Sequence, promised: Counter[str]) -> bool:
-        """Preempt as many as a request needs; return False, changing nothing, if too few may give way, or none must."""
+        """Preempt as many as a request needs; return False, changing nothing, if too few may, or none must."""
         party, running = sequence.request.party, len(self.running)
         since = self._without.get(party)
         waited = None if since is None else self._steps - since
