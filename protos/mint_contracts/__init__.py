@@ -1,1 +1,1 @@
-"""What the packages agree on: protos, Redis records and keys, custom resource structs, errors."""
+"""Contracts that the packages share: protos, Redis records and keys, custom resource structs, errors."""

@@ -1,22 +1,22 @@
-"""Which attention is served, by what a base's configuration says of it: for who loads a base, and who plans one.
+"""The kinds of attention that are served, read from a base's configuration; used to load a base and to plan one.
 
-The past must be a list of tokens, of which each looks at all earlier ones or at the latest.
+The past must be a list of tokens in which each token attends to all earlier ones or to the latest ones.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-# Kinds of layers that transformers names in a configuration, and that are served.
+# The served ones of the layer types that transformers names in a configuration.
 _SLIDING = "sliding_attention"
 _SERVED = frozenset({"full_attention", _SLIDING, "indexed_attention"})
-# Model types whose layers all slide over `sliding_window`, without saying so layer by layer.
+# Model types whose layers all use `sliding_window`, though the configuration has no `layer_types`.
 _ALL_SLIDE = frozenset(
     {"minimax", "ministral3", "mistral", "mixtral", "olmoe", "phi3", "phimoe", "qwen3_moe", "starcoder2"}
 )
 
 
 def unserved_attention(field: Callable[[str], Any]) -> str:
-    """What of a text model's configuration is not served; "" where all is. `field` gives its fields, or None."""
+    """Return which parts of a text model's configuration are not served, or "". `field` returns a field or None."""
     kinds = set(field("layer_types") or ()) - _SERVED
     reasons = {
         f"has layers of {', '.join(sorted(kinds))}": bool(kinds),
@@ -29,9 +29,9 @@ def unserved_attention(field: Callable[[str], Any]) -> str:
 
 
 def windows(field: Callable[[str], Any], layers: int) -> tuple[int | None, ...]:
-    """How many of the latest tokens each layer's attention sees, the newest included; None: all.
+    """Return how many of the latest tokens each layer attends to, the newest included; None means all.
 
-    What a configuration does not tell plainly counts as all.
+    A layer whose window the configuration does not state clearly counts as attending to all.
     """
     window, kinds = field("sliding_window"), field("layer_types")
     if not window:
@@ -42,9 +42,9 @@ def windows(field: Callable[[str], Any], layers: int) -> tuple[int | None, ...]:
 
 
 def narrowest(field: Callable[[str], Any]) -> int | None:
-    """The fewest of the latest tokens that any layer's attention sees, the newest included; None: all.
+    """Return the smallest number of latest tokens that any layer attends to, the newest included; None means all.
 
-    No window narrows requests that are as long at most. What a configuration does not tell plainly counts as sliding.
+    Requests of at most this length are not affected by any window. A configuration that is unclear counts as sliding.
     """
     window, kinds = field("sliding_window"), field("layer_types")
     if not window or (kinds and _SLIDING not in kinds and field("model_type") not in _ALL_SLIDE):

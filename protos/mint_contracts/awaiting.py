@@ -1,4 +1,4 @@
-"""Waiting for work that must have ended before whoever waits goes on, even where that one is cancelled."""
+"""Waiting for work that must have ended before the waiter goes on, even if the waiter is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def to_its_end(answer: "asyncio.Future[T]") -> T:
-    """What comes of it. Cancelled, however often, it lasts just as long."""
+    """Return the result of `answer`. However often the caller is cancelled, it waits until `answer` is done."""
     try:
         return await asyncio.shield(answer)
     except asyncio.CancelledError:
@@ -20,13 +20,13 @@ async def to_its_end(answer: "asyncio.Future[T]") -> T:
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each of them gives, in their order. The first error cancels the others, and is raised once they ended.
+    """Run coroutines concurrently; return their results in order. The first error cancels the others, then is raised.
 
-    Cancelled, it raises CancelledError in any case: Python 3.11's TaskGroup does not where a task has failed.
+    If cancelled, it always raises CancelledError; Python 3.11's TaskGroup does not if a task has failed as well.
     """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        if tasks:  # asyncio waits for no empty set
+        if tasks:  # asyncio.wait refuses an empty set
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         for task in tasks:

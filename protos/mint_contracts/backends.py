@@ -1,6 +1,6 @@
-"""The storage libraries behind each scheme: fsspec's filesystems, bounded in time, and the errors that they raise.
+"""The storage libraries behind each scheme: fsspec filesystems with time limits, and the errors that they raise.
 
-Each is imported when its scheme is first used: most engines need one or none, and together they cost seconds.
+Each is imported when its scheme is first used: most engines need at most one, and importing all takes seconds.
 Credentials come from the environment (AWS_*, GOOGLE_*, HF_TOKEN), never from a URI.
 """
 
@@ -10,12 +10,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsspec.spec import AbstractFileSystem  # takes a fifth of the time in which `mint` begins
+    from fsspec.spec import AbstractFileSystem  # its import takes a fifth of the time that `mint` takes to start
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
-S3_CONNECTIONS = 64  # botocore's own limit is 10: what waits for one is not in flight
-S3_PARTS = 4  # of one upload at once: an engine's eight have half of the connections, and share a link
+S3_CONNECTIONS = 64  # botocore's default is 10; a request that waits for a connection is not in flight
+S3_PARTS = 4  # parallel parts of one upload: an engine's eight uploads use half of the connections and share a link
 
 Errors = tuple[type[Exception], ...]
 
@@ -24,7 +24,7 @@ _PLAIN: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": Tr
 
 @dataclass(frozen=True)
 class Backend:
-    """One scheme's filesystem, all that it raises, and those of its errors that tell of missing credentials."""
+    """One scheme's filesystem, every error type it raises, and the error types that mean missing credentials."""
 
     files: "AbstractFileSystem"
     errors: Errors
@@ -33,15 +33,15 @@ class Backend:
 
 @cache
 def backend(scheme: str) -> Backend:
-    """The backend of a scheme: one connection pool and one set of credentials; listings are never cached."""
+    """Return a scheme's backend: one connection pool and one set of credentials. Listings are never cached."""
     return {"http": _web, "https": _web, "s3": _s3, "gs": _gs, "hf": _hf}[scheme]()
 
 
 def commit_of(kind: str, repository: str, revision: str) -> str | None:
-    """The commit that a branch or tag of a hub's repository names now. Raises what the hf backend raises."""
+    """Return the commit that a branch or tag of a hub repository points to now. Raises the hf backend's errors."""
     from huggingface_hub import HfApi
 
-    backend("hf")  # which bounds what is asked
+    backend("hf")  # installs the client that limits the time of each request
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT")).repo_info(repository, repo_type=kind, revision=revision).sha
 
 
@@ -66,7 +66,7 @@ def _s3() -> Backend:
     limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
     limits |= {"max_pool_connections": S3_CONNECTIONS, "http_session_cls": S3Session}
     files = S3Files(config_kwargs=limits, max_concurrency=S3_PARTS, **_PLAIN)
-    files.retries = 1  # botocore has tried twice by then, and whoever asks tries again, and says why
+    files.retries = 1  # botocore has tried twice by then, and the caller retries and reports why
     return Backend(
         files, (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,)
     )
@@ -80,7 +80,7 @@ def _gs() -> Backend:
 
     from mint_contracts.gs_files import GsFiles
 
-    # A number would bound the whole of a request: a large checkpoint could never be read.
+    # A plain number would limit the duration of a complete request, and a large checkpoint could never be read.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
     files = GsFiles(requests_timeout=timeout, **_PLAIN)
     return Backend(

@@ -1,16 +1,16 @@
-"""Which sizes and counts a base's config.json may tell, for who loads a base and who plans one.
+"""Limits on the sizes and counts in a base's config.json; used to load a base and to plan one.
 
-Before anything is made, or gone through, by them: people write these files, too, and nothing vouches for them. What
-is not a whole number is left to who reads the field.
+They are checked before anything is allocated or looped over by them: people write these files by hand, too, and
+nothing vouches for their content. A value that is not a number is left to the code that reads the field.
 """
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-_LAYERS = range(1, (1 << 12) + 1)  # gone through one by one; of published bases some 130
-_PARTS = range(1, (1 << 16) + 1)  # heads, and experts, whose numbers have two bytes at most
-_WIDTHS = range(1, (1 << 24) + 1)  # of vectors and vocabularies
+_LAYERS = range(1, (1 << 12) + 1)  # code loops over layers; published bases have up to about 130
+_PARTS = range(1, (1 << 16) + 1)  # heads and experts, whose numbers fit two bytes
+_WIDTHS = range(1, (1 << 24) + 1)  # vector widths and vocabulary sizes
 _POSITIONS = range(1, (1 << 31) + 1)
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
@@ -40,26 +40,26 @@ _ALLOWED: dict[str, range] = {
 
 
 def odd_size(config: Mapping[str, Any], *, own_heads: bool = False) -> str:
-    """What of a configuration no base has, with what is allowed instead; "" where all can be.
+    """Return the first value that no base can have, with what is allowed instead; "" if all values are possible.
 
-    With `own_heads` its family has a size of heads where none is told; else they share the hidden size.
+    With `own_heads` the model family has a default head size; otherwise the heads divide the hidden size.
     """
     return next(chain(_out_of_range(config, ""), _at_odds(config, own_heads)), "")
 
 
 def _out_of_range(config: Mapping[str, Any], within: str) -> Iterator[str]:
-    """Also of models within the model, as for images."""
+    """Yield the sizes that are out of range, those of nested models (for images, say) included."""
     for name, value in config.items():
         if name in _ALLOWED and isinstance(value, int | float):
             least, most = _ALLOWED[name].start, _ALLOWED[name].stop - 1
-            if not least <= value <= most:  # as it is for what is no number, too
+            if not least <= value <= most:  # NaN fails this as well
                 yield f"`{within}{name}` is {str(value)[:40]}; it may be from {least} to {most}"
         if name.endswith("_config") and isinstance(value, Mapping) and not within:
             yield from _out_of_range(value, f"{name}.")
 
 
 def _at_odds(config: Mapping[str, Any], own_heads: bool) -> Iterator[str]:
-    """What of a model for text does not go together, where each is in its range."""
+    """Yield the fields of the text model that contradict each other although each is in its range."""
     nested = config.get("text_config")
     text, within = (nested, "text_config.") if isinstance(nested, Mapping) else (config, "")
 

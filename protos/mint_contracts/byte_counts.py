@@ -1,10 +1,10 @@
-"""How many bytes something has, for people."""
+"""Byte counts formatted for people."""
 
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"))
 
 
 def in_units(count: int) -> str:
-    """In the largest unit of which there is one, as quantities of resources are written; few bytes as they are."""
+    """Format a count in the largest unit that it reaches, as in resource quantities; below 1 MiB in plain bytes."""
     for unit, name in _UNITS:
         if count >= unit:
             return f"{count / unit:.4g} {name}"

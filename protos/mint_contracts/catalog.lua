@@ -1,22 +1,22 @@
--- The catalog's writes and reads (keys.py says what lives where). Names are kept in leaves: hashes of neighbouring
--- names, few enough for Redis's compact encoding, that split when they are full, as those of a B-tree. A directory
--- tells where each leaf begins. Leaf keys are made here, in the slot of the keys that are given.
+-- The catalog's writes and reads (keys.py lists the keys). Names are kept in leaves: hashes of neighbouring names,
+-- small enough for Redis's compact encoding, which split when full as in a B-tree. A directory holds the first name
+-- of each leaf's range. Leaf keys are built here, in the hash slot of the given keys.
 --
 -- A leaf's fields: NAME -> newest state of an adapter, NAME "@" ID -> an older revision.
 -- A value: sequence (8 bytes), ID of the revision (6 bytes; zeros: retired), number of its root and of its labels
--- (2 bytes each; 65535: the text follows, after its length in 2 bytes), then what only clients read.
--- A state with a larger sequence replaces one with a smaller: what is newest does not depend on the order of calls.
+-- (2 bytes each; 65535: the text follows, after its length in 2 bytes), then bytes that only clients read.
+-- A state with a larger sequence replaces one with a smaller one, so the result does not depend on the order of calls.
 
-local LEAF_FIELDS = 64    -- half of Redis's own default for hash-max-listpack-entries: a field is found in half the time
-local CHECKED_EVERY = 4   -- rows of a batch, the first always: that a leaf grows by some fields more does no harm
-local DICTIONARY = 60000  -- texts that are numbered; more are written out
+local LEAF_FIELDS = 64    -- half of Redis's default for hash-max-listpack-entries: finding a field takes half the time
+local CHECKED_EVERY = 4   -- check every 4th row of a batch, the first included: a leaf may exceed its limit by a few
+local DICTIONARY = 60000  -- the most texts that get a number; further ones are written out
 local INLINE = 65535
-local OLDER = 8           -- revisions kept of each name beside the newest
+local OLDER = 8           -- older revisions kept of each name beside the newest
 local RETIRED = '\0\0\0\0\0\0'
 
--- Shares of the memory that Redis may use (maxmemory), beyond which catalogs grow no more: at all of it Redis would load
--- no function of another version either, and nothing could be written, to be freed neither. What has its sequences,
--- and what Redis lost, may still come in when nothing new may.
+-- Shares of Redis's maxmemory beyond which catalogs stop growing: at 100 % Redis would not load another version's
+-- functions either, and would refuse every write, even those that free memory. Above REGISTERED nothing new gets
+-- sequences; entries that have theirs, and those that Redis lost, may still come in up to BROUGHT_IN.
 local REGISTERED, BROUGHT_IN = 0.90, 0.95
 
 local function crowded(share)
@@ -34,7 +34,7 @@ local function leaf_of(directory, name)
   return redis.call('ZREVRANGEBYLEX', directory, '[' .. name, '-', 'LIMIT', 0, 1)[1]
 end
 
--- The number of a new text, given once; 65535 when the dictionary is full.
+-- Give a new text its number and return it; 65535 if the dictionary is full.
 local function new_number(texts, numbers, text)
   local number = redis.call('HLEN', texts)
   if number >= DICTIONARY then return INLINE end
@@ -43,7 +43,7 @@ local function new_number(texts, numbers, text)
   return number
 end
 
--- What stands in a value for each text of a batch's list at `at`: its number, and the text itself where it has none.
+-- Return how a value refers to each text of the batch's list at `at`: its number, and the text itself if it has none.
 local function numbered(texts, numbers, batch, at)
   local found, given, count = {}, {}
   count, at = struct.unpack('>I2', batch, at)
@@ -58,8 +58,8 @@ end
 
 local function name_of(field) return string.match(field, '^[^@]*') end
 
--- Six bytes of each field's name, from where the names begin to differ, as numbers: these compare as bytes do, whatever
--- the collation of the machine, and sort in a tenth of the time that names take. Second, what all names begin with.
+-- Return six bytes of each field's name, from the first byte that differs, as numbers, and the names' common prefix.
+-- Numbers compare as bytes do, whatever the machine's collation, and sort in a tenth of the time that names take.
 local function ranked(fields)
   local first = name_of(fields[1])
   local length, ranks = #first, {}
@@ -74,7 +74,7 @@ local function ranked(fields)
   return ranks, string.sub(first, 1, length)
 end
 
--- The rank from which on names go to a new leaf; nil where there is only one name.
+-- Return the rank from which names go to a new leaf; nil if there is only one name.
 local function middle_of(ranks)
   local sorted = {}
   for i, rank in ipairs(ranks) do sorted[i] = rank end
@@ -84,8 +84,8 @@ local function middle_of(ranks)
   end
 end
 
--- Forget retired names from before `horizon`; move the upper half of a full leaf into one of its own. A few calls with
--- many arguments each: a call costs more than what it does to one field. Returns how many names were forgotten.
+-- Forget names retired before `horizon`; move the upper half of a full leaf into a new leaf. Uses a few calls with many
+-- arguments each: a call costs more than its work on one field. Returns how many names were forgotten.
 local function split(keys, leaf, horizon)
   local key = keys.leaves .. leaf
   local all, gone, fields, values = redis.call('HGETALL', key), {}, {}, {}
@@ -114,7 +114,7 @@ local function split(keys, leaf, horizon)
   return #gone
 end
 
--- The older revisions of a name in a leaf, as fields.
+-- Return the fields of a name's older revisions in a leaf.
 local function older_of(key, name)
   local found, start = {}, name .. '@'
   for _, field in ipairs(redis.call('HKEYS', key)) do
@@ -123,7 +123,7 @@ local function older_of(key, name)
   return found
 end
 
--- Returns by how many the number of older revisions grew.
+-- Keep an older revision, dropping the oldest beyond OLDER. Returns by how many the number of older revisions grew.
 local function keep_older(key, name, value)
   local field = name .. '@' .. id_of(value)
   local known = redis.call('HGET', key, field)
@@ -141,7 +141,7 @@ local function keep_older(key, name, value)
   return 0
 end
 
--- Merge one state of a name that its leaf has already; `tally` is told what came and went.
+-- Merge one state of a name that its leaf already has; `tally` counts what was added and removed.
 local function merge(key, name, value, tally)
   local old = redis.call('HGET', key, name)
   local retired, was_retired = id_of(value) == RETIRED, id_of(old) == RETIRED
@@ -163,14 +163,14 @@ local function merge(key, name, value, tally)
   tally[is] = tally[is] + 1
 end
 
--- The same of any name; most of a bulk's names are new, and cost one call.
+-- Merge one state of any name. Most names of a bulk registration are new, and cost one call.
 local function put(key, name, value, tally)
   if redis.call('HSETNX', key, name, value) == 0 then return merge(key, name, value, tally) end
   local is = id_of(value) == RETIRED and 'retired' or 'count'
   tally[is] = tally[is] + 1
 end
 
--- The same, of a name that is here alone: to retire it makes its value shorter.
+-- Merge one state of a name only if the leaf has it: retiring it makes its value shorter.
 local function put_known(key, name, value, tally)
   if redis.call('HEXISTS', key, name) == 1 then merge(key, name, value, tally) end
 end
@@ -180,7 +180,7 @@ local function named(keys)
            labels = keys[5], label_numbers = keys[6] }
 end
 
--- Of a base that the operator has removed only its epoch is left: nothing comes in, which nobody would remove again.
+-- Refuse entries of a base that the operator has removed (only its epoch is left): nobody would remove them again.
 local function removed(given)
   if redis.call('EXISTS', given[7]) == 1 and redis.call('EXISTS', given[8]) == 0 then
     return redis.error_reply('CATALOGINCOMPLETE')
@@ -188,10 +188,10 @@ local function removed(given)
 end
 
 -- KEYS: catalog, directory, roots, numbers of roots, labels, numbers of labels, epoch, base
--- ARGV: beginning of leaf keys, batch, horizon, channel, news
--- batch: how many roots, each after its length; the same of labels; rows until the end: length of the name, name, head
--- (14 bytes), which root, which labels (from 1; 0 of a retired name), length of the rest, rest. A name's length has one
--- byte, every other number two.
+-- ARGV: prefix of leaf keys, batch, horizon, channel, news
+-- batch: number of roots, each after its length; the same for labels; then rows: length of the name, name, head
+-- (14 bytes), index of its root, index of its labels (from 1; both 0 for a retired name), length of the rest, rest.
+-- A name's length has one byte, every other number two. Returns the catalog's new version.
 local function bring_in(given, argv, put_row)
   local keys, refused = named(given), removed(given)
   if refused then return refused end
@@ -224,28 +224,28 @@ local function bring_in(given, argv, put_row)
   return version
 end
 
--- A copy that was lost, or begun anew, is no longer the one that its reader fills.
+-- Refuse a reader that fills a copy which has since been lost or begun again.
 local function lost(key, copy)
   if redis.call('HGET', key, 'copy') ~= copy then return redis.error_reply('CATALOGINCOMPLETE') end
 end
 
--- As said above; one more ARGV: the token of the copy that this is for, or "" for any.
+-- KEYS and ARGV of bring_in, and one more ARGV: the token of the copy that this is for, or "" for any.
 local function apply(given, argv)
   local refused = argv[6] ~= '' and lost(given[1], argv[6]) or crowded(BROUGHT_IN)
   return refused or bring_in(given, argv, put)
 end
 
--- As apply, of retired names alone: those that are here. Done also where memory is full, since it frees some.
+-- As apply, for retired names only, skipping those that are not here. Runs even if memory is full, since it frees some.
 local function retire(given, argv) return bring_in(given, argv, put_known) end
 
 local function incomplete(key)
   if redis.call('HGET', key, 'complete') ~= '1' then return redis.error_reply('CATALOGINCOMPLETE') end
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, URI of the manifests, token, how many leaves are deleted at most
--- A copy of these manifests begins, and is incomplete. What is here goes first, its last leaves before the others: it
--- is of other manifests, or of these and may hold names whose retirement has gone from them. Returns 0 while some of it
--- is left: ask again.
+-- KEYS: as for apply   ARGV: prefix of leaf keys, URI of the manifests, token, how many leaves to delete at most
+-- Begin an incomplete copy of these manifests. First delete what is here, the last leaves first: it is from other
+-- manifests, or from these and may hold names whose retirement is no longer in them. Returns 0 while some of it is
+-- left: call again.
 local function begin(given, argv)
   local keys, refused = named(given), removed(given)
   if refused then return refused end
@@ -257,13 +257,13 @@ local function begin(given, argv)
   if redis.call('EXISTS', keys.directory) == 1 then return 0 end
   redis.call('UNLINK', keys.roots, keys.root_numbers, keys.labels, keys.label_numbers)
   redis.call('HDEL', keys.meta, 'count', 'older', 'retired', 'settled', 'through')
-  -- An earlier version began copies without counting all that is counted now: it does not say `tallied`.
+  -- `tallied`: earlier versions did not count everything that is counted now, and do not set it.
   redis.call('HSET', keys.meta, 'manifests', argv[2], 'copy', argv[3], 'tallied', argv[3])
   return 1
 end
 
--- KEYS: catalog   ARGV: token of the copy, a sequence. From now on what is here is all that there is; later sequences
--- are larger.
+-- KEYS: catalog   ARGV: token of the copy, the largest sequence in the manifests
+-- Mark the copy complete; sequences given from now on are larger than this one. Returns the catalog's new version.
 local function complete(keys, argv)
   local refused = lost(keys[1], argv[1])
   if refused then return refused end
@@ -272,8 +272,8 @@ local function complete(keys, argv)
   return redis.call('HINCRBY', keys[1], 'version', 1)
 end
 
--- KEYS: catalog   ARGV: how many. Returns the first of so many sequences that nobody else has: microseconds since
--- 1970, so that they go on growing even where Redis has lost the last one.
+-- KEYS: catalog   ARGV: count. Reserve that many consecutive sequences and return the first. They are microseconds
+-- since 1970, so that they keep growing even if Redis has lost the last one.
 local function sequences(keys, argv)
   local refused = incomplete(keys[1])
   if refused then return refused end
@@ -286,15 +286,15 @@ end
 
 local function registering(keys, argv) return crowded(REGISTERED) or sequences(keys, argv) end
 
--- A state after the texts of its root and labels, each text after its length: one string is read in one piece.
+-- Return a state preceded by the texts of its root and labels, each after its length, as one string.
 local function told(keys, value)
   local root, label = struct.unpack('>I2I2', value, 15)
   root, label = redis.call('HGET', keys.roots, root) or '', redis.call('HGET', keys.labels, label) or ''
   return struct.pack('>I2c0I2c0', #root, root, #label, label) .. value
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, name, ID or "". Returns "" or as `told` does; of a retired name,
--- whatever ID is asked for, that it was.
+-- KEYS: as for apply   ARGV: prefix of leaf keys, name, ID or "". Returns "" if there is none, else the result of
+-- `told`; for a retired name, whatever the ID, its retired state.
 local function find(given, argv)
   local keys = named(given)
   local refused = incomplete(keys.meta)
@@ -308,8 +308,8 @@ local function find(given, argv)
   return id_of(value) == RETIRED and '\0\0\0\0' .. value or told(keys, value)
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, then name and ID of each. Returns the sequences of these states, 8
--- bytes each; zeros of what is not here.
+-- KEYS: as for apply   ARGV: prefix of leaf keys, then name and ID of each state. Returns the states' sequences, 8
+-- bytes each; zeros for a state that is not here.
 local function since(given, argv)
   local keys, found = named(given), {}
   local refused = incomplete(keys.meta)
@@ -325,7 +325,7 @@ local function since(given, argv)
   return table.concat(found)
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, then names. Returns those that are not here, or are retired.
+-- KEYS: as for apply   ARGV: prefix of leaf keys, then names. Returns the names that are not here or are retired.
 local function absent(given, argv)
   local keys, found = named(given), {}
   local refused = incomplete(keys.meta)
@@ -338,7 +338,7 @@ local function absent(given, argv)
   return found
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, name, leaves at most. Returns where the next leaf begins ("" after
+-- KEYS: as for apply   ARGV: prefix of leaf keys, name, leaves at most. Returns where the next leaf begins ("" after
 -- the last), [number, root...], [number, labels...] and the leaves from that of `name` on, each [field, value...].
 local function leaves(given, argv)
   local keys = named(given)
@@ -360,7 +360,7 @@ local function leaves(given, argv)
     answer[3 + i] = all
   end
   for kind, key in ipairs({ keys.roots, keys.labels }) do
-    seen[kind][INLINE] = nil  -- not a number that anything has
+    seen[kind][INLINE] = nil  -- stands for an inline text; no text has this number
     for number in pairs(seen[kind]) do
       local list = answer[1 + kind]
       list[#list + 1], list[#list + 2] = number, redis.call('HGET', key, number) or ''
@@ -369,7 +369,7 @@ local function leaves(given, argv)
   return answer
 end
 
--- Where memory is full Redis refuses what has no flag: no client can let the catalog grow beyond it.
+-- When memory is full, Redis refuses functions without a flag, so no client can make the catalog exceed it.
 redis.register_function('LIBRARY_apply', apply)
 redis.register_function('LIBRARY_begin', begin)
 redis.register_function('LIBRARY_complete', complete)

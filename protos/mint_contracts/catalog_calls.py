@@ -16,9 +16,9 @@ _PARTS = ("", "directory", "roots", "roots:numbers", "labels", "labels:numbers")
 
 
 async def call(redis: Redis, function: str, base: str, args: Sequence[str | bytes]) -> Any:
-    """One function, its answer as bytes.
+    """Call one function and return its answer as bytes.
 
-    Raises MapUnavailable when Redis does not answer, or has not all of the catalog.
+    Raises MapUnavailable if Redis does not answer or does not hold the complete catalog.
     """
     names = [*[keys.catalog(base, part) for part in _PARTS], keys.epoch(base), keys.base_record(base)]
     try:
@@ -30,13 +30,13 @@ async def call(redis: Redis, function: str, base: str, args: Sequence[str | byte
 
 
 def incomplete(base: str) -> MapUnavailable:
-    """That Redis has not all of a catalog yet."""
+    """Return the error for a catalog that Redis does not hold completely yet."""
     return MapUnavailable(
         f"catalog of {base}", "is being read from its manifests; retry", retry_after_s=INCOMPLETE_RETRY_S
     )
 
 
 def retired(asked: str, base: str, instead: str) -> AdapterNotFound:
-    """That a name means nothing any more; `instead` is what may be done beside registering it again."""
+    """Return the error for a retired name; `instead` is the alternative to registering it again."""
     message = f"was retired from the catalog of {base}; register it again, or {instead}"
     return AdapterNotFound(f"adapter {asked!r}", message)

@@ -1,7 +1,7 @@
 """The catalog's manifests: immutable parts of JSON lines in an object store. They are the catalog; Redis is a copy.
 
-A part that is there is whole. Of all lines that tell of a name, the one with the largest sequence is its newest
-state; part_names.py says which sequence a line has, and which parts count.
+A part that exists is complete. Of all lines about a name, the one with the largest sequence is its newest state;
+part_names.py defines which sequence a line has and which parts count.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from mint_contracts.object_store import object_store
 from mint_contracts.part_names import is_merged, sequence_of
 from mint_contracts.source import Source
 
-THREADS = 8  # of one folder
+THREADS = 8  # per folder
 WRITE_TIMEOUT_S = 60.0
 READ_TIMEOUT_S = 300.0
-MOST_BYTES = 128 << 20  # of a part: more than those that gateways write ever have, however long their entries are
+MOST_BYTES = 128 << 20  # of a part: more than a gateway ever writes, however long the entries are
 
 T = TypeVar("T")
 
@@ -37,23 +37,23 @@ class _Line(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder, _merged = msgspec.json.Decoder(Entry), msgspec.json.Decoder(_Line)
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, MintError)  # no entry, or one that may not be used
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, MintError)  # not an entry, or one that may not be used
 _log = structlog.get_logger()
 
 
 class Parts:
-    """The parts in one folder. Raises what its store does, and SourceUnavailable where that takes too long."""
+    """The parts in one folder. Raises the object store's errors, and SourceUnavailable if a call takes too long."""
 
     def __init__(self, manifests: Source) -> None:
         self._manifests = manifests
         self._store = object_store(manifests)
 
     async def names(self) -> list[str]:
-        """Every part, the oldest first. Other files in the folder are nobody's.
+        """List every part, the oldest first. Other files in the folder are ignored.
 
-        A listing is no picture of one moment: it may miss a run that was made meanwhile, and with it the parts that
-        went when it was there. So it is made again until it finds all that it found before: what it misses had its
-        place taken, and had been there before that, while the listing before was made.
+        A listing is not a snapshot: it may miss a run that was written meanwhile, and also the parts that the run
+        replaced and that were then deleted. So list again until a listing contains everything that the one before
+        found: a part that a listing misses because of a merge still existed when the listing before was made.
         """
         found = await self.do(self._store.names)
         while True:
@@ -62,31 +62,31 @@ class Parts:
                 return [name for name in found if sequence_of(name) is not None]
 
     async def write(self, name: str, entries: Sequence[Entry]) -> None:
-        """Make a part; it is durable when this returns."""
+        """Write a part; it is durable when this returns."""
         await self._put(name, lambda: _encoder.encode_lines(entries))
 
     async def write_merged(self, name: str, rows: Sequence[Row]) -> None:
-        """Make a piece of a run; it is durable when this returns, and may come to be if this raises."""
+        """Write a piece of a run; it is durable when this returns, and may still come to exist if this raises."""
         await self.do(lambda: self._store.put(name, _encoder.encode_lines([_Line(*row) for row in rows])))
 
     async def delete(self, name: str) -> None:
-        """Remove a part whose place another has taken."""
+        """Remove a part that another one has replaced."""
         await self.do(lambda: self._store.delete(name))
 
     async def tidy(self) -> None:
-        """Remove what was left behind by writers that ended midway."""
+        """Remove files left behind by writers that ended midway."""
         await self.do(self._store.tidy)
 
     async def read(self, name: str, *, strict: bool = False) -> list[Row]:
-        """A part's entries with their sequences.
+        """Return a part's entries with their sequences.
 
-        A line that cannot be read is told of, and left out, and so is a part of more than MOST_BYTES; with `strict`
-        both raise CorruptFile.
+        Unreadable lines, and parts of more than MOST_BYTES, are logged and left out; with `strict` both raise
+        CorruptFile.
         """
         return await self.do(lambda: self.read_now(name, strict=strict))
 
     def read_now(self, name: str, *, strict: bool) -> list[Row]:
-        """The same, blocking."""
+        """Do the same as `read`, blocking."""
         first = sequence_of(name)
         if first is None:
             raise CorruptFile(f"{self._manifests.uri}/{name}", "is not a part of a catalog's manifests")
@@ -121,7 +121,7 @@ class Parts:
 
         def put() -> None:
             self._store.put(name, content())
-            if given_up.is_set():  # nobody brings it into Redis so late: it would be found when that is read anew
+            if given_up.is_set():  # nobody will bring it into Redis now; it would turn up when Redis is next rebuilt
                 self._store.delete(name)
 
         try:
@@ -130,7 +130,7 @@ class Parts:
             given_up.set()
 
     async def do(self, work: Callable[[], T], limit_s: float = READ_TIMEOUT_S) -> T:
-        """What may block, in a thread of this folder's own. Raises SourceUnavailable after `limit_s`."""
+        """Run blocking `work` in one of this folder's threads. Raises SourceUnavailable after `limit_s`."""
         try:
             async with asyncio.timeout(limit_s):
                 return await asyncio.get_running_loop().run_in_executor(_threads(self._manifests.uri), work)
@@ -141,7 +141,7 @@ class Parts:
 
 @cache
 def _threads(uri: str) -> ThreadPoolExecutor:
-    """Those of one folder: a store that hangs takes these, and none that another, or Redis, may need."""
+    """Return one folder's threads: a store that hangs blocks these, and none that other folders or Redis need."""
     return ThreadPoolExecutor(THREADS, thread_name_prefix="manifests")
 
 
@@ -155,7 +155,7 @@ def _rows(content: bytes, first: int, *, merged: bool) -> list[Row]:
 
 
 def _check(entries: Sequence[Entry]) -> None:
-    """Raises what `check` does: a line may have been spoilt since it was registered, and be JSON all the same."""
+    """Check entries as `check` does: a line may have been damaged since it was registered and still be valid JSON."""
     plain = plainly_good([entry for entry in entries if not entry.retired])
     for entry in entries:
         if entry.retired or not plain:

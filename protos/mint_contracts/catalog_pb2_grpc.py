@@ -60,34 +60,34 @@ class CatalogServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request_iterator, context):
-        """Registers adapters in bulk. The answer comes when everything that was not refused is in the object store's
-        manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm. A name that the
-        key of whoever sends it does not open ends it, as it ends Retire: PERMISSION_DENIED.
+        """Registers adapters in bulk. The response comes once every entry that was not refused is in the object store's
+        manifests and in Redis. A call that is cut off may have registered a part; sending everything again is harmless.
+        A name that the caller's key does not open ends the call with PERMISSION_DENIED, as it does for Retire.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Adapters by name, in pages.
+        """Lists adapters by name, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resolve(self, request, context):
-        """The newest state of one adapter, or the one of a revision.
+        """Returns the newest state of an adapter, or its state at a revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Retire(self, request, context):
-        """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
-        is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
-        without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
-        names were retired, so that a store that it is given later may answer for them. Where Redis's memory is full, a name
-        that the store alone knows is answered until there is room, and what was retired has been brought in.
+        """Retires names with all their revisions until they are registered again: a request for one is NotFound, even if the
+        base's adapter store has files of it, and a wave that names one is refused, or goes on without it. A wave that
+        gives a source of its own still serves that. A base without a store eventually forgets which names were retired, so
+        a store configured later may answer for them. If Redis's memory is full, a name known only to the store is still
+        served until there is room and the retired names have been brought in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""Reading the catalog: anybody may. Raises MapUnavailable when Redis does not answer, or has not all of it."""
+"""Reading the catalog, open to everyone. Raises MapUnavailable if Redis does not answer or has only a part of it."""
 
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -27,33 +27,33 @@ from mint_contracts.packed_entries import (
 from mint_contracts.source import Source
 
 LEAVES_PER_CALL = 16
-LEAVES_PER_PAGE = 256  # looked through at most for one page, however few of them match
+LEAVES_PER_PAGE = 256  # the most leaves searched for one page, however few entries match
 PAGE_MAX = 1000
-NAMES_PER_CALL = 1000  # Redis does nothing else for some milliseconds
+NAMES_PER_CALL = 1000  # one call keeps Redis busy for a few milliseconds
 
 _US = 1_000_000
 
-EVERYTHING = "*"  # news of more names than are worth telling
+EVERYTHING = "*"  # stands for more changed names than are worth listing
 
 
 class CatalogState(msgspec.Struct, frozen=True):
-    """What is true of a whole catalog."""
+    """Counts and completeness of a catalog in Redis."""
 
     count: int  # adapters that are not retired
     version: int  # grows with every change
-    complete: bool  # if not, Redis has lost it, and its manifests are still being read
+    complete: bool  # False: Redis has lost it, and its manifests are still being read
     manifests: str  # the URI that it was read from
-    older: int = 0  # revisions that are known beside the newest ones
-    retired: int = 0  # names of which it is known that they are
-    tallied: bool = True  # whether `older` and `retired` are of all that there is
+    older: int = 0  # revisions known beside the newest ones
+    retired: int = 0  # names known to be retired
+    tallied: bool = True  # whether `older` and `retired` count the complete catalog
 
     def whole(self, manifests: Source) -> bool:
-        """Whether Redis has all that these manifests hold."""
+        """Whether Redis has everything that these manifests hold."""
         return self.complete and self.manifests == manifests.uri
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some of the entries asked for, by name. `after` is where the next page goes on; empty after the last."""
+    """A page of entries, sorted by name. The next page begins after `after`, which is empty on the last page."""
 
     entries: tuple[Entry, ...]
     after: str
@@ -66,7 +66,7 @@ class CatalogReader:
         self._redis = redis
 
     async def state(self, base: str) -> CatalogState:
-        """How much there is, and whether that is all."""
+        """Return the catalog's counts and whether it is complete."""
         fields = ("complete", "manifests", "copy", "tallied", "count", "version", "older", "retired")
         found = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
         complete, manifests, copy, tallied = found[:4]
@@ -74,9 +74,9 @@ class CatalogReader:
         return CatalogState(count, version, complete == "1", manifests or "", older, retired, copy == tallied)
 
     async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
-        """The newest state of an adapter, or the one of that revision; None where there is none. One round trip.
+        """Return an adapter's newest state, or its state at that revision; None if there is none. One round trip.
 
-        Of a name that was retired, and not registered since, an entry that says so, whatever revision is asked for.
+        For a name that is retired, return an entry with `retired` set, whatever revision is asked for.
         """
         answer = await call(
             self._redis, "find", base, [keys.catalog_leaf(base, ""), name, identity_of(revision) if revision else ""]
@@ -90,9 +90,9 @@ class CatalogReader:
         return entry if not revision or entry.revision == revision else None
 
     async def registered(self, base: str, sources: Mapping[str, Source]) -> dict[str, int]:
-        """When what lies at these was registered, in seconds since 1970, by NAME or NAME@REVISION.
+        """Return when each source was registered, in seconds since 1970, by NAME or NAME@REVISION.
 
-        What the catalog does not know from there is left out.
+        Names that the catalog does not have with that source are left out.
         """
         found: dict[str, int] = {}
         asked = list(sources.items())
@@ -105,7 +105,7 @@ class CatalogReader:
         return found
 
     async def absent(self, base: str, names: Sequence[str]) -> list[str]:
-        """Those of the names that are not in the catalog, or are retired."""
+        """Return the names that are not in the catalog or are retired."""
         found: list[str] = []
         for at in range(0, len(names), NAMES_PER_CALL):
             args = [keys.catalog_leaf(base, ""), *names[at : at + NAMES_PER_CALL]]
@@ -115,9 +115,9 @@ class CatalogReader:
     async def page(
         self, base: str, *, prefix: str = "", labels: Mapping[str, str] | None = None, after: str = "", limit: int
     ) -> Page:
-        """Entries by name: those after the name `after` that begin with `prefix` and have all of `labels`.
+        """Return entries sorted by name: those after `after` that begin with `prefix` and have all of `labels`.
 
-        A page may hold fewer than `limit`, or none, although there are more: only an empty `after` is the end.
+        A page may hold fewer than `limit`, or none, although there are more: only an empty `after` marks the end.
         """
         wanted, start = sorted((labels or {}).items()), max(prefix, after)
         entries: list[Entry] = []
@@ -130,13 +130,13 @@ class CatalogReader:
             if not begin or not (begin <= prefix or begin.startswith(prefix)):
                 return Page(tuple(entries), "")
             start = begin
-        # What comes before the next leaf has been looked through: go on at its first name, that one included.
+        # Everything before the next leaf has been searched: go on at that leaf's first name, included.
         return Page(tuple(entries), _just_before(start))
 
     async def all(
         self, base: str, *, prefix: str = "", labels: Mapping[str, str] | None = None, limit: int
     ) -> list[Entry]:
-        """Every such entry, or `limit` + 1 of them where there are more."""
+        """Return every matching entry, or `limit` + 1 of them if there are more."""
         found: list[Entry] = []
         after = ""
         while True:
@@ -150,7 +150,7 @@ class CatalogReader:
 
     @asynccontextmanager
     async def news(self, base: str) -> AsyncIterator[Callable[[float], Awaitable[Sequence[str]]]]:
-        """`wait(timeout_s)` tells names that have changed, or EVERYTHING; none when the time is up."""
+        """Yield `wait(timeout_s)`, which returns changed names, or EVERYTHING; nothing when the time is up."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             await bounded(lambda: pubsub.subscribe(keys.catalog(base, "news")))
@@ -166,7 +166,7 @@ class CatalogReader:
     async def _rows(
         self, base: str, start: str, prefix: str, after: str, wanted: Sequence[tuple[str, str]]
     ) -> tuple[str, list[tuple[str, Found]]]:
-        """Where the leaves after these begin, and what of these is asked for, by name."""
+        """Return where the leaves after these begin, and the matching entries of these, sorted by name."""
         begin, roots, labels, *leaves = await call(
             self._redis, "leaves", base, [keys.catalog_leaf(base, ""), start, str(LEAVES_PER_CALL)]
         )
@@ -193,5 +193,5 @@ def _pairs(flat: Sequence[Any]) -> dict[int, bytes]:
 
 
 def _just_before(name: str) -> str:
-    """A text after every adapter's name that comes before `name`, and before `name` itself."""
+    """Return a text that sorts before `name` and after every adapter name that sorts before `name`."""
     return name[:-1] + chr(ord(name[-1]) - 1) + "~"

@@ -1,4 +1,4 @@
-"""Writing the catalog in Redis: what is in its manifests, and nothing else. Any gateway may, in any order."""
+"""Writing the catalog's copy in Redis from its manifests. Any gateway may write, in any order."""
 
 import asyncio
 import secrets
@@ -18,16 +18,16 @@ from mint_contracts.errors import CapacityExceeded
 from mint_contracts.functions import bounded
 from mint_contracts.packed_entries import batch
 
-ROWS_PER_CALL = 512  # Redis does nothing else for some five milliseconds
-CALLS_AT_ONCE = 2  # of a writer: Redis has the next at hand when it has done one, and others wait for no more
+ROWS_PER_CALL = 512  # one call keeps Redis busy for about five milliseconds
+CALLS_AT_ONCE = 2  # per writer: Redis has the next one ready when it finishes one, and others wait for at most two
 NAMES_PER_NEWS = 64
-LEAVES_PER_CALL = 1000  # deleted in about two milliseconds
+LEAVES_PER_CALL = 1000  # Redis deletes them in about two milliseconds
 
 
 class CatalogWriter:
-    """Brings entries into Redis. The state with the largest sequence is a name's newest, whatever comes first.
+    """Brings entries into Redis. The state with the largest sequence is a name's newest, in whatever order they come.
 
-    Where Redis's memory is full, names can be retired and nothing else: the rest raises CapacityExceeded.
+    If Redis's memory is full, names can only be retired: other calls raise CapacityExceeded.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -35,19 +35,19 @@ class CatalogWriter:
         self._gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def sequences(self, base: str, count: int, *, retiring: bool = False) -> int:
-        """The first of `count` sequences that nobody else is given: microseconds since 1970, by Redis's clock.
+        """Reserve `count` unique sequences and return the first: microseconds since 1970, by Redis's clock.
 
-        `retiring`: for names that are retired, all of them. Raises MapUnavailable, also while the catalog is not
-        complete.
+        `retiring`: all of them are for names being retired. Raises MapUnavailable, also while the catalog is
+        incomplete.
         """
         return int(await self._call("retiring" if retiring else "sequences", base, [str(count)]))
 
     async def begin(self, base: str, manifests: str) -> str:
-        """Begin a copy of the manifests at that URI; returns the token by which it is filled and completed.
+        """Begin a copy of the manifests at that URI; return the token that is needed to fill and complete it.
 
-        The catalog is not complete from here on. What Redis holds is deleted first.
+        The catalog is incomplete from here on. What Redis holds of it is deleted first.
         """
-        await bounded(lambda: self._redis.delete(keys.catalog(base, "parts")))  # each is noted anew when it is in
+        await bounded(lambda: self._redis.delete(keys.catalog(base, "parts")))  # each is noted again once it is in
         copy = secrets.token_hex(8)
         args = [keys.catalog_leaf(base, ""), manifests, copy, str(LEAVES_PER_CALL)]
         while not await self._call("begin", base, args):
@@ -55,32 +55,32 @@ class CatalogWriter:
         return copy
 
     async def apply(self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "") -> None:
-        """Bring in the entries of a manifest part, and note then that it is in.
+        """Bring in the entries of a manifest part, then note that the part is in.
 
-        Names that were retired before the sequence `horizon` may be forgotten. With `copy` it is for that copy alone:
-        raises MapUnavailable where Redis has another, or has lost it.
+        Names that were retired before the sequence `horizon` may be forgotten. With `copy`, write only to that copy:
+        raises MapUnavailable if Redis has another one or has lost it.
         """
         await self._send("apply", base, rows, horizon, copy)
         first = min((sequence for sequence, _ in rows), default=0)
-        with suppress(OutOfMemoryError):  # a part that is not noted is brought in once more
+        with suppress(OutOfMemoryError):  # a part that is not noted is brought in again
             await bounded(lambda: self._redis.zadd(keys.catalog(base, "parts"), {part: first}))
 
     async def retire(self, base: str, rows: Sequence[Row]) -> None:
-        """Bring in retired names, those that are here alone, which needs no memory.
+        """Retire those of the names that Redis has, which needs no memory.
 
-        The part is not noted: it is brought in later, and with it the names that were not here.
+        The part is not noted: it is brought in later, together with the names that Redis does not have.
         """
         await self._send("retire", base, rows, 0, "")
 
     async def complete(self, base: str, copy: str, sequence: int) -> None:
-        """The copy is now all that the manifests hold, whose largest sequence this is.
+        """Mark the copy complete: it holds all of the manifests, whose largest sequence is `sequence`.
 
-        Raises MapUnavailable where Redis has another, or has lost it.
+        Raises MapUnavailable if Redis has another copy or has lost it.
         """
         await self._call("complete", base, [copy, str(sequence)])
 
     async def _send(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str) -> None:
-        """Rows in pieces, some at once."""
+        """Send rows in pieces, at most CALLS_AT_ONCE at a time."""
         ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
         pieces = [ordered[at : at + ROWS_PER_CALL] for at in range(0, len(ordered), ROWS_PER_CALL)]
 

@@ -1,4 +1,4 @@
-"""Where sources lie: file:// and pvc:// ones on this machine, and whether two are one folder."""
+"""Where file:// and pvc:// sources lie on this machine, and whether two sources are the same folder."""
 
 import os
 from pathlib import Path
@@ -11,9 +11,9 @@ DEFAULT_PVC_ROOT = "/mint/pvc"
 
 
 def local_path(location: Location) -> tuple[Path, Path | None]:
-    """Where a file:// or pvc:// source lies, links resolved, and the folder that it may not leave (a pvc:// claim).
+    """Return a file:// or pvc:// source's path, links resolved, and the folder it may not leave (a pvc:// claim).
 
-    Raises SourceForbidden for a claim that is not mounted or a link that leaves it.
+    Raises SourceForbidden if the claim is not mounted or a symbolic link leaves it.
     """
     if location.scheme == "file":
         return Path(os.path.realpath("/" + location.path)), None
@@ -29,14 +29,14 @@ def local_path(location: Location) -> tuple[Path, Path | None]:
 
 
 def named_path(location: Location) -> str:
-    """The same as it is named, links and claims not looked at: for stat, not for reading (see `local_path`)."""
+    """Return the path as named, without resolving links or checking the claim: for stat, not for reading."""
     return f"{_root()}/{location.host}/{location.path}" if location.scheme == "pvc" else f"/{location.path}"
 
 
 def folders(source: Source) -> list[str]:
-    """The way to a source, folder by folder, alike for each way to write it; a claim's as engines mount it.
+    """Return a source's path as a list of folders, the same for every spelling; a claim's as engines mount it.
 
-    Raises SourceForbidden for what may not be read.
+    Raises SourceForbidden for a source that may not be read.
     """
     location = locate(source)
     scheme, path = location.scheme, f"{location.host}/{location.path}"

@@ -12,5 +12,5 @@ _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def seconds(duration: Duration) -> int:
-    """The same in seconds; 0 where nothing is written."""
+    """Return the duration in seconds; 0 if it is empty."""
     return sum(int(count) * _UNITS_S[unit] for count, unit in re.findall(r"([0-9]+)([dhms])", duration))

@@ -1,13 +1,13 @@
-"""How a program ends before it has begun. Imports nothing that takes time."""
+"""Ending a program that is still starting. Imports nothing that takes time."""
 
 import os
 import signal
 
 
 def end_on_signal() -> None:
-    """End by SIGTERM at once, until whoever runs takes it over: nothing has begun while a process imports.
+    """Exit at once on SIGTERM or SIGINT, until the program installs its own handlers; it has nothing to clean up yet.
 
-    Nobody else would end it: the first process of a container gets no signal that it has not asked for.
+    Without a handler nothing would end it: the first process of a container gets only signals that it handles.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))

@@ -56,7 +56,7 @@ class EngineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Every adapter that this engine holds or failed to hold, with the tier.
+        """Lists every adapter that this engine holds or failed to load, with its tier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""What the catalog holds of one adapter, as one line of JSON: the form of manifests, and of what is registered."""
+"""Catalog entries: one adapter as one line of JSON, the form of manifests and of registrations."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,34 +21,34 @@ _LABEL_KEY, _LABEL_VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE
 _REVISION = re.compile(REVISION_PATTERN)
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
 
-# Possessive, so that nothing is tried twice; what they do not match may be good all the same.
+# Possessive, so that nothing is tried twice; a text that they do not match may still be valid.
 _WORD = "[A-Za-z0-9][A-Za-z0-9._-]*+"
 _PLAIN_TAIL = re.compile(rf"(?:/?+{_WORD})*+")
-# Of a text of many lines, each plainly good.
+# These match a text of many lines, each obviously valid.
 _NAMES = re.compile(rf"(?:{_WORD}(?<=[A-Za-z0-9])(?:/{_WORD}(?<=[A-Za-z0-9])){{0,3}}+\n)*+")
 _URIS = re.compile(rf"(?:(?:(?:s3|gs|pvc|https?)://|file:///){_WORD}(?:/{_WORD})*+\n)*+")
 _REVISIONS = re.compile(r"(?:(?:[A-Za-z0-9][A-Za-z0-9._:+/-]*+)?+\n)*+")
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """One revision of an adapter: where it is fetched from, and what it may be chosen by.
+    """One revision of an adapter: where it is fetched from, and the labels and sizes that it may be selected by.
 
-    `revision` pins a commit of an hf:// source; elsewhere it is the registrar's own word for this state, a digest at
-    best. The newest entry of a name is what the name means; an older one is asked for as NAME@REVISION. A field of
-    another name is refused: it would be a misspelt one.
+    `revision` pins a commit of an hf:// source; for other sources it is the registrar's own name for this state,
+    ideally a digest. A name means its newest entry; clients request an older one as NAME@REVISION. Unknown fields are
+    refused, as they are likely misspelt.
     """
 
     name: str
     uri: str = ""
     revision: str = ""
     labels: dict[str, str] = {}
-    rank: int = 0  # 0: not told
-    bytes: int = 0  # of its files; 0: not told
-    retired: bool = False  # the name means nothing from here on
+    rank: int = 0  # 0: unknown
+    bytes: int = 0  # total size of its files; 0: unknown
+    retired: bool = False  # the name is retired from here on
 
     @property
     def source(self) -> Source:
-        """Where it is fetched from."""
+        """The source that it is fetched from."""
         return Source(uri=self.uri, revision=self.revision)
 
 
@@ -58,7 +58,7 @@ _line = msgspec.json.Decoder(Entry)
 
 
 def read_line(text: bytes) -> Entry:
-    """The entry of one line. Raises InvalidRequest, or what `check` raises."""
+    """Decode and check the entry of one line. Raises InvalidRequest, or what `check` raises."""
     try:
         entry = _line.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -67,12 +67,12 @@ def read_line(text: bytes) -> Entry:
 
 
 def read_lines(text: bytes) -> list[Entry]:
-    """The entries of whole lines, unchecked: the quick way, which raises MsgspecError or UnicodeDecodeError."""
+    """Decode the entries of complete lines, unchecked: the fast way. Raises MsgspecError or UnicodeDecodeError."""
     return _line.decode_lines(text)
 
 
 def filled(row: Mapping[str, object]) -> dict[str, object]:
-    """A row of a table of entries without the columns, and the labels, that are null in it."""
+    """Return a row of a table of entries without the columns and labels that are null in it."""
     found = {key: value for key, value in row.items() if value is not None}
     labels = found.get("labels")
     if isinstance(labels, dict):  # a struct has every label that any row has
@@ -81,7 +81,7 @@ def filled(row: Mapping[str, object]) -> dict[str, object]:
 
 
 def check(entry: Entry) -> Entry:
-    """The entry itself, if its every part may be used. Raises InvalidRequest or SourceForbidden."""
+    """Return the entry itself if all of it is valid. Raises InvalidRequest or SourceForbidden."""
     check_adapter(entry.name)
     subject = f"adapter {entry.name!r}"
     if entry.retired:
@@ -106,7 +106,7 @@ def check(entry: Entry) -> Entry:
 
 
 def plainly_good(entries: Sequence[Entry]) -> bool:
-    """Whether `check` takes all of these, found out for many at a fifth of the cost; False may only mean: ask it."""
+    """Whether all are certain to pass `check`, at a fifth of its cost for many. If False, call `check` for each."""
     if not entries:
         return True
     if any(entry.retired for entry in entries):
@@ -123,32 +123,32 @@ def plainly_good(entries: Sequence[Entry]) -> bool:
 
 
 def _lines_match(pattern: re.Pattern[str], texts: Sequence[str], longest: int) -> bool:
-    """Whether every text is a line of the pattern, none of them longer."""
+    """Whether every text is one line that matches the pattern and is at most `longest` characters."""
     lines = "\n".join(texts) + "\n"
     return max(map(len, texts)) <= longest and lines.count("\n") == len(texts) and bool(pattern.fullmatch(lines))
 
 
 def check_labels(labels: Mapping[str, str], subject: str) -> None:
-    """Labels obey the rules of Kubernetes' own, so that waves can match them. Raises InvalidRequest."""
+    """Check labels by the rules of Kubernetes labels, so that waves can match them. Raises InvalidRequest."""
     if fault := _fault(tuple(labels.items())):
         raise InvalidRequest(subject, fault)
 
 
 def split_uri(uri: str, name: str) -> tuple[str, str]:
-    """A URI as what comes before the adapter's name and what comes after; all of it before if it lacks the name."""
+    """Split a URI at the adapter's name: the text before it and after it; all of it before if it lacks the name."""
     at = uri.rfind(f"/{name}") + 1
     return (uri[:at], uri[at + len(name) :]) if at else (uri, "")
 
 
 @lru_cache(maxsize=65536)
 def _check_root(root: str, *, pinned: bool) -> None:
-    """Whether a URI that begins so and goes on plainly can be located; many entries begin alike."""
+    """Check that a URI with this root and a plain tail can be located; cached, as many entries share a root."""
     locate(Source(uri=f"{root}x", revision="r" if pinned else ""))
 
 
 @lru_cache(maxsize=16384)
 def _fault(labels: tuple[tuple[str, str], ...]) -> str:
-    """What is wrong with labels, empty if nothing; many entries have the same."""
+    """Return what is wrong with labels, "" if nothing; cached, as many entries have the same labels."""
     if len(labels) > LABELS_MAX:
         return f"has {len(labels)} labels; {LABELS_MAX} are the most"
     for key, value in labels:

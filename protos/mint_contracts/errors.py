@@ -1,20 +1,20 @@
-"""Every way that MinT says no, in one tree.
+"""All of MinT's errors, in one tree.
 
 Each class is mapped once: to a gRPC status, an HTTP status and the reason of a Kubernetes condition (its name).
-A *terminal* error needs a person or a changed object; any other goes away by itself and is retried with backoff.
+A *terminal* error needs a person or a changed object; any other is transient and is retried with backoff.
 
     MintError
     ├── InvalidRequest          the request itself is wrong
     │   ├── PromptTooLong       more tokens than the context holds
     │   └── BadExample          a line of a data set, or an example, that nothing can be learnt from
-    ├── Unauthenticated         no key came with it, or one that is not known
-    ├── PermissionDenied        the key that came with it does not open what it would change
+    ├── Unauthenticated         the request has no key, or an unknown one
+    ├── PermissionDenied        the request's key does not open what the request would change
     ├── NotFound
     │   ├── BaseModelNotFound   no such BaseModel
     │   ├── AdapterNotFound     no wave, store or file knows the adapter
     │   ├── CatalogNotFound     the base model keeps no catalog
     │   ├── SourceNotFound      the URI was read and holds nothing
-    │   └── PolicyNotFound      no policy of that name is here, or has a checkpoint
+    │   └── PolicyNotFound      no policy of that name is on the engine or has a checkpoint
     ├── Rejected                the object was read and may not be used
     │   ├── SourceForbidden     scheme, path or claim that may not be read
     │   ├── UnsafeFormat        pickled weights: only safetensors are loaded
@@ -25,21 +25,21 @@ A *terminal* error needs a person or a changed object; any other goes away by it
     │   ├── UnsupportedAdapter  a PEFT feature that the engine does not serve
     │   ├── ShapeMismatch       tensors that do not fit the base model
     │   ├── NonFiniteWeights    NaN or infinity among the weights
-    │   ├── UnsupportedBase     base weights that no engine here can load
-    │   ├── BadReward           a reward that is no finite number, or a service that refuses to give one
-    │   ├── OutOfOrder          a call of a policy whose predecessor has not come
-    │   └── TornPolicy          a defect left a policy in the middle of a step
-    ├── CapacityExceeded        can never fit as things are declared
-    ├── Overloaded              a queue is full: come back after `retry_after_s`
-    ├── Unavailable             someone needed is away for now
+    │   ├── UnsupportedBase     base weights that no engine of this version can load
+    │   ├── BadReward           a reward that is not a finite number, or a service that refuses to give one
+    │   ├── OutOfOrder          a policy's call whose predecessor has not arrived
+    │   └── TornPolicy          a defect left a policy in the middle of an optimizer step
+    ├── CapacityExceeded        can never fit within the declared limits
+    ├── Overloaded              a queue is full: retry after `retry_after_s`
+    ├── Unavailable             something that is needed does not answer for now
     │   ├── SourceUnavailable   storage did not answer
     │   ├── EngineUnavailable   no engine can answer now
-    │   ├── Draining            this engine is about to end
+    │   ├── Draining            this engine is shutting down
     │   ├── MapUnavailable      Redis did not answer
     │   └── RewardUnavailable   a user's reward service did not answer
     ├── StaleEpoch              another operator has taken over the map
     ├── StaleLease              another engine, or a later start of this one, trains the policy
-    └── Internal                a defect of ours
+    └── Internal                a defect of MinT
 """
 
 from typing import ClassVar
@@ -50,8 +50,8 @@ import grpc
 class MintError(Exception):
     """Root of the tree. `subject` names the object, `message` says what is wrong and what to do.
 
-    Both may quote what others wrote: what is no Unicode text of it (a lone surrogate) becomes "?", so that every
-    error can be sent, reported and logged.
+    Both may quote text from outside: anything in it that is not valid Unicode (a lone surrogate) becomes "?", so that
+    every error can be sent, reported and logged.
     """
 
     grpc_status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -67,7 +67,7 @@ class MintError(Exception):
 
     @property
     def reason(self) -> str:
-        """The condition reason, CamelCase as Kubernetes has it."""
+        """The reason for a condition, in CamelCase as Kubernetes requires."""
         return type(self).__name__
 
 
@@ -87,21 +87,21 @@ class BadExample(InvalidRequest):
 
 
 class Unauthenticated(MintError):
-    """No key came with the request, or one that is not known."""
+    """The request has no key, or an unknown one."""
 
     grpc_status = grpc.StatusCode.UNAUTHENTICATED
     http_status = 401
 
 
 class PermissionDenied(MintError):
-    """The key that came with the request does not open what the request would change."""
+    """The request's key does not open what the request would change."""
 
     grpc_status = grpc.StatusCode.PERMISSION_DENIED
     http_status = 403
 
 
 class NotFound(MintError):
-    """Something that was named does not exist."""
+    """A named object does not exist."""
 
     grpc_status = grpc.StatusCode.NOT_FOUND
     http_status = 404
@@ -124,7 +124,7 @@ class SourceNotFound(NotFound):
 
 
 class PolicyNotFound(NotFound):
-    """No policy of that name is here, or has a checkpoint."""
+    """No policy of that name is on the engine or has a checkpoint."""
 
 
 class Rejected(MintError):
@@ -171,30 +171,30 @@ class NonFiniteWeights(Rejected):
 
 
 class UnsupportedBase(Rejected):
-    """Base weights that no engine here can load."""
+    """Base weights that no engine of this version can load."""
 
 
 class BadReward(Rejected):
-    """A reward that is no finite number, or a service that refuses to give one."""
+    """A reward that is not a finite number, or a service that refuses to give one."""
 
 
 class OutOfOrder(Rejected):
-    """A call of a policy whose predecessor has not come."""
+    """A policy's call whose predecessor has not arrived."""
 
 
 class TornPolicy(Rejected):
-    """A defect left a policy in the middle of an optimizer step: its numbers are nobody's."""
+    """A defect left a policy in the middle of an optimizer step: its numbers belong to no step."""
 
 
 class CapacityExceeded(MintError):
-    """Can never fit as things are declared; raise the limit or ask for less."""
+    """Can never fit within the declared limits; raise the limit or ask for less."""
 
     grpc_status = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 422
 
 
 class Overloaded(MintError):
-    """A queue is full; `retry_after_s` says when to come back."""
+    """A queue is full; `retry_after_s` says when to retry."""
 
     grpc_status = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 429
@@ -202,7 +202,7 @@ class Overloaded(MintError):
 
 
 class Unavailable(MintError):
-    """Someone needed is away for now."""
+    """Something that is needed does not answer for now."""
 
     grpc_status = grpc.StatusCode.UNAVAILABLE
     http_status = 503
@@ -218,7 +218,7 @@ class EngineUnavailable(Unavailable):
 
 
 class Draining(Unavailable):
-    """This engine is about to end and takes no new requests."""
+    """This engine is shutting down and takes no new requests."""
 
 
 class MapUnavailable(Unavailable):
@@ -244,13 +244,13 @@ class StaleLease(MintError):
 
 
 class Internal(MintError):
-    """A defect of ours."""
+    """A defect of MinT."""
 
     grpc_status = grpc.StatusCode.INTERNAL
 
 
 def by_reason(reason: str) -> type[MintError] | None:
-    """The class of that name; None for a reason that this version does not know."""
+    """Return the class of that name; None for a reason that this version does not know."""
     return _tree(MintError).get(reason)
 
 

@@ -1,12 +1,12 @@
--- The placement map's writes. Each is one atomic step; the library's name carries a digest of this file, so that
--- two versions of MinT can share a Redis while one replaces the other.
+-- The placement map's writes. Each is one atomic step. The library's name contains a digest of this file, so that two
+-- versions of MinT can share a Redis during an upgrade.
 
 -- KEYS: epoch, version, base, placements, editions, waves, writing, assigned...
--- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, version that the change is made for, -1: none, or "",
--- which part of the change this is ("whole", "first", "next" or "last"), and a token that no other change has
+-- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, the version that the change was planned for (-1:
+-- the map had none; "": any), which part of the change this is ("whole", "first", "next" or "last"), and a unique token
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
--- with one element of "assigned" for each key after the seventh. called (JSON): [[engine, its channel]...], every engine
--- whose part the whole change touches; they are called when it commits.
+-- with one element of "assigned" for each key after the seventh. called (JSON): [[engine, its channel]...], every
+-- engine whose part the complete change touches; they are notified when it commits. Returns the version.
 local function change(key, ops)
   for _, pair in ipairs(ops.set) do redis.call('HSET', key, pair[1], pair[2]) end
   for _, field in ipairs(ops.del) do redis.call('HDEL', key, field) end
@@ -22,10 +22,10 @@ end
 local function apply(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
   if refused then return refused end
-  -- A change of a map that Redis has lost meanwhile would be taken for the whole of it.
+  -- If Redis has lost the map meanwhile, readers would take this change for the complete map.
   local there = redis.call('GET', keys[2]) or '-1'
   if argv[7] ~= '' and argv[7] ~= there then return redis.error_reply('MAPCHANGED ' .. there) end
-  -- Lost and lost again are both without a version: what the first part has left tells whether that is there yet.
+  -- A map that was lost twice has no version either time: the token shows whether the first part is still there.
   local part, token = argv[8], argv[9]
   if part == 'first' then redis.call('SET', keys[7], token) end
   if part == 'next' or part == 'last' then
@@ -50,8 +50,8 @@ end
 
 -- KEYS: epoch, training, editions, trains..., rewards...   ARGV: epoch, ops, called
 -- ops (JSON): {"training": {"set":, "del":}, "trains": [{"set":, "del":}...]} with one element of "trains" for each key
--- after the third; the keys after those are deleted. called is as in apply. The map's version stays as it is, so a
--- map that was lost stays unknown: leases are written first, and none is taken for withdrawn because it is not there.
+-- after the third; the keys after those are deleted. called is as in apply. The map's version stays as it is, so a map
+-- that was lost stays unknown until leases are written: no missing lease is taken for a withdrawn one.
 local function train(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
   if refused then return refused end
@@ -79,13 +79,14 @@ local function later(one, other)
   return #one > #other or (#one == #other and one > other)
 end
 
--- The sequence in "INCARNATION SEQUENCE", as is kept of what an engine has told; nil where that is another start's.
+-- Return the sequence of a kept "INCARNATION SEQUENCE" mark; nil if the mark is from another incarnation.
 local function at(kept, incarnation)
   local start, sequence = string.match(kept or '', '^(%d+) (%d+)$')
   return start == incarnation and tonumber(sequence) or nil
 end
 
--- A start whose heart beats no more keeps nobody out: the clock may have been put back since.
+-- Return the known incarnation, and an error if it is later than this one and its heartbeat is alive. One without a
+-- heartbeat excludes nobody: the clock may have been put back since.
 local function outlived(keys, engine, incarnation)
   local known = redis.call('HGET', keys[1], engine)
   if known and later(known, incarnation) and redis.call('EXISTS', keys[2]) == 1 then
@@ -94,16 +95,16 @@ local function outlived(keys, engine, incarnation)
   return known, nil
 end
 
--- So many pairs of a field and its value from argv[first] on, and behind them fields to delete. They come as they are,
--- and many go to Redis in one call: as JSON, one by one, they would take it twice as long.
+-- Write `pairs` pairs of field and value from argv[first] on; delete the fields after them. Plain arguments and many
+-- fields in one call take half the time of JSON and one call for each field.
 local function write(key, argv, first, pairs)
   local last, most = first + 2 * pairs - 1, 200
   for i = first, last, most do redis.call('HSET', key, unpack(argv, i, math.min(i + most - 1, last))) end
   for i = last + 1, #argv, most do redis.call('HDEL', key, unpack(argv, i, math.min(i + most - 1, #argv))) end
 end
 
--- Removes what this start, or one before it, has told in part up to the sequence (nil: at all): nobody goes on from
--- there, and while it is there an engine seems to be telling. Returns whether there was such a part.
+-- Remove an unfinished report of this incarnation or an earlier one, up to the sequence (nil: any): nothing continues
+-- it, and while it exists the engine seems to be reporting. Returns whether there was one.
 local function drop(key, incarnation, sequence)
   local start, there = string.match(redis.call('HGET', key, '') or '', '^(%d+) (%d+)$')
   if not start or later(start, incarnation) then return false end
@@ -113,11 +114,11 @@ local function drop(key, incarnation, sequence)
 end
 
 -- KEYS: engines, engine, telling, told
--- ARGV: engine, incarnation, over, sequence, ms that a heart beats on, ms that this is kept, pairs, what to write...
--- A part of all that an engine holds: put beside what the map has of it until the last part comes with its report, so
--- that nobody reads half of it. `over` is the sequence of the part before, 0: none. A part that comes twice, or late,
--- changes nothing. Returns 1 when it is there, 0 when those before it are not, or more came behind it. How long this is
--- kept yet tells readers when the engine last called, so that each call that finds its part there begins that anew.
+-- ARGV: engine, incarnation, over, sequence, heartbeat's ttl ms, ttl ms of this part, pairs, fields and values...
+-- Store one part of everything that an engine holds, beside what the map has of it until `report` brings the last part,
+-- so that nobody reads half of it. `over` is the sequence of the previous part, 0: none. A part that comes twice, or
+-- late, changes nothing. Returns 1 if the part is there, 0 if those before it are missing or later ones came. Readers
+-- see from the remaining ttl when the engine last called, so every call that finds its part renews the ttl.
 local function tell(keys, argv)
   local incarnation, over, sequence = argv[2], tonumber(argv[3]), tonumber(argv[4])
   local known, refused = outlived(keys, argv[1], incarnation)
@@ -145,12 +146,12 @@ local function tell(keys, argv)
 end
 
 -- KEYS: engines, engine, held, version, editions, told, telling
--- ARGV: engine, incarnation, record, ttl ms, full 0|1, over, sequence, channel, news 0|1, pairs, what to write...
--- The map then is at `sequence` of this start. Without `full` it must be at `over` for that; with it, what is there is
--- replaced by what `tell` was told up to `over` (0: nothing), and this. A report that comes twice, or late, changes
--- nothing of what is held: a Redis that stood still carries out what nobody waits for any more.
--- Returns {1 when that was so, 0 when a full report is needed; version or -1; edition; how many adapters are held}.
--- A heartbeat without news calls nobody: with a thousand engines the calls alone would keep every follower busy.
+-- ARGV: engine, incarnation, record, ttl ms, full 0|1, over, sequence, channel, news 0|1, pairs, fields and values...
+-- Bring the map to `sequence` of this incarnation. Without `full` the map must be at `over`; with it, the parts stored
+-- by `tell` up to `over` (0: none) and this report replace what is there. A report that comes twice, or late, changes
+-- nothing of what is held: a Redis that stood still may run calls that nobody waits for any more.
+-- Returns {1 if the report was taken, 0 if a full one is needed; version or -1; edition; number of adapters held}.
+-- A heartbeat without news notifies nobody: with a thousand engines the messages alone would keep every follower busy.
 local function report(keys, argv)
   local incarnation, full, over, sequence = argv[2], argv[5] == '1', tonumber(argv[6]), tonumber(argv[7])
   local known, refused = outlived(keys, argv[1], incarnation)
@@ -184,8 +185,8 @@ local function report(keys, argv)
 end
 
 -- KEYS: engines, engine, telling   ARGV: engine, incarnation, channel
--- An old start that ends late leaves the heart of the next one beating, and what that one is telling. A start that ends
--- as it tells a map that had lost it is made known as well: it was taken for alive until now.
+-- End an engine's heartbeat and drop its unfinished report, but not those of a later incarnation. An engine that ends
+-- while it reports to a map that had lost it is announced as well: readers took it for alive until now.
 local function leave(keys, argv)
   local known = redis.call('HGET', keys[1], argv[1]) == argv[2]
   local told = drop(keys[3], argv[2])
@@ -200,9 +201,9 @@ end
 -- KEYS: engines, progress, trains, rewards...
 -- ARGV: engine, incarnation, full 0|1, set (JSON pairs), del (JSON), lists, channel
 -- lists (JSON): [[policy, first, [value...]]...], one for each key after the third: the list's values from `first` on.
--- A list is written only while the map has the engine's lease: it goes with the wave, once, and an engine that has yet
--- to read that the wave is gone would make it anew for good.
--- Returns -1 when the map does not know this incarnation, else the indices of the lists that are too short for theirs,
+-- A list is written only while the map has the engine's lease: it is deleted once, with the wave, and an engine that
+-- has yet to read of that deletion would create it again for good.
+-- Returns -1 if the map does not know this incarnation, else the indices of the lists that are shorter than `first`,
 -- and of those without a lease.
 local function progress(keys, argv)
   local known, incarnation = redis.call('HGET', keys[1], argv[1]), argv[2]
@@ -226,9 +227,9 @@ local function progress(keys, argv)
   return { short, unleased }
 end
 
--- Where memory is full Redis would refuse each of these, a call that only deletes too: every engine's heart would stop,
--- and nothing could be freed. The map is as large as what engines hold, twice that while they tell all of it anew; what
--- clients let grow is refused (catalog.lua).
+-- With memory full and without this flag, Redis would refuse all of these, even calls that only delete: all heartbeats
+-- would stop, and nothing could be freed. The map is as large as what engines hold, twice that while they report all of
+-- it again; what clients can make grow is refused (catalog.lua).
 redis.register_function{ function_name = 'LIBRARY_apply', callback = apply, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_train', callback = train, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }

@@ -1,4 +1,4 @@
-"""The Redis connection and the function libraries (functions.lua, catalog.lua): every call bounded in time."""
+"""The Redis connection and the function libraries (functions.lua, catalog.lua); every call has a time limit."""
 
 import asyncio
 import hashlib
@@ -30,14 +30,14 @@ RETRY_AFTER_S = 1.0  # a Redis that was restarted is back within seconds
 
 
 class Library(msgspec.Struct, frozen=True):
-    """Functions that Redis runs, each as one atomic step; the name carries a digest of their code."""
+    """Functions that Redis runs, each as one atomic step; the name contains a digest of their code."""
 
     name: str
     code: str
 
 
 def library(file: str) -> Library:
-    """The library of one of this package's Lua files."""
+    """Load one of this package's Lua files as a library."""
     source = resources.files("mint_contracts").joinpath(file).read_text()
     name = f"mint_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     return Library(name, f"#!lua name={name}\n" + source.replace("LIBRARY", name))
@@ -48,11 +48,11 @@ CATALOG = library("catalog.lua")
 
 
 def connect(url: str | None = None) -> Redis:
-    """A client from the environment (MINT_REDIS_URL, _PASSWORD, _CA_FILE); every call is bounded in time."""
+    """Make a client from the environment (MINT_REDIS_URL, _PASSWORD, _CA_FILE); every call has a time limit."""
     url = url or os.environ.get(REDIS_URL, "redis://127.0.0.1:6379/0")
     options: dict[str, Any] = {"decode_responses": True, "health_check_interval": 10}
     options |= {"socket_timeout": CALL_TIMEOUT_S, "socket_connect_timeout": CALL_TIMEOUT_S}
-    # Nothing is sent twice; but these errors end the connection, so that the next call finds who is primary by now.
+    # No command is sent twice; but these errors close the connection, so that the next call finds the new primary.
     options |= {"retry": Retry(NoBackoff(), 0), "retry_on_error": [ReadOnlyError]}
     if password := os.environ.get(REDIS_PASSWORD):
         options["password"] = password
@@ -65,8 +65,9 @@ def connect(url: str | None = None) -> Redis:
 
 
 async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence[str]) -> Any:
-    """A function of the map's library. Raises StaleEpoch when a newer writer has taken over, and MapUnavailable where
-    the map is not what a change was made for.
+    """Call a function of the map's library.
+
+    Raises StaleEpoch if a newer writer has taken over, MapUnavailable if the map is not what a change was made for.
     """
     try:
         return await run(redis, MAP, function, names, args)
@@ -89,9 +90,9 @@ async def run(
     *,
     raw: bool = False,
 ) -> Any:
-    """FCALL, loading the library first if this Redis has not seen it (a fresh one, or one that lost its data).
+    """Run FCALL; load the library first if this Redis does not have it (a new one, or one that lost its data).
 
-    With `raw` the answer is bytes, whatever the connection decodes.
+    With `raw` the answer is bytes, even if the connection decodes responses.
     """
     command = ("FCALL", f"{functions.name}_{function}", len(names), *names, *args)
     options = {NEVER_DECODE: True} if raw else {}
@@ -116,8 +117,8 @@ async def run(
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     """Await one Redis command.
 
-    Raises MapUnavailable when Redis does not answer in time, refuses the password, takes no writes, as a primary that
-    was demoted, or has only some of the keys, as a node of a Redis Cluster.
+    Raises MapUnavailable if Redis does not answer in time, refuses the password or writes (a demoted primary), or has
+    only some of the keys (a node of a Redis Cluster).
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
@@ -129,7 +130,7 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
         if isinstance(error, ResponseError) and not isinstance(error, (ReadOnlyError, AskError)):
             raise
         failure = error
-    # redis-py sends through asyncio.wait_for, which before Python 3.12 loses a cancellation that comes as it ends.
+    # redis-py uses asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives as it finishes.
     if task and task.cancelling() > cancelled:
         raise asyncio.CancelledError
     if failure is not None:
@@ -143,11 +144,11 @@ def _message(failure: Exception) -> str:
     if isinstance(failure, AskError):  # or MovedError, which is one
         where = f"Redis is a node of a Redis Cluster, which leads on to {failure.host}:{failure.port}"
         return f"{where}; MinT keeps all in one Redis: give it one without cluster mode"
-    if isinstance(failure, AuthenticationError):  # all read it at their start alone; Redis's words do not repeat it
+    if isinstance(failure, AuthenticationError):  # processes read it only at start; Redis's text does not repeat it
         return f"Redis refuses the password ({failure}); restart whoever has an older one"
     return f"Redis did not answer ({failure}); retrying"
 
 
 def text(record: object) -> str:
-    """A record as JSON."""
+    """Return a record as JSON."""
     return msgspec.json.encode(record).decode()

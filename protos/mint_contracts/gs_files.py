@@ -1,23 +1,23 @@
-"""Google Cloud Storage's filesystem, each of whose requests is bounded as a whole, with its retries.
+"""Google Cloud Storage's filesystem with a time limit on each complete request, its retries included.
 
-And by how its body is taken.
+A request is also bounded by how fast the server takes its body.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from gcsfs.core import GCSFileSystem  # not gcsfs's own choice, which asks for each bucket's type by gRPC first
+from gcsfs.core import GCSFileSystem  # not gcsfs's default class, which first queries each bucket's type by gRPC
 
 from mint_contracts.paces import asked_for
 from mint_contracts.uploads import Tracked, bounded
 
 
 class GsFiles(GCSFileSystem):  # type: ignore[misc]
-    """As its parent, but for the bounds. Raises TimeoutError."""
+    """GCSFileSystem with these limits. Raises TimeoutError."""
 
     @property
     def session(self) -> Tracked:
-        """What its requests are made by."""
+        """The session that makes its requests."""
         return Tracked(super().session)
 
     async def _request(

@@ -1,7 +1,7 @@
-"""Hashes of records in Redis: many are read a round trip, and each record is decoded by itself.
+"""Hashes of records in Redis: one round trip reads many hashes, and each record is decoded by itself.
 
-Another version of MinT may have written a record otherwise. One that cannot be read hinders no other: it is mended,
-if whoever reads it knows how, or passed over.
+Another version of MinT may have written a record in another form. One unreadable record does not affect the others:
+it is repaired if the reader knows how, or skipped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 
 from mint_contracts.functions import bounded
 
-PER_CALL = 100  # keys that are read together, so that no answer keeps Redis from others for long
+PER_CALL = 100  # keys read together, so that no answer blocks Redis for long
 
 Json = dict[str, Any]
 T = TypeVar("T")
 
 
 async def read_hashes(redis: Redis, names: Sequence[str]) -> list[dict[str, str]]:
-    """Each of these hashes, whole. Raises MapUnavailable."""
+    """Read these hashes completely. Raises MapUnavailable."""
     found: list[dict[str, str]] = []
     for start in range(0, len(names), PER_CALL):
         pipeline = redis.pipeline(transaction=False)
@@ -31,9 +31,9 @@ async def read_hashes(redis: Redis, names: Sequence[str]) -> list[dict[str, str]
 
 
 def decoded(raw: Mapping[str, str], kind: type[T], mend: Callable[[Json], T] | None = None) -> dict[str, T]:
-    """Those records of a hash that can be read as they are, or `mend` makes one of.
+    """Return a hash's records: those that decode, and those that `mend` can repair.
 
-    It is given what a record says, and raises ValidationError where nothing can be made of that.
+    `mend` gets a record's decoded JSON, and raises ValidationError if it cannot repair it.
     """
     found: dict[str, T] = {}
     for name, text in raw.items():

@@ -1,4 +1,4 @@
-"""Where an hf:// source lies on the hub: in a repository of one of its kinds, written as huggingface_hub does."""
+"""Where an hf:// source lies on the hub: a repository and a path, written as huggingface_hub writes them."""
 
 import re
 
@@ -8,8 +8,8 @@ from mint_contracts.errors import SourceForbidden
 from mint_contracts.source import Location
 
 _KINDS = {"models": "model", "datasets": "dataset"}
-_OTHERS = ("spaces", "kernels", "buckets")  # what its library knows beside: nothing here is read from these
-_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?(?<!\.git)")  # as the hub has it
+_OTHERS = ("spaces", "kernels", "buckets")  # further kinds that huggingface_hub knows; MinT reads none of them
+_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?(?<!\.git)")  # the hub's own rule
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -20,13 +20,13 @@ class Place(msgspec.Struct, frozen=True):
     path: str
 
     def at(self, commit: str) -> str:
-        """What HfFileSystem calls it, as it was in that commit."""
+        """Return its path at that commit as HfFileSystem writes it."""
         prefix = "" if self.kind == "model" else f"{self.kind}s/"
         return f"{prefix}{self.repository}@{commit}/{self.path}".rstrip("/")
 
 
 def place_of(location: Location, subject: str) -> Place:
-    """Of hf://OWNER/NAME/PATH or hf://datasets/OWNER/NAME/PATH. Raises SourceForbidden without a repository."""
+    """Parse hf://OWNER/NAME/PATH or hf://datasets/OWNER/NAME/PATH. Raises SourceForbidden without a repository."""
     kind, parts = "model", [location.host, *location.path.split("/")]
     if parts[0] in _OTHERS:
         raise SourceForbidden(subject, f"lies in {parts[0]} of the hub; only models and datasets are read from it")

@@ -1,7 +1,7 @@
-"""The hub's files, whose requests are a web server's like any other: bounded as a whole, and made on fsspec's loop.
+"""The hub's files, requested as from any web server: with a limit on the complete request, and on fsspec's loop.
 
-By itself its library bounds the silence before each byte, on threads that wait for sockets and can not be told to
-give up, and asks again on its own, after as long as the hub tells it to sleep.
+On its own, huggingface_hub limits only the silence before each byte, waits for sockets on threads that cannot be
+interrupted, and retries by itself after however long the hub tells it to sleep.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from mint_contracts.web_files import WebFiles
 
 
 def hub_files(web: WebFiles, endpoint: str | None = None, **options: Any) -> HfFileSystem:
-    """The hub's filesystem; `web` is from then on asked by all that huggingface_hub does in this process."""
+    """Return the hub's filesystem. From then on all requests of huggingface_hub in this process go through `web`."""
     transport = _Web(web)
     set_client_factory(lambda: httpx2.Client(transport=transport, follow_redirects=True))
     return HfFileSystem(endpoint=endpoint, **options)
 
 
 class _Web(httpx2.BaseTransport):
-    """Waits for whole answers. Raises what `web` does, and HTTPStatusError of an answer that asks for patience."""
+    """Waits for complete responses. Raises what `web` does, and HTTPStatusError if a response asks to retry later."""
 
     def __init__(self, web: WebFiles) -> None:
         self._web = web
@@ -39,7 +39,7 @@ class _Web(httpx2.BaseTransport):
         session = await self._web.set_session()
         async with session.request(
             request.method,
-            URL(str(request.url), encoded=True),  # a signed one is to stay as it is
+            URL(str(request.url), encoded=True),  # a signed URL must stay unchanged
             headers=request.headers.multi_items(),
             data=request.read(),
             allow_redirects=False,

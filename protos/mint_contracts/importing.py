@@ -1,7 +1,7 @@
-"""Importing without looks for cycles in what is imported, which stays. Imports nothing that takes time.
+"""Importing without garbage collection of what is imported, as it stays anyway. Imports nothing that takes time.
 
-Hundreds of thousands of objects are made by imports of torch and transformers. To look through them again and again
-while there are ever more of them took a quarter of the seconds of an engine's imports.
+Importing torch and transformers makes hundreds of thousands of objects. Collecting again and again among ever more of
+them took a quarter of the time of an engine's imports.
 """
 
 import gc
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """While the block runs no cycles are looked for; afterwards they are, among what is made from then on."""
+    """Disable garbage collection for the block; afterwards it covers only objects made from then on."""
     gc.disable()
     try:
         yield

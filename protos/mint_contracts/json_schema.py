@@ -1,16 +1,16 @@
-"""Where a JSON schema holds others (https://json-schema.org/draft/2020-12/json-schema-core#section-10). Pure."""
+"""Where a JSON schema has subschemas (https://json-schema.org/draft/2020-12/json-schema-core#section-10). Pure."""
 
 from collections.abc import Callable
 from typing import Any
 
 MAPS = frozenset(
     ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-)  # of schemas, by name
-DATA = frozenset(("const", "default", "enum", "examples"))  # not schemas, whatever they look like
+)  # keywords whose value maps names to schemas
+DATA = frozenset(("const", "default", "enum", "examples"))  # values that are not schemas, whatever they look like
 
 
 def rewritten(keyword: str, value: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """A keyword's value with each schema that it holds rewritten; those within these are left to `rewrite`."""
+    """Return a keyword's value with each schema directly in it rewritten; `rewrite` handles schemas nested deeper."""
 
     def within(each: Any) -> Any:
         return rewrite(each) if isinstance(each, dict) else each

@@ -1,14 +1,14 @@
 """The placement map's keys, one by one.
 
-`{ns/name}` is the base model. All keys of all bases are in one Redis, which no Redis Cluster can stand for: a client
-that is led on by one of its nodes says so, and goes nowhere.
+`{ns/name}` is the base model. All keys of all bases are in one Redis. A Redis Cluster cannot replace it: a client
+that a cluster's node redirects reports that and does not follow.
 
 | key                               | type   | content                               | writer   |
 |-----------------------------------|--------|---------------------------------------|----------|
 | mint:bases                        | set    | every base that has keys              | operator |
 | mint:{ns/name}:epoch              | string | newest operator epoch seen            | operator |
 | mint:{ns/name}:version            | string | grows when a change is complete       | operator |
-| mint:{ns/name}:version:writing    | string | which change is there in part         | operator |
+| mint:{ns/name}:version:writing    | string | token of an incomplete change         | operator |
 | mint:{ns/name}:base               | string | BaseRecord                            | operator |
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
@@ -18,9 +18,9 @@ that is led on by one of its nodes says so, and goes nowhere.
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
 | mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
 | mint:{ns/name}:told               | hash   | engine -> incarnation and sequence of | engines  |
-|                                   |        | what is held                          |          |
-| mint:{ns/name}:telling:ENGINE     | hash   | adapter -> Held, as far as all of it  | engine   |
-|                                   |        | is told anew, and as in told; expires |          |
+|                                   |        | its last report                       |          |
+| mint:{ns/name}:telling:ENGINE     | hash   | adapter -> Held, of an unfinished full| engine   |
+|                                   |        | report, with its mark; expires        |          |
 | mint:{ns/name}:training           | hash   | wave -> WaveTraining                  | operator |
 | mint:{ns/name}:trains:ENGINE      | hash   | policy -> TrainAssignment             | operator |
 | mint:{ns/name}:progress:ENGINE    | hash   | policy -> Progress                    | engine   |
@@ -34,14 +34,14 @@ that is led on by one of its nodes says so, and goes nowhere.
 | mint:{ns/name}:catalog:leaf:NAME  | hash   | names from NAME on -> packed state    | gateways |
 | mint:{ns/name}:catalog:roots      | hash   | number -> beginning of URIs           | gateways |
 | mint:{ns/name}:catalog:labels     | hash   | number -> labels, JSON                | gateways |
-| mint:{ns/name}:catalog:roots:numbers, :labels:numbers   | the same two, the other way round   | gateways |
-| mint:{ns/name}:catalog:parts      | zset   | manifest parts that are in, lately    | gateways |
+| mint:{ns/name}:catalog:roots:numbers, :labels:numbers   | the inverses of these two           | gateways |
+| mint:{ns/name}:catalog:parts      | zset   | manifest parts brought in lately      | gateways |
 | mint:{ns/name}:catalog:keeper     | string | the gateway that reads manifests now  | gateways |
 | mint:{ns/name}:catalog:news       | pubsub | names that changed, or "*"            | gateways |
 
 Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory,
-the gateways the catalog from its manifests (catalog.lua has its layout, and is its only writer).
-A missing `version` means "not known", never "nothing is wanted": readers keep what they have.
+the gateways the catalog from its manifests (catalog.lua documents its layout and is its only writer).
+A missing `version` means "unknown", never "nothing is wanted": readers keep what they have.
 """
 
 BASES = "mint:bases"
@@ -58,7 +58,7 @@ def version(base: str) -> str:
 
 
 def writing(base: str) -> str:
-    """String: the token of a change of several parts, from its first part to its last."""
+    """String: the token of a change in several parts, present from its first part to its last."""
     return f"mint:{{{base}}}:version:writing"
 
 
@@ -83,7 +83,7 @@ def waves(base: str) -> str:
 
 
 def editions(base: str) -> str:
-    """Hash: engine to a number that grows whenever what it must hold changes, so that others need not look."""
+    """Hash: engine to a number that grows when its assignments change, so that other engines need not read theirs."""
     return f"mint:{{{base}}}:editions"
 
 
@@ -103,13 +103,14 @@ def held(base: str, name: str) -> str:
 
 
 def told(base: str) -> str:
-    """Hash: engine to "INCARNATION SEQUENCE", of the report that its held adapters are as of."""
+    """Hash: engine to "INCARNATION SEQUENCE" of the last report that is in its held adapters."""
     return f"mint:{{{base}}}:told"
 
 
 def telling(base: str, name: str) -> str:
-    """Hash with a time to live: adapter to Held, the parts that are there of all that one engine tells anew, and in
-    the field "" what `told` is to have of it.
+    """Hash with a time to live: adapter to Held, the parts so far of one engine's full report.
+
+    The field "" has the report's "INCARNATION SEQUENCE" so far.
     """
     return f"mint:{{{base}}}:telling:{name}"
 
@@ -140,12 +141,12 @@ def changed(base: str) -> str:
 
 
 def called(base: str, engine: str) -> str:
-    """Channel: a hint that this engine's edition has grown, so that a thousand engines do not wake for one."""
+    """Channel: a hint that this engine's edition has grown; a channel each, so that the others do not wake for it."""
     return f"mint:{{{base}}}:called:{engine}"
 
 
 def catalog(base: str, part: str = "") -> str:
-    """Hash: what is true of the whole catalog; with `part`, one of its other keys or its channel."""
+    """Hash: counts and state of the complete catalog; with `part`, one of its other keys or its channel."""
     return f"mint:{{{base}}}:catalog" + (f":{part}" if part else "")
 
 

@@ -1,8 +1,8 @@
-"""Layers whose keys and values are cached together: a page holds 16 tokens of so many layers, not of all.
+"""Groups of layers whose keys and values share pages: a page holds 16 tokens of one group's layers, not of all.
 
-Where a layer's attention slides over a window, what lies behind it is never read again, and its pages may go. So
-layers are put into groups of one size, each of one window, and every request has a list of pages for each group. All
-groups take pages from one pool, as in vLLM's hybrid KV cache manager. For who lays a cache out, and who plans one.
+If a layer's attention slides over a window, tokens behind it are never read again, and their pages can be freed. So
+layers form groups of equal size, each with one window, and every request has a list of pages for each group. All
+groups take pages from one pool, as in vLLM's hybrid KV cache manager. Used to lay a cache out and to plan one.
 """
 
 from collections import defaultdict
@@ -10,48 +10,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAGE_TOKENS = 16
-NULL_PAGE = 0  # which stays empty; page tables are padded with it
-STEP_TOKENS = 512  # that one step computes at most
+NULL_PAGE = 0  # stays empty; page tables are padded with it
+STEP_TOKENS = 512  # the most tokens that one step computes
 
-_MOST_GROUPS = 8  # each of a request's groups has a list of pages of its own to be kept
-_WINDOWS = 8  # a past of so many is what a size of groups is chosen for
+_MOST_GROUPS = 8  # a request keeps a list of pages for each group
+_WINDOWS = 8  # the group size is chosen for a past of this many windows
 
 
 @dataclass(frozen=True)
 class LayerGroups:
-    """What a page holds, and which pages a request needs."""
+    """Which layers share pages, and how many pages a request needs."""
 
-    size: int  # layers of a page; a window's last group may fill fewer
-    windows: tuple[int | None, ...]  # tokens that each group sees, the newest included; None: all
-    places: tuple[tuple[int, int], ...]  # of each layer: its group, and its place in the group's pages
+    size: int  # layers in a page; a window's last group may have fewer
+    windows: tuple[int | None, ...]  # how many tokens each group attends to, the newest included; None: all
+    places: tuple[tuple[int, int], ...]  # for each layer: its group, and its position in the group's pages
 
     def pages(self, tokens: int, ahead: int) -> int:
-        """That a request of so many tokens has at most, while no step computes more than `ahead` of them."""
+        """Return the most pages that a request of `tokens` tokens holds if no step computes more than `ahead`."""
         whole = pages_for(tokens)
         return sum(whole if each is None else min(whole, most_pages(each, ahead)) for each in self.windows)
 
 
 def pages_for(tokens: int) -> int:
-    """Pages of one group that hold so many tokens."""
+    """Return how many pages of one group hold this many tokens."""
     return -(-tokens // PAGE_TOKENS)
 
 
 def most_pages(window: int, ahead: int) -> int:
-    """Pages that a window and so many tokens ahead take at most: they may begin and end within pages."""
+    """Return the most pages that a window and `ahead` tokens take: they may begin and end within pages."""
     return pages_for(window + ahead) + 1
 
 
 def first_seen(position: int, window: int | None) -> int:
-    """The first page of a group that the token at a position, and all that follow, may still see."""
+    """Return a group's first page that the token at `position`, or any later one, may still attend to."""
     return 0 if window is None else max(0, position + 1 - window) // PAGE_TOKENS
 
 
 def group_layers(windows: Sequence[int | None]) -> LayerGroups:
-    """Groups for the windows of a base's layers; one for all of them where they are alike."""
+    """Group a base's layers by their windows; if all windows are equal, there is one group."""
     layers = defaultdict[int | None, list[int]](list)
     for layer, window in enumerate(windows):
         layers[window].append(layer)
-    kinds = sorted(layers, key=lambda window: (window is not None, window))  # those that see all come first
+    kinds = sorted(layers, key=lambda window: (window is not None, window))  # layers that attend to all come first
     size = _size({window: len(layers[window]) for window in kinds})
     places, found = [(0, 0)] * len(windows), list[int | None]()
     for window in kinds:
@@ -62,7 +62,7 @@ def group_layers(windows: Sequence[int | None]) -> LayerGroups:
 
 
 def _size(counts: dict[int | None, int]) -> int:
-    """Layers of a group, so that a long past takes little and few groups do."""
+    """Return how many layers to put in a group, so that a long past takes little memory in few groups."""
 
     def cost(size: int) -> tuple[bool, int, int]:
         groups = {window: -(-count // size) for window, count in counts.items()}

@@ -1,11 +1,11 @@
-"""Others' words, as they may be shown to people."""
+"""Text from outside, made safe to show to people."""
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 
 def legible(text: str) -> str:
-    """The text, with control characters but tabs and ends of lines written out: \\x1b.
+    """Return the text with control characters other than tabs and newlines escaped, as in \\x1b.
 
-    A terminal takes them for orders, to clear itself, say, or to have another title.
+    A terminal would obey them, and clear itself, say, or change its title.
     """
     return text.translate(_CONTROLS)

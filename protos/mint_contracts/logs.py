@@ -1,4 +1,4 @@
-"""Logs: one JSON event a line on standard error, from a program and from the libraries that it runs on."""
+"""Logging: one JSON event per line on standard error, from a program and from the libraries that it uses."""
 
 import logging
 import sys
@@ -7,9 +7,9 @@ import structlog
 
 
 def log_as_json(*, level: int = logging.WARNING, quiet: tuple[str, ...] = (), **fields: str) -> None:
-    """Set logging up for the process; `fields` are on every line.
+    """Set logging up for the process; every line has `fields`.
 
-    `level` is that of the standard library's loggers (structlog's own start at INFO); `quiet` ones warn only.
+    `level` applies to the standard library's loggers (structlog's own log from INFO); `quiet` loggers only warn.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -1,7 +1,7 @@
-"""Reading the placement map: anybody may. Raises MapUnavailable when Redis does not answer in time.
+"""Reading the placement map, open to everyone. Raises MapUnavailable if Redis does not answer in time.
 
-Another version of MinT may have written a record otherwise. One that cannot be read hinders no other: it is read as
-far as it can be, or passed over.
+Another version of MinT may have written a record in another form. One unreadable record does not affect the others:
+it is read as far as possible, or skipped.
 """
 
 import re
@@ -27,11 +27,11 @@ from mint_contracts.records import (
     WaveRecord,
 )
 
-_MARK = re.compile(r"([0-9]{1,20}) [0-9]+")  # the incarnation and the sequence of what is told in part
+_MARK = re.compile(r"([0-9]{1,20}) [0-9]+")  # an unfinished report's incarnation and sequence
 
 
 class Pulse(msgspec.Struct, frozen=True):
-    """What tells a follower whether anything changed: small, and read in two round trips however much is held."""
+    """Shows a follower whether anything changed: small, and read in two round trips however much engines hold."""
 
     version: int | None  # of the operator's part; None: never completed, or lost
     epoch: int | None  # None: no operator has written here, or everything was lost
@@ -39,7 +39,7 @@ class Pulse(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One engine's own part of the map. Version None: nothing is known, which is not that nothing is wanted."""
+    """One engine's own part of the map. Version None means that nothing is known, not that nothing is wanted."""
 
     version: int | None
     edition: int
@@ -53,16 +53,16 @@ class MapReader:
         self._redis = redis
 
     async def bases(self) -> list[str]:
-        """Every base that has keys, sorted."""
+        """Return every base that has keys, sorted."""
         return sorted(await bounded(lambda: self._redis.smembers(keys.BASES)))
 
     async def version(self, base: str) -> int | None:
-        """The map's version; None when it was never completed or is lost."""
+        """Return the map's version; None if it was never completed or is lost."""
         text = await bounded(lambda: self._redis.get(keys.version(base)))
         return None if text is None else int(text)
 
     async def pulse(self, base: str) -> Pulse:
-        """The version of the operator's part and every engine's own record (whose `sequence` tells of changes)."""
+        """Return the version of the operator's part and every engine's record (whose `sequence` shows changes)."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.get(keys.version(base))
         pipeline.get(keys.epoch(base))
@@ -81,10 +81,10 @@ class MapReader:
         )
 
     async def telling(self, base: str, engines: Collection[str]) -> dict[str, int]:
-        """Those of the engines that are telling all they hold anew, each with its incarnation.
+        """Return the engines that are in the middle of a full report, each with its incarnation.
 
-        A start that the map had lost shows no heartbeat until it has done so. One that has told nothing for as long
-        as a heartbeat lives is not among them: it has ended.
+        An engine that the map had lost shows no heartbeat until its full report is complete. One that has sent no
+        part for as long as a heartbeat lives is left out: it has ended.
         """
         found: dict[str, int] = {}
         names = list(engines)
@@ -101,25 +101,25 @@ class MapReader:
         return found
 
     async def base_record(self, base: str) -> BaseRecord | None:
-        """What the operator says of the base."""
+        """Return the operator's record of the base."""
         text = await bounded(lambda: self._redis.get(keys.base_record(base)))
         return None if text is None else msgspec.json.decode(text, type=BaseRecord)
 
     async def placements(self, base: str) -> dict[str, Placement]:
-        """Every explicit placement of a base, by adapter."""
+        """Return every explicit placement of a base, by adapter."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement, _warm_placement)
 
     async def placement(self, base: str, adapter: str) -> Placement | None:
-        """The explicit placement of one adapter; None where no wave names it."""
+        """Return one adapter's explicit placement; None if no wave names it."""
         raw = await bounded(lambda: self._redis.hget(keys.placements(base), adapter))
         return None if raw is None else decoded({adapter: raw}, Placement, _warm_placement).get(adapter)
 
     async def waves(self, base: str) -> dict[str, WaveRecord]:
-        """Every wave over a base, by "namespace/name"."""
+        """Return every wave over a base, by "namespace/name"."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.waves(base))), WaveRecord, _warm_wave)
 
     async def has_wave(self, base: str, wave: str) -> bool | None:
-        """Whether the operator has taken up a wave of that name over a base; None where the map was lost."""
+        """Whether the operator has written a wave of that name over a base; None if the map was lost."""
         pipeline = self._redis.pipeline(transaction=True)
         pipeline.exists(keys.version(base))
         pipeline.hexists(keys.waves(base), wave)
@@ -127,10 +127,10 @@ class MapReader:
         return bool(has) if known else None
 
     async def part(self, base: str, engine: str) -> Part:
-        """One engine's part, in one round trip."""
+        """Return one engine's part of the map, in one round trip."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.get(keys.version(base))
-        pipeline.hget(keys.editions(base), engine)  # before the part itself: what comes between is read again
+        pipeline.hget(keys.editions(base), engine)  # before the part itself: a change in between is read again
         pipeline.hgetall(keys.assigned(base, engine))
         version, edition, raw = await bounded(pipeline.execute)
         return Part(
@@ -140,7 +140,7 @@ class MapReader:
         )
 
     async def engines(self, base: str) -> list[EngineView]:
-        """Every engine that ever reported, sorted by name, with what it says it holds."""
+        """Return every engine that ever reported, sorted by name, with what it reports to hold."""
         names = sorted(await bounded(lambda: self._redis.hkeys(keys.engines(base))))
         if not names:
             return []
@@ -153,16 +153,16 @@ class MapReader:
         return views
 
     async def held(self, base: str, engine: str) -> dict[str, Held]:
-        """What one engine says it holds, by adapter."""
+        """Return what one engine reports to hold, by adapter."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.held(base, engine))), Held)
 
     async def holdings(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Held]]:
-        """What each of these engines says it holds."""
+        """Return what each of these engines reports to hold."""
         raws = await read_hashes(self._redis, [keys.held(base, engine) for engine in engines])
         return {engine: decoded(raw, Held) for engine, raw in zip(engines, raws, strict=True)}
 
     async def state(self, base: str, engines: Sequence[str]) -> MapState:
-        """The operator's own part, over the named engines and every one that ever reported."""
+        """Return the operator's own part, for the named engines and every engine that ever reported."""
         reported = await bounded(lambda: self._redis.hkeys(keys.engines(base)))
         names = sorted({*engines, *reported})
         raws = await read_hashes(self._redis, [keys.assigned(base, name) for name in names])
@@ -178,16 +178,16 @@ class MapReader:
 
     @asynccontextmanager
     async def changes(self, *bases: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-        """Hints that something changed: yields `wait(timeout_s)`, which returns one hint or None.
+        """Yield `wait(timeout_s)`, which returns one hint that something changed, or None.
 
-        With no base named, hints of all bases. A lost connection shows as MapUnavailable from `wait`.
+        Without bases it covers all bases. `wait` raises MapUnavailable when the connection is lost.
         """
         async with self._listening([keys.changed(base) for base in bases], "mint:*:changed") as wait:
             yield wait
 
     @asynccontextmanager
     async def calls(self, base: str, engine: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-        """Hints that this engine's part changed, as `changes` gives them."""
+        """Yield hints that this engine's part changed, as `changes` does."""
         async with self._listening([keys.called(base, engine)]) as wait:
             yield wait
 
@@ -195,7 +195,7 @@ class MapReader:
     async def _listening(
         self, channels: Sequence[str], pattern: str = ""
     ) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-        """The channels, or all that match the pattern where none is named."""
+        """Listen to the channels, or to all that match the pattern if none is given."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             if channels:
@@ -213,7 +213,7 @@ class MapReader:
 
 
 def _warmest(of: Json) -> Json:
-    """A record with Device for each residency that this version does not know, so that nothing is held less warm."""
+    """Return the record with Device for a residency that this version does not know, so that nothing gets colder."""
     return of if of.get("residency", Tier.DEVICE) in list(Tier) else of | {"residency": Tier.DEVICE}
 
 

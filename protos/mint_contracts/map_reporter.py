@@ -1,4 +1,4 @@
-"""Reporting to the placement map: each engine for itself, fenced by its incarnation."""
+"""Reporting to the placement map: each engine reports for itself, fenced by its incarnation."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,12 @@ from mint_contracts.functions import call, text
 from mint_contracts.records import EngineRecord, Held
 
 HEARTBEAT_TTL_S = 6.0
-TELLING_TTL_S = 60.0  # longer than an engine's tries lie apart
-HELD_PER_CALL = (
-    500  # adapters set or removed: Redis, which does one call at a time, is then done in about a millisecond
-)
+TELLING_TTL_S = 60.0  # longer than the interval between an engine's attempts
+HELD_PER_CALL = 500  # adapters set or removed; such a call keeps Redis, which runs one at a time, busy for about 1 ms
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """What the map answers to a report, so that a heartbeat is also the look whether anything is new.
+    """The map's answer to a report, so that a heartbeat also shows whether anything is new.
 
     `known`: the report was taken; False asks for a full one. `edition` grows when this engine's part changes.
     """
@@ -25,7 +23,7 @@ class Heard(msgspec.Struct, frozen=True):
     known: bool
     version: int | None  # of the map; None: never completed, or lost
     edition: int
-    held: int = 0  # adapters that this engine holds, as the map has it now
+    held: int = 0  # number of adapters that the map now has for this engine
 
     def __bool__(self) -> bool:
         """Whether the report was taken."""
@@ -33,39 +31,38 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 def told_lately(left_ms: int) -> bool:
-    """Whether an engine has told a part within the time that a heartbeat lives: `left_ms` of milliseconds are left of
-    those that its parts are kept for.
+    """Whether an engine has sent a part of a full report within a heartbeat's time to live.
 
-    One that has not counts as ended, as one without a heartbeat does.
+    `left_ms` is the remaining time to live of its parts. If not, it counts as ended, like one without a heartbeat.
     """
     return left_ms > (TELLING_TTL_S - HEARTBEAT_TTL_S) * 1000
 
 
 class MapReporter:
-    """One engine's reports. `incarnation` grows with every start, so that an old process cannot speak for a new.
+    """One engine's reports. `incarnation` grows with every start, so that an old process cannot speak for a new one.
 
-    Where a clock was put back it does not: such a start is heard once the heartbeat of the one before has ended.
+    If a clock was put back it does not grow; reports are then accepted once the previous start's heartbeat expires.
 
-    The map goes on from the sequence that it was left at, which a call names as `over`, and from no other. So a call
-    whose answer was lost may be made again as it was: it is carried out once, and tells whether it was.
+    A call names as `over` the sequence that the map was left at, and the map continues from no other. So a call whose
+    answer was lost can be repeated unchanged: it takes effect once, and returns whether it did.
     """
 
     def __init__(self, redis: Redis, base: str, engine: str) -> None:
         self._redis = redis
         self._base = base
         self._engine = engine
-        self._incarnation = 0  # as last reported, or told in part; 0: never
-        self._reported: object = None  # what followers judge the engine by, as last reported
+        self._incarnation = 0  # of the last report or part of one; 0: none yet
+        self._reported: object = None  # the last reported fields that followers judge the engine by
 
     async def report(
         self, record: EngineRecord, changed: Sequence[Held], gone: Sequence[str], *, full: bool, over: int = 0
     ) -> Heard:
-        """Report holdings as of the record's sequence and beat the heart. Not known: the map has lost this engine, or
-        some of what it was told; call again with `full=True`.
+        """Report holdings as of the record's sequence and renew the heartbeat.
 
-        `over` is the sequence that the map was left at. With `full`, `changed` is everything the engine holds, or
-        how that differs from what `tell` has told up to `over`. Raises StaleEpoch while the heart of a later start
-        of the same engine beats.
+        If the answer is not `known`, the map has lost this engine or some of its reports: repeat with `full=True`.
+        `over` is the sequence that the map was left at. With `full`, `changed` is everything that the engine holds,
+        or its difference from the parts that `tell` has sent up to `over`. Raises StaleEpoch while a later start of
+        the same engine has a heartbeat.
         """
         base, engine = self._base, self._engine
         names = [keys.engines(base), keys.engine(base, engine), keys.held(base, engine)]
@@ -82,11 +79,11 @@ class MapReporter:
     async def tell(
         self, incarnation: int, sequence: int, changed: Sequence[Held], gone: Sequence[str], *, over: int
     ) -> bool:
-        """Tell a part of everything that the engine holds, which nobody reads before a full report completes it.
+        """Send one part of everything that the engine holds; nobody reads it before a full report completes it.
 
-        `over` is the sequence of the part before; 0: this is the first. False: the map has lost those before, begin
-        again. What the map has of the engine stays as it is, and its heart beats on. Raises StaleEpoch as `report`
-        does, and while a later start is telling.
+        `over` is the sequence of the previous part; 0 for the first. Returns False if the map has lost the parts
+        before: begin again. What the map has of the engine stays as it is, and its heartbeat is renewed. Raises
+        StaleEpoch as `report` does, and while a later start is sending parts.
         """
         base, engine = self._base, self._engine
         names = [keys.engines(base), keys.engine(base, engine), keys.telling(base, engine), keys.told(base)]
@@ -95,9 +92,9 @@ class MapReporter:
         return bool(await call(self._redis, "tell", names, [*args, *_changes(changed, gone)]))
 
     async def leave(self) -> None:
-        """Say goodbye: the heartbeat ends now instead of running out, and what was told in part goes.
+        """End the heartbeat now instead of letting it expire, and drop an unfinished report.
 
-        Not those of a later start.
+        A later start's heartbeat and report stay.
         """
         base, engine = self._base, self._engine
         names = [keys.engines(base), keys.engine(base, engine), keys.telling(base, engine)]
@@ -109,6 +106,6 @@ def _ms(seconds: float) -> str:
 
 
 def _changes(changed: Sequence[Held], gone: Sequence[str]) -> list[str]:
-    """How many are set, each with its record, and those to remove."""
+    """Return call arguments: the number of records, each adapter with its record, then the adapters to remove."""
     pairs = [part for held in changed for part in (held.adapter, text(held))]
     return [str(len(changed)), *pairs, *gone]

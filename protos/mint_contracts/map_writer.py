@@ -1,4 +1,4 @@
-"""Writing the placement map: the operator alone may, fenced by its epoch."""
+"""Writing the placement map, which only the operator does, fenced by its epoch."""
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +26,11 @@ class MapWriter:
         self.epoch = epoch
 
     async def apply(self, base: str, change: MapChange, over: MapState | None = None) -> int:
-        """Write a change of `over`; readers see its version grow once the whole of it is there. Returns that version.
+        """Write a change of `over`; the version grows once the complete change is there. Returns the version.
 
-        Raises MapUnavailable where the map is not of that version any more (None: whatever it is), or was lost
-        between two parts of the change. What only tells of waves is nobody's to follow, and leaves the version as
-        it is; so does a change that does not complete the map.
+        Raises MapUnavailable if the map no longer has the version of `over` (None: any version will do), or was lost
+        between two parts of the change. A change of waves only does not grow the version, as nobody follows waves;
+        nor does a change that does not complete the map.
         """
         await name_base(self._redis, base)
         seen = "" if over is None else str(-1 if over.version is None else over.version)
@@ -42,15 +42,15 @@ class MapWriter:
             await self._apply_part(base, part, None, (seen, "next" if number else "first", token))
         which = "last" if before else "whole"
         version = await self._apply_part(base, last, None if tells_only else called, (seen, which, token))
-        await name_base(self._redis, base)  # again: where the map was lost since, the name went with it
+        await name_base(self._redis, base)  # again: if the map was lost since, so was the name
         return version
 
     async def _apply_part(
         self, base: str, part: MapChange, called: Sequence[str] | None, guard: tuple[str, str, str]
     ) -> int:
-        """One call; `called` commits the whole change and calls these engines. Returns the version by then.
+        """Make one call. `called` commits the complete change and notifies these engines. Returns the version.
 
-        `guard` is what the map must be: the version seen, which part this is, and the change's token.
+        `guard` is what the map is checked against: the version seen, which part this is, and the change's token.
         """
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
@@ -77,9 +77,9 @@ class MapWriter:
         return int(await call(self._redis, "apply", names, args))
 
     async def forget(self, base: str) -> None:
-        """Remove every key of a base that no longer exists; the epoch stays, as the fence.
+        """Remove every key of a base that no longer exists, except the epoch, which is the fence.
 
-        Its record goes first: from then on no gateway brings anything into its catalog (catalog.lua).
+        The base's record is removed first: from then on no gateway can write its catalog (catalog.lua).
         """
         await self._remove(base, [keys.base_record(base)])
         names = [name for name in await _all_of(self._redis, base) if name != keys.epoch(base)]
@@ -92,7 +92,7 @@ class MapWriter:
 
 
 async def name_base(redis: Redis, base: str) -> None:
-    """Put a base among those that have keys, once: with its memory full Redis refuses to add even what is there."""
+    """Add a base to those that have keys, if it is not there: with memory full Redis refuses even a repeated add."""
     if not await bounded(lambda: redis.sismember(keys.BASES, base)):
         await bounded(lambda: redis.sadd(keys.BASES, base))
 
@@ -102,7 +102,7 @@ def _ops(records: Sequence[Placement | Assignment], names: Sequence[str]) -> dic
 
 
 def _split(change: MapChange) -> list[MapChange]:
-    """The change in parts of at most OPS_PER_CALL operations; at least one part, the base record in the first."""
+    """Split a change into parts of at most OPS_PER_CALL operations; at least one, the first with the base record."""
     parts: list[MapChange] = []
     for start in range(0, len(change.set_placements), OPS_PER_CALL):
         parts.append(MapChange(set_placements=change.set_placements[start : start + OPS_PER_CALL]))
@@ -121,7 +121,7 @@ def _split(change: MapChange) -> list[MapChange]:
 
 
 def _packed(by_engine: Mapping[str, tuple[T, ...]]) -> Iterator[dict[str, tuple[T, ...]]]:
-    """The operations of many engines, as many together as one call may carry."""
+    """Yield the operations of many engines in groups of at most OPS_PER_CALL."""
     room, packed = OPS_PER_CALL, dict[str, tuple[T, ...]]()
     for engine, operations in sorted(by_engine.items()):
         rest = operations
@@ -136,7 +136,7 @@ def _packed(by_engine: Mapping[str, tuple[T, ...]]) -> Iterator[dict[str, tuple[
 
 
 async def _all_of(redis: Redis, base: str) -> list[str]:
-    """Every key of a base."""
+    """Return every key of a base, sorted."""
     pattern = keys.epoch(base).removesuffix("epoch") + "*"
     found, cursor = set[str](), 0
     while True:

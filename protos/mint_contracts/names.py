@@ -1,4 +1,4 @@
-"""Names that people choose, and the rules they obey."""
+"""The rules for names that people choose."""
 
 import re
 
@@ -17,7 +17,7 @@ _BASE = re.compile(BASE_PATTERN)
 
 
 def check_adapter(name: str) -> str:
-    """`name` itself, if it is one to four path segments of letters, digits, dot, dash and underscore.
+    """Return `name` if it is one to four path segments of letters, digits, dot, dash and underscore.
 
     A segment neither starts nor ends with punctuation, so a name is always safe as a relative path.
     Raises InvalidRequest.
@@ -32,7 +32,7 @@ def check_adapter(name: str) -> str:
 
 
 def check_asked(name: str) -> str:
-    """`name` itself, if a request may ask for it: an adapter's name, or NAME@REVISION. Raises InvalidRequest."""
+    """Return `name` if a request may ask for it: an adapter's name, or NAME@REVISION. Raises InvalidRequest."""
     if "@" not in name:
         return check_adapter(name)
     adapter, revision = split_asked(name)
@@ -45,20 +45,20 @@ def check_asked(name: str) -> str:
 
 
 def split_asked(name: str) -> tuple[str, str]:
-    """The adapter and the revision, if any, that a request asks for as NAME or NAME@REVISION."""
+    """Split a requested NAME or NAME@REVISION into the adapter and the revision, "" if there is none."""
     adapter, _, revision = name.partition("@")
     return adapter, revision
 
 
 def check_base(name: str) -> str:
-    """`name` itself, if it reads "namespace/name" of a BaseModel. Raises InvalidRequest."""
+    """Return `name` if it has the form "namespace/name" of a BaseModel. Raises InvalidRequest."""
     if not _BASE.fullmatch(name):
         raise InvalidRequest(f"base model {name[:300]!r}", "must read 'namespace/name' of a BaseModel")
     return name
 
 
 def check_wave(name: str) -> str:
-    """`name` itself, if it reads "namespace/name" of an AdapterWave. Raises InvalidRequest."""
+    """Return `name` if it has the form "namespace/name" of an AdapterWave. Raises InvalidRequest."""
     if len(name) > WAVE_MAX_LENGTH or not _BASE.fullmatch(name):
         raise InvalidRequest(f"wave {name[:WAVE_MAX_LENGTH]!r}", "must read 'namespace/name' of an AdapterWave")
     return name

@@ -1,7 +1,7 @@
-"""A folder of an object store that can be written: what appears in it is whole, and on disk when `put` returns.
+"""A writable folder of an object store: files appear only complete, and are durable when `put` returns.
 
 Blocking: call from a worker thread. Raises SourceNotFound, SourceForbidden or SourceUnavailable.
-What is read has a bound, which its size is held against before it is read: anybody may have put anything there.
+A file's size is checked against a limit before it is read: anybody may have put anything there.
 """
 
 import os
@@ -26,15 +26,15 @@ class ObjectStore(Protocol):
     """The files directly in one folder."""
 
     def names(self) -> list[str]:
-        """Every file, sorted; none where the folder does not exist yet."""
+        """Return the names of all files, sorted; none if the folder does not exist yet."""
         ...
 
     def read(self, name: str, most: int) -> bytes:
-        """One file, whole. Raises CorruptFile where it has more than `most` bytes."""
+        """Read one file completely. Raises CorruptFile if it has more than `most` bytes."""
         ...
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a file: nobody ever sees a part of it."""
+        """Write a file atomically: readers see all of it or nothing."""
         ...
 
     def delete(self, name: str) -> None:
@@ -42,12 +42,12 @@ class ObjectStore(Protocol):
         ...
 
     def tidy(self) -> None:
-        """Remove what was left behind by writers that ended midway."""
+        """Remove files left behind by writers that ended midway."""
         ...
 
 
 def object_store(source: Source) -> ObjectStore:
-    """The folder that a source names. Raises SourceForbidden for a scheme that cannot be written."""
+    """Return the folder that a source names. Raises SourceForbidden for a scheme that cannot be written."""
     location = locate(source)
     subject = f"source {source.uri!r}"
     if location.scheme not in WRITABLE:
@@ -58,25 +58,25 @@ def object_store(source: Source) -> ObjectStore:
 
 
 class LocalStore:
-    """A folder of this machine, made with the first file."""
+    """A folder on this machine, created with its first file."""
 
     def __init__(self, folder: Path, subject: str) -> None:
         self._folder, self._subject = folder, subject
 
     def names(self) -> list[str]:
-        """Every file, sorted; files being written are left out."""
+        """Return the names of all files, sorted, without those being written."""
         with os_errors(self._subject), suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self._folder) if not name.startswith("."))
         return []
 
     def read(self, name: str, most: int) -> bytes:
-        """One file, whole."""
+        """Read one file completely."""
         with os_errors(self._subject), (self._folder / name).open("rb") as file:
             _check_size(os.fstat(file.fileno()).st_size, most, f"{self._subject} file {name!r}")
             return file.read(most)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write beside it, sync, rename, and sync the folder."""
+        """Write to a temporary file, sync and rename it, and sync the folder."""
         with writing_errors(self._subject):
             self._folder.mkdir(parents=True, exist_ok=True)
             descriptor, unfinished = tempfile.mkstemp(prefix=".", suffix=_UNFINISHED, dir=self._folder)
@@ -107,14 +107,14 @@ class LocalStore:
 
 
 class RemoteStore:
-    """A folder of a bucket: one PUT makes one object, whole."""
+    """A folder of a bucket: one PUT makes one complete object."""
 
     def __init__(self, location: Location, subject: str) -> None:
         self._scheme, self._subject = location.scheme, subject
         self._root = f"{location.host}/{location.path}".rstrip("/")
 
     def names(self) -> list[str]:
-        """Every object directly below the folder, sorted."""
+        """Return the names of all objects directly below the folder, sorted."""
         with storage_errors(self._scheme, self._subject), suppress(FileNotFoundError):
             entries = backend(self._scheme).files.ls(self._root, detail=True)
             found = [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
@@ -122,7 +122,7 @@ class RemoteStore:
         return []
 
     def read(self, name: str, most: int) -> bytes:
-        """One object, whole."""
+        """Read one object completely."""
         files, path, subject = backend(self._scheme).files, f"{self._root}/{name}", self._named(name)
         with storage_errors(self._scheme, subject):
             size = int(files.info(path)["size"])
@@ -140,7 +140,7 @@ class RemoteStore:
             backend(self._scheme).files.rm_file(f"{self._root}/{name}")
 
     def tidy(self) -> None:
-        """Nothing: what was not written whole is not there."""
+        """Do nothing: an object that was not written completely does not exist."""
 
     def _named(self, name: str) -> str:
         return f"{self._subject} file {name!r}"

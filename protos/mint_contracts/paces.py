@@ -1,24 +1,24 @@
-"""How long a request to storage may take: what each of its bytes may be waited for says nothing of all of them.
+"""How long a request to storage may take in all; a limit on the wait for each byte does not bound that.
 
-A server that sends a byte now and then, or takes none of an upload, is not silent for long, or not by the measure of
-a client's library, and would have whoever asks wait for ever.
+A server that sends a byte now and then, or accepts nothing of an upload, never exceeds the silence that a client
+library allows, and would make the caller wait forever.
 """
 
-ANSWER_S = 60.0  # for a request and its answer, whatever they move
-SLOWEST_BYTES_S = 128 << 10  # 16 loads of blocks of 8 MiB, each with what is read ahead, come by 17 Mbit/s in time
+ANSWER_S = 60.0  # for a request and its response, however little they transfer
+SLOWEST_BYTES_S = 128 << 10  # at 17 Mbit/s, 16 parallel loads of 8 MiB blocks with read-ahead still finish in time
 
 
 def allowed_s(moved: int) -> float:
-    """Seconds that a request may take which moves so many bytes, either way."""
+    """Return the seconds allowed for a request that transfers this many bytes in either direction."""
     return ANSWER_S + moving_s(moved)
 
 
 def moving_s(count: int) -> float:
-    """Seconds that the slowest link takes to move so many bytes."""
+    """Return the seconds that the slowest supported link takes to transfer this many bytes."""
     return count / SLOWEST_BYTES_S
 
 
 def asked_for(wanted: str) -> int:
-    """Bytes that a Range header asks for ("bytes=0-99"); 0 of any other, and where it tells no end."""
+    """Return how many bytes a Range header asks for ("bytes=0-99"); 0 for any other, and if it has no end."""
     first, _, last = wanted.removeprefix("bytes=").partition("-")
     return max(0, int(last) + 1 - int(first)) if first.isdigit() and last.isdigit() else 0

@@ -1,7 +1,7 @@
 """Entries as Redis holds them: a few dozen bytes each (catalog.lua has the layout, and a value's first 18 bytes).
 
-What follows those and the texts that have no number is MessagePack: [tail, revision, rank, bytes]. The tail is what
-the URI has after its root and the adapter's name. A revision that is a SHA-256 digest takes its 32 bytes.
+After these 18 bytes and any texts without a number follows MessagePack: [tail, revision, rank, bytes]. The tail is
+the part of the URI after its root and the adapter's name. A revision that is a SHA-256 digest takes its 32 bytes.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ import msgspec
 from mint_contracts.entries import Entry, split_uri
 from mint_contracts.source import Source
 
-NO_NAME = "\x01"  # begins a tail that follows its root directly, in a URI without the adapter's name
-REVISION = "\x02"  # stands in a tail for the revision
+NO_NAME = "\x01"  # the first character of a tail whose URI does not contain the adapter's name
+REVISION = "\x02"  # stands for the revision in a tail
 INLINE = 65535
 RETIRED = bytes(6)
-OLDER = 8  # revisions of a name that are known beside the newest, as catalog.lua keeps them
+OLDER = 8  # older revisions of a name that catalog.lua keeps beside the newest
 _DIGEST = "sha256:"
 _DIGEST_LENGTH = len(_DIGEST) + 64
 
 _BYTE = [bytes((number,)) for number in range(256)]
 _head = struct.Struct(">Q6sHHH").pack
 _pack = msgspec.msgpack.Encoder().encode
-_rest = msgspec.msgpack.Decoder()  # untyped: a type of both str and bytes is not to be had
+_rest = msgspec.msgpack.Decoder()  # untyped: msgspec has no union of str and bytes
 _labels_text = msgspec.json.Encoder(order="sorted").encode
 _labels = msgspec.json.Decoder(dict[str, str])
 
 
 class Found(NamedTuple):
-    """A value from a leaf, with the texts of its numbers."""
+    """A value from a leaf, with the texts that its numbers stand for."""
 
     value: bytes
     root: str
@@ -40,12 +40,12 @@ class Found(NamedTuple):
 
 
 def identity(state: Entry | Source) -> bytes:
-    """The six bytes by which two revisions of one name are told apart; never six zeros."""
+    """Return the six bytes that identify a state among the revisions of its name; never six zeros."""
     return identity_of(state.revision or f"\0{state.uri}")
 
 
 def identity_of(revision: str) -> bytes:
-    """The same, of a revision that was given a word; a digest is told by its own first bytes."""
+    """Return the six bytes that identify a named revision: a digest's own first bytes, else a hash; zeros for ""."""
     if (
         revision.startswith(_DIGEST)
         and isinstance(digest := _packed_revision(revision), bytes)
@@ -56,7 +56,7 @@ def identity_of(revision: str) -> bytes:
 
 
 def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
-    """Entries with their sequences as catalog.lua's `apply` takes them."""
+    """Encode entries with their sequences as the batch that catalog.lua's `apply` takes."""
     roots: dict[str, int] = {}
     labels: dict[bytes, int] = {}
     pieces: list[bytes] = []
@@ -77,14 +77,14 @@ def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
 
 
 def found_in(answer: bytes) -> Found:
-    """What catalog.lua's `find` answers."""
+    """Decode the answer of catalog.lua's `find`."""
     root, at = _inline(answer, 0)
     labels, at = _inline(answer, at)
     return Found(answer[at:], root.decode(), labels)
 
 
 def unpack(name: str, found: Found) -> Entry:
-    """The entry that a value tells of, unless it is retired."""
+    """Decode the entry of a value, which must not be a retired one."""
     value, (root_number, labels_number) = found.value, numbers(found.value)
     root, labels, at = found.root, found.labels, 18
     if root_number == INLINE:
@@ -102,18 +102,18 @@ def unpack(name: str, found: Found) -> Entry:
 
 
 def numbers(value: bytes) -> tuple[int, int]:
-    """The numbers of a value's root and labels."""
+    """Return the numbers of a value's root and labels."""
     root, labels = struct.unpack_from(">HH", value, 14)
     return root, labels
 
 
 def is_retired(value: bytes) -> bool:
-    """Whether a value only says that its name was retired."""
+    """Whether a value marks its name as retired."""
     return value[8:14] == RETIRED
 
 
 def labels_match(wanted: Sequence[tuple[str, str]], text: bytes) -> bool:
-    """Whether the labels that a text tells have every wanted pair."""
+    """Whether the labels encoded in `text` include every wanted pair."""
     if not wanted:
         return True
     if not text:
@@ -123,7 +123,7 @@ def labels_match(wanted: Sequence[tuple[str, str]], text: bytes) -> bool:
 
 
 def labels_of(found: Found) -> bytes:
-    """The text of a value's labels, wherever it stands."""
+    """Return the text of a value's labels, whether numbered or inline."""
     root_number, labels_number = numbers(found.value)
     if labels_number != INLINE:
         return found.labels
@@ -139,8 +139,8 @@ def _texts(texts: Collection[bytes]) -> Iterable[bytes]:
 
 
 def _parts(entry: Entry) -> tuple[str, str]:
-    """The root that many URIs share, and the tail that is this one's own."""
-    if entry.uri.endswith(f"/{entry.name}"):  # as most do
+    """Split a URI into the root that many URIs share, and its own tail."""
+    if entry.uri.endswith(f"/{entry.name}"):  # the common case
         return entry.uri[: -len(entry.name)], ""
     root, tail = split_uri(entry.uri, entry.name)
     if root == entry.uri:
@@ -161,7 +161,7 @@ def _packed_revision(revision: str) -> str | bytes:
 
 @lru_cache(maxsize=16384)
 def _text_of(labels: tuple[tuple[str, str], ...]) -> bytes:
-    """Labels as a text, the same whatever their order; many entries have the same."""
+    """Encode labels as a text that does not depend on their order; cached, as many entries have the same labels."""
     return _labels_text(dict(labels))
 
 

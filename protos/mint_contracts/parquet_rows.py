@@ -1,6 +1,6 @@
-"""Rows of a Parquet file, unpacked a few at a time: a file of some hundred bytes may hold any number of long texts.
+"""Rows of a Parquet file, unpacked a few at a time: a file of a few hundred bytes may hold any number of long texts.
 
-Texts stay in the file's dictionaries until a row is taken, so that what it takes is known before it does. Blocks.
+Texts stay in the file's dictionaries until a row is taken, so that its memory is known before it is used. Blocking.
 """
 
 from collections.abc import Iterator
@@ -11,36 +11,36 @@ import msgspec
 from mint_contracts.entries import filled
 from mint_contracts.errors import CapacityExceeded, CorruptFile
 
-MOST_ROW_BYTES = 16 << 20  # of rows made Python's at once, and of one row
-_ROWS = 1024  # at once, while they lie in columns
-_VALUE_BYTES = 8  # that a column or a list takes for a value, however small
+MOST_ROW_BYTES = 16 << 20  # of rows converted to Python objects at once, and of one row
+_ROWS = 1024  # read at once in columnar form
+_VALUE_BYTES = 8  # the least that a column or a list takes for a value
 
 
 def rows(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """Each row by its columns' names; maps are dicts.
+    """Yield each row as a dict by column name; maps become dicts.
 
     Raises CorruptFile, or CapacityExceeded for a row of more than MOST_ROW_BYTES and for columns that take more than
     `most_bytes`.
     """
-    from pyarrow import ArrowException, parquet  # half a second and some 60 MB that only Parquet costs
+    from pyarrow import ArrowException, parquet  # takes half a second and about 60 MB: imported only for Parquet
 
     try:
         metadata = parquet.read_metadata(file)
         _check_size(subject, metadata, most_bytes)
         kept, deltas = _texts(subject, metadata)
         opened = parquet.ParquetFile(file, metadata=metadata, read_dictionary=kept)
-        for group in range(metadata.num_row_groups):  # one dictionary each
+        for group in range(metadata.num_row_groups):  # each has its own dictionary
             for batch in opened.iter_batches(1 if deltas else _ROWS, row_groups=[group]):
                 for piece in _pieces(subject, batch):
                     yield from piece.to_pylist(maps_as_pydicts="strict")
-    except (ArrowException, OSError) as error:  # an OSError where its bytes are garbled
+    except (ArrowException, OSError) as error:  # an OSError for garbled bytes
         raise _unread(subject, error) from error
-    except (KeyError, ValueError, TypeError, OverflowError) as error:  # where Python has no such value
+    except (KeyError, ValueError, TypeError, OverflowError) as error:  # a value that Python cannot represent
         raise _unheld(subject, error) from error
 
 
 def count(subject: str, file: BinaryIO) -> int:
-    """How many rows it says it has. Raises CorruptFile."""
+    """Return the number of rows in the file's metadata. Raises CorruptFile."""
     from pyarrow import ArrowException, parquet
 
     try:
@@ -50,11 +50,11 @@ def count(subject: str, file: BinaryIO) -> int:
 
 
 def entry_lines(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterator[bytes]:
-    """Rows of a table of entries as the lines of JSON that say the same. Raises as `rows` does."""
+    """Yield the rows of a table of entries as lines of JSON. Raises as `rows` does."""
     for row in rows(subject, file, most_bytes):
         try:
             line = msgspec.json.encode(filled(row))
-        except (ValueError, TypeError, OverflowError) as error:  # where JSON has no such value
+        except (ValueError, TypeError, OverflowError) as error:  # a value that JSON cannot represent
             raise _unheld(subject, error) from error
         yield line
 
@@ -71,9 +71,9 @@ def _check_size(subject: str, metadata: Any, most_bytes: int | None) -> None:
 
 
 def _texts(subject: str, metadata: Any) -> tuple[list[str], set[str]]:
-    """The columns of texts that can be kept in dictionaries, and those told by deltas.
+    """Return the text columns that can be kept in dictionaries, and the columns encoded as deltas.
 
-    A delta tells what a text shares with the one before: each may be as long as all, and is in no dictionary.
+    A delta encodes what a text shares with the one before: a short file can hold many long texts, in no dictionary.
     """
     columns = map(metadata.schema.column, range(len(metadata.schema)))
     texts = [each for each in columns if each.physical_type == "BYTE_ARRAY"]
@@ -96,7 +96,7 @@ def _unheld(subject: str, error: Exception) -> CorruptFile:
 
 
 def _pieces(subject: str, batch: Any) -> Iterator[Any]:
-    """The rows, as many together as MOST_ROW_BYTES hold."""
+    """Yield the rows in pieces of at most MOST_ROW_BYTES."""
     if sum(map(_weight, batch.columns)) <= MOST_ROW_BYTES:
         yield batch
     elif batch.num_rows == 1:
@@ -108,13 +108,13 @@ def _pieces(subject: str, batch: Any) -> Iterator[Any]:
 
 
 def _weight(array: Any) -> int:
-    """Bytes that an array takes as Python's values, roughly: what its texts have, and what it has for each value."""
+    """Return roughly how many bytes an array takes as Python objects: its texts, plus a fixed size for each value."""
     from pyarrow import ListArray, compute, types
 
     kind, own = array.type, _VALUE_BYTES * len(array)
     if types.is_struct(kind):
         return own + sum(map(_weight, array.flatten()))
-    if types.is_map(kind):  # which can't be flattened
+    if types.is_map(kind):  # a map array has no flatten()
         return own + sum(_weight(ListArray.from_arrays(array.offsets, each)) for each in (array.keys, array.items))
     if types.is_nested(kind):
         return own + _weight(array.flatten())

@@ -1,16 +1,16 @@
-"""The names of a catalog's manifest parts, and which parts count: pure.
+"""The names of a catalog's manifest parts, and which parts count. Pure.
 
 | name                                       | what it is                                                    |
 |--------------------------------------------|---------------------------------------------------------------|
-| FIRST-RANDOM-COUNT.jsonl                   | what was registered: its lines have the sequences from FIRST  |
-| FIRST-RANDOM-COUNT-LAST-N.merged.jsonl     | piece N, from 0, of a run: each line tells its own sequence   |
-| FIRST-RANDOM-COUNT-LAST-N-end.merged.jsonl | its last piece                                                |
-| FIRST-RANDOM-COUNT.merged.jsonl            | what an earlier version merged: each line tells its own, too  |
+| FIRST-RANDOM-COUNT.jsonl                   | registered entries: its lines have the sequences from FIRST   |
+| FIRST-RANDOM-COUNT-LAST-N.merged.jsonl     | piece N, from 0, of a run: each line has its own sequence     |
+| FIRST-RANDOM-COUNT-LAST-N-end.merged.jsonl | a run's last piece                                            |
+| FIRST-RANDOM-COUNT.merged.jsonl            | merged by an earlier version: each line has its own, too      |
 
-A run says, in the order of adapters' names, what all parts from the sequence FIRST to LAST said. It counts from the
-moment its last piece is there, and takes the place of every part and run within that range, at once: what it was made
-from may go afterwards, in any order, or stay behind. A run without all its pieces is one that somebody still makes,
-or never will: it counts for nothing. No run takes the place of a part whose name does not tell where it ends.
+A run merges all parts from the sequence FIRST to LAST, in the order of adapters' names. Once its last piece exists,
+it counts, and replaces every part and run within that range at once; these may be deleted afterwards, in any order,
+or stay. A run without all its pieces is still being written, or was abandoned, and does not count. No run replaces a
+part whose name does not say where it ends.
 """
 
 import itertools
@@ -21,25 +21,25 @@ from collections.abc import Iterable
 import msgspec
 
 SUFFIX, MERGED = ".jsonl", ".merged"
-UNTOLD_ROWS = 10_000  # taken for what a part holds whose name does not tell
+UNTOLD_ROWS = 10_000  # assumed for a part whose name has no count
 _DIGITS = 16
 
 _NAME = re.compile(rf"(\d{{{_DIGITS}}})-([^-.]+)(?:-(\d+))?(?:-(\d{{{_DIGITS}}})-(\d+)(-end)?)?(\.merged)?\.jsonl")
 
 
 class Span(msgspec.Struct, frozen=True, order=True):
-    """A part, or a whole run: all that is said from the sequence `first` to `last`."""
+    """A part, or a complete run: it covers the sequences from `first` to `last`."""
 
     first: int
     last: int
-    token: str  # no other part or run has it
+    token: str  # unique to the part or run
     names: tuple[str, ...]
     rows: int
     run: bool  # in the order of adapters' names
-    ends: bool = True  # at `last`; else that is not told, and it may say more
+    ends: bool = True  # at `last`; False: the end is unknown, and it may hold later sequences
 
     def within(self, other: "Span") -> bool:
-        """Whether the other takes this one's place; of two runs over one range the one with the larger token does."""
+        """Whether the other replaces this one; of two runs over one range, the one with the larger token stays."""
         inside = self.ends and other.first <= self.first <= self.last <= other.last
         if not other.run or self.token == other.token or not inside:
             return False
@@ -48,7 +48,7 @@ class Span(msgspec.Struct, frozen=True, order=True):
 
 
 class _Name(msgspec.Struct, frozen=True, order=True):
-    """What a name tells; `number` is a piece's."""
+    """The content of a part's name; `number` is that of a piece."""
 
     first: int
     token: str
@@ -62,19 +62,19 @@ class _Name(msgspec.Struct, frozen=True, order=True):
 
     @property
     def span(self) -> Span:
-        """The part, or the piece alone."""
+        """The span of this part or piece alone."""
         return Span(self.first, self.last, self.token, (self.name,), self.rows, self.run, self.ends)
 
 
 def spans(names: Iterable[str]) -> list[Span]:
-    """The parts and runs that count, the oldest first."""
+    """Return the parts and runs that count, the oldest first."""
     every = _every(_parsed(names))
     runs = [span for span in every if span.run]
     return sorted(span for span in every if not any(span.within(run) for run in runs))
 
 
 def replaced(names: Iterable[str]) -> list[str]:
-    """Parts, and pieces of runs whole or not, whose place a whole run has taken."""
+    """Return the parts, and pieces of complete or incomplete runs, that a complete run has replaced."""
     parsed = _parsed(names)
     runs = [span for span in _every(parsed) if span.run]
     every = [(each.name, each.span) for each in parsed]
@@ -82,23 +82,23 @@ def replaced(names: Iterable[str]) -> list[str]:
 
 
 def part_name(sequence: int, count: int) -> str:
-    """A name that no other part has, sorted by its sequence."""
+    """Return a unique name for a part; names sort by sequence."""
     return f"{sequence:0{_DIGITS}d}-{secrets.token_hex(4)}-{count}{SUFFIX}"
 
 
 def piece_name(first: int, last: int, token: str, number: int, count: int, *, end: bool) -> str:
-    """The name of one piece of a run."""
+    """Return the name of one piece of a run."""
     ending = "-end" if end else ""
     return f"{first:0{_DIGITS}d}-{token}-{count}-{last:0{_DIGITS}d}-{number}{ending}{MERGED}{SUFFIX}"
 
 
 def is_merged(name: str) -> bool:
-    """Whether each of a part's lines tells its own sequence."""
+    """Whether each line of a part has its own sequence."""
     return name.endswith(MERGED + SUFFIX)
 
 
 def sequence_of(name: str) -> int | None:
-    """The sequence of a part's first line; None if this is not a part's name."""
+    """Return the sequence of a part's first line; None if this is not a part's name."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -108,7 +108,7 @@ def _parsed(names: Iterable[str]) -> list[_Name]:
 
 
 def _every(parsed: Iterable[_Name]) -> list[Span]:
-    """Every part and every whole run, whatever takes its place, of names in order: a run's follow each other."""
+    """Return every part and complete run, replaced or not. `parsed` is sorted, so a run's pieces are adjacent."""
     found = []
     for (first, token, last, run), same in itertools.groupby(
         parsed, lambda each: (each.first, each.token, each.last, each.run)
@@ -130,7 +130,7 @@ def _parse(name: str) -> _Name | None:
     if match[4] is not None:
         number, end = int(match[5]), match[6] is not None
         return _Name(first, match[2], int(match[4]), number, name, rows, end, run=True)
-    # Parts that an earlier version merged, and those without a count, tell their first sequence alone.
+    # The names of parts merged by an earlier version, and of those without a count, give only the first sequence.
     ends = match[3] is not None and match[7] is None
     last = first + max(rows, 1) - 1 if ends else first
     return _Name(first, match[2], last, 0, name, rows, end=False, run=False, ends=ends)

@@ -55,21 +55,21 @@ class PlacementServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Explain(self, request, context):
-        """Why is this adapter where it is, and which engine would answer a request now?
+        """Explains why an adapter is where it is, and which engine would answer a request now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainWave(self, request, context):
-        """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?
+        """Explains a wave's state: its admission, where its copies are, and what is missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPlacements(self, request, context):
-        """The placement map of one base model (or of all), as the gateway sees it, in pages, by base and adapter.
+        """Lists the placement map of one base model (or of all) as the gateway sees it, in pages, by base and adapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,7 +1,7 @@
-"""How a base's files hold its weights, as its config.json says: what engines dequantise as they read.
+"""The quantisation of a base's weights, read from its config.json; engines dequantise while reading the files.
 
-Fields are as transformers, compressed-tensors and NVIDIA's ModelOpt write them. Which linears a config.json
-exempts engines do not ask: they see it by their tensors.
+Fields are as transformers, compressed-tensors and NVIDIA's ModelOpt write them. Engines do not read which linears a
+config.json exempts: they see it from the tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +11,15 @@ import msgspec
 
 from mint_contracts.errors import UnsupportedBase
 
-MODELOPT_FILE = "hf_quant_config.json"  # where ModelOpt's older files say it, beside a config.json that does not
-MXFP4_GROUP = 32  # numbers in a row that have one scale
-MXFP4_BYTES = MXFP4_GROUP // 2  # that these numbers take, their scale left out
-NVFP4_GROUP = 16  # numbers in a row that have one scale
-PACKED = "pack-quantized"  # what compressed-tensors calls the format of Integers
+MODELOPT_FILE = "hf_quant_config.json"  # older ModelOpt models have it here, and nothing in config.json
+MXFP4_GROUP = 32  # consecutive numbers that share one scale
+MXFP4_BYTES = MXFP4_GROUP // 2  # the size of such a group without its scale
+NVFP4_GROUP = 16  # consecutive numbers that share one scale
+PACKED = "pack-quantized"  # compressed-tensors' name for the format of Integers
 WORD = 32  # bits
-_E4M3 = ("e4m3", "e4m3fn", "float8_e4m3fn", None)  # one "fmt", as DeepSeek-V3, others and MiniMax-M2 spell it
-_INTEGERS = (4, 8)  # bits; numbers of others run over from one word into the next
-_REORDERED = ("group", "dynamic", True)  # of "actorder": "weight" and "static" leave columns in their groups
+_E4M3 = ("e4m3", "e4m3fn", "float8_e4m3fn", None)  # spellings of one "fmt" by DeepSeek-V3, others and MiniMax-M2
+_INTEGERS = (4, 8)  # bits; numbers of other widths cross word boundaries
+_REORDERED = ("group", "dynamic", True)  # values of "actorder"; "weight" and "static" leave columns in their groups
 _ADVICE = (
     "give the model in bfloat16, in float8 with a scale a tensor, a channel or a block, in MXFP8, in MXFP4, "
     "in ModelOpt's NVFP4, in compressed-tensors' 'pack-quantized' of 4 or 8 bits, or as one GGUF file"
@@ -27,9 +27,9 @@ _ADVICE = (
 
 
 class Float8(msgspec.Struct, frozen=True):
-    """Linears in e4m3, a byte a weight, with a scale for so many rows and columns; None: for all of them.
+    """Linears in e4m3, one byte per weight, with one scale per block of `rows` x `columns`; None means all of them.
 
-    By blocks as DeepSeek-V3 has them (arXiv 2412.19437, 3.3.2), by tensor or by channel, which is a row.
+    Scales are per block as in DeepSeek-V3 (arXiv 2412.19437, 3.3.2), per tensor, or per channel, which is a row.
     """
 
     rows: int | None  # outputs
@@ -37,22 +37,22 @@ class Float8(msgspec.Struct, frozen=True):
 
 
 class Mxfp4(msgspec.Struct, frozen=True):
-    """Experts in e2m1, two numbers a byte, with a byte of a power of two for 32 of them (gpt-oss)."""
+    """Experts in e2m1, two numbers per byte, with a one-byte power of two as the scale of 32 numbers (gpt-oss)."""
 
 
 class Nvfp4(msgspec.Struct, frozen=True):
-    """Linears in e2m1, two numbers a byte, with a byte of e4m3 for 16 in a row and a number for all (NVIDIA).
+    """Linears in e2m1, two numbers per byte, with an e4m3 scale per 16 numbers and one scale per tensor (NVIDIA).
 
-    `mixed` with others in float8, each by tensor, by channel or by blocks of 128, as its scales tell.
+    `mixed`: other linears are in float8, each per tensor, per channel or in blocks of 128, as its scales show.
     """
 
     mixed: bool = False
 
 
 class Integers(msgspec.Struct, frozen=True):
-    """Linears in whole numbers of so many bits, packed into words of 32, scaled as those in float8 are.
+    """Linears in integers of `bits` bits, packed into 32-bit words, with scales as in Float8.
 
-    Less a zero point where they are not `symmetric`. `reordered`: a tensor tells of which group each column is.
+    If not `symmetric`, a zero point is subtracted. `reordered`: a tensor gives the group of each column.
     """
 
     bits: int
@@ -66,9 +66,9 @@ Quantisation = Float8 | Mxfp4 | Nvfp4 | Integers
 
 BY_TENSOR = Float8(None, None)
 BY_CHANNEL = Float8(1, None)
-MXFP8 = Float8(1, 32)  # a scale is a byte of a power of two (OCP Microscaling Formats v1.0, section 6.3)
+MXFP8 = Float8(1, 32)  # a scale is a one-byte power of two (OCP Microscaling Formats v1.0, section 6.3)
 BLOCKS_OF_128 = Float8(128, 128)  # as DeepSeek-V3 and Kimi-K2 are published
-MIXED = (BY_TENSOR, BY_CHANNEL, BLOCKS_OF_128)  # what may be beside NVFP4
+MIXED = (BY_TENSOR, BY_CHANNEL, BLOCKS_OF_128)  # allowed beside NVFP4
 _MODELOPT: dict[str, Quantisation] = {
     "FP8": BY_TENSOR, "FP8_PER_CHANNEL_PER_TOKEN": BY_CHANNEL, "FP8_PB_WO": BLOCKS_OF_128, "MXFP8": MXFP8,
     "NVFP4": Nvfp4(),
@@ -77,7 +77,7 @@ _MIXED = "MIXED_PRECISION"
 
 
 def read_quantisation(config: Mapping[str, Any], subject: str) -> Quantisation | None:
-    """What a config.json says, None for plain weights. Raises UnsupportedBase for a method that is not read."""
+    """Read a config.json's quantisation; None for plain weights. Raises UnsupportedBase for an unsupported method."""
     settings = quantisation_config(config)
     if settings is None:
         return None
@@ -92,10 +92,10 @@ def read_quantisation(config: Mapping[str, Any], subject: str) -> Quantisation |
 
 
 def quantisation_config(config: Mapping[str, Any]) -> Any:
-    """What a config.json says of how its base is quantised, unread; None where it is not."""
+    """Return the quantisation settings of a config.json as they are; None if the base is not quantised."""
     text = config.get("text_config")
     settings = config.get("quantization_config") or (isinstance(text, Mapping) and text.get("quantization_config"))
-    settings = settings or config.get("compression_config")  # as compressed-tensors wrote it at first
+    settings = settings or config.get("compression_config")  # the early name in compressed-tensors
     if isinstance(settings, Mapping) and isinstance(settings.get("quantization"), Mapping):  # as in MODELOPT_FILE
         return {"quant_method": "modelopt"} | settings["quantization"]
     return settings or None
@@ -123,7 +123,7 @@ def _modelopt(settings: Mapping[str, Any], subject: str) -> Quantisation:
 
 
 def _mixed(layers: Mapping[str, Any], subject: str) -> Nvfp4:
-    """Of each linear its own algorithm."""
+    """Read settings that give each linear its own algorithm."""
     named = {str(each.get("quant_algo") if isinstance(each, Mapping) else each).upper() for each in layers.values()}
     unread = {each for each in named if _MODELOPT.get(each) not in (*MIXED, Nvfp4())}
     if unread or not named:
@@ -132,7 +132,7 @@ def _mixed(layers: Mapping[str, Any], subject: str) -> Nvfp4:
 
 
 def _compressed(settings: Mapping[str, Any], subject: str) -> Float8 | Integers:
-    """Groups of linears may differ in how activations are rounded, which none are here."""
+    """Read compressed-tensors' settings. Groups may differ in activation rounding: MinT rounds no activations."""
     try:
         config = msgspec.convert(settings, _Compressed)
     except msgspec.ValidationError as error:
@@ -158,7 +158,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], Quantisation]] = {
 
 
 class _Weights(msgspec.Struct, frozen=True):
-    """How compressed-tensors says that a group of linears is quantised."""
+    """compressed-tensors' description of how a group of linears is quantised."""
 
     type: str
     num_bits: int
@@ -169,7 +169,7 @@ class _Weights(msgspec.Struct, frozen=True):
     actorder: str | bool | None = None
 
     def scheme(self, form: str | None) -> Float8 | Integers | None:
-        """As a format of files; None: not read."""
+        """Return the matching file format; None if it is not supported."""
         if (self.type, self.num_bits, self.symmetric) == ("float", 8, True):
             return self._scaled
         blocks = self._scaled if self.strategy != "block" else None
@@ -182,7 +182,7 @@ class _Weights(msgspec.Struct, frozen=True):
 
     @property
     def _scaled(self) -> Float8 | None:
-        """Of how many rows and columns a scale is."""
+        """The rows and columns that share a scale; None if not supported."""
         if self.strategy == "group" and _is_block((1, self.group_size)):
             return Float8(1, self.group_size)
         if self.strategy == "block" and self.block_structure and _is_block(self.block_structure):
@@ -190,7 +190,7 @@ class _Weights(msgspec.Struct, frozen=True):
         return {"tensor": BY_TENSOR, "channel": BY_CHANNEL}.get(self.strategy)
 
     def described(self, form: str | None) -> str:
-        """For people."""
+        """Describe it for people."""
         even = "" if self.symmetric else ", not symmetric"
         packed = f" as {form!r}" if self.type == "int" else ""
         return f"{self.type} of {self.num_bits} bits with a scale a {self.strategy}{even}{packed}"

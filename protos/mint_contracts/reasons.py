@@ -1,16 +1,16 @@
-"""Why something is away, each reason told once: it may come back with another one, with another password say."""
+"""The reasons of an outage, each reported once: they may change on the way, say after a password was replaced."""
 
-MOST = 100  # a reason that names what changes each time must not be kept for ever
+MOST = 100  # bounds memory if every error's text is different
 
 
 class Reasons:
-    """Those that one outage has had."""
+    """The reasons that one outage has had so far."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def is_new(self, error: Exception) -> bool:
-        """Whether it is the outage's first of that text; it is known from then on."""
+        """Whether this is the outage's first error with that text; remember it."""
         why = str(error)
         if why in self._known or len(self._known) == MOST:
             return False
@@ -18,5 +18,5 @@ class Reasons:
         return True
 
     def forget(self) -> None:
-        """The outage is over."""
+        """Forget all reasons: the outage is over."""
         self._known.clear()

@@ -1,4 +1,4 @@
-"""The placement map's records, JSON in Redis. `keys` says which lives where."""
+"""The placement map's records, JSON in Redis. `keys` documents which key holds which."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,7 +10,7 @@ from mint_contracts.source import Source
 
 
 class Tier(StrEnum):
-    """Where a revision is on an engine, warmest first."""
+    """Where a revision is on an engine, from warmest to coldest."""
 
     DEVICE = "Device"
     HOST = "Host"
@@ -27,11 +27,11 @@ _WARMTH = {Tier.DEVICE: 3, Tier.HOST: 2, Tier.DISK: 1, Tier.REMOTE: 0}
 
 
 class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A record; unset fields stay off the wire so that it is compact."""
+    """A record. Fields with their default values are not encoded, to keep it compact."""
 
 
 class BaseRecord(_Record, frozen=True):
-    """What the gateway and engines must know of a base. Writer: operator."""
+    """What gateways and engines need to know about a base. Writer: operator."""
 
     base_model: str
     store: Source | None = None
@@ -39,20 +39,20 @@ class BaseRecord(_Record, frozen=True):
     device_slots: int = 0
     catalog: Source | None = None  # where its manifests are
     engines_max: int = 0
-    created: int = 0  # when its BaseModel was made, in seconds since 1970; 0: not told
+    created: int = 0  # when its BaseModel was created, in seconds since 1970; 0: unknown
     trains: bool = False
 
 
 class Place(_Record, frozen=True, gc=False):
     """One engine that must hold an adapter, and why the plan chose it.
 
-    `demand` is how many of its requests were in flight when the plan did so: among loads it comes first by that.
+    `demand` is how many of the adapter's requests were in flight at that time; adapters with more are loaded first.
     """
 
     engine: str
     residency: Tier
     why: str
-    spare: bool = False  # beyond what waves ask for, because it is in demand; gives way to anything that they do
+    spare: bool = False  # an extra copy beyond what waves ask for, due to demand; yields to anything waves ask for
     demand: float = 0.0
 
 
@@ -69,8 +69,8 @@ class Placement(_Record, frozen=True, gc=False):
 class Assignment(_Record, frozen=True, gc=False):
     """One adapter that one engine must hold, in `residency` or warmer. Writer: operator.
 
-    What is in `demand` is loaded first, then what has the higher `priority`. What is brought `ahead` is for waves
-    that wait to be admitted: it takes room on the disk that is free, gives way to anything, and answers no request.
+    Adapters with more `demand` are loaded first, then those with a higher `priority`. Adapters brought `ahead` are
+    for waves that wait to be admitted: they use free disk space, yield to anything else, and answer no requests.
     """
 
     adapter: str
@@ -83,10 +83,10 @@ class Assignment(_Record, frozen=True, gc=False):
 
 
 class Mentions(_Record, frozen=True, gc=False):
-    """What the message beside it names, for those who may not learn of everything.
+    """What the message beside it mentions; used to hide messages from clients that may not see all of it.
 
-    `adapters` are names of adapters and of policies, and what such names begin with; `others`: it may name more of
-    them, or tell where they lie. `waves` are "namespace/name".
+    `adapters` are names, or prefixes of names, of adapters and policies; `others`: the message may name further ones,
+    or reveal where they are stored. `waves` are "namespace/name".
     """
 
     adapters: tuple[str, ...] = ()
@@ -94,37 +94,37 @@ class Mentions(_Record, frozen=True, gc=False):
     others: bool = False
 
 
-TRAIN = "train"  # of WaveRecord.chosen_by: a wave that trains
-EXPIRED = "Expired"  # of WaveRecord.reason; also the phase
+TRAIN = "train"  # WaveRecord.chosen_by of a wave that trains
+EXPIRED = "Expired"  # a WaveRecord.reason; also the phase
 
 
 class WaveRecord(_Record, frozen=True, gc=False):
-    """One wave: what it asks for, and what was decided over its admission. Writer: operator.
+    """One wave: what it asks for, and whether it was admitted. Writer: operator.
 
-    It holds nothing that changes while the wave loads, so that it is seldom written. `weight` and `quota` (in slots;
-    0: none) are its namespace's. `position` is its place in the queue, from 1; 0: it does not wait. One that has
-    expired is not admitted, asks for nothing any more, and tells what it asked for.
+    It contains nothing that changes while the wave loads, so it is seldom written. `weight` and `quota` (in slots;
+    0: none) are those of its namespace. `position` is its position in the queue, from 1; 0: it does not wait. An
+    expired wave is not admitted and no longer asks for anything; its record shows what it asked for.
     """
 
     wave: str
-    chosen_by: str  # the field of the spec that says which adapters; "placement" where the spec cannot be read
+    chosen_by: str  # the field of the spec that selects the adapters; "placement" if the spec cannot be read
     adapters: int
     replicas: int
     residency: Tier
     slots: int = 0  # device slots of the wave alone
     priority: int = 0
-    engines: tuple[str, ...] = ()  # the only ones that may hold it; none: any may
+    engines: tuple[str, ...] = ()  # the only ones that may hold it; empty: all may
     weight: int = 1
     quota: int = 0
     admitted: bool = False
     position: int = 0
     reason: str = ""  # why it is not admitted
     message: str = ""
-    mentions: Mentions | None = None  # None: older operators do not tell, and it may name anything
+    mentions: Mentions | None = None  # None: from an older operator; the message may name anything
 
 
 class Failure(_Record, frozen=True):
-    """Why a load failed; a terminal one is not tried again until its source changes."""
+    """Why a load failed; a terminal failure is not retried until the source changes."""
 
     reason: str
     message: str
@@ -132,15 +132,15 @@ class Failure(_Record, frozen=True):
 
     @classmethod
     def of(cls, error: MintError) -> "Failure":
-        """An error in words alone."""
+        """Return the failure that describes an error."""
         return cls(error.reason, str(error), terminal=error.terminal)
 
 
 class Held(_Record, frozen=True, gc=False):
     """One adapter as an engine holds it, or failed to. Writer: that engine.
 
-    What Trainer calls have `published`, to it or to another engine of its base, and no wave has told it of, is what
-    the name means to those whom neither a wave nor the catalog tells otherwise.
+    `published`: Trainer calls published it, on this or another engine of the base, and no wave has assigned it. The
+    name then means this revision unless a wave or the catalog says otherwise.
     """
 
     adapter: str
@@ -149,75 +149,75 @@ class Held(_Record, frozen=True, gc=False):
     revision: str = ""  # content digest; empty until the files were read
     rank: int = 0
     failure: Failure | None = None
-    bytes: int = 0  # packed, as it lies in memory or on disk
+    bytes: int = 0  # the packed size in memory or on disk
     published: bool = False
 
 
-COPYING, LOADING = "Copying", "Loading"  # phases of bringing a base up; another version may know others
+COPYING, LOADING = "Copying", "Loading"  # phases of starting a base; another version may know others
 
 
 class Bringing(_Record, frozen=True):
-    """How far an engine is with its base: copied to its node, or read into memory."""
+    """An engine's progress in copying its base to the node or reading it into memory."""
 
     phase: str
     done: int = 0  # bytes
-    total: int = 0  # bytes; 0: not known
-    per_s: float = 0.0  # bytes; 0: not known yet
+    total: int = 0  # bytes; 0: unknown
+    per_s: float = 0.0  # bytes per second; 0: not known yet
 
     @property
     def percent(self) -> int | None:
-        """How much of it is done; None where nobody knows how much there is."""
+        """The finished part in percent; None if the total is unknown."""
         return 100 * self.done // self.total if self.total else None
 
     @property
     def left_s(self) -> int | None:
-        """About how long the rest takes; None where that is not known."""
+        """The estimated seconds for the rest; None if unknown."""
         return round((self.total - self.done) / self.per_s) if self.total and self.per_s > 0 else None
 
 
 class PolicyRoom(_Record, frozen=True):
-    """What policies in training may take of an engine's host memory, and what each would take of it.
+    """How much of an engine's host memory policies in training may take, and how much each of them takes.
 
-    One of rank R over some modules has R times the `weights` of these. Names are those of modules within a layer.
+    A policy of rank R over some modules has R times their `weights`. Names are those of modules within a layer.
     """
 
-    budget: int  # bytes, of which adapters that waves want in memory take theirs
-    weights: Mapping[str, int]  # of a policy of rank 1, by the module's name
-    own: int  # bytes that a policy takes for each of its weights, as long as it trains; 0: they are on a device
-    copies: int  # bytes that are free beside that for each weight of the largest, for it to be saved
-    calls: int = 0  # bytes that policies take which no wave trains
-    calls_copies: int = 0  # and what the largest of these needs beside
-    # Bytes that ranks hold of a policy of rank 1 beside its `own`, by the module's name; nothing of one rank alone.
+    budget: int  # bytes, shared with adapters that waves want in memory
+    weights: Mapping[str, int]  # number of weights of a policy of rank 1, by the module's name
+    own: int  # bytes per weight that a policy takes while it trains; 0: they are on a device
+    copies: int  # bytes per weight of the largest policy that stay free beside that, to save it
+    calls: int = 0  # bytes that policies take which Trainer calls train, not waves
+    calls_copies: int = 0  # and the bytes that saving the largest of these needs beside
+    # Bytes that ranks hold for a policy of rank 1 beside its `own`, by the module's name; a single rank holds none.
     shared: Mapping[str, int] = {}
 
 
-MOST_TOLD = 16  # adapters of which an engine tells the demand: those that fill a quarter of a batch at least
+MOST_TOLD = 16  # number of adapters whose demand an engine reports: those that fill at least a quarter of a batch
 
 
 class EngineRecord(_Record, frozen=True):
-    """One engine's word on itself, kept alive by its heartbeat. Writer: that engine."""
+    """One engine's report about itself; expires unless its heartbeat renews it. Writer: that engine."""
 
     engine: str
     address: str
-    incarnation: int  # start time in ns: later starts of an engine have larger ones, unless its clock is put back
-    ready: bool  # a request sent now is answered
+    incarnation: int  # start time in ns: grows with every start of the engine, unless its clock is put back
+    ready: bool  # it answers requests sent now
     slots_used: int
     slots_total: int
     running: int  # requests decoding
     waiting: int  # requests queued
     map_version: int  # the newest version of the map that the engine has seen
-    sequence: int  # grows with every change of what it holds
+    sequence: int  # grows with every change of its holdings
     max_rank: int = 0
     failure: Failure | None = None  # why the base could not be loaded
-    demand: Mapping[str, float] = {}  # requests in flight of the MOST_TOLD adapters that have most, smoothed
-    training_bytes: int = 0  # of host memory, for the policies that train there: their state, and checkpoints of it
-    bringing: Bringing | None = None  # while the base is brought up
-    loads_per_s: float = 0.0  # adapters that it brings up in a second of loading; 0: not known yet
+    demand: Mapping[str, float] = {}  # smoothed requests in flight of the MOST_TOLD adapters that have most
+    training_bytes: int = 0  # host memory of the policies that train there: their state, and checkpoints of it
+    bringing: Bringing | None = None  # while the base is copied or loaded
+    loads_per_s: float = 0.0  # adapters loaded per second of loading; 0: not known yet
     policy_room: PolicyRoom | None = None  # None: it trains nothing, or does not know its base yet
 
 
 class MapState(msgspec.Struct, frozen=True):
-    """The operator's part of the map of one base, as it stands."""
+    """The current state of the operator's part of one base's map."""
 
     version: int | None  # None: never completed, or lost
     base: BaseRecord | None
@@ -227,7 +227,7 @@ class MapState(msgspec.Struct, frozen=True):
 
 
 class EngineView(msgspec.Struct, frozen=True):
-    """One engine as the map knows it; `record` is None when its heartbeat has run out."""
+    """One engine as the map knows it; `record` is None if its heartbeat has expired."""
 
     engine: str
     record: EngineRecord | None
@@ -237,7 +237,7 @@ class EngineView(msgspec.Struct, frozen=True):
 class MapChange(msgspec.Struct, frozen=True):
     """What one apply writes for one base: records to set and names to delete.
 
-    One that does not complete the map leaves its version as it is: a map without one stays unknown.
+    A change that does not complete the map leaves its version as it is: a map without a version stays unknown.
     """
 
     base: BaseRecord | None = None
@@ -255,6 +255,6 @@ class MapChange(msgspec.Struct, frozen=True):
 
     @property
     def places(self) -> bool:
-        """Whether anything changes that engines and gateways follow, as they do not the records of waves."""
+        """Whether anything changes that engines and gateways follow; they do not follow wave records."""
         lists = (self.set_placements, self.del_placements, self.set_assigned, self.del_assigned)
         return self.base is not None or any(lists)

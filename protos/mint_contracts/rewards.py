@@ -1,21 +1,21 @@
-"""A policy's mean rewards, step by step, as they are told in parts to those who follow them. Pure."""
+"""A policy's mean reward of each step, as followers receive it in parts. Pure."""
 
 import msgspec
 
 
 class Rewards(msgspec.Struct, frozen=True):
-    """Those of some steps one after another."""
+    """The rewards of consecutive steps."""
 
-    first: int = 0  # the index of the first of them among all of the policy's
+    first: int = 0  # the index of the first of them among all of the policy's rewards
     values: tuple[float, ...] = ()
 
     @property
     def end(self) -> int:
-        """The index of the one that comes next."""
+        """The index of the next reward."""
         return self.first + len(self.values)
 
     def followed_by(self, part: "Rewards") -> "Rewards":
-        """These up to where `part` begins, then that; it alone where it begins before these, or beyond their end."""
+        """Return these rewards up to where `part` begins, then `part`; only `part` if it begins outside of these."""
         if not self.first <= part.first <= self.end:
             return part
         return Rewards(self.first, self.values[: part.first - self.first] + part.values)

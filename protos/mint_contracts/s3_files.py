@@ -1,4 +1,4 @@
-"""S3's filesystem, for services too that do not tell how long an object is, as behind proxies that compress."""
+"""S3's filesystem, also for services that omit an object's length, as behind compressing proxies."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from s3fs import S3FileSystem
 
 
 class S3Files(S3FileSystem):  # type: ignore[misc]
-    """As its parent, which counts on each object's head for a length: where it has none, the bucket's list does."""
+    """S3FileSystem, but if an object's head has no length, it comes from the bucket's listing."""
 
     async def _call_s3(self, method: str, *positional: Any, **named: Any) -> Any:
         answer = await super()._call_s3(method, *positional, **named)
@@ -15,8 +15,8 @@ class S3Files(S3FileSystem):  # type: ignore[misc]
         return answer
 
     async def _listed_length(self, bucket: str, key: str) -> int:
-        """Raises FileNotFoundError for what the bucket does not list."""
-        # Of all that begins so it is the first.
+        """Return an object's length from the listing. Raises FileNotFoundError if it is not listed."""
+        # Of all keys with this prefix, the key itself sorts first.
         found = await super()._call_s3("list_objects_v2", self.kwargs, Bucket=bucket, Prefix=key, MaxKeys=1)
         for each in found.get("Contents", ()):
             if each["Key"] == key:

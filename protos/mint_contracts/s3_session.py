@@ -1,7 +1,7 @@
-"""S3's HTTP session, each of whose requests is bounded as a whole, and by how its body is taken.
+"""S3's HTTP session with a time limit on each complete request, and on how fast the server takes its body.
 
-By itself it bounds the silence before each byte of an answer, and nothing of an upload: a server that takes a
-connection and never says that the body may come (100-continue), or reads none of it, is waited for without an end.
+On its own, the session limits only the silence before each byte of a response, and nothing of an upload: it would
+wait forever for a server that accepts a connection but never sends 100-continue or never reads the body.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from aiobotocore.httpsession import AIOHTTPSession
 from mint_contracts.paces import allowed_s, asked_for
 from mint_contracts.uploads import Tracked, bounded
 
-WHOLE_BYTES = 64 << 20  # of an object that is asked for whole: s3fs takes larger ones in parts
+WHOLE_BYTES = 64 << 20  # the most of an object requested without a range: s3fs reads larger ones in parts
 _SENT = ("X-Amz-Decoded-Content-Length", "Content-Length")
 
 
 class S3Session(AIOHTTPSession):  # type: ignore[misc]
-    """As its parent, but for the bounds. Raises TimeoutError."""
+    """AIOHTTPSession with these limits. Raises TimeoutError."""
 
     async def send(self, request: Any) -> Any:
-        """Until its answer's head is there, and all of an answer that is no object."""
+        """Send a request and return once the response's head is there, and its body too unless it is an object."""
         async with bounded(*_moved(request)):
             return await super().send(request)
 
@@ -33,7 +33,7 @@ class S3Session(AIOHTTPSession):  # type: ignore[misc]
 
 
 def _moved(request: Any) -> tuple[int, int]:
-    """Bytes that are sent, and those that are asked for."""
+    """Return the bytes that a request sends, and those that it asks for."""
     headers = {name.lower(): _text(value) for name, value in request.headers.items()}
     sent = max(int(headers.get(name.lower()) or 0) for name in _SENT)
     return sent, (asked_for(headers.get("range", "")) or WHOLE_BYTES) if request.stream_output else 0

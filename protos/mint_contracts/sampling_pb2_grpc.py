@@ -45,9 +45,9 @@ class SamplerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Streams one request's tokens. The first event is Started, then come the chunks of its n completions as they are
-        made, with a Finished at the end of each; after the last of them the stream ends. An error ends the whole stream
-        with a gRPC status that carries google.rpc.ErrorInfo (reason, object) and, where a retry helps, RetryInfo.
+        """Streams one request's tokens. The first event is Started; then come the chunks of its n completions as they are
+        generated, with a Finished at the end of each; the stream ends after the last one. An error ends the stream with a
+        gRPC status that carries google.rpc.ErrorInfo (reason, object) and, if a retry can help, RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

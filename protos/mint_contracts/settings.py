@@ -1,6 +1,6 @@
-"""What the operator tells an engine, as one JSON document in its environment.
+"""The settings that the operator passes to an engine, as one JSON document in its environment.
 
-It holds only what an engine must restart for: a change of replicas, say, leaves it as it is.
+They contain only what an engine must restart for: a change of replicas, say, does not alter them.
 """
 
 import msgspec
@@ -15,18 +15,18 @@ REDIS_PASSWORD = "MINT_REDIS_PASSWORD"  # noqa: S105 - the variable's name
 REDIS_CA_FILE = "MINT_REDIS_CA_FILE"
 PVC_ROOT = "MINT_PVC_ROOT"  # claims are mounted read-only at $MINT_PVC_ROOT/<claim>
 CACHE_FOLDER = "MINT_CACHE_FOLDER"  # the engine's disk tier
-# What a LeaderWorkerSet tells every pod of an engine over several nodes (kubernetes-sigs/lws).
+# Set by a LeaderWorkerSet in every pod of an engine over several nodes (kubernetes-sigs/lws).
 LEADER_ADDRESS = "LWS_LEADER_ADDRESS"
 WORKER_INDEX = "LWS_WORKER_INDEX"  # 0 on the leader
 GROUP_SIZE = "LWS_GROUP_SIZE"
 
 ENGINE_PORT = 8470
-RANKS_PORT = 8471  # on which a leader lets its engine's other nodes in
+RANKS_PORT = 8471  # where a leader accepts its engine's other nodes
 GATEWAY_PORT = 8470
 GATEWAY_HTTP_PORT = 8480
 METRICS_PORT = 9470
 
-LIVENESS_SERVICE = "live"  # gRPC health: SERVING unless the engine is stuck; "" is SERVING only when it is ready
+LIVENESS_SERVICE = "live"  # gRPC health: SERVING unless the engine is stuck; "" is SERVING only if it is ready
 
 
 class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -36,7 +36,7 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     source: Source
     device: str
     dtype: str
-    context_length: int  # tokens a request may hold, prompt and completion together
+    context_length: int  # the most tokens of a request, prompt and completion together
     kv_cache_bytes: int
     max_rank: int
     device_slots: int
@@ -45,12 +45,12 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     target_modules: tuple[str, ...] = ()  # empty: every linear module of the decoder layers
     base_names: tuple[str, ...] = ()
     store: Source | None = None
-    tensor_parallel_size: int = 1  # ranks, each a process of one of the engine's pods
-    nodes: int = 1  # pods of the engine, each on a node of its own with as many ranks
-    quantised_experts: bool = False  # routed experts stay in memory as the base's files have them
+    tensor_parallel_size: int = 1  # number of ranks, each a process in one of the engine's pods
+    nodes: int = 1  # number of the engine's pods, each on its own node with an equal number of ranks
+    quantised_experts: bool = False  # routed experts stay in memory in the quantised form of the base's files
     training_store: Source | None = None  # where policies are kept; None: this engine only serves
 
     @property
     def ranks_per_node(self) -> int:
-        """Ranks of each pod."""
+        """The number of ranks in each pod."""
         return self.tensor_parallel_size // self.nodes

@@ -1,4 +1,4 @@
-"""Where weights come from: `Source` and the check of its URI, shared by admission, planner and engine."""
+"""`Source`, the place that weights come from, and the check of its URI; used by admission, planner and engine."""
 
 from urllib.parse import urlsplit
 
@@ -6,13 +6,13 @@ import msgspec
 
 from mint_contracts.errors import SourceForbidden
 
-LOCAL = ("file", "pvc")  # files that are read in place
+LOCAL = ("file", "pvc")  # files are read in place
 SCHEMES = (*LOCAL, "https", "http", "s3", "gs", "hf")
-WRITABLE = (*LOCAL, "s3", "gs")  # those of them whose folders can be written
+WRITABLE = (*LOCAL, "s3", "gs")  # schemes whose folders can be written
 
 
 class Source(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A place of weights. `revision` pins an hf:// commit, tag or branch; elsewhere it tells versions apart."""
+    """A place of weights. `revision` pins an hf:// commit, tag or branch; elsewhere it distinguishes versions."""
 
     uri: str
     revision: str = ""
@@ -27,20 +27,20 @@ class Location(msgspec.Struct, frozen=True):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether it is a folder on this machine."""
         return self.scheme in LOCAL
 
 
 def locate(source: Source) -> Location:
-    """Take a source's URI apart and refuse what may not be read.
+    """Parse a source's URI and refuse one that may not be read.
 
-    Raises SourceForbidden for what is no URI, another scheme, credentials or queries in the URI, `..` in the path, a
+    Raises SourceForbidden for a malformed URI, another scheme, credentials or queries in the URI, `..` in the path, a
     missing host, or hf:// without a revision (a moving branch would serve different weights under one name).
     """
     subject = f"source {source.uri!r}"
     try:
         parts = urlsplit(source.uri)
-    except ValueError as error:  # an unbalanced bracket, or a host that is none after normalisation
+    except ValueError as error:  # an unbalanced bracket, or a host that is invalid after normalisation
         raise SourceForbidden(subject, f"is not a URI ({error}); write, say, pvc://claim/path") from None
     if parts.scheme not in SCHEMES:
         raise SourceForbidden(subject, f"scheme must be one of {', '.join(s + '://' for s in SCHEMES)}")
@@ -60,10 +60,10 @@ def locate(source: Source) -> Location:
 
 
 def child(root: Source, name: str) -> Source:
-    """The source of `name` inside the store `root`: its URI with the name appended, at the same revision."""
+    """Return the source of `name` in the store `root`: its URI with the name appended, at the same revision."""
     return Source(uri=f"{root.uri.rstrip('/')}/{name}", revision=root.revision)
 
 
 def parent(source: Source) -> str:
-    """The URI of the folder that a source lies in."""
+    """Return the URI of the folder that contains a source."""
     return source.uri.rstrip("/").rpartition("/")[0]

@@ -1,6 +1,6 @@
-"""One meaning for every error that storage raises: the operating system's, and each library's.
+"""Translation of every storage error, from the operating system or a library, to a MintError.
 
-No credential gets into a message: of a storage library's error only its class and HTTP status are told.
+Messages never contain credentials: of a storage library's error they give only its class and HTTP status.
 """
 
 import errno
@@ -15,7 +15,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 @contextmanager
 def storage_errors(scheme: str, subject: str) -> Iterator[None]:
-    """Turn what a scheme's library raises into SourceNotFound, SourceForbidden or SourceUnavailable."""
+    """Turn the errors of a scheme's library into SourceNotFound, SourceForbidden or SourceUnavailable.
+
+    An error that means a full disk becomes Overloaded.
+    """
     try:
         yield
     except MintError:
@@ -25,7 +28,7 @@ def storage_errors(scheme: str, subject: str) -> Iterator[None]:
 
 
 def cause_of(error: Exception) -> Exception:
-    """The failure itself: fsspec's http tells every failure as FileNotFoundError; its cause knows better."""
+    """Return the actual failure: fsspec's http turns each one into FileNotFoundError, with the real one as cause."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _status(cause) != 404:
         return cause if not isinstance(cause, FileNotFoundError) else error
@@ -33,7 +36,7 @@ def cause_of(error: Exception) -> Exception:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error carries, if it does."""
+    """Return the HTTP status that an error carries, or None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -72,7 +75,7 @@ def os_errors(subject: str) -> Iterator[None]:
 
 @contextmanager
 def writing_errors(subject: str) -> Iterator[None]:
-    """The same of a folder that is written: what is wrong with a volume of somebody's own."""
+    """Turn the operating system's errors about writing to a user's own volume into MintErrors."""
     try:
         yield
     except OSError as error:
@@ -85,14 +88,14 @@ def writing_errors(subject: str) -> Iterator[None]:
 
 
 def volume_full(error: OSError, subject: str) -> MintError | None:
-    """Overloaded, if the error says that a volume of somebody's own took no more."""
+    """Return Overloaded if the error says that a user's own volume is full."""
     if error.errno in _FULL:
         return Overloaded(subject, "has no room left on its volume; enlarge it", retry_after_s=5.0)
     return None
 
 
 def disk_full(error: BaseException, subject: str) -> MintError | None:
-    """Overloaded, if the error says that this machine's own disk took no more."""
+    """Return Overloaded if the error says that this machine's own disk is full."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return Overloaded(subject, "finds the engine's disk full; raise diskCache", retry_after_s=5.0)
     return None

@@ -1,7 +1,7 @@
-"""Which modules a name of `targetModules` means: as PEFT has it, those whose path ends with the name at a dot.
+"""Which modules a `targetModules` entry means: as in PEFT, those whose path ends with the entry at a dot.
 
-So `up_proj` means every module of that name, `shared_experts.up_proj` those of shared experts alone, and
-`mlp.up_proj` those of layers without routed experts, whose paths have the expert's number before the last part.
+So `up_proj` means every module of that name, `shared_experts.up_proj` only those of shared experts, and `mlp.up_proj`
+only those of layers without routed experts, as the paths of routed experts have the expert's number before the name.
 Follows peft 0.21 (tuners/tuners_utils.py, check_target_module_exists).
 """
 
@@ -9,18 +9,18 @@ from collections.abc import Iterable
 
 
 def is_within(path: str, target: str) -> bool:
-    """Whether the module at that path is one that the target names; of two targets, whether the first is narrower."""
+    """Whether the target names the module at that path; for two targets, whether the first is narrower or equal."""
     return f".{path}".endswith(f".{target}")
 
 
 def endings(path: str) -> list[str]:
-    """All targets that name the module at that path."""
+    """Return all targets that name the module at that path."""
     parts = path.split(".")
     return [".".join(parts[at:]) for at in range(len(parts))]
 
 
 def within_layer(path: str) -> str:
-    """What is left of a module's path once the number of its layer is taken off: the same for all layers."""
+    """Return a module's path after its last number, usually the layer's: the same for all layers."""
     parts = path.split(".")
     return ".".join(parts[max((at + 1 for at, part in enumerate(parts) if part.isdecimal()), default=0) :])
 
@@ -31,6 +31,6 @@ def is_targeted(path: str, targets: Iterable[str]) -> bool:
 
 
 def beyond(targets: Iterable[str], offered: Iterable[str]) -> list[str]:
-    """Those of the targets that may name modules which none of the offered ones does, in order."""
+    """Return, sorted, the targets that may name modules which no offered target names."""
     offered = tuple(offered)
     return sorted({target for target in targets if not is_targeted(target, offered)})

@@ -1,7 +1,7 @@
-"""Reading the map's part about training: anybody may. Raises MapUnavailable when Redis does not answer in time.
+"""Reading the map's part about training, open to everyone. Raises MapUnavailable if Redis does not answer in time.
 
-Records carry what users have written, which another version of MinT may have let them write otherwise. One that
-cannot be read hinders no other: it is passed over, or given as far as it can be read to who asks for that.
+Records contain what users have written, perhaps in a form that only another version of MinT accepts. One unreadable
+record does not affect the others: it is skipped, or returned as far as possible if the caller asks for that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +23,22 @@ from mint_contracts.training_records import (
     WaveTraining,
 )
 
-MOST_POINTS = 2000  # rewards that are read together: 10 ms of an event loop's time (by hand)
+MOST_POINTS = 2000  # rewards read together: 10 ms of an event loop's time (measured by hand)
 
 
 class TrainReader:
-    """Reads who trains what, and how far it is."""
+    """Reads which engines train which policies, and their progress."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def training(self, base: str, *, partly: bool = False) -> dict[str, WaveTraining]:
-        """Every training wave of a base; `partly`: as a PartTraining where it cannot be read whole."""
+        """Return every training wave of a base; with `partly`, one that is not fully readable as a PartTraining."""
         raw = await bounded(lambda: self._redis.hgetall(keys.training(base)))
         return decoded(raw, WaveTraining, _part_of_wave if partly else None)
 
     async def known(self, base: str) -> dict[str, WaveTraining] | None:
-        """The same; None where the map was lost, or the operator has yet to complete it."""
+        """Return every training wave of a base; None if the map was lost or is not complete yet."""
         pipeline = self._redis.pipeline(transaction=True)
         pipeline.exists(keys.version(base))
         pipeline.hgetall(keys.training(base))
@@ -48,7 +48,7 @@ class TrainReader:
     async def trains(
         self, base: str, engines: Sequence[str], *, partly: bool = False
     ) -> dict[str, dict[str, TrainAssignment]]:
-        """The leases of each of these engines; `partly`: as a PartAssignment where one cannot be read whole."""
+        """Return the leases of each engine; with `partly`, one that is not fully readable as a PartAssignment."""
         raws = await read_hashes(self._redis, [keys.trains(base, engine) for engine in engines])
         mend = _part_of_lease if partly else None
         return {engine: decoded(raw, TrainAssignment, mend) for engine, raw in zip(engines, raws, strict=True)}
@@ -56,15 +56,16 @@ class TrainReader:
     async def progress(
         self, base: str, engines: Sequence[str], *, partly: bool = False
     ) -> dict[str, dict[str, Progress]]:
-        """What each of these engines says of its policies; `partly`: as Loading at a stage that is not known here."""
+        """Return each engine's reports on its policies; with `partly`, an unknown stage is returned as Loading."""
         raws = await read_hashes(self._redis, [keys.progress(base, engine) for engine in engines])
         mend = _part_of_word if partly else None
         return {engine: decoded(raw, Progress, mend) for engine, raw in zip(engines, raws, strict=True)}
 
     async def rewards(self, base: str, since: Mapping[str, int], most: int) -> dict[str, Rewards]:
-        """The mean rewards of each policy's steps from that index on, or all where it has fewer, having begun anew.
+        """Return the mean rewards of each policy's steps from the given index on; at most the last `most` of them.
 
-        The last `most` of them at most. They are read in pieces, none of which holds up the event loop for long.
+        A policy that has fewer has begun again: return all of its rewards. They are read in pieces, so that the event
+        loop is never held up for long.
         """
         lengths = await self._lengths(base, list(since))
         begin = {
@@ -91,7 +92,7 @@ class TrainReader:
 
 
 def _together(begin: Mapping[str, int], lengths: Mapping[str, int]) -> Iterator[list[tuple[str, int, int]]]:
-    """Pieces of lists (whose, from, up to), each so many that one round trip reads MOST_POINTS values at most."""
+    """Yield groups of list pieces (policy, start, end), each at most MOST_POINTS values, for one round trip."""
     pieces: list[tuple[str, int, int]] = []
     room = MOST_POINTS
     for policy, start in begin.items():
@@ -108,7 +109,7 @@ def _together(begin: Mapping[str, int], lengths: Mapping[str, int]) -> Iterator[
 
 
 def _part_of_wave(of: Json) -> PartTraining:
-    """No training, and those of the last words that can be read."""
+    """Return the record without its training, and with the last words that can be read."""
     words = of.get("last_words")
     readable = [each for each in words if _is_word(each)] if isinstance(words, list) else []
     return msgspec.convert(of | {"train": {"policies": {}, "steps": 0}, "last_words": readable}, PartTraining)
@@ -123,12 +124,12 @@ def _is_word(of: object) -> bool:
 
 
 def _part_of_lease(of: Json) -> PartAssignment:
-    """Settings that only name the policy; an order that is not known is none to go on."""
+    """Return the lease with settings that only name the policy; an unknown order becomes Pause."""
     known = of.get("order", Order.RUN) in list(Order)
     order = {} if known else {"order": Order.PAUSE}
     return msgspec.convert(of | {"settings": {"name": of.get("policy")}} | order, PartAssignment)
 
 
 def _part_of_word(of: Json) -> Progress:
-    """A stage at which the engine has the policy, and nothing more is said of that."""
+    """Return the progress with Loading as its stage: the engine has the policy, and nothing more is known."""
     return msgspec.convert(of | {"stage": Stage.LOADING}, Progress)

@@ -1,4 +1,4 @@
-"""Reporting to the placement map how policies get on: each engine for its own, fenced by its incarnation."""
+"""Reporting policies' progress to the placement map: each engine for its own, fenced by its incarnation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +11,9 @@ from mint_contracts.training_records import Progress
 
 
 class Lacking(msgspec.Struct, frozen=True):
-    """Policies whose rewards the map did not take as told: `short` of those before, or without a lease in it.
+    """Policies whose rewards the map did not take: its list is too `short`, or it has no lease for them (`unleased`).
 
-    The first must be told from the start, the others too, once the map has their leases.
+    Send the first from the start; send the others from the start too, once the map has their leases.
     """
 
     short: tuple[str, ...] = ()
@@ -35,10 +35,10 @@ class TrainReporter:
         *,
         full: bool,
     ) -> Lacking | None:
-        """Write progress, and rewards of finished steps: of each policy those from a step (counted from 0) on.
+        """Write progress, and each policy's rewards of finished steps from a step (counted from 0) on.
 
-        Returns what rewards the map lacks; None when it does not know this incarnation. With `full`, `changed` is
-        everything. Raises StaleEpoch when a later start of this engine has reported.
+        Returns which rewards the map lacks; None if it does not know this incarnation. With `full`, `changed` is
+        everything. Raises StaleEpoch if a later start of this engine has reported.
         """
         base, policies = self._base, list(rewards)
         names = [keys.engines(base), keys.progress(base, self._engine), keys.trains(base, self._engine)]

@@ -1,4 +1,4 @@
-"""Writing the map's part about training: the operator alone may, fenced by its epoch."""
+"""Writing the map's part about training, which only the operator does, fenced by its epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from mint_contracts.functions import call, text
 from mint_contracts.map_writer import name_base
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
 
-OPS_PER_CALL = 250  # an assignment may carry a dataset of its own
+OPS_PER_CALL = 250  # small, as an assignment may contain its own dataset
 
 
 class TrainWriter:
-    """The operator's writes about training. One under an old epoch raises StaleEpoch and changes nothing."""
+    """The operator's writes about training. A write under an old epoch raises StaleEpoch and changes nothing."""
 
     def __init__(self, redis: Redis, epoch: int) -> None:
         self._redis = redis
         self._epoch = epoch
 
     async def apply(self, base: str, change: TrainChange) -> None:
-        """Write a change; the engines that it touches are called once the whole of it is there."""
+        """Write a change; the engines that it touches are notified once the complete change is there."""
         await name_base(self._redis, base)
         called = sorted({*change.set_trains, *change.del_trains, *change.called})
         parts = _split(change)
@@ -50,7 +50,7 @@ def _ops(records: Mapping[str, WaveTraining | TrainAssignment], names: Sequence[
 
 
 def _split(change: TrainChange) -> list[TrainChange]:
-    """The change in parts of at most OPS_PER_CALL leases; an engine loses its old leases before others are given."""
+    """Split a change into parts of at most OPS_PER_CALL leases; old ones are withdrawn before new ones are given."""
     parts = [TrainChange(del_trains={engine: gone}) for engine, gone in sorted(change.del_trains.items())]
     for engine, leases in sorted(change.set_trains.items()):
         for start in range(0, len(leases), OPS_PER_CALL):
@@ -62,7 +62,7 @@ def _split(change: TrainChange) -> list[TrainChange]:
 
 
 def _small(change: TrainChange) -> bool:
-    """Whether one call carries all of it."""
+    """Whether one call can carry the complete change."""
     lists = [change.set_training, change.del_training, change.del_rewards]
     lists += [*change.set_trains.values(), *change.del_trains.values()]
     return sum(len(each) for each in lists) <= OPS_PER_CALL

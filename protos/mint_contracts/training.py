@@ -1,8 +1,8 @@
-"""What a wave's `spec.train` says: the same structs in the resource, the placement map and the engine.
+"""The content of a wave's `spec.train`: the same structs for the resource, the placement map and the engine.
 
 Defaults are those of TRL's GRPO (dapo, groups of 8, epsilon 0.2, beta 0), of Tinker's Adam (0.9, 0.95) and of
-IcePop's band (0.5 to 5: arXiv 2510.18855). Bounds are the CRD's, and the operator's for a manifest, which no API
-server has checked. None are here, by which what an earlier version has admitted is read, too.
+IcePop's band (0.5 to 5: arXiv 2510.18855). The CRD checks bounds, and the operator checks those of a manifest, which
+no API server has seen. These structs check none, so that waves admitted by an earlier version can be read, too.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _Variables = dict[str, bool | int | float | str]
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
-    """camelCase on the wire; unset fields stay off it."""
+    """Encoded in camelCase; fields with their default values are omitted."""
 
 
 def _set_of(struct: _Camel, names: Iterable[str]) -> list[str]:
@@ -33,19 +33,19 @@ class Loss(_Camel, frozen=True):
     """How advantages become a loss."""
 
     type: LossType = "dapo"
-    clip_low: float | None = None  # None: USUAL_CLIP_LOW; cispo: no bound, as in TRL
+    clip_low: float | None = None  # None: USUAL_CLIP_LOW, but no bound for cispo, as in TRL
     clip_high: float = 0.2
-    kl_coefficient: float = 0.0  # of the k3 estimator against the base: the adapter switched off
-    scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
+    kl_coefficient: float = 0.0  # of the k3 estimator against the base, that is, with the adapter switched off
+    scale_rewards: Scaling = "group"  # whose std divides the advantage: (R - mean) / (std + 1e-4)
     filter_groups: bool = (
-        True  # leave out groups whose rewards are all alike; False divides by them, too, as TRL does
+        True  # leave out groups whose rewards are all equal; False counts them in the divisor, too, as TRL does
     )
-    ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
+    ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio is outside the band are left out; 0: no bound
     ratio_high: float = 5.0
 
     @property
     def lowest(self) -> float:
-        """What the clip keeps a token's probability ratio above."""
+        """The lower bound that the clip sets on a token's probability ratio."""
         if self.clip_low is not None:
             return 1 - self.clip_low
         return 0.0 if self.type == "cispo" else 1 - USUAL_CLIP_LOW
@@ -65,7 +65,7 @@ class Optimizer(_Camel, frozen=True):
 
 
 class TrainSampling(_Camel, frozen=True):
-    """How rollouts are drawn; seeds come from the policy's seed, the step, the prompt and the place in its group."""
+    """How rollouts are sampled; seeds come from the policy's, the step, the prompt and the place in its group."""
 
     max_tokens: int = 64
     temperature: float = 1.0
@@ -75,7 +75,7 @@ class TrainSampling(_Camel, frozen=True):
 
 
 class ConfigMapKey(_Camel, frozen=True):
-    """A key of a ConfigMap of the wave's namespace, of JSON lines."""
+    """A key of a ConfigMap in the wave's namespace; its value is JSON lines."""
 
     name: str
     key: str = "data.jsonl"
@@ -84,47 +84,47 @@ class ConfigMapKey(_Camel, frozen=True):
 class Dataset(_Camel, frozen=True):
     """Examples: exactly one of `uri` (JSONL or Parquet, by its ending), `config_map` and `lines` is set.
 
-    Each example has a prompt (text, or chat messages) and, where the reward or SFT needs it, an answer.
+    Each example has a prompt (text, or chat messages) and, if the reward or SFT needs it, an answer.
     """
 
     uri: str = ""
     revision: str = ""
     config_map: ConfigMapKey | None = None
-    lines: list[str] = []  # JSON lines themselves; what the operator puts in place of config_map, of any size
+    lines: list[str] = []  # inline JSON lines; the operator replaces config_map by them, at any size
     prompt_field: str = "prompt"
     answer_field: str = "answer"
-    system: str = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
+    system: str = ""  # a chat's system message before each prompt; if set, text prompts become chats
     chat: bool = False  # text prompts become the user's message of a chat
-    template_variables: _Variables = {}  # of the base's chat template; with them, text prompts become chats
+    template_variables: _Variables = {}  # for the base's chat template; if set, text prompts become chats
     shuffle_seed: int = 0
 
     @property
     def places(self) -> list[str]:
-        """Which of the three are set, as they are written."""
+        """Which of the three fields are set, by their encoded names."""
         return _set_of(self, ("uri", "config_map", "lines"))
 
 
 class ExactMatch(_Camel, frozen=True):
-    """1 where the completion, stripped, is the answer."""
+    """1 if the completion, stripped, equals the answer."""
 
     ignore_case: bool = False
 
 
 class Regex(_Camel, frozen=True):
-    """1 where the pattern matches; `{answer}` in it stands for the example's answer, escaped."""
+    """1 if the pattern matches; `{answer}` in it stands for the example's answer, escaped."""
 
     pattern: str
-    full: bool = False  # the whole completion, stripped
+    full: bool = False  # match the complete completion, stripped
 
 
 class NumericAnswer(_Camel, frozen=True):
-    """1 where the last number of the completion is the answer, within the tolerance."""
+    """1 if the last number of the completion equals the answer, within the tolerance."""
 
     tolerance: float = 1e-6
 
 
 class JsonSchema(_Camel, frozen=True):
-    """1 where the completion is JSON that the schema accepts."""
+    """1 if the completion is JSON that the schema accepts."""
 
     schema: str  # JSON text
 
@@ -141,21 +141,21 @@ class RewardService(_Camel, frozen=True):
 
     address: str  # host:port
     tls: bool = False
-    ca_bundle: str = ""  # the authorities that vouch for it, as PEM in base64; empty: the public ones
+    ca_bundle: str = ""  # the certificate authorities to trust, as PEM in base64; empty: the public ones
     timeout_s: float = 30.0
     retries: int = 3
-    batch: int = 64  # completions a call
+    batch: int = 64  # completions per call
 
 
 class Weighted(_Camel, frozen=True):
-    """One part of a sum."""
+    """One term of a sum of rewards."""
 
     weight: float
-    reward: "Reward"  # no sum
+    reward: "Reward"  # not a sum itself
 
 
 class Reward(_Camel, frozen=True):
-    """Exactly one of the fields is set."""
+    """How completions are scored: exactly one of the fields is set."""
 
     exact_match: ExactMatch | None = None
     regex: Regex | None = None
@@ -167,12 +167,12 @@ class Reward(_Camel, frozen=True):
 
     @property
     def kinds(self) -> list[str]:
-        """Which of the fields are set, as they are written."""
+        """Which of the fields are set, by their encoded names."""
         return _set_of(self, self.__struct_fields__)
 
 
 class PolicyTemplate(_Camel, frozen=True):
-    """What policies made by count have in common."""
+    """The common settings of policies created by `count`."""
 
     name_prefix: str = (
         ""  # empty: the wave's name; policy i is named "<prefix>-<i>", in the wave's namespace: "ns/..."
@@ -181,11 +181,11 @@ class PolicyTemplate(_Camel, frozen=True):
     alpha: float = 16.0
     target_modules: list[str] = []  # empty: all that the base offers
     seed: int = 0  # policy i gets seed + i
-    start_from: str = ""  # an adapter whose newest revision is the start; empty: B is zero, A random (PEFT's)
+    start_from: str = ""  # an adapter whose newest revision is the start; empty: B is zero, A random as in PEFT
 
 
 class Policy(_Camel, frozen=True):
-    """One policy with its own task; what is left out is the wave's or the template's."""
+    """One policy with its own task; unset fields take the value of the wave or the template."""
 
     name: str  # the adapter that it is published as
     rank: int = 0
@@ -195,12 +195,12 @@ class Policy(_Camel, frozen=True):
     start_from: str = ""
     dataset: Dataset | None = None
     reward: Reward | None = None
-    loss: Loss | None = None  # in place of the whole of the wave's, as is the optimizer
+    loss: Loss | None = None  # replaces the wave's completely, as does the optimizer
     optimizer: Optimizer | None = None
 
 
 class Policies(_Camel, frozen=True):
-    """Exactly one of `count` (of the template), `list` and `manifest` (a file of Policies at a URI) is set."""
+    """A wave's policies: one of `count` (of the template), `list` and `manifest` (a file of Policies at a URI)."""
 
     template: PolicyTemplate = PolicyTemplate()
     count: int = 0
@@ -209,7 +209,7 @@ class Policies(_Camel, frozen=True):
 
 
 class Evaluation(_Camel, frozen=True):
-    """Greedy answers, scored by the reward, every so many steps."""
+    """Greedy answers, scored by the reward, every `every_steps` steps."""
 
     every_steps: int = 10
     prompts: int = 16
@@ -217,13 +217,13 @@ class Evaluation(_Camel, frozen=True):
 
 
 class FailurePolicy(_Camel, frozen=True):
-    """How many policies may fail before the wave is failed; None: any number, as long as one goes on."""
+    """How many policies may fail before the wave fails; None: any number, as long as one continues."""
 
     max_failed: int | None = None
 
 
 class Train(_Camel, frozen=True):
-    """A wave's training."""
+    """How a wave trains its policies."""
 
     policies: Policies
     dataset: Dataset | None = None
@@ -233,7 +233,7 @@ class Train(_Camel, frozen=True):
     group_size: int = 8
     prompts_per_step: int = 4
     inner_epochs: int = 1
-    replay_routes: bool = True  # R3: where the base routes experts, an update takes those that the rollout took
+    replay_routes: bool = True  # R3: if the base routes experts, updates use the rollout's experts
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     sampling: TrainSampling = TrainSampling()
@@ -243,5 +243,5 @@ class Train(_Camel, frozen=True):
     admission: Literal["Gang", "Elastic"] = "Gang"
     failure_policy: FailurePolicy = FailurePolicy()
     paused: bool = False
-    retry: int = 0  # raised, policies that were given up at a lower number are tried again (Progress.retry)
+    retry: int = 0  # if raised, policies given up at a lower number are tried again (Progress.retry)
     cancelled: bool = False

@@ -26,20 +26,19 @@ if _version_not_supported:
 
 
 class TrainerStub:
-    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
-    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
-    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
-    in several calls or to the engine itself.
+    """The engine's primitives, each over one policy, as in Tinker. The engine and the gateway both serve this: a gateway
+    sends a policy's calls to the engine that has it, and a new policy to its name's home engine or, if that has no room,
+    to another. A gateway accepts messages of up to 8 MiB, enough for all tokens of a call; routes may need more: send
+    them in several calls or to the engine directly.
 
-    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
-    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
-    saved (ResumePolicy).
-    Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
-    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it
-    was dropped, also if it was created anew, it is refused (NOT_FOUND). So is one that tells another `lease` than that which
-    the policy is trained under: it has gone on elsewhere since, maybe from an earlier state, and GetPolicy or ResumePolicy
-    tell from which. Policies that a wave trains are the wave's: they are refused here.
+    A policy stays in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour.
+    In the last case, and if the engine shuts down in an orderly way, the policy is saved first, and any engine of the
+    base can continue from that state (ResumePolicy). A policy's calls are ordered by `sequence`, from 1. Repeating one
+    of the last 16 changes nothing and returns the same response; an earlier one, a gap, or a different call with the
+    same number is refused (FAILED_PRECONDITION). A call with a `life` is only for the policy with that life: if that was
+    dropped, even if it was created again, the call is refused (NOT_FOUND). So is a call with a `lease` other than the
+    one that the policy is trained under: the policy has continued elsewhere since, perhaps from an earlier state, which
+    GetPolicy and ResumePolicy report. Policies that a wave trains belong to the wave and are refused here.
     """
 
     def __init__(self, channel):
@@ -101,47 +100,47 @@ class TrainerStub:
 
 
 class TrainerServicer:
-    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
-    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
-    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
-    in several calls or to the engine itself.
+    """The engine's primitives, each over one policy, as in Tinker. The engine and the gateway both serve this: a gateway
+    sends a policy's calls to the engine that has it, and a new policy to its name's home engine or, if that has no room,
+    to another. A gateway accepts messages of up to 8 MiB, enough for all tokens of a call; routes may need more: send
+    them in several calls or to the engine directly.
 
-    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
-    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
-    saved (ResumePolicy).
-    Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
-    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it
-    was dropped, also if it was created anew, it is refused (NOT_FOUND). So is one that tells another `lease` than that which
-    the policy is trained under: it has gone on elsewhere since, maybe from an earlier state, and GetPolicy or ResumePolicy
-    tell from which. Policies that a wave trains are the wave's: they are refused here.
+    A policy stays in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour.
+    In the last case, and if the engine shuts down in an orderly way, the policy is saved first, and any engine of the
+    base can continue from that state (ResumePolicy). A policy's calls are ordered by `sequence`, from 1. Repeating one
+    of the last 16 changes nothing and returns the same response; an earlier one, a gap, or a different call with the
+    same number is refused (FAILED_PRECONDITION). A call with a `life` is only for the policy with that life: if that was
+    dropped, even if it was created again, the call is refused (NOT_FOUND). So is a call with a `lease` other than the
+    one that the policy is trained under: the policy has continued elsewhere since, perhaps from an earlier state, which
+    GetPolicy and ResumePolicy report. Policies that a wave trains belong to the wave and are refused here.
     """
 
     def CreatePolicy(self, request, context):
-        """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT).
+        """Creates a policy. A repeat changes nothing as long as no call has taken effect; one with other settings is refused
+        (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumePolicy(self, request, context):
-        """One that is on no engine any more goes on from its newest checkpoint, with its life and with the number of calls that
-        it had then; where its engine has saved it as it let go of it, where it was. One that is there already is left as it
-        is. NOT_FOUND where nothing was saved.
+        """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
+        calls that it had then; if its engine saved it when it released it, nothing is lost. A policy that is on an engine
+        is left as it is. NOT_FOUND if nothing was saved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicy(self, request, context):
-        """How far it has come: what a client needs that goes on with it, or has lost an answer.
+        """Returns a policy's progress, for a client that continues with it or has lost a response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicies(self, request, context):
-        """All policies of calls that are in memory, or those that rest, by name.
+        """Lists all policies created by calls that are in memory, or those at rest, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,18 +171,17 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
-        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here. Every
-        engine of the base can answer by it, also when this one has ended, until the policy is dropped.
+        """Publishes the policy's weights as a revision: served at once under the policy's name, durable when this returns.
+        The gateway routes requests for the name there; a name that a wave or the catalog has is refused here. Every engine
+        of the base can serve it, even after this one has ended, until the policy is dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropPolicy(self, request, context):
-        """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
-        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine, and without it
-        at a gateway.
+        """Drops a policy and its name; its checkpoints and revisions stay in the store. If its engine has restarted or ended,
+        the policy is gone already and this drops its name: with its `life` on any engine, without it at a gateway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -251,20 +249,19 @@ def add_TrainerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Trainer:
-    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
-    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
-    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
-    in several calls or to the engine itself.
+    """The engine's primitives, each over one policy, as in Tinker. The engine and the gateway both serve this: a gateway
+    sends a policy's calls to the engine that has it, and a new policy to its name's home engine or, if that has no room,
+    to another. A gateway accepts messages of up to 8 MiB, enough for all tokens of a call; routes may need more: send
+    them in several calls or to the engine directly.
 
-    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
-    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
-    saved (ResumePolicy).
-    Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
-    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it
-    was dropped, also if it was created anew, it is refused (NOT_FOUND). So is one that tells another `lease` than that which
-    the policy is trained under: it has gone on elsewhere since, maybe from an earlier state, and GetPolicy or ResumePolicy
-    tell from which. Policies that a wave trains are the wave's: they are refused here.
+    A policy stays in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour.
+    In the last case, and if the engine shuts down in an orderly way, the policy is saved first, and any engine of the
+    base can continue from that state (ResumePolicy). A policy's calls are ordered by `sequence`, from 1. Repeating one
+    of the last 16 changes nothing and returns the same response; an earlier one, a gap, or a different call with the
+    same number is refused (FAILED_PRECONDITION). A call with a `life` is only for the policy with that life: if that was
+    dropped, even if it was created again, the call is refused (NOT_FOUND). So is a call with a `lease` other than the
+    one that the policy is trained under: the policy has continued elsewhere since, perhaps from an earlier state, which
+    GetPolicy and ResumePolicy report. Policies that a wave trains belong to the wave and are refused here.
     """
 
     @staticmethod
@@ -539,7 +536,7 @@ class Trainer:
 
 
 class RewardStub:
-    """Written by users: scores completions.
+    """Implemented by users: scores completions.
     """
 
     def __init__(self, channel):
@@ -556,7 +553,7 @@ class RewardStub:
 
 
 class RewardServicer:
-    """Written by users: scores completions.
+    """Implemented by users: scores completions.
     """
 
     def Score(self, request, context):
@@ -582,7 +579,7 @@ def add_RewardServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Reward:
-    """Written by users: scores completions.
+    """Implemented by users: scores completions.
     """
 
     @staticmethod
@@ -614,7 +611,7 @@ class Reward:
 
 
 class WavesStub:
-    """Served by the gateway.
+    """The progress of training waves. Served by the gateway.
     """
 
     def __init__(self, channel):
@@ -636,18 +633,18 @@ class WavesStub:
 
 
 class WavesServicer:
-    """Served by the gateway.
+    """The progress of training waves. Served by the gateway.
     """
 
     def WatchWave(self, request, context):
-        """The wave's progress now, and again whenever it changes, until it has ended or the client goes away.
+        """Streams a wave's progress now and whenever it changes, until it has ended or the client cancels.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWaves(self, request, context):
-        """Every training wave in aggregate, without its policies.
+        """Lists every training wave in aggregate, without its policies.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -675,7 +672,7 @@ def add_WavesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Waves:
-    """Served by the gateway.
+    """The progress of training waves. Served by the gateway.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""What is known of a training wave's policies: the newest word on each, of engines or of the wave's own record. Pure.
+"""The newest report on each policy of a training wave, from engines or from the wave's own record. Pure.
 
-An engine tells of a policy as long as it lives and has the lease. Its next start knows nothing of those that are at
-rest, and of one that it takes up nothing until that is loaded. So the operator keeps the last words on policies at
-rest in the wave's record; and what an older word tells of a policy holds until a newer one tells more.
+An engine reports on a policy as long as it runs and has the lease. After a restart it knows nothing of policies at
+rest, and nothing of one that it resumes until that is loaded. So the operator keeps the last report ("last word") on
+policies at rest in the wave's record, and fields of an older report hold until a newer one fills them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,18 +14,19 @@ from mint_contracts.training import Train
 from mint_contracts.training_records import Progress, Stage, WaveTraining
 
 _HERE = frozenset({Stage.LOADING, Stage.RUNNING})  # an engine has it in a slot
-AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and nobody works at it
+AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and no engine works on it
 MESSAGE_LENGTH = 512  # characters of a failure in a last word: a wave may have a thousand of them
 
-Words = Mapping[str, tuple[str, Progress]]  # policy -> the engine that tells of it, and what it says
-Progresses = Mapping[str, Mapping[str, Progress]]  # engine -> policy -> what the one says of the other
+Words = Mapping[str, tuple[str, Progress]]  # policy -> the reporting engine, and its report
+Progresses = Mapping[str, Mapping[str, Progress]]  # engine -> policy -> the engine's report on the policy
 _Aged = tuple[tuple[int, bool, int, str], Progress]
 
 
 def words(wave: str, run: str, reports: Progresses, on_record: Iterable[Progress]) -> dict[str, tuple[str, Progress]]:
-    """The newest word on each policy of one run of a wave: by lease, of one lease what its engine tells now.
+    """Return the newest report on each policy of one run of a wave: by lease; at equal lease an engine's comes first.
 
-    `reports` are those of engines, `on_record` the record's last words; one that is on record alone has no engine.
+    `reports` are those of engines, `on_record` the record's last words; a policy that is only on record has no
+    engine.
     """
     found: dict[str, list[_Aged]] = {}
     for each in on_record:
@@ -41,9 +42,9 @@ def words(wave: str, run: str, reports: Progresses, on_record: Iterable[Progress
 def untold(
     before: Progresses, now: Progresses, training: Mapping[str, WaveTraining]
 ) -> dict[str, dict[str, Progress]]:
-    """What engines said `before` of policies of these waves of which none tells `now`.
+    """Return the reports from `before` on policies of these waves that no engine reports `now`.
 
-    The next start of an engine says nothing of them until it has loaded its base.
+    After a restart, an engine does not report them until it has loaded its base.
     """
     runs = {(wave, each.run) for wave, each in training.items()}
     known = {name for of in now.values() for name in of}
@@ -56,7 +57,7 @@ def untold(
 
 
 def last_word(progress: Progress) -> Progress:
-    """A word on a policy at rest as a wave's record keeps it: without what the record itself says."""
+    """Return a report on a policy at rest as a wave's record keeps it: without fields that the record has itself."""
     failure = progress.failure
     if failure is not None:
         failure = msgspec.structs.replace(failure, message=failure.message[:MESSAGE_LENGTH])
@@ -64,10 +65,10 @@ def last_word(progress: Progress) -> Progress:
 
 
 def eta_s(train: Train, latest: Iterable[Progress | None]) -> int | None:
-    """Seconds until the last of a wave's policies ends, of the word on each; None: nobody has told of it yet.
+    """Return the seconds until the last of a wave's policies ends. `latest` has the report on each, None if none yet.
 
-    Those that have a slot go on side by side, each at its own pace, the others follow in as many rounds. None where
-    no policy runs, or the pace of one that does is not known yet.
+    Policies with a slot run side by side, each at its own pace; the others follow in rounds of as many. Returns None
+    if no policy runs, or if the pace of a running one is not known yet.
     """
     going = [each for each in latest if each is None or not _over(each, train.steps)]
     here = [each for each in going if each is not None and each.stage in _HERE]
@@ -83,13 +84,13 @@ def eta_s(train: Train, latest: Iterable[Progress | None]) -> int | None:
 
 
 def policy_eta_s(train: Train, progress: Progress) -> int | None:
-    """Seconds until a policy ends, at its own pace; None where it does not run, or its pace is not known yet."""
+    """Return the seconds until a policy ends at its own pace; None if it does not run or its pace is unknown."""
     runs = progress.stage is Stage.RUNNING and progress.step_s > 0
     return round(_left(progress, train) * progress.step_s) if runs else None
 
 
 def _left(progress: Progress | None, train: Train) -> int:
-    """Steps that are still to be taken."""
+    """Return the number of steps that are left."""
     return max(0, train.steps - (progress.step if progress else 0))
 
 
@@ -99,7 +100,7 @@ def _over(progress: Progress, steps: int) -> bool:
 
 
 def _newest(aged: list[_Aged]) -> tuple[str, Progress]:
-    """The newest, with what it does not know yet: where the policy stood, and what it had published and saved."""
+    """Return the newest report, its missing fields (step, published, saved) filled in from older ones."""
     if len(aged) > 1:
         aged.sort(key=lambda each: each[0], reverse=True)
     (*_, engine), newest = aged[0]

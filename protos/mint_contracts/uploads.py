@@ -1,7 +1,7 @@
-"""Uploads are given up soon after the last byte that was taken, not when the slowest would be through.
+"""Time limits on uploads that end soon after the server took its last byte, not when the slowest upload would.
 
-A store that takes a connection, or some of a body, and then nothing more would else be waited for as long as a link
-of 1 Mbit/s may take for all of it: of 100 MB fourteen minutes.
+Otherwise a store that accepts a connection, or a part of a body, and then nothing more would be waited for as long as
+a 1 Mbit/s link may take for the complete body: fourteen minutes for 100 MB.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from aiohttp import ClientSession, UploadTracker
 
 from mint_contracts.paces import allowed_s, moving_s
 
-_LOOKS = 60  # at how much was taken, while a server may be silent
+_LOOKS = 60  # progress checks within the time that a server may be silent
 
 
 class _Upload:
-    """What the request under way has sent, if that is known yet."""
+    """How much of its body the current request has sent, if known yet."""
 
     tracker: UploadTracker | None = None
 
@@ -31,23 +31,23 @@ _upload: ContextVar[_Upload] = ContextVar("upload")
 
 
 class Tracked:
-    """A session whose requests tell `bounded`, which they are made in, how much of them was taken."""
+    """A session whose requests report their upload progress to the `bounded` block around them."""
 
     def __init__(self, session: ClientSession) -> None:
         self._session = session
 
     def request(self, *args: Any, **options: Any) -> Any:
-        """As the session's own."""
+        """Make a request as the session does, with its upload tracked."""
         tracker = _upload.get().tracker = UploadTracker()
         return self._session.request(*args, upload_tracker=tracker, **options)
 
 
 @asynccontextmanager
 async def bounded(sent: int, asked: int) -> AsyncIterator[None]:
-    """Around a request of a `Tracked` session that sends and asks for so many bytes, with its retries.
+    """Limit a request of a `Tracked` session that sends `sent` bytes and asks for `asked`, its retries included.
 
-    Raises TimeoutError once its bytes are taken more slowly than the slowest link takes them, be it from its middle
-    on. With all retries it may take no longer than that link would.
+    Raises TimeoutError once the server takes bytes more slowly than the slowest supported link, even if only from the
+    middle of the body on. All retries together may take no longer than that link would.
     """
     loop, upload = asyncio.get_running_loop(), _Upload()
     latest = loop.time() + allowed_s(sent + asked)
@@ -64,7 +64,7 @@ async def bounded(sent: int, asked: int) -> AsyncIterator[None]:
 
 
 async def _watch(upload: _Upload, bound: asyncio.Timeout, patience_s: float, latest: float) -> None:
-    """Moves the bound as bytes are taken: never farther than a server may be silent, and never behind the latest."""
+    """Extend the deadline as bytes are taken: never by more than a server may be silent, and never past `latest`."""
     loop, seen, when = asyncio.get_running_loop(), 0, bound.when() or 0.0
     while not bound.expired():
         await asyncio.sleep(patience_s / _LOOKS)
@@ -72,4 +72,4 @@ async def _watch(upload: _Upload, bound: asyncio.Timeout, patience_s: float, lat
         if sent > seen and not bound.expired():
             when = min(when + moving_s(sent - seen), loop.time() + patience_s, latest)
             bound.reschedule(when)
-        seen = sent  # less than before, when it is sent again
+        seen = sent  # smaller than before if the body is sent again

@@ -1,6 +1,6 @@
-"""Files of web servers, which anybody may run: each answer's beginning, block and stream is bounded as a whole.
+"""Files of web servers, which anybody may run: each response's head, block and stream has a time limit.
 
-A block that is not the one that was asked for is none: nothing else might tell that it was another.
+A block other than the requested one is an error: nothing else might reveal the mix-up.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _ASKED, _SENT = re.compile(r"bytes=(\d{1,18})-(\d{1,18})"), re.compile(r"bytes (
 
 
 class WebFiles(HTTPFileSystem):  # type: ignore[misc]
-    """As its parent, but for the bounds. Raises TimeoutError or FSTimeoutError."""
+    """HTTPFileSystem with these limits. Raises TimeoutError or FSTimeoutError."""
 
     def __init__(self, *, timeout: aiohttp.ClientTimeout, **options: Any) -> None:
         client = {"timeout": timeout, "trust_env": True, "middlewares": (_answered,)}
@@ -49,13 +49,13 @@ async def _answered(
 
 
 def _is_part(header: str, first: int, last: int) -> bool:
-    """Whether what a server tells of a part is what it was asked for, or the beginning of that at the file's end."""
+    """Whether a Content-Range header is the requested range, or the beginning of it at the file's end."""
     sent = _SENT.match(header)
     return sent is not None and int(sent[1]) == first and int(sent[2]) <= last
 
 
 def _block(file: HTTPFile, start: int, end: int) -> bytes:
-    """One block, whole: each is waited for anew, so that a file in pieces of some bytes would take for ever."""
+    """Read one complete block within a time limit: the timeout for each read restarts with every few bytes."""
     part: bytes = sync(file.loop, file.async_fetch_range, start, end, timeout=allowed_s(end - start))
     if len(part) != end - start:
         raise aiohttp.ClientPayloadError(f"asked for {end - start} bytes from {start} and was sent {len(part)}")
@@ -63,7 +63,7 @@ def _block(file: HTTPFile, start: int, end: int) -> bytes:
 
 
 def _paced(read: Callable[[int], bytes], name: str) -> Callable[[int], bytes]:
-    """What comes at one go may take as long as it needs, but not longer than what has come so far is allowed."""
+    """Wrap `read` so that it raises TimeoutError if all reads so far took longer than their bytes are allowed to."""
     waited, came = 0.0, 0
 
     def paced(count: int = -1) -> bytes:

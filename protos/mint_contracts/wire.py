@@ -13,16 +13,14 @@ from mint_contracts import errors
 DOMAIN = "mint.dev"
 SUBJECT_MAX_BYTES = 300
 MESSAGE_MAX_BYTES = 1000
-"""A status travels in headers: as text (a byte may take three) and in details, of which gRPC takes 8 kB in all."""
+"""A status is sent in headers, as text (a byte may take three) and as details; gRPC accepts 8 kB of them in all."""
 
 
-_TOO_LARGE = re.compile(
-    "(SERVER: Received|CLIENT: Sent) message larger than max"
-)  # of a request, in gRPC's own words
+_TOO_LARGE = re.compile("(SERVER: Received|CLIENT: Sent) message larger than max")  # gRPC's own texts for a request
 
 
 def to_status(error: errors.MintError) -> grpc.Status:
-    """The status to abort a call with: `await context.abort_with_status(to_status(error))`."""
+    """Return the status to abort a call with: `await context.abort_with_status(to_status(error))`."""
     subject, message = _cut(error.subject, SUBJECT_MAX_BYTES), _cut(error.message, MESSAGE_MAX_BYTES)
     error = type(error)(subject, message, retry_after_s=error.retry_after_s)
     info = error_details_pb2.ErrorInfo(
@@ -39,11 +37,11 @@ def to_status(error: errors.MintError) -> grpc.Status:
 
 
 def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
-    """The MintError that a failed call carries; a bare transport failure becomes Unavailable or Internal.
+    """Return the MintError that a failed call carries; a bare transport failure becomes Unavailable or Internal.
 
-    That a request is larger than a server takes gRPC itself says, before any of ours has seen it: InvalidRequest.
+    A request that is too large for the server becomes InvalidRequest: gRPC itself refuses it before our code sees it.
     """
-    status = rpc_status.from_call(cast("grpc.Call", call))  # it only reads what the two have in common
+    status = rpc_status.from_call(cast("grpc.Call", call))  # it uses only methods that both types have
     if status is not None:
         info, retry_after_s = error_details_pb2.ErrorInfo(), None
         for detail in status.details:
@@ -65,7 +63,7 @@ def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis."""
+    """Return the text, or as much of its beginning as fits with an ellipsis."""
     data = text.encode()
     return data.decode() if len(data) <= max_bytes else data[: max_bytes - 3].decode(errors="ignore") + "…"
 
