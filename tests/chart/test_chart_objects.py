@@ -59,6 +59,11 @@ def test_the_crds_are_installed_and_the_samples_are_not() -> None:
     assert of_kind(with_crds, "BaseModel", "AdapterWave") == {}
 
 
+def test_the_chart_needs_nothing_outside_its_folder() -> None:
+    """Flux's source controller leaves symbolic links out of what it takes from Git: the CRDs would be missing."""
+    assert [path for path in CHART.rglob("*") if path.is_symlink()] == []
+
+
 @every_variant
 def test_every_pod_is_confined(values: Values) -> None:
     for workload in workloads(render(values)).values():
