@@ -1,1 +1,1 @@
-"""Requests as clients send them, tokens chosen, and answers as clients get them."""
+"""Reads clients' requests, chooses tokens, and writes the answers that clients get."""

@@ -1,4 +1,4 @@
-"""A request's events as a client gets them."""
+"""Turns a request's events into the messages that a client gets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -10,16 +10,15 @@ from mint_engine.scheduling.inbox import Begun, Inbox
 from mint_engine.scheduling.life import Asked
 from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
 
-_AT_ONCE = 256  # tokens of a prompt that are told before others of the event loop have their turn: 3 ms, scored
+_AT_ONCE = 256  # tokens of a prompt written before yielding to the event loop: 3 ms with scores
 
 
 async def answer(
     asked: Asked, inbox: Inbox, engine: str, base_model: str, spelling: Spelling
 ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
-    """Started, chunks, and for each completion a Finished, after its routes where they were asked for; raises what
-    ended one of them otherwise.
+    """Yield Started, chunks, and for each completion a Finished, preceded by its routes if requested.
 
-    Started waits for the prompt's log-probabilities where they were asked for.
+    Started waits for the prompt's log-probabilities if they were requested. Raises the error of a failed completion.
     """
     started = sampling_pb2.Started(
         request_id=asked.request_id,

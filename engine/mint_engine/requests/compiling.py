@@ -1,6 +1,6 @@
-"""Where shapes are compiled: on two threads of their own, so that those that take long hold up other shapes alone.
+"""Compiles shapes on two threads of their own, so that slow ones delay only other shapes.
 
-Adapters take turns there, a shape each, whoever has how many.
+Adapters take turns, one shape each, however many each has.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from mint_contracts.errors import Overloaded
 from mint_engine.crowd import Crowd
 
 AT_ONCE = 2
-MOST = 512  # that are compiled, or wait for that: more than an engine has requests
+MOST = 512  # shapes being compiled or waiting: more than an engine has requests
 RETRY_S = 1.0
 
 T = TypeVar("T")
@@ -22,18 +22,18 @@ Given = TypeVarTuple("Given")
 
 
 class Compiling:
-    """Of an engine's shapes. Owned by the event loop."""
+    """Compiles an engine's shapes. Owned by the event loop."""
 
     def __init__(self, engine: str) -> None:
         self._engine = engine
         self._threads = ThreadPoolExecutor(AT_ONCE, "shape")
         self._crowd = Crowd(MOST)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of adapters that have any
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by adapter, while in use
 
     async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:
-        """What `work` makes of an adapter's shape. Raises Overloaded where too many wait.
+        """Run `work` for an adapter's shape and return its result. Raises Overloaded if too many wait.
 
-        A turn ends with its thread, also of who no longer waits for it: no adapter has two threads at once.
+        A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once.
         """
         if not self._crowd.has_room(adapter, 1):
             raise Overloaded(
@@ -45,7 +45,7 @@ class Compiling:
         loop = asyncio.get_running_loop()
 
         def end(_: object) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits for a turn
+            with suppress(RuntimeError):  # the loop has closed, and nobody waits for a turn
                 loop.call_soon_threadsafe(turn.release)
 
         with self._crowd.holding(adapter):

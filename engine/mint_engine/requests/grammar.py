@@ -1,4 +1,4 @@
-"""What a completion must be: the tokens that may come next, by a grammar over the base's vocabulary.
+"""Constrains completions: which tokens may come next, by a grammar over the base's vocabulary.
 
 Grammars are llguidance's (https://github.com/guidance-ai/llguidance), which bounds the work on each of them.
 """
@@ -18,67 +18,67 @@ from mint_engine.requests.formats import known_alone
 from mint_engine.requests.grammar_cost import too_much
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
-# A text that must come may be written with any tokens. Else each mask would take as long as that text is.
+# Do not force the tokens of mandatory text: otherwise each mask would take time proportional to its length.
 _OPTIONS = '%llguidance {"no_forcing": true}'
-# In place of what a schema says of this. White space is bounded: a weak model writes nothing else, once it may.
+# Overrides a schema's own options. White space is bounded, because a weak model may write nothing else once it may.
 _JSON = {"whitespace_pattern": r"[ \n\r\t]{1,32}"}
 _LONGEST_REASON = 300
-SLOW_S = 0.001  # of one mask; most take a twentieth of that
+SLOW_S = 0.001  # time of a mask that counts as slow; most take a twentieth of that
 
 _log = structlog.get_logger(__name__)
 
 
 class Shape(NamedTuple):
-    """What is asked for: the field of SamplingParams that says it, and a JSON schema or a regular expression."""
+    """A requested shape: the field of SamplingParams, and its JSON schema or regular expression."""
 
     field: str
     text: str
 
 
 class Grammar:
-    """What one completion must still become. Used by one thread at a time."""
+    """The state of one completion's grammar. Used by one thread at a time."""
 
     def __init__(self, field: str, matcher: LLMatcher, tokens: int) -> None:
-        """`field` is named by errors; `tokens` are so many of the tokenizer's."""
+        """`field` is named in errors; `tokens` is the number of the tokenizer's tokens."""
         self._field, self.matcher, self.tokens = field, matcher, tokens
-        self.mask_s = 0.0  # of one thread, that its next mask may take by what was seen
-        self.paid_s = 0.0  # of one thread, that its last one is known to have taken
+        self.mask_s = 0.0  # estimated thread time of its next mask
+        self.paid_s = 0.0  # thread time that its last mask certainly took
 
     def copy(self) -> "Grammar":
-        """Another of the same state, for another completion of the same request.
+        """Return a copy in the same state, for another completion of the same request.
 
-        They share a lexer: what one of them finds there counts for all towards what it may find at most, and where
-        that is too much, none can go on. So each request's shape is compiled anew.
+        Copies share a lexer, whose states count towards one limit; beyond it, none of them can go on. So the shape of
+        each request is compiled separately.
         """
         copy = Grammar(self._field, self.matcher.deep_copy(), self.tokens)
         copy.mask_s = self.mask_s
         return copy
 
     def looked(self, took_s: float, *, paid_s: float) -> None:
-        """Its next tokens were looked for, in about so long; `paid_s` of that was its own for certain.
+        """Record that its mask took about `took_s` seconds, of which `paid_s` were certainly its own.
 
-        Masks are slow and quick in turns: what was slow is taken for slow for some tokens more.
+        Slow and quick masks alternate, so a grammar that was slow is expected to be slow for some more tokens.
         """
         self.mask_s = max(took_s, self.mask_s / 2)
         self.paid_s = paid_s
 
     def settle(self, *, any_may: bool) -> None:
-        """The tokens that may come next were looked for (`masks`): whether any of the base's may.
+        """Check the grammar after its mask was computed (`masks`); `any_may`: it allows any of the base's tokens.
 
-        Raises InvalidRequest where that took too much work, or where none may.
+        Raises InvalidRequest if the mask took too much work or allows no token.
         """
         self._check()
         if not any_may:
             raise InvalidRequest(self._subject, "leads to where none of this base's tokens may follow")
 
     def take(self, token: int) -> bool:
-        """The token came, one that may: whether nothing may follow it. Raises InvalidRequest as `settle` does."""
+        """Advance by an allowed token; return whether nothing may follow. Raises InvalidRequest as `settle` does."""
         self.matcher.consume_token(token)
         self._check()
         return self.matcher.is_stopped()
 
     def check(self) -> None:
-        """Raise InvalidRequest where it is no grammar, or nothing matches it."""
+        """Raise InvalidRequest if the grammar is invalid or nothing matches it."""
         self._check()
         began = time.thread_time()
         self.matcher.compute_bitmask()
@@ -95,26 +95,26 @@ class Grammar:
 
 
 class Grammars:
-    """What makes grammars over one base's vocabulary."""
+    """Compiles grammars over one base's vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: Set[int]) -> None:
-        """Takes most of a second for 50,000 tokens, with Python's lock held: to be made before an engine serves.
+        """Create this before the engine serves: it takes most of a second for 50,000 tokens, holding the GIL.
 
-        A tokenizer that llguidance cannot take is told of by `compile`.
+        If llguidance cannot read the tokenizer, `compile` raises.
         """
         self._vocabulary: LLTokenizer | None = None
         self._trouble = ""
         ends = sorted(token for token in eos if token < len(tokenizer))
         try:
             self._vocabulary = from_tokenizer(cast(PreTrainedTokenizerFast, tokenizer), eos_token=ends)
-        except BaseException as error:  # noqa: BLE001 - a panic of the library's is no Exception; all else is served
+        except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception; all else is served
             self._trouble = _reason(str(error))
             _log.warning("no_grammars", reason=self._trouble)
 
     def compile(self, shape: Shape) -> Grammar:
-        """The grammar of a shape, where it begins; takes up to some 200 ms, most of them without Python's lock.
+        """Compile a shape into a grammar in its initial state; takes up to about 200 ms, mostly without the GIL.
 
-        Raises InvalidRequest, which names the field.
+        Raises InvalidRequest naming the field.
         """
         subject = f"sampling.{shape.field}"
         if self._vocabulary is None:
@@ -132,9 +132,9 @@ class Grammars:
 
 
 def _written(shape: Shape) -> str:
-    """A shape as llguidance's own format has it. Raises ValueError."""
+    """Return a shape in llguidance's own format. Raises ValueError."""
     if shape.field == "regex":
-        if (len(shape.text) - len(shape.text.rstrip("\\"))) % 2:  # which the library passes over
+        if (len(shape.text) - len(shape.text.rstrip("\\"))) % 2:  # the library ignores this
             raise ValueError("it ends in a backslash that escapes nothing")
         return f"{_OPTIONS}\nstart: /{regex_to_lark(shape.text, '')}/"
     try:
@@ -150,7 +150,7 @@ def _written(shape: Shape) -> str:
 
 
 def _reason(message: str) -> str:
-    """What llguidance says, in a line, and without where in its own format that is."""
+    """Return llguidance's message in one line, without positions in its own format."""
     lines = message.splitlines() or ["no reason was given"]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     if line.startswith("NoExtension"):

@@ -1,12 +1,12 @@
-"""What it costs to follow a JSON schema, where llguidance does not bound it.
+"""Bounds the cost of following a JSON schema where llguidance does not.
 
-llguidance bounds the work on a grammar, but not on one letter of a text: where that must match several patterns (by
-`allOf`, or by a `$ref` beside others), it can take as long as the numbers of their parts multiplied. Some 25 patterns
-of 20 letters, or six of 500, kept a step for minutes, and with it everybody's requests.
+llguidance bounds the work on a grammar, but not on one character of a text: if that must match several patterns (by
+`allOf`, or by a `$ref` beside other keywords), the time can be proportional to the product of their numbers of parts.
+About 25 patterns of 20 letters, or six of 500, blocked a step, and so all requests, for minutes.
 
-Nor does it bound how long multiples of a number take to compile. It knows them by what is left of a text's digits
-when they are divided by that number, and looks at each remainder; where several such numbers meet in one place, by
-`anyOf` too, at each of all of them together. One number of seven digits took minutes, and gigabytes of memory.
+Nor does it bound the time to compile `multipleOf`. It recognises multiples by the remainder of a text's digits modulo
+that number, and visits each remainder; if several such numbers apply at one place, even by `anyOf`, it visits each
+combination of their remainders. One number of seven digits took minutes, and gigabytes of memory.
 """
 
 import math
@@ -16,39 +16,39 @@ from math import prod
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-MOST = 10**8  # of a product of patterns' parts: what takes a tenth of a second
-MOST_REMAINDERS = 20_000  # of a whole schema: what takes as long to compile, and 6 MB
-MOST_LOOKS = 50_000  # at what may be a schema, each time that it is come to: a third of a second
+MOST = 10**8  # for a product of patterns' parts: takes a tenth of a second
+MOST_REMAINDERS = 20_000  # in a complete schema: takes a tenth of a second to compile, and 6 MB
+MOST_LOOKS = 50_000  # visits of values that may be schemas: a third of a second
 
-_WIDEST = 2**32  # of the numbers that llguidance reckons with
-_OPENS = frozenset("[|.\\*+?{")  # what makes a part of a pattern more than a letter
-_FORMAT = 100  # parts of the longest pattern that a format stands for
+_WIDEST = 2**32  # llguidance's numbers are smaller
+_OPENS = frozenset("[|.\\*+?{")  # characters that make a part of a pattern more than a letter
+_FORMAT = 100  # parts of the longest pattern that stands for a format
 _WEIGHED = ("pattern", "format", "multipleOf")
-_TOGETHER, _EITHER = ("allOf",), ("anyOf", "oneOf")  # in one place
-_LISTED = ("prefixItems", "items")  # in places of their own
+_TOGETHER, _EITHER = ("allOf",), ("anyOf", "oneOf")  # these apply at the same place
+_LISTED = ("prefixItems", "items")  # these have places of their own
 _SINGLE = ("items", "additionalItems", "additionalProperties")
 
 Schema = Mapping[str, Any]
 
 
 class _Weight(NamedTuple):
-    """What a schema costs where it is: its parts multiplied, what its number is a multiple of, remainders within."""
+    """The cost of a schema at its place: the product of its parts, its number's multiples, and remainders inside."""
 
     parts: int = 1
-    multiples: frozenset[tuple[int, int]] = frozenset()  # a number's digits, and how many are behind its point
+    multiples: frozenset[tuple[int, int]] = frozenset()  # (a number's digits, how many of them are decimals)
     within: int = 0
 
     @property
     def remainders(self) -> int:
-        """In this place, and all within it."""
+        """Remainders at this place and inside it."""
         return min(_remainders(self.multiples) + self.within, MOST_REMAINDERS + 1)
 
 
 def too_much(schema: Schema) -> str:
-    """Why following a schema takes too much work; "" where it does not.
+    """Return why following a schema takes too much work, or "" if it does not.
 
-    Places that each have patterns count as one where they can't be told apart: of what meets, the largest of each.
-    Places with multiples count together, each time that they are referred to. Raises RecursionError.
+    The patterns of several places inside a value count as those of one place, the largest. Multiples add up over all
+    places, each time that a place is referred to. Raises RecursionError.
     """
     weight = _Weighing(schema).whole()
     if weight.parts > MOST:
@@ -62,27 +62,27 @@ def too_much(schema: Schema) -> str:
 
 
 class _Tangled(Exception):
-    """Schemas refer to one another in more ways than can be looked at."""
+    """Schemas refer to one another in too many ways to visit them all."""
 
 
 class _Weighing:
-    """Weights by schema; of one that refers to itself, of what is not yet in it.
+    """Weights by schema; a reference from a schema to one that contains it adds nothing.
 
-    What that leaves out depends on where it was come from: within such a schema, another one weighs less than it does
-    elsewhere. Its weight there is not kept, and it is weighed anew where it is come to by another way.
+    What this omits depends on the path to a schema: inside a recursive schema, another may weigh less than elsewhere.
+    Such a weight is not kept, and the schema is weighed again when it is reached on another path.
     """
 
     def __init__(self, root: Schema) -> None:
         self._root = root
         self._known: dict[int, _Weight] = {}
-        self._above: dict[int, int] = {}  # how many are above a schema that is being weighed
-        self._cut = 0  # how many are above the highest of these that was come to again
+        self._above: dict[int, int] = {}  # depth of each schema that is being weighed
+        self._cut = 0  # the least depth at which one of these was reached again
         self._looks: float = MOST_LOOKS
-        self._parts: dict[int, int] = {}  # of schemas: patterns may be long
-        self._places: dict[str, Any] = {}  # by reference, which may be long, too
+        self._parts: dict[int, int] = {}  # parts by schema, cached since patterns may be long
+        self._places: dict[str, Any] = {}  # schemas by reference, cached since references may be long, too
 
     def whole(self) -> _Weight:
-        """Of the root; where its schemas are too tangled, of all that is in it, as if in one place."""
+        """Return the weight of the root; if its schemas are too tangled, of all that is in it, as if in one place."""
         try:
             return self.weigh(self._root)
         except _Tangled:
@@ -102,7 +102,7 @@ class _Weighing:
             return _Weight()
         above = self._above[id(schema)] = len(self._above)
         before, self._cut = self._cut, above
-        # A property may be one by its name and by a pattern: it must then be both.
+        # A property can match by its name and by a pattern: its value must then match both.
         inner = [self._each(_inner(schema)), self._each(_values(schema, "patternProperties"))]
         if id(schema) not in self._parts:
             self._parts[id(schema)] = _own(schema)
@@ -112,18 +112,18 @@ class _Weighing:
         either = [_either(map(self.weigh, _list(schema, name))) for name in _EITHER]
         found = _together([own, *beside, *either])
         del self._above[id(schema)]
-        if self._cut == above:  # nothing above it is left out
+        if self._cut == above:  # no schema above it was omitted
             self._known[id(schema)] = found
         self._cut = min(self._cut, before)
         return found
 
     def _each(self, schemas: Iterable[Any]) -> _Weight:
-        """Of what lies in a value, each in a place of its own."""
+        """Return the weight of schemas for the parts of a value, each at a place of its own."""
         found = [self.weigh(each) for each in schemas]
         return _Weight(max((each.parts for each in found), default=1), within=sum(each.remainders for each in found))
 
     def _beside(self, schema: Schema) -> Iterator[Any]:
-        """All that the same text must be."""
+        """Yield the schemas that the same text must match as well."""
         for name in _TOGETHER:
             yield from _list(schema, name)
         if isinstance(reference := schema.get("$ref"), str):
@@ -132,7 +132,7 @@ class _Weighing:
             yield self._places[reference]
 
     def _find(self, reference: str) -> Any:
-        """What is referred to; where that is by more than its place in the whole, all that is there, at once."""
+        """Return the schema that is referred to; if it is not a plain path from the root, all schemas at once."""
         found: Any = self._root
         path, *steps = unquote(reference).split("/")
         for step in steps:
@@ -145,7 +145,7 @@ class _Weighing:
 
     @cached_property
     def _parted(self) -> bool:
-        """Whether places are told within a part that has a name of its own."""
+        """Whether some part has an id of its own, so that paths may be relative to it."""
         named = (each.get("$id", each.get("id")) for each in _all(self._root) if each is not self._root)
         return any(isinstance(name, str) for name in named)
 
@@ -155,7 +155,7 @@ class _Weighing:
 
 
 def _together(weights: list[_Weight]) -> _Weight:
-    """Of what one value must be all of: what lies in it is there in every combination."""
+    """Return the weight of schemas that one value must all match: what is inside occurs in every combination."""
     return _Weight(
         min(prod(each.parts for each in weights), MOST + 1),
         _few(each.multiples for each in weights),
@@ -164,7 +164,7 @@ def _together(weights: list[_Weight]) -> _Weight:
 
 
 def _either(weights: Iterable[_Weight]) -> _Weight:
-    """Of what one value must be one of: a number is looked at for all of them at once."""
+    """Return the weight of schemas of which one value must match one: a number is checked for all of them at once."""
     found = list(weights)
     return _Weight(
         max((each.parts for each in found), default=1),
@@ -174,13 +174,13 @@ def _either(weights: Iterable[_Weight]) -> _Weight:
 
 
 def _few(multiples: Iterable[frozenset[tuple[int, int]]]) -> frozenset[tuple[int, int]]:
-    """All of them, or one that is too much as they are."""
+    """Return all multiples, or a single one above the limit if they exceed it."""
     found = frozenset[tuple[int, int]]().union(*multiples)
     return found if _remainders(found) <= MOST_REMAINDERS else frozenset({(MOST_REMAINDERS + 1, 0)})
 
 
 def _multiples(schema: Schema) -> frozenset[tuple[int, int]]:
-    """As llguidance reads it: nothing of what it refuses."""
+    """Return a schema's `multipleOf` as llguidance reads it; nothing if it refuses the value."""
     multiple = schema.get("multipleOf")
     if not isinstance(multiple, int | float) or abs(multiple) >= _WIDEST or math.isnan(multiple):
         return frozenset()
@@ -191,14 +191,14 @@ def _multiples(schema: Schema) -> frozenset[tuple[int, int]]:
 
 
 def _remainders(multiples: frozenset[tuple[int, int]]) -> int:
-    """How many are told apart: none where all numbers have the same; up to what is too much."""
+    """Return the number of distinct remainders, up to one above the limit; 0 if there is only one."""
     found = 1
     for digits, _ in multiples:
         found *= digits
         if found > MOST_REMAINDERS:
             return MOST_REMAINDERS + 1
     behind = [places for _, places in multiples] or [0]
-    # Brought to as many digits behind the point, the numbers may not be too wide: it would go on with any other.
+    # Scaled to equal decimals, the numbers must not overflow: llguidance would continue with wrong ones.
     if found * 10 ** (max(behind) - min(behind)) >= _WIDEST:
         return MOST_REMAINDERS + 1
     return found if found > 1 else 0
@@ -206,13 +206,13 @@ def _remainders(multiples: frozenset[tuple[int, int]]) -> int:
 
 def _own(schema: Schema) -> int:
     pattern = schema.get("pattern")
-    # A pattern may begin anywhere, which is a part, too.
+    # A pattern may match anywhere, and what precedes it is a part, too.
     parts = 2 + sum(letter in _OPENS for letter in pattern) if isinstance(pattern, str) else 1
     return parts * (_FORMAT if "format" in schema else 1)
 
 
 def _inner(schema: Schema) -> Iterator[Any]:
-    """The schemas of what lies in a value, but for those by patterns."""
+    """Yield the schemas for the parts of a value, except `patternProperties`."""
     yield from _values(schema, "properties")
     for name in _LISTED:
         yield from _list(schema, name)
@@ -231,7 +231,7 @@ def _list(schema: Schema, name: str) -> list[Any]:
 
 
 def _all(value: Any) -> Iterator[Schema]:
-    """Every object in a JSON value."""
+    """Yield every object in a JSON value."""
     if isinstance(value, dict):
         yield value
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -1,25 +1,25 @@
-"""Refusing what is far too long for the context before all of it is tokenized.
+"""Refuses prompts that are far too long for the context before all of them are tokenized.
 
-Tokenizers take some 300 bytes a token beside a microsecond or two, of what is refused afterwards too.
+Tokenizing costs about 300 bytes and a microsecond or two per token, even if the prompt is then refused.
 """
 
 from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import PromptTooLong
 
-# No tokenizer packs more characters than this into a token on average; what is longer need not be tokenized to be
-# refused. (The longest tokens of common vocabularies are runs of 128 spaces.)
+# No tokenizer packs more characters than this into a token on average, so longer texts are refused without being
+# tokenized. (The longest tokens of common vocabularies are runs of 128 spaces.)
 _MOST_CHARACTERS_A_TOKEN = 128
-_SELDOM = 8  # characters a token or more: text that can fit has half as many nearly always
-_PIECE = 1 << 17  # characters: 40 MB of tokens where each is one, and four times that where each is four
-_MOST_OF_A_CUT = 512  # tokens more than there are, where a piece ends within one: its bytes at most
+_SELDOM = 8  # characters per token, which text rarely reaches: usually it has half as many
+_PIECE = 1 << 17  # characters: 40 MB of tokens if each is one token, and four times that if each is four
+_MOST_OF_A_CUT = 512  # extra tokens that a cut within a token can cause: at most the token's bytes
 
 
 def too_long(context_length: int, problem: str) -> PromptTooLong:
-    """The refusal of a prompt, of which `problem` says what it has.
+    """Return the error for a prompt that is too long; `problem` says what the prompt has.
 
-    It begins as OpenAI's and vLLM's do, and goes on as Anthropic's: by these words clients (litellm by the first,
-    langchain by the latter) know that a shorter one, or another model, would do.
+    The message begins like OpenAI's and vLLM's, and goes on like Anthropic's. Clients recognise these words (litellm
+    the first, langchain the second) as a sign that a shorter prompt or another model would work.
     """
     return PromptTooLong(
         "",
@@ -29,20 +29,21 @@ def too_long(context_length: int, problem: str) -> PromptTooLong:
 
 
 def check_characters(characters: int, context_length: int) -> None:
-    """Raise PromptTooLong where so many are far more than the context holds, whatever they are."""
+    """Raise PromptTooLong if so many characters exceed the context whatever they are."""
     if characters > context_length * _MOST_CHARACTERS_A_TOKEN:
         raise too_long(context_length, f"has {characters} characters, far more than that")
 
 
 def is_doubtful(characters: int, context_length: int) -> bool:
-    """Whether so many are seldom as few tokens as the context holds, or too many to be tokenized to find that out."""
+    """Return whether so many characters rarely fit the context, or are too many to be tokenized just to find out."""
     return characters > _piece(context_length)
 
 
 def check_tokens(text: str, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
-    """Raise PromptTooLong where the first pieces of a doubtful text have more tokens than the context holds.
+    """Raise PromptTooLong if the first pieces of a doubtful text have more tokens than the context holds.
 
-    Never of one that fits: what lies across a cut counts for nothing. Others have few enough to be counted exactly.
+    Never raises for a text that fits, since tokens that a cut may add are not counted. Texts that pass are short
+    enough to be counted exactly.
     """
     size, least = _piece(context_length), 0
     if not is_doubtful(len(text), context_length):

@@ -1,7 +1,7 @@
-"""The tokens that grammars let come next, looked for in the rows of a step together, on several threads.
+"""Computes grammars' masks, the tokens that may come next, for all rows of a step together, on several threads.
 
-Most masks take some 50 us, few a hundred milliseconds. Those that took long before come last, and a step has but so
-much time for masks: rows that come after it are late, and may come to their turn in the next step.
+Most masks take about 50 us, a few a hundred milliseconds. Masks that were slow before come last, and a step has only
+a limited time for masks: the remaining rows are late, and may get their turn in the next step.
 """
 
 import time
@@ -15,25 +15,25 @@ from llguidance import LLExecutor
 
 from mint_engine.requests.grammar import SLOW_S, Grammar
 
-BUDGET_S = 0.02  # of a step, after which no more masks are begun
+BUDGET_S = 0.02  # time in a step after which no more masks are begun
 
 _WORD = 32  # bits
 _ALL = np.uint32(0xFFFFFFFF)
-_EACH = 2  # masks for each thread, between two looks at the clock
+_EACH = 2  # masks per thread between two checks of the clock
 
 
 class Late(Exception):
-    """No error: there was no more time to look for a row's mask."""
+    """Not an error: there was no time left to compute a row's mask."""
 
 
 def mask(
     grammars: Sequence[Grammar | None], logits: torch.Tensor, turns: Sequence[int] | None = None
 ) -> dict[int, Exception]:
-    """Take from each row of logits [n, V], in place, all tokens that may not come next by its grammar, if it has one.
+    """Exclude from each row of logits [n, V], in place, all tokens that its grammar, if any, does not allow next.
 
-    Those beyond the tokenizer's never may. Returns by its place what kept a row from that, and is nothing to the
-    others: what `Grammar.settle` raises, a defect, or Late. `turns` are all places, whose turn it is first; that one
-    is never late. The grammars are over one vocabulary.
+    Tokens beyond the tokenizer's vocabulary are never allowed. Returns, by row, why a row could not be masked, which
+    does not affect the others: an error of `Grammar.settle`, a defect, or Late. `turns` are all rows in the order of
+    their turns; the first is never late. All grammars must have the same vocabulary.
     """
     places = [at for at in (range(len(grammars)) if turns is None else turns) if grammars[at] is not None]
     own = [grammar for at in places if (grammar := grammars[at]) is not None]
@@ -51,7 +51,7 @@ def mask(
             continue
         try:
             grammar.settle(any_may=bool(allowed[at].any()))
-        except Exception as error:  # noqa: BLE001 - one request's own trouble
+        except Exception as error:  # noqa: BLE001 - affects only this request
             troubles.setdefault(at, error)
     forbidden = np.zeros((len(grammars), words), dtype=np.uint32)
     forbidden[places] = ~allowed
@@ -61,7 +61,7 @@ def mask(
 
 
 def _look(grammars: Sequence[Grammar]) -> tuple[np.ndarray, dict[int, Exception]]:
-    """What may come next, a bit for each of the tokenizer's tokens: [n, words]; and what kept from that, by place."""
+    """Return masks [n, words] with a bit for each of the tokenizer's tokens, and by row why one is missing."""
     found = np.zeros((len(grammars), -(-grammars[0].tokens // _WORD)), dtype=np.uint32)
     troubles: dict[int, Exception] = {}
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def _look(grammars: Sequence[Grammar]) -> tuple[np.ndarray, dict[int, Exception]
     for start in range(0, len(quick), _EACH * threads):
         if some := list(in_time(quick[start : start + _EACH * threads])):
             _together(some, grammars, found, troubles)
-    left = iter(slow)  # of which each thread takes the next
+    left = iter(slow)  # each thread takes the next one
     begun = [_alone().submit(_one_by_one, in_time(left), grammars, found, troubles) for _ in slow[:threads]]
     for each in begun:
         each.result()
@@ -93,11 +93,11 @@ def _together(
     began = time.perf_counter()
     try:
         _threads().unsafe_compute_mask_ptr(rows, found.ctypes.data, found.shape[1] * found.itemsize, len(found))
-    except Exception:  # noqa: BLE001 - of whichever of them it is, the others' are found without it
+    except Exception:  # noqa: BLE001 - one by one, the others' masks are found in spite of it
         _one_by_one(places, grammars, found, troubles)
         return
     took = (time.perf_counter() - began) * min(len(places), torch.get_num_threads())
-    for at in places:  # which of them took it shows where each is looked for alone: until then nobody pays
+    for at in places:  # nobody pays, since only a mask computed alone shows whose it is
         grammars[at].looked(took / len(places), paid_s=0.0)
 
 
@@ -116,11 +116,11 @@ def _one_by_one(
 
 @cache
 def _threads() -> LLExecutor:
-    """As many as a step has, which waits for them."""
+    """The threads for masks computed together: as many as a step has, since it waits for them."""
     return LLExecutor(num_threads=torch.get_num_threads())
 
 
 @cache
 def _alone() -> ThreadPoolExecutor:
-    """As many, each of which tells how long it took."""
+    """As many threads for masks computed one by one, whose time is measured."""
     return ThreadPoolExecutor(torch.get_num_threads(), "mask")

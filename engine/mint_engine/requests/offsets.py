@@ -1,4 +1,4 @@
-"""Where each token of a prompt begins in its text, in characters: a part of one where that character does."""
+"""The offset in characters at which each token of a prompt begins; for part of a character, that character's."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,9 +12,9 @@ from mint_engine.requests.spelling import Spelling
 def prompt_offsets(
     request: GenerateRequest, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase, spelling: Spelling
 ) -> tuple[int, ...]:
-    """Of all its tokens: into a text as it was sent, else into what the tokens are written as.
+    """Return the offsets of all tokens: in the text as it was sent, or else in the text of the tokens.
 
-    One that the tokenizer adds to a text (a beginning of sequence, say) has no place in it: it is where the next is.
+    A token that the tokenizer adds (for example a beginning of sequence) gets the offset of the next token.
     """
     if request.WhichOneof("prompt") != "text" or not tokenizer.is_fast:
         return tuple(_as_written(prompt, spelling))
@@ -23,7 +23,7 @@ def prompt_offsets(
 
 
 def _as_written(prompt: Iterable[int], spelling: Spelling) -> Iterable[int]:
-    """The places of tokens in what all of them together are, those bytes replaced that are no character."""
+    """Yield the offsets of tokens in their joint text, in which invalid bytes are replaced."""
     decoder = ByteDecoder(spelling)
     for token in prompt:
         decoder.push(token)
@@ -31,11 +31,11 @@ def _as_written(prompt: Iterable[int], spelling: Spelling) -> Iterable[int]:
 
 
 def _in_text(text: str, spans: Iterable[tuple[int, int]], written: Iterable[bytes]) -> Iterable[int]:
-    """The places of tokens of which the tokenizer tells where they begin and end; of one that it adds, 0 and 0.
+    """Yield the offsets of tokens from the tokenizer's spans, which are (0, 0) for tokens that it adds.
 
-    Some tokenizers leave out of that the spaces that a token begins or ends with (`trim_offsets`).
+    Some tokenizers exclude a token's leading and trailing spaces from its span (`trim_offsets`).
     """
-    before = 0  # where the text ends that tokens have had
+    before = 0  # the end of the text covered so far
     for (begin, end), piece in zip(spans, written, strict=True):
         token = piece.decode(errors="replace")
         spaced = max(before, begin - len(token) + len(token.lstrip()))

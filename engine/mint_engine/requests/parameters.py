@@ -1,4 +1,4 @@
-"""SamplingParams as a client sends them -> Sampling, every field checked."""
+"""Reads a client's SamplingParams into a Sampling, checking every field."""
 
 import math
 import secrets
@@ -13,8 +13,8 @@ from mint_engine.scheduling.request import Sampling
 
 DEFAULT_MAX_TOKENS = 256
 MOST_LOGPROBS = 20
-# Of a prompt, whose log-probabilities are told in one message, of which gateways take 64 MiB: those of some 20 bytes
-# each. Until they are read each takes some 300 bytes of memory, see `prompt_logprobs`.
+# Per prompt. They are sent in one message of about 20 bytes each, and gateways accept 64 MiB. Until they are read,
+# each takes about 300 bytes of memory (see `prompt_logprobs`).
 MOST_PROMPT_LOGPROBS = 1 << 20
 LONGEST_STOP = 256
 MOST_COMPLETIONS = 16
@@ -23,13 +23,13 @@ MOST_BIASES = 300
 LARGEST_BIAS = 100.0
 LARGEST_PENALTY = 2.0
 LARGEST_REPETITION = 100.0
-LEAST_REPETITION = c_float(1 / LARGEST_REPETITION).value  # as a proto rounds it; less might make logits overflow
-# Characters. At most, they take some 200 ms to compile.
+LEAST_REPETITION = c_float(1 / LARGEST_REPETITION).value  # rounded as a proto does; less might make logits overflow
+# In characters. The longest ones take about 200 ms to compile.
 LONGEST_SCHEMA, LONGEST_REGEX = 65_536, 8_192
 
 
 def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Sampling:
-    """The checked parameters, with at most `room` new tokens and a seed drawn where none was given.
+    """Return the checked parameters, with at most `room` new tokens, and a random seed if none was given.
 
     Raises InvalidRequest naming the field.
     """
@@ -70,12 +70,12 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
 
 
 def count_prompt_logprobs(tokens: int, sampling: Sampling) -> int:
-    """How many log-probabilities are told of a prompt of so many tokens: each one's own, and the likeliest there."""
+    """Return the number of log-probabilities of a prompt of `tokens` tokens: each one's own, and its alternatives."""
     return tokens * (1 + (sampling.logprobs or 0)) if sampling.prompt_logprobs else 0
 
 
 def check_prompt_logprobs(tokens: int, sampling: Sampling) -> None:
-    """Raise InvalidRequest where a prompt of so many tokens has more log-probabilities than can be told of it."""
+    """Raise InvalidRequest if a prompt of `tokens` tokens has more log-probabilities than can be sent."""
     count = count_prompt_logprobs(tokens, sampling)
     if count > MOST_PROMPT_LOGPROBS:
         raise InvalidRequest(
@@ -112,6 +112,6 @@ def _biases(biases: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, fl
 
 
 def _within(field: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # NaN is within nothing
+    if not least <= value <= most:  # NaN fails, too
         bound = f"from {least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
         raise InvalidRequest(f"sampling.{field}", f"is {value:g}; it must be {bound}")

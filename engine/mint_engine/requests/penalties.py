@@ -1,7 +1,7 @@
-"""A request's logits, changed before a token is chosen: by a bias, and by penalties on tokens that came already.
+"""Changes a request's logits before a token is chosen: by biases, and by penalties on tokens that occurred already.
 
-In vLLM's order and with its meaning: repetition counts the prompt too (CTRL, arXiv 1909.05858, section 4.1),
-frequency and presence the completion alone, as OpenAI's do.
+Order and meaning are vLLM's: repetition counts the prompt too (CTRL, arXiv 1909.05858, section 4.1), frequency and
+presence only the completion, as OpenAI's do.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mint_engine.scheduling.request import Sampling
 
 
 def penalise(logits: torch.Tensor, asked: Sequence[tuple[Sampling, TokenCounts]]) -> torch.Tensor:
-    """logits [n, V] -> [n, V] float32, each row as its request has it after what it has said."""
+    """Return a copy of logits [n, V] in float32 with each row's biases and penalties applied."""
     changed = logits.to(torch.float32, copy=True)
     for row, (sampling, counts) in zip(changed, asked, strict=True):
         _change(row, sampling, counts)

@@ -1,7 +1,7 @@
-"""From tokens to characters, one token at a time.
+"""Decodes tokens into characters, one token at a time.
 
-A byte-level tokenizer (GPT-2's kind: Llama 3, Qwen, SmolLM and others) gives each token its bytes, which only have to
-be decoded as they come. For any other kind the tokenizer itself decodes a window of the newest tokens.
+A byte-level tokenizer (GPT-2's kind: Llama 3, Qwen, SmolLM and others) has bytes for each token, which only need
+incremental decoding. For other kinds the tokenizer itself decodes a window of the newest tokens.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 Decode = Callable[[list[int]], str]
 
-INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character (yet)
-_CONTEXT = 6  # tokens of the prompt that the first ones are decoded after: some tokenizers strip a leading space
+INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are not (yet) a character
+_CONTEXT = 6  # tokens of the prompt to decode before the first ones, as some tokenizers strip a leading space
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
 _PROBED = 512  # tokens on which the two ways are compared
 
 
 class Pieces(dict[int, bytes]):
-    """The bytes of each token of a byte-level vocabulary, worked out when first asked for. b"": shows nothing."""
+    """The bytes of each token of a byte-level vocabulary, computed on first use; b"" for tokens without text."""
 
     def __init__(self, backend: Any) -> None:
         super().__init__()
@@ -30,24 +30,24 @@ class Pieces(dict[int, bytes]):
         name = None if token in self._skipped else self._name(token)
         try:
             piece = bytes(_BYTE_OF[letter] for letter in name or "")
-        except KeyError:  # an added token is written as it is
+        except KeyError:  # an added token's name is its text
             piece = (name or "").encode()
         self[token] = piece
         return piece
 
 
 class ByteDecoder:
-    """One completion's bytes -> characters."""
+    """Decodes one completion's bytes into characters."""
 
     def __init__(self, pieces: Mapping[int, bytes]) -> None:
         self._pieces = pieces
-        self.begins = 0  # characters before the one that the newest token begins or goes on with
-        self._whole = 0  # characters
-        self._open = b""  # the beginning of a character
-        self._doubtful = ""  # INCOMPLETE at the end: shown only if more follows
+        self.begins = 0  # characters before the one that the newest token begins or continues
+        self._whole = 0  # complete characters
+        self._open = b""  # bytes of an incomplete character
+        self._doubtful = ""  # INCOMPLETE at the end, emitted only if more follows
 
     def push(self, token: int) -> str:
-        """The characters that became complete with one more token."""
+        """Add a token and return the characters that became complete."""
         piece = self._pieces[token]
         self.begins = self._whole + _broken(self._open, piece)
         data = self._open + piece
@@ -61,27 +61,27 @@ class ByteDecoder:
         return text
 
     def skip(self) -> None:
-        """One more token has come, which is not of the text."""
+        """Note a token that is not part of the text."""
         self.begins = self._whole
 
     def finish(self) -> str:
-        """Nothing: what is left never became a character."""
+        """Return "", since the remaining bytes never became a character."""
         return ""
 
 
 class WindowDecoder:
-    """One completion, decoded by the tokenizer: the newest tokens after those whose text is already out."""
+    """Decodes one completion with the tokenizer: the newest tokens, after some whose text is already emitted."""
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode
         self._window = list(prompt[-_CONTEXT:])
         self._known = len(self._window)  # tokens of the window whose text is settled
-        self.begins = 0  # as ByteDecoder's; within bytes that are no character (yet), where these begin
-        self._settled = 0  # characters
-        self._doubtful = ""  # INCOMPLETE at the settled text's end: shown only if more follows
+        self.begins = 0  # as in ByteDecoder; within bytes that are not (yet) a character, where these begin
+        self._settled = 0  # settled characters
+        self._doubtful = ""  # INCOMPLETE at the end of the settled text, emitted only if more follows
 
     def push(self, token: int) -> str:
-        """The characters that became complete with one more token."""
+        """Add a token and return the characters that became complete."""
         end = len(self._window)
         before = self._fresh(end) if end > self._known else ""
         self._window.append(token)
@@ -97,20 +97,20 @@ class WindowDecoder:
         return self._settle(end, fresh)
 
     def skip(self) -> None:
-        """One more token has come, which is not of the text."""
+        """Note a token that is not part of the text."""
         self.begins = self._settled + len(self._fresh(len(self._window)).rstrip(INCOMPLETE))
 
     def finish(self) -> str:
-        """What was held back because bytes that never became a character came after it."""
+        """Return the text that was held back because incomplete bytes followed it."""
         end = len(self._window)
         return self._settle(end, self._fresh(end))
 
     def _fresh(self, end: int) -> str:
-        """The text of the window's tokens from the settled ones to `end`."""
+        """Return the text of the window's tokens from the first unsettled one up to `end`."""
         return self._decode(self._window[:end])[len(self._decode(self._window[: self._known])) :]
 
     def _settle(self, end: int, fresh: str) -> str:
-        """What may be shown once nothing changes the fresh text of the tokens before `end`."""
+        """Settle the fresh text of the tokens before `end`, and return what may be emitted."""
         text = self._doubtful + fresh
         self._window, self._known = self._window[self._known :], end - self._known
         self._settled += len(fresh)
@@ -119,7 +119,7 @@ class WindowDecoder:
         return sound
 
     def _newest_character(self) -> int:
-        """Where the newest bytes begin that may still become a character: what came before never will."""
+        """Return where the newest bytes begin that may still become a character; earlier ones never will."""
         whole = self._decode(self._window)
         for at in range(len(self._window) - 1, self._known, -1):
             if self._decode(self._window[:at]) + self._decode(self._window[at:]) == whole:
@@ -128,7 +128,7 @@ class WindowDecoder:
 
 
 def choose_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], ByteDecoder | WindowDecoder]:
-    """What makes the decoder of a completion after a prompt: the fast way where it gives what the tokenizer gives."""
+    """Return a factory of decoders from prompts: the fast kind if it decodes as the tokenizer does."""
 
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -143,13 +143,13 @@ def choose_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it says that its tokens are bytes."""
+    """Return whether the tokenizer declares itself byte-level."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and type(backend.decoder).__name__ == "ByteLevel"
 
 
 def _broken(begun: bytes, piece: bytes) -> int:
-    """How many characters stand for bytes that begin one, if what comes next shows that they never become it."""
+    """Return how many replacement characters stand for `begun` if `piece` shows that it never becomes a character."""
     try:
         codecs.utf_8_decode(begun + piece[:1] if begun else b"", "strict", False)
     except UnicodeDecodeError:
@@ -158,7 +158,7 @@ def _broken(begun: bytes, piece: bytes) -> int:
 
 
 def _byte_of() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for: GPT-2's table."""
+    """Return the byte that each letter of a byte-level vocabulary stands for (GPT-2's table)."""
     shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = [byte for byte in range(256) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(hidden)}

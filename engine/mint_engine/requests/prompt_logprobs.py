@@ -1,23 +1,23 @@
-"""What the log-probabilities of prompts take together: asked for before any is computed, for they come all at once.
+"""Bounds the memory of prompts' log-probabilities. It is reserved before any is computed, as all arrive at once.
 
-A client that does not read them is not waited for, but all that was made of them lies there until its call ends.
+A client that does not read them is not waited for, but they stay in memory until its call ends.
 """
 
 from mint_contracts.room import Room
 from mint_engine.requests.parameters import count_prompt_logprobs
 from mint_engine.scheduling.request import Sampling
 
-# Of one, measured with 20 likeliest of each token: 140 as it is kept, 80 in the message that tells it, and what the
-# transport and the allocator have of that beside it.
+# Per log-probability, measured with 20 alternatives per token: 140 in memory, 80 in the message, and the rest in the
+# transport and the allocator.
 _BYTES = 320
-MOST_TOGETHER = 512 << 20  # of all requests, beyond what is each one's own; the most of one are 320 MiB
+MOST_TOGETHER = 512 << 20  # for all requests, beyond each one's own allowance; one request takes at most 320 MiB
 
 
 def room(engine: str) -> Room:
-    """What the requests of an engine share."""
+    """Return the memory budget that the requests of an engine share."""
     return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of prompts' log-probabilities")
 
 
 def weigh(tokens: int, sampling: Sampling) -> int:
-    """Bytes that those of a prompt of so many tokens come to."""
+    """Return the bytes that the log-probabilities of a prompt of `tokens` tokens take."""
     return _BYTES * count_prompt_logprobs(tokens, sampling)

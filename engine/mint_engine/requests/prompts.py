@@ -1,4 +1,4 @@
-"""A prompt as a client sends it (text, token ids or a chat) -> token ids that fit the context."""
+"""Reads a client's prompt (text, token ids or a chat) into token ids that fit the context."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from mint_engine.requests.variables import read_variables
 def read_prompt(
     request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context_length: int
 ) -> tuple[int, ...]:
-    """The prompt's token ids, at least one, and fewer than the context holds.
+    """Return the prompt's token ids: at least one, and fewer than the context holds.
 
-    Text gets the tokenizer's own special tokens (a beginning of sequence, say), a chat those of the base's template.
-    Raises InvalidRequest or PromptTooLong.
+    Text gets the tokenizer's own special tokens (for example a beginning of sequence), a chat those of the base's
+    template. Raises InvalidRequest or PromptTooLong.
     """
     kind = request.WhichOneof("prompt")
     if kind == "text":
@@ -40,14 +40,14 @@ def read_prompt(
             f"has {len(tokens)} tokens. Shorten it by {len(tokens) - context_length + 1}, or raise "
             "spec.engine.contextLength",
         )
-    # Of every kind: a tokenizer may know tokens, added later, that the base has no embedding of.
+    # Checked for every kind of prompt: a tokenizer may have added tokens for which the base has no embedding.
     if outside := [token for token in tokens if not 0 <= token < vocab_size]:
         raise InvalidRequest("prompt", f"has token {outside[0]}; this base has tokens 0 to {vocab_size - 1}")
     return tuple(tokens)
 
 
 def read_form(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> "Chat.Calls.ValueType":
-    """The form of calls that a chat which was read asks for and gets."""
+    """Return the form of tool calls that an already checked chat asks for and gets."""
     if not chat.calls:
         return Chat.CALLS_UNSPECIFIED
     template = tokenizer.get_chat_template(tools=read_tools(chat.tools) or None)
@@ -60,7 +60,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
     if not tokenizer.chat_template:
         raise InvalidRequest("prompt.chat", "cannot be used: this base has no chat template. Send text or tokens")
     count = sum(1 + len(message.tool_calls) for message in chat.messages)
-    if count > context_length:  # each takes a token at least; their mere number can cost minutes
+    if count > context_length:  # each takes at least a token; a huge number could take minutes
         raise too_long(context_length, f"has {count} messages and calls, each of a token at least")
     written = _written(chat)
     check_characters(written, context_length)
@@ -72,12 +72,12 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         _check_names([*tools, *_arguments(messages)], tokenizer, template)
         variables = read_variables(chat.template_variables, template, tokenizer.special_tokens_map)
         if is_doubtful(written, context_length):
-            # As the template writes it, which may leave parts of a chat out.
+            # Check the rendered text, since a template may omit parts of a chat.
             plain: Any = tokenizer.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=True, **variables
             )
             check_tokens(plain, tokenizer, context_length)
-        # Control tokens written in a message's text stay text: no user can forge another speaker's turn.
+        # Control tokens in a message's text stay text, so that no user can forge another speaker's turn.
         rendered: Any = tokenizer.apply_chat_template(
             messages,
             tools=tools or None,
@@ -92,7 +92,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
 
 
 def _written(chat: Chat) -> int:
-    """Characters of a chat."""
+    """Return the number of characters of a chat."""
     calls = sum(
         len(call.id) + len(call.name) + len(call.arguments)
         for message in chat.messages
@@ -106,13 +106,13 @@ def _written(chat: Chat) -> int:
 
 
 def _message(message: Message, place: str) -> dict[str, Any]:
-    """A message as templates take it: what it doesn't have isn't there."""
+    """Return a message as templates take it, without the fields that it does not have."""
     fields: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         fields["tool_calls"] = [
             read_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls)
         ]
-    if message.reasoning:  # by either name, as vLLM gives it: templates know one of them
+    if message.reasoning:  # by both names, as vLLM does: templates use one of them
         fields |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
     fields |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
     return fields | ({"name": message.name} if message.name else {})
@@ -123,7 +123,7 @@ def _arguments(messages: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def _check_names(values: list[Any], tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Refuse control tokens in names within JSON, which transformers leaves as they are. Raises InvalidRequest."""
+    """Raise InvalidRequest for control tokens in names within JSON, which transformers does not sanitize."""
     every = "\n".join({*names(values)})
     for token in tokenizer.added_tokens_decoder.values() if every else ():
         is_control = token.special or (token.content in template and not token.content.isspace())

@@ -1,6 +1,6 @@
-"""Which experts tokens went to, as clients get it with a completion and give it back with an example.
+"""Expert routes of tokens, as clients get them with a completion and send them back with a training example.
 
-Letters in shapes: T tokens, M layers with experts, k experts of a token.
+Letters in shapes: T tokens, M layers with experts, k experts per token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ from mint_contracts.transport import MOST_ROUTE_BYTES
 from mint_engine.model.routes import Routes, RouteShape
 
 VERSION = 1
-PIECE_BYTES = 1 << 20  # of one message: clients of gRPC take 4 MiB unless they are told otherwise
+PIECE_BYTES = 1 << 20  # per message: gRPC clients accept 4 MiB by default
 _NUMBERS: dict[int, np.dtype[np.integer[Any]]] = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
 
 
 def check_kept(shape: RouteShape | None, *, kept: bool) -> None:
-    """Raise InvalidRequest where routes can't be told: the base has none, or the engine has not `kept` them."""
+    """Raise InvalidRequest if the base has no routes or the engine has not `kept` them."""
     if shape is None:
         raise InvalidRequest("sampling.routes", "cannot be returned: this base does not route experts")
     if not kept:
@@ -31,7 +31,7 @@ def check_kept(shape: RouteShape | None, *, kept: bool) -> None:
 
 
 def check_room(shape: RouteShape, tokens: int, completions: int) -> None:
-    """Raise InvalidRequest where completions that may have so many `tokens` each, prompt and all, route too much."""
+    """Raise InvalidRequest if the routes of `completions` of `tokens` tokens each, prompt included, are too large."""
     most = tokens * completions * shape.token_bytes
     if most > MOST_ROUTE_BYTES:
         raise InvalidRequest(
@@ -42,7 +42,7 @@ def check_room(shape: RouteShape, tokens: int, completions: int) -> None:
 
 
 def tell(routes: Routes) -> Iterator[pb.Routes]:
-    """Those of a sequence [T, M, k], from its first token on, in as many messages as they take."""
+    """Yield the routes [T, M, k] of a sequence, from its first token on, in messages of bounded size."""
     tokens, layers, each = routes.shape
     width = routes.dtype.itemsize
     step = max(1, PIECE_BYTES // (layers * each * width))
@@ -62,9 +62,9 @@ def tell(routes: Routes) -> Iterator[pb.Routes]:
 def read(
     pieces: Sequence[pb.Routes], tokens: int, shape: RouteShape | None, subject: str
 ) -> NDArray[np.integer[Any]] | None:
-    """Those of an example of so many tokens, [T, M, k], -1 where a token is not covered; None where nothing is told.
+    """Return an example's routes [T, M, k], -1 for tokens that `pieces` do not cover; None if there are no pieces.
 
-    Raises InvalidRequest, whose subject is the example.
+    Raises InvalidRequest about `subject`, the example.
     """
     if not pieces:
         return None
@@ -114,7 +114,7 @@ def _misplaced(piece: pb.Routes, end: int, tokens: int) -> str:
 
 
 def _nobody(part: NDArray[np.integer[Any]], first: int, shape: RouteShape) -> str:
-    """What is wrong with experts' numbers [T, M, k] from token `first` on."""
+    """Describe what is wrong with the expert numbers [T, M, k] from token `first` on, or return ""."""
     unknown = part >= shape.experts
     if unknown.any():
         token, layer, at = np.unravel_index(unknown.argmax(), unknown.shape)

@@ -1,11 +1,10 @@
-"""Choosing the next token from logits. What one row gets never depends on its neighbours.
+"""Chooses the next token from logits. The result of one row never depends on its neighbours.
 
-A greedy row costs an argmax in the logits' own dtype; only rows with a temperature are weighed, in float32.
-Temperature, top-k, top-p and min-p are applied in this order, as transformers does. A token is drawn by inverting the
-distribution at a number that depends on nothing but the request's seed and the token's index, so a request gives the
-same tokens again in whatever batch it runs, if that gives it the same logits: own kernels do, bit for bit;
-transformers' modules as far as the library's products do not depend on the batch's shape. The kernel that draws is
-held against `draw_plainly` by tests.
+A greedy row costs an argmax in the logits' own dtype; only rows with a temperature need probabilities, in float32.
+Temperature, top-k, top-p and min-p are applied in this order, as in transformers. A token is drawn by inverting the
+distribution at a number that depends only on the request's seed and the token's index. So a request gives the same
+tokens in any batch that gives it the same logits: own kernels do, bit for bit; transformers' modules do as far as the
+library's matrix products do not depend on the batch's shape. Tests compare the kernel that draws with `draw_plainly`.
 """
 
 import hashlib
@@ -18,14 +17,14 @@ from mint_engine.kernels.library import find_kernels
 from mint_engine.model.likeliest import likeliest
 from mint_engine.scheduling.request import Sampling, Scored
 
-_NUCLEUS = 256  # candidates among which top-p is first tried, before the whole vocabulary is sorted
-_BLOCK = 256  # tokens whose mass is added up first when a distribution is inverted
+_NUCLEUS = 256  # candidates among which top-p is tried first, before the complete vocabulary is sorted
+_BLOCK = 256  # tokens per block whose mass is summed first when a distribution is inverted
 
 
 def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) -> list[int | None]:
-    """One token for each row of logits [n, V]; `wanted` has each row's parameters and its token's index.
+    """Return one token for each row of logits [n, V]; `wanted` has each row's parameters and its token's index.
 
-    None where the row's peak is NaN or infinite: its weights overflowed.
+    The token is None if the row's maximum is NaN or infinite, which means that weights overflowed.
     """
     best, sound = likeliest(logits)
     chosen: list[int | None] = [token if sound[row] else None for row, token in enumerate(best)]
@@ -54,10 +53,10 @@ def _draw(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence
 
 
 def draw_plainly(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> list[int]:
-    """A token of each row of logits [n, V], drawn at `numbers` [n], in plain torch."""
+    """Draw a token from each row of logits [n, V] at `numbers` [n], in plain torch."""
     temperatures = torch.tensor([each.temperature for each in samplings], device=logits.device)
     rows = logits.float()
-    # The peak is taken off first: a small temperature must not overflow.
+    # Subtract the maximum first, so that a small temperature does not overflow.
     probabilities = torch.softmax((rows - rows.amax(dim=-1, keepdim=True)).div_(temperatures[:, None]), dim=-1)
     for at, sampling in enumerate(samplings):
         keep_likely(probabilities[at], sampling)
@@ -65,7 +64,7 @@ def draw_plainly(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: S
 
 
 def keep_likely(probabilities: torch.Tensor, sampling: Sampling) -> None:
-    """Zero, in place, what top-k, top-p and min-p leave out of one row [V]. Tokens as likely as the last one stay."""
+    """Zero, in place, what top-k, top-p and min-p exclude from one row [V]. Ties with the last kept token stay."""
     if 0 < sampling.top_k < probabilities.shape[0]:
         least = torch.topk(probabilities, sampling.top_k).values[-1]
         probabilities.masked_fill_(probabilities < least, 0)
@@ -76,7 +75,7 @@ def keep_likely(probabilities: torch.Tensor, sampling: Sampling) -> None:
 
 
 def _nucleus_least(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest probability of the fewest tokens that together reach `top_p` of the row's mass."""
+    """Return the smallest probability among the fewest tokens that together reach `top_p` of the row's mass."""
     target = top_p * probabilities.sum(dtype=torch.float64)
     size = probabilities.shape[0]
     for count in (min(_NUCLEUS, size), size):
@@ -88,15 +87,15 @@ def _nucleus_least(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) for a request's `index`-th token: the first 53 bits of a hash."""
+    """Return a number in [0, 1) for a request's `index`-th token: 53 bits of a hash."""
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(8, "little"), digest_size=8).digest()
     return float(int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
 def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
-    """For each row of unnormalised probabilities [n, V], the token where their running sum passes numbers[n].
+    """Return the token at which the running sum of each row of unnormalised probabilities [n, V] passes numbers[n].
 
-    The sum runs over blocks of tokens first, and then over the tokens of one block.
+    The numbers are fractions of the row's sum. The search runs over blocks of tokens first, then within one block.
     """
     rows, vocab = probabilities.shape
     blocks = functional.pad(probabilities, (0, -vocab % _BLOCK)).view(rows, -1, _BLOCK)  # [n, V / 256, 256]
@@ -106,7 +105,7 @@ def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
     block = torch.searchsorted(running, sought, right=True)  # [n, 1], never one without mass
     rest = sought - (running.gather(1, block) - masses.gather(1, block))
     inner = blocks[torch.arange(rows, device=block.device), block[:, 0]].cumsum(dim=-1, dtype=torch.float64)
-    # Rounding must not lead out of the block.
+    # Rounding must not lead beyond the block.
     rest = rest.clamp(min=0).minimum(torch.nextafter(inner[:, -1:], torch.zeros_like(rest)))
     within = torch.searchsorted(inner, rest, right=True)
     tokens: list[int] = (block * _BLOCK + within).squeeze(1).tolist()
@@ -114,9 +113,9 @@ def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
 
 
 def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Scored]:
-    """Log-probabilities of `tokens` [n] and of the `top` likeliest under each row of logits [n, V].
+    """Return the log-probabilities of `tokens` [n], and the `top` likeliest tokens of each row of logits [n, V].
 
-    Of equals the first come first, as `likeliest` has it: whatever `top` is, which of a batch's rows share.
+    Ties are ordered by token, as in `likeliest`, so that the result does not depend on `top`, which a batch shares.
     """
     if not tokens:
         return []
@@ -134,9 +133,9 @@ def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[
 
 
 def _first_likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` likeliest tokens of each row [n, V] and their logits, the likelier first and of equals the first.
+    """Return the `count` likeliest tokens of each row [n, V] and their logits, likeliest first, ties by token.
 
-    `topk` takes any of equals, and others for another count.
+    `topk` alone picks any of equal tokens, and different ones for different counts.
     """
     found = torch.topk(logits, min(count + 1, logits.shape[1]), dim=-1)
     values, ids = found.values[:, :count], found.indices[:, :count].clone()
@@ -150,7 +149,7 @@ def _first_likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, to
 
 
 def _log_sums(logits: torch.Tensor) -> torch.Tensor:
-    """The logarithm of the sum of each row's exponentials [n] float32, without a second array of logits' size."""
+    """Return each row's logsumexp [n] in float32; own kernels need no second array of the logits' size."""
     kernels = find_kernels(logits.dtype, logits.device)
     if kernels is None:
         return torch.logsumexp(logits.float(), dim=-1)

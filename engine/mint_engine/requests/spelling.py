@@ -1,4 +1,4 @@
-"""What a token is written as, for those who are told log-probabilities and have no tokenizer."""
+"""The text of tokens, for clients that get log-probabilities and have no tokenizer."""
 
 import re
 
@@ -6,13 +6,13 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_engine.requests.pieces import Pieces, is_byte_level
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names a byte of a character that it does not know
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's name of a byte of an unknown character
 
 
 class Spelling(dict[int, bytes]):
-    """The bytes of each token, worked out when first asked for; a special token's are its name's.
+    """The bytes of each token, computed on first use; for a special token those of its name.
 
-    b"": of a row of the vocabulary that no token has. A token may be a part of a character.
+    b"" for a row of the vocabulary without a token. A token may be part of a character.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

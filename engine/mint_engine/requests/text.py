@@ -1,4 +1,4 @@
-"""From tokens to text, piece by piece: never half a character, never part of a stop string."""
+"""Turns tokens into text incrementally: never emits half a character or part of a stop string."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,7 +9,7 @@ Decoder = ByteDecoder | WindowDecoder
 
 
 class TextStream:
-    """One completion's text."""
+    """The text of one completion."""
 
     def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
@@ -18,20 +18,20 @@ class TextStream:
 
     @property
     def begins(self) -> int:
-        """Characters, told or held back, before the one that the newest token begins or goes on with."""
+        """Number of characters, emitted or held back, before the one that the newest token begins or continues."""
         return self._decoder.begins
 
     def push(self, token: int) -> tuple[str, bool]:
-        """Take one more token; returns the text that became final, and whether a stop string ended it."""
+        """Add a token; return the text that became final, and whether a stop string ended it."""
         fresh = self._decoder.push(token)
         return self._release(fresh) if self._stop else (fresh, False)
 
     def skip(self) -> None:
-        """One more token has come, which ends the sequence: it is none of the text."""
+        """Note a token that ends the sequence and is not part of the text."""
         self._decoder.skip()
 
     def finish(self) -> str:
-        """The rest, when no more tokens come. Bytes that never became a character are dropped."""
+        """Return the rest of the text after the last token. Bytes that never became a character are dropped."""
         text, _ = self._release(self._decoder.finish())
         text += self._held
         self._held = ""
@@ -49,18 +49,18 @@ class TextStream:
 
 
 class _Sought:
-    """A string that is looked for in a text as it comes, each letter once (Knuth, Morris and Pratt, 1977).
+    """Searches a text for a string as it arrives, looking at each character once (Knuth, Morris and Pratt, 1977).
 
-    All requests wait for it: looked for in all that is held back, sixteen long ones took half a millisecond a token.
+    All requests wait for it: searching all held-back text for sixteen long strings took half a millisecond a token.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.begun = 0  # so many of its first letters are the last of what came
+        self.begun = 0  # length of the string's longest prefix that ends the text so far
         self._shorter = _beginnings(text)
 
     def look_in(self, fresh: str) -> int | None:
-        """How much of `fresh` came until it was there; None: it is not. Nothing is looked for after it was."""
+        """Return the end of the string in `fresh`, or None if it is not complete yet. Do not call again once found."""
         text, shorter, begun = self.text, self._shorter, self.begun
         for at, letter in enumerate(fresh):
             while begun and text[begun] != letter:
@@ -74,7 +74,7 @@ class _Sought:
 
 @lru_cache(maxsize=256)
 def _beginnings(text: str) -> tuple[int, ...]:
-    """For each beginning of a string, how many of its own first letters it ends with, itself aside."""
+    """Return, for each prefix of a string, the length of its longest proper prefix that is also its suffix."""
     found, begun = [0], 0
     for letter in text[1:]:
         while begun and text[begun] != letter:

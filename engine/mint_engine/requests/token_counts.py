@@ -1,4 +1,4 @@
-"""Which tokens a request has so far, kept as they come: a penalty asks before each."""
+"""Counts the tokens of a request incrementally, for penalties, which need them before each new token."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ import torch
 
 
 class TokenCounts:
-    """A request's distinct tokens, and how often its completion has each.
+    """A request's distinct tokens, and the number of times that each occurs in its completion.
 
-    One more token costs the same however many there are: the step thread, and so everybody, waits for it.
+    Adding a token takes constant time, since the step thread, and so every request, waits for it.
     """
 
     def __init__(self) -> None:
         self._seen, self._chosen = _Growing(torch.int64), _Growing(torch.int64)
         self._times = _Growing(torch.float32)  # exact below 2**24, which no context reaches
         self._met: set[int] = set()
-        self._places: dict[int, int] = {}  # of the completion's tokens
-        self._known = 0  # tokens taken in
+        self._places: dict[int, int] = {}  # index in `chosen` of the completion's tokens
+        self._known = 0  # tokens counted so far
 
     @property
     def seen(self) -> torch.Tensor:
@@ -25,16 +25,16 @@ class TokenCounts:
 
     @property
     def chosen(self) -> torch.Tensor:
-        """[distinct tokens of the completion alone] int64."""
+        """[distinct tokens of the completion] int64."""
         return self._chosen.now
 
     @property
     def times(self) -> torch.Tensor:
-        """[distinct tokens of the completion alone] float32: how often it has each of `chosen`."""
+        """[distinct tokens of the completion] float32: the number of times that each of `chosen` occurs."""
         return self._times.now
 
     def take(self, tokens: Sequence[int], prompt: int) -> "TokenCounts":
-        """Take in those that have come since: of all `tokens` so far the first `prompt` are the prompt's."""
+        """Count the tokens added since the last call and return self; the first `prompt` tokens are the prompt's."""
         fresh = set(tokens[self._known :]) - self._met
         if fresh:
             self._met |= fresh
@@ -55,7 +55,7 @@ class TokenCounts:
 
 
 class _Growing:
-    """A tensor [n] that is copied only where its length has doubled."""
+    """A growing tensor [n] whose capacity doubles, so that it is copied rarely."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._room, self._count = torch.empty(0, dtype=dtype), 0

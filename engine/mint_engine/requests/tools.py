@@ -1,4 +1,4 @@
-"""Functions that a chat may call: what clients send of them, as chat templates take it.
+"""Functions that a chat may call: converts what clients send to what chat templates take.
 
 Templates are Hugging Face's (https://huggingface.co/docs/transformers/chat_extras): `tools` are JSON values, and a
 call's arguments are an object, which OpenAI's clients send as text.
@@ -15,15 +15,15 @@ from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, ToolCall
 from mint_contracts.transport import MOST_TOOL_CHARACTERS
 
-# Values in one another. Templates that indent each take the square of it; transformers recurses on them.
+# Nesting depth of JSON values. Templates that indent take quadratic space in it; transformers recurses on them.
 DEEPEST = 32
 
-_NAME = r"^[a-zA-Z0-9_-]{1,64}\Z"  # OpenAI's; templates write it between quotes as it is
+_NAME = r"^[a-zA-Z0-9_-]{1,64}\Z"  # OpenAI's rule; templates write names between quotes without escaping
 _TAKES = re.compile(r"\btools\b")
-# In Jinja's own text or in a string of it. Qwen3-Coder's and GLM's have the tag, too, and no JSON after it.
+# In a template's text or in a Jinja string. Qwen3-Coder's and GLM's have the tag, too, but no JSON after it.
 _TAG = "<tool_call>"
 _HERMES = re.compile(_TAG + r'(?:\\n|\s)*\{\s*\\?"')
-# What Llama 3's say to the model of how it calls; and of Mistral's those that write an array, not [ARGS].
+# How Llama 3's templates tell the model to call functions; and Mistral's templates that write an array, not [ARGS].
 _LLAMA = re.compile(r'\{\\?"name\\?": function name, \\?"parameters\\?": dictionary of argument name and its value\}')
 _MISTRAL = re.compile(r"\[TOOL_CALLS\] ?\[")
 _WRITTEN = {
@@ -45,7 +45,7 @@ class _Tool(msgspec.Struct, frozen=True):
 
 
 def read_tools(text: str) -> list[Any]:
-    """The functions of a chat's `tools`; none of an empty text. Raises InvalidRequest."""
+    """Return the functions of a chat's `tools`, none for an empty text. Raises InvalidRequest."""
     place = "prompt.chat.tools"
     if not text:
         return []
@@ -60,10 +60,10 @@ def read_tools(text: str) -> list[Any]:
 
 
 def read_call(call: ToolCall, place: str) -> dict[str, Any]:
-    """A call as templates take it. Raises InvalidRequest, which names the place."""
+    """Return a call as templates take it. Raises InvalidRequest naming the place."""
     if not re.fullmatch(_NAME, call.name):
         raise InvalidRequest(f"{place}.name", f"is {call.name[:100]!r}, which is not a valid name of a function")
-    arguments = read_json(call.arguments or "{}", f"{place}.arguments")  # many a provider's call without any has none
+    arguments = read_json(call.arguments or "{}", f"{place}.arguments")  # often left empty
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{place}.arguments", "are not a JSON object")
     fields = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
@@ -71,9 +71,9 @@ def read_call(call: ToolCall, place: str) -> dict[str, Any]:
 
 
 def check_template(template: str, chat: Chat, special: Collection[str], *, tools: bool) -> None:
-    """Refuse what the template would not write of tools, and calls that nobody could read.
+    """Raise InvalidRequest for tools or calls that the template ignores, and for forms of calls it does not write.
 
-    `special` are tokens that no text shows. Raises InvalidRequest.
+    `special` are the tokens that are not shown as text.
     """
     if tools and not _TAKES.search(template):
         raise InvalidRequest(
@@ -85,7 +85,9 @@ def check_template(template: str, chat: Chat, special: Collection[str], *, tools
         )
     if chat.calls and chat.calls not in _WRITTEN:
         raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is not a known form")
-    wanted = [_WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN]  # of a newer gateway more
+    wanted = [
+        _WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN
+    ]  # a newer gateway may know more
     if chat.calls and form_of(template, special) not in (chat.calls, *chat.or_calls):
         raise InvalidRequest(
             "prompt.chat.calls",
@@ -95,10 +97,10 @@ def check_template(template: str, chat: Chat, special: Collection[str], *, tools
 
 
 def form_of(template: str, special: Collection[str]) -> "Chat.Calls.ValueType":
-    """The form in which a template writes calls, if it is surely a known one.
+    """Return the form in which a template writes calls, or CALLS_UNSPECIFIED if it is not certainly a known one.
 
-    `special` are tokens that no text shows: without their tags Hermes' calls can't be told from text, while Mistral's
-    and Llama's begin an answer.
+    `special` are the tokens that are not shown as text: Hermes' calls cannot be distinguished from text without their
+    tags, while Mistral's and Llama's calls begin an answer.
     """
     if _HERMES.search(template):
         return Chat.CALLS_UNSPECIFIED if _TAG in special else Chat.HERMES
@@ -109,7 +111,7 @@ def form_of(template: str, special: Collection[str]) -> "Chat.Calls.ValueType":
 
 
 def names(value: Any) -> Iterator[str]:
-    """Every name in a JSON value of bounded depth: what transformers doesn't look for control tokens in."""
+    """Yield every name in a JSON value of bounded depth; transformers does not sanitize control tokens in them."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())
@@ -119,7 +121,7 @@ def names(value: Any) -> Iterator[str]:
 
 
 def read_json(text: str, place: str) -> Any:
-    """A JSON value of bounded depth. Raises InvalidRequest, which names the place."""
+    """Return a JSON value of bounded depth. Raises InvalidRequest naming the place."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -130,6 +132,6 @@ def read_json(text: str, place: str) -> Any:
 
 
 def _depth_over(value: Any, most: int) -> bool:
-    """Whether values lie in one another deeper than that."""
+    """Return whether values are nested deeper than `most`."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return most <= 0 or any(_depth_over(each, most - 1) for each in inner)

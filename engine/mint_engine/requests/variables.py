@@ -1,7 +1,7 @@
-"""A chat template's own variables, which a client may set: Qwen3's `enable_thinking`, say.
+"""A chat template's own variables, which a client may set, for example Qwen3's `enable_thinking`.
 
-https://huggingface.co/docs/transformers/chat_templating_writing. Values are data: control tokens in them stay text,
-as they do in messages.
+See https://huggingface.co/docs/transformers/chat_templating_writing. Values are data: control tokens in them stay
+text, as in messages.
 """
 
 import inspect
@@ -14,18 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from mint_contracts.errors import InvalidRequest
 from mint_engine.requests.tools import read_json
 
-MOST_CHARACTERS = 4096  # of all of them
+MOST_CHARACTERS = 4096  # of all variables together
 PLACE = "prompt.chat.template_variables"
-# What transformers gives a template itself, or takes for itself beside its variables.
+# Names that transformers passes to templates itself, or takes as its own parameters.
 _TAKEN = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     *("conversations", "messages", "raise_exception", "strftime_now"),
 }
 
 
 def read_variables(text: str, template: str, special: Collection[str]) -> dict[str, Any]:
-    """By name; none of an empty text. `special` are the names of the tokenizer's own tokens.
+    """Return the variables by name, none for an empty text. `special` are the names of the tokenizer's own tokens.
 
-    Raises InvalidRequest: what a template doesn't read would change nothing, and so isn't passed over.
+    Raises InvalidRequest, also for variables that the template does not use: they would have no effect.
     """
     if not text:
         return {}
