@@ -60,7 +60,7 @@ class _Sought:
         self._shorter = _beginnings(text)
 
     def look_in(self, fresh: str) -> int | None:
-        """Return the end of the string in `fresh`, or None if it is not complete yet. Do not call again once found."""
+        """Return the end of the string in `fresh`, or None if it is not complete. Do not call again once found."""
         text, shorter, begun = self.text, self._shorter, self.begun
         for at, letter in enumerate(fresh):
             while begun and text[begun] != letter:

@@ -85,9 +85,7 @@ def check_template(template: str, chat: Chat, special: Collection[str], *, tools
         )
     if chat.calls and chat.calls not in _WRITTEN:
         raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is not a known form")
-    wanted = [
-        _WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN
-    ]  # a newer gateway may know more
+    wanted = [_WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN]  # newer gateways know more
     if chat.calls and form_of(template, special) not in (chat.calls, *chat.or_calls):
         raise InvalidRequest(
             "prompt.chat.calls",
