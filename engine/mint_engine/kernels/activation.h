@@ -1,21 +1,21 @@
-// What the gates of a network do to what they gate.
+// Activations of gated networks.
 #pragma once
 #include "rows.h"
 
-// By an activation: SiLU; GELU by tanh (Hendrycks and Gimpel 2016), as in Gemma; or gpt-oss's, where a gate is at most
-// `limit`, what it gates within it, and a gate's sigmoid of `alpha` times itself.
+// SiLU; GELU by tanh (Hendrycks and Gimpel 2016), as in Gemma; or gpt-oss's, where a gate is at most `limit`, what it
+// gates is within +-`limit`, and the gate is multiplied by the sigmoid of `alpha` times itself.
 struct Activation {
   enum Kind : int64_t { SILU, GELU, CLAMPED } kind;
   float alpha, limit;
 };
 
-// 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
+// 1 / (1 + e^-x), computed from e^-|x| so that nothing overflows.
 inline float sigmoid(float x) {
   const float e = exp_down(-std::fabs(x));
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
-// GELU's (1 + tanh u) / 2 is the sigmoid of 2 u, which is this; and its slope.
+// GELU's (1 + tanh u) / 2 is the sigmoid of 2 u. These are 2 u and its slope.
 inline float gelu_twice(float x) { return 1.5957691216057308f * (x + 0.044715f * x * x * x); }
 inline float gelu_twice_slope(float x) { return 1.5957691216057308f * (1.0f + 0.134145f * x * x); }
 

@@ -1,9 +1,9 @@
-// What policies' adapters add to a product of training, run by run.
+// What policies' adapters add to a training product, run by run.
 #pragma once
 #include "lora.h"
 
-// A run's rows are one policy's, neighbours, and meet one weight. x A^T scaling goes to the middles, and by B to
-// `width` of the outputs. a [rank, in], b [rank, width], and their gradients.
+// One adapter on one run: adjacent rows of one policy that meet one weight. x A^T scaling goes to the middles; their
+// product with B is added to `width` of the outputs. a [rank, in], b [rank, width], and their gradients.
 template <typename T>
 struct Added {
   int64_t first, rows;     // of the run

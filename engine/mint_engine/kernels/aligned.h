@@ -1,11 +1,11 @@
-// Numbers that begin where a cache line begins: a load of a whole line meets two lines elsewhere, and takes twice as
-// long. What a general allocator gives begins at 16 bytes.
+// Arrays that begin at a cache line: elsewhere a load of a full line touches two lines and takes twice as long. General
+// allocators align to only 16 bytes.
 #pragma once
 #include <cstddef>
 #include <new>
 #include <vector>
 
-constexpr int LINE = 64;  // bytes that come together
+constexpr int LINE = 64;  // bytes of a cache line
 
 template <typename T>
 struct OnLine {

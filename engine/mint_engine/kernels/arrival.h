@@ -1,6 +1,7 @@
-// A step that begins while the adapter of all its rows still comes from the disk: each layer waits for its own part.
+// A step that begins while the adapter of all its rows is still being read from disk: each layer waits for its own
+// part.
 //
-// What is not in memory yet is not touched, though it is mapped: a block that can not be read would end this process.
+// Memory that has not been filled is not touched, though it is mapped: an unreadable block would end this process.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -8,16 +9,16 @@
 #include <thread>
 
 struct Arrival {
-  const std::atomic<int64_t>* come;  // bytes of the slot's row that are in memory; LOST: no more will be
-  const int64_t* needed;             // [layers]: how many each layer needs
-  float patience_s;                  // for how long a step waits in all
+  const std::atomic<int64_t>* come;  // bytes of the slot's row that are in memory; LOST: no more will come
+  const int64_t* needed;             // [layers]: how many bytes each layer needs
+  float patience_s;                  // how long a step waits in total
 };
 static_assert(sizeof(std::atomic<int64_t>) == sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free,
               "an interpreter's thread writes it as a number");
 
 constexpr int64_t LOST = -1;
 
-// Whether what a layer needs is there in time; `waited` is what the step has waited before, then what it has by now.
+// Whether what a layer needs arrives in time; `waited` is how long the step has waited so far, and is updated.
 inline bool await(const Arrival& arrival, int64_t layer, std::chrono::steady_clock::duration& waited) {
   using Clock = std::chrono::steady_clock;
   const auto began = Clock::now() - waited;

@@ -1,4 +1,4 @@
-// Attention by itself.
+// Attention as a kernel of its own.
 #include "attend.h"
 
 namespace {

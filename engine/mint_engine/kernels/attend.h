@@ -1,7 +1,7 @@
-// Causal attention of a packed batch over the paged cache, softmax online (Milakov and Gimelshein 2018; FlashAttention,
-// Dao et al. 2022). A page holds 16 tokens of one key/value head: keys as [D/2][16][2], values as [8][D][2], so that
-// each load feeds the dot-product instruction. What lies in a page behind the tokens that a row sees adds to no sum,
-// not even as nothing times infinity: a page may hold what a former request has left.
+// Causal attention of a packed batch over the paged cache, with online softmax (Milakov and Gimelshein 2018;
+// FlashAttention, Dao et al. 2022). A page holds 16 tokens of one key/value head: keys as [D/2][16][2], values as
+// [8][D][2], so that each load feeds the dot-product instruction. Tokens of a page that a row does not see are left out
+// of every sum, not multiplied by zero: an earlier request may have left infinities there.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -11,9 +11,9 @@
 #include "sight.h"
 #include "state.h"
 
-constexpr int MOST_ROWS = 1024;  // query rows of one key/value head in a work item; the caller refuses more
+constexpr int MOST_ROWS = 1024;  // most query rows of one key/value head in a work item; the caller refuses more
 
-// scores[row][16] of one page; queries are rows of `q`, each of dim numbers.
+// scores [rows][16] of one page; `q` points to the query rows, each of dim numbers.
 template <typename T>
 void score(const T* const* q, int rows, const T* keys, const T*, int64_t dim, float scale, float* scores) {
   for (int row = 0; row < rows; ++row)
@@ -24,7 +24,7 @@ void score(const T* const* q, int rows, const T* keys, const T*, int64_t dim, fl
     }
 }
 
-// Weights of those of the page's tokens that are seen; returns what earlier sums shrink by.
+// Turns the scores of the page's seen tokens into weights; returns the factor by which earlier sums shrink.
 inline float weigh(float* scores, Seen seen, State& state) {
   float peak = state.peak;
   for (int t = seen.from; t < seen.to; ++t) peak = std::max(peak, scores[t]);
@@ -49,7 +49,7 @@ void gather(const float* weights, Seen seen, const T* values, int64_t dim, float
 }
 
 #ifdef MINT_AVX512_BF16
-// Two sums a row, so that no product waits for the one before. `next` is what the next page's scores will read.
+// Two sums per row, so that no product waits for the one before. `next`: the next page's keys, which are prefetched.
 template <int N>
 inline void score_block(const bf16* const* q, const bf16* keys, const bf16* next, int64_t dim, float scale,
                         float* scores) {
@@ -91,13 +91,13 @@ inline float weigh_fast(float* scores, Seen seen, State& state) {
   return shrink;
 }
 
-// Pairs of tokens; of the last one, where only the first is `visible`, nothing of the second.
+// 16 numbers of a pair of tokens; unless `both` are visible, the second token's are zero.
 inline __m512bh load_tokens(const bf16* from, bool both) {
   const __m512i pairs = _mm512_loadu_si512(from);
   return (__m512bh)(both ? pairs : _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff)));
 }
 
-// 32 numbers of a head for N rows: as many tokens as the last of them sees, in pairs.
+// 32 numbers of a head at a time for N rows, over the `visible` tokens in pairs: as many as the last row sees.
 template <int N>
 inline void gather_block(const uint32_t* pairs, int visible, const bf16* values, const bf16* next, int64_t dim,
                          const float* shrink, float* out) {
@@ -128,7 +128,7 @@ inline void gather_block(const uint32_t* pairs, int visible, const bf16* values,
 }
 #endif
 
-// Weighs and gathers `rows` rows of one page, of whose tokens each row sees some, later rows no fewer of the last ones.
+// Weighs and gathers `rows` rows of one page. Each row sees a range of its tokens; the range's end never decreases.
 template <typename T>
 void gather_rows(float* scores, const Seen* seen, State* states, int rows, const T* values, const T*, int64_t dim,
                  float* out) {
@@ -167,7 +167,7 @@ inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, in
 #include "attend_avx2.h"
 #endif
 
-// Query rows of key/value heads `first` to `last`: `tokens` of a sequence from `position` on, `group` heads each.
+// Attention of key/value heads `first` to `last`: `tokens` of a sequence from `position` on, `group` query heads each.
 template <typename T>
 void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,
                   const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale,
@@ -184,7 +184,7 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
     }
 #endif
   const int rows = tokens * int(group), heads = int(last - first);
-  // Kept from call to call: there is one for each sequence and layer, and most are of a single token.
+  // Kept from call to call: there is a call for each sequence and layer, and most have a single token.
   static thread_local Aligned<float> sums, scores;
   static thread_local std::vector<Seen> seen;
   static thread_local std::vector<State> states;
@@ -202,7 +202,7 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
   for (int64_t page = sight.first(position) / PAGE; page < pages; ++page) {
     const T* keys = pool + int64_t(table[page]) * 2 * kv_heads * size;
     const int64_t begin = page * PAGE;
-    // Tokens before the page see nothing of it, nor do those that are a window beyond.
+    // Tokens before the page do not see it, nor do those whose window begins after it.
     const int skip = int(std::max<int64_t>(0, begin - position)) * int(group);
     const int stop = int(std::min<int64_t>(tokens, begin + PAGE - 1 + window - position)) * int(group);
     for (int row = skip; row < stop; ++row) {
@@ -227,7 +227,7 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
     }
 }
 
-// Tokens of one sequence in a step: first row, how many, position of the first, where its page table begins.
+// Tokens of one sequence in a step: first row, number of tokens, position of the first, start of its page table.
 struct Stretch {
   int64_t row, tokens, position, table;
 };

@@ -1,5 +1,5 @@
-// Attention's products by AVX2, which has none of bfloat16: a register of pairs becomes two of floats, the pairs' first
-// numbers and their second. Part of attend.h.
+// Attention's products with AVX2, which has none of bfloat16: a register of pairs becomes two of floats, the first and
+// the second numbers of the pairs. Part of attend.h.
 #pragma once
 
 struct Halves {
@@ -50,7 +50,7 @@ inline void score<bf16>(const bf16* const* q, int rows, const bf16* keys, const 
   for (; row < rows; ++row) score_block<1>(q + row, keys, dim, scale, scores + row * PAGE);
 }
 
-// As `weigh`; weights are rounded as values are.
+// As `weigh`, but weights are rounded to bfloat16, as values are.
 inline float weigh_fast(float* scores, Seen seen, State& state) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const auto mask = [&](int from, int to) {
@@ -72,8 +72,8 @@ inline float weigh_fast(float* scores, Seen seen, State& state) {
   return shrink;
 }
 
-// 16 numbers of a head at a time for N rows: as many tokens as the last of them sees, in pairs; of the last one, where
-// only the first is visible, nothing of the second.
+// 16 numbers of a head at a time for N rows, over the `visible` tokens in pairs: as many as the last row sees. If that
+// is an odd number, the second token of the last pair is left out.
 template <int N>
 inline void gather_block(const float* weights, int visible, const bf16* values, int64_t dim, const float* shrink,
                          float* out) {

@@ -1,4 +1,4 @@
-"""Heads of attention, or latent attention, as the compiled kernels are given them."""
+"""Attention heads and latent attention, as passed to the compiled kernels."""
 
 import ctypes
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True)
 class Joint:
-    """How many numbers norms over all heads are of, of all ranks: queries and keys.
+    """How many numbers of queries and of keys a norm over all heads covers, on all ranks.
 
-    Not `counted` are keys that another rank has too, and counts.
+    `counted` is false if another rank has the same keys and counts them.
     """
 
     queries: int
@@ -25,9 +25,9 @@ class Joint:
 
 @dataclass(frozen=True)
 class HeadNorms:
-    """RMSNorms [D] of each query and key head, where a family has them; or `joint` ones of all, [Q D] and [K D].
+    """RMSNorms [D] of each query and key head, if a family has them; `joint` ones cover all heads, [Q D] and [K D].
 
-    `late` ones are of heads that have turned.
+    `late` norms apply after the rotation.
     """
 
     query: Norm
@@ -42,9 +42,10 @@ NO_NORMS = HeadNorms(NO_NORM, NO_NORM, 0.0)
 
 @dataclass(frozen=True)
 class Sight:
-    """How rows see their past: all of it or their `window`'s tokens, themselves included.
+    """What rows see of their past: all of it, or the last `window` tokens, themselves included.
 
-    `sinks` [Q] are scores of nothing beside a head's own, which are held within `cap`, unless that is 0.
+    `sinks` [Q] are extra scores in each head's softmax that attend to nothing. The other scores are soft-capped at
+    `cap`, unless that is 0.
     """
 
     window: int = 0
@@ -57,9 +58,9 @@ PLAIN = Sight()
 
 @dataclass(frozen=True)
 class Heads:
-    """A layer's heads: of queries, of keys and values, and the size D of each.
+    """A layer's heads: the number of query heads, of key/value heads, and the size D of each.
 
-    Where `pairs`, neighbours turn together, and not halves.
+    `pairs`: rotations turn interleaved neighbours, not halves.
     """
 
     queries: int
@@ -73,9 +74,9 @@ class Heads:
 
 @dataclass(frozen=True)
 class Indexer:
-    """What scores a row's past in sparse attention: small heads' queries of what the layer's `query_norm` gives.
+    """Sparse attention's indexer, which scores a row's past: small heads, with queries from `query_norm`'s output.
 
-    `norm` and `bias` [D] are its key's LayerNorm. Where `pairs`, neighbours turn together, and not halves.
+    `norm` and `bias` [D] are its key's LayerNorm. `pairs`: rotations turn interleaved neighbours, not halves.
     """
 
     queries: Linear
@@ -88,12 +89,13 @@ class Indexer:
 
 @dataclass(frozen=True)
 class Latent:
-    """Multi-head latent attention: queries from `queries`, where there are such, of what `query_norm` gives.
+    """Multi-head latent attention; `queries`, if any, map `query_norm`'s output to the heads' queries.
 
     Each head's part of `kv_b_proj` is two maps: `keys` from its key without the rotated part to the latents' space,
     and `values` from there. A token has `row` numbers in the cache; `module` is that of `kv_b_proj`, if adapters may
-    target it. Where `pairs`, neighbours turn together, and not halves. A row attends to all, where `most` is 0, or to
-    so many tokens at most, which `indexer` finds, or that of a layer before.
+    target it. `pairs`: rotations turn interleaved neighbours, not halves. A row attends to at most `most` tokens,
+    found
+    by `indexer` or by that of an earlier layer; 0: to all.
     """
 
     queries: Linear | None
@@ -112,7 +114,7 @@ class Latent:
 
     @property
     def width(self) -> int:
-        """Numbers of a query in the latents' space, of all heads, or of the indexer's heads."""
+        """Width of a row's queries in the latents' space, or of the indexer's queries if those are wider."""
         width = len(self.keys) * (self.keys[0].out_features + self.rotated)
         return max(width, self.indexer.queries.out_features if self.indexer else 0)
 
@@ -155,7 +157,7 @@ class LatentStruct(ctypes.Structure):
 
 
 def heads_struct(heads: Heads) -> HeadsStruct:
-    """A layer's heads."""
+    """Return the struct of a layer's heads."""
     angles, norms = heads.angles, heads.norms
     joint = norms.joint or Joint(0, 0)
     return HeadsStruct(
@@ -166,12 +168,12 @@ def heads_struct(heads: Heads) -> HeadsStruct:
 
 
 def sight_struct(sight: Sight) -> SightStruct:
-    """How they see their past."""
+    """Return the struct of what heads see."""
     return SightStruct(sight.window, address(sight.sinks), sight.cap)
 
 
 def latent_struct(latent: Latent) -> LatentStruct:
-    """A layer's latent attention."""
+    """Return the struct of a layer's latent attention."""
     keys, values = ((LinearStruct * len(each))(*map(linear_struct, each)) for each in (latent.keys, latent.values))
     return LatentStruct(
         linear_struct(latent.queries) if latent.queries else LinearStruct(), address(latent.query_norm),

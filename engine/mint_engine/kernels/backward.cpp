@@ -1,5 +1,5 @@
-// The backward of what a decoder layer does row by row between its products, and the gradients of A and B. Inner sums
-// are in float; what goes out is rounded once.
+// The backward of a decoder layer's row-wise operations between products, and the gradients of A and B. Inner sums are
+// float; results are rounded once.
 #include <algorithm>
 #include <unordered_map>
 #include <utility>
@@ -11,7 +11,7 @@
 #include "tiles.h"
 
 namespace {
-// dx = inv (g - x inv^2 mean(g x)) with g = dy weight; added to `to` or put there.
+// dx = inv (g - x inv^2 mean(g x)) with g = dy weight; added to `to`, or stored there.
 template <typename T, typename W>
 void norm_back_row(const T* dy, const T* x, const W* weight, T* to, int64_t size, float epsilon, bool add) {
   const float inverse = inverse_rms(x, size, epsilon);
@@ -39,7 +39,7 @@ void norm_back(const T* dy, const T* x, const Norm<T>& norm, T* dx, int64_t rows
     norm_back_row(dy + row * size, x + row * size, norm, dx + row * size, size, epsilon, true);
 }
 
-// One row's gradients, and what `silu_mul` gave for it.
+// One row's gradients; also computes its `silu_mul` again, into `gated`.
 template <typename T>
 void silu_mul_row_back(const T* gate, const T* dy, T* dgate, T* gated, int64_t size) {
   const T* up = gate + size;
@@ -94,7 +94,7 @@ void clamped_mul_row_back(const T* gate, const T* dy, T* dgate, T* gated, int64_
     const float all = wide(gate[i]), g = all > limit ? limit : all, d = wide(dy[i]), part = sigmoid(g * alpha);
     const float given = wide(up[i]), u = given > limit ? limit : given < -limit ? -limit : given;
     const float slope = part + g * alpha * part * (1.0f - part);
-    dup[i] = narrow<T>(given >= limit || given <= -limit ? 0.0f : d * g * part);  // as torch has it: none there
+    dup[i] = narrow<T>(given >= limit || given <= -limit ? 0.0f : d * g * part);  // as in torch: none at the limits
     dgate[i] = narrow<T>(all >= limit ? 0.0f : d * (u + 1.0f) * slope);
   }
   clamped_mul<T>(gate, up, gated, size, alpha, limit);
@@ -145,13 +145,13 @@ void head_norm_back(T* dqkv, const T* raw, int64_t rows, int64_t first, int64_t 
     }
 }
 
-// Some columns of the gradient of a run's A, or of its B; other runs of the same policy follow into the same sums.
+// Some columns of the gradient of a run's A, or of its B; later runs of the same policy add to the same sums.
 struct Stretch {
   int64_t added, first, columns;
   bool of_a;
 };
 
-// sum [rank, columns] += left [rows, rank]^T right [rows, columns]; a sum takes a run's rows in their order.
+// sum [rank, columns] += left [rows, rank]^T right [rows, columns], over a run's rows in order.
 template <typename T>
 void add_outer(const Middle<T>* left, int64_t pitch, int64_t rank, const T* right, int64_t ldr, int64_t rows, float* sum,
                int64_t lds, int64_t columns) {
@@ -168,7 +168,7 @@ void add_outer(const Middle<T>* left, int64_t pitch, int64_t rank, const T* righ
 }
 
 #ifdef MINT_AMX
-// The same by matrix registers: so many rows at a time that what is laid out of them stays near.
+// The same with matrix registers, NEAR rows at a time so that their packed copies stay in a near cache.
 template <>
 void add_outer<bf16>(const bf16* left, int64_t pitch, int64_t rank, const bf16* right, int64_t ldr, int64_t rows,
                      float* sum, int64_t lds, int64_t columns) {
@@ -196,7 +196,7 @@ void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added
                    const Middle<T>* middles, const Middle<T>* backs) {
   constexpr int64_t COLUMNS = 256;
   std::vector<Stretch> stretches;
-  std::vector<int64_t> next(count, -1);  // the next run whose gradients are the same
+  std::vector<int64_t> next(count, -1);  // the next run with the same gradients
   std::unordered_map<const float*, int64_t> last;
   for (int64_t at = 0; at < count; ++at) {
     const auto [before, first_of_it] = last.try_emplace(added[at].a_gradient, at);
@@ -225,8 +225,9 @@ void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added
   }
 }
 
-// Tokens and their pairs with experts: pair j of token t is row back[t, j] of `pairs`, or another rank's beyond these.
-// mixed [size] = over pairs, of their weights times their rows
+// Tokens and their pairs with experts: pair j of token t is row back[t, j], or another rank's if that is `pairs` or
+// more.
+// mixed [size] = sum over a token's pairs of weight times row
 template <typename T>
 void mix(const T* rows, int64_t pairs, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
          int64_t size, T* mixed) {
@@ -250,7 +251,7 @@ void mix(const T* rows, int64_t pairs, const int64_t* back, const float* weights
   }
 }
 
-// The way back: each pair's row of the gradient, and the gradient of its weight.
+// The backward of `mix`: the gradient of each pair's row, and of its weight.
 template <typename T>
 void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
               int64_t size, const T* given, T* spread, float* slopes) {
@@ -279,18 +280,18 @@ void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* we
                                         int64_t size, float epsilon) {                                                 \
     norm_back<T>(dy, x, *norm, dx, rows, size, epsilon);                                                               \
   }                                                                                                                    \
-  /* gate_up [rows, 2 size], dy [rows, size] -> to [rows, 2 size]; and gated [rows, size], what `gate_mul` gave */     \
+  /* gate_up [rows, 2 size], dy [rows, size] -> to [rows, 2 size]; and gated [rows, size], `gate_mul` again */         \
   extern "C" void mint_gate_mul_back_##NAME(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows,              \
                                             int64_t size, const Activation* by) {                                      \
     gate_mul_back<T>(gate_up, dy, to, gated, rows, size, *by);                                                         \
   }                                                                                                                    \
-  /* turn the first `turned` heads of every row [width] by its position's angles, in place; sign -1: back */           \
+  /* rotate the first `turned` heads of every row [width] by its position's angles, in place; sign -1: back */         \
   extern "C" void mint_turn_##NAME(T* qkv, int64_t rows, int64_t turned, int64_t width, int64_t dim,                   \
                                    const int64_t* positions, const float* cos, const float* sin, int64_t half,         \
                                    int64_t pairs, float sign) {                                                        \
     turn<T>(qkv, rows, turned, width, dim, positions, cos, sin, half, pairs, sign);                                    \
   }                                                                                                                    \
-  /* rms_norm of `heads` heads of every row from head `first` on, in place; and its gradient, `raw` as it was before */\
+  /* rms_norm of `heads` heads of every row from `first` on, in place; and its gradient, from the input `raw` */       \
   extern "C" void mint_head_norm_##NAME(T* qkv, int64_t rows, int64_t first, int64_t heads, int64_t width,             \
                                         int64_t dim, const Norm<T>* norm, float epsilon) {                             \
     head_norm<T>(qkv, rows, first, heads, width, dim, *norm, epsilon);                                                 \

@@ -1,15 +1,16 @@
-// What a step's adapters add to its products, by one thread, in three ways that give the same.
+// What a step's adapters add to its products, as computed by one thread. There are three ways, all with the same
+// result.
 //
-// Rows of one adapter that fill a tile take it in registers (`strip.h`). Single rows have an adapter each, and wait for
-// its weights to come from memory: they are computed between the tiles of the base's product, which is bound by
-// arithmetic and meanwhile brings the next ones. What the product leaves over is added behind it: all of them where it
-// waits for memory itself.
+// Rows of one adapter that fill a tile add it in registers (`strip.h`). Single rows each have an adapter of their own,
+// whose weights must come from memory: they are computed between the tiles of the base's product, which is bound by
+// arithmetic and meanwhile prefetches the next ones. What is left after the product is added then: all of it if the
+// product itself waits for memory.
 #pragma once
 #include <vector>
 #include "step.h"
 #include "within.h"
 
-// Rows from which an item makes a tile of its own.
+// Items of at least this many rows get a tile of their own.
 constexpr int STRIP_ROWS = 4;
 
 template <typename T>
@@ -34,7 +35,7 @@ class Beside {
     cut(row, place.last, tiles_);
   }
 
-  // Before the product of x: returns whether the team must wait for what its members have done.
+  // To be called before the product of x; returns whether the team must wait for its members' work.
   bool begin(const Linear<T>& linear, const T* x) {
     linear_ = &linear, x_ = x;
     if (!linear.target_count || whole_.empty()) return false;
@@ -45,7 +46,7 @@ class Beside {
 
   Tiles<T> tiles() const { return {tiles_, strips_.data(), linear_->target_count}; }
 
-  // Before this thread's part of the product, of so many panels: what is to be brought beside it.
+  // To be called before this thread's part of the product, of `panels` panels; returns what to prefetch during it.
   Stream start(int64_t panels) {
     pairs_.clear(), brought_ = done_ = 0;
     Stream stream;
@@ -56,13 +57,13 @@ class Beside {
         pairs_.push_back({item, linear_->targets[t].column, pair});
         stream.lines += (pair.end() - pair.a) * int64_t(sizeof(T)) / LINE;
       }
-    if (pairs_.empty() || BY_MATRICES<T>) return {};  // matrix registers leave no time: their weights come too late
+    if (pairs_.empty() || BY_MATRICES<T>) return {};  // matrix registers are too fast: the weights would come too late
     stream.steps = panels * int64_t(tiles_.size()) * (linear_->in / GROUP<T>);
     stream.next = turn, stream.from = this;
     return stream;
   }
 
-  // After the product, whose rows y are the team's: adds the rest. Returns whether the team must wait for that.
+  // To be called after the product into y, the team's rows: adds the rest. Returns whether the team must wait for it.
   bool finish(T* y) {
     const int64_t out = linear_->out;
     for (size_t at = 0; at < pairs_.size(); ++at) {
@@ -72,7 +73,7 @@ class Beside {
           settle(y + row * out + due.column, sums() + row * out + due.column, due.pair.part.out);
         continue;
       }
-      Ahead first, second;  // the next pair's: nothing but this pair's own time is left to bring it in
+      Ahead first, second;  // of the next pair, which can only be prefetched while this pair is computed
       if (at + 1 < pairs_.size()) first = pairs_[at + 1].pair.ahead_a(), second = pairs_[at + 1].pair.ahead_b();
       add<true>(due, y, first, second);
     }
@@ -87,7 +88,7 @@ class Beside {
     Pair<T> pair;
   };
 
-  // Rows of the same width as y's.
+  // Rows as wide as y's.
   float* sums() const { return place_.own(room_.sums, room_.wide_width, linear_->out); }
 
   template <bool ADD>
@@ -97,18 +98,18 @@ class Beside {
                   first, second);
   }
 
-  // Computes the pair that has come near, and names the one after the next.
+  // Computes a pair whose weights have been prefetched, and returns the memory to prefetch next.
   static Ahead turn(void* from) {
     Beside& self = *(Beside*)from;
     if (self.done_ + 1 < self.brought_) {
       const Due &due = self.pairs_[self.done_++], &next = self.pairs_[self.done_];
-      Ahead first = due.pair.ahead_b(), second = next.pair.ahead_a();  // what of them has not come
+      Ahead first = due.pair.ahead_b(), second = next.pair.ahead_a();  // what has not been prefetched of them
       self.template add<false>(due, self.sums(), first, second);
     }
     return self.brought_ == self.pairs_.size() ? Ahead{} : self.pairs_[self.brought_++].pair.ahead();
   }
 
-  // The strips of one item; `mine`: this thread computes what lies between its two products.
+  // Adds the strips of one item; `mine`: this thread computes their middles.
   void add_strips(const Item& item, bool mine) {
     Middle<T>* middle = room_.middle + item.start * room_.middle_width;
     for (int64_t t = 0; t < linear_->target_count; ++t) {
@@ -132,10 +133,10 @@ class Beside {
   const Place& place_;
   const Linear<T>* linear_ = nullptr;
   const T* x_ = nullptr;
-  std::vector<Item> whole_, single_;  // the team's that have tiles of their own; this thread's others
-  bool alone_;  // whether any member has such others
+  std::vector<Item> whole_, single_;  // the team's items with tiles of their own; this thread's other items
+  bool alone_;  // whether any member has such other items
   std::vector<Tile> tiles_;
   std::vector<Strip<T>> strips_;
-  std::vector<Due> pairs_;  // of `single_`, in the product
-  size_t brought_ = 0, done_ = 0;  // of `pairs_`: whose weights are brought, and whose sums are put down
+  std::vector<Due> pairs_;  // of `single_`, in the current product
+  size_t brought_ = 0, done_ = 0;  // how many of `pairs_` are prefetched, and how many have their sums stored
 };

@@ -1,6 +1,6 @@
-// Blocks of training's products by matrix registers. A block's panels are packed whole and lie in the second-level
-// cache. Sums that are read back from there take as long as to be taken, so those of a few rows stay in registers, or
-// in the nearest cache, until all that they are of is added, adapters included, and go out rounded.
+// Blocks of training products with matrix registers. A block's panels are packed in full and stay in the second-level
+// cache. Reading sums back from there would take as long as computing them, so those of a few rows stay in registers or
+// in the nearest cache until everything is added, adapters included, and are then rounded and stored.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -10,15 +10,16 @@
 #include "runs.h"
 #ifdef MINT_AMX
 
-// What one run's adapters add to rows that are all its own, as more inputs of these.
+// What the adapters of one run add to rows that all belong to it, as additional inputs of these rows.
 template <Way WAY>
 class OneRun {
  public:
   OneRun(const Call<bf16>& call, const Block& block) : call_(call), block_(block) {}
 
-  // Lays out adapters `from` to `to` for some rows, and for all panels of the block where the rows before had others.
+  // Lays out adapters `from` to `to` for some rows, and for all panels of the block unless the previous rows had the
+  // same.
   void lay(int64_t from, int64_t to, int64_t row, int64_t rows) {
-    int64_t depth = 0;  // of all
+    int64_t depth = 0;  // of all adapters
     for (int64_t at = from; at < to; ++at) depth += deep(call_.added[at].rank);
     middles_.resize(rows * depth);
     bf16* middles = middles_.data();
@@ -40,7 +41,7 @@ class OneRun {
       }
   }
 
-  // What they add to one of the block's panels.
+  // What the adapters add to panel `p` of the block.
   const std::vector<More>& of(int64_t p) {
     more_.clear();
     const bf16 *middles = middles_.data(), *weights = weights_.data() + p * int64_t(weights_.size()) / block_.panels;
@@ -61,11 +62,11 @@ class OneRun {
   std::vector<More> more_;
 };
 
-// Few inputs are taken a part of a panel after another, so that it and the sums stay in the nearest cache; many at
-// once, while what is next of the panel comes there.
+// With few inputs, a panel is processed in parts, so that a part and the sums stay in the nearest cache; with many, at
+// once, while the panel's next lines are prefetched.
 constexpr int64_t FEW_INPUTS = 768, NEAREST_INPUTS = 192;
 
-// sums [rows, 48] = x panel + what `more` adds. Meanwhile rows come that are needed soon.
+// sums [rows, 48] = x panel + what `more` adds. Meanwhile prefetches rows that are needed soon.
 inline void sum_step(const Heights& x, const bf16* panel, int64_t depth, const std::vector<More>& more, float* sums,
                      Soon& rows) {
   constexpr int LINES = 2;
@@ -96,7 +97,7 @@ inline void put_panel(const float* sums, int64_t rows, const bf16* bias, int64_t
     }
 }
 
-// Writes rows of two neighbouring panels at most, from column `first` on; a panel's sums are `apart` numbers apart.
+// Writes rows of at most two adjacent panels, from column `first` on; the panels' sums are `apart` numbers apart.
 inline void put_step(const Call<bf16>& call, const float* sums, int64_t apart, int64_t row, int64_t rows, int64_t first,
                      int64_t panels, int64_t rows_of_all) {
   bf16* y = call.y + row * call.out + first;
@@ -109,7 +110,7 @@ inline void put_step(const Call<bf16>& call, const float* sums, int64_t apart, i
               call.out);
 }
 
-// Adapters of any of some rows, which are sorted by theirs.
+// The adapters, sorted by row, of any of the rows `row` to `end`.
 inline std::pair<const Added<bf16>*, const Added<bf16>*> adapters_of(const Call<bf16>& call, int64_t row, int64_t end) {
   const Added<bf16>* last = call.added + call.count;
   const auto before = [row](const Added<bf16>& own) { return own.first + own.rows <= row; };
@@ -117,7 +118,7 @@ inline std::pair<const Added<bf16>*, const Added<bf16>*> adapters_of(const Call<
   return {from, std::find_if(from, last, [end](const Added<bf16>& own) { return own.first >= end; })};
 }
 
-// sums [rows, 48], of outputs `first` on, += what adapters of several runs add, each to rows of its own.
+// sums [rows, 48], for outputs from `first` on, += what adapters of several runs add, each to its own rows.
 template <Way WAY>
 void add_runs(const Call<bf16>& call, const Added<bf16>* from, const Added<bf16>* to, int64_t row, int64_t end,
               int64_t first, float* sums) {
@@ -128,7 +129,7 @@ void add_runs(const Call<bf16>& call, const Added<bf16>* from, const Added<bf16>
   }
 }
 
-// All of a block. A row's sums are taken in one order, whether those beside it are of the same run or not.
+// Computes a block. A row's sums are computed in the same order whether or not rows beside it are of the same run.
 template <Way WAY>
 void multiply_block(const Call<bf16>& call, const Block& block, int64_t rows_of_all) {
   static thread_local Aligned<bf16> panels;
@@ -146,7 +147,7 @@ void multiply_block(const Call<bf16>& call, const Block& block, int64_t rows_of_
     Soon next = soon(call.x + end * call.in, call.in, call.in, std::min(step, block.last - end));
     const auto [from, to] = adapters_of(call, row, end);
     const bool one = from != to && from->first <= row && from->first + from->rows >= end;
-    const bool whole = one && rows == step && call.in % DEEP == 0;  // they can be more inputs of these rows
+    const bool whole = one && rows == step && call.in % DEEP == 0;  // adapters can be additional inputs of these rows
     if (whole) run.lay(from - call.added, to - call.added, row, rows);
     for (int64_t p = 0; p < block.panels; p += 2) {
       const int64_t beside = std::min<int64_t>(2, block.panels - p), first = (block.panel + p) * WIDTH;

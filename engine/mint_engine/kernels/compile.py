@@ -26,8 +26,8 @@ SOURCES = (
     "trees.cpp",
 )
 HEADERS = tuple(sorted(path.name for path in HERE.glob("*.h")))
-# No fused multiply-add where the source does not say so: results must not depend on how a loop was vectorised.
-# GCC 12 takes its own intrinsics for uninitialised (bug 105593).
+# No fused multiply-add unless the source asks for one: results must not depend on how a loop was vectorised.
+# GCC 12 wrongly reports its own intrinsics as uninitialised (bug 105593).
 FLAGS = (
     "-O3",
     "-std=c++17",
@@ -41,7 +41,7 @@ FLAGS = (
     "-Wno-uninitialized",
 )
 
-# By machine: instruction sets from the best to the most common one, and the compiler's flags for each.
+# For each machine: instruction sets from the best to the most common one, and the compiler's flags for each.
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "amx_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
@@ -53,31 +53,31 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def library_path(variant: str) -> Path:
-    """Where the library for an instruction set lies."""
+    """Return the path of the library for an instruction set."""
     return HERE / f"kernels-{variant}.so"
 
 
 def digest() -> str:
-    """Of the sources, headers and flags: a library keeps the one of those that it was made from."""
-    told = hashlib.sha256()
+    """Return a digest of the sources, headers and flags. Each library embeds the digest that it was built from."""
+    digest = hashlib.sha256()
     for name in (*SOURCES, *HEADERS, Path(__file__).name):
-        told.update(f"\0{name}\0".encode() + (HERE / name).read_bytes())
-    return told.hexdigest()
+        digest.update(f"\0{name}\0".encode() + (HERE / name).read_bytes())
+    return digest.hexdigest()
 
 
 def is_current(library: Path) -> bool:
-    """Whether a library was made from these sources; others may take other arguments, and end the process."""
+    """Whether a library was built from these sources. Another may expect other arguments and crash the process."""
     return library.exists() and digest().encode() in library.read_bytes()
 
 
 def knows(compiler: str, flags: tuple[str, ...]) -> bool:
-    """Whether the compiler is new enough for an instruction set."""
+    """Whether the compiler supports an instruction set."""
     command = [compiler, *flags, "-E", "-x", "c++", "/dev/null"]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - a fixed command
 
 
 def compile_all() -> list[Path]:
-    """Compile what other sources made; returns the libraries of this machine's kind that its compiler can make."""
+    """Compile the libraries that are missing or out of date; return all that this machine's compiler can make."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return []

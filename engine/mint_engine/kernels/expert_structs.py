@@ -1,4 +1,4 @@
-"""Routed experts as the compiled kernels are given them."""
+"""Routed experts, as passed to the compiled kernels."""
 
 import ctypes
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mint_engine.kernels.linear_structs import NO_TARGETS, Linear, LinearStruct,
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
-# Types of scales as codes.h numbers them.
+# Types of scales, numbered as in codes.h.
 _SCALES = {
     torch.float32: 0,
     torch.bfloat16: 1,
@@ -20,11 +20,11 @@ _SCALES = {
     torch.float8_e8m0fnu: 3,
     torch.float8_e4m3fn: 4,
 }
-_ZEROS = {torch.int8: 1, torch.int32: 2}  # and of zero points
+_ZEROS = {torch.int8: 1, torch.int32: 2}  # types of zero points, numbered as in codes.h
 
 
 class Kind(IntEnum):
-    """What a weight's codes are: bytes, or halves of bytes with the lower one first; whole numbers less the least."""
+    """The codes of a weight: bytes, or half bytes, the lower one first. Integer codes count from the least value."""
 
     E4M3 = 0
     INT8 = 1
@@ -34,11 +34,11 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Codes:
-    """A linear of all experts that stays quantised: what a code stands for, less its block's zero, times its scale.
+    """A linear of all experts that stays quantised: (its code's value - its block's zero) * its block's scale.
 
-    codes [E, out, *] lie row by row; scales [E, rows, columns], each that of a block of so many outputs and inputs.
-    `every` [E] float32 is what an expert's are to be multiplied by, where they are e4m3 themselves. `zeros` are int8
-    that lie as scales do, or codes of each output in words of int32, one above another in a column: [E, words, *].
+    codes [E, out, *] are row-major; scales [E, rows, columns], one for each block of `block` (outputs, inputs).
+    `every` [E] float32 multiplies an expert's scales if they are e4m3. `zeros` are int8 in the layout of scales, or
+    codes in int32 words, each of several outputs of one column: [E, words, *].
     """
 
     kind: Kind
@@ -51,9 +51,9 @@ class Codes:
 
 @dataclass(frozen=True)
 class Stack:
-    """One linear of all of a layer's experts, of `shape` [E, out, in]; targets as of `Linear`.
+    """One linear of all of a layer's experts, of `shape` [E, out, in]; targets as in `Linear`.
 
-    Its weight as it lies, or quantised linears that have its outputs one below another.
+    Either its unpacked weight, or quantised linears whose outputs are stacked one below another.
     """
 
     shape: torch.Size
@@ -64,10 +64,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class Grouped:
-    """A router in float32 of DeepSeek-V3's kind: each expert's chance by itself, the best of the best groups chosen.
+    """A float32 router as in DeepSeek-V3: each expert has its own chance; the best of the best groups are chosen.
 
-    By chances and `bias` [E] float32 `chosen` of the groups, and their experts; weights are chances times `factor`.
-    Where they are `together`, all chances add up to one.
+    `chosen` groups, and experts in them, are ranked by chance plus `bias` [E] float32; weights are chances times
+    `factor`. `together`: the chances of all experts add up to one.
     """
 
     router: Linear
@@ -80,10 +80,10 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Experts:
-    """A layer's router and experts; each row goes to `each` of them. Those held are `first` and the ones behind it.
+    """A layer's router and experts; each row goes to `each` of them. This rank holds those from `first` on.
 
-    Its weights of these are made to add up to one where `whole`, and rounded to the base's dtype where `rounded`.
-    Biases [E, out] there may be none. Where gates and what they gate take `turns`, they do in weight and bias.
+    `whole`: a row's weights are made to add up to one; `rounded`: they are rounded to the base's dtype. The biases
+    [E, out] may be none. `turns`: gates and what they gate are interleaved, in weight and bias.
     """
 
     router: Linear | Grouped
@@ -99,7 +99,7 @@ class Experts:
 
     @property
     def count(self) -> int:
-        """Of all that the router chooses from."""
+        """Number of experts that the router chooses from."""
         return (self.router.router if isinstance(self.router, Grouped) else self.router).out_features
 
 
@@ -142,7 +142,7 @@ class ExpertsStruct(ctypes.Structure):
 
 
 def experts_struct(experts: Experts) -> ExpertsStruct:
-    """A layer's experts."""
+    """Return the struct of a layer's experts."""
     router, grouped = experts.router, None
     if isinstance(router, Grouped):
         found = GroupedStruct(
@@ -159,7 +159,7 @@ def experts_struct(experts: Experts) -> ExpertsStruct:
 
 
 def stack_struct(stack: Stack) -> StackStruct:
-    """A linear of a layer's experts."""
+    """Return the struct of one linear of a layer's experts."""
     _, high, wide = stack.shape
     codes = (CodesStruct * len(stack.codes))(*map(_codes_struct, stack.codes)) if stack.codes else None
     return StackStruct(address(stack.weight), codes, wide, high, address(stack.targets), stack.targets.shape[0])

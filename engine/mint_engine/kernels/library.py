@@ -1,7 +1,6 @@
 """The compiled kernels as Python functions over contiguous CPU tensors. Shapes are those of the C++ sources.
 
-That they are contiguous is checked (`address`), and nothing that would cost time on every call: callers are the
-passes and tests.
+Contiguity is checked (`address`), but nothing that would cost time on every call: only passes and tests call these.
 """
 
 import ctypes
@@ -24,10 +23,10 @@ from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
-ROWS = 8  # rows of a LoRA work item at most
+ROWS = 8  # most rows of a LoRA work item
 MAX_RANK = 1024
-MOST_QUERIES = 1024  # query rows of one key/value head in an attention work item
-PANEL = 48  # a multiple of every instruction set's panels of outputs
+MOST_QUERIES = 1024  # most query rows of one key/value head in an attention work item
+PANEL = 48  # a multiple of every instruction set's panel width
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _P, _I = _POINTER, _INT
@@ -49,7 +48,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "multiply_experts": (_P, _P, _I, _P, _P),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
-DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
+DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # number types, and the kernels' suffixes for them
 _AVX512 = {"avx512_bf16", "avx512bw", "avx512vl"}
 _NEEDS = {
     "amx_bf16": {"amx_bf16", "amx_tile", *_AVX512},
@@ -60,12 +59,12 @@ _NEEDS = {
 
 
 class Kernels:
-    """The kernels of one number type."""
+    """The kernels for one number type."""
 
     def __init__(self, library: ctypes.CDLL, variant: str, dtype: torch.dtype) -> None:
         self.variant = variant
-        # Whether a weight's rows are met as they are faster than by torch: where the instruction set has products of
-        # bfloat16, or torch has none.
+        # Whether products with a weight that is kept row by row are faster than torch's: if the instruction set has
+        # products of bfloat16, or torch has none.
         self.meets_rows = dtype == torch.bfloat16 and ("bf16" in variant or not multiplies_bfloat16())
         self.multiplies_matrices = dtype == torch.bfloat16 and "amx" in variant
         for name, signature in _SIGNATURES.items():
@@ -92,9 +91,9 @@ class Kernels:
     def run(
         self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct, peers: PeersStruct | None
     ) -> bool:
-        """One step of a whole base, or of one rank's share of it beside its `peers`, on all threads.
+        """Run one step of a base, or of one rank's share of it together with its `peers`, on all threads.
 
-        False where it ended early: an adapter has not come.
+        False if it ended early because an adapter did not arrive.
         """
         together = ctypes.byref(peers) if peers is not None else None
         structs = base, slots, step, room
@@ -103,21 +102,21 @@ class Kernels:
     def pack(
         self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, memory: LargePages
     ) -> Linear:
-        """Lay a linear map's weight [out, in] out for the kernels in `memory`; `in` is even."""
+        """Pack a linear map's weight [out, in] for the kernels into `memory`; `in` must be even."""
         high, wide = weight.shape
-        weight = weight.contiguous()  # which lives until it is packed
+        weight = weight.contiguous()  # kept alive until it is packed
         packed = memory.zeros(-(-high // PANEL) * PANEL * wide, weight.dtype)
         self._pack(address(weight), high, wide, address(packed))
         return Linear(packed, bias, wide, high, targets)
 
     def multiply(self, x: torch.Tensor, by: Linear) -> torch.Tensor:
-        """x [T, in] -> x W^T + b [T, out], adapters aside."""
+        """x [T, in] -> x W^T + b [T, out], without adapters."""
         y = x.new_empty((x.shape[0], by.out_features))
         self._multiply(address(x), x.shape[0], ctypes.byref(linear_struct(by)), address(y))
         return y
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, norm: Norm, epsilon: float) -> torch.Tensor:
-        """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H], a copy without a norm."""
+        """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H], or a copy without a norm."""
         out = torch.empty_like(hidden)
         self._add_norm(
             address(hidden), address(delta), ctypes.byref(norm_struct(norm)),
@@ -128,9 +127,9 @@ class Kernels:
     def rope(
         self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, places: torch.Tensor, pool: torch.Tensor
     ) -> None:
-        """Norm and rotate queries and keys of qkv [T, (Q + 2 K) D] in place; write keys and values to pages.
+        """Normalise and rotate queries and keys of qkv [T, (Q + 2 K) D] in place; write keys and values to pages.
 
-        positions and places [T] int64; pool [P, 2, K, 16, D] is a layer's pages, in pairs.
+        positions and places [T] int64; pool [P, 2, K, 16, D] is one layer's pages, laid out in pairs.
         """
         of = heads_struct(heads)
         self._rope(address(qkv), qkv.shape[0], ctypes.byref(of), address(positions), address(places), address(pool))
@@ -158,14 +157,14 @@ class Kernels:
         return out
 
     def argmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """logits [n, V] -> each row's first largest [n] int64 and its value [n] float32, NaN if it has one."""
+        """logits [n, V] -> each row's first largest [n] int64 and its value [n] float32, NaN if the row holds NaN."""
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         peaks = torch.empty(logits.shape[0], dtype=torch.float32)
         self._argmax(address(logits), logits.shape[0], logits.shape[1], address(tokens), address(peaks))
         return tokens, peaks
 
     def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
+        """logits [n, V] -> the log-sum-exp of each row [n] float32."""
         sums = torch.empty(logits.shape[0])
         self._log_sums(address(logits), *logits.shape, address(sums))
         return sums
@@ -174,7 +173,7 @@ class Kernels:
         self, logits: torch.Tensor, temperatures: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,
         min_p: torch.Tensor, numbers: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        """logits [n, V] -> a token of each row [n] int64, drawn at `numbers` [n] float64 in [0, 1).
+        """logits [n, V] -> one token for each row [n] int64, drawn at `numbers` [n] float64 in [0, 1).
 
         temperatures above 0, top_p (1 is off) and min_p (0 is off) [n] float32, top_k (0 is off) [n] int64.
         """
@@ -186,9 +185,9 @@ class Kernels:
         return tokens
 
     def lora(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, parts: torch.Tensor) -> None:
-        """y [T, *] += each row's adapter of x [T, *], in place.
+        """y [T, *] += each row's adapter applied to x [T, *], in place.
 
-        items [n, 3] int32: first row, rows (`ROWS` at most), slot; parts [p, 4] int64: module, column of y, in, out.
+        items [n, 3] int32: first row, rows (at most `ROWS`), slot; parts [p, 4] int64: module, column of y, in, out.
         """
         self._lora(
             address(y), y.shape[1], address(x), x.shape[1], address(items), items.shape[0],
@@ -196,16 +195,16 @@ class Kernels:
         )  # fmt: skip
 
     def multiply_experts(self, x: torch.Tensor, by: Stack, bounds: Sequence[int]) -> torch.Tensor:
-        """Rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight, adapters aside -> [P, out]."""
+        """Multiply rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight alone -> [P, out]."""
         count, high, _ = by.shape
         y, limits, stack = x.new_empty((x.shape[0], high)), torch.tensor(bounds), stack_struct(by)
         self._multiply_experts(address(x), address(limits), count, ctypes.byref(stack), address(y))
         return y
 
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
-        """y [P, out] += each pair's adapter of x [P, in], in place; y may be columns of a wider tensor.
+        """y [P, out] += each pair's adapter applied to x [P, in], in place; y may be columns of a wider tensor.
 
-        items [n, 4] int32: first pair, pairs (`ROWS` at most), slot, expert.
+        items [n, 4] int32: first pair, pairs (at most `ROWS`), slot, expert.
         """
         wide, high = slots.shapes[module]
         self._lora_experts(
@@ -215,20 +214,20 @@ class Kernels:
         )  # fmt: skip
 
     def sum(self, numbers: torch.Tensor, turn: int, peers: PeersStruct) -> None:
-        """numbers [n], `peers.size` at most, become the sum of all ranks', to the bit the same on all of them.
+        """Replace numbers [n], at most `peers.size`, by their sum over all ranks, bit-identical on each of them.
 
-        `turn` is 0 and 1 in turns: a place is written again only when all have met once more in between.
+        `turn` alternates between 0 and 1: a buffer is written again only after all ranks have met once more.
         """
         self._sum(address(numbers), numbers.numel(), turn, ctypes.byref(peers))
 
     def meet(self, peers: PeersStruct) -> None:
-        """Wait until all ranks have come here: what each has written before, all of them see after."""
+        """Wait until all ranks have arrived here; each then sees what the others wrote before."""
         self._meet(ctypes.byref(peers))
 
 
 @cache
 def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    """The fastest kernels that this machine runs, or None: another device or type, or nothing was compiled for it."""
+    """Return the fastest kernels that this machine runs; None for another device or type, or if none are compiled."""
     if device.type != "cpu" or dtype not in DTYPES:
         return None
     found = load_library()
@@ -237,8 +236,8 @@ def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 
 @cache
 def load_library() -> tuple[ctypes.CDLL, str] | None:
-    """The best library that this machine runs and its variant, or None."""
-    # Torch must be loaded before: the kernels then share its OpenMP threads.
+    """Return the best library that this machine runs and its variant, or None."""
+    # Torch must be loaded first, so that the kernels share its OpenMP threads.
     for variant in _known():
         path = library_path(variant)
         if not path.exists():
@@ -254,12 +253,12 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
 
 
 def instruction_set() -> str:
-    """The best of those that kernels are told apart by which this machine has, by its name; "" where it has none."""
+    """Return the name of this machine's best instruction set among those with kernels, or "" if it has none."""
     return next(iter(_known()), "")
 
 
 def _known() -> list[str]:
-    """The variants whose instructions this machine has, the best first."""
+    """Return the variants whose instructions this machine has, the best first."""
     flags = _cpu_flags()
     return [variant for variant in VARIANTS.get(platform.machine(), {}) if flags >= _NEEDS[variant]]
 

@@ -1,4 +1,4 @@
-"""A linear map, and positions' angles, as the compiled kernels are given them."""
+"""Linear maps and rotary angles, as passed to the compiled kernels."""
 
 import ctypes
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
 class Angles:
-    """Cosines and sines of every position [positions, half a head's rotated part] float32."""
+    """Cosines and sines of every position, each [positions, half of a head's rotated part] float32."""
 
     def __init__(self, cos: torch.Tensor, sin: torch.Tensor) -> None:
         self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
@@ -19,7 +19,7 @@ class Angles:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map laid out for the kernels, and the modules of `Slots` whose adapters add to it.
+    """A linear map packed for the kernels, and the modules of `Slots` whose adapters add to it.
 
     targets [p, 4] int64: module, first column of the output, in, out.
     """
@@ -44,10 +44,10 @@ class LinearStruct(ctypes.Structure):
 
 
 def address(tensor: torch.Tensor | None, *, rows_apart: bool = False) -> int | None:
-    """Where a tensor's numbers begin; null for none. Raises Internal where they do not lie side by side.
+    """Return the address of a tensor's numbers; null for None. Raises Internal if they are not contiguous.
 
-    Kernels would take them for others without a word. Those that are told how far rows lie apart (`rows_apart`) need
-    that of each row alone.
+    Kernels would silently read the wrong numbers. Those that take a row stride (`rows_apart`) need only contiguous
+    rows.
     """
     if tensor is None:
         return None
@@ -58,7 +58,7 @@ def address(tensor: torch.Tensor | None, *, rows_apart: bool = False) -> int | N
 
 
 def linear_struct(linear: Linear) -> LinearStruct:
-    """A linear map."""
+    """Return the struct of a linear map."""
     return LinearStruct(
         address(linear.weight), address(linear.bias), linear.in_features, linear.out_features,
         address(linear.targets), linear.targets.shape[0],

@@ -1,4 +1,4 @@
-"""What is done to rows between products, norms and activations, as the compiled kernels are given it."""
+"""Norms and activations, applied to rows between products, as passed to the compiled kernels."""
 
 import ctypes
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True)
 class Norm:
-    """The weight of what is rounded before it is weighed, as in Llama; or, `exact` float32 in its place, after it."""
+    """An RMSNorm's weight: `weight` multiplies the rounded row, as in Llama; `exact` float32 the unrounded one."""
 
     weight: torch.Tensor | None = None
     exact: torch.Tensor | None = None
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a norm."""
         return self.weight is not None or self.exact is not None
 
 
@@ -28,7 +28,7 @@ NO_NORM = Norm()
 
 @dataclass(frozen=True)
 class Activation:
-    """What gates of networks do to what they gate; `alpha` and `limit` are gpt-oss's, the third kind's."""
+    """The activation of gated networks; `alpha` and `limit` belong to the third kind, gpt-oss's."""
 
     kind: Literal["silu", "gelu_pytorch_tanh", "clamped"]
     alpha: float = 0.0
@@ -36,7 +36,7 @@ class Activation:
 
 
 SILU = Activation("silu")
-_ACTIVATIONS = "silu", "gelu_pytorch_tanh", "clamped"  # by their numbers
+_ACTIVATIONS = "silu", "gelu_pytorch_tanh", "clamped"  # in the order of their numbers
 
 
 class NormStruct(ctypes.Structure):
@@ -52,10 +52,10 @@ class ActivationStruct(ctypes.Structure):
 
 
 def norm_struct(norm: Norm) -> NormStruct:
-    """A norm's weight, or that there is none."""
+    """Return the struct of a norm, which may be none."""
     return NormStruct(address(norm.weight), address(norm.exact))
 
 
 def activation_struct(of: Activation) -> ActivationStruct:
-    """A base's activation."""
+    """Return the struct of a base's activation."""
     return ActivationStruct(_ACTIVATIONS.index(of.kind), of.alpha, of.limit)

@@ -1,6 +1,6 @@
-"""What the compiled kernels are given, as C++ lays it out: each struct here mirrors the one of that name there.
+"""The compiled kernels' arguments as C++ lays them out: each struct mirrors the C++ struct of the same name.
 
-Structs hold addresses alone: whoever makes one keeps its tensors alive.
+Structs hold only addresses: whoever creates one keeps its tensors alive.
 """
 
 import ctypes
@@ -86,7 +86,7 @@ class PeersStruct(ctypes.Structure):
 
 
 def slots_struct(slots: Slots) -> SlotsStruct:
-    """The slots' memory and tables, which stay where they are."""
+    """Return the slots' memory and tables, whose addresses never change."""
     return SlotsStruct(
         address(slots.memory), slots.memory.shape[1], address(slots.places), address(slots.ranks),
         address(slots.scalings), slots.count,
@@ -96,16 +96,16 @@ def slots_struct(slots: Slots) -> SlotsStruct:
 def arrival_struct(
     arrival: Arrival | None, needed: torch.Tensor | None, patience_s: float
 ) -> "ctypes._Pointer[ArrivalStruct] | None":
-    """How an adapter comes, and what each layer needs of it [layers] int64; null for one that is there."""
+    """Return how an adapter arrives and what each layer needs of it [layers] int64; null if it is already there."""
     if arrival is None:
         return None
     return ctypes.pointer(ArrivalStruct(arrival.address, address(needed), patience_s))
 
 
 def room_struct(room: Sequence[torch.Tensor], paired: Sequence[torch.Tensor]) -> RoomStruct:
-    """Tensors [rows, ...] of a step: hidden, x, delta, wide, narrow, sums, middle, latents, chosen.
+    """Return a step's buffers from `room` [rows, ...]: hidden, x, delta, wide, narrow, sums, middle, latents, chosen.
 
-    And of its pairs with experts, [pairs, ...], where there are any: paired, paired_wide, paired_narrow.
+    `paired` holds those of its row-expert pairs, [pairs, ...], if any: paired, paired_wide, paired_narrow.
     """
     *others, latents, chosen = room
     wide, narrow, _, middle = (each.shape[1] for each in others[-4:])
