@@ -1,9 +1,9 @@
-// The products of routed experts by themselves.
+// The products of routed experts as a kernel of its own.
 #include "experts.h"
 
 #include <omp.h>
 
-// x [P, in], rows bounds[e] to bounds[e + 1] expert e's -> y [P, out].
+// x [P, in], of which rows bounds[e] to bounds[e + 1] are expert e's -> y [P, out].
 #define MINT_EXPERTS(NAME, T)                                                                                          \
   extern "C" void mint_multiply_experts_##NAME(const T* x, const int64_t* bounds, int64_t experts,                     \
                                                const Stack<T>* by, T* y) {                                             \

@@ -1,6 +1,6 @@
-// The products of routed experts: rows sorted by expert, each by its own expert's weight as transformers keeps it.
-// Inputs meet a weight's rows in dot products, so that nothing is packed and no weight lies in memory twice. A sum is
-// taken in the order of its inputs, so a row's result does not depend on how many rows there are.
+// Products of routed experts: rows sorted by expert, each multiplied by its own expert's weight as transformers stores
+// it. They are dot products with the weight's rows, so that nothing is packed and no weight is in memory twice. Each
+// sum is computed in the order of its inputs, so a row's result does not depend on the number of rows.
 #pragma once
 #include "codes.h"
 #include "inputs.h"
@@ -8,10 +8,10 @@
 #include "lora.h"
 #include "turned.h"
 
-// Outputs of a work item: with 2,000 inputs their weights fit the second-level cache; of those that are dequantised for
-// it, where they are used at once, some fit the first.
+// Outputs of a work item: with 2,000 inputs their weights fit the second-level cache. Weights dequantised for it are
+// used at once; a part of them still lies in the first-level cache.
 constexpr int64_t BLOCK = 64, BLOCK_DEQUANTISED = 32;
-constexpr int64_t FEW = 16;    // outputs that are taken together
+constexpr int64_t FEW = 16;    // outputs that are computed together
 
 #if defined(__AVX512F__)
 constexpr int DOTS = 4;  // rows, and outputs, of a tile of dot products: its sums stay in registers
@@ -19,7 +19,7 @@ constexpr int DOTS = 4;  // rows, and outputs, of a tile of dot products: its su
 constexpr int DOTS = 2;
 #endif
 
-// One linear of all experts: weight [E, out, in], or, where that is null, the quantised ones whose outputs it has one
+// One linear of all experts: weight [E, out, in], or, if that is null, quantised linears whose outputs are stacked one
 // below another; and the modules whose adapters add to it.
 template <typename T>
 struct Stack {
@@ -29,18 +29,18 @@ struct Stack {
   const Target* targets;
   int64_t target_count;
 
-  // Outputs `first` to `last` of an expert. The next call of this thread may overwrite them.
+  // The weights of an expert's outputs `first` to `last`. This thread's next call may overwrite them.
   const T* rows(int64_t expert, int64_t first, int64_t last) const {
     return weight ? weight + (expert * out + first) * in : dequantised<T>(codes, expert, first, last, in);
   }
-  // Where these lie, `lines` of it brought at a time.
+  // The memory of those weights, to be prefetched `lines` at a time.
   Ahead ahead(int64_t expert, int64_t first, int64_t last, int lines) const {
     if (!weight) return ahead_of(codes, expert, first, last, lines);
     return {(const char*)(weight + (expert * out + first) * in), (const char*)(weight + (expert * out + last) * in), lines};
   }
 };
 
-// y [N, ldy] = x [N, in] W^T of R outputs.
+// y [N, ldy] = x [N, in] W^T, for R outputs.
 template <int N, int R, typename T>
 inline void put_dots(const Input<T>* x, int64_t in, const T* weight, T* y, int64_t ldy) {
   Lanes sums[N][R];
@@ -65,7 +65,7 @@ inline void put_dots(const Input<T>* x, int64_t in, const T* weight, T* y, int64
     }
 }
 
-// y [rows, ldy] = x [rows, in] W^T of FEW outputs at most. Brings `ahead` meanwhile.
+// y [rows, ldy] = x [rows, in] W^T, for at most FEW outputs. Meanwhile prefetches `ahead`.
 template <typename T>
 inline void put(const Input<T>* x, int64_t in, int rows, const T* weight, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
   if constexpr (std::is_same_v<Middle<T>, bf16>) {
@@ -89,13 +89,13 @@ inline void put(const Input<T>* x, int64_t in, int rows, const T* weight, int64_
   }
 }
 
-// One expert's rows x [count, in]; `standing`: the same as matrix registers take them, null: they don't.
+// One expert's rows x [count, in]; `standing`: the same, laid out for matrix registers, or null if these are not used.
 template <typename T>
 struct Rows {
   const T* x;
   int64_t count;
   const T* standing = nullptr;
-  // Of the weights that follow, to be brought at each step.
+  // Lines of the following weights to prefetch at each step.
   int lines() const {
 #ifdef MINT_AMX
     if (standing) return int(2 * HEIGHT / ((count + HEIGHT - 1) / HEIGHT)) + 1;
@@ -114,7 +114,7 @@ inline Rows<bf16> rows_of(const bf16* x, int64_t count, const Stack<bf16>& by) {
 }
 #endif
 
-// One expert's rows by `outs` of its outputs, weight [outs, in] -> y [count, ldy].
+// One expert's rows times `outs` of its outputs, weight [outs, in] -> y [count, ldy].
 template <typename T>
 inline void multiply_block(const Rows<T>& rows, const T* weight, int64_t in, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
 #ifdef MINT_AMX
@@ -139,7 +139,7 @@ void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Sta
 #ifdef MINT_AMX
   const Matrices registers;
 #endif
-  const auto after = [&](int64_t expert) {  // the next one with rows
+  const auto after = [&](int64_t expert) {  // the next expert with rows
     do ++expert;
     while (expert < experts && bounds[expert] == bounds[expert + 1]);
     return expert;
@@ -150,7 +150,7 @@ void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Sta
     const Rows<T> these = rows_of(x + from * by.in, bounds[expert + 1] - from, by);
     for (int64_t block = first, end; block < last; block = end) {
       end = std::min(block + high, last);
-      Ahead ahead;  // a block's weights while the one before is computed, evenly over the steps that this takes
+      Ahead ahead;  // prefetches a block's weights while the one before is computed, evenly over its steps
       if (end < last)
         ahead = by.ahead(expert, end, std::min(end + high, last), these.lines());
       else if (next < experts)

@@ -1,9 +1,9 @@
-// The highest number of a row, and the order of scores.
+// The highest number of a row, and an ordering of scores.
 #pragma once
 #include <cstring>
 #include "number.h"
 
-// NaN where it is the first; others are passed over.
+// NaN if the first number is NaN; other NaNs are ignored.
 template <typename T>
 float highest(const T* row, int64_t size) {
   float peak = wide(row[0]);
@@ -24,7 +24,7 @@ float highest(const T* row, int64_t size) {
   return peak;
 }
 
-// As whole numbers, the largest score first, of equals the earlier token.
+// Whole numbers that sort by descending score, and by ascending token among equal scores.
 inline uint64_t rank_of(float score, int64_t token) {
   uint32_t bits;
   std::memcpy(&bits, &score, 4);

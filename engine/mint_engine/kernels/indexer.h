@@ -1,13 +1,13 @@
-// Sparse attention's indexer (DeepSeek-V3.2, arXiv 2512.02556, 2.1): small heads score what a row sees, and it attends to
-// the best alone. Scores are float32 whatever the numbers that they are made of. Letters in shapes: J heads, D their
-// size, E numbers of it that are turned.
+// Sparse attention's indexer (DeepSeek-V3.2, arXiv 2512.02556, 2.1): small heads score what a row sees, and the row
+// attends only to the best. Scores are float32 whatever numbers they are computed from. Letters in shapes: J heads, D
+// their size, E rotated numbers of it.
 #pragma once
 #include <algorithm>
 #include <vector>
 #include "highest.h"
 #include "tokens.h"
 
-// A token's key of what was made of it [D], to the cache: its LayerNorm, whose first E are turned.
+// Writes a token's key to the cache: the LayerNorm of `made` [D], with its first E numbers rotated.
 template <typename T>
 void keep_index(const Latent<T>& by, const Indexer<T>& of, int64_t position, const T* made, T* to) {
   static thread_local std::vector<T> normed;
@@ -23,8 +23,8 @@ void keep_index(const Latent<T>& by, const Indexer<T>& of, int64_t position, con
   std::copy_n(normed.data() + by.rotated, of.size - by.rotated, to + by.rotated);
 }
 
-// The `by.most` best of the tokens up to `position`, which are more, in their order. Queries [J, D] are turned in place;
-// weights [J].
+// Chooses the `by.most` best of the tokens up to `position`, which are more, in ascending order. Rotates queries [J, D]
+// in place; weights [J].
 template <typename T>
 void choose_tokens(const Latent<T>& by, const Indexer<T>& of, T* queries, const T* weights, int64_t position,
                    const int32_t* table, const T* pool, int32_t* chosen) {

@@ -1,5 +1,6 @@
-// What rows are multiplied as: where the instruction set has no product of bfloat16 they are widened to float, once for
-// all outputs. From memory a float goes to all lanes of a register by itself; a bfloat16 took as long as its products.
+// The form in which rows are multiplied: if the instruction set has no products of bfloat16, they are widened to float,
+// once for all outputs. A float in memory is broadcast to all lanes of a register directly; broadcasting a bfloat16
+// would take as long as its products.
 #pragma once
 #include <type_traits>
 #include <vector>
@@ -22,14 +23,14 @@ using Input = typename InputOf<T>::Number;
 template <typename T>
 constexpr bool WIDENS = !std::is_same_v<Input<T>, T>;
 
-// Rows of inputs as sums take them, `ld` apart.
+// Rows of inputs in that form, `ld` apart.
 template <typename T>
 struct Inputs {
   const Input<T>* rows;
   int64_t ld;
 };
 
-// Rows x [rows, depth], `ldx` apart. The next call of this thread overwrites those that it widens.
+// Rows x [rows, depth], `ldx` apart. Rows that are widened are overwritten by this thread's next call.
 template <typename T>
 Inputs<T> inputs(const T* x, int64_t ldx, int64_t rows, int64_t depth) {
   if constexpr (!WIDENS<T>) {

@@ -1,4 +1,4 @@
-// Sixteen floats side by side, in whatever registers this instruction set has.
+// Sixteen floats, in whatever registers this instruction set has.
 #pragma once
 #include "number.h"
 #if defined(__AVX2__)
@@ -53,7 +53,7 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
 }
 #endif
 
-// Bfloat16 weights as floats.
+// Loads bfloat16 numbers as floats.
 inline Lanes load(const bf16* from) {
 #if defined(__AVX512F__)
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16))};

@@ -1,18 +1,18 @@
-// Outputs that are more than caches near a core hold, written past them: a cache would first read each line that is
-// overwritten, and who comes next finds little of them there.
+// Outputs larger than the caches near a core are written past them: a cache would first read each line that is
+// overwritten, and the next reader would find little of it there.
 #pragma once
 #include "aligned.h"
 #include "number.h"
 
 #ifdef MINT_AVX512_BF16
-// Whether numbers `first` to `last` of each of so many rows [width] are whole lines of such outputs.
+// Whether numbers `first` to `last` of each of `rows` rows [width] are full lines of such large outputs.
 inline bool streams(const bf16* to, int64_t rows, int64_t width, int64_t first, int64_t last) {
   constexpr int64_t HELD = 1 << 20, NUMBERS = LINE / sizeof(bf16);
   return rows * width * int64_t(sizeof(bf16)) > HELD && uintptr_t(to) % LINE == 0 && width % NUMBERS == 0 &&
          first % NUMBERS == 0 && last % NUMBERS == 0;
 }
 
-// A line of numbers, rounded. Others see it after a store fence.
+// Writes a line of rounded numbers. Other threads see it after a store fence.
 inline void stream_line(bf16* to, __m512 low, __m512 high) {
   _mm512_stream_si512((__m512i*)to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }

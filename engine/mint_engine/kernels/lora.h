@@ -1,4 +1,4 @@
-// The multi-LoRA product over packed slots: y[t] += (x[t] A^T * scaling) B, each row with its own slot's A and B.
+// The multi-LoRA product over packed slots: y[t] += (x[t] A^T * scaling) B, with A and B of each row's own slot.
 // Punica's SGMV (Chen et al., MLSys 2024) for a CPU: both products in one pass while rows stay in the nearest cache.
 #pragma once
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include "number.h"
 #include "stream.h"
 
-constexpr int ITEM_ROWS = 8;    // rows of a work item at most
+constexpr int ITEM_ROWS = 8;    // most rows of a work item
 constexpr int MAX_RANK = 1024;  // the caller refuses more
 
 struct Part {
@@ -15,7 +15,7 @@ struct Part {
   float scaling;
 };
 
-// What lies between the two products: a row's numbers, one a rank, and room for an even count of them.
+// The intermediate result of the two products: for each row one number per rank, padded to an even count.
 template <typename T>
 struct MiddleOf {
   using Number = float;
@@ -24,8 +24,8 @@ template <typename T>
 using Middle = typename MiddleOf<T>::Number;
 inline int64_t even(int64_t rank) { return (rank + 1) / 2 * 2; }
 
-// Where sums go: they are added to y, or put down as they are, to be added by `settle`. Either way they are taken from
-// nothing, in the order of ranks, so that a row gets the same.
+// Where sums go: added to y, or stored as they are for `settle` to add. Either way they start from zero and run in the
+// order of ranks, so that a row gets the same result.
 template <bool ADD, typename T>
 using Sums = std::conditional_t<ADD, T, float>;
 
@@ -42,7 +42,7 @@ void shrink(const T* x, int64_t ldx, int rows, const T* a, const Part& part, Mid
     }
 }
 
-// The sums of middle[row] b for y[row]; b is [rank, out].
+// y[row] gets the sums of middle[row] b; b is [rank, out].
 template <bool ADD, typename T, typename = std::enable_if_t<std::is_same_v<Middle<T>, float>>>
 void expand(Sums<ADD, T>* y, int64_t ldy, int rows, const T* b, const Part& part, const Middle<T>* middle,
             int64_t pitch, Ahead&) {
@@ -68,7 +68,7 @@ void expand(Sums<ADD, T>* y, int64_t ldy, int rows, const T* b, const Part& part
     }
 }
 
-// y [count] += sums that were put down.
+// y [count] += stored sums.
 template <typename T>
 void settle(T* y, const float* sums, int64_t count) {
 #pragma omp simd
@@ -95,12 +95,12 @@ struct Target {
   int64_t module, column, in, out;
 };
 
-// Rows of one slot, ITEM_ROWS at most.
+// At most ITEM_ROWS rows of one slot.
 struct Item {
   int32_t start, rows, slot;
 };
 
-// What a slot's tenant has for a target: A [rank, in], and behind it B [rank, out]; null: it leaves the target alone.
+// A slot's adapter for a target: A [rank, in], followed by B [rank, out]; null: the adapter does not have the target.
 template <typename T>
 struct Pair {
   const T* a = nullptr;
@@ -120,7 +120,7 @@ Pair<T> pair_of(const Slots<T>& slots, int32_t slot, const Target& target) {
           {slots.ranks[at], target.in, target.out, slots.scalings[at]}};
 }
 
-// Adds a pair to rows of one adapter. Single rows bring `first` while they read A, and `second` while they read B.
+// Adds a pair to rows of one adapter. Single rows prefetch `first` while they read A, and `second` while they read B.
 template <bool ADD, typename T>
 void add_pair(Sums<ADD, T>* y, int64_t ldy, const T* x, int64_t ldx, int rows, const Pair<T>& pair, Ahead& first,
               Ahead& second) {

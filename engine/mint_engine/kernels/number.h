@@ -1,5 +1,5 @@
-// Numbers of a kernel: float, or bfloat16 with AVX-512's dot-product instructions where the compiler has them.
-// Sums are kept in float; what goes out is rounded to nearest even, once.
+// Number types of the kernels: float, and bfloat16, with AVX-512's dot-product instructions if the compiler has them.
+// Sums are float; results are rounded once, to nearest even.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -38,8 +38,8 @@ inline bf16 narrow<bf16>(float value) {
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-// exp for values at or below zero to a few units of float's last place (Cephes); plain operations, so that a loop over
-// it is vectorised and gives the same wherever an element lies. NaN stays NaN.
+// exp for values at or below zero, to a few units of float's last place (Cephes). It uses plain operations, so that
+// loops over it vectorise and an element's result does not depend on its index. NaN stays NaN.
 inline float exp_down(float x) {
   x = x < -87.0f ? -87.0f : x;
   const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounded to nearest
@@ -68,7 +68,7 @@ inline void store_narrow(bf16* to, __m512 value, __mmask16 mask) {
   _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
 inline void store_narrow(float* to, __m512 value, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, value); }
-// Sixteen numbers of two rows side by side, in pairs; what its mask leaves out of either is zero.
+// Interleaves sixteen numbers of two rows as pairs; numbers outside a row's mask are zero.
 inline __m512i pair_up(const bf16* one, __mmask16 ones, const bf16* other, __mmask16 others) {
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(ones, one));
   return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(others, other)), 16));
@@ -94,7 +94,7 @@ inline __m512 exp_below_zero(__m512 x) {
 inline __m256 load_wide(const bf16* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16));
 }
-// Eight numbers, rounded as `narrow` does.
+// Stores eight numbers, rounded as `narrow` does.
 inline void store_narrow(bf16* to, __m256 value) {
   const __m256i bits = _mm256_castps_si256(value), one = _mm256_set1_epi32(1);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
@@ -105,7 +105,7 @@ inline void store_narrow(bf16* to, __m256 value) {
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
   _mm_storeu_si128((__m128i*)to, _mm256_castsi256_si128(packed));
 }
-// exp for values at or below zero: 2^n times a polynomial of degree 6 (Cephes), as AVX-512's is.
+// exp for values at or below zero: 2^n times a polynomial of degree 6 (Cephes), as with AVX-512.
 inline __m256 exp_below_zero(__m256 x) {
   x = _mm256_max_ps(_mm256_set1_ps(-87.0f), x);  // in this order NaN stays NaN
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341f)), 8);

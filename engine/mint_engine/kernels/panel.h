@@ -1,13 +1,13 @@
-// Frozen weights as training's products take them: packed a panel's part at a time, which many rows then meet.
+// Frozen weights for training products: packed one part of a panel at a time, which many rows then meet.
 #pragma once
 #include "product.h"
 #include "transpose.h"
 
-// Which way a weight [out, in] is taken: from inputs to outputs, or back.
+// The direction in which a weight [out, in] is applied: from inputs to outputs, or back.
 enum class Way { THERE, BACK };
 
-// Some outputs and inputs of a weight, which begin at `weight` -> a panel [depth / GROUP, WIDTH, GROUP]; what is missing
-// of it is zero.
+// Packs some outputs and inputs of a weight, from `weight` on, into a panel [depth / GROUP, WIDTH, GROUP]; missing
+// numbers are zero.
 template <Way WAY, typename T>
 void pack_panel(const T* weight, int64_t ld, int64_t depth, int64_t width, T* to) {
   constexpr int64_t G = GROUP<T>;

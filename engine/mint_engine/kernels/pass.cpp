@@ -1,4 +1,4 @@
-// One step of a llama-like base: from tokens to logits, all layers, in one call that needs no interpreter.
+// One step of a llama-like base: from tokens to logits, through all layers, in one call without the interpreter.
 #include <omp.h>
 
 #include <memory>
@@ -21,7 +21,7 @@ class Walk {
         latents_(slots, step, room, place), routed_(slots, step, room, place), routes_(step.routes), divided_(divided),
         reached_(reached) {}
 
-  // Up to the layer whose part of an adapter does not come in time, where there is one; `reached` is it then.
+  // Runs all layers, or ends before one whose part of an adapter does not arrive in time; `reached` is then that layer.
   void run() {
     const int64_t hidden = base_.head.in;
     each_row([&](int64_t row) {
@@ -44,14 +44,15 @@ class Walk {
   }
 
  private:
-  // One thread waits and all hear of it. Who hears late, when that one waits for the next layer, has this one's word.
+  // One thread waits and all learn the result. A thread may read it late, when that one already waits for the next
+  // layer.
   bool arrives(int64_t layer) {
     if (place_.thread == 0 && !await(*step_.arrival, layer, waited_)) reached_.store(layer, std::memory_order_relaxed);
     place_.all->wait();
     return reached_.load(std::memory_order_relaxed) > layer;
   }
 
-  // Logits, each by the thread that has a part of their columns.
+  // Scales and caps the logits; each thread takes a part of their columns.
   void bound() {
     place_.all->wait();
     const int64_t first = base_.head.out * place_.thread / place_.threads;
@@ -102,7 +103,7 @@ class Walk {
     place_.all->wait();
     routed_.run(experts, base_.activation, routes_);
     routes_ += step_.rows * experts.each;
-    const T* beside = layer.down.weight ? room_.x : nullptr;  // experts have their own rows by now
+    const T* beside = layer.down.weight ? room_.x : nullptr;  // the experts have copies of these rows
     if (beside) network(layer, room_.x);
     each_row([&](int64_t row) {
       const int64_t at = row * base_.head.in;
@@ -119,7 +120,7 @@ class Walk {
     });
   }
 
-  // Rows in float32 and their logits lie where adapters' sums do: a router has no adapters.
+  // The rows in float32 and their logits use the buffer of adapters' sums: a router has no adapters.
   void route(const Experts<T>& experts, const Grouped& by) {
     const int64_t hidden = by.router.in, count = by.router.out, rows = place_.last - place_.first;
     float* x = room_.sums + place_.first * room_.wide_width;
@@ -148,7 +149,7 @@ class Walk {
     each_row([&](int64_t row) { settle(row, norm, room_.x + row * base_.head.in); });
   }
 
-  // hidden[row] += what the latest product gave, normed itself where that is so; x = hidden[row], normed.
+  // hidden[row] += the latest product's output, itself normalised if the layer says so; x = hidden[row], normalised.
   void settle(int64_t row, const Norm<T>& norm, T* x) {
     const int64_t size = base_.head.in;
     T* hidden = room_.hidden + row * size;
@@ -167,22 +168,22 @@ class Walk {
       std::copy_n(hidden, size, x);
   }
 
-  // Where what is added goes; of several ranks each has its own part of it.
+  // Where outputs that are to be added go; each of several ranks has its own part.
   T* sums(Added added) const { return peers_ ? peers_->place(added, peers_->rank) : room_.delta; }
 
-  // What is to be added next, and its norm; waits until all ranks have computed their sums of this team's rows.
+  // Sets what is to be added next, and its norm; waits until all ranks have computed their sums for this team's rows.
   void gather(Added added, const Norm<T>& given) {
     added_ = added, given_ = &given;
     if (peers_) meet();
   }
 
-  // This team and those of all ranks that have the same rows.
+  // Waits for this team and for the teams of the other ranks with the same rows.
   void meet() const {
     ::meet(*peers_->meeting, 1 + place_.team_number, place_.members * int(peers_->count), peers_->patience_s);
   }
 
-  // Waits until all ranks have told the squares of their heads, of this team's rows. Those of the layer before have been
-  // read: all have met twice since.
+  // Waits until all ranks have shared the squares of their heads for this team's rows. Those of the previous layer have
+  // been read by then: all ranks have met twice since.
   void tell_squares(const T* qkv, const Heads<T>& heads) {
     each_row([&](int64_t row) {
       peers_->squares[row * peers_->count + peers_->rank] = squares_of(qkv + row * heads.width(), heads);
@@ -190,7 +191,7 @@ class Walk {
     meet();
   }
 
-  // y = x W^T + b and every row's adapter.
+  // y = x W^T + b, plus every row's adapter.
   void product(const Linear<T>& linear, const T* x, T* y) {
     if (beside_.begin(linear, x)) place_.team->wait();
     const Panels panels(linear.panels(), place_.member, place_.members);
@@ -214,7 +215,7 @@ class Walk {
       rope<T>(own, heads, step_.positions[row], places[row], layer.pool, squares);
     });
     if (divided_) place_.all->wait();
-    // A page's heads lie side by side: whoever reads one reads them all, unless threads would have nothing to do.
+    // A page's heads are adjacent: a thread that reads one reads them all, unless other threads would then be idle.
     const int64_t share = step_.stretch_count >= 4 * place_.members ? heads.kv_heads : 1;
     int64_t turn = 0;
     for (int64_t at = 0; at < step_.stretch_count; ++at) {
@@ -254,7 +255,7 @@ class Walk {
     place_.team->wait();
   }
 
-  // What each row attends to; `made` are rows of the layer's first product from where the indexer's part begins.
+  // Finds the tokens that each row attends to; `made` is the indexer's part of the layer's first product.
   void find_tokens(const Layer<T>& layer, const Latent<T>& by, const Indexer<T>& indexer, const T* small,
                    const T* made) {
     const int64_t width = indexer.queries.out;
@@ -288,13 +289,13 @@ class Walk {
   Routed<T> routed_;
   int32_t* routes_;  // of the next layer with experts
   Added added_ = NOTHING;
-  const Norm<T>* given_ = nullptr;  // of what is to be added
+  const Norm<T>* given_ = nullptr;  // the norm of what is to be added
   const bool divided_;
   std::atomic<int64_t>& reached_;  // the layer at which the step ends
-  std::chrono::steady_clock::duration waited_{};  // for what arrives
+  std::chrono::steady_clock::duration waited_{};  // in total, for the adapter
 };
 
-// Whether teams hold tokens of one sequence, and so must see each other's keys and values.
+// Whether several teams hold tokens of one sequence, and so must see each other's keys and values.
 template <typename T>
 bool divides(const Step<T>& step, const std::vector<int64_t>& cuts) {
   for (size_t cut = 1; cut + 1 < cuts.size(); ++cut) {
@@ -309,7 +310,7 @@ bool divides(const Step<T>& step, const std::vector<int64_t>& cuts) {
   return false;
 }
 
-// Whether all of it was computed; not where an adapter has not come.
+// Whether the step was completed; it is not if an adapter did not arrive.
 template <typename T>
 bool pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers) {
   std::unique_ptr<Barrier> all;
@@ -346,7 +347,7 @@ bool pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
                                       const Room<T>* room, const Peers<T>* peers) {                                    \
     return pass<T>(*base, *slots, *step, *room, peers);                                                                \
   }                                                                                                                    \
-  /* weight [out, in] -> packed, of as many numbers as `out` rounded up to a multiple of WIDTH has rows of `in` */     \
+  /* weight [out, in] -> packed: `in` times as many numbers as `out` rounded up to a multiple of WIDTH */              \
   extern "C" void mint_pack_##NAME(const T* weight, int64_t out, int64_t in, T* packed) {                              \
     pack<T>(weight, out, in, packed);                                                                                  \
   }                                                                                                                    \

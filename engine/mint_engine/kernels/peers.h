@@ -1,7 +1,7 @@
 // Ranks of one engine: each is a process with a share of every layer (Shoeybi et al. 2019, Megatron-LM). Twice a layer
-// they add up their partial sums in memory that all of them see: each writes its own, all wait at a gate, each reads
-// all. Two places take turns, so nobody writes over sums that another still reads: who writes again has met the
-// others once more in between.
+// they add up their partial sums in shared memory: each writes its own, all wait at a gate, each reads all. Two buffers
+// alternate, so nobody overwrites sums that another rank still reads: before a rank writes to a buffer again, all have
+// met once more.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -14,27 +14,27 @@
 #include <immintrin.h>
 #endif
 
-constexpr int GATES = 1024;  // one for all threads, and one a team
+constexpr int GATES = 1024;  // one for all threads, and one per team
 
 struct Gate {
   alignas(64) std::atomic<int32_t> waiting;
   alignas(64) std::atomic<int32_t> turn;
 };
 
-// Zeros at first. A rank that ends, or that keeps others waiting for too long, breaks it for good: from then on nobody
-// waits, and what is computed is worth nothing.
+// Initially zero. A rank that ends, or that keeps others waiting for too long, breaks it for good: from then on nobody
+// waits, and results are meaningless.
 struct Meeting {
   alignas(64) std::atomic<int32_t> broken;
   Gate gates[GATES];
 };
 static_assert(std::atomic<int32_t>::is_always_lock_free, "processes share these");
 
-// Waits until `members` threads, of all ranks, have come.
+// Waits until `members` threads, over all ranks, have arrived.
 inline void meet(Meeting& at, int gate, int members, float patience_s) {
-  // How long a core is not given away: longer than shares differ within a layer. Whoever else takes it keeps it for
-  // milliseconds, and then all ranks wait.
+  // How long to spin before yielding the core: longer than ranks' times differ within a layer. Whoever gets the core
+  // keeps it for milliseconds, during which all ranks wait.
   constexpr float SPIN_S = 5e-3f;
-  constexpr int64_t LOOKS = 64;  // between looks at the clock
+  constexpr int64_t LOOKS = 64;  // spins between two looks at the clock
   Gate& here = at.gates[gate];
   const int32_t turn = here.turn.load(std::memory_order_acquire);
   if (here.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
@@ -57,14 +57,14 @@ inline void meet(Meeting& at, int gate, int members, float patience_s) {
 
 template <typename T>
 struct Peers {
-  int64_t count, rank, threads;  // threads of each rank: those that meet are counted
+  int64_t count, rank, threads;  // threads: of each rank; all of them meet
   Meeting* meeting;
   T* sums;       // [2, count, rows, hidden]
-  int64_t size;  // of one rank's place: rows * hidden
+  int64_t size;  // of one rank's buffer: rows * hidden
   float patience_s;
-  SquareSums* squares;  // [rows, count]: of each rank's heads, where norms are joint over all ranks'
+  SquareSums* squares;  // [rows, count]: of each rank's heads, for norms that are joint over all ranks
 
-  // Of a row's heads of all ranks; added in their order.
+  // The squares of a row's heads on all ranks, added in the order of ranks.
   SquareSums squares_of(int64_t row) const {
     SquareSums sum{0, 0};
     for (int64_t of = 0; of < count; ++of) {
@@ -75,7 +75,7 @@ struct Peers {
   }
 
   T* place(int turn, int64_t of) const { return sums + (turn * count + of) * size; }
-  // hidden [width] += the sum of all ranks' from element `at` of their places on; rounded once.
+  // hidden [width] += the sum over all ranks, from element `at` of their buffers on; rounded once.
   void add(int turn, int64_t at, T* hidden, int64_t width) const {
     total(turn, at, width, [&](int64_t i, float sum) { hidden[i] = narrow<T>(wide(hidden[i]) + sum); });
   }
@@ -85,7 +85,7 @@ struct Peers {
   }
 
  private:
-  // keep(i, sum) for each i < width; added in the order of ranks, so that it is the same on all of them to the bit.
+  // Calls keep(i, sum) for each i < width. Sums run in the order of ranks, so that all ranks get the same bits.
   template <typename F>
   void total(int turn, int64_t at, int64_t width, F keep) const {
     constexpr int64_t CHUNK = 64;

@@ -1,6 +1,6 @@
-// Products with frozen weights: y = x W^T + b. A weight is packed once into panels of WIDTH outputs, which a tile of
-// TILE rows reads from front to back while its sums stay in registers (Goto and van de Geijn 2008). Each sum is taken
-// in the order of its inputs, so a row's result does not depend on how many rows there are.
+// Products with frozen weights: y = x W^T + b. A weight is packed once into panels of WIDTH outputs; a tile of TILE
+// rows reads a panel from front to back while its sums stay in registers (Goto and van de Geijn 2008). Each sum is
+// computed in the order of its inputs, so a row's result does not depend on the number of rows.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -21,7 +21,7 @@ constexpr int TILE = 6, VECTORS = 1;  // 12 sums of 8 lanes, 2 weights, a number
 #endif
 constexpr int WIDTH = LANES * VECTORS;
 
-// Inputs that are multiplied together: one, or a pair where the instruction set has a dot product of pairs.
+// Inputs that are multiplied at once: one, or a pair if the instruction set has a dot product of pairs.
 template <typename T>
 constexpr int GROUP = 1;
 template <typename T>
@@ -63,7 +63,7 @@ struct Linear {
   int64_t panels() const { return (out + WIDTH - 1) / WIDTH; }
 };
 
-// weight [out, in] -> panels [in / GROUP, WIDTH, GROUP], one after another; the last one's missing outputs are zero.
+// weight [out, in] -> panels [in / GROUP, WIDTH, GROUP], one after another; missing outputs of the last one are zero.
 template <typename T>
 void pack(const T* weight, int64_t out, int64_t in, T* packed) {
 #pragma omp parallel for schedule(static)
@@ -76,8 +76,8 @@ void pack(const T* weight, int64_t out, int64_t in, T* packed) {
     }
 }
 
-// The sums of N rows and one panel. They begin and stay in registers: nothing here may call out. Meanwhile each step
-// brings so many lines.
+// Computes the sums of N rows and one panel. They stay in registers, so nothing in here may be an actual call. Each
+// step prefetches LINES cache lines.
 template <int LINES, int N, typename T>
 inline void sum_tile(const Input<T>* x, int64_t ldx, const T* panel, int64_t in, Lanes (&sums)[N][VECTORS], Stream& ahead) {
   Lanes own[N][VECTORS];
@@ -98,7 +98,7 @@ inline void sum_tile(const Input<T>* x, int64_t ldx, const T* panel, int64_t in,
     for (int v = 0; v < VECTORS; ++v) sums[n][v] = own[n][v];
 }
 
-// Rows that are multiplied together, TILE at most; `strips`: to which of the strips they belong, or -1.
+// Rows that are multiplied together, at most TILE; `strips`: the index of the strips that belong to them, or -1.
 struct Tile {
   int64_t row, rows, strips;
 };
@@ -116,7 +116,7 @@ inline void cut(int64_t first, int64_t last, std::vector<Tile>& into) {
   for (; first < last; first += TILE) into.push_back({first, std::min<int64_t>(TILE, last - first), -1});
 }
 
-// Rounds a tile's sums and writes those of the first `width` outputs; `more` is added to what was rounded.
+// Rounds a tile's sums and writes those of the first `width` outputs; `more` is added to the rounded sums.
 template <int N, typename T>
 inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T* y, int64_t ldy,
                      const Lanes (*more)[VECTORS]) {
@@ -140,7 +140,7 @@ inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T*
   }
 }
 
-// Writes a tile's sums of outputs `first` on, and what the strips add to them.
+// Writes a tile's sums for outputs from `first` on, plus what the strips add to them.
 template <int N, typename T>
 inline void end_tile(Lanes (&sums)[N][VECTORS], const Linear<T>& by, int64_t first, T* y, int64_t ldy,
                      const Strip<T>* strips, int64_t targets) {
@@ -181,16 +181,16 @@ inline void multiply_rows(int64_t rows, const Input<T>* x, int64_t ldx, const Li
   }
 }
 
-// Panels that one thread computes. They lie beside each other: in turns with another thread's, each of a row's cache
-// lines would be written by two.
+// The panels that one thread computes. They are adjacent: if threads alternated, two threads would write to each of a
+// row's cache lines.
 struct Panels {
   int64_t first, end;
   Panels(int64_t all, int thread, int threads) : first(all * thread / threads), end(all * (thread + 1) / threads) {}
   int64_t count() const { return end - first; }
 };
 
-// y [rows, out] = x [rows, in] W^T + b + strips, of some panels; rows are `ldx` and `ldy` numbers apart. Tiles lie one
-// behind another. Brings `ahead` meanwhile.
+// y [rows, out] = x [rows, in] W^T + b + strips, for some panels; rows are `ldx` and `ldy` numbers apart. The rows of
+// successive tiles are adjacent. Meanwhile prefetches `ahead`.
 template <typename T>
 void multiply(const T* x, int64_t ldx, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, const Panels& panels,
               Stream& ahead) {
@@ -212,7 +212,7 @@ void multiply(const T* x, int64_t ldx, const Tiles<T>& tiles, const Linear<T>& b
 }
 
 #ifdef MINT_AMX
-// A tile of any number of rows up to N whose sums [rows, WIDTH] are there.
+// Finishes a tile of any number of rows up to N whose sums [rows, WIDTH] have been computed.
 template <int N>
 inline void end_rows(int64_t rows, const float* from, const Linear<bf16>& by, int64_t first, bf16* y, int64_t ldy,
                      const Strip<bf16>* strips, int64_t targets) {
@@ -225,7 +225,7 @@ inline void end_rows(int64_t rows, const float* from, const Linear<bf16>& by, in
   }
 }
 
-// Sums [rows, WIDTH] of neighbouring panels, `apart` numbers apart, rounded into whole lines: `count` numbers of a row.
+// Rounds sums [rows, WIDTH] of adjacent panels, `apart` numbers apart, and writes full lines: `count` numbers per row.
 inline void stream_panels(const float* sums, int64_t apart, int64_t rows, int64_t count, const bf16* bias, bf16* y,
                           int64_t ldy) {
   for (int64_t row = 0; row < rows; ++row) {
@@ -238,7 +238,7 @@ inline void stream_panels(const float* sums, int64_t apart, int64_t rows, int64_
   _mm_sfence();
 }
 
-// The same by matrix registers, which take more rows than a tile has.
+// The same with matrix registers, which take more rows than a tile has.
 template <>
 inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles, const Linear<bf16>& by, bf16* y,
                            int64_t ldy, const Panels& panels, Stream&) {
@@ -251,9 +251,10 @@ inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles,
     const size_t end = std::min(begin + most, all);
     const int64_t row = tiles.all[begin].row, rows = tiles.all[end - 1].row + tiles.all[end - 1].rows - row;
     const Heights from = heights(x + row * ldx, ldx, rows, by.in);
-    const int64_t apart = (rows + HEIGHT) * WIDTH;  // of two panels' sums
+    const int64_t apart = (rows + HEIGHT) * WIDTH;  // distance between two panels' sums
     if (int64_t(sums.size()) < 2 * apart) sums.resize(2 * apart);
-    // Lines of the next panel that each sixth brings: evenly over all rows, since in a burst they come in each other's way.
+    // Lines of the next panel to prefetch for each sixth: spread evenly over all rows, since bursts slow each other
+    // down.
     constexpr int64_t EACH = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
     const int64_t twice = (rows + 2 * HEIGHT - 1) / (2 * HEIGHT), lines = (EACH + twice - 1) / twice;
     const auto sum = [&](int64_t panel, float* to) {
@@ -265,7 +266,7 @@ inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles,
         for (int64_t line = 0; line < sixths * lines; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
       });
     };
-    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 2 * WIDTH);  // of two panels
+    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 2 * WIDTH);  // of two panels, past the caches
     for (int64_t panel = panels.first; panel < panels.end; ++panel) {
       const int64_t first = panel * WIDTH;
       if (past && panel % 2 == 0 && panel + 2 <= panels.end && first + 2 * WIDTH <= by.out) {
@@ -286,7 +287,7 @@ inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles,
 }
 #endif
 
-// The same of rows without adapters.
+// The same for rows without adapters.
 template <typename T>
 void multiply(const T* x, int64_t ldx, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int thread, int threads) {
   std::vector<Tile> tiles;

@@ -1,6 +1,6 @@
-// A layer's routed experts, all threads of a step together: they share out each expert's outputs, so that its weights
-// are read once, whatever rows it has. Letters in shapes: k experts of a row, E experts held, P pairs of a row and an
-// expert that is held, H hidden, I an expert's inner size.
+// A layer's routed experts, computed by all threads of a step together: they divide each expert's outputs, so that its
+// weights are read once, whatever rows it has. Letters in shapes: k experts of a row, E experts held, P pairs of a row
+// and a held expert, H hidden, I an expert's inner size.
 #pragma once
 #include <vector>
 #include "experts.h"
@@ -10,7 +10,7 @@
 
 constexpr int64_t MOST_EXPERTS = 1024;  // the caller refuses more
 
-// The first of the best, which is none of them from now on.
+// Index of the best score, the first among equals; that score becomes -infinity.
 inline int64_t take_best(float* scores, int64_t count) {
   int64_t best = 0;
   for (int64_t e = 1; e < count; ++e)
@@ -19,7 +19,8 @@ inline int64_t take_best(float* scores, int64_t count) {
   return best;
 }
 
-// One row's k experts, from the best on, and their weights, of the router's logits [E]: as transformers' routers do it.
+// Chooses one row's k experts, best first, and their weights, from the router's logits [E], as transformers' routers
+// do.
 template <typename T>
 void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weights) {
   float chances[MOST_EXPERTS], largest = wide(logits[0]), sum = 0;
@@ -37,7 +38,7 @@ void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weigh
   }
 }
 
-// The same of a router that looks into groups. Logits [E] become chances.
+// The same for a router with groups. Logits [E] become chances.
 template <typename T>
 void choose(float* logits, const Grouped& by, const Experts<T>& of, int32_t* routes, float* weights) {
   const int64_t count = of.count, each = of.each;
@@ -81,7 +82,7 @@ void choose(float* logits, const Grouped& by, const Experts<T>& of, int32_t* rou
   }
 }
 
-// The pairs of a step's rows as one thread sees them.
+// A step's pairs of rows and experts, as one thread sees them.
 template <typename T>
 class Routed {
  public:
@@ -91,7 +92,7 @@ class Routed {
       std::fill_n(owners_.begin() + step.items[at].start, step.items[at].rows, step.items[at].slot);
   }
 
-  // From rows x [rows, H] and where they are routed to, to what the held experts give: `mix` finds it.
+  // Computes the held experts' outputs for rows x [rows, H] and their routes; `mix` reads them.
   void run(const Experts<T>& experts, const Activation& activation, const int32_t* routes) {
     experts_ = &experts;
     const int64_t hidden = experts.down.out, inner = experts.down.in;
@@ -113,7 +114,7 @@ class Routed {
     place_.all->wait();
   }
 
-  // to [H] = the weighted sum of what a row's held experts gave, and what `beside` [H] has where it is not null.
+  // to [H] = the weighted sum of the outputs of a row's held experts, plus `beside` [H] unless that is null.
   void mix(int64_t row, const float* weights, const T* beside, T* to) const {
     constexpr int64_t CHUNK = 64;
     const int64_t hidden = experts_->down.out, each = experts_->each;
@@ -136,7 +137,7 @@ class Routed {
   }
 
  private:
-  // By expert, and an expert's in the order of their rows: those of one slot lie together.
+  // Sorts pairs by expert, and an expert's pairs by row, so that those of one slot are adjacent.
   void sort(const int32_t* routes) {
     const int64_t each = experts_->each, pairs = step_.rows * each, first = experts_->first;
     const auto held = [&](int64_t at) { return routes[at] >= first && routes[at] < first + experts_->held; };
@@ -159,7 +160,7 @@ class Routed {
     for (int64_t pair = from_; pair < to_; ++pair) act(pair);
   }
 
-  // A pair's row of y [P, width] gets its expert's bias; of what takes turns, the first come before the second.
+  // Adds the expert's bias to a pair's row of y [P, width]; `turns`: also moves its odd numbers behind its even ones.
   void finish(int64_t pair, const T* bias, int64_t width, bool turns, T* y) {
     T* own = y + pair * width;
     if (bias) ::add(own, bias + experts_of_[pair] * width, width);
@@ -174,7 +175,7 @@ class Routed {
     multiply_part(x, bounds_.data(), experts_->held, stack, y, place_.thread, place_.threads);
   }
 
-  // This thread's pairs' adapters: y [P, out] += theirs of x [P, in].
+  // Adds the adapters of this thread's pairs: y [P, out] += theirs of x [P, in].
   void add(const Stack<T>& stack, const T* x, T* y) {
     dues_.clear();
     for (int64_t pair = from_, expert = 0; pair < to_;) {
@@ -208,7 +209,7 @@ class Routed {
     Ahead part_b() const { return {(const char*)b, (const char*)(b + part.rank * part.out)}; }
   };
 
-  // A module's A of all experts lie one after another in a slot's row, and then their B.
+  // A slot's row holds a module's A of all experts, one after another, and then their B.
   void push(const Target& target, int64_t pair, int rows, int32_t slot, int64_t expert) {
     const Pair<T> all = pair_of(slots_, slot, target);
     if (!all.a) return;
@@ -226,7 +227,7 @@ class Routed {
   std::vector<int64_t> bounds_, next_;   // [E + 1]: where each expert's pairs begin
   std::vector<int64_t> rows_;            // [P]: each sorted pair's row
   std::vector<int32_t> experts_of_;      // [P]: and its expert
-  std::vector<T> second_;                // room of one row's half
+  std::vector<T> second_;                // buffer for half of a row
   std::vector<int64_t> places_;          // [rows, k]: where a row's pairs lie, -1 for experts that are not held
   int64_t from_ = 0, to_ = 0;            // this thread's pairs
   std::vector<Due> dues_;

@@ -1,9 +1,9 @@
-// The row kernels, each over many rows by itself; and the likeliest token of a row of logits.
+// The row-wise kernels, each over many rows; and the likeliest token of each row of logits.
 #include "activation.h"
 
 #include <limits>
 
-// Which sources the library was made from (compile.py); never called, only looked for in the file.
+// The digest of the sources that the library was made from (compile.py); never called, only searched for in the file.
 extern "C" const char mint_sources[];
 extern "C" const char mint_sources[] = MINT_SOURCES;
 

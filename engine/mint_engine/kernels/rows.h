@@ -1,5 +1,5 @@
-// What a decoder layer does row by row between its products: norms, rotary positions, the gated activation. Rounding
-// follows transformers' modules, step by step, so that results agree.
+// A decoder layer's row-wise operations between products: norms, rotary positions, the gated activation. Rounding
+// follows transformers' modules step by step, so that results agree.
 #pragma once
 #include <algorithm>
 #include "number.h"
@@ -13,7 +13,7 @@ float sum_squares(const T* row, int64_t size) {
   return sum;
 }
 
-// Of `size` numbers, from the sum of their squares.
+// The inverse RMS of `size` numbers, from the sum of their squares.
 inline float inverse_rms(float squares, int64_t size, float epsilon) {
   return 1.0f / std::sqrt(squares / size + epsilon);
 }
@@ -29,8 +29,8 @@ void weigh(T* out, const T* row, const T* weight, int64_t size, float scale) {
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(weight[i]) * wide(narrow<T>(wide(row[i]) * scale)));
 }
 
-// The weight of an RMSNorm, of what is rounded before it is weighed, as in Llama; or, by `exact` in its place, after it,
-// as in Gemma and gpt-oss. Neither: there is none.
+// The weight of an RMSNorm: `weight` multiplies the rounded row, as in Llama; `exact` multiplies before rounding, as in
+// Gemma and gpt-oss. Both null: there is no norm.
 template <typename T>
 struct Norm {
   const T* weight;
@@ -45,14 +45,14 @@ void weigh(T* out, const T* row, const Norm<T>& by, int64_t size, float scale) {
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(row[i]) * scale * by.exact[i]);
 }
 
-// In place where `out` is `row`; by a Norm, or a weight [size].
+// RMSNorm by a Norm or a weight [size]; `out` may be `row`.
 template <typename T, typename W>
 void normalize(T* out, const T* row, const W& by, int64_t size, float epsilon) {
   weigh(out, row, by, size, inverse_rms(row, size, epsilon));
 }
 
-// Pairs (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin), which are its halves, or neighbours where `pairs`; what
-// lies beyond `half` of them stays. With a `sign` of -1 they turn back.
+// Rotates pairs (x1, x2) of a head to (x1 cos - x2 sin, x2 cos + x1 sin). They lie in the head's halves, or are
+// neighbours if `pairs`. Numbers beyond the first `half` pairs stay. A `sign` of -1 rotates back.
 template <typename T>
 void rotate(T* head, const float* cos, const float* sin, int64_t half, bool pairs, float sign = 1.0f) {
   const auto turn = [&](int64_t i, T& first, T& second) {
@@ -82,7 +82,7 @@ void scale(T* row, float factor, int64_t size) {
   for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(wide(row[i]) * factor);
 }
 
-// hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight, or hidden where there is no norm
+// hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight, or hidden if there is no norm.
 template <typename T>
 void add_norm(T* hidden, const T* delta, const Norm<T>& norm, T* out, int64_t size, float epsilon) {
   if (delta) add(hidden, delta, size);
@@ -92,16 +92,16 @@ void add_norm(T* hidden, const T* delta, const Norm<T>& norm, T* out, int64_t si
     std::copy_n(hidden, size, out);
 }
 
-// Where a layer's attention finds its heads, how their positions turn, and what they see.
+// The layout of a layer's heads, their rotary angles and norms, and what they see.
 template <typename T>
 struct Heads {
   int64_t heads, kv_heads, dim;
   const float *cos, *sin;  // [positions, half]
   int64_t half;
-  int64_t pairs;           // whether neighbours turn together, and not halves
-  Norm<T> q_norm, k_norm;  // [dim], or where they are joint over all heads of a row; `late`: of what is turned
-  int64_t joint_queries, joint_keys;  // of so many numbers, of all ranks; 0: each head is normed by itself
-  int64_t counted;                    // whether keys' squares are this rank's to add to all ranks'
+  int64_t pairs;           // whether interleaved neighbours rotate together, not halves
+  Norm<T> q_norm, k_norm;  // [dim], or joint over all heads of a row; `late`: after the rotation
+  int64_t joint_queries, joint_keys;  // numbers under a joint norm, on all ranks; 0: each head has its own norm
+  int64_t counted;                    // whether this rank's keys count in the sum of squares of all ranks
   int64_t late;
   float epsilon;
   Sight sight;
@@ -109,20 +109,20 @@ struct Heads {
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
 };
 
-// What joint norms are of: the sums of squares of a row's queries and keys.
+// The sums of squares of a row's queries and keys, for joint norms.
 struct SquareSums {
   float queries, keys;
 };
 
-// Of the heads that there are of a row.
+// Those of a row's heads on this rank.
 template <typename T>
 SquareSums squares_of(const T* q, const Heads<T>& of) {
   const float keys = of.counted ? sum_squares(q + of.heads * of.dim, of.kv_heads * of.dim) : 0.0f;
   return {sum_squares(q, of.heads * of.dim), keys};
 }
 
-// One row of qkv [(heads + 2 kv_heads) dim]: norm and rotate q and k in place; k and v go to token `place` of `pool`.
-// Joint norms take `squares` of all heads.
+// One row of qkv [(heads + 2 kv_heads) dim]: normalises and rotates q and k in place; writes k and v to token `place`
+// of `pool`. Joint norms use `squares` of all heads.
 template <typename T>
 void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool, const SquareSums& squares) {
   const int64_t dim = of.dim;
@@ -159,7 +159,7 @@ void silu_mul(const T* gate, T* out, int64_t size) {
 }
 
 #ifdef MINT_AVX512_BF16
-// 1 / (1 + e^-g) is top / bottom, from e^-|g| so that nothing overflows; NaN and infinity go through as they are.
+// 1 / (1 + e^-g) is top / bottom, computed from e^-|g| so that nothing overflows; NaN and infinity are kept.
 struct Silu {
   __m512 top, bottom;
   explicit Silu(__m512 g) {

@@ -1,27 +1,27 @@
-// How the rows of a layer's attention see their past.
+// What rows see of their past in a layer's attention.
 #pragma once
 #include "number.h"
 
 struct Sight {
   int64_t window;      // the latest tokens that a row sees, itself included; 0: all
-  const float* sinks;  // [heads]: a score of nothing, beside those of what a row sees; null: none
-  float cap;           // scores go to cap * tanh(score / cap); 0: they stay
-  // Of those that are at `position` and before, the first that is seen.
+  const float* sinks;  // [heads]: an extra score in each row's softmax that attends to nothing; null: none
+  float cap;           // scores become cap * tanh(score / cap); 0: no cap
+  // The first position that a row at `position` sees.
   int64_t first(int64_t position) const { return window && window <= position ? position + 1 - window : 0; }
 };
 
-// The tokens of a page that a row sees.
+// The range of a page's tokens that a row sees.
 struct Seen {
   int from, to;
 };
 
-// cap * tanh(x / cap), from e^-2|x|, so that nothing overflows.
+// cap * tanh(x / cap), computed from e^-2|x| so that nothing overflows.
 inline float held_within(float x, float cap) {
   const float part = x / cap, e = exp_down(-2.0f * std::fabs(part));
   return cap * std::copysign((1.0f - e) / (1.0f + e), part);
 }
 
-// x [size], each held within the cap and rounded once.
+// Caps each number of x [size]; the result is rounded once.
 template <typename T>
 void hold_within(T* x, int64_t size, float cap) {
 #pragma omp simd
@@ -29,7 +29,7 @@ void hold_within(T* x, int64_t size, float cap) {
 }
 
 #ifdef MINT_AVX512_BF16
-// The same of sixteen numbers that are not rounded.
+// The same for sixteen numbers, without rounding.
 inline __m512 held_within(__m512 x, float cap) {
   const __m512 part = _mm512_div_ps(x, _mm512_set1_ps(cap)), one = _mm512_set1_ps(1.0f);
   const __m512 e = exp_below_zero(_mm512_mul_ps(_mm512_abs_ps(part), _mm512_set1_ps(-2.0f)));

@@ -1,15 +1,15 @@
-// What a product leaves time for: while its sums are taken, memory is brought nearer, and between two of its tiles what
-// has come near is used.
+// Prefetching during a product: while sums are computed, memory is brought nearer; between two tiles, what has arrived
+// is used.
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include "aligned.h"
 
 
-// Memory that is read soon.
+// Memory that will be read soon.
 struct Ahead {
   const char *at = nullptr, *end = nullptr;
-  int each = 0;  // lines beside a tile's step, of several rows
+  int each = 0;  // lines to bring at each step of a tile of several rows
 
   bool left() const { return at < end; }
   inline void bring(int lines) {
@@ -17,17 +17,17 @@ struct Ahead {
   }
 };
 
-// Runs of memory that are brought one after another, evenly over a product's steps. In bursts they would not come
-// faster, but be in the way of the product's own weights, or, since a processor that is busy drops requests, not come.
+// Regions of memory that are prefetched one after another, evenly over a product's steps. Bursts would not be faster:
+// they would delay the product's own weights, or be lost, since a busy processor drops requests.
 struct Stream {
-  static constexpr int MOST_LINES = 3;  // a step: what comes of more is less (EPYC of Zen 4, measured)
+  static constexpr int MOST_LINES = 3;  // per step: more of them bring less (EPYC of Zen 4, measured)
   Ahead now, then;
-  int64_t lines = 0, steps = 0;  // that are left of the product
-  // Uses what has been brought and gives the next run; none: no more.
+  int64_t lines = 0, steps = 0;  // what remains of the product
+  // Uses what has arrived and returns the next region; an empty one: no more.
   Ahead (*next)(void*) = nullptr;
   void* from = nullptr;
 
-  // Goes on to the next run when one has been brought; how many lines each of `following` steps is to bring.
+  // Moves on to the next region when one has been prefetched; returns how many lines the `following` steps each bring.
   int renew(int64_t following) {
     if (!now.left()) go_on();
     while (next && !then.left()) {

@@ -1,10 +1,10 @@
-// What one adapter adds to a tile of a product whose rows are all its own: taken in registers, while they are at hand.
+// What one adapter adds to a product's tile whose rows are all its own, computed in registers while the sums are there.
 #pragma once
 #include "lanes.h"
 #include "lora.h"
 
-// A target of the adapter: b [rank, out] goes to columns from `column` on. `middle` is the tile's first row's, see
-// `lora.h`; null b: the adapter leaves the target alone.
+// One target of the adapter: b [rank, out] goes to columns from `column` on. `middle` is that of the tile's first row,
+// see `lora.h`; null b: the adapter does not have this target.
 template <typename T>
 struct Strip {
   const T* b;
@@ -12,7 +12,7 @@ struct Strip {
   int64_t pitch, rank, column, out;
 };
 
-// Whether tiles can take strips: where there is a dot product of pairs.
+// Whether tiles can take strips: only with a dot product of pairs.
 template <typename T>
 constexpr bool TAKES_STRIPS = false;
 
@@ -20,13 +20,13 @@ constexpr bool TAKES_STRIPS = false;
 template <>
 constexpr bool TAKES_STRIPS<bf16> = true;
 
-// Columns `from` to `from + 16` that lie within 0 to `count`.
+// Mask of the columns `from` to `from + 16` that lie within 0 to `count`.
 inline __mmask16 within16(int64_t from, int64_t count) {
   const __mmask16 behind = from < 0 ? first16(std::min<int64_t>(-from, 16)) : __mmask16(0);
   return from >= count || from <= -16 ? __mmask16(0) : __mmask16(first16(count - from) & ~behind);
 }
 
-// What two ranks, or one where `two` is false, add to N rows and a panel's columns; not `WHOLE`: to those of the masks.
+// Adds what two ranks (one unless `two`) add to N rows and a panel's columns; unless `WHOLE`, to those of the masks.
 template <bool WHOLE, int N, int V>
 inline void add_ranks(const bf16* b, int64_t out, bool two, const bf16* middle, int64_t pitch,
                       const __mmask16 (&masks)[V], __m512 (&sums)[N][V]) {
@@ -34,7 +34,7 @@ inline void add_ranks(const bf16* b, int64_t out, bool two, const bf16* middle, 
     const __m256i half = WHOLE ? _mm256_loadu_si256((const __m256i*)from) : _mm256_maskz_loadu_epi16(masks[v], from);
     return _mm512_cvtepu16_epi32(half);
   };
-  // The next panel's columns of the same ranks: far from these, so no hardware foresees them.
+  // The next panel's columns of the same ranks: they are far from these, so no hardware prefetcher foresees them.
   for (int line = 0; line < V; line += 2) {
     __builtin_prefetch(b + 16 * V + 16 * line, 0, 3);
     __builtin_prefetch(b + out + 16 * V + 16 * line, 0, 3);
@@ -67,7 +67,7 @@ inline void add_columns(const Strip<bf16>& strip, int64_t from, Lanes (&sums)[N]
     for (int v = 0; v < V; ++v) sums[n][v].all = own[n][v];
 }
 
-// sums[n][v] += middle[n] b, of columns `first` on; the order of ranks is that of `expand`.
+// sums[n][v] += middle[n] b, for columns from `first` on, in the same order of ranks as `expand`.
 template <int N, int V>
 inline void add_strip(const Strip<bf16>& strip, int64_t first, Lanes (&sums)[N][V]) {
   const int64_t from = first - strip.column;

@@ -1,6 +1,6 @@
-// How threads share a step's rows. Rows are cut into as many ranges as there are teams; a team's threads share each
-// product's outputs, and wait for each other after every part of a layer. A team of one waits for nobody: with two
-// cores and a full batch each thread takes its rows through all layers by itself, from its own nearest caches.
+// How threads share a step's rows. Rows are cut into one range per team; a team's threads share each product's outputs
+// and wait for each other after every part of a layer. A team of one never waits: with two cores and a full batch, each
+// thread takes its rows through all layers by itself, in its own nearest caches.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-// Below so many rows a team reads its weights for too little arithmetic: then several threads share one reading.
+// With fewer rows, a team reads its weights for too little arithmetic; then several threads share one reading.
 template <typename T>
 constexpr int64_t TEAM_ROWS = BY_MATRICES<T> ? 128 : 32;
 
@@ -28,7 +28,7 @@ class Barrier {
       return;
     }
     for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-      if (spins > PATIENCE) std::this_thread::yield();  // someone else needs this core, perhaps whom we wait for
+      if (spins > PATIENCE) std::this_thread::yield();  // another thread needs this core, perhaps the one we wait for
 #if defined(__x86_64__)
       else _mm_pause();
 #endif
@@ -42,7 +42,7 @@ class Barrier {
   alignas(64) std::atomic<int> turn_{0};
 };
 
-// The most teams that divide `threads` evenly and have TEAM_ROWS rows each, or one.
+// The most teams that divide `threads` evenly and leave TEAM_ROWS rows to each, or one.
 template <typename T>
 int count_teams(int threads, int64_t rows) {
   for (int teams = threads; teams > 1; --teams)
@@ -50,7 +50,7 @@ int count_teams(int threads, int64_t rows) {
   return 1;
 }
 
-// One thread's place: its team's rows, its share of what the team does, and whom it waits for.
+// One thread's place: its team's rows, its share of the team's work, and the barriers it waits at.
 struct Place {
   int64_t first, last;  // the team's rows
   int member, members;
@@ -58,8 +58,8 @@ struct Place {
   int team_number;
   Barrier *team, *all;
 
-  // Where rows of `width` numbers begin, were they counted from 0: a team's lie in its own part of a room whose rows
-  // are `widest`, since other teams keep rows of another width there at the same time.
+  // Where the team's rows of `width` numbers lie, as a pointer to row 0. Each team has its own part of a buffer whose
+  // rows are `widest`, since other teams keep rows of another width there at the same time.
   template <typename T>
   T* own(T* room, int64_t widest, int64_t width) const {
     return room + first * (widest - width);

@@ -1,4 +1,4 @@
-// The parts of a step's stretches and items that are a team's.
+// The parts of a step's stretches and items that belong to one team.
 #pragma once
 #include "attend.h"
 #include "lora.h"
