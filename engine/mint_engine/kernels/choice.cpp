@@ -1,6 +1,6 @@
-// Sparse attention's choice over trees of rows, for training (DeepSeek-V3.2, arXiv 2512.02556, 2.1): of its trunk and its
-// own past a row attends to what an indexer's small heads score best, as in serving (`indexer.h`). Letters in shapes:
-// J heads, D their size.
+// Sparse attention's choice over trees of rows, for training (DeepSeek-V3.2, arXiv 2512.02556, 2.1): of its trunk and
+// its own past, a row attends to what an indexer's small heads score best, as in serving (`indexer.h`). Letters in
+// shapes: J heads, D their size.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -10,10 +10,10 @@
 #include "tiles.h"
 
 namespace {
-constexpr int64_t TOKENS = 32;  // rows whose bits of a place are one word, which one thread writes
-constexpr int64_t PLACES = 64;  // that are scored together
+constexpr int64_t TOKENS = 32;  // rows whose bits for a place are one word, which one thread writes
+constexpr int64_t PLACES = 64;  // places that are scored together
 
-// asked [T, J + 1, D], queries and then a key, all turned; weights [T, J].
+// asked [T, J + 1, D]: queries and then a key, all rotated; weights [T, J].
 template <typename T>
 struct Index {
   const T *asked, *weights;
@@ -22,13 +22,13 @@ struct Index {
   const T* key(int64_t row) const { return query(row) + heads * size; }
 };
 
-// A trunk's rows, or a branch's, which see `before` places of the trunk: rows `first` on of all.
+// A trunk's rows, or a branch's, which see `before` places of the trunk; `first` is their first row.
 struct Part {
   int64_t trunk, first, before;
   int64_t row_of(int64_t place) const { return place < before ? trunk + place : first + place - before; }
 };
 
-// Scores of some rows of one part.
+// Scores rows of one part.
 template <typename T>
 class Scorer {
  public:
@@ -41,7 +41,7 @@ class Scorer {
       wide_.resize(rows * by.size), wide_standing_.resize(PLACES * by.size);
   }
 
-  // scores [tokens, room] of rows `row` on and the first `places` places; room is a multiple of PLACES.
+  // scores [tokens, room] of rows from `row` on, for the first `places` places; room is a multiple of PLACES.
   void score(const Part& part, int64_t row, int64_t tokens, int64_t places, float* scores, int64_t room) {
     load_queries(row, tokens);
     for (int64_t first = 0; first < places; first += PLACES) {
@@ -66,7 +66,7 @@ class Scorer {
     }
   }
 
-  // What queries and keys of some places give, products_ [tokens J, PLACES].
+  // Products of the queries and some places' keys: products_ [tokens J, PLACES].
   void multiply_by(const Part& part, int64_t first, int64_t count, int64_t tokens) {
 #ifdef MINT_AMX
     if constexpr (BY_MATRICES<T>)
@@ -107,13 +107,13 @@ class Scorer {
   Aligned<float> wide_, wide_standing_, products_;
 };
 
-// Marks what rows of one part choose, whose bits are `shift` on of words that lie `stride` apart.
+// Marks what rows of one part choose: their bits, from `shift` on, in words that lie `stride` apart.
 template <typename T>
 void choose_some(const Index<T>& by, Scorer<T>& scorer, const Part& part, int64_t row, int64_t tokens, uint32_t* words,
                  int64_t stride, int64_t shift) {
   static thread_local Aligned<float> scores;
   static thread_local std::vector<uint64_t> ranks;
-  const int64_t sees = part.before + row - part.first + 1, places = sees + tokens - 1;  // sees: the first of them
+  const int64_t sees = part.before + row - part.first + 1, places = sees + tokens - 1;  // sees: of the first row
   const int64_t room = (places + PLACES - 1) / PLACES * PLACES;
   if (places > by.most) {
     if (int64_t(scores.size()) < tokens * room) scores.resize(tokens * room);
@@ -133,7 +133,8 @@ void choose_some(const Index<T>& by, Scorer<T>& scorer, const Part& part, int64_
   }
 }
 
-// One word of all places: rows `begin` on of a tree [first row, trunk, branches, where their lengths begin].
+// Fills one word of every place: rows from `begin` on of a tree [first row, trunk, branches, where their lengths
+// begin].
 template <typename T>
 void choose_word(const Index<T>& by, Scorer<T>& scorer, const int64_t* tree, const int64_t* lengths, int64_t begin,
                  uint8_t* bits, int64_t bytes) {
@@ -167,7 +168,7 @@ void choose(const Index<T>& by, const int64_t* trees, int64_t count, const int64
 }
 }  // namespace
 
-// trees and lengths as attention over trees has them (`trees.cpp`); bits, all zero before, and choices as `Choices`.
+// trees and lengths as in attention over trees (`trees.cpp`); bits, all zero at first, and choices as in `Choices`.
 #define MINT_CHOICE(NAME, T)                                                                                        \
   extern "C" void mint_choose_trees_##NAME(const T* asked, const T* weights, int64_t heads, int64_t size, int64_t most, \
                                            const int64_t* trees, int64_t count, const int64_t* lengths, uint8_t* bits, \

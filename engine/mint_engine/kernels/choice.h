@@ -1,13 +1,13 @@
-// Which places of a tree its rows attend to, where sparse attention's indexer chose some of them.
+// Which places of a tree its rows attend to, if sparse attention's indexer chose some of them.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
-// A bit for each place and row: of a place `stride` bytes, of which one has eight of the tree's rows.
+// One bit for each place and row: a place has `stride` bytes, each with the bits of eight of the tree's rows.
 struct Choice {
   const uint8_t* bits;  // null: rows attend to all that they see
   int64_t stride, row;  // row: the tree's first
-  // A place's bits of the 32 rows from one on. What is read may lie as far as 16 bytes behind those of the last row.
+  // A place's bits for 32 rows from `from` on. Reads up to 16 bytes beyond those of the last row.
   uint32_t at(int64_t place, int64_t from) const {
     uint64_t found;
     std::memcpy(&found, bits + place * stride + (from - row) / 8, 8);
@@ -15,7 +15,7 @@ struct Choice {
   }
 };
 
-// Trees' choices: [count, 2], where its bits begin, or -1, and its stride.
+// The choices of trees, `of` [count, 2]: where a tree's bits begin, or -1, and its stride.
 struct Choices {
   const uint8_t* bits;
   const int64_t* of;  // null: none

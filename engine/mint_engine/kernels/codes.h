@@ -1,6 +1,6 @@
-// Weights of routed experts that stay quantised: each number is what its code stands for, less its block's zero point,
-// times its scale. A row is dequantised to what it would be if all were (mint_engine.model.dequantise): rounded once.
-// None is NaN: such a base is refused when it is loaded.
+// Weights of routed experts that stay quantised: a number is its code's value, less its block's zero point, times its
+// block's scale. A row is dequantised to the same numbers as if all were (mint_engine.model.dequantise): rounded once.
+// No number is NaN: such a base is refused when it is loaded.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -9,15 +9,15 @@
 #include "number.h"
 #include "stream.h"
 
-// As mint_engine.kernels.expert_structs numbers them: bytes; halves of bytes, the lower one first.
+// Numbered as in mint_engine.kernels.expert_structs: bytes; half bytes, the lower one first.
 enum Kind : int64_t { E4M3, INT8, E2M1, INT4 };
 constexpr bool halved(Kind kind) { return kind == E2M1 || kind == INT4; }
 enum ScaleKind : int64_t { SCALE_FLOAT, SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_POWER, SCALE_E4M3 };
 enum ZeroKind : int64_t { NO_ZEROS, ZERO_BYTES, ZERO_CODES };
 
-// One linear of all experts: codes [E, out, pitch] in bytes, scales [E, rows, columns] of blocks of `high` outputs by
-// `wide` inputs; `every` [E]: what an expert's scales are to be multiplied by; null: nothing. Zero points are bytes as
-// many as scales, or codes of each output, those of a column in words one above another: [E, words, columns].
+// One linear of all experts: codes [E, out, pitch] in bytes; scales [E, rows, columns] of blocks of `high` outputs by
+// `wide` inputs; `every` [E]: a factor of each expert's scales; null: none. Zero points are one byte per scale, or
+// codes, those of several outputs of a column in one word: [E, words, columns].
 struct Codes {
   int64_t kind;
   const uint8_t* codes;
@@ -29,7 +29,7 @@ struct Codes {
   const void* zeros;
 };
 
-// Of a block.
+// A block's scale and zero point.
 struct Scale {
   float by, less;
 };
@@ -57,7 +57,7 @@ inline const std::array<float, 256>& e4m3_numbers() {
   return all;
 }
 
-// One output's zero points that are codes.
+// One output's zero points, if they are codes.
 inline void unpack_zeros(const Codes& of, int64_t expert, int64_t output, Scale* to) {
   const int bits = of.kind == INT4 ? 4 : 8, each = 32 / bits, least = 1 << (bits - 1);
   const int64_t words = (of.out + each - 1) / each, shift = output % each * bits;
@@ -66,7 +66,7 @@ inline void unpack_zeros(const Codes& of, int64_t expert, int64_t output, Scale*
     to[block].less = float(int(from[block] >> shift & ((1u << bits) - 1)) - least);
 }
 
-// One output's scales of blocks, [columns]. The next call of this thread overwrites them.
+// One output's scales and zero points [columns]. This thread's next call overwrites them.
 inline const Scale* scales_of(const Codes& of, int64_t expert, int64_t output) {
   static thread_local Aligned<Scale> room;
   if (int64_t(room.size()) < of.columns) room.resize(of.columns);
@@ -92,7 +92,7 @@ inline const Scale* scales_of(const Codes& of, int64_t expert, int64_t output) {
 }
 
 #ifdef __AVX2__
-// What 32 codes of half a byte stand for, each one of sixteen, by its bytes: those that are lower, and the others.
+// Looks up 32 half-byte codes in a table of 16 numbers, by the numbers' lower bytes and by their upper bytes.
 inline void look_up(const uint8_t* codes, const bf16* every, bf16* to) {
   const __m128i front = _mm_loadu_si128((const __m128i*)every), back = _mm_loadu_si128((const __m128i*)every + 1);
   const __m128i byte = _mm_set1_epi16(255), half = _mm_set1_epi8(15), all = _mm_loadu_si128((const __m128i*)codes);
@@ -107,7 +107,7 @@ inline void look_up(const uint8_t* codes, const bf16* every, bf16* to) {
   }
 }
 
-// What eight codes of e4m3 are: as floats of 16 bits they are 2^8 times smaller.
+// Eight codes of e4m3 as floats: read as 16-bit floats, their bits stand for numbers 2^8 times smaller.
 inline void put_e4m3(const uint8_t* codes, float* to) {
   const __m128i wider = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)codes));
   const __m128i size = _mm_slli_epi16(_mm_and_si128(wider, _mm_set1_epi16(127)), 7);
@@ -116,7 +116,7 @@ inline void put_e4m3(const uint8_t* codes, float* to) {
 }
 #endif
 
-// Columns `at` to `end` with one scale, on every machine.
+// Dequantises columns `at` to `end`, which have one scale; works on every machine.
 template <Kind KIND, typename T>
 inline void dequantise_some(const uint8_t* codes, Scale scale, int64_t at, int64_t end, T* to) {
   if constexpr (halved(KIND)) {
@@ -147,20 +147,20 @@ inline void dequantise_some(const uint8_t* codes, Scale scale, int64_t at, int64
 }
 
 #ifdef MINT_AVX512_BF16
-// Sixteen numbers as bfloat16. Not by the instruction that rounds to it, which takes the smallest for zero.
+// Rounds sixteen numbers to bfloat16. The instruction that rounds to it is not used: it takes the smallest for zero.
 inline __m256i rounded(__m512 value) {
   const __m512i bits = _mm512_castps_si512(value), half = _mm512_set1_epi32(0x7fff);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, half), odd), 16));
 }
 
-// Thirty-two codes of half a byte, each in the lowest four of 16 bits; what is in the others is not said.
+// Thirty-two half-byte codes, each in the lowest four of 16 bits; the other bits are unspecified.
 inline __m512i halves_at(const uint8_t* codes) {
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
   return _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
 }
 
-// Thirty-two codes of a byte as floats, in two halves; those of e4m3 as floats of 16 bits, which are 2^8 times smaller.
+// Thirty-two byte codes as floats, in two halves; e4m3 codes are read as 16-bit floats, which are 2^8 times smaller.
 template <Kind KIND>
 inline void bytes_at(const uint8_t* codes, __m512& front, __m512& back) {
   const __m512i wider = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
@@ -175,22 +175,22 @@ inline void bytes_at(const uint8_t* codes, __m512& front, __m512& back) {
   }
 }
 
-// The sixteen numbers that codes of half a byte stand for, by a scale, as bfloat16.
+// The sixteen numbers that half-byte codes stand for under a scale, as bfloat16.
 template <Kind KIND>
 inline __m256i every_number(Scale scale) {
   const __m512 numbers = _mm512_loadu_ps(KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS);
   return rounded(_mm512_mul_ps(_mm512_sub_ps(numbers, _mm512_set1_ps(scale.less)), _mm512_set1_ps(scale.by)));
 }
 
-// Columns `at` to `end`, a multiple of 32, of halves of bytes with one scale.
+// Dequantises columns `at` to `end`, a multiple of 32, of half bytes with one scale.
 template <Kind KIND>
 inline void dequantise_halves(const uint8_t* codes, Scale scale, int64_t at, int64_t end, bf16* to) {
-  const __m512i every = _mm512_broadcast_i64x4(every_number<KIND>(scale));  // twice, for a fifth bit of any kind
+  const __m512i every = _mm512_broadcast_i64x4(every_number<KIND>(scale));  // twice, since the fifth bit may be either
   for (; at < end; at += 32)
     _mm512_storeu_si512(to + at, _mm512_permutexvar_epi16(halves_at(codes + (at >> 1)), every));
 }
 
-// 32 columns from `at` on of halves of bytes, sixteen with one scale and sixteen with the next.
+// Dequantises 32 columns of half bytes from `at` on, sixteen with one scale and sixteen with the next.
 template <Kind KIND>
 inline void dequantise_pair(const uint8_t* codes, const Scale* scales, int64_t at, bf16* to) {
   const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
@@ -200,7 +200,7 @@ inline void dequantise_pair(const uint8_t* codes, const Scale* scales, int64_t a
   _mm512_storeu_si512(to + at, _mm512_permutexvar_epi16(which, every));
 }
 
-// Columns `at` to `end`, a multiple of 32, of bytes with one scale.
+// Dequantises columns `at` to `end`, a multiple of 32, of bytes with one scale.
 template <Kind KIND>
 inline void dequantise_bytes(const uint8_t* codes, Scale scale, int64_t at, int64_t end, bf16* to) {
   const __m512 by = _mm512_set1_ps(KIND == E4M3 ? scale.by * 256 : scale.by), less = _mm512_set1_ps(scale.less);
@@ -214,7 +214,8 @@ inline void dequantise_bytes(const uint8_t* codes, Scale scale, int64_t at, int6
   }
 }
 
-// Columns of a row in blocks that hold thirty-twos, or whose pairs do. Returns where it goes on.
+// Dequantises columns of a row if its blocks, or pairs of them, are multiples of 32. Returns the first column left
+// over.
 template <Kind KIND>
 inline int64_t dequantise_blocks(const uint8_t* codes, const Scale* scales, int64_t wide, int64_t in, bf16* to) {
   int64_t at = 0, end = in / 32 * 32;
@@ -232,7 +233,7 @@ inline int64_t dequantise_blocks(const uint8_t* codes, const Scale* scales, int6
 }
 #endif
 
-// One output's row -> to [in].
+// Dequantises one output's row -> to [in].
 template <Kind KIND, typename T>
 void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in, T* to) {
   const uint8_t* codes = of.codes + (expert * of.out + output) * of.pitch;
@@ -258,8 +259,8 @@ void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in,
   }
 }
 
-// Rows `first` to `last` of an expert, of linears whose outputs are one below another. The next call of this thread
-// overwrites them.
+// Dequantises rows `first` to `last` of an expert, over linears whose outputs are stacked one below another. This
+// thread's next call overwrites them.
 template <typename T>
 const T* dequantised(const Codes* codes, int64_t expert, int64_t first, int64_t last, int64_t in) {
   static thread_local Aligned<T> room;
@@ -272,7 +273,7 @@ const T* dequantised(const Codes* codes, int64_t expert, int64_t first, int64_t 
   return room.data();
 }
 
-// Where those rows' codes lie, but for those of a further linear; `lines` are brought at a time.
+// The memory of those rows' codes, except those of a further linear, to be prefetched `lines` at a time.
 inline Ahead ahead_of(const Codes* codes, int64_t expert, int64_t first, int64_t last, int lines) {
   for (; first >= codes->out; ++codes) first -= codes->out, last -= codes->out;
   const char* all = (const char*)codes->codes + expert * codes->out * codes->pitch;

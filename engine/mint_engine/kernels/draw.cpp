@@ -1,6 +1,6 @@
-// Drawing a token from a row of logits: temperature, then top-k, top-p and min-p, then the distribution inverted at a
-// given number. Sums run in double. Thresholds are found by a histogram of the weights' leading bits, which order as
-// the weights do, so that only one bucket is ever sorted.
+// Draws a token from a row of logits: temperature, then top-k, top-p and min-p, then the distribution inverted at a
+// given number. Sums are double. Thresholds are found with a histogram of the weights' leading bits, which sort as the
+// weights do, so that only one bucket is ever sorted.
 #include <algorithm>
 #include <functional>
 #include <vector>
@@ -11,7 +11,7 @@
 namespace {
 constexpr int SHIFT = 20;                             // sign, exponent and three bits of the fraction remain
 constexpr int BUCKETS = (0x3f800000 >> SHIFT) + 1;    // weights are at most 1
-constexpr float SMALLEST = -103.0f;                   // what is less likely than e^-103 weighs nothing
+constexpr float SMALLEST = -103.0f;                   // what is e^103 times less likely than the peak weighs nothing
 
 inline int bucket_of(float weight) {
   uint32_t bits;
@@ -67,7 +67,7 @@ float kth(const Histogram& histogram, const float* weights, int64_t size, int64_
   return members(weights, size, bucket)[k - 1];
 }
 
-// The least of the fewest weights that together reach `share` of the mass of all from `least` on.
+// The smallest of the fewest weights that together reach `share` of the mass of all weights of at least `least`.
 float nucleus(const Histogram& histogram, const float* weights, int64_t size, float share, float least) {
   double mass = 0;
   for (int64_t i = 0; i < size; ++i) mass += weights[i] >= least ? weights[i] : 0.0f;
@@ -87,7 +87,7 @@ float nucleus(const Histogram& histogram, const float* weights, int64_t size, fl
   return least;
 }
 
-// What the weights of a block from `least` on come to: by many sums, so that none waits for another.
+// The sum of a block's weights of at least `least`, as several sums, so that none waits for another.
 double mass_of(const float* weights, int64_t count, float least) {
   constexpr int64_t SUMS = 8;
   double sums[SUMS] = {};
@@ -114,7 +114,7 @@ double mass_of(const float* weights, int64_t count, float least) {
   return mass;
 }
 
-// The first of weights `at` to `end` whose running sum passes `sought`, or the last that weighs anything.
+// Index of the first of weights `at` to `end` whose running sum exceeds `sought`, or else of the last nonzero one.
 int64_t place_in(const float* weights, int64_t at, int64_t end, float least, double sought) {
   int64_t last = at;
   double within = 0;
@@ -147,7 +147,7 @@ int64_t draw_row(const T* logits, int64_t size, float temperature, int64_t top_k
   }
   const double sought = number * total;
   double running = 0;
-  int64_t last = 0;  // block that weighs anything: rounding must not lead past it
+  int64_t last = 0;  // the last block that weighs anything: rounding must not lead past it
   for (int64_t at = 0; at < size; at += BLOCK) {
     if (masses[at / BLOCK] == 0) continue;
     if (running + masses[at / BLOCK] <= sought) {

@@ -1,5 +1,5 @@
-// Attention of heads by matrix registers, some pages of a past at a time, softmax online. Keys and values lie in a page
-// as registers take them. All rows go by it, however few: registers sum in another order than vectors do.
+// Attention of heads with matrix registers, several pages of the past at a time, with online softmax. Pages store keys
+// and values as registers take them. All rows use this, however few: registers sum in another order than vectors do.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -8,10 +8,10 @@
 #include "weigh_squares.h"
 
 #ifdef MINT_AMX
-// Rows of one work item: `group` heads of `tokens` tokens from `position` on, those of a token side by side.
+// Rows of one work item: `group` heads of `tokens` tokens from `position` on; a token's heads are adjacent.
 class HeadSquares {
  public:
-  static constexpr int64_t TOKENS = 128;  // of a past that are taken at once: with them sums come and go less often
+  static constexpr int64_t TOKENS = 128;  // of the past at a time: with many, sums are loaded and stored less often
 
   static bool takes(int64_t dim) { return dim % DEEP == 0; }
 
@@ -19,9 +19,9 @@ class HeadSquares {
       : dim_(dim), group_(group), rows_(tokens * group), tall_((rows_ + HEIGHT - 1) / HEIGHT * HEIGHT),
         position_(position), end_(position + tokens), scale_(scale), sight_(sight) {}
 
-  // One key/value head's queries [dim] of each token, `ld` apart -> out, `out_ld` apart. Its part of a page begins at
-  // `pool`, its values `kv_heads` parts behind its keys; pages are `apart`. Its first query head is `own`. Needs
-  // `Matrices`.
+  // Attends with one key/value head: queries [dim] of each token, `ld` apart -> out, `out_ld` apart. The head's part of
+  // a page begins at `pool`, its values `kv_heads` parts after its keys; pages are `apart`. `own` is its first query
+  // head. Needs `Matrices`.
   void attend(const bf16* q, int64_t ld, const bf16* pool, int64_t apart, int64_t kv_heads, const int32_t* table,
               int64_t own, bf16* out, int64_t out_ld) const {
     Room& room = this->room(own);
@@ -30,7 +30,7 @@ class HeadSquares {
     const int64_t size = PAGE * dim_, past = kv_heads * size, seen = sight_.first(position_) / PAGE * PAGE;
     for (int64_t begin = seen / TOKENS * TOKENS; begin < end_; begin += TOKENS) {
       const int64_t first = std::max(seen - begin, int64_t{0}), last = std::min(TOKENS, end_ - begin);
-      const int64_t from = first / DEEP * DEEP, whole = deep(last) - from;  // in whole registers
+      const int64_t from = first / DEEP * DEEP, whole = deep(last) - from;  // in full registers
       for (int64_t t = from; t < from + whole; t += PAGE) {
         bf16* values = room.values.data() + (t - from) * dim_;
         const int64_t there = t < first ? 0 : std::clamp<int64_t>(last - t, 0, PAGE);
@@ -62,7 +62,8 @@ class HeadSquares {
   }
 
  private:
-  // This thread's, from call to call. What rows lack of a register is there, and is not looked at.
+  // This thread's buffers, kept from call to call. They have room for a register's missing rows, which are not looked
+  // at.
   struct Room {
     Aligned<bf16> queries, values, weights;
     Aligned<float> scores, sums;
@@ -79,8 +80,8 @@ class HeadSquares {
     return room;
   }
 
-  // The first `there` tokens' values of a page [16 / 2, dim, 2], zeros for others: what a former request has left behind
-  // them may not be multiplied, not even by nothing.
+  // The values of the first `there` tokens of a page [16 / 2, dim, 2], and zeros for the others: what an earlier
+  // request has left there may not be multiplied, not even by zero.
   void copy_values(const bf16* page, int64_t there, bf16* to) const {
     std::copy_n(page, (there + 1) / 2 * 2 * dim_, to);
     std::fill(to + (there + 1) / 2 * 2 * dim_, to + PAGE * dim_, bf16{0});
@@ -88,7 +89,7 @@ class HeadSquares {
       for (int64_t d = 0; d < dim_; ++d) to[(there - 1) * dim_ + 2 * d + 1] = bf16{0};
   }
 
-  const int64_t dim_, group_, rows_, tall_, position_, end_;  // tall_: rows, in whole registers
+  const int64_t dim_, group_, rows_, tall_, position_, end_;  // tall_: rows, in full registers
   const float scale_;
   const Sight sight_;
 };

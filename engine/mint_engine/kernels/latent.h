@@ -1,7 +1,7 @@
-// Multi-head latent attention over its compressed cache (DeepSeek-V2, arXiv 2405.04434, 2.1.2), absorbed: queries go
-// through the key half of `kv_b_proj` to the latents' space, attend there, and come back through the value half. A
-// token's row in the cache, its latent and its rotated key, is so read once for many heads. Letters in shapes: Q heads,
-// K size of a head's key without its rotated part, V of its value, C latent size, E rotated size, R rank.
+// Multi-head latent attention over its compressed cache (DeepSeek-V2, arXiv 2405.04434, 2.1.2), absorbed: the key half
+// of `kv_b_proj` maps queries to the latents' space, where they attend, and the value half maps the results back. A
+// token's row in the cache, its latent and its rotated key, is thus read once for many heads. Letters in shapes: Q
+// heads, K size of a head's key without its rotated part, V of its value, C latent size, E rotated size, R rank.
 #pragma once
 #include <vector>
 #include "latent_squares.h"
@@ -11,8 +11,8 @@
 
 constexpr int64_t LATENT_ROWS = 128;  // query rows of a work item: their sums fit the second-level cache
 
-// Rows of `heads` heads and `tokens` tokens of a sequence from `position` on: queries [C + E] at `q`, a head's behind
-// another's and a token's `ld` apart, become what they attend to [C]. `page_of` says where 16 tokens' rows lie.
+// Attention of `heads` heads and `tokens` tokens of a sequence from `position` on: queries [C + E] at `q`, a token's
+// heads adjacent and tokens `ld` apart, are replaced by what they attend to [C]. `page_of` returns a page's 16 rows.
 template <typename T, typename F>
 void attend_latents(const Latent<T>& by, T* q, int64_t ld, int heads, int tokens, int64_t position, float scale,
                     F page_of) {
@@ -37,7 +37,7 @@ void attend_latents(const Latent<T>& by, T* q, int64_t ld, int heads, int tokens
     const int64_t begin = page * PAGE;
     stand_tokens(from, width, keys.data());
     pair_tokens(from, latent, values.data());
-    const int skip = int(std::max<int64_t>(0, begin - position)) * heads;  // tokens before the page see nothing of it
+    const int skip = int(std::max<int64_t>(0, begin - position)) * heads;  // tokens before the page do not see it
     for (int row = skip; row < rows; ++row)
       seen[row] = {0, int(std::min<int64_t>(PAGE, position + row / heads + 1 - begin))};
     score<T>(queries.data() + skip, rows - skip, keys.data(), keys.data(), width, scale, scores.data());
@@ -51,21 +51,21 @@ void attend_latents(const Latent<T>& by, T* q, int64_t ld, int heads, int tokens
   }
 }
 
-// A team's rows in latent attention, as one thread sees them; it has some of the heads.
+// Latent attention of a team's rows, as one thread sees it; each thread has some of the heads.
 template <typename T>
 class Latents {
  public:
   Latents(const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Place& place)
       : slots_(slots), step_(step), room_(room), place_(place) {}
 
-  // A token's row in the cache, of what the layer's first product made of it [C + E].
+  // Writes a token's row to the cache, from what the layer's first product made of it [C + E].
   void keep(const Latent<T>& by, int64_t row, const T* made, T* pool) const {
     T* to = pool + step_.places[row] * by.row;
     normalize(to, made, by.norm, by.latent, by.epsilon);
     turn(made + by.latent, by, step_.positions[row], by.pairs, to + by.latent);
   }
 
-  // Queries [rows, Q (K + E)], `ld` apart, to the latents' space [rows, Q (C + E)].
+  // Maps queries [rows, Q (K + E)], `ld` apart, to the latents' space [rows, Q (C + E)].
   void absorb(const Latent<T>& by, const T* queries, int64_t ld) {
     const int64_t apart = by.heads * by.width();
     each_head(by, [&](int64_t head) {
@@ -100,7 +100,7 @@ class Latents {
     }
   }
 
-  // What was attended to, as the heads' values [rows, Q V].
+  // Maps what was attended to back to the heads' values [rows, Q V].
   void release(const Latent<T>& by, T* to) {
     const int64_t apart = by.heads * by.width(), out = by.heads * by.value;
     each_head(by, [&](int64_t head) {
@@ -123,8 +123,8 @@ class Latents {
     return place_.own(room_.latents, room_.latents_width, by.heads * by.width());
   }
 
-  // This thread's heads, in turns with the others'. They share what is read of the cache, unless threads would have
-  // nothing to do.
+  // Attends with this thread's heads, which alternate with the others'. A work item's heads share one read of the
+  // cache; items have many heads, unless threads would then be idle.
   template <typename F>
   void attend(const Latent<T>& by, const Stretch& each, float scale, int64_t& turn, F page_of) const {
     if (each.tokens <= 0) return;
@@ -137,7 +137,7 @@ class Latents {
                        int(std::min(most, by.heads - head)), int(each.tokens), each.position, scale, page_of);
   }
 
-  // Rows of `count` tokens of a sequence, 16 at most; the next call overwrites them.
+  // Gathers the rows of at most 16 tokens of a sequence; the next call overwrites them.
   TokenRows<T> gathered(const Latent<T>& by, const int32_t* tokens, int64_t count, const int32_t* table, const T* pool) {
     gathered_.resize(PAGE * by.width());
     for (int64_t n = 0; n < count; ++n) {
@@ -153,7 +153,7 @@ class Latents {
     for (int64_t head = first; head < by.heads * (place_.member + 1) / place_.members; ++head) act(head);
   }
 
-  // Of a team's items, those whose adapters add to `kv_b_proj`: A [R, C], B [R, Q (K + V)].
+  // Calls `act` for each of the team's items whose adapter adds to `kv_b_proj`: A [R, C], B [R, Q (K + V)].
   template <typename F>
   void each_adapter(const Latent<T>& by, F act) const {
     if (by.module < 0) return;
@@ -166,7 +166,7 @@ class Latents {
     }
   }
 
-  // Of B, `count` of a head's outputs from `from` on [R, count]. The next call overwrites them.
+  // Copies from B `count` of a head's outputs, `from` on -> [R, count]. The next call overwrites them.
   const T* part_of(const Latent<T>& by, const Pair<T>& pair, int64_t head, int64_t from, int64_t count) {
     part_.resize(pair.part.rank * count);
     const T* b = pair.b() + head * (by.plain + by.value) + from;

@@ -1,15 +1,15 @@
-// Attention over latents by matrix registers, some pages of a past at a time, softmax online. Weights are rounded where
-// they go into the second product, and all sums are float, as in `attend_latents`, which does it page by page.
+// Attention over latents with matrix registers, several pages of the past at a time, with online softmax. Weights are
+// rounded before the second product, and all sums are float, as in `attend_latents`, which goes page by page.
 #pragma once
 #include "squares.h"
 #include "tokens.h"
 #include "weigh_squares.h"
 
 #ifdef MINT_AMX
-// Rows of one work item: `heads` heads of `tokens` tokens from `position` on, those of a token side by side.
+// Rows of one work item: `heads` heads of `tokens` tokens from `position` on; a token's heads are adjacent.
 class LatentSquares {
  public:
-  static constexpr int64_t TOKENS = 128;  // of a past that are taken at once: with them sums come and go less often
+  static constexpr int64_t TOKENS = 128;  // of the past at a time: with many, sums are loaded and stored less often
 
   static bool takes(const Latent<bf16>& by) { return by.width() % DEEP == 0 && by.latent % DEEP == 0; }
 
@@ -17,7 +17,7 @@ class LatentSquares {
       : width_(by.width()), latent_(by.latent), heads_(heads), rows_(tokens * heads),
         tall_((rows_ + HEIGHT - 1) / HEIGHT * HEIGHT), position_(position), end_(position + tokens), scale_(scale) {}
 
-  // Queries [C + E] of each token, `ld` apart, become what they attend to [C]. `page_of` says where 16 tokens' rows lie.
+  // Replaces queries [C + E] of each token, `ld` apart, by what they attend to [C]. `page_of` returns a page's 16 rows.
   template <typename F>
   void attend(bf16* q, int64_t ld, F page_of) {
     const Matrices registers;
@@ -46,7 +46,8 @@ class LatentSquares {
   }
 
  private:
-  // This thread's, from call to call. What rows lack of a register is there, and is not looked at.
+  // This thread's buffers, kept from call to call. They have room for a register's missing rows, which are not looked
+  // at.
   struct Room {
     Aligned<bf16> queries, keys, values, weights, page;
     Aligned<float> scores, sums;
@@ -63,8 +64,8 @@ class LatentSquares {
 
   bf16* row_of(bf16* q, int64_t ld, int64_t row) const { return q + (row / heads_) * ld + (row % heads_) * width_; }
 
-  // Keys [C + E, TOKENS] and values [TOKENS, C] of `count` tokens from `begin` on, in pairs; behind them zeros, up to
-  // what registers take at once: nothing that was there before may be multiplied.
+  // Lays out keys [C + E, TOKENS] and values [TOKENS, C] of `count` tokens from `begin` on, in pairs, followed by zeros
+  // up to full registers: what was there before may not be multiplied.
   template <typename F>
   void lay(Room& room, int64_t begin, int64_t count, F page_of) const {
     for (int64_t at = 0; at < deep(count); at += PAGE) {
@@ -82,7 +83,7 @@ class LatentSquares {
     }
   }
 
-  const int64_t width_, latent_, heads_, rows_, tall_, position_, end_;  // tall_: rows, in whole registers
+  const int64_t width_, latent_, heads_, rows_, tall_, position_, end_;  // tall_: rows, in full registers
   const float scale_;
 };
 #endif

@@ -1,10 +1,10 @@
-// Rows of logits to log-probabilities, and the gradient of a loss over some tokens' log-probabilities back to the logits,
-// in their place: no second array of that size is ever there. A row's numbers depend on nothing but itself.
+// Log-probabilities of rows of logits, and the gradient of a loss over some tokens' log-probabilities with respect to
+// the logits, in their place: there is never a second array of that size. A row's numbers depend on nothing but itself.
 #include "highest.h"
 #include "tiles.h"
 
 namespace {
-// The logarithm of the sum of a row's exponentials; NaN where it holds one.
+// The log-sum-exp of a row; NaN if it holds one.
 template <typename T>
 float log_sum(const T* row, int64_t size) {
   const float peak = highest(row, size);
@@ -32,8 +32,8 @@ void log_sums(const T* logits, int64_t rows, int64_t size, float* sums) {
   for (int64_t row = 0; row < rows; ++row) sums[row] = log_sum(logits + row * size, size);
 }
 
-// d log p(target) / d logits is one at the target, less the probabilities. A target that is none of these columns, but
-// another rank's, counts in the row's total alone.
+// d log p(target) / d logits is one at the target, minus the probabilities. A target outside these columns is another
+// rank's, and counts only in the row's total.
 template <typename T>
 void back_row(T* row, int64_t size, float sum, const int64_t* targets, const float* given, const float* slopes,
               int64_t count) {

@@ -1,8 +1,8 @@
-// The multi-LoRA product by itself; and that of stacked experts.
+// The multi-LoRA product as a kernel of its own; and that of stacked experts.
 #include "lora.h"
 
 namespace {
-// Pairs of one slot and one expert, ITEM_ROWS at most.
+// At most ITEM_ROWS pairs of one slot and one expert.
 struct ExpertItem {
   int32_t start, rows, slot, expert;
 };
@@ -16,7 +16,7 @@ void add_items(T* y, int64_t ldy, const T* x, int64_t ldx, const Item* items, in
     for (int64_t t = 0; t < count; ++t) {
       const Pair<T> pair = pair_of(slots, item.slot, targets[t]);
       if (!pair.a) continue;
-      // After an item's last target comes, most likely, the next item's first.
+      // An item's last target is most likely followed by the next item's first.
       Pair<T> next;
       if (t + 1 < count)
         next = pair_of(slots, item.slot, targets[t + 1]);
@@ -29,7 +29,7 @@ void add_items(T* y, int64_t ldy, const T* x, int64_t ldx, const Item* items, in
   }
 }
 
-// One module of stacked experts: their A lie one after another in a slot's row, and then their B.
+// One module of stacked experts: a slot's row holds the A of all experts, one after another, and then their B.
 template <typename T>
 void add_experts(T* y, int64_t ldy, const T* x, int64_t ldx, const ExpertItem* items, int64_t item_count,
                  const T* memory, int64_t width, const int64_t* places, const int32_t* ranks, const float* scalings,

@@ -1,4 +1,4 @@
-// The multi-LoRA product by AVX-512's dot products of bfloat16 pairs. Part of lora.h.
+// The multi-LoRA product with AVX-512's dot products of bfloat16 pairs. Part of lora.h.
 #pragma once
 
 template <>
@@ -6,15 +6,15 @@ struct MiddleOf<bf16> {
   using Number = bf16;
 };
 
-// 32 numbers, or some of them. Only a row's end pays for a mask: a loop of masked loads takes more than twice as long
-// (EPYC of Zen 5, measured).
+// Loads 32 numbers, or those of the mask. Only the end of a row uses a mask: a loop of masked loads takes more than
+// twice as long (EPYC of Zen 5, measured).
 template <bool WHOLE>
 inline __m512bh load_some(const bf16* from, __mmask32 mask) {
   return WHOLE ? load_bf16(from) : load_bf16(from, mask);
 }
 
-// Sums of vectors' lanes, several vectors at once. Each is taken in one order, halves, quarters, pairs, so that it does
-// not depend on how many are taken together.
+// Sums over vectors' lanes, of several vectors at once. Each is computed in the same order (halves, quarters, pairs),
+// so that it does not depend on how many are computed together.
 inline __m512 join_halves(__m512 a, __m512 b) {  // [a's 8 sums, b's 8 sums]
   return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
@@ -28,7 +28,7 @@ inline __m512 join_lanes(__m512 a, __m512 b) {  // in each 128 bits: the sums of
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
 }
 
-// The sum of vector i in lane i.
+// Lane i of the result is the sum of vector i.
 inline __m512 sum_vectors(const __m512 (&sums)[16]) {
   __m512 four[4];
   for (int k = 0; k < 4; ++k)  // 128 bits j hold four parts of the sum of vector 4 j + k
@@ -106,8 +106,8 @@ inline __m512bh spread_pair(const bf16* from) {
   return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// 32 outputs' sums as `expand_ranks` leaves them: of each eight, the first four in `low` and the others in `high`. What
-// is put down stays in that order until it is settled.
+// Writes 32 outputs' sums as `expand_ranks` leaves them: of each eight, the first four in `low` and the others in
+// `high`. Stored sums stay in that order until they are settled.
 inline void put_sums(bf16* to, __m512 low, __m512 high) {
   const __m512i all = _mm512_loadu_si512(to), nothing = _mm512_setzero_si512();
   low = _mm512_add_ps((__m512)_mm512_unpacklo_epi16(nothing, all), low);
@@ -120,14 +120,14 @@ inline void put_sums(float* to, __m512 low, __m512 high) {
   _mm512_storeu_ps(to + 16, high);
 }
 
-// Some of 16 outputs' sums, in their own order.
+// Writes some of 16 outputs' sums, which are in their own order.
 inline void put_some(bf16* to, __m512 sums, __mmask16 mask) {
   store_narrow(to, _mm512_add_ps(load_wide(to, mask), sums), mask);
 }
 inline void put_some(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
 
-// What two ranks, or one where `two` is false, add to C chunks of 32 outputs of N rows: their weights are put side by
-// side, as the dot product wants them. Lanes of 128 bits come apart in that.
+// Adds what two ranks (one unless `two`) add to C chunks of 32 outputs of N rows. Their weights are interleaved for the
+// dot product, which splits each lane of 128 bits between `low` and `high`.
 template <bool WHOLE, int N, int C>
 inline void expand_ranks(const bf16* b, int64_t out, bool two, const bf16* middle, int64_t pitch, __mmask32 mask,
                          __m512 (&low)[N][C], __m512 (&high)[N][C]) {
@@ -144,7 +144,7 @@ inline void expand_ranks(const bf16* b, int64_t out, bool two, const bf16* middl
   }
 }
 
-// C chunks of 32 outputs of N rows; not `WHOLE`: the first `left` outputs of one chunk.
+// C chunks of 32 outputs of N rows; unless `WHOLE`, the first `left` outputs of one chunk.
 template <bool WHOLE, int N, int C, typename Out>
 inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
                          int64_t left, Ahead& ahead) {

@@ -1,13 +1,13 @@
-// Sums of bfloat16 by matrix registers (Intel AMX): an instruction takes 16 rows by 16 outputs and 32 inputs, eight
-// times as much as a dot product of vectors. A panel lies in memory as the registers want it. A sum is taken in the
-// order of its inputs, 32 at a time, whatever rows there are beside it.
+// Products of bfloat16 with matrix registers (Intel AMX): one instruction multiplies 16 rows by 16 outputs over 32
+// inputs, eight times as much as a vector dot product. Panels are stored as the registers take them. A sum is computed
+// in the order of its inputs, 32 at a time, whatever rows there are beside it.
 #pragma once
 #include <algorithm>
 #include <vector>
 #include "aligned.h"
 #include "lanes.h"
 
-// Whether sums of a number type are taken by matrix registers.
+// Whether products of a number type use matrix registers.
 template <typename T>
 constexpr bool BY_MATRICES = false;
 
@@ -18,11 +18,11 @@ constexpr bool BY_MATRICES<bf16> = true;
 
 constexpr int64_t HEIGHT = 16;  // rows of a register
 constexpr int64_t DEEP = 32;    // inputs that are multiplied together
-// Up to a multiple of those.
+// Rounds up to a multiple of DEEP.
 inline int64_t deep(int64_t count) { return (count + DEEP - 1) / DEEP * DEEP; }
-constexpr int64_t BESIDE = 3;   // registers whose outputs lie side by side: a panel's
+constexpr int64_t BESIDE = 3;   // registers whose outputs are adjacent: a panel's
 
-// This thread's registers, all of them 16 rows of 64 bytes, until it goes; other libraries shape them otherwise.
+// Shapes this thread's registers, each 16 rows of 64 bytes, until it is destroyed; other libraries use other shapes.
 class Matrices {
  public:
   Matrices() {
@@ -33,7 +33,7 @@ class Matrices {
     } shapes;
     std::fill_n(shapes.bytes, 8, uint16_t(DEEP * sizeof(bf16)));
     std::fill_n(shapes.rows, 8, uint8_t(HEIGHT));
-    asm volatile("" : : "r"(&shapes) : "memory");  // GCC 12 believes that what follows reads eight bytes of them
+    asm volatile("" : : "r"(&shapes) : "memory");  // GCC 12 believes that the next call reads only eight bytes of them
     _tile_loadconfig(&shapes);
   }
   ~Matrices() { _tile_release(); }
@@ -41,14 +41,14 @@ class Matrices {
   Matrices& operator=(const Matrices&) = delete;
 };
 
-// Rows of inputs in whole registers: the last ones are copied to where there is room behind them for what they lack.
+// Rows of inputs as full registers: the last rows are copied to a buffer that also has room for the missing ones.
 struct Heights {
   const bf16* rows;
   int64_t ld, count;
-  const bf16* rest;  // those behind the last whole register, `ld` apart, too
+  const bf16* rest;  // the rows after the last full register, also `ld` apart
 };
 
-// Rows x [count, depth], `ld` apart. The next call of this thread overwrites what it copies.
+// Rows x [count, depth], `ld` apart. This thread's next call overwrites the copied rows.
 inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) {
   static thread_local Aligned<bf16> room;
   const int64_t whole = count / HEIGHT * HEIGHT;
@@ -58,7 +58,7 @@ inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) 
   return {x, ld, count, room.data()};
 }
 
-// More inputs of the same rows, `ld` apart, and the panel of weights that they meet.
+// Additional inputs of the same rows, `ld` apart, and the panel of weights that they meet.
 struct More {
   const bf16* rows;
   int64_t ld;
@@ -66,8 +66,8 @@ struct More {
   int64_t depth;
 };
 
-// Adds twice 16 rows by a panel to what six registers hold. Between products `bring` is told how many sixths of a
-// panel's DEEP inputs they were.
+// Adds the products of twice 16 rows and a panel to six registers. Between products, calls `bring` with the number of
+// sixths of a panel's DEEP inputs that were multiplied.
 template <typename F>
 inline void add_two(const bf16* x, const bf16* next, int64_t ld, const bf16* panel, int64_t depth, F& bring) {
   constexpr int64_t WIDTH = 16 * BESIDE, PAIRS = WIDTH * 2 * sizeof(bf16);
@@ -84,8 +84,8 @@ inline void add_two(const bf16* x, const bf16* next, int64_t ld, const bf16* pan
   }
 }
 
-// sums [32, 48] of twice 16 rows, in six registers, and behind them of `count` times more inputs. Not `FRESH`: they are
-// added to.
+// sums [32, 48] of twice 16 rows, in six registers, including `count` sets of additional inputs. Unless `FRESH`, they
+// are added to `sums`.
 template <bool FRESH, typename F>
 inline void sum_two(const bf16* x, const bf16* next, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring,
                     const More* more = nullptr, int64_t count = 0, int64_t row = 0) {
@@ -107,7 +107,7 @@ inline void sum_two(const bf16* x, const bf16* next, int64_t ld, const bf16* pan
   _tile_stored(3, below, FAR); _tile_stored(4, below + 16, FAR); _tile_stored(5, below + 32, FAR);
 }
 
-// The same of 16 rows.
+// The same for 16 rows.
 template <bool FRESH, typename F>
 inline void sum_one(const bf16* x, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring) {
   constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float), PAIRS = WIDTH * 2 * sizeof(bf16);
@@ -125,7 +125,7 @@ inline void sum_one(const bf16* x, int64_t ld, const bf16* panel, int64_t depth,
   _tile_stored(0, sums, FAR); _tile_stored(1, sums + 16, FAR); _tile_stored(2, sums + 32, FAR);
 }
 
-// sums [rows, 48] += x panel of the inputs from `from` to `depth`, too few for a register.
+// sums [rows, 48] += x panel, for the inputs from `from` to `depth`, which are too few for a register.
 inline void sum_last(const bf16* x, int64_t ld, int64_t rows, const bf16* panel, int64_t from, int64_t depth, float* sums) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   for (int64_t row = 0; row < rows; ++row)
@@ -141,8 +141,8 @@ inline void sum_last(const bf16* x, int64_t ld, int64_t rows, const bf16* panel,
     }
 }
 
-// The same of all rows; those behind the last whole register have room for what they lack. More inputs: of rows that
-// fill registers in twos.
+// The same for all rows; those after the last full register must have room for the missing ones. Additional inputs are
+// only for rows that fill registers in pairs.
 template <bool FRESH, typename F>
 inline void sum_rows(const Heights& x, int64_t from, const bf16* panel, int64_t depth, float* sums, F& bring,
                      const More* more = nullptr, int64_t count = 0) {
@@ -157,7 +157,7 @@ inline void sum_rows(const Heights& x, int64_t from, const bf16* panel, int64_t 
   }
 }
 
-// The same of all inputs of a panel, in so many parts.
+// The same for all inputs of a panel, in `parts` parts.
 template <bool FRESH, typename F>
 inline void sum_parts(const Heights& x, const bf16* panel, int64_t depth, int64_t parts, float* sums, F& bring,
                       const More* more = nullptr, int64_t count = 0) {
@@ -174,8 +174,8 @@ inline void sum_parts(const Heights& x, const bf16* panel, int64_t depth, int64_
   if (steps * DEEP < depth) sum_last(x.rows, x.ld, x.count, panel, steps * DEEP, depth, sums);
 }
 
-// sums [rows, 48] = x panel, rows rounded up to whole registers; not `FRESH`: are added to. Needs `Matrices`. Many
-// rows take of a deep panel so much at a time as the nearest cache holds; few wait for memory, however it is taken.
+// sums [rows, 48] = x panel (unless `FRESH`, +=), with rows rounded up to full registers. Needs `Matrices`. With many
+// rows, a deep panel is split into parts that fit the nearest cache; few rows wait for memory either way.
 template <bool FRESH, typename F>
 inline void sum_panel(const Heights& x, const bf16* panel, int64_t depth, float* sums, F bring) {
   constexpr int64_t NEAREST = 256, MANY = 8 * HEIGHT;

@@ -1,6 +1,6 @@
-// One key/value head of one tree by matrix registers, for attention over trees (`trees.cpp`). Scores lie on their side,
-// [places, rows]: a row's softmax then goes down the lanes of vectors, and its weights lie as the next product takes
-// them. Weights and the gradients of scores are rounded where they go into products, as flash attention has them and
+// One key/value head of one tree with matrix registers, for attention over trees (`trees.cpp`). Scores are transposed,
+// [places, rows]: a row's softmax then goes down the lanes of vectors, and its weights are laid out as the next product
+// takes them. Weights and the gradients of scores are rounded before they go into products, as in flash attention and
 // the sampler (`attend.h`); all sums are float.
 #pragma once
 #include <algorithm>
@@ -11,11 +11,11 @@
 #include "tree.h"
 
 #ifdef MINT_AMX
-// `places` of keys and values: the trunk's and the longest branch's. What lies behind those that are there is zero, up
-// to a multiple of 32, so that nothing that was there adds to a sum.
+// Holds the keys and values of `most` places: the trunk's and the longest branch's. Places after those in use are zero,
+// up to a multiple of 32, so that earlier contents add to no sum.
 class MatrixHead {
  public:
-  static constexpr int64_t TOKENS = 32;  // of queries that are computed together
+  static constexpr int64_t TOKENS = 32;  // query tokens that are computed together
 
   MatrixHead(const TreeShape& shape, const Choice& choice, int64_t head, int64_t most, bool back)
       : shape_(shape), choice_(choice), head_(head), places_(deep(most)), width_(deep(TOKENS * shape.group())) {
@@ -97,8 +97,8 @@ class MatrixHead {
   }
 
  private:
-  // Queries of some tokens from `row` on, a head behind another, and the places that they meet, `first` and the `keys`
-  // from it on: the first token is at `place`.
+  // Queries of some tokens from `row` on, head after head, and the places that they meet: `keys` from `first` on. The
+  // first token is at `place`.
   struct Block {
     int64_t row, rows, wide, place, first, keys;  // wide, first, keys: multiples of 32
   };
@@ -108,7 +108,7 @@ class MatrixHead {
     return {row, rows, deep(rows), place, first, deep(place + tokens) - first};
   }
 
-  // A row of keys or values to its place, and to the column of that place; null: zeros.
+  // Writes a row of keys or values to its place's row, and to its place's column; null: zeros.
   void put(const bf16* from, int64_t place, Aligned<bf16>& rows, Aligned<bf16>& columns) {
     const int64_t dim = shape_.dim;
     if (!rows.empty())
@@ -122,14 +122,14 @@ class MatrixHead {
     return (block.row + n / group) * ld + (head_ * group + n % group) * shape_.dim;
   }
 
-  // A block's rows of heads, one behind another, with zeros behind them.
+  // Gathers a block's rows of heads, one after another, followed by zeros.
   void gather(const bf16* from, int64_t ld, const Block& block, Aligned<bf16>& to) const {
     const int64_t dim = shape_.dim;
     for (int64_t n = 0; n < block.rows; ++n) std::copy_n(from + place_of(block, n, ld), dim, to.data() + n * dim);
     std::fill(to.begin() + block.rows * dim, to.begin() + block.wide * dim, bf16{0});
   }
 
-  // Of 16 rows, those of a block's places that each sees, or chose of them.
+  // Which of a block's places each of 16 rows sees, and has chosen if it chooses.
   struct Seen {
     __m512i from, to;
     Choice choice;
@@ -141,7 +141,7 @@ class MatrixHead {
     }
   };
 
-  // Those of 16 rows from `first` on; rows that are not there see none.
+  // What 16 rows from `first` on see; rows beyond the block's see nothing.
   Seen seen_by(const Block& block, int64_t first) const {
     alignas(64) int32_t from[LANES], to[LANES];
     for (int64_t lane = 0; lane < LANES; ++lane) {
@@ -163,7 +163,7 @@ class MatrixHead {
 
   __m512 held(__m512 score) const { return shape_.sight.cap ? held_within(score, shape_.sight.cap) : score; }
 
-  // How much of a gradient a held score lets through.
+  // The derivative of capping a score.
   __m512 slope_of(__m512 score) const {
     const __m512 one = _mm512_set1_ps(1.0f);
     if (!shape_.sight.cap) return one;
@@ -171,12 +171,12 @@ class MatrixHead {
     return _mm512_fnmadd_ps(part, part, one);
   }
 
-  // Where among all rows' sums that of a block's row lies.
+  // Index of a block's row among all rows' sums.
   int64_t sum_at(const Block& block, int64_t n) const {
     return (block.row + n / shape_.group()) * shape_.heads + head_ * shape_.group() + n % shape_.group();
   }
 
-  // Scores to weights, relative to a row's largest; `factors_` are what they are still to be multiplied by.
+  // Turns scores into weights relative to a row's largest; `factors_` will normalise them.
   void weigh(const Block& block, int64_t first, float* sums) {
     const Seen seen = seen_by(block, first);
     const __m512 scale = _mm512_set1_ps(shape_.scale), sinks = sinks_of(first);
@@ -202,7 +202,7 @@ class MatrixHead {
       sums[sum_at(block, n)] = peaks[n - first] + std::log(all[n - first]);
   }
 
-  // What each row's output and its gradient are together.
+  // The dot product of each row's output and that output's gradient.
   void meet(const Block& block, const bf16* out) {
     const int64_t dim = shape_.dim;
     for (int64_t n = 0; n < block.wide; ++n) {
@@ -216,7 +216,7 @@ class MatrixHead {
     }
   }
 
-  // Scores to weights again, and the weights' gradients to those of the scores.
+  // Computes weights from scores again, and the gradients of scores from those of the weights.
   void weigh_back(const Block& block, int64_t first, const float* sums) {
     const Seen seen = seen_by(block, first);
     const __m512 scale = _mm512_set1_ps(shape_.scale), both = _mm512_loadu_ps(both_.data() + first);
@@ -234,7 +234,7 @@ class MatrixHead {
     }
   }
 
-  // turned_ [dim, wide], times each row's factor -> the block's rows of heads.
+  // Writes turned_ [dim, wide], times each row's factor, to the block's rows of heads.
   void put_turned(const Block& block, bf16* to, int64_t ld) const {
     alignas(64) float square[HEIGHT * HEIGHT];
     for (int64_t first = 0; first < block.rows; first += HEIGHT)
@@ -254,8 +254,8 @@ class MatrixHead {
   const TreeShape& shape_;
   const Choice& choice_;
   const int64_t head_, places_, width_;  // width_: rows of a block
-  Aligned<bf16> k_, kt_, v_, vt_;        // [places, dim], and turned
-  Aligned<bf16> q_, qt_, qp_, g_, gt_, gp_;  // a block's queries and outputs' gradients [width, dim], standing, in pairs
+  Aligned<bf16> k_, kt_, v_, vt_;        // [places, dim], and transposed
+  Aligned<bf16> q_, qt_, qp_, g_, gt_, gp_;  // queries and output gradients [width, dim], transposed, in pairs
   Aligned<float> scores_, slopes_;           // [places, width]
   Aligned<bf16> weights_, gradients_, paired_;  // [places, width], the last in pairs
   Aligned<float> turned_, factors_, both_;      // [dim, width], [width], [width]

@@ -1,4 +1,4 @@
-// What adapters add to many rows of training, by matrix registers: both of its products, for one run's rows at a time.
+// What adapters add to many training rows, with matrix registers: both of its products, for one run's rows at a time.
 #pragma once
 #include "added.h"
 #include "aligned.h"
@@ -6,8 +6,8 @@
 #include "turned.h"
 #ifdef MINT_AMX
 
-// Up to G registers of rows by 16 ranks, whose weights are `standing`; of ranks `first` on, to their middles. G sums at
-// once, since each waits three times as long for the one before as a product takes.
+// Multiplies up to G registers of rows by 16 ranks from `first` on, whose weights are `standing`, and writes the
+// middles. G sums are computed at once, since each waits for the one before three times as long as a product takes.
 template <int G>
 inline void shrink_groups(const bf16* const* rows, int64_t ldx, const bf16* standing, int64_t in, const Part& part,
                           int64_t first, bf16* const* to, const int64_t* counts, int64_t pitch) {
@@ -32,7 +32,7 @@ inline void shrink_groups(const bf16* const* rows, int64_t ldx, const bf16* stan
                    first16(part.rank - first));
 }
 
-// As `shrink`, of any number of rows; `part.in` fills registers.
+// As `shrink`, for any number of rows; `part.in` must fill registers.
 inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, const Part& part, bf16* middle,
                        int64_t pitch) {
   const Matrices registers;
@@ -63,7 +63,7 @@ inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, 
     for (int64_t row = 0; row < rows; ++row) middle[row * pitch + part.rank] = {0};
 }
 
-// Middles of `rows` rows -> [rows, depth], rounded up to whole registers, what is missing zero.
+// Middles of `rows` rows -> [rows, depth], both rounded up to full registers; missing numbers are zero.
 inline void lay_middles(const Strip<bf16>& strip, int64_t rows, bf16* to) {
   const int64_t depth = deep(strip.rank), high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
   for (int64_t row = 0; row < high; ++row)
@@ -79,7 +79,7 @@ inline bool meets(const Strip<bf16>& strip, int64_t first) {
   return first < strip.column + strip.out && first + 16 * BESIDE > strip.column;
 }
 
-// Its weights as a panel of those outputs, [depth / 2, 48, 2].
+// The adapter's weights as a panel of those outputs, [depth / 2, 48, 2].
 inline void lay_weights(const Strip<bf16>& strip, int64_t first, bf16* to) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   for (int64_t r = 0; r < deep(strip.rank); r += 2)
@@ -92,8 +92,9 @@ inline void lay_weights(const Strip<bf16>& strip, int64_t first, bf16* to) {
     }
 }
 
-// sums [rows, 48], of outputs `first` on, += what an adapter adds to them. The last rows are met in a place of their
-// own: rows behind them, which are not the run's, stay as they are, whatever numbers the adapter has. Needs `Matrices`.
+// sums [rows, 48], for outputs from `first` on, += what an adapter adds. The last rows are computed in a buffer of
+// their own: the rows after them, which are not the run's, stay as they are, whatever the adapter's numbers. Needs
+// `Matrices`.
 inline void add_run(const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   static thread_local Aligned<bf16> middles, weights;

@@ -1,12 +1,12 @@
-// Whether this process may use what the kernels are compiled for.
+// Whether this process may use the instructions that the kernels are compiled for.
 #include "matrices.h"
 #ifdef MINT_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-// 1, or 0 where the system refuses the matrix registers. Linux gives them to a process that asks (arch_prctl of
-// ARCH_REQ_XCOMP_PERM, since 5.16), and to what it forks.
+// 1, or 0 if the system refuses the matrix registers. Linux grants them to a process that asks (arch_prctl of
+// ARCH_REQ_XCOMP_PERM, since 5.16), and to its forks.
 extern "C" int mint_ready() {
 #ifdef MINT_AMX
   constexpr long ASK = 0x1023, TILES = 18;

@@ -1,23 +1,23 @@
-// Products of training: rows by frozen weights, and what each policy's adapter adds, in one call for all experts, or
-// for the one weight of a linear that all rows meet. A weight is packed a block at a time, which many rows then meet.
-// A sum is taken in the order of its inputs, so that a row's numbers depend on nothing but itself.
+// Training products: rows times frozen weights, plus each policy's adapter, in one call for all experts, or for the one
+// weight of a linear. A weight is packed one block at a time, which many rows then meet. A sum is computed in the order
+// of its inputs, so that a row's numbers depend on nothing but itself.
 #include <omp.h>
 #include "blocks.h"
 #include "product.h"
 #include "runs.h"
 
 namespace {
-// Rows of one run within one tile; the adapters from `from` to `to` add to them.
+// Rows of one run within one tile; adapters `from` to `to` add to them.
 struct Piece {
   int64_t row, rows, from, to;
 };
 
-// Some rows of a run by what is narrow of an adapter.
+// Some rows of a run, for the narrow product of an adapter.
 struct Narrow {
   int64_t added, first, rows;
 };
 
-// sums [N, WIDTH] = x by a panel of `depth` inputs; not `FRESH`: are added to. Meanwhile lines come.
+// sums [N, WIDTH] = x times a panel of `depth` inputs (unless `FRESH`, +=). Meanwhile prefetches `ahead`.
 template <bool FRESH, int N, typename T>
 inline void sum_inputs(const Input<T>* x, int64_t ldx, const T* panel, int64_t depth, float* sums, Soon& ahead) {
   Lanes own[N][VECTORS];
@@ -32,7 +32,7 @@ inline void sum_inputs(const Input<T>* x, int64_t ldx, const T* panel, int64_t d
     }
   };
   const auto whole_group = [](const Input<T>* at) { return spread_input(at); };
-  constexpr int64_t STEPS = 4;  // for each line
+  constexpr int64_t STEPS = 4;  // for each prefetched line
   const int64_t whole = depth / GROUP<T> * GROUP<T>;
   Soon near = ahead;
   int64_t i = 0;
@@ -65,7 +65,7 @@ inline void sum_rows(int64_t rows, const Input<T>* x, int64_t ldx, const T* pane
   }
 }
 
-// sums [rows, WIDTH] of a block's rows. Meanwhile what is left of its next weight comes, then of its next rows.
+// sums [rows, WIDTH] of a block's rows. Meanwhile prefetches the rest of its next weight, then its next rows.
 template <typename T>
 void sum_block(const Inputs<T>& from, int64_t rows, const T* panel, int64_t depth, float* sums, bool fresh, Soon& weight,
                Soon& x) {
@@ -74,7 +74,7 @@ void sum_block(const Inputs<T>& from, int64_t rows, const T* panel, int64_t dept
                       sums + row * WIDTH, fresh, weight.rows ? weight : x);
 }
 
-// sums [rows, WIDTH], of outputs `first` on, += what an adapter adds to them.
+// sums [rows, WIDTH], for outputs from `first` on, += what an adapter adds to them.
 template <typename T>
 void add_ranks(const Strip<T>& strip, int64_t first, int64_t rows, float* sums) {
   const int64_t from = std::max(first, strip.column), to = std::min(first + WIDTH, strip.column + strip.out);
@@ -87,7 +87,7 @@ void add_ranks(const Strip<T>& strip, int64_t first, int64_t rows, float* sums) 
     }
 }
 
-// y [rows, width], of outputs `first` on, = sums + what adapters add + bias, rounded once.
+// y [rows, width], for outputs from `first` on, = sums + what adapters add + bias, rounded once.
 template <int N, typename T>
 inline void put_rows(int64_t rows, float* sums, const Strip<T>* strips, int64_t count, int64_t first, const T* bias,
                      int64_t width, T* y, int64_t ldy) {
@@ -124,10 +124,10 @@ class Product {
   }
 
  private:
-  // For each thread, if it can be, so that all end at about the same time.
+  // Blocks for each thread, if there can be as many, so that all threads end at about the same time.
   static constexpr size_t BLOCKS = BY_MATRICES<T> ? 3 : 4;
 
-  // The most of a block: its sums fit the second-level cache, by matrix registers its panels half of it, in twos.
+  // The largest block: its sums fit the second-level cache; with matrix registers, its panels fit half of it, in pairs.
   struct Size {
     int64_t rows, panels;
   };
@@ -156,10 +156,11 @@ class Product {
     block.last_piece = int64_t(pieces_.size());
   }
 
-  // Cuts an expert's rows into blocks of whole tiles; by matrix registers, which find their runs, not into pieces.
+  // Cuts each expert's rows into blocks of full tiles; with matrix registers, which find runs themselves, not into
+  // pieces.
   void plan(const int64_t* bounds, int64_t experts, size_t threads) {
     int64_t at = 0;
-    std::vector<Block> whole;  // all panels
+    std::vector<Block> whole;  // with all panels
     for (int64_t expert = 0; expert < experts; ++expert)
       for (int64_t first = bounds[expert]; first < bounds[expert + 1]; first += most_.rows) {
         whole.push_back({expert, first, std::min(first + most_.rows, bounds[expert + 1]), 0, 0, 0, 0});
@@ -180,10 +181,10 @@ class Product {
     }
   }
 
-  // Inputs of a run's narrow product.
+  // The number of inputs of a run's narrow product.
   int64_t narrow_inputs(const Added<T>& own) const { return WAY == Way::THERE ? call_.in : own.width; }
 
-  // Whether that fills matrix registers.
+  // Whether they fill matrix registers.
   bool by_matrices(const Added<T>& own) const {
 #ifdef MINT_AMX
     if constexpr (BY_MATRICES<T>) return narrow_inputs(own) % DEEP == 0;
@@ -191,7 +192,7 @@ class Product {
     return false;
   }
 
-  // Rows of a work item of such a product.
+  // Rows of a work item of a narrow product.
   int64_t together(const Added<T>& own) const { return by_matrices(own) ? 8 * ITEM_ROWS : ITEM_ROWS; }
 
   void shrink_rows(const Narrow& rows) const {
@@ -269,9 +270,9 @@ class Product {
 };
 }  // namespace
 
-// Rows bounds[e] to bounds[e + 1] meet expert e's weight [out, in], `apart` from the next, whose rows are `pitch` apart;
-// bias [out], null: none.
-// `added` is in the order of its runs, with all of a run beside each other.
+// Rows bounds[e] to bounds[e + 1] meet expert e's weight [out, in]: weights are `apart`, rows of a weight `pitch`
+// apart; bias [out], null: none.
+// `added` is in the order of its runs; a run's adapters are adjacent.
 #define MINT_RUNS(NAME, T)                                                                                             \
   /* x [R, in] -> y [R, out], middles */                                                                               \
   extern "C" void mint_multiply_runs_##NAME(const T* x, const int64_t* bounds, int64_t experts, const T* weight,       \

@@ -1,13 +1,13 @@
-// A product of training as it is called, and the blocks that it is cut into.
+// A training product as it is called, and the blocks into which it is cut.
 #pragma once
 #include "added.h"
 #include "aligned.h"
 #include "panel.h"
 #include "strip.h"
 
-// x [rows, in] by a weight for each expert's rows, `apart` from the next one's -> y [rows, out], and what `count`
-// adapters add. Backwards what is `in` here is what the weight gives, and A and B change places. What gives an output
-// lies `pitch` from what gives the next one.
+// x [rows, in] times one weight per expert, `apart` from the next -> y [rows, out], plus what `count` adapters add. For
+// the way back, `in` is the weight's outputs, and A and B swap roles. Rows of a weight, one per output of the forward,
+// are `pitch` apart.
 template <typename T>
 struct Call {
   const T *x, *weight;
@@ -20,12 +20,12 @@ struct Call {
   T* y;
 };
 
-// Rows `first` to `last` of an expert, which have some pieces, by some panels.
+// Rows `first` to `last` of an expert, cut into pieces, times some panels.
 struct Block {
   int64_t expert, first, last, first_piece, last_piece, panel, panels;
 };
 
-// Memory that is needed soon, in rows: its lines come while sums are taken.
+// Memory that is needed soon, row by row: its lines are prefetched while sums are computed.
 struct Soon {
   const char* row = nullptr;
   int64_t apart = 0, bytes = 0, rows = 0, at = 0;
@@ -65,7 +65,7 @@ constexpr int64_t panel_size(int64_t depth) {
   return (depth + GROUP<T> - 1) / GROUP<T> * GROUP<T> * WIDTH;
 }
 
-// Packs what `depth` inputs from `i` on meet of a block's weight: its panels lie one behind another.
+// Packs the part of a block's weight that `depth` inputs from `i` on meet; panels follow one another.
 template <Way WAY, typename T>
 void pack_block(const Call<T>& call, const Block& block, int64_t i, int64_t depth, T* panels) {
   for (int64_t p = 0; p < block.panels; ++p)

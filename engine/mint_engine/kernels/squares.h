@@ -1,4 +1,4 @@
-// Products of small matrices by matrix registers, whose right sides are laid out for them each time.
+// Products of small matrices with matrix registers; the right-hand side is laid out for each product.
 #pragma once
 #include "matrices.h"
 #include "transpose.h"
@@ -30,7 +30,7 @@ inline void multiply_square(int64_t k, const bf16* a, int64_t lda, const bf16* b
   if (M > 1 && N > 1) _tile_stored(3, c + 16 * ldc + 16, far);
 }
 
-// The same of any m and n that are multiples of 16; k is one of 32. A sum is taken in the order of its k.
+// The same for any m and n that are multiples of 16; k is a multiple of 32. A sum is computed in the order of k.
 inline void multiply_squares(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
                              float* c, int64_t ldc, bool add) {
   for (int64_t i = 0; i < m; i += 2 * HEIGHT)
@@ -45,8 +45,8 @@ inline void multiply_squares(int64_t m, int64_t n, int64_t k, const bf16* a, int
     }
 }
 
-// Rows [rows, count], `ld` apart -> pairs of neighbours [deep(rows) / 2, ldt, 2], what is missing of them, up to a
-// multiple of 16 numbers, zero.
+// Rows [rows, count], `ld` apart -> pairs of adjacent rows [deep(rows) / 2, ldt, 2]; missing numbers, up to a multiple
+// of 16, are zero.
 inline void pair_rows(const bf16* from, int64_t ld, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
   for (int64_t row = 0; row < deep(rows); row += 2, from += 2 * ld, to += 2 * ldt)
     for (int64_t i = 0; i < count; i += 16) {
@@ -56,7 +56,7 @@ inline void pair_rows(const bf16* from, int64_t ld, int64_t rows, int64_t count,
     }
 }
 
-// Rows [rows, count], one behind another -> [count / 2, ldt, 2], whose second index is the row.
+// Rows [rows, count], one after another -> [count / 2, ldt, 2], whose second index is the row.
 inline void stand_rows(const bf16* from, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
   for (int64_t row = 0; row < rows; row += 16)
     for (int64_t i = 0; i < count; i += 32)

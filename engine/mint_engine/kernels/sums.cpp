@@ -1,11 +1,11 @@
-// What ranks of an engine add up between the modules of transformers, and wait for each other by: see peers.h.
+// Sums over the ranks of an engine between transformers' modules, and waiting for each other: see peers.h.
 #include "peers.h"
 
 namespace {
-constexpr int64_t STRIPE = 1 << 14;  // numbers for which another thread is worth waking
+constexpr int64_t STRIPE = 1 << 14;  // from this many numbers on, another thread is worth waking
 
-// Each stripe meets by itself. All ranks cut alike and whoever has fewer threads takes stripes in the same order, so
-// the first stripe that not all have come to is one that all of them will come to.
+// Each stripe meets by itself. All ranks cut alike, and a rank with fewer threads takes stripes in the same order, so
+// every rank comes to the first stripe that has not been reached by all.
 template <typename T>
 void sum(T* numbers, int64_t count, int turn, const Peers<T>& peers) {
   const int64_t stripes = std::clamp<int64_t>(count / STRIPE, 1, std::min<int64_t>(peers.threads, GATES));

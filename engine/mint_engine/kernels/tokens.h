@@ -1,18 +1,18 @@
-// Tokens' rows of a cache that keeps one for all heads, and how they are turned and laid out for products (attend.h).
+// Token rows of a cache that keeps one for all heads: how they are rotated and laid out for products (attend.h).
 #pragma once
 #include <type_traits>
 #include "attend.h"
 #include "step.h"
 #include "transpose.h"
 
-// 16 tokens' rows.
+// The rows of 16 tokens, `ld` apart.
 template <typename T>
 struct TokenRows {
   const T* from;
   int64_t ld;
 };
 
-// Some numbers of a query or key to `to` [E], turned by their position: neighbours together, or halves.
+// Rotates a part of a query or key by its position -> to [E], as halves; `pairs`: the input is interleaved neighbours.
 template <typename T>
 void turn(const T* from, const Latent<T>& by, int64_t position, bool pairs, T* to) {
   const int64_t half = by.rotated / 2;
@@ -28,7 +28,7 @@ void turn(const T* from, const Latent<T>& by, int64_t position, bool pairs, T* t
   }
 }
 
-// Their first `width` numbers as keys [width / 2][places][2], of which they have the first 16 places.
+// Lays out their first `width` numbers as keys [width / 2][places][2], in the first 16 of the places.
 template <typename T>
 void stand_tokens(const TokenRows<T>& rows, int64_t width, T* to, int64_t places = PAGE) {
   int64_t done = 0;
@@ -42,7 +42,7 @@ void stand_tokens(const TokenRows<T>& rows, int64_t width, T* to, int64_t places
     for (int t = 0; t < PAGE; ++t) to[(d / 2) * 2 * places + t * 2 + d % 2] = rows.from[t * rows.ld + d];
 }
 
-// And as values [8][width][2].
+// Lays out their first `width` numbers as values [8][width][2].
 template <typename T>
 void pair_tokens(const TokenRows<T>& rows, int64_t width, T* to) {
   const T* from = rows.from;

@@ -1,4 +1,4 @@
-// Squares of numbers on their sides.
+// Transposed squares of numbers.
 #pragma once
 #include <cstdint>
 #if defined(__AVX512F__)

@@ -1,4 +1,4 @@
-// What attention over trees of rows has in all heads.
+// The shape of attention over trees of rows, the same for all heads.
 #pragma once
 #include <cstdint>
 #include "sight.h"

@@ -1,7 +1,7 @@
-// Attention over trees of rows and its gradients, for training: a trunk's rows and then those of its branches, of which
-// each sees the trunk and its own past. No row is padded and no key expanded for its group of query heads; of the
+// Attention over trees of rows and its gradients, for training: a trunk's rows and then those of its branches, each of
+// which sees the trunk and its own past. No row is padded, and no key is expanded for its group of query heads; of the
 // weights only each row's sum is kept (FlashAttention-2, arXiv 2307.08691). A tree's numbers depend on nothing outside
-// of it. Products and sums are in float, but where matrix registers take them (`matrix_head.h`).
+// it. Products and sums are float, except with matrix registers (`matrix_head.h`).
 #include <algorithm>
 #include <vector>
 #include "aligned.h"
@@ -11,10 +11,10 @@
 #include "tree.h"
 
 namespace {
-constexpr int64_t TOKENS = 32;  // tokens of queries that are computed together
+constexpr int64_t TOKENS = 32;  // query tokens that are computed together
 inline int64_t aligned(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-// One key/value head of one tree: its keys and values as floats, those of the branch in turn behind the trunk's.
+// One key/value head of one tree: its keys and values as floats, the trunk's followed by the current branch's.
 template <typename T>
 struct Head {
   const TreeShape& shape;
@@ -46,7 +46,7 @@ struct Head {
     }
   }
 
-  // q [tokens * group, dim] of the rows from `row` on, scaled.
+  // q [tokens * group, dim] of rows from `row` on, scaled.
   void load_queries(const T* qkv, int64_t row, int64_t tokens) {
     const int64_t group = shape.group(), dim = shape.dim;
     for (int64_t i = 0; i < tokens * group; ++i) {
@@ -55,7 +55,7 @@ struct Head {
     }
   }
 
-  // s = q k^T for places `first` to `keys`, and what is beyond them up to a multiple of 16, which nobody reads.
+  // s = q k^T for places `first` to `keys`, rounded up to a multiple of 16; the excess is never read.
   void score(int64_t rows, int64_t first, int64_t keys) {
     const float* from = kt.data() + first;
     float* to = s.data() + first;
@@ -64,10 +64,10 @@ struct Head {
       for (int64_t i = 0; i < rows; ++i) hold_within(to + i * places, keys - first, shape.sight.cap);
   }
 
-  // The first place that tokens from one at `place` on meet, or some before it: a multiple of 16.
+  // The first place that tokens from `place` on see, rounded down to a multiple of 16.
   int64_t first_of(int64_t place) const { return shape.sight.first(place) / LANES * LANES; }
 
-  // Puts `instead` of what a token that sees so many places did not choose of them.
+  // Writes `instead` for those of the `seen` places that a token did not choose.
   void hide(float* row, int64_t token, int64_t seen, float instead) const {
     if (!choice.bits) return;
     for (int64_t n = 0; n < seen; ++n)
@@ -97,8 +97,8 @@ struct Head {
     }
   }
 
-  // Scores to weights, in place, 0 for what is not seen; returns the logarithm of the sum of their exponentials, and of
-  // the sink's.
+  // Turns scores into weights in place, 0 for what is not seen; returns the log-sum-exp of the scores, the sink
+  // included.
   static float weigh(float* scores, int64_t first, int64_t end, int64_t keys, float sink) {
     float peak = std::max(scores[first], sink), sum = 0;
 #pragma omp simd reduction(max : peak)
@@ -147,13 +147,13 @@ struct Head {
     }
   }
 
-  // Scores to weights again, and the weights' gradients to those of the scores, both in place.
+  // Computes weights from scores again, and the gradients of scores from those of the weights, both in place.
   void weigh_back(float* scores, float* gradients, float sum, float both, int64_t first, int64_t end,
                   int64_t keys) const {
     const float inverse = shape.sight.cap ? 1.0f / shape.sight.cap : 0.0f;
 #pragma omp simd
     for (int64_t n = first; n < end; ++n) {
-      const float part = scores[n] * inverse;  // tanh, whose slope is 1 less its square
+      const float part = scores[n] * inverse;  // tanh, whose slope is 1 minus its square
       scores[n] = exp_down(scores[n] - sum);
       gradients[n] = scores[n] * (gradients[n] - both) * (1.0f - part * part);
     }
@@ -175,7 +175,7 @@ struct Head {
   }
 };
 
-// A tree is row, trunk, branches, where its branches' lengths begin in `lengths`.
+// A tree is: first row, rows of the trunk, number of branches, where the branches' lengths begin in `lengths`.
 template <typename H, typename Visit>
 void each_of(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape,
              const Choices& choices, bool back, Visit visit) {
@@ -232,8 +232,8 @@ void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T
 }  // namespace
 
 // qkv, dqkv [T, (heads + 2 kv_heads) dim]; out, dout [T, heads dim]; sums [T, heads]; trees [count, 4]: first row, rows
-// of the trunk, branches, where their rows' numbers begin in `lengths`; bits and choices as `Choices`, where as many
-// heads have keys as queries. Rows of no tree are left as they are.
+// of the trunk, number of branches, where their lengths begin in `lengths`; bits and choices as in `Choices`, only with
+// as many key/value heads as query heads. Rows of no tree are left as they are.
 #define MINT_TREES(NAME, T)                                                                                            \
   extern "C" void mint_attend_trees_##NAME(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count,     \
                                            const int64_t* lengths, const uint8_t* bits, const int64_t* choices,        \

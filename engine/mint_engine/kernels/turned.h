@@ -1,5 +1,6 @@
-// The products of routed experts by matrix registers. A weight [out, in] is the left side as it lies, 16 outputs a
-// register, so that nothing of it is packed; rows stand beside each other on the right, and what comes out is turned.
+// The products of routed experts with matrix registers. A weight [out, in] is the left-hand side as it is stored, 16
+// outputs per register, so that nothing of it is packed; rows become columns of the right-hand side, and the result is
+// transposed.
 #pragma once
 #include <vector>
 #include "aligned.h"
@@ -9,10 +10,10 @@
 #include "transpose.h"
 #ifdef MINT_AMX
 
-// Whether a weight's inputs and outputs fill whole registers.
+// Whether a weight's inputs and outputs fill registers completely.
 inline bool fills(int64_t in, int64_t out) { return in % DEEP == 0 && out % HEIGHT == 0; }
 
-// Rows x [rows, in] -> [rows / 16, in / 2, 16, 2], those that are missing zero. The next call of this thread overwrites it.
+// Lays out rows x [rows, in] as [rows / 16, in / 2, 16, 2], missing rows zero. This thread's next call overwrites it.
 inline const bf16* stand(const bf16* x, int64_t rows, int64_t in) {
   static thread_local Aligned<bf16> room;
   const int64_t groups = (rows + HEIGHT - 1) / HEIGHT;
@@ -28,7 +29,7 @@ inline const bf16* stand(const bf16* x, int64_t rows, int64_t in) {
   return room.data();
 }
 
-// y [some, ldy], 16 columns of it, = sums [16 outputs, 16 rows], turned and rounded.
+// 16 columns of y [some, ldy] = sums [16 outputs, 16 rows], transposed and rounded.
 inline void put_turned(const float* sums, int64_t some, bf16* y, int64_t ldy) {
   float turned[HEIGHT * HEIGHT];
   transpose(sums, HEIGHT, turned, HEIGHT);
@@ -36,7 +37,7 @@ inline void put_turned(const float* sums, int64_t some, bf16* y, int64_t ldy) {
     store_narrow(y + row * ldy, _mm512_loadu_ps(turned + row * HEIGHT), __mmask16(0xffff));
 }
 
-// 32 outputs at most, 16 where not `TWO`, of one group of rows. Needs `Matrices`.
+// Up to 32 outputs (16 unless `TWO`) of one group of rows. Needs `Matrices`.
 template <bool TWO>
 inline void multiply_turned(const bf16* weight, int64_t in, const bf16* standing, int64_t some, bf16* y, int64_t ldy,
                             Ahead& ahead) {
@@ -60,7 +61,7 @@ inline void multiply_turned(const bf16* weight, int64_t in, const bf16* standing
   }
 }
 
-// One expert's rows, which stand, by `outs` of its outputs -> y [rows, ldy].
+// One expert's rows, laid out by `stand`, times `outs` of its outputs -> y [rows, ldy].
 inline void multiply_standing(const bf16* standing, int64_t rows, const bf16* weight, int64_t in, int64_t outs, bf16* y,
                               int64_t ldy, Ahead& ahead) {
   for (int64_t o = 0; o < outs; o += 2 * HEIGHT)

@@ -1,4 +1,4 @@
-// Softmax online of scores that matrix registers have taken, many of a past at a time.
+// Online softmax of scores computed by matrix registers, many tokens of the past at a time.
 #pragma once
 #include "sight.h"
 #include "state.h"
@@ -6,8 +6,8 @@
 #ifdef MINT_AVX512_BF16
 inline __mmask16 up_to(int64_t count) { return count > 0 ? first16(count) : __mmask16(0); }
 
-// A row's scores [tokens] to weights, rounded as they go into the next product, of tokens `from` to `to`, 0 of others;
-// and what the row has of sums [width] to what that is beside the largest score yet.
+// Turns a row's scores [tokens] into weights, rounded for the next product: 0 except for tokens `from` to `to`.
+// Rescales the row's sums [width] to the largest score so far.
 inline void weigh_tokens(float* scores, bf16* weights, int64_t tokens, int64_t from, int64_t to, float scale, float cap,
                          State& state, float* sums, int64_t width) {
   const auto seen = [&](int64_t t) { return __mmask16(up_to(to - t) & ~up_to(from - t)); };
