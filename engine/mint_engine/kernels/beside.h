@@ -1,5 +1,4 @@
-// What a step's adapters add to its products, as computed by one thread. There are three ways, all with the same
-// result.
+// What a step's adapters add to its products, as computed by one thread in one of three ways, with equal results.
 //
 // Rows of one adapter that fill a tile add it in registers (`strip.h`). Single rows each have an adapter of their own,
 // whose weights must come from memory: they are computed between the tiles of the base's product, which is bound by

@@ -16,8 +16,7 @@ class OneRun {
  public:
   OneRun(const Call<bf16>& call, const Block& block) : call_(call), block_(block) {}
 
-  // Lays out adapters `from` to `to` for some rows, and for all panels of the block unless the previous rows had the
-  // same.
+  // Lays out adapters `from` to `to` for some rows, and for all panels of the block unless they were laid out already.
   void lay(int64_t from, int64_t to, int64_t row, int64_t rows) {
     int64_t depth = 0;  // of all adapters
     for (int64_t at = from; at < to; ++at) depth += deep(call_.added[at].rank);

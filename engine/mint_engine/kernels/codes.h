@@ -214,8 +214,7 @@ inline void dequantise_bytes(const uint8_t* codes, Scale scale, int64_t at, int6
   }
 }
 
-// Dequantises columns of a row if its blocks, or pairs of them, are multiples of 32. Returns the first column left
-// over.
+// Dequantises columns of a row if its blocks, or pairs of them, are multiples of 32; returns the first column left.
 template <Kind KIND>
 inline int64_t dequantise_blocks(const uint8_t* codes, const Scale* scales, int64_t wide, int64_t in, bf16* to) {
   int64_t at = 0, end = in / 32 * 32;

@@ -62,8 +62,7 @@ class HeadSquares {
   }
 
  private:
-  // This thread's buffers, kept from call to call. They have room for a register's missing rows, which are not looked
-  // at.
+  // This thread's buffers, kept from call to call. They have room for a register's missing rows, which are never read.
   struct Room {
     Aligned<bf16> queries, values, weights;
     Aligned<float> scores, sums;

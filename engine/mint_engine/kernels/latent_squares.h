@@ -46,8 +46,7 @@ class LatentSquares {
   }
 
  private:
-  // This thread's buffers, kept from call to call. They have room for a register's missing rows, which are not looked
-  // at.
+  // This thread's buffers, kept from call to call. They have room for a register's missing rows, which are never read.
   struct Room {
     Aligned<bf16> queries, keys, values, weights, page;
     Aligned<float> scores, sums;

@@ -253,8 +253,7 @@ inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles,
     const Heights from = heights(x + row * ldx, ldx, rows, by.in);
     const int64_t apart = (rows + HEIGHT) * WIDTH;  // distance between two panels' sums
     if (int64_t(sums.size()) < 2 * apart) sums.resize(2 * apart);
-    // Lines of the next panel to prefetch for each sixth: spread evenly over all rows, since bursts slow each other
-    // down.
+    // Lines of the next panel to prefetch for each sixth, spread evenly over all rows: bursts slow each other down.
     constexpr int64_t EACH = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
     const int64_t twice = (rows + 2 * HEIGHT - 1) / (2 * HEIGHT), lines = (EACH + twice - 1) / twice;
     const auto sum = [&](int64_t panel, float* to) {

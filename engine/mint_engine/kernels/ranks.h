@@ -1,4 +1,4 @@
-// What adapters add to many training rows, with matrix registers: both of its products, for one run's rows at a time.
+// What an adapter adds to many training rows, with matrix registers: both of its products, for one run's rows.
 #pragma once
 #include "added.h"
 #include "aligned.h"
@@ -92,8 +92,8 @@ inline void lay_weights(const Strip<bf16>& strip, int64_t first, bf16* to) {
     }
 }
 
-// sums [rows, 48], for outputs from `first` on, += what an adapter adds. The last rows are computed in a buffer of
-// their own: the rows after them, which are not the run's, stay as they are, whatever the adapter's numbers. Needs
+// sums [rows, 48], for outputs from `first` on, += what an adapter adds. The last rows are computed in their own
+// buffer: the rows after them, which are not the run's, stay as they are, whatever the adapter's numbers. Needs
 // `Matrices`.
 inline void add_run(const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
   constexpr int64_t WIDTH = 16 * BESIDE;
