@@ -1,1 +1,1 @@
-"""The resident base with many adapters: lean where it may be, generic otherwise."""
+"""The resident base with many adapters: computed by the lean pass where possible, by the generic pass otherwise."""

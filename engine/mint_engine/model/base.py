@@ -1,4 +1,4 @@
-"""Loads a base model once, from a local folder of safetensors or one GGUF file; what is quantised is dequantised."""
+"""Loads a base model once, from a local folder of safetensors or one GGUF file, and dequantises it if necessary."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -42,20 +42,20 @@ from mint_engine.sources.headway import Headway
 
 @dataclass(frozen=True)
 class Base:
-    """A base model, resident and frozen, as transformers has it."""
+    """A base model as transformers represents it, resident and frozen."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos: frozenset[int]  # tokens that end a completion
     architecture: str
-    context_length: int  # positions that a request may have: what is known, or less that an engine takes; 0: no bound
+    context_length: int  # most positions of a request: as known, or fewer if an engine says so; 0: no bound
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
 
     @property
     def end(self) -> int | None:
-        """What ends a text: the tokenizer's own end of sequence, or what generate() would stop at first."""
+        """The token that ends a text: the tokenizer's end of sequence, or else generate()'s first stop token."""
         return next(iter(_ends(self.model, self.tokenizer)), None)
 
     @property
@@ -64,32 +64,32 @@ class Base:
         return self.model.config.get_text_config()
 
 
-# Raises UnsupportedBase or NonFiniteWeights over weights that were read; told is what transformers says of that.
+# Raises UnsupportedBase or NonFiniteWeights for weights that were read; it is passed transformers' loading report.
 Check = Callable[[Mapping[str, Any], Iterable[tuple[str, torch.Tensor]]], None]
 
 
 class Part(Protocol):
-    """What is read of a base where not all of it is wanted."""
+    """What to read of a base if only a part of it is wanted."""
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
-        """Cut a model that has no memory yet to this part, and read what fills it; or begin to."""
+        """Cut a model that has no memory yet to this part, and read its weights, or begin to."""
         ...
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
-        """Read what `fill` has left for later, now that the model has all else that it needs."""
+        """Read what `fill` left for later, when the model has everything else that it needs."""
         ...
 
     def unchecked(self, model: PreTrainedModel) -> Iterable[tuple[str, torch.Tensor]]:
-        """What of a model that has been read `finish` did not have checked."""
+        """Return the weights that have been read but that `finish` did not check."""
         ...
 
 
-# Raises a MintError over a base of that configuration, which errors name so.
+# Raises a MintError to refuse a base of that configuration; errors name the base by the given subject.
 Admit = Callable[[PreTrainedConfig, str], None]
 
 
 def admit_any(*_: object) -> None:
-    """Whatever it is."""
+    """Accept any base."""
 
 
 def load_base(
@@ -102,13 +102,13 @@ def load_base(
     *,
     quantised_experts: bool = False,
 ) -> Base:
-    """The base at `path`, or a part of it, in evaluation mode and without gradients.
+    """Load the base at `path`, or a part of it, in evaluation mode and without gradients.
 
-    With `quantised_experts` routed experts stay as its files have them, see `kept`.
+    With `quantised_experts`, routed experts stay quantised as in the files, see `kept`.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
-    what `admit` does, before any weight is read. No code of the folder is run, nothing is fetched. `headway` is told
-    of what is read.
+    whatever `admit` raises, which is called before any weight is read. No code from the folder is run, and nothing is
+    fetched. `headway` is told what has been read.
     """
     fit_products(dtype, device)
     files = find_files(path)
@@ -138,14 +138,14 @@ def load_base(
 
 
 def _kind(config: PreTrainedConfig) -> Any:
-    """What makes a model of that configuration: some that see have no other kind, though they are asked in text."""
+    """Return the auto class for a configuration: some vision models have no text-only one, though they get text."""
     sees = type(config) in AutoModelForImageTextToText._model_mapping
     plain = type(config) in AutoModelForCausalLM._model_mapping
     return AutoModelForImageTextToText if sees and not plain else AutoModelForCausalLM
 
 
 def empty_model(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
-    """A model of that configuration without memory. Raises UnsupportedBase."""
+    """Return a model of that configuration without memory. Raises UnsupportedBase."""
     try:
         with torch.device("meta"):
             return _kind(config).from_config(config)  # type: ignore[no-any-return]
@@ -170,10 +170,10 @@ def _read_model(
             tensors = dequantised(tensors, quantisation, dtype, files.subject)
         if keep:
             tensors = keep_experts(tensors, files.subject)
-            model.set_experts_implementation("eager")  # which takes one expert at a time
+            model.set_experts_implementation("eager")  # the eager implementation takes one expert at a time
         return fill(model, tensors, loading) if part is None else part.fill(model, tensors, loading)
 
-    # Other shapes are told of below, by name.
+    # Mismatched shapes are reported below, by name.
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if files.gguf:
         options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
@@ -192,7 +192,7 @@ def _read_model(
             **options,
         )
         _check_read(files, info)
-        if files.gguf:  # read whole: transformers offers no way to read a part of one
+        if files.gguf:  # read completely: transformers cannot read a part of one
             supply(model, files.folder / files.gguf, files.subject)
             return model  # type: ignore[no-any-return]
         if part is not None:
@@ -218,12 +218,12 @@ def _check_read(files: BaseFiles, info: Mapping[str, Any], weights: Iterable[tup
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    """By its smallest and largest number, which are NaN where any is: a twentieth of what `isfinite` of all takes."""
+    """Whether all are finite, by the minimum and maximum, NaN if any number is: a twentieth of `isfinite`'s time."""
     return weight.numel() == 0 or bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's own end of sequence, and then what generate() would stop at."""
+    """Return the tokenizer's own end of sequence, followed by the tokens at which generate() would stop."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     return [token for token in (tokenizer.eos_token_id, *found) if isinstance(token, int)]

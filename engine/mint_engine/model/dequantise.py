@@ -1,13 +1,13 @@
-"""Weights out of the formats in which bases are published, in the engine's dtype. Pure.
+"""Converts weights from the formats in which bases are published to the engine's dtype. Pure.
 
-Float8: an e4m3 byte a weight, and a scale for every block of so many rows and columns (DeepSeek-V3, arXiv 2412.19437,
-section 3.3.2); a whole tensor is one block, or a row is. MXFP8: a power of two for every 32 in a row. MXFP4: two e2m1
-numbers a byte, and powers alike (OCP Microscaling Formats v1.0, sections 5 and 6.3). NVFP4: two e2m1 numbers a byte,
-an e4m3 scale for every 16 in a row, and a number by which all of these are to be multiplied. Whole numbers of 4 or 8
-bits, in words of 32: less a zero point, times a scale, both of so many in a row, of a row or of all.
+Float8: one e4m3 byte per weight, and a scale for every block of rows and columns (DeepSeek-V3, arXiv 2412.19437,
+section 3.3.2); a block may also be a whole tensor or a row. MXFP8: a power of two for every 32 in a row. MXFP4: two
+e2m1 numbers per byte, with powers of the same kind (OCP Microscaling Formats v1.0, sections 5 and 6.3). NVFP4: two
+e2m1 numbers per byte, an e4m3 scale for every 16 in a row, and one factor for all of these. Integers of 4 or 8 bits,
+in 32-bit words: minus a zero point, times a scale, both for a group in a row, for a row, or for all.
 
-Each is a product of what a code stands for and a scale, in float32, that is rounded once. Where the scale is a number
-of the engine's dtype, as every code is, that dtype's own product is the same, in half the time.
+Each result is the product of a code's value and a scale in float32, rounded once. If the scale is a number of the
+engine's dtype, as every code is, multiplying in that dtype gives the same in half the time.
 
 Letters in shapes: N weights that are dequantised together, O outputs, I inputs, G groups of inputs.
 """
@@ -18,23 +18,23 @@ import torch
 
 from mint_contracts.quantisation import MXFP4_GROUP, NVFP4_GROUP, WORD
 
-_BAND = 1 << 19  # numbers at a time: as many as a core's own cache holds
+_BAND = 1 << 19  # numbers at a time: as many as fit a core's own cache
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BYTES = torch.arange(256, dtype=torch.uint8)
 _HALVES = torch.stack((_BYTES & 15, _BYTES >> 4), dim=1).int()  # a byte's two codes, the lower half first
-# What each byte is, [256, numbers in it]: a look at a table takes a quarter of the time that torch's own casts take.
+# What each byte stands for, [256, numbers in it]: a table lookup takes a quarter of the time of torch's own casts.
 _E4M3 = _BYTES.view(torch.float8_e4m3fn).float().unsqueeze(1)
 _E2M1 = torch.tensor([*_MAGNITUDES, *(-each for each in _MAGNITUDES)])[_HALVES]
-_INTEGERS = {4: _HALVES.float() - 8, 8: _BYTES.float().unsqueeze(1) - 128}  # by their bits
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # types of so many bytes
+_INTEGERS = {4: _HALVES.float() - 8, 8: _BYTES.float().unsqueeze(1) - 128}  # by number of bits
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integer types by size in bytes
 
 
 def dequantise_float8(
     weights: torch.Tensor, scales: torch.Tensor, start: tuple[int, int], block: tuple[int, int], out: torch.Tensor
 ) -> None:
-    """Parts of weights, [N, O, I] in e4m3, that begin at `start` of the whole, into `out` [N, O, I].
+    """Dequantise parts of weights, [N, O, I] in e4m3, that begin at `start`, into `out` [N, O, I].
 
-    `scales` are the whole weights', [N, rows of blocks, columns of blocks], in floats or powers of two.
+    `scales` are those of the complete weights, [N, rows of blocks, columns of blocks], as floats or powers of two.
     """
     (first, left), (high, wide) = start, block
     scales = _exact(scales[:, :, left // wide : -(-(left + out.shape[2]) // wide)], out.dtype)
@@ -45,7 +45,7 @@ def dequantise_float8(
 
 
 def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
-    """Matrices [N, O, I/32, 16] with scales [N, O, I/32], in bytes, into `out` [N, O, I], however that lies."""
+    """Dequantise [N, O, I/32, 16] with scales [N, O, I/32], all bytes, into `out` [N, O, I] with any strides."""
     scales = _exact(scales, out.dtype)
     for some, rows in _bands(out):
         numbers = _looked_up(blocks[some, rows].flatten(2), _E2M1, scales.dtype)
@@ -54,9 +54,9 @@ def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tens
 
 
 def dequantise_nvfp4(bytes_: torch.Tensor, scales: torch.Tensor, left: int, out: torch.Tensor) -> None:
-    """Rows of weights from their `left`-th column on into `out` [N, O, I].
+    """Dequantise rows of weights from their `left`-th column on into `out` [N, O, I].
 
-    `bytes_` [N, O, B] and `scales` [N, O, G], in float32, are from those of that column on.
+    `bytes_` [N, O, B] and `scales` [N, O, G], in float32, begin with those of that column.
     """
     for some, rows in _bands(out):
         numbers = _looked_up(bytes_[some, rows], _E2M1, scales.dtype)[:, :, left % 2 :][:, :, : out.shape[2]]
@@ -72,10 +72,12 @@ def dequantise_integers(
     groups: torch.Tensor | int,
     out: torch.Tensor,
 ) -> None:
-    """Rows of weights from their `left`-th column on into `out` [N, O, I].
+    """Dequantise rows of weights from their `left`-th column on into `out` [N, O, I].
 
-    `words` [N, O, W] begin with the one that holds that column; `scales` and `zeros` are [N, O, G]; `groups` [N, I]
-    says which of these each column has, or how many columns have one: then they are from those of that column on.
+    `words` [N, O, W] begin with the one that holds that column; `scales` and `zeros` are [N, O, G]. `groups` [N, I]
+    is
+    the group of each column; or it is the number of columns in a group, and scales and zeros begin with that
+    column's.
     """
     first, scales = left % (WORD // bits), _exact(scales, out.dtype)
     for some, rows in _bands(out):
@@ -88,37 +90,37 @@ def dequantise_integers(
 
 
 def unpack_words(words: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Whole numbers, in words of 32 bits with the first in the lowest: [*, W] to [*, W x 32 / bits].
+    """Unpack integers from 32-bit words, the first in the lowest bits: [*, W] to [*, W x 32 / bits].
 
-    They are stored as what they exceed the least by (compressed-tensors, compressors/pack_quantized).
+    They are stored as offsets from the least value (compressed-tensors, compressors/pack_quantized).
     """
     return _looked_up(words, _INTEGERS[bits], dtype)
 
 
 def _exact(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scales as they are to be multiplied: as numbers of that dtype if they are such, else in float32.
+    """Return scales ready to multiply: in that dtype if it represents them exactly, in float32 otherwise.
 
-    Bytes are powers of two as the Microscaling Formats have them (e8m0), NaN for 255.
+    Bytes are powers of two as in the Microscaling Formats (e8m0), 255 being NaN.
     """
     if scales.dtype in (torch.uint8, torch.float8_e8m0fnu):
         powers = scales.view(torch.float8_e8m0fnu).float()
-        return powers.bfloat16() if dtype == torch.bfloat16 else powers  # which reaches as far
+        return powers.bfloat16() if dtype == torch.bfloat16 else powers  # which has the same range
     return scales if scales.dtype == dtype else scales.float()
 
 
 def _scale(
     numbers: torch.Tensor, scales: torch.Tensor, left: int, wide: int, zeros: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    """Numbers [N, O, I] from the `left`-th column on, less zero points and times scales of so many columns each.
+    """Write numbers [N, O, I], from the `left`-th column on, minus zero points, times scales of `wide` columns each.
 
-    They change in place. `scales` and `zeros`, [N, O, G] or [N, 1, G], are from those of that column on.
+    `numbers` change in place. `scales` and `zeros`, [N, O, G] or [N, 1, G], begin with those of that column.
     """
     if left % wide or numbers.shape[2] % wide:
         columns = torch.arange(left, left + numbers.shape[2], device=numbers.device) // wide - left // wide
         _scale_ordered(numbers, scales, columns.unsqueeze(0), zeros, out)
         return
     by_groups = (*numbers.shape[:2], -1, wide)
-    groups = numbers.view(by_groups)  # a broadcast takes less than a copy of a scale a number
+    groups = numbers.view(by_groups)  # broadcasting takes less time than copying a scale for each number
     if zeros is not None:
         groups.sub_(zeros.unsqueeze(3))
     torch.mul(groups, scales.unsqueeze(3), out=out.view(by_groups))
@@ -127,7 +129,7 @@ def _scale(
 def _scale_ordered(
     numbers: torch.Tensor, scales: torch.Tensor, groups: torch.Tensor, zeros: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    """The same where `groups`, [N, I] or [1, I], says which of the scales each column has."""
+    """The same, with `groups`, [N, I] or [1, I], giving the group of each column."""
     many, outputs, inputs = numbers.shape
     columns = groups.unsqueeze(1).expand(many, outputs, inputs)
     if zeros is not None:
@@ -136,16 +138,16 @@ def _scale_ordered(
 
 
 def _looked_up(codes: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What codes [*, B] of any type are, byte by byte, by a table [256, n] of all: [*, B x bytes of a code x n]."""
+    """Look codes [*, B] of any type up byte by byte in a table [256, n] -> [*, B x bytes of a code x n]."""
     numbers = table.to(dtype)
-    whole = numbers.view(_WORDS[numbers.shape[1] * numbers.itemsize]).view(-1)  # as one number is found faster
+    whole = numbers.view(_WORDS[numbers.shape[1] * numbers.itemsize]).view(-1)  # as one number, which is found faster
     bytes_ = codes.contiguous().view(torch.uint8).reshape(-1)
     found = whole.to(codes.device, non_blocking=True).index_select(0, bytes_.int())
     return found.view(dtype).view(*codes.shape[:-1], -1)
 
 
 def _bands(out: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Which of [N, O, I] and rows of these at a time: all on a device whose calls cost more than its memory does."""
+    """Slices of N and of rows [N, O, I] to take at a time: everything at once on devices other than CPUs."""
     many, outputs, inputs = out.shape
     rows = max(1, _BAND // inputs)
     if out.device.type != "cpu":
@@ -160,7 +162,7 @@ def _bands(out: torch.Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _blocks(start: int, stop: int, size: int, device: torch.device) -> torch.Tensor:
-    """Of which block each row or column is; one number where all are of the same."""
+    """The block of each row or column; a single number if all are in the same block."""
     if start // size == (stop - 1) // size:
         return torch.full((1,), start // size, device=device)
     return torch.arange(start, stop, device=device) // size

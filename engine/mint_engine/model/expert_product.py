@@ -1,6 +1,6 @@
-"""The base's products of stacked experts, adapters aside: rows sorted by expert, each by its own expert's weight.
+"""The base's products of stacked experts, without adapters: rows sorted by expert, each by its expert's weight.
 
-Letters in shapes: P rows, a token's for each expert that it goes to, E experts, in and out of one linear of theirs.
+Letters in shapes: P rows, one for each expert of each token, E experts, in and out of one of their linears.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from mint_engine.kernels.expert_structs import Stack
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.kept import KeptStack, by_expert, by_group
 
-_STRIP = 64  # inputs that are turned at once, which takes a third of the time of all
+_STRIP = 64  # inputs that are transposed at once: a third of the time that transposing all at once takes
 
 
 def lay_rows(experts: Any) -> None:
-    """Have weights [E, in, out], as gpt-oss has them, lie by outputs, as kernels read them, in their own memory."""
+    """Change weights [E, in, out], as in gpt-oss, to output-major layout, which kernels read, in their own memory."""
     for name in ("gate_up_proj", "down_proj"):
         weight: torch.Tensor = getattr(experts, name).data
         count, wide, high = weight.shape
@@ -31,7 +31,7 @@ def lay_rows(experts: Any) -> None:
 
 
 def rows_of(experts: Any, name: str) -> torch.Tensor:
-    """A linear of all experts that is not quantised, output by output [E, out, in], in its own memory."""
+    """Return an unquantised linear of all experts in output-major layout, [E, out, in], in its own memory."""
     if not experts.is_transposed:
         weight: torch.Tensor = getattr(experts, name)
         return weight
@@ -41,9 +41,9 @@ def rows_of(experts: Any, name: str) -> torch.Tensor:
 
 
 def multiply(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out].
+    """Multiply rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out].
 
-    A bias is added to products that are rounded already, as transformers does it.
+    A bias is added to the rounded products, as in transformers.
     """
     y = _product(experts, getattr(experts, name), x, bounds)
     if not experts.has_bias:
@@ -78,7 +78,7 @@ def _product(experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, bo
 
 
 def _grouped(weight: torch.Tensor) -> bool:
-    """Whether torch multiplies all experts' rows in one call: where rows begin at 16 bytes, on GPUs since Ampere."""
+    """Whether torch multiplies all experts' rows in one call: if rows are 16-byte aligned, on GPUs since Ampere."""
     lies = all(size * weight.itemsize % 16 == 0 for size in weight.shape[1:])
     return lies and (weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) >= (8, 0))
 
@@ -86,7 +86,7 @@ def _grouped(weight: torch.Tensor) -> bool:
 def multiply_each(
     weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int], *, transposed: bool
 ) -> torch.Tensor:
-    """The same without biases, an expert after another: weight [E, out, in], or [E, in, out] where transposed."""
+    """`multiply` without biases, one expert after another: weight [E, out, in], or [E, in, out] if transposed."""
     found = [x.new_empty(0, weight.shape[2 if transposed else 1])]
     for _, rows, own in by_expert(weight, bounds):
         found.append(functional.linear(x[rows], own.t() if transposed else own))

@@ -1,12 +1,12 @@
 """Routed experts with each row's own adapter, registered with transformers under the name "mint".
 
-A router gives each token a few experts. The pairs of token and expert are sorted by expert, so that its weights are
-read once, and within an expert by slot, so that an adapter's are. Adapters add to every expert by `expert_lora`.
+A router gives each token a few experts. Pairs of token and expert are sorted by expert, so that an expert's weights
+are read once, and then by slot, so that an adapter's are too. `expert_lora` adds the adapters to every expert.
 
-Of several ranks each holds some of the experts and computes their pairs alone; what ranks compute is added up later.
+With several ranks, each holds some of the experts and computes only their pairs; the ranks' sums are added up later.
 
-Letters in shapes: T tokens, k experts of a token, P pairs (T k of a rank that is alone), E experts, H hidden, I an
-expert's inner size.
+Letters in shapes: T tokens, k experts of a token, P pairs (T k on a single rank), E experts, H hidden, I an expert's
+inner size.
 """
 
 from dataclasses import dataclass
@@ -30,29 +30,29 @@ NAME = "mint"
 
 @dataclass(frozen=True)
 class ExpertModules:
-    """One layer's experts as the slots know them: those held here, and the modules of their linears, if adapted."""
+    """One layer's experts as slots know them: the ones held here, and the modules of their linears, if adapted."""
 
     slots: Slots
     held: Cut
     gate: int | None
     up: int | None
     down: int | None
-    kernels: Kernels | None  # where they take the base's products too; gradients do not pass through these
+    kernels: Kernels | None  # if they also compute the base's products; gradients do not pass through these
 
 
 def register() -> None:
-    """Make "mint" known to transformers."""
+    """Register "mint" with transformers."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
 
 
 def is_stack(module: nn.Module) -> bool:
-    """Whether a module holds gated experts as stacked tensors, as transformers' `use_experts_implementation` does."""
+    """Whether a module stacks gated experts in tensors, as transformers' `use_experts_implementation` does."""
     stacked = all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in ("gate_up_proj", "down_proj"))
     return stacked and bool(getattr(module, "has_gate", False)) and not getattr(module, "has_post_expert_norm", False)
 
 
 def route_shape(model: PreTrainedModel) -> RouteShape | None:
-    """What a model's routers choose; None where it has none."""
+    """Return the shape of what a model's routers choose; None if it has none."""
     stacks: list[Any] = [module for module in model.modules() if is_stack(module)]
     if not stacks:
         return None
@@ -61,7 +61,7 @@ def route_shape(model: PreTrainedModel) -> RouteShape | None:
 
 
 def stacked_modules(path: str, experts: Any) -> dict[str, Module]:
-    """The linears of the experts at `path`, as adapters target them."""
+    """Return the linears of the experts at `path`, as adapters target them."""
     count, *sizes = experts.gate_up_proj.shape
     hidden, both = sizes if experts.is_transposed else reversed(sizes)
     inner = both // 2
@@ -104,7 +104,7 @@ def _add_gate_up(
     if concatenated:
         add_expert_lora([(y[:, :inner], modules.gate), (y[:, inner:], modules.up)], x, modules.slots, rows, pairs)
         return
-    for at, module in enumerate((modules.gate, modules.up)):  # gate and up take turns in y's columns
+    for at, module in enumerate((modules.gate, modules.up)):  # gate and up are interleaved in y's columns
         added = torch.zeros(y.shape[0], inner, dtype=y.dtype, device=y.device)
         add_expert_lora([(added, module)], x, modules.slots, rows, pairs)
         y[:, at::2] += added

@@ -1,8 +1,8 @@
-"""Linears in whole numbers, several in a word of 32 bits: compressed-tensors' `pack-quantized`, as Kimi-K2-Thinking.
+"""Linears of integers, several packed in a 32-bit word: compressed-tensors' `pack-quantized`, as in Kimi-K2-Thinking.
 
-Instead of X.weight, [O, I], there are X.weight_packed, [O, I x bits / 32], X.weight_scale and X.weight_shape; where
-its config.json says so X.weight_zero_point, packed along columns, and X.weight_g_idx: which group each column is of.
-A row's last word may be padded, which X.weight_shape alone tells.
+Instead of X.weight, [O, I], there are X.weight_packed, [O, I x bits / 32], X.weight_scale and X.weight_shape; if
+config.json says so, also X.weight_zero_point, packed along columns, and X.weight_g_idx, the group of each column. A
+row's last word may be padded; only X.weight_shape tells.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +25,9 @@ _INDICES, _PACKED = ("I32", "I64"), "I32"
 
 
 def unpacked(tensors: Mapping[str, Stored], files: Integers, dtype: torch.dtype, subject: str) -> dict[str, Stored]:
-    """X.weight for what of it is packed; the rest as it is, less what says how to round activations.
+    """Combine packed parts into X.weight; keep the rest, except what says how to round activations.
 
-    Raises UnsupportedBase where shapes or types do not fit each other; where numbers do not, when these are read.
+    Raises UnsupportedBase if shapes or types do not fit each other; if numbers do not, only when these are read.
     """
     own = (WORDS, _SCALES, _SHAPE, *([] if files.symmetric else [_ZEROS]), *([_ORDER] if files.reordered else []))
     found: dict[str, Stored] = {}
@@ -80,10 +80,10 @@ class _Weight:
     subject: str
     files: Integers
     dtype: torch.dtype
-    words: Stored  # [O, W], numbers along a row, the first in a word's lowest bits
+    words: Stored  # [O, W], along a row, the first number in a word's lowest bits
     scales: Stored  # [O, G], [O] or [1]
     shape: Stored  # O, I
-    zeros: Stored | None  # as scales are in I8, or packed: words of a column, [O x bits / 32, G]
+    zeros: Stored | None  # I8 in the shape of scales, or packed in words along columns, [O x bits / 32, G]
     order: Stored | None  # [I]
 
     def get_shape(self) -> list[int]:
@@ -93,18 +93,18 @@ class _Weight:
         return str(self.dtype)
 
     def block(self, shape: Sequence[int]) -> tuple[int, int]:
-        """How many rows and columns of a weight of that shape have a scale."""
+        """How many rows and columns of a weight of that shape share a scale."""
         return self.files.rows or shape[0], self.files.columns or shape[1]
 
     @property
     def most(self) -> tuple[int, int]:
-        """What its words hold, as headers tell."""
+        """The largest shape that its words can hold, according to the headers."""
         outputs, words = self.words.get_shape()
         return outputs, words * self._each
 
     @property
     def least(self) -> tuple[int, int]:
-        """That with whose padding rows need as many words."""
+        """The smallest shape that, with padding, needs as many words."""
         outputs, inputs = self.most
         return outputs, inputs - self._each + 1
 
@@ -115,7 +115,7 @@ class _Weight:
 
     @cached_property
     def _shape(self) -> tuple[int, int]:
-        """As is told beside the words, which is read for it. Raises UnsupportedBase where these parts do not fit."""
+        """The shape stored beside the words, which is read here. Raises UnsupportedBase if parts do not fit it."""
         (outputs, inputs), most = self.shape[...].tolist(), self.most
         if outputs != most[0] or not self.least[1] <= inputs <= most[1]:
             problem = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, but words for {list(most)}"
@@ -127,11 +127,11 @@ class _Weight:
         return outputs, inputs
 
     def _grid_of(self, shape: Sequence[int]) -> list[int]:
-        """Scales in a column and in a row of a weight of that shape."""
+        """Number of scales in a column and in a row of a weight of that shape."""
         return [-(-size // each) for size, each in zip(shape, self.block(shape), strict=True)]
 
     def fits(self, least: Sequence[int], most: Sequence[int]) -> Iterator[tuple[str, bool]]:
-        """Of each of its parts, by its type and shape, whether it can be a weight's that is as wide as that."""
+        """For each part, whether its type and shape fit a weight of a shape between `least` and `most`."""
         rows, few = self._grid_of(least)
         grids = [[rows, groups] for groups in range(few, self._grid_of(most)[1] + 1)]
         like_scales = [unpadded(each) for each in grids]
@@ -175,7 +175,7 @@ class _Weight:
         return out
 
     def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
-        """Of scales, or of what is like them: [1, rows, G]."""
+        """Scales, or a tensor in their layout, for these rows: [1, rows, G]."""
         one = self._grid_of(self.most)[0] == 1
         return _by_rows(tensor[... if one else slice(rows.start, rows.stop)][None], len(rows), one=one)
 
@@ -204,9 +204,9 @@ class _Form:
     """See `kept.Form`."""
 
     files: Integers
-    rows: int  # of scales
-    wide: int  # columns that have one
-    packed: bool  # as zeros are
+    rows: int  # rows of scales
+    wide: int  # columns that share a scale
+    packed: bool  # whether zero points are packed
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See `kept.Form`."""
@@ -222,7 +222,7 @@ class _Form:
         dequantise_integers(words, self.files.bits, 0, _by_rows(scales, outputs, one=one), zeros, groups, out)
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """See `kept.Form`. None for columns in another order."""
+        """See `kept.Form`. None if columns are reordered."""
         words, scales, zeros, order = self._split(parts)
         if order is not None:
             return None
@@ -234,18 +234,18 @@ class _Form:
     def _split(
         self, parts: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Words, scales, zero points and which group columns are of, if there are any of these."""
+        """Return words, scales, and, if there are any, zero points and the group of each column."""
         words, scales, _, *others = parts
         zeros = None if self.files.symmetric else others.pop(0)
         return words, scales, zeros, others[0] if others else None
 
 
 def _by_rows(scales: torch.Tensor, outputs: int, *, one: bool) -> torch.Tensor:
-    """Of N weights scales, or what is like them, of each row or of all in `one`: [N, O, G]."""
+    """Scales of N weights, or tensors in their layout, per row or for all rows in `one`: [N, O, G]."""
     return scales.reshape(len(scales), 1 if one else outputs, -1).expand(-1, outputs, -1)
 
 
 def _unpacked_columns(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Words of columns, [N, W, G]: [N, W x 32 / bits, G]."""
+    """Unpack words of columns, [N, W, G], to [N, W x 32 / bits, G]."""
     turned = words.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     return unpack_words(turned, bits).transpose(1, 2)

@@ -1,12 +1,12 @@
 """Multi-head latent attention over its compressed cache (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
 
 A token leaves one latent, from which `kv_b_proj` makes every head's key and value, and one rotated key for all heads.
-transformers expands what its cache holds at each step; here the models' `expand_kv` is passed by, so that `attend`
-gets the step's latents as they are, and then does the cheaper of two things:
+transformers expands everything in its cache at each step. Here the models' `expand_kv` is bypassed, so that `attend`
+gets the step's latents unchanged, and then takes the cheaper of two ways:
 
-- absorb: the query goes through the key half of `kv_b_proj` to the latents' space, attends there, and the result
-  comes back through the value half. Cost grows with the rows of the step only: for decoding and short chunks.
-- expand: keys and values are made of all latents once for all the rows of a chunk: for long chunks.
+- absorb: the query is mapped by the key half of `kv_b_proj` to the latents' space, attends there, and the result
+  comes back through the value half. Cost grows only with the rows of the step: for decoding and short chunks.
+- expand: keys and values are computed from all latents, once for all rows of a chunk: for long chunks.
 
 An adapter on `kv_b_proj` adds to both halves, by the row's own slot when absorbed and by the chunk's when expanded.
 
@@ -48,7 +48,7 @@ class Up:
 
 @dataclass(frozen=True)
 class _Delta:
-    """What adapters add to rows: A [n, R, C], B transposed [n, R, Q, K + V], scalings [n]; n is 1 where all share."""
+    """What adapters add to rows: A [n, R, C], B transposed [n, R, Q, K + V], scalings [n]; n is 1 if all share."""
 
     rows: torch.Tensor
     a: torch.Tensor
@@ -57,12 +57,12 @@ class _Delta:
 
 
 def is_latent(module: nn.Module) -> bool:
-    """Whether an attention module keeps compressed keys and values."""
+    """Whether an attention module caches compressed keys and values."""
     return hasattr(module, "expand_kv") and hasattr(module, "kv_b_proj")
 
 
 def up_projection(module: Any, slots: Slots, path: str) -> Up:
-    """The `kv_b_proj` of the attention module at `path`. Raises UnsupportedBase where it has a bias."""
+    """Return the `kv_b_proj` of the attention module at `path`. Raises UnsupportedBase if it has a bias."""
     linear = module.kv_b_proj
     if linear.bias is not None:
         raise UnsupportedBase(path, "has a biased kv_b_proj, which is not supported")
@@ -82,7 +82,7 @@ def attend_latent(
     """Queries [Q, T, K + E], the step's latents [T, C] and rotated keys [T, E] -> [1, T, Q, V]."""
     up: Up = module.mint_up
     cache, layer = paged.cache, int(module.layer_idx)
-    assert isinstance(cache, LatentCache)  # noqa: S101 - by its one caller
+    assert isinstance(cache, LatentCache)  # noqa: S101 - checked by the one caller
     chosen = selection if isinstance(selection, Selection) else Selection()
     cache.write(layer, paged.places, latent, 0)
     cache.write(layer, paged.places, rotated, latent.shape[1])
@@ -101,9 +101,9 @@ def attend_latent(
 
 
 def absorbs(rows: int, up: Up) -> bool:
-    """Whether absorbing costs fewer operations than expanding, for so many rows of one chunk.
+    """Whether absorbing costs fewer operations than expanding, for `rows` rows of one chunk.
 
-    Each cached token and head costs 2C a row absorbed, (K + V) a row expanded, and C (K + V) once for expanding.
+    For each cached token and head: absorbing costs 2C per row; expanding costs K + V per row, and C (K + V) once.
     """
     wide = int(up.weight.shape[1])
     return rows * (2 * up.latent - wide) < up.latent * wide
@@ -164,7 +164,7 @@ def _expand_chunk(
         ((latents @ delta.a[0].t()) * delta.scalings[0], delta.b[0]) for delta in _deltas(up, (chunk.slot,), paged)
     ]
     attended = query.new_empty(*query.shape[:2], wide - up.keys)
-    # Of so many heads at once as make no more keys and values, nor more scores, than there is room for.
+    # As many heads at once as there is room for their keys and values, and for their scores.
     for tile in tiles(heads, rows.shape[0] * max(wide, query.shape[1])):
         made = functional.linear(latents, up.weight[tile].flatten(0, 1))
         for middle, b in deltas:
@@ -178,7 +178,7 @@ def _expand_chunk(
 
 
 def _absorb(query: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:
-    """Queries [n, Q, K + E] to the latents' space, [n, Q, C + E]."""
+    """Map queries [n, Q, K + E] to the latents' space, [n, Q, C + E]."""
     plain, rotated = query[..., : up.keys], query[..., up.keys :]
     absorbed = torch.matmul(plain.transpose(0, 1), up.weight[:, : up.keys]).transpose(0, 1)  # [n, Q, C]
     for delta in deltas:
@@ -191,7 +191,7 @@ def _absorb(query: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:
 
 
 def _release(attended: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:
-    """What was attended to in the latents' space, [n, Q, C], as the heads' values [n, Q, V]."""
+    """Map results of attention in the latents' space, [n, Q, C], to the heads' values [n, Q, V]."""
     values = torch.matmul(attended.transpose(0, 1), up.weight[:, up.keys :].transpose(1, 2)).transpose(0, 1)
     for delta in deltas:
         middle = torch.matmul(attended.index_select(0, delta.rows), delta.a.transpose(1, 2))  # [n, Q, R]
@@ -211,7 +211,7 @@ def _weigh(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
 
 
 def _sort(owners: tuple[int, ...], slots: Slots, paged: PagedAttention) -> Rows | None:
-    """One row for each of these slots, sorted out once a step."""
+    """Return one row for each of these slots, sorted; done once per step."""
     if owners not in paged.sorted:
         spans = [Span(at, 1, 0, (), slot) for at, slot in enumerate(owners)]
         paged.sorted[owners] = sort_rows(merge_spans(spans), slots)
@@ -220,7 +220,7 @@ def _sort(owners: tuple[int, ...], slots: Slots, paged: PagedAttention) -> Rows 
 
 
 def _deltas(up: Up, owners: tuple[int, ...], paged: PagedAttention) -> Iterator[_Delta]:
-    """What adapters add to rows that belong to these slots, one row each."""
+    """Yield what adapters add to rows that belong to these slots, one row each."""
     rows = _sort(owners, up.slots, paged) if up.module is not None else None
     if up.module is None or rows is None:
         return

@@ -1,7 +1,7 @@
-"""The lean pass: a llama-like base computed by own kernels, a whole step in one call, without transformers' modules.
+"""The lean pass: own kernels compute a whole step of a llama-like base in one call, without transformers' modules.
 
 Letters in shapes: T tokens of a step, H hidden, Q query heads, K key/value heads, D head size, I the network's inner
-size. `mint_engine.model.generic` computes the same for every base; tests hold the two against each other.
+size. `mint_engine.model.generic` computes the same for every base; tests compare the two.
 """
 
 import ctypes
@@ -45,23 +45,23 @@ _KEPT_LOGITS_BYTES = (
 
 @dataclass(frozen=True)
 class Step:
-    """One step's rows, sorted out once and used by every layer."""
+    """One step's rows, planned once and used by every layer."""
 
     positions: torch.Tensor  # [T] int64
-    places: torch.Tensor  # [G, T] int64: where each token's key and value go, of each group of layers
-    # [G, n, 4] int64: first row, tokens, position of the first, where in `tables` its pages begin
+    places: torch.Tensor  # [G, T] int64: where each token's key and value go, for each group of layers
+    # [G, n, 4] int64: first row, tokens, position of the first, where its pages begin in `tables`
     stretches: torch.Tensor
     tables: torch.Tensor  # int32
     items: torch.Tensor  # [n, 3] int32: first row, rows, slot
 
 
 class Lean:
-    """A base with its slots and cache. Pages of keys and values are laid out in pairs, as the kernels want them."""
+    """A base with its slots and cache. Pages of keys and values are laid out in pairs, as the kernels expect."""
 
     def __init__(
         self, llama: Llama, kernels: Kernels, slots: Slots, cache: Cache, meeting: Meeting | None = None
     ) -> None:
-        """`meeting` is where this rank meets the others; then `llama` and `slots` are its shares."""
+        """`meeting` is where this rank meets the others; `llama` and `slots` are then its shares."""
         self._llama, self._kernels, self._slots, self._meeting = llama, kernels, slots, meeting
         layers = [
             _layer_struct(layer, cache.of(at), cache.groups.places[at][0]) for at, layer in enumerate(llama.layers)
@@ -83,7 +83,7 @@ class Lean:
     def run(
         self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
     ) -> torch.Tensor:
-        """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
+        """As `Forward.run`, in the base's dtype; with several ranks, each writes its share of the vocabulary."""
         planned = plan_step(spans, self._slots, len(tokens), self._cache.groups.windows)
         kept = torch.tensor(keep)
         ids = embedded(torch.tensor(tokens), self._llama.placeholders)
@@ -109,13 +109,13 @@ class Lean:
         return logits
 
     def _needed(self, slot: int) -> torch.Tensor:
-        """Bytes of a slot's row that each layer needs [layers] int64; the last needs them all."""
+        """Bytes of a slot's row that each layer needs [layers] int64; the last layer needs all of them."""
         ends = self._slots.ends(slot)
         needed = [max((ends[module] for module in modules), default=0) for modules in self._targets]
         return torch.tensor([*needed[:-1], max(ends)], dtype=torch.int64)
 
     def _room_for_logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All logits [rows, V], and those columns of them that are computed here. The next step writes over them."""
+        """All logits [rows, V], and the columns that are computed here. The next step overwrites them."""
         if self._meeting is None:
             logits = self._logits[:rows]
             if len(logits) < rows:
@@ -127,14 +127,14 @@ class Lean:
         return logits, logits[:, slice(*self._meeting.share.vocabulary)]
 
     def _room_for(self, rows: int) -> tuple[torch.Tensor, ...]:
-        """What a step works in; kept from step to step, since memory that is new costs more than its use."""
+        """A step's working memory, kept between steps: fresh memory costs more than using it."""
         if not self._room or self._room[0].shape[0] < rows:
             llama = self._llama
             hidden, latent = llama.embedding.shape[1], llama.layers[0].latent
             widths = [_widths(layer) for layer in llama.layers]
             wide, narrow = max(hidden, *(wide for wide, _ in widths)), max(narrow for _, narrow in widths)
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
-            own = (torch.float32, wide), (torch.float32, middle)  # of what adapters add
+            own = (torch.float32, wide), (torch.float32, middle)  # for what adapters add
             dtype = llama.embedding.dtype
             others = (dtype, latent.width if latent else 0), (torch.int32, latent.most if latent else 0)
             shapes = [*((dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own, *others]
@@ -156,7 +156,7 @@ def _layer_struct(layer: Layer, pool: torch.Tensor, group: int) -> LayerStruct:
 
 
 def _widths(layer: Layer) -> tuple[int, int]:
-    """Numbers of a row that a layer's attention or network make, or its router; and those that they make these of."""
+    """The widest outputs of a layer's attention, network or router for one row, and the widest inputs of these."""
     wide, narrow = layer.qkv.out_features, layer.output.in_features
     for queries in latent_queries(layer):
         wide, narrow = max(wide, queries.out_features), max(narrow, queries.in_features)
@@ -170,9 +170,9 @@ def _widths(layer: Layer) -> tuple[int, int]:
 
 
 def plan_step(spans: Sequence[Span], slots: Slots, rows: int, windows: Sequence[int | None]) -> Step:
-    """Sort a step's spans out, for groups of layers that see so much; spans cover its rows in order.
+    """Plan a step for groups of layers with these windows; spans cover its rows in order.
 
-    Of a window's pages, those that lie before it are left out: a table begins where its first page would be.
+    Pages that lie before a window are left out: its table begins where the first of all pages would be.
     """
     positions, places = np.zeros(rows, np.int64), np.zeros((len(windows), rows), np.int64)
     tables: list[int] = []

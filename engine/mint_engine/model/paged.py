@@ -1,4 +1,4 @@
-"""One step's plan of attention: which rows go where in the paged cache, and what each of them may see.
+"""A step's attention plan: which rows go where in the paged cache, and which cached tokens each of them may see.
 
 Letters in shapes: T tokens, B decoding requests, N cached tokens (padding included), P pages.
 """
@@ -13,36 +13,36 @@ import torch
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
 from mint_engine.model.cache import Cache
 
-SCORES = 1 << 26  # that are computed at once: 256 MiB of them in float32, and work enough for any device
-SHORT = 32  # pages: among shorter pasts padding takes less than another round of kernels would
-READ_BYTES = 1 << 28  # of a layer's cache that are copied at once for requests that decode
+SCORES = 1 << 26  # computed at once: 256 MiB in float32, and enough work for any device
+SHORT = 32  # pages: for shorter pasts, padding costs less than another round of kernels
+READ_BYTES = 1 << 28  # of a layer's cache copied at once for decoding requests
 
 
 @dataclass(frozen=True)
 class Span:
-    """One request's rows of a step: `length` tokens from `position` of its sequence, at `row` of the batch."""
+    """One request's rows in a step: `length` tokens from `position` of its sequence on, at `row` of the batch."""
 
     row: int
     length: int
     position: int
-    pages: Sequence[int]  # of the cache's first group of layers
+    pages: Sequence[int]  # for the cache's first group of layers
     slot: int
-    others: Sequence[Sequence[int]] = ()  # of its other groups; 0 where nothing sees a page any more
+    others: Sequence[Sequence[int]] = ()  # for its other groups; 0 for a page that nothing sees any more
 
 
 @dataclass(frozen=True)
 class Decodes:
-    """Spans of one token, of pasts that are short or differ in length by less than twice."""
+    """Spans of one token whose pasts are all short, or differ in length by less than a factor of two."""
 
     rows: torch.Tensor  # [B]
     table: torch.Tensor  # [B * P], padded with the null page
     lengths: torch.Tensor  # [B]: cached tokens of each request, the new one included
     longest: int  # of the lengths
-    slots: tuple[int, ...]  # of each row
+    slots: tuple[int, ...]  # of the rows
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def visible(self, window: int | None = None) -> torch.Tensor:
-        """Which cached tokens each row may see, [B, N] bool: all, or the latest `window`."""
+        """Which cached tokens each row may see, [B, N] bool: all, or the last `window`."""
         if window not in self._masks:
             at = torch.arange(self.table.shape[0] // self.rows.shape[0] * PAGE_TOKENS, device=self.rows.device)[None]
             seen = at < self.lengths[:, None]
@@ -56,14 +56,14 @@ class Chunk:
 
     start: int
     stop: int
-    position: int  # of its first token, from the first of its pages on
+    position: int  # of its first token, counted from its first page
     pages: torch.Tensor  # [P]
     slot: int
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
-        """Cached tokens of its request when it is computed."""
+        """Cached tokens of its request after it is computed."""
         return self.position + self.stop - self.start
 
     def visible(self, window: int | None = None) -> torch.Tensor:
@@ -78,9 +78,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """One step's plan for a group of layers, sorted out once and used by each of them.
+    """One step's plan for a group of layers, made once and used by each of them.
 
-    Where these see but a window, pasts begin at the first page of it.
+    If these layers see only a window, pasts begin at its first page.
     """
 
     cache: Cache
@@ -89,7 +89,7 @@ class PagedAttention:
     chunks: tuple[Chunk, ...]
     sorted: dict[tuple[int, ...], Any] = field(
         default_factory=dict
-    )  # rows by the slots that they belong to, see latent
+    )  # rows by the slots of their owners, see latent
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Paged:
         return self.groups[self.cache.groups.places[layer][0]]
 
     def window(self, layer: int) -> int | None:
-        """What the cache keeps of a layer's past; None: all of it."""
+        """How far back the cache keeps a layer's past; None: all of it."""
         return self.cache.groups.windows[self.cache.groups.places[layer][0]]
 
 
 def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) -> Paged:
-    """Sort a step's spans out; they cover its rows in order."""
+    """Plan a step's attention; the spans cover its rows in order."""
     windows = cache.groups.windows
     plans = [
         _plan_group([_seen(each, at, window) for each in spans], cache, device) for at, window in enumerate(windows)
@@ -143,16 +143,16 @@ def _plan_group(spans: Sequence[Span], cache: Cache, device: torch.device) -> Pa
 
 
 def tiles(rows: int, each: int) -> Iterator[slice]:
-    """Runs of rows, one after another, of no more than `SCORES` scores where a row has `each`."""
+    """Split rows into consecutive slices of at most `SCORES` scores, if each row has `each`."""
     step = max(1, SCORES // each)
     return (slice(at, min(at + step, rows)) for at in range(0, rows, step))
 
 
 def _alike(spans: Sequence[Span], most: int) -> Iterator[list[Span]]:
-    """In groups, so that one long request does not cost the others its length.
+    """Group spans by length, so that one long request does not cost the others its length.
 
-    The short ones are together; of others no past is padded to twice its pages. No group reads more than `most`
-    pages, padding included, unless one request alone does: what several share is read for each of them.
+    Short pasts share groups; the others are never padded to twice their pages. No group reads more than `most` pages,
+    padding included, unless one request alone does: pages that several requests share are read for each of them.
     """
     groups = defaultdict[int, list[Span]](list)
     for span in spans:

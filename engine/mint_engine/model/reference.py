@@ -1,6 +1,6 @@
-"""transformers' own logits of a short prompt: what every pass over a base must compute too, but for rounding.
+"""transformers' own logits for a short prompt, which every pass over a base must reproduce up to rounding.
 
-They take all of a base. A rank that keeps but a part of it has no more than one decoder layer whole at a time.
+They need the complete base. A rank that keeps only a part of it has at most one complete decoder layer at a time.
 """
 
 import copy
@@ -31,8 +31,8 @@ from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
 from mint_engine.sources.headway import Headway
 
-LOG_EVERY_S = 10.0  # while a base is read
-OTHERS = 7  # roundings that are tried: each may, or may not, change one of the probe's closest choices
+LOG_EVERY_S = 10.0  # while a base is being read
+OTHERS = 7  # roundings that are tried: each may change one of the probe's closest choices, or not
 
 _log = structlog.get_logger(__name__)
 
@@ -41,9 +41,12 @@ _log = structlog.get_logger(__name__)
 class Reference:
     """The probe's logits [T, V] float32, and how far rounding alone may move them, relative to their norm.
 
-    That is known of bases that choose experts, or tokens to attend to: rounding decides between those of like scores,
-    and what follows is another computation. No two ways to compute such a base need agree more closely; of 16 random
-    layers of experts, logits are half of their norm apart. Of other bases it is 0: all that they compute is smooth.
+    `moved` is measured for bases that choose experts, or tokens to attend to: rounding decides between similar
+    scores,
+    and what follows is another computation. Two ways to compute such a base need not agree more closely; with 16
+    random
+    layers of experts, their logits differ by half of their norm. For other bases it is 0: all that they compute is
+    smooth.
     """
 
     logits: torch.Tensor
@@ -51,15 +54,15 @@ class Reference:
 
 
 def probe(vocabulary: int) -> list[int]:
-    """The prompt's tokens."""
+    """Return the prompt's tokens."""
     return [(7 * at + 1) % vocabulary for at in range(PROBE_TOKENS)]
 
 
 @torch.inference_mode()
 def find_reference(base: Base) -> Reference:
-    """Of a base that is whole, before anything is swapped or cut.
+    """Compute the reference of a complete base, before any module is replaced or cut.
 
-    Raises UnsupportedBase where transformers' own modules can not compute it, whose configuration does not fit them.
+    Raises UnsupportedBase if transformers' own modules cannot compute it because its configuration does not fit them.
     """
     try:
         return _refer(base.model)
@@ -81,10 +84,11 @@ def load_part(
     *,
     quantised_experts: bool = False,
 ) -> tuple[Base, Reference]:
-    """A rank's part of a base in the host's memory, and what all of it computes. Raises as `load_base` does.
+    """Load a rank's part of a base into host memory, and what the complete base computes. Raises as `load_base` does.
 
-    A GGUF file is in memory whole, and cut by whoever has it next. `listen` is called before each layer is read, and
-    raises where nothing will come of that.
+    A GGUF file is read completely; the caller must cut it. `listen` is called before each layer is read, and raises
+    if
+    loading has become pointless.
     """
     streamed = _Streamed(part, listen)
     cpu = torch.device("cpu")
@@ -93,25 +97,26 @@ def load_part(
 
 
 class _Streamed:
-    """Fills a part: first with what is outside of decoder layers, as every rank has it; then a layer at a time.
+    """Fills a part: first everything outside decoder layers, which every rank has; then one layer at a time.
 
-    Each is read when transformers' model comes to it, and cut as soon as it has run: so nothing is read twice.
+    Each layer is read when transformers' model reaches it, and cut as soon as it has run, so that nothing is read
+    twice.
     """
 
     def __init__(self, part: Part, listen: Callable[[], None]) -> None:
         self._part, self._listen = part, listen
         self._loading: Any = None
-        self._later: dict[str, dict[str, Stored]] = {}  # of each layer, by its path
+        self._later: dict[str, dict[str, Stored]] = {}  # by layer path
         self._names: dict[str, Name] = {}
         self.reference: Reference | None = None
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """See `model.base.Part`."""
-        self._part.cut(copy.deepcopy(model))  # refused, where it is, before anything is read
+        self._part.cut(copy.deepcopy(model))  # if it is refused, then before anything is read
         self._loading, self._names = loading, Naming(model, loading).of_all(tensors)
         self._later = _sort(model, tensors, self._names)
         info = fill(model, self._later.pop("", {}), loading, self._names)
-        for path, layer in layers_of(model):  # they follow: nothing is to be made up for them
+        for path, layer in layers_of(model):  # these are read later: no weights are to be made up for them
             info.missing_keys -= layer.state_dict(prefix=f"{path}.").keys()
             for weight in layer.parameters():
                 weight._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -130,7 +135,7 @@ class _Streamed:
             hook.remove()
 
     def unchecked(self, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `model.base.Part`: each layer has been looked at whole, but for those of a GGUF file."""
+        """See `model.base.Part`: each complete layer has been checked already, except those of a GGUF file."""
         prefix = layers_prefix(model) if self.reference is not None else None
         for name, weight in model.named_parameters():
             if prefix is None or not name.startswith(prefix):
@@ -149,14 +154,14 @@ class _Streamed:
 
 
 class _Layers:
-    """Says how many layers have been read, now and then: it takes minutes."""
+    """Logs from time to time how many layers have been read: reading takes minutes."""
 
     def __init__(self, layers: int) -> None:
         self._layers, self._read = layers, 0
         self._began = self._logged = time.monotonic()
 
     def step(self) -> None:
-        """One more has been read."""
+        """Count one more layer as read."""
         self._read += 1
         now = time.monotonic()
         if self._read == self._layers or now - self._logged >= LOG_EVERY_S:
@@ -165,7 +170,7 @@ class _Layers:
 
 
 def _refer(model: PreTrainedModel) -> Reference:
-    """Of the probe; in one batch with others whose inputs are rounded otherwise, where that may change a choice."""
+    """Compute the probe's reference; if rounding may change choices, in a batch with differently rounded inputs."""
     text = model.config.get_text_config()
     chooses = route_shape(model) is not None or bool(getattr(text, "index_topk", None))
     tokens = torch.tensor([probe(int(text.vocab_size))] * (1 + OTHERS * chooses), device=model.device)
@@ -180,7 +185,7 @@ def _refer(model: PreTrainedModel) -> Reference:
 
 
 def _round_otherwise(_: nn.Module, __: Any, embedded: torch.Tensor) -> torch.Tensor:
-    """Of all sequences but the first, each number goes to one beside it, by draws that are always the same."""
+    """Move each number of all sequences but the first to an adjacent one, by random draws with a fixed seed."""
     probed, others = embedded[:1], embedded[1:]
     up = torch.randint(0, 2, others.shape, generator=torch.Generator().manual_seed(0)).to(others.device)
     moved = others.double() * (1 + (2 * up - 1) * torch.finfo(others.dtype).eps)
@@ -190,7 +195,7 @@ def _round_otherwise(_: nn.Module, __: Any, embedded: torch.Tensor) -> torch.Ten
 def _sort(
     model: PreTrainedModel, tensors: dict[str, Stored], names: Mapping[str, Name]
 ) -> dict[str, dict[str, Stored]]:
-    """A base's tensors by the path of the decoder layer that they become a part of; by "" those outside of all."""
+    """Return a base's tensors by the path of their decoder layer; those outside all layers are under ""."""
     prefix, found = layers_prefix(model), defaultdict[str, dict[str, Stored]](dict)
     for key, tensor in tensors.items():
         name = names[key].whole
