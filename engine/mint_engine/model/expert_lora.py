@@ -1,9 +1,9 @@
-"""The multi-LoRA product of stacked experts: a pair of token and expert adds that expert's part of the adapter.
+"""The multi-LoRA product of stacked experts: each pair of token and expert adds that expert's part of the adapter.
 
 For pair p of a token with slot s and expert e:  y[p] += (x[p] @ A[s, e].T) * scaling[s] @ B[s, e].T.
 
-Pairs are sorted by expert and slot. By the compiled kernel, one call adds all of a layer's pairs; in plain torch they
-are taken together where their adapters are laid out alike: gathered weights and two batched matmuls, some at a time.
+Pairs are sorted by expert and slot. The compiled kernel adds all of a layer's pairs in one call. Plain torch groups
+pairs whose adapters have the same layout: gathered weights and two batched matmuls, for some pairs at a time.
 
 Letters in shapes: T tokens, P pairs, S slots, E experts, r rank.
 """
@@ -19,13 +19,13 @@ from mint_engine.model.lora import Segment, with_adapters
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
-# Pairs whose weights are gathered at a time; more would only take memory.
+# Pairs whose weights are gathered at a time; more would only take more memory.
 _AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """One step's rows: whose each is, and which slots are laid out alike. None of it where no row has an adapter."""
+    """One step's rows: the slot of each, and which slots share a layout. Not created if no row has an adapter."""
 
     owners: torch.Tensor  # [T] int64: slots, NO_SLOT for the bare base
     kinds: torch.Tensor  # [S + 1] int64: a slot's kind; -1 for the last, which stands for NO_SLOT
@@ -35,7 +35,7 @@ class ExpertRows:
 
 @dataclass(frozen=True)
 class Pairs:
-    """One layer's pairs in sorted order; of several ranks, those of the experts that this one holds."""
+    """One layer's pairs, sorted; with several ranks, only those of experts that this rank holds."""
 
     order: torch.Tensor  # [P] int64: the pair of token `order // k` is the `order % k`-th of its experts
     bounds: tuple[int, ...]  # [E + 1]: where each expert's pairs begin
@@ -47,7 +47,7 @@ class Pairs:
 def plan_experts(
     segments: Sequence[Segment], tokens: int, slots: Slots, kernels: Kernels | None
 ) -> ExpertRows | None:
-    """Sort a step's segments out for its experts; None where no row has an adapter."""
+    """Plan the experts' rows of a step's segments; None if no row has an adapter."""
     tenants = with_adapters(segments, slots)
     if not tenants:
         return None
@@ -69,11 +69,11 @@ def plan_experts(
 
 
 def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut) -> Pairs:
-    """Sort the pairs of routes [T, k] by expert, and by slot where rows have any; those with experts `held` here."""
+    """Sort the pairs of routes [T, k] with experts `held` here, by expert, and by slot if rows have any."""
     flat, each = routes.reshape(-1).long(), routes.shape[1]
     own = flat - held.start
     others = (own < 0) | (own >= held.size)
-    own = own.masked_fill(others, held.size)  # behind all that are held
+    own = own.masked_fill(others, held.size)  # sorted after all experts that are held
     bounds = _bounds(own, held.size)
     if rows is None:
         chosen, order = (each[: bounds[-1]] for each in torch.sort(own, stable=True))
@@ -89,14 +89,14 @@ def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut) -> Pair
 def add_expert_lora(
     targets: Sequence[tuple[torch.Tensor, int | None]], x: torch.Tensor, slots: Slots, rows: ExpertRows, pairs: Pairs
 ) -> None:
-    """Add to each target (y [P, out], module) in place, from x [P, in]. The targets' modules have one input."""
+    """Add adapters of x [P, in] to each target (y [P, out], module) in place. The modules share this input."""
     adapted = [(y, module) for y, module in targets if module is not None]
     if rows.kernels is not None and pairs.items is not None and not torch.is_grad_enabled():
         for y, module in adapted:
             rows.kernels.lora_experts(y, x, pairs.items, slots, module)
         return
-    assert pairs.owners is not None  # noqa: S101 - as rows is
-    kinds = rows.kinds[pairs.owners]  # NO_SLOT takes the last
+    assert pairs.owners is not None  # noqa: S101 - as `rows` is not None
+    kinds = rows.kinds[pairs.owners]  # NO_SLOT selects the last
     for kind, example in enumerate(rows.examples):
         chosen = (kinds == kind).nonzero().squeeze(1)
         for some in torch.split(chosen, _AT_ONCE):
@@ -108,7 +108,7 @@ def add_expert_lora(
 def _add_gathered(
     y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int, example: int, some: torch.Tensor, pairs: Pairs
 ) -> None:
-    """Add to the pairs `some` [n], whose slots are laid out as the example's."""
+    """Add adapters to the pairs `some` [n], whose slots have the same layout as `example`."""
     assert pairs.owners is not None  # noqa: S101 - by the one caller
     place, rank = int(slots.places[module, example]), int(slots.ranks[module, example])
     (wide, high), experts = slots.shapes[module], slots.experts[module]
@@ -128,7 +128,7 @@ def _bounds(chosen: torch.Tensor, experts: int) -> tuple[int, ...]:
 
 
 def _items(keys: np.ndarray[tuple[int], np.dtype[np.int64]], count: int) -> torch.Tensor:
-    """Work items of the kernel: runs of one expert and slot, at most `ROWS` pairs each."""
+    """Return the kernel's work items: runs of one expert and slot, of at most `ROWS` pairs each."""
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
     begins = np.repeat(firsts, np.diff(firsts, append=len(keys)))  # where each pair's run begins
     starts = np.flatnonzero((np.arange(len(keys)) - begins) % ROWS == 0)

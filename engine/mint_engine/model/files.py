@@ -1,4 +1,4 @@
-"""A base's files: found, its configuration and its tokenizer read, before any weight is."""
+"""A base's files: finds them and reads configuration and tokenizer, before any weight is read."""
 
 import json
 import struct
@@ -23,14 +23,14 @@ from mint_engine.model.stored import Stored, open_tensors
 from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
 from mint_engine.sources.gguf_head import MAGIC, read_head
 
-# Families that publish another's architecture under a name of their own, with code that is not run here.
+# Families that publish another family's architecture under their own name, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
-_MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases have some 10 MB
+_MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases are about 10 MB
 _TOKENIZER_FILE = "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # as safetensors names whole numbers
-_NUMBERS_IN = {"U8": 2, "I8": 2, "I32": 8, "I64": 16}  # that may be packed in one of these
-# What transformers raises over a file that it can't make sense of.
+_WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # integer types, by safetensors' names
+_NUMBERS_IN = {"U8": 2, "I8": 2, "I32": 8, "I64": 16}  # most numbers that may be packed in one element
+# What transformers raises for a file that it cannot make sense of.
 LIBRARY_ERRORS = (
     OSError,
     ValueError,
@@ -50,11 +50,11 @@ LIBRARY_ERRORS = (
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """A folder that holds a base, and which of its files does where that is one."""
+    """A base's folder, and its weights' file name if that is a GGUF file."""
 
     folder: Path
     gguf: str | None
-    named: str = ""  # how errors name the base, where not by its path
+    named: str = ""  # how errors name the base, if not by its path
 
     @property
     def subject(self) -> str:
@@ -63,7 +63,7 @@ class BaseFiles:
 
 
 def find_files(path: Path) -> BaseFiles:
-    """What of a base lies at `path`; of its weights no more is read than headers.
+    """Find a base's files at `path`; of its weights, only headers are read.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile or UnsupportedBase.
     """
@@ -88,7 +88,7 @@ def find_files(path: Path) -> BaseFiles:
 
 
 def check_start(files: BaseFiles) -> BaseFiles:
-    """The files, unless one is to be a GGUF file and has no head that is meant to be read. Raises CorruptFile."""
+    """Return the files. Raises CorruptFile for a GGUF file without a readable head."""
     if files.gguf is not None:
         with (files.folder / files.gguf).open("rb") as file:
             if not read_head(file, files.subject).startswith(MAGIC):
@@ -97,7 +97,7 @@ def check_start(files: BaseFiles) -> BaseFiles:
 
 
 def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
-    """Every shard that the index names is there, and every header that is read agrees with its file's size."""
+    """Check that all shards named by the index exist, and that all headers read agree with their files' sizes."""
     shards, metadata = _read_index(files)
     if absent := sorted(shard for shard in shards if shard not in names):
         raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {INDEX}")
@@ -115,7 +115,7 @@ def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
 
 
 def _read_index(files: BaseFiles) -> tuple[set[str], object]:
-    """The weight files that an index names, and its metadata; none where there is no index."""
+    """Return the weight files that an index names, and its metadata; nothing without an index."""
     try:
         index = _read_json(files.folder / INDEX)
         return {str(name) for name in index["weight_map"].values()}, index.get("metadata")
@@ -126,10 +126,10 @@ def _read_index(files: BaseFiles) -> tuple[set[str], object]:
 
 
 def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
-    """By the headers alone, what transformers would take as it is, or complain of without a name.
+    """Check, by headers alone, what transformers would accept silently or refuse without a name.
 
-    No weight needs a scale that nothing tells of, and experts that become one tensor are of one shape.
-    Raises UnsupportedBase, and CorruptFile where a file can not be read.
+    No weight may need a scale that nothing describes, and experts that become one tensor must have one shape.
+    Raises UnsupportedBase, and CorruptFile if a file cannot be read.
     """
     firsts: dict[str, tuple[str, list[int]]] = {}
     names = weights_read([each.name for each in files.folder.iterdir()], _read_index(files)[0])
@@ -147,7 +147,7 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
 
 
 def _quantised(name: str, kind: str) -> str:
-    """In which way a tensor is, as far as its name and its kind of numbers tell; "" where it is not."""
+    """Return how a tensor is quantised, as far as its name and dtype tell; "" if it is not."""
     if kind.startswith("F8"):
         return "float8"
     if name.endswith(f".{WORDS}"):
@@ -156,19 +156,19 @@ def _quantised(name: str, kind: str) -> str:
 
 
 def check_enough(files: BaseFiles, model: torch.nn.Module, tensors: Mapping[str, Stored]) -> None:
-    """The files hold about what fills the model that config.json tells of. Raises UnsupportedBase.
+    """Check that the files hold about as much as the model of config.json needs. Raises UnsupportedBase.
 
-    What they lack would be made before it is told of by name, and may be more than memory holds.
+    Missing weights would be allocated before they are reported by name, and might exceed the memory.
     """
     wanted = sum(each.numel() for each in model.parameters())
     held = sum(prod(each.get_shape()) * _NUMBERS_IN.get(each.get_dtype(), 1) for each in tensors.values())
-    if wanted > 2 * held:  # a head that is the embedding may be there once
+    if wanted > 2 * held:  # a head that is tied to the embedding may be stored once
         message = f"has a config.json of {wanted:,} numbers, but weights of {held:,}; one of them is another base's"
         raise UnsupportedBase(files.subject, message)
 
 
 def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None]:
-    """The configuration of the model as it is held, which is not quantised, and how its files hold it.
+    """Return the configuration of the dequantised model, and how the files quantise it.
 
     Raises CorruptFile or UnsupportedBase.
     """
@@ -179,7 +179,7 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
         return _config_by_library(files, lambda: complete(config, path, files.subject)), None
     raw = _read_object(files, "config.json")
     _check_sizes(files, "a config.json", raw)
-    if raw.get("transformers_weights"):  # transformers would read that in place of all that is looked at here
+    if raw.get("transformers_weights"):  # transformers would read that instead of everything checked here
         message = "names a file of weights in its config.json; remove transformers_weights"
         raise UnsupportedBase(files.subject, message)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
@@ -191,13 +191,13 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
         if hasattr(each, "quantization_config"):
             del each.quantization_config
     tell_routes_once(config.get_text_config(), files.subject)
-    # By whose code its makers had attention and experts computed, which need not be installed here: nobody asks it.
+    # Which attention and experts code its makers used, which may not be installed here: it is not needed.
     config._attn_implementation = config._experts_implementation = None
     return config, quantisation
 
 
 def tell_routes_once(config: Any, subject: str) -> None:
-    """How many experts a token has, where that is told of every layer (Hunyuan): once, if it is the same for all."""
+    """Replace a list with the number of experts per token of each layer (Hunyuan) by one number, if all are equal."""
     counts = getattr(config, "num_experts_per_tok", None)
     if not isinstance(counts, list):
         return
@@ -216,7 +216,7 @@ def _check_sizes(files: BaseFiles, what: str, config: dict[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    """Raises OSError, and ValueError where it is none, or larger or deeper than any that is meant to be read."""
+    """Read a JSON file. Raises OSError; ValueError if it is invalid, too large or nested too deeply."""
     with path.open("rb") as file:
         text = file.read(_MOST_JSON_BYTES + 1)
     if len(text) > _MOST_JSON_BYTES:
@@ -262,16 +262,16 @@ def _config_by_library(files: BaseFiles, read: Callable[[], PreTrainedConfig]) -
 
 
 def _as_they_lie(files: BaseFiles) -> dict[str, Any]:
-    """How transformers reads them: nothing is fetched, and none of their code is run."""
+    """Options for transformers: fetch nothing, and run none of the files' code."""
     options = {"gguf_file": files.gguf} if files.gguf else {}
     return {"local_files_only": True, "trust_remote_code": False, **options}
 
 
 def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, without running code of its own. Raises UnsupportedBase."""
+    """Read the base's tokenizer, without running any code of its own. Raises UnsupportedBase."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files.folder, **_as_they_lie(files))
-    except Exception as error:  # noqa: BLE001 - which is what tokenizers raises
+    except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
         if _has_tokenizer_code(files):
             raise UnsupportedBase(
                 files.subject,
@@ -287,7 +287,7 @@ def _has_tokenizer_code(files: BaseFiles) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What kind of error it is, and where what it says begins: also below a heading, which ends in a colon."""
+    """Return an error's type and its message's beginning, with the line that follows headings ending in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     headings = next((at for at, line in enumerate(lines) if not line.endswith(":")), 0)
     text = " ".join(lines[: headings + 1])

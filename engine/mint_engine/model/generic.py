@@ -1,4 +1,4 @@
-"""The generic pass: transformers' modules with their linears, experts and attention swapped. Right for every base."""
+"""The generic pass: transformers' modules with linears, experts and attention replaced. It suits every base."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ from mint_engine.residency.slots import Slots
 
 
 class Generic:
-    """A base swapped in place."""
+    """A base whose modules are replaced in place."""
 
     name = "generic"
 
     def __init__(self, base: Base, slots: Slots, cache: Cache, group: Group | None = None) -> None:
-        """`group` is where this rank meets the others; then all else is its share."""
+        """`group` is where this rank meets the others; everything else is then its share."""
         self._base, self._slots, self._cache = base, slots, cache
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
@@ -36,12 +36,12 @@ class Generic:
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)
         if group is not None:
             add_sums(base.model, group)
-        # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
+        # Models with sparse attention take the mask apart before they pass it on; nothing reads its values.
         sparse = getattr(base.config, "index_topk", None)
         self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
-        """As `Forward.run`, in the base's dtype; of several ranks, the first alone gets all of the logits."""
+        """As `Forward.run`, in the base's dtype; with several ranks, only the first gets all of the logits."""
         device, current = self._base.device, self._current
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
         segments = merge_spans(spans)

@@ -1,8 +1,8 @@
-"""What a GGUF file says of its base that transformers leaves aside: put into its configuration, or refused.
+"""What a GGUF file says of its base that transformers ignores: put into the base's configuration, or refused.
 
-transformers takes sizes and weights out of such a file, and all else from its family's defaults: how rotary positions
-are stretched, windows and scales of attention would be others than the base's, without a word. What keys mean is as
-llama.cpp, which writes such files, reads them (src/llama-model.cpp).
+transformers takes sizes and weights from the file, and everything else from its family's defaults: the scaling of
+rotary positions, attention windows and attention scales would silently differ from the base's. Keys mean what
+llama.cpp, which writes these files, takes them to mean (src/llama-model.cpp).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,19 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.gguf_arrays import ArrayReader
 
-# transformers asks for the names of all tensors that a family may have anew at each module of a model, and for a
-# file's configuration, its tokenizer and its weights for all of its head.
+# transformers asks again for the names of all tensors that a family may have at each module of a model, and for a
+# file's complete head for its configuration, its tokenizer and its weights.
 gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 gguf.GGUFReader = ArrayReader  # type: ignore[misc]
 
-# Of Gemma's largest models, by their layers, scores are scaled by the hidden size a head: files do not say so.
+# In Gemma's largest models, known by their number of layers, scores are scaled by hidden size / heads; files do not
+# say.
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
 _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 _SCALING = "rope.scaling."
-_READ = frozenset({"type", "factor", "original_context_length", "finetuned"})  # of how positions are stretched
+_READ = frozenset({"type", "factor", "original_context_length", "finetuned"})  # fields of how positions are stretched
 _FREQUENCIES = "rope_freqs.weight"  # what each frequency is divided by: Llama 3.1's way to stretch positions
-# Architectures whose experts transformers doesn't read as llama.cpp writes them, and what it makes of their heads.
+# Architectures whose experts transformers does not read as llama.cpp writes them, or what it makes of their heads.
 _OTHER_EXPERTS = frozenset({"gpt-oss", "llama", "llama4"})
 _TURN_BY_LENGTH = ("rope_factors_long.weight", "rope_factors_short.weight")
 _BIASED = {
@@ -40,7 +41,7 @@ _BIASED = {
 
 
 def check_read(path: Path, subject: str) -> None:
-    """Raise UnsupportedBase for a file whose experts are not read, before its head is made a configuration of."""
+    """Raise UnsupportedBase for a file whose experts are not read, before its configuration is made."""
     metadata, _ = read_gguf_metadata(str(path))
     architecture = metadata["general.architecture"]
     if architecture in _OTHER_EXPERTS and metadata.get(f"{architecture}.expert_count"):
@@ -52,7 +53,7 @@ def check_read(path: Path, subject: str) -> None:
 
 
 def complete(config: PreTrainedConfig, path: Path, subject: str) -> PreTrainedConfig:
-    """A configuration that transformers has of a file's head, with what it left aside.
+    """Complete the configuration that transformers makes of a file's head with what it ignored.
 
     Raises UnsupportedBase for what no engine computes.
     """
@@ -68,7 +69,7 @@ def complete(config: PreTrainedConfig, path: Path, subject: str) -> PreTrainedCo
 
 def _stretch(config: PreTrainedConfig, metadata: Mapping[str, Any], tensors: Sequence[str], subject: str) -> None:
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    of_all = rope.get("full_attention", rope)  # Gemma 3 stretches those layers alone that see all
+    of_all = rope.get("full_attention", rope)  # Gemma 3 stretches only the layers that see all tokens
     if of_all is rope and rope:
         _check_turned(config, metadata.get("rope.dimension_count"), rope, subject)
     factor = float(metadata.get(f"{_SCALING}factor") or metadata.get("rope.scale_linear") or 1)
@@ -105,7 +106,7 @@ def _check_turned(config: Any, turned: int | None, rope: Mapping[str, Any], subj
 
 def _narrow(config: PreTrainedConfig, metadata: Mapping[str, Any], subject: str) -> None:
     window, known = metadata.get("attention.sliding_window"), getattr(config, "sliding_window", None)
-    if window and config.model_type == "phi3":  # all of whose layers slide
+    if window and config.model_type == "phi3":  # all its layers slide
         config.sliding_window = int(window)
     elif isinstance(window, int) and window != known and window < config.max_position_embeddings:
         raise UnsupportedBase(
@@ -114,7 +115,7 @@ def _narrow(config: PreTrainedConfig, metadata: Mapping[str, Any], subject: str)
 
 
 def _scale(config: Any, metadata: Mapping[str, Any]) -> None:
-    """Scores of attention, and the cap on them."""
+    """Set the scale of attention scores, and the cap on them."""
     if config.model_type in _LARGEST:
         largest = config.num_hidden_layers == _LARGEST[config.model_type]
         config.query_pre_attn_scalar = (
@@ -126,7 +127,7 @@ def _scale(config: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _end(config: Any, metadata: Mapping[str, Any]) -> None:
-    """A chat's turn ends by a token of its own in many bases."""
+    """Add the token that ends a chat's turn: many bases have a separate one."""
     ends = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     found = [each for each in dict.fromkeys((*known, *ends)) if each is not None]
@@ -136,7 +137,7 @@ def _end(config: Any, metadata: Mapping[str, Any]) -> None:
 def supply(model: PreTrainedModel, path: Path, subject: str) -> None:
     """Give a model what its file holds and transformers has not read.
 
-    Raises UnsupportedBase for what has no place in it.
+    Raises UnsupportedBase for tensors that the model has no place for.
     """
     _, tensors = read_gguf_metadata(str(path))
     _check_biases(model, tensors, subject)
@@ -155,7 +156,7 @@ def supply(model: PreTrainedModel, path: Path, subject: str) -> None:
 
 
 def _check_biases(model: PreTrainedModel, tensors: Sequence[str], subject: str) -> None:
-    """Of linears that have none by the defaults of their family."""
+    """Refuse biases of linears that have none by their family's defaults."""
     plain = {path for path, each in model.named_modules() if isinstance(each, nn.Linear) and each.bias is None}
     for name in tensors:
         _, _, rest = name.partition("blk.")

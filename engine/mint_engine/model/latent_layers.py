@@ -1,4 +1,4 @@
-"""Reads multi-head latent attention, sparse or not, out of transformers' modules for the lean pass, or refuses it.
+"""Reads multi-head latent attention, sparse or not, from transformers' modules for the lean pass, or refuses it.
 
 Letters in shapes: Q heads, C latent size, K size of a head's key without its rotated part, V of its value.
 """
@@ -16,7 +16,7 @@ from mint_engine.residency.large_pages import LargePages
 
 
 def check_latent(attention: Any, config: Any) -> None:
-    """Raises Unlike for sizes that the kernels do not take."""
+    """Raise Unlike for sizes that the kernels do not support."""
     latent, rotated = int(attention.kv_lora_rank), int(attention.qk_rope_head_dim)
     sizes = latent, rotated, int(attention.qk_nope_head_dim), int(attention.v_head_dim), attention.q_lora_rank or 0
     if (latent + rotated) % 4 or any(size % 2 for size in sizes) or _index_size(config) % 4:
@@ -32,9 +32,9 @@ def read_latent(
     kernels: Kernels,
     memory: LargePages,
 ) -> Latent:
-    """Of an attention that has been checked: `queries` and `indexed` are its packed `q_b_proj` and its indexer's.
+    """Read a checked attention; `queries` and `indexed` are the packed `q_b_proj` of it and of its indexer.
 
-    `module` is that of its `kv_b_proj`.
+    `module` is the slots' module of its `kv_b_proj`.
     """
     keys, values = _halves(attention, kernels, memory)
     config, (norm, query_norm) = attention.config, latent_norms(attention)
@@ -57,7 +57,7 @@ def read_latent(
 
 
 def _index_size(config: Any) -> int:
-    """Numbers of an indexer's key, where attention is sparse."""
+    """Size of an indexer's key; 0 if attention is not sparse."""
     return int(config.index_head_dim) if getattr(config, "index_topk", None) else 0
 
 
@@ -75,7 +75,7 @@ def _indexer(indexer: Any, queries: Linear) -> Indexer:
 
 
 def _halves(attention: Any, kernels: Kernels, memory: LargePages) -> tuple[tuple[Linear, ...], tuple[Linear, ...]]:
-    """Of each head's part of `kv_b_proj` [K + V, C]: its keys' turned, [C, K], and its values' [V, C]."""
+    """Pack each head's part of `kv_b_proj` [K + V, C]: its keys' transposed, [C, K], and its values' [V, C]."""
     linear, plain = attention.kv_b_proj, int(attention.qk_nope_head_dim)
     if linear.bias is not None:
         raise Unlike("its kv_b_proj has a bias")

@@ -1,4 +1,4 @@
-"""Each row's likeliest token, in the logits' own dtype, and whether the row is sound."""
+"""Each row's likeliest token, computed in the logits' own dtype, and whether the row is sound."""
 
 import math
 
@@ -8,9 +8,9 @@ from mint_engine.kernels.library import find_kernels
 
 
 def likeliest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
-    """The likeliest token of each row [n, V], the first of equals; and whether that peak is finite.
+    """Return the likeliest token of each row [n, V], the first among equals; and whether its logit is finite.
 
-    A row with a NaN or an infinite peak, or nothing but -inf, is not sound: its weights overflowed.
+    A row with NaN, an infinite peak or only -inf is not sound: its weights overflowed.
     """
     kernels = find_kernels(logits.dtype, logits.device)
     if kernels is not None:

@@ -1,4 +1,4 @@
-"""Which bases are llama-like, for serving's lean pass and training's: their own code computes nothing else."""
+"""Which bases are llama-like, for the lean passes of serving and training: their own code computes nothing else."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,32 +10,32 @@ from mint_contracts.attention import narrowest, windows
 from mint_engine.model.experts import is_stack
 
 FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3", "seed_oss"})
-ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
-# Like GROUPED, with multi-head latent attention.
+ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but with routed experts in place of networks
+# As GROUPED, with multi-head latent attention.
 LATENT = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
-# The same with routers of DeepSeek-V3's kind, in groups, and a network beside the experts.
+# As ROUTED, with routers as in DeepSeek-V3, in groups, and a network beside the experts.
 GROUPED = LATENT | {"dots1", "glm4_moe"}
-# Others, with norms elsewhere or of another kind, GELU, caps, sinks, multipliers, or heads that turn otherwise.
+# Others, with norms elsewhere or of another kind, GELU, caps, sinks, multipliers, or another rotation of heads.
 GEMMA = frozenset({"gemma", "gemma2", "gemma3_text"})
 HUNYUAN = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})
 ERNIE = frozenset({"ernie4_5", "ernie4_5_moe"})
 _MORE = frozenset({"exaone4", "gpt_oss", "granite", "granitemoe", "minimax_m2", "olmo2", "olmo3", "smollm3"})
 OTHERS = GEMMA | HUNYUAN | ERNIE | _MORE
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
-# Of families that see, which tokens stand for what is seen: transformers embeds them as token 0 where nothing is.
+# Vision families' tokens that stand for images: transformers embeds them as token 0 when there is no image.
 _PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}
-_PLACED_OUTSIDE = frozenset({"gemma3"})  # where they are no tokens of the vocabulary; else as any
+_PLACED_OUTSIDE = frozenset({"gemma3"})  # if they lie outside the vocabulary; otherwise like any token
 
-# The linears of one input that are multiplied at once, by what takes them; Phi-3 has them in one.
+# Linears of the same input, which are multiplied at once, by the module that has them; Phi-3 has them fused.
 _BESIDE: dict[str, tuple[str, ...]] = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 
 
 class Unlike(Exception):
-    """The base is not llama-like; the message says where."""
+    """The base is not llama-like; the message says in what."""
 
 
 def check_config(config: Any, positions: int) -> None:
-    """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
+    """Raise Unlike for a configuration that needs something else for requests of up to `positions` tokens."""
     if config.model_type not in FAMILIES | ROUTED | GROUPED | OTHERS:
         raise Unlike(f"the family {config.model_type} has no lean pass")
     window = narrowest(lambda name: getattr(config, name, None))
@@ -45,7 +45,7 @@ def check_config(config: Any, positions: int) -> None:
 
 
 def windows_of(config: Any, positions: int) -> tuple[int, ...]:
-    """How many of the latest tokens each layer's attention sees, of so many at most; 0: all."""
+    """How many of the last tokens each layer's attention sees, for up to `positions` tokens; 0: all."""
     found = windows(lambda name: getattr(config, name, None), int(config.num_hidden_layers))
     return tuple(each if each is not None and each < positions else 0 for each in found)
 
@@ -59,13 +59,13 @@ def _check_ropes(config: Any) -> None:
 
 
 def _ropes(parameters: Any) -> Iterator[Any]:
-    """What is told of rotary positions: of all layers, or of each kind of them."""
+    """Yield the rotary parameters, those of all layers or of each kind of layers."""
     kinds = [each for each in parameters.values() if isinstance(each, dict)]
     yield from kinds or [parameters]
 
 
 def latent_norms(attention: Any) -> tuple[Any, Any]:
-    """Latent attention's norms of latents, and of compressed queries where there are such. Raises Unlike."""
+    """Return latent attention's norms of latents, and of compressed queries if it has these. Raises Unlike."""
     norm, query_norm = attention.kv_a_layernorm, attention.q_a_layernorm
     if query_norm is not None and query_norm.variance_epsilon != norm.variance_epsilon:
         raise Unlike("its latents' norms differ")
@@ -73,23 +73,23 @@ def latent_norms(attention: Any) -> tuple[Any, Any]:
 
 
 def interleaves(config: Any) -> bool:
-    """Whether latent attention turns neighbours together, and not halves; so it does where that is not told."""
+    """Whether latent attention rotates interleaved neighbours, not halves; it does if the configuration is silent."""
     return bool(getattr(config, "rope_interleave", True))
 
 
 def attends_to_some(config: Any, positions: int) -> bool:
-    """Whether an indexer has something to choose, of requests of so many tokens at most."""
+    """Whether an indexer has a choice to make, for requests of up to `positions` tokens."""
     return 0 < int(getattr(config, "index_topk", None) or 0) < positions
 
 
 def check_indexer(indexer: Any) -> None:
-    """Raises Unlike where what it makes of one input is not of one dtype."""
+    """Raise Unlike if the indexer's linears of one input differ in dtype."""
     if indexer.weights_proj.weight.dtype != indexer.k_norm.weight.dtype:
         raise Unlike("what weighs its indexer's heads is of another dtype")
 
 
 def placeholders_of(config: Any) -> torch.Tensor:
-    """Tokens of a whole model's configuration that are embedded as token 0 [n] int64. Raises Unlike."""
+    """Return the tokens that a complete model's configuration embeds as token 0 [n] int64. Raises Unlike."""
     names, text = _PLACEHOLDERS.get(config.model_type, ()), config.get_text_config()
     if not names and text is not config:
         raise Unlike(f"it sees, as {config.model_type} does")
@@ -99,12 +99,12 @@ def placeholders_of(config: Any) -> torch.Tensor:
 
 
 def embedded(tokens: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
-    """Whose embeddings tokens [n] have."""
+    """Return the tokens [n] whose embeddings are used: token 0 for placeholders."""
     return tokens.masked_fill(torch.isin(tokens, placeholders), 0) if placeholders.numel() else tokens
 
 
 def names_of(kind: str, module: Any) -> tuple[str, ...]:
-    """What an attention ("qkv") or network ("gate_up") calls the linears that take its input; an indexer's aside."""
+    """Names of the linears that take an attention's ("qkv") or network's ("gate_up") input, except an indexer's."""
     if kind == "qkv" and hasattr(module, "kv_a_proj_with_mqa"):
         return "q_proj" if module.q_lora_rank is None else "q_a_proj", "kv_a_proj_with_mqa"
     fused = f"{kind}_proj"
@@ -112,7 +112,7 @@ def names_of(kind: str, module: Any) -> tuple[str, ...]:
 
 
 def bias_of(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
-    """Of linears that are multiplied at once [out], zeros for those that have none; None where no one has."""
+    """Biases of linears that are multiplied at once [out], zeros for those without; None if none has any."""
     if all(linear.bias is None for linear in linears):
         return None
     return torch.cat(
@@ -121,7 +121,7 @@ def bias_of(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
 
 
 def network_of(path: str, mlp: Any) -> tuple[str, Any]:
-    """The network that all tokens take, and where it is, of the part at `path`; None beside experts alone."""
+    """Path and module of the network that all tokens take, in the block at `path`; None if it has only experts."""
     if not hasattr(mlp, "experts"):
         return path, mlp
     name = "shared_mlp" if hasattr(mlp, "shared_mlp") else "shared_experts"
@@ -129,17 +129,17 @@ def network_of(path: str, mlp: Any) -> tuple[str, Any]:
 
 
 def block_of(path: str, layer: Any) -> tuple[str, Any]:
-    """Where a layer's network or experts are, and that."""
+    """The path and module of a layer's network or experts."""
     name = "mlp" if hasattr(layer, "mlp") else "block_sparse_moe"
     return f"{path}.{name}", getattr(layer, name)
 
 
 def router_of(mlp: Any) -> Any:
-    """What chooses among experts, of the part that has both."""
+    """The module that chooses among experts, of the block that has both."""
     return mlp.router if hasattr(mlp, "router") else mlp.gate
 
 
 def check_experts(experts: Any) -> None:
-    """Raises Unlike for experts that are not stacked as transformers does it."""
+    """Raise Unlike for experts that are not stacked in transformers' way."""
     if not is_stack(experts):
         raise Unlike("its experts are laid out in another way")

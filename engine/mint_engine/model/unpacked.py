@@ -1,4 +1,4 @@
-"""What transformers' modules hold of a base that own kernels have packed for themselves: as much again."""
+"""Weights of transformers' modules that own kernels have packed for themselves: a second copy of the same size."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from mint_engine.model.modules import is_linear, layers_of
 
 
 def let_go(base: Base) -> None:
-    """Free the weights of its layers' linears and of its head, whose modules compute nothing from then on.
+    """Free the weights of the layers' linears and of the head, whose modules compute nothing from then on.
 
-    What kernels use where it lies stays, the experts among it.
+    Weights that kernels use unpacked stay, including those of experts.
     """
-    model: Any = base.model  # what it says of its embeddings is not typed
+    model: Any = base.model  # its embeddings' accessors are not typed
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     linears = [module for _, layer in layers_of(model) for module in layer.modules() if is_linear(module)]
     if head.weight is not embedding.weight:

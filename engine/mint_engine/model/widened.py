@@ -1,8 +1,8 @@
-"""Products of bfloat16 matrices on CPUs that have none: widened to float32, multiplied there, rounded once.
+"""Products of bfloat16 matrices on CPUs without them: widened to float32, multiplied there, rounded once.
 
-Where a CPU multiplies no bfloat16 (x86 before AVX-512), torch does so number by number: at a tenth of what the same
-cores do in float32, and a hundredth where the right side lies row by row, as on every way back. So this process gives
-torch other kernels for these products. Sums are taken in float32 and rounded once, as by instructions for bfloat16.
+On a CPU that does not multiply bfloat16 (x86 before AVX-512), torch multiplies number by number: at a tenth of the
+speed of float32 on the same cores, and at a hundredth if the right side is row-major, as in every backward. So this
+process replaces torch's kernels for these products. Sums are float32 and rounded once, as with bfloat16 instructions.
 """
 
 from collections.abc import Callable
@@ -18,23 +18,23 @@ PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 _IN_PLACE = ("addmm_", "baddbmm_")
 BAND = 1 << 24  # numbers of a matrix that are widened at a time: 64 MB
 
-_kept: list[torch.library.Library] = []  # kernels go when their library does
+_kept: list[torch.library.Library] = []  # kernels disappear with their library
 
 
 def widens(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products in that type are widened there: by a CPU that multiplies no bfloat16."""
+    """Whether products of that type are widened there: by a CPU that does not multiply bfloat16."""
     return dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16()
 
 
 def fit_products(dtype: torch.dtype, device: torch.device) -> None:
-    """Widen products for all of this process, where it is to compute in bfloat16 on a CPU that multiplies none."""
+    """Widen this process's products if it computes in bfloat16 on a CPU that does not multiply it."""
     if widens(dtype, device):
         widen_products()
 
 
 @cache
 def widen_products() -> None:
-    """Put other kernels in the place of torch's, for all of this process."""
+    """Replace torch's kernels of these products for the whole process."""
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name in PRODUCTS:
         library.impl(name, _product(name), "CPU")
@@ -44,7 +44,7 @@ def widen_products() -> None:
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    """torch's scaled_dot_product_attention; its products are within its own kernels, and so widened here."""
+    """torch's scaled_dot_product_attention, widened here because its products are inside its own kernels."""
     if not widens(query.dtype, query.device):
         return functional.scaled_dot_product_attention(query, key, value, **options)
     wide = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
@@ -52,8 +52,8 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **option
 
 
 def _product(name: str) -> Callable[..., torch.Tensor]:
-    """The product of the last two of its arguments, and perhaps what it is added to before them."""
-    # Torch's own by way of what it is asked to write to: that was not replaced, and other threads run meanwhile.
+    """Return a widened product of the last two arguments, added to the argument before them if there is one."""
+    # Torch's own variant with `out`, which is not replaced, since other threads use the replaced ones meanwhile.
     plain: Callable[..., torch.Tensor] = getattr(torch, name)
 
     def multiply(*values: torch.Tensor, **factors: Any) -> torch.Tensor:
@@ -84,7 +84,7 @@ def _product_in_place(name: str) -> Callable[..., torch.Tensor]:
 
 
 def _bands(right: torch.Tensor) -> list[slice]:
-    """Columns of a matrix that are taken at a time: some of a large one's, so that it is never widened whole."""
+    """Bands of a matrix's columns to take at a time: a large matrix is never widened as a whole."""
     width = right.shape[-1]
     each = max(1, min(width, BAND // max(1, right.numel() // max(1, width))))
     return [slice(first, first + each) for first in range(0, width, each)]
