@@ -94,8 +94,7 @@ class Latent:
     Each head's part of `kv_b_proj` is two maps: `keys` from its key without the rotated part to the latents' space,
     and `values` from there. A token has `row` numbers in the cache; `module` is that of `kv_b_proj`, if adapters may
     target it. `pairs`: rotations turn interleaved neighbours, not halves. A row attends to at most `most` tokens,
-    found
-    by `indexer` or by that of an earlier layer; 0: to all.
+    found by `indexer` or by that of an earlier layer; 0: to all.
     """
 
     queries: Linear | None

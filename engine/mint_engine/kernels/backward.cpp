@@ -225,8 +225,7 @@ void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added
   }
 }
 
-// Tokens and their pairs with experts: pair j of token t is row back[t, j], or another rank's if that is `pairs` or
-// more.
+// Tokens and their pairs with experts: pair j of token t is row back[t, j], or, from `pairs` on, another rank's.
 // mixed [size] = sum over a token's pairs of weight times row
 template <typename T>
 void mix(const T* rows, int64_t pairs, const int64_t* back, const float* weights, int64_t tokens, int64_t each,

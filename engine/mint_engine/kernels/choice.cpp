@@ -133,8 +133,7 @@ void choose_some(const Index<T>& by, Scorer<T>& scorer, const Part& part, int64_
   }
 }
 
-// Fills one word of every place: rows from `begin` on of a tree [first row, trunk, branches, where their lengths
-// begin].
+// Fills one word of every place: rows `begin` on of a tree [first row, trunk, branches, where their lengths begin].
 template <typename T>
 void choose_word(const Index<T>& by, Scorer<T>& scorer, const int64_t* tree, const int64_t* lengths, int64_t begin,
                  uint8_t* bits, int64_t bytes) {

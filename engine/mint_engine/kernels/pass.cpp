@@ -44,8 +44,7 @@ class Walk {
   }
 
  private:
-  // One thread waits and all learn the result. A thread may read it late, when that one already waits for the next
-  // layer.
+  // One thread waits and all learn the result, even if they look when it already waits for the next layer.
   bool arrives(int64_t layer) {
     if (place_.thread == 0 && !await(*step_.arrival, layer, waited_)) reached_.store(layer, std::memory_order_relaxed);
     place_.all->wait();

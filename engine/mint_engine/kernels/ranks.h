@@ -92,9 +92,8 @@ inline void lay_weights(const Strip<bf16>& strip, int64_t first, bf16* to) {
     }
 }
 
-// sums [rows, 48], for outputs from `first` on, += what an adapter adds. The last rows are computed in their own
-// buffer: the rows after them, which are not the run's, stay as they are, whatever the adapter's numbers. Needs
-// `Matrices`.
+// sums [rows, 48], for outputs from `first` on, += what an adapter adds. The last rows use their own buffer:
+// rows after them, which are not the run's, stay as they are, whatever the adapter's numbers. Needs `Matrices`.
 inline void add_run(const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   static thread_local Aligned<bf16> middles, weights;

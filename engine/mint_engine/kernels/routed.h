@@ -19,8 +19,7 @@ inline int64_t take_best(float* scores, int64_t count) {
   return best;
 }
 
-// Chooses one row's k experts, best first, and their weights, from the router's logits [E], as transformers' routers
-// do.
+// Chooses one row's k experts, best first, and their weights from the router's logits [E], as transformers does.
 template <typename T>
 void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weights) {
   float chances[MOST_EXPERTS], largest = wide(logits[0]), sum = 0;

@@ -156,8 +156,7 @@ class Product {
     block.last_piece = int64_t(pieces_.size());
   }
 
-  // Cuts each expert's rows into blocks of full tiles; with matrix registers, which find runs themselves, not into
-  // pieces.
+  // Cuts each expert's rows into blocks of full tiles. Matrix registers find runs themselves and need no pieces.
   void plan(const int64_t* bounds, int64_t experts, size_t threads) {
     int64_t at = 0;
     std::vector<Block> whole;  // with all panels

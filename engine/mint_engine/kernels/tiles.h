@@ -1,6 +1,5 @@
 // Small matrix products in float for one thread: C [m, n] (+)= A [m, k] B [k, n], n a multiple of 16, C in registers.
-// Every element's sum runs over k in order, with fused multiply-adds: it does not depend on m, n or the element's
-// position.
+// Every element's sum runs over k in order, with fused multiply-adds: it does not depend on m, n or its position.
 #pragma once
 #include "number.h"
 #if defined(__AVX512F__)

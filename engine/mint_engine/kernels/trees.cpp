@@ -97,8 +97,7 @@ struct Head {
     }
   }
 
-  // Turns scores into weights in place, 0 for what is not seen; returns the log-sum-exp of the scores, the sink
-  // included.
+  // Turns scores into weights in place, 0 for what is not seen; returns the log-sum-exp of scores and sink.
   static float weigh(float* scores, int64_t first, int64_t end, int64_t keys, float sink) {
     float peak = std::max(scores[first], sink), sum = 0;
 #pragma omp simd reduction(max : peak)

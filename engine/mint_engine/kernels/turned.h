@@ -1,6 +1,5 @@
 // The products of routed experts with matrix registers. A weight [out, in] is the left-hand side as it is stored, 16
-// outputs per register, so that nothing of it is packed; rows become columns of the right-hand side, and the result is
-// transposed.
+// outputs per register, so that nothing is packed; rows become columns of the right-hand side, and the result is transposed.
 #pragma once
 #include <vector>
 #include "aligned.h"

@@ -1,14 +1,14 @@
 """Attention over a packed batch and the paged cache, registered with transformers under the name "mint".
 
 The models' own code computes queries, keys and values for all tokens of a step in one row [1, T]; here each request
-attends to its own past. Rows of requests that decode are taken together where their pasts are of like length, padded
-to the longest; a chunk of a prompt goes by itself, and of a long one so many rows at once as there is room for their
-scores. Letters in shapes: T tokens, B decoding requests, Q query heads, K key/value heads, G = Q / K, D head
-size, N cached tokens, padding included.
+attends to its own past. Rows of decoding requests are computed together if their pasts are of similar length, padded
+to the longest. A prompt's chunk is computed alone; a long one in as many rows at a time as there is room for their
+scores. Letters in shapes: T tokens, B decoding requests, Q query heads, K key/value heads, G = Q / K, D head size,
+N cached tokens, padding included.
 
-What bases ask of attention beyond that: a sliding window (Gemma, gpt-oss, Mistral), a cap of scores (Gemma 2) and
-a sink, one more logit a head that takes weight and gives nothing (gpt-oss). `mint_engine.model.latent` has attention
-over compressed keys and values.
+Bases may also ask for a sliding window (Gemma, gpt-oss, Mistral), a cap on scores (Gemma 2), and a sink: one more
+logit per head that takes weight and contributes nothing (gpt-oss). `mint_engine.model.latent` has attention over
+compressed keys and values.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ from mint_engine.model.paged import Chunk, Decodes, Paged, tiles
 
 NAME = "mint"
 
-# What models pass along that changes nothing here; what would change the result is computed or refused.
+# Options that models pass but that change nothing here; those that would change the result are computed or refused.
 _HARMLESS = frozenset(
     {"position_ids", "use_cache", "is_causal", "cache", "output_attentions", "output_router_logits", "layer_idx"}
 )
 
-# Families in which a mask alone says that all layers slide; none is built here.
+# Families in which only a mask says that all layers slide; no mask is built here.
 _MASKED = frozenset({"phimoe"})
 
 
@@ -41,13 +41,13 @@ class Style:
     """How scores become weights."""
 
     scale: float
-    window: int | None  # a token sees so many, itself included; None: all
-    cap: float | None  # scores go to cap * tanh(score / cap)
+    window: int | None  # how many tokens a token sees, itself included; None: all
+    cap: float | None  # scores become cap * tanh(score / cap)
     sinks: torch.Tensor | None  # [Q]
 
 
 def register() -> None:
-    """Make "mint" known to transformers. No mask is registered beside it, and so none is ever built."""
+    """Register "mint" with transformers. No mask function is registered with it, so none is ever built."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 
@@ -67,9 +67,9 @@ def attend(
     paged: Paged | None = None,
     **options: object,
 ) -> tuple[torch.Tensor, None]:
-    """Queries [1, Q, T, D], keys and values [1, K, T, D] -> [1, T, Q, D]; keys and values go to the cache.
+    """Queries [1, Q, T, D], keys and values [1, K, T, D] -> [1, T, Q, D]; writes keys and values to the cache.
 
-    Raises UnsupportedBase when the model asks for something that is not computed here.
+    Raises UnsupportedBase if the model asks for something that is not computed here.
     """
     _refuse(module, options, attention_mask if indices is None else None, dropout, paged)
     assert paged is not None  # noqa: S101 - refused above; for the type checker
@@ -97,7 +97,7 @@ def attend(
 
 
 def window_of(module: Any, window: int | None) -> int | None:
-    """How many of the latest tokens a layer's attention sees, by its `window` or by its family; None: all."""
+    """How many of the last tokens a layer's attention sees, by its `window` or by its family; None: all."""
     config = getattr(module, "config", None)
     if window is None and getattr(config, "model_type", "") in _MASKED:
         return config.sliding_window or None  # type: ignore[union-attr]
@@ -122,7 +122,7 @@ def _refuse(
 def unserved(
     module: nn.Module, options: Mapping[str, object], mask: torch.Tensor | None, dropout: float
 ) -> list[str]:
-    """What a model asks of attention that would change its result, and is computed by nothing here."""
+    """Return what a model asks of attention that would change its result and that nothing here computes."""
     found = sorted(name for name, given in options.items() if given is not None and name not in _HARMLESS)
     if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
         found.append("a custom mask or dropout")
@@ -132,7 +132,7 @@ def unserved(
 def _decode(
     out: torch.Tensor, query: torch.Tensor, layer: int, decodes: Decodes, cache: KvCache, style: Style
 ) -> None:
-    """One row each of B requests, into their rows of out; out and query are [Q, T, D]."""
+    """Attend with one row of each of B requests, into their rows of out; out and query are [Q, T, D]."""
     count = decodes.rows.shape[0]
     keys, values = (
         each.view(cache.heads, count, -1, cache.head_dim) for each in cache.read(layer, decodes.table)
@@ -158,9 +158,9 @@ def _attend_chunk(
 def attend_rows(
     rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, style: Style
 ) -> torch.Tensor:
-    """Rows [Q, T, D] over keys [K, N, D] and values [K, N, E], of which they see [T, N] -> [Q, T, E]."""
+    """Rows [Q, T, D] over keys [K, N, D] and values [K, N, E], restricted to `visible` [T, N] -> [Q, T, E]."""
     heads = keys.shape[0]
-    if style.cap is None and style.sinks is None:  # squeezed, since on the way back an index copies the gradient
+    if style.cap is None and style.sinks is None:  # squeeze, since the backward of an index copies the gradient
         return widened.attend(
             rows[None], keys[None], values[None], attn_mask=visible, scale=style.scale,
             enable_gqa=rows.shape[0] != heads,
@@ -175,7 +175,7 @@ def attend_rows(
 def _weigh(
     scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None
 ) -> torch.Tensor:
-    """Softmax over the last dimension in float32, of what is visible, with a sink beside it where there is one."""
+    """Softmax of the visible scores over the last dimension, in float32, with a sink in it if there is one."""
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     scores = scores.masked_fill(~visible, -torch.inf)

@@ -1,16 +1,16 @@
 """The paged cache: what attention keeps of every request's tokens, layer by layer, in pages of 16 tokens.
 
-Most bases keep keys and values. All of a layer's heads lie together in a page, keys before values, so that a past is
-read in long runs. How a head's 16 x D numbers are arranged within the page is up to the pass that uses the cache
+Most bases keep keys and values. All of a layer's heads are adjacent in a page, keys before values, so that a past is
+read in long runs. The pass that uses the cache decides how a head's 16 x D numbers are arranged within the page
 (`mint_engine.kernels` keeps pairs together); `write` and `read` here are the generic pass's, token by token.
 
-Where some layers slide over a window, a page is of one group of layers, whose number L is the pool's first dimension
-(`mint_contracts.layer_groups`); else it is of all of them.
+If some layers slide over a window, a page belongs to one group of layers, whose number L is the pool's first
+dimension (`mint_contracts.layer_groups`); otherwise it belongs to all of them.
 
-Bases with multi-head latent attention keep one row a token, from which all heads' keys and values come.
+Bases with multi-head latent attention keep one row per token, from which all heads' keys and values are computed.
 
-Letters in shapes: L layers of a page, K key/value heads, P pages (page 0 is the null page), D head size, T tokens, W
-the width of a token's row.
+Letters in shapes: L layers of a page, K key/value heads, P pages (page 0 is the null page), D head size, T tokens,
+W width of a token's row.
 """
 
 import time
@@ -26,13 +26,13 @@ from mint_engine.model.device import zeros
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import bring_zeros
 
-PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
+PROBE_TOKENS = 40  # with which a pass is verified, in steps of fewer (see `reference`): they take pages too
 
 _log = structlog.get_logger(__name__)
 
 
 class _Pages:
-    """What of a cache does not depend on what a token leaves in it: `pool` [L, P, ...], and its tokens' routes."""
+    """The part of a cache that does not depend on what tokens leave in it: `pool` [L, P, ...], and tokens' routes."""
 
     def __init__(
         self, groups: LayerGroups, pages: int, page: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -40,10 +40,10 @@ class _Pages:
         self.groups = groups
         self.pages = pages
         self.pool = zeros((groups.size, pages + 1, *page), dtype, device)
-        self.routes: RouteCache | None = None  # where they are kept
+        self.routes: RouteCache | None = None  # if they are kept
 
     def of(self, layer: int) -> torch.Tensor:
-        """A layer's part of all pages, [P, ...], of which its group's are its own."""
+        """Return a layer's view of all pages, [P, ...]; only its group's pages are its own."""
         return self.pool[self.groups.places[layer][1]]
 
     @property
@@ -52,9 +52,9 @@ class _Pages:
         return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
 
     def bring_in(self) -> None:
-        """Have all of it in memory, on a CPU. Raises CapacityExceeded where the system has not so much.
+        """Commit all of the cache's memory, on a CPU. Raises CapacityExceeded if the system does not have as much.
 
-        It came when it was first written to, before: then the layers' next large pages all in one step, which took
+        It was committed on first writes before: then the layers' next large pages all came in one step, which took
         245 ms instead of 95 (SmolLM2-135M, 512 tokens, a virtual machine whose memory comes slowly).
         """
         if self.pool.device.type != "cpu":
@@ -68,10 +68,10 @@ class _Pages:
         _log.info("cache_in_memory", bytes=self.pool.nbytes, seconds=round(time.perf_counter() - began, 4))
 
     def wipe(self, pages: Sequence[int]) -> None:
-        """Zero pages before a new request has them.
+        """Zero pages before a new request gets them.
 
-        Where attention reads whole pages, masked positions weigh nothing, but nothing times infinity is NaN: what a
-        former request left behind must not reach the next one.
+        If attention reads complete pages, masked positions have weight zero, but zero times infinity is NaN: what an
+        earlier request left behind must not reach the next one.
         """
         self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
 
@@ -102,10 +102,10 @@ class KvCache(_Pages):
 
 
 class LatentCache(_Pages):
-    """One row a token, layer and page: `pool` [L, P, 16, W].
+    """One row per token, layer and page: `pool` [L, P, 16, W].
 
     A row is the compressed latent of keys and values, then the rotated part of the key that all heads share, then the
-    indexer's key where the base has one (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3.2, arXiv 2512.02556).
+    indexer's key if the base has one (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3.2, arXiv 2512.02556).
     """
 
     def __init__(self, groups: LayerGroups, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -126,7 +126,7 @@ Cache = KvCache | LatentCache
 
 
 def count_pages(budget_bytes: int, page: int, context_length: int, groups: LayerGroups) -> int:
-    """Pages that fit the budget. Raises CapacityExceeded where one request of full length would not, or the probe."""
+    """Return how many pages fit the budget. Raises CapacityExceeded if a longest request or the probe does not."""
     pages = budget_bytes // page - 1  # the null page
     tokens = max(context_length, PROBE_TOKENS)
     needed = max(groups.pages(tokens, STEP_TOKENS), len(groups.windows) * pages_for(PROBE_TOKENS))

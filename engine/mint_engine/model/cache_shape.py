@@ -1,4 +1,4 @@
-"""What a base's configuration says of its cache: which kind it is, and how much of a token every layer keeps."""
+"""Reads a base's cache from its configuration: its kind, and how much every layer keeps of a token."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +27,13 @@ class KeyValueShape:
         return 2 * self.groups.size * self.heads * self.head_dim
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> KvCache:
-        """A cache of so many pages."""
+        """Create a cache of `pages` pages."""
         return KvCache(self.groups, self.heads, self.head_dim, pages, dtype, device)
 
 
 @dataclass(frozen=True)
 class LatentShape:
-    """A latent, a rotated key and, where attention is sparse, an indexer's key (else 0), in every layer."""
+    """A latent, a rotated key and, if attention is sparse, an indexer's key (otherwise 0), in every layer."""
 
     groups: LayerGroups  # one, of all layers
     latent: int
@@ -46,17 +46,17 @@ class LatentShape:
         return self.groups.size * (self.latent + self.rotated + self.index)
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
-        """A cache of so many pages."""
+        """Create a cache of `pages` pages."""
         return LatentCache(self.groups, self.latent + self.rotated + self.index, pages, dtype, device)
 
 
 def cache_shape(
     config: Any, *, context_length: int | None = None, whole: bool = False
 ) -> KeyValueShape | LatentShape:
-    """The shape for a text model's configuration. Raises UnsupportedBase naming what is not served.
+    """Return the shape for a text model's configuration. Raises UnsupportedBase naming what is not served.
 
-    What lies behind a window is let go where requests may be longer, of `context_length` tokens or of any number.
-    `whole`: one group of layers keeps all of a request's pages, since something else is kept by them.
+    Pages before a window are freed if requests may be longer, up to `context_length` tokens or any number. `whole`:
+    one group of layers keeps all of a request's pages, since something else is stored by them.
     """
     if unserved := unserved_attention(lambda name: getattr(config, name, None)):
         raise UnsupportedBase(f"model type {config.model_type}", unserved)
@@ -75,7 +75,7 @@ def cache_shape(
 
 
 def shape_for(settings: EngineSettings, config: Any, routes: RouteShape | None) -> KeyValueShape | LatentShape:
-    """The shape of an engine's cache, on all of its ranks alike. Raises UnsupportedBase."""
+    """Return the shape of an engine's cache, the same on all of its ranks. Raises UnsupportedBase."""
     replayed = routes is not None and settings.training_store is not None
     return cache_shape(config, context_length=settings.context_length, whole=replayed)
 
@@ -87,7 +87,7 @@ def make_cache(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Cache:
-    """A cache of so many pages, with room for the routes of their tokens where some are to be kept."""
+    """Create a cache of `pages` pages, with room for their tokens' routes if these are to be kept."""
     cache = shape.make(pages, dtype, device)
     cache.routes = RouteCache(routes, pages, device) if routes is not None else None
     return cache
@@ -96,9 +96,9 @@ def make_cache(
 def pages_in(
     settings: EngineSettings, shape: KeyValueShape | LatentShape, routes: RouteShape | None, dtype: torch.dtype
 ) -> int:
-    """Pages of the cache that the settings allow a base of that shape. Raises CapacityExceeded.
+    """Return how many pages the settings allow a base of that shape. Raises CapacityExceeded.
 
-    With their tokens' routes where the engine trains, on all of its ranks, so that these agree.
+    They include tokens' routes if the engine trains, on all of its ranks, so that these agree.
     """
     kept = routes.token_bytes if routes is not None and settings.training_store is not None else 0
     page = PAGE_TOKENS * (shape.token_elements * dtype.itemsize + kept)

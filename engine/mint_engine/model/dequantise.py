@@ -75,8 +75,7 @@ def dequantise_integers(
     """Dequantise rows of weights from their `left`-th column on into `out` [N, O, I].
 
     `words` [N, O, W] begin with the one that holds that column; `scales` and `zeros` are [N, O, G]. `groups` [N, I]
-    is
-    the group of each column; or it is the number of columns in a group, and scales and zeros begin with that
+    is the group of each column; or it is the number of columns in a group, and scales and zeros begin with that
     column's.
     """
     first, scales = left % (WORD // bits), _exact(scales, out.dtype)

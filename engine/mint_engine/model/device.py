@@ -20,9 +20,9 @@ _PAUSE_SOFT = 1  # omp_pause_soft of OpenMP 5.0
 
 
 def choose_device(name: str, number: int = 0) -> torch.device:
-    """The torch device of that name ("cpu" or "cuda"), of several the `number`-th.
+    """Return the torch device of that name ("cpu" or "cuda"), the `number`-th if there are several.
 
-    Raises UnsupportedBase where this machine has none.
+    Raises UnsupportedBase if this machine has none.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -42,7 +42,7 @@ def choose_device(name: str, number: int = 0) -> torch.device:
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """The number type of that name. Raises UnsupportedBase for one that no engine computes in."""
+    """Return the number type of that name. Raises UnsupportedBase for one that no engine computes in."""
     if name not in DTYPES:
         raise UnsupportedBase(f"dtype {name!r}", f"must be one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -54,10 +54,10 @@ def multiplies_bfloat16() -> bool:
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of zeros. On CPU its memory comes from the system page by page, as it is first written.
+    """Return a tensor of zeros. On a CPU the system provides its memory page by page, on first writes.
 
-    So what a large, partly used tensor leaves alone costs nothing; torch.zeros writes all of it. Large pages are
-    asked for: reading through slots and cache took a third longer with small ones.
+    So the unused part of a large tensor costs nothing; torch.zeros writes all of it. Requests large pages: reading
+    slots and cache took a third longer with small ones.
     """
     count = math.prod(shape)
     if device.type != "cpu" or count == 0:
@@ -69,20 +69,20 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
 
 
 def compute_alone() -> None:
-    """From now on the calling thread computes without torch's others; every other thread, as it did.
+    """From now on, the calling thread computes without torch's other threads; other threads are not affected.
 
-    torch.set_num_threads sets it for all threads that compute for the first time after that.
+    torch.set_num_threads would also apply to all threads that compute for the first time after it.
     """
     if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
-        torch.get_num_threads()  # a thread's first question sets its number to everybody's
-        ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)  # that of the library which torch computes with
+        torch.get_num_threads()  # a thread's first query sets its number to the common one
+        ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)  # the OpenMP library that torch computes with
 
 
 def end_team() -> None:
-    """The threads that have computed with the calling one end; for what follows it gets others.
+    """End the threads that have computed with the calling one; it gets others for what follows.
 
-    libgomp has threads wait awake for the next product only while it has no more than there are processors. Otherwise
-    they sleep at once, and each product begins with waking them: in updates of policies that took 3% of the time.
+    libgomp lets threads spin for the next product only while it has no more than there are processors. Otherwise they
+    sleep at once, and each product begins with waking them: that took 3% of the time of policy updates.
     """
     if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         library = ctypes.CDLL(torch._C.__file__)
@@ -91,7 +91,7 @@ def end_team() -> None:
 
 
 def count_threads(limit: int | None = None) -> int:
-    """CPU threads for torch: the cores that this process may use, by affinity and by cgroup quota."""
+    """Return the CPU threads for torch: the cores that this process may use, by affinity and cgroup quota."""
     cores = min(len(os.sched_getaffinity(0)), os.cpu_count() or 1)
     quota = _quota()
     if quota is not None:
@@ -100,7 +100,7 @@ def count_threads(limit: int | None = None) -> int:
 
 
 def _quota() -> float | None:
-    """Cores granted by the container's cgroup (v2 or v1), or None without a quota."""
+    """Return the cores granted by the container's cgroup (v2 or v1), or None without a quota."""
     try:
         if _QUOTA_V2.exists():
             quota, period = _QUOTA_V2.read_text().split()[:2]

@@ -1,6 +1,6 @@
-"""Reads a layer's routed experts out of transformers' modules for the lean pass, or refuses them.
+"""Reads a layer's routed experts from transformers' modules for the lean pass, or refuses them.
 
-Their weights, of which a base has most, are not packed but used where they lie.
+Their weights, which make up most of a base, are used in place and not packed.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ from mint_engine.model.llama_like import GROUPED, Unlike, check_experts, router_
 from mint_engine.residency.large_pages import LargePages
 
 MOST_EXPERTS = 1024  # of a layer
-# Whose routers are in float32: choose by a sigmoid and a bias; or by chances that add up to one.
+# Families with float32 routers, which choose by a sigmoid and a bias, or by chances that add up to one.
 _TOGETHER = frozenset({"ernie4_5_moe", "hunyuan_v1_moe"})
 _GROUPED = GROUPED | _TOGETHER | {"minimax_m2"}
-# Weights of the chosen add up to one, without a word of it.
+# Families whose chosen experts' weights add up to one although no configuration says so.
 _WHOLE = _TOGETHER | {"mixtral", "gpt_oss", "minimax_m2", "granitemoe"}
 _ROUNDED = frozenset({"qwen3_moe", "gpt_oss", "ernie4_5_moe", "granitemoe"})
 
 
 @dataclass(frozen=True)
 class ExpertReader:
-    """`first` is the first expert that is held; `targets` finds modules by path and first column, see `Stack`."""
+    """`first` is the first expert held; `targets` finds modules by path and first column, see `Stack`."""
 
     kernels: Kernels
     memory: LargePages
@@ -37,7 +37,7 @@ class ExpertReader:
     targets: Callable[[Mapping[str, int], int, int], torch.Tensor]
 
     def read(self, path: str, mlp: Any) -> Experts:
-        """Of the part at `path` that has the experts, and their router. Raises Unlike."""
+        """Read the block at `path`, which has experts and their router. Raises Unlike."""
         experts, router = mlp.experts, router_of(mlp)
         check_experts(experts)
         if experts.num_experts > MOST_EXPERTS:
@@ -76,7 +76,7 @@ class ExpertReader:
         )
 
     def _bias(self, mlp: Any, router: Any, weight: torch.Tensor) -> torch.Tensor:
-        """What is added to chances [E] where experts are chosen by them."""
+        """Return what is added to chances [E] when experts are chosen by them."""
         if self.family == "hunyuan_v1_moe":
             return torch.zeros(weight.shape[0])
         if self.family == "ernie4_5_moe":
@@ -87,7 +87,7 @@ class ExpertReader:
 
 
 def _stack(experts: Any, name: str) -> Stack:
-    """A linear of all experts, output by output, without targets."""
+    """Return a linear of all experts in output-major layout, without targets."""
     weight = getattr(experts, name)
     if isinstance(weight, KeptStack):
         if (stack := weight.coded()) is None:

@@ -1,4 +1,4 @@
-"""Models that are filled from a base's tensors, as transformers loads them."""
+"""Fills models from a base's tensors, the way transformers loads them."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
@@ -18,24 +18,24 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.kept import EXPERT, Kept, Place, kind_of, put_stacks
 from mint_engine.model.stored import Stored, open_tensors
 
-# Reads a base's tensors into a model that has no memory yet, as `fill` does; also told is how transformers loads it.
+# Reads a base's tensors into a model that has no memory yet, as `fill` does; last comes how transformers loads it.
 Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 
-# What keeps experts in their order and does nothing else between them or within one linear of theirs.
+# Operations that keep experts in order and do nothing else between them or within one of their linears.
 _HARMLESS = (MergeModulelist, Concatenate)
 
 
 class Name(NamedTuple):
-    """What a tensor in a base's files is called in its model."""
+    """The name in its model of a tensor in a base's files."""
 
-    own: str  # before it is put together with others
-    whole: str  # what it is, or becomes a part of
-    order: int  # which it is of those that are put together
-    keeps: bool  # whether they are, one after another, and nothing else is done with them
+    own: str  # before it is merged with others
+    whole: str  # of the parameter that it is, or becomes a part of
+    order: int  # its index among the tensors that are merged
+    keeps: bool  # whether merging puts tensors one after another and does nothing else
 
 
 class Naming:
-    """What tensors in a base's files are called in its model, by how transformers loads it."""
+    """Finds the names in a model of tensors in a base's files, by how transformers loads it."""
 
     def __init__(self, model: PreTrainedModel, loading: Any) -> None:
         steps = loading.weight_mapping or ()
@@ -44,7 +44,7 @@ class Naming:
         self._prefix, self._names = model.base_model_prefix, model.state_dict()
 
     def of(self, key: str) -> Name:
-        """Of one. A base has up to a million, and each takes dozens of patterns."""
+        """Return one tensor's name. A base has up to a million, and each is matched with dozens of patterns."""
         renamed, _ = rename_source_key(key, self._renamings, [])
         own, _ = rename_source_key(renamed, [], [], self._prefix, self._names)
         whole, pattern = rename_source_key(renamed, [], self._converters, self._prefix, self._names)
@@ -55,7 +55,7 @@ class Naming:
         return Name(own, whole, converter.source_patterns.index(pattern), keeps)
 
     def of_all(self, keys: Iterable[str]) -> dict[str, Name]:
-        """Of each."""
+        """Return each tensor's name."""
         return {key: self.of(key) for key in keys}
 
 
@@ -66,10 +66,10 @@ def fill(
     names: Mapping[str, Name] | None = None,
     mixed: Set[str] | None = None,
 ) -> LoadStateDictInfo:
-    """Read tensors into a model, put together as it has them; returns what of it these do not fill.
+    """Read tensors into a model, merged as the model needs; return what of the model they do not fill.
 
-    Their `names` are found where they are not told, as is which stacks are `mixed`; that is to be told where not all
-    of a stack's tensors are here. Raises UnsupportedBase for experts that can not be kept.
+    `names` are found if not given, as are the `mixed` stacks; pass `mixed` if not all of a stack's tensors are here.
+    Raises UnsupportedBase for experts that cannot be kept quantised.
     """
     if not any(isinstance(each, Kept) for each in tensors.values()):
         return _convert(model, tensors, loading)
@@ -80,7 +80,7 @@ def fill(
 
 
 def _place(key: str, name: Name) -> Place:
-    """Where the tensor of one or all routed experts goes. Raises UnsupportedBase where it does not as it is."""
+    """Return where a tensor of one or all routed experts goes. Raises UnsupportedBase if it is changed first."""
     if not name.keeps:
         message = f"is true, but {key} is changed before it is used; leave it out"
         raise UnsupportedBase("quantisedExperts", message)
@@ -88,7 +88,7 @@ def _place(key: str, name: Name) -> Place:
 
 
 def find_mixed(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> Set[str]:
-    """The stacks of experts that are quantised in part alone, or in more ways: none of them stays quantised."""
+    """Return stacks of experts that are only partly quantised, or in several ways: these do not stay quantised."""
     mixed, kinds = set[str](), dict[tuple[str, int], Hashable]()
     for key, tensor in tensors.items():
         if isinstance(tensor, Kept):
@@ -103,7 +103,7 @@ def find_mixed(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> Set[
 def _divide(
     tensors: Mapping[str, Stored], names: Mapping[str, Name], mixed: Set[str]
 ) -> tuple[dict[str, Kept], dict[str, Stored]]:
-    """What stays quantised, and all else."""
+    """Split tensors into those that stay quantised and the others."""
     kept, others = dict[str, Kept](), dict[str, Stored]()
     for key, tensor in tensors.items():
         if not isinstance(tensor, Kept):
@@ -121,11 +121,11 @@ def _convert(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any
 
 
 def filled_from(whole: type[PreTrainedModel], by: Fill) -> type[PreTrainedModel]:
-    """A kind of model whose `from_pretrained` has its files' tensors read by `by`.
+    """Return a model class whose `from_pretrained` reads its files' tensors with `by`.
 
-    transformers makes a model without memory and fills it from tensors that are read one after another; these are
-    chosen, and the model may be cut, in between. An adapter that lies beside them it would add where PEFT is
-    installed, and nowhere else: it is no part of the base.
+    transformers creates a model without memory and fills it with tensors that are read one by one; `by` chooses
+    these, and may cut the model before. transformers would add an adapter that lies beside them, but only if PEFT is
+    installed: it is no part of the base.
     """
     read: list[LoadStateDictInfo] = []
 

@@ -1,4 +1,4 @@
-"""One forward pass over a packed batch: lean where base and machine allow it, generic otherwise; proven first."""
+"""One forward pass over a packed batch: lean if base and machine allow it, otherwise generic; verified before use."""
 
 import gc
 import itertools
@@ -26,29 +26,29 @@ from mint_engine.parallel.peers import Peers
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT, Slots
 
-# Largest difference of logits between the packed pass and transformers' own, relative to their norm: rounding alone.
+# Largest difference between the packed pass's logits and transformers', relative to their norm: only rounding.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-# Where rounding changes choices: so much more than it was seen to do there; and no more than that, whatever it does,
-# since logits that have nothing to do with each other are 1.4 of their norm apart.
+# If rounding changes choices: allow this much more than rounding was seen to do, but never more than `_MOST`, since
+# unrelated logits are 1.4 of their norm apart.
 _BEYOND, _MOST = 1.5, 1.0
 
 _log = structlog.get_logger(__name__)
 
 
 class Together(Protocol):
-    """The engine's other ranks, which compute whatever this one does."""
+    """The engine's other ranks, which compute every step that this one computes."""
 
     @property
     def lost(self) -> bool:
-        """Whether one of them has ended, or was told to: no step can be computed any more."""
+        """Whether one of them has ended or was asked to end: no more steps can be computed."""
         ...
 
     def check_serving(self, own: str) -> None:
-        """Raise UnsupportedBase where one of them serves by another kind of pass."""
+        """Raise UnsupportedBase if one of them serves with another kind of pass."""
         ...
 
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
-        """Have them compute a step; this rank does its part right after."""
+        """Have them compute a step; this rank must compute its part right after."""
         ...
 
     def tell_wipe(self, pages: Sequence[int]) -> None:
@@ -56,17 +56,17 @@ class Together(Protocol):
         ...
 
     def end(self) -> None:
-        """This rank can not go on, and so none of them can."""
+        """End them all, since this rank cannot go on."""
         ...
 
     def close(self) -> None:
-        """No step follows: let them end."""
+        """Let them end: no step follows."""
         ...
 
 
 @dataclass(frozen=True)
 class Team:
-    """What rank 0 has of the others; and what all of the base computes."""
+    """The other ranks as seen by rank 0, and the reference of the complete base."""
 
     others: Together
     peers: Peers
@@ -77,15 +77,15 @@ Pass = Lean | Generic
 
 
 class Forward:
-    """A base ready to serve. Owned by the step thread once it is made."""
+    """A base ready to serve. Owned by the step thread once created."""
 
     def __init__(
         self, base: Base, slots: Slots, cache: Cache, *, lean: bool = True, team: Team | None = None
     ) -> None:
-        """Choose the pass and prove on a short prompt that it computes what transformers does.
+        """Choose the pass and verify on a short prompt that it computes what transformers does.
 
-        `lean=False` takes the generic pass whatever the base. With a `team`, base, slots and cache are rank 0's
-        shares. Raises UnsupportedBase where no pass is right.
+        `lean=False` forces the generic pass. With a `team`, base, slots and cache are rank 0's shares. Raises
+        UnsupportedBase if no pass is right.
         """
         self.base = base
         self.slots = slots
@@ -126,36 +126,36 @@ class Forward:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it computes by weights that own kernels have packed, and not by transformers' modules."""
+        """Whether it computes with weights packed by own kernels, and not with transformers' modules."""
         return isinstance(self._pass, Lean)
 
     @property
     def multiplies_matrices(self) -> bool:
-        """Whether the device multiplies whole matrices at once: GPUs' tensor cores, Intel's AMX."""
+        """Whether the device has matrix units: GPUs' tensor cores, Intel's AMX."""
         kernels = find_kernels(self.base.dtype, self.base.device)
         return self.base.device.type == "cuda" or (kernels is not None and kernels.multiplies_matrices)
 
     @property
     def follows_arrivals(self) -> bool:
-        """Whether a step can begin before all of its adapter is in its slot."""
+        """Whether a step can begin before its adapter is completely in its slot."""
         return isinstance(self._pass, Lean) and self._others is None
 
     @property
     def routes(self) -> RouteCache | None:
-        """Which experts the cached tokens went to; None where that is not kept."""
+        """The experts that cached tokens were routed to; None if routes are not kept."""
         return self.cache.routes
 
     @torch.inference_mode()
     def run(
         self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
     ) -> torch.Tensor:
-        """Compute every span; returns logits [len(keep), V], in the base's dtype, of the batch's rows in `keep`.
+        """Compute every span; return the logits [len(keep), V], in the base's dtype, of the batch's rows in `keep`.
 
-        `spans` cover `tokens` in order; spans of one slot lie side by side. The logits may be overwritten by the next
-        call. All spans have one slot where its adapter comes by an `arrival`; that is for what `follows_arrivals`.
-        Raises EngineUnavailable where another rank has ended, NotArrived where too little has come.
+        `spans` cover `tokens` in order; spans of the same slot are adjacent. The next call may overwrite the logits.
+        With an `arrival`, all spans have the slot whose adapter is arriving; pass it only if `follows_arrivals`.
+        Raises EngineUnavailable if another rank has ended, NotArrived if too little has arrived in time.
         """
-        torch.get_num_threads()  # OpenMP's number is each thread's own: this gives ours to the thread of steps, too
+        torch.get_num_threads()  # OpenMP keeps the number per thread: this sets ours for the step thread, too
         if arrival is not None and isinstance(self._pass, Lean):
             return self._pass.run(tokens, spans, keep, arrival)
         if self._others is None:
@@ -168,7 +168,7 @@ class Forward:
             raise
 
     def wipe(self, pages: Sequence[int]) -> None:
-        """Zero pages of the cache before a new request has them, unless nothing of a former one's is ever read."""
+        """Zero pages of the cache before a new request gets them, unless the pass never reads earlier contents."""
         if isinstance(self._pass, Lean):
             return
         self.cache.wipe(pages)
@@ -176,7 +176,7 @@ class Forward:
             self._others.tell_wipe(pages)
 
     def computes(self) -> bool:
-        """Whether the bare base still computes a token. After some faults a device refuses all that follows."""
+        """Whether the bare base still computes a token. After some faults a device refuses all further work."""
         if self._others is not None and self._others.lost:
             return False
         for _ in range(2):
@@ -184,28 +184,28 @@ class Forward:
                 self._probe()
             except torch.OutOfMemoryError:
                 _log.warning("device_is_full")
-            except Exception:  # noqa: BLE001 - whatever a device says that is broken
+            except Exception:  # noqa: BLE001 - whatever a broken device raises
                 _log.exception("base_computes_nothing")
                 return False
             else:
                 return True
-            gc.collect()  # cycles of tracebacks may keep what failed work had
+            gc.collect()  # reference cycles of tracebacks may hold memory of failed work
             torch.cuda.empty_cache()
-        return self._others is None or not self._others.lost  # full is not broken, and what fills it may go
+        return self._others is None or not self._others.lost  # full is not broken, and memory may be freed again
 
     def _probe(self) -> None:
-        """Compute a token that nobody has asked for."""
+        """Compute a token that nobody asked for."""
         span = Span(0, 1, 0, [NULL_PAGE], NO_SLOT, [[NULL_PAGE]] * (len(self.cache.groups.windows) - 1))
         self.run([0], [span], [0]).cpu()
         self.wipe([NULL_PAGE])
 
     def close(self) -> None:
-        """End the other ranks, where there are any."""
+        """End the other ranks, if there are any."""
         if self._others is not None:
             self._others.close()
 
     def _difference(self, expected: torch.Tensor) -> float:
-        """How far the probe's logits, in two chunks and a single token, are from the expected ones."""
+        """Return how far the probe's logits, in two chunks and a single token, are from the expected ones."""
         tokens, each, groups = probe(self.base.vocab_size), pages_for(PROBE_TOKENS), len(self.cache.groups.windows)
         pages = list(range(1, 1 + groups * each))
         first, *others = [pages[at : at + each] for at in range(0, len(pages), each)]
@@ -214,14 +214,14 @@ class Forward:
         for start, stop in itertools.pairwise(cuts):
             span = Span(row=0, length=stop - start, position=start, pages=first, slot=NO_SLOT, others=others)
             parts.append(self.run(tokens[start:stop], [span], range(stop - start)).to(torch.float32, copy=True))
-        self.cache.wipe(pages)  # whatever the pass: one that is wrong may have left NaN to the next
+        self.cache.wipe(pages)  # for any pass: a wrong one may have left NaN for the next
         found = torch.cat(parts)
         expected = expected.to(found.device)
         return float((found - expected).norm() / expected.norm())
 
 
 def choose_pass(base: Base, slots: Slots, cache: Cache, *, peers: Peers | None, lean: bool) -> Pass:
-    """The lean pass where base and machine allow it; all ranks of an engine choose alike. Raises UnsupportedBase."""
+    """Choose the lean pass if base and machine allow it; all ranks choose alike. Raises UnsupportedBase."""
     found = _lean(base, slots, cache, peers) if lean else None
     return found or Generic(base, slots, cache, peers.group if peers else None)
 

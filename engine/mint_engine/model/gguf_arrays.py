@@ -1,7 +1,7 @@
-"""gguf's own reader of files' heads, which takes a vocabulary and its merges in a fraction of the time.
+"""gguf's own reader of files' heads, but much faster at vocabularies and their merges.
 
-gguf looks at each word, and each number, through a mapped file's own indexing, several times: a vocabulary of 151,000
-words takes it ten seconds, and transformers has it read each time that it asks for anything of a file.
+gguf reads each word and each number several times, through the indexing of a mapped file: a vocabulary of 151,000
+words takes ten seconds, and transformers has it read again whenever it needs anything from a file.
 """
 
 from typing import Any
@@ -9,14 +9,14 @@ from typing import Any
 import gguf
 import numpy as np
 
-_HEAD_BYTES = 12  # of an array: of what it is (uint32), and how many there are (uint64)
+_HEAD_BYTES = 12  # of an array: its type (uint32) and its length (uint64)
 
 
 class ArrayReader(gguf.GGUFReader):
-    """Finds all that gguf's own does."""
+    """Finds everything that gguf's own reader finds."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
-        """The bytes of a field, where its parts lie, which of them are its values, and of what types they are."""
+        """Return a field's size in bytes, its parts, which of them are its values, and their types."""
         if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
         kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
@@ -34,7 +34,7 @@ class ArrayReader(gguf.GGUFReader):
 
 
 def _strings(data: np.ndarray[Any, Any], at: int, number: int) -> tuple[list[Any], int]:
-    """The length and the bytes of each, and where they end. Raises IndexError or ValueError where a file does."""
+    """Return each string's length and bytes, and the end offset. Raises IndexError or ValueError if the file ends."""
     parts: list[Any] = []
     for _ in range(number):
         length = data[at : at + 8].view(np.uint64)
@@ -44,6 +44,6 @@ def _strings(data: np.ndarray[Any, Any], at: int, number: int) -> tuple[list[Any
 
 
 def _numbers(data: np.ndarray[Any, Any], at: int, number: int, kind: np.dtype[Any]) -> tuple[list[Any], int]:
-    """Each for itself, and where they end. Raises ValueError where a file does."""
+    """Return each number separately, and the end offset. Raises ValueError if the file ends."""
     end = at + number * kind.itemsize
     return list(data[at:end].view(kind).reshape(number, 1)), end

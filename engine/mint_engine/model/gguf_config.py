@@ -19,13 +19,12 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.gguf_arrays import ArrayReader
 
-# transformers asks again for the names of all tensors that a family may have at each module of a model, and for a
-# file's complete head for its configuration, its tokenizer and its weights.
+# transformers asks for the names of all tensors that a family may have at each module of a model, and reads a file's
+# complete head for each of its configuration, its tokenizer and its weights.
 gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 gguf.GGUFReader = ArrayReader  # type: ignore[misc]
 
-# In Gemma's largest models, known by their number of layers, scores are scaled by hidden size / heads; files do not
-# say.
+# Gemma's largest models, known by their numbers of layers, scale scores by hidden size / heads; files do not say so.
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
 _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 _SCALING = "rope.scaling."

@@ -1,4 +1,4 @@
-"""Reads a layer's heads, its norms and its part of the past out of transformers' modules for the lean pass."""
+"""Reads a layer's heads, their norms and what they see of the past from transformers' modules for the lean pass."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Share
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
-_LAYERED = frozenset({"gemma3_text", "olmo3"})  # whose positions turn by the kind of a layer
-_HALVES = frozenset({"gpt_oss"})  # whose modules give each angle once
+_LAYERED = frozenset({"gemma3_text", "olmo3"})  # families whose rotary angles depend on the kind of layer
+_HALVES = frozenset({"gpt_oss"})  # families whose modules return each angle only once
 
 
 def sizes_of(config: Any, attention: Any, share: Share | None) -> tuple[int, int, int]:
-    """Heads of queries, of keys and values, and the size of each. Raises Unlike."""
+    """Return the number of query heads, of key/value heads, and the size of each. Raises Unlike."""
     dim = int(attention.head_dim)
     heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
     if share is not None:
@@ -29,7 +29,7 @@ def sizes_of(config: Any, attention: Any, share: Share | None) -> tuple[int, int
 
 
 def read_heads(config: Any, attention: Any, sizes: tuple[int, int, int], angles: Angles, window: int) -> Heads:
-    """A layer's, whose `window` is 0 where it sees all. Raises Unlike."""
+    """Read a layer's heads; `window` is 0 if it sees all tokens. Raises Unlike."""
     if not _turns(config, attention):
         angles = Angles(angles.cos[:, :0], angles.sin[:, :0])
     cap = attention.attn_logit_softcapping if config.model_type == "gemma2" else None
@@ -39,14 +39,14 @@ def read_heads(config: Any, attention: Any, sizes: tuple[int, int, int], angles:
 
 
 def _turns(config: Any, attention: Any) -> bool:
-    """Whether positions turn a layer's heads: not in SmolLM3's without, nor in EXAONE's among others that slide."""
+    """Whether a layer rotates its heads: SmolLM3's without RoPE do not, nor EXAONE's full ones among sliding ones."""
     if config.model_type == "exaone4":
         return attention.sliding_window is None or bool(attention.is_sliding)
     return bool(getattr(attention, "use_rope", True))
 
 
 def _norms(config: Any, attention: Any) -> HeadNorms:
-    if (late := getattr(attention, "query_layernorm", None)) is not None:  # Hunyuan's, of heads that have turned
+    if (late := getattr(attention, "query_layernorm", None)) is not None:  # Hunyuan's, applied after the rotation
         query, key = late, attention.key_layernorm
     else:
         query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -70,7 +70,7 @@ def _joint(query: Any, key: Any, size: int) -> Joint | None:
 
 
 def read_angles(config: Any, rotary: Any, base: Base, positions: int) -> list[Angles]:
-    """Of each layer, the module's own, in the base's dtype as it gives them to its layers."""
+    """Return each layer's angles, from the rotary module itself, in the base's dtype as its layers get them."""
     layers = int(config.num_hidden_layers)
     kinds = list(config.layer_types) if config.model_type in _LAYERED else [""] * layers
     found = {kind: _angles(config, rotary, base, positions, kind) for kind in sorted(set(kinds))}
@@ -82,5 +82,5 @@ def _angles(config: Any, rotary: Any, base: Base, positions: int, kind: str) -> 
     cos, sin = rotary(like, torch.arange(positions, device=base.device)[None], *([kind] if kind else []))
     half = cos.shape[-1]
     if config.model_type not in _HALVES:
-        half //= 2  # both halves of a head turn by the same angles
+        half //= 2  # both halves of a head rotate by the same angles
     return Angles(cos[0, :, :half], sin[0, :, :half])

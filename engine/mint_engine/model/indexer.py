@@ -1,8 +1,8 @@
 """DeepSeek Sparse Attention's indexer over the paged cache (DeepSeek-V3.2, arXiv 2512.02556, section 2.1).
 
-A light attention of many small heads scores a row's past; the best scored tokens are attended to. Its own keys lie in
-the cache beside the latents. Projections are the base's modules, so adapters on them count; the arithmetic follows
-transformers' (modeling_deepseek_v32.py and modeling_glm_moe_dsa.py, class Indexer), which can't be told of pages.
+A light attention of many small heads scores a row's past, and the best scored tokens are attended to. Its own keys
+are in the cache beside the latents. Projections are the base's modules, so adapters on them apply; the arithmetic
+follows transformers' (modeling_deepseek_v32.py and modeling_glm_moe_dsa.py, class Indexer), which knows no pages.
 
 Letters in shapes: T tokens, B rows of requests that decode, J indexer heads, D their size, N cached tokens.
 """
@@ -22,7 +22,7 @@ from mint_engine.model.cache import LatentCache
 from mint_engine.model.paged import PagedAttention, tiles
 from mint_engine.model.selection import Selection, choose
 
-# How each family turns the indexer's queries and keys: by halves, or by pairs.
+# How each family rotates the indexer's queries and keys: halves, or interleaved pairs.
 _ROTATIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
     "deepseek_v32": apply_rotary_pos_emb,
     "glm_moe_dsa": apply_rotary_pos_emb_interleave,
@@ -30,14 +30,14 @@ _ROTATIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
 
 
 def rotation_of(model_type: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """How a family's indexer rotates. Raises UnsupportedBase for a family that is not known here."""
+    """Return the function with which a family's indexer rotates. Raises UnsupportedBase for an unknown family."""
     if model_type not in _ROTATIONS:
         raise UnsupportedBase(f"model type {model_type}", "has an indexer that is not supported")
     return _ROTATIONS[model_type]
 
 
 def turns_pairs(model_type: str) -> bool:
-    """Whether a family's indexer turns neighbours together, and not halves. Raises as `rotation_of` does."""
+    """Whether a family's indexer rotates interleaved neighbours, not halves. Raises as `rotation_of` does."""
     return rotation_of(model_type) is apply_rotary_pos_emb_interleave
 
 
@@ -51,10 +51,10 @@ def select(
 ) -> Selection:
     """Score every row's past and choose. hidden [1, T, H], compressed queries [1, T, *], angles as the model's own.
 
-    The step's own keys go to the cache. Where no row has more past than may be chosen, nothing is scored.
+    Writes the step's own keys to the cache. If no row has more past than may be chosen, nothing is scored.
     """
     cache = paged.cache
-    assert isinstance(cache, LatentCache)  # noqa: S101 - by the shape of such a base's cache
+    assert isinstance(cache, LatentCache)  # noqa: S101 - such a base's cache has this shape
     layer, column = int(indexer.layer_idx), cache.width - int(indexer.head_dim)
     query, key = project(indexer, hidden, compressed, angles)
     cache.write(layer, paged.places, key, column)
@@ -82,7 +82,7 @@ def select(
 def choose_of(
     query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor, visible: torch.Tensor, most: int
 ) -> torch.Tensor:
-    """What each row sees of one past and may attend to, [T, N] bool, so many rows at a time as memory is bounded by.
+    """Choose what rows attend to of one past, [T, N] bool; takes some rows at a time, to bound memory.
 
     Queries [T, J, D], past [N, D], weights [T, J].
     """
@@ -93,7 +93,7 @@ def choose_of(
 def project(
     indexer: Any, hidden: torch.Tensor, compressed: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotated queries [T, J, D] and keys [T, D]."""
+    """Return rotated queries [T, J, D] and keys [T, D]."""
     turned = int(indexer.qk_rope_head_dim)
     query = indexer.wq_b(compressed).view(1, hidden.shape[1], indexer.n_heads, indexer.head_dim)
     key = indexer.k_norm(indexer.wk(hidden)).unsqueeze(2)
@@ -104,13 +104,13 @@ def project(
 
 
 def weigh_heads(indexer: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """What each head's scores count for, by row [T, J]. hidden [1, T, H]."""
+    """Return the weights of each head's scores, by row [T, J]. hidden [1, T, H]."""
     weights = indexer.weights_proj(hidden.to(indexer.weights_proj.weight.dtype)).float()[0]
     scaled: torch.Tensor = weights * indexer.n_heads**-0.5 * indexer.softmax_scale
     return scaled
 
 
 def score(query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Queries [n, J, D], keys [N, D] or [n, N, D] and weights [n, J] -> [n, N] float32."""
+    """Score queries [n, J, D], with keys [N, D] or [n, N, D] and weights [n, J] -> [n, N] float32."""
     scores = functional.relu(torch.matmul(query.float(), past.float().transpose(-1, -2)))
     return torch.matmul(weights.unsqueeze(1), scores).squeeze(1)

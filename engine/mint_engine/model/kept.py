@@ -1,7 +1,7 @@
-"""Routed experts that stay in memory as a base's files have them, quantised; those of a step are dequantised for it.
+"""Routed experts that stay quantised in memory, as in a base's files; those that a step needs are dequantised for it.
 
-So a trillion parameters take a quarter or half of what they do in bfloat16. An expert is dequantised to what it would
-be if all were: answers and gradients are the same, to the bit.
+So a trillion parameters take a quarter or half of their size in bfloat16. An expert is dequantised to the same
+numbers as if all were: answers and gradients are bit-identical.
 
 Letters in shapes: E experts, N of them that are dequantised at once, O outputs, I inputs.
 """
@@ -24,31 +24,31 @@ from mint_engine.model.stored import Stored
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _STACKS = ("gate_up_proj", "down_proj")
-# Numbers of experts that are dequantised at once, at most, but for one expert that has more: as many as stay in a
-# processor's cache until they are multiplied, or as keep a device busy for longer than it takes to tell it to.
+# Most numbers of experts that are dequantised at once, unless a single expert has more: as many as stay in a
+# processor's cache until they are multiplied, or as keep another device busy for longer than a launch takes.
 _AT_ONCE, _AT_ONCE_BESIDE = 1 << 21, 1 << 26
 
 
 class Form(Protocol):
-    """How a tensor is quantised. Those of one form, with parts of the same shapes and types, can be held in one."""
+    """How a tensor is quantised. Tensors of one form whose parts match in shape and type can be stored together."""
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-        """Of N tensors, in parts [N, *], into `out` [N, O, I]."""
+        """Dequantise N tensors, given as parts [N, *], into `out` [N, O, I]."""
         ...
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """N tensors as kernels dequantise them by themselves, over the same memory; None: they do not.
+        """Return N tensors, over the same memory, for kernels that dequantise by themselves; None if these cannot.
 
-        They are [N, O, I] there, also where matrices lie turned.
+        They are [N, O, I] there, even if matrices are stored transposed.
         """
         ...
 
 
 @runtime_checkable
 class Quantised(Stored, Protocol):
-    """A tensor that is dequantised when it is read."""
+    """A tensor that is dequantised when read."""
 
-    dtype: torch.dtype  # that it is dequantised to
+    dtype: torch.dtype  # of the dequantised numbers
 
     @property
     def form(self) -> Form:
@@ -56,26 +56,26 @@ class Quantised(Stored, Protocol):
         ...
 
     def parts(self) -> tuple[Stored, ...]:
-        """What it lies in files as."""
+        """The tensors in files that it consists of."""
         ...
 
     def check(self) -> None:
-        """Raise UnsupportedBase where numbers of these do not fit each other."""
+        """Raise UnsupportedBase if their numbers do not fit each other."""
         ...
 
 
 @runtime_checkable
 class QuantisedStack(Stored, Protocol):
-    """Such tensors of all experts in one."""
+    """One tensor of all experts that is dequantised when read."""
 
     def experts(self) -> Sequence[Quantised]:
-        """Each by itself."""
+        """Each expert's tensor."""
         ...
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor of files that is to stay quantised, expert by expert: of one of them, or of all."""
+    """A tensor of files that is to stay quantised, by expert: of one of them, or of all."""
 
     experts: tuple[Quantised, ...]
 
@@ -91,19 +91,19 @@ class Kept:
         return torch.stack([each[...] for each in self.experts])[part]
 
     def cut(self, held: slice) -> "Kept":
-        """Of some experts alone."""
+        """Keep only some of the experts."""
         return Kept(self.experts[held])
 
 
 class Place(NamedTuple):
-    """Where one expert's tensor belongs: to which stack of the model, and which of those that are put together."""
+    """Where one expert's tensor belongs: its stack in the model, and its index among the tensors that are merged."""
 
     stack: str  # e.g. "model.layers.0.mlp.experts.gate_up_proj"
     order: int
 
 
 class _Linear(NamedTuple):
-    """A linear of all of a layer's experts, as files have it."""
+    """A linear of all of a layer's experts, in the files' form."""
 
     form: Form
     parts: tuple[torch.Tensor, ...]  # [E, *]
@@ -111,7 +111,7 @@ class _Linear(NamedTuple):
     shape: torch.Size  # [E, O, I]
 
     def some(self, experts: Sequence[int], out: torch.Tensor) -> None:
-        """Dequantise those experts, in their order, into `out` [N, O, I]."""
+        """Dequantise these experts, in order, into `out` [N, O, I]."""
         first, last = experts[0], experts[-1]
         if len(experts) == last - first + 1:
             chosen = [part[first : last + 1] for part in self.parts]
@@ -122,45 +122,45 @@ class _Linear(NamedTuple):
 
 
 class _Room:
-    """Memory for weights, kept for who asks next."""
+    """Memory for weights, reused by each caller."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
 
     def of(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """So much of it, no longer that of who asked before."""
+        """Return memory of that shape; the previous caller's is overwritten."""
         if self._memory.numel() < shape.numel() or (self._memory.dtype, self._memory.device) != (dtype, device):
-            self._memory = torch.empty(0)  # before there is more
-            with torch.inference_mode(mode=False):  # or it could be written by no pass that is not in that mode
+            self._memory = torch.empty(0)  # freed before more is allocated
+            with torch.inference_mode(mode=False):  # otherwise only inference mode could write to it
                 self._memory = torch.empty(shape.numel(), dtype=dtype, device=device)
         return self._memory[: shape.numel()].view(shape)
 
 
 class KeptStack:
-    """One linear of a layer's experts, for who takes some of [E, O, I] at a time. It never changes."""
+    """One linear of a layer's experts, [E, O, I], of which some are dequantised at a time. It never changes."""
 
     ndim = 3
-    _is_hf_initialized = True  # so that transformers does not make numbers up for it
+    _is_hf_initialized = True  # so that transformers does not initialise it
 
     def __init__(self, linears: Sequence[_Linear], room: _Room) -> None:
-        """Of linears that are one, whose outputs are one below another."""
+        """Join linears whose outputs are stacked one below another."""
         self._linears, self._room = linears, room
         codes = [each.form.codes(each.parts) for each in linears]
         self._codes = tuple(each for each in codes if each is not None) if None not in codes else ()
 
     @property
     def dtype(self) -> torch.dtype:
-        """That they are dequantised to."""
+        """The dtype to which they are dequantised."""
         return self._linears[0].dtype
 
     @property
     def shape(self) -> torch.Size:
-        """As that of a tensor: [E, O, I]."""
+        """The shape as of a tensor: [E, O, I]."""
         experts, _, inputs = self._linears[0].shape
         return torch.Size((experts, sum(each.shape[1] for each in self._linears), inputs))
 
     def coded(self) -> Stack | None:
-        """As kernels dequantise it by themselves, and multiply by it; None: they do not."""
+        """Return it for kernels that dequantise and multiply by themselves; None if these cannot."""
         outputs = sum(each.codes.shape[1] for each in self._codes)
         if not outputs:
             return None
@@ -173,9 +173,9 @@ class KeptStack:
         return whole
 
     def groups(self, experts: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-        """Those experts, some at a time, and their weights [N, O, I]: only until the next, but for who has gradients.
+        """Yield some experts at a time and their weights [N, O, I], valid until the next unless gradients are on.
 
-        They lie as in a tensor of all experts: products round by how their inputs lie.
+        They are laid out as in a tensor of all experts: how products round depends on their inputs' layout.
         """
         shape, device = self.shape, self._device
         many = max(1, (_AT_ONCE if device.type == "cpu" else _AT_ONCE_BESIDE) // prod(shape[1:]))
@@ -196,10 +196,10 @@ class KeptStack:
         return self._linears[0].parts[0].device
 
     def __deepcopy__(self, _: Any) -> "KeptStack":
-        return self  # as parameters that a model shares with its copy
+        return self  # like parameters that a model shares with its copy
 
     def cut(self, held: slice) -> "KeptStack":
-        """Of some experts alone, those of all no longer needed."""
+        """Copy some of the experts, so that the others can be freed."""
         return KeptStack(
             [
                 linear._replace(
@@ -212,14 +212,14 @@ class KeptStack:
         )
 
     def to(self, device: torch.device, room: _Room) -> "KeptStack":
-        """The same in a device's memory, dequantised where others are."""
+        """Return the same in a device's memory; `room` is where experts are dequantised."""
         return KeptStack(
             [each._replace(parts=tuple(part.to(device) for part in each.parts)) for each in self._linears], room
         )
 
 
 def by_expert(weight: torch.Tensor | KeptStack, bounds: Sequence[int]) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Each expert that has rows `bounds[e]` to `bounds[e + 1]`: its number, these, and its weight, until the next."""
+    """Yield each expert with rows `bounds[e]` to `bounds[e + 1]`: number, rows, and weight, valid until the next."""
     rows = [slice(*span) for span in pairwise(bounds)]
     chosen = [expert for expert, own in enumerate(rows) if own.start < own.stop]
     groups = weight.groups(chosen) if isinstance(weight, KeptStack) else [(chosen, [weight[at] for at in chosen])]
@@ -228,7 +228,7 @@ def by_expert(weight: torch.Tensor | KeptStack, bounds: Sequence[int]) -> Iterat
 
 
 def by_group(weight: KeptStack, bounds: Sequence[int]) -> Iterator[tuple[slice, list[int], torch.Tensor]]:
-    """The same, some experts at a time: their rows, where each's begin among these, and their weights [N, O, I]."""
+    """Yield some experts at a time: their rows, where each expert's begin in them, and their weights [N, O, I]."""
     chosen = [expert for expert, (start, stop) in enumerate(pairwise(bounds)) if start < stop]
     for experts, weights in weight.groups(chosen):
         first, last = bounds[experts[0]], bounds[experts[-1] + 1]
@@ -236,7 +236,7 @@ def by_group(weight: KeptStack, bounds: Sequence[int]) -> Iterator[tuple[slice, 
 
 
 def keep_experts(tensors: Mapping[str, Stored], subject: str) -> dict[str, Stored]:
-    """A base's tensors, those of quantised routed experts to be kept as they are. Raises UnsupportedBase for none."""
+    """Return a base's tensors, its quantised routed experts wrapped as `Kept`. Raises UnsupportedBase if none are."""
     found = {name: _kept(name, tensor) or tensor for name, tensor in tensors.items()}
     if not any(isinstance(each, Kept) for each in found.values()):
         raise nothing_to_keep(subject)
@@ -244,7 +244,7 @@ def keep_experts(tensors: Mapping[str, Stored], subject: str) -> dict[str, Store
 
 
 def nothing_to_keep(subject: str) -> UnsupportedBase:
-    """A base without quantised experts, of which such are to be kept."""
+    """Return the error for a base without quantised experts that is to keep them."""
     return UnsupportedBase(
         "quantisedExperts", f"is true, but {subject} has no quantised routed experts; leave it out"
     )
@@ -257,16 +257,16 @@ def _kept(name: str, tensor: Stored) -> Kept | None:
 
 
 def kind_of(tensor: Quantised) -> Hashable:
-    """Equal for tensors that can be held together."""
+    """Return a key that is equal for tensors that can be stored together."""
     parts = tensor.parts()
     return tensor.form, *((tuple(each.get_shape()), each.get_dtype()) for each in parts)
 
 
 def put_stacks(model: PreTrainedModel, tensors: Iterable[tuple[str, Place, Kept]]) -> None:
-    """Have a model's stacks be of kept tensors, by their names and places, which are read into the host's memory.
+    """Replace a model's stacks with kept tensors, given with names and places; reads them into host memory.
 
-    Those of a place are of one kind. What belongs to none of the stacks is left alone, as layers that predict further
-    tokens. Raises UnsupportedBase.
+    Tensors of one place are of one kind. Those of no stack are left out, e.g. of layers that predict further tokens.
+    Raises UnsupportedBase.
     """
     found: dict[str, dict[int, dict[int, Quantised]]] = defaultdict(lambda: defaultdict(dict))
     held = {f"{path}.{name}" for path, _ in model.named_modules() for name in _STACKS}
@@ -296,7 +296,7 @@ def _put(model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised
 
 
 def _read(experts: Sequence[Quantised]) -> _Linear:
-    """Tensors of one kind in memory, one after another. Raises UnsupportedBase where they do not fit each other."""
+    """Read tensors of one kind into memory, one after another. Raises UnsupportedBase if they do not match."""
     parts: tuple[torch.Tensor, ...] = ()
     for at, expert in enumerate(experts):
         expert.check()
@@ -313,7 +313,7 @@ def _read(experts: Sequence[Quantised]) -> _Linear:
 
 
 def move(model: nn.Module, device: torch.device) -> None:
-    """Have all of a model in a device's memory."""
+    """Move all of a model to a device's memory."""
     nn.Module.to(model, device)
     room = _Room()
     for module in model.modules():
@@ -323,13 +323,13 @@ def move(model: nn.Module, device: torch.device) -> None:
 
 
 def every_weight(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """A module's parameters by name, and its experts' weights that are kept quantised, see `kept_weights`."""
+    """Yield a module's parameters by name, and its experts' weights that stay quantised, see `kept_weights`."""
     yield from module.named_parameters(prefix=prefix)
     yield from kept_weights(module, prefix)
 
 
 def kept_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every expert's weights that are kept quantised, by name, dequantised one after another, until the next."""
+    """Yield the weights of experts that stay quantised by name, dequantised one by one and valid until the next."""
     for path, each in module.named_modules(prefix=prefix):
         for name in _STACKS:
             if isinstance(stack := getattr(each, name, None), KeptStack):

@@ -1,9 +1,9 @@
-"""Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
+"""Reads a llama-like base from transformers' modules for the lean pass: fuses and packs it, or refuses it.
 
-Llama-like means: layers of grouped-query attention with rotary positions and a gated network, each behind a norm, as
-in Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS and SmolLM2, before one, as in OLMo 2, or between two, as in Gemma 2;
-or routed experts in the network's place, as in Mixtral and gpt-oss, or beside it, as in GLM-4.5 and dots.llm1; or
-latent attention, as in DeepSeek-V3.
+Llama-like means layers of grouped-query attention with rotary positions and of a gated network. Each follows a norm,
+as in Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS and SmolLM2, precedes one, as in OLMo 2, or lies between two, as
+in Gemma 2. Routed experts may replace the network, as in Mixtral and gpt-oss, or be beside it, as in GLM-4.5 and
+dots.llm1; attention may be latent, as in DeepSeek-V3.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
-MOST_TARGETS = 4  # modules that one linear map is fused of
+MOST_TARGETS = 4  # most modules that are fused into one linear map
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Network:
 class Layer:
     """One decoder layer."""
 
-    attention_norm: Norm  # [H], as the others are; there may be none
+    attention_norm: Norm  # [H], like the other norms; any of them may be none
     qkv: Linear
     heads: Heads | None  # None: latent
     latent: Latent | None
     output: Linear
-    attended_norm: Norm  # of what attention gives
+    attended_norm: Norm  # of attention's output
     mlp_norm: Norm
     network: Network | None
     experts: Experts | None
-    given_norm: Norm  # of what network and experts give
+    given_norm: Norm  # of the output of network and experts
 
 
 @dataclass(frozen=True)
 class Llama:
-    """A whole base."""
+    """A complete base."""
 
     embedding: torch.Tensor  # [V, H]
     placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
@@ -82,7 +82,7 @@ class Llama:
 
     @property
     def targets(self) -> list[list[int]]:
-        """The modules of each layer that adapters may target, by number."""
+        """Numbers of the modules in each layer that adapters may target."""
         return [sorted(_targets(layer)) for layer in self.layers]
 
 
@@ -95,16 +95,16 @@ def _targets(layer: Layer) -> set[int]:
 
 
 def latent_queries(layer: Layer) -> list[Linear]:
-    """What makes queries of the compressed ones, where attention is latent: the heads', and the indexer's."""
+    """The linears that make queries from compressed ones in latent attention: the heads', and the indexer's."""
     latent = layer.latent
     made = [latent.queries, latent.indexer.queries if latent.indexer else None] if latent else []
     return [linear for linear in made if linear is not None]
 
 
 def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None) -> Llama:
-    """The base for `positions` positions. Raises Unlike where it is not llama-like; the base stays as it is.
+    """Read the base for `positions` positions. Raises Unlike, leaving it unchanged, if it is not llama-like.
 
-    Of several ranks, a rank's `share`, which the base has already been cut to.
+    With several ranks, `share` is the part to which the base has already been cut.
     """
     config, model = base.config, base.model
     _check(config, slots, positions)
@@ -114,7 +114,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         check_latent(attention, config)
     sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
     group = share.most_queries if share is not None else sizes[0] // sizes[1] if sizes is not None else 0
-    if sizes is not None and group * CHUNK_TOKENS > MOST_QUERIES:  # on any rank: all of them choose alike
+    if sizes is not None and group * CHUNK_TOKENS > MOST_QUERIES:  # on any rank: all of them choose the same pass
         raise Unlike(f"{sizes[0]} heads over {sizes[1]} fit no kernel")
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
     read = _Reader(kernels, slots.index, config, share, sizes, positions)
@@ -136,7 +136,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
 def _check(config: Any, slots: Slots, positions: int) -> None:
     check_config(config, positions)
     of_experts = getattr(config, "moe_intermediate_size", 0)
-    inner = of_experts if isinstance(of_experts, list) else [of_experts]  # Hunyuan tells it of every layer
+    inner = of_experts if isinstance(of_experts, list) else [of_experts]  # Hunyuan has one for each layer
     if any(size % 2 for size in (config.hidden_size, config.intermediate_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")
     if slots.max_rank > MAX_RANK:
@@ -145,9 +145,9 @@ def _check(config: Any, slots: Slots, positions: int) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target.
+    """Packs linears that belong together into one map; `index` numbers the modules that adapters may target.
 
-    `sizes` are those of heads, of which all are here unless there is a `share`.
+    `sizes` are those of the heads on this rank, which are all of them without a `share`.
     """
 
     kernels: Kernels
@@ -156,10 +156,10 @@ class _Reader:
     share: Share | None
     sizes: tuple[int, int, int] | None
     positions: int
-    memory: LargePages = field(default_factory=LargePages)  # of what is packed
+    memory: LargePages = field(default_factory=LargePages)  # of packed weights
 
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
-        """One of transformers' decoder layers."""
+        """Read one of transformers' decoder layers."""
         attention = layer.self_attn
         at, (mlp, block) = f"{path}.self_attn", block_of(path, layer)
         whole_at, whole = network_of(mlp, block)
@@ -181,7 +181,7 @@ class _Reader:
         )
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
-        """Linears of one input, by path, as one map with their outputs side by side."""
+        """Fuse linears of the same input, by path, into one map with their outputs side by side."""
         weights: list[torch.Tensor] = [linear.weight for linear in linears.values()]
         targets, column = [], 0
         for path, linear in linears.items():
@@ -195,7 +195,7 @@ class _Reader:
         )
 
     def _first(self, attention: Any) -> tuple[str, ...]:
-        """What takes a layer's input in its attention, and in an indexer that has something to choose."""
+        """Names of the linears that take an attention's input, and those of an indexer with a choice to make."""
         indexed = ("indexer.wk", "indexer.weights_proj") if self._indexes(attention) else ()
         return *names_of("qkv", attention), *indexed
 
@@ -224,6 +224,6 @@ class _Reader:
         return reader.read(path, mlp)
 
     def _targets(self, columns: Mapping[str, int], wide: int, high: int) -> torch.Tensor:
-        """Of modules of one shape, those that adapters may target, by path and first column."""
+        """Return the modules of one shape, by path and first column, that adapters may target."""
         rows = [(self.index[path], at, wide, high) for path, at in columns.items() if path in self.index]
         return torch.tensor(rows, dtype=torch.int64).view(-1, 4)

@@ -5,9 +5,9 @@ This is PEFT's `result + lora_B(lora_A(x)) * scaling` (peft/tuners/lora/layer.py
 applied to the R-wide middle instead of the wide end. PEFT by default keeps adapters of a half-precision base in
 float32 and so rounds once, at the end; in float32 the two agree to a few units in the last place.
 
-Rows of one slot lie together (a segment). Here, in plain torch: a long segment is two matmuls; short ones are taken
-together where their adapters are laid out alike (the same ranks and targets), so that nothing is padded: gathered
-weights and two batched matmuls. `mint_engine.kernels` has the same product as one fused pass.
+Rows of one slot are adjacent (a segment). Here, in plain torch, a long segment is two matmuls; short ones are grouped
+if their adapters have the same layout (the same ranks and targets), so that nothing is padded: gathered weights and
+two batched matmuls. `mint_engine.kernels` has the same product as one fused pass.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ import torch
 from mint_engine.model.paged import Span
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
-# Rows from which a segment goes by itself. In bf16 on 2 busy cores the gather won at 8 rows (ranks 8 and 32) and lost
-# at 64; 16 is interpolated between them.
+# Segments of at least this many rows are computed alone. In bf16 on 2 busy cores, gathering won at 8 rows (ranks 8
+# and 32) and lost at 64; 16 is interpolated.
 LONG_SEGMENT = 16
 
 
@@ -34,7 +34,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Gather:
-    """Rows of short segments whose slots are laid out alike: row `rows[i]` belongs to slot `slots[i]`."""
+    """Rows of short segments whose slots have the same layout: row `rows[i]` belongs to slot `slots[i]`."""
 
     rows: torch.Tensor  # [n] int64
     slots: torch.Tensor  # [n] int64
@@ -44,14 +44,14 @@ class Gather:
 
 @dataclass(frozen=True)
 class Rows:
-    """One step's rows, sorted out once and used by every module."""
+    """One step's rows, sorted once and used by every module."""
 
     long: tuple[Segment, ...]
     gathers: tuple[Gather, ...]
 
 
 def merge_spans(spans: Sequence[Span]) -> list[Segment]:
-    """Neighbouring spans of one slot as one segment."""
+    """Merge adjacent spans of the same slot into segments."""
     merged: list[Segment] = []
     for span in spans:
         if merged and merged[-1].slot == span.slot:
@@ -62,12 +62,12 @@ def merge_spans(spans: Sequence[Span]) -> list[Segment]:
 
 
 def with_adapters(segments: Sequence[Segment], slots: Slots) -> list[Segment]:
-    """Those whose slot holds an adapter."""
+    """Return the segments whose slot holds an adapter."""
     return [each for each in segments if each.slot != NO_SLOT and slots.filled[each.slot]]
 
 
 def work_items(segments: Sequence[Segment], slots: Slots, most: int) -> torch.Tensor:
-    """For a kernel: first row, rows (`most` at most) and slot of each work item, [n, 3] int32."""
+    """Return a kernel's work items: first row, rows (at most `most`) and slot of each, [n, 3] int32."""
     items = [
         (segment.start + done, min(most, segment.length - done), segment.slot)
         for segment in with_adapters(segments, slots)
@@ -77,7 +77,7 @@ def work_items(segments: Sequence[Segment], slots: Slots, most: int) -> torch.Te
 
 
 def sort_rows(segments: Sequence[Segment], slots: Slots) -> Rows | None:
-    """Sort a step's segments into long ones and gathers; None where no row has an adapter."""
+    """Sort a step's segments into long ones and gathers; None if no row has an adapter."""
     tenants = with_adapters(segments, slots)
     if not tenants:
         return None

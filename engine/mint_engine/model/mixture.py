@@ -1,4 +1,4 @@
-"""What the lean pass keeps of routed experts: room for the pairs of a step, and where its tokens went.
+"""What the lean pass keeps for routed experts: buffers for a step's pairs, and its tokens' routes.
 
 Letters in shapes: T tokens of a step, k experts of a token, P = T k pairs, M layers with experts, H hidden, I an
 expert's inner size.
@@ -15,10 +15,10 @@ from mint_engine.model.cache import Cache
 
 @dataclass(frozen=True)
 class Pairs:
-    """What one step writes of its pairs."""
+    """What one step writes for its pairs."""
 
     routes: torch.Tensor | None  # [M, T, k] int32
-    weights: torch.Tensor | None  # [T, k] float32, of the layer that is computed
+    weights: torch.Tensor | None  # [T, k] float32, of the layer in progress
     room: tuple[torch.Tensor, ...]  # [P, H], [P, 2 I], [P, I]
 
 
@@ -26,7 +26,7 @@ NO_PAIRS = Pairs(None, None, ())
 
 
 class Mixture:
-    """Of one base, whose layers' experts are of one number and size."""
+    """The buffers of one base, whose layers all have experts of the same number and size."""
 
     def __init__(self, layers: Sequence[Experts], cache: Cache) -> None:
         first = layers[0]
@@ -38,7 +38,7 @@ class Mixture:
         self._routes = torch.empty(0)
 
     def room_for(self, rows: int) -> Pairs:
-        """What a step of so many rows works in; kept from step to step, as the pass's own."""
+        """Return the buffers for a step of `rows` rows; they are kept between steps, like those of the pass."""
         pairs = rows * self._each
         if not self._room or self._room[0].shape[0] < pairs:
             self._room = tuple(torch.empty((pairs, width), dtype=self._dtype) for width in self._widths)
@@ -46,6 +46,6 @@ class Mixture:
         return Pairs(self._routes, torch.empty((rows, self._each)), self._room)
 
     def keep(self, places: torch.Tensor) -> None:
-        """Note where the step's tokens went, at their token places [T], if that is kept."""
+        """Store the routes of the step's tokens at their token places [T], if routes are kept."""
         if self._cache is not None:
             self._cache.write(places, self._routes.unbind())

@@ -1,4 +1,4 @@
-"""Finds the modules that adapters may target, and puts multi-LoRA ones in their place."""
+"""Finds the modules that adapters may target, and replaces them with multi-LoRA ones."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from mint_engine.residency.slots import Slots
 
 @dataclass(frozen=True)
 class CompiledRows:
-    """One step's rows as the kernels want them; gradients do not pass through these."""
+    """One step's rows in the form that the kernels take; gradients do not pass through these."""
 
     kernels: Kernels
     items: torch.Tensor  # [n, 3] int32, see Kernels.lora
@@ -37,17 +37,17 @@ class CompiledRows:
 
 @dataclass
 class Current:
-    """What the step in progress computes; modules look here, because most are told nothing but their input."""
+    """The step in progress. Modules look it up here, because most are passed only their input."""
 
     rows: Rows | None = None
-    compiled: CompiledRows | None = None  # instead of rows, where kernels add adapters
+    compiled: CompiledRows | None = None  # replaces `rows` if kernels add the adapters
     expert_rows: ExpertRows | None = None
     paged: Paged | None = None
-    routes: list[torch.Tensor] | None = None  # what routers choose, [T, k] a layer in order
+    routes: list[torch.Tensor] | None = None  # what routers choose, [T, k] for each layer in order
 
 
 class LoraLinear(nn.Module):
-    """A linear module of the base that adds each row's own adapter."""
+    """A linear module of the base to which each row adds its own adapter."""
 
     def __init__(self, linear: nn.Linear, slots: Slots, module: int, current: Current) -> None:
         super().__init__()
@@ -82,10 +82,10 @@ class LoraLinear(nn.Module):
 
 
 def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> dict[str, Module]:
-    """Every linear of the decoder layers by path, or only those that `target_modules` name (see `targets`).
+    """Return every linear of the decoder layers by path, or those that `target_modules` name (see `targets`).
 
-    Experts' linears are stacked, one module for all of a layer; routers are none. Raises UnsupportedBase for a model
-    without decoder layers and for a target that it lacks.
+    Experts' linears are stacked, one module for all of a layer's; routers are left out. Raises UnsupportedBase for a
+    model without decoder layers and for a target that it lacks.
     """
     prefix = layers_prefix(model)
     linears: dict[str, Module] = {}
@@ -108,7 +108,7 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
 
 
 def unasked_linears(model: PreTrainedModel) -> frozenset[str]:
-    """The linears of what a base sees by, by path, which text never reaches; none where it does not see."""
+    """Return the paths of a vision part's linears, which text never reaches; none for a base without vision."""
     if not layers_prefix(model).startswith(TEXT_MODEL):
         return frozenset()
     linears = (path for path, module in model.named_modules() if is_linear(module))
@@ -116,22 +116,22 @@ def unasked_linears(model: PreTrainedModel) -> frozenset[str]:
 
 
 def _router_paths(model: PreTrainedModel) -> Iterator[str]:
-    """Where what chooses among experts would be, beside them: Hunyuan's has a linear within."""
+    """Return where routers would be, beside the experts: Hunyuan's contains a linear."""
     mixtures = (path.rpartition(".")[0] for path, module in model.named_modules() if is_stack(module))
     return (f"{mixture}.gate." for mixture in mixtures)
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """One that computes what a linear computes: some routers are of its kind, and answer otherwise."""
+    """Whether a module computes what a linear does: some routers subclass it and return something else."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None) -> Current:
-    """Swap what reads slots or pages for its own kind with the same weights; returns what tells them of a step.
+    """Replace modules that read slots or pages, keeping weights; return the object that tells them of a step.
 
-    `held` are the experts of each layer that are here; None: all.
-    Each linear of `slots` becomes a LoraLinear. Stacked experts get to know their modules. Latent attention passes a
-    step's latents on as they are while there are pages, and its indexer chooses among those.
+    `held` are the experts of each layer that are on this rank; None: all.
+    Each linear of `slots` becomes a LoraLinear. Stacked experts learn their modules. While there are pages, latent
+    attention passes a step's latents on unexpanded, and its indexer chooses among them.
     """
     current = Current()
     for path, at in slots.index.items():
@@ -154,9 +154,9 @@ def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, he
 
 
 def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
-    """What multiplies the experts' rows by weights as they lie, where that is faster than by torch.
+    """Return kernels that multiply experts' rows by unpacked weights, if they are faster than torch.
 
-    Weights that lie by inputs are turned for it.
+    Weights in input-major layout are changed to output-major for them.
     """
     kernels = find_kernels(slots.dtype, slots.device)
     if kernels is None or not kernels.meets_rows:
@@ -195,7 +195,7 @@ def _choose_pages(
 
 
 def layers_prefix(model: PreTrainedModel) -> str:
-    """Where the decoder layers are, e.g. "model.layers."."""
+    """Return the path prefix of the decoder layers, e.g. "model.layers."."""
     count = model.config.get_text_config().num_hidden_layers
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers" and len(module) == count:
@@ -204,12 +204,12 @@ def layers_prefix(model: PreTrainedModel) -> str:
 
 
 def decoder_of(model: PreTrainedModel) -> Any:
-    """The module that the decoder layers are in, beside what embeds tokens. Raises as `layers_prefix` does."""
+    """Return the module that holds the decoder layers and the embedding. Raises as `layers_prefix` does."""
     return model.get_submodule(layers_prefix(model).removesuffix(".layers."))
 
 
 def layers_of(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """The decoder layers by path, e.g. "model.layers.0", in their order. Raises as `layers_prefix` does."""
+    """Yield the decoder layers by path, e.g. "model.layers.0", in order. Raises as `layers_prefix` does."""
     prefix = layers_prefix(model)
     for name, layer in model.get_submodule(prefix.rstrip(".")).named_children():
         yield prefix + name, layer

@@ -1,4 +1,4 @@
-"""The norms of llama-like families, and what else they do to numbers beside their products."""
+"""The norms of llama-like families, and their other row-wise arithmetic."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,8 +8,8 @@ import torch
 from mint_engine.kernels.row_structs import NO_NORM, Activation, Norm
 from mint_engine.model.llama_like import GEMMA, Unlike
 
-_EXACT = GEMMA | {"gpt_oss", "olmo2", "olmo3"}  # families whose norms round what is weighed already
-_ACTIVATED = frozenset({"gemma2", "gemma3_text"})  # that tell of their activation by another name
+_EXACT = GEMMA | {"gpt_oss", "olmo2", "olmo3"}  # families whose norms round only after multiplying by the weight
+_ACTIVATED = frozenset({"gemma2", "gemma3_text"})  # families that name their activation differently
 _ACTIVATIONS: dict[str, Literal["silu", "gelu_pytorch_tanh"]] = {
     "silu": "silu",
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
@@ -18,7 +18,7 @@ _ACTIVATIONS: dict[str, Literal["silu", "gelu_pytorch_tanh"]] = {
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Of what attention and network take, and of what they give; there may be none of some."""
+    """Norms of the inputs and outputs of attention and network; some may be none."""
 
     attention: Norm
     attended: Norm
@@ -27,7 +27,7 @@ class LayerNorms:
 
 
 def norm_of(config: Any, module: Any) -> Norm:
-    """One of transformers' RMSNorms; none for None. Gemma's weights are stored less one."""
+    """Read one of transformers' RMSNorms; no norm for None. Gemma's weights are stored minus one."""
     if module is None:
         return NO_NORM
     weight = module.weight.detach()
@@ -37,7 +37,7 @@ def norm_of(config: Any, module: Any) -> Norm:
 
 
 def norms_of(config: Any, layer: Any) -> LayerNorms:
-    """A decoder layer's."""
+    """Read a decoder layer's norms."""
     first, second = getattr(layer, "input_layernorm", None), layer.post_attention_layernorm
     last = getattr(layer, "post_feedforward_layernorm", None)
     if last is None:
@@ -49,17 +49,17 @@ def norms_of(config: Any, layer: Any) -> LayerNorms:
 
 @dataclass(frozen=True)
 class Manner:
-    """What a base does to numbers beside its products and norms."""
+    """A base's arithmetic beside its products and norms."""
 
-    activation: Activation  # of networks' gates
-    enlarged: float  # what embeddings are multiplied by
-    added: float  # and each part of a layer, before it is added to the residual stream
-    divided: float  # what logits are divided by; 0: nothing
-    cap: float  # and held within; 0: they are not
+    activation: Activation  # of the networks' gates
+    enlarged: float  # factor of the embeddings
+    added: float  # factor of each part of a layer, before it is added to the residual stream
+    divided: float  # divisor of the logits; 0: none
+    cap: float  # cap of the logits; 0: none
 
 
 def read_manner(config: Any, embedding: Any, dtype: torch.dtype) -> Manner:
-    """Of a configuration, and the module that embeds tokens. Raises Unlike."""
+    """Read it from a configuration and the module that embeds tokens. Raises Unlike."""
     rounded = getattr(embedding, "embed_scale", None)  # Gemma's
     return Manner(
         activation=_activation(config),

@@ -87,9 +87,7 @@ class PagedAttention:
     places: torch.Tensor  # [T]: where each token's part of the cache goes
     decodes: tuple[Decodes, ...]
     chunks: tuple[Chunk, ...]
-    sorted: dict[tuple[int, ...], Any] = field(
-        default_factory=dict
-    )  # rows by the slots of their owners, see latent
+    sorted: dict[tuple[int, ...], Any] = field(default_factory=dict)  # rows by the slots of their owners, see latent
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Tensors of files in float8, MXFP8, MXFP4, NVFP4 or packed whole numbers, dequantised as they are read.
+"""Tensors of files in float8, MXFP8, MXFP4, NVFP4 or packed integers, dequantised as they are read.
 
-All else is then computed in the engine's dtype: activations are not rounded as such files may ask for, and what they
-say of that, e.g. static scales, is not read. Beside what is read of a tensor there is no more in memory than its
-scales and a band of its rows, or one expert.
+Everything else is computed in the engine's dtype: activations are not rounded even if files ask for it, and what they
+say of that, e.g. static scales, is not read. Beside the part of a tensor that is read, memory holds only its scales
+and a band of its rows, or one expert.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,20 @@ from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, described, unpadded
 from mint_engine.model.stored import Stored
 
 _E4M3, _BYTE = "F8_E4M3", "U8"
-# What follows a weight's name in that of its scales: either way it is to be multiplied by them.
+# Suffixes of the names of a weight's scales, by which it is multiplied in either case.
 _SCALES = ("_scale_inv", "_scale")
 _WEIGHT_SCALES = tuple(f"weight{end}" for end in _SCALES)
-_NVFP4_SCALES = ("weight_scale", "weight_scale_2")  # each times the other
+_NVFP4_SCALES = ("weight_scale", "weight_scale_2")  # multiplied with each other
 _MXFP4_BLOCKS, _MXFP4_SCALES = "_blocks", "_scales"
 
 
 def dequantised(
     tensors: Mapping[str, Stored], quantisation: Quantisation, dtype: torch.dtype, subject: str
 ) -> dict[str, Stored]:
-    """A base's tensors as its model has them, by its names.
+    """Return a base's tensors dequantised, by their names in the model.
 
-    Raises UnsupportedBase where scales do not fit, and for experts that are one tensor in float8: a copy made anew of
-    files that are whole would hold the same.
+    Raises UnsupportedBase if scales do not fit, and for experts in one float8 tensor: getting intact files again
+    would not change these.
     """
     if isinstance(quantisation, Mxfp4):
         return _mxfp4(tensors, dtype, subject)
@@ -56,7 +56,7 @@ def dequantised(
 def _scaled(
     tensors: Mapping[str, Stored], quantisation: Float8 | Nvfp4, dtype: torch.dtype, subject: str
 ) -> dict[str, Stored]:
-    """X.weight with its scales in one; the rest as it is, less what says how to round activations."""
+    """Combine X.weight with its scales; keep the rest, except what says how to round activations."""
     found: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         path, _, kind = name.rpartition(".")
@@ -78,7 +78,7 @@ def _scaled(
 
 
 def _scales_in(dtype: str, quantisation: Float8 | Nvfp4) -> tuple[str, ...]:
-    """What the scales of a weight of that type are called beside it; none of one that is not quantised."""
+    """Return the names of scales beside a weight of that type; none for a weight that is not quantised."""
     if dtype == _E4M3:
         return _WEIGHT_SCALES
     return _NVFP4_SCALES if dtype == _BYTE and isinstance(quantisation, Nvfp4) else ()
@@ -87,7 +87,7 @@ def _scales_in(dtype: str, quantisation: Float8 | Nvfp4) -> tuple[str, ...]:
 def _scales_of(
     name: str, tensors: Mapping[str, Stored], schemes: Sequence[Float8], subject: str
 ) -> tuple[Stored, tuple[int, int]]:
-    """The scales of a float8 weight, and how many of its rows and columns have one: by the first that fits."""
+    """Return a float8 weight's scales, and how many rows and columns share one: by the first scheme that fits."""
     weight, shape = tensors[name], list(tensors[name].get_shape())
     if len(shape) == 3:
         raise UnsupportedBase(
@@ -114,7 +114,7 @@ def _scales_of(
 
 
 def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> tuple[Stored, Stored]:
-    """An NVFP4 weight's scales, of groups and of all of it."""
+    """Return an NVFP4 weight's scales: those of groups, and that of the complete weight."""
     name, (scales_name, all_name) = f"{path}.weight", (f"{path}.{each}" for each in _NVFP4_SCALES)
     weight, scales, of_all = tensors[name], tensors.get(scales_name), tensors.get(all_name)
     if scales is None or of_all is None:
@@ -134,7 +134,7 @@ def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> 
 
 
 def _mxfp4(tensors: Mapping[str, Stored], dtype: torch.dtype, subject: str) -> dict[str, Stored]:
-    """X_blocks with X_scales in one; the rest as it is."""
+    """Combine X_blocks with X_scales; keep the rest."""
     found: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         if name.endswith(_MXFP4_BLOCKS):
@@ -167,11 +167,11 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
 class _Float8:
     """See `kept.Form`."""
 
-    rows: int  # of the whole weight
+    rows: int  # of the complete weight
     block: tuple[int, int]
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, start: tuple[int, int] = (0, 0)) -> None:
-        """Also of parts of weights, with all of their scales, that begin at `start`."""
+        """See `kept.Form`; also takes parts of weights, with all of their scales, that begin at `start`."""
         weights, scales = parts
         dequantise_float8(weights, self._by_blocks(scales), start, self.block, out)
 
@@ -207,7 +207,7 @@ class _Float8Weight:
         return self.weight, self.scales
 
     def check(self) -> None:
-        """Whatever its numbers are, they fit."""
+        """Do nothing: any numbers fit each other."""
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         slices = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
@@ -222,7 +222,7 @@ class _Nvfp4:
     """See `kept.Form`."""
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, left: int = 0) -> None:
-        """Also of parts of weights that begin at the `left`-th column."""
+        """See `kept.Form`; also takes parts of weights that begin at the `left`-th column."""
         bytes_, scales, of_all = parts
         dequantise_nvfp4(bytes_, scales.float() * of_all.reshape(-1, 1, 1).float(), left, out)
 
@@ -253,7 +253,7 @@ class _Nvfp4Weight:
         return self.weight, self.scales, self.of_all
 
     def check(self) -> None:
-        """Whatever its numbers are, they fit."""
+        """Do nothing: any numbers fit each other."""
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         rows, columns = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
@@ -295,7 +295,7 @@ class _Mxfp4Stack:
 
 @dataclass(frozen=True)
 class _Mxfp4:
-    """See `kept.Form`. Matrices are [I, O], as transformers multiplies by them."""
+    """See `kept.Form`. Matrices are [I, O], as in transformers' products."""
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See `kept.Form`."""
@@ -328,7 +328,7 @@ class _Mxfp4Expert:
         return self.blocks, self.scales
 
     def check(self) -> None:
-        """Whatever its numbers are, they fit."""
+        """Do nothing: any numbers fit each other."""
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         out = torch.empty(self.get_shape(), dtype=self.dtype)
@@ -338,7 +338,7 @@ class _Mxfp4Expert:
 
 @dataclass(frozen=True)
 class _One:
-    """Of a tensor of all experts, that of one."""
+    """One expert's tensor in a tensor of all experts."""
 
     tensor: Stored
     at: int

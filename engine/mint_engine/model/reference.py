@@ -42,11 +42,9 @@ class Reference:
     """The probe's logits [T, V] float32, and how far rounding alone may move them, relative to their norm.
 
     `moved` is measured for bases that choose experts, or tokens to attend to: rounding decides between similar
-    scores,
-    and what follows is another computation. Two ways to compute such a base need not agree more closely; with 16
-    random
-    layers of experts, their logits differ by half of their norm. For other bases it is 0: all that they compute is
-    smooth.
+    scores, and what follows is another computation. Two ways to compute such a base need not agree more closely; with
+    16 random layers of experts, their logits differ by half of their norm. For other bases it is 0: all that they
+    compute is smooth.
     """
 
     logits: torch.Tensor
@@ -87,8 +85,7 @@ def load_part(
     """Load a rank's part of a base into host memory, and what the complete base computes. Raises as `load_base` does.
 
     A GGUF file is read completely; the caller must cut it. `listen` is called before each layer is read, and raises
-    if
-    loading has become pointless.
+    if loading has become pointless.
     """
     streamed = _Streamed(part, listen)
     cpu = torch.device("cpu")

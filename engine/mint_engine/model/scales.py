@@ -1,19 +1,19 @@
-"""What scales of quantised tensors have in common, whatever the format."""
+"""What the scales of quantised tensors have in common in all formats."""
 
 from collections.abc import Sequence
 
 from mint_engine.model.stored import Stored
 
 FLOATS = ("F32", "BF16", "F16", "F8_E8M0")
-# For activations and for the cache, which are not rounded here.
+# Scales for activations and for the cache, which are not rounded here.
 UNUSED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale")
 ADVICE = "get its files again, or give the model in bfloat16"
 
 
 def unpadded(shape: Sequence[int]) -> list[int]:
-    """Without ones at its end: a scale a tensor is of [], [1] or [1, 1], a scale a row of [O] or [O, 1].
+    """Drop a shape's trailing ones: one scale per tensor is [], [1] or [1, 1], one per row [O] or [O, 1].
 
-    ModelOpt has scales of blocks as [rows, 1, columns, 1].
+    ModelOpt's scales of blocks are [rows, 1, columns, 1].
     """
     found = list(shape)
     if len(found) == 4 and found[1] == found[3] == 1:
@@ -24,5 +24,5 @@ def unpadded(shape: Sequence[int]) -> list[int]:
 
 
 def described(name: str, tensor: Stored) -> str:
-    """A tensor for people: its name, type and shape."""
+    """Describe a tensor for people: its name, type and shape."""
     return f"{name} of {tensor.get_dtype()} {list(tensor.get_shape())}"

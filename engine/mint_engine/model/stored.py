@@ -1,4 +1,4 @@
-"""Tensors in a base's files, read when they are asked for, whole or in part."""
+"""Tensors in a base's files, read on demand, completely or in part."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ from mint_engine.sources.headway import Headway
 
 _LENGTH = struct.Struct("<Q")  # of the header that follows it
 _ABOUT = "__metadata__"
-# What safetensors calls types of numbers.
+# safetensors' names of number types.
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -38,25 +38,25 @@ _DTYPES = {
 
 
 class Stored(Protocol):
-    """A tensor of which nothing is read yet."""
+    """A tensor that has not been read yet."""
 
     def get_shape(self) -> Sequence[int]:
         """Its sizes, from the file's header."""
         ...
 
     def get_dtype(self) -> str:
-        """As safetensors names it, e.g. BF16 or F8_E4M3."""
+        """Its type as safetensors names it, e.g. BF16 or F8_E4M3."""
         ...
 
     def __getitem__(self, part: Any) -> torch.Tensor:
-        """Read all of it, by `...`, or a part, by a slice for each of its first dimensions."""
+        """Read all of it with `...`, or a part with a slice for each of its first dimensions."""
         ...
 
 
 def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
-    """Every tensor of safetensors files by its name; their headers are right.
+    """Return every tensor of safetensors files by name; the headers must have been checked.
 
-    Reading one raises CorruptFile where its disk has lost a block, UnsupportedBase where its type is not read.
+    Reading a tensor raises CorruptFile if its disk has lost a block, UnsupportedBase if its type is not supported.
     """
     found: dict[str, Stored] = {}
     for file in files:
@@ -73,10 +73,11 @@ def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
 
 @dataclass(frozen=True)
 class _Mapped:
-    """A tensor where its file is mapped, copied before it is handed out: what is written to the file, or lost of it,
-    while a base is resident must change nothing.
+    """A tensor in its mapped file.
 
-    Not by safetensors' own slices, which look at its first byte: a block that can not be read ends who looks at it.
+    It is copied before it is returned: nothing that is written to the file or lost from it may change a resident
+    base.
+    safetensors' own slices are not used, since they touch the first byte: an unreadable block would kill the process.
     """
 
     file: str
@@ -115,7 +116,7 @@ def _readable(file: str) -> Iterator[None]:
 
 
 class _Counted:
-    """A tensor of which whoever reads a part of it is told how many bytes that was."""
+    """A tensor that reports to `headway` how many bytes each read returned."""
 
     def __init__(self, tensor: Stored, headway: Headway) -> None:
         self._tensor, self._headway = tensor, headway
@@ -133,7 +134,7 @@ class _Counted:
 
 
 def counted(tensors: Mapping[str, Stored], headway: Headway) -> dict[str, Stored]:
-    """These tensors, which begin to be read: `headway` is told of it."""
+    """Return these tensors, counted by `headway`, to which it reports that reading begins."""
     sizes = [
         prod(each.get_shape()) * _DTYPES.get(each.get_dtype(), torch.uint8).itemsize for each in tensors.values()
     ]
