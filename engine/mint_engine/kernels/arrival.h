@@ -1,4 +1,4 @@
-// A step that begins while its rows' one adapter is still being read from disk: each layer waits for its own part.
+// A step that begins while the adapter of all its rows is still being read from disk: each layer awaits its own part.
 //
 // Memory that has not been filled is not touched, though it is mapped: an unreadable block would end this process.
 #pragma once

@@ -60,7 +60,7 @@ PLAIN = Sight()
 class Heads:
     """A layer's heads: the number of query heads, of key/value heads, and the size D of each.
 
-    `pairs`: rotations turn interleaved neighbours, not halves.
+    `pairs`: rotary positions pair neighbours, not halves.
     """
 
     queries: int
@@ -76,7 +76,7 @@ class Heads:
 class Indexer:
     """Sparse attention's indexer, which scores a row's past: small heads, with queries from `query_norm`'s output.
 
-    `norm` and `bias` [D] are its key's LayerNorm. `pairs`: rotations turn interleaved neighbours, not halves.
+    `norm` and `bias` [D] are its key's LayerNorm. `pairs`: rotary positions pair neighbours, not halves.
     """
 
     queries: Linear
@@ -93,7 +93,7 @@ class Latent:
 
     Each head's part of `kv_b_proj` is two maps: `keys` from its key without the rotated part to the latents' space,
     and `values` from there. A token has `row` numbers in the cache; `module` is that of `kv_b_proj`, if adapters may
-    target it. `pairs`: rotations turn interleaved neighbours, not halves. A row attends to at most `most` tokens,
+    target it. `pairs`: rotary positions pair neighbours, not halves. A row attends to at most `most` tokens,
     found by `indexer` or by that of an earlier layer; 0: to all.
     """
 

@@ -1,4 +1,4 @@
-// What a step's adapters add to its products, as computed by one thread in one of three ways, with equal results.
+// What a step's adapters add to its products, as computed by one thread, in three ways with equal results.
 //
 // Rows of one adapter that fill a tile add it in registers (`strip.h`). Single rows each have an adapter of their own,
 // whose weights must come from memory: they are computed between the tiles of the base's product, which is bound by
@@ -102,7 +102,7 @@ class Beside {
     Beside& self = *(Beside*)from;
     if (self.done_ + 1 < self.brought_) {
       const Due &due = self.pairs_[self.done_++], &next = self.pairs_[self.done_];
-      Ahead first = due.pair.ahead_b(), second = next.pair.ahead_a();  // what has not been prefetched of them
+      Ahead first = due.pair.ahead_b(), second = next.pair.ahead_a();  // parts not prefetched yet
       self.template add<false>(due, self.sums(), first, second);
     }
     return self.brought_ == self.pairs_.size() ? Ahead{} : self.pairs_[self.brought_++].pair.ahead();

@@ -66,7 +66,7 @@ def digest() -> str:
 
 
 def is_current(library: Path) -> bool:
-    """Whether a library was built from these sources. Another may expect other arguments and crash the process."""
+    """Whether a library was built from these sources; others may expect other arguments and crash the process."""
     return library.exists() and digest().encode() in library.read_bytes()
 
 

@@ -34,7 +34,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Codes:
-    """A linear of all experts that stays quantised: (its code's value - its block's zero) * its block's scale.
+    """A linear of all experts that stays quantised: numbers are (code's value - block's zero) * block's scale.
 
     codes [E, out, *] are row-major; scales [E, rows, columns], one for each block of `block` (outputs, inputs).
     `every` [E] float32 multiplies an expert's scales if they are e4m3. `zeros` are int8 in the layout of scales, or

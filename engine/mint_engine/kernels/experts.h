@@ -8,8 +8,8 @@
 #include "lora.h"
 #include "turned.h"
 
-// Outputs of a work item: with 2,000 inputs their weights fit the second-level cache. Weights dequantised for it are
-// used at once; a part of them still lies in the first-level cache.
+// Outputs of a work item: with 2,000 inputs their weights fit the second-level cache. Dequantised
+// weights are used as soon as they are written; of fewer outputs, some still lie in the first-level cache.
 constexpr int64_t BLOCK = 64, BLOCK_DEQUANTISED = 32;
 constexpr int64_t FEW = 16;    // outputs that are computed together
 

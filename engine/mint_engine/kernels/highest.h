@@ -24,7 +24,7 @@ float highest(const T* row, int64_t size) {
   return peak;
 }
 
-// Whole numbers that sort by descending score, and by ascending token among equal scores.
+// Integers that sort by descending score, and by ascending token among equal scores.
 inline uint64_t rank_of(float score, int64_t token) {
   uint32_t bits;
   std::memcpy(&bits, &score, 4);

@@ -93,7 +93,7 @@ class Kernels:
     ) -> bool:
         """Run one step of a base, or of one rank's share of it together with its `peers`, on all threads.
 
-        False if it ended early because an adapter did not arrive.
+        Returns False if it ended early because an adapter did not arrive.
         """
         together = ctypes.byref(peers) if peers is not None else None
         structs = base, slots, step, room

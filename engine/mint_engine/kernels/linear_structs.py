@@ -46,8 +46,7 @@ class LinearStruct(ctypes.Structure):
 def address(tensor: torch.Tensor | None, *, rows_apart: bool = False) -> int | None:
     """Return the address of a tensor's numbers; null for None. Raises Internal if they are not contiguous.
 
-    Kernels would silently read the wrong numbers. Those that take a row stride (`rows_apart`) need only contiguous
-    rows.
+    Kernels would silently read wrong numbers. Those that take a row stride (`rows_apart`) need contiguous rows only.
     """
     if tensor is None:
         return None

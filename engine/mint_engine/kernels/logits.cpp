@@ -4,7 +4,7 @@
 #include "tiles.h"
 
 namespace {
-// The log-sum-exp of a row; NaN if it holds one.
+// The log-sum-exp of a row; NaN if it holds NaN.
 template <typename T>
 float log_sum(const T* row, int64_t size) {
   const float peak = highest(row, size);

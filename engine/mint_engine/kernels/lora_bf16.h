@@ -127,7 +127,7 @@ inline void put_some(bf16* to, __m512 sums, __mmask16 mask) {
 inline void put_some(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
 
 // Adds what two ranks (one unless `two`) add to C chunks of 32 outputs of N rows. Their weights are interleaved for the
-// dot product, which splits each lane of 128 bits between `low` and `high`.
+// dot product; this splits each lane of 128 bits between `low` and `high`.
 template <bool WHOLE, int N, int C>
 inline void expand_ranks(const bf16* b, int64_t out, bool two, const bf16* middle, int64_t pitch, __mmask32 mask,
                          __m512 (&low)[N][C], __m512 (&high)[N][C]) {

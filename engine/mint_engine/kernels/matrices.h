@@ -22,7 +22,7 @@ constexpr int64_t DEEP = 32;    // inputs that are multiplied together
 inline int64_t deep(int64_t count) { return (count + DEEP - 1) / DEEP * DEEP; }
 constexpr int64_t BESIDE = 3;   // registers whose outputs are adjacent: a panel's
 
-// Shapes this thread's registers, each 16 rows of 64 bytes, until it is destroyed; other libraries use other shapes.
+// Shapes this thread's registers as 16 rows of 64 bytes, until it is destroyed; other libraries use other shapes.
 class Matrices {
  public:
   Matrices() {

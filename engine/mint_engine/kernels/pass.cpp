@@ -44,7 +44,7 @@ class Walk {
   }
 
  private:
-  // One thread waits and all learn the result, even if they look when it already waits for the next layer.
+  // One thread waits; all learn the result for this layer, even if they look when it already waits for the next.
   bool arrives(int64_t layer) {
     if (place_.thread == 0 && !await(*step_.arrival, layer, waited_)) reached_.store(layer, std::memory_order_relaxed);
     place_.all->wait();

@@ -57,7 +57,7 @@ inline void meet(Meeting& at, int gate, int members, float patience_s) {
 
 template <typename T>
 struct Peers {
-  int64_t count, rank, threads;  // threads: of each rank; all of them meet
+  int64_t count, rank, threads;  // threads: per rank, all of which meet
   Meeting* meeting;
   T* sums;       // [2, count, rows, hidden]
   int64_t size;  // of one rank's buffer: rows * hidden

@@ -265,7 +265,7 @@ inline void multiply<bf16>(const bf16* x, int64_t ldx, const Tiles<bf16>& tiles,
         for (int64_t line = 0; line < sixths * lines; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
       });
     };
-    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 2 * WIDTH);  // of two panels, past the caches
+    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 2 * WIDTH);  // write pairs of panels past the caches
     for (int64_t panel = panels.first; panel < panels.end; ++panel) {
       const int64_t first = panel * WIDTH;
       if (past && panel % 2 == 0 && panel + 2 <= panels.end && first + 2 * WIDTH <= by.out) {

@@ -7,7 +7,7 @@
 #ifdef MINT_AMX
 
 // Multiplies up to G registers of rows by 16 ranks from `first` on, whose weights are `standing`, and writes the
-// middles. G sums are computed at once, since each waits for the one before three times as long as a product takes.
+// middles. G sums are computed at once: in one, a product waits three times its own duration for the one before.
 template <int G>
 inline void shrink_groups(const bf16* const* rows, int64_t ldx, const bf16* standing, int64_t in, const Part& part,
                           int64_t first, bf16* const* to, const int64_t* counts, int64_t pitch) {

@@ -1,4 +1,4 @@
-// A layer's routed experts, computed by all threads of a step together: they divide each expert's outputs, so that its
+// A layer's routed experts, computed by all threads of a step together: they share each expert's outputs, so that its
 // weights are read once, whatever rows it has. Letters in shapes: k experts of a row, E experts held, P pairs of a row
 // and a held expert, H hidden, I an expert's inner size.
 #pragma once

@@ -10,7 +10,7 @@
 #include "rows.h"
 
 // DeepSeek-V3's routing (arXiv 2412.19437, 2.1.2), in float32: an expert's chance is its own sigmoid, or, if
-// `together`, its softmax over all experts. Chance plus `bias` ranks groups, and then experts in the best groups; a
+// `together`, its part of a softmax. Chance plus `bias` ranks groups, and then experts in the best groups; a
 // chosen expert's weight is its chance times `factor`.
 struct Grouped {
   Linear<float> router;
@@ -78,7 +78,7 @@ struct Layer {
   Heads<T> heads;
   const Latent<T>* latent;  // in place of heads; null: none
   T* pool;                  // this layer's pages
-  int64_t group;            // which group's places and stretches belong to these pages
+  int64_t group;            // the group of layers whose places and stretches it uses
 };
 
 template <typename T>
@@ -91,7 +91,7 @@ struct Base {
   float scale, epsilon;
   Activation activation;
   float enlarged, added;  // factors of the embeddings, and of what layers add
-  float divided, cap;     // what logits are divided by, and capped at; 0: neither
+  float divided, cap;     // what logits are divided by, and capped at; 0: off
 };
 
 template <typename T>

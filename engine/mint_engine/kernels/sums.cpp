@@ -1,4 +1,4 @@
-// Sums over the ranks of an engine between transformers' modules, and waiting for each other: see peers.h.
+// Sums over an engine's ranks between transformers' modules, and waiting for all ranks: see peers.h.
 #include "peers.h"
 
 namespace {
@@ -20,8 +20,8 @@ void sum(T* numbers, int64_t count, int turn, const Peers<T>& peers) {
 }  // namespace
 
 #define MINT_SUMS(T, NAME)                                                                                             \
-  /* numbers [count], of which all ranks have as many, `size` at most, become the sum of all ranks'; `turn` is 0 and 1 \
-     in turns */                                                                                                       \
+  /* numbers [count], the same count on all ranks and at most `size`, become the sum over all ranks; `turn` alternates \
+     between 0 and 1 */                                                                                                \
   extern "C" void mint_sum_##NAME(T* numbers, int64_t count, int64_t turn, const Peers<T>* peers) {                    \
     sum<T>(numbers, count, int(turn), *peers);                                                                         \
   }                                                                                                                    \

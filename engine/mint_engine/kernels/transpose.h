@@ -1,4 +1,4 @@
-// Transposed squares of numbers.
+// Transposes square blocks of numbers.
 #pragma once
 #include <cstdint>
 #if defined(__AVX512F__)
