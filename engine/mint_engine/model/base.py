@@ -64,7 +64,7 @@ class Base:
         return self.model.config.get_text_config()
 
 
-# Raises UnsupportedBase or NonFiniteWeights for weights that were read; it is passed transformers' loading report.
+# Checks transformers' loading report and weights that were read; raises UnsupportedBase or NonFiniteWeights.
 Check = Callable[[Mapping[str, Any], Iterable[tuple[str, torch.Tensor]]], None]
 
 
@@ -108,7 +108,7 @@ def load_base(
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
     whatever `admit` raises, which is called before any weight is read. No code from the folder is run, and nothing is
-    fetched. `headway` is told what has been read.
+    fetched. `headway` is notified of what is read.
     """
     fit_products(dtype, device)
     files = find_files(path)
@@ -218,7 +218,7 @@ def _check_read(files: BaseFiles, info: Mapping[str, Any], weights: Iterable[tup
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    """Whether all are finite, by the minimum and maximum, NaN if any number is: a twentieth of `isfinite`'s time."""
+    """Whether all numbers are finite, by their minimum and maximum (NaN if any is): a twentieth of `isfinite`'s time."""
     return weight.numel() == 0 or bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 

@@ -45,7 +45,7 @@ def dequantise_float8(
 
 
 def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
-    """Dequantise [N, O, I/32, 16] with scales [N, O, I/32], all bytes, into `out` [N, O, I] with any strides."""
+    """Dequantise blocks [N, O, I/32, 16] with scales [N, O, I/32], all bytes, into `out` [N, O, I] of any strides."""
     scales = _exact(scales, out.dtype)
     for some, rows in _bands(out):
         numbers = _looked_up(blocks[some, rows].flatten(2), _E2M1, scales.dtype)
@@ -74,9 +74,8 @@ def dequantise_integers(
 ) -> None:
     """Dequantise rows of weights from their `left`-th column on into `out` [N, O, I].
 
-    `words` [N, O, W] begin with the one that holds that column; `scales` and `zeros` are [N, O, G]. `groups` [N, I]
-    is the group of each column; or it is the number of columns in a group, and scales and zeros begin with that
-    column's.
+    `words` [N, O, W] begin with the one that holds that column; `scales` and `zeros` are [N, O, G]. `groups` is the
+    group of each column [N, I], or the number of columns in a group: scales and zeros then begin with that column's.
     """
     first, scales = left % (WORD // bits), _exact(scales, out.dtype)
     for some, rows in _bands(out):
@@ -137,7 +136,7 @@ def _scale_ordered(
 
 
 def _looked_up(codes: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Look codes [*, B] of any type up byte by byte in a table [256, n] -> [*, B x bytes of a code x n]."""
+    """Look up codes [*, B] of any type, byte by byte, in a table [256, n] -> [*, B x bytes of a code x n]."""
     numbers = table.to(dtype)
     whole = numbers.view(_WORDS[numbers.shape[1] * numbers.itemsize]).view(-1)  # as one number, which is found faster
     bytes_ = codes.contiguous().view(torch.uint8).reshape(-1)

@@ -75,7 +75,7 @@ def compute_alone() -> None:
     """
     if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         torch.get_num_threads()  # a thread's first query sets its number to the common one
-        ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)  # the OpenMP library that torch computes with
+        ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)  # of the OpenMP library that torch computes with
 
 
 def end_team() -> None:

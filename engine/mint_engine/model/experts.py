@@ -37,7 +37,7 @@ class ExpertModules:
     gate: int | None
     up: int | None
     down: int | None
-    kernels: Kernels | None  # if they also compute the base's products; gradients do not pass through these
+    kernels: Kernels | None  # set if they compute the base's products too; gradients do not pass through them
 
 
 def register() -> None:

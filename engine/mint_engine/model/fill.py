@@ -18,7 +18,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.kept import EXPERT, Kept, Place, kind_of, put_stacks
 from mint_engine.model.stored import Stored, open_tensors
 
-# Reads a base's tensors into a model that has no memory yet, as `fill` does; last comes how transformers loads it.
+# Reads tensors into a model that has no memory yet, like `fill`; the last argument says how transformers loads it.
 Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 
 # Operations that keep experts in order and do nothing else between them or within one of their linears.
@@ -124,8 +124,8 @@ def filled_from(whole: type[PreTrainedModel], by: Fill) -> type[PreTrainedModel]
     """Return a model class whose `from_pretrained` reads its files' tensors with `by`.
 
     transformers creates a model without memory and fills it with tensors that are read one by one; `by` chooses
-    these, and may cut the model before. transformers would add an adapter that lies beside them, but only if PEFT is
-    installed: it is no part of the base.
+    these, and may cut the model before. transformers would also add an adapter that lies beside them, if PEFT is
+    installed; it is left out, being no part of the base.
     """
     read: list[LoadStateDictInfo] = []
 

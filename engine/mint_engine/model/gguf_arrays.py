@@ -1,4 +1,4 @@
-"""gguf's own reader of files' heads, but much faster at vocabularies and their merges.
+"""A reader of files' heads like gguf's own, but much faster for vocabularies and their merges.
 
 gguf reads each word and each number several times, through the indexing of a mapped file: a vocabulary of 151,000
 words takes ten seconds, and transformers has it read again whenever it needs anything from a file.
@@ -34,7 +34,7 @@ class ArrayReader(gguf.GGUFReader):
 
 
 def _strings(data: np.ndarray[Any, Any], at: int, number: int) -> tuple[list[Any], int]:
-    """Return each string's length and bytes, and the end offset. Raises IndexError or ValueError if the file ends."""
+    """Return each string's length and bytes, and their end. Raises IndexError or ValueError for a truncated file."""
     parts: list[Any] = []
     for _ in range(number):
         length = data[at : at + 8].view(np.uint64)
@@ -44,6 +44,6 @@ def _strings(data: np.ndarray[Any, Any], at: int, number: int) -> tuple[list[Any
 
 
 def _numbers(data: np.ndarray[Any, Any], at: int, number: int, kind: np.dtype[Any]) -> tuple[list[Any], int]:
-    """Return each number separately, and the end offset. Raises ValueError if the file ends."""
+    """Return each number by itself, and their end. Raises ValueError for a truncated file."""
     end = at + number * kind.itemsize
     return list(data[at:end].view(kind).reshape(number, 1)), end

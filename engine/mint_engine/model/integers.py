@@ -131,7 +131,7 @@ class _Weight:
         return [-(-size // each) for size, each in zip(shape, self.block(shape), strict=True)]
 
     def fits(self, least: Sequence[int], most: Sequence[int]) -> Iterator[tuple[str, bool]]:
-        """For each part, whether its type and shape fit a weight of a shape between `least` and `most`."""
+        """Yield, for each part, whether its type and shape fit a weight of a shape between `least` and `most`."""
         rows, few = self._grid_of(least)
         grids = [[rows, groups] for groups in range(few, self._grid_of(most)[1] + 1)]
         like_scales = [unpadded(each) for each in grids]
@@ -175,7 +175,7 @@ class _Weight:
         return out
 
     def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
-        """Scales, or a tensor in their layout, for these rows: [1, rows, G]."""
+        """Return scales, or a tensor in their layout, for these rows: [1, rows, G]."""
         one = self._grid_of(self.most)[0] == 1
         return _by_rows(tensor[... if one else slice(rows.start, rows.stop)][None], len(rows), one=one)
 
@@ -241,7 +241,7 @@ class _Form:
 
 
 def _by_rows(scales: torch.Tensor, outputs: int, *, one: bool) -> torch.Tensor:
-    """Scales of N weights, or tensors in their layout, per row or for all rows in `one`: [N, O, G]."""
+    """Expand scales of N weights, or tensors in their layout, per row or all rows in `one`, to [N, O, G]."""
     return scales.reshape(len(scales), 1 if one else outputs, -1).expand(-1, outputs, -1)
 
 

@@ -32,7 +32,7 @@ def read_latent(
     kernels: Kernels,
     memory: LargePages,
 ) -> Latent:
-    """Read a checked attention; `queries` and `indexed` are the packed `q_b_proj` of it and of its indexer.
+    """Read an attention that has been checked; `queries` is its packed `q_b_proj`, `indexed` its indexer's `wq_b`.
 
     `module` is the slots' module of its `kv_b_proj`.
     """

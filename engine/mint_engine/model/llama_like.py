@@ -31,7 +31,7 @@ _BESIDE: dict[str, tuple[str, ...]] = {"qkv": ("q_proj", "k_proj", "v_proj"), "g
 
 
 class Unlike(Exception):
-    """The base is not llama-like; the message says in what."""
+    """The base is not llama-like; the message says how it differs."""
 
 
 def check_config(config: Any, positions: int) -> None:

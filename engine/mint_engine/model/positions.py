@@ -28,7 +28,7 @@ def alike_positions(config: PreTrainedConfig) -> int | None:
 
 
 def _stretched(config: PreTrainedConfig) -> list[int]:
-    """Lengths as YaRN (arXiv 2309.00071) stretches them: a base may be published with the length before."""
+    """Lengths after YaRN's stretching (arXiv 2309.00071): a base may be published with the one before it."""
     return [
         int(each["factor"] * each["original_max_position_embeddings"])
         for each in _rotations(config)

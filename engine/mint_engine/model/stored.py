@@ -75,9 +75,8 @@ def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
 class _Mapped:
     """A tensor in its mapped file.
 
-    It is copied before it is returned: nothing that is written to the file or lost from it may change a resident
-    base.
-    safetensors' own slices are not used, since they touch the first byte: an unreadable block would kill the process.
+    It is copied when read: what is written to the file, or lost from it, must not change a resident base. It does not
+    use safetensors' own slices, which touch its first byte: an unreadable block would kill the process.
     """
 
     file: str

@@ -53,7 +53,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **option
 
 def _product(name: str) -> Callable[..., torch.Tensor]:
     """Return a widened product of the last two arguments, added to the argument before them if there is one."""
-    # Torch's own variant with `out`, which is not replaced, since other threads use the replaced ones meanwhile.
+    # Torch's own product, by its `out` variant: that was not replaced, and other threads run meanwhile.
     plain: Callable[..., torch.Tensor] = getattr(torch, name)
 
     def multiply(*values: torch.Tensor, **factors: Any) -> torch.Tensor:
