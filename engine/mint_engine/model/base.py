@@ -218,7 +218,7 @@ def _check_read(files: BaseFiles, info: Mapping[str, Any], weights: Iterable[tup
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    """Whether all numbers are finite, by their minimum and maximum (NaN if any is): a twentieth of `isfinite`'s time."""
+    """Whether all numbers are finite, by minimum and maximum (NaN if any is): a twentieth of `isfinite`'s time."""
     return weight.numel() == 0 or bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 
