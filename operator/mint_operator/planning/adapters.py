@@ -1,4 +1,4 @@
-"""What a wave asks for, adapter by adapter, and whether that may be had at all."""
+"""What a wave asks for, adapter by adapter, and whether that can be served at all."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,9 +24,9 @@ Named = Sequence[tuple[str, Source]]
 class Want(msgspec.Struct, frozen=True, gc=False):
     """One adapter that admitted waves want: on `replicas` engines, in `residency` or warmer.
 
-    `pins` are the only engines that may hold it; none: any may. `at_home`: they are only where it is best, as long as
-    nobody else wants it. `yields` are waves whose source counts instead: who is kept as it is shares with them what
-    it has, and says nothing of what that is to be.
+    `pins` are the only engines that may hold it; empty: any may. `at_home`: the pins are only a preference, which
+    ends when another wave wants the adapter. `yields` are waves whose source takes precedence: a wave whose spec
+    cannot be read keeps the copies that it shares with them, but does not decide their source.
     """
 
     adapter: str
@@ -41,7 +41,7 @@ class Want(msgspec.Struct, frozen=True, gc=False):
 
 
 def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusal:
-    """Every adapter of a wave with its source, or why the wave as it is written cannot be served."""
+    """Return every adapter of a wave with its source, or why the wave cannot be served as it is written."""
     if wave.defect and not wave.listed:
         return Refusal("InvalidRequest", unreadable(wave), mentions=ANY_ADAPTERS)
     spec = wave.spec
@@ -64,34 +64,34 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
 
 
 def pins(spec: AdapterWaveSpec) -> tuple[str, ...]:
-    """The only engines that may hold what a wave serves, or has trained; none: any may."""
+    """Return the only engines that may hold what a wave serves or has trained; empty: any may."""
     base = spec.base_model_ref.name
     return tuple(engine_name(base, ordinal) for ordinal in sorted(set(spec.serve.engines)))
 
 
 def asked(wave: ObservedWave) -> int:
-    """How many adapters a wave asks for, as far as its spec tells, or what its selector or manifest has found."""
+    """Return how many adapters a wave asks for, by its spec or by what its selector or manifest has found."""
     given = wave.spec.adapters
     return len(given.names) or len(given.sources) or len(wave.listed or ())
 
 
 def shown_name(wave: str, other: str) -> str:
-    """What a wave's messages call another one, by their keys: tenants learn nothing of each other's."""
+    """Return what a wave's messages call another wave; tenants learn nothing about each other's waves."""
     return f"wave {other}" if of_one_namespace(wave, other) else "a wave of another namespace"
 
 
 def shown_waves(wave: str, other: str) -> tuple[str, ...]:
-    """The waves that `shown_name` names."""
+    """Return the waves that `shown_name` names."""
     return (other,) if of_one_namespace(wave, other) else ()
 
 
 def of_one_namespace(key: str, other: str) -> bool:
-    """Whether two objects are, by their keys."""
+    """Whether two objects, given by their keys, are in one namespace."""
     return key.partition("/")[0] == other.partition("/")[0]
 
 
 def unreadable(wave: ObservedWave) -> str:
-    """What could not be read of a wave's spec, and what to do."""
+    """Say what could not be read in a wave's spec, and what to do."""
     return (
         f"this version of MinT cannot read the wave's spec: {wave.defect}; correct the spec, or install the version "
         "of MinT that it was written for"
@@ -117,7 +117,7 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
 
 
 def claims(base: ObservedBase) -> frozenset[str]:
-    """The PersistentVolumeClaims that engines of a base mount. Raises SourceForbidden for a source of no use."""
+    """Return the PersistentVolumeClaims that a base's engines mount. Raises SourceForbidden for an invalid source."""
     spec = base.spec
     sources = [spec.source.source] + ([spec.adapters.store.source] if spec.adapters.store else [])
     sources += [spec.training.store.source] if spec.training else []
@@ -126,9 +126,9 @@ def claims(base: ObservedBase) -> frozenset[str]:
 
 
 def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
-    """As looked up in the catalog and then the store, where there is a catalog.
+    """Resolve names: in the catalog and then the store if there is a catalog, else in the store.
 
-    Names that mean nothing now, or were not looked up yet while others are served, are left out.
+    Names that resolve to nothing now, or were not looked up yet while others are served, are left out.
     """
     names, store, has_catalog = wave.spec.adapters.names, base.spec.adapters.store, base.spec.catalog is not None
     pinned = next((name for name in names if "@" in name), None)
@@ -161,7 +161,7 @@ def _without_catalog(what: str, base: ObservedBase, mentions: Mentions) -> Refus
 
 
 def unread(wave: ObservedWave) -> Refusal:
-    """Why it is not known which adapters a wave asks for."""
+    """Return why it is not known which adapters a wave asks for."""
     if wave.unread is not None:
         return wave.unread
     message = "its adapters have not been looked up yet"
@@ -187,7 +187,7 @@ def _as_given(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
 
 
 def _mounted(listed: Iterable[Listed], base: ObservedBase, *, check: bool = False) -> Named | Refusal:
-    """The adapters, if engines mount every claim that they lie in; `check` where nobody has checked the URIs yet."""
+    """Return the adapters, or a refusal if engines do not mount one's claim; `check` all URIs, not only claims'."""
     mounted = claims(base)
     found = []
     for each in listed:

@@ -1,4 +1,4 @@
-"""Which waves of a base are admitted, each whole or not at all, and what they want together."""
+"""Decides which waves of a base are admitted, each completely or not at all, and what they want together."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from mint_operator.planning.turns import by_namespace, in_turn, quota
 
 
 class Case(msgspec.Struct, frozen=True):
-    """What one wave takes by itself, on how many engines at least, and why it may never have that."""
+    """What one wave takes by itself, how many engines it needs at least, and why it can never be admitted."""
 
     ask: Ask
     quota: int
@@ -28,7 +28,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """`wants` by adapter; `refused` by wave; `turns` gives each admitted wave its turn, the first 0."""
+    """The result: `wants` by adapter; `refused` by wave; `turns`: each admitted wave's turn, from 0."""
 
     asks: Asks
     engines: int
@@ -64,13 +64,13 @@ def admit(
     claims: Mapping[str, Claim],
     there: Mapping[str, Placement],
 ) -> Admission:
-    """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
+    """Admit waves by turn. A waiting wave does not block a smaller one behind it, and is considered before it again.
 
-    Those that are kept as they are come before all others, and are never refused what they have.
+    Waves that are kept as they are (see `Ask.kept`) come before all others, and are never refused what they have.
 
-    `reserved` is what training takes, which holds leases and comes before every wave that only serves; `held` the
-    slots that each namespace has of it, which count in its quota and its share. `claims` are made on the names of
-    policies; `there` is what the map has placed.
+    `reserved` is what training takes: it holds leases and comes before every wave that only serves. `held` are the
+    slots of it that each namespace has, which count in its quota and its share. `claims` are policies' claims on
+    names; `there` is what the map has placed.
     """
     asks = ask(base, waves, before.asks if before else NOBODY)
     limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
@@ -122,7 +122,7 @@ def _case(each: Ask, quota: int, limits: capacity.Bounds, sizes: Mapping[str, Si
 def _add(
     tally: _Tally, case: Case, asks: Asks, names: Sequence[str], limits: capacity.Bounds, sizes: Mapping[str, Size]
 ) -> Refusal | None:
-    """Count a wave in, or say why not. `names` are those of its adapters that others ask for too."""
+    """Count a wave in, or return why not. `names` are those of its adapters that others ask for, too."""
     meta = case.ask.wave.meta
     held = tally.by_namespace.get(meta.namespace, 0)
     merged = {name: merge(tally.merged.get(name), asks.of(meta.key, name)) for name in names}
@@ -146,7 +146,7 @@ def _add(
 
 
 def _shared_of(asks: Asks) -> dict[str, list[str]]:
-    """Wave -> its adapters that others ask for too."""
+    """Return wave -> its adapters that others ask for, too."""
     found: dict[str, list[str]] = {}
     for name, keys in asks.shared.items():
         for key in keys:
@@ -162,7 +162,7 @@ def _more(
     tally: _Tally,
     sizes: Mapping[str, Size],
 ) -> capacity.Demand:
-    """What admitting a wave of that `demand` takes beyond what is taken: what others have brought counts once."""
+    """Return what admitting a wave of this `demand` takes in addition; what it shares with others counts once."""
     for name, want in merged.items():
         demand = demand.minus(capacity.of(asks.of(key, name), sizes)).plus(capacity.of(want, sizes))
         known = tally.merged.get(name)
@@ -174,7 +174,7 @@ def _more(
 def _wants(
     asks: Asks, turns: Mapping[str, int], merged: Mapping[str, Want], before: Admission | None
 ) -> Shards[Want]:
-    """Everything that admitted waves want; what did not change stays the same object."""
+    """Return everything that admitted waves want; unchanged wants stay the same objects."""
     if before is None:
         return Shards({want.adapter: want for key in turns for want in asks.by_wave[key].wants} | dict(merged))
     was, now = before.asks.by_wave, asks.by_wave

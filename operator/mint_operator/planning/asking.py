@@ -1,6 +1,6 @@
 """What all waves of a base ask for: each wave resolved once, and which adapters several of them share.
 
-Worked out from the last time where only some waves changed; the same as from nothing.
+If only some waves changed, it is derived from the last result, and is the same as from scratch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +15,18 @@ from mint_operator.planning.shards import Shards
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.training.wants import training_wants
 
-_DEVICE = Tier.DEVICE  # a member is looked up more slowly than anything else that is done with a want
+_DEVICE = Tier.DEVICE  # looking up an enum's member is slower than anything else done with a want
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One wave's wants, or why it cannot be served as it is written; and the specs that they came from."""
+    """One wave's wants, or why it cannot be served as it is written, and the specs that these came from."""
 
     wave: ObservedWave
     base: BaseModelSpec
     wants: tuple[Want, ...]
     by_name: Mapping[str, Want]
     refusal: Refusal | None
-    slots: int  # of the wave alone
+    slots: int  # for this wave alone
     replicas: int
     copies: int = 0
 
@@ -37,19 +37,19 @@ class Ask(msgspec.Struct, frozen=True):
 
     @property
     def kept(self) -> bool:
-        """Whether it asks for what it has, since what else it asks for cannot be read."""
+        """Whether the wave keeps what it has because its spec cannot be read."""
         return bool(self.wave.defect) and self.refusal is None
 
 
 class Asks(msgspec.Struct, frozen=True):
-    """`owners`: adapter -> one wave that asks for it. `shared`: adapter -> all that do, where several do."""
+    """All waves' asks. `owners`: adapter -> one wave that asks for it. `shared`: adapter -> all, if several do."""
 
     by_wave: Mapping[str, Ask]
     owners: Shards[str]
     shared: Mapping[str, tuple[str, ...]]
 
     def of(self, wave: str, adapter: str) -> Want:
-        """What one wave asks for an adapter that it names."""
+        """Return one wave's want for an adapter that it names."""
         return self.by_wave[wave].by_name[adapter]
 
 
@@ -57,7 +57,7 @@ NOBODY = Asks(by_wave={}, owners=Shards(), shared={})
 
 
 def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks) -> Asks:
-    """Everything asked for now."""
+    """Return everything asked for now."""
     by_wave: dict[str, Ask] = {}
     old: list[Ask] = []
     new: list[Ask] = []
@@ -106,7 +106,7 @@ def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
 
 
 def _as_looked_up(before: Ask, wave: ObservedWave) -> bool:
-    """Whether what was looked up says the same: as the same object, or for the same reason where it is refused."""
+    """Whether what was looked up is the same object and, if the wave was refused, the reason is the same, too."""
     old = before.wave
     return old.listed is wave.listed and (before.refusal is None or old.unread == wave.unread)
 

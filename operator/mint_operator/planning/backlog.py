@@ -1,4 +1,4 @@
-"""What engines still have to load, and how long that takes at the rate at which each says that it loads."""
+"""What engines still have to load, and how long that takes at the rate that each reports."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +18,10 @@ _NOTHING: Mapping[str, Tier] = {}
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """Of the copies that one engine is `given`, so many are not as warm yet as they should be, without a failure.
+    """How many `copies` that one engine is `given` are not as warm yet as they should be, without a failure.
 
-    `takes_s`: seconds until they are; None where nobody can tell. What an engine that is away was given is brought up
-    by the others, once they wait for it no more; what they have not taken by then fits nowhere and waits for it.
+    `takes_s`: seconds until they are; None if unknown. The copies of an engine that is away are loaded by others once
+    its grace has ended; those that the others have not taken by then fit nowhere and wait for the engine.
     """
 
     given: Mapping[str, Tier]
@@ -34,7 +34,7 @@ Backlogs = Mapping[str, Backlog]
 
 
 def backlogs(given: Given, engines: Sequence[Engine], before: Backlogs, known: BaseMap) -> Backlogs:
-    """By engine; counted anew only where what it is given or holds has changed since `before`."""
+    """Return each engine's backlog; recounted only if what it is given or holds has changed since `before`."""
     found: dict[str, Backlog] = {}
     away: list[Engine] = []
     for engine in engines:
@@ -61,31 +61,31 @@ def backlogs(given: Given, engines: Sequence[Engine], before: Backlogs, known: B
 
 
 def times(of: Backlogs) -> dict[str, float]:
-    """Seconds by engine; endless where nobody can tell."""
+    """Return the seconds by engine; infinite if unknown."""
     return {name: math.inf if each.takes_s is None else each.takes_s for name, each in of.items()}
 
 
 def of_base(of: Backlogs) -> LoadingStatus:
-    """All that a base has to load: it is there when its slowest engine has done its part."""
+    """Return all that a base has to load; it takes as long as its slowest engine's part."""
     took = times(of)
     return _status(sum(each.copies for each in of.values()), max(took.values(), default=0.0))
 
 
 class Waits(msgspec.Struct, frozen=True):
-    """What a wave waits for: so many copies, on these engines."""
+    """What a wave waits for: this number of copies, on these engines."""
 
     copies: int = 0
     engines: frozenset[str] = frozenset()
 
 
 def waits(copies: Iterable[Copy]) -> Waits:
-    """What is still to be brought up of these copies."""
+    """Return which of these copies are still to be loaded."""
     unready = [each.engine for each in copies if each.standing is LOADING or each.standing is AWAY]
     return Waits(len(unready), frozenset(unready))
 
 
 def of_wave(waits: Waits, took: Mapping[str, float]) -> LoadingStatus:
-    """A wave is there at the latest with the last of its engines' loads, which end in these `times`."""
+    """Return what a wave has to load; it takes at most until its last engine has loaded, by these `times`."""
     return _status(waits.copies, max([took.get(name, math.inf) for name in waits.engines], default=0.0))
 
 
@@ -99,7 +99,7 @@ def _counted(engine: Engine, given: Mapping[str, Tier], before: Backlogs) -> Bac
 
 
 def _is_movable(copies: Iterable[str], others: Sequence[Mapping[str, Tier]]) -> bool:
-    """Whether each of these could go to one of the others, as far as not all of them have one already."""
+    """Whether for each of these adapters some other engine has no copy yet."""
     return all(any(name not in other for other in others) for name in copies)
 
 

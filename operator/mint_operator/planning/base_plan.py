@@ -1,7 +1,7 @@
 """The plan of one base and the waves over it. Pure; it depends on no other base.
 
-`Known` is what the last plan of the base knew. With it only what changed since is worked out again, at a cost that
-does not grow with the number of waves; the plan is the same as without it, which a property test holds.
+`Known` is what the last plan of the base knew. With it, only what has changed since is recomputed, at a cost that
+does not grow with the number of waves; the plan is the same as without it, which a property test checks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,13 +33,13 @@ from mint_operator.planning.statuses import WaveStatuses, statuses
 from mint_operator.planning.wave_records import Recorded, wave_records
 from mint_operator.training.plan import Training, decided, prepared
 
-CATALOG_GRACE_S = 60.0  # a catalog that was lost with the map is read again at some 50,000 adapters a second
+CATALOG_GRACE_S = 60.0  # a catalog lost with the map is read again at about 50,000 adapters a second
 _NOT_KNOWN = {conditions.CATALOG_UNREAD, "MapUnavailable"}
-REPORT_GRACE_S = 10.0  # after the map was lost, engines that run report again within a heartbeat or two
+REPORT_GRACE_S = 10.0  # after the map was lost, running engines report again within a heartbeat or two
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What a plan of a base knew."""
+    """What a plan of a base knew, for the next plan to start from."""
 
     admission: Admission
     engines: tuple[Engine, ...]
@@ -54,7 +54,7 @@ class Known(msgspec.Struct, frozen=True):
     early: Ahead = {}
 
     def written(self, version: int) -> MapState:
-        """The map's state once the plan's change is written."""
+        """Return the map's state once the plan's change is written."""
         placements = {} if self.placed is None else self.placed.records
         assigned = merged(self.assigned, self.early)
         return MapState(version, self.record, placements, assigned, self.recorded.records)
@@ -78,7 +78,7 @@ def plan_base(
     over: Sequence[ObservedWave],
     before: Known | None,
 ) -> BasePlan:
-    """What should be for one base; of the waves that are `over` the map says so, and no more."""
+    """Return the desired state of one base. Waves that are `over` get a record that says so, and nothing else."""
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     pods, live = snapshot.pods.get(key, ()), before.engines if before else ()
@@ -133,16 +133,16 @@ def plan_base(
 
 
 def _running(snapshot: Snapshot, base: ObservedBase, before: Known | None) -> int:
-    """The engines that the base has. Those that somebody else added hold nothing, and go at once."""
+    """Return how many engines the base has. Any that somebody else added hold nothing, and are removed at once."""
     child = snapshot.children.get(base.workload)
     running = child.replicas if child else 0
     return running if before is None else min(running, before.fleet.count)
 
 
 def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:
-    """The status of a base whose spec cannot be read. Its engines, placements and training stay as they are.
+    """Return the status of a base whose spec cannot be read. Its engines, placements and training stay as they are.
 
-    Such a spec is written by a newer version, whose resource definitions stay when it is rolled back.
+    A newer version wrote such a spec; its CRDs stay when it is rolled back.
     """
     known = snapshot.maps.get(base.meta.key) if snapshot.redis_ok else None
     child = snapshot.children.get(base.workload)
@@ -163,7 +163,7 @@ def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:
 
 
 def _taken(base: ObservedBase, training: Training, known: BaseMap | None) -> Demand:
-    """What training takes of the base: slots, and the memory that engines tell."""
+    """Return what training takes from the base: slots, and the memory that engines report."""
     records = [view.record for view in known.engines if view.record is not None] if known else []
     memory = sum(min(record.training_bytes, base.host_bytes) for record in records)
     return Demand(slots=training.demand, host_bytes=memory)
@@ -177,7 +177,7 @@ def _training(
     before: Sequence[Engine],
     settings: str,
 ) -> Training:
-    """What the waves that train take of the engines that there are now, however many there should be."""
+    """Return what the waves that train take of the present engines, however many there should be."""
     if all(wave.spec.train is None for wave in waves):
         return Training(waves)
     key, child = base.meta.key, snapshot.children.get(base.workload)
@@ -192,14 +192,14 @@ def _training(
 def _task(
     base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap, training: Training
 ) -> Task | None:
-    """What to place; None while the map is lost and what is held, or wanted, is yet to be told again."""
+    """Return what to place; None while the map is lost and engines or the catalog have yet to report again."""
     existing: Mapping[str, Placement] = known.state.placements
     if known.state.version is None and not existing:
         existing = known.remembered
         silent = any(engine.pod.ready and not engine.alive for engine in engines)
         if not existing and silent and known.lost_s < REPORT_GRACE_S:
             return None
-        may_hold = silent or any(engine.held for engine in engines)  # else there is nothing to take from anybody
+        may_hold = silent or any(engine.held for engine in engines)  # else nobody could lose a copy
         if not existing and may_hold and _unread(admission) and known.lost_s < CATALOG_GRACE_S:
             return None
         existing = existing or adopted(engines, admission.wants)
@@ -232,7 +232,7 @@ def _unread(admission: Admission) -> bool:
 def _sized(
     flock: Fleet, placed: Placed | None, engines: Sequence[Engine], known: BaseMap | None, most: int, now: float
 ) -> Settled:
-    """Engines to run and the partition of a rolling update; neither moves while the map is not known."""
+    """Return the engines to run and the partition of a rolling update; neither moves while the map is not known."""
     if placed is None or known is None:
         return Settled(flock.count, 0 if flock.rolling is None else flock.rolling + 1)
     return settled(flock, placed, engines, known.away_s, most, now)
@@ -247,7 +247,7 @@ def _assigned(placed: Placed | None, before: Known | None) -> Assigned:
 
 
 def _early(admission: Admission, placed: Placed | None, before: Known | None, known: BaseMap | None) -> Ahead:
-    """What waves that wait for room will need, in the order in which they wait."""
+    """Return what to bring ahead for waves that wait for room, in the order in which they wait."""
     waiting = [(refusal.position, key) for key, refusal in admission.refused.items() if refusal.position]
     if placed is None or known is None or not waiting:
         return {}
@@ -271,7 +271,7 @@ def _record(base: ObservedBase) -> BaseRecord:
 
 
 def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
-    """Why no engine can be made from the spec."""
+    """Return why no engine can be made from the spec; None if one can."""
     nodes = base.spec.engine.nodes
     if nodes > 1 and not groups:
         message = (

@@ -1,4 +1,4 @@
-"""What is true of a base model: phase, conditions and counts, from its engines' word and their pods."""
+"""Builds a base model's status: phase, conditions and counts, from its engines' reports and their pods."""
 
 from collections.abc import Sequence
 
@@ -16,19 +16,19 @@ MOST_NAMED = 5
 
 
 class BaseFacts(msgspec.Struct, frozen=True):
-    """What the status of a base depends on beside the object itself."""
+    """What the status of a base depends on besides the object itself."""
 
     engines: Sequence[Engine]
     selector: str
     loading: LoadingStatus = LoadingStatus()
     redis_ok: bool = True
-    rolling: str = ""  # which engine starts anew next, and what it waits for
-    shrinking: str = ""  # the same of the one that goes next
-    refusal: Failure | None = None  # spec that cannot be used, or objects that the API server refused
+    rolling: str = ""  # which engine restarts next, and what it waits for
+    shrinking: str = ""  # which engine is removed next, and what it waits for
+    refusal: Failure | None = None  # the spec cannot be used, or the API server refused objects
 
 
 def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelStatus:
-    """The status of a base. Ready means that at least `replicas.min` engines answer requests.
+    """Return the status of a base. Ready means that at least `replicas.min` engines answer requests.
 
     While the map is away the last counts stay: engines hold what they held.
     """
@@ -56,7 +56,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
 
 
 def _held(engines: Sequence[Engine]) -> tuple[SlotCounts, TierCounts]:
-    """What engines say that they hold."""
+    """Return what engines report that they hold."""
     device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
     records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
     used, total = sum(record.slots_used for record in records), sum(record.slots_total for record in records)
@@ -64,7 +64,7 @@ def _held(engines: Sequence[Engine]) -> tuple[SlotCounts, TierCounts]:
 
 
 def _ready(engine: Engine, facts: BaseFacts) -> bool:
-    """Without Redis the kubelet's readiness probe is all that is known."""
+    """Whether an engine is ready; without Redis, only the pod's readiness is known."""
     return engine.ready if facts.redis_ok else engine.pod.ready and not engine.pod.terminating
 
 
@@ -88,7 +88,7 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
 
 
 def _with_catalog(base: ObservedBase, verdict: Finding) -> Finding:
-    """The verdict, and first why the base is without its catalog: its engines answer for all else."""
+    """Prepend why the base has no catalog to the verdict; its engines still serve everything else."""
     lacking = base.without_catalog
     if lacking is None:
         return verdict
@@ -97,7 +97,7 @@ def _with_catalog(base: ObservedBase, verdict: Finding) -> Finding:
 
 
 def _cause(facts: BaseFacts) -> tuple[str, bool]:
-    """Reason why engines are not ready, and whether it is terminal: failures first, then what they wait for."""
+    """Return the reason why engines are not ready, and whether it is terminal: failures first, then waits."""
     waiting = [engine for engine in facts.engines if not engine.ready]
     failures = [engine.failure for engine in waiting if engine.failure is not None]
     failures.sort(key=lambda failure: not failure.terminal)
@@ -111,7 +111,7 @@ def _cause(facts: BaseFacts) -> tuple[str, bool]:
 
 
 def _with_troubles(text: str, facts: BaseFacts) -> str:
-    """`text`, and what engines that are not ready say of it: first those that fail, then how far others are."""
+    """Add to `text` what is known of engines that are not ready: first failures, then the others' progress."""
     waiting = [engine for engine in facts.engines if not engine.ready]
     failing = [(engine.name, engine.failure) for engine in waiting if engine.failure]
     troubles = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing]
@@ -121,7 +121,7 @@ def _with_troubles(text: str, facts: BaseFacts) -> str:
 
 
 def _unheard(engine: Engine) -> str:
-    """That an engine runs, and why nobody can tell more of it; "" where it does not run, or tells of itself."""
+    """Say that an engine's pod is ready but Redis has no report of it; "" if that is not the case."""
     if engine.alive or engine.failure is not None or not engine.pod.ready or engine.pod.terminating:
         return ""
     return f"engine {engine.name}: its pod is ready, but nothing is heard of it through Redis; its log says why"

@@ -1,4 +1,4 @@
-"""What is said of engines that bring their base up: how much of it is there, and how long the rest takes. Pure."""
+"""Describes engines that are loading their base: how much is done, and how long the rest takes. Pure."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ _MINUTE, _HOUR = 60, 3600
 
 
 def is_copying(engine: Engine) -> bool:
-    """Whether the base comes to the engine's node."""
+    """Whether the base is being copied to the engine's node."""
     found = bringing(engine)
     return found is not None and found.phase == COPYING
 
 
 def bringing(engine: Engine) -> Bringing | None:
-    """How far an engine is that does not serve yet; None where it does not say."""
+    """Return the progress of an engine that does not serve yet; None if it reports none."""
     return engine.record.bringing if engine.record is not None and not engine.ready else None
 
 
 def sentence(engine: Engine) -> str:
-    """The same for people; "" where there is nothing to tell."""
+    """Return an engine's progress as text for people; "" if there is none."""
     found = bringing(engine)
     if found is None or found.phase not in _DONE:
         return ""
@@ -38,7 +38,7 @@ def sentence(engine: Engine) -> str:
 
 
 def with_base(loading: LoadingStatus, engines: Sequence[Engine]) -> LoadingStatus:
-    """What engines are still to load, and until when, of which the base may be what takes longest."""
+    """Return `loading` with its time extended to that of loading the base, if that takes longer."""
     known = [found.left_s for found in map(bringing, engines) if found is not None and found.left_s is not None]
     last = max(known, default=0)
     if last <= (loading.eta_seconds or 0):
@@ -47,14 +47,14 @@ def with_base(loading: LoadingStatus, engines: Sequence[Engine]) -> LoadingStatu
 
 
 def judged(found: Bringing | None) -> object:
-    """What planning asks of it: a plan for each percent is enough."""
+    """Return what planning uses of the progress: one plan per percent is enough."""
     if found is None:
         return None
     return found.phase, found.total, found.done // _UNITS[1][0] if found.percent is None else found.percent
 
 
 def _amount(found: Bringing) -> str:
-    """312 of 980 GB: in the unit of the larger, with a digit behind the point where there is one before it."""
+    """Format an amount like "312 of 980 GB", in the larger number's unit, with one decimal if that is below 10."""
     size, unit = next((each for each in _UNITS if max(found.total, found.done) >= each[0]), _UNITS[-1])
     digits = 1 if max(found.total, found.done) < 10 * size else 0
     done = f"{found.done / size:.{digits}f}"

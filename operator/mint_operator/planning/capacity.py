@@ -1,4 +1,4 @@
-"""How much a base can hold, in engines, device slots and bytes, and what does not fit."""
+"""How much a base can hold, in engines, device slots and bytes, and which waves do not fit."""
 
 from collections.abc import Mapping
 
@@ -17,20 +17,20 @@ _UNREAD = Size(rank=0)
 
 
 class Demand(msgspec.Struct, frozen=True, gc=False):
-    """What copies take, over all engines. Bytes of adapters that nobody has read yet are not counted."""
+    """What copies take, over all engines. Adapters that no engine has read yet count no bytes."""
 
     slots: int = 0
     host_bytes: int = 0
     disk_bytes: int = 0
 
     def plus(self, other: "Demand") -> "Demand":
-        """Both together."""
+        """Return the sum."""
         return Demand(
             self.slots + other.slots, self.host_bytes + other.host_bytes, self.disk_bytes + other.disk_bytes
         )
 
     def minus(self, other: "Demand") -> "Demand":
-        """What is left without the other."""
+        """Return the difference."""
         return Demand(
             self.slots - other.slots, self.host_bytes - other.host_bytes, self.disk_bytes - other.disk_bytes
         )
@@ -47,14 +47,14 @@ class Bounds(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """Slots of as many engines as there may be."""
+        """The slots of the most engines that there may be."""
         return self.high * self.slots
 
     def engines(self, taken: Demand, replicas: int) -> int:
-        """Engines that copies which take so much need at least, none of which shares its engine with its like.
+        """Return how many engines copies that take `taken` need at least, each copy of an adapter on its own engine.
 
-        Copies of one adapter never exceed the engines, so by wrapping them around those in slots always fit into
-        this many; the others may need more, for an engine's last bytes are of no use to a copy that is larger.
+        An adapter has at most as many copies as there are engines, so copies in slots, dealt out in a circle, always
+        fit into this number; the others may need more, since an engine's last free bytes may be too few for a copy.
         """
         tiers = (
             (taken.slots, self.slots),
@@ -66,7 +66,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 def bounds(base: ObservedBase) -> Bounds:
-    """The bounds of a base."""
+    """Return the bounds of a base."""
     replicas = base.spec.engine.replicas
     return Bounds(
         low=replicas.min,
@@ -78,7 +78,7 @@ def bounds(base: ObservedBase) -> Bounds:
 
 
 def of(want: Want, sizes: Mapping[str, Size]) -> Demand:
-    """What one want takes."""
+    """Return what one want takes."""
     if want.residency is Tier.DEVICE:
         return Demand(slots=want.replicas)
     taken = want.replicas * sizes.get(want.adapter, _UNREAD).bytes
@@ -86,7 +86,7 @@ def of(want: Want, sizes: Mapping[str, Size]) -> Demand:
 
 
 def demand(each: Ask, sizes: Mapping[str, Size]) -> Demand:
-    """What one wave takes by itself."""
+    """Return what one wave takes by itself."""
     if each.slots or not each.wants:  # a wave has one residency
         return Demand(slots=each.slots)
     taken = sum(want.replicas * sizes.get(want.adapter, _UNREAD).bytes for want in each.wants)
@@ -94,7 +94,7 @@ def demand(each: Ask, sizes: Mapping[str, Size]) -> Demand:
 
 
 def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | None:
-    """Why a wave, which takes `alone` by itself, cannot fit even if no other were there; None if it can."""
+    """Return why a wave, which takes `alone`, does not fit even without any other wave; None if it does."""
     replicas, adapters, slots = each.replicas, len(each.wants), each.slots
     if replicas > limits.high:
         return Refusal(
@@ -147,7 +147,7 @@ def _too_many_bytes(limits: Bounds, alone: Demand) -> Refusal | None:
 
 
 def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | None:
-    """Why a wave has to wait for other waves of its own namespace; None without a quota, or within it."""
+    """Return why a wave must wait for other waves of its own namespace; None without a quota, or within it."""
     if not quota or taken + more <= quota:
         return None
     return Refusal(
@@ -159,7 +159,7 @@ def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | N
 
 
 def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
-    """Why a wave has to wait while others hold `taken`; None if it fits too."""
+    """Return why a wave must wait while others hold `taken`; None if it fits as well."""
     if taken.slots + more.slots > limits.total:
         return Refusal(
             conditions.WAITING_FOR_CAPACITY,

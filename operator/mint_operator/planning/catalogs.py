@@ -1,4 +1,4 @@
-"""Whose catalog a folder of manifests is: of the bases that name it, the oldest's alone. Pure."""
+"""Decides which base owns a folder of catalog manifests: the oldest of those that name it. Pure."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,9 @@ from mint_operator.planning.snapshot import BaseMap, ObservedBase
 
 
 def apart(bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]) -> dict[str, ObservedBase]:
-    """The bases; those whose manifests lie where an older one's do say why they are without a catalog.
+    """Return the bases, with `without_catalog` set on those whose manifests are in an older base's folder.
 
-    Parts of a catalog do not tell whose they are: over one folder each base would take the other's names for its own.
+    Parts of a catalog do not name their base: of two bases over one folder, each would take the other's names.
     """
     found, owners = dict(bases), dict[tuple[str, ...], str]()
     for key, base in sorted(bases.items(), key=lambda each: (each[1].meta.created_s, each[0])):
@@ -28,7 +28,7 @@ def apart(bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]) -> dic
 
 
 def _manifests(base: ObservedBase, known: BaseMap | None) -> Source | None:
-    """Where a base keeps its catalog: one that cannot be read, where the map says, which stays as it is."""
+    """Return where a base keeps its catalog; if its spec cannot be read, where the map says."""
     if base.defect:
         record = known.state.base if known else None
         return record.catalog if record else None
@@ -36,7 +36,7 @@ def _manifests(base: ObservedBase, known: BaseMap | None) -> Source | None:
 
 
 def _place(manifests: Source | None) -> tuple[str, ...]:
-    """The folder, alike for each way to write it; empty where there is none, or none that can be read."""
+    """Return the folder in normal form; empty if there is none or its URI is invalid."""
     try:
         return tuple(folders(manifests)) if manifests else ()
     except SourceForbidden:
@@ -44,7 +44,7 @@ def _place(manifests: Source | None) -> tuple[str, ...]:
 
 
 def _conflict(key: str, base: ObservedBase, owner: str) -> Failure:
-    """Why a base is without its catalog; tenants learn nothing of each other's bases."""
+    """Return why a base has no catalog; tenants learn nothing about each other's bases."""
     keeper = f"BaseModel {owner}" if of_one_namespace(key, owner) else "a BaseModel of another namespace"
     uri = base.spec.catalog.source.uri if base.spec.catalog else ""
     message = f"spec.catalog.manifests.uri: {keeper} already keeps its catalog at {uri}, so this base has none"

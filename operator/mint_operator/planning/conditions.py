@@ -64,17 +64,17 @@ SETTLED = "Settled"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What is true of one condition now; `when` it became so is worked out by `follow`."""
+    """What is true of one condition now; `follow` adds since when."""
 
     type: str
     status: Truth
     reason: str
     message: str = ""
-    mentions: Mentions | None = None  # of the message, where others than its object's readers get it
+    mentions: Mentions | None = None  # in the message, if others than the object's readers get it
 
 
 def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: int, now: float) -> list[Condition]:
-    """The conditions that say `findings`; a transition time stays while the status stays the same."""
+    """Return the conditions that state `findings`; a transition time stays while the status stays the same."""
     before = {condition.type: condition for condition in old}
     conditions = []
     for finding in findings:
@@ -94,7 +94,7 @@ def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: in
 
 
 def kept(last: S, why: Failure, generation: int, now: float) -> S:
-    """The last status of an object of which all stays as it was, for this reason, but nothing is claimed of now."""
+    """Return the last status of an object that, for the reason `why`, stays unchanged, without claims about now."""
     findings = [Finding(each, "Unknown", why.reason, why.message) for each in ("Ready", "Progressing")]
     rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]
     return msgspec.structs.replace(
@@ -106,23 +106,23 @@ def kept(last: S, why: Failure, generation: int, now: float) -> S:
 
 
 def truth(value: bool) -> Truth:
-    """A condition's status for a plain fact."""
+    """Return a condition's status for a known fact."""
     return "True" if value else "False"
 
 
 def shortened(message: str) -> str:
-    """`message`, cut to what a condition should hold."""
+    """Return `message`, cut to MESSAGE_LENGTH."""
     return message if len(message) <= MESSAGE_LENGTH else message[: MESSAGE_LENGTH - 1] + "…"
 
 
 @lru_cache(maxsize=4)
 def stamp(now: float) -> str:
-    """Seconds since 1970 as metav1.Time writes them."""
+    """Format seconds since 1970 as metav1.Time does."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
 def span(seconds: int) -> str:
-    """A time for people: the two largest units."""
+    """Format a duration for people, in its two largest units."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -131,5 +131,5 @@ def span(seconds: int) -> str:
 
 
 def status_of(conditions: Sequence[Condition], kind: str) -> str:
-    """The status of one condition; "" when it was never set."""
+    """Return the status of one condition; "" if it was never set."""
     return next((condition.status for condition in conditions if condition.type == kind), "")

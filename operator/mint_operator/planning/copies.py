@@ -1,4 +1,4 @@
-"""The copies of one wave's adapters: where each should be, and what its engine says of it."""
+"""The copies of one wave's adapters: where each should be, and what its engine reports."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -11,7 +11,7 @@ from mint_operator.planning.engines import Engine
 
 
 class Standing(StrEnum):
-    """How a wanted copy stands, best first."""
+    """The state of a wanted copy, best first."""
 
     READY = "ready"
     LOADING = "loading"
@@ -19,7 +19,7 @@ class Standing(StrEnum):
     AWAY = "away"
 
 
-READY, LOADING, FAILED, AWAY = Standing  # looking a member up costs more than a copy
+READY, LOADING, FAILED, AWAY = Standing  # looking up an enum's member costs more than making a copy
 _ORDER = {standing: index for index, standing in enumerate(Standing)}
 
 
@@ -34,7 +34,7 @@ class Copy(msgspec.Struct, frozen=True, gc=False):
 
 
 def copies(wants: Sequence[Want], placed: Mapping[str, Placement], engines: Mapping[str, Engine]) -> tuple[Copy, ...]:
-    """The copies of a wave: of each adapter as many as the wave wants, the best if other waves want more."""
+    """Return the copies of a wave: of each adapter as many as it wants, the best ones if other waves want more."""
     found: list[Copy] = []
     for want in wants:
         placement = placed.get(want.adapter)
@@ -49,7 +49,7 @@ def copies(wants: Sequence[Want], placed: Mapping[str, Placement], engines: Mapp
 
 
 def _copy(want: Want, engine: Engine) -> Copy:
-    """Ready only if a live, ready engine holds this very source, as warm as wanted, without a failure."""
+    """Return the copy; ready only if a ready engine holds exactly this source, warm enough and without a failure."""
     if engine.record is None:
         return Copy(want.adapter, engine.name, AWAY)
     held = engine.held.get(want.adapter)

@@ -1,15 +1,15 @@
-"""A defect of ours in what is planned for one base: it hinders no other, and this one keeps what it has. Pure."""
+"""An internal error while planning for one base: other bases are unaffected, and this one keeps what it has. Pure."""
 
 import msgspec
 
 from mint_contracts.errors import Internal
 from mint_contracts.records import Failure
 
-AGAIN_S = 10.0  # a plan from nothing may take long, and others would wait for it in every pass
+AGAIN_S = 10.0  # a plan from scratch may take long, and the others would wait for it in every pass
 
 
 class Defect(msgspec.Struct, frozen=True):
-    """What was raised, and when by the snapshot's clock."""
+    """The exception, and when it was raised, by the snapshot's clock."""
 
     error: Exception
     at: float
@@ -25,7 +25,7 @@ class Defect(msgspec.Struct, frozen=True):
 
     @property
     def failure(self) -> Failure:
-        """The same for people."""
+        """The defect as a Failure for people."""
         raised = f"{type(self.error).__name__}: {self.error}"
         message = (
             f"internal error while planning for this base ({raised}); nothing was changed and the operator will "

@@ -1,6 +1,6 @@
-"""How much adapters of a base are asked for, over all engines: what each tells, summed, smoothed and made coarse.
+"""The demand for a base's adapters over all engines: what each engine reports, summed, smoothed and made coarse.
 
-The unit is requests in flight. Coarse means that a plan is made anew only where demand has changed by about a third.
+The unit is requests in flight. Coarse means that a new plan is made only if demand has changed by about a third.
 """
 
 import math
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 
 Demand = Mapping[str, float]  # adapter -> requests in flight
 
-LEAST = 0.05  # below that, an adapter is as good as not asked for
+LEAST = 0.05  # below this, demand counts as none
 MOST = 4096  # adapters of a base that are followed
-_STEPS = 2  # to each doubling
+_STEPS = 2  # per doubling
 
 
 def followed(before: Demand, demands: Iterable[Demand], weight: float) -> dict[str, float]:
-    """The mean that follows from the last one and what engines tell now, which counts for `weight` (0 to 1).
+    """Return the means updated by what engines report now, which counts with `weight` (0 to 1).
 
-    What an engine told that has died since fades as if nobody asked: its adapters are in demand for a while after it.
+    The reports of an engine that has died fade gradually, so its adapters stay in demand for a while.
     """
     now: dict[str, float] = {}
     for each in demands:
@@ -35,7 +35,7 @@ def followed(before: Demand, demands: Iterable[Demand], weight: float) -> dict[s
 
 
 def coarse(demand: Demand) -> dict[str, float]:
-    """The same on a scale of two steps to each doubling: 1, 1.4, 2, 2.8, 4, ... rounded down."""
+    """Return the demand rounded down to a scale of two steps per doubling: 1, 1.4, 2, 2.8, 4, ..."""
     return {
         adapter: round(2 ** (math.floor(math.log2(mean) * _STEPS) / _STEPS), 2) for adapter, mean in demand.items()
     }

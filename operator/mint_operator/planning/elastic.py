@@ -1,10 +1,10 @@
-"""How many engines a base runs, and which of them are about to go: elasticity and rolling updates, without a gap.
+"""Decides how many engines a base runs, and which are about to be removed or restarted, without a gap in serving.
 
-Pure. Engines are added at once when waves or traffic need them. They go, the highest first, only when fewer have been
-enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere (or, of engines
-beyond the most that there may be, cannot be): an engine that is to go is *leaving* until then, and is given nothing
-new. An engine whose pod is to start anew, because the base's revision or settings changed, leaves in the same way,
-one at a time, and comes back.
+Pure. Engines are added at once when waves or traffic need them. They are removed, the highest first, only once fewer
+have been enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere (or, for
+engines beyond the allowed maximum, cannot be). Until then an engine to be removed is *leaving*, and is given nothing
+new. An engine whose pod must restart, because the base's revision or settings changed, leaves in the same way, one at
+a time, and comes back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from mint_operator.planning.engines import AWAY_GRACE_S, Engine
 from mint_operator.planning.sizes import Size
 
 SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before it scales down
-PATIENCE_S = 300.0  # an engine that is to start anew waits so long for copies that others fail to load for now
+PATIENCE_S = 300.0  # how long an engine's restart waits for copies that others fail to load for now
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """`count` engines run, of which `leaving` (ordinals) are to go or to start anew, and `fewest` are to stay.
+    """`count` engines run; `leaving` (ordinals) are to be removed or restarted, and `fewest` are to remain.
 
     `rolling`: which restarts next; it leaves once all above it are back. `enough_since`: since when fewer would
-    do; None: as many are needed. `rolling_since`: since when `rolling` leaves; None: it does not yet.
+    do; None: all are needed. `rolling_since`: since when `rolling` has been leaving; None: it is not yet.
     """
 
     count: int
@@ -38,10 +38,10 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """How many engines to run now, and the partition of the rolling update: ordinals from there on start anew.
+    """How many engines to run now, and the partition of the rolling update: ordinals from there on restart.
 
-    `rolling` says which does so next and what it waits for, for people; empty when none is to. `shrinking` says the
-    same of the next to go.
+    `rolling` tells people which engine restarts next and what it waits for; empty if none is to. `shrinking` does so
+    for the next to be removed.
     """
 
     count: int
@@ -53,13 +53,13 @@ class Settled(msgspec.Struct, frozen=True):
 def fleet(
     needed: int, running: int, engines: Sequence[Engine], settings: str, now: float, before: Fleet | None
 ) -> Fleet:
-    """The fleet that `needed` engines make of the `running` ones (0: none was ever made)."""
-    rolling, leaving = _outdated(engines, settings)  # of all that run: those that may go soon still hold copies
+    """Return the fleet, given that `needed` of the `running` engines (0: none was ever made) are needed."""
+    rolling, leaving = _outdated(engines, settings)  # among all: even those removed soon hold copies
     began = _rolling_since(rolling, leaving, now, before)
     if running <= needed:
         return Fleet(max(needed, 1), max(needed, 1), leaving, rolling, rolling_since=began)
     last = before.enough_since if before is not None else None
-    since = now if last is None else min(last, now)  # the clock may have been put back since
+    since = now if last is None else min(last, now)  # the clock may have been set back since
     makes_room = any(is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
     if now - since < SHRINK_AFTER_S or makes_room:
         return Fleet(running, running, leaving, rolling, since, began)
@@ -67,7 +67,7 @@ def fleet(
 
 
 def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, before: Fleet | None) -> float | None:
-    """Since when the engine leaves that restarts next."""
+    """Return since when the engine that restarts next has been leaving; None if it is not yet."""
     if rolling not in leaving:
         return None
     last = before.rolling_since if before is not None and before.rolling == rolling else None
@@ -75,9 +75,9 @@ def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, bef
 
 
 def enlarged(of: Fleet, placed: Placed, most: int) -> Fleet:
-    """The fleet with an engine more, of at most `most`, where a copy has found no room that an empty one has.
+    """Return the fleet with one more engine, up to `most`, if a copy found no room but fits an empty engine.
 
-    Engines that are about to go are kept for it instead; that fewer would do is then looked at anew.
+    If an engine is about to be removed, that one is kept instead; the time for which fewer would do starts again.
     """
     if of.fewest >= most or not any(_lacks_room(placed, name) for name in placed.pending):
         return of
@@ -95,11 +95,11 @@ def _lacks_room(placed: Placed, name: str) -> bool:
 def settled(
     of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], most: int, now: float
 ) -> Settled:
-    """How far the fleet may go now. `away_s` is how long each engine without a heartbeat has been without one.
+    """Return how far the fleet may change now. `away_s`: how long each engine without a heartbeat has been without.
 
-    Neither count nor partition moves on before what the leaving engine holds is ready elsewhere. What fits nowhere
-    else, or cannot be had there, does not hold up a rolling update, which would never end; nor, where it cannot be
-    had, engines beyond the `most` that there may be. Where it may still come, and fails for now, it is waited for
+    Neither count nor partition moves before what the leaving engine holds is ready elsewhere. Copies that fit nowhere
+    else or cannot be loaded there do not hold up a rolling update, which would never end; copies that cannot be
+    loaded elsewhere do not hold up removing engines beyond `most`. A copy that fails elsewhere for now is waited for
     PATIENCE_S.
     """
     count, shrinking = _count(of, placed, engines, most, now)
@@ -108,7 +108,7 @@ def settled(
 
 
 def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now: float) -> tuple[int, str]:
-    """How many engines run on, and what the next to go waits for."""
+    """Return how many engines keep running, and what the next to be removed waits for."""
     by_name = {engine.name: engine for engine in engines}
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
     patient = of.enough_since is None or now - of.enough_since < SHRINK_AFTER_S + PATIENCE_S
@@ -130,7 +130,10 @@ def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now:
 
 
 def _clinging(of: Fleet, going: Engine, placed: Placed, engines: Mapping[str, Engine]) -> dict[str, str | None]:
-    """Adapters of an engine that is to go which are not ready elsewhere, and where they are to be; None: nowhere."""
+    """Return the adapters of an engine to be removed that are not ready elsewhere, and where they are to be.
+
+    None as the place: nowhere.
+    """
     found: dict[str, str | None] = {}
     for name in placed.given.get(going.name, ()):
         want = placed.task.wants[name]
@@ -144,7 +147,7 @@ def _clinging(of: Fleet, going: Engine, placed: Placed, engines: Mapping[str, En
 def _partition(
     of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], now: float
 ) -> tuple[int, str]:
-    """The partition of the rolling update, and what the next to start anew waits for."""
+    """Return the partition of the rolling update, and what the next engine to restart waits for."""
     if of.rolling is None:
         return 0, ""
     text = f"{engines[of.rolling].name} restarts"
@@ -156,7 +159,7 @@ def _partition(
 
 
 def _once(text: str, awaited: Mapping[str, str | None]) -> str:
-    """What is to happen, and after what."""
+    """Say what is to happen, and after what."""
     if not awaited:
         return text
     name = min(awaited)
@@ -167,9 +170,9 @@ def _once(text: str, awaited: Mapping[str, str | None]) -> str:
 def _awaited(
     of: Fleet, going: Engine, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], *, patient: bool
 ) -> dict[str, str]:
-    """Adapters that would be missed if the engine went now, and where each is about to be ready.
+    """Return the adapters that would be missing if the engine left now, and where each is about to be ready.
 
-    While `patient` those count that fail there for now.
+    While `patient`, adapters that fail there for now count, too.
     """
     gone = {name for name, seconds in away_s.items() if seconds > AWAY_GRACE_S}
     if going.name in gone:
@@ -191,13 +194,13 @@ def _awaited(
 
 
 def _may_answer(engine: Engine, name: str) -> bool:
-    """Whether the engine may hold the adapter: of one whose heart has only just stopped it is not known."""
+    """Whether the engine may be serving the adapter: unknown, so yes, if its heartbeat has only just stopped."""
     held = engine.held.get(name)
     return not engine.alive or (engine.ready and held is not None and held.tier.warmth > 0)
 
 
 def _has(engine: Engine, want: Want) -> bool:
-    """Whether an engine answers for what is wanted, as warm as it is wanted."""
+    """Whether an engine is ready and holds what is wanted, warm enough."""
     held = engine.held.get(want.adapter)
     if held is None or held.source != want.source:
         return False
@@ -205,7 +208,7 @@ def _has(engine: Engine, want: Want) -> bool:
 
 
 def _comes(engine: Engine, want: Want, *, patient: bool) -> bool:
-    """Whether an engine is still about to hold what is wanted: it does not yet, and has not refused it for good."""
+    """Whether an engine can still be expected to load what is wanted: it has not yet, nor failed for good."""
     if _has(engine, want):
         return False
     held = engine.held.get(want.adapter)
@@ -218,10 +221,10 @@ def _on(place: Place, ordinals: frozenset[int]) -> bool:
 
 
 def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, frozenset[int]]:
-    """The engine that restarts next, the highest whose pod has other settings; and itself once it may leave.
+    """Return the engine that restarts next, the highest whose pod has other settings, and itself once it may leave.
 
-    Until all above it are back it must be held: Kubernetes would go on to it the moment that they are, and sees that
-    before anybody else does.
+    It must be held until all above it are back: Kubernetes would continue with it at that moment, and is the first to
+    see it.
     """
     back = True
     for engine in reversed(engines):
@@ -232,5 +235,5 @@ def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, fro
 
 
 def is_outdated(engine: Engine, settings: str) -> bool:
-    """Whether its pod would be made otherwise now; none would be where the spec is refused, and has no settings."""
+    """Whether its pod would be made differently now; False if the spec is refused, and so has no `settings`."""
     return bool(engine.pod.settings and settings) and engine.pod.settings != settings

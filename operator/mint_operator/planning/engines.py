@@ -9,8 +9,8 @@ from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
 from mint_operator.planning.groups import leader_of
 from mint_operator.planning.snapshot import BaseMap, EnginePod
 
-AWAY_GRACE_S = 30.0  # a pod that was deleted is back within this on a healthy node, and loads again what it held
-LOADING_GRACE_S = 120.0  # one that reports has drained, or loaded most bases, within this: moving would not be sooner
+AWAY_GRACE_S = 30.0  # a deleted pod is back within this on a healthy node, and reloads what it held
+LOADING_GRACE_S = 120.0  # a reporting engine has drained, or loaded most bases, by then: moving would be no faster
 
 _NOBODY = EnginePod(name="")
 _NOTHING: Mapping[str, Held] = {}
@@ -19,9 +19,9 @@ _NOTHING: Mapping[str, Held] = {}
 class Engine(msgspec.Struct, frozen=True):
     """One engine that the base should have now.
 
-    `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away, or alive and
-    not ready, for longer than its grace while another engine is ready; its adapters go elsewhere if they fit.
-    `leaving`: about to go, or to start anew; it keeps what it holds until that is ready elsewhere, and is given
+    `alive`: it has a heartbeat, from its present pod. `ready`: it answers requests. `lost`: away, or alive and not
+    ready, for longer than its grace while another engine is ready; its adapters move elsewhere if they fit.
+    `leaving`: about to be removed or restarted; it keeps what it holds until that is ready elsewhere, and is given
     nothing new.
     """
 
@@ -33,21 +33,21 @@ class Engine(msgspec.Struct, frozen=True):
     lost: bool = False
     leaving: bool = False
     tiers: tuple[int, int, int] = (0, 0, 0)  # copies that it reports: Device, Host, Disk
-    view: EngineView | None = None  # what record and holdings were taken from
+    view: EngineView | None = None  # the source of record and holdings
 
     @property
     def alive(self) -> bool:
-        """Its heartbeat runs."""
+        """Whether it has a heartbeat."""
         return self.record is not None
 
     @property
     def ready(self) -> bool:
-        """A request sent now is answered."""
+        """Whether it answers requests now."""
         return self.record is not None and self.record.ready
 
     @property
     def failing(self) -> bool:
-        """It does not serve, and it or its pods say why: it may never do so as it is."""
+        """Whether it does not serve and it or its pods say why: as it is, it may never serve."""
         return not self.ready and self.failure is not None
 
     @property
@@ -57,12 +57,12 @@ class Engine(msgspec.Struct, frozen=True):
 
     @property
     def failure(self) -> Failure | None:
-        """Why it does not serve: its own word, else its pods'."""
+        """Why it does not serve: by its own report, else by its pods."""
         return (self.record.failure if self.record else None) or self.pod.trouble
 
 
 def engine_name(base_name: str, ordinal: int) -> str:
-    """The name of an engine, which is its pod's."""
+    """Return the name of an engine, which is its pod's name."""
     return f"{base_name}-{ordinal}"
 
 
@@ -75,11 +75,11 @@ def expected(
     leaving: Collection[int] = (),
     unmade: Failure | None = None,
 ) -> tuple[Engine, ...]:
-    """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read.
+    """Return the engines 0 to `count` - 1 of a base, in that order. `known` is None if the map could not be read.
 
-    `unmade` is why those have no pod that have none.
+    `unmade` says why engines without a pod have none.
 
-    One of which nothing changed stays the same object as in `before`, and so do all of them together.
+    An unchanged engine stays the same object as in `before`; if all are unchanged, so does the tuple.
     """
     by_pod = _with_workers({pod.name: pod for pod in pods})
     if unmade is not None:
@@ -99,7 +99,7 @@ def expected(
 
 
 def _with_workers(pods: Mapping[str, EnginePod]) -> Mapping[str, EnginePod]:
-    """Pods whose leaders are in the trouble that any of their workers is in."""
+    """Return the pods, where each leader has the trouble of any of its workers."""
     for name, pod in pods.items():
         leader = pods.get(leader_of(name)) if pod.trouble is not None else None
         if pod.trouble is not None and leader is not None and leader.trouble is None:
@@ -115,7 +115,7 @@ def _seen(
     views: Mapping[str, EngineView],
     before: Engine | None,
 ) -> Engine:
-    """What there is to see of an engine by itself."""
+    """Return an engine as seen by itself, without regard to others."""
     name = before.name if before is not None else engine_name(base_name, ordinal)
     pod, view = pods.get(name, _NOBODY), views.get(name)
     if before is not None and before.view is view and (before.pod is pod or before.pod == pod):
@@ -134,10 +134,10 @@ def _standing(engine: Engine, known: BaseMap | None, leaving: Collection[int]) -
 
 
 def grace_left_s(engine: str, known: BaseMap) -> float:
-    """For how long an engine that is not ready is waited for still, while others could do what it did.
+    """Return for how much longer to wait for an engine that is not ready, while others could take over from it.
 
-    A base may take twenty minutes to load: that an engine's next start reports does not bring back what it held, nor
-    do starts that each fail before the base is loaded. One that drains reports until it ends, and is away from then.
+    A base may take twenty minutes to load: a restarted engine's reports alone do not bring back what it held, nor do
+    starts that each fail before the base is loaded. A draining engine reports until it ends, and is away from then.
     """
     away_s, unready_s = known.away_s.get(engine, 0.0), known.unready_s.get(engine, 0.0)
     return min(AWAY_GRACE_S - away_s, LOADING_GRACE_S - unready_s)
@@ -149,10 +149,10 @@ def _tiers(held: Mapping[str, Held]) -> tuple[int, int, int]:
 
 
 def trusted(view: EngineView | None, pod: EnginePod) -> EngineRecord | None:
-    """An engine's word on itself, unless it is that of a pod which has been replaced or is about to end.
+    """Return an engine's own record, unless it is from a pod that has been replaced or is about to end.
 
-    The heartbeat of a killed pod runs on for some seconds; its address tells it from its successor of the same
-    name. Engines that run as no pod are taken at their word.
+    A killed pod's heartbeat lasts for a few more seconds; its address distinguishes it from its successor of the same
+    name. The record of an engine without a pod is trusted.
     """
     if view is None or view.record is None:
         return None

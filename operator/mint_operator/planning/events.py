@@ -1,4 +1,4 @@
-"""Kubernetes Events for transitions that a person wants to hear of: one each."""
+"""Kubernetes Events for transitions that people want to know about, one for each."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from mint_operator.planning.conditions import stamp
 from mint_operator.planning.snapshot import Meta
 
 COMPONENT = "mint-operator"
-_EVENT_TYPES = {  # of the phases that an Event tells of
+_EVENT_TYPES = {  # by phase; other phases have no Event
     "Ready": "Normal",
     "Failed": "Warning",
     "Degraded": "Warning",
@@ -17,11 +17,11 @@ _EVENT_TYPES = {  # of the phases that an Event tells of
     "Cancelled": "Normal",
     "Expired": "Normal",
 }
-_HELD = {"Ready", "Degraded"}  # from here to Pending: what was served waits, since others come first
+_HELD = {"Ready", "Degraded"}  # going from here to Pending: what was served must wait, since others come first
 
 
 def failures(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | AdapterWaveStatus) -> list[WaveFailure]:
-    """What a wave's status tells of that failed, and the one before did not."""
+    """Return the failures in a wave's new status that the old one did not have."""
     if not (isinstance(old, AdapterWaveStatus) and isinstance(new, AdapterWaveStatus)):
         return []
     known = {(each.adapter, each.engine, each.reason) for each in old.failures}
@@ -35,7 +35,7 @@ def transition(
     new: BaseModelStatus | AdapterWaveStatus,
     now: float,
 ) -> dict[str, Any] | None:
-    """The Event of a change of phase; None if there is nothing to tell."""
+    """Return the Event for a change of phase; None if there is nothing to report."""
     event_type = "Warning" if new.phase == "Pending" and old.phase in _HELD else _EVENT_TYPES.get(new.phase)
     if old.phase == new.phase or event_type is None:
         return None
@@ -45,7 +45,7 @@ def transition(
 
 
 def event(kind: str, meta: Meta, event_type: str, reason: str, message: str, now: float) -> dict[str, Any]:
-    """An Event about one object; `event_type` is Normal or Warning."""
+    """Return an Event about one object; `event_type` is Normal or Warning."""
     return {
         "apiVersion": "v1",
         "kind": "Event",

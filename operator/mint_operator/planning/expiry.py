@@ -1,4 +1,4 @@
-"""Waves whose ttl has ended: to all others as if they were deleted, with a status that says so. Pure."""
+"""Waves whose ttl has ended: treated as if they were deleted, with a status that says so. Pure."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ from mint_operator.planning.snapshot import ObservedWave
 
 
 def due(waves: Iterable[ObservedWave], now: float) -> float | None:
-    """When the next of them expires, in seconds since 1970; None: none will."""
+    """Return when the next of the waves expires, in seconds since 1970; None if none will."""
     return min((wave.expires for wave in waves if wave.expires is not None and wave.expires > now), default=None)
 
 
 def expired_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
-    """The status of a wave that has expired: it is complete, and nothing is held for it."""
+    """Return the status of a wave that has expired: it is complete, and nothing is held for it."""
     message = ending(wave)
     findings = [
         Finding("Ready", "False", EXPIRED, message),
@@ -31,11 +31,11 @@ def expired_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
         counts=WaveCounts(adapters=named(wave)),
         summary="0/0",
     )
-    return wave.status if wave.status == found else found  # the same object, so that its writer need not look
+    return wave.status if wave.status == found else found  # the same object, so that it is not written again
 
 
 def ending(wave: ObservedWave) -> str:
-    """When a wave that has expired did, by what, and what that means."""
+    """Say when and why an expired wave ended, and what that means."""
     ended = conditions.stamp(wave.expires or 0.0)
     return (
         f"expired at {ended} (spec.serve.ttl {wave.spec.serve.ttl}); its adapters are no longer held for it and load "
@@ -44,6 +44,6 @@ def ending(wave: ObservedWave) -> str:
 
 
 def named(wave: ObservedWave) -> int:
-    """How many adapters an expired wave asked for; of a selector or a manifest as many as were found last."""
+    """Return how many adapters an expired wave asked for; by selector or manifest, as many as were last found."""
     given = wave.spec.adapters
     return len(given.names) or len(given.sources) or wave.status.counts.adapters

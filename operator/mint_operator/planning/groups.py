@@ -1,11 +1,11 @@
-"""An engine over several nodes: a group of pods, of which the first is the engine to everybody. Pure.
+"""An engine over several nodes: a group of pods, the first of which acts as the engine towards everything else. Pure.
 
 The groups of a base are one LeaderWorkerSet (leaderworkerset.x-k8s.io/v1, kubernetes-sigs/lws), in place of the
-StatefulSet of engines that are one pod each. Its leaders have the names that a StatefulSet's pods have, so that the
-placement map, the Service and rolling updates by ordinal know no difference; rank 0 is among a leader's ranks. A
-worker's name has one number more, and whoever looks for engines by name passes over it. Every container is told where
-its leader is, its place in the group and the group's size (see `mint_contracts.settings`): by that the same command
-is the engine on a leader, and starts this node's ranks for it on a worker.
+StatefulSet of engines that are one pod each. Its leaders are named like a StatefulSet's pods, so that for the
+placement map, the Service and rolling updates by ordinal there is no difference; rank 0 is among a leader's ranks. A
+worker's name has one more number, so a search for engines by name skips it. Every container is given its leader's
+address, its index in the group and the group's size (see `mint_contracts.settings`): with these, the same command
+runs the engine on a leader, and this node's ranks for it on a worker.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ Body = dict[str, Any]
 API_VERSION = "leaderworkerset.x-k8s.io/v1"
 KIND = "LeaderWorkerSet"
 WORKLOADS = ("StatefulSet", KIND)  # what engines are made of
-# What only the pod has that is asked for anything. A worker has no probes: its leader is ready only with all ranks,
-# and none of the group's pods outlives one of them, or one that does not answer.
+# What only a pod that takes requests has. A worker needs no probes: its leader is ready only with all ranks, and the
+# group's pods all end when one of them ends or stops answering.
 _ENDPOINT = ("ports", "startupProbe", "livenessProbe", "readinessProbe")
 
 
 def leader_worker_set(metadata: Body, leader: Body, worker: Body, nodes: int, engines: int, partition: int) -> Body:
-    """`engines` groups of `nodes` pods each, by the pod templates `leader` and `worker`.
+    """Return a LeaderWorkerSet of `engines` groups of `nodes` pods each, with pod templates `leader` and `worker`.
 
-    Of a rolling update only groups from ordinal `partition` on start anew, one at a time and each as a whole.
+    A rolling update restarts only groups from ordinal `partition` on, one at a time, each with all of its pods.
     """
     return {
         "apiVersion": API_VERSION,
@@ -35,11 +35,11 @@ def leader_worker_set(metadata: Body, leader: Body, worker: Body, nodes: int, en
                 "size": nodes,
                 "leaderTemplate": leader,
                 "workerTemplate": worker,
-                # A share of a base without the others is worth nothing: they start anew together.
+                # One share of a base is useless without the others: they restart together.
                 "restartPolicy": "RecreateGroupOnPodRestart",
             },
             "startupPolicy": "LeaderCreated",  # workers load their shares while the leader does
-            "networkConfig": {"subdomainPolicy": "Shared"},  # leaders are found by the base's own Service
+            "networkConfig": {"subdomainPolicy": "Shared"},  # the base's own Service finds the leaders
             "rolloutStrategy": {
                 "type": "RollingUpdate",
                 "rollingUpdateConfiguration": {"partition": partition, "maxUnavailable": 1, "maxSurge": 0},
@@ -49,12 +49,12 @@ def leader_worker_set(metadata: Body, leader: Body, worker: Body, nodes: int, en
 
 
 def leader_of(pod: str) -> str:
-    """The name of the leader of a worker, by the worker's."""
+    """Return the name of a worker's leader, by the worker's name."""
     return pod.rpartition("-")[0]
 
 
 def worker_pod(leader: Body, labels: dict[str, str]) -> Body:
-    """A worker's pod, made as its leader's is, but asked for nothing; `labels` are what workers are spread by."""
+    """Return a worker's pod: its leader's without ports and probes; workers are spread over nodes by `labels`."""
     containers = [
         {key: value for key, value in each.items() if key not in _ENDPOINT} for each in leader["containers"]
     ]

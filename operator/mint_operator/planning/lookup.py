@@ -1,18 +1,18 @@
-"""What has to be looked up before a wave's adapters are known: in the base's catalog, or in a manifest. Pure."""
+"""What must be looked up before a wave's adapters are known: in the base's catalog, or in a manifest. Pure."""
 
 import msgspec
 
 from mint_contracts.source import Source
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 
-MOST_ADAPTERS = 4096  # of one wave, as the CRD has it
+MOST_ADAPTERS = 4096  # of one wave, as in the CRD
 
 
 class Lookup(msgspec.Struct, frozen=True):
-    """Exactly one of the catalog's names, its entries by prefix and labels, and a manifest.
+    """A question: for names, for catalog entries by prefix and labels, or for a manifest; exactly one of these.
 
-    Waves that ask the same share the answer. A name means what the catalog says, if that knows it; else, without a
-    revision, what lies under it in the `store`, if there is one.
+    Waves that ask the same share the answer. A name resolves to its entry in the catalog; if that lacks it and the
+    name has no revision, to the folder of that name in the `store`, if there is one.
     """
 
     base: str
@@ -25,13 +25,13 @@ class Lookup(msgspec.Struct, frozen=True):
 
 
 def may_use(wave: ObservedWave, base: ObservedBase) -> bool:
-    """A base serves its own namespace and its tenants'."""
+    """Whether a wave may use a base, which serves its own namespace and its tenants' namespaces."""
     namespace = wave.meta.namespace
     return namespace == base.meta.namespace or any(tenant.namespace == namespace for tenant in base.spec.tenants)
 
 
 def lookup(wave: ObservedWave, base: ObservedBase) -> Lookup | None:
-    """What a wave needs looked up; None where its spec says all, or nothing can be asked."""
+    """Return what a wave needs looked up; None if its spec says everything, or nothing can be looked up."""
     given, has_catalog = wave.spec.adapters, base.spec.catalog is not None
     if wave.spec.train is not None or wave.defect or not may_use(wave, base):
         return None

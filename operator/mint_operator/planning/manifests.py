@@ -1,7 +1,7 @@
 """The objects that a BaseModel becomes, as plain dictionaries for server-side apply. Pure.
 
-`render` gives all of one base; each `Manifest` carries the digest of its body as an annotation, so that only what
-changed is sent.
+`render` returns all objects of one base; each `Manifest` carries the digest of its body as an annotation, so that
+only changed objects are sent.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ class Manifest(msgspec.Struct, frozen=True):
 def render(
     base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
 ) -> tuple[Manifest, ...]:
-    """Every object of one base that runs `engines` engines, which mount `claims`.
+    """Return every object of one base that runs `engines` engines, which mount `claims`.
 
-    Of a rolling update only pods from ordinal `partition` on start anew.
+    A rolling update restarts only pods from ordinal `partition` on.
     """
     guard = (network_policy(base, release),) if release.gateway_labels else ()
     bodies = (
@@ -63,9 +63,9 @@ def render(
 
 
 def redis_secret(bases: Sequence[ObservedBase], release: Release) -> Manifest:
-    """How engines of one namespace prove themselves to Redis: one Secret, owned by all `bases` there.
+    """Return the Secret with which one namespace's engines authenticate to Redis, owned by all `bases` there.
 
-    One well-known name lets the operator's role be limited to it.
+    It has one fixed name, so that the operator's role can be limited to it.
     """
     data = {"password": release.redis_password, "ca.crt": release.redis_ca}
     body = {
@@ -84,27 +84,27 @@ def redis_secret(bases: Sequence[ObservedBase], release: Release) -> Manifest:
 
 
 def selector(base_name: str) -> dict[str, str]:
-    """The labels that select the engines of a base."""
+    """Return the labels that select the engines of a base."""
     return {"app.kubernetes.io/name": "mint-engine", BASE_LABEL: base_name}
 
 
 def members(base: ObservedBase) -> dict[str, str]:
-    """The labels that select every pod of a base, workers of engines over several nodes among them."""
+    """Return the labels that select every pod of a base, including workers of engines over several nodes."""
     return {BASE_LABEL: base.meta.name} if base.spec.engine.nodes > 1 else selector(base.meta.name)
 
 
 def selector_text(base_name: str) -> str:
-    """`selector` as the scale subresource wants it."""
+    """Return `selector` in the scale subresource's format."""
     return ",".join(f"{key}={value}" for key, value in selector(base_name).items())
 
 
 def service_account_name(base_name: str) -> str:
-    """The engines' service account, which may do nothing."""
+    """Return the name of the engines' service account, which has no permissions."""
     return f"{base_name}-engine"
 
 
 def service_account(base: ObservedBase) -> Body:
-    """An identity without a token."""
+    """Return the engines' service account, whose token is not mounted."""
     metadata = _metadata(base, service_account_name(base.meta.name))
     return {
         "apiVersion": "v1",
@@ -115,7 +115,7 @@ def service_account(base: ObservedBase) -> Body:
 
 
 def service(base: ObservedBase) -> Body:
-    """The headless Service that gives engines stable names; gateways dial their addresses from the map."""
+    """Return the headless Service that gives engines stable names; gateways dial the addresses in the map."""
     ports = [
         {
             "name": "grpc",
@@ -136,10 +136,10 @@ def service(base: ObservedBase) -> Body:
 
 
 def network_policy(base: ObservedBase, release: Release) -> Body:
-    """Only the release's gateways may ask the engines; anybody may read their metrics.
+    """Return the policy that lets only the release's gateways call the engines; anybody may read their metrics.
 
-    The pods of engines over several nodes may reach each other on any port: ranks agree on them as they meet, and add
-    up over connections that ask for no proof, so that nobody else may reach them.
+    The pods of engines over several nodes may reach each other on any port: ranks negotiate ports when they connect,
+    and exchange data over unauthenticated connections, so nobody else may reach them.
     """
     gateways = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.gateway_namespace}},
@@ -161,12 +161,12 @@ def network_policy(base: ObservedBase, release: Release) -> Body:
 
 
 def disruption_budget(base: ObservedBase) -> Body:
-    """Voluntary disruptions take one engine at a time.
+    """Return the budget that lets voluntary disruptions evict one engine at a time.
 
-    Of one over several nodes they take a pod, with which its whole group goes and comes back: until all of its pods
-    are ready again no pod of another group that is ready may be taken.
+    An engine over several nodes restarts as a group when one of its pods is evicted; until all of its pods are ready
+    again, no ready pod of another group may be evicted.
 
-    A pod that is not ready serves nobody: however many are not, none of them holds up a drain.
+    Pods that are not ready serve nobody, so they may always be evicted and never hold up a drain.
     """
     return {
         "apiVersion": "policy/v1",
@@ -181,15 +181,15 @@ def disruption_budget(base: ObservedBase) -> Body:
 
 
 def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
-    """What an engine's pods are made from, all of it; a pod with another digest must start anew."""
+    """Return the digest of everything that an engine's pods are made from; a pod with another digest must restart."""
     return _digest({"templates": _templates(base, release, claims)})
 
 
 def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int) -> Body:
-    """The engines: stable names, all started at once, rolled when anything that their pods are made from changes."""
+    """Return the engines' workload: stable names, all started at once, rolled when their pods' settings change."""
     name, nodes = base.meta.name, base.spec.engine.nodes
     templates, digest = _templates(base, release, claims), settings_digest(base, release, claims)
-    for each in templates:  # nothing else comes after it, for what a digest leaves out restarts engines unseen
+    for each in templates:  # last, since a change outside the digest would restart engines unnoticed
         each["metadata"]["annotations"][SETTINGS_DIGEST] = digest
     if nodes > 1:
         leader, worker = templates
@@ -213,7 +213,7 @@ def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engin
 
 
 def _cache(base: ObservedBase) -> Body:
-    """The volumes that engines' copies are kept in; nothing where those go with the pods."""
+    """Return the claims for engines' local copies; nothing if those are deleted with the pods."""
     cache = base.spec.engine.cache
     if cache is None:
         return {}
@@ -222,13 +222,13 @@ def _cache(base: ObservedBase) -> Body:
         spec["storageClassName"] = cache.storage_class_name
     return {
         "volumeClaimTemplates": [{"metadata": {"name": CACHE_VOLUME}, "spec": spec}],
-        # An engine that comes back finds what it had; without its BaseModel nobody does.
+        # An engine that comes back finds what it had; the claims are deleted with the BaseModel.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
     }
 
 
 def _templates(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
-    """The pod templates of an engine, its leader's first: whatever changes in one of them starts its pods anew."""
+    """Return the pod templates of an engine, its leader's first; any change in one restarts its pods."""
     name = base.meta.name
     pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
     leader = _template(_labels(name), release, pod)

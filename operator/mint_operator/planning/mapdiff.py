@@ -1,4 +1,4 @@
-"""What has to be written so that the placement map of a base says what the plan says."""
+"""What must be written so that a base's placement map states what the plan says."""
 
 from collections.abc import Collection, Container, Mapping
 from typing import TypeVar
@@ -21,7 +21,7 @@ def difference(
     names: Collection[str] | None,
     waves: Mapping[str, WaveRecord],
 ) -> MapChange:
-    """The change from `state` to `record`, `wanted` and `waves`; empty when the map says so already.
+    """Return the change from `state` to `record`, `wanted` and `waves`; empty if the map already states those.
 
     `assigned` is `assignments(wanted)`. `names` are the only adapters whose placement may differ; None: any may.
     """
@@ -38,7 +38,7 @@ def difference(
             set_assigned[engine] = tuple([after[name] for name in sorted(came)])
         if went := before.keys() - after.keys():
             del_assigned[engine] = tuple(sorted(went))
-    unknown = state.version is None  # nobody may take an unfinished map for an empty one: complete it
+    unknown = state.version is None  # so that nobody takes an incomplete map for an empty one, complete it
     return MapChange(
         base=record if unknown or state.base != record else None,
         set_placements=tuple([wanted[name] for name in new]),
@@ -51,12 +51,12 @@ def difference(
 
 
 def announced(state: MapState, record: BaseRecord) -> MapChange:
-    """The change that tells of a base before anything can be placed: gateways learn where its catalog is kept."""
+    """Return the change that announces a base before anything can be placed: gateways learn where its catalog is."""
     return MapChange(base=None if state.base == record else record, completes=False)
 
 
 def cleared(state: MapState) -> MapChange:
-    """The change that asks no engine to hold anything: for a base that was deleted while its engines still drain."""
+    """Return the change after which no engine must hold anything: for a deleted base whose engines still drain."""
     return MapChange(
         del_placements=tuple(sorted(state.placements)),
         del_waves=tuple(sorted(state.waves)),
@@ -65,9 +65,9 @@ def cleared(state: MapState) -> MapChange:
 
 
 def left_by(state: MapState, there: Container[str], over: Mapping[str, WaveRecord]) -> MapChange:
-    """The change that takes away what only waves had that are not `there` any more, and leaves all else as it is.
+    """Return the change that removes what only waves had that are no longer `there`, and leaves all else as it is.
 
-    Of those that are `over` the map says what these records say.
+    Waves that are `over` get these records.
     """
     assigned = {name: _of(each, there) for name, each in state.assigned.items()}
     placements = _of(state.placements, there)
@@ -93,7 +93,7 @@ def assignments(
     last: Assigned | None = None,
     names: Collection[str] | None = None,
 ) -> Assigned:
-    """Placements turned around. Where only `names` differ from `before`, it goes on from `last`, made from that."""
+    """Return placements by engine. If only `names` differ from `before`, start from `last`, that one's result."""
     before, last = before or {}, last or {}
     wanted = flat(wanted) if names is None else wanted
     found = dict(last)

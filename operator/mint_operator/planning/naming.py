@@ -1,6 +1,6 @@
-"""Whose a name is, where waves mean different things by it: nobody takes another namespace's, or what trains. Pure.
+"""Decides who owns a name that waves use for different things: no wave takes another namespace's or a policy's. Pure.
 
-Else, among the waves of one namespace, the turn decides (`sharing`).
+Otherwise, among the waves of one namespace, the turn decides (`sharing`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ from mint_operator.planning.sharing import shown
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A policy's name is its wave's; to `all` where nobody else may have it.
+    """The claim of a training wave on a policy's name; with `all`, no other wave may use the name.
 
-    Others may ask for what it has published, before that for what an earlier policy of the name has, in `folder`.
-    Those of its own namespace may ask for any that lies there and, once it has `ended`, for something else.
+    Else, others may ask for what the policy has published or, before that, what an earlier policy of the name has
+    published in `folder`. Waves of its own namespace may ask for anything there and, once it has `ended`, elsewhere.
     """
 
     wave: str
@@ -30,7 +30,7 @@ class Claim(msgspec.Struct, frozen=True):
     folder: str = ""
 
     def bars(self, wave: str, want: Want) -> bool:
-        """Whether another wave may not ask so."""
+        """Whether `wave` may not want this because of the claim."""
         if self.all or wave == self.wave:
             return wave != self.wave
         if of_one_namespace(wave, self.wave):
@@ -39,7 +39,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 def barred(asks: Asks, claims: Mapping[str, Claim], there: Mapping[str, Placement]) -> dict[str, Refusal]:
-    """Waves that ask for what is another's. A name that the map has `there` is its waves' for as long as they ask."""
+    """Return the waves that ask for others' names. A name in the map (`there`) is its waves' while they ask so."""
     found: dict[str, Refusal] = {}
     for name, claim in claims.items():
         for wave in _asking(asks, name):
@@ -73,9 +73,9 @@ def _asking(asks: Asks, name: str) -> Iterable[str]:
 
 
 def _another_has(asks: Asks, placement: Placement, wave: str) -> bool:
-    """Whether a wave of another namespace has the name by the map, and means something else by it.
+    """Whether a wave of another namespace has the name in the map, for a different source.
 
-    Of two that have it, the one that has come to mean something else does not.
+    If both have it, the one whose source is no longer the placed one loses it.
     """
     name, shares = placement.adapter, wave in placement.waves
     want = asks.of(wave, name)

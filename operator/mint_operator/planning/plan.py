@@ -1,4 +1,4 @@
-"""plan(snapshot) -> Plan: what should be, worked out from what is. Pure: the same snapshot gives the same plan."""
+"""plan(snapshot) -> Plan: the desired state, derived from the observed one. Pure: the same snapshot, same plan."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ from mint_operator.training.diff import left_by as training_left_by
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to do. Statuses are of every object; writing only the changed ones is the applier's part."""
+    """What to do. It has the statuses of all objects; the applier writes only the changed ones."""
 
     manifests: tuple[Manifest, ...] = ()
     changes: Mapping[str, MapChange] = {}
@@ -37,19 +37,19 @@ class Plan(msgspec.Struct, frozen=True):
     base_statuses: Mapping[str, BaseModelStatus] = {}
     wave_statuses: Mapping[str, AdapterWaveStatus] = {}
     known: Mapping[str, Known] = {}  # for the next plan
-    defects: Mapping[str, Defect] = {}  # by base: what was raised while it was planned for; for the next plan, too
-    due: float | None = None  # when time alone will have changed the plan, in seconds since 1970; None: never
+    defects: Mapping[str, Defect] = {}  # by base: errors while planning for it; for the next plan, too
+    due: float | None = None  # when the passing of time changes the plan, in seconds since 1970; None: never
 
 
 def plan(
     snapshot: Snapshot, before: Mapping[str, Known] | None = None, broken: Mapping[str, Defect] | None = None
 ) -> Plan:
-    """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed.
+    """Return the complete plan. With `before`, the last plan's `known`, it costs only what has changed.
 
-    `broken` are its `defects`: such a base keeps what it has, and is planned for from nothing a while later.
+    `broken` are the last plan's `defects`: such a base keeps what it has, and is planned from scratch a while later.
 
-    A wave that has expired is to all others as one that was deleted; it keeps its object, and its status and the map
-    say so.
+    An expired wave is treated as if it were deleted, except that its object remains, and its status and the map say
+    that it expired.
     """
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
@@ -110,7 +110,8 @@ def _parts(
     before: Mapping[str, Known],
     broken: Mapping[str, Defect],
 ) -> tuple[dict[str, BasePlan], dict[str, Defect]]:
-    """The plans of all bases whose specs can be read, each apart from the others, or what was raised instead."""
+    """Plan each base whose spec can be read, independently; returns the plans, and the defects of bases that failed.
+    """
     parts, defects = dict[str, BasePlan](), dict[str, Defect]()
     for key, base in bases.items():
         if base.defect:
@@ -121,7 +122,7 @@ def _parts(
             continue
         try:
             parts[key] = plan_base(snapshot, base, waves.get(key, ()), over.get(key, ()), before.get(key))
-        except Exception as error:  # noqa: BLE001 - a defect that one base meets must not end the plans of all
+        except Exception as error:  # noqa: BLE001 - a defect in one base's plan must not fail the others
             defects[key] = Defect(error, snapshot.now)
     return parts, defects
 
@@ -133,7 +134,7 @@ def _due(there: Sequence[ObservedWave], defects: Mapping[str, Defect], now: floa
 
 
 def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
-    """Whether a wave was over a base, of another namespace maybe, before its spec and tenants became unreadable."""
+    """Whether a wave used a base, perhaps of another namespace, before its spec and tenants became unreadable."""
     return bool(base.defect) and wave.status.phase not in {"", "Pending", "Failed", EXPIRED}
 
 
@@ -143,13 +144,13 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
     name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
     namespace = wave.base.partition("/")[0]
     message = f"no BaseModel {name} in namespace {namespace}; create it, or choose another in spec.baseModelRef"
-    # Of a base that may not be used nothing is told, not even that it exists.
+    # The message reveals nothing about a base that the wave may not use, not even that it exists.
     if base is not None and may_use(wave, base):
         message = f"BaseModel {name} is being deleted"
     elif namespace != wave.meta.namespace:
         message += f"; it must also list namespace {wave.meta.namespace} in its spec.tenants"
     if wave.defect and base is None and not snapshot.redis_ok:
-        return kept_status(wave, snapshot.now)  # where it is only the map could tell
+        return kept_status(wave, snapshot.now)  # only the map could tell which base it uses
     if wave.defect:
         message = f"{unreadable(wave)}; {message}" if name else unreadable(wave)
         return refused_status(wave, Refusal("InvalidRequest", message, mentions=ANY_ADAPTERS), snapshot.now)
@@ -158,7 +159,7 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
 
 
 def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
-    """Whether the live object lacks, was made from another manifest, or was scaled by somebody else."""
+    """Whether the live object is missing, was made from another manifest, or was scaled by somebody else."""
     child = snapshot.children.get(manifest.key)
     if child is None or child.applied != manifest.digest:
         return True
@@ -166,9 +167,9 @@ def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
 
 
 def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mapping[str, BasePlan]) -> list[Manifest]:
-    """One Secret for each namespace whose engines need a password or a CA.
+    """Return one Secret for each namespace whose engines need a password or a CA.
 
-    Those of a base whose spec can be read no more, is refused, or is not planned for, run on and need it as well.
+    Engines of a base whose spec is unreadable or refused, or that is not planned for, keep running and need it, too.
     """
     if not snapshot.release.redis_password and not snapshot.release.redis_ca:
         return []
@@ -182,9 +183,9 @@ def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mappi
 def _left(
     snapshot: Snapshot, unread: Iterable[str], over: Mapping[str, Sequence[ObservedWave]]
 ) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
-    """What waves that are over have left on bases whose specs cannot be read, where nothing else is planned.
+    """Return the changes that remove what ended waves left on bases whose specs cannot be read.
 
-    One that has expired is told of where it is `over` the base, or was by the map.
+    Nothing else is planned for these. An expired wave gets a record if it is `over` the base or the map has one.
     """
     asked = [wave for wave in snapshot.waves if not wave.meta.deleting]
     expired = [wave for wave in asked if wave.expired(snapshot.now)]
@@ -206,9 +207,9 @@ def _left(
 
 
 def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange], dict[str, TrainChange]]:
-    """Bases that the map knows and the API server does not: to forget, and to clear while engines still drain.
+    """Return the bases that only the map knows: those to forget, and those to clear while engines still drain.
 
-    An engine that drains goes on reporting; its keys can only be removed for good once it has ended.
+    A draining engine keeps reporting; its keys can only be removed for good once it has ended.
     """
     forgets, clears, ends = [], {}, {}
     for key, known in sorted(snapshot.maps.items()):

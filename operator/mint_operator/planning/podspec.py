@@ -15,22 +15,22 @@ Body = dict[str, Any]
 
 CACHE_FOLDER = "/mint/cache"
 CACHE_VOLUME = "cache"
-TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster lends from below it
+TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster mounts below it
 CA_FOLDER = "/mint/redis"
 USER = 65532
-GRACE_S = 60  # an engine drains for DRAIN_S (22), says so for 2, and ends within 20 more where a rank hangs
+GRACE_S = 60  # an engine drains for DRAIN_S (22), reports that for 2, and ends within 20 more even if a rank hangs
 START_S = 15 * 60  # images of many GB, imports, slow disks
 START_PROBE_S = 2
-CACHE_SLACK_BYTES = 1 << 30  # downloads in progress, and what libraries write beside the adapters
+CACHE_SLACK_BYTES = 1 << 30  # for downloads in progress, and what libraries write besides the adapters
 SHARED_FOLDER = "/dev/shm"  # noqa: S108 - where NCCL looks
-SHARED_BYTES = 1 << 30  # NCCL takes some 10 MB a rank and peer; what is not taken costs nothing
+SHARED_BYTES = 1 << 30  # NCCL takes about 10 MB per rank and peer; unused memory costs nothing
 GPU = "nvidia.com/gpu"
 
 
 def pod_spec(
     base: ObservedBase, release: Release, claims: Sequence[str], account: str, secret: str, labels: dict[str, str]
 ) -> Body:
-    """The pod of one engine. `claims` are mounted, read-only but for the training store's; `secret` is for Redis."""
+    """Return an engine's pod. `claims` are mounted read-only except the training store's; `secret` is for Redis."""
     spec = base.spec.engine
     pod: Body = {
         "serviceAccountName": account,
@@ -68,7 +68,7 @@ def pod_spec(
 
 
 def engine_settings(base: ObservedBase) -> settings.EngineSettings:
-    """What an engine of this base is told; it restarts when any of it changes."""
+    """Return the settings of this base's engines, which restart when any of them changes."""
     spec = base.spec
     return settings.EngineSettings(
         base_model=base.meta.key,
@@ -142,39 +142,39 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
 
 
 def _literal(value: str) -> str:
-    """What the kubelet makes `value` of: it puts variables for $(NAME), and one $ for two."""
+    """Escape `value` for the kubelet, which expands $(NAME) and replaces $$ by $."""
     return value.replace("$", "$$")
 
 
 def _resources(spec: BaseModelSpec) -> Body:
     requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
-    for name in (name for name in requests if "/" in name):  # what device plugins give is a request and a limit alike
+    for name in (name for name in requests if "/" in name):  # device plugins' resources need equal requests and limits
         requests[name] = limits.setdefault(name, requests[name])
     if spec.engine.device == "cuda":
-        limits.setdefault(GPU, _ranks(spec))  # each computes on one
+        limits.setdefault(GPU, _ranks(spec))  # each rank computes on one
         requests.setdefault(GPU, limits[GPU])
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
 
 
 def _ranks(spec: BaseModelSpec) -> int:
-    """In one pod."""
+    """Return the number of ranks in one pod."""
     return spec.engine.tensor_parallel_size // spec.engine.nodes
 
 
 def _shares_memory(spec: BaseModelSpec) -> bool:
-    """Whether ranks of a pod meet by NCCL, for which the 64 MiB that runtimes give a container are too little."""
+    """Whether a pod's ranks communicate by NCCL, for which the runtimes' default of 64 MiB is too little."""
     return spec.engine.device == "cuda" and _ranks(spec) > 1
 
 
 def _secrets(spec: BaseModelSpec) -> list[str]:
-    """Secrets whose keys become environment, in the order of source, store and training store, each once."""
+    """Return the Secrets whose keys become environment, each once: of source, store and training store."""
     refs = [spec.source.secret_ref, spec.adapters.store.secret_ref if spec.adapters.store else None]
     refs.append(spec.training.store.secret_ref if spec.training else None)
     return list(dict.fromkeys(ref.name for ref in refs if ref is not None))
 
 
 def _probes() -> Body:
-    """Ready when a request is answered; alive unless stuck, also for as long as the base cannot be read."""
+    """Return the probes. Ready: answers requests. Alive: is not stuck, even while the base cannot be read."""
     alive = {"grpc": {"port": settings.ENGINE_PORT, "service": settings.LIVENESS_SERVICE}, "timeoutSeconds": 5}
     ready = {"grpc": {"port": settings.ENGINE_PORT}, "timeoutSeconds": 3}
     return {
@@ -185,7 +185,7 @@ def _probes() -> Body:
 
 
 def _read_only(base: ObservedBase, claim: str) -> bool:
-    """Only what training writes to can be written."""
+    """Whether a claim is mounted read-only: all but the training store's."""
     store = base.spec.training.store if base.spec.training else None
     place = locate(store.source) if store else None
     return place is None or (place.scheme, place.host) != ("pvc", claim)
@@ -228,5 +228,5 @@ def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret
 
 
 def _reads_in_place(base: ObservedBase) -> bool:
-    """Whether the base's own files stay out of the cache folder; their size is not known here."""
+    """Whether the base's own files, whose size is not known here, stay out of the cache folder."""
     return locate(base.spec.source.source).scheme in {"pvc", "file"}

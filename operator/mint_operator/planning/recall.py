@@ -1,8 +1,8 @@
-"""What stands in for the spec of a wave that cannot be read: what the map says that the wave has. Pure.
+"""Replaces the spec of a wave that cannot be read by what the map says that the wave has. Pure.
 
-Such a spec is written by a newer version, whose resource definitions stay when it is rolled back. The wave goes on
-asking for what it was given, and for nothing else; it comes before every other, so that nobody takes its names or its
-room. What it trains is left alone (`training.unread`), for how that is to go on only the spec says.
+A newer version wrote such a spec; its CRDs stay when it is rolled back. The wave keeps asking for what it was given,
+and for nothing else; it comes before all others, so that nobody takes its names or its room. Its training is left
+alone (`training.unread`), since only the spec says how to continue it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ _Had = Mapping[str, Sequence[Placement]]  # wave -> its placements
 
 
 def recalled(snapshot: Snapshot) -> list[ObservedWave]:
-    """The waves that are not being deleted; one that cannot be read with all that the map says of it.
+    """Return the waves that are not being deleted; those that cannot be read with all that the map says about them.
 
-    It is over the base that has it by the map, else over the one that it names.
+    An unreadable wave belongs to the base that has it in the map, else to the one that it names.
     """
     waves = [wave for wave in snapshot.waves if not wave.meta.deleting]
     unread = {wave.meta.key for wave in waves if wave.defect}
@@ -50,7 +50,7 @@ def _recalled(wave: ObservedWave, snapshot: Snapshot, had: Mapping[str, _Had]) -
 
 
 def _had(known: BaseMap, waves: set[str]) -> _Had:
-    """What these waves have of a base: looked through once for all of them."""
+    """Return what these waves have of a base, in one pass over its placements."""
     found: dict[str, list[Placement]] = {}
     for each in placements_of(known).values():
         for wave in waves.intersection(each.waves):
@@ -59,7 +59,7 @@ def _had(known: BaseMap, waves: set[str]) -> _Had:
 
 
 def _home(wave: ObservedWave, snapshot: Snapshot) -> str:
-    """Where the wave is; of several bases that know of it the one that it names."""
+    """Return the base that has the wave by its map or training; the one that it names if several or none do."""
     key = wave.meta.key
     found = [base for base, known in snapshot.maps.items() if key in _records(known)]
     found += [base for base, trained in snapshot.training.items() if _training(wave, trained) is not None]
@@ -72,19 +72,19 @@ def _records(known: BaseMap) -> Mapping[str, WaveRecord]:
 
 
 def placements_of(known: BaseMap) -> Mapping[str, Placement]:
-    """What the map has placed; while one that was lost is yet to be completed, with what it had before."""
+    """Return what the map has placed; until a lost map is complete again, together with what it had before."""
     found = known.state.placements
     return found if known.state.version is not None else {**known.remembered, **found}
 
 
 def _training(wave: ObservedWave, trained: TrainKnown | None) -> WaveTraining | None:
-    """Its record, unless that is of another wave which had the name before."""
+    """Return the wave's training record, unless it is that of an earlier wave of the same name."""
     record = None if trained is None else trained.state.training.get(wave.meta.key)
     return record if record is not None and record.run == wave.meta.uid else None
 
 
 def _serve(record: WaveRecord | None, placements: Sequence[Placement]) -> Serve:
-    """How its adapters are held; by the places themselves where the map has no record of the wave."""
+    """Return how the wave's adapters are held; inferred from the places if the map has no record of the wave."""
     if record is not None:
         ordinals = [int(engine.rpartition("-")[2]) for engine in record.engines]
         return Serve(record.replicas, _RESIDENCIES[record.residency], ordinals)

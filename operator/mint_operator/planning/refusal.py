@@ -1,4 +1,4 @@
-"""Why a wave is not admitted, and whom that names."""
+"""Why a wave is not admitted, and which adapters and waves that mentions."""
 
 import msgspec
 
@@ -6,11 +6,11 @@ from mint_contracts.errors import MintError
 from mint_contracts.records import Failure, Mentions
 
 NO_NAMES = Mentions()
-ANY_ADAPTERS = Mentions(others=True)  # of what is said of a wave's own spec, and of what that names
+ANY_ADAPTERS = Mentions(others=True)  # for messages about a wave's own spec and anything that it names
 
 
 def together(*mentions: Mentions | None) -> Mentions | None:
-    """Whom messages mention that are joined to one; None where that is not known of one of them."""
+    """Return what joined messages mention; None if that is unknown for one of them."""
     known = [each for each in mentions if each is not None]
     if len(known) < len(mentions):
         return None
@@ -22,9 +22,9 @@ def together(*mentions: Mentions | None) -> Mentions | None:
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why a wave is not admitted. A terminal one needs a person; any other has a position in the queue, from 1.
+    """Why a wave is not admitted. A terminal refusal needs a person; any other has a position in the queue, from 1.
 
-    Who makes one says whom its message `mentions`; None: nobody has, so that only who may learn of all reads it.
+    Its maker states what its message `mentions`; None: unknown, so only those who may see everything may read it.
     """
 
     reason: str
@@ -35,12 +35,12 @@ class Refusal(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, error: MintError | Failure, mentions: Mentions = ANY_ADAPTERS) -> "Refusal":
-        """What keeps a wave from being looked up, served or trained as it is written."""
+        """Return the refusal for an error that prevents a wave from being looked up, served or trained as written."""
         if isinstance(error, MintError):
             return cls(error.reason, str(error), error.terminal, mentions=mentions)
         return cls(error.reason, error.message, error.terminal, mentions=mentions)
 
     def at(self, position: int, length: int) -> "Refusal":
-        """The same, at its place in a queue of that length."""
+        """Return this refusal with its position in a queue of this length."""
         message = f"{self.message}; position {position} of {length} in the queue"
         return msgspec.structs.replace(self, message=message, position=position)

@@ -1,1 +1,1 @@
-"""What training waves add to a plan: who trains what and where, and under which lease. Pure."""
+"""What training waves add to a plan: which engine trains which policy, and under which lease. Pure."""

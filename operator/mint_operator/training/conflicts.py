@@ -1,4 +1,4 @@
-"""A name is one wave's: policies that another wave trains, or serves from elsewhere, are not trained under it."""
+"""Resolves conflicts over names: no policy is trained whose name another wave trains, or serves from elsewhere."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,10 +17,10 @@ from mint_operator.training.stand import WaveStand
 def without_conflicts(
     base: ObservedBase, stood: Mapping[str, WaveStand], order: Iterable[str], serving: Sequence[ObservedWave]
 ) -> dict[str, WaveStand]:
-    """The stands; of two waves that name a policy, the later has to wait until the other is deleted.
+    """Return the stands; of two waves that name a policy, the later must wait until the other is deleted.
 
-    One that has begun goes before any that has not, and an adapter that is served before a policy that has not begun.
-    One that is kept as it is goes before all.
+    A wave that has begun comes before one that has not, and a served adapter before a policy that has not begun.
+    A wave that is kept as it is comes before all.
     """
     owners: dict[str, str] = {}
     found: dict[str, WaveStand] = {}
@@ -36,7 +36,7 @@ def without_conflicts(
 
 
 def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> Refusal | None:
-    """That another wave trains one of its policies; None if none does."""
+    """Return the conflict with another wave that trains one of the policies; None if there is none."""
     taken = next((each.name for each in stand.policies if each.name in owners), None)
     if taken is None:
         return None
@@ -46,9 +46,9 @@ def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> Refusal |
 
 
 def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> Refusal | None:
-    """That another wave serves something else under one of its policies' names; None if none does.
+    """Return the conflict with a wave that serves something else under a policy's name; None if there is none.
 
-    What the policy itself has published, as in a run before, is nothing else.
+    What the policy itself has published, e.g. in an earlier run, does not conflict.
     """
     names = {each.name for each in stand.policies}
     for wave in serving:

@@ -1,4 +1,4 @@
-"""Datasets of a training wave: what lies in ConfigMaps is put in their place, so that engines need not read any."""
+"""Datasets of a training wave: inlines the examples from ConfigMaps, so that engines need not read any."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,22 +11,22 @@ from mint_contracts.records import Failure
 from mint_contracts.source import Source, locate, parent
 from mint_contracts.training import Dataset, Policy, Train
 
-MOST_BYTES = 1 << 20  # of examples in the placement map for one wave; as much as a ConfigMap holds
+MOST_BYTES = 1 << 20  # of one wave's examples in the placement map; as much as a ConfigMap holds
 
-# ConfigMap -> key -> text, of the wave's namespace, or why it cannot be read; without those that are not there
+# ConfigMap of the wave's namespace -> key -> text, or why it cannot be read; without those that do not exist
 Texts = Mapping[str, Mapping[str, str] | Failure]
 
 
 def config_maps(train: Train) -> frozenset[str]:
-    """The ConfigMaps that a wave reads."""
+    """Return the names of the ConfigMaps that a wave reads."""
     return frozenset(each.config_map.name for each in _datasets(train, train.policies.list) if each.config_map)
 
 
 def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[Train, tuple[Policy, ...]]:
-    """The wave's training and policies with the lines of their ConfigMaps.
+    """Return the wave's training and policies with the lines of their ConfigMaps.
 
-    Raises SourceNotFound for a ConfigMap or key that is not there, SourceUnavailable for one that cannot be read now,
-    InvalidRequest for too many bytes.
+    Raises SourceNotFound for a ConfigMap or key that does not exist, SourceUnavailable for one that cannot be read
+    now, InvalidRequest for too many bytes or no examples.
     """
     train = msgspec.structs.replace(
         train,
@@ -49,7 +49,7 @@ def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[T
 
 
 def check_claims(train: Train, policies: Iterable[Policy], mounted: frozenset[str]) -> None:
-    """That engines can read every dataset which lies in a claim, or on the hub. Raises SourceForbidden."""
+    """Check that engines can read every dataset that is in a claim or on the hub. Raises SourceForbidden."""
     for each in _datasets(train, policies):
         source = Source(uri=each.uri, revision=each.revision)
         place = locate(source) if each.uri else None
@@ -83,8 +83,8 @@ def _inline(dataset: Dataset | None, texts: Texts) -> Dataset | None:
     if key not in found:
         has = ", ".join(sorted(found)[:5]) or "none"
         raise SourceNotFound(f"ConfigMap {name}", f"has no key {key} (its keys: {has}); add it, or choose another")
-    # As a file's: str.splitlines also cuts at what JSON strings may hold, such as U+2028. Blank lines count, so that
-    # an example is told by the number of its line in the ConfigMap.
+    # Split bytes, as for a file: str.splitlines also splits at characters that JSON strings may hold, such as U+2028.
+    # Blank lines stay, so that an example is identified by its line number in the ConfigMap.
     lines = [line.decode() for line in found[key].encode().splitlines()]
     if not any(line.strip() for line in lines):
         raise InvalidRequest(f"ConfigMap {name}", f"has no examples under {key}; write one JSON object per line")

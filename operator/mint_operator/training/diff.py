@@ -1,4 +1,4 @@
-"""What has to be written so that the map says of training what the plan says."""
+"""What must be written so that the map states the plan's training."""
 
 from collections.abc import Container, Mapping
 
@@ -8,7 +8,7 @@ Trains = Mapping[str, Mapping[str, TrainAssignment]]
 
 
 def difference(state: TrainState, training: Mapping[str, WaveTraining], trains: Trains) -> TrainChange:
-    """The change from `state` to these waves and leases; empty when the map says so already."""
+    """Return the change from `state` to these waves and leases; empty if the map already has them."""
     set_trains, del_trains = {}, {}
     for engine in sorted({*trains, *state.trains}):
         after, before = trains.get(engine, {}), state.trains.get(engine, {})
@@ -27,13 +27,13 @@ def difference(state: TrainState, training: Mapping[str, WaveTraining], trains: 
 
 
 def cleared(state: TrainState) -> TrainChange:
-    """The change that asks no engine to train anything: for a base that was deleted while its engines still drain."""
+    """Return the change after which no engine must train anything: for a deleted base whose engines still drain."""
     gone = {engine: tuple(sorted(names)) for engine, names in sorted(state.trains.items()) if names}
     return TrainChange(del_training=tuple(sorted(state.training)), del_trains=gone)
 
 
 def left_by(state: TrainState, there: Container[tuple[str, str]]) -> TrainChange:
-    """The change that ends the training of waves, by key and run, that are not `there` any more, and no other."""
+    """Return the change that ends the training of exactly those waves, by key and run, that are no longer `there`."""
     training = {key: each for key, each in state.training.items() if (key, each.run) in there}
     trains = {
         engine: {name: each for name, each in of.items() if (each.wave, each.run) in there}
@@ -43,7 +43,7 @@ def left_by(state: TrainState, there: Container[tuple[str, str]]) -> TrainChange
 
 
 def _called(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining], trains: Trains) -> tuple[str, ...]:
-    """Engines that train a wave whose training is asked for otherwise now, as when its steps were raised."""
+    """Return the engines that train a wave whose training has changed, e.g. because its steps were raised."""
     new = {wave for wave, each in after.items() if wave in before and _asked(before[wave]) != _asked(each)}
     if not new:
         return ()
@@ -51,12 +51,12 @@ def _called(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining
 
 
 def _asked(wave: WaveTraining) -> object:
-    """What an engine acts upon."""
+    """Return the part of a wave's record that engines act on."""
     return wave.train, wave.store, wave.run
 
 
 def _forgotten(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining]) -> tuple[str, ...]:
-    """Policies that no wave names any more, or only a wave made anew: their history is another's."""
+    """Return the policies that no wave names any more, or only a recreated wave: their history is not its own."""
     kept = {
         name
         for wave, training in after.items()

@@ -1,4 +1,4 @@
-"""Whether a wave can be trained on its base as both are written; its training with all that it names in place."""
+"""Whether a wave can be trained on its base as both are written, and its training with all inputs filled in."""
 
 from collections.abc import Sequence
 
@@ -22,11 +22,11 @@ Fitted = tuple[Train, tuple[Policy, ...], Refusal | None]
 
 
 def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainState) -> Fitted:
-    """The wave's training, its policies, and why it is not to be trained (None: it is).
+    """Return the wave's training, its policies, and why it is not to be trained (None: it is).
 
-    One that has begun keeps its policies also on a base that trains no more. One whose manifest cannot be read, as
-    when the operator has just started, goes on with the policies that it has by `state`: what they are cannot change,
-    though what only the manifest says is not known.
+    A wave that has begun keeps its policies even on a base that no longer trains. If its manifest cannot be read, as
+    when the operator has just started, it continues with the policies that `state` has: these cannot change, though
+    what only the manifest says is unknown.
     """
     train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
     if base.spec.training is None:
@@ -53,7 +53,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
 
 
 def _wrong(policies: Sequence[Policy], train: Train, base: ObservedBase) -> Refusal | None:
-    """Why one of a wave's policies cannot be trained; None if each can, by itself."""
+    """Return why one of a wave's policies cannot be trained; None if each of them can, by itself."""
     for policy in policies:
         try:
             check([policy], base.spec.adapters)
@@ -64,9 +64,9 @@ def _wrong(policies: Sequence[Policy], train: Train, base: ObservedBase) -> Refu
 
 
 def manifest_of(wave: ObservedWave, inputs: Inputs, state: TrainState) -> tuple[Policy, ...] | Refusal:
-    """The policies of a wave's manifest, or why they are not known; none where it has no manifest.
+    """Return the policies of a wave's manifest, or why they are unknown; empty if it has no manifest.
 
-    Those with which the wave began stay the wave's: a manifest may have been rewritten since, for another wave.
+    A wave keeps the policies with which it began: the manifest may have been rewritten since, for another wave.
     """
     if wave.spec.train is None or not wave.spec.train.policies.manifest:
         return ()
@@ -82,7 +82,7 @@ def manifest_of(wave: ObservedWave, inputs: Inputs, state: TrainState) -> tuple[
 
 
 def _began_with(wave: ObservedWave, state: TrainState) -> tuple[str, ...]:
-    """The policies of a wave of which an engine has ever had one."""
+    """Return the wave's policies on record if any engine has ever had one of them, else none."""
     key, run = wave.meta.key, wave.meta.uid
     record = state.training.get(key)
     if record is None or record.run != run:
@@ -94,7 +94,7 @@ def _began_with(wave: ObservedWave, state: TrainState) -> tuple[str, ...]:
 def _with_examples(
     wave: ObservedWave, train: Train, policies: tuple[Policy, ...], inputs: Inputs, state: TrainState
 ) -> tuple[Train, tuple[Policy, ...]]:
-    """With those of ConfigMaps, which what has begun needs no more: it keeps its own. Raises as `inlined`."""
+    """Fill in examples from ConfigMaps. Policies that have begun keep their own instead. Raises like `inlined`."""
     texts = inputs.config_maps.get(wave.meta.namespace, {})
     record = _begun(wave, state) if config_maps(train) else None
     if record is None or not _began_with(wave, state):
@@ -109,7 +109,7 @@ def _with_examples(
 def _begun_policies(
     wave: ObservedWave, record: WaveTraining, train: Train, policies: tuple[Policy, ...], state: TrainState
 ) -> tuple[Policy, ...]:
-    """Each with the examples of its lease; one that has ended without any."""
+    """Return the policies with the examples of their leases; without any for a policy that has ended."""
     leased = _leased(wave, state)
     latest = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
     progress = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
@@ -125,19 +125,19 @@ def _begun_policies(
 
 
 def _leased(wave: ObservedWave, state: TrainState) -> dict[str, Policy]:
-    """What the wave's policies that have a lease train by, as far as that can be read."""
+    """Return the settings of the wave's policies that have a lease, as far as those can be read."""
     found = leases_of(wave, state)
     return {lease.policy: lease.settings for lease in found if not isinstance(lease, PartAssignment)}
 
 
 def leases_of(wave: ObservedWave, state: TrainState) -> list[TrainAssignment]:
-    """The leases of this run of a wave."""
+    """Return the leases of this run of a wave."""
     leases = [lease for of in state.trains.values() for lease in of.values()]
     return [lease for lease in leases if (lease.wave, lease.run) == (wave.meta.key, wave.meta.uid)]
 
 
 def _begun(wave: ObservedWave, state: TrainState) -> WaveTraining | None:
-    """The wave's record; None where it has not begun, or where that is not all that can be read of it."""
+    """Return the wave's record; None if it has not begun, or if only a part of the record can be read."""
     record = state.training.get(wave.meta.key)
     if record is None or isinstance(record, PartTraining) or record.run != wave.meta.uid:
         return None
@@ -149,7 +149,7 @@ def _examples_of(record: WaveTraining, train: Train) -> Train:
 
 
 def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted | None:
-    """The wave with policies and examples as the map has them; None where it has not begun."""
+    """Return the wave with policies and examples as the map has them; None if it has not begun."""
     record = _begun(wave, state)
     if record is None:
         return None
@@ -159,13 +159,13 @@ def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted |
 
 
 def _recorded(wave: ObservedWave, state: TrainState) -> tuple[Policy, ...]:
-    """The policies that the map has of this run of a wave, though nothing else of it may be known."""
+    """Return the policies that the map has for this run of a wave, by name only."""
     record = state.training.get(wave.meta.key)
     return tuple(Policy(name) for name in record.policies) if record and record.run == wave.meta.uid else ()
 
 
 def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies: int) -> None:
-    """That the wave fits the base, alone on it, while it trains and when it serves. Raises CapacityExceeded."""
+    """Check that the wave alone fits the base, while it trains and when it serves. Raises CapacityExceeded."""
     engine, serve, slots = base.spec.engine, wave.spec.serve, base.spec.adapters.device_slots
     high = max(engine.replicas.min, engine.replicas.max)
     each = max(train.admission == "Gang", serve.replicas if serve.residency == "Device" else 0)

@@ -1,7 +1,7 @@
-"""Where all policies of a gang have room together, when they have none in the order in which they come. Pure.
+"""Searches for a placement of all policies of a gang, when placing them in their given order fails. Pure.
 
-The largest goes first, and other ways are tried where that leaves one without. Few are: what is not found so is found
-when there is more room.
+The largest policy is placed first, with backtracking if that leaves one without room. The number of tries is small:
+a gang for which they find no placement waits for more room.
 """
 
 from collections import Counter
@@ -12,19 +12,19 @@ import msgspec
 from mint_operator.training.memory import Memory, Taken
 from mint_operator.training.stand import PolicyStand
 
-MOST_POLICIES = 256  # as a list has; those of a count are all alike, and need no search
-MOST_TRIES = 1000  # more than all ways of six policies on three engines, and some milliseconds
+MOST_POLICIES = 256  # as many as a list may have; policies from a count are all alike and need no search
+MOST_TRIES = 1000  # more than all placements of six policies on three engines; takes a few milliseconds
 
 
 class _Room(msgspec.Struct, frozen=True):
-    """What an engine has left: slots, bytes beside what policies take for themselves, and copies of the largest."""
+    """What an engine has left: slots, bytes not used by policies' own numbers, and the largest policy's copies."""
 
     slots: int
     left: int
     copies: int
 
     def less(self, needed: Taken) -> "_Room | None":
-        """With so much taken of it; None where that is not there."""
+        """Return the room after `needed` is taken; None if there is not enough."""
         copies = max(self.copies, needed.copies)
         if self.slots < 1 or (needed.total and needed.own + copies > self.left):
             return None
@@ -38,9 +38,9 @@ def packed(
     memory: Memory,
     later: Mapping[str, tuple[bool, bool]],
 ) -> dict[str, str] | None:
-    """An engine for each policy, of those with `free` slots; None: none was found.
+    """Return an engine for each policy, among those with `free` slots; None if no placement was found.
 
-    `near` are the policies of the wave that engines train already; `later` says by what others come before each.
+    `near` counts the wave's policies that each engine already trains; `later` is each engine's rank (`Slots.later`).
     """
     needed = {each.name: {name: memory.needed(name, each.settings) for name in free} for each in policies}
     alike = all(of == needed[policies[0].name] for of in needed.values())
@@ -55,7 +55,7 @@ def packed(
 
 
 class _Search:
-    """One gang's way to its places. Mutable, and local to one plan."""
+    """The search for one gang's placement. Mutable, and local to one plan."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class _Search:
         self._later = later
         self._order = sorted(policies, key=lambda each: -max(taken.total for taken in needed[each.name].values()))
         self._needed, self._rooms, self._near = needed, rooms, Counter(near)
-        # Engines of one kind that have as much left are as good as each other.
+        # Engines of one kind with the same room left are interchangeable.
         self._kinds = {name: tuple(of[name] for of in needed.values()) for name in rooms}
         self._tries = MOST_TRIES + len(policies)
         self.found: dict[str, str] = {}
 
     def place(self, at: int) -> bool:
-        """Whether the policies from `at` on have found room beside those before."""
+        """Place the policies from `at` on, given the places of those before; returns whether that succeeded."""
         if at == len(self._order):
             return True
         policy, tried = self._order[at], set[tuple[_Room, tuple[Taken, ...]]]()
@@ -96,7 +96,7 @@ class _Search:
         return False
 
     def _ranked(self, policy: PolicyStand) -> list[str]:
-        """As `Slots.best` has them, where the policy has trained first."""
+        """Return the engines in the order of `Slots.best`, but first the one where the policy has trained."""
         near, rooms, later = self._near, self._rooms, self._later
         return sorted(
             rooms, key=lambda name: (name != policy.engine, later[name], -near[name], -rooms[name].slots, name)

@@ -1,4 +1,4 @@
-"""What a wave's record keeps of policies at rest: their engines know of them only until they start anew."""
+"""What a wave's record keeps about policies at rest: their engines remember them only until they restart."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ from mint_operator.training.stand import WaveStand
 
 
 def last_words(stand: WaveStand, before: Iterable[Progress], *, trains: bool = True) -> tuple[Progress, ...]:
-    """The word on each policy that has ended or is paused; `before` is what the record says now.
+    """Return the last word on each policy that has ended or is paused; `before` is what the record says now.
 
-    One that goes on is forgotten once it is loaded, but where it has published, not before it has published anew:
-    who begins at its start again knows nothing of that. While nobody can say which policies the wave has, none is
-    forgotten. Where the base `trains` no more, what was saved may not be where it trains next, and what has been
-    published is still held.
+    A policy that continues is dropped from the record once it is loaded or, if it has published, once it has
+    published again: an engine that starts over does not know of that revision. While the wave's policies are unknown,
+    none is dropped. If the base no longer `trains`, checkpoints may be missing where it trains next, but published
+    revisions are still held.
     """
     if not stand.policies:
         return tuple(before)
@@ -33,11 +33,11 @@ def last_words(stand: WaveStand, before: Iterable[Progress], *, trains: bool = T
 
 
 def _left(progress: Progress) -> Progress:
-    """Of a policy that its base has let go of: one that has published rests; what was saved is not asked for."""
+    """Return the word on a policy whose base no longer trains: one that has published rests; `saved` is reset."""
     rests = progress.stage in AT_REST or progress.published is None
     return msgspec.structs.replace(progress, stage=progress.stage if rests else Stage.PAUSED, saved=0)
 
 
 def _stands(kept: Progress, progress: Progress | None) -> bool:
-    """Whether what the record says was published is the newest that was, though it may be the record's word alone."""
+    """Whether the revision on record is the newest published one, even if only the record says so."""
     return progress is not None and progress.published is not None and progress.published == kept.published

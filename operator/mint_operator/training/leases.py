@@ -1,9 +1,9 @@
 """Who may train what: a lease for each policy that has a slot. The token only ever grows.
 
-A lease stays as it is while the start of the engine that it was granted to lives, or may come back. It is granted
-anew, with a higher token, to another engine or to a later start of the same; never to one whose heart does not beat.
-And where a policy was given up and is retried: it goes on from before steps that it had taken, and what it comes to
-is saved and published by names of its own.
+A lease stays unchanged while the engine's start (incarnation) to which it was granted lives or may come back. A new
+lease, with a higher token, goes to another engine or a later start of the same one, but never to an engine without a
+heartbeat. A policy that was given up and is retried also gets a new lease: it continues from before steps that it had
+taken, and the new token keeps its checkpoints and revisions apart from theirs.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from mint_operator.training.stand import PolicyStand, WaveStand
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What leases of one wave depend on beside its stand. `slots` says where each policy's slot was placed."""
+    """What one wave's leases depend on besides its stand. `slots` says on which engine each policy has a slot."""
 
     wave: str
     run: str
@@ -27,7 +27,7 @@ class Ground(msgspec.Struct, frozen=True):
 
 
 def leases(stand: WaveStand, ground: Ground) -> dict[str, dict[str, TrainAssignment]]:
-    """Engine -> policy -> assignment, of one wave."""
+    """Return one wave's leases: engine -> policy -> assignment."""
     found: dict[str, dict[str, TrainAssignment]] = {}
     order = _order(stand, admitted=ground.admitted)
     for policy in stand.policies:
@@ -45,9 +45,9 @@ def _order(stand: WaveStand, *, admitted: bool) -> Order:
 
 
 def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
-    """A policy without a slot keeps its lease, so that its engine saves it and goes on telling how it stands.
+    """Return the lease of a policy without a slot: unchanged, so that its engine saves it and keeps reporting on it.
 
-    It is told to run only with a slot: one that is complete would go on by itself where its wave asks for more steps.
+    Without a slot it is not ordered to run: a complete one would continue by itself if its wave asks for more steps.
     """
     lease, engine = policy.assignment, ground.engines.get(policy.engine)
     if lease is None or engine is None or _restarted(lease, engine):
@@ -61,7 +61,7 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
         return "", None
     if lease is not None and policy.engine == slot and not _restarted(lease, engine):
         return slot, _again(lease, order, policy, ground)
-    if engine.record is None:  # it is on its way: the lease is granted to the start that reports
+    if engine.record is None:  # it is starting: the lease is granted to the start that reports
         return _kept(policy, order, ground)
     return slot, TrainAssignment(
         policy=policy.name,
@@ -76,7 +76,7 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
 
 
 def _again(lease: TrainAssignment, order: Order, policy: PolicyStand, ground: Ground) -> TrainAssignment:
-    """The same lease, written whole also where it was read in part; another where the policy is retried."""
+    """Return the same lease, complete even if only a part could be read; a new one if the policy is retried."""
     retried = policy.given_up and order is Order.RUN
     return TrainAssignment(
         policy=policy.name,
@@ -95,7 +95,8 @@ def _next(policy: PolicyStand, ground: Ground) -> int:
 
 
 def _saved(lease: TrainAssignment, policy: PolicyStand) -> int:
-    """What a lease tells of checkpoints: it grows only as the step doubles, for its engine reads all leases anew."""
+    """Return the lease's `saved`: updated only when the step has doubled, since a change makes engines reread leases.
+    """
     return policy.saved if policy.saved >= 2 * lease.saved else lease.saved
 
 

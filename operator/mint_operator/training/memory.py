@@ -1,7 +1,7 @@
-"""Host memory of engines while policies are placed on them: what each takes of it, as the engines themselves count.
+"""Engines' host memory while policies are placed on them: what each policy takes, counted as the engines count it.
 
-A policy's own numbers take memory for as long as it trains; beside them there is room for the copies of the largest,
-by which policies are saved one after another (the engine's `Room`). Pure.
+A policy's own numbers take memory for as long as it trains; in addition there is room for one policy's copies, with
+which policies are saved one after another, sized for the largest (the engine's `Room`). Pure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,22 +15,22 @@ from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.sizes import Size
 
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # of a number in an adapter, by the base's engine.dtype
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # per number in an adapter, by the base's engine.dtype
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
-    """Bytes that policies take of one engine's memory: `own` of all, and `copies` of the largest."""
+    """Bytes that policies take on one engine: `own` of all together, and `copies` of the largest."""
 
     own: int = 0
     copies: int = 0
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """The sum of both."""
         return self.own + self.copies
 
     def plus(self, other: "Taken") -> "Taken":
-        """With another's, whose copies are made in the same room."""
+        """Return what both take together; they share the room for copies."""
         return Taken(self.own + other.own, max(self.copies, other.copies))
 
 
@@ -38,15 +38,15 @@ NOTHING = Taken()
 
 
 class Starts(msgspec.Struct, frozen=True):
-    """How large adapters are that policies may begin with, each number of them so many bytes."""
+    """The sizes of adapters that policies may start from, with `item_bytes` per number."""
 
     sizes: Mapping[str, Size] = {}
     item_bytes: int = 2
 
     def weights(self, adapter: str, room: PolicyRoom) -> int:
-        """How many of a policy's weights one has at most; 0: nobody has read it.
+        """Return how many weights a policy that starts from this adapter has at most; 0: its size is unknown.
 
-        Its rank over all modules bounds them, and so do its bytes, which tell how few modules it may target.
+        Its rank over all modules is one bound, its bytes are another, as it may target few modules.
         """
         size = self.sizes.get(adapter)
         if size is None:
@@ -55,7 +55,7 @@ class Starts(msgspec.Struct, frozen=True):
         return min(most, size.bytes // self.item_bytes) if size.bytes else most
 
     def shared(self, weights: int, room: PolicyRoom) -> int:
-        """Bytes that ranks hold at most of one that begins with so many weights, of whichever modules."""
+        """Return the most bytes that ranks hold in addition for this many weights, whichever the modules are."""
         each = [(room.shared.get(name, 0), count) for name, count in room.weights.items() if count]
         return max((-(-weights * shared // count) for shared, count in each), default=0)
 
@@ -64,11 +64,11 @@ _UNREAD = Starts()
 
 
 def needs(policy: Policy, room: PolicyRoom, starts: Starts = _UNREAD) -> Taken:
-    """What a policy takes of an engine that has such a room.
+    """Return what a policy takes on an engine with this room.
 
-    Who begins with a revision has its rank and modules. Nothing where these are not known, and what an engine does
-    not know by that name it refuses itself. Nor for one that has no room on an empty engine: waiting for others would
-    not help it.
+    A policy that starts from a revision has that one's rank and modules. The result is nothing if these are unknown
+    (the engine itself refuses unknown modules), or if the policy would not even fit an empty engine, since waiting
+    for others would not help it.
     """
     if policy.start_from:
         weights = starts.weights(policy.start_from, room)
@@ -82,16 +82,16 @@ def needs(policy: Policy, room: PolicyRoom, starts: Starts = _UNREAD) -> Taken:
 
 
 def _targeted(targets: Sequence[str], room: PolicyRoom) -> list[str]:
-    """The modules of one that begins anew; none where it names what is not known."""
+    """Return the modules that a new policy targets; none if it names an unknown one."""
     if any(not any(is_targeted(name, [target]) for name in room.weights) for target in targets):
         return []
     return [name for name in room.weights if not targets or is_targeted(name, targets)]
 
 
 class Memory:
-    """Of each engine; where none of a base tells what it has, everything fits. Mutable, and local to one plan.
+    """The memory of each engine; if no engine of a base reports any, everything fits. Mutable, local to one plan.
 
-    `wanted` are the bytes of adapters that waves want in an engine's memory, which give way to nobody.
+    `wanted` are the bytes of adapters that waves want in an engine's memory; these never give way.
     """
 
     def __init__(self, rooms: Mapping[str, PolicyRoom], wanted: Mapping[str, int], starts: Starts = _UNREAD) -> None:
@@ -100,19 +100,19 @@ class Memory:
         self._taken = {name: Taken(room.calls, room.calls_copies) for name, room in rooms.items()}
 
     def copy(self) -> "Memory":
-        """One that what is taken of it takes nothing of this one."""
+        """Return an independent copy: taking from it leaves this one unchanged."""
         found = Memory({}, {}, self._starts)
         found._rooms, found._free, found._taken = dict(self._rooms), dict(self._free), dict(self._taken)
         return found
 
     def without_waves(self) -> "Memory":
-        """As it would be with no policy of any wave: those end, while calls and what is served may stay for good."""
+        """Return a copy without any wave's policies, which end; Trainer API policies and served adapters may not."""
         found = self.copy()
         found._taken = {name: Taken(room.calls, room.calls_copies) for name, room in self._rooms.items()}
         return found
 
     def enlarge(self, engines: Iterable[str]) -> None:
-        """Count in those of these that tell nothing yet, each as large as the largest that does; if one does."""
+        """Add those engines that report nothing yet, each as large as the largest that does, if any does."""
         largest = max(self._rooms.values(), key=lambda room: room.budget, default=None)
         if largest is None:
             return
@@ -122,27 +122,27 @@ class Memory:
                 self._rooms[name], self._free[name], self._taken[name] = room, room.budget, NOTHING
 
     def needed(self, engine: str, policy: Policy) -> Taken:
-        """What a policy takes of an engine; nothing where nobody knows."""
+        """Return what a policy takes on an engine; nothing if that is unknown."""
         room = self._rooms.get(engine)
         return NOTHING if room is None else needs(policy, room, self._starts)
 
     def left(self, engine: str) -> tuple[int, int]:
-        """Bytes beside what policies take for themselves, and copies of the largest, which are to be among them."""
+        """Return the bytes not used by policies' own numbers, and the copies of the largest, which must fit there."""
         taken = self._taken.get(engine, NOTHING)
         return self._free.get(engine, 0) - taken.own, taken.copies
 
     def fits(self, engine: str, policy: Policy) -> bool:
-        """Whether an engine has memory for one policy more; also where nobody knows."""
+        """Whether an engine has memory for one more policy; True if that is unknown."""
         needed = self.needed(engine, policy)
         return not needed.total or self._taken[engine].plus(needed).total <= self._free[engine]
 
     def take(self, engine: str, policy: Policy) -> None:
-        """Give it memory there, also where that is more than there is: what trains stays."""
+        """Reserve a policy's memory on an engine, even beyond what is free: what trains stays."""
         if engine in self._rooms:
             self._taken[engine] = self._taken[engine].plus(self.needed(engine, policy))
 
     def shortage(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
-        """What policies need together, and what there is of it on these engines."""
+        """Return the message that says what policies need together, and what these engines have."""
         rooms = {name: self._rooms[name] for name in engines if name in self._rooms}
         needed = NOTHING
         for policy in policies:
@@ -159,7 +159,7 @@ class Memory:
 
 
 def memory_of(engines: Iterable[Engine], wanted: Mapping[str, int], starts: Starts) -> Memory:
-    """That of these engines, by their own word; those that have not spoken yet are as the others."""
+    """Return the memory of these engines as they report it; those that have not reported count as the largest."""
     rooms = {each.name: each.record.policy_room for each in engines if each.record is not None}
     found = Memory({name: room for name, room in rooms.items() if room is not None}, wanted, starts)
     found.enlarge(each.name for each in engines)

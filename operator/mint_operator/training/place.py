@@ -1,8 +1,8 @@
-"""On which engine each policy trains: where it is, as long as that engine lives; a wave's policies together.
+"""Chooses the engine on which each policy trains: where it is, while that engine lives; a wave's policies together.
 
-Policies of one wave share rollout batches and updates, so one engine that can take them all is best; else as few as
-can. Only free slots are given, and memory that is free where engines tell of it: what is served stays where it is.
-Those of an engine that has started again, and is long in loading its base, go to others that have room for them.
+Policies of one wave share rollout batches and updates, so one engine that can take them all is best, else as few as
+possible. Policies get only free slots and, if engines report it, free memory: what is served stays where it is. The
+policies of an engine that has restarted and takes long to load its base move to others that have room for them.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ class Slots:
         memory: Memory,
         outdated: Collection[str] = (),
     ) -> None:
-        """`each` slots of an engine, less those that it has `served`; `outdated` ones are to start anew."""
+        """Each engine has `each` slots, minus those `served`; `outdated` engines are to restart."""
         self._usable = {engine.name for engine in engines if engine.alive and not engine.lost}
         self._kept = {engine.name for engine in engines if not engine.lost}
         self._late = {engine.name for engine in engines if engine.alive and engine.lost}
@@ -36,14 +36,14 @@ class Slots:
         self.memory = memory
 
     def copy(self) -> "Slots":
-        """One that what is taken of it takes nothing of this one."""
+        """Return an independent copy: taking from it leaves this one unchanged."""
         found = Slots((), self._each, {}, self.memory.copy())
         found._usable, found._kept, found._late = set(self._usable), set(self._kept), set(self._late)
         found._later, found.free = self._later, dict(self.free)
         return found
 
     def without_waves(self, engines: Collection[str]) -> "Slots":
-        """Those of these engines with nothing on them that ends."""
+        """Return these engines with all slots free, and with memory without any wave's policies."""
         found = Slots((), self._each, {}, self.memory.without_waves())
         found.memory.enlarge(engines)
         found._usable = set(engines)
@@ -51,7 +51,7 @@ class Slots:
         return found
 
     def enlarged(self, engines: Iterable[str]) -> "Slots":
-        """All of these, whether their engines are on their way, away or late, and those of `engines` more."""
+        """Return a copy in which all engines are usable, even if starting, away or late, and `engines` are added."""
         found, more = self.copy(), set(engines)
         found.free |= dict.fromkeys(more, self._each)
         found._usable = set(found.free)
@@ -60,39 +60,39 @@ class Slots:
 
     @property
     def usable(self) -> frozenset[str]:
-        """The engines that slots are given of."""
+        """The engines on which slots may be taken."""
         return frozenset(self._usable)
 
     def keeps(self, engine: str) -> bool:
-        """Whether a policy that trains there stays; an engine that is merely away comes back."""
+        """Whether policies training on this engine stay there; an engine that is only restarting is expected back."""
         return engine in self._kept
 
     def is_late(self, engine: str) -> bool:
-        """Whether it is back, and not ready for so long that others are better."""
+        """Whether the engine is alive again, but has been unready for so long that others are better."""
         return engine in self._late
 
     def later(self, engine: str) -> tuple[bool, bool]:
-        """By which engines come before others: those that are ready, then those that do not start anew soon."""
+        """Return a sort key by which ready engines come first, then those that are not to restart soon."""
         return self._later.get(engine, (True, False))
 
     def take(self, engine: str, policy: Policy) -> None:
-        """Give a policy what it takes of an engine, which may go below none where limits were lowered under it."""
+        """Reserve a policy's slot and memory on an engine. Counts may become negative after limits were lowered."""
         self.free[engine] -= 1
         self.memory.take(engine, policy)
 
     def room(self) -> int:
-        """Free slots of all live engines."""
+        """Return the number of free slots on all usable engines."""
         return sum(max(0, self.free[name]) for name in self._usable)
 
     def open(self, engine: str, policy: Policy, *, blind: bool = False) -> bool:
-        """Whether the engine lives and has a free slot, and memory, for a policy; `blind`: whatever its memory."""
+        """Whether an engine is usable and has a free slot and memory for a policy; `blind` ignores memory."""
         able = engine in self._usable and self.free[engine] > 0
         return able and (blind or self.memory.fits(engine, policy))
 
     def best(self, near: Mapping[str, int], policy: Policy, *, blind: bool) -> str | None:
-        """The live engine with room for it, one that is ready if there is one.
+        """Return the usable engine with room for a policy that comes first by `later`; None if there is none.
 
-        Of these the one that trains most of the wave already, then the one with most slots.
+        Among equals, the one that already trains most of the wave is best, then the one with most free slots.
         """
         able = [name for name in self._usable if self.open(name, policy, blind=blind)]
         return min(
@@ -101,7 +101,7 @@ class Slots:
 
 
 def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
-    """The policies that stay where they train."""
+    """Return the policies that stay where they train, by name, and reserve their slots."""
     pins, wanting = {}, frozenset(stand.wants_slot)
     for policy in stand.policies:
         stays = policy.engine in slots.free if stand.kept else slots.keeps(policy.engine)
@@ -112,7 +112,7 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
 
 
 def late(stand: WaveStand, kept: Mapping[str, str], slots: Slots) -> list[PolicyStand]:
-    """The policies beside those `kept` whose engines are late."""
+    """Return the policies, other than those `kept`, whose engines are late."""
     wanting = frozenset(stand.wants_slot) - kept.keys()
     return [
         policy
@@ -122,9 +122,9 @@ def late(stand: WaveStand, kept: Mapping[str, str], slots: Slots) -> list[Policy
 
 
 def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots, leave: int) -> dict[str, str]:
-    """`kept` with the policies of engines that are late: on others that have room, else where they are and wait.
+    """Return `kept` plus the policies of late engines: on others that have room, else waiting where they are.
 
-    They `leave` so many slots to served copies that come before them.
+    They `leave` this number of slots to served copies that come before them.
     """
     found, near = dict(kept), Counter(kept.values())
     for policy in late(stand, kept, slots):
@@ -145,9 +145,9 @@ def fill(
     most: int | None = None,
     blind: bool = False,
 ) -> dict[str, str]:
-    """`pins` with as many of the others as have room somewhere, in order; if `whole`, with all or none.
+    """Return `pins` plus as many of the other policies as have room, in order; if `whole`, plus all or none.
 
-    `most`: no more than so many others; `blind`: whatever the engines' memory.
+    `most` limits the number of others; `blind` ignores the engines' memory.
     """
     most = len(stand.wants_slot) if most is None else most
     missing = len(stand.wants_slot) - len(pins)
@@ -160,7 +160,7 @@ def fill(
 
 
 def _packed(stand: WaveStand, pins: Mapping[str, str], slots: Slots) -> dict[str, str]:
-    """With all others, however they fit; `pins` alone where no way is found."""
+    """Return `pins` plus all other policies, however they fit; `pins` alone if no placement is found."""
     wanting = frozenset(stand.wants_slot) - pins.keys()
     missing = [policy for policy in stand.policies if policy.name in wanting]
     free = {name: slots.free[name] for name in slots.usable}
@@ -183,7 +183,7 @@ def _filled(stand: WaveStand, pins: Mapping[str, str], slots: Slots, most: int, 
         policy = by_name[name]
         home = policy.engine if slots.open(policy.engine, policy.settings, blind=blind) else None
         engine = home or slots.best(near, policy.settings, blind=blind)
-        if engine is None:  # a smaller one may have room still
+        if engine is None:  # a smaller policy may still fit
             continue
         slots.take(engine, policy.settings)
         near[engine] += 1

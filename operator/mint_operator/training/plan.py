@@ -1,7 +1,7 @@
-"""The two seams at which training enters a base's plan: which policies get slots, and the leases that follow.
+"""The two points at which training enters a base's plan: which policies get slots, and the leases that follow.
 
-Slots that policies hold are theirs: placement works with what is left. A wave begins in slots that are free, never
-before a serving wave that comes first and waits; a wave of higher priority than some that serve makes them give way.
+Policies keep the slots that they hold; placement uses the rest. A wave begins in free slots, never before a waiting
+serving wave that comes first; serving waves of lower priority give way to it.
 """
 
 from bisect import bisect_left
@@ -33,10 +33,10 @@ from mint_operator.training.training_capacity import TrainingCapacity, begun, tu
 
 
 class Training(msgspec.Struct, frozen=True):
-    """The waves of a base, those that train with their stand; and what they take of it.
+    """A base's waves, with their stand if they train, and what training takes of the base.
 
-    `reserved` are the slots of each engine that policies have, `held` those of each namespace; `demand` those of all,
-    with those that waves wait for and should get; `engines` as many as policies train on, or need for their memory.
+    `reserved` counts policies' slots per engine, `held` per namespace; `demand` counts all of them plus those that
+    waves wait for and should get; `engines` is how many engines policies train on, or need for their memory.
     """
 
     waves: Sequence[ObservedWave]
@@ -46,9 +46,9 @@ class Training(msgspec.Struct, frozen=True):
     engines: int = 0
 
     def claims(self, there: Mapping[str, Placement]) -> dict[str, Claim]:
-        """Whose the names of policies are: of waves that have begun, and of those that are kept as they are.
+        """Return the claims on policies' names: of waves that have begun, and of those that are kept as they are.
 
-        Of the latter, nobody is to serve what is not `there` yet: what it is to be cannot be read.
+        For the latter, nobody may serve a name that is not `there` yet, since what it is to be cannot be read.
         """
         found: dict[str, Claim] = {}
         for wave in self.waves:
@@ -72,7 +72,7 @@ def prepared(
     inputs: Inputs,
     outdated: Collection[str] = (),
 ) -> Training:
-    """Which policies train where. `engines` are those that there are now, of which `outdated` are to start anew."""
+    """Decide which policies train where. `engines` are the present ones, of which `outdated` are to restart."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
     alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
     stood = {key: _stand(base, wave, trained, alive, inputs) for key, wave in training.items()}
@@ -83,7 +83,7 @@ def prepared(
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory, outdated)
     kept = {key: keep(stood[key], slots) for key in order}
-    if any(late(stood[key], kept[key], slots) for key in order):  # to know who comes first takes all placements
+    if any(late(stood[key], kept[key], slots) for key in order):  # what comes first takes a pass over all placements
         stranded = _stranded(waves, known, slots, {engine.name for engine in engines if engine.lost})
         kept = {key: moved(stood[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order}
     held, ended = Counter[str](), Counter[str]()
@@ -118,7 +118,7 @@ def decided(
     known: TrainKnown,
     now: float,
 ) -> TrainChange:
-    """What to write of training, once the statuses are known."""
+    """Return what to write about training, once the statuses are known."""
     by_name = {engine.name: engine for engine in engines}
     waves: dict[str, WaveTraining] = {}
     trains: dict[str, dict[str, TrainAssignment]] = {}
@@ -133,7 +133,7 @@ def decided(
                 trains.setdefault(engine, {}).update(given)
             continue
         waves[key] = _record(base, wave, stand, statuses, known.state.training.get(key))
-        if base.spec.training is None:  # there is nowhere to save anything to
+        if base.spec.training is None:  # there is no store to save to
             continue
         admitted = stand.unfit is None and not stand.waiting
         for engine, given in leases(
@@ -154,14 +154,14 @@ def _stand(
     able = stood
     if isinstance(
         manifest_of(wave, inputs, known.state), Refusal
-    ):  # of the others it is not known how they are to be trained
+    ):  # how to train the others is unknown
         able = tuple(each for each in stood if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=stand.stopped)
     return msgspec.structs.replace(stand, wants_slot=needy)
 
 
 def _store(base: ObservedBase, wave: ObservedWave, known: TrainKnown) -> Source:
-    """Where a wave's policies are saved and published; of a base that trains no more, where they were."""
+    """Return where a wave's policies are saved and published, or were if its base no longer trains."""
     if base.spec.training is not None:
         return base.spec.training.store.source
     record = known.state.training.get(wave.meta.key)
@@ -175,7 +175,7 @@ def _in_turn(
     order: Sequence[str],
     held: Mapping[str, int],
 ) -> list[str]:
-    """Waves that train already, then the others as namespaces take turns; what policies hold counts for theirs."""
+    """Return waves that already train, then the others by their namespaces' turns, which count what policies hold."""
 
     def turn_of(key: str) -> Turn:
         meta = training[key].meta
@@ -187,7 +187,7 @@ def _in_turn(
 
 
 def _published(wave: ObservedWave, stand: WaveStand) -> int:
-    """Slots of the revisions that are held as the wave serves them, its policies having ended."""
+    """Return the slots of the revisions that the wave serves because their policies have ended."""
     if wave.spec.serve.residency != "Device":
         return 0
     ended = [each for each in stand.policies if stand.ended(each) and each.progress]
@@ -195,12 +195,12 @@ def _published(wave: ObservedWave, stand: WaveStand) -> int:
 
 
 def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:
-    """Slots of each engine that served adapters have, and keep."""
+    """Return the slots per engine that served adapters have and keep."""
     return Counter(place.engine for _, place in _wanted(waves, known) if place.residency is Tier.DEVICE)
 
 
 def _wanted_bytes(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:
-    """Host memory of each engine that adapters have, and keep, as far as anybody knows their sizes."""
+    """Return the host memory per engine that served adapters have and keep, as far as their sizes are known."""
     found = Counter[str]()
     for adapter, place in _wanted(waves, known):
         if known is not None and place.residency is Tier.HOST and adapter in known.sizes:
@@ -209,7 +209,7 @@ def _wanted_bytes(waves: Sequence[ObservedWave], known: BaseMap | None) -> Count
 
 
 def _wanted(waves: Sequence[ObservedWave], known: BaseMap | None) -> Iterator[tuple[str, Place]]:
-    """Where adapters are by a wave's word."""
+    """Yield the placed adapters that any of the waves wants, without spare copies."""
     wanted = {wave.meta.key for wave in waves}
     placements: Mapping[str, Placement] = known.state.placements if known else {}
     for placement in placements.values():
@@ -220,7 +220,7 @@ def _wanted(waves: Sequence[ObservedWave], known: BaseMap | None) -> Iterator[tu
 def _stranded(
     waves: Sequence[ObservedWave], known: BaseMap | None, slots: Slots, lost: Set[str]
 ) -> list[tuple[int, str, str]]:
-    """The turns, in order, of served copies that leave `lost` engines for slots of others, as far as they can."""
+    """Return the sorted turns of served copies that can leave `lost` engines for slots on others."""
     if known is None or not lost:
         return []
     turns = {wave.meta.key: turn(wave) for wave in waves}

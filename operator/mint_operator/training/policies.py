@@ -1,4 +1,4 @@
-"""The policies of a training wave, each complete: what one leaves out is the template's or follows from its place."""
+"""Completes the policies of a training wave: omitted settings come from the template, or from the policy's index."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ MOST_NAMED = 5
 
 
 def expand(namespace: str, wave: str, train: Train, manifest: Sequence[Policy]) -> tuple[Policy, ...]:
-    """Every policy of the wave of that name; `manifest` are those of its manifest, if it has one.
+    """Return every policy of the wave of this name; `manifest` are those of its manifest, if it has one.
 
-    Raises InvalidRequest for a name that is given twice or is none.
+    Raises InvalidRequest for no policies, or a name that is given twice or is invalid.
     """
     given, template = train.policies.list or tuple(manifest), train.policies.template
     if not given and not train.policies.manifest:
@@ -33,7 +33,7 @@ def expand(namespace: str, wave: str, train: Train, manifest: Sequence[Policy]) 
 
 
 def check(policies: Sequence[Policy], limits: AdapterLimits) -> None:
-    """That a base with these limits can hold every policy. Raises RankTooLarge or UnknownTargetModules."""
+    """Check that a base with these limits can hold every policy. Raises RankTooLarge or UnknownTargetModules."""
     for policy in policies:
         if policy.rank > limits.max_rank:
             raise RankTooLarge(
@@ -51,9 +51,9 @@ def check(policies: Sequence[Policy], limits: AdapterLimits) -> None:
 
 
 def check_losses(policies: Sequence[Policy], train: Train) -> None:
-    """That the wave's algorithm can learn by each policy's own loss. Raises InvalidRequest.
+    """Check that the wave's algorithm can use each policy's own loss. Raises InvalidRequest.
 
-    Of a list the API server has seen to it, of a manifest nobody yet.
+    The API server has checked this for a list, but nobody has for a manifest.
     """
     for policy in policies:
         loss, subject = policy.loss, f"policy {policy.name}"

@@ -1,4 +1,4 @@
-"""How the policies of a training wave stand: what the map says of each, and whether it still needs an engine."""
+"""The state ("stand") of a training wave's policies: what the map says about each, and whether it needs an engine."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,9 +15,9 @@ _SAVED = {Stage.PAUSED, Stage.COMPLETE}
 
 
 class PolicyStand(msgspec.Struct, frozen=True):
-    """One policy. `assignment` is the newest one, on `engine`; `token` the highest lease that anybody knows of.
+    """One policy. `assignment` is the newest one, on `engine`; `token` is the highest known lease.
 
-    It is `given_up` where that was its assignment's end, and it is to go on.
+    `given_up`: its assignment ended by giving it up, and it is to continue.
     """
 
     settings: Policy
@@ -29,56 +29,56 @@ class PolicyStand(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The adapter that it is published as."""
+        """The name of the adapter that it is published as."""
         return self.settings.name
 
     @property
     def stage(self) -> Stage | None:
-        """What an engine said last; None before the first word."""
+        """The stage in the last report; None before the first."""
         return self.progress.stage if self.progress else None
 
     @property
     def step(self) -> int:
-        """Finished steps."""
+        """The number of finished steps."""
         return self.progress.step if self.progress else 0
 
     @property
     def published(self) -> Source | None:
-        """Where its newest revision lies that was published; None before the first."""
+        """The source of its newest published revision; None before the first."""
         revision = self.progress.published if self.progress else None
         return revision.source if revision else None
 
     @property
     def saved(self) -> int:
-        """The step of the newest checkpoint that anybody knows of; 0: none."""
+        """The step of the newest known checkpoint; 0: none."""
         assigned = self.assignment.saved if self.assignment else 0
         return max(assigned, self.progress.saved if self.progress else 0)
 
     @property
     def rests(self) -> bool:
-        """Whether it is whole in the store, and in no slot unless it has been told to go on."""
+        """Whether it is completely saved in the store, and in no slot unless it was ordered to continue."""
         return self.stage in _SAVED
 
     @property
     def holds(self) -> bool:
-        """Whether an engine holds a slot for it, or may: all but what was told to stop and is saved.
+        """Whether an engine holds, or may hold, a slot for it: unless it was ordered to stop and is saved.
 
-        What is told to run once more, and has not begun to, may.
+        A policy that was ordered to run again but has not begun counts as holding one.
         """
         lease = self.assignment
         return lease is not None and not (lease.order is not Order.RUN and self.rests)
 
     def ended(self, steps: int) -> bool:
-        """Whether nothing is left to train. One that was complete goes on when its wave asks for more steps."""
+        """Whether nothing is left to train. A complete policy continues if its wave asks for more steps."""
         return self.stage in _OVER or (self.stage is Stage.COMPLETE and self.step >= steps)
 
 
 class WaveStand(msgspec.Struct, frozen=True):
-    """A wave's policies and its training with all data in place. `pins` says where policies train, or should.
+    """A wave's policies, and its training with all inputs filled in. `pins` says where policies train, or should.
 
-    `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why nothing
-    of it can be trained as it is written, `waiting` why it has to wait. `kept`: what is written cannot be read, and
-    all stays as it is. `store` is where its policies are saved and published, or were while the base trained.
+    `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why the wave
+    cannot be trained as it is written, `waiting` why it must wait. `kept`: the spec cannot be read, and everything
+    stays as it is. `store` is where its policies are saved and published, or were while the base trained.
     """
 
     train: Train
@@ -92,12 +92,12 @@ class WaveStand(msgspec.Struct, frozen=True):
 
     @property
     def stopped(self) -> bool:
-        """Whether no policy is to go on."""
+        """Whether no policy is to continue."""
         return self.train.cancelled or self.failed
 
     @property
     def failed(self) -> bool:
-        """Whether more policies have failed than may."""
+        """Whether more policies have failed than the wave allows."""
         return _too_many(sum(each.stage is Stage.FAILED for each in self.policies), len(self.policies), self.train)
 
     @property
@@ -106,12 +106,12 @@ class WaveStand(msgspec.Struct, frozen=True):
         return bool(self.policies) and all(self.ended(each) for each in self.policies)
 
     def ended(self, policy: PolicyStand) -> bool:
-        """Whether one of its policies has nothing left to train, or is not to go on from where it rests."""
+        """Whether a policy has nothing left to train, or rests and is not to continue."""
         return policy.ended(self.train.steps) or (self.stopped and not policy.holds)
 
     @property
     def refused(self) -> Refusal | None:
-        """Why what is left to train is not trained; None also where nothing is left."""
+        """Why the rest is not trained; None also if there is nothing left to train."""
         return None if self.over else self.unfit or self.waiting
 
     @property
@@ -127,10 +127,10 @@ class WaveStand(msgspec.Struct, frozen=True):
 
 
 def heard(progress: Mapping[str, Progress], train: Train, policies: int) -> dict[str, Progress]:
-    """The words on a wave's policies, of which it has so many, as it takes them.
+    """Return the reports on a wave's policies as the wave interprets them; `policies` is their number.
 
-    What was given up is as good as paused once it is to go on: because it is retried, or was cancelled because others
-    failed, as in a wave that is not cancelled itself, and no more have failed than may by now.
+    A policy that was given up counts as paused once it is to continue: because it is retried, or because it was
+    cancelled when others failed (the wave itself is not cancelled) and no more than allowed count as failed now.
     """
     if train.cancelled:
         return dict(progress)
@@ -149,7 +149,7 @@ def _retried(progress: Progress, train: Train) -> bool:
 
 
 def _too_many(failed: int, policies: int, train: Train) -> bool:
-    """Whether more of a wave's policies have failed than may."""
+    """Whether more of a wave's policies have failed than it allows."""
     most = train.failure_policy.max_failed
     return failed == policies > 0 if most is None else failed > most
 
@@ -157,10 +157,10 @@ def _too_many(failed: int, policies: int, train: Train) -> bool:
 def stands(
     wave: str, run: str, policies: Iterable[Policy], train: Train, state: TrainState, alive: Mapping[str, int]
 ) -> tuple[PolicyStand, ...]:
-    """The stand of every policy of one wave; `alive` are the engines whose heart beats, with their incarnation.
+    """Return the stand of every policy of one wave; `alive` are the engines with a heartbeat, and their incarnations.
 
-    An assignment that the map has lost is taken from the word of the live engine that still works under it. Nobody
-    works at what is at rest, which the wave's record remembers however often engines start anew.
+    An assignment that the map has lost is recovered from the report of the live engine that still works under it. No
+    engine works on a policy at rest; the wave's record remembers it however often engines restart.
     """
     record = state.training.get(wave)
     latest = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
@@ -178,13 +178,13 @@ def stands(
 
 
 def wanting(train: Train, policies: Sequence[PolicyStand], *, stopped: bool) -> tuple[str, ...]:
-    """The policies that need a slot now; those that have one come first, then in the wave's order."""
+    """Return the policies that need a slot now: those that have one first, then in the wave's order."""
     needy = [each for each in policies if not each.ended(train.steps) and not _rests(each, train, stopped=stopped)]
     return tuple(each.name for each in sorted(needy, key=lambda each: not each.holds))
 
 
 def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
-    """Whether a policy that has not ended needs no slot: it is saved or has not begun, and is not to go on."""
+    """Whether a policy that has not ended needs no slot: it is saved or has not begun, and is not to continue."""
     return (train.paused or stopped) and not policy.holds
 
 

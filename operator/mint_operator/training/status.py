@@ -1,4 +1,4 @@
-"""What is true of a wave that trains: phase, conditions, and its policies in aggregate."""
+"""Builds the status of a wave that trains: phase, conditions, and its policies in aggregate."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAIL
 from mint_operator.training.stand import PolicyStand, WaveStand
 
 MOST_NAMED = 5
-DIGITS = 4  # of a reward: more would only make statuses differ
+DIGITS = 4  # decimals of a reward: more would only make statuses differ
 
 
 class TrainFacts(msgspec.Struct, frozen=True):
-    """What the status depends on beside the object.
+    """What the status depends on besides the object.
 
-    `served` is its status as a wave that serves what it publishes, of which `held` is the Ready condition; `unserved`
-    why nothing of that is held; `lacking` why its base is not ready.
+    `served` is its status as a wave that serves what it publishes, and `held` the Ready condition of that; `unserved`
+    is why none of that is held; `lacking` is why its base is not ready.
     """
 
     stand: WaveStand
@@ -46,12 +46,12 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
     @property
     def refusal(self) -> Refusal | None:
-        """Why nothing is trained of what is left to train."""
+        """Why the rest is not trained."""
         return self.stand.refused
 
     @property
     def cause(self) -> Refusal | None:
-        """What a person should look at first where nothing is trained: a base that is not ready has no free slots."""
+        """The reason that a person should see first if nothing is trained: an unready base has no free slots."""
         why = self.refusal
         if why is None or why.reason != conditions.WAITING_FOR_CAPACITY or self.lacking is None:
             return why
@@ -60,7 +60,7 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[AdapterWaveStatus, Mentions | None]:
-    """The status of a wave that trains, and whom the message of its Ready condition mentions."""
+    """Return the status of a wave that trains, and what the message of its Ready condition mentions."""
     counts, served = _counts(facts), facts.served or AdapterWaveStatus()
     phase, verdict = _verdict(facts, counts)
     ready = _ready(facts, phase, verdict)
@@ -89,7 +89,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[
 
 
 def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
-    """The phase, and the Complete condition."""
+    """Return the phase and the Complete condition."""
     stand, refusal = facts.stand, facts.cause
     ended = f"{counts.complete} of {counts.total} policies complete"
     if counts.failed:
@@ -121,7 +121,7 @@ def _complete(status: Truth, reason: str, message: str, mentions: Mentions | Non
 
 
 def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
-    """Ready: every policy that is to train trains; once all have ended, what was published is held as asked for."""
+    """Return the Ready condition: all policies that should train do or, after the end, are served as asked."""
     if not facts.map_known:
         message = "the placement map cannot be read, so it is unknown how policies stand; engines continue training"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message, NO_NAMES)
@@ -147,7 +147,7 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
 
 
 def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
-    """Whether it has ended, or is trained now: by the word of the start of its engine that has the lease."""
+    """Whether it has ended or is being trained now, as reported by the start of its engine that has the lease."""
     if facts.stand.ended(policy):
         return True
     lease, progress = policy.assignment, policy.progress
@@ -159,12 +159,12 @@ def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
 
 
 def _runs(policy: PolicyStand) -> bool:
-    """Whether it does by the last word on it, which may be that of an engine that has ended since."""
+    """Whether it trains by the last report, which may be from an engine that has ended since."""
     return policy.stage is Stage.RUNNING and policy.assignment is not None
 
 
 def _answers(policy: PolicyStand, facts: TrainFacts) -> bool:
-    """Whether its engine is ready; while the map cannot be read it is as it was."""
+    """Whether its engine is ready; assumed while the map cannot be read."""
     engine = facts.engines.get(policy.engine)
     return not facts.map_known or (engine is not None and engine.ready)
 
@@ -211,13 +211,13 @@ def _counts(facts: TrainFacts) -> PolicyCounts:
 
 
 def _stage(policy: PolicyStand, facts: TrainFacts) -> Stage:
-    """What a policy counts as: one that is to go on after all, or whose engine does not train it now, waits."""
+    """Return the stage a policy counts as; one that is to continue after all, or is not trained now, waits."""
     stand = facts.stand
     if policy.ended(stand.train.steps) and policy.stage is not None:
         return policy.stage
     if stand.ended(policy):
         return Stage.CANCELLED
-    if policy.rests and stand.train.paused:  # whether or not its engine remembers it
+    if policy.rests and stand.train.paused:  # even if its engine has forgotten it
         return Stage.PAUSED
     return Stage.RUNNING if _trains(policy, facts) else Stage.LOADING
 
@@ -246,7 +246,7 @@ def _training(facts: TrainFacts, counts: PolicyCounts) -> TrainingStatus:
 
 
 def _paced(policy: PolicyStand, facts: TrainFacts) -> Progress | None:
-    """The word on a policy by which is told when it ends: one that does not train now keeps no pace."""
+    """Return a policy's progress for the estimate of its end; the pace of one that does not train now is ignored."""
     if policy.progress is None or not _runs(policy) or _trains(policy, facts):
         return policy.progress
     return msgspec.structs.replace(policy.progress, stage=Stage.LOADING)
@@ -275,7 +275,7 @@ def _failures(stand: WaveStand) -> list[WaveFailure]:
 
 
 def _failed(stand: WaveStand, message: str) -> Finding:
-    """The Complete condition of a wave of which too much has failed, with the first failure."""
+    """Return the Complete condition of a wave with too many failed policies, with the first failure."""
     first = next((each for each in stand.policies if each.stage is Stage.FAILED), None)
     if first is None:
         return _complete("False", conditions.POLICIES_FAILED, message)

@@ -1,4 +1,4 @@
-"""Which waves may begin to train in the room that serving leaves, and how much more room is worth making."""
+"""Decides which waves may begin to train in the room that serving leaves, and how much more room to make."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -18,9 +18,9 @@ from mint_operator.training.stand import WaveStand
 
 
 class TrainingCapacity:
-    """Slots of a base while waves that train are let in, one after another. Mutable, and local to one plan.
+    """A base's slots while training waves are admitted, one after another. Mutable, and local to one plan.
 
-    `held` are the slots that policies of each namespace have, `served` those of what they have published.
+    `held` are the slots of each namespace's policies, `served` those of the revisions that they have published.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TrainingCapacity:
     ) -> None:
         replicas = base.spec.engine.replicas
         self.slots = slots
-        self.engines = 0  # of the base, that give memory to those that wait for it; 0: engines do not help them
+        self.engines = 0  # that the base needs for waves that wait for memory; 0: more engines would not help
         self._names = [engine_name(base.meta.name, at) for at in range(max(replicas.min, replicas.max))]
         self.total = len(self._names) * base.spec.adapters.device_slots
         self.held = Counter(held)
@@ -47,7 +47,7 @@ class TrainingCapacity:
                 self._served[wave.meta.namespace] += _wanted(wave)
 
     def serving(self, least_priority: int | None) -> int:
-        """Slots that serving waves want: all of them, or those that do not give way to this priority."""
+        """Return the slots that serving waves want: of all, or of those that do not give way to this priority."""
         return sum(
             _wanted(wave)
             for wave in self._serving
@@ -56,27 +56,27 @@ class TrainingCapacity:
         )
 
     def held_back(self, wave: ObservedWave) -> bool:
-        """Whether a serving wave that comes first waits for slots: what is free is its."""
+        """Whether a serving wave that comes first waits for slots; free slots are for that one."""
         return any(_waits(each) and turn(each) < turn(wave) for each in self._serving)
 
     def over_quota(self, wave: ObservedWave, more: int) -> Refusal | None:
-        """Why a wave's namespace may not have so many slots more."""
+        """Return why a wave's namespace may not have this many more slots; None if it may."""
         namespace = wave.meta.namespace
         taken = self.held[namespace] + self._served[namespace]
         return over_quota(namespace, quota(self._tenants, namespace), taken, more)
 
     def left(self, wave: ObservedWave) -> int:
-        """Slots that a wave's namespace may still have."""
+        """Return how many more slots a wave's namespace may have."""
         namespace = wave.meta.namespace
         most = quota(self._tenants, namespace) or self.total
         return max(0, most - self.held[namespace] - self._served[namespace])
 
     def lacks_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> bool:
-        """Whether by slots alone more of a wave's policies could begin."""
+        """Whether more of a wave's policies could begin if only slots counted."""
         return len(fill(stand, pins, self.slots.copy(), whole=gang, most=most, blind=True)) > len(pins)
 
     def fits_alone(self, stand: WaveStand, kept: Mapping[str, str]) -> bool:
-        """Whether a wave's policies have memory together once no other wave's have any."""
+        """Whether there is memory for all of a wave's policies together once no other wave's policies take any."""
         alone = self.slots.without_waves({*self._names, *kept.values()})
         for policy in stand.policies:
             if policy.name in kept:
@@ -84,25 +84,25 @@ class TrainingCapacity:
         return len(fill(stand, kept, alone, whole=True)) == len(stand.wants_slot)
 
     def ask_for_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> None:
-        """Count in the fewest engines more by which as many of a wave's policies get memory as can get it."""
+        """Ask for the fewest additional engines that give memory to as many of a wave's policies as possible."""
         new = [name for name in self._names if name not in self.slots.free]
 
         def placed(more: int) -> int:
             return len(fill(stand, pins, self.slots.enlarged(new[:more]), whole=gang, most=most))
 
         best = placed(len(new))
-        if best > len(pins):  # engines that there are and that are not ready are waited for
+        if best > len(pins):  # existing engines that are not ready are waited for
             more = bisect_left(range(len(new)), best, key=placed)
             self.engines = max(self.engines, len(self.slots.free) + more)
 
     def take(self, wave: ObservedWave, count: int) -> None:
-        """Policies of a wave have got slots."""
+        """Count slots that a wave's policies have taken."""
         self.held[wave.meta.namespace] += count
         self.demand += count
 
 
 def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacity: TrainingCapacity) -> WaveStand:
-    """The stand with a place for every policy that trains, or with the reason why the wave waits."""
+    """Return the stand with a place for every policy that trains, or with the reason why the wave waits."""
     missing = len(stand.wants_slot) - len(kept)
     if not missing:
         return msgspec.structs.replace(stand, pins=kept)
@@ -116,7 +116,7 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacit
     left = may - (len(pins) - len(kept))
     short = bool(free) and len(pins) < len(stand.wants_slot) and capacity.lacks_memory(stand, pins, gang, left)
     if short and gang and not capacity.fits_alone(stand, kept):
-        # Its policies take turns in memory, as their engine gives it: all at once they would wait for good.
+        # Place them regardless of memory, in which they then take turns; together they would wait forever.
         pins, short = fill(stand, kept, capacity.slots, whole=True, most=may, blind=True), False
     if short:
         capacity.ask_for_memory(stand, pins, gang, left)
@@ -136,7 +136,7 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacit
 
 
 def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, capacity: TrainingCapacity) -> None:
-    """Count what is missing as wanted, where engines can be added for it or waves of lower priority can give way."""
+    """Add what is missing to the demand if engines can be added for it or waves of lower priority can give way."""
     gang = stand.train.admission == "Gang"
     spare = capacity.total - capacity.demand - capacity.serving(wave.spec.priority if gang else None)
     if missing <= spare or not gang:
@@ -144,22 +144,22 @@ def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, capacity: 
 
 
 def turn(wave: ObservedWave) -> tuple[int, str, str]:
-    """Waves come by priority, age and name."""
+    """Return the key that sorts waves by priority, age and name."""
     return -wave.spec.priority, wave.meta.created, wave.meta.key
 
 
 def _wanted(wave: ObservedWave) -> int:
-    """Copies that a wave wants, or will once somebody has looked at it; one that is kept wants what it has."""
+    """Return the copies that a wave wants, or will once it has a status; one that is kept wants what it has."""
     adapters = wave.spec.adapters
     named = len(wave.listed or ()) if wave.defect else len(adapters.names) + len(adapters.sources)
     return wave.status.counts.wanted or named * wave.spec.serve.replicas
 
 
 def _waits(wave: ObservedWave) -> bool:
-    """Whether a wave waits for slots; what is kept in memory or on disk takes none."""
-    if wave.spec.serve.residency != "Device" or wave.defect:  # who is kept as it is has what it gets
+    """Whether a wave waits for slots; copies in memory or on disk take none."""
+    if wave.spec.serve.residency != "Device" or wave.defect:  # one that is kept as it is already has all it gets
         return False
     admitted = next((each for each in wave.status.conditions if each.type == conditions.ADMITTED), None)
-    if admitted is None:  # nobody has looked at it yet
+    if admitted is None:  # it has no status yet
         return True
     return admitted.status == "False" and admitted.reason == conditions.WAITING_FOR_CAPACITY

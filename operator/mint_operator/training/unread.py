@@ -1,7 +1,7 @@
-"""Training of waves of which it cannot be read how they are to be trained: it stays as the map has it. Pure.
+"""Training of waves whose training settings cannot be read: it stays as the map has it. Pure.
 
-No lease is granted, not even anew to an engine that has started again: how it would have to train only the spec says.
-What engines have been told they do to its end, in slots that nobody else gets.
+No lease is granted, not even to an engine that has restarted: only the spec says how it would have to train. Engines
+finish what they have been ordered to do, in slots that nobody else gets.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from mint_operator.training.stand import WaveStand, stands
 
 
 def stand(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> WaveStand:
-    """How its policies stand, of which those that engines hold want their slots and no other wants any."""
+    """Return the stand of its policies; only those that engines hold want slots."""
     known, train = _record(wave, state), wave.spec.train or Train(policies=Policies())
     policies = [Policy(name) for name in known.policies] if known is not None else []
     stood = stands(wave.meta.key, wave.meta.uid, policies, train, state, alive)
@@ -29,8 +29,8 @@ def stand(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> Wa
 def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
     """Whether neither the wave nor the map says how its policies are to be trained.
 
-    The wave does not while its manifest is away, as when the operator has just begun, or cannot be read; the map does
-    not where this version reads a part of the wave's record or of a lease.
+    The wave does not while its manifest is unread, as when the operator has just started, or unreadable; the map does
+    not if this version can read only a part of the wave's record or of a lease.
     """
     train, known = wave.spec.train, _record(wave, state)
     if wave.defect or train is None:
@@ -41,9 +41,9 @@ def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
 
 
 def record(wave: ObservedWave, stand: WaveStand, known: TrainKnown) -> WaveTraining | None:
-    """The wave's record as it is, with the last words on its policies of now.
+    """Return the wave's record with the current last words on its policies; None if there is none to write.
 
-    One of which a part is known stays as it is, and is not written again where the map has lost it.
+    A partly read record stays as it is, and is not written again if the map has lost it.
     """
     found = _record(wave, known.state)
     if isinstance(found, PartTraining):
@@ -57,7 +57,7 @@ def _record(wave: ObservedWave, state: TrainState) -> WaveTraining | None:
 
 
 def leases(wave: ObservedWave, known: TrainKnown) -> dict[str, dict[str, TrainAssignment]]:
-    """Engine -> policy -> assignment, as they are; of lost ones as `record` has it."""
+    """Return the wave's leases as they are, engine -> policy -> assignment; lost ones only if completely read."""
     found: dict[str, dict[str, TrainAssignment]] = {}
     for engine, of in known.state.trains.items():
         for policy, lease in of.items():

@@ -1,8 +1,8 @@
 """The adapters that a training wave publishes, as it wants them served.
 
 A published revision is held as `serve` says once its policy has ended; until then the engine that trains it keeps it
-on disk and answers for it, so that a policy never takes two slots. It is held whether or not the wave could go on, or
-be trained once more, on its base as that is now.
+on disk and serves it, so that a policy never takes two slots. It is held whether or not the wave could continue, or
+be trained again, on its base as that is now.
 """
 
 import msgspec
@@ -17,9 +17,9 @@ from mint_operator.training.stand import PolicyStand, WaveStand
 
 
 def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
-    """Every adapter that the wave has published, or why it will publish none. `wave` carries its stand.
+    """Return every adapter that the wave has published, or why it will publish none. `wave` carries its stand.
 
-    Of a wave whose spec cannot be read it is those that are placed.
+    For a wave whose spec cannot be read, these are the adapters that are placed.
     """
     stand = wave.stand
     if stand is None:
@@ -35,7 +35,7 @@ def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
 
 
 def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
-    """As they are placed; a revision that has been published since follows."""
+    """Return the adapters as they are placed, but with newer revisions that have been published since."""
     policies = {policy.name: policy for policy in stand.policies}
     found = []
     for each in wave.listed or ():
