@@ -110,8 +110,7 @@ def _parts(
     before: Mapping[str, Known],
     broken: Mapping[str, Defect],
 ) -> tuple[dict[str, BasePlan], dict[str, Defect]]:
-    """Plan each base whose spec can be read, independently; returns the plans, and the defects of bases that failed.
-    """
+    """Plan each base whose spec can be read, independently; returns the plans, and the defects of failed ones."""
     parts, defects = dict[str, BasePlan](), dict[str, Defect]()
     for key, base in bases.items():
         if base.defect:

@@ -148,7 +148,9 @@ def _literal(value: str) -> str:
 
 def _resources(spec: BaseModelSpec) -> Body:
     requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
-    for name in (name for name in requests if "/" in name):  # device plugins' resources need equal requests and limits
+    for name in (
+        name for name in requests if "/" in name
+    ):  # device plugins' resources need equal requests and limits
         requests[name] = limits.setdefault(name, requests[name])
     if spec.engine.device == "cuda":
         limits.setdefault(GPU, _ranks(spec))  # each rank computes on one

@@ -95,8 +95,7 @@ def _next(policy: PolicyStand, ground: Ground) -> int:
 
 
 def _saved(lease: TrainAssignment, policy: PolicyStand) -> int:
-    """Return the lease's `saved`: updated only when the step has doubled, since a change makes engines reread leases.
-    """
+    """Return the lease's `saved`: updated only once the step has doubled, since engines reread all leases then."""
     return policy.saved if policy.saved >= 2 * lease.saved else lease.saved
 
 

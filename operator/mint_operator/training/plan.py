@@ -152,9 +152,7 @@ def _stand(
     stood = stands(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
     stand = WaveStand(train=train, policies=stood, unfit=unfit, store=_store(base, wave, known))
     able = stood
-    if isinstance(
-        manifest_of(wave, inputs, known.state), Refusal
-    ):  # how to train the others is unknown
+    if isinstance(manifest_of(wave, inputs, known.state), Refusal):  # how to train the others is unknown
         able = tuple(each for each in stood if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=stand.stopped)
     return msgspec.structs.replace(stand, wants_slot=needy)
