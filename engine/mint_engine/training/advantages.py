@@ -1,19 +1,19 @@
-"""Advantages of groups of completions: how much better than its group each one is."""
+"""Group advantages: how much better each completion is than its group."""
 
 import math
 from collections.abc import Sequence
 
 from mint_contracts.training import Scaling
 
-_EPSILON = 1e-4  # TRL's, beside the standard deviation
+_EPSILON = 1e-4  # TRL's, added to the standard deviation
 
 
 def group_advantages(groups: Sequence[Sequence[float]], scaling: Scaling = "group") -> list[list[float]]:
-    """(R - mean of the group) / (std + 1e-4), with Bessel's correction as TRL and torch have it.
+    """Return (R - mean of the group) / (std + 1e-4), with Bessel's correction as in TRL and torch.
 
-    The deviation is the group's own, that of all rewards ("batch"), or nothing is divided ("none", as in Dr. GRPO).
-    Where all rewards of a group are alike, every advantage is 0 to the bit: of a rounding's, however small, an
-    optimizer would make a whole step. So has a group of one, whose deviation is none. Rewards must be finite.
+    std is the group's ("group") or that of all rewards ("batch"); "none" does not divide, as in Dr. GRPO. If all
+    rewards of a group are equal, as in a group of one, every advantage is exactly 0: an optimizer would turn even a
+    rounding error into a full step. Rewards must be finite.
     """
     everything = _deviation([reward for group in groups for reward in group])
     found = []
@@ -29,7 +29,7 @@ def has_signal(group: Sequence[float]) -> bool:
 
 
 def _centred(rewards: Sequence[float]) -> list[float]:
-    """Each less their mean, which is taken of distances from the first: of likes these are 0, and no rounding is."""
+    """Subtract the mean, computed from distances to the first reward: for equal rewards these are exactly 0."""
     if not rewards:
         return []
     distances = [reward - rewards[0] for reward in rewards]

@@ -1,7 +1,7 @@
-"""What is still to be computed of one policy's update: its pieces in their order, a turn at a time.
+"""What is still to be computed of one policy's update: its pieces in order, one turn at a time.
 
-Between two turns others compute theirs. How an update is cut into turns depends on nothing but itself, and its
-numbers do not depend on it at all: pieces are the same, and follow each other into the same sums.
+Between turns, other policies compute theirs. How an update is cut into turns depends only on the update itself, and
+does not affect its numbers: the pieces are the same and are added to the same sums in the same order.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from mint_engine.training.pieces import Piece
 
 
 class Agenda:
-    """Of the pieces that are left only the next one is made yet."""
+    """The remaining pieces, of which only the next one has been made."""
 
     def __init__(self, pieces: Iterator[Piece]) -> None:
         self._pieces = pieces
@@ -22,7 +22,7 @@ class Agenda:
         return self._next is None
 
     def turn(self, most: int) -> Iterator[Piece]:
-        """The pieces that follow: `most` rows of them at most (0: all that are left), but one at least."""
+        """Yield the next pieces: at most `most` rows (0: all that are left), but at least one piece."""
         rows = 0
         while self._next is not None and not (most and rows and rows + self._next.rows > most):
             piece, self._next = self._next, next(self._pieces, None)

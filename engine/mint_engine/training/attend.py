@@ -1,8 +1,9 @@
 """Attention over trees of rows, registered with transformers under the name "mint_training".
 
-Each tree goes by itself, with no padding and whatever else is in the batch: a row sees its trunk and its own past, or
-the latest of it where attention slides over a window, or what an indexer chose of it. Of a tree that is longer than a
-piece some rows go at a time, and once more on the way back: its memory grows with its length, not with its square.
+Each tree is computed by itself, without padding, independent of the rest of the batch. A row sees its trunk and its
+own past; with sliding-window attention, only the latest part of that, and with an indexer, what that chose. A tree
+longer than a piece is computed some rows at a time, which the backward computes again, so memory grows with the
+tree's length, not with its square.
 """
 
 from collections.abc import Iterator
@@ -19,15 +20,15 @@ from mint_engine.model.attention import Style, attend_rows, unserved, window_of
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
 NAME = "mint_training"
-KEPT_BYTES = 64 << 20  # of trees' masks, a byte for each two rows: 64 of whole pieces
+KEPT_BYTES = 64 << 20  # of cached masks, one byte per pair of rows: 64 masks of full pieces
 
 Chosen = tuple[
     torch.Tensor | None, ...
-]  # of each tree, which rows each row may see [n, n] bool; None: all that it can
+]  # per tree: which rows each row may see [n, n] bool; None: all that it can
 
 
 def register() -> None:
-    """Make it known to transformers. No mask is registered beside it, and so none is ever built."""
+    """Register `attend` with transformers. No mask function is registered with it, so no mask is ever built."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 
@@ -49,7 +50,7 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Queries [1, Q, T, D], keys [1, K, T, D] and values [1, K, T, E] -> [1, T, Q, E].
 
-    Raises UnsupportedBase when the model asks for something else.
+    Raises UnsupportedBase if the model asks for an unsupported kind of attention.
     """
     _refuse(module, options, attention_mask if indices is None else None, dropout)
     window = window_of(module, sliding_window)
@@ -74,7 +75,7 @@ def attend(
 
 
 def cuts(rows: int) -> Iterator[range]:
-    """Which of a tree's rows are computed together: all of them, of a longer one as many as a piece has."""
+    """Yield the ranges of a tree's rows that are computed together, each of at most a piece's rows."""
     for first in range(0, rows, PIECE_ROWS):
         yield range(first, min(first + PIECE_ROWS, rows))
 
@@ -82,10 +83,10 @@ def cuts(rows: int) -> Iterator[range]:
 def visible(
     trunk: int, branches: tuple[int, ...], window: int | None = None, rows: range | None = None
 ) -> torch.Tensor:
-    """What rows of a tree, or all, see of those up to the last of them [n, m] bool.
+    """Return which rows the given rows of a tree (default: all) see, up to the last of them, [n, m] bool.
 
-    That is their past, or the latest `window` tokens, themselves included. Those of whole trees that fit a piece are
-    kept, up to `KEPT_BYTES`: layers and policies ask for the same ones again.
+    They see their past, or its latest `window` tokens, themselves included. Masks of complete trees that fit a piece
+    are cached, up to `KEPT_BYTES`, since layers and policies ask for the same ones again.
     """
     every = range(trunk + sum(branches))
     rows = every if rows is None else rows
@@ -94,7 +95,7 @@ def visible(
 
 
 def _visible(trunk: int, branches: tuple[int, ...], window: int | None, rows: range) -> torch.Tensor:
-    """Written block by block: compared row by row it would take many times its bytes."""
+    """Build the mask block by block; comparing row by row would take many times its bytes."""
     found, start = torch.zeros(len(rows), rows.stop, dtype=torch.bool), 0
     for at, length in enumerate((trunk, *branches)):
         first, last = max(rows.start, start), min(rows.stop, start + length)
@@ -124,11 +125,11 @@ def _refuse(module: nn.Module, options: dict[str, object], mask: torch.Tensor | 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some rows of a tree, which attend to those up to the last of them."""
+    """Some rows of a tree, which attend to the tree's rows up to the last of them."""
 
     tree: Tree
     rows: range
-    choice: torch.Tensor | None  # [n, n] bool, of all of the tree
+    choice: torch.Tensor | None  # [n, n] bool, of the entire tree
     style: Style
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What one forward and backward over the base computes: rows of several policies, and where their gradients go."""
+"""What one forward and backward pass computes: rows of several policies, and where their gradients go."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from mint_engine.adapters.packed import Layout, halves
 from mint_engine.kernels.linear_structs import address
 from mint_engine.training.pieces import Piece, Tree
 
-ROW_MULTIPLE = 16  # products of fewer rows take other kernels, which round differently (see tests/engine/training)
+ROW_MULTIPLE = 16  # products of fewer rows use other kernels, which round differently (see tests/engine/training)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One module of one policy. `a` [E, r, in] and `b` [E, r, out] (B transposed) in the base's dtype, E is 1 but for
-    stacked experts; the gradients of the same shapes in float32."""
+    """One module of one policy. `a` [E, r, in] and `b` [E, r, out] (B transposed) are in the base's dtype; E is 1
+    except for stacked experts. The gradients have the same shapes, in float32."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -28,23 +28,23 @@ class Part:
 
     @cached_property
     def addresses(self) -> tuple[int, int, int, int]:
-        """Where all four begin."""
+        """The memory addresses of all four tensors."""
         return tuple(map(address, (self.a, self.b, self.a_gradient, self.b_gradient)))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is held of one policy during an update: all of it, or one rank's part."""
+    """What one rank holds of a policy during an update: all of it, or the rank's part."""
 
-    number: int  # of the update, among all that are held
-    layout: Layout  # of the whole policy
+    number: int  # of the update, unique among all that are held
+    layout: Layout  # of the complete policy
     parts: dict[str, Part]  # by module path
-    gradient: torch.Tensor  # [n] float32: what the parts' gradients are views of
+    gradient: torch.Tensor  # [n] float32, of which the parts' gradients are views
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows `start` to `stop`: one piece of a policy with these parts, by module path."""
+    """Rows `start` to `stop` of a batch: one piece of a policy, whose parts are given by module path."""
 
     start: int
     stop: int
@@ -54,7 +54,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Next tokens of one piece whose log-probabilities are wanted: targets[i] is predicted by row rows[i] of it."""
+    """The next tokens of a piece whose log-probabilities are wanted; its row rows[i] predicts targets[i]."""
 
     start: int  # the piece's rows in the batch
     stop: int
@@ -65,13 +65,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Batch:
-    """T rows, a multiple of `ROW_MULTIPLE`; those beyond the last segment are padding, alone with themselves."""
+    """T rows, a multiple of `ROW_MULTIPLE`; rows after the last segment are padding, which sees only itself."""
 
     tokens: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
     trees: tuple[Tree, ...]
-    segments: tuple[Segment, ...]  # () computes the bare base
-    routes: torch.Tensor | None = None  # [T, M, k] int64: experts that the M layers with any must take; -1 for free
+    segments: tuple[Segment, ...]  # (): compute the base without adapters
+    routes: torch.Tensor | None = None  # [T, M, k] int64: experts that the M MoE layers use; -1: the router's
 
     @property
     def rows(self) -> int:
@@ -80,20 +80,20 @@ class Batch:
 
     @cached_property
     def owners(self) -> torch.Tensor:
-        """Which segment each row is of, [T] int64; rows of none come after the last."""
+        """Each row's segment, [T] int64; padding rows get the number of segments."""
         counts = [segment.stop - segment.start for segment in self.segments]
         counts.append(self.rows - sum(counts))
         owners = torch.arange(len(counts), device=self.tokens.device)
         return owners.repeat_interleave(torch.tensor(counts, device=owners.device))
 
 
-# From the last layer's normed output [T, H] to the gradient with respect to it, or None where no gradient is wanted;
-# pauses between two bounded parts of the work.
+# Takes the last layer's normed output [T, H]; returns the gradient with respect to it, or None if none is wanted.
+# Yields between bounded parts of the work.
 Score = Callable[[torch.Tensor], Generator[None, None, torch.Tensor | None]]
 
 
 def parts_of(layout: Layout, scalings: Sequence[float], run: torch.Tensor, gradient: torch.Tensor) -> dict[str, Part]:
-    """A policy's parts as views of its weights in the base's dtype and of its gradient, both [n]."""
+    """Return a policy's parts as views of its weights in the base's dtype and of its gradient, both [n]."""
     pairs = zip(halves(layout, run), halves(layout, gradient), scalings, strict=True)
     return {
         place.path: Part(a, b, scaling, a_gradient, b_gradient)
@@ -102,7 +102,7 @@ def parts_of(layout: Layout, scalings: Sequence[float], run: torch.Tensor, gradi
 
 
 def make_batch(pieces: Sequence[tuple[Piece, Held | None]], device: torch.device) -> Batch:
-    """Put pieces of several policies side by side; with None for all of them, the bare base takes its own routes."""
+    """Concatenate pieces of several policies; None for all of them: compute the bare base, with its own routes."""
     rows = sum(piece.rows for piece, _ in pieces)
     tokens, positions = (np.zeros(-(-rows // ROW_MULTIPLE) * ROW_MULTIPLE, dtype=np.int64) for _ in range(2))
     trees: list[Tree] = []

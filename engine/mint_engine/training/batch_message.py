@@ -1,4 +1,4 @@
-"""A batch of an update as the message that rank 0 sends to the others, and read from it."""
+"""Converts an update's batch to and from the message that rank 0 sends to the other ranks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from mint_engine.training.pieces import Tree
 
 
 def to_message(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Compute:
-    """The message to the other ranks."""
+    """Return the message for the other ranks."""
     routes = batch.routes
     return Compute(
         tokens=_bytes(batch.tokens),
@@ -28,7 +28,7 @@ def to_message(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Comput
 
 
 def from_message(message: Compute, held: Mapping[int, Held], device: torch.device) -> tuple[Batch, list[Wanted]]:
-    """The batch of a message, over what this rank holds of the policies."""
+    """Return a message's batch, with this rank's parts of the policies."""
     batch = Batch(
         _tensor(message.tokens, device),
         _tensor(message.positions, device),

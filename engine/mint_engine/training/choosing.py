@@ -1,9 +1,9 @@
 """DeepSeek Sparse Attention's choice in the lean training pass (DeepSeek-V3.2, arXiv 2512.02556, section 2.1).
 
-As serving's indexer chooses, among each tree's own rows. A choice has no gradient: what is trained is the attention
-over the chosen rows, and the indexer stays as it is, adapters on it included.
+It chooses like serving's indexer, among each tree's own rows. A choice has no gradient: the attention over the chosen
+rows is trained, and the indexer stays as it is, including any adapters on it.
 
-Letters in shapes: T rows, J indexer heads, D their size, E numbers of it that are turned.
+Letters in shapes: T rows, J indexer heads, D their size, E the numbers of it that are rotated.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from mint_engine.training.products import Product, Rows, multiply
 
 @dataclass(frozen=True)
 class Indexer:
-    """One layer's."""
+    """One layer's indexer."""
 
-    queries: Product  # [J D], of compressed queries
-    first: Product  # [D + J], of what the layer takes: a key, and what heads' scores count for
-    norm: torch.Tensor  # [D]: of keys
+    queries: Product  # compressed queries -> [J D]
+    first: Product  # the layer's input -> [D + J]: a key, and the heads' weights
+    norm: torch.Tensor  # [D], of keys
     bias: torch.Tensor  # [D]
     epsilon: float
     rotated: int
-    pairs: bool  # whether neighbours turn together, and not halves
-    most: int  # places that a row attends to
+    pairs: bool  # whether neighbours are rotated together, not halves
+    most: int  # rows that a row attends to at most
 
     @property
     def size(self) -> int:
@@ -46,7 +46,7 @@ def choose(
     batch: Batch,
     angles: Angles,
 ) -> Choice | None:
-    """x [T, H], compressed queries [T, *] -> what each row attends to; None: all that it sees."""
+    """x [T, H], compressed queries [T, *] -> which rows each row attends to; None: all that it sees."""
     choice = lay_choice(batch.trees, indexer.most)
     if choice is None:
         return None
@@ -65,5 +65,5 @@ def choose(
 
 
 def halves(rotated: torch.Tensor, *, pairs: bool) -> torch.Tensor:
-    """[..., E] as kernels turn it: what turns together is half of it apart, and not beside each other (`pairs`)."""
+    """Reorder [..., E] for the kernels, which rotate numbers half of E apart together; `pairs`: neighbours do."""
     return rotated.reshape(*rotated.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if pairs else rotated

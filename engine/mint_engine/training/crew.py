@@ -1,11 +1,11 @@
-"""Who computes an update: this rank alone, or all ranks of the engine with this one in the lead.
+"""Who computes an update: this rank alone, or all ranks of the engine, led by this one.
 
-The first rank keeps policies and losses. It tells the others every batch, and has them compute it piece by piece when
-it does so itself: so they meet in the same order between the same steps of requests.
+The first rank keeps policies and losses. It sends every batch to the others and has them compute each piece when it
+does so itself, so that all ranks compute in the same order between the same steps of requests.
 
-What goes wrong on the first rank alone between two pieces, or while it grades, ends the turn's updates and no more:
-nobody waits for anybody then, and all ranks let go of what they hold of them. What goes wrong within a piece ends the
-engine, for the others may be waiting for sums that never come.
+An error on the first rank alone, between two pieces or while it grades, only ends the turn's updates: no rank waits
+for another then, and all let go of what they hold of these updates. An error within a piece ends the engine, since
+the other ranks may be waiting for sums that never come.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,35 +27,36 @@ T = TypeVar("T")
 
 
 class Crew(Protocol):
-    """Updates by numbers of who asks: hold each, run any number of batches, gather; let go wherever it ended.
+    """Computes updates, identified by the caller's numbers: hold, run any number of batches, gather, let go.
 
-    One thing of these at a time. Others that are held meanwhile, to go on in a later turn, stay as they are.
+    One of these operations at a time; `let_go` follows however an update ended. Other updates that are held, to go on
+    in a later turn, are not affected.
     """
 
     @property
     def name(self) -> str:
-        """The pass's."""
+        """The pass's name."""
         ...
 
     @property
     def most_rows(self) -> int:
-        """How many rows the pass takes at once where nobody waits for it."""
+        """How many rows the pass takes at once while nobody waits for it."""
         ...
 
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
-        """What this rank holds of policies, with gradients of zero. Pauses between bounded parts of it, as all do."""
+        """Hold this rank's part of policies, with zero gradients. Yields between bounded parts, as the others do."""
         ...
 
     def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
-        """Compute a batch, see `GenericPass.run`; `learn`: grades are given, and so it goes back too."""
+        """Compute a batch, see `GenericPass.run`. `learn`: `grade` returns gradients, so there is a backward too."""
         ...
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
-        """The gradients of all that is held, each whole [n] float32."""
+        """Return the complete gradients of what is held, each [n] float32."""
         ...
 
     def let_go(self, numbers: Sequence[int]) -> None:
-        """Keep nothing of these on any other rank, whether they are done or given up; never raises."""
+        """Release these updates on all other ranks, whether they are done or given up. Never raises."""
         ...
 
 
@@ -63,7 +64,7 @@ class Others(Protocol):
     """The engine's other ranks, which follow (see `follower`)."""
 
     def check_training(self, own: str) -> None:
-        """Raise UnsupportedBase where one of them trains by another kind of pass."""
+        """Raise UnsupportedBase if one of them trains by another kind of pass."""
         ...
 
     def tell_lesson(self, lesson: Lesson) -> None:
@@ -71,7 +72,7 @@ class Others(Protocol):
         ...
 
     def end(self) -> None:
-        """This rank can not go on, and so none of them can."""
+        """End all of them, since this rank cannot go on."""
         ...
 
 
@@ -82,13 +83,13 @@ class Alone:
         self._pass, self._dtype, self.name, self.most_rows = passed, dtype, passed.name, passed.most_rows
 
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
-        """All of them."""
+        """Hold all of each policy."""
         found = []
         for number, policy in policies.items():
             run = yield from rounding(policy, self._dtype)
             form, gradient = policy.form, vector(policy.weights.numel(), policy.weights.device)
             for span in spans(gradient):
-                gradient[span] = 0  # it is read before it is written to: of pages that are not there each comes twice
+                gradient[span] = 0  # write first: untouched pages that are read first fault twice
                 yield
             found.append(Held(number, form.layout, parts_of(form.layout, form.scalings, run, gradient), gradient))
             yield
@@ -99,12 +100,12 @@ class Alone:
         return self._pass.run(batch, score_all(self._pass.head, wanted, grade))
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
-        """What is held is whole."""
+        """Return the gradients, which are complete."""
         yield from ()
         return [each.gradient for each in held]
 
     def let_go(self, numbers: Sequence[int]) -> None:
-        """There is no other."""
+        """Do nothing: there is no other rank."""
 
 
 class Leader:
@@ -115,7 +116,7 @@ class Leader:
         self.name, self.most_rows = passed.name, passed.most_rows
 
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
-        """A share of each."""
+        """Hold a share of each policy."""
         listed, found = [], list[Held]()
         for number, policy in policies.items():
             pairs = zip(policy.form.layout.places, policy.form.scalings, strict=True)
@@ -127,7 +128,7 @@ class Leader:
         )
         steps = self._together(Hold(listed), own)
         for policy in policies.values():
-            runs.append((yield from rounding(policy, self._dtype)))  # before the others do: there may be no memory
+            runs.append((yield from rounding(policy, self._dtype)))  # before the others begin: memory may run out
             found.append(next(steps))
             yield
         return found
@@ -137,7 +138,7 @@ class Leader:
         failures: list[Exception] = []
 
         def graded(number: int, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
-            """The others wait for what this gives, so it must not raise before the piece is done."""
+            """Must not raise before the piece is done, since the other ranks wait for its result."""
             if not failures:
                 try:
                     return grade(number, taken, logprobs)
@@ -148,11 +149,11 @@ class Leader:
         own = self._pass.run(batch, score_all(self._pass.head, wanted, graded))
         for _ in self._together(to_message(batch, wanted, learn=learn), own):
             if failures:
-                raise failures.pop()  # kept there, it would hold this frame, and by it what the device keeps
+                raise failures.pop()  # left in the list, it would keep this frame and its tensors alive
             yield
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
-        """A stretch at a time."""
+        """Gather one stretch at a time."""
         found = []
         for each in held:
             whole, start = vector(each.layout.elements, each.gradient.device), 0
@@ -164,14 +165,14 @@ class Leader:
         return found
 
     def let_go(self, numbers: Sequence[int]) -> None:
-        """See `Crew`; at the end, or between two pieces."""
+        """See `Crew`; called at the end, or between two pieces."""
         try:
             self._others.tell_lesson(Abandon(numbers))
         except EngineUnavailable:  # one of them has ended, and so have all
             self._others.end()
 
     def _together(self, lesson: Lesson, own: Iterator[T]) -> Iterator[T]:
-        """What this rank's part of a lesson gives; each piece of it is computed by all at the same time."""
+        """Yield the results of this rank's part of a lesson; all ranks compute each piece at the same time."""
         with self._or_none():
             self._others.tell_lesson(lesson)
         while True:
@@ -185,7 +186,7 @@ class Leader:
 
     @contextmanager
     def _or_none(self) -> Iterator[None]:
-        """All ranks do it, or none of them goes on: one that has not done its part would be waited for."""
+        """End all ranks if the body raises: the others would wait for a rank that has not done its part."""
         try:
             yield
         except BaseException:

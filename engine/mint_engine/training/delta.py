@@ -1,5 +1,5 @@
-"""The multi-LoRA linear with its gradients: to the input through the frozen weight and the rows' own A and B, and to
-A and B straight into their policy's accumulator, a segment at a time. `routed` is the same for stacked experts."""
+"""The multi-LoRA linear with its gradients: the input's, through the frozen weight and the rows' own A and B, and
+those of A and B, added directly to their policy's gradient, by segment. `routed` is the same for stacked experts."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from mint_engine.training.batch import Batch, Part, Segment
 
 
 class Current:
-    """What is being computed; modules look here, because most get nothing but their input."""
+    """The batch being computed. Modules look it up here, since most are passed nothing but their input."""
 
     batch: Batch | None = None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Whose rows they are."""
+        """The batch's segments."""
         return self.batch.segments if self.batch is not None else ()
 
 
 class TrainedLinear(nn.Module):
-    """A linear module of the base, sharing its frozen weight, that adds each row's own adapter."""
+    """A linear module that shares the base's frozen weight and adds each row's own adapter."""
 
     def __init__(self, linear: nn.Module, path: str, current: Current) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class TrainedLinear(nn.Module):
 
 
 class AddDelta(torch.autograd.Function):
-    """y [T, out] += the adapters of x [T, in], in place."""
+    """Add the adapters' output for x [T, in] to y [T, out], in place."""
 
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, owned: list[tuple[Segment, Part]]) -> torch.Tensor:
-        """Mid-products are kept: they are as narrow as the rank."""
+        """Keeps the middle products for the backward: they are only as wide as the rank."""
         middles = []
         for segment, part in owned:
             span = slice(segment.start, segment.stop)
@@ -62,7 +62,7 @@ class AddDelta(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """The input's gradient through the adapters alone: autograd adds what goes through the frozen weight."""
+        """Return the input's gradient through the adapters; autograd adds the part through the frozen weight."""
         (dy,), (x,) = gradients, ctx.saved_tensors
         dx = torch.zeros_like(x)
         for (segment, part), middle in zip(ctx.owned, ctx.middles, strict=True):
@@ -78,7 +78,7 @@ def shrink(x: torch.Tensor, part: Part, expert: int = 0) -> torch.Tensor:
 
 
 def accumulate(x: torch.Tensor, dy: torch.Tensor, middle: torch.Tensor, part: Part, expert: int = 0) -> torch.Tensor:
-    """Add rows' gradients of one A and B to their accumulators; returns dy B scaling [n, r]."""
+    """Add the rows' gradients to those of one A and B; returns dy B scaling [n, r]."""
     back = (dy @ part.b[expert].t()).mul_(part.scaling)
     part.a_gradient[expert].add_(back.t() @ x)
     part.b_gradient[expert].add_(middle.t() @ dy)

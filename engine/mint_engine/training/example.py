@@ -1,5 +1,5 @@
-"""What a policy learns from: sequences with a weight, and where the loss needs them an advantage and the sampler's
-log-probability, for each next token."""
+"""What a policy learns from: sequences with a weight for each next token and, if the loss needs them, an advantage
+and the sampler's log-probability."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ _CHECKED = 1 << 16  # tokens between two pauses: some milliseconds
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence. Every array belongs to the positions of `tokens`; arrays that a loss does not read may be empty.
+    """One sequence. Every array has one entry per token of `tokens`; arrays that a loss does not read may be empty.
 
-    `targets` are the tokens that come next; a weight of 0 leaves a position out. With `routes`, each of the M layers
-    with experts takes these k for a token, as the sampler did, whatever its router says now; where they are -1 that
-    chooses. Examples of one policy that follow each other and begin alike up to their first weight (completions of
-    one prompt), with routes of the same tokens of it, share that beginning's compute: there the first's routes count.
+    `targets` are the next tokens; a weight of 0 leaves a position out. With `routes`, each of the M layers with
+    experts uses these k experts for a token, as the sampler did, whatever its router chooses now; at -1 the router
+    chooses. Consecutive examples of one policy that are equal up to their first weighted position (completions of one
+    prompt), with routes for the same of these tokens, share that part's compute; it uses the first example's routes.
     """
 
     tokens: Sequence[int]
@@ -31,18 +31,18 @@ class Example:
     weights: Sequence[float]
     sampler_logprobs: Sequence[float] = ()
     advantages: Sequence[float] = ()
-    routes: NDArray[np.integer[Any]] | None = None  # [tokens, M, k]: which experts each token went to when sampled
+    routes: NDArray[np.integer[Any]] | None = None  # [tokens, M, k]: experts each token was routed to when sampled
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """What one policy is to learn from in one forward and backward."""
+    """What one policy is to learn from in one forward and backward pass."""
 
     policy: str
     examples: Sequence[Example]
     loss: Loss = _DEFAULT
-    completion_tokens: int = 0  # most new tokens of a completion: what dr_grpo divides by
-    temperature: float = 1.0  # at which completions were drawn: log-probabilities are those of logits over it
+    completion_tokens: int = 0  # most new tokens of a completion, by which dr_grpo divides
+    temperature: float = 1.0  # of sampling; logits are divided by it before log-probabilities
 
 
 def completion(
@@ -52,10 +52,10 @@ def completion(
     advantage: float,
     routes: NDArray[np.integer[Any]] | None = None,
 ) -> Example:
-    """A sampled completion of a prompt as an example: each of its tokens weighs 1.
+    """Return a sampled completion of a prompt as an example in which each of its tokens has weight 1.
 
-    `logprobs` are the sampler's own, and `routes` where they are to be replayed.
-    Raises InvalidRequest without a prompt or without a token.
+    `logprobs` are the sampler's own; `routes` are given if they are to be replayed. Raises InvalidRequest if the
+    prompt or the completion is empty, or `logprobs` has another length.
     """
     if not prompt or not tokens or len(logprobs) != len(tokens):
         raise InvalidRequest("completion", "needs a prompt, at least one token, and a log-probability for each")
@@ -71,9 +71,9 @@ def completion(
 
 
 def check_examples(batch: PolicyBatch, vocabulary: int, context: int) -> Iterator[None]:
-    """Raise InvalidRequest, naming the policy and the example, for what no loss could be computed of.
+    """Raise InvalidRequest, naming the policy and the example, if no loss could be computed from one.
 
-    `context` is how many tokens an example may have; 0: any number. Pauses between bounded parts of it.
+    `context` is the most tokens that an example may have; 0: any number. Yields between bounded parts of the work.
     """
     if batch.loss.type == "dr_grpo" and batch.completion_tokens < 1:
         raise InvalidRequest(f"policy {batch.policy}", "dr_grpo needs completion_tokens, the most of a completion")

@@ -1,4 +1,4 @@
-"""The other ranks' side of an update: they do what the first tells them, and know nothing of losses and policies."""
+"""The other ranks' side of an update: they do what the first rank tells them, and know no losses or policies."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,7 +17,7 @@ from mint_engine.training.sharing import Sharing
 
 
 class Follower:
-    """Made from a rank's share of a base before serving swaps its modules, as the first rank's trainer is."""
+    """Made from a rank's share of a base before serving swaps its modules, like the first rank's trainer."""
 
     def __init__(self, base: Base, modules: Mapping[str, Module], group: Group) -> None:
         self._modules, self._device = modules, base.device
@@ -28,12 +28,12 @@ class Follower:
 
     @property
     def compute(self) -> str:
-        """Which pass computes."""
+        """The name of the pass that computes."""
         return self._pass.name
 
     @torch.no_grad()
     def do(self, lesson: Lesson) -> None:
-        """This rank's part of it, at the same time as all others'. Raises EngineUnavailable where one has ended."""
+        """Do this rank's part of a lesson, as all others do now. Raises EngineUnavailable if one has ended."""
         if isinstance(lesson, Hold):
             self._steps = self._hold(lesson)
         elif isinstance(lesson, Compute):
@@ -58,6 +58,6 @@ class Follower:
         batch, wanted = from_message(message, self._held, self._device)
 
         def grade(_number: int, _taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
-            return torch.zeros_like(logprobs) if message.learn else None  # the first rank adds what they are
+            return torch.zeros_like(logprobs) if message.learn else None  # the first rank adds the real ones
 
         return self._pass.run(batch, score_all(self._pass.head, wanted, grade))

@@ -1,8 +1,8 @@
-"""The generic training pass: transformers' own modules under autograd. Right for every base that they compute.
+"""The generic training pass: transformers' own modules under autograd. Correct for every base that they compute.
 
-The modules are a second tree over the very same weights, so that serving's swaps and training's never meet. A batch
-goes a decoder layer at a time: of each only its input stays in memory, and its backward computes it again. Ranks meet
-at the same places of it in both directions (see `sums`).
+The modules are a second module tree over the same weights, so that the changes of serving and of training do not
+interfere. A batch is computed one decoder layer at a time: only each layer's input stays in memory, and the backward
+computes the layer again. Ranks communicate at the same points of it in both directions (see `sums`).
 """
 
 import copy
@@ -30,18 +30,18 @@ from mint_engine.training.head import Head, differentiated
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.sums import add_sums
 
-_HANDED_ON = "prev_topk_indices"  # GLM-5: what a layer's indexer chose, which the next one may share
+_HANDED_ON = "prev_topk_indices"  # GLM-5: a layer's indexer's choice, which the next layer may share
 
 
 @dataclass(frozen=True)
 class _Arguments:
-    """What the model's own code passes to one decoder layer beside the hidden states."""
+    """The arguments that the model's own code passes to one decoder layer beside the hidden states."""
 
     positional: tuple[Any, ...]
     named: dict[str, Any]
 
     def with_handed(self, handed: Any) -> "_Arguments":
-        """The same with what the layer before handed on."""
+        """Return these arguments with what the previous layer handed on."""
         return _Arguments(self.positional, {**self.named, _HANDED_ON: handed}) if _HANDED_ON in self.named else self
 
 
@@ -49,35 +49,35 @@ class GenericPass:
     """Made from a base before serving swaps its modules."""
 
     name = "generic"
-    most_rows = PIECE_ROWS  # so that no policy has two pieces: autograd would add them up in an order of its own
+    most_rows = PIECE_ROWS  # so that no policy has two pieces, which autograd would add up in its own order
 
     def __init__(self, base: Base, modules: Mapping[str, Module], group: Group | None = None) -> None:
-        """With a `group` the base is a rank's share."""
+        """With a `group`, the base is a rank's share."""
         self._model, self._current = _share(base.model), Current()
         attend.register()
         self._model.set_attn_implementation(attend.NAME)
         _put(self._model, modules, self._current, group.share.experts if group is not None else None)
         if group is not None:
             add_sums(self._model, group)
-        path = layers_prefix(base.model).removesuffix(".layers.")  # of what a model that sees too has for its text
+        path = layers_prefix(base.model).removesuffix(".layers.")  # of a vision model's text part
         self._body = self._model.get_submodule(path)
         self._sees = (
             self._body is not self._model.base_model
-        )  # and what it sees by has a say in how tokens are embedded
+        )  # a vision model, whose outer modules also embed the tokens
         self._layers, self._relay = list(self._body.layers), _Relay()
         self._body.layers = nn.ModuleList([self._relay] * len(self._layers))
-        # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
+        # Models with sparse attention index into a mask before passing it on; nothing reads its content.
         sparse = getattr(base.config, "index_topk", None)
         self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
         self.head = Head(differentiated(self._logits), group=group)
         self._given = _Given()
-        self._top = _share(base.model)  # only what comes after the body is used of it
+        self._top = _share(base.model)  # only what follows the body is used
         self._top.set_submodule(path, self._given)
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
-        """Compute a batch: its forward, what `score` makes of it, and the backward where that wants one.
+        """Compute a batch: the forward, `score`, and, if that returns a gradient, the backward.
 
-        Pauses after every layer, and in the backward also between computing it again and going back.
+        Yields after every layer, and in the backward also between recomputing a layer and its backward.
         """
         with torch.no_grad():
             hidden, arguments = self._begin(batch)
@@ -107,13 +107,13 @@ class GenericPass:
     def _layer(
         self, layer: Any, hidden: torch.Tensor, arguments: _Arguments, batch: Batch
     ) -> tuple[torch.Tensor, Any]:
-        """What a layer makes of hidden [1, T, H], and what it hands on."""
+        """Return a layer's output for hidden [1, T, H], and what it hands on to the next layer."""
         with self._computing(batch):
             found = layer(hidden, *arguments.positional, **arguments.named)
         return found if isinstance(found, tuple) else (found, None)
 
     def _begin(self, batch: Batch) -> tuple[torch.Tensor, list[_Arguments]]:
-        """What the first layer takes [1, T, H], and what each is passed."""
+        """Return the first layer's input [1, T, H], and each layer's other arguments."""
         try:
             if self._sees:
                 self._model(input_ids=batch.tokens[None], logits_to_keep=1, **self._body_arguments(batch))
@@ -124,7 +124,7 @@ class GenericPass:
             self._relay.forget()
 
     def _end(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
-        """What the body makes of the last layer's output: its norm."""
+        """Return the body's output for that of the last layer: its norm."""
         self._relay.given = hidden
         try:
             return self._through(batch, hidden)
@@ -132,7 +132,7 @@ class GenericPass:
             self._relay.forget()
 
     def _through(self, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
-        """The body's own code around its layers, [1, T, H]."""
+        """Run the body's own code around its layers; returns its output [1, T, H]."""
         found: torch.Tensor = self._body(inputs_embeds=embedded, **self._body_arguments(batch)).last_hidden_state
         return found
 
@@ -143,10 +143,10 @@ class GenericPass:
         }  # fmt: skip
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] of normed outputs [n, H], as the model's own code has them; differentiable."""
+        """Return the logits [n, V] of normed outputs [n, H] by the model's own code; differentiable."""
         self._given.hidden = hidden[None]
         try:
-            # Whatever the body is asked, it gives what it was given.
+            # `_given`, in the body's place, returns this whatever its input.
             logits: torch.Tensor = self._top(inputs_embeds=hidden[None], use_cache=False).logits
         finally:
             self._given.hidden = None
@@ -154,7 +154,7 @@ class GenericPass:
 
     @contextmanager
     def _computing(self, batch: Batch) -> Iterator[None]:
-        """The modules see this batch; between two parts of the work another one may be computed."""
+        """Show the modules this batch; another one may be computed between two parts of the work."""
         self._current.batch = batch
         try:
             yield
@@ -163,16 +163,16 @@ class GenericPass:
 
 
 class _Relay(nn.Module):
-    """Stands where every decoder layer of a body is: notes what they get, and gives what was computed before."""
+    """Replaces every decoder layer of a body: records their arguments, and returns what was computed before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: list[torch.Tensor] = []  # by each layer
+        self.taken: list[torch.Tensor] = []  # by each layer, its hidden states
         self.arguments: list[_Arguments] = []
         self.given: torch.Tensor | None = None
 
     def forget(self) -> None:
-        """Keep nothing: what comes next may be another batch."""
+        """Clear all, since another batch may come next."""
         self.taken.clear()
         self.arguments.clear()
         self.given = None
@@ -185,7 +185,7 @@ class _Relay(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands where a model's body is and answers with what was computed before."""
+    """Replaces a model's body and returns what was computed before."""
 
     hidden: torch.Tensor | None = None
 
@@ -194,13 +194,13 @@ class _Given(nn.Module):
 
 
 def _share(model: nn.Module) -> Any:
-    """The same modules once more, over the same parameters and buffers."""
+    """Copy a module tree, sharing its parameters and buffers."""
     kept: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, kept)
 
 
 def _put(model: Any, modules: Mapping[str, Module], current: Current, experts: Cut | None) -> None:
-    """Put what reads the batch into the places of linears, experts and indexers. `experts` are held; None: all."""
+    """Replace linears, experts and indexers by ones that read the batch. `experts` is which are held; None: all."""
     for path, module in modules.items():
         if not module.experts:
             model.set_submodule(path, TrainedLinear(model.get_submodule(path), path, current))

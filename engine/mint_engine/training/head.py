@@ -1,7 +1,7 @@
-"""From normed outputs to log-probabilities, losses and back: a chunk of rows at a time, never [T, V] whole.
+"""From normed outputs to log-probabilities, losses and back: one chunk of rows at a time, never all of [T, V].
 
-A chunk's logits are used for both directions at once, because the gradient of a token's loss needs nothing of others.
-Ranks that share a vocabulary tell each other but sums and log-probabilities: a few numbers a token.
+A chunk's logits serve both directions at once, because the gradient of a token's loss depends on no other token.
+Ranks that share a vocabulary only exchange sums and log-probabilities: a few numbers per token.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,37 +17,37 @@ from mint_engine.parallel.group import Group
 from mint_engine.training.batch import ROW_MULTIPLE, Score, Wanted
 from mint_engine.training.kernels import TrainingKernels
 
-HEAD_ROWS = 256  # with a vocabulary of 150,000 a chunk's logits take 77 MB in bf16, in float32 twice that
+HEAD_ROWS = 256  # with a vocabulary of 150,000, a chunk's logits take 77 MB in bf16, twice that in float32
 _FORTH_COLUMNS = (
-    8192  # of logits at a time: as much as a product of a small base's layers, and the whole takes no longer
+    8192  # of logits at a time: as much as a product in a small base's layers, and no slower in total
 )
-_BACK_ROWS = 256  # of a product back to what is hidden; torch's (oneDNN) takes twice as long for each of 512
-_BACK_PARTS = 3  # of its columns, for the same reason; each reads all of the gradient
+_BACK_ROWS = 256  # of a product back to hidden; with 512 rows, torch's (oneDNN) takes twice as long for each row
+_BACK_PARTS = 3  # of that product's columns, for the same reason; each part reads the complete gradient
 
-# From which of the wanted tokens [k] int64, and their log-probabilities [k] float32, to the gradient of the loss with
-# respect to these; None where no gradient is wanted.
+# Takes the indices of some wanted tokens [k] int64 and their log-probabilities [k] float32; returns the gradient of
+# the loss with respect to the latter, or None if no gradient is wanted.
 Grade = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
-GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # the same, of which piece
+GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # the same, for a piece's number
 
-Pausing = Generator[None, None, torch.Tensor]  # what makes a tensor in bounded parts
+Pausing = Generator[None, None, torch.Tensor]  # computes a tensor in bounded parts
 
 
 class Product(NamedTuple):
-    """A chunk's logits [n, V], which may be overwritten, and the way from their gradient to that of hidden [n, H]."""
+    """Computes a chunk's logits [n, V], which may be overwritten, and from their gradient that of hidden [n, H]."""
 
-    forth: Callable[[], Pausing]  # pauses after each part
-    back: Callable[[torch.Tensor], Pausing]  # pauses before each part
+    forth: Callable[[], Pausing]  # yields after each part
+    back: Callable[[torch.Tensor], Pausing]  # yields before each part
 
 
-# From hidden [n, H] to its product. Logits are good until the context ends.
+# Takes hidden [n, H]; returns a context with its product. The logits are valid until the context ends.
 Project = Callable[[torch.Tensor], AbstractContextManager[Product]]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What gives logits of normed outputs, `rows` of them at a time; with kernels, they are overwritten.
+    """Computes logits of normed outputs, `rows` at a time. With kernels, the logits are overwritten in place.
 
-    With a `group` they are one rank's columns of them, and what the others' say is known by adding up.
+    With a `group`, the logits are one rank's columns; sums over ranks supply what depends on the others'.
     """
 
     project: Project
@@ -57,7 +57,7 @@ class Head:
 
 
 def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
-    """Logits by modules of any kind, whose way back is autograd's."""
+    """Return a projection by modules of any kind, with autograd for the backward."""
 
     @contextmanager
     def project(hidden: torch.Tensor) -> Iterator[Product]:
@@ -80,9 +80,9 @@ def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
 
 
 def multiplied(weight: torch.Tensor, rows: int) -> Project:
-    """Logits by one matrix [V, H], in a place for `rows` of them that stays: to have it anew takes long.
+    """Return a projection by one matrix [V, H], into a reused buffer for `rows` rows: allocating it takes long.
 
-    Whoever comes while another's logits are in it has one more.
+    If the buffer is in use, another one is allocated.
     """
     places: list[torch.Tensor] = []
     parts = weight.chunk(_BACK_PARTS, dim=1)
@@ -116,26 +116,26 @@ def multiplied(weight: torch.Tensor, rows: int) -> Project:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Wanted tokens of one chunk, in the order of their rows."""
+    """The wanted tokens of one chunk, in the order of their rows."""
 
-    at: torch.Tensor  # [k] int64: which of all wanted ones
-    rows: torch.Tensor  # [k] int64, counted from the chunk's first
+    at: torch.Tensor  # [k] int64: their indices among all wanted ones
+    rows: torch.Tensor  # [k] int64, relative to the chunk's first row
     targets: torch.Tensor  # [k] int64
     temperature: float
 
 
 @dataclass(frozen=True)
 class _Graded:
-    """What is known of a chunk's m rows and k tokens once the loss has seen them."""
+    """What is known of a chunk's m rows and k tokens after grading."""
 
-    norms: torch.Tensor  # [m] float32: of all columns, also of those that other ranks have
+    norms: torch.Tensor  # [m] float32: log-sum-exp over all columns, including other ranks'
     given: torch.Tensor  # [k] float32: the targets' logits
-    targets: torch.Tensor  # [k] int64: as columns of this rank; beyond them where another has it
+    targets: torch.Tensor  # [k] int64: as columns of this rank; out of range if another rank has it
     slopes: torch.Tensor  # [k] float32: the loss's gradient with respect to log-probabilities
 
 
 def score_all(head: Head, wanted: Sequence[Wanted], grade: GradeOf) -> Score:
-    """What scores a batch: `score` of each piece, whose number `grade` gets."""
+    """Return a function that scores a batch by `score` of each piece; `grade` gets the piece's number."""
 
     def scored(hidden: torch.Tensor) -> Generator[None, None, torch.Tensor | None]:
         gradient = None
@@ -153,9 +153,9 @@ def score_all(head: Head, wanted: Sequence[Wanted], grade: GradeOf) -> Score:
 def score(
     head: Head, hidden: torch.Tensor, wanted: Wanted, grade: Grade
 ) -> Generator[None, None, torch.Tensor | None]:
-    """The gradient with respect to a piece's hidden [T, H] of the loss that `grade` makes of log-probabilities.
+    """Return the gradient, with respect to a piece's hidden [T, H], of the loss that `grade` differentiates.
 
-    A row may predict several tokens. Pauses after each part of a chunk's logits, and around each of its way back.
+    A row may predict several tokens. Yields after each part of a chunk's logits, and around each of its backward.
     """
     gradient = None
     rows, index = torch.unique(wanted.rows, return_inverse=True)
@@ -190,14 +190,14 @@ def _chunk(
 
 
 def _back_plainly(logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None) -> torch.Tensor | None:
-    """The loss's gradient with respect to logits [m, V], in their dtype."""
+    """Return the loss's gradient with respect to logits [m, V], in their dtype."""
     scores = logits.float()
     if tokens.temperature != 1.0:
         scores = scores / tokens.temperature
     found = _graded(scores, torch.logsumexp(scores, dim=1), tokens, grade, group)
     if found is None:
         return None
-    # d log p(target) / d logits is one at the target, less the probabilities.
+    # d log p(target) / d logits is one at the target, minus the probabilities.
     total = torch.zeros_like(found.norms).index_add_(0, tokens.rows, found.slopes)
     back = scores.sub_(found.norms[:, None]).exp_().mul_(-total[:, None])
     here = _within(found.targets, back)
@@ -211,7 +211,7 @@ def _back_plainly(logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Gr
 def _back_in_place(
     logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None, kernels: TrainingKernels
 ) -> torch.Tensor | None:
-    """The same, where the logits were."""
+    """As `_back_plainly`, but overwrite the logits with the gradient."""
     found = _graded(logits, kernels.log_sums(logits), tokens, grade, group)
     if found is None:
         return None
@@ -223,7 +223,7 @@ def _back_in_place(
 def _graded(
     logits: torch.Tensor, norms: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None
 ) -> _Graded | None:
-    """What the loss makes of logits [m, V] whose exponentials' sums have the logarithms `norms` [m]."""
+    """Grade the tokens of logits [m, V] whose log-sum-exps are `norms` [m]; None if no gradient is wanted."""
     if group is None:
         given = logits[tokens.rows, tokens.targets].float()
         slopes = grade(tokens.at, given - norms[tokens.rows])
@@ -232,12 +232,12 @@ def _graded(
     held = logits[tokens.rows, targets.clamp(0, logits.shape[1] - 1)].float()
     norms, given = _complete(norms, torch.where(_within(targets, logits), held, 0.0), group)
     slopes = grade(tokens.at, given - norms[tokens.rows])
-    # The first rank alone knows the loss: all others have zeros.
+    # Only the first rank knows the loss: all others have zeros.
     return None if slopes is None else _Graded(norms, given, targets, group.sum(slopes))
 
 
 def _complete(norms: torch.Tensor, given: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-    """From every rank's norms [m] to those of all columns; and its targets' logits [k] to those of all."""
+    """Combine all ranks' norms [m] into those of all columns, and their targets' logits [k] into all targets'."""
     count, rows = group.share.count, norms.shape[0]
     own = torch.cat([norms.new_zeros(count * rows), given])
     own[group.share.rank * rows :][:rows] = norms
@@ -246,5 +246,5 @@ def _complete(norms: torch.Tensor, given: torch.Tensor, group: Group) -> tuple[t
 
 
 def _within(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Which targets are among the columns of logits [m, V]. bool"""
+    """Return which targets are among the columns of logits [m, V], bool."""
     return (targets >= 0) & (targets < logits.shape[1])

@@ -1,6 +1,6 @@
-"""DeepSeek Sparse Attention's choice of rows in training: as serving's indexer chooses, among each tree's own rows.
+"""DeepSeek Sparse Attention's choice of rows in training: like serving's indexer, among each tree's own rows.
 
-A choice has no gradient: what is trained is the attention over the chosen rows, and the indexer stays as it is.
+A choice has no gradient: the attention over the chosen rows is trained, and the indexer stays as it is.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def select(
     *_: object,
     **__: object,
 ) -> Chosen:
-    """Score every row's past and choose. hidden [1, T, H], compressed queries [1, T, *], the model's own angles."""
+    """Score every row's past and choose: hidden [1, T, H], compressed queries [1, T, *], the model's own angles."""
     query, key = project(indexer, hidden, compressed, angles)
     weights, most = weigh_heads(indexer, hidden), int(indexer.index_topk)
     chosen: list[torch.Tensor | None] = []

@@ -1,6 +1,7 @@
-"""Norms of queries and keys over the heads of all ranks, of which each has some: ranks add up sums of squares.
+"""Norms of queries and keys over the heads of all ranks, each of which has some: ranks add up sums of squares.
 
-As `SharedNorm`, written out both ways. Letters in shapes: T rows, Q query and K key/value heads, D head size.
+Like `SharedNorm`, with forward and backward written out. Letters in shapes: T rows, Q query and K key/value heads, D
+head size.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +13,11 @@ from mint_engine.kernels.attention_structs import HeadNorms, Joint
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.training.kernels import Heads
 
-Add = Callable[[torch.Tensor], torch.Tensor]  # gives what all ranks have, added up
+Add = Callable[[torch.Tensor], torch.Tensor]  # sums a tensor over all ranks
 
 
 def norm_jointly(qkv: torch.Tensor, heads: Heads, norms: HeadNorms, joint: Joint, add: Add) -> None:
-    """qkv [T, (Q + 2 K) D]: norm all queries and all keys of each row, in place."""
+    """Norm all queries and all keys of each row of qkv [T, (Q + 2 K) D], in place."""
     parts = list(_parts(qkv, heads, norms, joint))
     scales = _scales([part for part, *_ in parts], joint, norms.epsilon, add)
     for (part, norm, _), scale in zip(parts, scales, strict=True):
@@ -29,10 +30,10 @@ def norm_jointly(qkv: torch.Tensor, heads: Heads, norms: HeadNorms, joint: Joint
 def norm_jointly_back(
     dqkv: torch.Tensor, raw: torch.Tensor, heads: Heads, norms: HeadNorms, joint: Joint, add: Add
 ) -> None:
-    """The way back, in place; `raw` is what was normed.
+    """The backward of `norm_jointly`, in place; `raw` is its input.
 
-    A gradient of keys that several ranks have is in parts on all of them, and so is what becomes of it; what comes by
-    the squares is that of who counts them.
+    If several ranks have the same keys, the keys' gradient is a sum of all these ranks' parts, before and after. The
+    part through the sum of squares is computed only by the rank that counts the keys.
     """
     given, taken = (list(_parts(each, heads, norms, joint)) for each in (dqkv, raw))
     scales = _scales([part for part, *_ in taken], joint, norms.epsilon, add)
@@ -48,14 +49,14 @@ def norm_jointly_back(
 def _parts(
     qkv: torch.Tensor, heads: Heads, norms: HeadNorms, joint: Joint
 ) -> Iterator[tuple[torch.Tensor, Norm, int]]:
-    """Queries [T, Q D] and keys [T, K D], how each is normed, and over how many numbers of all ranks."""
+    """Yield queries [T, Q D] and keys [T, K D], each with its norm and the count of its numbers on all ranks."""
     queries, keys = heads.queries * heads.dim, heads.keys * heads.dim
     yield qkv[:, :queries], norms.query, joint.queries
     yield qkv[:, queries : queries + keys], norms.key, joint.keys
 
 
 def _scales(parts: list[torch.Tensor], joint: Joint, epsilon: float, add: Add) -> tuple[torch.Tensor, ...]:
-    """What queries and keys of each row are multiplied by [T, 1], float32."""
+    """Return the factors of each row's queries and keys, [T, 1] float32."""
     own = _sums([part.float().square() for part in parts])
     own[:, 1] *= float(joint.counted)
     means = add(own) / own.new_tensor([joint.queries, joint.keys])

@@ -1,4 +1,4 @@
-"""The compiled kernels of the lean training pass as Python functions; the C++ sources have the shapes."""
+"""The lean training pass's compiled kernels as Python functions; the C++ sources document the shapes."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "mix_back": (_P, _I, _P, _P, _I, _I, _I, _P, _P, _P),
     "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
 }
-# What a policy adds to a run's part of a product: `Added` of the C++ sources; pointers as numbers.
+# What a policy's adapter adds to a run's part of a product: `Added` in the C++ sources; pointers are integers.
 ADDED = np.dtype(
     [(name, np.int64) for name in ("first", "rows", "column", "width", "rank", "middle")]
     + [(name, np.uint64) for name in ("a", "b", "a_gradient", "b_gradient")]
@@ -43,9 +43,9 @@ ADDED = np.dtype(
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention's sizes: query heads, key/value heads, a head's size; what scores are multiplied by, and are of.
+    """Attention's sizes: query heads, key/value heads, head size; the scores' factor, and what rows see.
 
-    Where `pairs`, neighbours turn together, and not halves.
+    With `pairs`, neighbours are rotated together, not halves.
     """
 
     queries: int
@@ -57,20 +57,20 @@ class Heads:
 
     @property
     def width(self) -> int:
-        """Numbers of a row of queries, keys and values."""
+        """The count of numbers in a row of queries, keys and values."""
         return (self.queries + 2 * self.keys) * self.dim
 
 
 @dataclass(frozen=True)
 class Trees:
-    """Trees as the kernels take them."""
+    """Trees in the form that the kernels take."""
 
     trees: torch.Tensor  # [n, 4] int64: first row, rows of the trunk, branches, where these begin in `lengths`
     lengths: torch.Tensor  # int64
 
 
 def lay_trees(trees: Sequence[Tree]) -> Trees:
-    """Sort a batch's trees out."""
+    """Convert a batch's trees for the kernels."""
     rows: list[tuple[int, ...]] = []
     lengths: list[int] = []
     for tree in trees:
@@ -81,28 +81,28 @@ def lay_trees(trees: Sequence[Tree]) -> Trees:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which places of its tree each row attends to, as the kernels take it (`choice.h`)."""
+    """Which places of its tree each row attends to, in the form that the kernels take (`choice.h`)."""
 
     bits: torch.Tensor  # uint8, flat
-    of: torch.Tensor  # [n, 2] int64 of each tree: where its bits begin, or -1 for all that rows see; bytes of a place
+    of: torch.Tensor  # [n, 2] int64, per tree: offset of its bits, or -1: all that rows see; bytes per place
 
 
 def lay_choice(trees: Sequence[Tree], most: int) -> Choice | None:
-    """Room for what rows choose; None where none of them sees more than the `most` that it may."""
+    """Allocate a choice of at most `most` places per row; None if no row sees more than that."""
     of, size = [], 0
     for tree in trees:
         places = tree.trunk + max(tree.branches, default=0)
         if places <= most:
             of.append((-1, 0))
             continue
-        stride = -(-tree.rows // 32) * 4 + 16  # kernels write words of 32 rows, and may read so far behind them
+        stride = -(-tree.rows // 32) * 4 + 16  # kernels write words of 32 rows, and may read 16 bytes beyond
         of.append((size, stride))
-        size += -(-places // 32) * 32 * stride  # and take 32 places at a time
+        size += -(-places // 32) * 32 * stride  # kernels process 32 places at a time
     return Choice(torch.zeros(size, dtype=torch.uint8), torch.tensor(of, dtype=torch.int64)) if size else None
 
 
 class TrainingKernels:
-    """The kernels of one number type. All tensors are on CPU, and contiguous but for what says otherwise."""
+    """The kernels for one dtype. All tensors are on CPU, and contiguous unless stated otherwise."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, serving: Kernels) -> None:
         self.log_sums = serving.log_sums
@@ -129,9 +129,9 @@ class TrainingKernels:
     def attend(
         self, qkv: torch.Tensor, trees: Trees, heads: Heads, choice: Choice | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """qkv [T, (Q + 2 K) D] -> attended [T, Q D], zero for rows of no tree, and sums [T, Q] for the way back.
+        """qkv [T, (Q + 2 K) D] -> attended [T, Q D], zero for rows of no tree, and sums [T, Q] for the backward.
 
-        A `choice` needs as many heads of keys as of queries.
+        A `choice` needs as many key heads as query heads.
         """
         out = qkv.new_zeros((qkv.shape[0], heads.queries * heads.dim))
         sums = torch.zeros((qkv.shape[0], heads.queries))
@@ -146,7 +146,7 @@ class TrainingKernels:
         self, qkv: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, dout: torch.Tensor, trees: Trees,
         heads: Heads, choice: Choice | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """What `attend` took and gave, and its gradient [T, Q D] -> that of qkv [T, (Q + 2 K) D]."""
+        """Input and outputs of `attend`, and the gradient [T, Q D] of `out` -> that of qkv [T, (Q + 2 K) D]."""
         back = torch.zeros_like(qkv)
         self._attend_trees_back(
             address(qkv), address(out), address(sums), address(dout), address(back), address(trees.trees),
@@ -158,9 +158,9 @@ class TrainingKernels:
     def choose(
         self, asked: torch.Tensor, weights: torch.Tensor, size: int, most: int, trees: Trees, choice: Choice
     ) -> None:
-        """Mark in `choice` what rows attend to: the `most` that J heads of D numbers score best.
+        """Mark in `choice` the rows that each row attends to: the `most` that J heads of D numbers score best.
 
-        asked [T, (J + 1) D], turned: each head's query, then the key of all; weights [T, J], what scores count for.
+        asked [T, (J + 1) D], rotated: each head's query, then the common key; weights [T, J] of the heads' scores.
         """
         self._choose_trees(
             address(asked), address(weights), weights.shape[1], size, most, address(trees.trees),
@@ -168,7 +168,7 @@ class TrainingKernels:
         )  # fmt: skip
 
     def norm_back(self, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, norm: Norm, epsilon: float) -> None:
-        """dx [T, H] += the gradient of x, from that of RMSNorm(x) * weight, dy [T, H]; that itself without a norm."""
+        """Add to dx [T, H] the gradient of x, given dy [T, H] of RMSNorm(x) * weight; without a norm, dy itself."""
         if not norm:
             dx += dy
             return
@@ -180,7 +180,7 @@ class TrainingKernels:
     def gate_mul_back(
         self, gate_up: torch.Tensor, dy: torch.Tensor, by: Activation = SILU
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of gate_up [T, 2 I] from that of `gate_mul`, dy [T, I]; and what that gave [T, I]."""
+        """Return the gradient of gate_up [T, 2 I], given dy [T, I] of `gate_mul`; and that one's output [T, I]."""
         back, gated, of = torch.empty_like(gate_up), torch.empty_like(dy), activation_struct(by)
         self._gate_mul_back(address(gate_up), address(dy), address(back), address(gated), *dy.shape, ctypes.byref(of))
         return back, gated
@@ -188,14 +188,14 @@ class TrainingKernels:
     def turn(
         self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, angles: Angles, *, back: bool = False
     ) -> None:
-        """Turn queries and keys of qkv by their positions' angles, in place; `back` undoes it."""
+        """Rotate queries and keys of qkv by their positions' angles, in place; `back` rotates in reverse."""
         self._turn(
             address(qkv), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, address(positions),
             address(angles.cos), address(angles.sin), angles.cos.shape[1], heads.pairs, -1.0 if back else 1.0,
         )  # fmt: skip
 
     def head_norm(self, qkv: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
-        """RMSNorm of every query and key head, or of all of a row's, in place."""
+        """Apply RMSNorm to each query and key head, or to all query and all key heads of a row, in place."""
         for first, count, size, norm in _normed(heads, norms):
             self._head_norm(
                 address(qkv), qkv.shape[0], first, count, heads.width, size, ctypes.byref(norm_struct(norm)),
@@ -203,7 +203,7 @@ class TrainingKernels:
             )  # fmt: skip
 
     def head_norm_back(self, dqkv: torch.Tensor, raw: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
-        """The way back of `head_norm`, in place; `raw` is what that took."""
+        """The backward of `head_norm`, in place; `raw` is its input."""
         for first, count, size, norm in _normed(heads, norms):
             self._head_norm_back(
                 address(dqkv), address(raw), raw.shape[0], first, count, heads.width, size,
@@ -216,7 +216,7 @@ class TrainingKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """x [R, in], rows bounds[e] to bounds[e + 1] by weight[e] [out, in] -> y [R, out]; and x A^T scaling, flat.
 
-        bounds [E + 1] int64; weights and their rows may lie apart. `added` goes by runs, a run's beside each other.
+        bounds [E + 1] int64; `weight` may be strided in its first two dimensions. `added` is ordered by run.
         """
         count, high, wide = weight.shape
         y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(added))
@@ -242,16 +242,16 @@ class TrainingKernels:
     def add_gradients(
         self, x: torch.Tensor, dy: torch.Tensor, added: NDArray[np.void], middles: torch.Tensor, backs: torch.Tensor
     ) -> None:
-        """Add to all gradients of A and B, from what a product took and gave in both directions."""
+        """Add to all gradients of A and B, given a product's inputs and results in both directions."""
         self._add_gradients(
             address(x), address(dy), x.shape[1], dy.shape[1], added.ctypes.data, len(added), address(middles),
             address(backs),
         )  # fmt: skip
 
     def mix(self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """rows [P, H], of each token's pairs their row back [T, k] int64 and weight [T, k] float32 -> sums [T, H].
+        """rows [P, H], the rows `back` [T, k] int64 of each token's pairs and weights [T, k] float32 -> sums [T, H].
 
-        A pair whose row would be beyond the last adds nothing.
+        A pair whose row is out of range adds nothing.
         """
         mixed = rows.new_empty((back.shape[0], rows.shape[1]))
         self._mix(
@@ -263,7 +263,7 @@ class TrainingKernels:
     def mix_back(
         self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor, dy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `mix` took, and the gradient of what it gave -> that of rows [P, H] and of weights [T, k] float32."""
+        """Inputs of `mix`, and its output's gradient -> that of rows [P, H] and of weights [T, k] float32."""
         given, slopes = torch.empty_like(rows), torch.empty(back.shape)
         self._mix_back(
             address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
@@ -275,10 +275,10 @@ class TrainingKernels:
         self, logits: torch.Tensor, sums: torch.Tensor, starts: torch.Tensor, targets: torch.Tensor,
         given: torch.Tensor, slopes: torch.Tensor,
     ) -> None:  # fmt: skip
-        """logits [n, V] become the gradient of a loss over k tokens' log-probabilities, whose slopes are given.
+        """Overwrite logits [n, V] by the gradient of a loss, given its `slopes` for k tokens' log-probabilities.
 
-        Tokens starts[i] to starts[i + 1] are those of row i; starts [n + 1] and targets [k] int64, given [k] float32
-        their logits, slopes [k] float32. A target beyond these columns counts in its row's total alone.
+        Row i has tokens starts[i] to starts[i + 1]; starts [n + 1] and targets [k] int64; given [k] float32, the
+        targets' logits; slopes [k] float32. A target beyond these columns only counts in its row's total.
         """
         self._logits_back(
             address(logits), *logits.shape, address(sums), address(starts), address(targets),
@@ -291,7 +291,7 @@ def _addresses(choice: Choice | None) -> tuple[int | None, int | None]:
 
 
 def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Norm]]:
-    """What norms are of: first, counted in such, how many, the size of each."""
+    """Yield, per norm: its first unit (in units of its size), the count of units, their size, and the norm."""
     if norms.joint:
         yield 0, 1, heads.queries * heads.dim, norms.query
         yield heads.queries // heads.keys, 1, heads.keys * heads.dim, norms.key
@@ -301,12 +301,12 @@ def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Nor
 
 
 def _middles(added: NDArray[np.void]) -> int:
-    """Numbers of all of them: an even count for each row."""
+    """Return the count of numbers in all middle products, even for each row."""
     return int(added["middle"][-1] + added["rows"][-1] * (added["rank"][-1] + 1)) if len(added) else 0
 
 
 @cache
 def find_training_kernels(dtype: torch.dtype, device: torch.device) -> TrainingKernels | None:
-    """The fastest kernels that this machine runs, or None: another device or type, or nothing was compiled for it."""
+    """Return the fastest kernels for this machine; None for another device or dtype, or if none are compiled."""
     serving, found = find_kernels(dtype, device), load_library()
     return TrainingKernels(found[0], dtype, serving) if serving and found else None

@@ -1,11 +1,11 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1.2) in the lean training pass, forward and backward.
 
-Every head's keys and values are made of the latents; then attention is that over trees, of as many key/value heads as
-query heads and all of one size: a head is its rotated part, then the other, then zeros. Of the forward the first
-product, what was attended to and what an indexer chose are kept; queries, keys and values are made again on the way
-back. Of several ranks each has its share of heads, and all gradients are its part of a sum.
+Every head's keys and values are computed from the latents. Attention then runs over trees, with as many key/value
+heads as query heads, all of one size: a head is its rotated part, then the other part, then zeros. The forward keeps
+the first product, the attended values and an indexer's choice; the backward computes queries, keys and values again.
+With several ranks, each has its share of heads, and all gradients are its part of a sum.
 
-Letters in shapes: T rows, Q heads, C latent size, E rotated size of a head, K its other size, V a value's, D the
+Letters in shapes: T rows, Q heads, C latent size, E rotated size of a head, K its other size, V a value's size, D the
 heads' common size.
 """
 
@@ -28,7 +28,7 @@ DEEP = 32  # numbers of a head that the kernels' matrix registers take at once
 
 @dataclass(frozen=True)
 class Latent:
-    """One layer's; the first product makes queries, or what `query_norm` and `queries` make them of, then [C + E]."""
+    """One layer's attention. `first` gives queries, or the input of `query_norm` and `queries`, then [C + E]."""
 
     first: Product
     query_norm: torch.Tensor | None
@@ -36,45 +36,45 @@ class Latent:
     norm: torch.Tensor  # [C]
     up: Product  # [Q (K + V)]: `kv_b_proj`
     indexer: Indexer | None
-    shares: bool  # whether it attends to what the layer before chose
+    shares: bool  # whether it uses the previous layer's choice
     sizes: tuple[int, int, int, int]  # Q, K, E, V
-    pairs: bool  # whether neighbours turn together, and not halves
+    pairs: bool  # whether neighbours are rotated together, not halves
     scale: float
     epsilon: float
 
     @property
     def heads(self) -> Heads:
-        """As attention over trees takes them."""
+        """The heads as attention over trees takes them."""
         count, plain, rotated, value = self.sizes
         return Heads(count, count, -(-max(plain + rotated, value) // DEEP) * DEEP, self.scale)
 
 
 @dataclass(frozen=True)
 class KeptLatent:
-    """What a layer's backward needs of its forward."""
+    """What a layer's backward needs from its forward."""
 
     latent: Latent
-    made: torch.Tensor  # [T, *]: by the first product
+    made: torch.Tensor  # [T, *]: the first product's output
     attended: torch.Tensor  # [T, Q V]
     sums: torch.Tensor  # [T, Q]
-    choice: Choice | None  # None: all
+    choice: Choice | None  # None: all rows
     first: Kept
 
 
 @dataclass(frozen=True)
 class _Expanded:
-    """What is made of the first product."""
+    """What is computed from the first product's output."""
 
-    compressed: torch.Tensor | None  # [T, *], normed, where there is such between
+    compressed: torch.Tensor | None  # [T, *], normed, if queries are compressed
     latents: torch.Tensor  # [T, C], normed
-    qkv: torch.Tensor  # [T, 3 Q D], turned
+    qkv: torch.Tensor  # [T, 3 Q D], rotated
     queries: Kept | None
     up: Kept
 
 
 @dataclass(frozen=True)
 class LeanLatent:
-    """Both directions of one base's."""
+    """Forward and backward of one base's latent attention."""
 
     kernels: Kernels
     training: TrainingKernels
@@ -83,9 +83,9 @@ class LeanLatent:
     def forward(
         self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch, chosen: Choice | None
     ) -> Generator[None, None, KeptLatent]:
-        """x [T, H] -> what is attended to, among what the backward needs; pauses after every large product.
+        """x [T, H] -> what the backward needs, with the attended values; yields after every large product.
 
-        `chosen` is what rows attended to in the layer before.
+        `chosen` is the previous layer's choice.
         """
         made, first = multiply(self.training, latent.first, x, rows)
         yield
@@ -101,7 +101,7 @@ class LeanLatent:
     def backward(
         self, kept: KeptLatent, x: torch.Tensor, dattended: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
-        """What `forward` took and gave, and the gradient of that [T, Q V] -> that of x [T, H]."""
+        """Inputs and result of `forward`, and the gradient of `attended` [T, Q V] -> that of x [T, H]."""
         latent = kept.latent
         expanded = yield from self._expand(latent, kept.made, rows, batch)
         dqkv = self.training.attend_back(
@@ -150,7 +150,7 @@ class LeanLatent:
 
 
 def _together(queries: torch.Tensor, up: torch.Tensor, key: torch.Tensor, latent: Latent) -> torch.Tensor:
-    """Queries [T, Q (K + E)], `up` [T, Q (K + V)] and the heads' rotated key [T, E] -> [T, 3 Q D], not turned yet."""
+    """Queries [T, Q (K + E)], `up` [T, Q (K + V)] and the heads' common key [T, E] -> [T, 3 Q D], not rotated yet."""
     count, plain, rotated, value = latent.sizes
     qkv = queries.new_zeros((len(queries), 3, count, latent.heads.dim))
     asks, keys, values = qkv.unbind(1)
@@ -164,7 +164,7 @@ def _together(queries: torch.Tensor, up: torch.Tensor, key: torch.Tensor, latent
 
 
 def _apart(dqkv: torch.Tensor, latent: Latent) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The way back of `_together`; all heads' gradients of the rotated key are added up."""
+    """The backward of `_together`; sums all heads' gradients of the common key."""
     count, plain, rotated, value = latent.sizes
     asks, keys, values = dqkv.view(len(dqkv), 3, count, -1).unbind(1)
     middle = slice(rotated, rotated + plain)
@@ -179,13 +179,13 @@ def _neighbours(rotated: torch.Tensor, latent: Latent) -> torch.Tensor:
 
 
 def _values(attended: torch.Tensor, latent: Latent) -> torch.Tensor:
-    """[T, Q D] -> [T, Q V], contiguous: of a single head it would be a view."""
+    """[T, Q D] -> [T, Q V], contiguous (for a single head it would be a view)."""
     count, value = latent.sizes[0], latent.sizes[3]
     return attended.view(len(attended), count, -1)[..., :value].flatten(1).contiguous()
 
 
 def _padded(attended: torch.Tensor, latent: Latent) -> torch.Tensor:
-    """[T, Q V] -> [T, Q D], with zeros."""
+    """[T, Q V] -> [T, Q D], padded with zeros."""
     count, value = latent.sizes[0], latent.sizes[3]
     heads = attended.view(len(attended), count, value)
     return functional.pad(heads, (0, latent.heads.dim - value)).flatten(1)

@@ -1,11 +1,11 @@
-"""Routed experts in the lean training pass: `routed` written out, forward and backward, on own kernels.
+"""Routed experts in the lean training pass: forward and backward of `routed` written out on own kernels.
 
-Of the forward what is costly to compute again is kept; inputs and activations are not. Of several ranks each computes
-the pairs of a token and an expert that it holds, and what comes of these: its part of a sum both ways, also of what
-goes back through the router, which all ranks compute alike.
+The forward keeps what is costly to compute again, but no inputs or activations. With several ranks, each computes the
+pairs of a token and an expert that it holds; its results are parts of a sum in both directions, also of the gradient
+through the router, which all ranks compute alike.
 
-Letters in shapes: T tokens, k experts of a token, P rows, one a pair of both whose expert is held, in the order of
-experts, H hidden, I an expert's inner size.
+Letters in shapes: T tokens, k experts per token, P rows, one for each pair of token and held expert, ordered by
+expert, H hidden, I an expert's inner size.
 """
 
 from collections.abc import Generator
@@ -26,12 +26,12 @@ from mint_engine.training.routed import sort_routes
 
 @dataclass(frozen=True)
 class KeptExperts:
-    """What the backward needs of a forward."""
+    """What the backward needs from a forward."""
 
     experts: Experts
     tokens: torch.Tensor  # [P] int64: each row's token
-    back: torch.Tensor  # [T, k] int64: each pair's row, P where its expert is another rank's
-    weights: torch.Tensor  # [T, k] float32: of each token's experts
+    back: torch.Tensor  # [T, k] int64: each pair's row, P if another rank holds its expert
+    weights: torch.Tensor  # [T, k] float32: weights of each token's experts
     gate_up: torch.Tensor  # [P, 2 I]
     down: torch.Tensor  # [P, H]
     first: tuple[Kept, ...]  # gate_up
@@ -40,7 +40,7 @@ class KeptExperts:
 
 @dataclass(frozen=True)
 class LeanExperts:
-    """Both directions of one base's experts."""
+    """Forward and backward of one base's experts."""
 
     kernels: Kernels
     training: TrainingKernels
@@ -49,7 +49,7 @@ class LeanExperts:
     def forward(
         self, experts: Experts, x: torch.Tensor, batch: Batch
     ) -> Generator[None, None, tuple[torch.Tensor, KeptExperts]]:
-        """x [T, H] -> [T, H]; pauses after every large product."""
+        """x [T, H] -> [T, H]; yields after every large product."""
         weights, routes = _route(experts, x, batch)
         weights = weights.float()
         routing = sort_routes(routes, batch.owners, experts.held, len(batch.segments), multiple=1)
@@ -69,7 +69,7 @@ class LeanExperts:
     def _gate_up(
         self, experts: Experts, x: torch.Tensor, rows: Rows, bounds: tuple[int, ...]
     ) -> Generator[None, None, tuple[torch.Tensor, tuple[Kept, ...]]]:
-        """x [P, H] -> [P, 2 I]; a bias is added to products that are rounded already, as the sampler does it."""
+        """x [P, H] -> [P, 2 I]; like the sampler, adds a bias to the rounded products."""
         found, kept = [], []
         for product in experts.gate_up:
             y, own = multiply(self.training, product, x, rows)
@@ -84,7 +84,7 @@ class LeanExperts:
     def backward(
         self, kept: KeptExperts, x: torch.Tensor, dy: torch.Tensor, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
-        """What `forward` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]; pauses as it."""
+        """`kept` and input of `forward`, and its output's gradient [T, H] -> that of x [T, H]; yields like it."""
         given, slopes = self.training.mix_back(kept.down, kept.back, kept.weights, dy)
         inner, backs = rows_back(self.training, kept.second, given)
         yield
@@ -102,7 +102,7 @@ class LeanExperts:
     def _gate_up_back(
         self, kept: KeptExperts, x: torch.Tensor, wide: torch.Tensor
     ) -> Generator[None, None, torch.Tensor]:
-        """What `forward` took [T, H], the gradient of gates and what they gate [P, 2 I] -> that of rows [P, H]."""
+        """Input x [T, H] of `forward`, and the gradient of gate_up [P, 2 I] -> that of rows [P, H]."""
         rows, narrow = x.index_select(0, kept.tokens), None
         for first, part in zip(kept.first, wide.chunk(len(kept.first), dim=1), strict=True):
             own = part.contiguous()
@@ -115,7 +115,7 @@ class LeanExperts:
 
 
 def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token's experts' weights and which they are, [T, k], by the router's own code."""
+    """Return the weights and indices of each token's experts, [T, k], by the router's own code."""
     with replay.replaying(batch, experts.number, experts.count, experts.kind):
         _, weights, routes = experts.router(x)
     return weights, routes

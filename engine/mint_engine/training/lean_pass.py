@@ -1,11 +1,11 @@
 """The lean training pass: a llama-like base's forward and backward written out, on own kernels and without autograd.
 
-Products run over all rows at once; of each layer what is costly to compute again is kept, and norms and activations
-are not. Frozen weights need no gradients, so each layer is twice its forward. Letters in shapes: T rows, H hidden, Q
-query and K key/value heads, D head size, I the network's inner size. Tests hold it against the generic pass.
+Products run over all rows at once. Each layer keeps what is costly to compute again, but no norms or activations.
+Frozen weights need no gradients, so a layer costs twice its forward. Letters in shapes: T rows, H hidden, Q query and
+K key/value heads, D head size, I the network's inner size. Tests compare it with the generic pass.
 
-Of several ranks each has its share of heads and of I, or of experts, and they add up what each of them gives to the
-residual stream, and on the way back to what came out of it.
+With several ranks, each has its share of heads and of I, or of experts. The ranks sum their contributions to the
+residual stream in the forward, and to the gradients of what they read from it in the backward.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -31,14 +31,14 @@ from mint_engine.training.llama import Layer, Llama, Network, read_llama
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.products import Kept, Rows, add_gradients, multiply, multiply_back, rows_back, straight
 
-MOST_ROWS = 9 * PIECE_ROWS // 4  # at once: one policy's step of 32 completions of 64 tokens, with its prompts
-KEPT_BYTES = 3 << 29  # for the way back, of rows at once that are more than a piece's
-LOGITS_BYTES = 1 << 26  # of rows at once that are more than `HEAD_ROWS`
+MOST_ROWS = 9 * PIECE_ROWS // 4  # at once: fits a policy's step of 32 completions of 64 tokens, with its prompts
+KEPT_BYTES = 3 << 29  # kept for the backward at most, unless a single piece needs more
+LOGITS_BYTES = 1 << 26  # of logits at once, unless `HEAD_ROWS` rows need more
 
 
 @dataclass(frozen=True)
 class _Laid:
-    """A batch as the kernels take it."""
+    """A batch in the form that the kernels take."""
 
     batch: Batch
     trees: Trees
@@ -47,7 +47,7 @@ class _Laid:
 
 @dataclass(frozen=True)
 class _KeptNetwork:
-    """What a network's backward needs of its forward."""
+    """What a network's backward needs from its forward."""
 
     gate_up: torch.Tensor  # [T, 2 I]
     products: tuple[Kept, Kept]  # gate_up, down
@@ -55,10 +55,10 @@ class _KeptNetwork:
 
 @dataclass(frozen=True)
 class _KeptHeads:
-    """What attention's backward needs of its forward."""
+    """What attention's backward needs from its forward."""
 
-    raw: torch.Tensor | None  # [T, (Q + 2 K) D]: queries, keys, values before norms of heads, where there are any
-    qkv: torch.Tensor  # the same as it is attended to
+    raw: torch.Tensor | None  # [T, (Q + 2 K) D]: queries, keys, values before the heads' norms, if any
+    qkv: torch.Tensor  # the same, as attention takes them
     attended: torch.Tensor  # [T, Q D]
     sums: torch.Tensor  # [T, Q]
     product: Kept
@@ -66,20 +66,20 @@ class _KeptHeads:
 
 @dataclass(frozen=True)
 class _KeptLayer:
-    """What a layer's backward needs of its forward."""
+    """What a layer's backward needs from its forward."""
 
-    before: torch.Tensor  # [T, H]: what came in
+    before: torch.Tensor  # [T, H]: the layer's input
     attention: _KeptHeads | KeptLatent
     output: Kept
-    attended: torch.Tensor | None  # [T, H]: what attention gave, where that is normed
-    between: torch.Tensor  # [T, H]: after attention
+    attended: torch.Tensor | None  # [T, H]: attention's output, if that is normed
+    between: torch.Tensor  # [T, H]: the residual stream after attention
     network: _KeptNetwork | None
     experts: KeptExperts | None
-    given: torch.Tensor | None  # [T, H]: what the network and experts gave, likewise
+    given: torch.Tensor | None  # [T, H]: the network's and experts' output, if that is normed
 
 
 class LeanPass:
-    """Made from a base; its modules see the same weights as before."""
+    """Made from a base, whose modules keep sharing its weights."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class LeanPass:
         training: TrainingKernels,
         group: Group | None = None,
     ) -> None:
-        """With a `group` the base is a rank's share. Raises Unlike where it is not llama-like."""
+        """With a `group`, the base is a rank's share. Raises Unlike if it is not llama-like."""
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
         self._experts = LeanExperts(kernels, training, self._llama.manner.activation)
@@ -99,7 +99,7 @@ class LeanPass:
         self.most_rows = min(MOST_ROWS, KEPT_BYTES // kept_bytes(self._llama))
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
-        """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
+        """As `GenericPass.run`; yields after every large product, so that a tenant's step may run in between."""
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
         if llama.manner.enlarged != 1:
@@ -131,9 +131,9 @@ class LeanPass:
         next_norm: Norm,
         chosen: Choice | None,
     ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _KeptLayer]]:
-        """What came in and its norm -> what goes out and its own, by `next_norm`; and what the backward needs.
+        """A layer's input and its norm -> its output, that one's norm by `next_norm`, and what the backward needs.
 
-        `chosen` is what rows of the layer before attended to, which the next one may share.
+        `chosen` is the previous layer's choice of rows, which this one may share.
         """
         attention: _KeptHeads | KeptLatent
         if layer.latent is not None:
@@ -156,14 +156,14 @@ class LeanPass:
         return hidden, self._norm(hidden, next_norm, between), kept
 
     def _given(self, whole: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What a part of a layer gave, to what of it is added; and itself, where the way back needs that."""
+        """Return what a layer part's output adds to the residual stream; and the output, if the backward needs it."""
         normed = self._norm(whole, norm) if norm else whole
         if self._llama.manner.added != 1:
             normed *= self._llama.manner.added
         return normed, whole if norm else None
 
     def _given_back(self, back: torch.Tensor, whole: torch.Tensor | None, norm: Norm) -> torch.Tensor:
-        """The gradient of what was added -> that of what a part of a layer gave."""
+        """The backward of `_given`: the gradient of what was added -> that of the layer part's output."""
         if self._llama.manner.added != 1:
             back = back * self._llama.manner.added
         if whole is None:
@@ -173,7 +173,7 @@ class LeanPass:
         return found
 
     def _attend(self, layer: Layer, x: torch.Tensor, laid: _Laid) -> Generator[None, None, _KeptHeads]:
-        """x [T, H] -> what is attended to, among what the backward needs."""
+        """x [T, H] -> what the backward needs, with the attended values."""
         training = self._training
         qkv, product = multiply(training, layer.qkv, x, laid.rows)
         yield
@@ -204,7 +204,7 @@ class LeanPass:
     def _backward(
         self, layer: Layer, kept: _KeptLayer, back: torch.Tensor, laid: _Laid, *, lowest: bool
     ) -> Iterator[None]:
-        """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
+        """Turn `back` [T, H] from the gradient of a layer's output into that of its input; not for the lowest one."""
         llama, training = self._llama, self._training
         x = self._norm(kept.between, layer.norms.network)
         parts, given = [], self._given_back(back, kept.given, layer.norms.given)
@@ -228,7 +228,7 @@ class LeanPass:
     def _attend_back(
         self, layer: Layer, kept: _KeptHeads, x: torch.Tensor, dattended: torch.Tensor, laid: _Laid
     ) -> Generator[None, None, torch.Tensor]:
-        """What `_attend` kept and took, and the gradient of what it gave [T, Q D] -> that of x [T, H]."""
+        """Result and input of `_attend`, and the gradient of `attended` [T, Q D] -> that of x [T, H]."""
         training, heads = self._training, layer.heads
         qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, dattended, laid.trees, heads)
         yield
@@ -246,7 +246,7 @@ class LeanPass:
     def _network_back(
         self, kept: _KeptNetwork, x: torch.Tensor, dy: torch.Tensor
     ) -> Generator[None, None, torch.Tensor]:
-        """What `_network` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]."""
+        """`kept` and input of `_network`, and its output's gradient [T, H] -> that of x [T, H]."""
         first, second = kept.products
         inner, backs = rows_back(self._training, second, dy)
         yield
@@ -262,12 +262,12 @@ class LeanPass:
         return partial if self._group is None else self._group.sum(partial)
 
     def _norm(self, hidden: torch.Tensor, norm: Norm, more: torch.Tensor | None = None) -> torch.Tensor:
-        """The norm of hidden + more, which becomes what hidden is; where there is no norm, itself."""
+        """Add `more` to `hidden` in place and return its norm; without a norm, hidden itself."""
         return self._kernels.add_norm(hidden, more, norm, self._llama.epsilon)
 
 
 def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What experts gave and a network beside them, or the one that there is [T, H]; in the first's memory."""
+    """Sum the outputs of experts and network [T, H], of which one may be missing, in the first one's memory."""
     first, *others = parts
     for each in others:
         first.add_(each)
@@ -275,7 +275,7 @@ def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _head(llama: Llama, training: TrainingKernels, group: Group | None) -> Head:
-    """A base's head: of several ranks, whose shares may differ, with as many rows each."""
+    """Return a base's head. All ranks use the same number of rows, though their shares may differ."""
     linear, weight = llama.head, llama.head.weight.detach()
     bounded = llama.manner.divided or llama.manner.cap or linear.bias is not None
     if group is not None or bounded or widens(weight.dtype, weight.device):
@@ -286,7 +286,7 @@ def _head(llama: Llama, training: TrainingKernels, group: Group | None) -> Head:
 
 
 def kept_bytes(llama: Llama) -> int:
-    """Of one row, what is kept of all layers for the way back."""
+    """Return the bytes that all layers keep of one row for the backward."""
     numbers = 0
     for layer in llama.layers:
         (_, qkv, hidden), attended = layer.qkv.weight.shape, layer.output.weight.shape[2]

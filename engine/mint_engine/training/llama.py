@@ -1,7 +1,7 @@
-"""A llama-like base as the lean training pass wants it: fused products, without a second copy of any weight.
+"""A llama-like base in the form of the lean training pass: fused products, without a second copy of any weight.
 
-Weights that are multiplied together are laid side by side once, and transformers' modules see their parts of that.
-A layer has a network for all tokens, or, in families that are llama-like but for it, routed experts in its place or
+Weights that are multiplied together are concatenated once, and transformers' modules become views of the result. A
+layer has a network for all tokens or, in families that are otherwise llama-like, routed experts in its place or
 beside it.
 """
 
@@ -52,7 +52,7 @@ from mint_engine.training.products import Product, Target
 
 @dataclass(frozen=True)
 class Network:
-    """A gated network that all tokens take."""
+    """A gated network (MLP) for all tokens."""
 
     gate_up: Product
     down: Product
@@ -60,15 +60,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Experts:
-    """A router, as transformers has it, and those that are held of the networks of which it gives each token some."""
+    """transformers' router of one layer, and the networks held here of those that it chooses from for each token."""
 
-    number: int  # of the base's layers with experts, this one
-    router: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # its logits, weights, choices
-    kind: str  # the name of its class
-    each: int  # of a token
-    count: int  # of all that the router chooses from
+    number: int  # this layer's number among the base's layers with experts
+    router: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # -> logits, weights, indices
+    kind: str  # the name of the router's class
+    each: int  # experts per token
+    count: int  # experts that the router chooses from
     held: Cut
-    gate_up: tuple[Product, ...]  # both in one, or where they take turns in the weight, each by itself
+    gate_up: tuple[Product, ...]  # both in one; each by itself if they are interleaved in the weight
     down: Product
     gate_up_bias: torch.Tensor | None  # [E, 2 I]
     down_bias: torch.Tensor | None  # [E, H]
@@ -83,7 +83,7 @@ class Layer:
     heads: Heads
     head_norms: HeadNorms
     angles: Angles
-    latent: Latent | None  # in place of heads
+    latent: Latent | None  # in place of `heads`
     output: Product
     network: Network | None
     experts: Experts | None
@@ -91,7 +91,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Llama:
-    """A whole base."""
+    """A complete base."""
 
     embedding: torch.Tensor  # [V, H]
     placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
@@ -102,7 +102,7 @@ class Llama:
     manner: Manner
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Normed outputs [n, H] -> [n, V], as the base bounds them."""
+        """Normed outputs [n, H] -> logits [n, V], scaled and capped as in the base."""
         found: torch.Tensor = self.head(hidden)
         if self.manner.divided:
             found = found / self.manner.divided
@@ -111,9 +111,9 @@ class Llama:
 
 
 def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = None) -> Llama:
-    """The base, over its own weights. Raises Unlike where it is not llama-like; then it stays as it is.
+    """Read a base, using its own weights. Raises Unlike if it is not llama-like, and then leaves it unchanged.
 
-    Of several ranks, a rank's `share`, which the base has already been cut to.
+    With several ranks, `share` is the rank's, to which the base has already been cut.
     """
     config, model = base.config, base.model
     positions = base.context_length or int(config.max_position_embeddings)
@@ -139,17 +139,17 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Lays what is multiplied together side by side; `modules` are those that adapters may target."""
+    """Reads layers and fuses weights that are multiplied together; `modules` are those that adapters may target."""
 
     modules: Mapping[str, Module]
     config: Any
     share: Share | None
-    sizes: tuple[int, int, int] | None  # of heads; None: latent
+    sizes: tuple[int, int, int] | None  # of heads; None: latent attention
     sparse: bool  # whether indexers have something to choose
-    numbers: Iterator[int] = field(default_factory=itertools.count)  # of layers with experts
+    numbers: Iterator[int] = field(default_factory=itertools.count)  # for the layers with experts
 
     def layer(self, path: str, layer: Any, angles: Angles, window: int) -> Layer:
-        """One of transformers' decoder layers."""
+        """Read one of transformers' decoder layers."""
         attention, (mlp, block) = layer.self_attn, block_of(path, layer)
         whole_at, whole = network_of(mlp, block)
         found = None
@@ -210,7 +210,7 @@ class _Reader:
         experts, router = mlp.experts, router_of(mlp)
         check_experts(experts)
         count, kind, each = int(experts.num_experts), type(router).__name__, int(router.top_k)
-        if self.config.model_type == "minimax_m2":  # whose block keeps what its router adds to scores
+        if self.config.model_type == "minimax_m2":  # its block holds the bias that its router adds to scores
             router = partial(router, e_score_correction_bias=mlp.e_score_correction_bias)
         held = self.share.experts if self.share is not None else Cut(0, count)
         gate_up, down = (self._stack(f"{path}.experts", experts, name) for name in ("gate_up_proj", "down_proj"))
@@ -220,7 +220,7 @@ class _Reader:
         return Experts(next(self.numbers), router, kind, each, count, held, gate_up, down[0], *biases)
 
     def _stack(self, path: str, experts: Any, name: str) -> tuple[Product, ...]:
-        """What is made of one input: in one product, or where gates and what they gate take turns in two."""
+        """Return a stacked linear as one product, or as two if gates and what they gate are interleaved."""
         if isinstance(getattr(experts, name), KeptStack):
             raise Unlike("its experts stay quantised")
         weight = rows_of(experts, name).detach()
@@ -245,7 +245,7 @@ class _Reader:
         weight = weight.contiguous()
         for name, linear in zip(names, linears, strict=True):
             columns = slice(row, row + linear.weight.shape[0])
-            linear.weight.data = weight[columns]  # the part of the whole takes the place of the old one
+            linear.weight.data = weight[columns]  # a view of the fused weight replaces the old one
             if f"{path}.{name}" in self.modules:
                 targets.append(Target(f"{path}.{name}", columns))
             row = columns.stop
@@ -253,5 +253,5 @@ class _Reader:
 
 
 def _heads(of: attention_structs.Heads | None, scale: float) -> Heads:
-    """As attention over trees takes them; of latent attention none."""
+    """Return the heads as attention over trees takes them; none for latent attention."""
     return Heads(of.queries, of.keys, of.size, scale, of.sight, of.pairs) if of is not None else Heads(0, 0, 0, scale)

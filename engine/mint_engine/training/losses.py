@@ -1,4 +1,4 @@
-"""Losses of one policy, token by token, from the log-probabilities that it gives the tokens now.
+"""Per-token losses of one policy, from the log-probabilities that it now gives to the tokens.
 
 Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l - s) their ratio, A the advantage.
 
@@ -12,10 +12,10 @@ Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l -
 | importance_sampling           | -r A                                         | nothing: a sum        |
 | cross_entropy                 | -l                                           | nothing: a sum        |
 
-clip(r) keeps r within 1 - clip_low and 1 + clip_high; that of cispo only below 1 + clip_high, unless a clip_low is
-set. A KL coefficient adds it times Schulman's k3 against the base, exp(b - l) - (b - l) - 1 with the base's
-log-probability b. A ratio band (IcePop, arXiv 2510.18855) silences tokens whose r lies outside of it, where trainer
-and sampler disagree by more than an update explains.
+clip(r) clamps r to 1 - clip_low and 1 + clip_high; for cispo, only to 1 + clip_high unless clip_low is set. A KL
+coefficient adds itself times Schulman's k3 against the base, exp(b - l) - (b - l) - 1 with the base's log-probability
+b. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose r lies outside of it, where trainer and sampler
+disagree by more than an update explains.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ import torch
 
 from mint_contracts.training import Loss
 
-_MOST_LOG_RATIO = 20.0  # as verl bounds it: e^20 is already beyond any clip, and nothing overflows
+_MOST_LOG_RATIO = 20.0  # as in verl: e^20 is already beyond any clip, and nothing overflows
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Of n tokens; all [n] float32."""
+    """Losses and statistics of n tokens; all [n], float32 unless stated otherwise."""
 
     loss: torch.Tensor
     ratio: torch.Tensor  # r
-    clipped: torch.Tensor  # bool: the clip holds the token's gradient back
+    clipped: torch.Tensor  # bool: the clip stops the token's gradient
     kept: torch.Tensor  # bool: within the ratio band
     kl: torch.Tensor  # k3 against the base; 0 without a KL coefficient
 
@@ -41,7 +41,7 @@ class TokenLosses:
 def token_losses(
     loss: Loss, now: torch.Tensor, sampler: torch.Tensor, advantages: torch.Tensor, base: torch.Tensor | None
 ) -> TokenLosses:
-    """The losses of n tokens; gradients flow to `now`. `base` is needed with a KL coefficient only."""
+    """Return the losses of n tokens; gradients flow to `now`. `base` is needed only with a KL coefficient."""
     ratio = torch.exp((now - sampler).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
     bounded = ratio.clamp(loss.lowest, 1 + loss.clip_high)
     never = torch.zeros_like(ratio, dtype=torch.bool)
@@ -63,7 +63,7 @@ def token_losses(
 
 
 def within_band(loss: Loss, ratio: torch.Tensor) -> torch.Tensor:
-    """Which ratios of trainer to sampler lie in the band (IcePop, arXiv 2510.18855); NaN stays to be seen. bool"""
+    """Return which ratios of trainer to sampler lie in the band (see above), bool; NaN counts as within."""
     kept = torch.ones_like(ratio, dtype=torch.bool)
     if loss.ratio_low:
         kept &= ~(ratio < loss.ratio_low)

@@ -1,6 +1,6 @@
-"""Makes policies: new ones, from a revision, or from what was saved. On any thread, so that nobody's decoding waits.
+"""Makes policies: new ones, from a revision or from a saved state. On any thread, so that decoding does not wait.
 
-A policy is whole before anybody has it; putting it into the trainer is all that is left to the step thread.
+A policy is complete when it is returned; the step thread only has to put it into the trainer.
 """
 
 import threading
@@ -25,7 +25,7 @@ from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings
 
 
 class Maker:
-    """Makes those of one engine (see `Trainer.maker`). From any thread."""
+    """Makes one engine's policies (see `Trainer.maker`). Callable from any thread."""
 
     def __init__(
         self,
@@ -35,23 +35,23 @@ class Maker:
         device: torch.device,
         cuts: Sequence[Mapping[str, ModuleCut]] = (),
     ) -> None:
-        """`cuts`: what of the modules each rank of this node holds, where it is not one that has all of them."""
+        """`cuts`: which parts of the modules each rank of this node holds; empty if one rank has all of them."""
         self._modules, self._limits, self._dtype, self._device = dict(modules), limits, dtype, device
         self._cuts = tuple(cuts)
-        self._needs = WeakKeyDictionary[Form, Needs]()  # of a form with many modules it takes a while to count
+        self._needs = WeakKeyDictionary[Form, Needs]()  # cached: counting takes a while for a form with many modules
         self._lock = threading.Lock()
         self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
 
     def needs(self, name: str, settings: PolicySettings) -> Needs:
-        """The host memory that a new one takes at most. Raises as `fresh`."""
+        """Return the most host memory that a new policy takes. Raises as `fresh`."""
         return self._needs_in(self._form(name, settings).layout)
 
     def needs_from(self, start: Packed) -> Needs:
-        """The host memory that one takes at most which begins with a revision's weights."""
+        """Return the most host memory that a policy takes that begins with a revision's weights."""
         return self._needs_in(start.header.layout)
 
     def needs_for(self, policy: Policy) -> Needs:
-        """The host memory that one takes at most which has been made."""
+        """Return the most host memory that a made policy takes."""
         with self._lock:
             found = self._needs.get(policy.form)
             if found is None:
@@ -60,7 +60,7 @@ class Maker:
 
     @cached_property
     def room(self) -> PolicyRoom:
-        """What policies take, for who admits them; of a budget of nothing."""
+        """The memory that policies of any form take, for admission; the budget is left 0."""
         layout = lay_out(self._modules, dict.fromkeys(learning(self._modules), 1))
         weights, shared = Counter[str](), Counter[str]()
         for place in layout.places:
@@ -72,22 +72,22 @@ class Maker:
         return PolicyRoom(budget=0, weights=dict(weights), own=each.own, copies=each.copies, shared=dict(shared))
 
     def fresh(self, name: str, settings: PolicySettings) -> Policy:
-        """A new one, as PEFT would begin it. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""
+        """Make a new policy, initialised as by PEFT. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""
         return policies.fresh(name, self._form(name, settings), settings.seed, self._device)
 
     def continued(self, name: str, start: Packed) -> Policy:
-        """One that begins with a revision's weights, and keeps its ranks and scalings."""
+        """Make a policy that begins with a revision's weights, and keeps its ranks and scalings."""
         return policies.continued(name, start, self._device)
 
     def read(self, name: str, data: bytes | bytearray) -> Policy:
-        """What `state.to_bytes` gave, here or on another engine of this base.
+        """Read a policy that `state.to_bytes` wrote, here or on another engine of this base.
 
         Raises CorruptFile, WrongBase or RankTooLarge.
         """
         subject = f"policy {name}"
         policy = state.from_bytes(data, name, self._modules, self._device, subject)
         rank, most = policy.form.layout.rank, self._limits.max_rank
-        if rank > most:  # it could learn, and publish what no slot takes
+        if rank > most:  # otherwise it could learn, and publish what no slot takes
             raise RankTooLarge(
                 subject,
                 f"was saved with rank {rank}; the base model takes up to {most}. Raise adapters.maxRank of the "
@@ -100,7 +100,7 @@ class Maker:
         return needs_of(layout.elements, shared, self._dtype, self._device)
 
     def _form(self, name: str, settings: PolicySettings) -> Form:
-        """One form for all policies of a kind that are here: slots then know their layout already."""
+        """Return the form, shared by all policies of these settings: slots then know their layout already."""
         key = (settings.rank, settings.alpha, tuple(sorted(settings.target_modules)))
         with self._lock:
             form = self._forms.get(key)

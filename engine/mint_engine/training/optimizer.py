@@ -1,4 +1,4 @@
-"""AdamW and the gradient's clip of one policy: torch.optim.AdamW and clip_grad_norm_ over one flat vector."""
+"""AdamW and gradient clipping of one policy: torch.optim.AdamW and clip_grad_norm_ over one flat vector."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -10,26 +10,26 @@ from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Optimizer
 from mint_engine.training.policy import Policy, room_to_round, spans
 
-_CLIP_EPSILON = 1e-6  # torch's, beside the norm
-# Of numbers whose squares float32 holds: with a smaller epsilon a weight without any gradient would be 0 / 0, and a
-# second moment beyond the other is infinite for ever.
+_CLIP_EPSILON = 1e-6  # torch's, added to the norm
+# Bounds of numbers whose squares float32 can hold: with an epsilon below _LEAST, a weight without any gradient would
+# be 0 / 0; a gradient above _MOST would make its second moment infinite for ever.
 _LEAST, _MOST = (math.sqrt(bound) for bound in (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max))
-_STRETCH = 1 << 18  # numbers of each vector at a time on a CPU: those of all vectors stay in its caches; about 1 ms
-_DEVICE_STRETCH = 1 << 24  # on a device, which needs more to be full: 0.2 ms of an H100's memory
-_NORMS = 16  # stretches whose norm is taken without a pause: one vector is read, where a step reads and writes five
+_STRETCH = 1 << 18  # numbers of each vector at a time on a CPU, whose caches then hold those of all; about 1 ms
+_DEVICE_STRETCH = 1 << 24  # on a device, which needs more to be busy: 0.2 ms of an H100's memory
+_NORMS = 16  # stretches between pauses for the norm, which reads one vector, while a step reads and writes five
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What came of one optimizer step."""
+    """The outcome of one optimizer step."""
 
     step: int  # steps taken so far
     grad_norm: float  # before the clip
-    skipped: bool  # the loss, the gradient or its square was not finite: it was dropped and nothing else changed
+    skipped: bool  # the loss, the gradient or its square was not finite: only the gradient was dropped
 
 
 def check_rate(policy: Policy, optimizer: Optimizer) -> None:
-    """Raises InvalidRequest for a learning rate with which the policy's next step would leave float32."""
+    """Raise InvalidRequest for a learning rate with which the policy's next step would overflow float32."""
     rate = _rate(optimizer, policy.step + 1)
     if not rate <= torch.finfo(torch.float32).max:
         raise InvalidRequest(
@@ -39,19 +39,19 @@ def check_rate(policy: Policy, optimizer: Optimizer) -> None:
 
 
 def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> Generator[None, None, StepOutcome]:
-    """Take the policy's gradient, divided by its normaliser, for one step; afterwards there is none.
+    """Take one step with the policy's gradient, divided by its normaliser; the gradient is then forgotten.
 
-    The new weights are rounded to the base's `dtype` as they are written. Pauses between bounded parts of it: before
-    the first change it can be given up without a trace; from then on the policy is `torn` until all is done.
+    The new weights are also rounded to the base's `dtype` as they are written. Yields between bounded parts: before
+    the first change the step can be cancelled without effect; from then on the policy is `torn` until all is done.
     """
     gradient = policy.gradient
     if gradient is None:
         raise RuntimeError(f"policy {policy.name} has no gradient")
-    divisor = max(1.0, policy.normaliser)  # TRL's bound: a batch of no tokens has no gradient either
+    divisor = max(1.0, policy.normaliser)  # TRL's bound; without tokens there is no gradient either
     norm = yield from _norm(gradient, divisor)
     most = optimizer.max_grad_norm
     scale = min(1.0, most / (norm + _CLIP_EPSILON)) if most else 1.0
-    skipped = policy.broken or not norm * scale <= _MOST  # NaN neither
+    skipped = policy.broken or not norm * scale <= _MOST  # False for NaN, too
     if not skipped:
         yield from _adamw(policy, gradient, (divisor, scale), optimizer, dtype)
     policy.forget_gradient()
@@ -59,7 +59,7 @@ def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> Gener
 
 
 def _norm(gradient: torch.Tensor, divisor: float) -> Generator[None, None, float]:
-    """That of a gradient [n] over a number; not finite where any part of it is not. The gradient stays as it is."""
+    """Return the norm of gradient [n] / divisor; not finite if any part is not. The gradient stays unchanged."""
     stretch = _stretch(gradient)
     room = gradient.new_empty(min(stretch, gradient.numel()))
     norms = []
@@ -69,15 +69,15 @@ def _norm(gradient: torch.Tensor, divisor: float) -> Generator[None, None, float
         norms.append(torch.linalg.vector_norm(over, dtype=torch.float64))
         if number % _NORMS == 0:
             yield
-    return math.hypot(*torch.stack(norms).tolist())  # one wait for a device that computes beside us
+    return math.hypot(*torch.stack(norms).tolist())  # waits once for a device
 
 
 def _adamw(
     policy: Policy, gradient: torch.Tensor, by: tuple[float, float], optimizer: Optimizer, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Decoupled weight decay (arXiv 1711.05101), in the order of torch.optim.AdamW's own operations.
+    """AdamW with decoupled weight decay (arXiv 1711.05101), in the order of torch.optim.AdamW's own operations.
 
-    `by` is what the gradient is divided by first, and then scaled by.
+    `by` holds the number that the gradient is divided by, and the factor that it is then scaled by.
     """
     (divisor, scale), step = by, policy.step + 1
     rate, beta1, beta2 = optimizer.learning_rate, optimizer.beta1, optimizer.beta2
@@ -105,5 +105,5 @@ def _stretch(vector: torch.Tensor) -> int:
 
 
 def _rate(optimizer: Optimizer, step: int) -> float:
-    """That of a step (from 1), with the first moment's bias corrected."""
+    """Return the learning rate of a step (from 1), divided by the first moment's bias correction."""
     return optimizer.learning_rate / (1 - optimizer.beta1**step)

@@ -1,4 +1,4 @@
-"""Which pass computes a base's forward and backward: lean where base and machine allow it, generic otherwise."""
+"""Chooses the pass for a base's forward and backward: lean if base and machine allow it, otherwise generic."""
 
 from collections.abc import Mapping
 
@@ -19,9 +19,9 @@ _log = structlog.get_logger(__name__)
 
 
 def choose_pass(base: Base, modules: Mapping[str, Module], *, lean: bool = True, group: Group | None) -> Pass:
-    """The fastest pass that computes this base; `lean=False` takes the generic one whatever the base.
+    """Return the fastest pass that can compute this base; `lean=False` always returns the generic one.
 
-    With a `group` the base is a rank's share; all ranks of an engine choose alike.
+    With a `group`, the base is a rank's share; all ranks of an engine choose alike.
     """
     kernels = find_kernels(base.dtype, base.device) if lean else None
     training = find_training_kernels(base.dtype, base.device)

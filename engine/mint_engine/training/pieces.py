@@ -1,8 +1,8 @@
-"""How examples become rows: completions of one prompt hang from it as branches from a trunk, computed once.
+"""How examples become rows: completions of one prompt are branches of a trunk, which is computed once.
 
-A piece is as many examples of one policy as fit its rows, in their order. How a policy is cut into pieces depends on
-nothing but itself, and every sum over rows is taken a piece at a time: so its numbers are the same, bit for bit,
-whoever else is in the batch.
+A piece holds as many examples of one policy as fit its rows, in order. How a policy is cut into pieces depends only
+on that policy, and every sum over rows is taken one piece at a time, so its numbers are the same, bit for bit,
+whatever else is in the batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ PIECE_ROWS = 1024  # fills the matrix products; with 256 rows they already run w
 
 @dataclass(frozen=True)
 class Tree:
-    """A trunk's rows from `row` on, then each branch's. A branch sees the trunk and its own past."""
+    """A trunk's rows, starting at `row`, then each branch's. A branch sees the trunk and its own past."""
 
     row: int
     trunk: int
@@ -27,7 +27,7 @@ class Tree:
 
     @property
     def rows(self) -> int:
-        """All of its rows."""
+        """The count of all rows."""
         return self.trunk + sum(self.branches)
 
 
@@ -35,14 +35,14 @@ class Tree:
 class Entries:
     """The weighted next tokens of a piece; all [n], in the order of its examples."""
 
-    rows: NDArray[np.int64]  # whose output predicts it, counted from the piece's first
+    rows: NDArray[np.int64]  # whose output predicts the token, relative to the piece's first
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
-    sampler: NDArray[np.float32]  # the sampler's log-probabilities; 0 where the loss reads none
+    sampler: NDArray[np.float32]  # the sampler's log-probabilities; 0 if the loss reads none
     advantages: NDArray[np.float32]
-    examples: NDArray[np.int64]  # which example of the batch
-    places: NDArray[np.int64]  # which position of it
-    shares: NDArray[np.float32]  # what one token's loss counts for in the policy's sum
+    examples: NDArray[np.int64]  # index of the example in the batch
+    places: NDArray[np.int64]  # position in the example
+    shares: NDArray[np.float32]  # factor of the token's loss in the policy's sum, beside its weight
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Piece:
     positions: NDArray[np.int64]
     trees: tuple[Tree, ...]
     entries: Entries
-    routes: NDArray[np.int16] | None = None  # [rows, M, k] of the examples that have them, -1 of others
+    routes: NDArray[np.int16] | None = None  # [rows, M, k]; -1 for examples without routes
 
     @property
     def rows(self) -> int:
-        """How many they are."""
+        """The count of rows."""
         return len(self.tokens)
 
 
 def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> Iterator[Piece]:
     """Cut a policy's examples into pieces of at most `most` rows; a longer example is a piece of its own.
 
-    Examples without any weight have no part in it. Each piece is made when it is asked for.
+    Examples without any weight are left out. Pieces are made lazily.
     """
     draft = _Draft(batch)
     for number, example in enumerate(batch.examples):
@@ -82,9 +82,9 @@ def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> Iterator[Piece]:
 
 
 def normaliser(batch: PolicyBatch) -> float:
-    """What a batch adds to the number that its policy's sum of losses is divided by, as TRL has it.
+    """Return what a batch adds to its policy's normaliser, by which the sum of losses is divided, as in TRL.
 
-    0 for Tinker's losses, which are plain sums.
+    It is 0 for Tinker's losses, which are plain sums.
     """
     if batch.loss.type in ("bnpo", "dapo", "cispo"):
         return float(sum(np.asarray(each.weights, dtype=np.float64).sum() for each in batch.examples))
@@ -96,15 +96,15 @@ def normaliser(batch: PolicyBatch) -> float:
 
 
 def _share(example: Example, loss_type: str) -> float:
-    """grpo takes the mean of each completion first."""
+    """Return the factor of an example's losses: grpo averages each completion first."""
     return 1.0 / max(1.0, float(np.asarray(example.weights, dtype=np.float64).sum())) if loss_type == "grpo" else 1.0
 
 
 class _Trunk(NamedTuple):
-    """What examples have in common that share a trunk."""
+    """What examples must have in common to share a trunk."""
 
     tokens: tuple[int, ...]
-    covered: bytes  # whether each has routes; b"" where none has
+    covered: bytes  # which tokens have routes; b"" if none has
 
 
 def _trunk_of(example: Example, count: int) -> _Trunk:
@@ -113,7 +113,7 @@ def _trunk_of(example: Example, count: int) -> _Trunk:
 
 
 class _Draft:
-    """A piece in the making."""
+    """A piece under construction."""
 
     def __init__(self, batch: PolicyBatch) -> None:
         self._batch = batch
@@ -128,7 +128,7 @@ class _Draft:
         return len(branch) + (0 if self._shares(trunk) else len(trunk.tokens))
 
     def add(self, number: int, trunk: _Trunk, branch: Sequence[int], found: NDArray[np.int64]) -> None:
-        """Take an example in: its branch beside those of the same trunk, and its weighted positions."""
+        """Add an example: its branch beside those of the same trunk, and its weighted positions."""
         routes, size = self._batch.examples[number].routes, len(trunk.tokens)
         if not self._shares(trunk):
             self._trees.append((len(self.tokens), trunk, []))
@@ -137,7 +137,7 @@ class _Draft:
             self._put(trunk.tokens, 0)
         row, _, branches = self._trees[-1]
         branches.append(len(branch))
-        start = len(self.tokens) - size  # row of the branch's position 0, were the trunk before it
+        start = len(self.tokens) - size  # row of position 0, as if the trunk were directly before the branch
         if routes is not None:
             self._routes.append((len(self.tokens), routes[size : size + len(branch)]))
         self._put(branch, size)

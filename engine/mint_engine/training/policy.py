@@ -1,7 +1,7 @@
-"""A policy's numbers: flat vectors in exactly the packed layout of its adapter, so that each thing is one operation.
+"""A policy's numbers: flat vectors in exactly its adapter's packed layout, so that each update is one operation.
 
-Weights (the masters), the gradient and Adam's two moments are float32 [n]; a revision is the weights rounded to the
-base's dtype, a checkpoint is these vectors, and nothing of one policy lies beside another's.
+Master weights, the gradient and Adam's two moments are float32 [n]. A revision is the weights rounded to the base's
+dtype, a checkpoint is these vectors, and no two policies share memory.
 """
 
 import json
@@ -19,13 +19,13 @@ from mint_engine.residency.remapping import HUGE, reserve
 from mint_engine.residency.room import Needs
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
-_COPIES = 2  # of each of these: what goes on may be saved, by way of a copy, or another state read from a file
-SPAN = 1 << 22  # numbers of vectors that are gone over between two pauses: some milliseconds on a CPU
+_COPIES = 2  # of each vector, for saving by way of a copy and a file's bytes, or for reading another state
+SPAN = 1 << 22  # numbers of vectors that are processed between two pauses: some milliseconds on a CPU
 
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What a new policy is. `target_modules` name modules as PEFT has it; empty: all that the base offers."""
+    """A new policy's settings. `target_modules` are named as in PEFT; empty: all that the base offers."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -35,7 +35,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class FormLimits:
-    """What a base lets its policies be."""
+    """What a base allows for its policies."""
 
     max_rank: int
     offered: tuple[str, ...] = ()  # the names of modules that adapters may target; empty: all there are
@@ -44,7 +44,7 @@ class FormLimits:
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What a policy's adapter looks like: the same for all policies of one kind, and never changing."""
+    """The form of a policy's adapter: shared by all policies of the same settings, and immutable."""
 
     config: bytes  # PEFT's adapter_config.json in canonical form
     base: str  # `fingerprint` of the base's modules
@@ -62,32 +62,32 @@ class Policy:
     exp_avg: torch.Tensor  # [n] float32
     exp_avg_sq: torch.Tensor  # [n] float32
     step: int = 0  # optimizer steps taken
-    sequence: int = 0  # the last call that took effect, kept for who orders calls
-    rounded: torch.Tensor | None = None  # [n]: `weights` in the base's dtype; None: to be worked out, see `round`
-    gradient: torch.Tensor | None = None  # [n] float32, of sums; None: nothing since the last step
-    normaliser: float = 0.0  # what the gradient is still to be divided by
-    sums: str = ""  # of which type of loss the gradient is a sum
-    broken: bool = False  # something that has accumulated was not finite
-    halfway: bool = False  # in the middle of an update: some of its optimizer steps are taken, not all
-    busy: bool = field(default=False, repr=False)  # some work is computing its gradient, or a step is being taken
-    torn: bool = False  # part of an optimizer step is taken: its numbers are neither those before nor those after
+    sequence: int = 0  # of the last call that took effect, kept for whoever orders calls
+    rounded: torch.Tensor | None = None  # [n]: `weights` in the base's dtype; None: not computed yet, see `round`
+    gradient: torch.Tensor | None = None  # [n] float32, not normalised; None: none since the last step
+    normaliser: float = 0.0  # number that the gradient is still to be divided by
+    sums: str = ""  # the type of loss that the gradient is a sum of
+    broken: bool = False  # something in the gradient or its loss was not finite
+    halfway: bool = False  # in the middle of an update: some of its optimizer steps are taken, but not all
+    busy: bool = field(default=False, repr=False)  # a work is computing its gradient, or a step is being taken
+    torn: bool = False  # part of an optimizer step is taken: the numbers are neither those before nor those after
 
     def round(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weights in the base's dtype [n], the same until the next step."""
+        """Return the weights in the base's dtype [n], cached until the next step."""
         if self.rounded is None:
             self.rounded = room_to_round(self, dtype).copy_(self.weights)
         return self.rounded
 
     def forget_gradient(self) -> None:
-        """As after a step."""
+        """Drop the gradient and all that belongs to it, as after a step."""
         self.gradient, self.normaliser, self.sums, self.broken = None, 0.0, "", False
 
 
 def needs_of(elements: int, shared: int, dtype: torch.dtype, device: torch.device) -> Needs:
-    """What a policy of so many weights takes of host memory at most: all its numbers, unless they are on a device.
+    """Return the most host memory of a policy with `elements` weights; its own numbers may be on a device instead.
 
-    Of several ranks each holds a part during an update, rounded and with its gradient: `shared` weights in all.
-    It is saved and loaded by way of a copy and of a file's bytes, and published by a rounded copy and its bytes.
+    With several ranks, each holds a part during an update, rounded and with its gradient: `shared` weights in all.
+    Saving and loading take a copy and a file's bytes; publishing takes a rounded copy and its bytes.
     """
     vectors, rounded = _VECTORS * elements * torch.float32.itemsize, elements * dtype.itemsize
     parts = shared * (dtype.itemsize + torch.float32.itemsize)
@@ -96,12 +96,12 @@ def needs_of(elements: int, shared: int, dtype: torch.dtype, device: torch.devic
 
 
 def learning(modules: Mapping[str, Module]) -> dict[str, Module]:
-    """Those of a base's modules that policies may learn on: an indexer's choice has no gradient."""
+    """Return the modules that policies may train: not an indexer's, since its choice has no gradient."""
     return {path: module for path, module in modules.items() if ".indexer." not in path}
 
 
 def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: FormLimits, name: str) -> Form:
-    """The form of a new policy. Raises RankTooLarge, UnknownTargetModules or InvalidRequest, naming the policy."""
+    """Return a new policy's form. Raises RankTooLarge, UnknownTargetModules or InvalidRequest, naming the policy."""
     subject = f"policy {name}"
     if not 1 <= settings.rank <= limits.max_rank:
         raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {limits.max_rank}")
@@ -120,18 +120,18 @@ def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: For
 
 
 def spans(vector: torch.Tensor, most: int = 0) -> Iterator[slice]:
-    """Of a vector [n], one after another, `SPAN` long by default."""
+    """Yield slices that cover a vector [n], each `most` long, by default `SPAN`."""
     most = most or SPAN
     return (slice(start, start + most) for start in range(0, vector.numel(), most))
 
 
 def vector(elements: int, device: torch.device) -> torch.Tensor:
-    """Zeros for a policy's numbers. In large pages, for AdamW's sake: with small ones it took 2.7 times as long."""
+    """Return zeros for a policy's numbers, in large pages: with small ones, AdamW took 2.7 times as long."""
     return zeros((elements,), torch.float32, device)
 
 
 def rounding(policy: Policy, dtype: torch.dtype) -> Generator[None, None, torch.Tensor]:
-    """`Policy.round` with pauses between bounded parts of it, while which the weights must stay as they are."""
+    """`Policy.round` with yields between bounded parts; the weights must not change meanwhile."""
     if policy.rounded is None:
         rounded = room_to_round(policy, dtype)
         for span in spans(rounded):
@@ -142,7 +142,7 @@ def rounding(policy: Policy, dtype: torch.dtype) -> Generator[None, None, torch.
 
 
 def room_to_round(policy: Policy, dtype: torch.dtype) -> torch.Tensor:
-    """Memory for `Policy.rounded` [n], of pages of its own that may become a slot's (see `SlotRows`)."""
+    """Allocate `Policy.rounded` [n], in pages of its own, which may become a slot's (see `SlotRows`)."""
     elements, device = policy.weights.numel(), policy.weights.device
     nbytes = elements * dtype.itemsize
     if device.type != "cpu" or nbytes < HUGE:
@@ -151,7 +151,7 @@ def room_to_round(policy: Policy, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
-    """A policy that changes nothing yet: PEFT's own start, A uniform as nn.Linear's weights (Kaiming), B zero."""
+    """Make a policy that changes nothing yet, initialised as by PEFT: A Kaiming-uniform like nn.Linear, B zero."""
     weights = vector(form.layout.elements, torch.device("cpu"))
     draw = torch.Generator().manual_seed(seed)
     for place, a, _ in halves(form.layout, weights):
@@ -161,19 +161,19 @@ def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
 
 
 def continued(name: str, start: Packed, device: torch.device) -> Policy:
-    """A policy that starts from a revision, and keeps its ranks and scalings."""
+    """Make a policy that starts from a revision, and keeps its ranks and scalings."""
     header = start.header
     form = Form(header.config, header.base, header.layout, header.scalings)
     return _still(name, form, _copied(start.run, device))
 
 
 def moved(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A vector of the CPU's [n], on the device."""
+    """Return a CPU vector [n] on the device."""
     return numbers if numbers.device == device else _copied(numbers, device)
 
 
 def _copied(run: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In parts, between which a device may compute what another thread wants."""
+    """Copy in parts, between which a device may compute for other threads."""
     copy = vector(run.numel(), device)
     for span in spans(copy):
         copy[span] = run[span]
@@ -186,7 +186,7 @@ def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:
 
 
 def _targets(settings: PolicySettings, learning: Sequence[Module], limits: FormLimits, subject: str) -> list[str]:
-    """Names that mean the same to PEFT, which knows all of the base's modules: none wider than what is offered."""
+    """Return target names that mean the same to PEFT, which knows all modules: none wider than those offered."""
     names = [module.name for module in learning]
     leaves = {module.leaf for module in learning}
     offered = sorted(each for each in limits.offered or leaves if any(is_within(name, each) for name in names))
@@ -194,7 +194,7 @@ def _targets(settings: PolicySettings, learning: Sequence[Module], limits: FormL
     wider = beyond(wanted, offered)
     unknown = [
         each
-        for each in wanted  # a star is our own word for an expert's number, which PEFT does not know
+        for each in wanted  # PEFT does not know our star for an expert's number
         if each in wider or "*" in each or not any(is_within(name, each) for name in names)
     ]
     if unknown:

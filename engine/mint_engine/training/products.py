@@ -1,7 +1,7 @@
-"""Products of the lean pass, both ways: rows by frozen weights, and each run of them by its own policy's A and B.
+"""Products of the lean pass, both directions: rows by frozen weights, and each run of rows by its policy's A and B.
 
-All of a product is one call, however many experts and policies share its rows. Letters in shapes: R rows, E experts,
-1 for a linear that all rows meet.
+A product is a single call, however many experts and policies share its rows. Letters in shapes: R rows, E experts (1
+for a linear that all rows use).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Product:
-    """y = x W^T + bias, of several modules at once. weight [E, out, in], bias [out]"""
+    """y = x W^T + bias, for several modules at once. weight [E, out, in], bias [out]"""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -35,7 +35,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows in the order of the experts that they meet, and within one of the segments that they are of."""
+    """R rows ordered by expert, and within an expert by segment."""
 
     bounds: torch.Tensor  # [E + 1] int64: where each expert's rows begin
     runs: NDArray[np.int64]  # [n, 4]: first row, rows, expert, segment
@@ -44,57 +44,57 @@ class Rows:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a product's backward needs of its forward, but for the rows that it took."""
+    """What a product's backward needs from its forward, apart from the input rows."""
 
     product: Product
     rows: Rows
-    added: NDArray[np.void]  # `ADDED`: what adapters add, in the order of their runs
+    added: NDArray[np.void]  # `ADDED`: what adapters add, in the order of runs
     middles: torch.Tensor  # x A^T scaling of each of them
 
 
 def straight(batch: Batch) -> Rows:
-    """A batch's rows as they are, which all meet the same."""
+    """Return a batch's rows in their own order, for a linear that all use."""
     runs = [(segment.start, segment.stop - segment.start, 0, at) for at, segment in enumerate(batch.segments)]
     return Rows(torch.tensor([0, batch.rows]), np.asarray(runs, dtype=np.int64).reshape(-1, 4), batch.segments)
 
 
 def sorted_rows(routing: Routing, batch: Batch) -> Rows:
-    """Pairs of token and expert."""
+    """Return the rows of sorted pairs of token and expert."""
     runs = [(run.rows.start, run.rows.stop - run.rows.start, run.expert, run.segment) for run in routing.runs]
     return Rows(torch.tensor(routing.bounds), np.asarray(runs, dtype=np.int64).reshape(-1, 4), batch.segments)
 
 
 def multiply(kernels: TrainingKernels, product: Product, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Kept]:
-    """x [R, in] -> y [R, out] with every run's adapter, and what its backward needs."""
+    """x [R, in] -> y [R, out] with every run's adapter, and what the backward needs."""
     added = _lay_added(product, rows)
     y, middles = kernels.multiply_runs(x, product.weight, product.bias, rows.bounds, added)
     return y, Kept(product, rows, added, middles)
 
 
 def multiply_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """dy [R, out] and what `multiply` took -> dx [R, in]; adds to the gradients of A and B."""
+    """dy [R, out] and the inputs of `multiply` -> dx [R, in]; adds to the gradients of A and B."""
     dx, backs = rows_back(kernels, kept, dy)
     add_gradients(kernels, kept, dy, backs, x)
     return dx
 
 
 def rows_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """dy [R, out] -> dx [R, in], and what `add_gradients` takes, which is due once its rows are known again."""
+    """dy [R, out] -> dx [R, in], and `backs` for `add_gradients`, to be called once x is computed again."""
     return kernels.multiply_runs_back(dy, kept.product.weight, kept.rows.bounds, kept.added)
 
 
 def add_gradients(
     kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, backs: torch.Tensor, x: torch.Tensor
 ) -> None:
-    """Add to the gradients of A and B; dy and `backs` as `rows_back` took and gave them, x [R, in] as `multiply`."""
+    """Add to the gradients of A and B; dy and `backs` are from `rows_back`, x [R, in] is the input of `multiply`."""
     kernels.add_gradients(x, dy, kept.added, kept.middles, backs)
 
 
 def _lay_added(product: Product, rows: Rows) -> NDArray[np.void]:
-    """What each run's policy adds to a product; see `added.h`."""
+    """Return what each run's policy adds to a product; see `added.h`."""
     of_segments = np.zeros((len(rows.segments), len(product.targets)), dtype=ADDED)
     several = len(rows.bounds) > 2
-    experts = np.zeros((*of_segments.shape, 4), dtype=np.uint64)  # bytes from one expert's to the next one's
+    experts = np.zeros((*of_segments.shape, 4), dtype=np.uint64)  # bytes between the parts of successive experts
     for at, segment in enumerate(rows.segments):
         for number, target in enumerate(product.targets):
             part = segment.parts.get(target.path)

@@ -1,8 +1,8 @@
-"""Rollout routing replay, R3 (arXiv 2510.11370): an update sends a token to the experts that it went to when sampled.
+"""Rollout routing replay, R3 (arXiv 2510.11370): an update routes a token to the same experts as when it was sampled.
 
-Sampler and trainer round differently, and where a router is near a tie they would send a token to other experts: then
-their log-probabilities differ by more than any rounding. Only the choice is replayed. Weights of the chosen come from
-the router's scores of now, by the router's own code, so that gradients flow through them.
+Sampler and trainer round differently; if a router is near a tie, they would choose different experts for a token, and
+its log-probabilities would differ by more than rounding explains. Only the choice is replayed: the router's own code
+computes the chosen experts' weights from its current scores, so that gradients flow through them.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ _log = structlog.get_logger(__name__)
 
 
 def prepare(block: Any, layer: int, experts: int, current: Current) -> None:
-    """Let a block of experts, the `layer`-th with any, look for routes in what is being computed.
+    """Make a block of experts, the `layer`-th of them, use the routes of the batch being computed.
 
-    Whatever its router's name. One that does not ask for the best k of its scores stays as it is: nothing is replayed
-    there, which is logged, and a loss's ratio band is what is left against tokens that go to other experts.
+    This works for any router that calls topk on its scores. Others are left unchanged: nothing is replayed there,
+    which is logged, and only a loss's ratio band guards against tokens that are routed differently.
     """
     block.forward = partial(_compute, block.forward, type(block).__name__, layer, experts, current)
 
@@ -37,9 +37,9 @@ def _compute(
 
 
 def replaying(batch: Batch | None, layer: int, experts: int, kind: str) -> AbstractContextManager[object]:
-    """While it lasts, the router of the `layer`-th block of experts chooses what a batch's rollouts took.
+    """Return a context in which the router of the `layer`-th block of experts chooses a batch's recorded routes.
 
-    `kind` names such blocks where none of the choice is found.
+    `kind` names the block in a warning if its router cannot be replayed.
     """
     if batch is None or batch.routes is None:
         return nullcontext()
@@ -48,12 +48,12 @@ def replaying(batch: Batch | None, layer: int, experts: int, kind: str) -> Abstr
 
 @cache
 def _tell_missed(kind: str) -> None:
-    """Once, not with every layer of every update."""
+    """Log this once, not for every layer of every update."""
     _log.warning("routes_not_replayed", block=kind, why="its router asks for no best k of its scores")
 
 
 class _Choice(TorchFunctionMode):
-    """While it lasts, the best k of every token's scores [T, E] are those that were chosen [T, k], but for -1."""
+    """While active, topk of every token's scores [T, E] returns the recorded experts [T, k], except at -1."""
 
     def __init__(self, chosen: torch.Tensor, experts: int, kind: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Choice(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         found = function(*given, **(named or {}))
-        # Routers by groups of experts also ask for the best of each group, in other shapes.
+        # Grouped routers also call topk for the best of each group, on other shapes.
         if function not in (torch.topk, torch.Tensor.topk) or tuple(given[0].shape) != self._shape:
             return found
         self._met = True

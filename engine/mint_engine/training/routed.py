@@ -1,13 +1,13 @@
 """Routed experts with the gradients of many policies, registered with transformers under the name "mint_training".
 
 Pairs of token and expert are sorted by expert, so that its frozen weight is read once for all policies, and within an
-expert by segment, so that a policy's own A and B of that expert meet its own rows alone. Each such run is padded to a
-multiple of `ROW_MULTIPLE` rows: with fewer, products round differently, and for every new number of rows oneDNN makes
-a kernel first, which takes longer than a run's narrow products (5.3 ms against 0.4). Gradients go to the inputs
-and, through the weights of a token's experts, to its router's input; the router itself stays as it is. Of several
-ranks each holds some of the experts and computes their pairs alone.
+expert by segment, so that a policy's A and B of that expert are applied only to its own rows. Each such run is padded
+to a multiple of `ROW_MULTIPLE` rows: with fewer, products round differently, and for every new number of rows oneDNN
+first builds a kernel, which takes longer than a run's narrow products (5.3 ms against 0.4). Gradients flow to the
+inputs and, through the weights of a token's experts, to its router's input; the router itself is not trained. With
+several ranks, each holds some of the experts and computes only their pairs.
 
-Letters in shapes: T tokens, k experts of a token, P = T k pairs, R rows, E experts held, H hidden, r rank.
+Letters in shapes: T tokens, k experts per token, P = T k pairs, R rows, E experts held, H hidden, r rank.
 """
 
 import itertools
@@ -31,7 +31,7 @@ NAME = "mint_training"
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring pairs of one expert and one segment."""
+    """Consecutive rows of one expert and one segment."""
 
     rows: slice
     expert: int
@@ -42,24 +42,24 @@ class Run:
 class Routing:
     """One layer's pairs in sorted order."""
 
-    order: torch.Tensor  # [R] int64: pair `order[i]` of token `order[i] // k` is row i; P for a row that pads its run
-    back: torch.Tensor  # [P] int64: each pair's row; R where its expert is another rank's
-    whole: bool  # no pair is another rank's
+    order: torch.Tensor  # [R] int64: row i is pair `order[i]` of token `order[i] // k`; P for a padding row
+    back: torch.Tensor  # [P] int64: each pair's row; R if another rank holds its expert
+    whole: bool  # no pair belongs to another rank
     bounds: tuple[int, ...]  # [E + 1]: where each expert's rows begin
-    runs: tuple[Run, ...]  # those of a segment, in order
+    runs: tuple[Run, ...]  # in order; padding of the batch belongs to none
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One linear of all experts: weight [E, out, in], or [E, in, out] where transposed, bias [E, out]."""
+    """One linear of all experts: weight [E, out, in], or [E, in, out] if transposed, bias [E, out]."""
 
     weight: torch.Tensor | KeptStack
     bias: torch.Tensor | None
     transposed: bool
-    modules: tuple[Module, ...]  # what adapters target of it
+    modules: tuple[Module, ...]  # the parts of it that adapters may target
 
     def multiply(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-        """x [R, in] -> [R, out], each row by its expert. Rounded as the sampler's are."""
+        """x [R, in] -> [R, out], each row by its expert, rounded like the sampler's."""
         y = multiply_each(self.weight, x, bounds, transposed=self.transposed)
         return y if self.bias is None else add_bias(y, self.bias, bounds)
 
@@ -72,7 +72,7 @@ class Stack:
 
 
 def read_stack(experts: Any, name: str, modules: Sequence[Module]) -> Stack:
-    """One of the linears of transformers' stacked experts; of `modules`, those that are part of it."""
+    """Read one linear of transformers' stacked experts, with those of `modules` that are part of it."""
     bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     own = tuple(module for module in modules if module.part_of.endswith(f".{name}"))
     return Stack(getattr(experts, name), bias, bool(experts.is_transposed), own)
@@ -80,7 +80,7 @@ def read_stack(experts: Any, name: str, modules: Sequence[Module]) -> Stack:
 
 @dataclass(frozen=True)
 class Owned:
-    """A run of pairs with the part that its policy adds to some of a stack's outputs."""
+    """A run, and the part that its policy adds to some of a stack's outputs."""
 
     run: Run
     outputs: slice
@@ -88,12 +88,12 @@ class Owned:
 
 
 def register() -> None:
-    """Make it known to transformers."""
+    """Register `forward` with transformers."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
 
 
 def prepare(experts: Any, modules: Sequence[Module], current: Current, held: Cut) -> None:
-    """Let stacked experts know their modules, which ones are held, and where to look for what is being computed."""
+    """Tell stacked experts their modules, which experts are held, and where to find the current batch."""
     experts.mint_trained = {name: read_stack(experts, name, modules) for name in ("gate_up_proj", "down_proj")}
     experts.mint_current, experts.mint_held = current, held
 
@@ -116,10 +116,9 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
 def sort_routes(
     routes: torch.Tensor, owners: torch.Tensor, held: Cut, segments: int, multiple: int = ROW_MULTIPLE
 ) -> Routing:
-    """Sort the pairs of routes [T, k] by expert and segment, those of the experts `held`; owners [T] say whose each
-    token is.
+    """Sort the pairs of routes [T, k] with experts in `held` by expert and segment; `owners` [T] gives the segments.
 
-    Rows of nobody, which pad a batch, belong to `segments`. A run gets a `multiple` of rows.
+    Rows that pad a batch have the segment number `segments`. Each run is padded to a `multiple` of rows.
     """
     flat, each = routes.reshape(-1).long() - held.start, routes.shape[1]
     own = (flat >= 0) & (flat < held.size)
@@ -127,10 +126,10 @@ def sort_routes(
         torch.where(own, flat, held.size) * (segments + 1) + owners.repeat_interleave(each), stable=True
     )
     pairs, count = order.shape[0], int(own.sum())
-    keys, order = keys[:count], order[:count]  # others' experts come last
+    keys, order = keys[:count], order[:count]  # pairs of other ranks' experts come last
     kinds, counts = torch.unique_consecutive(keys, return_counts=True)
     padded = (counts + multiple - 1) // multiple * multiple
-    shifts = (padded - counts).cumsum(0) - (padded - counts)  # rows that pad the runs before each
+    shifts = (padded - counts).cumsum(0) - (padded - counts)  # padding rows before each run
     rows = torch.arange(order.shape[0], device=order.device) + shifts.repeat_interleave(counts)
     total = int(padded.sum())
     back, spread = order.new_full((pairs,), total), order.new_full((total,), pairs)
@@ -147,7 +146,7 @@ def sort_routes(
 
 
 def own_parts(stack: Stack, routing: Routing, segments: Sequence[Segment]) -> list[Owned]:
-    """What adapters add to a stack's outputs, run by run."""
+    """Return what adapters add to a stack's outputs, run by run."""
     return [
         Owned(run, module.outputs, part)
         for run in routing.runs
@@ -161,7 +160,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stack: Stack, routing: Routing, owned: list[Owned]) -> torch.Tensor:
-        """Mid-products are kept: they are as narrow as the rank."""
+        """Keeps the middle products for the backward: they are only as wide as the rank."""
         y, middles = stack.multiply(x, routing.bounds), []
         for each in owned:
             middles.append(shrink(x[each.run.rows], each.part, each.run.expert))
@@ -172,7 +171,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        """The input's gradient; those of A and B go straight to their policies' accumulators."""
+        """Return the input's gradient; those of A and B are added directly to their policies' gradients."""
         (dy,), (x,) = gradients, ctx.saved_tensors
         dx = ctx.stack.multiply_back(dy, ctx.routing.bounds)
         for each, middle in zip(ctx.owned, ctx.middles, strict=True):
@@ -183,7 +182,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """Pairs [P, *] to their rows [R, *], zeros where a row pads; autograd's own way back would add one by one."""
+    """Pairs [P, *] to their rows [R, *], zeros for padding; autograd's own backward would add rows one by one."""
 
     @staticmethod
     def forward(ctx: Any, pairs: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -198,7 +197,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Rows [R, *] to their pairs [P, *]: the way back of `_Spread`."""
+    """Rows [R, *] to their pairs [P, *]: the reverse of `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -213,12 +212,12 @@ class _Collect(torch.autograd.Function):
 
 
 def spread(pairs: torch.Tensor, routing: Routing) -> torch.Tensor:
-    """Pairs [P, *] to their rows [R, *], zeros where a row pads."""
+    """Return pairs [P, *] as rows [R, *], zeros for padding rows."""
     return functional.pad(pairs, (0, 0, 0, 1)).index_select(0, routing.order)
 
 
 def collect(rows: torch.Tensor, routing: Routing) -> torch.Tensor:
-    """Rows [R, *] to their pairs [P, *]; zeros for pairs of other ranks."""
+    """Return rows [R, *] as pairs [P, *], zeros for pairs of other ranks."""
     return (rows if routing.whole else functional.pad(rows, (0, 0, 0, 1))).index_select(0, routing.back)
 
 

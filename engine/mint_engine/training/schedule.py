@@ -1,4 +1,4 @@
-"""Learning rates over a policy's steps: warm up linearly, then stay, fall linearly or fall as a cosine."""
+"""Learning rates over a policy's steps: linear warm-up, then constant, linear decay or cosine decay."""
 
 import math
 
@@ -8,9 +8,9 @@ from mint_contracts.training import Optimizer
 
 
 def rate(optimizer: Optimizer, step: int, steps: int) -> float:
-    """The learning rate of step `step` of `steps`, counted from 0, as transformers' schedules of these names.
+    """Return the learning rate of step `step` of `steps`, from 0, as in transformers' schedules of these names.
 
-    Warming up, the first step's rate is the first part of the whole, not 0: a step is never wasted.
+    The warm-up's first step has the first fraction of the rate, not 0, so that no step is wasted.
     """
     warmup = optimizer.warmup_steps
     if step < warmup:
@@ -23,5 +23,5 @@ def rate(optimizer: Optimizer, step: int, steps: int) -> float:
 
 
 def settled(optimizer: Optimizer, step: int, steps: int) -> Optimizer:
-    """The optimizer with that step's learning rate put in."""
+    """Return the optimizer with the learning rate of that step."""
     return msgspec.structs.replace(optimizer, learning_rate=rate(optimizer, step, steps))

@@ -1,7 +1,7 @@
-"""How policies' numbers come from the first rank, which keeps them, to all, and their gradients back: by sums.
+"""Distributes policies' weights from the first rank, which keeps them, to all, and gathers their gradients: by sums.
 
-Of every A and B a rank holds the same part as serving's slots do. In what it does not hold its gradient is zero, and
-in what several ranks hold each has one part of a sum (see `sums`): so to add up is to gather, however it was cut.
+A rank holds the same part of every A and B as serving's slots do. Its gradient is zero for what it does not hold, and
+for what several ranks hold each has one part of a sum (see `sums`), so adding up gathers it, however it was cut.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from mint_engine.parallel.group import Group
 from mint_engine.parallel.shares import cuts_of
 from mint_engine.training.batch import Held, parts_of
 
-STRETCH = 4 << 20  # elements that are added up at once, of whole modules where one has more
+STRETCH = 4 << 20  # elements summed at once, rounded up to complete modules
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Neighbouring modules: elements `start` to `stop` of a policy, and where they lie in there and in the rank's."""
+    """Consecutive modules: elements `start` to `stop` of a policy; their layouts in these and in the rank's part."""
 
     start: int
     stop: int
@@ -30,14 +30,14 @@ class _Stretch:
 
 
 class Sharing:
-    """One rank's side of it; what it is asked, all are asked at the same time."""
+    """One rank's side of the distribution; all ranks must make the same calls at the same time."""
 
     def __init__(self, modules: Mapping[str, Module], group: Group, dtype: torch.dtype, device: torch.device) -> None:
         self._group, self._dtype, self._device = group, dtype, device
         self._cuts = cuts_of(modules, group.share)
 
     def take(self, number: int, layout: Layout, scalings: Sequence[float], run: torch.Tensor | None) -> Held:
-        """Hold the rank's part of a policy; the first rank has the whole `run` [n] in the base's dtype."""
+        """Hold the rank's part of a policy; the first rank passes the complete `run` [n] in the base's dtype."""
         own = cut_layout(layout, self._cuts)
         mine = torch.empty(own.elements, dtype=self._dtype, device=self._device)
         for each in _stretches(layout, own):
@@ -49,7 +49,7 @@ class Sharing:
         return Held(number, layout, parts_of(own, scalings, mine, gradient), gradient)
 
     def give(self, held: Held) -> Iterator[torch.Tensor]:
-        """The whole gradient [n] float32 on every rank, a stretch of it at a time."""
+        """Yield the complete gradient [n] float32 on every rank, one stretch at a time."""
         for each in _stretches(held.layout, cut_layout(held.layout, self._cuts)):
             found = held.gradient.new_zeros(each.stop - each.start)
             for whole, part in matched(each.whole, found, each.own, held.gradient, self._cuts):

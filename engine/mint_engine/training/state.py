@@ -1,6 +1,6 @@
-"""A policy at rest: one safetensors file of its vectors, with what else there is to it as JSON in the metadata.
+"""A saved policy: one safetensors file of its vectors, with everything else as JSON in the metadata.
 
-A policy read back goes on with the very numbers that it would have had.
+A policy that is read back continues with exactly the numbers that it would have had.
 """
 
 import ctypes
@@ -22,17 +22,17 @@ _log = structlog.get_logger(__name__)
 
 VERSION = 1
 _POLICY = "mint.policy"
-_SHAPES = "mint.shapes"  # apart from the rest, which engines of before refuse with any field more
+_SHAPES = "mint.shapes"  # a separate key, since older engines refuse unknown fields in the other
 _VECTORS = ("weights", "exp_avg", "exp_avg_sq")
 _TO_DO = "Give the BaseModel the base that it was trained on, or create the policy again"
-_GRADIENT = "gradient"  # only of a policy that was saved between two steps
+_GRADIENT = "gradient"  # only in a policy that was saved with an unused gradient
 
 
 class _SavedPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The metadata. `ranks` and `scalings` are by module path, in the order of the base's modules."""
+    """The metadata. `ranks` is by module path and `scalings` in the same order, that of the base's modules."""
 
     version: int
-    base: str  # of all modules that it could have been trained on: what engines of before compare
+    base: str  # fingerprint of all modules that could be trained, which older engines compare
     config: str
     ranks: dict[str, int]
     scalings: list[float]
@@ -51,7 +51,7 @@ _READ_POLICY, _READ_SHAPES = msgspec.json.Decoder(_SavedPolicy), msgspec.json.De
 
 
 def to_bytes(policy: Policy) -> bytearray:
-    """The file of a policy. On any thread: others go on meanwhile, as with `from_bytes`."""
+    """Return a policy's file. On any thread: releases the interpreter lock while it copies, like `from_bytes`."""
     form = policy.form
     saved = _SavedPolicy(
         version=VERSION,
@@ -76,11 +76,10 @@ def to_bytes(policy: Policy) -> bytearray:
 def from_bytes(
     data: bytes | bytearray, name: str, modules: Mapping[str, Module], device: torch.device, subject: str
 ) -> Policy:
-    """The policy of a file, under the name `name`.
+    """Read a policy's file, under the name `name`.
 
-    Raises CorruptFile for what is no such file, and WrongBase where a module that it was trained on is not here or
-    has another shape. On any thread: others go on meanwhile, which safetensors' own `load` keeps from running while
-    it copies.
+    Raises CorruptFile for any other content, and WrongBase if a module that it was trained on is missing or has
+    another shape. On any thread: other threads run meanwhile, while safetensors' own `load` blocks them as it copies.
     """
     saved, shapes = _read_metadata(data, subject)
     base = fingerprint(modules)
@@ -90,7 +89,7 @@ def from_bytes(
     if saved.base != base and not shapes:
         if _numbers(tensors) != form.layout.elements:
             raise WrongBase(subject, "was trained on modules of other shapes than the base model has. " + _TO_DO)
-        # Most likely targetModules were other ones. Were it another base, this would be all that shows it.
+        # Most likely other targetModules. If it is another base, only this warning shows it.
         _log.warning("policy_without_shapes", policy=name, modules=len(saved.ranks), elements=form.layout.elements)
     _check_vectors(tensors, form.layout, subject)
     ready = {key: moved(_vector(data, spec), device) for key, spec in tensors.items()}
@@ -101,9 +100,9 @@ def from_bytes(
 
 
 def _file(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> bytearray:
-    """What safetensors' `save` makes of float32 vectors, byte for byte.
+    """Return the same bytes as safetensors' `save` for float32 vectors.
 
-    That holds the interpreter for as long as it copies, and so every step of an engine; numpy lets others run.
+    That one holds the interpreter lock while it copies, which delays every step of the engine; numpy releases it.
     """
     header, end = dict[str, object](__metadata__=metadata), 0
     for name, each in tensors.items():
@@ -120,7 +119,7 @@ def _file(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> b
 
 
 def _unfilled(nbytes: int) -> bytearray:
-    """Memory that nobody has touched: `bytearray` itself would fill it, and hold the interpreter for that."""
+    """Return uninitialised memory: `bytearray` itself would fill it, holding the interpreter lock."""
     make = ctypes.pythonapi.PyByteArray_FromStringAndSize
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
     data: bytearray = make(None, nbytes)
@@ -133,7 +132,7 @@ def _header(data: bytes | bytearray) -> bytes:
 
 
 def _vector(data: bytes | bytearray, spec: TensorSpec) -> torch.Tensor:
-    """One of the file's [n] float32, on the CPU."""
+    """Copy one of the file's vectors, [n] float32 on the CPU."""
     stored: NDArray[np.float32] = np.frombuffer(data, "<f4", spec.shape[0], spec.begin)
     found = vector(spec.shape[0], torch.device("cpu"))
     np.copyto(found.numpy(), stored)
@@ -141,7 +140,7 @@ def _vector(data: bytes | bytearray, spec: TensorSpec) -> torch.Tensor:
 
 
 def _read_metadata(data: bytes | bytearray, subject: str) -> tuple[_SavedPolicy, dict[str, _Shape]]:
-    """The metadata, and the shapes of its modules; none of what an engine of before has written."""
+    """Return the metadata, and the modules' shapes; none in a file that an older engine has written."""
     try:
         header = _HEADER.decode(_header(data))
         metadata = _METADATA.decode(header["__metadata__"])
@@ -155,7 +154,7 @@ def _read_metadata(data: bytes | bytearray, subject: str) -> tuple[_SavedPolicy,
 
 
 def _check_modules(trained: Iterable[str], shapes: Mapping[str, _Shape], layout: Layout, subject: str) -> None:
-    """That all modules of a policy are here, and as they were when it was saved, whatever others there are."""
+    """Raise WrongBase unless all of a policy's modules are here, with the shapes and order of when it was saved."""
     paths, here = list(trained), {place.path: place for place in layout.places}
     if missing := [path for path in paths if path not in here]:
         names = ", ".join(sorted({path.rpartition(".")[2] for path in missing}))
@@ -183,7 +182,7 @@ def _features(shape: _Shape) -> str:
 
 
 def _numbers(tensors: Mapping[str, TensorSpec]) -> int:
-    """How many each vector of a file has."""
+    """Return the length of a file's vectors; -1 if it has none."""
     found = tensors.get(_VECTORS[0])
     return found.shape[0] if found is not None and len(found.shape) == 1 else -1
 

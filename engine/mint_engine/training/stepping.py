@@ -1,4 +1,4 @@
-"""One policy's optimizer step, in bounded pieces between which an engine decodes."""
+"""One policy's optimizer step, in bounded pieces between which the engine decodes."""
 
 import torch
 
@@ -8,7 +8,7 @@ from mint_engine.training.policy import Policy
 
 
 class Stepping:
-    """Made by `Trainer.begin_step`. Owned by the step thread; no other work has the policy until it is done."""
+    """A step made by `Trainer.begin_step`. Owned by the step thread; the policy is `busy` until it is done."""
 
     def __init__(self, policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> None:
         self.policy = policy
@@ -18,9 +18,9 @@ class Stepping:
         self.done = False
 
     def advance(self) -> bool:
-        """Take the next bounded part of the step; returns whether there is more.
+        """Compute the next bounded piece of the step; returns whether there is more.
 
-        If it raises, the step is over: the policy is as before it, or `torn` where the first number had changed.
+        If it raises, the step is over: the policy is as before it, or `torn` if any number had changed.
         """
         if self.done:
             return False
@@ -38,20 +38,20 @@ class Stepping:
         return not self.done
 
     def _settle(self) -> None:
-        """Wait for a device that computes beside us: parts would pile up before the next step of requests."""
+        """Wait for a device, on which pieces would otherwise pile up before the next step of requests."""
         device = self.policy.weights.device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
 
     def cancel(self) -> None:
-        """Give the step up, as where it raises."""
+        """Give up the step, with the same effect as an error."""
         if not self.done:
             self.done = True
             self._parts.close()
             self.policy.busy = False
 
     def result(self) -> StepOutcome:
-        """What came of it, once it is done."""
+        """Return the outcome, once the step is done."""
         if self._outcome is None:
             raise RuntimeError(f"policy {self.policy.name} has taken no step")
         return self._outcome

@@ -1,9 +1,9 @@
 """The ranks' sums under autograd (Shoeybi et al. 2019, Megatron-LM, section 3: its functions f and g).
 
-What a shared part of a decoder layer gives is added up on the way forward, and the gradient of what it takes on the
-way back: each rank's is that of its own share. So all gradients within a part are one rank's parts of sums, also
-those of what all ranks hold. What a norm over all heads adds up is within a part: every rank's share of what follows
-has a part of its gradient, so that it is added up both ways.
+The output of a shared part of a decoder layer is summed over ranks in the forward, and the gradient of its input in
+the backward, since each rank computes that of its own share. So within a part, all gradients are one rank's terms of
+sums, also those of what all ranks hold. The sums of a norm over all heads lie within a part: every rank's share of
+what follows has a term of their gradient, so they are added up in both directions.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from mint_engine.parallel.sums import shared_parts, sum_output
 
 
 def add_sums(model: PreTrainedModel, group: Group) -> None:
-    """For a model that is cut already, and whose modules stay from now on."""
+    """Insert the sums into a model that has been cut and whose modules are not replaced any more."""
     for part, summed in shared_parts(model):
         _sum_input_back(part, group)
         for module in summed:
@@ -37,29 +37,29 @@ def _sum_input_back(part: nn.Module, group: Group) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """Megatron's g."""
+    """Megatron's g: sum in the forward, identity in the backward."""
 
     @staticmethod
     def forward(_: Any, partial: torch.Tensor, group: Group) -> torch.Tensor:
-        """Every rank's partial sums, added up."""
+        """Return the sum of all ranks' partial sums."""
         return group.sum(partial.clone())
 
     @staticmethod
     def backward(_: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """A sum's gradient is that of each of its terms."""
+        """Return the gradient unchanged: a sum's gradient is that of each of its terms."""
         return gradients[0], None
 
 
 class _Spread(torch.autograd.Function):
-    """Megatron's f."""
+    """Megatron's f: identity in the forward, sum in the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: Group) -> torch.Tensor:
-        """The same on every rank."""
+        """Return the input, which is the same on every rank."""
         ctx.group = group
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Every rank's part of the gradient, added up."""
+        """Return the sum of all ranks' parts of the gradient."""
         return ctx.group.sum(gradients[0].clone()), None

@@ -1,10 +1,10 @@
-"""Trains many policies at once over one resident base. Owned by the step thread, as all that it holds.
+"""Trains many policies at once over one resident base. Owned by the step thread, like everything it holds.
 
     trainer = Trainer(base, modules, max_rank=32)         # before serving swaps the base's modules
     policy = trainer.maker.fresh("acme/support-7", PolicySettings(rank=8, alpha=16.0, seed=1))  # on any thread
     trainer.put(policy)
     work = trainer.begin([PolicyBatch("acme/support-7", examples, Loss(type="dapo"))])
-    while work.advance():                                 # bounded: decode between two of them
+    while work.advance():                                 # bounded pieces: decode in between
         ...
     work.results()["acme/support-7"].loss_sum
     taken = trainer.begin_step("acme/support-7", schedule.settled(Optimizer(), step, steps))
@@ -12,10 +12,10 @@
         ...
     hand_off(slots, slot, trainer.policy("acme/support-7"), "acme/support-7@1.1")
 
-One forward and backward carries the tokens of all policies of the work. Each policy's gradient, normaliser, clip,
-Adam moments and guard against NaN are its own, and its numbers are the same bit for bit whoever else is in the batch.
-Gradients of several works accumulate until a step; split into several works they are those of one. A work may also be
-one turn of updates that go on in other works (`Trainer.begin`): these have the very bits of one.
+One forward and backward pass covers the tokens of all policies of the work. Each policy's gradient, normaliser, clip,
+Adam moments and guard against NaN are its own, and its numbers are bit for bit the same whatever else is in the
+batch. Gradients of several works accumulate until a step, to the same gradient as in a single work. A work may also
+be one turn of updates that go on in other works (`Trainer.begin`), with the same bits as in a single work.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,11 +42,11 @@ from mint_engine.training.work import Share, Work
 
 @dataclass(frozen=True)
 class Lead:
-    """What the first rank of several leads the others by."""
+    """What the first of several ranks needs to lead the others."""
 
     others: Others
     group: Group
-    here: int  # ranks of this node, the first ones
+    here: int  # count of ranks on this node, which are the first ones
 
 
 class Trainer:
@@ -63,17 +63,17 @@ class Trainer:
         lean: bool = True,
         lead: Lead | None = None,
     ) -> None:
-        """`modules` are those that adapters may target, as `Slots` has them, and `offered` the names that say so
+        """`modules` are those that adapters may target, as in `Slots`, and `offered` the names that select them
         (none: they are all of the base's); `base_name` goes into PEFT's config.
 
-        `lean=False` takes the generic pass whatever the base. With a `lead` the base is the first rank's share, and
-        the other ranks compute theirs. Raises UnsupportedBase where one of them does so by another kind of pass.
+        `lean=False` always uses the generic pass. With a `lead`, the base is the first rank's share, and the other
+        ranks compute theirs. Raises UnsupportedBase if one of them uses another kind of pass.
         """
         self._base = base
         limits, cuts = FormLimits(max_rank, tuple(offered), base_name), _cuts_here(modules, lead)
         self.maker = Maker(modules, limits, base.dtype, base.device, cuts)
         self._policies: dict[str, Policy] = {}
-        self.routes = route_shape(base.model)  # None: it routes no experts
+        self.routes = route_shape(base.model)  # None: the base has no routed experts
         self._numbers = count()  # of shares of work
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
@@ -84,41 +84,41 @@ class Trainer:
 
     @property
     def compute(self) -> str:
-        """Which pass computes."""
+        """The name of the pass that computes."""
         return self._crew.name
 
     @property
     def names(self) -> frozenset[str]:
-        """The policies that are here."""
+        """The names of the policies that are here."""
         return frozenset(self._policies)
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that the policies' own numbers take at most, on all ranks here. From any thread."""
+        """The most host memory that the policies' own numbers take, on all ranks of this node. From any thread."""
         return sum(self.maker.needs_for(policy).own for policy in list(self._policies.values()))
 
     def refuse_known(self, name: str) -> None:
-        """Raise InvalidRequest where a policy of that name is here: to make another would be in vain."""
+        """Raise InvalidRequest if a policy of this name is here: another one could not be put in."""
         if name in self._policies:
             raise InvalidRequest(f"policy {name}", "is already trained here; drop it first")
 
     def put(self, policy: Policy) -> None:
-        """Take in what `maker` has made. Raises as `refuse_known`."""
+        """Add a policy that `maker` has made. Raises as `refuse_known`."""
         self.refuse_known(policy.name)
         self._policies[policy.name] = policy
 
     def replace(self, policy: Policy) -> None:
-        """Put what `maker` has made in the place of the policy of its name. Raises NotFound where there is none."""
+        """Replace the policy of the same name by one that `maker` has made. Raises NotFound if there is none."""
         if policy.name not in self._policies:
             raise _unknown(policy.name)
         self._policies[policy.name] = policy
 
     def drop(self, name: str) -> None:
-        """Let a policy go; a work that computes for it goes on in vain. Unknown ones are gone already."""
+        """Remove a policy, if it is here; a work that computes for it goes on without effect."""
         self._policies.pop(name, None)
 
     def policy(self, name: str) -> Policy:
-        """To look at. Raises NotFound, EngineUnavailable within a step, and TornPolicy where one was left halfway."""
+        """Return a policy. Raises NotFound, EngineUnavailable during a step, TornPolicy if one was left halfway."""
         if name not in self._policies:
             raise _unknown(name)
         policy = self._policies[name]
@@ -130,22 +130,22 @@ class Trainer:
         return policy
 
     def gradient_bytes(self, name: str) -> int:
-        """What a policy's gradient takes; nothing where it is not here any more."""
+        """Return the bytes of a policy's gradient; 0 if the policy is not here any more."""
         policy = self._policies.get(name)
         return policy.weights.nbytes if policy is not None else 0
 
     def check(self, batch: PolicyBatch) -> Iterator[None]:
-        """Raise InvalidRequest for examples that make no sense; pauses between bounded parts of them."""
+        """Raise InvalidRequest for invalid examples; yields between bounded parts of the work."""
         return check_examples(batch, self._base.vocab_size, self._base.context_length)
 
     def begin(self, batches: Sequence[PolicyBatch | Share], *, checked: bool = False, most: int = 0) -> Work:
-        """Work that computes these policies' gradients, one batch each; nothing is computed yet.
+        """Return work that computes these policies' gradients, one batch each; nothing is computed yet.
 
-        With `most`, of each no more rows than that, but one piece at least: what is left then (`Work.left`) goes on
-        in other works, where it is put in its batch's place, and until its end the policy is busy.
+        With `most`, compute at most that many rows of each, but at least one piece. What remains (`Work.left`) goes
+        on in later works, passed in place of its batch; the policy is busy until its end.
 
-        Raises as `policy`, and InvalidRequest for a policy that is in other unfinished work, where its gradient so
-        far is that of another type of loss, and, unless they are `checked`, for examples that make no sense.
+        Raises as `policy`, and InvalidRequest for a policy that is in other unfinished work or whose gradient so far
+        is of another type of loss, and, unless they are `checked`, for invalid examples.
         """
         fresh = [batch for batch in batches if isinstance(batch, PolicyBatch)]
         if len({batch.policy for batch in fresh}) != len(fresh):
@@ -160,10 +160,10 @@ class Trainer:
         return Work(self._crew, shares, self._base.device, most)
 
     def begin_step(self, name: str, optimizer: Optimizer) -> Stepping:
-        """An optimizer step of a policy; `schedule.settled` gives its rate. Nothing is changed yet.
+        """Return an optimizer step of a policy; `schedule.settled` gives its rate. Nothing is changed yet.
 
         Raises as `policy`, and InvalidRequest for a policy without a gradient or in unfinished work, and for a
-        learning rate that float32 does not hold.
+        learning rate too large for float32.
         """
         policy = self.policy(name)
         if policy.busy or policy.gradient is None:

@@ -1,6 +1,6 @@
-"""One forward and backward of many policies, in bounded pieces of work between which an engine decodes.
+"""One forward and backward pass of many policies, in bounded pieces of work between which the engine decodes.
 
-A work may be a turn: of long updates it computes a part, and leaves the rest to a later one.
+A work may be a turn: it computes a part of long updates, and leaves the rest to later works.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,32 +21,32 @@ from mint_engine.training.policy import Policy, spans
 
 @dataclass(frozen=True)
 class LossOutcome:
-    """What one policy's forward and backward gave."""
+    """The outcome of one policy's forward and backward pass."""
 
-    loss_sum: float  # over weighted tokens, before any normaliser
-    tokens: int  # weighted ones
-    rows: int  # computed ones; what completions share counts once
+    loss_sum: float  # over weighted tokens, not normalised
+    tokens: int  # count of weighted tokens
+    rows: int  # count of computed rows; what completions share counts once
     logprobs: tuple[NDArray[np.float32], ...]  # of each example's targets; 0 where the weight is 0
-    # Means over weighted tokens: kl (k3), and of losses that read the sampler's log-probabilities also ratio,
+    # Means over weighted tokens: kl (k3), and for losses that read the sampler's log-probabilities also ratio,
     # clipped, kept and drift |now - sampler|.
     metrics: dict[str, float]
-    finite: bool  # whether all of it was; if not, the policy's next step will be skipped
+    finite: bool  # whether the loss and all log-probabilities are; if not, the policy's next step will be skipped
 
 
 @dataclass(eq=False)
 class Share:
-    """One policy's part of the work, or of several that follow each other: until its end the policy is as before."""
+    """One policy's part of a work, or of several successive works; the policy stays unchanged until its end."""
 
-    number: int  # no other of the trainer's has it
+    number: int  # unique within the trainer
     policy: Policy
     batch: PolicyBatch
-    logprobs: tuple[NDArray[np.float32], ...] = ()  # once a work has come to it, as its agenda
+    logprobs: tuple[NDArray[np.float32], ...] = ()  # empty, like `agenda`, until a work comes to it
     agenda: Agenda | None = None
     loss_sum: float = 0.0
     tokens: int = 0
     rows: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    held: Held | None = None  # once its first work has begun
+    held: Held | None = None  # None until its first work has begun
 
     @property
     def ended(self) -> bool:
@@ -54,7 +54,7 @@ class Share:
         return self.agenda is not None and self.agenda.done
 
     def turn(self, most: int) -> Iterator[Piece]:
-        """What the work is to compute of it, see `Agenda.turn`."""
+        """Yield the pieces that one work computes, see `Agenda.turn`."""
         if self.agenda is None:
             self.agenda = Agenda(plan_pieces(self.batch))
             self.logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in self.batch.examples)
@@ -63,7 +63,7 @@ class Share:
             yield piece
 
     def outcome(self) -> LossOutcome:
-        """What has been found."""
+        """Return the outcome so far."""
         means = {name: total / max(1, self.tokens) for name, total in self.sums.items()}
         finite = bool(np.isfinite(self.loss_sum)) and all(np.isfinite(each).all() for each in self.logprobs)
         return LossOutcome(self.loss_sum, self.tokens, self.rows, self.logprobs, means, finite)
@@ -71,7 +71,7 @@ class Share:
 
 @dataclass(eq=False)
 class Item:
-    """One piece of one policy, and the base's log-probabilities of its tokens [n] once they are known."""
+    """One piece of one policy, with the base's log-probabilities of its tokens [n] once they are known."""
 
     share: Share
     piece: Piece
@@ -79,15 +79,15 @@ class Item:
 
     @property
     def wants_base(self) -> bool:
-        """Whether the loss compares with the base."""
+        """Whether the loss compares with the base, i.e. has a KL coefficient."""
         return bool(self.share.batch.loss.kl_coefficient)
 
 
 class Work:
-    """Made by `Trainer.begin`. Owned by the step thread."""
+    """A work made by `Trainer.begin`. Owned by the step thread."""
 
     def __init__(self, crew: Crew, shares: Sequence[Share], device: torch.device, most: int) -> None:
-        """Of each share `most` rows at most, see `Agenda.turn`."""
+        """Computes at most `most` rows of each share, see `Agenda.turn`."""
         self._crew, self._shares, self._device, self._most = crew, shares, device, most
         self._steps = self._compute_all()
         self._alone = False
@@ -96,8 +96,8 @@ class Work:
     def advance(self, *, alone: bool = False) -> bool:
         """Compute the next bounded piece of work; returns whether there is more.
 
-        `alone`: nobody is served meanwhile, and so pieces may be longer. If it raises, the work is over and no policy
-        has changed.
+        `alone`: no tenant is served meanwhile, so microbatches may be larger. If it raises, the work is over and no
+        policy has changed.
         """
         if self.done:
             return False
@@ -113,18 +113,18 @@ class Work:
         return not self.done
 
     def cancel(self) -> None:
-        """Give the work up: what it has computed so far is forgotten, and what earlier ones have of its shares."""
+        """Give up the work and its shares: discard what this and earlier works have computed of them."""
         if not self.done:
             self.done = True
             self._steps.close()
             self._let_go(self._shares)
 
     def results(self) -> dict[str, LossOutcome]:
-        """By policy, once it is done: of those that have come to their end."""
+        """Return the outcomes of ended shares by policy, once the work is done."""
         return {share.policy.name: share.outcome() for share in self._shares if share.ended}
 
     def left(self) -> dict[str, Share]:
-        """By policy, once it is done: what is to go on in another work."""
+        """Return the shares to continue in a later work by policy, once this one is done."""
         return {share.policy.name: share for share in self._shares if not share.ended}
 
     def _finish(self, gradients: Sequence[torch.Tensor]) -> None:
@@ -144,9 +144,9 @@ class Work:
             share.held, share.policy.busy = None, False
 
     def _compute_all(self) -> Generator[None, None, list[torch.Tensor]]:
-        """The gradient of each policy [n] float32 whose share has come to its end, with what it had so far.
+        """Compute and return the gradients [n] float32 of ended shares, with what the policies had before added.
 
-        They are the policies' own only when all of the work is done.
+        The policies get them only when all of the work is done.
         """
         fresh = {share.number: share for share in self._shares if share.held is None}
         for each in (yield from self._crew.hold({number: share.policy for number, share in fresh.items()})):
@@ -163,7 +163,7 @@ class Work:
         return gradients
 
     def _compute(self, items: Sequence[Item], *, learn: bool) -> Iterator[None]:
-        """Policies learn from the items' tokens, or the bare base tells what it thinks of them."""
+        """Add the items' gradients, or without `learn` compute the bare base's log-probabilities of their tokens."""
         batch = make_batch([(item.piece, item.share.held if learn else None) for item in items], self._device)
         found = [torch.zeros(len(item.piece.entries.rows), device=self._device) for item in items]
 
@@ -179,7 +179,7 @@ class Work:
                 item.base = logprobs
 
     def _most_rows(self) -> int:
-        """Of the microbatch that begins now."""
+        """Return the most rows of the microbatch that begins now."""
         return max(PIECE_ROWS, self._crew.most_rows) if self._alone else PIECE_ROWS
 
     def _wanted(self, items: Sequence[Item]) -> list[Wanted]:
@@ -200,9 +200,9 @@ def _add(gradient: torch.Tensor, before: torch.Tensor | None) -> Iterator[None]:
 
 
 def _compose(shares: Sequence[Share], most: int, most_rows: Callable[[], int]) -> Iterator[list[Item]]:
-    """Microbatches of whole pieces, in order, of at most `most_rows` rows where no piece is longer.
+    """Yield microbatches of pieces, in order, of at most `most_rows()` rows unless a single piece is longer.
 
-    Shares are cut into pieces as they are come to: of many policies at once that would hold an engine up.
+    Shares are cut into pieces only when it is their turn: cutting those of many policies at once would stall steps.
     """
     items: list[Item] = []
     rows = 0
@@ -218,7 +218,7 @@ def _compose(shares: Sequence[Share], most: int, most_rows: Callable[[], int]) -
 
 
 def _grade(item: Item, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-    """The gradient of a policy's summed loss with respect to log-probabilities [k] of some of a piece's tokens."""
+    """Return the gradient of a policy's summed loss with respect to log-probabilities [k] of a piece's tokens."""
     share, entries = item.share, item.piece.entries
 
     def chosen(array: NDArray[np.float32]) -> torch.Tensor:
