@@ -126,7 +126,7 @@ async def newest(here: CallContext, policy: str, life: int) -> Found:
 
 
 async def latest_lease(here: CallContext, policy: str) -> int:
-    """Return the latest lease that saved or published this policy; 0 if none did or the store is too slow."""
+    """Return the latest lease that saved or published this policy; 0 if none did or the store does not say."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
             saved, published = shelf_of(here.store, policy).latest_lease, revisions.latest_lease

@@ -138,10 +138,9 @@ class Register:
     async def drop(self, policy: str, life: int = 0, *, gone: bool = False) -> None:
         """Let go of a policy after the call under way, which frees its name.
 
-        For a policy that is not here, of this `life` or the latest (0), withdraw what this engine announced of it
-        (with `gone` and no `life`: what anybody announced), and make what an engine left of it not resumable. Raises
-        a store's errors: call again then. A policy that is here frees its memory even so, and the store is told later
-        (see `rest`).
+        For a policy that is not here, of this `life` or the latest (0), withdraw its announcements (with `gone` and
+        no `life`: whoever made them), and make what an engine left of it not resumable. Raises a store's errors: call
+        again then. A policy that is here frees its memory even so, and the store is told later (see `rest`).
         """
         calls, here = self._calls.get(policy), self.context
         if here is None:

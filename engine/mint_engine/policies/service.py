@@ -127,7 +127,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await self._once(request, work, context)
 
     async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """Go on from one of the policy's own checkpoints."""
+        """Continue from one of the policy's own checkpoints."""
 
         async def work(here: CallContext, calls: Calls) -> pb.PolicyState:
             async with here.copying(calls):

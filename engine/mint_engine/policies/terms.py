@@ -38,7 +38,7 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
-    """Return a policy's terms. Raises InvalidRequest if its wave lacks required settings or they do not fit."""
+    """Return a policy's terms. Raises InvalidRequest if its wave lacks settings or they do not fit together."""
     train, own, subject = wave.train, assignment.settings, f"policy {assignment.policy!r}"
     dataset = own.dataset or train.dataset
     reward = own.reward or train.reward

@@ -34,7 +34,7 @@ FULL_ROWS = 1024  # tokens that fill the matrix products: waiting for more polic
 TURN_ROWS = 8 * FULL_ROWS  # of one job per turn; a single example may have more
 MOST_ROWS = 64 * FULL_ROWS  # of all jobs in one turn, whose end all of them wait for
 MOST_BYTES = 4 << 30  # of gradients, in memory from a job's first turn to its end; a single job's may take more
-MOST_WAIT_S = 5.0  # for other policies' rollouts, which may never lead to an update: those without a signal do not
+MOST_WAIT_S = 5.0  # for other policies' rollouts: those without a signal are followed by more, not by an update
 
 _log = structlog.get_logger(__name__)
 

@@ -22,9 +22,8 @@ from mint_engine.training.pieces import PIECE_ROWS, Tree
 NAME = "mint_training"
 KEPT_BYTES = 64 << 20  # of cached masks, one byte per pair of rows: 64 masks of full pieces
 
-Chosen = tuple[
-    torch.Tensor | None, ...
-]  # per tree: which rows each row may see [n, n] bool; None: all that it can
+# Per tree: which rows each row may see [n, n] bool; None: all that it can.
+Chosen = tuple[torch.Tensor | None, ...]
 
 
 def register() -> None:

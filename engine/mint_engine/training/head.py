@@ -18,9 +18,7 @@ from mint_engine.training.batch import ROW_MULTIPLE, Score, Wanted
 from mint_engine.training.kernels import TrainingKernels
 
 HEAD_ROWS = 256  # with a vocabulary of 150,000, a chunk's logits take 77 MB in bf16, twice that in float32
-_FORTH_COLUMNS = (
-    8192  # of logits at a time: as much as a product in a small base's layers, and no slower in total
-)
+_FORTH_COLUMNS = 8192  # of logits at a time: as much as a product in a small base's layers, and no slower in total
 _BACK_ROWS = 256  # of a product back to hidden; with 512 rows, torch's (oneDNN) takes twice as long for each row
 _BACK_PARTS = 3  # of that product's columns, for the same reason; each part reads the complete gradient
 

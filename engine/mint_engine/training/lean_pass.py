@@ -5,7 +5,7 @@ Frozen weights need no gradients, so a layer costs twice its forward. Letters in
 K key/value heads, D head size, I the network's inner size. Tests compare it with the generic pass.
 
 With several ranks, each has its share of heads and of I, or of experts. The ranks sum their contributions to the
-residual stream in the forward, and to the gradients of what they read from it in the backward.
+residual stream in the forward, and the gradients of what they read from it in the backward.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence

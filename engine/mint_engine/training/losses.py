@@ -12,10 +12,10 @@ Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l -
 | importance_sampling           | -r A                                         | nothing: a sum        |
 | cross_entropy                 | -l                                           | nothing: a sum        |
 
-clip(r) clamps r to 1 - clip_low and 1 + clip_high; for cispo, only to 1 + clip_high unless clip_low is set. A KL
-coefficient adds itself times Schulman's k3 against the base, exp(b - l) - (b - l) - 1 with the base's log-probability
-b. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose r lies outside of it, where trainer and sampler
-disagree by more than an update explains.
+clip(r) clamps r to [1 - clip_low, 1 + clip_high]; for cispo only from above, unless a clip_low is set. With a KL
+coefficient, its product with Schulman's k3 against the base is added: exp(b - l) - (b - l) - 1, where b is the base's
+log-probability. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose r lies outside of it, where trainer
+and sampler disagree by more than an update explains.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def token_losses(
 
 
 def within_band(loss: Loss, ratio: torch.Tensor) -> torch.Tensor:
-    """Return which ratios of trainer to sampler lie in the band (see above), bool; NaN counts as within."""
+    """Return which ratios of trainer to sampler lie in the band, bool; NaN counts as within, to stay visible."""
     kept = torch.ones_like(ratio, dtype=torch.bool)
     if loss.ratio_low:
         kept &= ~(ratio < loss.ratio_low)

@@ -51,7 +51,7 @@ def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> Gener
     norm = yield from _norm(gradient, divisor)
     most = optimizer.max_grad_norm
     scale = min(1.0, most / (norm + _CLIP_EPSILON)) if most else 1.0
-    skipped = policy.broken or not norm * scale <= _MOST  # False for NaN, too
+    skipped = policy.broken or not norm * scale <= _MOST  # the comparison is False for NaN
     if not skipped:
         yield from _adamw(policy, gradient, (divisor, scale), optimizer, dtype)
     policy.forget_gradient()
