@@ -1,4 +1,4 @@
-"""The `mint` command line: one module a verb."""
+"""The `mint` command line: one module per verb."""
 
 import argparse
 import asyncio
@@ -17,22 +17,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb. A MintError becomes one line on stderr and exit code 1."""
     options = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # where it is not UTF-8, say in a pipe on Windows
+        sys.stdout.reconfigure(errors="backslashreplace")  # if it is not UTF-8, for example in a pipe on Windows
     try:
         code: int = asyncio.run(options.run(options))
-        print(end="", flush=True)  # what does not go out is known before the program ends
+        print(end="", flush=True)  # raises now if it cannot be written, not at exit
     except MintError as error:
         complain(error, options)
         code = 1
     except UnicodeEncodeError as error:
         if error.encoding != "utf-8":
             raise
-        # Of an argument: for bytes that are no text Python has what no wire carries.
+        # An argument was not valid text: Python represents its bytes by surrogates, which cannot be encoded.
         complain(InvalidRequest("command line", f"holds {error.object[:100]!r}, which is not valid UTF-8"), options)
         code = 1
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         _write_no_more()
         code = 1
     except OSError as error:
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _write_no_more() -> None:
-    """What stdout still holds goes nowhere when the program ends."""
+    """Discard what stdout still buffers when the program ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the complete command line."""
     root = argparse.ArgumentParser(prog="mint", description="Query, inspect and train LoRA adapters served by MinT.")
     way = reaching.options()
     common = argparse.ArgumentParser(add_help=False, parents=[way])

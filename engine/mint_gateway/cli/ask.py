@@ -1,4 +1,4 @@
-"""`mint ask`: one answer as it comes, or several side by side."""
+"""`mint ask`: streams one answer, or shows several side by side."""
 
 import argparse
 import asyncio
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control characters that JSON may have as they are
+_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control characters that JSON allows unescaped
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
 
 
 def natural(text: str) -> int:
-    """A count as the wire takes it, for argparse."""
+    """Parse a count for argparse, within the range of a gRPC int32."""
     number = int(text)
     if not 0 <= number < 2**31:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**31 - 1}")
@@ -101,7 +101,7 @@ async def run(options: argparse.Namespace) -> int:
 
 
 async def _stream(client: Client, request: GenerateRequest) -> None:
-    """Print one answer as it comes: byte by byte as it is, but on a terminal, which would do what it is told."""
+    """Print one answer as it arrives; on a terminal, control characters are made visible."""
     events, shown = [], legible if sys.stdout.isatty() else str
     async for event in client.ask(request):
         events.append(event)
@@ -115,7 +115,7 @@ async def _stream(client: Client, request: GenerateRequest) -> None:
 
 
 def _columns(adapter: str, count: int) -> list[Column]:
-    """One for each completion that is asked for."""
+    """Return one column for each requested completion."""
     return [Column(adapter)] if count <= 1 else [Column(adapter, index) for index in range(count)]
 
 
@@ -144,7 +144,7 @@ async def _ask_all(
 
 
 async def _typed(events: AsyncIterator[GenerateEvent], group: list[Column]) -> AsyncIterator[GenerateEvent]:
-    """The events, with their text added to the columns of their completions as they pass."""
+    """Yield the events, adding their text to the columns of their completions."""
     async for event in events:
         group[event.chunk.index].text += event.chunk.text
         yield event

@@ -1,4 +1,4 @@
-"""`mint catalog`: list, show, register and retire the adapters that can be named."""
+"""`mint catalog`: lists, shows, registers and retires adapters in the catalog."""
 
 import argparse
 import asyncio
@@ -31,7 +31,7 @@ UNKNOWN_SHOWN = 20
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
-    """Declare the verb and what it may do."""
+    """Declare the verb and its actions."""
     verb = verbs.add_parser("catalog", help="adapters in the catalog: list, show, register, retire")
     acts = verb.add_subparsers(required=True, metavar="WHAT")
     listing = acts.add_parser("list", parents=[common], help="list adapters by name")
@@ -54,7 +54,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
 
 
 async def run_list(options: argparse.Namespace) -> int:
-    """Print adapters, and how many there are in all."""
+    """Print adapters, and how many there are in total."""
     labels = dict(_pair(text) for text in options.label)
     found: list[CatalogEntry] = []
     token, total = "", 0
@@ -91,7 +91,7 @@ async def run_show(options: argparse.Namespace) -> int:
 
 
 def lines(entry: CatalogEntry) -> Iterator[str]:
-    """One adapter's entry for people."""
+    """Yield one adapter's entry as lines for people."""
     yield entry.name
     yield f"  source    {entry.uri}"
     yield f"  revision  {entry.revision or '-'}"
@@ -101,7 +101,7 @@ def lines(entry: CatalogEntry) -> Iterator[str]:
 
 
 async def run_register(options: argparse.Namespace) -> int:
-    """Register a file; 1 if any line was refused."""
+    """Register a file. Return 1 if any line was refused."""
     console = Console(stderr=True, highlight=False)
     size = await asyncio.to_thread(size_of, options.file)
     columns = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -119,7 +119,7 @@ async def run_register(options: argparse.Namespace) -> int:
 
 
 async def run_retire(options: argparse.Namespace) -> int:
-    """Retire names, and say which of them meant nothing before: such a one may be written wrongly."""
+    """Retire names, and print which of them were unknown, since they may be misspelt."""
     names, unknown = list(dict.fromkeys(options.adapters)), list[str]()
     async with reach(options) as client:
         for at in range(0, len(names), RETIRED_A_CALL):

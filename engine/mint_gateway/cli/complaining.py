@@ -1,4 +1,4 @@
-"""How every verb says what went wrong."""
+"""How every verb reports errors."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tl
 
 
 def complain(error: MintError, options: argparse.Namespace) -> None:
-    """Say it in one line on stderr, and what to do where other options may reach the gateway."""
+    """Print an error as one line on stderr, with advice if other options may reach the gateway."""
     print(legible(f"mint: {error.reason}: {error}{_advice(error, options)}"), file=sys.stderr)
 
 

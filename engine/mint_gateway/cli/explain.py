@@ -1,4 +1,4 @@
-"""`mint explain`: why an adapter is where it is, and who would answer now."""
+"""`mint explain`: where an adapter is and why, and which engine would answer now."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def lines(found: Explanation) -> Iterator[str]:
-    """What is said above the table of engines."""
+    """Yield the lines above the table of engines."""
     yield f"{found.adapter or 'bare base'} on {found.base_model}"
     if found.adapter:
         yield f"  wanted by    {', '.join(found.waves) or 'no wave: its home engine is computed'}"

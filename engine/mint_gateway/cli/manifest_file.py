@@ -1,4 +1,4 @@
-"""A file of entries as the messages of a registration: JSON lines as they stand, or Parquet's rows as lines."""
+"""Turning a file of entries into registration messages: JSON lines as they are, or Parquet rows as lines."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,20 +10,20 @@ from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFoun
 from mint_contracts.parquet_rows import count, entry_lines
 
 MESSAGE_BYTES = 256 << 10
-LONGEST_LINE = 1 << 20  # some ten times what an entry can have; with it a message is well within what gateways take
+LONGEST_LINE = 1 << 20  # about ten times the largest entry; such a message is still well below the gateway's limit
 PARQUET = ".parquet"
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file of JSON lines, or rows of a Parquet file. Raises SourceNotFound or CorruptFile."""
+    """Return the bytes of a file of JSON lines, or the rows of a Parquet file. Raises SourceNotFound, CorruptFile."""
     with _opened(file) as opened:
         return count(_subject(file), opened) if file.suffix == PARQUET else file.stat().st_size
 
 
 async def requests(file: Path, base: str, progress: Callable[[int], None]) -> AsyncIterator[RegisterRequest]:
-    """The messages; `progress` hears how much of `size_of` has been sent. Read in a thread, a message ahead at most.
+    """Yield the messages, read in a thread. `progress` is called with how much of `size_of` has been sent.
 
-    Raises InvalidRequest for a line or row that is too long for an entry, with its number.
+    Raises InvalidRequest, with the line's or row's number, if one is too long for an entry.
     """
     pieces = _rows(file) if file.suffix == PARQUET else _lines(file)
     sent = False

@@ -1,4 +1,4 @@
-"""`mint placements`: which engine, which tier, why, for every adapter that is placed or held."""
+"""`mint placements`: the engines, tiers and reasons for every adapter that is placed or held."""
 
 import argparse
 import json

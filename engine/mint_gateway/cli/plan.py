@@ -1,4 +1,4 @@
-"""`mint plan`: what fits of a base and a wave mix on a device, from the base's config.json alone."""
+"""`mint plan`: whether a base and a mix of waves fit on a device, from the base's config.json alone."""
 
 import argparse
 import json
@@ -20,16 +20,16 @@ from mint_gateway.planning.fit import Mix, Storage, make_plan
 from mint_gateway.planning.shape import DTYPE_BYTES, KINDS, keep_experts
 
 _QUANTITY = re.compile(r"([1-9][0-9]{0,20})(?:([KMGT])(i)?)?")
-_MOST = 10**15  # of whatever is counted: what is planned of it stays a float's
-_MOST_RANKS = 65_536  # each is looked at by itself
-_DEFAULT = " (default %(default)s)"  # how the help of an option ends
+_MOST = 10**15  # largest count accepted: everything computed from it stays within a float's range
+_MOST_RANKS = 65_536  # each is computed separately
+_DEFAULT = " (default %(default)s)"  # ends an option's help
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add(verbs: "Verbs") -> None:
-    """Declare the verb. It asks no gateway, so that it takes none of the common options."""
+    """Declare the verb. It contacts no gateway, so it has none of the common options."""
     verb = verbs.add_parser("plan", help="work out what fits of a base and a wave mix on a device")
     verb.add_argument("config", type=Path, metavar="BASE", help="a base's folder, or its config.json")
     _add_engine(verb)
@@ -42,7 +42,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def _add_engine(verb: argparse.ArgumentParser) -> None:
-    """What an engine is made of."""
+    """Declare the options that describe an engine."""
     verb.add_argument("--device", choices=sorted(DEVICES), default="h100", help="what to plan for" + _DEFAULT)
     verb.add_argument(
         "--memory", type=_size, metavar="SIZE", help="memory of one device, for example 64Gi (default: the device's)"
@@ -57,7 +57,7 @@ def _add_engine(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_mix(verb: argparse.ArgumentParser) -> None:
-    """What it has to hold and to do."""
+    """Declare the options that describe its load."""
     targets = "what adapters target; dense: all but routed experts" + _DEFAULT
     trained = "rank of each trained policy (default: that of --rank)"
     verb.add_argument(
@@ -76,7 +76,7 @@ def _add_mix(verb: argparse.ArgumentParser) -> None:
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
+    """Make the plan and print it. Return 0 if one or several engines hold the mix, 2 if none can."""
     file = _file(options.config)
     shape = read_shape(_read(options.config), f"file {file}")
     if options.quantised_experts:
@@ -114,7 +114,7 @@ def _device(device: Device, options: argparse.Namespace) -> Device:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A base's config.json, with what a file beside it says of how it is quantised where it does not."""
+    """Read a base's config.json, with ModelOpt's file beside it if config.json does not mention quantisation."""
     file = _file(path)
     config, beside = _read_object(path, file), file.with_name(MODELOPT_FILE)
     if "quantization_config" not in config and _looked_up(path, beside.exists):
@@ -148,7 +148,7 @@ def _read_object(path: Path, file: Path) -> dict[str, Any]:
 
 
 def _size(text: str) -> int:
-    """As Kubernetes writes quantities of bytes: 64Gi, 80G or 80000000000."""
+    """Parse a quantity of bytes as in Kubernetes: 64Gi, 80G or 80000000000."""
     found = _QUANTITY.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid size; use for example 64Gi")

@@ -1,4 +1,4 @@
-"""What `mint plan` shows, as rich tables."""
+"""The output of `mint plan`, as rich tables."""
 
 import msgspec
 from rich.table import Table
@@ -14,7 +14,7 @@ _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Plan) -> Table:
-    """One row a figure, what of it the fullest device holds, and what it is made of."""
+    """Return a table with one row per figure: its total, the fullest device's part, and details."""
     where = "machine" if device.one_memory else "fullest device"
     title = f"{shape.model_type} on {ranks} {'ranks of a' if device.one_memory else 'x'} {device.name}"
     table = Table("what", "total", where, "details", title=title)
@@ -56,7 +56,7 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
 
 
 def _published(shape: BaseShape) -> str:
-    """What the weights' files are, and what is done with them."""
+    """Describe the format of the weights' files and what the engine does with it."""
     form = _form(shape)
     if not form:
         return "two bytes per parameter"
@@ -89,7 +89,7 @@ def _scaled(files: Integers) -> str:
 
 
 def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
-    """What policies take but for their slots, and for what an update computes in."""
+    """Add rows for the policies' memory besides their slots, and for an update's activations."""
     own, saved = mix.policies * (plan.policy + plan.policy_parts), plan.policy_saved
     least = size(own + saved if device.one_memory else saved)
     table.add_row(
@@ -130,7 +130,7 @@ def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan, *, quantised: b
 
 
 def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, weights: int) -> Table:
-    """An adapter's size by rank and targets, its share of the base, and how many fit the engine's room."""
+    """Return a table of adapter sizes by rank and targets, with their share of the base and how many fit."""
     table = Table("rank", *KINDS, title="adapters: size, share of the base, slots that fit")
     for rank in _RANKS:
         cells = []
@@ -144,7 +144,7 @@ def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype
 
 
 def layouts_table(plan: Plan, mix: Mix, dtype: str) -> Table:
-    """What an adapter of routed experts comes to, and the slots that it needs, by how PEFT was told of it."""
+    """Return a table of the sizes and ranks that an adapter on routed experts needs, by PEFT's configuration."""
     table = Table("PEFT 0.21 config", "packed", "tensors", "maxRank", title=f"layouts of rank {mix.rank}")
     for each in plan.layouts:
         table.add_row(each.told, size(each.elements * DTYPE_BYTES[dtype]), f"{each.tensors:,}", str(each.max_rank))
@@ -152,7 +152,7 @@ def layouts_table(plan: Plan, mix: Mix, dtype: str) -> Table:
 
 
 def size(count: int) -> str:
-    """Bytes as people say them: powers of ten, as vendors count memory."""
+    """Format bytes for people, in powers of ten, as vendors count memory."""
     for unit, name in _UNITS:
         if abs(count) >= unit:
             return f"{count / unit:.3g} {name}"
@@ -160,5 +160,5 @@ def size(count: int) -> str:
 
 
 def seconds(time: float) -> str:
-    """A time as people say it."""
+    """Format a duration for people."""
     return f"{time:.3g} s" if time >= 1 else f"{time * 1e3:.3g} ms"

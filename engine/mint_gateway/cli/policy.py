@@ -1,4 +1,4 @@
-"""`mint policy`: what programs train by Trainer calls, where it is and how far it has come; and letting go of it."""
+"""`mint policy`: lists and drops the policies that programs train by Trainer calls."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
-    """Declare the verb and what it may do."""
+    """Declare the verb and its actions."""
     verb = verbs.add_parser("policy", help="policies that programs train by Trainer calls: list, drop")
     acts = verb.add_subparsers(required=True, metavar="WHAT")
     listing = acts.add_parser(
@@ -32,7 +32,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
 
 
 async def run_list(options: argparse.Namespace) -> int:
-    """Ask the gateway and print; 1 where an engine did not answer, which may have more."""
+    """Ask the gateway and print. Return 1 if an engine that may have more did not answer."""
     async with reach(options) as client:
         found, resting = await client.policies(options.base), await client.resting_policies(options.base)
     found.policies.extend(resting.policies)
@@ -48,7 +48,7 @@ async def run_list(options: argparse.Namespace) -> int:
 
 
 async def run_drop(options: argparse.Namespace) -> int:
-    """Drop each, also one whose engine has ended: what it published under its name means nothing any more."""
+    """Drop each policy, also one whose engine has ended: its published name then means nothing any more."""
     dropped: list[str] = []
     async with reach(options) as client:
         try:
@@ -57,7 +57,7 @@ async def run_drop(options: argparse.Namespace) -> int:
                 dropped.append(name)
                 if options.output != "json":
                     print(f"dropped {name}")
-        finally:  # those before one that could not be dropped are gone
+        finally:  # print also those dropped before a failure
             if options.output == "json":
                 print(json.dumps({"dropped": dropped}, indent=2))
     return 0

@@ -1,4 +1,4 @@
-"""How every verb that asks a gateway reaches it."""
+"""How the verbs that ask a gateway reach it."""
 
 import argparse
 import os
@@ -9,11 +9,11 @@ from mint_gateway.client import Client
 from mint_gateway.dialling import Trust, read_authorities
 
 GATEWAY = "MINT_GATEWAY"  # "host:port"
-API_KEY = "MINT_API_KEY"  # an option would show it to whoever lists processes
+API_KEY = "MINT_API_KEY"  # not an option, which would show it to anyone who lists processes
 
 
 def options() -> argparse.ArgumentParser:
-    """The options that say how, for such verbs to have among their own."""
+    """Return a parent parser with the options for reaching a gateway."""
     way = argparse.ArgumentParser(add_help=False)
     way.add_argument(
         "--gateway",
@@ -41,21 +41,21 @@ def options() -> argparse.ArgumentParser:
 
 
 def seconds(text: str) -> float:
-    """A time for argparse; "inf" for ever."""
+    """Parse a duration for argparse; "inf" means forever."""
     number = float(text)
-    if not number >= 0:  # nor is nan
+    if not number >= 0:  # also refuses nan
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
     return number
 
 
 def by_tls(parsed: argparse.Namespace) -> list[str]:
-    """The options given that each ask for TLS."""
+    """Return the given options that ask for TLS."""
     asked = {"--tls": parsed.tls, "--ca": parsed.ca, "--tls-server-name": parsed.tls_server_name}
     return [option for option, value in asked.items() if value]
 
 
 def reach(parsed: argparse.Namespace) -> Client:
-    """A client of the gateway that the options name. Raises MintError where their file, or the key, is of no use."""
+    """Return a client of the gateway that the options name. Raises MintError if the CA file or key is unusable."""
     trust = None
     if by_tls(parsed):
         trust = Trust(read_authorities(parsed.ca) if parsed.ca else None, parsed.tls_server_name)

@@ -1,6 +1,6 @@
-"""Tables as they are written: names are there to be copied, and searched for, so that none is cut.
+"""Printing tables. Names are never cut, so that they can be copied and searched for.
 
-Where a terminal is too narrow they go on in the next line; in a pipe or a file each row is a line, however long.
+On a narrow terminal they wrap; in a pipe or a file each row is one line, however long.
 """
 
 from typing import TextIO
@@ -16,17 +16,17 @@ _ANY_WIDTH = 1 << 20
 
 
 def table(*heads: str, title: str | None = None) -> Table:
-    """An empty one with columns of those heads."""
+    """Return an empty table with these column heads."""
     return Table(*(Column(head, overflow="fold") for head in heads), title=title)
 
 
 def cell(text: str) -> str:
-    """Others' words as rich takes them in a table: no markup, and no orders to the terminal."""
+    """Escape untrusted text for a rich table: no markup, and no control sequences for the terminal."""
     return escape(legible(text))
 
 
 def show(what: RenderableType, file: TextIO | None = None) -> None:
-    """Write it to stdout, or to that file."""
+    """Print to stdout, or to `file`."""
     console = Console(highlight=False, file=file)
     if not console.is_terminal:
         console.width = max(console.width, whole_width(what, console))
@@ -34,5 +34,5 @@ def show(what: RenderableType, file: TextIO | None = None) -> None:
 
 
 def whole_width(what: RenderableType, console: Console) -> int:
-    """The characters of a line that it takes where nothing of it is to be folded."""
+    """Return the line width that it needs so that nothing is folded."""
     return Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), what).maximum

@@ -1,4 +1,4 @@
-"""What the command line shows, as rich tables: pure, and of use to anyone who shows the same."""
+"""The command line's rich tables: pure, and usable by other programs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ REVISION_SHOWN = 12  # hex digits of a digest
 
 @dataclass
 class Column:
-    """One answer of several, growing while it comes."""
+    """One answer of several, growing as it arrives."""
 
     adapter: str
     index: int | None = None  # among several completions of one request
@@ -27,7 +27,7 @@ class Column:
 
 
 def answers_table(columns: Sequence[Column]) -> Table:
-    """Answers side by side; under each, who gave it."""
+    """Return answers side by side, each with its engine below."""
     table = Table(show_lines=False, expand=True)
     for column in columns:
         table.add_column(cell(_head(column)), overflow="fold", ratio=1, footer=_footer(column))
@@ -37,7 +37,7 @@ def answers_table(columns: Sequence[Column]) -> Table:
 
 
 def placements_table(placements: Iterable[Explanation]) -> Table:
-    """One row for each engine that must hold, or holds, an adapter."""
+    """Return a table with one row for each engine that must hold, or holds, an adapter."""
     shown = table("adapter", "waves", "engine", "wanted", "tier", "revision", "why")
     for placement in placements:
         for holder in placement.holders:
@@ -56,7 +56,7 @@ def placements_table(placements: Iterable[Explanation]) -> Table:
 
 
 def policies_table(policies: Iterable[PolicyState]) -> Table:
-    """One row a policy that calls train."""
+    """Return a table with one row per policy that is trained by calls."""
     shown = table("policy", "base model", "engine", "steps", "calls")
     for each in policies:
         where = cell(each.base_model), cell(each.engine) or "rests"
@@ -65,7 +65,7 @@ def policies_table(policies: Iterable[PolicyState]) -> Table:
 
 
 def holders_table(explanation: Explanation) -> Table:
-    """One row for each engine that was considered."""
+    """Return a table with one row for each engine that was considered."""
     shown = table("engine", "address", "answers", "wanted", "tier", "revision", "why")
     for holder in explanation.holders:
         shown.add_row(
@@ -81,7 +81,7 @@ def holders_table(explanation: Explanation) -> Table:
 
 
 def entries_table(entries: Iterable[CatalogEntry]) -> Table:
-    """One row for each adapter of the catalog."""
+    """Return a table with one row for each catalog entry."""
     shown = table("adapter", "revision", "rank", "bytes", "labels", "source")
     for entry in entries:
         labels = " ".join(f"{key}={value}" for key, value in sorted(entry.labels.items()))
@@ -98,7 +98,7 @@ def entries_table(entries: Iterable[CatalogEntry]) -> Table:
 
 
 def refusals_table(refusals: Iterable[RefusedLine]) -> Table:
-    """One row for each line that was not registered."""
+    """Return a table with one row for each line that was not registered."""
     shown = table("line", "reason", "why")
     for refusal in refusals:
         shown.add_row(str(refusal.line), cell(refusal.reason), cell(refusal.message))
@@ -106,7 +106,7 @@ def refusals_table(refusals: Iterable[RefusedLine]) -> Table:
 
 
 def short_revision(revision: str) -> str:
-    """The first digits of a digest, for a table; "-" for none."""
+    """Return the first digits of a digest, or "-" if there is none."""
     return cell(revision.removeprefix("sha256:")[:REVISION_SHOWN] or "-")
 
 

@@ -1,6 +1,6 @@
-"""`mint wave list|watch|explain|plot`: waves and why they stand as they do; training live and as a picture.
+"""`mint wave list|watch|explain|plot`: shows waves, explains their state, and follows and plots training.
 
-`wave_orders` has the verbs that change one.
+`wave_orders` has the verbs that change a wave.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.ArgumentParser) -> None:
-    """Declare the verb and its own verbs; a picture goes to a file, so `-o` is not how to print there."""
+    """Declare the verb and its own verbs. For `plot`, `-o` names the output file, not the format."""
     verb = verbs.add_parser(
         "wave", help="list, watch and explain waves; pause, resume or cancel training; plot rewards"
     )
@@ -73,7 +73,7 @@ async def list_waves(options: argparse.Namespace) -> int:
 
 
 async def watch(options: argparse.Namespace) -> int:
-    """Show progress until the wave has ended; 1 if it failed."""
+    """Show progress until the wave has ended. Return 1 if it failed."""
     last = WaveProgress()
     async with reach(options) as client:
         updates = client.watch(_name(options), history=True)
@@ -98,7 +98,7 @@ async def explain(options: argparse.Namespace) -> int:
 
 
 async def draw(options: argparse.Namespace) -> int:
-    """Write the picture of a wave's rewards so far."""
+    """Write a plot of a wave's rewards so far."""
     async with reach(options) as client:
         updates = client.watch(_name(options), history=True)
         progress = await anext(updates)

@@ -1,4 +1,4 @@
-"""What `mint wave explain` shows: what a wave asks for, what was decided, where it is, what is missing."""
+"""The output of `mint wave explain`: what a wave asks for, what was decided, where it is, and what is missing."""
 
 from rich.console import Group
 from rich.table import Table
@@ -10,7 +10,7 @@ from mint_gateway.cli.showing import cell, table
 
 
 def wave_explained(found: WaveExplanation) -> Group:
-    """Lines of words, then a table for each thing that there are several of."""
+    """Return lines of facts, then tables of namespaces, engines and missing copies, if there are any."""
     lines = Text(legible(f"wave {found.wave} on {found.base_model}\n"))
     for label, fact in _facts(found):
         lines.append(legible(f"  {label:<13}{fact}\n"))

@@ -1,6 +1,6 @@
-"""`mint wave pause|resume|cancel`: what a training wave is asked for, changed in its spec by the caller's kubectl.
+"""`mint wave pause|resume|cancel`: changes a training wave's spec through the caller's kubectl.
 
-So it is the API server that decides who may, by the context and the credentials that kubectl has.
+So the API server decides who may do it, by kubectl's context and credentials.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import msgspec
 from mint_contracts.errors import InvalidRequest, NotFound, Unavailable
 
 TIMEOUT_S = 15
-_KIND = "adapterwaves.mint.dev"  # in full: the short name may be another's
-_LOGGED = re.compile(r"[EIW][0-9]{4} ")  # how a line of kubectl's log begins, in which it tells of each attempt
+_KIND = "adapterwaves.mint.dev"  # in full: the short name may belong to another resource
+_LOGGED = re.compile(r"[EIW][0-9]{4} ")  # the beginning of a line of kubectl's log, which reports each attempt
 
 
 class _Train(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class _Wave(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Order:
-    """A change of `spec.train`, and what it does."""
+    """A change of `spec.train`, and its effect in words."""
 
     verb: str
     change: Mapping[str, bool]
@@ -67,7 +67,7 @@ ORDERS = (
 
 
 def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Declare the verbs. They ask no gateway, so that they take none of the common options."""
+    """Declare the verbs. They contact no gateway, so they have none of the common options."""
     for order in ORDERS:
         own = verbs.add_parser(order.verb, help=f"{order.verb} a training wave: {order.effect}")
         own.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
@@ -78,7 +78,7 @@ def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 async def ask(options: argparse.Namespace) -> int:
-    """Change the wave and say what it is asked for now. Raises NotFound, InvalidRequest or Unavailable."""
+    """Change the wave and print what was requested. Raises NotFound, InvalidRequest or Unavailable."""
     order: Order = options.order
     namespace, _, name = options.wave.rpartition("/")
     cluster = _Kubectl(namespace or options.namespace, name, options.context)
@@ -101,18 +101,18 @@ async def ask(options: argparse.Namespace) -> int:
 
 
 class _Kubectl:
-    """One wave of the cluster that kubectl talks to, in the namespace of its context where none is told."""
+    """One wave in the cluster that kubectl talks to, in the namespace of its context if none is given."""
 
     def __init__(self, namespace: str, name: str, context: str) -> None:
         self.subject = f"wave {namespace}/{name}" if namespace else f"wave {name}"
         self._name, self._namespace, self._context = name, namespace, context
 
     def found(self, namespace: str) -> None:
-        """What follows is of the wave that was found there, whatever becomes of the context."""
+        """Fix the namespace in which the wave was found, even if kubectl's context changes later."""
         self._namespace, self.subject = namespace, f"wave {namespace}/{self._name}"
 
     async def wave(self) -> _Wave:
-        """The wave as it is now."""
+        """Return the wave as it is now."""
         printed = await self.run("get", "--output=json")
         try:
             return msgspec.json.decode(printed, type=_Wave)
@@ -121,7 +121,7 @@ class _Kubectl:
             raise Unavailable("API server", message) from None
 
     async def run(self, verb: str, *options: str) -> bytes:
-        """What kubectl prints."""
+        """Run kubectl and return what it prints. Raises InvalidRequest, NotFound or Unavailable."""
         where = [f"--namespace={self._namespace}"] if self._namespace else []
         where += [f"--context={self._context}", f"--request-timeout={TIMEOUT_S}s"]
         try:
@@ -143,7 +143,7 @@ class _Kubectl:
         return out
 
     def _refuse(self, output: str) -> None:
-        """Raise what kubectl's words mean."""
+        """Raise the error that kubectl's output means."""
         if "Error from server (NotFound)" in output:
             where = f" -n {self._namespace}" if self._namespace else ""
             raise NotFound(self.subject, f"does not exist; list the waves that do with kubectl get aw{where}")
@@ -153,5 +153,5 @@ class _Kubectl:
 
 
 def _words(output: str) -> str:
-    """What kubectl says in the end, in a line."""
+    """Return kubectl's messages without its log, as one line."""
     return " ".join(line.strip() for line in output.splitlines() if not _LOGGED.match(line))

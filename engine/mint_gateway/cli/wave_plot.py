@@ -1,18 +1,18 @@
-"""A wave's rewards as a picture, through matplotlib (the extra `plot`)."""
+"""Plotting a wave's rewards with matplotlib (the extra `plot`)."""
 
 from pathlib import Path
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training_pb2 import WaveProgress
 
-WINDOW = 5  # steps that the drawn curve is averaged over; single steps stay visible as a faint one
-MOST_NAMED = 20  # policies in the legend; of more the curves alone are telling
+WINDOW = 5  # steps that the main curve is averaged over; a faint curve shows single steps
+MOST_NAMED = 20  # policies in the legend; with more there is no legend
 
 
 def plot(progress: WaveProgress, path: Path) -> int:
-    """Write the curves of all policies; returns the steps drawn.
+    """Write the curves of all policies to a file; return the last step drawn.
 
-    Raises InvalidRequest where matplotlib is missing, or cannot write a file of that ending, or there.
+    Raises InvalidRequest if matplotlib is missing, does not know the file's extension, or cannot write the file.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,7 +29,7 @@ def plot(progress: WaveProgress, path: Path) -> int:
         values = list(policy.rewards)
         if not values:
             continue
-        last = max(policy.step, len(values))  # of a long history only the end is kept; one that loads tells no step
+        last = max(policy.step, len(values))  # only a long history's end is kept; a loading policy reports no step
         at = range(last - len(values) + 1, last + 1)
         [curve] = axes.plot(at, smoothed(values), linewidth=1.8, label=policy.policy)
         axes.plot(at, values, linewidth=0.6, alpha=0.3, color=curve.get_color())
@@ -42,7 +42,7 @@ def plot(progress: WaveProgress, path: Path) -> int:
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     try:
         canvas.print_figure(path, dpi=140)
-    except ValueError as error:  # matplotlib names the endings that it knows
+    except ValueError as error:  # matplotlib lists the extensions that it knows
         raise InvalidRequest(f"file {path}", f"cannot be drawn: {error}") from None
     except OSError as error:
         raise InvalidRequest(f"file {path}", f"could not be written ({error.strerror})") from None
@@ -50,7 +50,7 @@ def plot(progress: WaveProgress, path: Path) -> int:
 
 
 def smoothed(values: list[float], window: int = WINDOW) -> list[float]:
-    """The mean of each value and those before it, as far as the window reaches."""
+    """Return the mean of each value and up to `window` - 1 values before it."""
     return [sum(values[max(0, end - window) : end]) / min(window, end) for end in range(1, len(values) + 1)]
 
 

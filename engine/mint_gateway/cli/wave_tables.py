@@ -1,4 +1,4 @@
-"""Training waves as rich tables and as one line: pure."""
+"""Training waves as rich tables or as one line: pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,14 +14,14 @@ from mint_gateway.cli.showing import cell, table, whole_width
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 24
 BAR_WIDTH = 20
-FAILURE_WIDTH = 30  # why a policy failed takes lines, not the room of all others' columns
+FAILURE_WIDTH = 30  # a policy's error is wrapped rather than squeezing the other columns
 _HEADS = ("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "left", "engine")
-_PICTURES = ("", "rewards so far")  # what numbers beside them tell as well, in the order in which they give way
+_PICTURES = ("", "rewards so far")  # columns that only illustrate others, in the order in which they are dropped
 _COLOURS = {"Complete": "green", "Failed": "red", "Cancelled": "yellow", "Paused": "yellow", "Running": "cyan"}
 
 
 def waves_table(waves: Iterable[WaveProgress]) -> Table:
-    """One row a wave."""
+    """Return a table with one row per wave."""
     shown = table("wave", "base", "phase", "policies", "step", "reward", "best", "tokens", "left", "why")
     for wave in waves:
         shown.add_row(
@@ -40,7 +40,7 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
 
 
 def progress_table(wave: WaveProgress, console: Console) -> RenderableType:
-    """The wave in a line, then one row a policy; with its bar and its rewards so far where there is room."""
+    """Show the wave as a line, then one row per policy, with progress bar and reward curve if there is room."""
     shown = _policies(wave, _HEADS)
     for pictures in (_PICTURES[:1], _PICTURES):
         if whole_width(shown, console) > console.width:
@@ -71,7 +71,7 @@ def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
 
 
 def line(wave: WaveProgress) -> str:
-    """The wave in one line, as a terminal may show it."""
+    """Return the wave as one line that is safe to print on a terminal."""
     parts = [f"{wave.wave} {wave.phase} {wave.step}/{wave.steps}", f"{wave.policy_count} policies"]
     parts += [
         f"reward {number(wave, 'reward_recent')} (best {number(wave, 'reward_best')})",
@@ -88,12 +88,12 @@ def line(wave: WaveProgress) -> str:
 
 
 def number(of: WaveProgress | PolicyProgress, field: str) -> str:
-    """A reward with three digits; "-" before there is one."""
+    """Return a reward with three decimals, or "-" if there is none yet."""
     return f"{getattr(of, field):.3f}" if of.HasField(field) else "-"  # type: ignore[arg-type]
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
-    """The course of some values in `width` characters: each the mean of its share, from the least to the largest."""
+    """Draw values in at most `width` characters, each the mean of its share, scaled to include 0 and 1."""
     if not values:
         return ""
     count = min(width, len(values))
@@ -104,7 +104,7 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time for people."""
+    """Format a duration for people."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

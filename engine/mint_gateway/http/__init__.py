@@ -1,1 +1,1 @@
-"""The gateway's HTTP door, which speaks OpenAI's API: the same requests as by gRPC, through the same router."""
+"""The gateway's HTTP door, which speaks OpenAI's API: the same requests as over gRPC, through the same router."""

@@ -1,6 +1,6 @@
-"""What is kept of an answer until it is told whole: as it came over the wire, a tenth of what events take in Python.
+"""An answer buffered until it is sent as a whole. Events are kept serialized, in a tenth of the memory of Python's.
 
-A gateway keeps as many of these as it has requests in flight, so that all of them together are bounded, too.
+A gateway may keep one for each request in flight, so their total is bounded too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,13 +10,13 @@ from mint_contracts.room import Part
 from mint_contracts.sampling_pb2 import GenerateEvent, Started
 
 MOST_BYTES = 8 << 20  # of one answer: half a million tokens, or 20,000 with twenty log-probabilities each
-_EVENT_BYTES = 48  # that Python takes beside an event's own
+_EVENT_BYTES = 48  # Python's overhead for an event
 
 
 class BufferedAnswer:
-    """The events of one HTTP request's prompts, in the order in which they came, and then the body made of them.
+    """The events of one HTTP request's prompts in order of arrival, and later the response body made from them.
 
-    They are in a part of the room for such.
+    Their memory is accounted for in `part`.
     """
 
     def __init__(self, part: Part) -> None:
@@ -26,7 +26,7 @@ class BufferedAnswer:
         self.size = 0
 
     async def take(self, prompt: int, event: GenerateEvent) -> None:
-        """Keep what comes of a prompt. Raises CapacityExceeded or Overloaded where that becomes too much."""
+        """Keep an event of a prompt. Raises CapacityExceeded if the answer gets too large, Overloaded if all do."""
         encoded = event.SerializeToString()
         self.size += len(encoded)
         if self.size > MOST_BYTES:
@@ -39,14 +39,14 @@ class BufferedAnswer:
         self._part.fill(self.size + _EVENT_BYTES * len(self._events))
 
     def started(self) -> Mapping[int, Started]:
-        """How each prompt's answer began."""
+        """Return each prompt's Started."""
         return {prompt: GenerateEvent.FromString(encoded).started for prompt, encoded in self._started.items()}
 
     def events(self) -> Iterator[GenerateEvent]:
-        """All that came of them since."""
+        """Iterate over all other events."""
         return map(GenerateEvent.FromString, self._events)
 
     def replace_with(self, body: bytes) -> None:
-        """Keep this body in place of the events. Raises Overloaded where that is too much."""
+        """Keep this body instead of the events. Raises Overloaded if there is no room."""
         self._started, self._events = {}, []
         self._part.fill(len(body))

@@ -1,7 +1,7 @@
-"""Calls of functions, read out of an answer as its text comes: pure.
+"""Parsing function calls out of an answer's text as it arrives: pure.
 
-However the text is cut into pieces, the same calls are read and the same text is left beside them: what is no whole
-call stays text. Arguments are the model's own characters.
+The calls and the remaining text do not depend on how the text is cut into pieces. Anything that is not a complete
+call stays text. Arguments keep the model's own characters.
 """
 
 import re
@@ -13,9 +13,9 @@ import msgspec
 from mint_gateway.http.runs import Runs
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
-_SPACE = " \n\r\t"  # of JSON
-_BETWEEN = f"{_SPACE},[]"  # of an array, all that is outside of its objects
-_JSON = frozenset(f'{_SPACE}{{}}[],:"+-.0123456789eEtrufalsn')  # outside of strings
+_SPACE = " \n\r\t"  # JSON's white space
+_BETWEEN = f"{_SPACE},[]"  # an array's characters outside of its objects
+_JSON = frozenset(f'{_SPACE}{{}}[],:"+-.0123456789eEtrufalsn')  # JSON's characters outside of strings
 
 
 def _other_than(characters: str) -> re.Pattern[str]:
@@ -33,37 +33,37 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Reader(Protocol):
-    """Of one completion. Both tell what became certain, in order."""
+    """Parses one completion. Both methods return the text and calls that have become certain, in order."""
 
     def push(self, text: str) -> list[str | Call]:
-        """Take more text."""
+        """Parse more text."""
 
     def finish(self) -> list[str | Call]:
-        """Tell the rest: no more comes."""
+        """Return the rest; no more text follows."""
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """How calls are read out of the answer to one request."""
+    """How calls are read from the answer to one request."""
 
-    reader: Callable[[], Reader]  # makes one for each completion
-    short_ids: bool = False  # calls get ids of nine letters and digits: Mistral's templates take no others back
+    reader: Callable[[], Reader]  # makes a reader for each completion
+    short_ids: bool = False  # call ids have nine letters and digits: Mistral's templates accept no others
 
 
 class _Object:
-    """Looks for the end of a JSON object as its text comes; whoever decodes it finds out whether it is one.
+    """Finds the end of a JSON object as its text arrives; whether it is valid is found out by decoding it.
 
-    It is `broken` as soon as a character shows that it can't be.
+    It is `broken` as soon as a character shows that it cannot be an object.
     """
 
     def __init__(self) -> None:
-        self.length = 0  # once it is whole
+        self.length = 0  # set once it is complete
         self.broken = False
-        self.runs = Runs()  # of what may come before and after it
+        self.runs = Runs()  # of white space and separators before and after it
         self._read = self._depth = 0
         self._quoted = self._escaped = False
 
     def read(self, text: str, at: int) -> None:
-        """Look on, in the text that it begins in there: the same one as before, with more after it."""
+        """Continue scanning; the object begins at `at`. The text must be the same as before, with more after it."""
         while not self.broken and not self.length and at + self._read < len(text):
             self._take(text[at + self._read])
             self._read += 1
@@ -72,7 +72,7 @@ class _Object:
 
     def _take(self, character: str) -> None:
         if self._quoted:
-            self.broken = character < " "  # it would be escaped
+            self.broken = character < " "  # in a string it must be escaped
             self._quoted = self._escaped or character != '"'
             self._escaped = character == "\\" and not self._escaped
         else:
@@ -84,24 +84,24 @@ class _Object:
 class Tagged:
     """Reads Hermes' form: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, with text before and between.
 
-    Whatever strings hold, a call ends where its JSON does; its tag may be missing at the answer's end. White space
-    around it belongs to it.
+    A call ends where its JSON does, even if a string contains the tag; at the answer's end the closing tag may be
+    missing. White space around a call is dropped.
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        """`names` are those of the functions: a call of another is none."""
+        """`names` are the functions' names: a call of another stays text."""
         self._names = names
-        self._held = ""  # white space and a tag's beginning, or what has come of a call with the space before it
+        self._held = ""  # white space and the beginning of a tag, or of a call with the space before it
         self._object: _Object | None = None  # of a call that has begun
         self._after = False  # whether only white space has come since a call
 
     def push(self, text: str) -> list[str | Call]:
-        """Take more text."""
+        """Parse more text."""
         self._held += text
         return self._read(last=False)
 
     def finish(self) -> list[str | Call]:
-        """Tell the rest: no more comes."""
+        """Return the rest; no more text follows."""
         return self._read(last=True)
 
     def _read(self, *, last: bool) -> list[str | Call]:
@@ -119,7 +119,7 @@ class Tagged:
             found, self._object = found + parts, None
 
     def _called(self, of: _Object, *, last: bool) -> list[str | Call] | None:
-        """What comes of the call that has begun: it, or text; None while that may be either."""
+        """Return the call that has begun, or its text if it is not one; None while it may be either."""
         begin = self._held.index(_BEGIN) + len(_BEGIN)
         at = of.runs.end(_NO_SPACE, self._held, begin)
         of.read(self._held, at)
@@ -143,7 +143,7 @@ class Tagged:
         return self._release(close + len(_END))
 
     def _release(self, end: int) -> list[str | Call]:
-        """What is held up to `end`, as text."""
+        """Return what is held up to `end` as text."""
         text, self._held = self._held[:end], self._held[end:]
         if self._after:
             text = text.lstrip()
@@ -152,15 +152,16 @@ class Tagged:
 
 
 class Leading:
-    """Reads calls that an answer begins with, in an array or by themselves; after them there is text alone.
+    """Reads calls at the beginning of an answer, in an array or by themselves; everything after them is text.
 
-    White space between and around them, and what separates them, belongs to them.
+    White space and separators between and around calls are dropped.
     """
 
     def __init__(self, names: Collection[str], opening: Collection[str], between: str, field: str) -> None:
-        """`names` are those of the functions: a call of another is none. `field` has the arguments of one.
+        """`names` are the functions' names: a call of another stays text. `field` has a call's arguments.
 
-        `opening` may come before the first, but "[" must where it is among them; `between` are what separates calls.
+        `opening` are texts allowed before the first call; "[" is required if it is one of them. `between` are the
+        characters that separate calls.
         """
         self._names, self._opening, self._between, self._field = names, opening, f"{_SPACE}{between}", field
         self._not_between = _other_than(self._between)
@@ -169,7 +170,7 @@ class Leading:
         self._called = self._saying = False
 
     def push(self, text: str) -> list[str | Call]:
-        """Take more text."""
+        """Parse more text."""
         self._held += text
         found: list[str | Call] = []
         while not self._saying and (at := self._begins()) is not None:
@@ -185,11 +186,11 @@ class Leading:
         return found + self._release_all() if self._saying else found
 
     def finish(self) -> list[str | Call]:
-        """Tell the rest: no more comes."""
+        """Return the rest; no more text follows."""
         return [] if self._called and not self._held.strip(self._between) else self._release_all()
 
     def _begins(self) -> int | None:
-        """Where an object may begin; None while that is not known."""
+        """Return where an object may begin; None while that is unknown."""
         held, at, runs = self._held, 0, self._object.runs
         if self._called:
             at = runs.end(self._not_between, held, at)
@@ -207,7 +208,7 @@ class Leading:
         return at if at < len(held) else None
 
     def _release_all(self) -> list[str | Call]:
-        """All that is held, as text."""
+        """Return all that is held as text."""
         text, self._held = self._held, ""
         if self._called:
             text = text.lstrip(self._between)
@@ -216,17 +217,17 @@ class Leading:
 
 
 class Once:
-    """Reads one call at most: whatever comes after it is left out."""
+    """Reads at most one call; everything after it is dropped."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader, self._done = reader, False
 
     def push(self, text: str) -> list[str | Call]:
-        """Take more text."""
+        """Parse more text."""
         return [] if self._done else self._first(self._reader.push(text))
 
     def finish(self) -> list[str | Call]:
-        """Tell the rest: no more comes."""
+        """Return the rest; no more text follows."""
         return [] if self._done else self._first(self._reader.finish())
 
     def _first(self, parts: list[str | Call]) -> list[str | Call]:
@@ -238,9 +239,10 @@ class Once:
 
 
 class Listed:
-    """Reads an answer that is held to a JSON array of `{"name": ..., "parameters": {...}}`.
+    """Reads an answer that is constrained to a JSON array of `{"name": ..., "parameters": {...}}`.
 
-    Of what was cut behind a call the answer's end tells enough: as text it would be shown, and sent back.
+    A later call that was cut off is dropped, since as text it would be shown and sent back; the finish reason says
+    that the answer was cut.
     """
 
     def __init__(self) -> None:
@@ -249,7 +251,7 @@ class Listed:
         self._called = False
 
     def push(self, text: str) -> list[str | Call]:
-        """Take more text."""
+        """Parse more text."""
         found: list[str | Call] = []
         self._held += text
         while (at := self._object.runs.end(_NOT_BETWEEN, self._held, 0)) < len(self._held):
@@ -264,30 +266,30 @@ class Listed:
         return found
 
     def finish(self) -> list[str | Call]:
-        """Tell the rest, such as of a first call that was cut; the array's own characters are none."""
+        """Return the rest as text if it has more than the array's own characters and no call came before."""
         return [self._held] if self._held.strip(_BETWEEN) and not self._called else []
 
 
 class Single:
-    """Reads an answer that is held to the arguments of one function."""
+    """Reads an answer that is constrained to the arguments of one function."""
 
     def __init__(self, name: str) -> None:
         self._name, self._held = name, ""
 
     def push(self, text: str) -> list[str | Call]:
-        """Take more text."""
+        """Hold more text."""
         self._held += text
         return []
 
     def finish(self) -> list[str | Call]:
-        """Tell the call, or the text of one that was cut."""
+        """Return the call, or its text if it was cut off."""
         if _is_object(self._held):
             return [Call(self._name, self._held.strip())]
         return [self._held] if self._held else []
 
 
 def _decoded(text: str, field: str, names: Collection[str] | None = None, none: str = "") -> Call | None:
-    """The call that a JSON object is, of one of the names; where it lacks the field it has `none`, or is no call."""
+    """Decode a JSON object as a call of one of `names`, or None. Without the field, its arguments are `none`."""
     try:
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         name = msgspec.json.decode(fields.get("name", msgspec.Raw(b"0")), type=str)
@@ -306,6 +308,6 @@ def _is_object(text: str) -> bool:
 
 
 def _may_begin(text: str) -> int:
-    """From where on the white space before a tag, or its beginning, may be."""
+    """Return where a possible beginning of a tag starts at the text's end, with the white space before it."""
     begun = next((n for n in range(min(len(_BEGIN), len(text)), 0, -1) if text.endswith(_BEGIN[:n])), 0)
     return len(text[: len(text) - begun].rstrip())

@@ -1,4 +1,4 @@
-"""The HTTP door's connections: so many at once, those of who is told to come back included."""
+"""Limiting the HTTP door's connections, including those that are only told to come back later."""
 
 import asyncio
 import socket
@@ -8,16 +8,16 @@ from collections.abc import Mapping
 import structlog
 from aiohttp import web
 
-HELLO_S = 10.0  # in which a client has agreed on TLS
-PAUSE_S = 0.2  # when nothing can be accepted, as for want of descriptors
+HELLO_S = 10.0  # for a client to complete the TLS handshake
+PAUSE_S = 0.2  # when accepting fails, for example for lack of file descriptors
 
 _log = structlog.get_logger()
 
 
 class Connections:
-    """Gives each connection to the first server that has fewer than its limit, and closes it where none has.
+    """Gives each connection to the first server below its limit, and closes it if there is none.
 
-    Those count, too, that have not agreed on TLS yet.
+    Connections still in their TLS handshake count too.
     """
 
     def __init__(self, limits: Mapping[web.Server, int], context: ssl.SSLContext | None) -> None:
@@ -26,7 +26,7 @@ class Connections:
         self._context = context
 
     async def accept(self, listening: socket.socket) -> None:
-        """Take what comes, until this is cancelled."""
+        """Accept connections until cancelled."""
         loop = asyncio.get_running_loop()
         listening.setblocking(False)
         async with asyncio.TaskGroup() as arrivals:
@@ -44,7 +44,7 @@ class Connections:
                     handler = server()
                     self._arriving[server].add(handler)
                     arrivals.create_task(self._receive(arrived, server, handler))
-                await asyncio.sleep(0)  # where more have come sock_accept does not wait, and others want their turns
+                await asyncio.sleep(0)  # sock_accept does not yield while more are pending
 
     def _taken(self, server: web.Server) -> int:
         return len(self._arriving[server].union(server.connections))
@@ -55,10 +55,10 @@ class Connections:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: handler, arrived, ssl=self._context, ssl_handshake_timeout=hello_s
             )
-            transport.set_write_buffer_limits(0)  # what is sent counts as taken once the kernel has all of it
+            transport.set_write_buffer_limits(0)  # sent data counts as taken once the kernel has all of it
         except OSError:
-            pass  # it went away, or speaks no TLS
-        except Exception:  # noqa: BLE001 - one client's oddity is no reason to close the door
+            pass  # the client went away, or does not speak TLS
+        except Exception:  # noqa: BLE001 - one client's failure must not close the door
             _log.exception("HTTP connection failed")
         finally:
             self._arriving[server].discard(handler)

@@ -1,4 +1,4 @@
-"""The HTTP door itself: OpenAI's endpoints over the router that gRPC's requests take, and the web page."""
+"""The HTTP door: OpenAI's endpoints over the same router as gRPC's requests, and the web page."""
 
 import asyncio
 import secrets
@@ -34,30 +34,30 @@ from mint_gateway.mirror import Mirror
 from mint_gateway.page.answers import Page
 from mint_gateway.route import Router
 
-MOST_BYTES = 4 << 20  # of a request, as by gRPC
-# In memory, together; the chart gives a gateway 512 MiB.
-MOST_ARRIVING = 64 << 20  # of requests that have not come whole, or are not read yet
-MOST_KEPT = 128 << 20  # of answers that are to be told whole, from their first events until the client has taken them
-BODY_S = 30.0  # in which a request has come
-MOST_OUTSIDE = 64  # connections at once that are told that they are too many; others are closed
-OUTSIDE_S = 5.0  # in which who is one too many has asked for something
+MOST_BYTES = 4 << 20  # of a request, as over gRPC
+# Totals in memory; the chart gives a gateway 512 MiB.
+MOST_ARRIVING = 64 << 20  # of requests that have not arrived completely, or are not parsed yet
+MOST_KEPT = 128 << 20  # of answers that are not streamed, from their first events until the client has read them
+BODY_S = 30.0  # for a request's body to arrive
+MOST_OUTSIDE = 64  # connections beyond the limit that are told so; any others are closed
+OUTSIDE_S = 5.0  # for a connection beyond the limit to send its request
 
 T = TypeVar("T")
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Of the door's connections."""
+    """Bounds on the door's connections."""
 
     most: int
-    idle_s: float  # until one that carries nothing is closed
-    grace_s: float  # for what was begun, when the door closes
+    idle_s: float  # until an idle one is closed
+    grace_s: float  # for running requests when the door closes
 
 
 class Door:
     """The endpoints.
 
-    `ready` says whether requests are answered here; `calls` counts and bounds other questions; `guards` let through
-    or refuse.
+    `ready` returns whether this gateway answers requests; `calls` counts and bounds all others; `guards` are
+    middlewares that admit or refuse requests.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Door:
         self._kept = Room(MOST_KEPT, "gateway", message)
 
     def application(self) -> web.Application:
-        """What to serve."""
+        """Return the application to serve."""
         application = web.Application(client_max_size=MOST_BYTES, middlewares=[sending, refusing, *self._guards])
         application.router.add_post("/v1/completions", self._complete)
         application.router.add_post("/v1/chat/completions", self._chat)
@@ -97,7 +97,7 @@ class Door:
         return application
 
     def outside(self) -> web.Application:
-        """What to serve to connections that are too many: probes are answered, and all else is told to come back."""
+        """Return the application for connections beyond the limit: it answers probes, and 503 to everything else."""
         application = web.Application(middlewares=[sending, _parting, refusing])
         application.router.add_get(HEALTH, self._health)
         application.router.add_get(LIVE, _live)
@@ -125,7 +125,7 @@ class Door:
         return await self._answer(http, wanted, [request], openai_response.CHAT, tools)
 
     async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
-        """What a request asks for; of its body nothing is kept."""
+        """Read and parse a request's body, which is not kept."""
         with self._arriving.part() as part:
             body = await _body(http, part)
             return await self._offload.do(len(body), lambda: read(body))
@@ -166,7 +166,7 @@ class Door:
         if not limit.isdecimal() or len(limit) > 9:
             raise InvalidRequest("limit", f"is not a number: {limit[:100]!r}")
         with self._calls.admit():
-            views = dict(self._mirror.known())  # each made narrow once
+            views = dict(self._mirror.known())  # so that each view is restricted only once
             page = models.page(views, http.query.get("after", ""), int(limit))
             adapters = [(models.serving(views, name)[0], name) for name in page.names if name not in views]
             return reply(models.listed(views, page, await self._dates.of(adapters)))
@@ -192,7 +192,7 @@ class Door:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; an empty host means every address of the machine, and port 0 a free one."""
+    """Return a listening socket; an empty host means every address of the machine, and port 0 a free one."""
     if not host and socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server((host, port))
@@ -200,14 +200,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class Opened:
-    """An open door. What is `accepting` ends only by a defect, or when the door closes."""
+    """An open door. The task `accepting` ends only through a defect, or when the door closes."""
 
     accepting: asyncio.Task[None]
     _listening: socket.socket
     _runners: Sequence[web.AppRunner]
 
     async def close(self) -> None:
-        """Take no more connections, and let what was begun end, for as long as the door's bounds say."""
+        """Stop accepting connections and let running requests end, for at most `Bounds.grace_s`."""
         self.accepting.cancel()
         await asyncio.wait([self.accepting])
         self._listening.close()
@@ -215,7 +215,7 @@ class Opened:
 
 
 async def opened(door: Door, listening: socket.socket, bounds: Bounds, context: ssl.SSLContext | None) -> Opened:
-    """The door on what listens, by TLS where there is a context for it."""
+    """Open the door on a listening socket, with TLS if `context` is given."""
     inside = await _serving(door.application(), bounds.idle_s, bounds.grace_s)
     outside = await _serving(door.outside(), OUTSIDE_S, bounds.grace_s)
     places = ((inside, bounds.most), (outside, MOST_OUTSIDE))
@@ -248,7 +248,7 @@ async def _full(_: web.Request) -> web.StreamResponse:
 
 
 async def _live(_: web.Request) -> web.Response:
-    """Answered as long as the loop turns, whatever the map does."""
+    """Answer while the event loop runs, whatever the state of the map."""
     return reply({"live": True})
 
 

@@ -1,4 +1,4 @@
-"""The HTTP door's guard: whoever bears no known key gets no further than the probes and the page's own files."""
+"""The HTTP door's guard: a client without a known key can only use the probes and the page's own files."""
 
 import structlog
 from aiohttp import web
@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 
 
 def guarding(access: Access, metrics: Metrics) -> Middleware:
-    """A middleware that raises Unauthenticated for all but what probes ask, and files that tell nobody's names."""
+    """Return a middleware that raises Unauthenticated for a bad key, except for probes and the page's own files."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,8 +1,8 @@
-"""Messages of a chat, as OpenAI's clients write them, and as gRPC has them: pure.
+"""Converting a chat's messages from OpenAI's format to gRPC's: pure.
 
-They are history: answers come back with all that whoever gave them, or the client, has put into them (`parsed`,
-`annotations`, `cache_control`). No model is told of that, so what is not read here is passed over; what asks for
-something that isn't done is refused.
+Messages are history: answers come back with everything that their server or the client put into them (`parsed`,
+`annotations`, `cache_control`). Models do not see that, so unknown fields are ignored; fields that ask for something
+unsupported are refused.
 """
 
 from typing import Any
@@ -12,24 +12,24 @@ import msgspec
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
 
-# OpenAI's newer clients call a system's message so. Most templates pass over a role that they do not know, in
-# silence; one that knows both means the same by them.
+# The name that OpenAI's newer clients use for the system's role. Most templates silently skip a role that they do not
+# know; one that knows both treats them the same.
 _SYSTEM = {"developer": "system"}
 _TEXTS = frozenset(("text", "input_text", "output_text"))  # the latter two are the Responses API's
 _THOUGHTS = "thinking"  # Anthropic's and Mistral's
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A piece of a message; only text is read, and what others hold instead is refused by their type."""
+    """A piece of a message. Only text is read; pieces of other types are refused by their type."""
 
     text: str | None = None
     type: str = "text"
-    refusal: Any = None  # text, of the type that is named so
-    thinking: Any = None  # as a message's `reasoning`; Mistral's is a list of pieces of text
+    refusal: Any = None  # the text of a piece of the type "refusal"
+    thinking: Any = None  # like a message's `reasoning`; Mistral's is a list of text pieces
 
 
 class Called(msgspec.Struct, frozen=True):
-    """Which function was called, and with what: a JSON object, which OpenAI's clients send as text."""
+    """The function called and its arguments: a JSON object, which OpenAI's clients send as text."""
 
     name: str
     arguments: str | dict[str, Any] | None = None
@@ -43,28 +43,28 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message of a chat. The last fields ask for what isn't done here, unless they hold nothing."""
+    """A message of a chat. Fields from `audio` on ask for something unsupported, unless they are empty."""
 
     role: str
     content: str | list[Part] | None = None
-    tool_calls: list[ToolCall] | None = None  # of an assistant
-    tool_call_id: str | None = None  # of a tool
-    name: str | None = None  # whose words these are, or a tool's function; most templates don't read it
-    refusal: str | None = None  # what an assistant said in place of an answer
-    reasoning: Any = None  # what an assistant thought before it, if it is text
-    reasoning_content: Any = None  # the same, as vLLM called it at first, and DeepSeek does
-    audio: Any = None  # an assistant's, of which the content tells as well
+    tool_calls: list[ToolCall] | None = None  # an assistant's only
+    tool_call_id: str | None = None  # a tool's only
+    name: str | None = None  # the speaker's name, or a tool's function; most templates don't read it
+    refusal: str | None = None  # what an assistant said instead of an answer
+    reasoning: Any = None  # an assistant's reasoning before its answer, if it is text
+    reasoning_content: Any = None  # the same, vLLM's first name for it and DeepSeek's
+    audio: Any = None  # an assistant's audio, allowed if the content has its text
     function_call: None = None
-    prefix: bool | None = None  # the answer goes on with this message, as Mistral's and DeepSeek's clients say it
-    partial: bool | None = None  # and Qwen's
+    prefix: bool | None = None  # continue this message in the answer, as Mistral's and DeepSeek's clients ask
+    partial: bool | None = None  # the same, Qwen's name for it
 
 
-_JSON = msgspec.json.Decoder(msgspec.Raw)  # made on import: threads that make it at once crash msgspec 0.22
+_JSON = msgspec.json.Decoder(msgspec.Raw)  # made on import: creating it in two threads at once crashes msgspec 0.22
 
 
 def message(sent: Message, place: str) -> sampling_pb2.Message:
-    """What a message means. Raises InvalidRequest, which names the place."""
-    if sent.content is None and sent.role != "assistant":  # whose answer may have been an empty one
+    """Convert a message. Raises InvalidRequest, which names the place."""
+    if sent.content is None and sent.role != "assistant":  # an assistant's answer may have been empty
         raise InvalidRequest(f"{place}.content", "is missing")
     if sent.tool_calls and sent.role != "assistant":
         problem = f"are of the role {sent.role[:100]!r}; only an assistant's message may have them"
@@ -96,9 +96,10 @@ def _call(call: ToolCall, place: str) -> sampling_pb2.ToolCall:
 
 
 def _arguments(arguments: str | dict[str, Any] | None, place: str) -> str:
-    """A call's arguments as JSON; "" of one without any.
+    """Return a call's arguments as JSON, or "" if there are none.
 
-    That is also one that was cut short, whose text is no JSON: else its chat could never go on. vLLM does the same.
+    A call that was cut short, whose text is not JSON, also gives "": otherwise its chat could never continue. vLLM
+    does the same.
     """
     try:
         if isinstance(arguments, dict):
@@ -111,7 +112,7 @@ def _arguments(arguments: str | dict[str, Any] | None, place: str) -> str:
 
 
 def _reasoning(sent: Message) -> str:
-    """What an assistant thought, by the first of the fields that has any; else by pieces of its content."""
+    """Return an assistant's reasoning from the first field that has any, else from pieces of its content."""
     if found := _thought(sent.reasoning) or _thought(sent.reasoning_content):
         return found
     parts = sent.content if isinstance(sent.content, list) else ()
@@ -119,7 +120,7 @@ def _reasoning(sent: Message) -> str:
 
 
 def _thought(thoughts: Any) -> str:
-    """A text, or several; "" of what is neither, which others' clients may keep under the same name."""
+    """Return a text, or several joined; "" for anything else, since other clients may use the name differently."""
     pieces = (
         [each.get("text") for each in thoughts if isinstance(each, dict)]
         if isinstance(thoughts, list)
@@ -131,7 +132,7 @@ def _thought(thoughts: Any) -> str:
 def _content(sent: Message, place: str) -> str:
     if not isinstance(sent.content, list):
         return sent.content or ""
-    thinks = sent.role == "assistant"  # which `_reasoning` reads
+    thinks = sent.role == "assistant"  # `_reasoning` reads its thoughts
     return "".join(
         _text(part, f"{place}.content[{at}]")
         for at, part in enumerate(sent.content)

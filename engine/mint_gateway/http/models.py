@@ -1,4 +1,4 @@
-"""The models that can be asked for, as OpenAI's clients list them: pure."""
+"""The models that can be requested, in OpenAI's list format: pure."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,23 @@ import msgspec
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.view import MapView
 
-MOST = 10_000  # of one page
+MOST = 10_000  # on one page
 DEFAULT = 1000
 
 _Json = dict[str, Any]
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Names of models, in their order, and whether more come after."""
+    """Names of models, sorted, and whether more follow."""
 
     names: Sequence[str]
     more: bool
 
 
 def page(views: Mapping[str, MapView], after: str, limit: int) -> Page:
-    """By name: base models, and the adapters that waves serve over them or Trainer calls have published.
+    """Return a page of names: base models, and adapters served by waves or published by Trainer calls.
 
-    The million of a catalog are not listed here: they can be asked for all the same. Raises InvalidRequest.
+    A catalog's million adapters are not listed, but can be requested all the same. Raises InvalidRequest.
     """
     if not 1 <= limit <= MOST:
         raise InvalidRequest("limit", f"is {limit}; it must be from 1 to {MOST}")
@@ -35,12 +35,12 @@ def page(views: Mapping[str, MapView], after: str, limit: int) -> Page:
 
 
 def serving(views: Mapping[str, MapView], name: str) -> list[MapView]:
-    """The bases over which a wave serves the adapter, or a Trainer call has published it, by their names."""
+    """Return the bases on which a wave serves the adapter or a Trainer call has published it, by name."""
     return [view for _, view in sorted(views.items()) if name in view.placements or name in view.published]
 
 
 def listed(views: Mapping[str, MapView], of: Page, created: Mapping[str, int]) -> _Json:
-    """A page. `created` says when adapters were made, as far as that is known."""
+    """Return a page in OpenAI's format. `created` has adapters' creation dates, as far as they are known."""
     data = [
         base(views[name]) if name in views else adapter(name, serving(views, name), created.get(name, 0))
         for name in of.names
@@ -55,12 +55,12 @@ def listed(views: Mapping[str, MapView], of: Page, created: Mapping[str, int]) -
 
 
 def base(view: MapView) -> _Json:
-    """A base, which was created when its BaseModel was."""
+    """Return a base in OpenAI's format, created when its BaseModel was."""
     return _model(view.base, view.record.created if view.record else 0) | {"parent": None}
 
 
 def adapter(name: str, views: Sequence[MapView], created: int) -> _Json:
-    """An adapter with the bases over which it is served. `created` is of the first, in Unix seconds; 0: not known."""
+    """Return an adapter with the bases that serve it. `created` is of the first, in Unix seconds; 0: unknown."""
     bases = [view.base for view in views]
     return _model(name, created) | {"parent": bases[0], "base_models": bases}
 

@@ -1,9 +1,9 @@
-"""What OpenAI's clients ask, as the GenerateRequest that it means: pure.
+"""Converting OpenAI's requests to GenerateRequests: pure.
 
-The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. What is
-ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`,
-`cache_salt` and `chat_template_kwargs`), and `base_model`, which says whose adapter `model` is where its name leaves
-a doubt. What would change an answer and isn't done here is refused, not passed over.
+The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. Additional
+fields are named as in vLLM (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`, `cache_salt`
+and `chat_template_kwargs`), and `base_model` says which base the adapter `model` belongs to if its name is ambiguous.
+Fields that would change an answer and are not supported are refused, not ignored.
 """
 
 import json
@@ -19,14 +19,14 @@ from mint_contracts.transport import MOST_STOPS, MOST_TOOL_CHARACTERS
 from mint_gateway.http.messages import Message, message
 from mint_gateway.http.tools import FORMS, TAG_END, Choice, Tool, Tools, checked
 
-# They tell of the client, or of how it is billed, and change no answer of a kind of request that has no such field.
+# Ignored fields: they describe the client or its billing, and change no answer in requests that do not define them.
 PASSED_OVER = frozenset(
     (
         *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
         *("safety_identifier", "service_tier", "store", "user"),
     )
 )
-# What is not done here for a kind of request that has no such field, and the values of it that ask for nothing.
+# Unsupported fields, unless a kind of request defines them, and their values that ask for nothing.
 NOT_DONE: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -43,24 +43,24 @@ NOT_DONE: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 
-MOST_PROMPTS = 128  # of one request: each takes one of the places that the gateway has for requests in flight
+MOST_PROMPTS = 128  # in one request: each counts as one of the gateway's requests in flight
 
 _MOST = 2**31 - 1
 _Count = Annotated[int, Meta(ge=1, le=_MOST)]
 _Natural = Annotated[int, Meta(ge=0, le=_MOST)]
-# Stands for OpenAI's 0, the likeliest token alone, and for what a proto's float would make 0 of; ours leaves the
-# filter off.
+# Replaces OpenAI's 0 (only the likeliest token) and values that a proto's float would round to 0, because by gRPC 0
+# turns the filter off.
 _LEAST_TOP_P = 1e-9
-_TO_ITS_END = _MOST  # tokens of a chat's answer where no number is told: engines take what the context has room for
+_TO_ITS_END = _MOST  # tokens of a chat's answer if no number is given: engines use what the context has room for
 
 _T = TypeVar("_T")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a stream tells besides the answer. `include_obfuscation` (padding against eavesdroppers) isn't done."""
+    """What a stream sends besides the answer. `include_obfuscation` (padding against eavesdroppers) has no effect."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None  # vLLM's: with each piece, too, where usage is told
+    continuous_usage_stats: bool | None = None  # vLLM's: usage with each piece too, if include_usage is set
     include_obfuscation: bool | None = None
 
 
@@ -73,7 +73,7 @@ class ObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
 
 
 class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A JSON schema. It is held to whatever `strict` says; name and description are nothing to the model here."""
+    """A JSON schema. It is enforced whatever `strict` says; the model does not see its name and description."""
 
     schema: dict[str, Any]
     name: str = ""
@@ -88,7 +88,7 @@ class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an answer must be, as vLLM's clients say it: one of these."""
+    """A constraint on the answer in vLLM's format: at most one of these."""
 
     json: str | dict[str, Any] | None = None
     regex: str | None = None
@@ -96,19 +96,19 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both kinds of requests have."""
+    """The fields of both kinds of requests."""
 
     model: Annotated[str, Meta(min_length=1)]
     base_model: str = ""
     max_tokens: _Count | None = None
     temperature: float = 1.0
     top_p: Annotated[float, Meta(ge=0)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1, le=_MOST)] = 0  # -1 leaves it off, too: vLLM's clients say it so
+    top_k: Annotated[int, Meta(ge=-1, le=_MOST)] = 0  # -1 turns it off too, as in vLLM
     min_p: float = 0.0
     n: _Count = 1
     echo: bool = False
     logit_bias: dict[str, float] = {}
-    # By gRPC 0 leaves it off, which what is less than engines take must not become.
+    # Values below the engines' minimum must not become 0, which turns it off by gRPC.
     repetition_penalty: Annotated[float, Meta(ge=0.01)] = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -126,7 +126,7 @@ class TextRequest(OpenAIRequest, frozen=True, kw_only=True):
     """A request for /v1/completions."""
 
     prompt: str | list[str | _Natural | list[_Natural]]
-    max_tokens: _Natural | None = None  # 0 with `echo` alone: nothing but what is told of the prompt
+    max_tokens: _Natural | None = None  # 0 only with `echo`: return the prompt alone
     logprobs: _Natural | None = None
 
 
@@ -143,12 +143,12 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] = {}
 
     def called(self) -> Tools:
-        """What it says of tools. Raises InvalidRequest."""
+        """Return the request's tools. Raises InvalidRequest."""
         return checked(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
 
 def read(body: bytes, kind: type[_T]) -> _T:
-    """The body as one of the two kinds. Raises InvalidRequest, which names the field."""
+    """Parse a body as one of the two kinds. Raises InvalidRequest, which names the field."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, Any])
         return msgspec.convert(_asked_for(fields, kind), kind)
@@ -157,7 +157,7 @@ def read(body: bytes, kind: type[_T]) -> _T:
 
 
 def text_requests(asked: TextRequest, bases: Container[str]) -> list[sampling_pb2.GenerateRequest]:
-    """What a request for /v1/completions means, prompt by prompt; `bases` are the base models served.
+    """Convert a request for /v1/completions, one result per prompt; `bases` are the base models served.
 
     Raises InvalidRequest.
     """
@@ -178,7 +178,7 @@ def text_requests(asked: TextRequest, bases: Container[str]) -> list[sampling_pb
 
 
 def chat_request(asked: ChatRequest, bases: Container[str]) -> sampling_pb2.GenerateRequest:
-    """What a request for /v1/chat/completions means. Raises InvalidRequest."""
+    """Convert a request for /v1/chat/completions. Raises InvalidRequest."""
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens or _TO_ITS_END, bases)
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
     if asked.chat_template_kwargs:
@@ -193,7 +193,7 @@ def chat_request(asked: ChatRequest, bases: Container[str]) -> sampling_pb2.Gene
 
 
 def _asked_for(fields: dict[str, Any], kind: type) -> dict[str, Any]:
-    """The fields that ask for something; null stands for a field's default. Raises InvalidRequest."""
+    """Return the fields that ask for something; null means a field's default. Raises InvalidRequest."""
     own = {field.name for field in msgspec.structs.fields(kind)}
     passed = PASSED_OVER - own
     kept = {name: value for name, value in fields.items() if value is not None and name not in passed}
@@ -224,9 +224,9 @@ def _request(asked: OpenAIRequest, max_tokens: int | None, bases: Container[str]
 
 
 def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
-    """Note what may be called, and hold the answer to it where it must be. Raises InvalidRequest."""
+    """Set the functions that may be called, and constrain the answer if one must be. Raises InvalidRequest."""
     sampling, written = request.sampling, tools.functions_json
-    if len(written) > MOST_TOOL_CHARACTERS:  # before their schemas become one
+    if len(written) > MOST_TOOL_CHARACTERS:  # checked before their schemas are merged
         raise InvalidRequest("tools", f"have {len(written)} characters; at most {MOST_TOOL_CHARACTERS} are accepted")
     request.chat.tools = written
     if tools.choice != "none" and sampling.WhichOneof("shape"):
@@ -238,13 +238,13 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     elif tools.choice == "auto":
         request.chat.calls = FORMS[0]
         request.chat.or_calls.extend(FORMS[1:])
-        # What was called by then is read all the same; what comes after it is told to nobody, stopped or not.
+        # The call before it is still read, and what follows is dropped anyway, so stopping only saves work.
         if not tools.parallel and len(sampling.stop) < MOST_STOPS:
             sampling.stop.append(TAG_END)
 
 
 def _shape(asked: OpenAIRequest, sampling: sampling_pb2.SamplingParams) -> None:
-    """Note what the answer must be. Raises InvalidRequest."""
+    """Set the constraint on the answer. Raises InvalidRequest."""
     form, more = asked.response_format, asked.structured_outputs
     wanted: list[tuple[str, object]] = [("json_schema", more.json), ("regex", more.regex)]
     wanted += [("json_object", True)] if more.json_object or isinstance(form, ObjectFormat) else []
@@ -264,7 +264,7 @@ def _written(name: str, value: dict[str, Any]) -> str:
 
 
 def _biases(biases: dict[str, float]) -> dict[int, float]:
-    """By token; JSON's names are texts."""
+    """Return biases by token id; JSON has the ids as text. Raises InvalidRequest."""
     for token in biases:
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
             raise InvalidRequest("logit_bias", f"names {token[:100]!r}, which is not a token ID")
@@ -272,7 +272,7 @@ def _biases(biases: dict[str, float]) -> dict[int, float]:
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
-    """The prompts: of a text or a list of tokens one, of a list of such each."""
+    """Return the prompts: a text or a list of tokens is one; a list of those is several. Raises InvalidRequest."""
     if isinstance(prompt, str):
         return [prompt]
     tokens = [each for each in prompt if isinstance(each, int)]
@@ -285,7 +285,7 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[i
 
 
 def _meant(model: str, base: str, bases: Container[str]) -> tuple[str, str]:
-    """The base model and the adapter that are asked for: a name of a base alone means the bare base."""
+    """Return the base model and the adapter asked for; the name of a base alone means the bare base."""
     if base:
         return base, "" if model == base else model
     return (model, "") if model in bases else ("", model)

@@ -1,9 +1,9 @@
-"""An answer's events as OpenAI's clients read them, whole or piece by piece: pure.
+"""Converting an answer's events to OpenAI's format, complete or piece by piece: pure.
 
-Tokens of log-probabilities are told as engines spell them, those that are no whole characters by their bytes
-("bytes:\\xe2\\x80", as OpenAI does), those that none has by their ids ("token_id:42", as vLLM does on request);
-`text_offset` is in characters: a part of one is where that begins, a special token that the text does not show where
-the next one is; `system_fingerprint` is the digest of the adapter's revision that answered.
+In log-probabilities, tokens are spelled as by engines; tokens that are not complete characters by their bytes
+("bytes:\\xe2\\x80", as OpenAI does), and tokens without bytes by their ids ("token_id:42", as vLLM does on request).
+`text_offset` is in characters: part of a character has that character's offset, and a special token that the text
+does not show has the next token's. `system_fingerprint` is the digest of the adapter's revision that answered.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from mint_gateway.http.calls import Call, Reading
 
 Json = dict[str, Any]
 
-_CODES = {PromptTooLong.__name__: "context_length_exceeded"}  # OpenAI's, which clients look for; others are ours
+_CODES = {PromptTooLong.__name__: "context_length_exceeded"}  # OpenAI's code, which clients check; others are ours
 _REASONS = {Finished.STOP: "stop", Finished.LENGTH: "length"}
 
 
 class Form(msgspec.Struct, frozen=True):
-    """How one of the two endpoints answers."""
+    """The format of one of the two endpoints' answers."""
 
     prefix: str  # of an answer's id
     kind: str
@@ -32,9 +32,9 @@ class Form(msgspec.Struct, frozen=True):
 
 
 class _Scores(msgspec.Struct, frozen=True):
-    """Log-probabilities of a completion's tokens, and of the prompt's before them, whose first has none.
+    """Log-probabilities of a completion's tokens and of the prompt's before them, whose first token has none.
 
-    The completion has so many characters of the text `before` it.
+    `before` is the number of characters of the text before the completion.
     """
 
     tokens: Sequence[TokenLogprob] = ()
@@ -47,18 +47,18 @@ CHAT = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", is_chat=Tru
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What every piece of one answer says of it."""
+    """What every piece of one answer has in common."""
 
     form: Form
     request_id: str
-    model: str  # as it was asked for
-    created: int  # when it was begun, in Unix seconds
-    revision: str  # that answers; empty for the bare base
-    reading: Reading | None = None  # where an answer may call functions
-    nonce: str = ""  # of its calls' ids, drawn anew for it: clients may name all that they ask by one request id
+    model: str  # as requested
+    created: int  # when the answer began, in Unix seconds
+    revision: str  # the one that answers; empty for the bare base
+    reading: Reading | None = None  # if the answer may call functions
+    nonce: str = ""  # for its calls' ids, random per answer: clients may use one request id for all their requests
 
     def piece(self, kind: str, choices: Sequence[Json]) -> Json:
-        """One JSON document of the answer."""
+        """Return one JSON document of the answer."""
         return {
             "id": self.form.prefix + self.request_id,
             "object": kind,
@@ -69,7 +69,7 @@ class Head(msgspec.Struct, frozen=True):
         }
 
     def called(self, index: int, place: int, call: Call) -> Json:
-        """A completion's call; its id is the same whenever it is told."""
+        """Return a completion's call; its id is the same each time."""
         name = hashlib.sha256(f"{self.nonce}/{index}/{place}".encode()).hexdigest()
         short = self.reading is not None and self.reading.short_ids
         return {
@@ -80,16 +80,16 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Echo(msgspec.Struct, frozen=True):
-    """A prompt that its completions begin with."""
+    """A prompt that is echoed before its completions."""
 
     text: str = ""
-    logprobs: Sequence[TokenLogprob] = ()  # of its tokens where they were asked for; the first has none
+    logprobs: Sequence[TokenLogprob] = ()  # of its tokens, if requested; the first has none
 
 
 def echo(request: GenerateRequest, started: Started) -> Echo:
-    """What a request wants told of its prompt: text as it was sent, tokens as they are written.
+    """Return the echo that a request asks for: a text prompt as it was sent, a token prompt decoded.
 
-    Of a chat it is the last message where that is the assistant's, as vLLM has it.
+    For a chat it is the last message if that is the assistant's, as in vLLM.
     """
     if not request.sampling.echo:
         return Echo()
@@ -105,13 +105,13 @@ def echo(request: GenerateRequest, started: Started) -> Echo:
 
 
 def revision(started: Iterable[Started]) -> str:
-    """The one that answered; empty too where prompts of one request had different ones, as while a new one comes."""
+    """Return the revision that answered; empty if a request's prompts had different ones, as during an update."""
     found = {each.revision for each in started}
     return found.pop() if len(found) == 1 else ""
 
 
 def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent], completions: int) -> Json:
-    """The answer of a request that is not streamed, from all its events: so many completions of each prompt."""
+    """Return the complete answer of a request from all its events, with `completions` for each prompt."""
     texts: dict[int, list[str]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
     ends: dict[int, Finished] = {}
@@ -137,7 +137,7 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
 
 
 def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
-    """A chat's completion; without content where calls are all that it is, and with "" where nothing is."""
+    """Return a chat's completion. Its content is null if it has only calls, and "" if it is empty."""
     message: Json = {"role": "assistant", "content": prompt.text + text}
     if head.reading is None:
         return message
@@ -151,7 +151,7 @@ def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
 
 
 def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
-    """What a stream tells first of some completions: in a chat who speaks, else the prompt where it is wanted."""
+    """Return a stream's first pieces for some completions: the role in a chat, else the echo if there is one."""
     if head.form.is_chat:
         nothing = "" if head.reading is None else None
         content: Json = {"delta": {"role": "assistant", "content": prompt.text or nothing}}
@@ -165,7 +165,7 @@ def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
 
 
 def chunk(head: Head, event: Chunk, before: int) -> Json:
-    """What a stream tells of further tokens of a completion, `before` which it has told so many characters."""
+    """Return a stream's piece for further tokens of a completion; `before` is the length of its echo."""
     content: Json = {"delta": {"content": event.text}} if head.form.is_chat else {"text": event.text}
     choice = _choice(head.form, event.index, content, _Scores(event.logprobs, before=before), None)
     return head.piece(head.form.kind_of_piece, [choice])
@@ -174,9 +174,9 @@ def chunk(head: Head, event: Chunk, before: int) -> Json:
 def read(
     head: Head, index: int, parts: Sequence[str | Call], before: int, logprobs: Sequence[TokenLogprob]
 ) -> list[Json]:
-    """What a stream tells of what was read in a completion: text, and each call, `before` which it told so many.
+    """Return a stream's pieces for parts read in a completion, text and calls; it has sent `before` calls already.
 
-    Log-probabilities go with the first, or alone where their tokens may yet become a call.
+    Log-probabilities go with the first piece, or into one of their own if their tokens may yet become a call.
     """
     deltas: list[Json] = []
     for part in parts:
@@ -195,9 +195,9 @@ def read(
 
 
 def end(head: Head, event: Finished, *, calls: bool) -> Json:
-    """What a stream tells of the end of one completion; whether it told calls in it.
+    """Return a stream's piece for the end of one completion; `calls` is whether it had any.
 
-    Where it might have told some and has not, its content is text, if an empty one.
+    If it could have had calls but had none, its content is an empty text rather than null.
     """
     delta = {"content": ""} if head.reading is not None and not calls else {}
     content: Json = {"delta": delta} if head.form.is_chat else {"text": ""}
@@ -206,12 +206,12 @@ def end(head: Head, event: Finished, *, calls: bool) -> Json:
 
 
 def counts(head: Head, ends: Iterable[Finished], completions: int) -> Json:
-    """What a stream tells last to a client that asked for usage."""
+    """Return a stream's last piece for a client that asked for usage."""
     return head.piece(head.form.kind_of_piece, []) | {"usage": usage(ends, completions)}
 
 
 def usage(ends: Iterable[Finished], completions: int) -> Json:
-    """Tokens of the prompts, each counted once for its `completions`, of these the cached, and of all completions."""
+    """Return the token counts of all prompts (each counted once), the cached ones, and those of all completions."""
     ends = list(ends)
     prompts = {each.index // completions: each for each in ends}.values()
     prompt, made = sum(each.prompt_tokens for each in prompts), sum(each.completion_tokens for each in ends)
@@ -224,13 +224,13 @@ def usage(ends: Iterable[Finished], completions: int) -> Json:
 
 
 def so_far(prompt_tokens: int, made: int) -> Json:
-    """What a piece of a stream tells besides to a client that asked for usage with each: of its own completion."""
+    """Return the usage of one completion so far, for a client that asked for it with each piece."""
     counted = {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
     return {"usage": counted}
 
 
 def refusal(error: MintError) -> Json:
-    """An error's body."""
+    """Return an error's response body."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
     return {
         "error": {"message": str(error), "type": kind, "param": None, "code": _CODES.get(error.reason, error.reason)}
@@ -238,7 +238,7 @@ def refusal(error: MintError) -> Json:
 
 
 def _reason(event: Finished, *, calls: bool) -> str | None:
-    """Why a completion ended. One that was cut says so, whatever it calls."""
+    """Return why a completion ended. "length" takes precedence over calls."""
     reason = _REASONS.get(event.reason)
     return "tool_calls" if calls and reason == "stop" else reason
 
@@ -268,7 +268,7 @@ def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
 
 
 def _likeliest(token: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens, and the one that came, which clients look up here; of two written alike the likelier."""
+    """Return the likeliest tokens and the sampled one, which clients look up here; duplicates keep the likelier."""
     likeliest: dict[str, float] = {}
     for each in (*token.top, token):
         likeliest.setdefault(_token(each), each.logprob)
@@ -281,7 +281,7 @@ def _text_logprobs(scores: _Scores) -> Json:
     nothing = [None] if scores.prompt else []
     offsets = [each.text_offset for each in scores.prompt]
     offsets += [scores.before + each.text_offset for each in scores.tokens]
-    has_offsets = all(each.HasField("text_offset") for each in every)  # engines of earlier versions tell none
+    has_offsets = all(each.HasField("text_offset") for each in every)  # engines of earlier versions send none
     return {
         "tokens": [_token(each) for each in every],
         "token_logprobs": [*nothing, *(each.logprob for each in known)],

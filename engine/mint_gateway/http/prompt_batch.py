@@ -1,4 +1,4 @@
-"""The prompts of one HTTP request, each a request of its own to the engines, answered side by side."""
+"""The prompts of one HTTP request; each is a request of its own to the engines, answered concurrently."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -6,20 +6,20 @@ from mint_contracts.awaiting import together
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 
-Send = Callable[[int, GenerateEvent], Awaitable[None]]  # of which prompt, from 0, and what
+Send = Callable[[int, GenerateEvent], Awaitable[None]]  # the prompt, from 0, and its event
 
 
 def name(requests: Sequence[GenerateRequest], request_id: str) -> None:
-    """Give each a name for the logs, by the HTTP request's."""
+    """Set each request's ID, for the logs, derived from the HTTP request's."""
     for place, request in enumerate(requests):
         which = "" if len(requests) == 1 else f"-{place}"
         request.request_id = request_id[: REQUEST_ID_MAX_LENGTH - len(which)] + which
 
 
 async def answer(answering: Answering, requests: Sequence[GenerateRequest], completions: int, send: Send) -> None:
-    """Send the events of all as they come, with their completions counted through: `completions` of each prompt.
+    """Send the events of all prompts as they come, numbering completions across prompts, `completions` for each.
 
-    The first that fails ends the others. Raises its MintError, AioRpcError or ConnectionError.
+    The first failure ends the others. Raises its MintError, AioRpcError or ConnectionError.
     """
 
     def counted_through(place: int) -> Callable[[GenerateEvent], Awaitable[None]]:

@@ -1,4 +1,4 @@
-"""Refusals by HTTP, all in the shape that OpenAI's clients read."""
+"""Error responses over HTTP, all in the form that OpenAI's clients read."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.http import openai_response
 
 REQUEST_ID = "X-Request-Id"
-NAMED = web.RequestKey("named", str)  # by what the log has a request, once that is known
+NAMED = web.RequestKey("named", str)  # the request's ID in the log, once it is known
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -23,10 +23,10 @@ _log = structlog.get_logger()
 
 @web.middleware
 async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer with the handler's error where it ends by one."""
+    """Turn an error raised by the handler into a response."""
     try:
         return await handler(request)
-    except web.HTTPException as error:  # no such path, or method, or a body that is too large
+    except web.HTTPException as error:  # unknown path or method, or a body that is too large
         refused = InvalidRequest(f"{request.method} {request.path[:200]}", error.text or error.reason)
         allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
         return reply(openai_response.refusal(refused), status=error.status, headers=allowed)
@@ -34,13 +34,13 @@ async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse
         return _refused(request, ours(error))
     except ConnectionError:
         raise
-    except Exception:  # noqa: BLE001 - whatever it is, the client is told, and the log has it
+    except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer, and the log has the details
         _log.exception("HTTP request failed", path=request.path[:200])
         return _refused(request, Internal("gateway", "failed with an internal error; see its log"))
 
 
 def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
-    """An engine's own word as the error that it carries."""
+    """Return the MintError that an engine's gRPC error carries; a MintError is returned as it is."""
     return error if isinstance(error, MintError) else from_rpc_error(error)
 
 
@@ -48,7 +48,7 @@ def _refused(request: web.Request, error: MintError) -> web.Response:
     retry_s = error.retry_after_s
     headers = {} if retry_s is None else {"Retry-After": str(math.ceil(retry_s))}
     if error.terminal and error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        headers["x-should-retry"] = "false"  # OpenAI's clients ask again after such a status unless they are told
+        headers["x-should-retry"] = "false"  # OpenAI's clients retry 5xx unless told not to
     if NAMED in request:
         headers[REQUEST_ID] = request[NAMED]
     if isinstance(error, Unauthenticated):
@@ -59,7 +59,7 @@ def _refused(request: web.Request, error: MintError) -> web.Response:
 def reply(
     body: openai_response.Json | msgspec.Raw, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
-    """A JSON document, or what was written of one already."""
+    """Return a JSON response; a `Raw` body is JSON that was encoded before."""
     return web.Response(
         body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json"
     )

@@ -1,26 +1,26 @@
-"""Where runs of characters end, in text that grows: pure."""
+"""Finding the ends of runs of characters in growing text: pure."""
 
 import re
 from typing import Protocol
 
 
 class Pattern(Protocol):
-    """A compiled one of `re`, as far as it is asked here."""
+    """The part of a compiled `re` pattern that is used here."""
 
     def search(self, text: str, at: int, /) -> re.Match[str] | None:
-        """What it finds first, from there on."""
+        """Return the first match from `at` on."""
 
 
 class Runs:
-    """Of one text. What was passed is not looked at again, however often more of the text comes."""
+    """The runs of one text. Characters already scanned are not scanned again as more text comes."""
 
     def __init__(self) -> None:
-        self._passed: dict[int, int] = {}  # by where a run begins, as far as it was seen
+        self._passed: dict[int, int] = {}  # by a run's start, how far it was scanned
 
     def end(self, other: Pattern, text: str, at: int) -> int:
-        """Where the run that begins in there ends; `other` finds a character that is not of it.
+        """Return the end of the run that begins at `at`; `other` matches a character outside the run.
 
-        The text is the same one as before, with more after it.
+        The text must be the same as before, possibly with more after it.
         """
         found = other.search(text, self._passed.get(at, at))
         self._passed[at] = end = found.start() if found else len(text)

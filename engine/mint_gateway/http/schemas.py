@@ -1,8 +1,8 @@
-"""JSON schemas that become a part of another: what each refers to within itself is found there, too. Pure.
+"""Moving a JSON schema into another, so that its internal references stay valid there. Pure.
 
-By 2020-12 a schema with an `$id` is a resource of its own, which references are relative to
-(https://json-schema.org/draft/2020-12/json-schema-core#section-8.2). Two of one `$id` could not lie in one document:
-here none has one any more, nor an `$anchor`, and references are pointers into the whole.
+In draft 2020-12, a schema with an `$id` is a resource of its own, and references are relative to it
+(https://json-schema.org/draft/2020-12/json-schema-core#section-8.2). Two with the same `$id` could not be in one
+document, so `$id` and `$anchor` are removed here, and references become pointers into the enclosing document.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _NAMES = frozenset(("$id", "$anchor"))
 
 
 class _Found(NamedTuple):
-    """A schema within another: what its references are relative to, and the pointer to it, from the whole's root."""
+    """A subschema: the URI that its references are relative to, and the pointer to it from the document's root."""
 
     schema: dict[str, Any]
     base: str
@@ -23,9 +23,9 @@ class _Found(NamedTuple):
 
 
 def moved(schema: dict[str, Any], place: str) -> dict[str, Any]:
-    """The schema as it is at that place of another, a pointer with its `#`.
+    """Return the schema rewritten for `place`, a pointer (with its `#`) into another schema.
 
-    Raises RecursionError, and ValueError for what is no URI where one must be.
+    Raises RecursionError, and ValueError for an invalid URI.
     """
     places: dict[str, str] = {"": place}
     for each in _schemas(schema, "", place):
@@ -37,7 +37,7 @@ def moved(schema: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _schemas(schema: dict[str, Any], base: str, pointer: str) -> Iterator[_Found]:
-    """It, and all within it."""
+    """Yield a schema and all its subschemas."""
     base = _base(schema, base)
     yield _Found(schema, base, pointer)
     for name, value in schema.items():
@@ -46,7 +46,7 @@ def _schemas(schema: dict[str, Any], base: str, pointer: str) -> Iterator[_Found
 
 
 def _inner(name: str, value: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """The schemas that a keyword holds, each with where it is in the keyword's value."""
+    """Yield the schemas in a keyword's value, each with its pointer within the value."""
     if name in DATA:
         return
     if isinstance(value, dict) and name not in MAPS:
@@ -71,7 +71,7 @@ def _rewritten(schema: dict[str, Any], base: str, places: dict[str, str]) -> dic
 
 
 def _reference(absolute: str, reference: str, places: dict[str, str]) -> str:
-    """Where a reference leads; one that leads out of the schema stays as it was."""
+    """Return a reference rewritten to its new place; one that leads out of the schema is unchanged."""
     resource, fragment = urldefrag(absolute)
     if not fragment or fragment.startswith("/"):
         return places[resource] + fragment if resource in places else reference
@@ -80,7 +80,7 @@ def _reference(absolute: str, reference: str, places: dict[str, str]) -> str:
 
 def _absolute(base: str, reference: str) -> str:
     if reference.startswith("#"):
-        return base + reference  # urljoin knows no such schemes as urn
+        return base + reference  # urljoin does not handle schemes such as urn
     return urljoin(base, reference)
 
 
@@ -90,5 +90,5 @@ def _base(schema: dict[str, Any], base: str) -> str:
 
 
 def _token(name: str) -> str:
-    """A name as it stands in a pointer that is a URI's fragment."""
+    """Escape a name for a JSON pointer in a URI fragment."""
     return quote(name.replace("~", "~0").replace("/", "~1"), safe="~")

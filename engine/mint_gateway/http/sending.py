@@ -1,6 +1,6 @@
-"""Answers by HTTP go out within the time that they are taken in, whole ones as pieces of a stream do.
+"""Bounding the time that HTTP clients take to read answers, for complete ones as for streams.
 
-A client that leaves its connection open and reads nothing would keep it for ever, one of so many that the door has.
+A client that keeps its connection open without reading would otherwise occupy one of the door's connections forever.
 """
 
 from aiohttp import web
@@ -11,17 +11,17 @@ from mint_gateway.slow_clients import NothingTaken, taken
 
 @web.middleware
 async def sending(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Send what the handler answers, and cut off who does not take it."""
+    """Send the handler's response, and abort the connection of a client that does not read it."""
     try:
         return await sent(request, await handler(request))
     except NothingTaken:
         if request.transport is not None:
-            request.transport.abort()  # to close it would wait until what lies there is read
+            request.transport.abort()  # close() would wait until the buffered data is read
         raise
 
 
 async def sent(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Send the whole of an answer, unless it is sent already. Raises NothingTaken."""
+    """Send a complete response, unless it was sent already. Raises NothingTaken."""
     await taken(response.prepare(request))
     await taken(response.write_eof())
     return response

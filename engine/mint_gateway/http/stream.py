@@ -21,7 +21,7 @@ from mint_gateway.slow_clients import taken
 
 
 class Stream:
-    """An answer. Its headers go with the first token: until then a refusal has a status of its own."""
+    """A streamed answer. Headers are sent with the first token, so that an earlier error has its own status."""
 
     def __init__(
         self,
@@ -36,21 +36,21 @@ class Stream:
         self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
-        self._heads: dict[int, openai_response.Head] = {}  # of each prompt's answer
-        self._before: dict[int, int] = {}  # characters of each that are told before its completions
-        self._readers: dict[int, Reader] = {}  # of completions in which calls are read
-        self._calls: Counter[int] = Counter()  # told of each
+        self._heads: dict[int, openai_response.Head] = {}  # by prompt
+        self._before: dict[int, int] = {}  # by prompt, the characters echoed before its completions
+        self._readers: dict[int, Reader] = {}  # by completion, if calls are read in it
+        self._calls: Counter[int] = Counter()  # calls sent, by completion
         self._prompt_tokens: dict[int, int] = {}
-        self._made: Counter[int] = Counter()  # tokens of each completion
+        self._made: Counter[int] = Counter()  # tokens sent, by completion
         self._ends: list[Finished] = []
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
-        """Answer to the end; an error after the first token is the last event."""
+        """Stream the complete answer. An error after the first token is sent as the last event."""
         self._response.headers.update(
             {
                 "Content-Type": "text/event-stream",
                 "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",  # nginx would keep tokens back
+                "X-Accel-Buffering": "no",  # otherwise nginx would hold tokens back
                 REQUEST_ID: self._request_id,
             }
         )
@@ -92,7 +92,7 @@ class Stream:
             await self._tell(prompt, pieces, event.finished.completion_tokens)
 
     async def _tell(self, prompt: int, pieces: Sequence[openai_response.Json], made: int) -> None:
-        """Send what is told of a completion that has so many tokens by now."""
+        """Send pieces of a completion that has `made` tokens so far."""
         options = self._wanted.stream_options
         if options.include_usage and options.continuous_usage_stats:
             usage = openai_response.so_far(self._prompt_tokens[prompt], made)
@@ -123,7 +123,7 @@ class Stream:
         return pieces
 
     async def _prepare(self) -> None:
-        """Send the headers, before whichever prompt's tokens are first; others wait until they are sent."""
+        """Send the headers once, before the first prompt's tokens; other prompts wait until they are sent."""
         async with self._preparing:
             if not self._response.prepared:
                 await self._response.prepare(self._http)

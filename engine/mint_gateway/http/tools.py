@@ -1,7 +1,7 @@
-"""Functions that a chat may call, as OpenAI's clients name them, and what an answer then must be: pure.
+"""The functions that a chat may call, in OpenAI's format, and the constraint that they put on an answer: pure.
 
-Where one must be called, the answer is held to a JSON schema: of the one function's arguments, or, as vLLM has it, of
-an array of `{"name": ..., "parameters": {...}}`. Else the model writes calls in its own way.
+If a function must be called, the answer is constrained to a JSON schema: of the one function's arguments or, as in
+vLLM, of an array of `{"name": ..., "parameters": {...}}`. Otherwise the model writes calls in its own format.
 """
 
 import json
@@ -17,9 +17,9 @@ from mint_contracts.sampling_pb2 import Chat
 from mint_gateway.http.calls import Leading, Listed, Once, Reader, Reading, Single, Tagged
 from mint_gateway.http.schemas import moved
 
-TAG_END = "\n</tool_call>"  # no string within a call holds it: JSON escapes a line's end
+TAG_END = "\n</tool_call>"  # no string in a call can contain it: JSON escapes line ends
 
-# How a model that is left to its own way calls, by the form that its template has: the first of these, or another.
+# Readers of a model's own call format, by its chat template's format; the first is the default.
 _READERS: dict[int, Callable[[Collection[str]], Reader]] = {
     Chat.HERMES: Tagged,
     Chat.LLAMA: lambda names: Leading(names, ("<|python_tag|>",), ";", "parameters"),
@@ -32,7 +32,7 @@ _NOTHING: _Json = {"type": "object", "properties": {}, "additionalProperties": F
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A function. Where one must be called, its schema is held to whatever `strict` says."""
+    """A function. If one must be called, its schema is enforced whatever `strict` says."""
 
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
     description: str | None = None
@@ -41,13 +41,13 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
-    """What can be called: functions alone."""
+    """A tool; only functions are supported."""
 
     function: Function
 
 
 class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which function."""
+    """The name of a function."""
 
     name: str
 
@@ -62,7 +62,7 @@ Choice = Literal["none", "auto", "required"] | Chosen
 
 
 class Tools(msgspec.Struct, frozen=True):
-    """The functions of one request, and how they are to be called: of no name twice, and a chosen one among them."""
+    """The functions of one request and how to call them. Names are unique, and a chosen one is among them."""
 
     functions: Sequence[Function] = ()
     choice: Choice = "none"
@@ -70,12 +70,12 @@ class Tools(msgspec.Struct, frozen=True):
 
     @property
     def held(self) -> bool:
-        """Whether an answer can only be calls."""
+        """Whether the answer must consist of calls."""
         return self.choice not in ("none", "auto")
 
     @property
     def functions_json(self) -> str:
-        """The functions as gRPC's Chat has them; empty where there are none."""
+        """The functions as JSON for gRPC's Chat; empty if there are none."""
         every: list[_Json] = []
         for each in self.functions:
             function: _Json = {"name": each.name}
@@ -85,7 +85,7 @@ class Tools(msgspec.Struct, frozen=True):
 
     @property
     def schema(self) -> str:
-        """What an answer that can only be calls must be, as JSON. Raises InvalidRequest."""
+        """The JSON schema, as text, of an answer that must consist of calls. Raises InvalidRequest."""
         schemas = {each.name: {"type": "object"} | (each.parameters or _NOTHING) for each in self.functions}
         if isinstance(self.choice, Chosen):
             return _written(schemas[self.choice.function.name])
@@ -99,10 +99,10 @@ class Tools(msgspec.Struct, frozen=True):
         return _written(array | {"minItems": 1} | ({} if self.parallel else {"maxItems": 1}))
 
     def reading(self, form: "Chat.Calls.ValueType") -> Reading | None:
-        """How calls are read out of an answer; None where it has none.
+        """Return how to read calls from an answer; None if it cannot have any.
 
-        `form` is that of the base's template, where a model calls in its own way; an engine of an earlier version
-        knows Hermes' alone, and tells of none.
+        `form` is the format of the base's chat template, for calls in the model's own format. Engines of earlier
+        versions know only Hermes' and do not send it.
         """
         if self.choice == "none":
             return None
@@ -120,7 +120,7 @@ NONE = Tools()
 
 
 def checked(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> Tools:
-    """What a request says of tools. Raises InvalidRequest."""
+    """Return a request's tools. Raises InvalidRequest."""
     functions = [tool.function for tool in tools]
     names: set[str] = set()
     for place, each in enumerate(functions):
@@ -137,7 +137,7 @@ def checked(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> 
 
 
 def _called(name: str) -> _Json:
-    """The schema of one function's call within an array."""
+    """Return the schema of one function's call in the array."""
     return {
         "type": "object",
         "properties": {"name": {"const": name}, "parameters": {"$ref": f"#/$defs/{name}"}},

@@ -1,1 +1,1 @@
-"""What fits on a device, counted from a base's config.json alone; without torch, and without I/O."""
+"""Computing what fits on a device from a base's config.json alone, without torch and without I/O."""

@@ -1,4 +1,4 @@
-"""Reads a base's shape out of its config.json, family by family, as transformers builds the model from it."""
+"""Reading a base's shape from its config.json, family by family, as transformers builds the model from it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,33 +25,33 @@ GROUPED = frozenset(
 LATENT = frozenset({"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"})
 FAMILIES = GROUPED | LATENT
 
-# Share embedding and head unless the config says otherwise.
+# Embedding and head share weights unless the config says otherwise.
 _TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3", "ernie4_5", "ernie4_5_moe"})
-_WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})  # of queries, and of keys, over all heads at once
+_WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})  # norms of queries and keys over all heads at once
 _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate and up another
-_BIASED = frozenset({"gpt_oss", "seed_oss"})  # queries, keys and values, unless the config says otherwise
-_PLAIN_OUTPUTS = frozenset({"glm4_moe", "seed_oss"})  # of attention have no biases by that
-# Where the config says so.
+_BIASED = frozenset({"gpt_oss", "seed_oss"})  # biases of queries, keys and values, unless the config says otherwise
+_PLAIN_OUTPUTS = frozenset({"glm4_moe", "seed_oss"})  # `attention_bias` does not apply to attention's outputs
+# If the config has `mlp_bias`.
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3", "seed_oss", "ernie4_5", "ernie4_5_moe"})
-_HEAD_BIASES = frozenset({"ernie4_5_moe"})  # likewise, of the head that makes logits
+_HEAD_BIASES = frozenset({"ernie4_5_moe"})  # also for the head that makes logits
 _HEAD_NORMS = frozenset(
     {"qwen3", "qwen3_moe", "gemma3_text", "dots1", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone4"}
 )
 _HEAD_NORMS_IF_SET = frozenset({"glm4_moe"})
 _LIKE_DEEPSEEK = LATENT | {"glm4_moe", "dots1"}  # first layers without experts, others with one beside them
-# Networks beside routed experts, that all tokens go to, and wide routers. Of them so many, where that is not told.
+# Families with shared experts and float32 routers; the default number of shared experts.
 _SHARED = dict.fromkeys(_LIKE_DEEPSEEK, 1) | {"ernie4_5_moe": 2, "hunyuan_v1_moe": 1}
 _SHARED_WITHIN = {"hunyuan_v1_moe": "shared_mlp"}  # others: shared_experts
-# Is `intermediate_size`.
+# Families whose experts' inner size is `intermediate_size`.
 _INNER_OF_EXPERTS = frozenset({"mixtral", "gpt_oss", "minimax_m2", "granitemoe", "hunyuan_v1_moe"})
-_DENSE_FIRST = {"glm4_moe": 1, "dots1": 0}  # layers without experts, where that is not told; others: 3
-# Experts of a token, where that is not told; others: 8.
+_DENSE_FIRST = {"glm4_moe": 1, "dots1": 0}  # default number of first layers without experts; others: 3
+# Default number of experts per token; others: 8.
 _ROUTED_TO = {"mixtral": 2, "gpt_oss": 4, "glm4_moe_lite": 4, "granitemoe": 2, "ernie4_5_moe": 6, "hunyuan_v1_moe": 1}
-_WEIGHED_ROUTERS = frozenset({"gpt_oss", "ernie4_5_moe"})  # by one more parameter an expert
-_LINEAR_ROUTERS = frozenset({"mixtral", "qwen3_moe"})  # whose routers are linears as any to who quantises
+_WEIGHED_ROUTERS = frozenset({"gpt_oss", "ernie4_5_moe"})  # one more parameter per expert
+_LINEAR_ROUTERS = frozenset({"mixtral", "qwen3_moe"})  # routers are ordinary linears, which may be quantised
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
-_CHOSEN = 2048  # by an indexer, where that is not told
-# What config.json files as published leave to transformers.
+_CHOSEN = 2048  # default number of tokens that an indexer chooses
+# Transformers' defaults for fields that published config.json files leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
@@ -59,16 +59,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 128},
 }  # fmt: skip
-_LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
+_LAYERED = frozenset({"gemma3_text", "olmo3"})  # sliding and full layers have different rotary positions
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
-_STRETCHED = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})  # whose `alpha` stretches all angles once
-_LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
-_FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
-_GIVEN_NORMS = _FOUR_NORMS | {"exaone4", "olmo2", "olmo3"}  # after them
+_STRETCHED = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})  # `alpha` scales all angles once
+_LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, of which a whole pass uses one
+_FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # norms before and after attention and network
+_GIVEN_NORMS = _FOUR_NORMS | {"exaone4", "olmo2", "olmo3"}  # norms after attention and network
 
 
 def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseShape:
-    """The shape that a config.json describes. Raises UnsupportedBase, which names the file so, where it is none."""
+    """Return the shape that a config.json describes. Raises UnsupportedBase about `subject` if there is none."""
     text = text_of(config, subject)
     family = text.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -97,9 +97,9 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
 
 
 def _with_plain(shape: BaseShape, family: str, fields: Mapping[str, Any], chosen: Chosen) -> BaseShape:
-    """With what of each linear is in plain numbers though others are quantised, heads and routers too.
+    """Return the shape with how many of each linear are not quantised, and with a quantised head and routers.
 
-    Raises ValueError for a pattern that is none.
+    Raises ValueError for an invalid pattern.
     """
     every = range(fields["num_hidden_layers"])
     routed = _routed_layers(family, fields) if shape.experts else ()
@@ -164,14 +164,14 @@ def _head_biases(family: str, fields: Mapping[str, Any]) -> int:
 
 
 def _weighing(attention: Iterable[Linear]) -> int:
-    """Parameters of what weighs an indexer's heads."""
+    """Count the parameters that weigh an indexer's heads."""
     return sum(each.parameters for each in attention if each.within == "indexer" and each.name == "weights_proj")
 
 
 def _positions(family: str, fields: Mapping[str, Any]) -> int:
-    """That a request may have: with YaRN what it stretches a length to, with LongRoPE the first of its lengths.
+    """Return the most positions of a request: with YaRN the extended length, with LongRoPE the original length.
 
-    Beyond that one engines would turn all requests of a step by the longest.
+    Beyond LongRoPE's original length, all requests of a step would get the angles of the longest one.
     """
     known = int(fields.get("max_position_embeddings") or 0)
     ropes = [(_kind(rope), rope, _first_length(rope, known)) for rope in _rotations(family, fields)]
@@ -181,13 +181,13 @@ def _positions(family: str, fields: Mapping[str, Any]) -> int:
 
 
 def _turns(family: str, fields: Mapping[str, Any]) -> bool:
-    """Whether positions turn as own kernels have it, as `mint_engine.model.llama_like` says."""
+    """Return whether own kernels support the rotary positions, as in `mint_engine.model.llama_like`."""
     ropes = _rotations(family, fields)
     return (family in _STRETCHED and bool(ropes[0].get("alpha"))) or {_kind(rope) for rope in ropes} <= _LEAN_ROPES
 
 
 def _rotations(family: str, fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What is told of rotary positions: of each kind of layers in families that have it so, else of all in one."""
+    """Return the rotary positions' fields: one entry per kind of layer in families with two, else one for all."""
     scaling, found = fields.get("rope_scaling") or {}, fields.get("rope_parameters") or {}
     if family not in _LAYERED or "rope_type" in found:
         every = scaling or found
@@ -205,7 +205,7 @@ def _first_length(rope: Mapping[str, Any], known: int) -> int:
 
 
 def _grouped(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
-    """Grouped-query attention: its linears, and the norms of its heads."""
+    """Return grouped-query attention's linears, and the number of its head norms' parameters."""
     hidden, layers, heads = fields["hidden_size"], fields["num_hidden_layers"], fields["num_attention_heads"]
     size = _head_size(fields)
     kv = (fields.get("num_key_value_heads") or heads) * size
@@ -231,7 +231,7 @@ def _norms_heads(family: str, fields: Mapping[str, Any]) -> bool:
 
 
 def _latent(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
-    """Latent attention, with its indexer where it is sparse: the linears, and the norms of latents."""
+    """Return latent attention's linears, with its indexer's if it is sparse, and the number of norm parameters."""
     hidden, layers, heads = fields["hidden_size"], fields["num_hidden_layers"], fields["num_attention_heads"]
     latent, rotated = fields["kv_lora_rank"], fields["qk_rope_head_dim"]
     query: int = fields.get("q_lora_rank") or 0
@@ -262,13 +262,13 @@ def _head_size(fields: Mapping[str, Any]) -> int:
 
 
 def _latent_elements(family: str, fields: Mapping[str, Any]) -> int:
-    """A token's cache: in every layer a latent, a rotated key, and an indexer's key."""
+    """Count the elements of a token's cache: in every layer a latent, a rotated key, and an indexer's key."""
     index = fields["index_head_dim"] if family in _INDEXED else 0
     return int(fields["num_hidden_layers"] * (fields["kv_lora_rank"] + fields["qk_rope_head_dim"] + index))
 
 
 def _full_indexers(fields: Mapping[str, Any]) -> int:
-    """Layers with an indexer of their own; the others share an earlier one's choice (GLM-5)."""
+    """Count the layers with their own indexer; the others reuse an earlier layer's choice (GLM-5)."""
     layers = int(fields["num_hidden_layers"])
     if fields.get("indexer_types"):
         return list(fields["indexer_types"]).count("full")
@@ -279,7 +279,7 @@ def _full_indexers(fields: Mapping[str, Any]) -> int:
 
 
 def _networks(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
-    """The layers' networks, dense or of experts, and the routers' parameters."""
+    """Return the linears of the layers' networks, dense or of experts, and the number of router parameters."""
     hidden, layers = fields["hidden_size"], fields["num_hidden_layers"]
     experts = _experts(fields)
     routed = len(_routed_layers(family, fields)) if experts else 0
@@ -297,7 +297,7 @@ def _networks(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int
 
 
 def _route_bytes(family: str, fields: Mapping[str, Any]) -> int:
-    """An expert's number takes one byte, of more than 256 two."""
+    """Return the bytes of one token's expert numbers: one byte each, or two with more than 256 experts."""
     return _routes(family, fields) * (1 if _experts(fields) <= 1 << 8 else 2)
 
 
@@ -315,7 +315,7 @@ def _routed_layers(family: str, fields: Mapping[str, Any]) -> Sequence[int]:
     if kinds := fields.get("mlp_layer_types"):
         return [at for at in layers if kinds[at] == "sparse"]
     if family == "glm4_moe_lite":
-        return layers[1:]  # whatever it tells of first layers
+        return layers[1:]  # whatever its `first_k_dense_replace`
     if family in _LIKE_DEEPSEEK:
         return layers[fields.get("first_k_dense_replace", _DENSE_FIRST.get(family, 3)) :]
     if family == "qwen3_moe":

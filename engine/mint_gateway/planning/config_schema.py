@@ -1,4 +1,4 @@
-"""What kinds of things a config.json must tell a plan: people write these files, too, and not only by programs."""
+"""Validating the fields of a config.json that a plan reads: these files are also written by hand."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -9,14 +9,14 @@ from msgspec import UNSET, UnsetType
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import UnsupportedBase
 
-_MOST = 1 << 31  # far above every base's
+_MOST = 1 << 31  # far above any base's numbers
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 Factor = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
 
 
 class _Rope(msgspec.Struct, frozen=True):
-    """Rotary positions: of all layers, or of each of the two kinds that some families have."""
+    """Rotary positions, for all layers or for each of the two kinds of layers that some families have."""
 
     rope_type: str | None = None
     type: str | None = None
@@ -27,9 +27,9 @@ class _Rope(msgspec.Struct, frozen=True):
 
 
 class _Text(msgspec.Struct, frozen=True):
-    """A model for text, in numbers that `odd_size` has let through.
+    """A text model's fields, whose numbers `odd_size` has accepted.
 
-    What its family needs and it does not have is missed where it is read.
+    A field that its family needs and that is missing is reported where it is read.
     """
 
     hidden_size: int | UnsetType = UNSET
@@ -82,14 +82,14 @@ class _Text(msgspec.Struct, frozen=True):
     moe_layer_interval: int | None = None
     num_experts_per_tok: int | None = None
     num_nextn_predict_layers: int | None = None
-    # what engines refuse, see `mint_contracts.attention`
+    # attention that engines refuse, see `mint_contracts.attention`
     layer_types: list[str] | None = None
     attention_chunk_size: int | None = None
     use_bidirectional_attention: bool | str | None = None
     num_kv_shared_layers: int | None = None
 
     def __post_init__(self) -> None:
-        """Each layer has its kind."""
+        """Check that lists with a value per layer cover all layers."""
         kinds, turned, layers = self.mlp_layer_types, self.no_rope_layers, self.num_hidden_layers
         if kinds and isinstance(layers, int) and len(kinds) != layers:
             raise ValueError(f"`mlp_layer_types` names {len(kinds)} layers where `num_hidden_layers` is {layers}")
@@ -98,7 +98,7 @@ class _Text(msgspec.Struct, frozen=True):
 
 
 class _Seeing(msgspec.Struct, frozen=True):
-    """A model for images."""
+    """A vision model's fields."""
 
     hidden_size: int
     intermediate_size: int
@@ -120,7 +120,7 @@ class _Both(_Nested, frozen=True):
 
 
 def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
-    """The part that tells of the model for text. Raises UnsupportedBase, naming the file so, where it is none."""
+    """Return the part of a config.json about the text model. Raises UnsupportedBase about `subject` if invalid."""
     text = config.get("text_config")
     if text is None:
         return config
@@ -132,9 +132,9 @@ def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
 def check_fields(
     text: Mapping[str, Any], config: Mapping[str, Any], vision: Mapping[str, Any] | None, subject: str
 ) -> None:
-    """Raise UnsupportedBase unless a model for text, and one for images beside it, is told of as it can be.
+    """Raise UnsupportedBase unless the fields of the text model, and of a vision model beside it, are valid.
 
-    `text` and `vision` are those parts of `config`, or `config` itself, completed.
+    `text` and `vision` are those parts of `config`, or `config` itself, with defaults filled in.
     """
     nested = vision is not None or config.get("text_config") is not None
     completed = {**config, "text_config": text} if nested else text
@@ -149,5 +149,5 @@ def check_fields(
 
 
 def garbled(subject: str, what: str) -> UnsupportedBase:
-    """The error over a config.json that tells something as none should."""
+    """Return the error for a config.json with missing or invalid values."""
     return UnsupportedBase(subject, f"has missing or invalid values: {what}; give the base's own config.json")

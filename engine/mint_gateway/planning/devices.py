@@ -1,4 +1,4 @@
-"""The devices that a plan may be made for, by what their vendors publish."""
+"""The devices that can be planned for, with their vendors' published figures."""
 
 import msgspec
 
@@ -7,13 +7,13 @@ GB = 10**9
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One accelerator, or a machine's processors: the memory, and how fast bytes get there from the host's memory."""
+    """One accelerator, or a machine's processors."""
 
     name: str
     memory: int  # bytes
-    link: float  # bytes a second
-    node: int = 8  # of them in one node, as vendors build these
-    one_memory: bool = False  # ranks of a node compute in the same memory, not each in its own
+    link: float  # bytes per second from the host's memory
+    node: int = 8  # devices in one node, as vendors build them
+    one_memory: bool = False  # the ranks of a node share one memory
 
 
 DEVICES = {
@@ -24,7 +24,7 @@ DEVICES = {
         Device("h200", 141 * GB, 64e9),
         Device("b200", 180 * GB, 64e9),
         Device("mi300x", 192 * GB, 64e9),
-        # Memory as small as a laptop's, give your own; memcpy as measured on two cores.
+        # The memory of a small laptop, to be overridden; the link is memcpy as measured on two cores.
         Device("cpu", 16 * GIB, 18e9, 1, one_memory=True),
     )
 }

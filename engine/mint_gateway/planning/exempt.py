@@ -1,7 +1,7 @@
-"""Which linears files hold in plain numbers though others are quantised, as a config.json says.
+"""Which linears a quantised base's files hold unquantised ("plain"), according to its config.json.
 
-compressed-tensors and NVIDIA's ModelOpt name all of them. Others have heads and routers in plain numbers, and say at
-most so.
+compressed-tensors and NVIDIA's ModelOpt name all of them. Other formats leave heads and routers unquantised, and name
+at most those.
 """
 
 import fnmatch
@@ -14,15 +14,15 @@ import msgspec
 from mint_contracts.quantisation import quantisation_config
 from mint_gateway.planning.shape import Linear
 
-_EVERY, _PATTERN = "Linear", "re:"  # a kind of modules, and what begins a pattern of their paths
-_BEFORE = ("model.", "model.language_model.", "language_model.model.")  # of models for text alone, and for images too
+_EVERY, _PATTERN = "Linear", "re:"  # the class of all linears, and the prefix of a pattern of paths
+_BEFORE = ("model.", "model.language_model.", "language_model.model.")  # path prefixes, without and with vision
 _HEADS = ("lm_head", "language_model.lm_head")
 _WITHIN = {
     "": "self_attn", "indexer": "self_attn.indexer", "mlp": "mlp", "shared_experts": "mlp.shared_experts",
     "shared_mlp": "mlp.shared_mlp",
     "experts": "mlp.experts.0",
 }  # fmt: skip
-# What Mixtral's files call them, and those of bases made alike.
+# Other names in the files of Mixtral and models like it.
 _ELSEWHERE = {
     "mlp.gate": "block_sparse_moe.gate", "mlp.experts.0.gate_proj": "block_sparse_moe.experts.0.w1",
     "mlp.experts.0.up_proj": "block_sparse_moe.experts.0.w3",
@@ -31,16 +31,16 @@ _ELSEWHERE = {
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """Which linears are quantised: kinds of modules, their paths, or "re:" and a pattern of paths."""
+    """Which linears are quantised: module classes, paths, or "re:" and a pattern of paths."""
 
     targets: tuple[str, ...] = (_EVERY,)
     ignored: tuple[str, ...] = ()
 
 
 def read_chosen(config: Mapping[str, Any]) -> Chosen | None:
-    """By a config.json of which the quantisation has been read; None where it does not name them.
+    """Return which linears a config.json names as quantised; None if it names none.
 
-    Raises ValueError for what is no list of names.
+    `read_quantisation` must have accepted the config. Raises ValueError for an invalid list of names.
     """
     quantisation = quantisation_config(config) or {}
     if quantisation.get("quant_method") == "compressed-tensors":
@@ -56,9 +56,9 @@ def read_chosen(config: Mapping[str, Any]) -> Chosen | None:
 
 
 def plain_layers(linear: Linear, layers: Sequence[int], chosen: Chosen) -> int:
-    """In how many of these layers, all that have such a linear, it is in plain numbers.
+    """Return in how many of `layers`, which must be all that have the linear, it is not quantised.
 
-    Of experts the first tells of all. Raises ValueError for a pattern that is none.
+    The first expert stands for all. Raises ValueError for an invalid pattern.
     """
     path = f"{_WITHIN[linear.within]}.{linear.name}"
     paths = [path, _ELSEWHERE[path]] if path in _ELSEWHERE else [path]
@@ -69,12 +69,12 @@ def plain_layers(linear: Linear, layers: Sequence[int], chosen: Chosen) -> int:
 
 
 def head_is_plain(chosen: Chosen) -> bool:
-    """Whether the head that makes logits is in plain numbers. Raises ValueError as `plain_layers` does."""
+    """Return whether the head that makes logits is not quantised. Raises ValueError as `plain_layers` does."""
     return _is_plain(_HEADS, chosen)
 
 
 def _is_plain(paths: Sequence[str], chosen: Chosen) -> bool:
-    """Whether a linear is that may have any of these paths."""
+    """Return whether a linear that may have any of these paths is not quantised."""
     try:
         targeted, ignored = _named(chosen.targets), _named(chosen.ignored)
     except re.error as error:
@@ -83,7 +83,7 @@ def _is_plain(paths: Sequence[str], chosen: Chosen) -> bool:
 
 
 def _named(entries: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a module of such a path is among these entries."""
+    """Return a predicate: whether a module path matches any of these entries."""
     names = {each for each in entries if not each.startswith(_PATTERN)}
     patterns = [re.compile(each.removeprefix(_PATTERN)) for each in entries if each.startswith(_PATTERN)]
     return lambda path: _EVERY in names or path in names or any(each.match(path) for each in patterns)
@@ -94,5 +94,5 @@ def _names(listed: Any) -> tuple[str, ...]:
 
 
 def _wildcard(name: str) -> str:
-    """A path as ModelOpt has them, in which a star is anything, as a pattern."""
+    """Convert a ModelOpt path, in which a star matches anything, to a pattern."""
     return _PATTERN + fnmatch.translate(name)

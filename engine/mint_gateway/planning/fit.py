@@ -1,4 +1,4 @@
-"""Does it fit? Weights, cache, slots and policies of each rank against its device's memory; how few ranks do."""
+"""Comparing each rank's weights, cache, slots and policies with its device's memory; finding the fewest ranks."""
 
 import math
 from collections.abc import Iterable
@@ -12,30 +12,30 @@ from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS, refusal
 from mint_gateway.planning.shape import DTYPE_BYTES, BaseShape, Targets
 
-# Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
+# The share of a device's memory for activations, the runtime and allocator waste, as with vLLM's default of 0.9.
 RESERVE = 0.1
-# Of a policy: float32 vectors that it is (weights, gradient and Adam's two moments), and that a checkpoint takes of
-# the host's memory, a copy of all four and the bytes that are made of it (`mint_engine.training.policy`). An engine
-# waits with those of others where it has memory for one alone.
+# A policy's float32 vectors: its own (weights, gradient and Adam's two moments), and those that saving a checkpoint
+# takes of the host's memory: a copy of all four and their serialized bytes (`mint_engine.training.policy`). An engine
+# with memory for only one checkpoint saves policies one after another.
 _VECTORS = 4
 _SAVED_VECTORS = 8
-# Rows that are trained at once: a piece of a policy, or several where what is kept of them for the way back is no
-# more than so much (`mint_engine.training.lean_pass`).
+# Rows trained at once: a piece of one policy, or several pieces whose activations, kept for the backward pass, take
+# at most KEPT_BYTES (`mint_engine.training.lean_pass`).
 PIECE_ROWS, MOST_ROWS, KEPT_BYTES = 1024, 2304, 3 << 29
-# Before a packed file's run, which begins at a page: what is told of all of it, and of each of a layer's linears.
+# A packed file's header, for the file and for each of a layer's linears; the data after it begins at a page.
 _PAGE = 4096
 _HEADER = 600
 _HEADER_PART = 69
-# Of a base's layers the first of several ranks has one whole at a time, and its tensors while these are put together:
-# so much was measured of a layer of experts in files of one tensor each.
+# While loading, the first of several ranks holds one complete layer at a time, and its tensors while they are put
+# together: measured as a multiple of a layer of experts in files of one tensor each.
 WHOLE_LAYERS = 2.5
-_KERNELS = ("bfloat16", "float32")  # number types that there are own kernels of, for processors
+_KERNELS = ("bfloat16", "float32")  # dtypes of the own kernels, which are for CPUs
 
 
 class Mix(msgspec.Struct, frozen=True):
-    """What is wanted at once: adapters in slots, and requests that run together, of so many tokens each.
+    """The load: adapters in slots, and concurrent requests of `context` tokens each.
 
-    And policies that each engine trains beside them, on the same linears.
+    Also the policies that each engine trains beside them, on the same linears.
     """
 
     adapters: int
@@ -48,36 +48,36 @@ class Mix(msgspec.Struct, frozen=True):
 
     @property
     def slot_rank(self) -> int:
-        """That slots are made for: all are alike, and a policy's rollouts need one too."""
+        """The rank of the slots: all are equal, and a policy's rollouts need one too."""
         return max(self.rank, self.policy_rank if self.policies else 0)
 
 
 class Storage(msgspec.Struct, frozen=True):
-    """Where cold adapters come from, in bytes a second."""
+    """The bandwidths from which cold adapters are loaded, in bytes per second."""
 
     disk: float
     network: float
 
 
 class Held(msgspec.Struct, frozen=True):
-    """Bytes of one rank, or of all that compute in one memory."""
+    """Bytes held by one rank, or by all ranks that share one memory."""
 
     weights: int
     cache: int  # for the mix's requests
     adapter: int  # in its slot
-    training: int  # numbers of policies, which the first rank alone has, and the rank's part of them in an update
-    activations: int  # kept for the way back, of rows that are trained at once
-    policies: int  # that are trained: each has a slot on every rank
-    room: int  # for adapters' slots; negative where not even all else fits
+    training: int  # policies' vectors, on the first rank only, and the rank's part of them in an update
+    activations: int  # kept for the backward pass, of the rows trained at once
+    policies: int  # number trained: each has a slot on every rank
+    room: int  # left for adapters' slots; negative if not even the rest fits
 
     @property
     def slots(self) -> int:
-        """Adapters that there is room for beside policies, no more than an engine may have."""
+        """The number of adapters that fit beside the policies, at most as many as an engine may have."""
         return max(0, min(self.room // self.adapter, MOST_SLOTS - self.policies))
 
     @property
     def least(self) -> int:
-        """Bytes with but one adapter."""
+        """Bytes needed with only one adapter."""
         return self.weights + self.cache + self.training + self.activations + (self.policies + 1) * self.adapter
 
 
@@ -89,52 +89,52 @@ class Least(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a mix comes to: sizes in bytes, each thing counted once but in `held`; seconds of one adapter."""
+    """A plan's result: sizes in bytes, without replicas except in `held`; load times of one adapter in seconds."""
 
     parameters: int
-    files: int  # of the weights, as published; 0 where it is not known
-    loading: int  # of the host's memory while ranks load: their shares, and layers that the first one has whole
+    files: int  # of the weights, as published; 0 if unknown
+    loading: int  # host memory while ranks load: their shares, and the layers that the first one holds completely
     weights: int
-    token: int  # of the cache, with the experts that it went to where that is replayed in training
+    token: int  # of the cache, with the experts that it was routed to if training replays them
     cache: int  # for the mix's requests
     adapter: int  # in its slot
-    layouts: tuple[Layout, ...]  # that PEFT's files may have, where adapters are on routed experts
+    layouts: tuple[Layout, ...]  # possible in PEFT's files, if adapters are on routed experts
     adapter_file: int  # packed
-    policy: int  # one that is trained, on the first rank; 0 where none is
-    policy_parts: int  # of one during an update, on all ranks where there are several
-    policy_saved: int  # of the host's memory while one is saved
+    policy: int  # one trained policy, on the first rank; 0 if none is trained
+    policy_parts: int  # of one policy during an update, on all ranks if there are several
+    policy_saved: int  # host memory while one policy is saved
     adapter_tensors: int  # in PEFT's files
-    target_modules: tuple[str, ...]  # that a BaseModel says, so that slots are no larger; none: all there are
+    target_modules: tuple[str, ...]  # for the BaseModel, so that slots are no larger than needed; empty: all
     memory: int  # of all the engine's devices, less the reserve
-    nodes: int  # that its ranks are on
-    held: tuple[Held, ...]  # by each rank; by all ranks where they compute in one memory
-    slots: int  # that hold the mix's adapters, or as many as there is room for on every rank
-    engines: int  # that hold all of the mix's adapters in slots; 0: none can
+    nodes: int  # over which its ranks are spread
+    held: tuple[Held, ...]  # by each rank, or one for all ranks that share a memory
+    slots: int  # for the mix's adapters, at most as many as there is room for on every rank
+    engines: int  # needed to hold all of the mix's adapters in slots; 0: none can
     least: Least | None  # None: no number of ranks is enough
-    refusal: str  # why an engine would refuse it today, whatever fits; "" where none would
-    # Of bytes alone: asking a store, checking digests and what PEFT's files take to be packed come on top.
+    refusal: str  # why an engine would refuse it today even if it fits, or ""
+    # Transfers alone: a store's latency, checking digests and packing PEFT's files come on top.
     from_host: float
     from_disk: float
     from_network: float
 
     @property
     def fits(self) -> bool:
-        """Whether an engine holds weights, cache and at least one adapter."""
+        """Whether an engine can hold weights, cache and at least one adapter."""
         return self.slots > 0
 
     @property
     def share(self) -> float:
-        """An adapter's size over the base's."""
+        """An adapter's size as a fraction of the base's."""
         return self.adapter / self.weights
 
     @property
     def repeated(self) -> int:
-        """Bytes of weights that more than one rank holds, each time but the first."""
+        """Bytes of additional copies of weights that several ranks hold."""
         return sum(held.weights for held in self.held) - self.weights
 
 
 def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, storage: Storage) -> Plan:
-    """Count a mix on engines of so many ranks. Raises UnsupportedBase for more ranks than can share the base."""
+    """Plan a mix on engines of `ranks` ranks. Raises UnsupportedBase for more ranks than can share the base."""
     size = DTYPE_BYTES[dtype]
     routes = shape.route_bytes if mix.policies else 0
     token = shape.cache_elements * size + routes
@@ -182,7 +182,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
 
 
 def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> tuple[Held, ...]:
-    """What is in each device's memory. Raises UnsupportedBase for more ranks than can share the base."""
+    """Return what each device's memory holds. Raises UnsupportedBase for more ranks than can share the base."""
     size = DTYPE_BYTES[dtype]
     policy, saved = _policy(shape, mix, dtype)
     routes = shape.route_bytes if mix.policies else 0
@@ -204,7 +204,7 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
 
 
 def _cache(share: BaseShape, mix: Mix, size: int, routes: int) -> int:
-    """Bytes of the mix's requests, with so many a place for the experts that tokens went to."""
+    """Return the cache's bytes for the mix's requests, with `routes` more per token for its experts."""
     replayed = bool(mix.policies and share.route_bytes)
     places, elements = share.cache_of(mix.context, whole=replayed)
     return mix.requests * places * (elements * size + routes)
@@ -230,13 +230,13 @@ def _has_kernels(device: Device, dtype: str) -> bool:
 
 
 def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:
-    """Bytes of one policy's numbers with what they round to, and of the host's memory while it is saved."""
+    """Return the bytes of one policy's vectors with its rounded copy, and of host memory while it is saved."""
     elements = shape.policy_elements(mix.policy_rank, mix.targets) if mix.policies else 0
     return elements * (_VECTORS * 4 + DTYPE_BYTES[dtype]), elements * _SAVED_VECTORS * 4
 
 
 def _parts(shape: BaseShape, ranks: int, mix: Mix, dtype: str) -> list[int]:
-    """Bytes that each rank holds of one policy during an update: rounded, and with its gradient."""
+    """Return the bytes that each rank holds of one policy during an update: a rounded copy and the gradient."""
     if ranks == 1 or not mix.policies:
         return [0] * ranks
     each = DTYPE_BYTES[dtype] + 4
@@ -244,7 +244,7 @@ def _parts(shape: BaseShape, ranks: int, mix: Mix, dtype: str) -> list[int]:
 
 
 def least(shape: BaseShape, device: Device, mix: Mix, dtype: str) -> Least | None:
-    """The fewest ranks that fit; on several nodes, so many that each node's devices are all used."""
+    """Return the fewest ranks that fit; with several nodes, all devices of each node are used."""
     if device.one_memory:  # more ranks take more of it, not less
         return Least(1, 1) if hold(shape, device, 1, mix, dtype)[0].slots else None
     for ranks in _candidates(device):
@@ -258,7 +258,7 @@ def least(shape: BaseShape, device: Device, mix: Mix, dtype: str) -> Least | Non
 
 
 def usable(device: Device) -> int:
-    """Bytes of one device's memory, less the reserve."""
+    """Return the bytes of one device's memory, less the reserve."""
     return int(device.memory * (1 - RESERVE))
 
 
@@ -278,7 +278,7 @@ def _nodes(device: Device, ranks: int) -> int:
 
 
 def _resident(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
-    """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
+    """Return the weights' bytes in memory. Own kernels keep a second, packed copy of the weights they multiply by."""
     lean = _has_kernels(device, dtype) and share.is_lean(mix.context)
     packed = share.packed_parameters(mix.context) if lean else 0
     return share.resident_bytes(dtype) + packed * DTYPE_BYTES[dtype]

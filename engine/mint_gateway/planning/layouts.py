@@ -1,11 +1,11 @@
-"""How PEFT's files hold an adapter of routed experts, and what each way comes to in a slot."""
+"""The layouts that PEFT's files may have for an adapter on routed experts, and what each takes in a slot."""
 
 import msgspec
 
 from mint_gateway.planning.shape import BaseShape, Targets
 
-# Whose networks' names PEFT takes for those of stacked parameters (utils/transformers_weight_conversion.py): gate and
-# up are one then, of twice the rank, with one A; and networks without routed experts are adapted no more.
+# Families whose network modules' names PEFT converts to stacked parameters (utils/transformers_weight_conversion.py):
+# gate and up then become one with twice the rank and one A, and networks without routed experts are not adapted.
 CONVERTED = frozenset(
     {
         *("qwen3_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm4_moe", "glm4_moe_lite"),
@@ -15,16 +15,16 @@ CONVERTED = frozenset(
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """One way, as PEFT 0.21 is told of it."""
+    """One layout, with the PEFT 0.21 configuration that gives it."""
 
     told: str
-    max_rank: int  # that a BaseModel says for it
+    max_rank: int  # the maxRank that a BaseModel needs for it
     elements: int  # of the packed adapter
     tensors: int  # in PEFT's files
 
 
 def layouts(shape: BaseShape, rank: int) -> tuple[Layout, ...]:
-    """Those of an adapter of that rank on every linear; none for a base without routed experts."""
+    """Return the layouts of an adapter of that rank on every linear; none for a base without routed experts."""
     if not shape.experts:
         return ()
     experts = [each for each in shape.linears if each.kind == "expert"]
@@ -32,7 +32,7 @@ def layouts(shape: BaseShape, rank: int) -> tuple[Layout, ...]:
     whole, tensors = shape.adapter_elements(rank, "all"), shape.adapter_tensors("all")
     beside: Targets = "attention" if shape.model_type in CONVERTED else "dense"
     stacked = whole - shape.adapter_elements(rank, "dense") + shape.adapter_elements(rank, beside)
-    # An A and a B of each of a layer's two parameters.
+    # An A and a B for each of a layer's two stacked parameters.
     few = shape.adapter_tensors(beside) + 2 * 2 * experts[0].count // shape.experts
     ways = [
         Layout("each expert's linears", rank, whole, tensors),

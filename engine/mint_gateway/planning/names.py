@@ -1,4 +1,4 @@
-"""What families call otherwise than the others in a config.json, under the names that the others have for it."""
+"""Renaming the config.json fields of families that use other names to the common names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,28 +16,28 @@ _OTHERWISE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "hunyuan_v1_moe": {"moe_topk": ("num_experts_per_tok",)},
 }
-# Of a family's config.json, what transformers does not read, and others' has in other kinds.
+# Fields that transformers ignores for a family, and that may have another type there than in other families.
 _UNREAD = {"hunyuan_v1_moe": "moe_intermediate_size"}
 
 
 def with_names(family: str, fields: Mapping[str, Any], subject: str) -> dict[str, Any]:
-    """What a config.json tells of a model for text, in the names that most families have.
+    """Return a text model's config.json fields under the names that most families use.
 
-    Raises UnsupportedBase, which names the file so, where layers differ in what is one number for engines.
+    Raises UnsupportedBase about `subject` if layers differ in a field that must be the same in all of them.
     """
     found = dict(fields)
     found.pop(_UNREAD.get(family, ""), None)
     for own, names in _OTHERWISE.get(family, {}).items():
         if own in found:
             found |= dict.fromkeys(names, _one_of_all(found.pop(own), own, subject))
-    # In letters, one a layer, and over again; transformers reads them only where it is not told layer by layer.
+    # A string with one letter per layer, repeated; transformers reads it only without `layer_types`.
     if family == "exaone4" and isinstance(found.get("sliding_window_pattern"), str) and found.get("layer_types"):
         del found["sliding_window_pattern"]
     return found
 
 
 def _one_of_all(value: Any, name: str, subject: str) -> Any:
-    """What a list tells of each layer, which is the same for all."""
+    """Return the one value of a list with a value per layer. Raises UnsupportedBase if they differ."""
     if not isinstance(value, list):
         return value
     if not value or any(each != value[0] for each in value):

@@ -1,9 +1,9 @@
-"""What each rank of a tensor-parallel engine holds of a base.
+"""Computing what each rank of a tensor-parallel engine holds of a base.
 
-Heads, the columns of networks, experts and the head's rows are shared out; the embedding, norms, routers, the
-low-rank projections of latent attention with their compressed cache, and indexers are on every rank. So is a
-key/value head that several ranks have query heads of. Shares need not be equal, and are those of
-`mint_engine.parallel`: a test holds that.
+Attention heads, the columns of networks, experts and the output head's rows are split; the embedding, norms, routers,
+the low-rank projections of latent attention with their compressed cache, and indexers are on every rank. A key/value
+head whose query heads are on several ranks is on each of them. Shares need not be equal; they are those of
+`mint_engine.parallel`, which a test ensures.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ _LEAST_UNIT = 2
 
 @cache
 def share_out(shape: BaseShape, count: int) -> tuple[BaseShape, ...]:
-    """Every rank's share. Raises UnsupportedBase where there are too many ranks."""
+    """Return every rank's share. Raises UnsupportedBase if there are too many ranks."""
     if count == 1:
         return (shape,)
     heads, kv_heads = _heads(shape, count)
@@ -55,7 +55,7 @@ def _part(linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: in
 
 
 def _columns(size: int, linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: int) -> int:
-    """Of so many inputs or outputs, the rank's: of each linear that is one with others, its part."""
+    """Return the rank's part of `size` inputs or outputs; each of several fused linears is split by itself."""
     units = {"heads": whole.heads, "kv_heads": whole.kv_heads, "columns": 1}
     held = {"heads": own.heads, "kv_heads": own.kv_heads}
     each = size // sum(units[of] for of in linear.of)
@@ -70,7 +70,7 @@ def _inner(size: int, linear: Linear, rank: int, count: int) -> int:
 
 
 def _heads(shape: BaseShape, count: int) -> tuple[list[int], list[int]]:
-    """Query and key/value heads of each rank: those that belong together stay together."""
+    """Return each rank's numbers of query and key/value heads; heads of one group stay together."""
     group = shape.heads // shape.kv_heads
     if shape.kv_heads >= count:
         keys = _split(shape.kv_heads, count)
@@ -82,7 +82,7 @@ def _heads(shape: BaseShape, count: int) -> tuple[list[int], list[int]]:
 
 
 def _split(size: int, count: int, unit: int = 1) -> list[int]:
-    """As evenly as units allow, in smaller units where there are too few; what makes no unit goes to the last."""
+    """Split as evenly as units allow, halving them if there are too few; the last part gets the remainder."""
     while unit > 1 and size < unit * count:
         unit //= 2
     units, rest = divmod(size, unit)

@@ -1,9 +1,9 @@
-"""Models for images beside those for text: their parameters, which every rank holds and no adapter targets."""
+"""Counting the parameters of vision models beside text models; every rank holds them, and no adapter targets them."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Of Kimi-K2.5 and later, as transformers has them where a config.json does not tell (its own names differ).
+# Kimi-K2.5 and later: transformers' defaults for fields missing in config.json (which uses other names).
 _KIMI: dict[str, Any] = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14, "pos_emb_height": 64,
     "pos_emb_width": 64, "merge_kernel_size": [2, 2],
@@ -13,7 +13,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {"gemma3": {}, "kimi_k25": _KIMI}  # by t
 
 
 def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a config.json tells of its model for images, completed; None of a model for text alone."""
+    """Return a config.json's vision fields, with defaults filled in; None for a text-only model."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         return None
@@ -22,7 +22,7 @@ def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def vision_parameters(config: Mapping[str, Any], vision: Mapping[str, Any], text: int) -> int:
-    """Of a model for images beside one for text of that hidden size. Raises KeyError for what is not told."""
+    """Count a vision model's parameters; `text` is the text model's hidden size. Raises KeyError."""
     hidden, patch = vision["hidden_size"], vision["patch_size"]
     embedded = (3 * patch**2 + 1) * hidden
     layers = vision["num_hidden_layers"] * _layer(hidden, vision["intermediate_size"]) + 2 * hidden
@@ -36,5 +36,5 @@ def vision_parameters(config: Mapping[str, Any], vision: Mapping[str, Any], text
 
 
 def _layer(hidden: int, inner: int) -> int:
-    """Attention and network with biases, and two norms."""
+    """Count one layer's parameters: attention and network with biases, and two norms."""
     return 4 * (hidden + 1) * hidden + (hidden + 1) * inner + (inner + 1) * hidden + 4 * hidden

@@ -1,8 +1,8 @@
-"""What engines refuse today of what would fit: plans are made for what is to come too, and must say so."""
+"""What engines refuse today even if it fits: a plan may go beyond that, but must say so."""
 
 from collections.abc import Iterable
 
-# The most that a BaseModel may ask for, as its CRD has it.
+# The most that a BaseModel may ask for, as in its CRD.
 MOST_RANKS = 64  # tensorParallelSize
 MOST_SLOTS = 1024  # deviceSlots
 MOST_ADAPTER_RANK = 512  # maxRank
@@ -10,7 +10,7 @@ MOST_CONTEXT = 1 << 20  # contextLength
 
 
 def refusal(ranks: int, nodes: int, adapter_rank: int, context: int, policies: int, *, base: Iterable[str]) -> str:
-    """Why no engine would start so, each reason with what would; "" where one would. `base` are the base's own."""
+    """Return why no engine would start with this plan, or "". `base` are reasons that lie in the base itself."""
     reasons = {
         **{reason: bool(reason) for reason in base},
         f"nodes have as many ranks each, and {ranks} of these devices are in {nodes} nodes": bool(ranks % nodes),

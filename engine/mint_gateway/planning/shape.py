@@ -1,4 +1,4 @@
-"""A base's shape: what its parameters, a token's cache and an adapter come to, as the engine lays them out.
+"""A base's shape: the sizes of its parameters, a token's cache and an adapter, as the engine lays them out.
 
 A rank's share of a base is a shape too (see `ranks`).
 """
@@ -25,9 +25,9 @@ from mint_contracts.quantisation import (
 
 Kind = Literal["attention", "network", "expert"]
 Targets = Literal["attention", "dense", "all"]
-# How ranks share a linear: each holds all of it, some outputs, some inputs, or some of the experts.
+# How ranks split a linear: each holds all of it, some outputs, some inputs, or some of the experts.
 Side = Literal["whole", "outputs", "inputs", "experts"]
-# What its outputs or inputs are made of: heads that stay whole, or single columns of a network.
+# What its outputs or inputs consist of: heads, which are not split, or single columns of a network.
 Of = Literal["columns", "heads", "kv_heads"]
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -41,7 +41,7 @@ KINDS: dict[Targets, tuple[Kind, ...]] = {
 
 
 class Linear(msgspec.Struct, frozen=True):
-    """A linear map that adapters may target, and how many of it the base has over layers and experts."""
+    """A linear that adapters may target, and how many of it the base has over layers and experts."""
 
     name: str
     wide: int  # in
@@ -50,24 +50,24 @@ class Linear(msgspec.Struct, frozen=True):
     kind: Kind
     bias: bool = False
     side: Side = "whole"
-    of: tuple[Of, ...] = ("columns",)  # several: linears that are one, side by side
-    within: str = ""  # the part of its path before the name, of a network's or an indexer's
-    plain: int = 0  # of `count`: in two bytes each, in files where others are quantised
+    of: tuple[Of, ...] = ("columns",)  # several: linears fused side by side
+    within: str = ""  # the part of its path before the name, for a network or an indexer
+    plain: int = 0  # how many of `count` are in two bytes per parameter in files where others are quantised
 
     @property
     def parameters(self) -> int:
-        """Of all of them."""
+        """The parameters of all of them."""
         return self.count * (self.wide * self.high + (self.high if self.bias else 0))
 
     def bytes_in(self, files: Quantisation | None, size: int = 2) -> int:
-        """Of all of them as files hold them; biases, and what is not quantised, in so many bytes each."""
+        """Return the bytes of all of them in such files; biases and unquantised parameters take `size` bytes each."""
         biases, plain = size * self.high * self.count if self.bias else 0, size * self.wide * self.high
         if isinstance(files, Float8):
             blocks = -(-self.wide // (files.columns or self.wide)) * -(-self.high // (files.rows or self.high))
             weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
         elif isinstance(files, Mxfp4) and self.kind == "expert":
             weights = self.high * -(-self.wide // MXFP4_GROUP) * (MXFP4_BYTES + 1)  # and a scale
-        elif isinstance(files, Nvfp4):  # of a mixture at most: who is in float8 is not counted
+        elif isinstance(files, Nvfp4):  # an upper bound for a mixture: which are in float8 is unknown
             small = not files.mixed or self.kind == "expert"
             weights = self.high * self.wide // 2 + self.high * self.wide // NVFP4_GROUP + 4
             weights = weights if small else self.high * self.wide + 4
@@ -78,7 +78,7 @@ class Linear(msgspec.Struct, frozen=True):
         return self.plain * plain + (self.count - self.plain) * weights + biases
 
     def _packed_bytes(self, files: Integers) -> int:
-        """Of one in whole numbers: words along a row, scales of two bytes, and two sizes of eight."""
+        """Return the bytes of one in integers: words along a row, two-byte scales, and two eight-byte sizes."""
         each = WORD // files.bits
         rows, groups = -(-self.high // (files.rows or self.high)), -(-self.wide // (files.columns or self.wide))
         zeros = 0 if files.symmetric else 4 * -(-rows // each) * groups if files.rows else rows * groups
@@ -87,42 +87,42 @@ class Linear(msgspec.Struct, frozen=True):
 
 
 class BaseShape(msgspec.Struct, frozen=True):
-    """A whole base, or one rank's share of it."""
+    """A complete base, or one rank's share of it."""
 
     model_type: str
     linears: tuple[Linear, ...]
     hidden: int
     vocabulary: int
-    head_rows: int  # of the head that makes logits; none where it is the embedding
+    head_rows: int  # of the head that makes logits; 0 if it is the embedding
     heads: int
     kv_heads: int
-    experts: int  # that a layer routes to; 0: none does
-    small_parameters: int  # norms, routers, models for images: what no adapter targets and every rank holds
-    query_parameters: int  # of every query head beside linears
-    key_parameters: int  # of every key/value head beside linears
-    key_elements: int  # of one token's cache, for every key/value head
-    latent_elements: int  # of one token's cache, whatever the heads
-    route_bytes: int  # of one token's experts, which the first rank of an engine that trains keeps beside its cache
+    experts: int  # per layer that routes to experts; 0: no layer does
+    small_parameters: int  # norms, routers, vision models: no adapter targets them, and every rank holds them
+    query_parameters: int  # per query head, besides linears
+    key_parameters: int  # per key/value head, besides linears
+    key_elements: int  # of one token's cache, per key/value head
+    latent_elements: int  # of one token's cache, independent of the heads
+    route_bytes: int  # of one token's experts, which the first rank of a training engine keeps with its cache
     context_length: int
-    files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
-    keeps: bool = False  # routed experts stay in memory as files have them
-    beside: tuple[Linear, ...] = ()  # of other parameters, linears that files may have quantised: heads and routers
-    unread: str = ""  # why engines do not read the files; "" where they do
-    unserved: str = ""  # what of its attention engines refuse; "" where nothing
-    predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
-    lean: bool = False  # whether own kernels compute it on processors
-    head_norms: bool = False  # of queries and of keys, a head at a time
-    given_norms: bool = False  # of what attention and networks give
+    files: Quantisation | None = None  # the weights' format in the files; None: two bytes per parameter
+    keeps: bool = False  # routed experts stay in memory in the files' format
+    beside: tuple[Linear, ...] = ()  # linears among the other parameters that files may quantise: heads and routers
+    unread: str = ""  # why engines cannot read the files, or ""
+    unserved: str = ""  # the attention feature that engines refuse, or ""
+    predicting: int = 0  # multi-token prediction layers, which are in the files and not served
+    lean: bool = False  # whether own kernels compute it on CPUs
+    head_norms: bool = False  # norms of queries and keys, per head
+    given_norms: bool = False  # norms of the outputs of attention and networks
     routes: int = 0  # experts of a token, over all layers
-    wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
-    wide_in_float16: int = 0  # likewise beside float16 alone
-    windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, the newest included; None: all
+    wide_parameters: int = 0  # kept in float32 by transformers whatever the dtype; every rank holds all of them
+    wide_in_float16: int = 0  # kept in float32 only if the dtype is float16
+    windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, including the newest; None: all
     chosen: int = 0  # tokens that an indexer chooses for each row; 0: there is none
-    narrowest: int | None = None  # the fewest that any may see, also where that is not told plainly
+    narrowest: int | None = None  # the fewest tokens that any layer may see, even if the config does not say which
 
     @property
     def other_parameters(self) -> int:
-        """All but the linears that adapters may target."""
+        """All parameters except the linears that adapters may target."""
         rows = self.vocabulary + self.head_rows
         beside = self.heads * self.query_parameters + self.kv_heads * self.key_parameters
         return rows * self.hidden + self.small_parameters + beside
@@ -133,23 +133,23 @@ class BaseShape(msgspec.Struct, frozen=True):
         return self.other_parameters + sum(linear.parameters for linear in self.linears)
 
     def packed_parameters(self, context: int) -> int:
-        """That own kernels hold once more for requests of so many tokens at most, laid out for them.
+        """Return the parameters of which own kernels keep a packed copy, for requests of at most `context` tokens.
 
-        They are the head and all linears but experts', and those of indexers that have nothing to choose.
+        They are the head and all linears except experts', and except indexers' that have nothing to choose.
         """
         rows, sparse = self.head_rows or self.vocabulary, self.is_sparse(context)
         packed = (each for each in self.linears if each.kind != "expert" and (sparse or each.within != "indexer"))
         return rows * self.hidden + sum(each.parameters for each in packed)
 
     def resident_bytes(self, dtype: str) -> int:
-        """The weights in memory, in that dtype but for what stays in float32, and experts that stay quantised."""
+        """Return the weights' bytes in memory, in `dtype` except what stays in float32 and experts kept quantised."""
         size = DTYPE_BYTES[dtype]
         wide = self.wide_parameters + (self.wide_in_float16 if dtype == "float16" else 0)
         beside = size * self.other_parameters + (4 - size) * wide
         return beside + sum(self._resident(linear, size) for linear in self.linears)
 
     def layer_bytes(self, size: int) -> int:
-        """The same of one decoder layer's linears, at most: one of each, and all experts of a layer."""
+        """Return an upper bound of one decoder layer's linears in bytes: one of each, and all experts of a layer."""
         held = (each for each in self.linears if each.count)
         many = {"expert": self.experts}
         return sum(self._resident(each, size) * many.get(each.kind, 1) // each.count for each in held)
@@ -159,14 +159,14 @@ class BaseShape(msgspec.Struct, frozen=True):
 
     @property
     def cache_elements(self) -> int:
-        """Of one token, over all layers."""
+        """The cache's elements for one token, over all layers."""
         return self.kv_heads * self.key_elements + self.latent_elements
 
     def cache_of(self, tokens: int, *, whole: bool) -> tuple[int, int]:
-        """Places that a request of so many tokens has in the cache while it decodes, and elements of each.
+        """Return the cache places of a decoding request of `tokens` tokens, and the elements of each place.
 
-        A place is a token's in one group of layers, and of those behind a group's window none is kept. `whole`: one
-        group keeps all, since the experts of its tokens are kept by them.
+        A place is for one token in one group of layers; tokens behind a group's window have none. `whole`: one group
+        keeps all tokens, since the tokens' experts are stored with its places.
         """
         kept = tuple(None if each is None or each >= tokens else each for each in self.windows)
         if not any(kept) or (whole and None not in kept):
@@ -177,90 +177,90 @@ class BaseShape(msgspec.Struct, frozen=True):
         return places, self.cache_elements // len(kept) * groups.size
 
     def is_sparse(self, context: int) -> bool:
-        """Whether an indexer has something to choose, where requests have so many tokens at most."""
+        """Return whether an indexer has something to choose in requests of at most `context` tokens."""
         return 0 < self.chosen < context
 
     def is_lean(self, context: int) -> bool:
-        """Whether own kernels compute it on processors, where requests have so many tokens at most.
+        """Return whether own kernels compute it on CPUs for requests of at most `context` tokens.
 
-        Not over windows of which the config does not say where they are.
+        They do not beyond a window if the config does not say which layers have it.
         """
         return self.lean and (self.narrowest is None or context <= self.narrowest or self.narrowest in self.windows)
 
     def trains_lean(self, context: int) -> bool:
-        """Whether they train it there, on examples of so many tokens: in plain numbers."""
+        """Return whether own kernels train it on CPUs with `context` tokens: not if experts stay quantised."""
         return self.is_lean(context) and not self.keeps
 
     def kept_elements(self, *, lean: bool) -> int:
-        """Of one row, what training keeps of its forward for the way back.
+        """Return the elements per row that training keeps from the forward pass for the backward pass.
 
-        Own kernels (`lean`) keep what is costly to compute again (`mint_engine.training.lean_pass`); of a layer that
-        transformers computes its input is kept, and all else computed twice (`generic_pass`).
+        Own kernels (`lean`) keep what is costly to recompute (`mint_engine.training.lean_pass`); of a layer computed
+        by transformers only the input is kept, and the rest is recomputed (`generic_pass`).
         """
         layers = sum(each.count for each in self.linears if each.name == "o_proj")
         if not lean:
             return layers * self.hidden
-        turned = 2 if self.head_norms or self.key_parameters else 1  # before norms, where there are any, and after
+        turned = 2 if self.head_norms or self.key_parameters else 1  # both before and after norms, if there are any
         sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj"), turned)
         sizes |= dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "q_a_proj", "kv_a_proj_with_mqa"), 1)
         outputs, experts = 0, 0
         for each in self.linears:
             if each.kind == "expert":
-                experts += each.high  # two of the inner size, and what comes out
+                experts += each.high  # two of the inner size, and the output
             else:
                 outputs += each.count * (each.wide if each.name == "o_proj" else each.high * sizes.get(each.name, 0))
         return (4 if self.given_norms else 2) * layers * self.hidden + outputs + self.routes * experts
 
     def choice_bytes(self, context: int) -> int:
-        """Of one row, what training by own kernels keeps of what it attends to, of so many tokens: a bit for each."""
+        """Return the bytes per row that own kernels keep in training of an indexer's choice: one bit per token."""
         if not self.is_sparse(context):
             return 0
         choosing = sum(each.count for each in self.linears if each.within == "indexer" and each.name == "wq_b")
         return choosing * -(-context // 8)
 
     def bytes_in(self, files: Quantisation | None) -> int:
-        """The weights with linears quantised so, those `beside` too, and all else in two bytes."""
+        """Return the weights' bytes with linears, also those `beside`, in this format and the rest in two bytes."""
         smaller = sum(each.bytes_in(None) - each.bytes_in(files) for each in self.beside)
         return 2 * self.other_parameters - smaller + sum(linear.bytes_in(files) for linear in self.linears)
 
     @property
     def files_bytes(self) -> int:
-        """Of the weights as published, with layers for predicting further tokens, each with embedding and head again.
+        """The bytes of the published weights, including multi-token prediction layers with embedding and head again.
 
-        As DeepSeek-V3's README_WEIGHTS.md has them: 671 billion parameters, and 14 billion of one such layer.
+        As in DeepSeek-V3's README_WEIGHTS.md: 671 billion parameters, and 14 billion of one such layer.
         """
-        each = 2 * self.vocabulary * self.hidden + 2 * self.hidden**2  # and what puts two states together
+        each = 2 * self.vocabulary * self.hidden + 2 * self.hidden**2  # and the projection that joins two states
         beside = each + 5 * self.hidden + self.experts * self.hidden  # norms, and a router
         layer = sum(self._one_layer(linear).bytes_in(self.files) for linear in self.linears)
         return self.bytes_in(self.files) + self.predicting * (layer + 2 * beside)
 
     def _one_layer(self, linear: Linear) -> Linear:
-        """What of a linear a layer with routed experts has."""
+        """Return the part of a linear that one layer with routed experts has."""
         many = self.experts if linear.kind == "expert" else min(1, linear.count)
         count = 0 if linear.within == "mlp" and self.experts else many
         plain = count * linear.plain // max(1, linear.count)
         return msgspec.structs.replace(linear, count=count, plain=plain)
 
     def adapter_elements(self, rank: int, targets: Targets) -> int:
-        """Elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""
+        """Return the elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""
         return rank * sum(each.count * (each.wide + each.high) for each in self._targeted(targets))
 
     def policy_elements(self, rank: int, targets: Targets) -> int:
-        """Elements of such an adapter that is trained: an indexer's choice has no gradient."""
+        """Return the elements of such an adapter that are trained: not an indexer's, whose choice has no gradient."""
         learning = (each for each in self._targeted(targets) if each.within != "indexer")
         return rank * sum(each.count * (each.wide + each.high) for each in learning)
 
     def adapter_tensors(self, targets: Targets) -> int:
-        """Tensors of such an adapter in PEFT's files, two for each linear and expert."""
+        """Return the number of tensors of such an adapter in PEFT's files: two for each linear and expert."""
         return 2 * sum(each.count for each in self._targeted(targets))
 
     def adapter_parts(self, targets: Targets) -> int:
-        """Modules that it has, of which experts of a layer are one."""
+        """Return the number of modules of such an adapter, counting a layer's experts as one."""
         held = self._targeted(targets)
         return sum(each.count // (self.experts if each.kind == "expert" else 1) for each in held)
 
     def target_modules(self, targets: Targets) -> tuple[str, ...]:
-        """What a BaseModel names to have these targeted and no others; nothing where that is all there are."""
+        """Return the targetModules of a BaseModel that target exactly these; empty if that is all of them."""
         held = [each for each in self.linears if each.count]
         beside = {each.name for each in held if each.kind not in KINDS[targets]}
         names = {
@@ -273,9 +273,9 @@ class BaseShape(msgspec.Struct, frozen=True):
 
 
 def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
-    """A base whose routed experts stay quantised, see `mint_engine.model.kept`.
+    """Return the base with routed experts that stay quantised, see `mint_engine.model.kept`.
 
-    Raises UnsupportedBase, which names the file so, where none are.
+    Raises UnsupportedBase about `subject` if it has no quantised experts.
     """
     if not can_keep_experts(shape):
         raise UnsupportedBase(subject, "has no quantised routed experts; leave out --quantised-experts")
@@ -284,6 +284,6 @@ def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
 
 
 def can_keep_experts(shape: BaseShape) -> bool:
-    """Whether a base's files have quantised routed experts."""
+    """Return whether a base's files have quantised routed experts."""
     experts = [each for each in shape.linears if each.kind == "expert" and each.count]
     return any(each.bytes_in(shape.files) != each.bytes_in(None) for each in experts)
