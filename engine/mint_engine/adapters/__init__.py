@@ -1,1 +1,1 @@
-"""What an adapter is on disk: PEFT's files checked, and packed into one run in a slot's layout."""
+"""Adapter files: checks PEFT's files, and packs them into one run in a slot's layout."""

@@ -1,4 +1,4 @@
-"""What loading and computing share: the linear modules of a base that adapters may target."""
+"""The linear modules of a base that adapters may target, as loading and computing share them."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Module:
     """A linear module of the base that an adapter may target. `path` is transformers' own, e.g.
     "model.layers.0.self_attn.q_proj"; its weight is [out_features, in_features].
 
-    `experts` is 0 for a plain module; else so many linears are stacked at `path`, and PEFT names the fifth of
-    "model.layers.0.mlp.experts.up_proj" as "model.layers.0.mlp.experts.5.up_proj". Where transformers keeps it as a
-    part of a larger tensor, `part_of` is its name, and `rows` (first, end, step) which of its outputs are meant.
+    `experts` is 0 for a plain module, otherwise the number of linears stacked at `path`; PEFT names number 5 of
+    "model.layers.0.mlp.experts.up_proj" as "model.layers.0.mlp.experts.5.up_proj". If transformers keeps the module
+    as part of a larger tensor, `part_of` names that tensor, and `rows` (first, end, step) selects its outputs.
     """
 
     path: str
@@ -22,13 +22,13 @@ class Module:
 
     @property
     def name(self) -> str:
-        """What PEFT calls it, with a star for the number of any expert."""
+        """PEFT's name of the module, with a star for an expert's number."""
         head, _, leaf = self.path.rpartition(".")
         return f"{head}.*.{leaf}" if self.experts else self.path
 
     @property
     def leaf(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         return self.path.rpartition(".")[2]
 
     @property

@@ -1,4 +1,4 @@
-"""Does an adapter fit this base? Pure decisions over its config, its file's header and the base's shapes."""
+"""Checks whether an adapter fits a base: pure functions of its config, its file's header and the base's shapes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -23,23 +23,23 @@ from mint_engine.adapters.peft_config import PREFIX, LoraConfig
 from mint_engine.adapters.unasked import MODEL, TEXT_MODEL
 
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-_NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's is the first of them; before peft 0.21 it was the last
+_NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's number is the first; before peft 0.21 it was the last
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
-_TEXT_MODEL_BEFORE = "language_model.model."  # until transformers 4.52, whose names PEFT still takes
-_TEXT_MODELS = (MODEL, TEXT_MODEL, _TEXT_MODEL_BEFORE)  # before its layers, whose names are the same in all
+_TEXT_MODEL_BEFORE = "language_model.model."  # until transformers 4.52; PEFT still accepts these names
+_TEXT_MODELS = (MODEL, TEXT_MODEL, _TEXT_MODEL_BEFORE)  # prefixes of layers, whose names are the same in all
 
-PLAIN = -1  # in place of an expert's number: the module is no stack
+PLAIN = -1  # in place of an expert's number: the module is not stacked
 MAX_SCALING = 3e38  # what float32 holds
-PASSED_OVER_BYTES = 1 << 30  # at most, or as many as the largest adapter has: reading them takes some seconds
-MOST_EFFORT = 1 << 24  # over all linears: some five seconds of a core
+PASSED_OVER_BYTES = 1 << 30  # the least limit, or the largest adapter's size: reading them takes some seconds
+MOST_EFFORT = 1 << 24  # over all linears: about five seconds of a core
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a base takes: its modules by path, the largest rank, and the names it is trained under (empty: any).
+    """What a base accepts: modules by path, the largest rank, and the base's names in adapters' configs (empty: any).
 
-    `unasked` are linears that text never reaches, see `mint_engine.adapters.unasked`.
+    `unasked` are linears that text never reaches (see `mint_engine.adapters.unasked`).
     """
 
     modules: Mapping[str, Module]
@@ -52,8 +52,8 @@ class Fit:
 class Part:
     """One module's tensors in the file, A [r, in] and B [out, r], and the scaling of their product.
 
-    A plain module has one pair. Of stacked experts those that are adapted have one each, by their number, all of one
-    rank and scaling, and the others add nothing. Or all have one pair together, which may hold other modules too
+    A plain module has one pair. Of stacked experts, each adapted one has a pair, keyed by its number, all with the
+    same rank and scaling; the others add nothing. Or all experts share one pair, which may hold other modules too
     (`fused`, see `mint_engine.adapters.fused`).
     """
 
@@ -65,7 +65,7 @@ class Part:
 
 
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
-    """What the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
+    """Check what the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
     check_admitted(config, fit, subject)
     unasked = {name for path in fit.unasked for name in endings(path)}
     unknown = [name for name in _unknown_targets(config.targets or (), fit) if name not in unasked]
@@ -76,7 +76,7 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
 
 
 def check_admitted(config: LoraConfig, fit: Fit, subject: str) -> None:
-    """What may differ between engines of the same modules. Raises WrongBase or RankTooLarge."""
+    """Check what may differ between engines with the same modules. Raises WrongBase or RankTooLarge."""
     if fit.base_names and config.base_name not in fit.base_names:
         accepted = ", ".join(fit.base_names)
         raise WrongBase(subject, f"was trained on {config.base_name[:200]!r}; this base model takes {accepted}")
@@ -87,7 +87,7 @@ def check_admitted(config: LoraConfig, fit: Fit, subject: str) -> None:
 
 
 def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) -> tuple[Part, ...]:
-    """The parts of the adapter, in the order of the base's modules.
+    """Return the parts of the adapter, in the order of the base's modules.
 
     Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
     """
@@ -122,7 +122,7 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
 
 
 def check_passed_over(count: int, fit: Fit, subject: str) -> None:
-    """Whether so many bytes of tensors that are passed over are worth reading. Raises UnsupportedAdapter."""
+    """Raise UnsupportedAdapter if tensors of `count` bytes that are passed over are too many to read."""
     largest = lay_out(fit.modules, dict.fromkeys(fit.modules, fit.max_rank)).elements * DTYPE_BYTES["F32"]
     if count > (most := max(PASSED_OVER_BYTES, largest)):
         raise UnsupportedAdapter(
@@ -133,7 +133,7 @@ def check_passed_over(count: int, fit: Fit, subject: str) -> None:
 
 
 def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
-    """Does a packed adapter fit this base, part by part? Its paths are unique, its places checked.
+    """Check that each part of a packed adapter fits this base; `parse` has checked that paths and places are valid.
 
     Raises UnknownTargetModules, RankTooLarge, ShapeMismatch or CorruptFile.
     """
@@ -155,10 +155,10 @@ def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
 
 
 def check_numbers(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
-    """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile.
+    """Check that a packed adapter's ranks and scalings are those that its own config gives. Raises CorruptFile.
 
-    It does not tell which of a module's experts had tensors: all that the config names by themselves must fit, and of
-    those that it names together one will do.
+    A packed adapter does not record which of a module's experts had tensors. So all experts that the config names
+    individually must fit, and at least one of those that it names together.
     """
     _check_effort(config, sum(max(place.experts, 1) for place in header.layout.places), subject)
     parameters = targeted_parameters(config, fit.modules)
@@ -181,12 +181,12 @@ def check_numbers(header: PackedHeader, config: LoraConfig, fit: Fit, subject: s
 
 
 def _numbers(config: LoraConfig, path: str) -> tuple[int, float]:
-    """The rank and scaling of the linear at that path."""
+    """Return the rank and scaling of the linear at `path`."""
     return config.numbers_of(pattern_name(config, path))
 
 
 def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
-    """Whether the config names an expert's linear, and not all experts' at that path; a pattern may do either."""
+    """Return whether the config names this expert's linear, not that of all experts; a pattern may do either."""
     if pattern_name(config, name) != name:
         return not config.names(weight_of(path.rpartition(".")[2]))
     return config.targets is not None and bool(config.targets & set(endings(name)) - {path.rpartition(".")[2]})
@@ -195,9 +195,9 @@ def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
 def _halves(
     header: Header, fit: Fit, fused: Mapping[str, str], subject: str
 ) -> dict[tuple[str, int], dict[str, TensorSpec]]:
-    """Tensors by module path and expert (`PLAIN` where there is none), then "A" and "B".
+    """Return the tensors by module path and expert (`PLAIN` if there is none), then by "A" and "B".
 
-    Those that `fused` names go by the path of their parameter.
+    Tensors named in `fused` go by the path of their parameter.
     """
     sees = any(path.startswith(TEXT_MODEL) for path in fit.modules)
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
@@ -220,7 +220,7 @@ def _halves(
 
 
 def _stacked(name: str, fit: Fit) -> tuple[str, int]:
-    """The base's path and the expert that PEFT's name of a module means."""
+    """Return the base's path and the expert (or `PLAIN`) that PEFT's name of a module means."""
     expert = _EXPERT.fullmatch(name) if name not in fit.modules else None
     if expert is not None:
         path = f"{expert[1]}.{expert[3]}"
@@ -230,12 +230,12 @@ def _stacked(name: str, fit: Fit) -> tuple[str, int]:
 
 
 def _named(path: str, expert: int) -> str:
-    """PEFT's name of a module: with the expert's number before its last part."""
+    """Return PEFT's name of a module, which has the expert's number before its last part."""
     return path if expert == PLAIN else expert_path(path, expert)
 
 
 def expert_path(path: str, expert: int) -> str:
-    """PEFT's name of one expert of a stacked module: "...experts.up_proj" and 5 are "...experts.5.up_proj"."""
+    """Return PEFT's name of one expert of a stacked module, such as "...experts.5.up_proj"."""
     head, _, leaf = path.rpartition(".experts.")
     return f"{head}.experts.{expert}.{leaf}"
 
@@ -261,7 +261,7 @@ def _part(
 
 
 def _check_effort(config: LoraConfig, linears: int, subject: str) -> None:
-    """Raise UnsupportedAdapter where looking so many linears up by the config's patterns would take too long."""
+    """Raise UnsupportedAdapter if matching `linears` linears with the config's patterns would take too long."""
     if config.effort * linears > MOST_EFFORT:
         raise UnsupportedAdapter(
             subject, f"has too many patterns in rank_pattern and alpha_pattern for {linears} linears; give fewer"
@@ -274,14 +274,14 @@ def _check_scaling(scaling: float, path: str, subject: str) -> None:
 
 
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
-    """PEFT ignores tensors of modules that the config does not target; such a file is not what it says."""
+    """Raise CorruptFile if the config does not target the module: PEFT would ignore its tensors."""
     if field := _untargeted(config, path):
         raise CorruptFile(subject, f"has tensors of {path}, which its {field} does not name")
 
 
 def _untargeted(config: LoraConfig, path: str) -> str:
-    """The field of the config by which it does not target the module at that path; "" where it does."""
-    if pattern_name(config, path) != path:  # by its weight's name, whatever the layer
+    """Return the config's field that excludes the module at `path`, or "" if the config targets it."""
+    if pattern_name(config, path) != path:  # targeted by its weight's name, whatever the layer
         return ""
     if config.targets is not None and config.targets.isdisjoint(endings(path)):
         return "target_modules"
@@ -311,8 +311,8 @@ def _linear(experts: int, in_features: int, out_features: int) -> str:
 
 
 def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
-    """Those that name no module of the base, and no expert's linear that it has."""
-    experts: dict[str, int] = {}  # how many there are of what a name means
+    """Return the names that match no module of the base, and no expert's linear."""
+    experts: dict[str, int] = {}  # number of experts by name
     for path, module in fit.modules.items():
         for name in endings(path):
             experts[name] = max(module.experts, experts.get(name, 0))
@@ -327,9 +327,9 @@ def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
 
 
 def _elsewhere(paths: Iterable[str], fit: Fit) -> str:
-    """Where the base has one of these linears, if only its text model is named otherwise; "" where it has none.
+    """Say where the base has one of these linears if only the prefix of its text model differs, or return "".
 
-    A vision tower's layers have linears of the same names, which are others.
+    A vision tower's layers have linears of the same names, which do not count.
     """
     there = {_in_text_model(path): path for path in fit.modules}
     for path in paths:
@@ -344,13 +344,13 @@ def _elsewhere(paths: Iterable[str], fit: Fit) -> str:
 
 
 def _in_text_model(path: str) -> str:
-    """A linear's path from its layer on; "" of one that is in no text model's."""
+    """Return a linear's path from "layers." on, or "" if it is in no text model."""
     return next((path.removeprefix(each) for each in _TEXT_MODELS if path.startswith(f"{each}layers.")), "")
 
 
 def _unknown(names: list[str], fit: Fit) -> str:
     parts = [module.path.split(".") for module in fit.modules.values()]
-    alike = {name.rpartition(".")[2] for name in names}  # of which some are offered, and others not
+    alike = {name.rpartition(".")[2] for name in names}  # the base may have these elsewhere: show more of the path
     offered = sorted({".".join(path[-2:] if path[-1] in alike else path[-1:]) for path in parts})
     shown = ", ".join(name[:100] for name in sorted(names)[:3]) + (
         f" and {len(names) - 3} more" if len(names) > 3 else ""

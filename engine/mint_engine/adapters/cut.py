@@ -1,6 +1,8 @@
-"""A rank's share of an adapter, cut as its base is (S-LoRA, Sheng et al. 2024, section 6): of a linear that is cut by
-outputs all of A and some columns of B, of one that is cut by inputs some columns of A and all of B, of experts those
-that the rank holds. What the ranks then add to their partial sums adds up to what the whole adapter adds.
+"""Cuts a rank's share out of an adapter, as its base is cut (S-LoRA, Sheng et al. 2024, section 6).
+
+For a linear that is cut by outputs, the share is all of A and some columns of B; for one that is cut by inputs, some
+columns of A and all of B; for experts, those that the rank holds. The ranks' contributions to their partial sums add
+up to that of the complete adapter.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from mint_engine.parallel.shares import ModuleCut
 
 
 def cut_layout(layout: Layout, cuts: Mapping[str, ModuleCut]) -> Layout:
-    """Where the rank's parts lie in a run of their own."""
+    """Return the layout of the rank's parts in a run of their own."""
     places: list[Place] = []
     offset = 0
     for place in layout.places:
@@ -31,7 +33,7 @@ def cut_layout(layout: Layout, cuts: Mapping[str, ModuleCut]) -> Layout:
 
 
 def cut_packed(packed: Packed, layout: Layout, cuts: Mapping[str, ModuleCut]) -> Packed:
-    """A copy of the rank's parts; `layout` is `cut_layout`'s of the adapter's."""
+    """Return a copy of the rank's parts; `layout` is `cut_layout` of the adapter's layout."""
     run = torch.empty(layout.elements, dtype=packed.run.dtype, device=packed.run.device)
     for theirs, own in matched(packed.header.layout, packed.run, layout, run, cuts):
         own.copy_(theirs)
@@ -41,7 +43,7 @@ def cut_packed(packed: Packed, layout: Layout, cuts: Mapping[str, ModuleCut]) ->
 def matched(
     layout: Layout, run: torch.Tensor, own_layout: Layout, own_run: torch.Tensor, cuts: Mapping[str, ModuleCut]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each A and B that a rank has a part of: that part in the whole run, and in the rank's own. Views."""
+    """Yield pairs of views of each part of A and B that a rank has: in the complete run, and in the rank's own."""
     for (place, a, b), (_, own_a, own_b) in zip(halves(layout, run), halves(own_layout, own_run), strict=True):
         inputs, outputs, experts = cuts[place.path].slices
         yield a[experts, :, inputs], own_a

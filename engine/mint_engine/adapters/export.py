@@ -1,12 +1,12 @@
-"""A packed adapter as PEFT's two files again: the values it holds, by the names under which PEFT looks for them.
+"""Exports a packed adapter as PEFT's two files: its values, under the names by which PEFT finds them.
 
-It holds them in the dtype of the base that it was packed for. What PEFT wrote in float32 for a base of bfloat16 was
-rounded when it was read, and stays so here.
+A packed adapter has the dtype of the base that it was packed for. Values that PEFT wrote in float32 for a bfloat16
+base were rounded when they were read, and stay rounded.
 
-Where the base stacks its experts, PEFT adapts them by `target_parameters` alone, of whichever family (see `fused`):
-linears of single experts it knows of some families only, and then takes `up_proj` and the like for experts' wherever
-they are. So adapters on experts, and on the networks beside them, are written as parameters, whatever they came as:
-experts without an adapter are zeros there.
+If the base stacks its experts, only `target_parameters` lets PEFT adapt them in every model family (see `fused`): it
+knows linears of single experts in some families only, and there takes `up_proj` and the like for experts' wherever
+they are. So adapters on experts, and on the shared networks beside them, are written as parameters, whatever they
+were read from; experts without an adapter are zeros there.
 """
 
 import json
@@ -48,8 +48,8 @@ class _Stacked:
 class Part:
     """One of PEFT's pairs: A [r, in] and B [out, r], or those of a stacked parameter."""
 
-    target: str  # what PEFT finds it by in the base, and in patterns
-    tensors: str  # what its tensors are named after
+    target: str  # its name in the base and in patterns
+    tensors: str  # the prefix of its tensors' names
     a: torch.Tensor
     b: torch.Tensor
     rank: int
@@ -57,15 +57,15 @@ class Part:
     parameter: bool = False
 
     def alpha(self, *, rslora: bool) -> float:
-        """What PEFT scales it by, times the rank's part in that."""
+        """Return the alpha from which PEFT computes this scaling."""
         return self.scaling * (math.sqrt(self.rank) if rslora else self.rank)
 
 
 def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
-    """Write PEFT's files for a base of these modules into a new folder, all or nothing.
+    """Write PEFT's files for a base with these modules into a new folder, atomically.
 
-    Raises InvalidRequest if it exists, UnsupportedAdapter for what PEFT cannot hold, and what `check_packed` raises
-    where the adapter does not fit the base.
+    Raises InvalidRequest if the folder exists, UnsupportedAdapter for what PEFT cannot represent, and the errors of
+    `check_packed` if the adapter does not fit the base.
     """
     subject = f"revision {packed.revision}"
     check_packed(packed.header, Fit(modules, ANY_RANK), subject)
@@ -91,7 +91,7 @@ def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
 
 
 def _parts(packed: Packed, modules: Mapping[str, Module], subject: str) -> list[Part]:
-    """In the order of the base's modules, stacked parameters last."""
+    """Return the parts in the order of the base's modules, stacked parameters last."""
     stacks: dict[str, list[_Stacked]] = {}
     parts = []
     beside = {module.leaf for module in modules.values() if module.part_of}
@@ -103,7 +103,7 @@ def _parts(packed: Packed, modules: Mapping[str, Module], subject: str) -> list[
         parameter = module.leaf in beside
         for expert in range(max(place.experts, 1)):
             if place.experts and not (a[expert].any() or b[expert].any()):
-                continue  # as one that had no tensors
+                continue  # as if it had no tensors
             path = expert_path(place.path, expert) if place.experts else place.path
             target = weight_of(path) if parameter else path
             whole = b[expert].t().contiguous()
@@ -129,7 +129,7 @@ def _joined(path: str, tensors: str, own: Sequence[_Stacked], outputs: int, subj
 def _targeting(
     parts: Sequence[Part], lora: LoraConfig, modules: Mapping[str, Module], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """What of an adapter's config says which modules of a base with stacked experts have which rank and scaling."""
+    """Return the config's fields that select modules, ranks and scalings, for a base with stacked experts."""
     linears = [part.target for part in parts if not part.parameter]
     parameters = [part.target for part in parts if part.parameter]
     offered = {module.part_of or weight_of(path) for path, module in modules.items()}
@@ -149,10 +149,10 @@ def _targeting(
         "layers_to_transform": sorted(lora.layers) if linears and lora.layers is not None else None,
         "rank_pattern": _before(ranks, config.get("rank_pattern")),
         "alpha_pattern": _before(alphas, config.get("alpha_pattern")),
-        "lora_dropout": 0.0,  # PEFT takes no other with parameters
+        "lora_dropout": 0.0,  # PEFT accepts only this with parameters
     }
 
 
 def _before(own: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
-    """The first pattern that matches counts."""
+    """Put our patterns before the config's, because the first that matches counts."""
     return own | {pattern: value for pattern, value in (others or {}).items() if pattern not in own}

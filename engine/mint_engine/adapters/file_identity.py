@@ -1,4 +1,4 @@
-"""Which state of a file: what tells it from all others, and from itself once anything about it has changed."""
+"""Identifies the state of a file: differs from that of all other files, and of the file itself after any change."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Identity(NamedTuple):
-    """As the filesystem tells it. The time is that of any change of the inode, which no program can set back."""
+    """A file's identity from stat. `changed_ns` is the inode's change time, which no program can set back."""
 
     device: int
     inode: int
@@ -19,17 +19,17 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A file as it was when somebody looked into it. Who has it mapped keeps the very object that told so."""
+    """A file as it was when it was opened. Whoever maps it must keep this object while it is mapped."""
 
     path: Path
     identity: Identity
 
     @contextmanager
     def open(self) -> Iterator[int | None]:
-        """A descriptor to read it by; None where it is gone, or is another by now."""
+        """Yield a descriptor for reading, or None if the file is gone or has changed."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # whatever the reason, who asks has its content otherwise
+        except OSError:  # whatever the reason, the caller has the content elsewhere
             yield None
             return
         try:
@@ -39,5 +39,5 @@ class KnownFile:
 
 
 def identity_of(about: os.stat_result) -> Identity:
-    """The identity in what `stat` tells."""
+    """Return the identity from a stat result."""
     return Identity(about.st_dev, about.st_ino, about.st_size, about.st_ctime_ns)

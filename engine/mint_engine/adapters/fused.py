@@ -1,13 +1,14 @@
 """PEFT's layout of adapters on stacked experts: one pair of tensors for all experts of a parameter.
 
 PEFT wraps a parameter named in `target_parameters` (peft 0.21, tuners/lora/layer.py, ParamWrapper): A is
-[E r, in], expert after expert, and B is [out, r E], an expert's column every E. `gate_up_proj` is one parameter, so
-gate and up share A. Where both parameters of a layer's experts are targeted, the wrappers nest, and tensors of the
-first, `gate_up_proj`, are named "...experts.base_layer", those of `down_proj` "...experts".
+[E r, in], expert after expert, and B is [out, r E], with an expert's columns E apart. `gate_up_proj` is one
+parameter, so gate and up share A. If both parameters of a layer's experts are targeted, the wrappers nest, and the
+tensors of the first, `gate_up_proj`, are named "...experts.base_layer", those of `down_proj` "...experts".
 
-The weight of a plain linear may be such a parameter too ("...shared_experts.up_proj.weight"); its tensors are named
-and shaped as any linear's. On bases whose experts are stacked PEFT has no other way to the networks beside them: it
-takes `up_proj` and the like in `target_modules` for the experts' (utils/transformers_weight_conversion.py).
+The weight of a plain linear can be a targeted parameter too ("...shared_experts.up_proj.weight"); its tensors are
+named and shaped as any linear's. On bases with stacked experts PEFT has no other way to adapt the networks beside
+them: it takes `up_proj` and the like in `target_modules` for the experts'
+(utils/transformers_weight_conversion.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from mint_engine.adapters.peft_config import LoraConfig
 
 
 def targeted_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[str, tuple[Module, ...]]:
-    """The parameters that a config targets by name: path to the modules that are parts of it, in their order."""
+    """Return the parameters that a config targets by name: {path: the modules that are parts of it, in order}."""
     found: dict[str, tuple[Module, ...]] = {}
     for module in modules.values():
         if module.part_of and config.names(module.part_of):
@@ -29,18 +30,18 @@ def targeted_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> di
 
 
 def weight_of(path: str) -> str:
-    """The parameter that a plain linear's weight is."""
+    """Return the name of a plain linear's weight parameter."""
     return f"{path}.weight"
 
 
 def pattern_name(config: LoraConfig, path: str) -> str:
-    """What the config's patterns know a linear by: its weight's name where that is targeted, else its path."""
+    """Return the name by which the config's patterns match a linear: its weight's, if targeted, else its path."""
     weight = weight_of(path)
     return weight if config.names(weight) else path
 
 
 def tensor_paths(parameters: Iterable[str]) -> dict[str, str]:
-    """What PEFT names the tensors of each parameter: name to the parameter's path."""
+    """Return PEFT's names for the parameters' tensors: {name: the parameter's path}."""
     by_experts: dict[str, list[str]] = {}
     for path in parameters:
         by_experts.setdefault(path.rpartition(".")[0], []).append(path)
@@ -58,7 +59,7 @@ def check_stack(
     shapes: tuple[tuple[int, ...], tuple[int, ...]],
     subject: str,
 ) -> None:
-    """Do A and B of these shapes fit the modules of one parameter? Raises RankTooLarge or ShapeMismatch."""
+    """Check that A and B of these shapes fit the modules of one parameter. Raises RankTooLarge or ShapeMismatch."""
     first = together[0]
     name, count = first.part_of, first.experts
     rank = config.rank_of(name)
@@ -73,7 +74,7 @@ def check_stack(
 
 
 def unstack(a: torch.Tensor, b: torch.Tensor, module: Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [E r, in] and B [out, r E] of a parameter -> one module's A [E, r, in] and B transposed [E, r, out]."""
+    """Return one module of a parameter: A [E r, in], B [out, r E] -> A [E, r, in], B transposed [E, r, out]."""
     part = b[module.outputs]
     return a.view(module.experts, -1, a.shape[1]), part.view(part.shape[0], -1, module.experts).permute(2, 1, 0)
 
@@ -81,10 +82,10 @@ def unstack(a: torch.Tensor, b: torch.Tensor, module: Module) -> tuple[torch.Ten
 def stack(
     parts: Sequence[tuple[Module, torch.Tensor, torch.Tensor]], outputs: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The other way: A [E, r, in] and B transposed [E, r, out] of modules -> their parameter's, of so many outputs.
+    """Invert `unstack`: return a parameter's A [E r, in] and B [outputs, r E] from its modules' A and B transposed.
 
-    Modules with one A keep it. Others' stand one after another, each before zeros in the other modules' rows of B,
-    as PEFT itself joins experts' linears.
+    Modules that share one A keep it. Otherwise the A are concatenated, and each module's rows of B are zero for the
+    others' ranks, as when PEFT itself joins experts' linears.
     """
     _, a, b = parts[0]
     shared = all(torch.equal(a, other) for _, other, _ in parts)

@@ -1,7 +1,7 @@
 """The header of a safetensors file, read with bounds of our own (https://github.com/huggingface/safetensors#format).
 
-A file is 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes. Nothing is allocated or read by what a
-header claims before it was checked against these bounds.
+A file is 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes. Nothing that a header claims is used to
+allocate or read before it has been checked against these bounds.
 """
 
 import json
@@ -30,14 +30,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Header:
-    """All tensors by name, and the bytes that the whole file must have."""
+    """All tensors by name, and the size that the file must have."""
 
     tensors: dict[str, TensorSpec]
     file_bytes: int
 
 
 def header_bytes(start: bytes, subject: str) -> int:
-    """How many bytes of JSON follow the file's first eight. Raises CorruptFile, or UnsafeFormat for a pickle."""
+    """Return how many bytes of JSON follow the first eight. Raises CorruptFile, or UnsafeFormat for a pickle."""
     if start.startswith(_PICKLE_STARTS):
         raise UnsafeFormat(subject, "has pickled weights under a safetensors name; save it with safetensors")
     if len(start) < LENGTH_BYTES:
@@ -49,10 +49,10 @@ def header_bytes(start: bytes, subject: str) -> int:
 
 
 def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> Header:
-    """The tensors that a header (its JSON alone) names.
+    """Parse a header (only its JSON).
 
-    `file_bytes` is the file's true size where it is known. Raises CorruptFile when names repeat, a dtype is not F32,
-    F16 or BF16, or tensors do not fill the file exactly, without overlap or gap.
+    `file_bytes` is the file's true size, if known. Raises CorruptFile if names repeat, a dtype is not F32, F16 or
+    BF16, or the tensors do not fill the file exactly, without overlap or gap.
     """
     try:
         raw = json.loads(header, object_pairs_hook=_unique)

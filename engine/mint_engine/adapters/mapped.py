@@ -1,4 +1,4 @@
-"""Opening packed adapters of this machine's disk: their header is read, their run is mapped, nothing is copied."""
+"""Opens packed adapters on this machine's disk: reads their header and maps their run without copying it."""
 
 import errno
 import os
@@ -17,21 +17,21 @@ from mint_engine.adapters.packed import Header, Packed, bytes_of
 from mint_engine.residency.recent import Recent
 from mint_engine.residency.remapping import bring
 
-# A shorter run is read instead: that is as fast, and a process may have but 65,530 mappings.
+# A shorter run is read instead of mapped: that is as fast, and a process may have only 65,530 mappings.
 MAP_FROM_BYTES = 1 << 20
 VERIFIED = 1 << 16
-# What reading a file fails with of which the disk has lost a block, or all; EFAULT: one of what is mapped.
+# The errors of reading a file if the disk has lost it or a block of it; EFAULT is that of a mapped block.
 LOST = frozenset({errno.ENOENT, errno.EIO, errno.EFAULT})
 _ERRNO = re.compile(r"\((\d+)\)$", re.MULTILINE)
-HEADERS = 1 << 10  # of some 20 KB: 700 scalings and a config
-LONG_BYTES = 128 << 10  # of a head that is read anew instead: a config may be a megabyte, and no tier counts those
+HEADERS = 1 << 10  # cached headers of about 20 KB: 700 scalings and a config
+LONG_BYTES = 128 << 10  # longer headers are not cached: a config may be a megabyte, and no tier accounts for them
 
 
 class Opener:
     """Opens files, and remembers which ones it has verified. Its methods may run in any thread.
 
-    The digest of a run is checked when this process first opens the file, not on each load after that: a file of the
-    disk tier is never written again, and another one under its name has another identity.
+    The digest of a run is checked only when this process first opens the file: a file of the disk tier is never
+    written again, and another file under its name has another identity.
     """
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class Opener:
         self._headers: Recent[Identity, Header] = Recent(HEADERS)
 
     def open(self, path: Path, subject: str) -> Packed:
-        """The packed adapter in a file. Raises CorruptFile, and OSError: FileNotFoundError where it is gone, EIO or
-        EFAULT where a block of it can not be read.
+        """Return the packed adapter in a file. Raises CorruptFile or OSError: FileNotFoundError if the file is gone,
+        EIO or EFAULT if a block of it cannot be read.
 
-        Files that were opened lately share one object of their header.
+        Packed adapters from one recently opened file share their header.
         """
         with path.open("rb", buffering=0) as file:
             identity = identity_of(os.fstat(file.fileno()))
@@ -63,7 +63,7 @@ class Opener:
         return Packed(header, run, None if short else KnownFile(path, identity))
 
     def trust(self, path: Path) -> None:
-        """This process has just written the file from a run whose digest it took."""
+        """Mark a file as verified, which this process has just written from a run whose digest it computed."""
         with suppress(FileNotFoundError):
             self._verified.put(identity_of(path.stat()), True)
 
@@ -88,10 +88,10 @@ def _map(path: Path, header: Header) -> torch.Tensor:
 
 
 def map_file(path: str, nbytes: int) -> torch.UntypedStorage:
-    """A file, mapped; unlike Python's mmap, torch's keeps no file descriptor. Raises OSError."""
+    """Map a file; unlike Python's mmap, torch's keeps no file descriptor. Raises OSError."""
     try:
         mapped = torch.UntypedStorage.from_file(path, shared=False, nbytes=nbytes)
-    except RuntimeError as error:  # torch ends its message with what the system said: "(12)"
+    except RuntimeError as error:  # torch's message ends with the error number: "(12)"
         number = _ERRNO.search(str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), path) from error

@@ -1,11 +1,12 @@
-"""The `mint-adapter` program: packing by hand, for a store that engines then only copy, and taking adapters out.
+"""The `mint-adapter` program: packs adapters by hand, so that engines only copy them, and unpacks published ones.
 
     mint-adapter pack ADAPTER_FOLDER adapter.mint --base BASE_FOLDER
     mint-adapter unpack s3://bucket/store/revisions/acme/haiku/.published/... NEW_FOLDER --base BASE_FOLDER
     mint-adapter show adapter.mint
 
-An engine takes a source that holds a file named adapter.mint as it takes PEFT's files: checked whole. What is
-unpacked `peft` loads. Stores are asked with the credentials that their own tools take (AWS_ACCESS_KEY_ID, HF_TOKEN).
+An engine loads a source that has a file named adapter.mint just as it loads PEFT's files: after checking all of it.
+`peft` loads unpacked adapters. Stores are accessed with the credentials that their own tools use (AWS_ACCESS_KEY_ID,
+HF_TOKEN).
 """
 
 import argparse
@@ -37,11 +38,11 @@ from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.storage import Folder, folder_of
 
-MOST_RANK = 512  # as the CRD of BaseModel admits
+MOST_RANK = 512  # the most that BaseModel's CRD admits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 refused, with the reason on stderr."""
+    """Run one command and return the exit code: 0 if done, 1 if refused, with the reason on stderr."""
     options = parser().parse_args(arguments)
     try:
         if options.command == "show":
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the command line."""
     root = argparse.ArgumentParser(prog="mint-adapter", description=__doc__)
     root.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = root.add_subparsers(dest="command", required=True)
@@ -90,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> Packed:
-    """What that folder, URI or packed file holds, in `dtype`. Raises as `read_adapter`."""
+    """Return the adapter that a folder, URI or packed file holds, in `dtype`. Raises as `read_adapter`."""
     path = Path(adapter)
     folder: Folder
     if "://" in adapter:
@@ -103,28 +104,28 @@ def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> P
 
 
 class _Alone:
-    """A packed file, whatever it is called, as a folder that holds it alone."""
+    """A packed file of any name, as a `Folder` that contains only it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.subject = path, f"file {str(path)!r}"
 
     def files(self, *_names: str) -> dict[str, int | None]:
-        """As `Folder` has it. Raises SourceNotFound."""
+        """Return the file's size under the name PACKED. Raises SourceNotFound."""
         _refuse_missing(self._path)
         return {PACKED: self._path.stat().st_size}
 
     @contextmanager
     def open(self, _name: str) -> Iterator[BinaryIO]:
-        """The file, whichever is asked for."""
+        """Open the file, whatever the name."""
         with os_errors(self.subject), self._path.open("rb") as file:
             yield file
 
     def check_same(self, *_names: str) -> None:
-        """Its own digest tells."""
+        """Do nothing: the file's own digest shows any change."""
 
 
 def base_model(base: Path) -> PreTrainedModel:
-    """A base without its weights, from its config.json alone. Raises SourceNotFound, and as `read_config`."""
+    """Return a base without its weights, from its config.json alone. Raises SourceNotFound, and as `read_config`."""
     folder, subject = base.parent if base.name == "config.json" else base, f"base {str(base)!r}"
     if not (folder / "config.json").is_file():  # transformers would look for it on the hub
         raise SourceNotFound(subject, "has no config.json; give a base's folder, or its config.json")

@@ -1,13 +1,13 @@
 """A packed adapter: one contiguous run of elements in exactly a slot's layout, and a small header that describes it.
 
-The run holds, for each module that the adapter targets, A [r, in] and then B transposed [r, out] (A [E, r, in] and
-B transposed [E, r, out] of E stacked experts), without gaps, in the base's dtype, little endian. A file of it is
+The run holds, for each module that the adapter targets, A [r, in] followed by B transposed [r, out] (A [E, r, in] and
+B transposed [E, r, out] for E stacked experts), without gaps, in the base's dtype, little endian. Its file is
 
-    offset 0   "MINTLORA", the format's version (u32), the bytes of the body (u32), sha256 of the body
-    offset 48  the body: JSON, see `_Body`; then zeros up to a multiple of 4096, so that what follows can be mapped
+    offset 0   "MINTLORA", the format's version (u32), the size of the body in bytes (u32), sha256 of the body
+    offset 48  the body: JSON, see `_Body`; then zeros up to a multiple of 4096, so that the run can be mapped
     then       the run, to the file's end
 
-The body names the run's own digest, so the body's digest is that of the whole content: it is the revision.
+The body contains the run's digest, so the body's digest covers the complete content: it is the revision.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import torch
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.file_identity import KnownFile
 
-# A number type's whole numbers of the same size, and the bits of its exponent.
+# By dtype: the integer type of the same size, and the bits of the exponent.
 _EXPONENTS = {
     torch.bfloat16: (torch.int16, 0x7F80),
     torch.float16: (torch.int16, 0x7C00),
@@ -30,7 +30,7 @@ _EXPONENTS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module's part lies: from element `offset` of the run on, A and then B transposed."""
+    """The place of a module's part in a run: A and then B transposed, from element `offset` on."""
 
     path: str
     experts: int  # 0: a plain module
@@ -47,13 +47,13 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The places of all parts, in the order of the base's modules. Adapters of one kind share one object of it."""
+    """The places of all parts, in the order of the base's modules. Adapters of one kind share one instance."""
 
     places: tuple[Place, ...]
 
     @cached_property
     def elements(self) -> int:
-        """Elements of the whole run."""
+        """Elements of the complete run."""
         return sum(place.elements for place in self.places)
 
     @cached_property
@@ -64,16 +64,16 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a packed adapter's file says before its run. `scalings` go with `layout.places`, one each."""
+    """What a packed adapter's file contains before its run. `scalings` has one entry for each of `layout.places`."""
 
     dtype: torch.dtype
     base: str  # `fingerprint` of the modules that it was laid out for
     config: bytes  # PEFT's adapter_config.json in canonical form
     layout: Layout
     scalings: tuple[float, ...]
-    digest: str  # of the run, see `digests`
+    digest: str  # of the run (see `digests`)
     revision: str  # "sha256:" and the digest of the header's body
-    head_bytes: int  # where the run begins in the file
+    head_bytes: int  # offset of the run in the file
 
     @property
     def run_bytes(self) -> int:
@@ -82,7 +82,7 @@ class Header:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the whole file."""
+        """Bytes of the complete file."""
         return self.head_bytes + self.run_bytes
 
 
@@ -90,7 +90,7 @@ class Header:
 class Packed:
     """One revision of an adapter, ready for a slot. `run` [elements] may be a mapped file: only read it.
 
-    `file` holds the same content, as long as it stays what it was.
+    `file` has the same content, as long as it is unchanged.
     """
 
     header: Header
@@ -99,7 +99,7 @@ class Packed:
 
     @property
     def revision(self) -> str:
-        """What names its content."""
+        """The revision, which names the content."""
         return self.header.revision
 
     @property
@@ -109,12 +109,12 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it costs to hold, as the tiers account them."""
+        """Bytes that it takes, as the tiers account for it."""
         return self.header.file_bytes
 
 
 def halves(layout: Layout, run: torch.Tensor) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
-    """Each part's A [E, r, in] and B transposed [E, r, out] as views of the run; E is 1 for a plain module."""
+    """Yield each part's A [E, r, in] and B transposed [E, r, out] as views of the run; E is 1 for a plain module."""
     for place in layout.places:
         count, rank = max(place.experts, 1), place.rank
         middle = place.offset + count * rank * place.in_features
@@ -126,7 +126,7 @@ def halves(layout: Layout, run: torch.Tensor) -> Iterator[tuple[Place, torch.Ten
 
 
 def lay_out(modules: Mapping[str, Module], ranks: Mapping[str, int]) -> Layout:
-    """The layout of an adapter over a base's modules that has these ranks, by path."""
+    """Return the layout of an adapter over a base's modules that has these ranks, by path."""
     places, offset = [], 0
     for path, module in modules.items():
         if path in ranks:
@@ -137,7 +137,7 @@ def lay_out(modules: Mapping[str, Module], ranks: Mapping[str, int]) -> Layout:
 
 
 def fingerprint(modules: Mapping[str, Module]) -> str:
-    """A digest of the paths and shapes of a base's modules, in their order."""
+    """Return a digest of the paths and shapes of a base's modules, in their order."""
     hasher = hashlib.sha256()
     for module in modules.values():
         hasher.update(f"{module.path}\0{module.experts}\0{module.in_features}\0{module.out_features}\n".encode())
@@ -145,15 +145,15 @@ def fingerprint(modules: Mapping[str, Module]) -> str:
 
 
 def bytes_of(run: torch.Tensor) -> memoryview:
-    """The bytes of a run in host memory, shared with it."""
+    """Return the bytes of a run in host memory, without copying."""
     return run.view(torch.uint8).numpy().data
 
 
 def is_finite(run: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite; in pieces, so that no copy of the run is made.
+    """Return whether no element is NaN or infinite; works in pieces, so that the run is not copied.
 
-    Those two alone have an exponent of nothing but ones (IEEE 754), so whole numbers tell: 1.4 ms for 8 MiB of
-    bfloat16 on one core, where torch.isfinite took 14 ms.
+    Only those have an exponent of all ones (IEEE 754), so integer comparisons suffice: 1.4 ms for 8 MiB of bfloat16
+    on one core, where torch.isfinite took 14 ms.
     """
     whole, exponent = _EXPONENTS[run.dtype]
     magnitude = torch.iinfo(whole).max  # all bits but the sign
@@ -162,7 +162,7 @@ def is_finite(run: torch.Tensor) -> bool:
 
 
 def first_broken(layout: Layout, run: torch.Tensor) -> str:
-    """Which tensor holds NaN or infinity, the first one, as PEFT would name it; "" where none does."""
+    """Return the first tensor that contains NaN or infinity, as PEFT would name it, or ""."""
     for place, a, b in halves(layout, run):
         for half, tensor in (("lora_A", a), ("lora_B", b)):
             if not bool(torch.isfinite(tensor).all()):

@@ -1,6 +1,6 @@
 """The bytes of a packed adapter's file (see `packed`): written in one canonical form, read with bounds of our own.
 
-Nothing is allocated, mapped or believed by what a file claims before it was checked: the body against its digest,
+Nothing that a file claims is used to allocate or map memory before it has been checked: the body against its digest,
 every place against the one before it, and their sum against the file's real size.
 """
 
@@ -22,9 +22,9 @@ from mint_engine.model.device import DTYPES
 
 MAGIC = b"MINTLORA"
 VERSION = 2
-OLDEST = 1  # the same but for the run's digest; still read, and passed on as it is
+OLDEST = 1  # differs only in the run's digest; still read, and passed on unchanged
 PREFIX = struct.Struct("<8sII32s")
-ALIGNMENT = 4096  # of the run: a page
+ALIGNMENT = 4096  # of the run's offset: a page
 MAX_BODY_BYTES = 4 << 20  # 672 parts of a large model need 60 KiB, and a PEFT config has its own limit of 1 MiB
 MAX_HEAD_BYTES = MAX_BODY_BYTES + ALIGNMENT
 CACHED_TEXT_BYTES = 256 << 10
@@ -42,7 +42,7 @@ _Part = tuple[
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """JSON, in this order, without spaces. `run` is the run's digest; `parts` a list of `_Part`."""
+    """The header's JSON, in this order, without spaces. `run` is the run's digest, `parts` a list of `_Part`."""
 
     dtype: Literal["bfloat16", "float16", "float32"]
     base: _HEX
@@ -52,59 +52,59 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: msgspec.Raw
 
 
-# Made once, on import: msgspec 0.22 shows a struct to other threads while it still learns its fields, and loads that
-# were the first to decode one at the same time ended the process (a read at address 0 in its decoder).
+# Made once, on import: msgspec 0.22 exposes a struct to other threads while it is still collecting its fields, and
+# the first loads that decoded one concurrently crashed the process (a read at address 0 in its decoder).
 _BODY, _PARTS = msgspec.json.Decoder(_Body), msgspec.json.Decoder(list[_Part])
 
 
 def describe(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], run: torch.Tensor) -> Header:
-    """The header of a run in host memory; takes one pass over it for its digest."""
+    """Return the header of a run in host memory; takes one pass over it for its digest."""
     return complete(outline(config, base, layout, scalings, run.dtype), run)
 
 
 def outline(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], dtype: torch.dtype) -> Header:
-    """All of a header but its digests, which take time: in its file the run begins where it says."""
+    """Return a header without its digests, which take time; `head_bytes` is already final."""
     unnamed = Header(dtype, base, config, layout, scalings, UNKNOWN, revision="", head_bytes=0)
     return replace(unnamed, head_bytes=_aligned(len(_encode(unnamed))))
 
 
 def complete(header: Header, run: torch.Tensor) -> Header:
-    """An outline, or a header, with the digests of that run in host memory."""
+    """Return a header or outline with the digests of `run`, which is in host memory."""
     digested = replace(header, digest=digest_of(bytes_of(run)))
     return replace(digested, revision=f"sha256:{hashlib.sha256(_encode(digested)).hexdigest()}")
 
 
 def head_of(header: Header) -> bytes:
-    """The bytes before the run."""
+    """Return the bytes of the file before the run."""
     body = _encode(header)
     prefix = PREFIX.pack(MAGIC, _version_of(header.digest), len(body), hashlib.sha256(body).digest())
     return (prefix + body).ljust(_aligned(len(body)), b"\0")
 
 
 def write(packed: Packed, file: BinaryIO) -> None:
-    """Write a whole file."""
+    """Write a complete packed file."""
     file.write(head_of(packed.header))
     file.write(bytes_of(packed.run))
 
 
 def write_at_once(packed: Packed, descriptor: int) -> None:
-    """Write a whole file from where `descriptor` is, head and run together.
+    """Write a complete packed file at the position of `descriptor`, head and run together.
 
-    The system's cache then keeps it in large pages, which slots map: of one that is written piece by piece the first
-    2 MiB are in small ones (ext4 of Linux 6.18), of an adapter of 5 MB half of what a step reads.
+    The page cache then keeps it in large pages, which slots map. If it is written piece by piece, the first 2 MiB are
+    in small pages (ext4, Linux 6.18): for an adapter of 5 MB, half of what a step reads.
     """
     write_both(descriptor, memoryview(head_of(packed.header)), bytes_of(packed.run))
 
 
 def write_both(descriptor: int, first: memoryview, second: memoryview) -> None:
-    """Write all of two runs of bytes, together as far as the system takes them."""
+    """Write all of two byte strings, in one call as far as the system accepts."""
     while first or second:
         count = os.writev(descriptor, (first, second))
         first, second = first[count:], second[max(0, count - len(first)) :]
 
 
 def _body_bytes(start: bytes, subject: str, file_bytes: int | None) -> int:
-    """How many bytes of body follow a file's first `PREFIX.size`. Raises CorruptFile."""
+    """Return how many bytes of body follow a file's first `PREFIX.size`. Raises CorruptFile."""
     if len(start) < PREFIX.size:
         raise CorruptFile(
             subject, f"is truncated: {len(start)} bytes, and a packed adapter begins with {PREFIX.size}"
@@ -121,25 +121,25 @@ def _body_bytes(start: bytes, subject: str, file_bytes: int | None) -> int:
 
 
 def rest_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int:
-    """How many bytes lie between a file's first `PREFIX.size` and its run. Raises CorruptFile."""
+    """Return the number of bytes between a file's first `PREFIX.size` and its run. Raises CorruptFile."""
     return _aligned(_body_bytes(start, subject, file_bytes)) - PREFIX.size
 
 
 def verify(header: Header, run: torch.Tensor, subject: str) -> None:
-    """Raise CorruptFile unless the run in host memory is the one that the header was written for."""
+    """Raise CorruptFile unless `run`, which is in host memory, matches the header's digest."""
     check_digest(header, digest_of(bytes_of(run), like=header.digest), subject)
 
 
 def check_digest(header: Header, digest: str, subject: str) -> None:
-    """The same, by the digest of the run that is there."""
+    """Raise CorruptFile unless `digest` is the header's."""
     if digest != header.digest:
         raise CorruptFile(subject, "has weights that do not match their digest; upload it again")
 
 
 def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) -> Header:
-    """The header from a file's first `PREFIX.size` bytes and what follows up to the run, or more.
+    """Return the header from a file's first `PREFIX.size` bytes and the bytes that follow, at least up to the run.
 
-    `file_bytes` is the file's real size where it is known. Raises CorruptFile for whatever does not add up.
+    `file_bytes` is the file's real size, if known. Raises CorruptFile for any inconsistency.
     """
     length = _body_bytes(start, subject, file_bytes)
     head_bytes = _aligned(length)
@@ -178,12 +178,12 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) ->
 
 
 def is_canonical(header: Header, start: bytes) -> bool:
-    """Whether a file's first bytes are those that `write` would make of it."""
+    """Return whether a file's first bytes are those that `write` would produce."""
     return head_of(header).startswith(start)
 
 
 class _Defect(Exception):
-    """What is wrong with a layout."""
+    """A layout is invalid."""
 
 
 def _layout(text: bytes | msgspec.Raw) -> Layout:
@@ -202,7 +202,7 @@ def _layout(text: bytes | msgspec.Raw) -> Layout:
     return Layout(tuple(places))
 
 
-# Adapters of one kind have one layout, which is parsed once: reading a header then costs nothing per module.
+# Adapters of one kind share a layout, which is parsed once: reading a header then costs nothing per module.
 _known_layout = lru_cache(maxsize=64)(_layout)
 
 

@@ -1,8 +1,7 @@
-"""adapter_config.json as PEFT writes it: what of it decides the numbers, and what we do not serve.
+"""PEFT's adapter_config.json: which fields determine an adapter's numbers, and which settings are not served.
 
-Every field is either read here, known to say nothing about inference, or must hold a neutral value; so a PEFT
-feature that we do not know of is refused by name, never served wrongly. Follows peft 0.21
-(peft/tuners/lora/config.py).
+Every field is either read here, known to be irrelevant to inference, or must have a neutral value. So an unknown PEFT
+feature is refused by name, never served wrongly. Follows peft 0.21 (peft/tuners/lora/config.py).
 """
 
 import json
@@ -14,35 +13,34 @@ from typing import Any
 from mint_contracts.errors import CorruptFile, UnsupportedAdapter
 from mint_contracts.targets import endings
 
-PREFIX = "base_model.model."  # of what PEFT names tensors
+PREFIX = "base_model.model."  # of PEFT's tensor names
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PATTERNS = 4096
 
 _READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
          "target_modules", "target_parameters", "layers_to_transform", "init_lora_weights", "bias"}  # fmt: skip
-# Who trained it, and how: nothing that a forward pass reads. The tensors themselves say which modules are adapted.
+# How it was trained: nothing that a forward pass uses. The tensors themselves show which modules are adapted.
 _SILENT = {"task_type", "inference_mode", "revision", "peft_version", "auto_mapping", "lora_dropout",
            "exclude_modules", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
            "lora_ga_config", "qalora_group_size", "runtime_config"}  # fmt: skip
-# Initialisations that leave the base model's weights alone; the others (pissa, olora, corda, loftq, ...) change them.
+# Initialisations that leave the base model's weights unchanged; others (pissa, olora, corda, loftq, ...) change them.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
-# PEFT takes patterns as regular expressions. Those of a tenant are run only if they can not blow up: no quantified
-# group, at most two quantifiers, and few ways through groups of alternatives one behind another. While one is matched
-# the whole process waits.
+# PEFT's patterns are regular expressions. A tenant's patterns are run only if they cannot blow up: no quantified
+# group, at most two quantifiers, and few combinations of alternatives. The whole process waits while one is matched.
 _SAFE_PATTERN = re.compile(r"(?!.*\(\?[^:])(?!.*\)[*+?{])[A-Za-z0-9_^$.|():?*+\\\[\]-]{1,300}")
 _QUANTIFIER = re.compile(r"(?<!\()[*+?]")
-_GROUPING = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|([(|)])")  # what is escaped or in a class groups nothing
+_GROUPING = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|([(|)])")  # escaped characters and classes do not group
 _MOST_WAYS = 256
-_QUANTIFIED = 32  # times what a name takes: 9 us of 0.3, of two quantifiers over a path of 31 characters
+_QUANTIFIED = 32  # cost relative to a plain name: two quantifiers on a path of 31 characters take 9 us, a name 0.3
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What decides an adapter's numbers. `targets` is None where PEFT is given a regular expression instead.
+    """What determines an adapter's numbers. `targets` is None if PEFT is given a regular expression instead.
 
-    `parameters` are stacked tensors that are targeted by name, see `fused`. `effort` is what it takes to look one
-    linear up by all patterns, where a name takes one.
+    `parameters` are stacked tensors that are targeted by name (see `fused`). `effort` is the cost of matching one
+    linear with all patterns, in units of a plain name's.
     """
 
     base_name: str
@@ -60,34 +58,34 @@ class LoraConfig:
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank that any module could have."""
+        """The largest rank that any module can have."""
         return max([self.rank, *(rank for _, rank in self._ranks)])
 
     def rank_of(self, path: str) -> int:
-        """The rank of the module at `path`: the first matching rank_pattern, or r."""
+        """Return the rank of the module at `path`: that of the first matching rank_pattern, or r."""
         return next((rank for pattern, rank in self._ranks if pattern.match(path)), self.rank)
 
     def alpha_of(self, path: str) -> float:
-        """The alpha of the module at `path`: the first matching alpha_pattern, or lora_alpha."""
+        """Return the alpha of the module at `path`: that of the first matching alpha_pattern, or lora_alpha."""
         return next((value for pattern, value in self._alphas if pattern.match(path)), self.alpha)
 
     def numbers_of(self, path: str) -> tuple[int, float]:
-        """The rank and scaling of the module at `path`, each by its pattern, as PEFT computes it.
+        """Return the rank and scaling of the module at `path`, as PEFT computes them.
 
-        The scaling is alpha/r, with rsLoRA alpha/sqrt(r).
+        The scaling is alpha/r, or alpha/sqrt(r) with rsLoRA.
         """
         alpha, rank = self.alpha_of(path), self.rank_of(path)
         return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def names(self, path: str) -> bool:
-        """Whether the tensor at `path` is one of `parameters`."""
+        """Return whether the tensor at `path` is one of `parameters`."""
         return not self._named.isdisjoint(endings(path))
 
 
 def parse(text: bytes, subject: str) -> LoraConfig:
-    """Read adapter_config.json.
+    """Parse adapter_config.json.
 
-    Raises CorruptFile where it is no such file, UnsupportedAdapter naming the field that is not served.
+    Raises CorruptFile if it is invalid, and UnsupportedAdapter naming a field that is not served.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise CorruptFile(subject, f"has an adapter_config.json above {MAX_CONFIG_BYTES} bytes")
@@ -119,7 +117,7 @@ def parse(text: bytes, subject: str) -> LoraConfig:
 
 
 def _canonical(raw: object) -> bytes:
-    """Fields by name, and what they hold as it came: of patterns the first that matches counts."""
+    """Return JSON with the fields sorted by name, but values unchanged: the order of patterns matters."""
     fields = {name: raw[name] for name in sorted(raw)} if isinstance(raw, dict) else raw
     return json.dumps(fields, separators=(",", ":")).encode()
 
@@ -203,7 +201,7 @@ def _layers(value: object, subject: str) -> frozenset[int] | None:
 
 
 def _patterns(raw: dict[str, Any], field: str, subject: str) -> list[tuple[re.Pattern[str], str, Any]]:
-    """(compiled, as written, value) of each entry; matched as peft's get_pattern_key does."""
+    """Return (compiled, as written, value) for each entry; matched as in peft's get_pattern_key."""
     entries = raw.get(field) or {}
     if not isinstance(entries, dict) or len(entries) > MAX_PATTERNS:
         raise CorruptFile(subject, f"has a {field} that is not an object of at most {MAX_PATTERNS} entries")
@@ -227,7 +225,7 @@ def _effort(pattern: str) -> int:
 
 
 def _ways(pattern: str) -> int:
-    """In how many ways its alternatives can be chosen at most, as if each group came behind all others."""
+    """Return an upper bound of the ways to choose a pattern's alternatives, as if all groups followed one another."""
     ways, begun = 1, [1]
     for sign in _GROUPING.findall(pattern):
         if sign == "(":

@@ -1,7 +1,7 @@
-"""Reading what a source holds of an adapter into a packed run: checked whole, guarded against NaN, laid out once.
+"""Reads an adapter from a source into a packed run: checks all of it, also for NaN, and lays it out once.
 
-Config and header are checked before the weights are even asked for, and the very bytes that are checked are used, so
-that a file which changes meanwhile can not slip through.
+Config and header are checked before the weights are requested, and exactly the bytes that were checked are used, so
+that a file that changes meanwhile cannot slip through.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -48,28 +48,28 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE_BYTES = 8 << 20
 
 Admit = Callable[[int], None]
-Found = Mapping[str, int | None]  # as `adapter_files` tells
+Found = Mapping[str, int | None]  # as `adapter_files` returns
 
 
 class _IntoMemory(Protocol):
-    """What every file for reading can do, those of fsspec too, though `BinaryIO` does not tell."""
+    """What every file for reading supports, fsspec's included, although `BinaryIO` does not declare it."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
 def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype | None, admit: Admit = lambda _: None) -> Packed:
-    """As `read_found`, of whatever the source's folder has."""
+    """Read an adapter from a source's folder as `read_found` does."""
     return read_found(folder, adapter_files(folder), fit, dtype, admit)
 
 
 def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None, admit: Admit) -> Packed:
-    """Read an adapter from its source; its run comes in the base's `dtype`.
+    """Read an adapter from its source, with its run in the base's `dtype`.
 
-    None: as a packed file has it, and of PEFT's files in float32, so that nothing is rounded.
+    If `dtype` is None, a packed file keeps its own, and PEFT's files are read in float32, so that nothing is rounded.
 
-    The bytes that its packed file takes are told to `admit` before the weights arrive; it raises where there is no
-    room. Of tensors that are passed over nothing is kept. Raises every error of `check`, NonFiniteWeights naming the
-    tensor, and Source* errors.
+    `admit` is called with the bytes of the packed adapter before its weights arrive, and raises if there is no room.
+    Tensors that are passed over are not kept. Raises every error of `check`, NonFiniteWeights naming the tensor, and
+    Source* errors.
     """
     if PACKED in found:
         return _read_packed(folder, found[PACKED], fit, dtype, admit)
@@ -88,7 +88,7 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
         blob = bytearray(_size(asked))
         filled = _fill_asked(memoryview(blob), table, asked, file)
         check_filled(filled, _size(table), file, folder.subject, known=found[WEIGHTS] is not None)
-    folder.check_same(CONFIG, WEIGHTS)  # no digest tells whether they, or all parts of them, belong together
+    folder.check_same(CONFIG, WEIGHTS)  # no digest shows whether they, or all parts of them, belong together
     begins = _begins(asked)
     run = torch.empty(layout.elements, dtype=dtype)
     for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
@@ -111,7 +111,7 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
 
 @contextmanager
 def opened_packed(folder: Folder, file_bytes: int | None, fit: Fit) -> Iterator[tuple[Header, BinaryIO]]:
-    """A source's packed file at the beginning of its run, and its header, of which all is checked that PEFT's is."""
+    """Open a source's packed file, check it as PEFT's files are, and yield its header and the file at its run."""
     subject = folder.subject
     with folder.open(PACKED) as file:
         start = read_up_to(file, packed_file.PREFIX.size)
@@ -127,7 +127,7 @@ def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.
         admit(header.file_bytes)
         run = torch.empty(header.layout.elements, dtype=header.dtype)
         check_filled(fill(bytes_of(run), file), header.run_bytes, file, subject, known=file_bytes is not None)
-    with ThreadPoolExecutor(1) as beside:  # both passes take as long, and each its own core
+    with ThreadPoolExecutor(1) as beside:  # both passes take equally long; each has its own core
         verified = beside.submit(packed_file.verify, header, run, subject)
         finite = is_finite(run)
         verified.result()
@@ -140,7 +140,7 @@ def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.
 
 
 def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
-    """All that is checked of PEFT's files, of a packed file from outside."""
+    """Apply to a packed file from outside all checks that PEFT's files get."""
     config = peft_config.parse(header.config, subject)
     check_config(config, fit, subject)
     check_packed(header, fit, subject)
@@ -150,7 +150,7 @@ def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
 
 
 def fill(view: memoryview, file: BinaryIO) -> int:
-    """Read as many bytes as there are, or as there is room for; how many."""
+    """Read into `view` until it is full or the file ends; return the number of bytes read."""
     filled, into = 0, cast(_IntoMemory, file)
     while filled < len(view) and (count := into.readinto(view[filled : filled + _PIECE_BYTES])):
         filled += count
@@ -158,7 +158,7 @@ def fill(view: memoryview, file: BinaryIO) -> int:
 
 
 def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known: bool) -> None:
-    """Raise unless `size` bytes came, to the file's end. `known`: the storage told the right size before."""
+    """Raise unless `size` bytes were read and the file ends there. `known`: the storage reported the right size."""
     if filled < size:
         problem = f"gave {filled} bytes of weights, and its header gives {size}"
         if known:
@@ -169,26 +169,26 @@ def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known:
 
 
 def _size(table: Table) -> int:
-    """Bytes of its tensors."""
+    """Return the total bytes of the tensors."""
     return sum(spec.end - spec.begin for spec in table.tensors.values())
 
 
 def _in_order(table: Table) -> list[TensorSpec]:
-    """Its tensors as they lie in the file."""
+    """Return the tensors in the order in which they are in the file."""
     return sorted(table.tensors.values(), key=lambda spec: (spec.begin, spec.end))
 
 
 def _begins(asked: Table) -> dict[str, int]:
-    """Where each tensor begins, by name, if they lie one after another without what was passed over."""
+    """Return by name where each tensor begins if they are concatenated without those that were passed over."""
     specs = _in_order(asked)
     ends = accumulate((spec.end - spec.begin for spec in specs), initial=0)
     return {spec.name: begin for spec, begin in zip(specs, ends, strict=False)}
 
 
 def _fill_asked(blob: memoryview, table: Table, asked: Table, file: BinaryIO) -> int:
-    """Read the tensors that are asked for, one after another; how many bytes of all tensors there were.
+    """Read the requested tensors one after another; return how many bytes of all tensors were read.
 
-    The rest is read in pieces that nobody keeps: not every server sends a file from its midst.
+    The others are read and discarded, because not every server can send a file from the middle.
     """
     filled, at = 0, 0
     for wanted, specs in groupby(_in_order(table), key=lambda spec: spec.name in asked.tensors):
@@ -205,7 +205,7 @@ def _fill_asked(blob: memoryview, table: Table, asked: Table, file: BinaryIO) ->
 
 
 def _pass_over(file: BinaryIO, size: int) -> int:
-    """Read so many bytes, or as many as there are, for nothing; how many."""
+    """Read and discard up to `size` bytes; return the number of bytes read."""
     piece, left = memoryview(bytearray(min(size, _PIECE_BYTES))), size
     while left and (count := fill(piece[:left], file)):
         left -= count
@@ -213,7 +213,7 @@ def _pass_over(file: BinaryIO, size: int) -> int:
 
 
 def _tensor(spec: TensorSpec, blob: bytearray, offset: int) -> torch.Tensor:
-    """One tensor as it is stored; it shares the blob's bytes where they are aligned for its dtype."""
+    """Return one tensor as it is stored, sharing the blob's bytes if they are aligned for its dtype."""
     stored, size = _DTYPES[spec.dtype], spec.end - spec.begin
     count = size // stored.itemsize
     if offset % stored.itemsize:

@@ -1,7 +1,6 @@
-"""Writing what a source holds of an adapter to this machine's disk, packed; of what is packed already only pieces are
-ever in memory of our own.
+"""Writes an adapter from a source to this machine's disk, packed; a file that is already packed is streamed.
 
-While one piece is proved, the next is read and written, so that all of it takes hardly longer than these.
+While one piece is checked, the next is read and written, so that checking adds hardly any time.
 """
 
 import itertools
@@ -20,14 +19,14 @@ from mint_engine.residency.remapping import HUGE, reserve
 from mint_engine.sources.fetch import PACKED, adapter_files
 from mint_engine.sources.storage import Folder
 
-# Of the file: where one ends, a large page of the system's cache does (see `packed_file.write_at_once`).
+# Pieces end where large pages of the page cache do (see `packed_file.write_at_once`).
 PIECE_BYTES = 4 * HUGE
 
 
 def relay(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit, descriptor: int) -> None:
-    """Write an adapter's packed file, in the base's `dtype`, from where `descriptor` is: its beginning.
+    """Write an adapter's packed file, in the base's `dtype`, to `descriptor`, which must be at the file's beginning.
 
-    What is written is nothing unless this returns. `admit` is told and raises, and this raises, as `read_adapter`.
+    The file is valid only if this returns. `admit` is used as by `read_adapter`, and the same errors are raised.
     """
     found = adapter_files(folder)
     if PACKED in found and _pass_on(folder, found[PACKED], fit, dtype, admit, descriptor):
@@ -40,7 +39,7 @@ def relay(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit, descriptor
 def _pass_on(
     folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit, descriptor: int
 ) -> bool:
-    """False where that can not be: it is of another dtype, or something in it is not finite."""
+    """Stream a packed file; return False if it cannot be used, having another dtype or a value that is not finite."""
     with opened_packed(folder, file_bytes, fit) as (header, file):
         if header.dtype != dtype:
             return False
@@ -52,7 +51,7 @@ def _pass_on(
 
 
 class _Passed(NamedTuple):
-    """What came of a run."""
+    """The result of streaming a run: bytes read, whether all values are finite, and the digest."""
 
     nbytes: int
     finite: bool
@@ -60,9 +59,9 @@ class _Passed(NamedTuple):
 
 
 def _pass_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Passed:
-    """Write the head, and the run as far as whole pieces of it come."""
+    """Write the head and the run; stop before the first piece that is incomplete."""
     size, nbytes, digest = header.run_bytes, 0, Digesting(like=header.digest)
-    rooms = itertools.cycle([reserve(min(PIECE_BYTES, size)).data for _ in range(2)])  # one is proved, the other read
+    rooms = itertools.cycle([reserve(min(PIECE_BYTES, size)).data for _ in range(2)])  # one checked, one read
     head = memoryview(packed_file.head_of(header))
 
     def prove(piece: memoryview) -> bool:

@@ -1,7 +1,7 @@
-"""What a base that sees has besides its text model: asked in text alone, it never computes that.
+"""The parts of a vision-language base besides its text model, which are never computed for text requests.
 
-Adapters may have tensors of it all the same. PEFT takes modules by the ends of their names, so that plain
-`target_modules=["q_proj"]` means the vision tower's too. They change no answer and are passed over, as vLLM does.
+Adapters may still have tensors for them: PEFT matches the ends of module names, so that a plain
+`target_modules=["q_proj"]` includes the vision tower's. They change no answer and are skipped, as in vLLM.
 """
 
 from collections.abc import Set
@@ -12,11 +12,14 @@ from mint_engine.adapters.header import Header
 from mint_engine.adapters.peft_config import PREFIX
 
 MODEL = "model."
-TEXT_MODEL = "model.language_model."  # where models that see have the one that reads, since transformers 4.52
+TEXT_MODEL = "model.language_model."  # path of a vision-language model's text model since transformers 4.52
 
 
 def without_unasked(header: Header, unasked: Set[str], subject: str) -> Header:
-    """The header without tensors of the parts that these linears are in. Raises UnsupportedAdapter without others."""
+    """Return the header without tensors of the parts that `unasked` linears are in.
+
+    Raises UnsupportedAdapter if no others are left.
+    """
     parts = {path.removeprefix(MODEL).partition(".")[0] for path in unasked}
     kept = {name: spec for name, spec in header.tensors.items() if _part_of(name) not in parts}
     if header.tensors and not kept:
@@ -28,5 +31,5 @@ def without_unasked(header: Header, unasked: Set[str], subject: str) -> Header:
 
 
 def _part_of(name: str) -> str:
-    """The first part of the path that PEFT names a tensor by, as transformers did until 4.52 or does since."""
+    """Return the first part of a tensor's path, with the names of transformers either before or since 4.52."""
     return name.removeprefix(PREFIX).removeprefix(MODEL).partition(".")[0]
