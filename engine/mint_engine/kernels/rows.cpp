@@ -80,7 +80,7 @@ void gate_muls(const T* gate_up, T* out, int64_t rows, int64_t size, const Activ
   extern "C" void mint_gate_mul_##NAME(const T* gate_up, T* out, int64_t rows, int64_t size, const Activation* by) {   \
     gate_muls<T>(gate_up, out, rows, size, *by);                                                                       \
   }                                                                                                                    \
-  /* logits [rows, size] -> the first largest of each row and its value, NaN where the row holds one */                \
+  /* logits [rows, size] -> the first largest of each row and its value, NaN if the row holds NaN */                   \
   extern "C" void mint_argmax_##NAME(const T* logits, int64_t rows, int64_t size, int64_t* tokens, float* peaks) {     \
     argmax<T>(logits, rows, size, tokens, peaks);                                                                      \
   }

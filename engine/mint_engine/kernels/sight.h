@@ -3,7 +3,7 @@
 #include "number.h"
 
 struct Sight {
-  int64_t window;      // the latest tokens that a row sees, itself included; 0: all
+  int64_t window;      // the last tokens that a row sees, itself included; 0: all
   const float* sinks;  // [heads]: an extra score in each row's softmax that attends to nothing; null: none
   float cap;           // scores become cap * tanh(score / cap); 0: no cap
   // The first position that a row at `position` sees.

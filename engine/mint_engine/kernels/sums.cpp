@@ -25,7 +25,7 @@ void sum(T* numbers, int64_t count, int turn, const Peers<T>& peers) {
   extern "C" void mint_sum_##NAME(T* numbers, int64_t count, int64_t turn, const Peers<T>* peers) {                    \
     sum<T>(numbers, count, int(turn), *peers);                                                                         \
   }                                                                                                                    \
-  /* Waits until all ranks have come. */                                                                               \
+  /* Waits until all ranks have arrived. */                                                                            \
   extern "C" void mint_meet_##NAME(const Peers<T>* peers) {                                                            \
     meet(*peers->meeting, 0, int(peers->count), peers->patience_s);                                                    \
   }

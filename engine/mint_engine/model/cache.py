@@ -48,7 +48,7 @@ class _Pages:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the whole cache."""
+        """Bytes of the cache, with its routes."""
         return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
 
     def bring_in(self) -> None:
@@ -94,7 +94,7 @@ class KvCache(_Pages):
         pool[pages, 1, :, within] = values.transpose(0, 1)
 
     def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [K, n * 16, D] of `pages` [n], page after page."""
+        """Return keys and values [K, n * 16, D] of `pages` [n], page after page."""
         parts = torch.arange(2 * self.heads, device=pages.device)[:, None] + pages * (2 * self.heads)  # [2 K, n]
         heads = self.of(layer).view(-1, PAGE_TOKENS * self.head_dim)  # of every page, keys' before values'
         keys, values = heads.index_select(0, parts.flatten()).view(2, self.heads, -1, self.head_dim)
@@ -118,7 +118,7 @@ class LatentCache(_Pages):
         rows[:, column : column + values.shape[1]].index_copy_(0, places, values.to(rows.dtype))
 
     def read(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """Rows [n * 16, W] of `pages` [n], page after page."""
+        """Return rows [n * 16, W] of `pages` [n], page after page."""
         return self.of(layer).index_select(0, pages).view(-1, self.width)
 
 

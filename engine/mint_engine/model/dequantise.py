@@ -145,7 +145,7 @@ def _looked_up(codes: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> 
 
 
 def _bands(out: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of N and of rows [N, O, I] to take at a time: everything at once on devices other than CPUs."""
+    """Yield slices of N and O to take at a time; one for all on devices whose calls cost more than memory."""
     many, outputs, inputs = out.shape
     rows = max(1, _BAND // inputs)
     if out.device.type != "cpu":

@@ -29,7 +29,7 @@ _LARGEST = {"gemma2": 46, "gemma3_text": 62}
 _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 _SCALING = "rope.scaling."
 _READ = frozenset({"type", "factor", "original_context_length", "finetuned"})  # fields of how positions are stretched
-_FREQUENCIES = "rope_freqs.weight"  # what each frequency is divided by: Llama 3.1's way to stretch positions
+_FREQUENCIES = "rope_freqs.weight"  # divisors of the frequencies: Llama 3.1's way to stretch positions
 # Architectures whose experts, or file heads, transformers does not read as llama.cpp writes them.
 _OTHER_EXPERTS = frozenset({"gpt-oss", "llama", "llama4"})
 _TURN_BY_LENGTH = ("rope_factors_long.weight", "rope_factors_short.weight")

@@ -12,7 +12,7 @@ from mint_engine.model.numerics import norm_of
 from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Share
 
-CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
+CHUNK_TOKENS = 16  # prompt tokens of one work item of attention
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # families whose rotary angles depend on the kind of layer
 _HALVES = frozenset({"gpt_oss"})  # families whose modules return each angle only once
 

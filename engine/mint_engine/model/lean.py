@@ -37,10 +37,8 @@ from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots
 
 _NO_LINEARS = LinearStruct(), LinearStruct()
-PATIENCE_S = 0.05  # for what of an adapter has not come: so much later may those begin who come meanwhile
-_KEPT_LOGITS_BYTES = (
-    64 << 20
-)  # 256 rows of a vocabulary of 128,000; what prompts' scores take beyond it comes and goes
+PATIENCE_S = 0.05  # for the rest of an arriving adapter: requests that come meanwhile may begin that much later
+_KEPT_LOGITS_BYTES = 64 << 20  # 256 rows of a vocabulary of 128,000; larger ones, for prompts' scores, are not kept
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ HUNYUAN = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})
 ERNIE = frozenset({"ernie4_5", "ernie4_5_moe"})
 _MORE = frozenset({"exaone4", "gpt_oss", "granite", "granitemoe", "minimax_m2", "olmo2", "olmo3", "smollm3"})
 OTHERS = GEMMA | HUNYUAN | ERNIE | _MORE
-_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
+_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # types whose angles do not depend on a request's length
 # Vision families' tokens that stand for images: transformers embeds them as token 0 when there is no image.
 _PLACEHOLDERS = {"kimi_k25": ("image_token_id", "video_token_id"), "gemma3": ("image_token_id",)}
 _PLACED_OUTSIDE = frozenset({"gemma3"})  # if they lie outside the vocabulary; otherwise like any token

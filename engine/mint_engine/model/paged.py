@@ -98,7 +98,7 @@ class Paged:
     groups: tuple[PagedAttention, ...]
 
     def of(self, layer: int) -> PagedAttention:
-        """The plan of a layer's group."""
+        """Return the plan of a layer's group."""
         return self.groups[self.cache.groups.places[layer][0]]
 
     def window(self, layer: int) -> int | None:
@@ -116,7 +116,7 @@ def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) ->
 
 
 def _seen(span: Span, group: int, window: int | None) -> Span:
-    """A span as a group of layers sees it, from the first page of its window on."""
+    """Return a span as a group of layers sees it, from the first page of its window on."""
     pages = span.others[group - 1] if group else span.pages
     first = first_seen(span.position, window)
     if not first:

@@ -94,7 +94,7 @@ class _Mapped:
     def __getitem__(self, part: Any) -> torch.Tensor:
         if self.kind not in _DTYPES:
             raise UnsupportedBase(f"base file {self.file}", f"has tensors of {self.kind}, which is not supported")
-        own: Any = self.memory[self.bytes]  # what slices of storages are is not typed
+        own: Any = self.memory[self.bytes]  # slices of storages are not typed
         found = torch.empty(0, dtype=_DTYPES[self.kind]).set_(own).view(self.shape)[part]
         if found.numel():
             last = sum((size - 1) * step for size, step in zip(found.shape, found.stride(), strict=True))
