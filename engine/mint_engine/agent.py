@@ -1,6 +1,7 @@
-"""The engine's link to the placement map: follows its own part, and reports what it holds.
+"""The engine's link to the placement map: it follows the engine's own part and reports what the engine holds.
 
-Losing Redis loses nothing: the engine keeps what it has and goes on serving; what the map has lost is told again.
+Losing Redis loses nothing: the engine keeps what it has and continues to serve; it reports again what the map has
+lost.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class Body(msgspec.Struct, frozen=True):
-    """What the agent speaks for. `describe(map_version, sequence)` gives the engine's record as of now."""
+    """The engine, as the agent sees it. `describe(map_version, sequence)` returns the engine's current record."""
 
     describe: Callable[[int, int], EngineRecord]
     holdings: Callable[[], dict[str, Held]]
@@ -45,8 +46,9 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class Agent:
-    """Follows and reports until cancelled. `run` raises StaleEpoch when a later start of this engine has reported, or
-    has begun to tell the map what it holds.
+    """Follows the map and reports to it until cancelled.
+
+    `run` raises StaleEpoch if a later start of this engine has reported, or has begun a full report.
     """
 
     def __init__(self, redis: Redis, base: str, engine: str, body: Body) -> None:
@@ -60,15 +62,15 @@ class Agent:
         self._edition: int | None = None  # of the part last read; None: read it as soon as the map is known
         self._stale = asyncio.Event()
         self._changed = asyncio.Event()
-        self._unsure = False  # whether the map still has what it was told of training, which has no sequence
+        self._unsure = False  # the map may have lost reports of training, which have no sequence
         self._waiting: list[asyncio.Future[None]] = []
 
     def changed(self) -> None:
-        """Something that the map must know has changed."""
+        """Report soon: something that the map must know has changed."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Follow and report."""
+        """Follow the map and report to it."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
@@ -78,7 +80,7 @@ class Agent:
             raise failed.exceptions[0] from failed
 
     async def tell(self, timeout_s: float) -> bool:
-        """Wait until what is true now was reported; False if the map could not be reached in time."""
+        """Report the current state and wait for it; return False if the map could not be reached in time."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._changed.set()
@@ -89,14 +91,14 @@ class Agent:
         return False
 
     async def leave(self) -> None:
-        """End the heartbeat now; after `run` was cancelled."""
+        """End the heartbeat now. Call it after `run` was cancelled."""
         try:
             await self._reporter.leave()
         except _OUTAGES as error:
             log.warning("leave_unheard", engine=self._engine, error=str(error))
 
     async def _listen(self) -> None:
-        """Every call makes the part stale; so does whatever happened while nobody listened."""
+        """Mark the part as stale at every message, and at every subscription, as messages may have been missed."""
         failures = 0
         while True:
             try:
@@ -112,7 +114,7 @@ class Agent:
             await asyncio.sleep(delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
 
     async def _follow(self) -> None:
-        """Read this engine's part whenever it is stale, and now and then in any case."""
+        """Read this engine's part whenever it is stale, and every REREAD_S in any case."""
         failures = 0
         while True:
             with suppress(TimeoutError):
@@ -132,7 +134,7 @@ class Agent:
         part = await self._reader.part(self._base, self._engine)
         self._outage.over(self._engine)
         news, self._version = part.version != self._version, part.version
-        if part.version is None:  # not known, which is not the same as nothing wanted
+        if part.version is None:  # unknown, which does not mean that nothing is wanted
             self._edition = None
             return
         self._edition = part.edition
@@ -170,7 +172,7 @@ class Agent:
                 done.set_result(None)
 
     def _hear(self, heard: Heard) -> None:
-        """What a report was answered: a call that was lost costs a heartbeat, not more."""
+        """Read the answer to a report, which shows new editions: a lost message costs at most a heartbeat."""
         if heard.version is None:
             self._version = self._edition = None
         elif heard.edition == self._edition:
@@ -181,15 +183,15 @@ class Agent:
             self._stale.set()
 
     def _failed(self, error: Exception) -> None:
-        """Whichever connection fails, the Redis that comes back may not know the last report.
+        """Note an outage. Whichever connection fails, the Redis that comes back may not know the last report.
 
-        Of what is held the next report finds out; of training all is told again, which is little.
+        The next report of holdings detects that; progress of training is all reported again, as it is small.
         """
         self._unsure = True
         self._outage.failed(error, self._engine)
 
     async def _next_report(self) -> None:
-        """Wait for the next heartbeat, or for a change and what comes with it."""
+        """Wait for the next heartbeat, or for a change and the changes that come right after it."""
         heartbeat = HEARTBEAT_S * (0.9 + 0.1 * random.random())  # noqa: S311 - spreads engines out, guards nothing
         with suppress(TimeoutError):
             async with asyncio.timeout(heartbeat):
@@ -198,7 +200,7 @@ class Agent:
 
 
 class _Outage:
-    """One log line when Redis goes away, one for whatever else keeps it away then, and one when it is back."""
+    """Logs one line when Redis goes away, one for each further reason during the outage, and one when it is back."""
 
     def __init__(self) -> None:
         self._since: float | None = None

@@ -1,6 +1,6 @@
-"""Threads beside the step that give way to it: what they compute nobody waits for at the moment, but tokens somebody.
+"""Low-priority background threads that yield to the step thread: clients wait for tokens, nobody for their results.
 
-Anybody can lower a thread's priority, and root alone raise it: so these are threads of their own.
+Any thread can lower its priority, but only root can raise it again: so these are separate threads.
 """
 
 import asyncio
@@ -13,29 +13,30 @@ from typing import TypeVar, TypeVarTuple
 
 from mint_engine.model.device import compute_alone
 
-# In nice's measure: on a core that a step's thread wants, too, one gets a tenth of what that gets (Linux weighs 0 by
-# 1024 and 10 by 110, sched_prio_to_weight), so four of them on two cores would slow steps by a fifth. A core that
-# nobody else wants is all its own.
+# Added to the nice value: on a core that a step's thread uses, too, such a thread gets a tenth of that one's time
+# (Linux weighs nice 0 by 1024 and 10 by 110, sched_prio_to_weight), so four of them on two cores would slow steps by
+# a fifth. On an otherwise idle core it gets all of the time.
 LOWER = 10
-THREADS = 8  # most of their time they wait for storage
+THREADS = 8  # they mostly wait for storage
 
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
 
 def give_way() -> None:
-    """From now on the calling thread gives way to others, and computes alone: a pool's initializer."""
+    """Make the calling thread yield to others and compute without a thread team; for use as a pool's initializer."""
     compute_alone()
-    own = threading.get_native_id()  # Linux has a priority a thread
-    with suppress(OSError):  # where that is forbidden, it goes on as any other
+    own = threading.get_native_id()  # Linux has a priority per thread
+    with suppress(OSError):  # if that is forbidden, keep the normal priority
         os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + LOWER)
 
 
 def leave_cores() -> None:
-    """From now on the running loop's thread and those of `asyncio.to_thread` compute alone; a base is loaded before.
+    """Make the running loop's thread and those of `asyncio.to_thread` compute without thread teams.
 
-    Each would have a team of its own, and with more threads than cores a step's sleep where they wait for each other
-    (see `end_team`): of steps beside rollouts one in ten took half as long again.
+    Call it after a base was loaded. Otherwise each would have its own team, and with more threads than cores the
+    threads of a step sleep when they wait for each other (see `end_team`): one in ten steps beside rollouts took 1.5
+    times as long.
     """
     compute_alone()
     loop = asyncio.get_running_loop()
@@ -46,5 +47,5 @@ _threads = ThreadPoolExecutor(THREADS, "aside", initializer=give_way)
 
 
 async def aside(work: Callable[[*Given], T], *given: *Given) -> T:
-    """What `work` makes of what it is `given`, on one of these threads."""
+    """Run `work` with `given` on one of these threads and return its result."""
     return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)

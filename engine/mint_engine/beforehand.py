@@ -1,4 +1,4 @@
-"""What a base is refused for before any of its weights is copied or read: by its small files and the spec alone."""
+"""Checks of a base before any of its weights are copied or read, using only its small files and the spec."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from mint_engine.parallel.part import Part
 
 
 def check_small_files(settings: EngineSettings, folder: Path, subject: str) -> None:
-    """A base that errors name so, by the files of a folder that does not hold its weights yet. Raises a MintError.
+    """Check a base by the files of a folder that does not have its weights yet. Raises a MintError naming `subject`.
 
-    Of a GGUF file it holds the head.
+    If the base is a GGUF file, the folder has its head.
     """
     files = BaseFiles(folder, next((each.name for each in folder.glob("*.gguf")), None), subject)
     check_start(files)
@@ -32,14 +32,14 @@ def check_small_files(settings: EngineSettings, folder: Path, subject: str) -> N
 
 
 def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
-    """A base that errors name so, by its configuration.
+    """Check a base by its configuration; errors name `subject`.
 
-    Raises UnsupportedBase for what no engine serves of it, and for lengths, modules and ranks that it does not have,
-    CapacityExceeded for a cache that is too small.
+    Raises UnsupportedBase for features that no engine serves, and for lengths, modules and ranks that the base does
+    not have, CapacityExceeded if the cache is too small.
     """
     try:
         _check_config(settings, config, subject)
-    except LIBRARY_ERRORS as error:  # over numbers and kinds that transformers has not looked at
+    except LIBRARY_ERRORS as error:  # from values and types that transformers has not checked
         raise UnsupportedBase(subject, f"has an unsupported configuration: {first_line(error)}") from error
 
 

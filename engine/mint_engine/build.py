@@ -1,6 +1,6 @@
-"""Puts together what computes: the base, its slots and cache, the pass over them, and other ranks where there are.
+"""Builds the computing parts of an engine: the base, its slots and cache, the forward pass, and other ranks if any.
 
-Rank 0 is this process, and the engine to everybody else; see `mint_engine.parallel`.
+Rank 0 is this process; it represents the engine to everything else. See `mint_engine.parallel`.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ Equip = Callable[[Base, Slots, Lead | None], None]
 
 
 def _nothing(*_: object) -> None:
-    """Nothing more is wanted."""
+    """Do nothing: the default callback."""
 
 
 def build(
@@ -54,11 +54,11 @@ def build(
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
 
-    `limits` are the base's own where none are given. `equip` sees the base before serving puts its own modules in
-    place; of several ranks, the first one's share, and what it leads the others by. `on_lost` is called, on some
-    thread, when another rank has ended or nothing can be computed any more: then this engine can not go on.
-    `threads` are each rank's; 0: its share of the cores. Other nodes come in at the `entrance`. `headway` is told of
-    what is read of the base.
+    Without `limits` the base's default limits apply. `equip` gets the base before serving replaces its modules; with
+    several ranks it gets the first rank's share, and the Lead by which that directs the others. `on_lost` is called,
+    on any thread, if another rank has ended or nothing can be computed any more: then this engine cannot continue.
+    `threads` is the number per rank; 0: its share of the cores. Other nodes connect at the `entrance`. `headway`
+    counts what is read of the base.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     threads = threads or max(1, count_threads() // settings.ranks_per_node)
@@ -92,14 +92,14 @@ def build(
             coming.result()
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
-    end_team()  # whoever steps is another thread
+    end_team()  # steps run on another thread
     return base, slots, generation
 
 
 def lay_cache(settings: EngineSettings, base: Base) -> Cache:
-    """A cache as large as the settings allow.
+    """Make a cache as large as the settings allow.
 
-    Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
+    Raises UnsupportedBase if no cache supports the base's attention, CapacityExceeded if one request would not fit.
     """
     routes = route_shape(base.model)
     shape = shape_for(settings, base.config, routes)
@@ -123,7 +123,8 @@ def _build_rank_0(
     ranks = Ranks(settings, base_path, rows, threads, on_lost, entrance)
     try:
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
-        # All is read, while the others read their shares: they must compute together what transformers does of it.
+        # Rank 0 reads the complete base while the others read their shares: what all compute together is compared
+        # with what transformers computes from it.
         admit = partial(check_config, settings)
         dtype, keep = choose_dtype(settings.dtype), settings.quantised_experts
         base, reference = load_part(base_path, dtype, part, admit, headway, ranks.listen, quantised_experts=keep)

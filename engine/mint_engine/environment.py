@@ -1,4 +1,4 @@
-"""What the engine's process is told by its environment, and what it tells the libraries that it loads.
+"""The engine's settings from its environment, and the environment variables that it sets for libraries.
 
 Imports nothing heavy: torch, transformers and huggingface_hub read their variables when they are imported.
 """
@@ -14,8 +14,8 @@ from mint_contracts.addresses import bracketed
 from mint_contracts.settings import EngineSettings
 from mint_engine.parallel.greeting import Entrance, key_of
 
-# Pinned memory of more MiB than this torch rounds to no power of two, and gives back when it is let go
-# (CachingHostAllocator.h). By default adapters in host memory took up to twice what they count for.
+# torch does not round pinned allocations of more MiB than this up to a power of two, and releases them when freed
+# (CachingHostAllocator.h). By default adapters in host memory took up to twice the memory that they count for.
 _PINNED, _PINNED_MB = "pinned_max_cached_size_mb", 1
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -29,13 +29,13 @@ class Start(msgspec.Struct, frozen=True):
     cache: Path
     port: int
     metrics_port: int
-    entrance: Entrance | None = None  # of an engine over several nodes: where its leader lets the others in
-    node: int = 0  # of the engine, which this start is for
+    entrance: Entrance | None = None  # for an engine over several nodes: where its leader accepts the others
+    node: int = 0  # the index of this node within the engine
     leader: str = ""  # the host of node 0
 
 
 def read_environment(port: int, metrics_port: int, ranks_port: int) -> Start:
-    """The start that the environment describes. Raises ValueError naming the variable that is missing or wrong."""
+    """Read a start from the environment. Raises ValueError naming the variable that is missing or wrong."""
     text = os.environ.get(settings.ENGINE_SETTINGS)
     if not text:
         raise ValueError(f"{settings.ENGINE_SETTINGS} is not set; the operator sets it on an engine's pod")
@@ -56,7 +56,7 @@ def read_environment(port: int, metrics_port: int, ranks_port: int) -> Start:
 
 
 def _among_nodes(start: Start, ranks_port: int) -> Start:
-    """The start of one pod of several. Raises ValueError."""
+    """Return the start of one pod of several. Raises ValueError."""
     nodes, ranks = start.settings.nodes, start.settings.tensor_parallel_size
     if ranks % nodes:
         raise ValueError(f"{settings.ENGINE_SETTINGS} has {ranks} ranks for {nodes} nodes")
@@ -70,7 +70,7 @@ def _among_nodes(start: Start, ranks_port: int) -> Start:
         raise ValueError(
             f"{settings.GROUP_SIZE} is {size}, {settings.WORKER_INDEX} {node}, and the engine has {nodes} nodes"
         )
-    # What all pods of a base have, and nobody else: the password of the map, where it has one.
+    # The secret that a base's pods share: the map's password, if there is one.
     key = key_of(os.environ.get(settings.REDIS_PASSWORD, ""), start.settings.base_model)
     return msgspec.structs.replace(
         start, entrance=Entrance(ranks_port, key), node=node, leader=found[settings.LEADER_ADDRESS]
@@ -78,9 +78,9 @@ def _among_nodes(start: Start, ranks_port: int) -> Start:
 
 
 def confine(cache: Path) -> None:
-    """Have every library write below `cache` only: the root filesystem is read-only, and there may be no HOME.
+    """Make every library write only below `cache`: the root filesystem is read-only, and there may be no HOME.
 
-    And have torch take the pinned memory that it is asked for, no more: budgets are counted in that.
+    Also make torch take no more pinned memory than requested, as budgets count requested bytes.
     """
     libraries = cache / "libraries"
     libraries.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def confine(cache: Path) -> None:
     for variable in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ[variable] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # torch takes the one, and the other only where it is not there; what is set there stays.
+    # torch reads the second variable only if the first is not set; settings that are there stay.
     variable = next((name for name in _ALLOCATOR if os.environ.get(name)), _ALLOCATOR[0])
     allocator = os.environ.get(variable, "")
     if _PINNED not in allocator:

@@ -1,4 +1,4 @@
-"""The part of the engine's link to the placement map that is about what it holds: told in pieces, each once."""
+"""The part of the engine's link to the placement map that reports its holdings, in pieces, each taken once."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class Delivered(msgspec.Struct, frozen=True):
-    """What came of a report: the map's last answer, of which start, and whether the map had lost this engine."""
+    """The result of a report: the map's last answer, the incarnation, and whether it was a full report."""
 
     heard: Heard
     incarnation: int
@@ -23,33 +23,35 @@ class Delivered(msgspec.Struct, frozen=True):
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """As much as one call may carry. It brings what the map has from the sequence `over` to `sequence`."""
+    """As much as one call may carry. It brings the map from the sequence `over` to `sequence`."""
 
     over: int
     sequence: int
     changed: list[Held]
     gone: list[str]
-    staged: bool = False  # one of those before the last, of everything told anew
-    full: bool = False  # the last of those, with which the map takes all of them for what is held
+    staged: bool = False  # a piece of a full report, not the last
+    full: bool = False  # the last piece of a full report, which makes all of them the engine's holdings
 
 
 class HoldingsLink:
-    """Used by the engine's agent. `describe(sequence)` gives the engine's record as of now."""
+    """Reports holdings for the engine's agent. `describe(sequence)` returns the engine's current record."""
 
     def __init__(self, reporter: MapReporter, engine: str, describe: Callable[[int], EngineRecord]) -> None:
         self._reporter, self._engine, self._describe = reporter, engine, describe
         self._sequence = 0  # of the newest piece
-        self._at = 0  # the sequence that the map is at, by its answers; 0: at nothing of this engine's
-        self._held: dict[str, Held] = {}  # what it has at that
-        self._whole = False  # that is what it says that the engine holds; False: part of what it is told anew
-        self._lost: _Piece | None = None  # whose answer was
+        self._at = 0  # the sequence that the map is at, by its answers; 0: it has nothing of this engine
+        self._held: dict[str, Held] = {}  # what the map has at that sequence
+        self._whole = (
+            False  # whether those are the engine's holdings in the map; False: staged pieces of a full report
+        )
+        self._lost: _Piece | None = None  # the piece whose answer was lost
         self._heard, self._incarnation = Heard(known=False, version=None, edition=0), 0  # of the last report
 
     async def bring(self, held: Mapping[str, Held]) -> Delivered:
-        """Bring the map to say that the engine holds these, and beat the heart.
+        """Make the map show that the engine holds `held`, and renew the heartbeat.
 
-        A piece that was answered is not told again. Where the map has lost what it was told, all is told anew, once:
-        raises MapUnavailable where it loses that, too, and when it does not answer; the next call goes on from there.
+        Acknowledged pieces are not sent again. If the map has lost some of them, one full report follows. Raises
+        MapUnavailable if the map loses that, too, or does not answer; the next call continues from there.
         """
         in_full = not self._whole
         try:
@@ -62,7 +64,7 @@ class HoldingsLink:
                 in_full = True
         except (ResponseError, msgspec.MsgspecError) as error:
             if not isinstance(error, ResponseError) or _of_the_piece(error):
-                self._begin_again()  # the same piece again would fare no better
+                self._begin_again()  # the same piece would be refused again
             raise
         message = "was lost again while the engine reported what it holds; reporting it again"
         raise MapUnavailable("placement map", message, retry_after_s=RETRY_AFTER_S)
@@ -71,7 +73,7 @@ class HoldingsLink:
         self._at, self._held, self._whole, self._lost = 0, {}, False, None
 
     async def _bring(self, held: Mapping[str, Held]) -> bool:
-        """False: the map has lost what it was told."""
+        """Send all that is missing; return False if the map has lost earlier pieces."""
         if self._lost is not None and not await self._send(self._lost):
             return False
         for piece in self._pieces(held):
@@ -80,7 +82,7 @@ class HoldingsLink:
         return True
 
     async def _send(self, piece: _Piece) -> bool:
-        """Whether the map has this now, and what was told before. One that was sent before is taken once."""
+        """Send a piece; return whether the map now has it and all before it. A repeated piece takes effect once."""
         self._lost, record = piece, self._describe(piece.sequence)
         changed, gone, over = piece.changed, piece.gone, piece.over
         if piece.staged:
@@ -98,8 +100,9 @@ class HoldingsLink:
         return piece.staged or self._heard.held == len(self._held)
 
     def _pieces(self, held: Mapping[str, Held]) -> Iterator[_Piece]:
-        """What takes the map from what it has to this, each from where the one before has brought it; without any
-        difference, a heartbeat.
+        """Yield the pieces that bring the map from what it has to `held`, each based on the one before.
+
+        Without any difference, yield one empty piece: a heartbeat.
         """
         differing: list[Held | str] = [each for name, each in held.items() if self._held.get(name) != each]
         differing += [name for name in self._held if name not in held]
@@ -118,8 +121,10 @@ class HoldingsLink:
 
 
 def _of_the_piece(error: ResponseError) -> bool:
-    """Whether what was told is refused, and not that anything is: Redis says by a word in front that it cannot take
-    any now (MISCONF, NOREPLICAS, BUSY and others), which redis-py may make a kind of error of. ERR it leaves out.
+    """Whether Redis refuses this piece in particular, rather than any write at the moment.
+
+    In the latter case its error begins with a code (MISCONF, NOREPLICAS, BUSY and others), for which redis-py may
+    have an error class of its own. redis-py removes the code ERR.
     """
     code = str(error).partition(" ")[0]
     return type(error) is ResponseError and (not code.isupper() or code in ("ERR", "WRONGTYPE"))

@@ -1,4 +1,4 @@
-"""The `mint-engine` program: one base model, resident, and the adapters that the placement map asks for."""
+"""The `mint-engine` program: serves one resident base model and the adapters that the placement map assigns."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Serve until SIGTERM; what to serve comes from the environment (see mint_contracts.settings)."""
     end_on_signal()
-    import argparse  # and all else only now
+    import argparse  # everything else is imported only now
 
     from mint_contracts.logs import log_as_json
     from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
@@ -35,10 +35,10 @@ def main() -> None:
     log_as_json(engine=start.engine, base_model=start.settings.base_model)
     confine(start.cache)
     if start.node > 0 or start.settings.ranks_per_node > 1:
-        fork_client()  # imports what this process does, at the same time
+        fork_client()  # its server imports the same modules as this process, at the same time
     code = _lead(start) if start.node == 0 else _work(start)
     sys.stderr.flush()
-    # A thread may still wait for storage or read a base, for minutes; nothing that it does is wanted any more.
+    # A thread may still wait for storage or read a base, for minutes; its result is no longer wanted.
     os._exit(code)
 
 

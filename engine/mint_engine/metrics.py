@@ -1,4 +1,4 @@
-"""What Prometheus may scrape of computing. Adapters are never labels: there can be a million of them."""
+"""The engine's Prometheus metrics. Adapters are never labels: there can be a million of them."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""One engine's life: listen, bring the base up however long that takes, follow the map, drain, end."""
+"""One engine's life: listen, load the base however long that takes, follow the map, drain, end."""
 
 import asyncio
 import gc
@@ -50,11 +50,11 @@ from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of the 60 that the operator gives a pod to end; also fits the usual 30
-PART_S = 10.0  # of that, for policies of calls to be saved
+PART_S = 10.0  # of that, to save policies trained by calls
 TELL_S = 2.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
-RECHECK_S = 30.0  # a base that is refused is looked at again: its source may have been mended
+RECHECK_S = 30.0  # a refused base is checked again: its source may have been repaired
 
 DRAINED, DEFECT, REPLACED = 0, 1, 3  # exit codes
 
@@ -74,7 +74,7 @@ class Process:
         self._roster: Roster | None = None
         self._failure: Failure | None = None
         self._rising = Headway()
-        self._refused: tuple[Mapping[str, str], Failure] | None = None  # a copy that is gone: of what, and why
+        self._refused: tuple[Mapping[str, str], Failure] | None = None  # a deleted copy: its source's marks, and why
         self._leaving = False
         self._announcement_cache = _announcement_cache_of(start)
         training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
@@ -83,9 +83,9 @@ class Process:
         self.agent = Agent(self._redis, start.settings.base_model, start.engine, body)
 
     async def follow(self) -> None:
-        """Follow the map and report, as `Agent.run`, and know what calls have published before and elsewhere.
+        """Follow the map and report, as `Agent.run`, and follow what Trainer calls have published on any engine.
 
-        That comes first: what the first report leaves out is nowhere, for all who read it.
+        The published revisions are read first: readers take what the first report leaves out to be nowhere.
         """
         announcement_cache = self._announcement_cache
         if announcement_cache is None:
@@ -101,7 +101,7 @@ class Process:
                 each.cancel()
 
     async def bring_up(self) -> None:
-        """Fetch and load the base; tries until it works, and tells the map meanwhile why it does not."""
+        """Fetch and load the base; retry until it works, and report to the map meanwhile why it does not."""
         attempt = 0
         while (failure := await self._try_base()) is not None:
             attempt += 1
@@ -115,9 +115,9 @@ class Process:
         self.agent.changed()
 
     async def drain(self) -> None:
-        """Say that no more requests are taken, then finish those there are."""
+        """Announce that no more requests are taken, then finish the current ones."""
         self._leaving = True
-        await self._server.refuse()  # before anything is waited for: what is taken late is cut off
+        await self._server.refuse()  # before any wait: requests taken late would be cut off
         reported = await self.agent.tell(TELL_S)
         log.info("draining", told=reported, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
@@ -131,7 +131,7 @@ class Process:
         log.info("drained", finished=finished)
 
     async def fall(self) -> int:
-        """A rank has ended, or the device: say that this engine is away, and end, so that all of it starts anew."""
+        """Report that this engine is away, after a rank or the device was lost; return the exit code to restart."""
         log.error("engine_lost", running=self._server.load_now.running)
         self._leaving = True
         await self._server.refuse()
@@ -139,7 +139,7 @@ class Process:
         return DEFECT
 
     async def _try_base(self) -> Failure | None:
-        """Why the base is refused, in words alone: the error itself would keep in memory what was loaded."""
+        """Try to load the base; return why it is refused, as text: the error itself would keep the base in memory."""
         source, cache = self._start.settings.source, self._start.cache
         try:
             if failure := await asyncio.to_thread(self._refused_still):
@@ -153,7 +153,7 @@ class Process:
             await asyncio.to_thread(self._put_away, error)
             return Failure.of(error)
         except Exception as defect:
-            # The process stays up and tells why: a restart would load the same base and end the same way.
+            # The process stays up and reports why: a restart would load the same base and fail in the same way.
             log.exception("base_defect")
             return Failure.of(
                 Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
@@ -163,9 +163,9 @@ class Process:
         return None
 
     def _put_away(self, error: MintError) -> None:
-        """Let go of a copy that is not right: one that is broken, and one whose source would have to be mended.
+        """Delete a bad copy of the base: one that is corrupt, and one whose source has to be repaired.
 
-        And one of what the source held before, which other nodes can get no more.
+        Also delete a copy of the source's earlier content, which other nodes can no longer get.
         """
         source, cache = self._start.settings.source, self._start.cache
         if is_of_node(error):
@@ -180,7 +180,7 @@ class Process:
             drop_base(source, cache)
 
     def _refused_still(self) -> Failure | None:
-        """Why the base is not copied again: its source holds what was refused. Raises as `fetch_base` does."""
+        """Return the failure if the source still has what was refused, else None. Raises as `fetch_base` does."""
         if self._refused is not None and source_marks(self._start.settings.source) != self._refused[0]:
             self._refused = None
         return self._refused[1] if self._refused is not None else None
@@ -273,9 +273,10 @@ class Process:
 
 
 async def run(start: Start) -> int:
-    """Live until SIGTERM (or SIGINT); the exit code: 0 drained, 3 replaced by a newer start of this engine, 1 defect.
+    """Run an engine until SIGTERM or SIGINT.
 
-    A second signal does not wait for requests any more.
+    Returns the exit code: 0 drained, 3 replaced by a newer start of this engine, 1 defect. After a second signal it
+    no longer waits for requests.
     """
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -307,9 +308,9 @@ async def run(start: Start) -> int:
 
 
 def _settle() -> None:
-    """Say of all objects that there are, the base's and libraries', that they stay: some hundred thousand.
+    """Freeze all objects, those of the base and the libraries: hundreds of thousands.
 
-    A collection of what lives long then no longer goes through them, while all streams wait for it.
+    A full garbage collection, during which all streams wait, then no longer visits them.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""One engine, put together: its gRPC server from the first moment on, its base when that has been loaded.
+"""One engine: its gRPC server, which listens from the start, and its base once that is loaded.
 
 server = await listen(settings, "smollm2-0", ENGINE_PORT)     # health says NOT_SERVING
 holder = await server.load(base_path, lambda base, slots: Residency(slots, ...))
@@ -48,7 +48,7 @@ MakeHolder = Callable[[Base, Slots], Holder]
 STALL_S = 300.0  # a step that takes longer has hung
 _WATCH_S = 2.0
 _STOP_S = 5.0
-_RELEASED_S = 1.0  # for a thread that waits for nobody any more
+_RELEASED_S = 1.0  # for a thread that no longer waits for another rank
 _SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
     engine_pb2.DESCRIPTOR.services_by_name["Engine"].full_name,
@@ -79,42 +79,42 @@ class EngineServer:
         self.register = Register()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
-        self.lost = asyncio.Event()  # a rank has ended, or the device: this engine can not go on
+        self.lost = asyncio.Event()  # a rank or the device was lost: this engine cannot continue
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent now is answered."""
+        """Whether the engine answers a request sent now."""
         return self._services.ready and not self._stalled() and not self.lost.is_set()
 
     @property
     def load_now(self) -> Load:
-        """Requests running and waiting."""
+        """The numbers of running and waiting requests."""
         parts = self._services.parts
         return parts.stepper.load if parts is not None else Load(0, 0)
 
     @property
     def training_bytes(self) -> int:
-        """Host memory that policies take which train here."""
+        """The host memory, in bytes, of policies that train here."""
         return self._updates.trainer.host_bytes if self._updates is not None else 0
 
     def demand(self, most: int) -> dict[str, float]:
-        """Requests in flight of the adapters that are asked for most, smoothed."""
+        """Return the smoothed requests in flight of the `most` adapters that have most."""
         parts = self._services.parts
         return parts.stepper.demand(most) if parts is not None else {}
 
     def follows_arrivals(self) -> bool:
-        """Whether a request may begin while its adapter comes into its slot."""
+        """Whether a request may begin while its adapter is still being copied to its slot."""
         parts = self._services.parts
         return parts is not None and parts.stepper.follows_arrivals
 
     def tenants(self) -> frozenset[Tenant]:
-        """What requests in flight take their slots to hold."""
+        """Return the adapters and revisions that requests in flight expect in their slots."""
         parts = self._services.parts
         return parts.stepper.tenants() if parts is not None else frozenset()
 
     @property
     def generation(self) -> Generation:
-        """What the step thread owns; for looking, not for touching."""
+        """The step thread's generation; read it, but do not change it."""
         if self._generation is None:
             raise RuntimeError("the base is not loaded")
         return self._generation
@@ -127,10 +127,10 @@ class EngineServer:
         return self._services.parts.slots
 
     async def load(self, base_path: Path, make_holder: MakeHolder, headway: Headway | None = None) -> Holder:
-        """Load the base and begin to serve; `make_holder` gets it and the empty slots and is called on this loop.
-        `headway` is told of what is read of the base.
+        """Load the base and begin to serve. `make_holder` is called with it and the empty slots, on this loop.
 
-        Raises a MintError for a base that can't be served; may be called again after that.
+        `headway` counts what is read of the base. Raises a MintError if the base cannot be served; may then be called
+        again.
         """
         if self._services.parts is not None:
             raise RuntimeError("the base is loaded already")
@@ -163,7 +163,7 @@ class EngineServer:
         )
         try:
             holder = make_holder(base, slots)
-        except BaseException:  # other ranks would stay, beside those that the next load starts
+        except BaseException:  # other ranks would remain beside those that the next load starts
             await asyncio.to_thread(generation.close)
             raise
         if trainers:
@@ -198,7 +198,7 @@ class EngineServer:
         )
 
     def training_context(self, places: Places) -> TrainingContext | None:
-        """What policies are trained with; None where this engine only serves."""
+        """Return the context that policies are trained with; None if this engine only serves."""
         parts, updates = self._services.parts, self._updates
         if parts is None or updates is None:
             return None
@@ -212,17 +212,17 @@ class EngineServer:
         )
 
     async def refuse(self) -> None:
-        """Take no more requests, from this moment on: clients that retry go to other engines."""
+        """Take no more requests from now on: clients that retry go to other engines."""
         self._services.draining = True
         await self._set_health()
 
     def check(self) -> None:
-        """See whether anything can still be computed, since something else has failed that never should."""
+        """Check whether the device still computes, after something failed that never should."""
         if self._services.parts is not None:
             self._services.parts.stepper.check()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take no more requests, let those taken end, then stop. False when some were cut off at the time's end."""
+        """Take no more requests, let the current ones end, then stop. Returns False if some were cut off."""
         await self.refuse()
         finished = await self._services.finish(timeout_s)
         self.stopping = True
@@ -237,7 +237,7 @@ class EngineServer:
         return finished
 
     async def _end_steps(self, stepper: Stepper) -> None:
-        """What the thread leaves is closed once it has ended; where it waits for another rank it is released."""
+        """Stop the step thread, then close what it used; if it waits for another rank, closing releases it."""
         ended = await asyncio.to_thread(stepper.stop, _STOP_S)
         if ended and self._updates is not None:
             self._updates.close()
@@ -251,7 +251,7 @@ class EngineServer:
             self._updates.close()
 
     async def start(self, port: int) -> None:
-        """Listen on `port`; 0 picks a free one, which `port` tells."""
+        """Listen on `port`; 0 picks a free one. `self.port` is then the actual port."""
         sampling_pb2_grpc.add_SamplerServicer_to_server(self._services, self._server)
         engine_pb2_grpc.add_EngineServicer_to_server(self._services, self._server)
         if self._settings.training_store is not None:
@@ -272,12 +272,12 @@ class EngineServer:
         status = serving if self.ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *_SERVICES):
             await self._health.set(name, status)
-        # Alive is less than ready: waiting for the base or draining is no reason to be killed, a stuck step is.
+        # Liveness asks for less than readiness: loading or draining is no reason to be killed, a stuck step is.
         stuck = health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(LIVENESS_SERVICE, stuck if self._stalled() else serving)
 
     async def _watch_steps(self) -> None:
-        """Keep health and gauges true while the step thread works, or does not."""
+        """Keep health and gauges up to date, whether or not the step thread makes progress."""
         while True:
             await asyncio.sleep(_WATCH_S)
             await self._set_health()
@@ -293,7 +293,7 @@ async def listen(
     limits: Limits | None = None,
     entrance: Entrance | None = None,
 ) -> EngineServer:
-    """Start an engine's server, not serving yet. `engine` is its name, e.g. the pod's."""
+    """Start an engine's server, which does not serve yet. `engine` is its name, e.g. the pod's."""
     server = EngineServer(settings, Services(settings, engine), limits, entrance)
     await server.start(port)
     return server

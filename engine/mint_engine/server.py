@@ -1,4 +1,4 @@
-"""The gRPC services of one engine: Sampler streams completions, Engine tells how things stand."""
+"""The gRPC services of one engine: Sampler streams completions, Engine reports the engine's state."""
 
 import asyncio
 import time
@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """What answers requests once the base is loaded."""
+    """The parts that answer requests once the base is loaded."""
 
     base: Base
     context_length: int
@@ -56,12 +56,12 @@ class Parts:
     holder: Holder
     stepper: Stepper
     compute: str  # see Forward.compute
-    routes: RouteShape | None  # what the base routes, whether or not that is kept
+    routes: RouteShape | None  # the shape of the base's routes, whether or not they are kept
     grammars: Grammars
 
     @cached_property
     def spelling(self) -> Spelling:
-        """Of the base's tokens."""
+        """The spelling of the base's tokens."""
         return Spelling(self.base.tokenizer)
 
 
@@ -75,17 +75,17 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self._shapes = Compiling(f"engine {engine}")
         self._unread = room(f"engine {engine}")
         self._scored = prompt_logprobs.room(f"engine {engine}")
-        self._taken: set[asyncio.Future[None]] = set()  # requests that are being read, and their lives after that
+        self._taken: set[asyncio.Future[None]] = set()  # requests being read, and later their lives
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent now is answered."""
+        """Whether the engine answers a request sent now."""
         return self.parts is not None and not self.draining
 
     async def finish(self, timeout_s: float) -> bool:
-        """Wait until every request that was taken has ended; False when the time is up."""
+        """Wait until every accepted request has ended; return False if the time is up before."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._taken:
@@ -95,7 +95,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     async def Generate(  # noqa: N802 - the name is the proto's
         self, request: sampling_pb2.GenerateRequest, context: _Context
     ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
-        """Stream one completion."""
+        """Stream a request's completions."""
         arrived, outcome = time.monotonic(), "cancelled"
         life: asyncio.Task[None] | None = None
         scored = self._scored.part()
@@ -110,7 +110,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                 first, ended = True, 0
                 async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
                     kind = event.WhichOneof("event")
-                    if first and kind in {"chunk", "finished"}:  # a request that wants no tokens has an end alone
+                    if first and kind in {"chunk", "finished"}:  # a request for no tokens has only an end
                         metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
                         if kind == "chunk":
                             metrics.FIRST_TOKEN.observe(time.monotonic() - arrived)
@@ -138,7 +138,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     async def GetInfo(  # noqa: N802
         self, request: engine_pb2.GetInfoRequest, context: _Context
     ) -> engine_pb2.EngineInfo:
-        """What this engine is and how busy."""
+        """Return what this engine is and how busy it is."""
         info = engine_pb2.EngineInfo(
             engine=self.engine,
             base_model=self._settings.base_model,
@@ -163,7 +163,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     async def ListAdapters(  # noqa: N802
         self, request: engine_pb2.ListAdaptersRequest, context: _Context
     ) -> engine_pb2.ListAdaptersResponse:
-        """Every adapter that this engine holds, or failed to hold."""
+        """Return every adapter that this engine holds or failed to load."""
         states = self.parts.holder.states() if self.parts is not None else []
         return engine_pb2.ListAdaptersResponse(
             adapters=[
@@ -190,7 +190,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Around what comes between a request's being taken and its life, without a pause before that."""
+        """Count a request as taken while it is read; its life must be created right after, without an await."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._taken.add(ended)
         try:
@@ -200,7 +200,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             ended.set_result(None)
 
     async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts, scored: Part) -> Asked:
-        """Check what needs no adapter, and have room in `scored` for what will be told of the prompt."""
+        """Read and check all that needs no adapter; reserve room in `scored` for the prompt's log-probabilities."""
         if request.base_model not in {"", self._settings.base_model}:
             subject = f"base model {request.base_model[:300]!r}"
             raise BaseModelNotFound(subject, f"is not served here; this is {self._settings.base_model}")

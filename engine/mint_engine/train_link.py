@@ -1,4 +1,4 @@
-"""The part of the engine's link to the placement map that is about training: leases read, progress reported."""
+"""The part of the engine's link to the placement map about training: it reads leases and reports progress."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,42 +11,42 @@ from mint_contracts.training_records import Progress, TrainAssignment, WaveTrain
 
 
 class TrainBody(msgspec.Struct, frozen=True):
-    """What is told and asked of whoever trains."""
+    """The engine's training, as the link sees it."""
 
     want: Callable[[Mapping[str, WaveTraining], Mapping[str, TrainAssignment]], None]
-    confirm: Callable[[], None]  # the map still says what it said
+    confirm: Callable[[], None]  # called when the map has not changed
     progress: Callable[[], dict[str, Progress]]
     rewards: Callable[[], dict[str, Sequence[float]]]
 
 
 class TrainLink:
-    """Used by the engine's agent."""
+    """Reads leases and reports progress for the engine's agent."""
 
     def __init__(self, redis: Redis, base: str, engine: str, body: TrainBody) -> None:
         self._reader = TrainReader(redis)
         self._reporter = TrainReporter(redis, base, engine)
         self._base, self._engine, self._body = base, engine, body
         self._reported: dict[str, Progress] = {}
-        self._sent: dict[str, int] = {}  # rewards that the map has, by policy
-        self._untaken: dict[str, int] = {}  # policies whose rewards it had no lease for, after so many pulls
+        self._sent: dict[str, int] = {}  # number of rewards that the map has, by policy
+        self._untaken: dict[str, int] = {}  # policies whose rewards the map had no lease for -> _pulls at that time
         self._pulls = 0
         self._full = True
 
     async def pull(self) -> None:
-        """Read this engine's leases, then their waves: without its wave, a lease waits for the next look."""
+        """Read this engine's leases, then their waves; a lease without its wave waits for the next pull."""
         trains = (await self._reader.trains(self._base, [self._engine]))[self._engine]
         waves = await self._reader.training(self._base) if trains else {}
         self._body.want(waves, trains)
         self._pulls += 1
 
     def confirm(self) -> None:
-        """A look has found nothing new."""
+        """Note that the map has nothing new."""
         self._body.confirm()
 
     async def report(self, incarnation: int, *, full: bool) -> None:
-        """Tell what has changed, or everything: whenever it is not known what the map has.
+        """Report changes, or everything if it is unknown what the map has.
 
-        Rewards that the map had no lease for, as after it was lost, are told again once leases were read anew.
+        Rewards that the map had no lease for, as after it was lost, are sent again once leases were read again.
         """
         pulls = self._pulls
         again = {policy for policy, before in self._untaken.items() if before != pulls}
@@ -61,7 +61,7 @@ class TrainLink:
         if full or changed or gone or lists:
             lacking = await self._reporter.report(incarnation, changed, gone, lists, full=full)
             if lacking is None:
-                return  # with the next report of the engine itself, in full
+                return  # the next report after the engine's own will be a full one
             if lacking.short:
                 whole = {policy: (0, rewards[policy]) for policy in lacking.short}
                 await self._reporter.report(incarnation, (), (), whole, full=False)

@@ -1,7 +1,4 @@
-"""A packed adapter's file on its way to another node, to which no descriptor of it can be passed.
-
-That is its length, its bytes and their digest.
-"""
+"""Sending a packed adapter's file to another node, where no descriptor can be passed: length, bytes, digest."""
 
 import os
 import socket
@@ -17,7 +14,7 @@ _PIECE = 1 << 20
 
 
 def send_content(to: socket.socket, descriptor: int) -> None:
-    """Send a whole file, wherever its descriptor stands. Raises OSError, or EngineUnavailable where it shrinks."""
+    """Send a complete file, whatever its descriptor's offset. Raises OSError, or EngineUnavailable if it shrinks."""
     length, digest, sent = os.fstat(descriptor).st_size, blake3(), 0
     to.sendall(_LENGTH.pack(length))
     while sent < length:
@@ -31,9 +28,9 @@ def send_content(to: socket.socket, descriptor: int) -> None:
 
 
 def receive_content(source: socket.socket, into: int | None, subject: str) -> None:
-    """Write what is sent into an empty file, or nowhere, and read all of it whatever that comes to.
+    """Write the received content into an empty file, or discard it; in any case read all of it.
 
-    Raises CorruptFile, or SourceUnavailable where it could not be written; and as `messages.receive` does.
+    Raises CorruptFile, or SourceUnavailable if it could not be written, or what `messages.receive` raises.
     """
     (left,), digest = _LENGTH.unpack(exactly(source, _LENGTH.size)), blake3()
     trouble: OSError | None = None
@@ -53,7 +50,7 @@ def receive_content(source: socket.socket, into: int | None, subject: str) -> No
 
 
 def not_kept(subject: str, trouble: OSError) -> SourceUnavailable:
-    """An adapter that came to another node which has no room for it now, say."""
+    """Return the error for an adapter that another node could not keep, for lack of room, say."""
     return SourceUnavailable(subject, f"cannot be kept on another node ({trouble}); retrying")
 
 

@@ -1,4 +1,4 @@
-"""Ranks that share no memory put together what torch computes by NCCL on GPUs, by gloo on CPUs of several nodes."""
+"""Groups of ranks without shared memory: they combine torch's results by NCCL on GPUs, by gloo on CPUs of nodes."""
 
 import os
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from mint_engine.parallel.shared_memory import PATIENCE_S
 from mint_engine.parallel.shares import Share
 
 _PATIENCE = timedelta(seconds=PATIENCE_S)
-Joined = Any  # torch's stubs tell nothing of what a backend can do
+Joined = Any  # torch's stubs do not declare a backend's methods
 
 
 class Backend(Protocol):
-    """How ranks join each other, and add up."""
+    """How ranks connect to each other and add tensors up."""
 
     def join(self, share: Share) -> Joined:
-        """Waits for all others, within the patience."""
+        """Connect to all other ranks, waiting for them for at most PATIENCE_S."""
         ...
 
     def add(self, joined: Joined, whole: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class Backend(Protocol):
 
 
 class DistributedGroup:
-    """A `Group`. It joins the others when it first has something for them, as all do at once."""
+    """A `Group` that connects to the other ranks at its first operation, which all ranks begin at the same time."""
 
     def __init__(self, share: Share, backend: Backend) -> None:
         self.share = share
@@ -69,7 +69,7 @@ class DistributedGroup:
 
 
 class Nccl:
-    """GPUs, that find each other by what `find` gives: of how many ranks."""
+    """The backend for GPUs. Ranks find each other by the store that `find(count)` returns."""
 
     def __init__(self, find: Callable[[int], Store]) -> None:
         self._find = find
@@ -87,7 +87,7 @@ class Nccl:
 
 
 class Gloo:
-    """CPUs of several nodes, over TCP."""
+    """The backend for CPUs of several nodes, over TCP."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -101,9 +101,9 @@ class Gloo:
         return gloo(store_on(self._wire), share.rank, share.count, options)
 
     def add(self, joined: Joined, whole: torch.Tensor) -> torch.Tensor:
-        """In float32, in the order of ranks and rounded once, as `SharedGroup` does: each rank adds a part up.
+        """Add in float32, in the order of ranks, rounded once, as `SharedGroup` does; each rank adds up one part.
 
-        gloo's own sum adds in the type of the numbers, and in an order that depends on how many there are.
+        gloo's own sum adds in the tensors' dtype, and in an order that depends on their size.
         """
         ranks = joined.size()
         each = -(-whole.numel() // ranks)
@@ -119,17 +119,17 @@ class Gloo:
 
 
 def store_in(descriptor: int) -> Callable[[int], Store]:
-    """Where ranks of one node find each other: a file, empty at first, that stays open until all have joined."""
+    """Return a `find` for ranks of one node: a store in a file, empty at first, that stays open until all joined."""
 
     def find(count: int) -> Store:
-        own = os.dup(descriptor)  # open for good: the store writes to whatever its path means when it ends
+        own = os.dup(descriptor)  # never closed: when the store ends, it writes to whatever file has its path then
         return FileStore(f"/proc/self/fd/{own}", count)
 
     return find
 
 
 def store_on(wire: Wire) -> Store:
-    """Where ranks of several nodes find each other: the leader, under a name that no stranger knows."""
+    """Return the store where ranks of several nodes find each other: at the leader, under a secret name."""
     store = TCPStore(wire.host, wire.port, is_master=False, timeout=_PATIENCE)
     return PrefixStore(wire.name, store)
 

@@ -1,4 +1,4 @@
-"""Of which code a node is: what nodes tell each other is read by the order of its fields (see `messages`)."""
+"""A digest of a node's code: all nodes must run the same, as messages are decoded by field order (see `messages`)."""
 
 import hashlib
 from functools import cache
@@ -12,7 +12,7 @@ _SUFFIXES = frozenset({".py", ".cpp", ".h"})
 
 @cache
 def edition() -> bytes:
-    """A digest of all that a node and its leader have to have alike: no layout, so that any edition can read it."""
+    """Return a digest of all code that a node and its leader must share, as raw bytes that any edition can read."""
     hasher = hashlib.sha256()
     for package in (mint_contracts, mint_engine):
         folder = Path(package.__file__ or "").parent

@@ -1,4 +1,4 @@
-"""The files without a name that ranks of one node have in common."""
+"""The anonymous files that the ranks of one node share."""
 
 import os
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Files:
-    """Their descriptors."""
+    """The files' descriptors."""
 
-    memory: int  # in which own kernels meet
-    group: int  # in which a group meets on a CPU, and by which ranks on GPUs find together
+    memory: int  # where own kernels meet
+    group: int  # where a group meets on a CPU, and where ranks on GPUs find each other
 
     def close(self) -> None:
-        """The files stay as long as anybody has them open, or mapped."""
+        """Close the descriptors; the files exist as long as any process has them open or mapped."""
         for descriptor in (self.memory, self.group):
             os.close(descriptor)
 
 
 def make_files() -> Files:
-    """New ones, empty yet."""
+    """Create new, empty files."""
     return Files(os.memfd_create("mint-ranks"), os.memfd_create("mint-group"))

@@ -1,6 +1,6 @@
-"""A rank beside rank 0: loads its share of the base, then does whatever step it is told, until who tells it is gone.
+"""A rank other than rank 0: loads its share of the base, then runs the steps it is sent until the sender is gone.
 
-That is rank 0 itself, or on another node its `worker`, which passes on what rank 0 tells.
+The sender is rank 0 itself, or on another node its `worker`, which passes rank 0's messages on.
 """
 
 import os
@@ -44,7 +44,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Ends:
-    """What is inherited from who has started it."""
+    """The sockets and files inherited from the process that started this rank."""
 
     steps: socket.socket
     slots: socket.socket
@@ -52,7 +52,7 @@ class _Ends:
 
 
 def follow(steps: int, slots: int, memory: int, group: int, parent: int) -> NoReturn:
-    """All that this process does, with these descriptors: it has been forked by `parent`, which has imported all.
+    """Run this process, forked by `parent` after all imports, with these descriptors; never returns.
 
     It ends with status 0 when the other end is closed, with 1 after a defect.
     """
@@ -63,10 +63,10 @@ def follow(steps: int, slots: int, memory: int, group: int, parent: int) -> NoRe
         _live(ends)
     except (EOFError, ConnectionError):
         pass
-    except EngineUnavailable as error:  # another has ended, which whoever has started it tells
+    except EngineUnavailable as error:  # another rank has ended; the process that started that one reports it
         _log.error("rank_lost", error=str(error))
         os._exit(1)
-    except BaseException:  # noqa: BLE001 - told here, for nobody sees how this process ends but by its status
+    except BaseException:  # noqa: BLE001 - logged here: others see only this process's exit status
         _log.exception("rank_defect")
         os._exit(1)
     os._exit(0)  # the thread of slots may still wait for a message that never comes
@@ -91,12 +91,12 @@ def _live(ends: _Ends) -> None:
 def _answer(
     steps: socket.socket, begin: Begin, do: Callable[[], T], tell: Callable[[T], Sequence[Passes]] = lambda _: ()
 ) -> T | None:
-    """Do it, and say that it went well and what is to tell of it, or what went wrong: then there is nothing."""
+    """Run `do`, answer Ready with what `tell` returns, and return its result; on an error answer Refused instead."""
     try:
         found = do()
     except MintError as error:
         messages.send(steps, refusal(error))
-    except Exception as defect:  # noqa: BLE001 - whoever only sees this rank end knows no reason not to try again
+    except Exception as defect:  # noqa: BLE001 - without an answer rank 0 would see no reason not to try again
         _log.exception("rank_defect")
         message = f"could not be loaded ({type(defect).__name__}); see the log"
         messages.send(steps, refusal(Internal(f"base {begin.settings.source.uri!r}", message)))
@@ -119,9 +119,10 @@ def _load(begin: Begin) -> Member:
 
 
 def _admit(leaders: str, config: PreTrainedConfig, subject: str) -> None:
-    """Raise UnsupportedBase where a base's ranks would choose by numbers that their CPUs round in different ways.
+    """Raise UnsupportedBase if a base's ranks would choose by numbers that their CPUs round in different ways.
 
-    Each chooses experts, and tokens to attend to, for itself; where two differ an expert's part counts twice or not.
+    Each rank chooses experts, and tokens to attend to, by itself; if two differ, an expert counts twice or not at
+    all.
     """
     own = instruction_set()
     if leaders in {"", own}:
@@ -139,7 +140,7 @@ def _admit(leaders: str, config: PreTrainedConfig, subject: str) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """What this rank does whatever it is told with."""
+    """The parts of this rank that carry out commands."""
 
     member: Member
     serving: Pass
@@ -147,12 +148,12 @@ class _Work:
 
     @property
     def passes(self) -> Sequence[Passes]:
-        """What it computes by."""
+        """The passes that it computes with."""
         training = self.training.compute if self.training is not None else ""
         return [Passes(self.member.share.rank, self.serving.name, training)]
 
     def do(self, command: messages.Command) -> None:
-        """Raises whatever goes wrong."""
+        """Carry out a command. Raises any error."""
         if isinstance(command, Wipe):
             self.member.cache.wipe(command.pages)
         elif isinstance(command, Step):
@@ -180,12 +181,12 @@ def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
 
 
 def _follow_slots(changes: socket.socket, slots: Slots) -> None:
-    """Answer each change with what went wrong, or with nothing. After a defect this rank ends."""
+    """Carry out and answer each change, with Ready or with what went wrong. After a defect this rank ends."""
     opener = Opener()
     try:
         while True:
             data, descriptors, _, _ = socket.recv_fds(changes, 1 << 16, 1)
-            if not data:  # nobody tells this rank anything any more, and nobody does whom it may be waiting for
+            if not data:  # the sender is gone, and so are the ranks that this one may be waiting for
                 os._exit(0)
             problem = _change(messages.decode_change(data), descriptors, slots, opener)
             changes.sendall(messages.encode(Refused(problem) if problem else Ready()))
@@ -197,7 +198,7 @@ def _follow_slots(changes: socket.socket, slots: Slots) -> None:
 
 
 def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, opener: Opener) -> str:
-    """Make it, and say what went wrong."""
+    """Change a slot; return what went wrong, or ""."""
     try:
         if isinstance(change, Load):
             path = Path(f"/proc/self/fd/{descriptors[0]}")

@@ -1,6 +1,7 @@
-"""The process that this one's ranks are forked from, as this one sees it.
+"""Client of the fork server, the process that this one's ranks are forked from.
 
-It imports what every rank needs (torch and transformers, for seconds) once, and has it in memory once.
+The server imports what every rank needs (torch and transformers, which takes seconds) once, and holds it in memory
+once.
 """
 
 import ctypes
@@ -13,20 +14,20 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-_END_S = 1.0  # between the end of its connections and that of its process
+_END_S = 1.0  # the most time between the end of its connections and that of its process
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 class ForkedProcess:
-    """A process that has been forked, or is about to be. The fork server tells of its end on its line."""
+    """A process that has been forked, or is about to be. The fork server reports its end on `line`."""
 
     def __init__(self, line: socket.socket, lost: Callable[[], int]) -> None:
-        """`lost` tells how its fork server has ended, where that took it along."""
+        """`lost` returns the fork server's exit status, in case its end ended this process, too."""
         self._line, self._lost = line, lost
-        self.status: int | None = None  # once it has ended: as of a `Popen`
+        self.status: int | None = None  # once it has ended, as `Popen.returncode`
 
     def wait(self) -> int:
-        """Its status, when it has ended. To be called by one thread."""
+        """Wait for its end and return its status. May be called by one thread only."""
         answer = b""
         with suppress(ConnectionError):
             answer = self._line.recv(16)
@@ -35,16 +36,16 @@ class ForkedProcess:
         return self.status
 
     def kill(self) -> None:
-        """Whoever waits is told soon."""
-        with suppress(OSError):  # it has ended
+        """Have the fork server kill it; `wait` then returns soon."""
+        with suppress(OSError):  # it has already ended
             self._line.shutdown(socket.SHUT_WR)
 
 
 class ForkClient:
-    """Ends with this process, as the ranks do with it."""
+    """A running fork server. It ends with this process, and its ranks end with it."""
 
     def __init__(self) -> None:
-        """Start it: a thread stays until it has ended, for the kernel ends it with who has started it, a thread."""
+        """Start the server from a thread that waits for its end: the kernel kills it when that thread ends."""
         self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ended = threading.Event()
         self._status = -signal.SIGKILL
@@ -52,11 +53,11 @@ class ForkClient:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can be forked any more."""
+        """Whether the server has ended and cannot fork any more."""
         return self._ended.is_set()
 
     def fork(self, descriptors: Sequence[int]) -> ForkedProcess:
-        """A rank with these, as `follow.follow` takes them. Raises OSError where there is none."""
+        """Fork a rank with these descriptors, as `follow.follow` takes them. Raises OSError if the server is gone."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -87,7 +88,7 @@ _clients: list[ForkClient] = []
 
 
 def fork_client() -> ForkClient:
-    """This process's own: a new one where there is none, or it has ended."""
+    """Return this process's fork client; start a new one if there is none or it has ended."""
     with _turn:
         if not _clients or _clients[-1].ended:
             _clients[:] = [ForkClient()]
@@ -95,7 +96,7 @@ def fork_client() -> ForkClient:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process as soon as its parent has ended, however that came."""
+    """Have the kernel kill this process as soon as its parent has ended for any reason."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that was said
+    if os.getppid() != parent:  # it ended before the call
         os._exit(0)

@@ -1,10 +1,10 @@
-"""The process that a node's ranks are forked from, once it has imported what they do.
+"""The fork server: the process that a node's ranks are forked from, after it has imported all that they need.
 
-A message over CONTROL brings what the next rank begins with: its two sockets, the node's two files (see
-`follow.follow`), and a line on which its end is told. It is killed when the line's other end is shut, and all
-are when their parent ends.
+A message over CONTROL brings the next rank's descriptors: its two sockets, the node's two files (see
+`follow.follow`), and a line on which the rank's end is reported. A rank is killed when the line's other end is shut,
+and all ranks are when their parent ends.
 
-python -m mint_engine.parallel.fork_server CONTROL PARENT    (an inherited descriptor, and who has it too)
+python -m mint_engine.parallel.fork_server CONTROL PARENT    (an inherited descriptor, and the parent's process id)
 """
 
 import os
@@ -21,29 +21,29 @@ from typing import NoReturn
 from mint_contracts.importing import without_collecting
 from mint_engine.parallel.fork_client import die_with
 
-_DESCRIPTORS = 5  # that come for each rank
+_DESCRIPTORS = 5  # received for each rank
 
 
 @dataclass(frozen=True, eq=False)
 class _Child:
     pid: int
-    process: int  # a descriptor that can be read when it has ended
+    process: int  # a pidfd, readable once the process has ended
     line: socket.socket
 
 
 def main() -> None:
-    """Fork until nobody can ask for it any more."""
+    """Serve until the other end of CONTROL is closed."""
     control, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    for number in (signal.SIGTERM, signal.SIGINT):  # whoever has started it is told too, and lets all end
+    for number in (signal.SIGTERM, signal.SIGINT):  # the parent gets the signal, too, and ends everything
         signal.signal(number, signal.SIG_IGN)
     die_with(parent)
-    with without_collecting():  # later collections, too, would write to what all have in common
+    with without_collecting():  # otherwise later collections would write to memory that all ranks share
         from mint_engine.parallel.follow import follow
     ForkServer(control, follow).run()
 
 
 class ForkServer:
-    """Which children there are, and what is heard of them. One thread: others would be missing in children."""
+    """Forks children and reports their ends. It has one thread: children would not have the others."""
 
     def __init__(self, control: socket.socket, follow: Callable[[int, int, int, int, int], NoReturn]) -> None:
         self._control, self._follow = control, follow
@@ -52,7 +52,7 @@ class ForkServer:
         self._children = set[_Child]()
 
     def run(self) -> None:
-        """Until the other end of `control` is closed."""
+        """Serve until the other end of `control` is closed."""
         while True:
             for key, _ in self._heard.select():
                 if key.fileobj is self._control:
@@ -60,7 +60,7 @@ class ForkServer:
                     if not message:
                         return
                     self._fork(descriptors)
-                elif key.data in self._children:  # else its end has just been told
+                elif key.data in self._children:  # else its end has just been reported
                     self._tell(key.data, ended=key.fd == key.data.process)
 
     def _fork(self, descriptors: list[int]) -> None:
@@ -72,7 +72,7 @@ class ForkServer:
                 os.close(line)
                 self._forget()
                 self._follow(steps, slots, memory, group, parent)
-            finally:  # nothing of this process's parent is for it to go on with
+            finally:  # the child must not continue with its parent's code
                 os._exit(1)
         for descriptor in (steps, slots, memory, group):
             os.close(descriptor)
@@ -82,7 +82,7 @@ class ForkServer:
         self._heard.register(child.line, EVENT_READ, child)
 
     def _tell(self, child: _Child, *, ended: bool) -> None:
-        """Tell of its end; of one that nobody waits for any more, after seeing to it."""
+        """Report a child's end; if it has not ended, its line was shut: kill it first."""
         if not ended:
             os.kill(child.pid, signal.SIGKILL)
         _, status = os.waitpid(child.pid, 0)
@@ -90,11 +90,11 @@ class ForkServer:
         self._heard.unregister(child.process)
         self._heard.unregister(child.line)
         os.close(child.process)
-        with child.line, suppress(OSError):  # nobody wants to know
+        with child.line, suppress(OSError):  # nobody listens
             child.line.send(str(os.waitstatus_to_exitcode(status)).encode())
 
     def _forget(self) -> None:
-        """In a child: what is its parent's alone."""
+        """In a child: close what belongs only to its parent."""
         for key in list(self._heard.get_map().values()):
             os.close(key.fd)
         self._heard.close()

@@ -1,7 +1,7 @@
-"""How the nodes of one engine know each other when one connects: both prove, by a key, that they are its own.
+"""Authentication between the nodes of one engine: when one connects, both prove that they know the engine's key.
 
-What proves it (an HMAC of the other's challenge) tells nobody the key, and is good for one connection only. Neither
-this nor what follows is encrypted: pods of one engine talk over the cluster's own network, as its gRPC clients do.
+The proof (an HMAC of the other's challenge) does not reveal the key, and is valid for one connection only. Neither
+this nor what follows is encrypted: pods of one engine use the cluster's own network, as its gRPC clients do.
 
     leader -> other   challenge [32]
     other -> leader   `Hello`, challenge [32], proof [32]
@@ -17,15 +17,15 @@ import time
 from dataclasses import dataclass
 from enum import IntEnum
 
-GREETING_S = 10.0  # from the connection to its end
+GREETING_S = 10.0  # time limit of a complete greeting
 _NONCE = 32
 _HELLO = struct.Struct("<IB")
-# An end that has gone without a word is missed by probes, and one that takes nothing is given a rank's patience.
+# Probes detect an end that vanished silently; an end that accepts no data has as long as ranks wait for each other.
 _QUIET_S, _PROBE_S, _STUCK_MS = 10, 5, 60_000
 
 
 class Channel(IntEnum):
-    """What a connection is for."""
+    """The purpose of a connection."""
 
     STEPS = 1
     SLOTS = 2
@@ -33,7 +33,7 @@ class Channel(IntEnum):
 
 @dataclass(frozen=True)
 class Hello:
-    """Who connects."""
+    """The connecting node, and the purpose of its connection."""
 
     node: int
     channel: Channel
@@ -41,23 +41,23 @@ class Hello:
 
 @dataclass(frozen=True)
 class Entrance:
-    """Where an engine's leader lets its other nodes in, and the key that all of them have."""
+    """Where an engine's leader accepts its other nodes, and the key that they share."""
 
     port: int
     key: bytes
 
 
 class Stranger(Exception):
-    """Whoever is at the other end can not prove to be of this engine."""
+    """The other end cannot prove that it belongs to this engine."""
 
 
 def key_of(secret: str, base_model: str) -> bytes:
-    """What the nodes of a base's engines prove themselves by. Of no secret it is one that anybody can work out."""
+    """Return the key by which nodes of a base's engines authenticate. Without a secret, anybody can compute it."""
     return hmac.digest(secret.encode(), f"mint-ranks {base_model}".encode(), hashlib.sha256)
 
 
 def admit(connection: socket.socket, key: bytes) -> Hello:
-    """The leader's side. Raises Stranger, or OSError where the other end is too slow or gone."""
+    """Greet as the leader. Raises Stranger, or OSError if the other end is too slow or gone."""
     deadline = time.monotonic() + GREETING_S
     ours = secrets.token_bytes(_NONCE)
     connection.settimeout(GREETING_S)
@@ -73,7 +73,7 @@ def admit(connection: socket.socket, key: bytes) -> Hello:
 
 
 def introduce(connection: socket.socket, key: bytes, hello: Hello) -> None:
-    """The other node's side. Raises as `admit` does."""
+    """Greet as the other node. Raises as `admit` does."""
     deadline = time.monotonic() + GREETING_S
     connection.settimeout(GREETING_S)
     theirs, ours = _read(connection, _NONCE, deadline), secrets.token_bytes(_NONCE)
@@ -85,7 +85,7 @@ def introduce(connection: socket.socket, key: bytes, hello: Hello) -> None:
 
 
 def prepare(connection: socket.socket) -> None:
-    """Have it send at once, and notice when the other end is gone."""
+    """Make a connection send without delay, and notice when the other end is gone."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -99,7 +99,7 @@ def _proof(key: bytes, role: bytes, asked: bytes, own: bytes, greeting: bytes) -
 
 
 def _read(connection: socket.socket, count: int, deadline: float) -> bytes:
-    """So many bytes until then, however few of them come at once."""
+    """Read exactly `count` bytes before the deadline. Raises Stranger if the other end closes the connection."""
     found = bytearray()
     while len(found) < count:
         connection.settimeout(max(0.001, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""How ranks of one engine put together what torch computes on each: in shared memory on the CPU, by NCCL on GPUs."""
+"""How an engine's ranks combine what torch computes on each: in shared memory or by gloo on CPUs, by NCCL on GPUs."""
 
 from typing import Protocol
 
@@ -8,23 +8,23 @@ from mint_engine.parallel.shares import Share
 
 
 class Group(Protocol):
-    """One rank's place among them. All ranks call the same, as often and in the same order."""
+    """One rank's membership. All ranks must make the same calls in the same order."""
 
     @property
     def share(self) -> Share:
-        """What this rank holds."""
+        """The share of the base that this rank holds."""
         ...
 
     def sum(self, partial: torch.Tensor) -> torch.Tensor:
-        """What all ranks have, added up, to the bit the same on all of them; `partial` may be overwritten.
+        """Return the sum over all ranks, bit-identical on all of them; `partial` may be overwritten.
 
-        Raises EngineUnavailable where one has ended, or comes too late.
+        Raises EngineUnavailable if a rank has ended or comes too late.
         """
         ...
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """On rank 0 all ranks' logits [n, v] side by side, [n, V]; on others their own. Raises as `sum` does.
+        """Return all ranks' logits [n, v] side by side, [n, V], on rank 0; its own on others. Raises as `sum` does.
 
-        They may be overwritten once rank 0 tells the others of their next step.
+        They may be overwritten once rank 0 sends the others their next step.
         """
         ...

@@ -1,4 +1,4 @@
-"""What every rank makes of a base: its share of the layers, of the slots and of the cache, alike on all of them."""
+"""What every rank builds from a base, in the same way: its share of the layers, the slots and the cache."""
 
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ from mint_engine.residency.slots import Others, Slots
 class Member:
     """One rank's part of an engine."""
 
-    base: Base  # its layers are a share
+    base: Base  # with this rank's share of the layers
     share: Share
     slots: Slots
     cache: Cache
@@ -35,9 +35,9 @@ class Member:
 def lay_member(
     settings: EngineSettings, base: Base, part: Part, device: torch.device, others: Others | None = None
 ) -> Member:
-    """Cut a base that is whole yet, and lay out its share, slots and cache on the rank's device. Raises a MintError.
+    """Cut an uncut base, and lay out the rank's share, slots and cache on its device. Raises a MintError.
 
-    A whole base may be in host memory alone, and too large for any one device.
+    The uncut base may be in host memory only, and too large for any one device.
     """
     share, modules = part.cut(base.model), part.modules
     shard_head(base, share)
@@ -46,19 +46,19 @@ def lay_member(
     slots = Slots(
         modules, settings.device_slots, settings.max_rank, base.dtype, base.device, cuts_of(modules, share), others
     )
-    # As many pages as without ranks, so that all of them agree.
+    # As many pages as without ranks, so that all ranks have the same number.
     routes = route_shape(base.model)
     shape = shape_for(settings, base.config, routes)
     pages = pages_in(settings, shape, routes, base.dtype)
     own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
-    kept = routes if settings.training_store is not None and share.rank == 0 else None  # who reads them
+    kept = routes if settings.training_store is not None and share.rank == 0 else None  # only rank 0 reads them
     cache = make_cache(own, kept, pages, base.dtype, base.device)
     cache.bring_in()
     return Member(base, share, slots, cache)
 
 
 def extent_of(member: Member, rows: int, threads: int) -> Extent:
-    """The memory that the ranks of a base need for steps of so many rows."""
+    """Return the extent of the shared memory that a base's ranks need for steps of at most `rows` rows."""
     config = member.base.config
     return Extent(
         member.share.count, threads, rows, int(config.hidden_size), int(config.vocab_size), member.base.dtype
@@ -66,9 +66,9 @@ def extent_of(member: Member, rows: int, threads: int) -> Extent:
 
 
 def join(member: Member, files: Files, rows: int, threads: int, wire: Wire | None) -> Peers:
-    """Where the rank meets the others: in memory, whose files must be as large as `extent_of` says, or over a `wire`.
+    """Return the rank's peers: in shared memory, whose files must be as large as `extent_of` says, or over a `wire`.
 
-    Raises UnsupportedBase where this machine can not let them meet.
+    Raises UnsupportedBase if this machine has no way for ranks to meet.
     """
     share, on_cpu = member.share, member.base.device.type == "cpu"
     if wire is not None:

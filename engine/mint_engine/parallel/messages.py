@@ -1,8 +1,8 @@
-"""What rank 0 tells the other ranks: steps over one connection, slots over another.
+"""The messages from rank 0 to the other ranks: steps over one connection, slot changes over another.
 
-Ranks of its own node inherit sockets. Another node has two TCP connections for all of its ranks (see `worker`), which
-passes on what comes. Both ends are of one engine and one version, by the `edition` that a node is sent before all
-else, so msgpack of structs, without names, is all the format there is.
+Ranks of its own node inherit sockets. Another node has two TCP connections for all of its ranks, and its `worker`
+passes messages on. Both ends are of one engine and the same code, checked by the `edition` that a node receives
+first, so the format is just msgpack of structs without field names.
 """
 
 import socket
@@ -22,12 +22,12 @@ class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     settings: EngineSettings
     base: str  # its folder or file
-    digest: str  # of the base, see `base_digest`; "" where all ranks are on one node
-    rank: int  # to a node: its first one
+    digest: str  # of the base, see `base_digest`; "" if all ranks are on one node
+    rank: int  # in a message to a node: its first rank
     count: int
-    rows: int  # of a step at most
+    rows: int  # the most of a step
     threads: int  # of each rank
-    instructions: str = ""  # that the leader's CPU computes by; "" where all ranks are on one node, or on GPUs
+    instructions: str = ""  # the leader's CPU instruction set; "" if all ranks are on one node or on GPUs
 
 
 class Wire(msgspec.Struct, frozen=True, array_like=True):
@@ -35,40 +35,40 @@ class Wire(msgspec.Struct, frozen=True, array_like=True):
 
     host: str  # the leader, as the rank's own node reaches it
     port: int
-    name: str  # of this meeting among all that there ever are; nobody else knows it
+    name: str  # the unique, secret name of this meeting
     address: str  # of the rank's own node, for the others
 
 
 class Meet(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The memory is as large as it must be: choose the pass, and wait for steps. Answered as `Begin` is."""
+    """The shared memory has its size: choose the pass, and wait for steps. Answered as `Begin` is."""
 
     lean: bool
     wire: Wire | None  # None: all ranks are on one node
 
 
 class Passes(msgspec.Struct, frozen=True, array_like=True):
-    """What a rank computes by."""
+    """The passes that a rank computes with."""
 
     rank: int
     serving: str
-    training: str  # "" where nothing is trained
+    training: str  # "" if nothing is trained
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """It went well. What answers `Meet` tells what each rank computes by."""
+    """Success. The answer to `Meet` has the passes of each rank."""
 
     passes: tuple[Passes, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """It did not."""
+    """Failure."""
 
     problem: str
     reason: str = UnsupportedBase.__name__  # the error's class
 
 
 class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Compute, as `Forward.run` is asked to. Not answered: ranks meet while they compute."""
+    """Compute a step with the arguments of `Forward.run`. Not answered: ranks meet while they compute."""
 
     tokens: Sequence[int]
     spans: Sequence[tuple[int, int, int, Sequence[int], int, Sequence[Sequence[int]]]]  # the fields of `Span`
@@ -82,13 +82,13 @@ class Wipe(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Updates begin: hold these policies' numbers, which follow by sums. Not answered, as all of an update."""
+    """Updates begin: hold these policies' weights, which follow through sums. Like all of an update, not answered."""
 
-    policies: Sequence[tuple[int, Sequence[tuple[str, int, float]]]]  # its number; of the modules path, rank, scaling
+    policies: Sequence[tuple[int, Sequence[tuple[str, int, float]]]]  # its number; each module's path, rank, scaling
 
 
 class Compute(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Begin a batch of what is held, see `training.batch.Batch`; arrays are bytes of int64."""
+    """Begin a batch over held policies, see `training.batch.Batch`; arrays are bytes of int64."""
 
     tokens: bytes
     positions: bytes
@@ -97,7 +97,7 @@ class Compute(msgspec.Struct, frozen=True, tag=True, array_like=True):
     routes: bytes
     routes_shape: Sequence[int]  # empty: none
     wanted: Sequence[tuple[int, int, bytes, bytes, float]]  # start, stop, rows, targets, temperature
-    learn: bool  # the way back too
+    learn: bool  # run the backward pass, too
 
 
 class Advance(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -105,30 +105,30 @@ class Advance(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Give(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Give all gradients of a policy's, by sums, and hold it no more."""
+    """Return all of a policy's gradients through sums, and release it."""
 
     policy: int
 
 
 class Abandon(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The turn is over, done or not, between two of its pieces: hold nothing of these policies any more."""
+    """The turn is over, complete or not, between two of its pieces: release these policies."""
 
     policies: Sequence[int]
 
 
 class End(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """To a node alone: no step follows, for the leader begins anew or is done. Come again where it listens again."""
+    """Sent only to nodes: no step follows, as the leader starts over or is done. Connect again once it listens."""
 
 
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Put the packed adapter in the file whose descriptor comes along, or content (see `content`), into a slot."""
+    """Put a packed adapter into a slot; its file's descriptor, or content (see `content`), comes with the message."""
 
     slot: int
     subject: str
 
 
 class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Leave nothing in a slot."""
+    """Clear a slot."""
 
     slot: int
 
@@ -145,23 +145,23 @@ decode_change = msgspec.msgpack.Decoder(SlotChange).decode
 
 
 def send(to: socket.socket, message: Command | Answer | SlotChange) -> None:
-    """Send one message over a stream. Raises OSError where the other end is gone or does not read in time."""
+    """Send one message over a stream. Raises OSError if the other end is gone or does not read in time."""
     pass_on(to, encode(message))
 
 
 def pass_on(to: socket.socket, message: bytes) -> None:
-    """Send one message that is encoded already; raises as `send` does."""
+    """Send one message that is already encoded. Raises as `send` does."""
     to.sendall(_LENGTH.pack(len(message)) + message)
 
 
 def receive(source: socket.socket) -> bytes:
-    """The next message, to be decoded. Raises EOFError where the other end is gone, OSError as sockets do."""
+    """Receive the next message, still encoded. Raises EOFError if the other end is gone, OSError as sockets do."""
     (length,) = _LENGTH.unpack(exactly(source, _LENGTH.size))
     return exactly(source, length)
 
 
 def exactly(source: socket.socket, count: int) -> bytes:
-    """So many bytes; raises as `receive` does."""
+    """Receive exactly `count` bytes. Raises as `receive` does."""
     found = bytearray()
     while len(found) < count:
         piece = source.recv(count - len(found))

@@ -1,4 +1,4 @@
-"""Another node's ranks, as the leader sees them: one answer for all, over connections that their node has made."""
+"""The leader's view of another node's ranks: one answer for all, over the connections that the node has opened."""
 
 import math
 import socket
@@ -15,20 +15,20 @@ from mint_engine.parallel.greeting import Channel
 from mint_engine.parallel.messages import Begin, End, Passes, Refused, SlotChange
 from mint_engine.parallel.rank import ANSWER_S, TELL_S, expect_ready, gone
 
-_MAPPED = "::ffff:"  # an IPv4 address as a socket for both kinds has it
+_MAPPED = "::ffff:"  # prefix of an IPv4 address on a dual-stack socket
 _NAME = "node "
 
 
 def is_of_node(error: MintError) -> bool:
-    """Whether another node has told it, of what is there: its files are its own."""
+    """Whether another node reported this error, about its own files."""
     return error.subject.startswith(_NAME)
 
 
 class Node:
-    """As a `Rank`. Its ranks begin as soon as it has come, and it is waited for like them."""
+    """Another node, with the interface of a `Rank`. Its ranks begin to load as soon as it has connected."""
 
     def __init__(self, number: int, begin: Begin, on_end: Callable[[str, int], None]) -> None:
-        """`on_end` is called, on a thread, when it is gone, once it is watched."""
+        """`on_end` is called, on a thread, when the node is gone; only after `watch`."""
         self.number, self.name = number, f"{_NAME}{number}"
         self._begin, self._on_end = begin, on_end
         self._entering, self._closed = threading.Lock(), False
@@ -37,9 +37,9 @@ class Node:
         self._watcher: threading.Thread | None = None
 
     def enter(self, channel: Channel, connection: socket.socket) -> bool:
-        """The node has connected; False where it is there already, or nobody waits for it any more.
+        """Take a connection of the node; return False if the node is complete already or no longer wanted.
 
-        One that came to nothing before is forgotten.
+        An earlier, incomplete attempt is dropped.
         """
         with self._entering:
             if self._closed or self._there.is_set():
@@ -49,7 +49,7 @@ class Node:
             connection.settimeout(TELL_S if channel is Channel.STEPS else ANSWER_S)
             self._connections[channel] = connection
             if len(self._connections) == len(Channel):
-                with suppress(OSError):  # it is gone again: `expect_ready` tells
+                with suppress(OSError):  # it is gone again: `expect_ready` raises that
                     messages.pass_on(self._connections[Channel.STEPS], edition())
                     messages.send(self._connections[Channel.STEPS], self._begin)
                 self._there.set()
@@ -57,7 +57,7 @@ class Node:
 
     @property
     def address(self) -> str:
-        """This machine's, as the node reaches it."""
+        """This machine's address, as the node reaches it."""
         address: str = self._connections[Channel.STEPS].getsockname()[0]
         return address.removeprefix(_MAPPED)
 
@@ -70,7 +70,7 @@ class Node:
 
     @property
     def answers(self) -> socket.socket | None:
-        """See `Rank`; None while it is not there."""
+        """See `Rank`; None until it has connected."""
         return self._connections[Channel.STEPS] if self._there.is_set() else None
 
     def expect_ready(self, timeout_s: float | None) -> Sequence[Passes]:
@@ -81,12 +81,12 @@ class Node:
         return expect_ready(self._connections[Channel.STEPS], self.name, max(1.0, deadline - time.monotonic()))
 
     def watch(self) -> None:
-        """From now on it answers nothing over the connection of steps, and its end is noticed at once."""
+        """Notice the node's end at once from now on; nothing may be read from the connection of steps any more."""
         self._watcher = threading.Thread(target=self._await_end, daemon=True)
         self._watcher.start()
 
     def tell_change(self, change: SlotChange, descriptor: int | None) -> None:
-        """See `Rank`; an adapter goes as the content of its file."""
+        """See `Rank`; an adapter is sent as the content of its file."""
         slots = self._connections[Channel.SLOTS]
         try:
             messages.send(slots, change)
@@ -104,14 +104,14 @@ class Node:
         return answer.problem if isinstance(answer, Refused) else ""
 
     def dismiss(self) -> None:
-        """Nothing has gone wrong on it: its process may stay for the next engine here."""
+        """End an engine in good order: the node's process may stay for the next attempt of this leader."""
         steps = self._connections.get(Channel.STEPS)
         if steps is not None:
             with suppress(OSError):
                 messages.send(steps, End())
 
     def hang_up(self) -> None:
-        """See `Rank`: all of its ranks end then."""
+        """See `Rank`; all of the node's ranks end then."""
         with self._entering:
             self._closed = True
         for connection in self._connections.values():
@@ -119,7 +119,7 @@ class Node:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def finish(self, timeout_s: float) -> None:
-        """Its processes are for its own pod to end."""
+        """Close the connections; the node's own pod ends its processes."""
         if self._watcher is not None:
             self._watcher.join(timeout_s)
         for connection in self._connections.values():

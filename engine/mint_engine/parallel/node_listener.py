@@ -1,4 +1,4 @@
-"""Lets the engine's other nodes in at the leader, and nobody else."""
+"""Accepts connections at the leader from the engine's other nodes, and from nobody else."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ import structlog
 from mint_engine.parallel.greeting import Entrance, Stranger, admit
 from mint_engine.parallel.node import Node
 
-_AT_ONCE = 256  # that greet: of 64 nodes each has two connections, and strangers may come too
+_AT_ONCE = 256  # simultaneous greetings: 64 nodes have two connections each, and strangers may connect, too
 
 _PAUSE_S = 0.1
 
@@ -18,10 +18,10 @@ _log = structlog.get_logger(__name__)
 
 
 class NodeListener:
-    """Listens from when it is made until it is closed."""
+    """Listens from its construction until it is closed."""
 
     def __init__(self, entrance: Entrance, nodes: Sequence[Node]) -> None:
-        """Raises OSError where the port is taken."""
+        """Raises OSError if the port is taken."""
         self._key = entrance.key
         self._nodes = {node.number: node for node in nodes}
         both = socket.has_dualstack_ipv6()
@@ -33,7 +33,7 @@ class NodeListener:
         self._thread.start()
 
     def close(self) -> None:
-        """Who has come in stays."""
+        """Stop listening; accepted connections stay open."""
         self._closed.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -44,7 +44,7 @@ class NodeListener:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed, or a connection that was gone before it was taken, or too many files
+            except OSError:  # closed, or the connection was gone before it was accepted, or too many open files
                 if self._closed.wait(_PAUSE_S):
                     return
                 continue
@@ -54,7 +54,7 @@ class NodeListener:
                 connection.close()
 
     def _greet(self, connection: socket.socket) -> None:
-        """Whoever is slow, or wrong, keeps nobody else from coming in."""
+        """Greet one connection, on its own thread: a slow or unknown one does not keep others from connecting."""
         entered, why = False, ""
         try:
             hello = admit(connection, self._key)

@@ -1,4 +1,4 @@
-"""Norms of queries and keys over all heads at once, of which a rank has but some (OLMo 2, arXiv 2501.00656, 3.2)."""
+"""Norms of queries and keys over all heads, of which a rank has only some (OLMo 2, arXiv 2501.00656, 3.2)."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,25 +10,25 @@ from mint_engine.parallel.shares import Cut
 
 
 class SharedNorm(nn.Module):
-    """A rank's part of such a norm: ranks add up their sums of squares."""
+    """A rank's part of a norm over all heads: ranks add up their sums of squares."""
 
-    add: Callable[[torch.Tensor], torch.Tensor]  # gives what all ranks have, added up; put here by who computes
+    add: Callable[[torch.Tensor], torch.Tensor]  # sums over all ranks; set by the pass that computes
 
     def __init__(self, norm: Any, held: Cut, *, counted: bool) -> None:
-        """Of a whole `norm`. Not `counted` are keys that another rank has too, and counts."""
+        """Cut an uncut `norm`. Not `counted`: keys that another rank has, too, and counts."""
         super().__init__()
         self.weight = nn.Parameter(norm.weight[slice(*held)].clone(), requires_grad=False)
         self.whole, self.variance_epsilon = int(norm.weight.shape[0]), float(norm.variance_epsilon)
         self.counted = counted
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [1, T, own heads * D], alike; rounded as transformers' norm does."""
+        """Norm x [1, T, own heads * D]; the result has the same shape and is rounded as by transformers' norm."""
         wide = x.float()
-        squares = wide.pow(2).sum(-1, keepdim=True) * float(self.counted)  # gradients meet wherever squares do
+        squares = wide.pow(2).sum(-1, keepdim=True) * float(self.counted)  # gradients are summed wherever squares are
         scale = torch.rsqrt(self.add(squares) / self.whole + self.variance_epsilon)
         return (self.weight * (wide * scale)).to(x.dtype)
 
 
 def shared_norms(model: nn.Module) -> Iterator[SharedNorm]:
-    """Those of a model that is cut."""
+    """Return the shared norms of a cut model."""
     return (module for module in model.modules() if isinstance(module, SharedNorm))

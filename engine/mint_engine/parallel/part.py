@@ -1,6 +1,6 @@
-"""What one rank reads of a base's files: slices of what it shares, its own experts, and what all ranks hold.
+"""What one rank reads of a base's files: its slices of shared tensors, its own experts, and what all ranks hold.
 
-The model is cut while it has no memory yet, and the tensors that fill it are cut alike, so that no more than the
+The model is cut before it has memory, and the tensors that fill it are cut in the same way, so that no more than the
 rank's share is ever in memory.
 """
 
@@ -20,20 +20,23 @@ from mint_engine.model.stored import Stored
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
 
-_Part = tuple[slice, ...]  # of a tensor: a slice for each of its first dimensions
+_Part = tuple[slice, ...]  # a part of a tensor: a slice for each of its first dimensions
 _ALL: list[_Part] = [()]
 
 
 class Part:
-    """A rank's part of a base: first of what it is, then of its files."""
+    """A rank's part of a base: first cuts the model, then fills it from the files."""
 
     def __init__(self, rank: int, count: int, target_modules: Iterable[str] = ()) -> None:
         self._rank, self._count, self._targets = rank, count, tuple(target_modules)
         self.share: Share | None = None
-        self.modules: Mapping[str, Module] = {}  # that adapters may target, whole
+        self.modules: Mapping[str, Module] = {}  # that adapters may target, uncut
 
     def cut(self, model: PreTrainedModel) -> Share:
-        """Leave the rank's share of a model that is whole, or was cut here before. Raises UnsupportedBase."""
+        """Cut an uncut model to the rank's share and return that; a second call only returns it.
+
+        Raises UnsupportedBase.
+        """
         if self.share is None:
             share = share_of(model, self._rank, self._count)
             self.modules = find_modules(model, self._targets)
@@ -42,16 +45,16 @@ class Part:
         return self.share
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
-        """Read what of a base's tensors fills this part, or all where it can't be told from the rest before."""
+        """Read the base's tensors that fill this part, or all of them if the part cannot be told apart beforehand."""
         names, prefix = Naming(model, loading).of_all(tensors), layers_prefix(model)
         inside = {key: name.own for key, name in names.items() if name.whole.startswith(prefix)}
         if not all(names[key].keeps for key in inside):
             return fill(model, tensors, loading, names)
-        mixed = find_mixed(tensors, names)  # of all experts: another rank's may be what makes a stack so
+        mixed = find_mixed(tensors, names)  # over all experts: another rank's may make a stack mixed
         return fill(model, _select(tensors, inside, self.cut(model)), loading, names, mixed)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
-        """All of it has been read."""
+        """Do nothing: everything has been read."""
 
     def unchecked(self, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         """See `model.base.Part`."""
@@ -59,7 +62,7 @@ class Part:
 
 
 class _Slice:
-    """Parts of a tensor in a file, one below another, read when they are asked for."""
+    """Parts of a tensor in a file, concatenated along the first dimension; read when indexed."""
 
     def __init__(self, tensor: Stored, parts: Sequence[_Part]) -> None:
         self._tensor, self._parts = tensor, parts
@@ -77,7 +80,7 @@ class _Slice:
 
 
 def _select(tensors: Mapping[str, Stored], inside: Mapping[str, str], share: Share) -> dict[str, Stored]:
-    """Those that the rank reads: of those `inside` decoder layers, by their own names, its parts; of all else all."""
+    """Return what the rank reads: its parts of tensors `inside` decoder layers (key -> own name), all of others."""
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
         parts = parts_of(inside[key], tensor.get_shape, share) if key in inside else _ALL
@@ -94,9 +97,9 @@ def _part_of(tensor: Stored, parts: Sequence[_Part]) -> Stored:
 
 
 def parts_of(key: str, get_shape: Callable[[], Sequence[int]], share: Share) -> list[_Part]:
-    """What of a decoder layer's tensor of that name the rank reads, one below another.
+    """Return the parts that the rank reads of a decoder layer's tensor of that name; it concatenates them by rows.
 
-    Shapes may have to be read, of a million experts too, and are only asked for where they are needed.
+    Getting a shape may read the file, and there may be very many experts: `get_shape` is only called if needed.
     """
     if expert := EXPERT.search(key):
         return _ALL if int(expert[1]) in range(*share.experts) else []

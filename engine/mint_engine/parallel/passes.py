@@ -1,4 +1,4 @@
-"""Whether all ranks compute by passes of one kind: those of two would wait for other sums, or add up other things."""
+"""Check that all ranks use passes of one kind: different kinds would wait for different sums, or sum other things."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from mint_contracts.errors import UnsupportedBase
 
 
 def check_alike(does: str, own: str, others: Mapping[int, str]) -> None:
-    """Raise UnsupportedBase where one of the others', by rank, is of another kind; its variant may be another."""
+    """Raise UnsupportedBase if any of `others` (by rank) is of another kind than `own`; variants may differ."""
     for rank, other in sorted(others.items()):
         if _kind(other) != _kind(own):
             raise UnsupportedBase(

@@ -1,4 +1,4 @@
-"""Where one rank of an engine meets the others: in memory within own kernels, in a group between torch's modules."""
+"""How one rank of an engine meets the others: own kernels in shared memory, torch's modules in a group."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from mint_engine.parallel.shares import Share
 
 @dataclass(frozen=True)
 class Peers:
-    """Both ways; which of them a rank takes is up to its pass, and all ranks of an engine have the same passes.
+    """Both ways to meet. A rank's pass decides which one it uses, and all ranks of an engine have the same passes.
 
-    One pass may serve and another train. Each way has memory of its own, so that neither writes over sums that a
-    slower rank still reads in the other.
+    One pass may serve and another train. Each way has separate memory, so that neither overwrites sums that a slower
+    rank still reads in the other.
     """
 
     group: Group
-    meeting: Meeting | None = None  # None: on several nodes, which have no memory in common
-    meetings: tuple[Meeting, ...] = ()  # all that there are
+    meeting: Meeting | None = None  # None: on several nodes, which share no memory
+    meetings: tuple[Meeting, ...] = ()  # all meetings, the group's included
 
     @property
     def share(self) -> Share:
-        """What this rank holds."""
+        """The share of the base that this rank holds."""
         return self.group.share
 
     @property
@@ -30,6 +30,6 @@ class Peers:
         return any(each.broken for each in self.meetings)
 
     def end(self) -> None:
-        """Nobody waits for anybody any more, for good."""
+        """End all waiting between ranks, for good."""
         for each in self.meetings:
             each.end()

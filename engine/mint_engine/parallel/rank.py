@@ -1,6 +1,6 @@
-"""A rank of this node, as who has started it sees it: a process, and two sockets to it.
+"""A rank of this node, as seen by the process that started it: a process, and two sockets to it.
 
-A thread waits for it, so that its end is known at once. The kernel ends it when this process ends in whatever way
+A thread waits for it, so that its end is known at once. The kernel kills it when this process ends for any reason
 (see `fork_client`).
 """
 
@@ -16,17 +16,17 @@ from mint_engine.parallel.files import Files
 from mint_engine.parallel.fork_client import ForkedProcess, fork_client
 from mint_engine.parallel.messages import Passes, Refused, SlotChange
 
-START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
-ANSWER_S = 60.0  # that it takes to put an adapter in its slot
-TELL_S = 60.0  # that it leaves a message unread
-_END_S = 1.0  # between the end of its connections and that of its process
+START_S = 1800.0  # limit for loading a base: a large one comes from a disk
+ANSWER_S = 60.0  # limit for putting an adapter in its slot
+TELL_S = 60.0  # limit for leaving a message unread
+_END_S = 1.0  # the most time between the end of its connections and that of its process
 
 
 class Rank:
-    """Who has started it tells it steps in one thread, and changes of slots in any, one after another."""
+    """A rank's process. Its starter sends steps from one thread, and slot changes from any, one after another."""
 
     def __init__(self, number: int, files: Files, on_end: Callable[[str, int], None]) -> None:
-        """Start it. It hears nothing before the fork server has imported what it needs, for seconds, the first time.
+        """Start it. The first time, it reads nothing until the fork server has done its imports, for seconds.
 
         `on_end` is called once, on a thread, with its name and status when it has ended.
         """
@@ -41,30 +41,33 @@ class Rank:
         self._thread.start()
 
     def tell(self, message: bytes) -> None:
-        """Raises EngineUnavailable where it has ended, or reads nothing."""
+        """Send an encoded message. Raises EngineUnavailable if the rank has ended or does not read."""
         try:
             messages.pass_on(self._steps, message)
         except OSError as error:
             raise gone(self.name) from error
 
     def expect_ready(self, timeout_s: float | None) -> Sequence[Passes]:
-        """What it tells. Raises what it says, or EngineUnavailable; None: it takes as long as it takes."""
+        """Wait for its answer and return its passes. Raises the error that it reports, or EngineUnavailable.
+
+        `timeout_s` None: without a limit.
+        """
         return expect_ready(self._steps, self.name, timeout_s, self._how_ended)
 
     @property
     def answers(self) -> socket.socket:
-        """Where its answers come in."""
+        """The socket that its answers arrive on."""
         return self._steps
 
     def tell_change(self, change: SlotChange, descriptor: int | None) -> None:
-        """Raises EngineUnavailable."""
+        """Send a slot change, with an adapter's file if any. Raises EngineUnavailable."""
         try:
             socket.send_fds(self._slots, [messages.encode(change)], [] if descriptor is None else [descriptor])
         except OSError as error:
             raise gone(self.name) from error
 
     def hear_change(self) -> str:
-        """What went wrong with the latest change; "" where nothing did. Raises EngineUnavailable."""
+        """Wait for the answer to the latest change; return what went wrong, or "". Raises EngineUnavailable."""
         try:
             data = self._slots.recv(1 << 16)
         except OSError as error:
@@ -75,13 +78,13 @@ class Rank:
         return answer.problem if isinstance(answer, Refused) else ""
 
     def hang_up(self) -> None:
-        """It ends when nobody tells it anything any more."""
+        """Shut its sockets down, which makes it end."""
         for end in (self._steps, self._slots):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def finish(self, timeout_s: float) -> None:
-        """Wait for its end, and force it where it takes too long."""
+        """Wait for its end, and kill it if that takes longer than `timeout_s`."""
         self._thread.join(timeout_s)
         if self._process is not None and self._thread.is_alive():
             self._process.kill()
@@ -90,7 +93,7 @@ class Rank:
             end.close()
 
     def _watch(self, steps: socket.socket, slots: socket.socket, files: Files) -> None:
-        """Start it, and stay until it has ended."""
+        """Start it, and wait until it has ended."""
         try:
             self._process = fork_client().fork((steps.fileno(), slots.fileno(), files.memory, files.group))
         finally:
@@ -99,7 +102,7 @@ class Rank:
         self._on_end(self.name, self._process.wait())
 
     def _how_ended(self) -> str:
-        """In words; "" where it has not, or was never there."""
+        """Describe how it ended; "" if it has not, or never began."""
         self._thread.join(_END_S)
         status = self._process.status if self._process is not None else None
         if status is None:
@@ -112,7 +115,7 @@ class Rank:
 def expect_ready(
     steps: socket.socket, name: str, timeout_s: float | None, how_ended: Callable[[], str] = str
 ) -> Sequence[Passes]:
-    """What the next answer over a connection tells. Raises the error that it tells of, or EngineUnavailable."""
+    """Wait for the next answer and return its passes. Raises the error that it reports, or EngineUnavailable."""
     steps.settimeout(timeout_s)
     try:
         answer: messages.Answer = messages.decode_answer(messages.receive(steps))
@@ -126,11 +129,11 @@ def expect_ready(
 
 
 def refusal(error: MintError) -> Refused:
-    """How an error is told."""
+    """Return the message that reports an error."""
     return Refused(str(error), error.reason)
 
 
 def gone(name: str, how: str = "") -> EngineUnavailable:
-    """Of a rank or node that does not answer; of one that has ended, `how` where that is known."""
+    """Return the error for a rank or node that does not answer, or that has ended, with `how` if known."""
     problem = f"has ended ({how})" if how else "has ended or does not answer"
     return EngineUnavailable(name, f"of this engine {problem}; retry")

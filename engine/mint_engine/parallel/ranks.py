@@ -1,6 +1,7 @@
-"""Rank 0's other ranks: tells them of every step and slot, and notices when one ends.
+"""The other ranks, as rank 0 sees them: sends them every step and slot change, and notices when one ends.
 
-Those of its own node are children (`rank`); those of another are told by their node, which connects to this one.
+Ranks of its own node are children (`rank`); those of another node get messages through their node (`node`), which
+connects to this one.
 """
 
 import os
@@ -55,7 +56,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Ranks:
-    """All ranks but this one. `tell*` belong to the step thread; `load` and `clear` may be called on any."""
+    """All ranks but this one. `tell*` belong to the step thread; `load` and `clear` may be called on any thread."""
 
     def __init__(
         self,
@@ -66,9 +67,9 @@ class Ranks:
         on_end: Callable[[], None],
         entrance: Entrance | None = None,
     ) -> None:
-        """Each begins to load its share, those of other nodes when these have come to the `entrance`.
+        """Start them: each begins to load its share, those of other nodes once these have come to the `entrance`.
 
-        `on_end` is called, on a thread, when they can not go on. Raises EngineUnavailable where nobody can come in.
+        `on_end` is called, on a thread, when they cannot continue. Raises EngineUnavailable if it cannot listen.
         """
         self._rows, self._threads, self._on_end = rows, threads, on_end
         self._peers: Peers | None = None
@@ -91,22 +92,22 @@ class Ranks:
                 self._others.append(rank := Rank(begin.rank, self._files, self._ended))
                 with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
                     rank.tell(messages.encode(begin))
-        except BaseException:  # whoever tries again listens there, and starts others
+        except BaseException:  # the next attempt listens on the same port, and starts other ranks
             self.close()
             raise
         self._loading = Readiness(self._others)
 
     @property
     def lost(self) -> bool:
-        """Whether one has ended by itself: the engine can not go on."""
+        """Whether one has ended by itself: the engine cannot continue."""
         return self._lost.is_set() or (self._peers is not None and self._peers.broken)
 
     def listen(self) -> None:
-        """Raise what keeps any of them from loading its share, as far as that is known; waits for nobody."""
+        """Raise the error that keeps any of them from loading its share, if one is known; does not wait."""
         self._loading.listen()
 
     def meet(self, member: Member, *, lean: bool) -> Peers:
-        """Wait until all have loaded their shares, and meet them. Raises what they do, or EngineUnavailable."""
+        """Wait until all have loaded their shares, and meet them. Raises their errors, or EngineUnavailable."""
         self._loading.hear_all(START_S)
         self._stop_listening()
         wire = self._lay_wire() if self._nodes else None
@@ -126,15 +127,15 @@ class Ranks:
         return self._peers
 
     def check_serving(self, own: str) -> None:
-        """Raise UnsupportedBase where another rank serves by another kind of pass than this one's."""
+        """Raise UnsupportedBase if another rank serves by another kind of pass than this one's."""
         check_alike("serves", own, {each.rank: each.serving for each in self._passes})
 
     def check_training(self, own: str) -> None:
-        """The same of training."""
+        """Raise UnsupportedBase if another rank trains by another kind of pass than this one's."""
         check_alike("trains", own, {each.rank: each.training for each in self._passes})
 
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
-        """Have all compute a step; whoever calls computes its own share right after."""
+        """Have all compute a step; the caller computes its own share right after."""
         self._tell(step_of(tokens, spans, keep))
 
     def tell_wipe(self, pages: Sequence[int]) -> None:
@@ -142,12 +143,12 @@ class Ranks:
         self._tell(Wipe(pages))
 
     def tell_lesson(self, lesson: Lesson) -> None:
-        """Have all do their part of an update; whoever calls does its own right after."""
+        """Have all do their part of an update; the caller does its own right after."""
         self._tell(lesson)
 
     @contextmanager
     def load(self, slot: int, packed: Packed) -> Iterator[None]:
-        """Have all put an adapter into their slot meanwhile (see `residency.slots.Others`)."""
+        """Have all put an adapter into their slot during the block (see `residency.slots.Others`)."""
         subject = f"revision {packed.revision}"
         with self._change(Load(slot, subject), packed) as problems:
             yield
@@ -156,17 +157,17 @@ class Ranks:
 
     @contextmanager
     def clear(self, slot: int) -> Iterator[None]:
-        """Have all clear their slot meanwhile."""
+        """Have all clear their slot during the block."""
         with self._change(Clear(slot), None) as problems:
             yield
         if problems:
             raise EngineUnavailable("engine", f"could not clear a slot on every rank ({problems[0]})")
 
     def end(self) -> None:
-        """Nothing that is computed from now on is worth anything: nobody must wait for anybody."""
+        """End all waiting between ranks: no result from now on is valid."""
         if self._peers is not None:
             self._peers.end()
-        if self._nodes:  # who waits for another node looks at no memory
+        if self._nodes:  # a rank that waits for another node does not look at shared memory
             for other in self._others:
                 other.hang_up()
         self._lost.set()
@@ -174,7 +175,7 @@ class Ranks:
             self._on_end()
 
     def close(self) -> None:
-        """End them, and wait for that within a bound."""
+        """End them, and wait for that for a limited time."""
         self._closing = True
         if self._peers is not None:
             self._peers.end()
@@ -200,10 +201,10 @@ class Ranks:
                     other.tell_change(change, descriptor)
                 try:
                     yield problems
-                finally:  # each answers, also where it went wrong here
+                finally:  # each answers, even if the change failed here
                     problems += filter(None, [other.hear_change() for other in self._others])
             except EngineUnavailable:
-                self.end()  # their slots are not what this rank's are
+                self.end()  # their slots differ from this rank's
                 raise
 
     def _tell(self, message: Command) -> None:
@@ -217,7 +218,7 @@ class Ranks:
             self._listener = None
 
     def _lay_wire(self) -> Wire:
-        """Where all ranks find each other; all nodes are there."""
+        """Create the store where all ranks find each other, once all nodes have connected."""
         self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         return Wire("localhost", self._store.port, secrets.token_hex(16), self._nodes[0].address)
 
@@ -226,7 +227,7 @@ class Ranks:
             return
         _log.error("rank_ended", who=name, status=status)
         self._lost.set()
-        if self._met:  # before that `meet` raises what can be told, and tried again
+        if self._met:  # before that, `meet` raises an error, and loading can be tried again
             self.end()
 
 
@@ -243,9 +244,9 @@ def _listen(entrance: Entrance | None, nodes: Sequence[Node]) -> NodeListener:
 
 @contextmanager
 def _opened(packed: Packed | None) -> Iterator[int | None]:
-    """A descriptor of a file of the packed adapter: its own, or one in memory where it has none that can be read.
+    """Yield a descriptor of a packed adapter's file: its own, or a copy in memory if it has none that can be read.
 
-    Pinned memory holds it whole though the disk may have lost a block since; and who sends it must not fail halfway.
+    Pinned memory has it complete even if the disk has lost a block since; and sending must not fail halfway.
     """
     if packed is None:
         yield None
@@ -258,7 +259,7 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
     with ExitStack() as stack:
         try:
             stack.callback(os.close, file := os.memfd_create("mint-adapter"))
-            # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
+            # The weights that a policy hands off have no digest: the other ranks trust what this rank sends.
             header = replace(packed.header, digest=packed.header.digest or UNKNOWN)
             packed_file.write_at_once(Packed(header, packed.run.cpu()), file)
         except OSError as error:

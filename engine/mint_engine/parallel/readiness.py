@@ -1,6 +1,6 @@
-"""Ranks and nodes that have been asked for an answer: heard in whatever order it comes.
+"""Waiting for the answers of ranks and nodes, in whatever order they come.
 
-One that can not go on is not waited for behind another that still reads its share.
+So the failure of one is not noticed only after another one has read its share.
 """
 
 import select
@@ -11,8 +11,8 @@ from typing import Protocol
 
 from mint_engine.parallel.messages import Passes
 
-_LOOK_S = 0.5  # until it is looked again who has come
-_WORD_S = 60.0  # for all of an answer, once it has begun
+_LOOK_S = 0.5  # interval between checks for newly connected nodes
+_WORD_S = 60.0  # limit for a complete answer, once it has begun
 
 
 class Other(Protocol):
@@ -20,29 +20,29 @@ class Other(Protocol):
 
     @property
     def answers(self) -> socket.socket | None:
-        """Where its answers come in; None while it is not there."""
+        """The socket that its answers arrive on; None until it has connected."""
         ...
 
     def expect_ready(self, timeout_s: float | None) -> Sequence[Passes]:
-        """What its answer tells. Raises the error that this tells of, or EngineUnavailable."""
+        """Read its answer and return its passes. Raises the error that it reports, or EngineUnavailable."""
         ...
 
 
 class Readiness:
-    """Who of these others is not ready yet, and what those that are have answered."""
+    """Tracks which of the others are not ready yet, and the answers of those that are."""
 
     def __init__(self, others: Sequence[Other]) -> None:
         self._silent = list(others)
         self._passes: list[Passes] = []
 
     def listen(self) -> None:
-        """Raise what has gone wrong with any of them so far; waits for nobody."""
+        """Raise the error of any that has failed so far; does not wait."""
         self._hear(0.0)
 
     def hear_all(self, timeout_s: float | None) -> Sequence[Passes]:
-        """Wait until all are ready; None: however long. What they have told, in any order.
+        """Wait until all are ready, with `timeout_s` None without a limit; return their passes in any order.
 
-        Raises what goes wrong with the first that can not be ready.
+        Raises the error of the first that fails.
         """
         until = time.monotonic() + timeout_s if timeout_s is not None else None
         while self._silent:

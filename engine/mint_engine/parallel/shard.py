@@ -1,4 +1,4 @@
-"""Leaves of a base, as transformers has it, what one rank holds."""
+"""Cutting a base's transformers model down to what one rank holds."""
 
 from typing import Any, cast
 
@@ -15,13 +15,13 @@ from mint_engine.model.modules import is_linear, layers_of
 from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
-# Families that norm queries and keys over all heads at once, in the way of `SharedNorm`.
+# Model types that norm queries and keys over all heads, as `SharedNorm` does.
 _WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})
-STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")  # of experts
+STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")  # parameters of stacked experts
 
 
 def share_of(model: PreTrainedModel, rank: int, count: int) -> Share:
-    """A rank's share of a model that is whole yet. Raises UnsupportedBase."""
+    """Return a rank's share of an uncut model. Raises UnsupportedBase."""
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -34,13 +34,13 @@ def share_of(model: PreTrainedModel, rank: int, count: int) -> Share:
 
 
 def shard(model: PreTrainedModel, share: Share) -> None:
-    """Cut the decoder layers, in place. Raises UnsupportedBase for a layer that is not shared out."""
+    """Cut the decoder layers in place. Raises UnsupportedBase for a layer that cannot be split."""
     for path, layer in layers_of(model):
         shard_layer(path, layer, share)
 
 
 def shard_layer(path: str, layer: nn.Module, share: Share) -> None:
-    """Cut a decoder layer, in place. Raises UnsupportedBase where it is not shared out."""
+    """Cut a decoder layer in place. Raises UnsupportedBase if it cannot be split."""
     for inner, module in layer.named_modules(prefix=path):
         if is_linear(module):
             cut = share.of(Module(inner, module.in_features, module.out_features))
@@ -54,15 +54,15 @@ def shard_layer(path: str, layer: nn.Module, share: Share) -> None:
 
 
 def shard_head(base: Base, share: Share) -> None:
-    """Leave the rank's share of the vocabulary in the output layer; embeddings stay whole."""
-    model: Any = base.model  # what it says of its output layer is not typed
+    """Cut the output layer to the rank's share of the vocabulary; input embeddings stay uncut."""
+    model: Any = base.model  # its output layer's accessors are not typed
     model.set_output_embeddings(
         cut_linear(model.get_output_embeddings(), ModuleCut(outputs=share.vocabulary), whole_bias=True)
     )
 
 
 def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Linear:
-    """A copy of a share of a linear; of one cut by inputs the bias goes with one rank's share alone."""
+    """Return a copy of a share of a linear; if it is cut by inputs, only one rank's share has the bias."""
     columns, rows, _ = cut.slices
     weight = torch.cat([linear.weight[run, columns] for run in rows])
     own = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -82,7 +82,7 @@ def _cut_stack(experts: nn.Module, held: Cut) -> None:
 
 
 def _cut_heads(attention: Any, path: str, share: Share) -> None:
-    """What attention has of every head beside its linears, which are cut by themselves: sinks, or norms over all."""
+    """Cut what attention has for every head beside its linears, which are cut on their own: sinks, and wide norms."""
     for name, weight in attention.named_parameters(recurse=False):
         if name != "sinks":
             raise not_shared(f"{path}.{name}")
@@ -94,23 +94,23 @@ def _cut_heads(attention: Any, path: str, share: Share) -> None:
         size = int(norm.weight.shape[0])
         if held := share.of_norm(f"{path}.{name}", size):
             setattr(attention, name, SharedNorm(norm, held, counted=name == "q_norm" or share.counts_keys))
-        elif size != attention.head_dim:  # of more than one head, in a way that is not known
+        elif size != attention.head_dim:  # over more than one head, in an unknown way
             raise not_shared(f"{path}.{name}")
-    if hasattr(attention, "num_heads"):  # latent attention's
+    if hasattr(attention, "num_heads"):  # latent attention
         attention.num_heads = share.heads.size
-    if hasattr(attention, "qkv_proj"):  # which it takes apart by what it knows of the base's heads
+    if hasattr(attention, "qkv_proj"):  # it splits that by the numbers of heads in its configuration
         attention.config = _OwnHeads(attention.config, share.heads.size)
         attention.num_key_value_heads = share.kv_heads.size
 
 
 class _OwnHeads:
-    """A base's configuration, also when it changes later, as an attention with a share of the heads sees it."""
+    """A view of a base's configuration, later changes included, with the number of heads of a rank's attention."""
 
     def __init__(self, config: Any, heads: int) -> None:
         self._config, self.num_attention_heads = config, heads
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "_config" not in self.__dict__:  # as copies ask before they are filled
+        if name.startswith("__") or "_config" not in self.__dict__:  # as copy.copy asks before the copy is filled
             raise AttributeError(name)
         return getattr(self._config, name)
 

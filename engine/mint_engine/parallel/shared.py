@@ -1,4 +1,4 @@
-"""Ranks on a CPU: what torch computes on each is put together in the memory in which they meet."""
+"""The group of ranks on one node's CPU: they combine torch's results in shared memory."""
 
 import torch
 
@@ -12,7 +12,7 @@ class SharedGroup:
     """A `Group` over a meeting that nothing else uses."""
 
     def __init__(self, meeting: Meeting) -> None:
-        """Raises UnsupportedBase where nothing was compiled for this machine."""
+        """Raises UnsupportedBase if no kernels were compiled for this machine."""
         self._meeting, self._turn = meeting, 0
         self._ways = {dtype: (_kernels(dtype), meeting.struct_of(dtype)) for dtype in (torch.bfloat16, torch.float32)}
 
@@ -22,7 +22,7 @@ class SharedGroup:
         return self._meeting.share
 
     def sum(self, partial: torch.Tensor) -> torch.Tensor:
-        """See `Group`. Numbers are added in float32 and in the order of ranks, and rounded once."""
+        """See `Group`. Numbers are added in float32, in the order of ranks, and rounded once."""
         if partial.dtype not in self._ways:
             return self.sum(partial.to(torch.float32)).to(partial.dtype)
         whole = partial.contiguous()
@@ -34,7 +34,7 @@ class SharedGroup:
         return whole
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """See `Group`; in the meeting's dtype."""
+        """See `Group`; rank 0's result is in the meeting's dtype."""
         logits = self._meeting.logits[: own.shape[0]]
         logits[:, slice(*self.share.vocabulary)] = own
         kernels, peers = self._ways[torch.float32]

@@ -1,9 +1,9 @@
-"""The memory in which the ranks of one engine meet: gates, their partial sums, and the logits that they all write.
+"""The shared memory of an engine's ranks: gates, their partial sums, and the logits that they all write.
 
-Where norms are over all ranks' heads their sums of squares are there too.
+It also has the sums of squares for norms over all ranks' heads.
 
-A file without a name (memfd), which rank 0 makes and its children inherit: it needs no /dev/shm, counts as the pod's
-memory, and is gone with the last of them. Only pages that are written cost anything.
+It is an anonymous file (memfd), which rank 0 creates and its children inherit: it needs no /dev/shm, counts as the
+pod's memory, and is gone with the last process. Only pages that are written take memory.
 """
 
 import mmap
@@ -15,7 +15,7 @@ from mint_contracts.errors import EngineUnavailable
 from mint_engine.kernels.structs import PeersStruct
 from mint_engine.parallel.shares import Share
 
-PATIENCE_S = 60.0  # that a rank waits for another within a step: both have the same to do
+PATIENCE_S = 60.0  # how long a rank waits for another within a step: both have the same work
 _GATES_BYTES = 64 + 1024 * 128  # kernels/peers.h: Meeting
 _PAGE = 4096
 _LINE = 64
@@ -23,33 +23,33 @@ _LINE = 64
 
 @dataclass(frozen=True)
 class Extent:
-    """What the memory must hold, and who meets in it. `rows` of a step at most."""
+    """The layout and size of the memory, and the number of ranks and threads that meet in it."""
 
     count: int  # of ranks
-    threads: int  # of each
-    rows: int
+    threads: int  # of each rank
+    rows: int  # the most of a step
     hidden: int
     vocabulary: int
     dtype: torch.dtype
 
     @property
     def place(self) -> int:
-        """Elements of one rank's partial sums, whole cache lines of them."""
+        """The number of elements of one rank's partial sums, rounded up to full cache lines."""
         return -(-self.rows * self.hidden // _LINE) * _LINE
 
     @property
     def squares_at(self) -> int:
-        """Where sums of squares begin, in bytes: two of each rank for each row."""
+        """The offset of the sums of squares in bytes: two of each rank for each row."""
         return _whole_pages(_sums_at() + 2 * self.count * self.place * self.dtype.itemsize)
 
     @property
     def logits_at(self) -> int:
-        """Where the logits begin, in bytes."""
+        """The offset of the logits in bytes."""
         return _whole_pages(self.squares_at + self.rows * self.count * 2 * torch.float32.itemsize)
 
     @property
     def nbytes(self) -> int:
-        """All of it."""
+        """The total size in bytes."""
         return self.logits_at + _whole_pages(self.rows * self.vocabulary * self.dtype.itemsize)
 
 
@@ -57,7 +57,7 @@ class Meeting:
     """One rank's view of the memory."""
 
     def __init__(self, descriptor: int, extent: Extent, share: Share, patience_s: float = PATIENCE_S) -> None:
-        """`descriptor` is of a file of `extent.nbytes`, zeros at first; it may be closed afterwards."""
+        """`descriptor` is of a file of `extent.nbytes` bytes, initially zero; it may be closed afterwards."""
         self.extent, self.share, self._patience_s = extent, share, patience_s
         self._memory = mmap.mmap(descriptor, extent.nbytes, flags=mmap.MAP_SHARED)
         self._every = every = torch.frombuffer(self._memory, dtype=torch.uint8)
@@ -68,7 +68,7 @@ class Meeting:
         self.struct = self.struct_of(extent.dtype)
 
     def struct_of(self, dtype: torch.dtype) -> PeersStruct:
-        """The memory as kernels of that type see it: places of as many numbers as fit where `Extent.place` would."""
+        """Return the memory's struct for kernels of that dtype: each place has as many numbers as fit its bytes."""
         extent, share, start = self.extent, self.share, self._every.data_ptr()
         size, sums = extent.place * extent.dtype.itemsize // dtype.itemsize, start + _sums_at()
         squares = start + extent.squares_at
@@ -76,15 +76,15 @@ class Meeting:
 
     @property
     def broken(self) -> bool:
-        """A rank has ended, or came too late; nothing that is computed from then on is worth anything."""
+        """Whether a rank has ended or came too late; no result after that is valid."""
         return bool(self._broken[0])
 
     def end(self) -> None:
-        """Nobody waits for anybody any more, for good."""
+        """End all waiting between ranks, for good."""
         self._broken[0] = 1
 
     def check(self) -> None:
-        """Raise EngineUnavailable where it is broken."""
+        """Raise EngineUnavailable if the meeting is broken."""
         if self.broken:
             raise EngineUnavailable("engine", "has lost one of its ranks and is about to end; retry")
 

@@ -1,12 +1,13 @@
-"""Which rank holds what of a base: shares of heads, inner sizes, experts and the vocabulary. Pure.
+"""Which rank holds which part of a base: shares of heads, inner sizes, experts and the vocabulary. Pure.
 
 Linears that read the residual stream (q, k, v, gate, up, the head) are cut by outputs, those that write it (o, down)
-by inputs, so that ranks meet twice a layer (Shoeybi et al. 2019, Megatron-LM, section 3). Shares need not be equal: a
-key/value head stays with its query heads, so 9 heads over 3 are shared 6 and 3 by two ranks. Where there are more
-ranks than key/value heads, ranks hold the same one with query heads of their own.
+by inputs, so that ranks meet twice per layer (Shoeybi et al. 2019, Megatron-LM, section 3). Shares need not be equal:
+a key/value head stays with its query heads, so two ranks share 9 query heads over 3 key/value heads as 6 and 3. If
+there are more ranks than key/value heads, several ranks hold the same one, each with its own query heads.
 
-Routed experts are held whole, some by each rank. What makes latents (of multi-head latent attention) and what chooses
-among tokens or experts is held by all: it is small, and all of them need all that it says.
+Routed experts are not cut; each rank holds some of them. All ranks hold the linears that compute latents (of
+multi-head latent attention) and those that choose among tokens or experts: they are small, and all need their
+results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,41 +19,41 @@ from typing import NamedTuple
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.adapter import Module
 
-VOCABULARY_UNIT = 48  # of the kernels' panels of outputs
-INNER_UNIT = 16  # half a cache line of bfloat16, so that slices begin where loads do; less where that is too coarse
-LEAST_UNIT = 2  # kernels take inputs by twos
+VOCABULARY_UNIT = 48  # the kernels' panels of outputs
+INNER_UNIT = 16  # half a cache line of bfloat16, so that slices are aligned for loads; less if that is too coarse
+LEAST_UNIT = 2  # kernels read inputs in pairs
 
 
 class Cut(NamedTuple):
-    """From `start` to before `stop` of one dimension."""
+    """The range from `start` to before `stop` of one dimension."""
 
     start: int
     stop: int
 
     @property
     def size(self) -> int:
-        """How many."""
+        """The length of the range."""
         return self.stop - self.start
 
     def times(self, each: int) -> "Cut":
-        """The same, of elements of which there are so `each`."""
+        """Return the range with every index stood for by `each` elements, such as those of a head."""
         return Cut(self.start * each, self.stop * each)
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Cuts of several linears that are one, as of queries, keys and values: a rank holds them side by side."""
+    """Cuts of several linears fused in one, such as queries, keys and values: a rank holds them side by side."""
 
     cuts: tuple[Cut, ...]
 
     @property
     def size(self) -> int:
-        """How many in all."""
+        """The total length of the cuts."""
         return sum(cut.size for cut in self.cuts)
 
 
 class ModuleCut(NamedTuple):
-    """What of a linear a rank holds: of its inputs, of its outputs, of its experts, or all where there is None."""
+    """The part of a linear that a rank holds: ranges of its inputs, outputs and experts; None means all of them."""
 
     inputs: Cut | None = None
     outputs: Cut | Runs | None = None
@@ -60,24 +61,24 @@ class ModuleCut(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, tuple[slice, ...], slice]:
-        """The same to index by: of inputs, each run of outputs, of experts."""
+        """The cut as slices to index by: of inputs, each run of outputs, of experts."""
         runs = self.outputs.cuts if isinstance(self.outputs, Runs) else (self.outputs,)
         return _slice(self.inputs), tuple(map(_slice, runs)), _slice(self.experts)
 
 
 class Dimensions(NamedTuple):
-    """What of a base is shared out, beside the inner sizes of its networks, which may differ from layer to layer."""
+    """The dimensions of a base that are split, beside inner sizes, which may differ from layer to layer."""
 
     heads: int
     kv_heads: int
     vocabulary: int
-    experts: int = 0  # of a layer that routes to some
-    wide_norms: bool = False  # queries are normed over all heads at once, and keys over all of theirs
+    experts: int = 0  # of a layer with routed experts
+    wide_norms: bool = False  # queries are normed over all query heads, and keys over all key/value heads
 
 
 @dataclass(frozen=True)
 class Share:
-    """What rank `rank` of `count` holds; all of the base where it is alone."""
+    """What rank `rank` of `count` holds; the complete base if `count` is 1."""
 
     rank: int
     count: int
@@ -89,7 +90,7 @@ class Share:
 
     @property
     def vocabulary(self) -> Cut:
-        """The rank's own."""
+        """The rank's own cut of the vocabulary."""
         return self.vocabularies[self.rank]
 
     @property
@@ -99,16 +100,16 @@ class Share:
 
     @property
     def most_queries(self) -> int:
-        """Query heads over one key/value head, on the rank that holds the most of them."""
+        """The number of query heads per key/value head on the rank that has most."""
         return max(each.heads.size // each.kv_heads.size for each in share_out(self.whole, self.count))
 
     def of_norm(self, path: str, size: int) -> Cut | None:
-        """The share of a norm over all heads; None for one that each rank holds all of."""
+        """Return the share of a norm over all heads; None for a norm that each rank holds completely."""
         by = _WIDE_NORMS.get(path.rpartition(".")[2]) if self.whole.wide_norms else None
         return self._part(by, size, path) if by is not None else None
 
     def of(self, module: Module) -> ModuleCut:
-        """The share of a decoder layer's linear. Raises UnsupportedBase for one that is not shared out."""
+        """Return the share of a decoder layer's linear. Raises UnsupportedBase for one that cannot be split."""
         if module.experts:
             return ModuleCut(experts=self.experts)
         name = module.path.rpartition(".")[2]
@@ -123,7 +124,7 @@ class Share:
         raise not_shared(module.path)
 
     def _runs(self, fused: Sequence["_By"], size: int, path: str) -> Runs:
-        """Of several linears' outputs, one after another in a single linear of so many."""
+        """Return the cuts of the `fused` linears' outputs, which lie one after another in one linear of `size`."""
         heads = {_By.HEADS: self.whole.heads, _By.KV_HEADS: self.whole.kv_heads, _By.INNER: 1}
         units, cuts, start = sum(heads[by] for by in fused), [], 0
         if size % units:
@@ -148,7 +149,7 @@ class Share:
 
 
 class _By(Enum):
-    """What a linear's inputs or outputs belong to."""
+    """The dimension that a linear's inputs or outputs are split by."""
 
     HEADS = auto()
     KV_HEADS = auto()
@@ -168,7 +169,7 @@ _WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_pro
 
 
 def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:
-    """Every rank's share. Raises UnsupportedBase where there are too many ranks."""
+    """Return every rank's share. Raises UnsupportedBase if there are too many ranks."""
     if of.kv_heads >= count:
         keys = split(of.kv_heads, count)
         group = of.heads // of.kv_heads
@@ -185,7 +186,7 @@ def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:
 
 
 def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
-    """Cut a dimension as evenly as its units allow, in smaller units where there are too few; the first get more."""
+    """Cut a dimension as evenly as its units allow, in smaller units if there are too few; the first get more."""
     while size < unit * count:
         unit //= 2
     units, rest = divmod(size, unit)
@@ -195,22 +196,22 @@ def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
 
 
 def is_shared(path: str) -> bool:
-    """Whether ranks hold but a part of a decoder layer's linear each."""
+    """Whether each rank holds only a part of a decoder layer's linear."""
     return path.rpartition(".")[2] in _CUT_BY_OUTPUTS.keys() | _CUT_BY_INPUTS.keys() | _FUSED.keys()
 
 
 def is_partial(path: str) -> bool:
-    """Whether what a decoder layer's linear gives is but a part of a sum on every rank."""
+    """Whether a decoder layer's linear yields only a partial sum on every rank."""
     return path.rpartition(".")[2] in _CUT_BY_INPUTS
 
 
 def cuts_of(modules: Mapping[str, Module], share: Share) -> dict[str, ModuleCut]:
-    """What of each module that adapters may target the rank holds. Raises UnsupportedBase for one not known here."""
+    """Return the rank's cut of each module that adapters may target. Raises UnsupportedBase for an unknown one."""
     return {path: share.of(module) for path, module in modules.items()}
 
 
 def not_shared(path: str) -> UnsupportedBase:
-    """A base with a layer that is not shared out."""
+    """Return the error for a base with a linear that cannot be split."""
     return UnsupportedBase(
         "tensorParallelSize",
         f"is more than 1, and the base has {path}, which cannot be split over ranks; set it to 1",
@@ -222,7 +223,7 @@ def _slice(cut: Cut | None) -> slice:
 
 
 def _split_groups(of: Dimensions, count: int) -> tuple[tuple[Cut, ...], tuple[Cut, ...]]:
-    """Several ranks a key/value head: its query heads are shared out between them."""
+    """Split heads if several ranks share a key/value head: each gets some of its query heads."""
     sharers, group = count // of.kv_heads, of.heads // of.kv_heads
     if count % of.kv_heads or sharers > group:
         raise _too_many(count, f"{of.heads} query heads over {of.kv_heads} key/value heads")

@@ -1,4 +1,4 @@
-"""A step as ranks are told of it, which are started before they can know what it is made of."""
+"""Conversion of a step to its message and back; apart from `messages`, which does not import `Span`."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from mint_engine.parallel.messages import Step
 
 
 def step_of(tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> Step:
-    """A step's message."""
+    """Return a step's message."""
     return Step(tokens, [(s.row, s.length, s.position, s.pages, s.slot, s.others) for s in spans], list(keep))
 
 
 def spans_of(step: Step) -> list[Span]:
-    """The spans of a step's message."""
+    """Return the spans of a step's message."""
     return [Span(*span) for span in step.spans]

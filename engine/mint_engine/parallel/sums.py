@@ -1,8 +1,8 @@
-"""Has the ranks' partial sums added up where a decoder layer needs them whole: twice, before the residual stream.
+"""Adds up the ranks' partial sums where a decoder layer needs the totals: twice, before the residual stream.
 
-A part of a layer without experts adds up right behind its linears that are cut by inputs. Where experts and a shared
-network give their parts of one sum, it is added up once, at the end of the part of the layer that holds them all.
-Norms over all heads add up their squares beside that.
+A part of a layer without experts adds up right after its linears that are cut by inputs. If experts and a shared
+network each give a term of one sum, it is added up once, at the end of the part of the layer that contains them all.
+In addition, norms over all heads add up their squares.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from mint_engine.parallel.shares import is_partial
 
 
 def add_sums(model: PreTrainedModel, group: Group) -> None:
-    """For a model that is cut already, and whose modules stay from now on."""
+    """Install the sums in a cut model, whose modules must not be replaced afterwards."""
     for _, summed in shared_parts(model):
         for module in summed:
             sum_output(module, group.sum)
@@ -29,7 +29,7 @@ def add_sums(model: PreTrainedModel, group: Group) -> None:
 
 
 def shared_parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """The parts of decoder layers that ranks share out, and those modules of each whose outputs they add up."""
+    """Yield the parts of decoder layers that ranks split, and the modules of each whose outputs they add up."""
     for part in (part for _, layer in layers_of(model) for part in layer.children()):
         if any(is_stack(module) for module in part.modules()):
             yield part, [part]
@@ -38,11 +38,11 @@ def shared_parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, list[nn.Mo
 
 
 def sum_output(module: nn.Module, add: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Have what a module gives added up."""
+    """Have a module's output added up over all ranks."""
 
     def add_up(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, torch.Tensor):
             return add(output)
-        return (add(output[0]), *output[1:])  # gpt-oss gives its router's scores too
+        return (add(output[0]), *output[1:])  # gpt-oss returns its router's scores, too
 
     module.register_forward_hook(add_up)

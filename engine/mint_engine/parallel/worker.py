@@ -1,8 +1,8 @@
-"""One node of an engine beside its leader's: starts the ranks of this node, and passes on what rank 0 tells them.
+"""The worker on a node other than the leader's: starts this node's ranks, and passes rank 0's messages on to them.
 
-It connects to the leader (`node_listener`) and begins when told to, again and again where the leader begins again.
-One that can not load its base stays there, and tells why. But when ranks have met and one is lost, or the leader is,
-nothing of the engine is worth anything: this process ends, and the engine's pods start anew together.
+It connects to the leader (`node_listener`) and begins on its message, again whenever the leader starts over. A worker
+that cannot load its base stays connected and reports why. But when ranks have met and one of them, or the leader, is
+lost, the engine cannot continue: this process ends, and the engine's pods restart together.
 """
 
 import os
@@ -42,9 +42,9 @@ from mint_engine.sources.base_digest import base_digest
 from mint_engine.sources.fetch_base import drop_base, drop_stale, fetch_base
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
-RECHECK_S = 30.0  # a base that is refused is looked at again, as the leader does: its source may have been mended
+RECHECK_S = 30.0  # a refused base is checked again, as on the leader: its source may have been repaired
 CONNECT_S = 10.0
-CONTENT_S = 60.0  # without a byte of an adapter that is on its way
+CONTENT_S = 60.0  # the longest silence while an adapter is received
 _END_S = 5.0
 ENDED, DEFECT = 0, 1  # exit codes
 _END = messages.encode(messages.End())
@@ -56,19 +56,19 @@ _log = structlog.get_logger(__name__)
 
 
 class _Life:
-    """How far this process is, and who may end it."""
+    """The state of this process that decides when a signal may end it."""
 
     def __init__(self) -> None:
-        self.met = threading.Event()  # all ranks of the engine
+        self.met = threading.Event()  # all ranks of the engine have met
         self._asked = threading.Event()
 
     def begin(self) -> None:
-        """Take SIGTERM. While requests may be in flight it waits for the leader, whose pod is told to end too."""
+        """Handle SIGTERM and SIGINT. While requests may be in flight, wait for the leader, whose pod ends as well."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._ask())
 
     def part(self) -> None:
-        """The leader needs these ranks no more."""
+        """Note that the leader no longer needs these ranks; end if a signal came meanwhile."""
         self.met.clear()
         if self._asked.is_set():
             os._exit(ENDED)
@@ -80,7 +80,7 @@ class _Life:
 
 
 def run(start: Start) -> int:
-    """Live until the leader is lost, or SIGTERM; the exit code."""
+    """Run until the leader is lost, or SIGTERM; return the exit code."""
     life, own, attempt = _Life(), OwnBase(start), 0
     life.begin()
     while True:
@@ -105,10 +105,10 @@ class OwnBase:
         self._start = start
         self._found: Path | MintError = Internal("base", "has not been looked for yet")
         self._again_at = 0.0
-        self._disputed = ""  # the digest of what a leader held in place of it
+        self._disputed = ""  # the digest of the different base that a leader had
 
     def find(self) -> Path | MintError:
-        """Where it is, or why there is none. A source that is refused is not asked again at each connection."""
+        """Return its path, or why there is none. A refused source is not tried again at every connection."""
         if time.monotonic() >= self._again_at:
             self._found = find_base(self._start)
             if isinstance(self._found, MintError):
@@ -118,22 +118,22 @@ class OwnBase:
         return self._found
 
     def dispute(self, digest: str) -> None:
-        """A leader holds another one, which may be what the source held before, or after.
+        """Note that the leader has a different base, from an earlier or later state of the source.
 
-        The copy goes where that is known of it, or where the leader comes again with the same.
+        Delete the copy if it is known to be stale, or if the leader reports the same digest again.
         """
         source, cache = self._start.settings.source, self._start.cache
-        with suppress(MintError):  # who can't be asked can't be copied from
+        with suppress(MintError):  # a source that does not answer cannot be copied from either
             if not drop_stale(source, cache) or digest == self._disputed:
                 drop_base(source, cache)
         self._disputed = digest
 
 
 def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
-    """From one connection until the leader has no more use for it. Raises OSError, EOFError or Stranger."""
-    base = own.find()  # while the leader does so too
+    """Connect to the leader and serve it until it ends in good order. Raises OSError, EOFError or Stranger."""
+    base = own.find()  # while the leader looks for its own
     with _connected(start, Channel.STEPS) as steps, _connected(start, Channel.SLOTS) as slots:
-        if messages.receive(steps) != edition():  # nothing that such a leader sends can be read
+        if messages.receive(steps) != edition():  # messages of a different edition cannot be decoded
             _refuse(start, steps, _OTHER_CODE)
             while messages.receive(steps) != _END:
                 pass
@@ -146,14 +146,14 @@ def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
             own.dispute(begin.digest)
         if refused is not None:
             _refuse(start, steps, refused)
-            messages.receive(steps)  # `End`, or its end: nothing else comes
+            messages.receive(steps)  # `End`, or the end of the connection: nothing else comes
         elif isinstance(base, Path):
             with _ranks(start.settings, begin, base, met) as ranks:
                 _follow(start, steps, slots, ranks, met)
 
 
 def find_base(start: Start) -> Path | MintError:
-    """This node's own copy, or why there is none."""
+    """Return this node's own copy, or why there is none."""
     source = start.settings.source
     try:
         return fetch_base(source, start.cache, partial(_look, start.settings))
@@ -161,22 +161,22 @@ def find_base(start: Start) -> Path | MintError:
         return SourceUnavailable(f"base {source.uri}", f"cannot be read ({error}); retrying")
     except MintError as error:
         return error
-    except Exception as defect:  # noqa: BLE001 - the leader is to tell it, while this process stays up
+    except Exception as defect:  # noqa: BLE001 - the leader must report it, while this process stays up
         _log.exception("base_defect")
         return Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
 
 
 def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
-    """As the leader does, so that no node copies what that one refuses."""
+    """Check a base as the leader does, so that no node copies what the leader refuses."""
     from mint_engine.beforehand import (
         check_small_files,
-    )  # torch: nothing else here needs it, its ranks have their own
+    )  # imports torch, which nothing else here needs; ranks have their own
 
     check_small_files(settings, folder, subject)
 
 
 def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
-    """Why this node's share would be of something else than the leader's."""
+    """Return why this node's share would not be of the leader's base, or None."""
     if begin.settings != start.settings:
         return UnsupportedBase(
             "settings", "of this node differ from its leader's; their pods were not created together"
@@ -190,7 +190,7 @@ def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
 
 
 def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:
-    """Tell the leader, which may have hung up meanwhile; a copy that is broken is to be made anew."""
+    """Report an error to the leader, which may have hung up meanwhile; delete a corrupt copy, to be made again."""
     _log.warning("base_refused", reason=error.reason, error=str(error))
     if isinstance(error, CorruptFile):
         drop_base(start.settings.source, start.cache)
@@ -200,25 +200,25 @@ def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:
 
 @contextmanager
 def _connected(start: Start, channel: Channel) -> Iterator[socket.socket]:
-    assert start.entrance is not None  # noqa: S101 - of an engine over several nodes
+    assert start.entrance is not None  # noqa: S101 - set for an engine over several nodes
     with socket.create_connection((start.leader, start.entrance.port), CONNECT_S) as connection:
         introduce(connection, start.entrance.key, Hello(start.node, channel))
         try:
             yield connection
         finally:
-            with suppress(OSError):  # whoever reads from it is to notice
+            with suppress(OSError):  # threads that read from it must notice
                 connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def _ranks(settings: EngineSettings, begin: Begin, base: Path, met: threading.Event) -> Iterator[list[Rank]]:
-    """This node's ranks, which load their shares. One that ends by itself after the meeting ends this process."""
+    """Start this node's ranks, which load their shares. A rank that ends after the meeting ends this process."""
     closing = threading.Event()
 
     def on_end(name: str, status: int) -> None:
         if not closing.is_set():
             _log.error("rank_ended", who=name, status=status)
-            if met.is_set():  # before that its answer is missing
+            if met.is_set():  # before that, its missing answer shows it
                 os._exit(DEFECT)
 
     files, ranks = make_files(), list[Rank]()
@@ -239,7 +239,7 @@ def _ranks(settings: EngineSettings, begin: Begin, base: Path, met: threading.Ev
 def _follow(
     start: Start, steps: socket.socket, slots: socket.socket, ranks: list[Rank], met: threading.Event
 ) -> None:
-    """Pass on what comes, until the leader parts in good order. Raises EOFError or OSError when it is lost."""
+    """Pass messages on until the leader ends in good order. Raises EOFError or OSError when it is lost."""
     _in_background(_answer, start, steps, ranks)
     meet = messages.decode_command(messages.receive(steps))
     if isinstance(meet, End):
@@ -264,7 +264,7 @@ def _tell(ranks: list[Rank], message: bytes) -> None:
 
 
 def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
-    """What all ranks answer, as one. How long that may take is the leader's to say, who reads more than they do."""
+    """Send all ranks' answers as one. The leader sets the time limit, as it reads more than these ranks do."""
     try:
         passes = Readiness(ranks).hear_all(None)
     except MintError as error:
@@ -275,7 +275,7 @@ def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
 
 
 def _follow_slots(slots: socket.socket, ranks: list[Rank]) -> None:
-    """Have ranks change their slots, and answer with what went wrong for any of them, or with nothing."""
+    """Have ranks change their slots, and answer each change with Ready or with what went wrong on any rank."""
     try:
         while True:
             slots.settimeout(None)
@@ -283,7 +283,7 @@ def _follow_slots(slots: socket.socket, ranks: list[Rank]) -> None:
             slots.settimeout(CONTENT_S)
             problem = _change(slots, ranks, change)
             messages.send(slots, Refused(problem) if problem else Ready())
-    except (OSError, EOFError) as error:  # the leader is gone, or will hang up for want of an answer
+    except (OSError, EOFError) as error:  # the leader is gone, or will hang up when no answer comes
         _log.info("slots_ended", why=str(error) or type(error).__name__)
         slots.close()
     except EngineUnavailable as error:
@@ -302,7 +302,7 @@ def _change(slots: socket.socket, ranks: list[Rank], change: SlotChange) -> str:
 
 @contextmanager
 def _received(slots: socket.socket, change: SlotChange) -> Iterator[tuple[int | None, str]]:
-    """A file of the adapter that comes along with a change, and what is wrong with it. Raises as `exactly` does."""
+    """Yield a file with the adapter that follows a change, and what went wrong. Raises as `exactly` does."""
     if not isinstance(change, Load):
         yield None, ""
         return
@@ -317,7 +317,7 @@ def _received(slots: socket.socket, change: SlotChange) -> Iterator[tuple[int | 
 
 
 def _receive(slots: socket.socket, subject: str, stack: ExitStack) -> int:
-    """All of it is read, also where there can be no file for it: what follows is the next change."""
+    """Receive an adapter into a new file. Read all of it even if there can be no file: the next change follows."""
     try:
         stack.callback(os.close, file := os.memfd_create("mint-adapter"))
     except OSError as error:
