@@ -29,13 +29,13 @@ def too_long(context_length: int, problem: str) -> PromptTooLong:
 
 
 def check_characters(characters: int, context_length: int) -> None:
-    """Raise PromptTooLong if so many characters exceed the context whatever they are."""
+    """Raise PromptTooLong if this number of characters exceeds the context, whatever they are."""
     if characters > context_length * _MOST_CHARACTERS_A_TOKEN:
         raise too_long(context_length, f"has {characters} characters, far more than that")
 
 
 def is_doubtful(characters: int, context_length: int) -> bool:
-    """Return whether so many characters rarely fit the context, or are too many to be tokenized just to find out."""
+    """Return whether a text of this length rarely fits the context, or is too long to be tokenized to find out."""
     return characters > _piece(context_length)
 
 

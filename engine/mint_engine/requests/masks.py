@@ -97,7 +97,7 @@ def _together(
         _one_by_one(places, grammars, found, troubles)
         return
     took = (time.perf_counter() - began) * min(len(places), torch.get_num_threads())
-    for at in places:  # nobody pays, since only a mask computed alone shows whose it is
+    for at in places:  # not charged: only a mask that is computed alone shows its own time
         grammars[at].looked(took / len(places), paid_s=0.0)
 
 

@@ -30,5 +30,5 @@ class Reading:
         if nbytes <= OWN_BYTES:
             return await asyncio.to_thread(work, *given)
         with self._room.part() as part:
-            part.fill(min(nbytes, OWN_BYTES + self._most))  # one that exceeds it all is read alone
+            part.fill(min(nbytes, OWN_BYTES + self._most))  # a longer one is read alone
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)

@@ -225,9 +225,9 @@ class Climber:
             ended = True
 
     def _may_begin(self, copy: Copy) -> bool:
-        """Return whether requests wait for a copy, may begin before it is complete, and it replaces no other.
+        """Return whether requests that wait for a copy may begin before it is complete.
 
-        A copy that already serves the adapter goes on until its successor is complete, since that load may fail.
+        Not if it replaces a copy that serves the adapter: that one serves until the new one is complete, or failed.
         """
         return copy.users > 0 and self._books.current.get(copy.adapter, copy) is copy and self._follows()
 

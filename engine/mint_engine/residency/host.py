@@ -50,7 +50,7 @@ class HostTier:
             return evicted
 
     def shed(self, nbytes: int) -> bool:
-        """Release up to `nbytes` of mapped files, since the disk needs their room; return False if there were none.
+        """Release mapped files until they make up `nbytes`, as the disk needs their room; False if there were none.
 
         `take_shed` returns their keys.
         """

@@ -128,7 +128,7 @@ class Slots:
         return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
 
     def ends(self, slot: int) -> list[int]:
-        """Return the byte of a slot's row at which each module's part ends [M]; 0 for modules it does not target."""
+        """Return the byte of a slot's row at which each module's part ends [M]; 0 for a module without a part."""
         places, ranks = self._tables.places[:, slot].tolist(), self._tables.ranks[:, slot].tolist()
         parts = zip(places, ranks, self.experts, self.shapes, strict=True)
         return [
