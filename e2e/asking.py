@@ -1,4 +1,4 @@
-"""Asking the gateway: once, or everything over and over while something happens to the cluster."""
+"""Sends requests to the gateway: one, or many over and over while something happens to the cluster."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,14 +10,14 @@ from mint_contracts.errors import MintError, Unavailable
 from mint_gateway.client import Answer, Client, question
 
 NAMES = [adapter.name for adapter in TRAINED]
-PAUSE_S = 0.1  # of each who asks: an engine that starts meanwhile has to get at a processor, too
-TRIES = 20  # of one request whose stream was cut: what the error tells a client to do
+PAUSE_S = 0.1  # between each client's requests, so that an engine that starts meanwhile gets processor time, too
+TRIES = 20  # of a request whose stream was cut; the error tells clients to retry
 
 T = TypeVar("T")
 
 
 def ask(world: World, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """One call of the gateway."""
+    """Make one call to the gateway."""
 
     async def run() -> T:
         async with Client(world.gateway) as client:
@@ -27,7 +27,7 @@ def ask(world: World, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
 
 
 async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list[Answer | MintError]:
-    """Ask all adapters and the bare base over and over while `act` runs; every outcome."""
+    """Ask all adapters and the bare base over and over while `act` runs; returns every outcome."""
     outcomes: list[Answer | MintError] = []
     done = asyncio.Event()
 
@@ -48,7 +48,7 @@ async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list
 
 
 def lost(outcomes: list[Answer | MintError]) -> list[MintError]:
-    """What was not answered."""
+    """Return the errors among `outcomes`, which must not be empty."""
     assert outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, MintError)]
 

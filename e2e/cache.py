@@ -1,4 +1,4 @@
-"""What outlives a run: one folder in which what takes long is made once, and from which old builds leave."""
+"""The cache that outlives a run: a folder for what takes long to make, from which old builds are evicted."""
 
 import os
 import shutil
@@ -6,26 +6,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-KEPT = 3  # builds of one kind: today's, and those of the branches one goes back to
-SPARED_S = 24 * 3600.0  # what was used within a day may be in use now, by another checkout
+KEPT = 3  # builds of one kind: the current one, and those of branches that one returns to
+SPARED_S = 24 * 3600.0  # a build used within a day may be in use now, by another checkout
 GOING = ".going"
 
 
 def cache_folder() -> Path:
-    """`MINT_CACHE`, or `~/.cache/mint`."""
+    """Return `MINT_CACHE`, or `~/.cache/mint`."""
     chosen = os.environ.get("MINT_CACHE")
     return Path(chosen).expanduser().resolve() if chosen else Path.home() / ".cache" / "mint"
 
 
 def mark_used(build: Path) -> None:
-    """Note on the build's folder that it was used now."""
+    """Record the current time as the build's last use."""
     os.utime(build)
 
 
 def evict(home: Path, say: Callable[[str], None]) -> None:
-    """Remove the folders in `home` but the KEPT that were used last and those used within SPARED_S.
+    """Remove the folders in `home`, except the KEPT most recently used and those used within SPARED_S.
 
-    Call it after a build: that is when the disk fills. A build that is half removed is never found by its name.
+    Call it after a build, which is when the disk fills. A build is renamed before it is removed, so that a partly
+    removed one is never found by its name.
     """
     builds = sorted((path for path in home.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     limit = time.time() - SPARED_S

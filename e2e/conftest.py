@@ -1,6 +1,6 @@
 """What the end-to-end tests share: one cluster, one release, one base with two engines, one gateway address.
 
-A cluster that was up before stays up; one that the tests made goes away with them.
+A cluster that was up before stays up; one that the tests made is removed after them.
 """
 
 import json
@@ -48,7 +48,7 @@ def values(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world(kube: Kube, cluster: Cluster, samples: Samples, values: Path) -> Iterator[World]:
-    """The release installed, the samples on a claim, and a base of two engines that is Ready."""
+    """An installed release, the samples on a claim, and a Ready base with two engines."""
     guest.install(cluster, values)
     guest.add_namespace(cluster, NAMESPACE)
     stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
@@ -61,7 +61,7 @@ def world(kube: Kube, cluster: Cluster, samples: Samples, values: Path) -> Itera
 
 @pytest.fixture
 def waves(world: World) -> Iterator[Waves]:
-    """`waves(name, spec)` applies a wave that is gone again after the test."""
+    """`waves(name, spec)` applies a wave, which is deleted after the test."""
     made: list[str] = []
 
     def apply(name: str, spec: dict[str, Any]) -> str:

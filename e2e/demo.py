@@ -1,6 +1,6 @@
-"""`python -m e2e.demo up|train|down`: the quick start, one step after another, each shown while it runs.
+"""`python -m e2e.demo up|train|down`: the quick start, step by step, each step shown while it runs.
 
-A second `up` finds everything there, says so, and only asks the questions again.
+A second `up` finds everything in place, says so, and only asks the questions again.
 """
 
 import argparse
@@ -52,9 +52,9 @@ def up(context: str | None) -> None:
 
 
 def install(cluster: Cluster, steps: Steps) -> None:
-    """Install MinT, or upgrade the release that an earlier run installed; and make the demo's namespace.
+    """Install MinT, or upgrade the release of an earlier run, and create the demo's namespace.
 
-    Raises ClusterError where MinT is somebody else's.
+    Raises ClusterError if somebody else has installed MinT.
     """
     with steps.step("helm upgrade --install mint charts/mint") as step:
         known = release.installed(cluster.kube)
@@ -121,7 +121,7 @@ def _farewell(cluster: Cluster) -> None:
 
 
 def down(context: str | None) -> None:
-    """Remove what `up` made: the whole cluster, or on a cluster of your own what bears the demo's mark."""
+    """Remove what `up` made: the whole cluster, or, on a cluster of your own, what has the demo's label."""
     cluster = clusters.find(context=context)
     if cluster is not None and cluster.backend == "context":
         guest.leave(cluster.kube, Steps(title="demo"))
@@ -129,7 +129,7 @@ def down(context: str | None) -> None:
 
 
 def main() -> int:
-    """Run the command line; errors are one line."""
+    """Run the command line; returns the exit status. Errors are one line."""
     parser = argparse.ArgumentParser(prog="python -m e2e.demo", description="MinT's quick start on a real cluster.")
     parser.add_argument(
         "verb", choices=["up", "train", "down"], help="run the demo, train policies in addition, or remove everything"

@@ -1,4 +1,4 @@
-"""`kubectl port-forward` for as long as a block runs."""
+"""`kubectl port-forward` while a block runs."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def forward(kube: Kube, target: str, port: int, namespace: str) -> Iterator[str]
                 raise TimeoutError(f"port-forward to {target} did not start: {''.join(seen)}")
         finally:
             killer.cancel()
-        # What kubectl prints later (one line a connection) must not fill the pipe.
+        # Read what kubectl prints later (one line per connection), so that it does not fill the pipe.
         threading.Thread(target=process.stdout.read, daemon=True).start()
         try:
             yield match.group(1)

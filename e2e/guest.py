@@ -1,6 +1,6 @@
-"""MinT's release on any cluster; on one of somebody else as a guest, who leaves alone what others made.
+"""MinT's release on any cluster; on somebody else's as a guest, which does not touch what others made.
 
-What a guest makes bears a mark in the cluster itself, by which every checkout knows what it may change and take away.
+What a guest makes has a label in the cluster, by which every checkout knows what it may change and remove.
 """
 
 import json
@@ -23,7 +23,7 @@ DELETION_LIMIT_S = 180
 def install(cluster: Cluster, values: Path) -> None:
     """Install or upgrade the release and wait until it is available. Idempotent.
 
-    Raises ClusterError on a cluster of somebody else that has a MinT which was not installed by this.
+    Raises ClusterError on somebody else's cluster if it has a MinT that this did not install.
     """
     kube = cluster.kube
     if not _guest(cluster):
@@ -43,16 +43,16 @@ def install(cluster: Cluster, values: Path) -> None:
 
 
 def add_namespace(cluster: Cluster, name: str) -> None:
-    """Have a namespace for what is tried, which on a cluster of somebody else goes when the guest leaves."""
+    """Create a namespace for experiments; on somebody else's cluster, `leave` removes it."""
     namespace = _namespace(name)
     cluster.kube.apply(_marked(namespace) if _guest(cluster) else namespace, "default")
 
 
 def leave(kube: Kube, steps: Steps) -> None:
-    """Take away what bears the mark, and say what stays. Idempotent.
+    """Remove what has the label, and say what stays. Idempotent.
 
-    Namespaces go before the release, whose operator ends what is in them. CRDs stay while anybody has a use for them,
-    since every BaseModel and AdapterWave of the cluster would go with them.
+    Namespaces are deleted before the release, whose operator ends what is in them. CRDs stay while anybody uses them,
+    since every BaseModel and AdapterWave in the cluster would be deleted with them.
     """
     not_the_releases = f"metadata.name!={release.NAMESPACE}"
     with steps.step("delete the namespaces that the demo made"):
@@ -76,7 +76,7 @@ def _guest(cluster: Cluster) -> bool:
 
 
 def _others(kube: Kube) -> list[str]:
-    """MinT's releases without the mark, as "namespace/name"; also one that GitOps made, which helm does not know."""
+    """Return MinT's releases without the label, as "namespace/name"; also those made by GitOps, unknown to helm."""
     ours = f"{release.NAMESPACE}/{release.NAME}"
     found = json.loads(kube.kubectl("get", "deployments", "-A", "-l", OPERATORS, "-o", "json"))["items"]
     releases = {f"{each['metadata']['namespace']}/{each['metadata']['labels'][INSTANCE]}" for each in found}
@@ -88,7 +88,7 @@ def _others(kube: Kube) -> list[str]:
 
 
 def _custom_resources(kube: Kube) -> list[str]:
-    """Every object, as "Kind namespace/name", of a CRD that bears the mark."""
+    """Return every object of the CRDs that have the label, as "Kind namespace/name"."""
     crds = kube.kubectl("get", "crd", "-l", MARK, "-o", "jsonpath={.items[*].metadata.name}").split()
     if not crds:
         return []
@@ -106,7 +106,7 @@ def _marked(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _create(kube: Kube, manifest: dict[str, Any]) -> None:
-    """Create an object with the mark; one that is there stays as it is, without it."""
+    """Create an object with the label; an existing one stays as it is, without it."""
     if not kube.kubectl("get", manifest["kind"], manifest["metadata"]["name"], "--ignore-not-found", "-o", "name"):
         kube.kubectl("create", "-f", "-", stdin=json.dumps(_marked(manifest)))
 

@@ -1,4 +1,4 @@
-"""Have the sample's policies learnt their lessons? Their steps' rewards tell, and what they answer now."""
+"""Checks whether the sample's policies have learnt their lessons, by their steps' rewards and their answers now."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -15,11 +15,11 @@ from mint_engine.rewards.builtin import judge_of
 from mint_engine.rewards.completion import Completion
 from mint_gateway.client import Client, question
 
-GOAL = 0.8  # of a policy's last step, and of what its adapter answers when it is served
+GOAL = 0.8  # mean reward of a policy's last step, and of its served adapter's answers
 
 
 class Lesson(msgspec.Struct, frozen=True):
-    """One policy: mean rewards of its first step, which the bare base takes, of its last, and of greedy answers."""
+    """One policy: mean rewards of its first step (taken with the bare base), of its last, and of greedy answers."""
 
     policy: str
     first: float
@@ -29,12 +29,12 @@ class Lesson(msgspec.Struct, frozen=True):
 
     @property
     def learnt(self) -> bool:
-        """Whether it does now what it hardly ever did, in training and when served."""
+        """Whether it now does what it hardly ever did at first, both in training and when served."""
         return self.first < GOAL / 2 and self.last > GOAL and self.served > GOAL
 
 
 async def lessons(gateway: str, base: str, wave: str, train: Mapping[str, Any]) -> list[Lesson]:
-    """How each policy of a wave that is Complete and served has come out. `base` and `wave` are NAMESPACE/NAME."""
+    """Return the result of each policy of a wave that is Complete and served. `base` and `wave`: NAMESPACE/NAME."""
     rewards = {each["name"]: msgspec.convert(each["reward"], Reward) for each in train["policies"]["list"]}
     prompts = [msgspec.json.decode(line)["prompt"] for line in train["dataset"]["lines"]]
     tokens = train["sampling"]["maxTokens"]
@@ -48,7 +48,7 @@ async def lessons(gateway: str, base: str, wave: str, train: Mapping[str, Any]) 
 
 
 def table(found: list[Lesson]) -> Table:
-    """One row a policy."""
+    """Return a table with one row per policy."""
     shown = Table("policy", "first step", "last step", "served", "says now", "")
     for each in found:
         verdict = "[green]learnt[/]" if each.learnt else "[red]not learnt[/]"
@@ -58,7 +58,7 @@ def table(found: list[Lesson]) -> Table:
 
 
 async def show(gateway: str, base: str, wave: str, train: Mapping[str, Any]) -> bool:
-    """Print the table; whether every policy has learnt."""
+    """Print the table; returns whether every policy has learnt."""
     found = await lessons(gateway, base, wave, train)
     Console(highlight=False).print(table(found))
     return all(each.learnt for each in found)

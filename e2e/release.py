@@ -1,4 +1,4 @@
-"""Install MinT's chart as a person would: helm, then the CRDs (which helm installs but never upgrades)."""
+"""Installs MinT's chart as a person would: with helm, then the CRDs (which helm installs but never upgrades)."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def install(kube: Kube, values: Path, *extra: str) -> None:
 
 
 def uninstall(kube: Kube) -> None:
-    """Remove the release, and the password that it keeps; custom resources and their CRDs stay, as helm has it."""
+    """Remove the release and the password that it keeps; custom resources and CRDs stay, as helm leaves them."""
     kube.helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", "--wait", f"--timeout={TIMEOUT_S}s")
     kube.kubectl("delete", "secret", f"{NAME}-redis", "-n", NAMESPACE, "--ignore-not-found")
 
 
 def installed(kube: Kube, label: str = "") -> bool:
-    """True if helm knows the release, whole or half made; with `label` ("key=value"), if it also bears that."""
+    """Whether helm knows the release, complete or not; with `label` ("key=value"), whether it also has that."""
     return NAME in kube.helm("list", "-n", NAMESPACE, "-q", "-l", label, *STATES).split()

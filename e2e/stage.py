@@ -1,6 +1,6 @@
-"""Put the sample base and adapters onto a PersistentVolumeClaim, through a pod that mounts it.
+"""Copies the sample base and adapters onto a PersistentVolumeClaim, through a pod that mounts it.
 
-It works on any cluster, whatever its storage, and a second run sees by a stamp that nothing is to do.
+It works on any cluster, whatever its storage. A stamp tells a second run that there is nothing to do.
 """
 
 import io
@@ -18,7 +18,7 @@ UNPACK_TIMEOUT_S = 300
 
 
 def folders(samples: Samples) -> dict[str, Path]:
-    """What to copy, by its name on the claim."""
+    """Return the folders to copy, by their name on the claim."""
     return {"base": samples.base, "adapters": samples.adapters, "broken": samples.broken}
 
 
@@ -28,7 +28,7 @@ def stage(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str, imag
     `image` has the keys image, pullPolicy and runtimeClassName of an image with python3.
     """
     kube.apply(_claim(), namespace)
-    _unload(kube, namespace)  # one that an earlier run left may have another image
+    _unload(kube, namespace)  # a pod left by an earlier run may have another image
     kube.apply(_pod(image), namespace)
     try:
         kube.wait(f"pod/{POD}", "Ready", namespace)

@@ -1,4 +1,4 @@
-"""Each bad input has one clear error, on the resource and on the wire, and leaves everything else serving."""
+"""Each bad input gives one clear error, on the resource and on the wire, and everything else goes on serving."""
 
 from functools import partial
 from typing import Any

@@ -17,12 +17,12 @@ from mint_contracts.errors import MintError
 from mint_gateway.client import Client, question
 
 BASE = f"{NAMESPACE}/smollm2"
-FOLDER = "file:///mint/tmp/e2e-catalog"  # of the only gateway: enough for a catalog that ends with the test
+FOLDER = "file:///mint/tmp/e2e-catalog"  # in the only gateway: enough for a catalog that ends with the test
 
 
 @pytest.fixture
 def catalogued(world: World) -> Iterator[World]:
-    """The base with a catalog, for the length of a test."""
+    """The world whose base has a catalog, during one test."""
     patch(world, {"manifests": {"uri": FOLDER}})
     until("the catalog to be read", lambda: worked(world, lambda client: client.catalog_page(BASE)))
     yield world
@@ -43,7 +43,7 @@ def worked(world: World, call: Callable[[Client], Coroutine[Any, Any, object]]) 
 
 
 def register(world: World, *adapters: Adapter) -> None:
-    """Name adapters of the claim in the catalog, as chosen/<their own name's last part>."""
+    """Register adapters of the claim in the catalog, as chosen/<last part of their name>."""
     entries = [
         Entry(chosen(each), f"pvc://mint-samples/adapters/{each.name}", labels={"suite": "e2e"}) for each in adapters
     ]

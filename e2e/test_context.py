@@ -1,4 +1,4 @@
-"""A cluster of the user's own is used as it is: the demo's cluster, reached as a stranger would."""
+"""A user's own cluster is used as it is: these tests reach the demo's cluster as a stranger would."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The demo on a cluster of somebody else: what is there is left alone, and what the demo made goes with it."""
+"""The demo on somebody else's cluster: what is there is left alone, and what the demo made is removed with it."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ TEAM = "team"
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    """A cluster without MinT, beside the one of the other tests."""
+    """A cluster without MinT, next to the other tests' cluster."""
     backend = choice.make(
         choice.decide(None, None, None, docker=choice.docker_answers()),
         tmp_path_factory.mktemp("stranger") / "cluster",
@@ -35,7 +35,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
 
 @pytest.fixture
 def context(stranger: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The context by which the demo reaches that cluster, from a checkout without a cluster of its own."""
+    """The context by which the demo reaches that cluster, from a checkout without its own cluster."""
     monkeypatch.setenv("MINT_CLUSTER_DIR", str(tmp_path / "demo"))
     stranger.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}, "default")
     return stranger.kubectl("config", "current-context").strip()
@@ -62,9 +62,9 @@ def test_all_that_the_demo_made_goes_but_crds_that_others_use(context: str, stra
 
 @pytest.fixture
 def theirs(context: str, stranger: Kube) -> Kube:
-    """The cluster once its owner has installed MinT as the chart's README says, with a base; no pod need run.
+    """The cluster after its owner has installed MinT as the chart's README says, with a base; no pod needs to run.
 
-    It stays so until the cluster ends, which costs less than to take it away: nothing may come after.
+    The release stays until the cluster ends, which is cheaper than removing it: no other test may come after.
     """
     chart = str(release.ROOT / "charts" / "mint")
     images = [f"--set=images.{part}.repository=registry.example/mint" for part in ("operator", "gateway", "engine")]
@@ -94,7 +94,7 @@ def _names(kube: Kube, kind: str) -> set[str]:
 
 
 def _owned(kube: Kube) -> dict[str, Any]:
-    """What the owner would miss: the release as helm knows it, the base, and all else by its identity."""
+    """Return what the owner would miss: the release as helm knows it, and all objects by their uid."""
     released = json.loads(kube.helm("list", "-n", release.NAMESPACE, "-o", "json"))
     kinds = "namespaces,crds,deployments,services,statefulsets,basemodels"
     found = json.loads(kube.kubectl("get", kinds, "-A", "-o", "json"))["items"]

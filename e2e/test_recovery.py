@@ -1,4 +1,4 @@
-"""Whatever dies comes back, tells the truth while away, and clients that retry lose nothing."""
+"""Whatever dies comes back, statuses are true meanwhile, and clients that retry lose nothing."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""The chart's life: install, upgrade and uninstall a second release that watches one namespace."""
+"""The chart's life cycle: install, upgrade and uninstall a second release that watches one namespace."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ NAME = NAMESPACE = "mint-second"
 
 @pytest.fixture
 def second(world: World, values: Path) -> Iterator[Kube]:
-    """A second release beside the first, in a namespace of its own."""
+    """A second release next to the first, in its own namespace."""
     kube = world.kube
     kube.helm(*_upgrade(values), "--install", "--create-namespace")
     yield kube

@@ -1,4 +1,4 @@
-"""A change of a base's engines rolls through them, one at a time, and nobody notices."""
+"""A change to a base's engines rolls through them, one at a time, and no client notices."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from e2e.world import NAMESPACE, Waves, World, wave
 ENGINES = ("smollm2-0", "smollm2-1")
 CHANGE = {
     "spec": {"engine": {"resources": {"requests": {"cpu": "110m"}}}}
-}  # of what engines are made from: any would do
+}  # any change to the engines' settings would do
 
 
 async def test_engines_that_start_anew_are_replaced_first_and_clients_lose_nothing(

@@ -1,7 +1,7 @@
-"""A base beside the world's own, of one engine that two ranks share out, with a volume of its own.
+"""A second base next to the world's own: one engine of two tensor-parallel ranks, with its own volume.
 
-It answers as one rank does, adapters too; what its engine has on the volume is there for its next pod, and goes with
-the BaseModel.
+It answers as one rank does, with adapters, too; what its engine stores on the volume is there for its next pod, and
+is deleted with the BaseModel.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from mint_gateway import client
 NAME = "halves"
 POD, CLAIM = f"{NAME}-0", f"cache-{NAME}-0"
 RANKS = 2
-NEAR_TIE = 0.02  # logits: below this, the order in which ranks add up may choose the other token
+NEAR_TIE = 0.02  # logits: below this, the order in which ranks add up may choose another token
 
 
 @pytest.fixture(scope="module")
 def halves(world: World) -> Iterator[World]:
-    """The base, which takes its volume with it; the world's own engines are one rank each."""
+    """The world with the second base, which is deleted with its volume; the world's own engines have one rank."""
     base = base_model(NAME, engines=1)
     base["spec"]["engine"] |= {"tensorParallelSize": RANKS, "cache": {"size": "2Gi"}}
     del base["spec"]["training"]
@@ -39,7 +39,7 @@ def halves(world: World) -> Iterator[World]:
 
 
 def _is_answered(world: World) -> bool:
-    """Whether a request that names no base is: where there are several, it is refused."""
+    """Whether a request that names no base is answered: if there are several bases, it is refused."""
     [reply] = asyncio.run(client.answers(world.gateway, [client.question("Hello?", max_tokens=1)]))
     return isinstance(reply, client.Answer)
 
@@ -74,7 +74,7 @@ def _uids(world: World, kind: str) -> dict[str, str]:
 
 
 def _packed(world: World) -> str:
-    """The packed adapters on the volume, and when each was written."""
+    """Return the packed adapters on the volume, and when each was written."""
     asked = ("exec", POD, "-n", NAMESPACE, "--", "ls", "-l", "--full-time", "/mint/cache/adapters")
     return str(world.kube.kubectl(*asked))
 

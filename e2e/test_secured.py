@@ -1,4 +1,4 @@
-"""The release with a certificate and keys: both doors speak TLS alone, to those alone who bear a key."""
+"""The release with a certificate and keys: both front doors speak only TLS, and only to clients with a key."""
 
 import json
 import os
@@ -27,13 +27,13 @@ from mint_gateway.dialling import Trust
 from tests.gateway.secrets import Authority
 
 BASE = f"{NAMESPACE}/smollm2"
-SERVICE = f"mint-gateway.{release.NAMESPACE}.svc"  # what clients in the cluster call it
+SERVICE = f"mint-gateway.{release.NAMESPACE}.svc"  # the gateway's name for clients in the cluster
 ALTERNATIVES = f"DNS:{SERVICE},IP:127.0.0.1"
 TLS, KEYS = "gateway-tls", "gateway-keys"
 KEY, NEXT, WRONG = "s3cret-of-before", "s3cret-of-afterwards", "s3cret-of-nobody"
 TENANT = "s3cret-of-a-tenant"  # of another namespace
 SCOPES = {"tenant": {"namespaces": ["elsewhere"]}}
-KUBELET_S = 240  # in which a kubelet brings what changed in a Secret; it looks about once a minute
+KUBELET_S = 240  # within which a kubelet updates a changed Secret; it checks about once a minute
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def successor(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Who vouches for the certificate that takes the first one's place."""
+    """The authority that signs the certificate that replaces the first one."""
     return Authority(tmp_path_factory.mktemp("successor"))
 
 
 @pytest.fixture(scope="module")
 def pod(world: World, values: Path, authority: Authority) -> Iterator[str]:
-    """The gateway's pod, once the release that there is was upgraded to both Secrets. Afterwards it is as before."""
+    """The gateway's pod after the release was upgraded to use both Secrets. The release is restored afterwards."""
     show(world, authority)
     know(world, KEY)
     secured = ("--set", f"gateway.tls.secretName={TLS}", "--set", f"gateway.keys.secretName={KEYS}")
@@ -65,13 +65,13 @@ def pod(world: World, values: Path, authority: Authority) -> Iterator[str]:
 
 
 def show(world: World, authority: Authority) -> None:
-    """Put a new certificate of this authority into the Secret."""
+    """Put a new certificate from this authority into the Secret."""
     files = {name: text.decode() for name, text in authority.certificate("gateway", ALTERNATIVES).items()}
     apply(world, TLS, "kubernetes.io/tls", files)
 
 
 def know(world: World, key: str) -> None:
-    """Make this the team's key in the Secret, beside the tenant's."""
+    """Make this the team's key in the Secret, along with the tenant's."""
     apply(world, KEYS, "Opaque", {"team": key, "tenant": TENANT})
 
 
@@ -81,7 +81,7 @@ def apply(world: World, name: str, type_: str, entries: Mapping[str, str]) -> No
 
 
 def only(world: World) -> str:
-    """The only gateway's pod; empty while there are several."""
+    """Return the gateway's only pod; empty while there are several or none."""
     pods = world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=gateway")
     return str(pods[0]["metadata"]["name"]) if len(pods) == 1 else ""
 
@@ -149,7 +149,7 @@ def test_a_key_and_a_certificate_that_are_replaced_hold_without_a_restart_and_pr
     world: World, pod: str, authority: Authority, successor: Authority
 ) -> None:
     def now(key: str, *authorities: Authority) -> int:
-        # By a forward of its own: kubectl ends one on which a connection has failed.
+        # Each time with a new forward: kubectl ends one on which a connection has failed.
         with forward(world.kube, f"pod/{pod}", GATEWAY_HTTP_PORT, release.NAMESPACE) as door:
             return status(door, key, *authorities)
 
@@ -175,7 +175,7 @@ def test_a_key_and_a_certificate_that_are_replaced_hold_without_a_restart_and_pr
 
 
 def trusting(*authorities: Authority) -> ssl.SSLContext:
-    """A client's context that trusts these alone."""
+    """Return a client's context that trusts only these."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for authority in authorities:
         context.load_verify_locations(authority.file)
@@ -183,7 +183,7 @@ def trusting(*authorities: Authority) -> ssl.SSLContext:
 
 
 def status(door: str, key: str, *authorities: Authority) -> int:
-    """The status of an HTTPS request with this key, or without one, to whom these authorities vouch for."""
+    """Return the status of an HTTPS request, with this key if any, from a client that trusts these authorities."""
     bearing = {"Authorization": f"Bearer {key}"} if key else {}
     with closing(HTTPSConnection(door, context=trusting(*authorities), timeout=60)) as connection:
         connection.request("GET", "/v1/models", headers=bearing)
@@ -191,7 +191,7 @@ def status(door: str, key: str, *authorities: Authority) -> int:
 
 
 def health(world: World, pod: str) -> dict[str, Any]:
-    """What the kubelet's probes, by HTTPS, make of the pod: Ready since when, and never started anew."""
+    """Check that probes use HTTPS and the pod is Ready and never restarted; returns its identity and since when."""
     found = world.kube.get("pod", pod, release.NAMESPACE)
     [container], [state] = found["spec"]["containers"], found["status"]["containerStatuses"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

@@ -1,4 +1,4 @@
-"""The main job: apply a base and a wave, and get PEFT's own answers from a gateway's address and a name."""
+"""The main job: apply a base and a wave, and get PEFT's own answers by a gateway's address and an adapter's name."""
 
 import openai
 import pytest
@@ -21,7 +21,7 @@ NEAR_TIE = 0.02  # logits: below this, another order of summation may choose the
 
 @pytest.fixture(scope="module")
 def expected(world: World) -> list[Answer]:
-    """PEFT's greedy answers of every good adapter and of the bare base to four questions, near ties left out."""
+    """PEFT's greedy answers of every good adapter and of the bare base to three questions, without near ties."""
     adapters = [BASE, *(adapter.name for adapter in GOOD)]
     answers = reference(world.samples, questions()[:3], adapters, ANSWER_TOKENS)
     clear = [answer for rows in answers.values() for answer in rows if answer.min_gap > NEAR_TIE]
@@ -48,7 +48,7 @@ async def test_asked_at_once_every_adapter_and_the_base_answer_as_peft_does(
 async def test_one_step_of_an_engine_holds_all_six_adapters_and_the_base(
     world: World, waves: Waves, expected: list[Answer]
 ) -> None:
-    """With two copies of each, one engine has all six; its own metrics tell what its steps held."""
+    """With two copies of each, one engine has all six; its metrics tell how many adapters its steps held."""
     waves("all-six-twice", wave([adapter.name for adapter in GOOD], replicas=2))
     world.kube.wait("adapterwave/all-six-twice", "Ready", NAMESPACE)
     before = steps_of_more_adapters_than(len(GOOD), world)
@@ -68,7 +68,7 @@ def check(expected: list[Answer], got: list[client.Answer | MintError]) -> None:
 
 
 def steps_of_more_adapters_than(count: int, world: World) -> float:
-    """How many steps of the engine held more adapters than that, the bare base counted as one."""
+    """Return how many of the engine's steps held more than `count` adapters, counting the bare base as one."""
     where = f"/api/v1/namespaces/{NAMESPACE}/pods/{ENGINE}:{METRICS_PORT}/proxy/metrics"
     text = world.kube.kubectl("get", "--raw", where)
     steps = [family for family in text_string_to_metric_families(text) if family.name == "mint_engine_step_adapters"]

@@ -1,4 +1,4 @@
-"""Two engines, six adapters, two copies of one: spread as the plan says, and told as it is."""
+"""Two engines, six adapters, two copies of one: they are spread as planned, and reported as they are."""
 
 import asyncio
 from collections import Counter
@@ -27,8 +27,8 @@ async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world:
         for holder in holders:
             ranks[holder.engine] += RANKS[name]
     assert {name: len(holders) for name, holders in placed.items()} == {TWICE: 2} | dict.fromkeys(ONCE, 1)
-    # What a step costs grows with ranks, so these are spread, of 92 in all: one that nobody has read yet counts as of
-    # the largest, and one that is warm somewhere stays there while that engine has hardly more to do.
+    # A step's cost grows with the ranks, so these (92 in all) are spread. An adapter that no engine has read counts
+    # with the largest rank, and one that is warm on an engine stays there if that is hardly more loaded.
     assert len(ranks) == 2
     assert max(ranks.values()) - min(ranks.values()) <= 2 * max(RANKS.values()), ranks
     for holders in placed.values():

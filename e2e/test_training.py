@@ -1,4 +1,4 @@
-"""Policies train on the base that serves: to the end, through the death of their engine, and are then served."""
+"""Policies train on the serving base: to the end, even if their engine dies, and are then served."""
 
 import asyncio
 from typing import Any
@@ -18,7 +18,7 @@ PROMPTS = ["What is the sea?", "What is the moon?", "Why does it rain?", "What d
 
 
 def training(name: str, steps: int = STEPS, **train: Any) -> dict[str, Any]:
-    """The spec of a wave of two small policies with quick steps."""
+    """Return the spec of a wave of two small policies with quick steps."""
     lines = [f'{{"prompt": "{prompt}"}}' for prompt in PROMPTS]
     said = {
         "policies": {"count": 2, "template": {"namePrefix": name, "rank": 4, "seed": 1}},
@@ -33,7 +33,7 @@ def training(name: str, steps: int = STEPS, **train: Any) -> dict[str, Any]:
 
 
 def step(world: World, wave: str) -> int:
-    """Finished steps of the policy that is furthest behind."""
+    """Return the number of finished steps of the policy that is furthest behind."""
     found: int = world.status("adapterwave", wave).get("training", {}).get("step", 0)
     return found
 
@@ -71,10 +71,10 @@ async def test_a_program_teaches_a_policy_step_by_step_and_asks_it(world: World)
         policy = await client.create_policy(f"{NAMESPACE}/taught", base_model=base, rank=4, seed=1)
         restarted = policy.engine
         for number in range(60):
-            if number == 3:  # a planned end costs nothing: the policy goes on elsewhere, or there when it is back
+            if number == 3:  # a planned end loses nothing: the policy continues elsewhere, or there once it is back
                 world.kube.kubectl("delete", "pod", restarted, "-n", NAMESPACE, "--wait=false")
             loss = (await policy.forward_backward([lesson], loss="cross_entropy")).loss_sum
-            if loss < 0.5:  # of any other token less than half of the probability is left
+            if loss < 0.5:  # all other tokens together have less than half of the probability
                 break
             await policy.optim_step(learning_rate=3e-3)
         assert loss < 0.5
@@ -101,7 +101,7 @@ async def test_a_program_teaches_a_policy_step_by_step_and_asks_it(world: World)
 async def test_a_killed_engine_costs_no_step_that_was_finished(world: World, waves: Waves) -> None:
     waves("survivor", training("survivor", steps=12))
     before = until("a finished step", lambda: step(world, "survivor"), timeout_s=300)
-    # One checkpoint at a time is written beside the steps that follow: that of `before` is there two steps later.
+    # A checkpoint is written during the following steps, one at a time: that of `before` is done two steps later.
     until("two more", lambda: step(world, "survivor") >= before + 2, timeout_s=300)
     victim = world.status("adapterwave", "survivor")["engines"][0]["name"]
     world.kube.kubectl("delete", "pod", victim, "-n", NAMESPACE, "--grace-period=0", "--force")
@@ -115,7 +115,7 @@ async def test_a_killed_engine_costs_no_step_that_was_finished(world: World, wav
     await _served(world, "survivor")
 
 
-@pytest.mark.timeout(1200)  # two cores that others use take longer than usual
+@pytest.mark.timeout(1200)  # two cores that are shared with others take longer
 async def test_policies_learn_and_the_served_adapters_show_it(world: World, waves: Waves) -> None:
     policies = {
         "template": {"rank": 8, "alpha": 16, "seed": 1},

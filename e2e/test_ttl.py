@@ -1,4 +1,4 @@
-"""A wave with a ttl ends by itself: it is told as ended, lets go of its adapters, and takes nothing from others."""
+"""A wave with a ttl ends by itself: it reports that, releases its adapters, and takes nothing from others."""
 
 import json
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from mint_gateway.client import question
 BASE = f"{NAMESPACE}/smollm2"
 STAYS = [f"{NAMESPACE}/stays"]
 OWN, SHARED = (adapter.name for adapter in TRAINED[:2])
-LEFT_S = 15  # to a wave that is Ready and has answered, so that no slow start is taken for its end
+LEFT_S = 15  # for a wave that is Ready and has answered, so that a slow start is not mistaken for its end
 
 
 def test_a_wave_is_expired_and_complete_when_its_ttl_ends_and_nobody_else_loses_anything(
@@ -63,31 +63,31 @@ def test_one_that_has_expired_says_so_when_asked_goes_on_by_demand_and_comes_bac
 
 
 def lasting(ttl: str) -> dict[str, Any]:
-    """The spec of a wave that holds both adapters on both engines for so long."""
+    """Return the spec of a wave that holds both adapters on both engines for `ttl`."""
     spec = wave([OWN, SHARED], replicas=2)
     return spec | {"serve": spec["serve"] | {"ttl": ttl}}
 
 
 def last(world: World, ttl: str) -> None:
-    """Give the wave another ttl."""
+    """Change the wave's ttl."""
     text = json.dumps({"spec": {"serve": {"ttl": ttl}}})
     world.kube.kubectl("patch", "adapterwave", "brief", "-n", NAMESPACE, "--type=merge", "-p", text)
 
 
 def age_s(world: World) -> int:
-    """How long ago the wave was made."""
+    """Return the wave's age."""
     created = world.kube.get("adapterwave", "brief", NAMESPACE)["metadata"]["creationTimestamp"]
     return int((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds())
 
 
 def answerer(world: World, adapter: str) -> str:
-    """The adapter that answers a question to this one."""
+    """Return the adapter that answers a question to `adapter`."""
     hello = question("Where is the sea?", adapter=adapter, max_tokens=4)
     return ask(world, lambda client: client.answer(hello)).adapter
 
 
 def wanted_by(world: World, adapter: str) -> list[str]:
-    """The waves for which it is placed."""
+    """Return the waves for which the adapter is placed."""
     return list(explained(world, adapter).waves)
 
 
@@ -96,5 +96,5 @@ def explained(world: World, adapter: str) -> placement_pb2.Explanation:
 
 
 def on_device(world: World, adapter: str) -> int:
-    """How many engines report the adapter in a slot."""
+    """Return how many engines report the adapter in a slot."""
     return sum(holder.residency == "Device" for holder in explained(world, adapter).holders)

@@ -1,4 +1,4 @@
-"""Waiting for what becomes true in a cluster, within a bound and with words for what is awaited."""
+"""Waits for something to become true in a cluster, with a time limit and a name for what is awaited."""
 
 import time
 from collections.abc import Callable

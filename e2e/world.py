@@ -16,7 +16,7 @@ from mint_contracts.settings import GATEWAY_PORT
 
 NAMESPACE = "mint-e2e"
 Waves = Callable[[str, dict[str, Any]], str]
-"""Applies a wave by name and spec, and takes it away after the test."""
+"""Applies a wave by name and spec, and deletes it after the test."""
 
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -24,7 +24,7 @@ BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 class Door:
     """The release's gateway by gRPC, forwarded to `address` ("127.0.0.1:PORT") while the block runs.
 
-    A forward leads to one pod: whoever replaces that opens the door again, at another address.
+    A forward leads to one pod: a test that replaces the pod must call `open` again, which changes the address.
     """
 
     address: str
@@ -43,7 +43,7 @@ class Door:
         self._forwarded.close()
 
     def open(self) -> None:
-        """Lead to a pod that there is now."""
+        """Forward to a pod that exists now."""
         self._forwarded.close()
         way = forward(self._kube, "service/mint-gateway", GATEWAY_PORT, release.NAMESPACE)
         self.address = self._forwarded.enter_context(way)
@@ -59,22 +59,22 @@ class World:
 
     @property
     def gateway(self) -> str:
-        """Where the gateway is reached: "127.0.0.1:PORT"."""
+        """The gateway's address: "127.0.0.1:PORT"."""
         return self.door.address
 
     def status(self, kind: str, name: str) -> dict[str, Any]:
-        """The status of a custom resource; empty before the operator's first word."""
+        """Return the status of a custom resource; empty before the operator's first write."""
         found: dict[str, Any] = self.kube.get(kind, name, NAMESPACE).get("status", {})
         return found
 
     def condition(self, kind: str, name: str, type_: str) -> dict[str, Any]:
-        """One condition; empty while it is not there."""
+        """Return one condition; empty while it does not exist."""
         conditions = self.status(kind, name).get("conditions", [])
         return next((each for each in conditions if each["type"] == type_), {})
 
 
 def base_model(name: str, engines: int, uri: str = "pvc://mint-samples/base", **adapters: Any) -> dict[str, Any]:
-    """A BaseModel of the sample base with exactly `engines` engines."""
+    """Return a BaseModel of the sample base with exactly `engines` engines."""
     limits: dict[str, Any] = {
         "maxRank": 64,
         "deviceSlots": 8,
@@ -104,7 +104,7 @@ def base_model(name: str, engines: int, uri: str = "pvc://mint-samples/base", **
 
 
 def wave(names: list[str], *, base: str = "smollm2", replicas: int = 1) -> dict[str, Any]:
-    """The spec of a wave over adapters of the base's store."""
+    """Return the spec of a wave over adapters in the base's store."""
     return {
         "baseModelRef": {"name": base},
         "adapters": {"names": names},
@@ -113,7 +113,7 @@ def wave(names: list[str], *, base: str = "smollm2", replicas: int = 1) -> dict[
 
 
 def image_of(values: dict[str, Any]) -> dict[str, str]:
-    """The engines' image, its pullPolicy and RuntimeClass, as the chart has them by a cluster's Helm values."""
+    """Return the engines' image, pullPolicy and RuntimeClass, as the chart sets them with a cluster's Helm values."""
     chart = release.ROOT / "charts" / "mint"
     images = yaml.safe_load((chart / "values.yaml").read_text())["images"]
     engine = images["engine"] | values.get("images", {}).get("engine", {})

@@ -1,4 +1,4 @@
-"""A real Kubernetes cluster for the demo and the end-to-end tests: `up()` gives a `Cluster`, whatever the machine.
+"""A real Kubernetes cluster for the demo and the end-to-end tests: `up()` returns a `Cluster` on any machine.
 
 from e2e.cluster import up
 cluster = up()
@@ -16,12 +16,12 @@ __all__ = ["Cluster", "ClusterError", "CommandFailedError", "Kube", "backend", "
 
 
 def backend(wanted: str | None, context: str | None) -> Backend:
-    """The backend of this checkout's data folder: forced, used before, or chosen by what the machine can do."""
+    """Return the backend of this checkout's data folder: forced, used before, or chosen by what the machine has."""
     return choice.make(_choose(wanted, context), data_folder())
 
 
 def up(wanted: str | None = None, context: str | None = None, steps: Steps | None = None) -> Cluster:
-    """Make the cluster or find it up; idempotent. Raises ClusterError with what to do about it."""
+    """Create the cluster or find it up; idempotent. Raises ClusterError that says what to do."""
     data = data_folder()
     chosen = _choose(wanted, context)
     used = choice.used_before(data)
@@ -32,13 +32,13 @@ def up(wanted: str | None = None, context: str | None = None, steps: Steps | Non
 
 
 def down(wanted: str | None = None, context: str | None = None) -> None:
-    """End the cluster and everything of it but the cache; idempotent. Raises ClusterError."""
+    """Delete the cluster and everything that belongs to it except the cache; idempotent. Raises ClusterError."""
     backend(wanted, context).down(Steps())
     choice.forget(data_folder())
 
 
 def find(wanted: str | None = None, context: str | None = None) -> Cluster | None:
-    """The cluster if it answers now, else None."""
+    """Return the cluster if it answers now, else None."""
     return backend(wanted, context).find()
 
 

@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; the options may stand before or after the command."""
+    """Return the command line's parser; options may come before or after the command."""
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--backend", choices=choice.NAMES, help="force a backend instead of choosing one")
     options.add_argument("--context", metavar="NAME", help="use this context of an existing kubeconfig")
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; the exit status."""
+    """Run one command; returns the exit status."""
     given = parser().parse_args(arguments)
     wanted, context = getattr(given, "backend", None), getattr(given, "context", None)
     try:

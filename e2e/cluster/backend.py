@@ -1,4 +1,4 @@
-"""What every way of getting a cluster has in common: a running `Cluster`, and the small protocol that makes one."""
+"""What all backends have in common: a running `Cluster`, and the small protocol that makes one."""
 
 import os
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ class Cluster:
     chart_values: Values = field(default_factory=dict)
 
     def values(self) -> Values:
-        """Helm values of this cluster, to be merged over those of `charts/mint`."""
+        """Return the Helm values for this cluster, to be merged over those of `charts/mint`."""
         return dict(self.chart_values)
 
     def env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """`base` (this process's environment by default) with KUBECONFIG and PATH set for this cluster."""
+        """Return `base` (by default this process's environment) with KUBECONFIG and PATH set for this cluster."""
         env = dict(os.environ if base is None else base)
         folders = dict.fromkeys([str(self.kubectl.parent), str(self.helm.parent)])
         env["KUBECONFIG"] = str(self.kubeconfig)
@@ -37,7 +37,7 @@ class Cluster:
 
     @property
     def kube(self) -> Kube:
-        """Its kubectl and helm, to be called."""
+        """Its kubectl and helm as methods."""
         return Kube(self.kubectl, self.helm, self.kubeconfig, self.context)
 
 
@@ -46,25 +46,25 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The word for it on the command line."""
+        """Its name on the command line."""
         ...
 
     def up(self, steps: Steps) -> Cluster:
-        """Make the cluster, or find it up and healthy; idempotent. Raises ClusterError."""
+        """Create the cluster, or find it up and healthy; idempotent. Raises ClusterError."""
         ...
 
     def down(self, steps: Steps) -> None:
-        """End the cluster and everything that belongs to it; idempotent. Raises ClusterError."""
+        """Delete the cluster and everything that belongs to it; idempotent. Raises ClusterError."""
         ...
 
     def find(self) -> Cluster | None:
-        """The cluster if it answers now, else None; changes nothing."""
+        """Return the cluster if it answers now, else None; changes nothing."""
         ...
 
     def status(self) -> list[str]:
-        """What is there, in lines for a person."""
+        """Return the cluster's state, as lines for people."""
         ...
 
     def import_image(self, archive: Path) -> None:
-        """Make the images of a docker or OCI archive known to the cluster's nodes. Raises ClusterError."""
+        """Load the images of a docker or OCI archive into the cluster's nodes. Raises ClusterError."""
         ...

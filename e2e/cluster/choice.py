@@ -1,4 +1,4 @@
-"""Which backend: the one that was asked for, the one that is up already, or what this machine can do."""
+"""Chooses the backend: the one asked for, the one that is already up, or one that works on this machine."""
 
 import json
 import shutil
@@ -19,16 +19,16 @@ NAMES = ("context", "kind", "native")
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend's name, with the context where there is one."""
+    """A backend's name, and its context if it has one."""
 
     name: str
     context: str | None = None
 
 
 def decide(wanted: str | None, context: str | None, used: Choice | None, *, docker: bool) -> Choice:
-    """The backend to use. A context asked for wins, then a name, then what `up` used last, then a Docker engine.
+    """Return the backend to use: by the given context, else the given name, else what `up` used last.
 
-    Raises ClusterError for contradictions.
+    If there is none of these, kind if `docker`, else native. Raises ClusterError for contradictions.
     """
     if context is not None:
         if wanted not in (None, "context"):
@@ -46,20 +46,20 @@ def decide(wanted: str | None, context: str | None, used: Choice | None, *, dock
 
 
 def docker_answers() -> bool:
-    """Whether a Docker engine answers, and kind is there or can be installed."""
+    """Whether a Docker engine answers, and kind is installed or can be."""
     can_have_kind = shutil.which("kind") is not None or shutil.which("go") is not None
     return can_have_kind and answers(["docker", "info"])
 
 
 def make(choice: Choice, data: Path) -> Backend:
-    """The chosen backend for a data folder."""
+    """Return the chosen backend for a data folder."""
     if choice.context is not None:
         return ContextBackend(choice.context)
     return KindBackend(data) if choice.name == "kind" else NativeBackend(data)
 
 
 def used_before(data: Path) -> Choice | None:
-    """What the last `up` of this data folder chose, until `down`."""
+    """Return what the last `up` of this data folder chose; None after `down`."""
     try:
         return Choice(**json.loads(_note(data).read_text()))
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def remember(choice: Choice, data: Path) -> None:
 
 
 def forget(data: Path) -> None:
-    """Drop the note."""
+    """Delete the note."""
     _note(data).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""kubectl and helm for clusters that bring none: those on PATH, or built from the pinned Go modules."""
+"""kubectl and helm for clusters that come without: from PATH, or built from the pinned Go modules."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Clients:
 
 
 def find_clients(steps: Steps | None) -> Clients:
-    """Each from PATH or the cache; what is in neither is built when `steps` are given to show it.
+    """Find each in PATH or the cache, or build it if `steps` are given to show the progress.
 
-    Raises ClusterError when it cannot be built, or would have to be and `steps` is None.
+    Raises ClusterError if one cannot be built, or must be built and `steps` is None.
     """
     found: dict[str, Path] = {}
     for name in binaries.CLIENTS:

@@ -1,4 +1,4 @@
-"""Running other programs, with a time limit and an error that shows what they said."""
+"""Runs other programs, with a time limit and errors that show their output."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ SHOWN_WORDS = 12
 
 
 def tail(text: str, lines: int = TAIL_LINES) -> str:
-    """The last `lines` lines of `text`."""
+    """Return the last `lines` lines of `text`."""
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
@@ -26,8 +26,8 @@ def run(
 ) -> str:
     """Run `argv` and return its standard output.
 
-    Raises CommandFailedError with the last lines of its output when it fails, and ClusterError when it is missing or
-    outlasts `limit_s` seconds.
+    Raises CommandFailedError with the last lines of its output if it fails, and ClusterError if it is missing or
+    takes longer than `limit_s` seconds.
     """
     words = [str(word) for word in argv]
     try:

@@ -1,4 +1,4 @@
-"""The backend for a cluster that somebody else made: a context of a kubeconfig. Nothing is created or removed."""
+"""The backend for somebody else's cluster: a context of a kubeconfig. No cluster is created or removed."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ class ContextBackend:
         self._context = context
 
     def up(self, steps: Steps) -> Cluster:
-        """Check that the context answers and that its owner has said which images it can pull."""
+        """Check that the context answers and that MINT_VALUES names images that it can pull. Raises ClusterError."""
         cluster = self._cluster(steps)
         if "images" not in cluster.values():
             raise ClusterError(
@@ -34,11 +34,11 @@ class ContextBackend:
         return cluster
 
     def down(self, steps: Steps) -> None:
-        """Leave the cluster as it is: it is not ours."""
+        """Leave the cluster as it is, since it is not ours."""
         steps.say(f"context {self._context} is left as it is")
 
     def find(self) -> Cluster | None:
-        """The context, if it answers."""
+        """Return the context's cluster if it answers, else None."""
         cluster = self._cluster(None)
         try:
             cluster.kube.kubectl("get", "--raw", "/readyz", timeout_s=20.0)
@@ -47,11 +47,11 @@ class ContextBackend:
         return cluster
 
     def status(self) -> list[str]:
-        """Whether the context answers."""
+        """Return a line that says whether the context answers."""
         return [f"context {self._context}: {'answers' if self.find() else 'does not answer'}"]
 
     def import_image(self, archive: Path) -> None:
-        """Not possible here."""
+        """Raise ClusterError: the nodes of somebody else's cluster cannot be reached."""
         raise ClusterError(f"cannot load {archive} into context {self._context}: push it to a registry that it reads")
 
     def _cluster(self, steps: Steps | None) -> Cluster:
@@ -62,7 +62,7 @@ class ContextBackend:
 
 
 def given_values() -> Values:
-    """The owner's Helm values; empty when none are given. Raises ClusterError when the file does not hold any."""
+    """Return the owner's Helm values; empty if none are given. Raises ClusterError if the file does not hold any."""
     path = os.environ.get(VALUES_FILE)
     if not path:
         return {}

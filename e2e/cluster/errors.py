@@ -1,9 +1,9 @@
-"""What can go wrong with a cluster, said in words that tell what to do."""
+"""Errors of clusters, whose messages say what to do."""
 
 
 class ClusterError(RuntimeError):
-    """A cluster could not be made, found or ended; the message says which part and what to do about it."""
+    """A cluster could not be created, found or deleted; the message says which part failed and what to do."""
 
 
 class CommandFailedError(ClusterError):
-    """A program ended with another status than 0; the message holds the end of what it said."""
+    """A program exited with a status other than 0; the message has the end of its output."""

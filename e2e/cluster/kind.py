@@ -20,7 +20,7 @@ BUILD_LIMIT_S = 3600.0
 
 
 def chart_values() -> Values:
-    """Two images built here, and the public one of Redis."""
+    """Return the chart's images: two that are built here, and Redis's public one."""
 
     def image(name: str) -> dict[str, str]:
         repository, tag = name.rsplit(":", 1)
@@ -31,7 +31,7 @@ def chart_values() -> Values:
 
 
 class KindBackend:
-    """Makes and ends the kind cluster of one data folder."""
+    """Creates and deletes the kind cluster of one data folder."""
 
     name = "kind"
 
@@ -40,9 +40,9 @@ class KindBackend:
         self._cluster_name = f"mint-{short_id(data)}"
 
     def up(self, steps: Steps) -> Cluster:
-        """Find the kind cluster, or create it; build the images and load them when they changed."""
+        """Find the kind cluster or create it, and build and load the images."""
         kind = self._kind(steps)
-        find_clients(steps)  # so that what is missing is built, and not taken for a cluster that does not answer
+        find_clients(steps)  # builds missing ones, which `find` would take for a cluster that does not answer
         found = self.find()
         if found is None:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class KindBackend:
                 shutil.rmtree(self._data)
 
     def find(self) -> Cluster | None:
-        """The kind cluster, if its API server answers."""
+        """Return the kind cluster if its API server answers, else None."""
         if not self._kubeconfig.exists():
             return None
         try:
@@ -79,7 +79,7 @@ class KindBackend:
         return cluster
 
     def status(self) -> list[str]:
-        """Whether it is up, and where."""
+        """Return a line that says whether it is up, and where its data is."""
         return [f"kind cluster {self._cluster_name}: {'up' if self.find() else 'not up'}, data in {self._data}"]
 
     def import_image(self, archive: Path) -> None:
@@ -96,7 +96,7 @@ class KindBackend:
         return Cluster(self.name, self._kubeconfig, clients.kubectl, clients.helm, chart_values=chart_values())
 
     def _kind(self, steps: Steps | None) -> str:
-        """kind from PATH or the cache, else installed there from its Go module. Raises ClusterError."""
+        """Return kind from PATH or the cache, or install it there from its Go module. Raises ClusterError."""
         folder = cache_folder() / "kind"
         found = shutil.which("kind") or shutil.which("kind", path=str(folder))
         if found is not None:

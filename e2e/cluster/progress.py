@@ -1,4 +1,4 @@
-"""Progress of long work: one line a step with its elapsed seconds, redrawn on a terminal, plain elsewhere."""
+"""Shows the progress of long work: one line per step with its elapsed seconds, redrawn if on a terminal."""
 
 import sys
 import threading
@@ -20,7 +20,7 @@ class Step:
         self._started = time.monotonic()
 
     def line(self, end: str = "") -> str:
-        """The step as one line of text."""
+        """Return the step as one line of text."""
         note = f" ({self.note})" if self.note else ""
         return f"{self.title}{note} {time.monotonic() - self._started:.1f} s{end}"
 
@@ -35,7 +35,7 @@ class Steps:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Show `title` while the block runs, then once more with the time it took."""
+        """Show `title` while the block runs, and finally with the time that it took."""
         step = Step(title)
         done = threading.Event()
         ticker = threading.Thread(target=self._tick, args=(step, done), daemon=True)
@@ -50,7 +50,7 @@ class Steps:
             self._write(step.line(outcome), last=True)
 
     def say(self, text: str) -> None:
-        """Print one line that took no time."""
+        """Print one line, without a time."""
         self._write(text, last=True)
 
     def _tick(self, step: Step, done: threading.Event) -> None:

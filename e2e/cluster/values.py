@@ -1,11 +1,11 @@
-"""Helm values as YAML: nested mappings of strings are all that a backend gives."""
+"""Helm values as YAML: a backend has only nested mappings of strings."""
 
 import json
 from collections.abc import Mapping
 
 
 def as_yaml(values: Mapping[str, object], indent: int = 0) -> str:
-    """Block-style YAML of nested mappings; scalars are written as JSON, which YAML reads. Empty is `{}`."""
+    """Return nested mappings as block-style YAML; scalars are written as JSON, which is valid YAML. Empty: `{}`."""
     if not values:
         return "{}"
     lines = []

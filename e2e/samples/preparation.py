@@ -1,4 +1,4 @@
-"""Make the samples once and keep them, in a folder named by a hash of its inputs and there only when complete."""
+"""Makes the samples once and keeps them, in a folder that is named by a hash of its inputs and always complete."""
 
 import fcntl
 import hashlib
@@ -15,9 +15,9 @@ from e2e.samples.base import SampleError, Say
 from e2e.samples.child import run_module
 from e2e.samples.layout import Samples
 
-# Versions that can change a byte of what is written.
+# Packages whose versions can change a byte of what is written.
 PINNED: Final = ("gguf", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
-# Sources that keep or read the samples and make none of them.
+# Sources that only keep or read the samples. All others count in `key`: editing one makes the samples anew.
 READERS: Final = frozenset({"__main__.py", "answering.py", "preparation.py", "reference.py"})
 MAKE_TIMEOUT_S: Final = 1800.0  # ten times what it takes on 2 idle cores
 LOCK_TIMEOUT_S: Final = MAKE_TIMEOUT_S + 60.0
@@ -25,7 +25,7 @@ LOCK_POLL_S: Final = 0.5
 
 
 def key() -> str:
-    """Hash of everything the samples are made from: this package's sources and the pinned versions."""
+    """Return a hash of everything the samples are made from: this package's sources and the pinned versions."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.iterdir()):
         if path.suffix in {".py", ".jsonl"} and path.name not in READERS:
@@ -53,8 +53,8 @@ def prepare(say: Say = print) -> Samples:
             return samples
         began = time.monotonic()
         unfinished = home / f"{samples.digest}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was ended midway
-        # The child keeps the lock: should we be killed, nobody starts over while it still writes.
+        shutil.rmtree(unfinished, ignore_errors=True)  # from a run that was killed midway
+        # The child keeps the lock: if this process is killed, nobody starts over while the child still writes.
         run_module("e2e.samples.making", str(unfinished), say=say, timeout_s=MAKE_TIMEOUT_S, keep_open=(held,))
         unfinished.rename(samples.root)
         say(f"samples: made {samples.root} in {time.monotonic() - began:.0f}s")
@@ -64,7 +64,7 @@ def prepare(say: Say = print) -> Samples:
 
 @contextmanager
 def _only_one(lock: Path, say: Say) -> Iterator[int]:
-    """Hold `lock`, and give its file descriptor; the kernel frees it if its holders are killed.
+    """Hold `lock` and yield its file descriptor; the kernel frees it if its holders are killed.
 
     Raises `SampleError` after `LOCK_TIMEOUT_S`.
     """

@@ -1,4 +1,4 @@
-"""PEFT's own greedy answers, token by token: what every engine must say too.
+"""PEFT's own greedy answers, token by token, which every engine must reproduce.
 
 Cached on disk by a hash of all inputs. Each step carries the gap between its two best logits, so that a test can
 leave out near ties, which another order of summation may decide differently.
@@ -24,16 +24,16 @@ from e2e.samples.preparation import prepare
 BASE: Final = ""
 """The adapter name that stands for the bare base."""
 ANSWER_TOKENS: Final = 64
-"""New tokens of an answer in every test that compares with these: one length, so that all share one cache."""
-TIMEOUT_S: Final = 900.0  # for the prompts of one adapter; eight of 64 tokens take about 15 s on 2 idle cores
+"""New tokens per answer in every test that compares with these: one length, so that all share one cache."""
+TIMEOUT_S: Final = 900.0  # for one adapter's prompts; eight answers of 64 tokens take about 15 s on 2 idle cores
 
 
 def reference(
     samples: Samples, prompts: Sequence[str], adapters: Sequence[str], max_new_tokens: int
 ) -> dict[str, list[Answer]]:
-    """What each of `adapters` (`BASE` for none) answers to each user turn of `prompts`, in the order of `prompts`.
+    """Return what each of `adapters` (`BASE` for none) answers to each user turn of `prompts`, in their order.
 
-    Raises `SampleError` when an answer is not cached and cannot be computed.
+    Raises `SampleError` if an answer is not cached and cannot be computed.
     """
     answers = {}
     for adapter in adapters:
@@ -49,7 +49,7 @@ def reference(
 
 
 def without_ties(answers: Sequence[Answer], margin: float) -> list[Answer]:
-    """Those of `answers` in which the best token led by more than `margin` logits at every step."""
+    """Return the `answers` in which the best token led by more than `margin` logits at every step."""
     return [answer for answer in answers if answer.min_gap > margin]
 
 

@@ -1,4 +1,4 @@
-"""What every native cluster holds from the start: the host image's RuntimeClass and a default StorageClass."""
+"""What every native cluster has from the start: the host image's RuntimeClass and a default StorageClass."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ TEARDOWN = '#!/bin/sh\nset -eu\nrm -rf "$VOL_DIR"\n'
 
 
 def storage_config(volumes: Path) -> str:
-    """The provisioner's configuration: every volume is a folder in `volumes`."""
+    """Return the provisioner's configuration: every volume is a folder in `volumes`."""
     paths = [{"node": "DEFAULT_PATH_FOR_NON_LISTED_NODES", "paths": [str(volumes)]}]
     return json.dumps({"nodePathMap": paths, "cmdTimeoutSeconds": 60}, indent=1) + "\n"
 
 
 def storage_pod() -> str:
-    """The pod that makes and removes those folders; the provisioner fills in command, volumes and node."""
+    """Return the pod that creates and removes those folders; the provisioner adds command, volumes and node."""
     container = {
         "name": "helper-pod",
         "image": HOST_IMAGE,
@@ -41,7 +41,7 @@ def storage_pod() -> str:
 
 
 def manifests() -> str:
-    """The objects to apply, as one List."""
+    """Return the objects to apply, as one List."""
     default = {"storageclass.kubernetes.io/is-default-class": "true"}
     items: list[dict[str, object]] = [
         {

@@ -1,4 +1,4 @@
-"""Choosing the /30 network between the machine and a cluster's node, so that it meets nothing else on the machine."""
+"""Chooses the /30 network between the machine and a cluster's node, so that it overlaps nothing on the machine."""
 
 import json
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ LINK_BITS = 30
 
 
 def choose_link(identity: str, taken: Iterable[IPv4Network]) -> IPv4Network:
-    """The first free /30 of the pool, beginning where `identity` (hex) points; the same each time if nothing changes.
+    """Return the first free /30 of the pool, starting where `identity` (hex) points; stable if nothing changes.
 
-    Raises ClusterError when the whole pool is taken.
+    Raises ClusterError if the entire pool is taken.
     """
     busy = [network for network in taken if network.prefixlen > 0]
     count = 2 ** (LINK_BITS - POOL.prefixlen)
@@ -30,7 +30,7 @@ def choose_link(identity: str, taken: Iterable[IPv4Network]) -> IPv4Network:
 
 
 def routed_networks() -> list[IPv4Network]:
-    """Every IPv4 network that the machine has an address in or a route to, plus the cluster's own inner ones."""
+    """Return every IPv4 network in the machine's routing tables, plus the cluster's own inner networks."""
     routes = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
     named = [route["dst"] for route in routes if route.get("dst") not in (None, "default")]
     return [POD_NETWORK, SERVICE_NETWORK, *(IPv4Network(name, strict=False) for name in named)]

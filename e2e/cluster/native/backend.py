@@ -1,4 +1,4 @@
-"""The native backend: a real single-node Kubernetes in namespaces of its own, without a container engine."""
+"""The native backend: a real single-node Kubernetes in its own namespaces, without a container engine."""
 
 import fcntl
 import json
@@ -28,9 +28,9 @@ NODE_POLL_S = 0.2
 
 
 def chart_values() -> Values:
-    """Every image of the chart is the host image, given its files by the RuntimeClass.
+    """Return the chart's values: every image is the host image, whose files come from the RuntimeClass.
 
-    The tag names the sources: changed code is another image, and an upgrade rolls the pods. Redis never changes.
+    The tag names the sources: changed code is a different image, so an upgrade rolls the pods. Redis never changes.
     """
     repository, constant = HOST_IMAGE.rsplit(":", 1)
     image = {"repository": repository, "tag": sources.source_tag(), "pullPolicy": "IfNotPresent"}
@@ -39,13 +39,13 @@ def chart_values() -> Values:
 
 
 def prepare(steps: Steps) -> Path:
-    """Install the system packages and build the binaries that are missing; the binaries' folder."""
+    """Install the system packages and build the binaries that are missing; returns the binaries' folder."""
     packages.ensure(steps)
     return binaries.ensure(steps)
 
 
 class NativeBackend:
-    """Makes and ends the native cluster of one data folder."""
+    """Creates and deletes the native cluster of one data folder."""
 
     name = "native"
 
@@ -53,7 +53,7 @@ class NativeBackend:
         self._data = data
 
     def up(self, steps: Steps) -> Cluster:
-        """Find the cluster healthy, or make it from nothing; needs root."""
+        """Find the cluster healthy, or create it from scratch. Needs root."""
         _need_root()
         with self._alone(steps):
             started = time.monotonic()
@@ -75,21 +75,21 @@ class NativeBackend:
             return _cluster(layout)
 
     def down(self, steps: Steps) -> None:
-        """End the supervisor, and with it every process; then remove what is left."""
+        """End the supervisor, and with it every process; then remove what is left. Needs root."""
         _need_root()
         with self._alone(steps):
             if not self._clear(steps):
                 steps.say("nothing to end")
 
     def find(self) -> Cluster | None:
-        """The cluster, if its supervisor lives, it was once complete, and its node is Ready now."""
+        """Return the cluster if it was once complete, its supervisor is alive, and its node is Ready now."""
         layout = self._layout()
         if layout is None or machine.running(self._data) is None or not health.node_ready(layout):
             return None
         return _cluster(layout)
 
     def status(self) -> list[str]:
-        """The node, its components and where things are."""
+        """Return lines about the node, its components, and where things are."""
         layout, supervisor = self._layout(), machine.running(self._data)
         if layout is None or supervisor is None:
             left = leftovers.found(self._data)
@@ -113,7 +113,7 @@ class NativeBackend:
         _import(supervisor, archive)
 
     def _tag(self) -> None:
-        """Let the host image be known by the tag of today's sources as well, and these be compiled."""
+        """Compile the current sources, and tag the host image with their digest, too."""
         sources.compile_sources()
         supervisor = machine.running(self._data)
         if supervisor is None:
@@ -129,7 +129,7 @@ class NativeBackend:
         return Layout(self._data, Path(mark["binaries"]), IPv4Network(mark["link"]))
 
     def _clear(self, steps: Steps) -> bool:
-        """End and remove whatever there is of the cluster, whole or half made; False when there was nothing."""
+        """End and remove whatever there is of the cluster, complete or not; returns False if there was nothing."""
         supervisor = machine.recorded(self._data)
         if supervisor is None and not leftovers.found(self._data):
             return False
@@ -167,7 +167,7 @@ class NativeBackend:
 
     @contextmanager
     def _alone(self, steps: Steps) -> Iterator[None]:
-        """Hold this cluster's lock; it lies in the cache, since the data folder comes and goes."""
+        """Hold this cluster's lock, which is in the cache, since the data folder comes and goes."""
         folder = cache_folder() / "kubernetes"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{short_id(self._data)}.lock").open("w") as lock:
@@ -200,7 +200,7 @@ def _ctr(supervisor: machine.Supervisor) -> list[str | Path]:
 def _wait(
     ready: Callable[[], bool], data: Path, supervisor: machine.Supervisor, component: str, poll_s: float = POLL_S
 ) -> None:
-    """Wait until `ready`; ClusterError with the end of the log of what does not come up."""
+    """Wait until `ready`. Raises ClusterError with the end of the log of what does not start."""
     deadline = time.monotonic() + STAGE_LIMIT_S
     while not ready():
         if not supervisor.alive:

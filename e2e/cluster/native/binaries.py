@@ -1,7 +1,7 @@
-"""The Go part of the native cluster: built once for each state of its sources, then found in the cache.
+"""The Go part of the native cluster: built once for each state of its sources, then taken from the cache.
 
 `go/` pins Kubernetes, etcd, CoreDNS and the volume provisioner in one module; `helm/` pins Helm in another, since it
-needs newer Kubernetes libraries. A binary lies in `<cache>/kubernetes/<hash of the inputs>/bin` or is not yet built.
+needs newer Kubernetes libraries. Binaries are in `<cache>/kubernetes/<hash of the inputs>/bin` once they are built.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ CLIENTS = ("kubectl", "helm")
 
 @dataclass(frozen=True)
 class Target:
-    """One `go build`: packages of one module, whose binaries are called as the packages' last parts, or `name`."""
+    """One `go build`: packages of one module, whose binaries are named by the packages' last parts, or `name`."""
 
     module: str
     packages: tuple[str, ...]
@@ -48,7 +48,7 @@ class Target:
         return (self.name,) if self.name else tuple(package.rsplit("/", 1)[1] for package in self.packages)
 
     def only(self, names: Iterable[str]) -> "Target":
-        """This target without the packages whose binaries are not among `names`."""
+        """Return this target with only the packages whose binaries are in `names`."""
         wanted = set(names)
         packages = tuple(p for p, o in zip(self.packages, self.outputs, strict=True) if o in wanted)
         return Target(self.module, packages, self.flags, self.name)
@@ -78,7 +78,7 @@ ALL = tuple(name for target in TARGETS for name in target.outputs)
 
 
 def inputs_hash(root: Path = HERE) -> str:
-    """Twelve hex digits of everything that shapes the binaries: sources, pins, flags and the machine's kind."""
+    """Return twelve hex digits that hash all inputs of the binaries: sources, pins, flags and kind of machine."""
     digest = hashlib.sha256()
     digest.update(repr((TARGETS, platform.system(), platform.machine())).encode())
     for module in sorted({target.module for target in TARGETS}):
@@ -90,7 +90,7 @@ def inputs_hash(root: Path = HERE) -> str:
 
 
 def folder() -> Path:
-    """Where the binaries of today's inputs lie, built or not."""
+    """Return the folder of the binaries of the current inputs, built or not."""
     return cache_folder() / "kubernetes" / inputs_hash() / "bin"
 
 
@@ -157,7 +157,7 @@ def _build(target: Target, bin_folder: Path, steps: Steps) -> None:
 
 
 def _follow(argv: list[str], env: dict[str, str], cwd: Path, step: Step, total: int) -> None:
-    """Run a verbose build, counting the packages it compiles into the step's note."""
+    """Run a verbose build, showing the number of compiled packages in the step's note."""
     said: list[str] = []
     with subprocess.Popen(argv, env=env, cwd=cwd, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -20,17 +20,17 @@ class Component:
 
 
 def flags(**options: object) -> tuple[str, ...]:
-    """`--long-name=value` for each option, in the order given."""
+    """Return `--long-name=value` for each option, in the given order."""
     return tuple(f"--{name.replace('_', '-')}={value}" for name, value in options.items())
 
 
 def components(layout: Layout) -> tuple[Component, ...]:
-    """Every program of the cluster in starting order."""
+    """Return every program of the cluster in starting order."""
     return (_etcd(layout), _containerd(), _apiserver(layout), *_controllers(layout), *_node(layout), *_addons(layout))
 
 
 def _etcd(layout: Layout) -> Component:
-    # The data folder dies with the cluster, so nothing is gained by syncing it.
+    # The data folder is deleted with the cluster, so there is no use in syncing it.
     options = flags(
         data_dir=f"{PRIVATE}/etcd",
         listen_client_urls="http://127.0.0.1:2379",

@@ -19,9 +19,9 @@ PAUSE_IMAGE = "mint.dev/pause:dev"
 
 
 def containerd() -> str:
-    """containerd's configuration, for versions 1.6 and newer.
+    """Return containerd's configuration, for versions 1.6 and newer.
 
-    `restrict_oom_score_adj`: a root without CAP_SYS_RESOURCE cannot lower the score, and every sandbox would die.
+    `restrict_oom_score_adj`: root without CAP_SYS_RESOURCE cannot lower the score, and every sandbox would fail.
     """
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     return f"""version = 2
@@ -63,7 +63,7 @@ SystemdCgroup = false
 
 
 def cni(layout: Layout) -> str:
-    """The pod network: a bridge that also is the pods' gateway, addresses handed out by the host."""
+    """Return the pod network's configuration: a bridge, also the pods' gateway, and addresses from `host-local`."""
     bridge = {
         "type": "bridge",
         "bridge": BRIDGE,
@@ -83,7 +83,7 @@ def cni(layout: Layout) -> str:
 
 
 def kubelet(layout: Layout) -> str:
-    """The kubelet's configuration. The disk is the machine's, so eviction begins only when it is nearly full."""
+    """Return the kubelet's configuration. The disk is the machine's, so eviction starts only when it is near full."""
     pki = f"{PRIVATE}/pki"
     document = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -102,13 +102,13 @@ def kubelet(layout: Layout) -> str:
         "evictionHard": {"memory.available": "200Mi", "nodefs.available": "2%", "imagefs.available": "2%"},
         "failCgroupV1": False,
         "failSwapOn": False,
-        "imageGCHighThresholdPercent": 100,  # no registry: an image collected cannot come back
+        "imageGCHighThresholdPercent": 100,  # there is no registry: a collected image cannot come back
         "makeIPTablesUtilChains": False,
         "maxPods": 250,
         "oomScoreAdj": 0,
         "podLogsDir": f"{PRIVATE}/logs/pods",
         "resolvConf": "",
-        "syncFrequency": "5s",  # in which pods see a changed Secret; by default it takes a minute
+        "syncFrequency": "5s",  # how soon pods see a changed Secret; the default is a minute
         "tlsCertFile": f"{pki}/kubelet-server.crt",
         "tlsPrivateKeyFile": f"{pki}/kubelet-server.key",
         "volumePluginDir": f"{PRIVATE}/volume-plugins",
@@ -117,7 +117,7 @@ def kubelet(layout: Layout) -> str:
 
 
 def kube_proxy(layout: Layout) -> str:
-    """kube-proxy's configuration; conntrack's limits are the machine's, so they stay untouched."""
+    """Return kube-proxy's configuration; conntrack's limits are machine-wide, so they stay unchanged."""
     document = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -133,7 +133,7 @@ def kube_proxy(layout: Layout) -> str:
 
 
 def corefile(layout: Layout) -> str:
-    """CoreDNS's configuration. `hosts` comes before `kubernetes` in plugin order, so it has a server of its own."""
+    """Return CoreDNS's configuration. `hosts` precedes `kubernetes` in plugin order, so it has its own server."""
     reverse = "in-addr.arpa ip6.arpa"
     return f"""{HOST_DOMAIN}:53 {{
     bind {layout.dns_ip}

@@ -1,4 +1,4 @@
-"""Writing the data folder of a native cluster: everything its programs read when they start."""
+"""Writes the data folder of a native cluster: everything that its programs read when they start."""
 
 import json
 from pathlib import Path

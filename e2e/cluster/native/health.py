@@ -1,4 +1,4 @@
-"""Asking a native cluster's programs how they are, from the machine, without starting kubectl."""
+"""Checks the health of a native cluster's programs, from the machine, without starting kubectl."""
 
 import json
 import ssl
@@ -11,11 +11,11 @@ from e2e.cluster.commands import TAIL_LINES, tail
 from e2e.cluster.native.layout import NODE_NAME, Layout
 
 ASK_LIMIT_S = 2.0
-TROUBLED_STARTS = 4  # a program started this often is not coming up by itself
+TROUBLED_STARTS = 4  # a program that ended after this many starts will not recover by itself
 
 
 def ask(layout: Layout, path: str) -> dict[str, Any] | str | None:
-    """What the API server says to a GET of `path` (JSON, or its text), or None when it does not answer with 200."""
+    """Return the API server's answer to a GET of `path` (JSON, or its text); None if it does not answer with 200."""
     pki = layout.data / "pki"
     try:
         tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
@@ -31,12 +31,12 @@ def ask(layout: Layout, path: str) -> dict[str, Any] | str | None:
 
 
 def api_ready(layout: Layout) -> bool:
-    """Whether the API server calls itself ready."""
+    """Whether the API server reports that it is ready."""
     return ask(layout, "/readyz") == "ok"
 
 
 def node_ready(layout: Layout) -> bool:
-    """Whether the node exists and is Ready: the data is never older than its processes, so this is fresh."""
+    """Whether the node exists and is Ready. The data is never older than the processes, so this is up to date."""
     node = ask(layout, f"/api/v1/nodes/{NODE_NAME}")
     if not isinstance(node, dict):
         return False
@@ -45,12 +45,12 @@ def node_ready(layout: Layout) -> bool:
 
 
 def account_ready(layout: Layout) -> bool:
-    """Whether the default namespace has its service account: until then pods in it are refused."""
+    """Whether the default namespace has its service account, without which pods in it are refused."""
     return ask(layout, "/api/v1/namespaces/default/serviceaccounts/default") is not None
 
 
 def dns_ready(layout: Layout) -> bool:
-    """Whether CoreDNS has its first view of the services."""
+    """Whether CoreDNS has read the services for the first time."""
     try:
         with urllib.request.urlopen(f"http://{layout.node_ip}:8181/ready", timeout=ASK_LIMIT_S):
             return True
@@ -59,7 +59,7 @@ def dns_ready(layout: Layout) -> bool:
 
 
 def component_states(data: Path) -> dict[str, dict[str, Any]]:
-    """The supervisor's word on each component: running, starts, and how it last ended."""
+    """Return the supervisor's report on each component: running, starts, and how it last ended."""
     try:
         states: dict[str, dict[str, Any]] = json.loads((data / "components.json").read_text())
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def component_states(data: Path) -> dict[str, dict[str, Any]]:
 
 
 def troubled(data: Path) -> str | None:
-    """The name of a component that keeps ending, if there is one."""
+    """Return the name of a component that keeps ending, if there is one."""
     for name, state in component_states(data).items():
         if not state["running"] and state["starts"] >= TROUBLED_STARTS:
             return name
@@ -76,7 +76,7 @@ def troubled(data: Path) -> str | None:
 
 
 def log_tail(data: Path, component: str) -> str:
-    """The last lines of a component's log, under its path."""
+    """Return the last lines of a component's log, headed by its path."""
     path = data / "logs" / f"{component}.log"
     try:
         text = path.read_text(errors="replace")

@@ -1,6 +1,6 @@
-"""The two images of a machine without a registry: `pause`, and an empty one that wears the machine's own files.
+"""The two images of a machine without a registry: `pause`, and a nearly empty one that uses the machine's own files.
 
-The host image holds a few links and two small files. A RuntimeClass gives its containers the machine's /usr, the
+The host image has a few links and two small files. A RuntimeClass gives its containers the machine's /usr, the
 Python installation, the virtual environment and the checkout, read-only and under the same paths as outside.
 """
 
@@ -47,7 +47,7 @@ class Entry:
 
 
 def layer(entries: Iterable[Entry]) -> bytes:
-    """An uncompressed tar of `entries`, the same bytes each time."""
+    """Return an uncompressed tar of `entries`; the bytes are reproducible."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for entry in entries:
@@ -64,7 +64,7 @@ def layer(entries: Iterable[Entry]) -> bytes:
 
 
 def archive(name: str, entries: Iterable[Entry], config: dict[str, object]) -> bytes:
-    """A docker archive (docker save's format) of one image of one layer; `config` says how to run it."""
+    """Return a docker archive (docker save's format) of an image with one layer; `config` says how to run it."""
     body = layer(entries)
     digest = hashlib.sha256(body).hexdigest()
     machine = os.uname().machine
@@ -85,13 +85,13 @@ def archive(name: str, entries: Iterable[Entry], config: dict[str, object]) -> b
 
 
 def pause_archive(binary: Path) -> bytes:
-    """The pause image: one static program."""
+    """Return the pause image: one static program."""
     entries = [Entry("pause", 0o755, binary.read_bytes())]
     return archive(PAUSE_IMAGE, entries, {"Entrypoint": ["/pause"], "User": f"{NONROOT}:{NONROOT}"})
 
 
 def host_archive(prefix: Path = Path(sys.prefix)) -> bytes:
-    """The host image, with the programs of the virtual environment at `prefix` first on its PATH."""
+    """Return the host image, with the programs of the virtual environment at `prefix` first on its PATH."""
     links = [Entry(path[1:], link=os.readlink(path)) for path in USR_LINKS if os.path.islink(path)]
     etc = [Entry("etc"), Entry("etc/passwd", 0o644, PASSWD.encode()), Entry("etc/group", 0o644, GROUP.encode())]
     env = [
@@ -106,7 +106,7 @@ def host_archive(prefix: Path = Path(sys.prefix)) -> bytes:
 
 
 def host_paths(prefix: Path = Path(sys.prefix), base: Path = Path(sys.base_prefix)) -> list[Path]:
-    """What the machine lends to the host image: outermost folders only, in path order."""
+    """Return the machine's paths that host containers mount: outermost folders only, in path order."""
     system = [Path("/usr"), *(Path(path) for path in USR_LINKS if Path(path).is_dir() and not os.path.islink(path))]
     etc = [Path("/etc", name) for name in ETC if Path("/etc", name).exists()]
     own = [REPOSITORY, prefix, base, prefix.resolve(), base.resolve()]
@@ -118,9 +118,9 @@ def host_paths(prefix: Path = Path(sys.prefix), base: Path = Path(sys.base_prefi
 
 
 def host_spec(default: dict[str, Any], paths: Iterable[Path]) -> str:
-    """The OCI runtime spec of containers of the host image: containerd's `default` and the read-only bind mounts.
+    """Return the OCI runtime spec of host containers: containerd's `default` plus read-only bind mounts of `paths`.
 
-    The default's file limit of 1,024 is dropped: containers keep containerd's.
+    The default's file limit of 1,024 is dropped: containers inherit containerd's limit.
     """
     options = ["rbind", "ro", "nosuid", "rprivate"]
     binds = [{"destination": str(path), "type": "bind", "source": str(path), "options": options} for path in paths]

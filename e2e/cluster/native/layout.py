@@ -1,4 +1,4 @@
-"""The plan of one native cluster: its names, its addresses, and where each file lies."""
+"""The layout of one native cluster: its names, addresses and paths."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -15,7 +15,7 @@ CLUSTER_DOMAIN = "cluster.local"
 HOST_DOMAIN = "host.mint.internal"
 BRIDGE = "mint0"
 UPLINK = "eth0"  # the inner end of the veth pair
-PRIVATE = Path("/run/mint")  # the data folder as the cluster's processes see it: short, so that sockets fit
+PRIVATE = Path("/run/mint")  # where the cluster's processes see the data folder: short, so that socket paths fit
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,37 @@ class Layout:
 
     @property
     def veth(self) -> str:
-        """The machine's end of the veth pair (a name of 12 of the 15 letters allowed)."""
+        """The machine's end of the veth pair (12 of at most 15 characters)."""
         return veth_name(self.data)
 
     @property
     def cgroup(self) -> str:
-        """The cgroup that all pods live under, in each hierarchy."""
+        """The cgroup above all pods, in each hierarchy."""
         return cgroup_name(self.data)
 
     @property
     def machine_ip(self) -> IPv4Address:
-        """The machine, as pods and the node reach it."""
+        """The address at which pods and the node reach the machine."""
         return self.link[1]
 
     @property
     def node_ip(self) -> IPv4Address:
-        """The node and its API server, as the machine and pods reach them."""
+        """The address at which the machine and pods reach the node and its API server."""
         return self.link[2]
 
     @property
     def pod_subnet(self) -> IPv4Network:
-        """The pods of the one node."""
+        """The subnet of the only node's pods."""
         return next(POD_NETWORK.subnets(new_prefix=NODE_POD_BITS))
 
     @property
     def dns_ip(self) -> IPv4Address:
-        """The bridge: gateway of the pods, and where CoreDNS listens."""
+        """The bridge's address: the pods' gateway, and where CoreDNS listens."""
         return self.pod_subnet[1]
 
     @property
     def api_url(self) -> str:
-        """The API server, from the machine and from inside alike."""
+        """The API server's URL, the same from the machine and from inside."""
         return f"https://{self.node_ip}:6443"
 
     @property
@@ -68,15 +68,15 @@ class Layout:
 
     @property
     def logs(self) -> Path:
-        """One file a component."""
+        """The folder of logs, one file per component."""
         return self.data / "logs"
 
 
 def veth_name(data: Path) -> str:
-    """The machine's end of the veth pair of the cluster of `data`."""
+    """Return the name of the machine's end of the veth pair, for the cluster of `data`."""
     return f"mint{short_id(data)}"
 
 
 def cgroup_name(data: Path) -> str:
-    """The cgroup of the cluster of `data`, relative to each hierarchy's root."""
+    """Return the cgroup of the cluster of `data`, relative to each hierarchy's root."""
     return f"mint-{short_id(data)}"

@@ -1,4 +1,4 @@
-"""What a cluster leaves on the machine when its processes are gone, and its removal: link, cgroups, data folder."""
+"""Finds and removes what a cluster leaves on the machine once its processes are gone: link, cgroups, data folder."""
 
 import contextlib
 import os
@@ -17,20 +17,20 @@ POLL_S = 0.05
 
 
 def hierarchies() -> list[Path]:
-    """Where cgroups of pods are made: the one hierarchy of cgroup v2, or each of v1's."""
+    """Return the cgroup hierarchies: the one of cgroup v2, or each of v1's."""
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS]
     return [path for path in sorted(CGROUPS.iterdir()) if path.is_dir() and not path.is_symlink()]
 
 
 def make_cgroups(data: Path) -> None:
-    """Make the cluster's own cgroup in each hierarchy; the kubelet wants to find its root there."""
+    """Create the cluster's own cgroup in each hierarchy; the kubelet needs it as its root."""
     for hierarchy in hierarchies():
         (hierarchy / cgroup_name(data)).mkdir(exist_ok=True)
 
 
 def found(data: Path) -> list[str]:
-    """What of this cluster is still on the machine, in words; empty when nothing is."""
+    """Return descriptions of what this cluster has left on the machine; empty if nothing is left."""
     cgroups = [f"cgroup {cgroup_name(data)}"] if _cgroups(data) else []
     link = [f"network link {veth_name(data)}"] if _linked(data) else []
     folder = [str(data)] if data.exists() else []
@@ -38,9 +38,9 @@ def found(data: Path) -> list[str]:
 
 
 def remove(data: Path) -> None:
-    """Remove all of it; the cluster's processes must be gone. Raises ClusterError when something stays."""
+    """Remove everything; the cluster's processes must be gone. Raises ClusterError if something remains."""
     if _linked(data):
-        # The kernel may be removing it at this moment, with the namespace that held the other end.
+        # The kernel may be removing it right now, along with the namespace that held the other end.
         with contextlib.suppress(ClusterError):
             run(["ip", "link", "delete", veth_name(data)])
     deadline = time.monotonic() + LIMIT_S
@@ -49,7 +49,7 @@ def remove(data: Path) -> None:
     if data.exists():
         shutil.rmtree(data)
         if data.parent == REPOSITORY / "build":
-            with contextlib.suppress(OSError):  # something else is built there
+            with contextlib.suppress(OSError):  # it holds other builds
                 data.parent.rmdir()
     left = found(data)
     if left:
@@ -66,7 +66,7 @@ def _linked(data: Path) -> bool:
 
 
 def _remove_cgroup(cgroup: Path, deadline: float) -> None:
-    """Remove a cgroup and those in it, waiting for the kernel to let go of processes that just ended."""
+    """Remove a cgroup and those in it, waiting for the kernel to release processes that have just ended."""
     for folder, _, _ in os.walk(cgroup, topdown=False):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The supervisor as the machine sees it: started in fresh namespaces, joined by a link, found again by its pids."""
+"""The supervisor from the machine's side: started in fresh namespaces, connected by a link, found by its pids."""
 
 import json
 import os
@@ -15,34 +15,34 @@ from e2e.cluster.paths import REPOSITORY
 
 RECORD = "supervisor.json"
 CHILD_LIMIT_S = 10.0
-# The kernel ends every process of a pid namespace with its first one, and that one when `unshare` ends.
+# The kernel kills a pid namespace's processes when its first process ends, and that one when `unshare` ends.
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
 
 
 @dataclass(frozen=True)
 class Supervisor:
-    """`outer` is `unshare` on the machine; `inner`, process 1 of the namespaces, by its pid on the machine."""
+    """`outer` is `unshare` on the machine; `inner` is process 1 of the namespaces, by its pid on the machine."""
 
     outer: Process
     inner: Process
 
     @property
     def alive(self) -> bool:
-        """Whether the cluster's processes still have what keeps them."""
+        """Whether both processes that keep the cluster running are alive."""
         return self.outer.alive and self.inner.alive
 
     def inside(self, path: str) -> Path:
-        """A path of the cluster's namespaces, as the machine can open it."""
+        """Return the path by which the machine can open a path in the cluster's namespaces."""
         return Path(f"/proc/{self.inner.pid}/root{path}")
 
     def end(self) -> None:
-        """End it and with it every process of the cluster. Raises ClusterError when one does not end."""
+        """Kill it, and with it every process of the cluster. Raises ClusterError if one of the two does not end."""
         end(self.outer)
         end(self.inner)
 
 
 def start(layout: Layout, plan: Path) -> Supervisor:
-    """Start the detached supervisor, record it, and join its network to the machine's. Raises ClusterError."""
+    """Start the detached supervisor, record it, and connect its network to the machine's. Raises ClusterError."""
     command = [*UNSHARE, f"--wd={REPOSITORY}", sys.executable, "-m", "e2e.cluster.native.supervise", str(plan)]
     log = os.open(layout.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     quiet = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2))]
@@ -60,7 +60,7 @@ def start(layout: Layout, plan: Path) -> Supervisor:
 
 
 def recorded(data: Path) -> Supervisor | None:
-    """The supervisor that the data folder names, dead or alive."""
+    """Return the supervisor that the data folder names, dead or alive; None if it names none."""
     try:
         record = json.loads((data / RECORD).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -69,13 +69,13 @@ def recorded(data: Path) -> Supervisor | None:
 
 
 def running(data: Path) -> Supervisor | None:
-    """The recorded supervisor of the data folder, if it is alive."""
+    """Return the recorded supervisor of the data folder if it is alive, else None."""
     supervisor = recorded(data)
     return supervisor if supervisor is not None and supervisor.alive else None
 
 
 def _first_process(outer: Process) -> Process:
-    """Process 1 of the namespaces; `unshare` forks it right after making them."""
+    """Return process 1 of the namespaces; `unshare` forks it right after making them."""
     deadline = time.monotonic() + CHILD_LIMIT_S
     while (inner := child_of(outer)) is None:
         if not outer.alive or time.monotonic() > deadline:

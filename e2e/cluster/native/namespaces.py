@@ -1,4 +1,4 @@
-"""Inside the fresh namespaces: private mounts and the node's network. Runs once, as the supervisor's first act."""
+"""Sets up the fresh namespaces from inside: private mounts and the node's network. The supervisor does this first."""
 
 import os
 import shutil
@@ -10,9 +10,9 @@ from e2e.cluster.commands import answers, run
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.native.layout import BRIDGE, PRIVATE, SERVICE_NETWORK, UPLINK, Layout
 
-# Folders that the cluster's programs write to whatever they are told; each is covered by an empty one of our own.
+# Folders that the cluster's programs write to regardless of settings; each is covered by an empty one of our own.
 COVERED = (Path("/run"), Path("/var/lib"), Path("/var/log"))
-# What the kubelet wants of the kernel. It is machine-wide, so it gets files that only look like the real ones.
+# Kernel settings that the kubelet requires. They are machine-wide, so it gets files that only look like them.
 KERNEL_WISHES = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -33,9 +33,9 @@ FORWARDING = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
 
 
 def cover(needed: Iterable[Path], data: Path) -> None:
-    """Give the COVERED folders empty faces of our own, and show the data folder at PRIVATE.
+    """Cover the COVERED folders with empty ones, and mount the data folder at PRIVATE.
 
-    `needed` are paths that must stay reachable although they lie in a covered folder: they are held open and bound
+    `needed` are paths that must stay reachable even if they are in a covered folder: they are held open, and mounted
     back from their descriptors.
     """
     paths = [*needed, data]
@@ -53,7 +53,7 @@ def cover(needed: Iterable[Path], data: Path) -> None:
 
 
 def pretend_kernel_settings() -> None:
-    """Cover the machine-wide settings that the kubelet would change with files that hold what it wants."""
+    """Cover the machine-wide settings that the kubelet would change with files that already have its values."""
     folder = Path("/run/kernel")
     for name, value in KERNEL_WISHES.items():
         setting = Path("/proc/sys", name)
@@ -65,10 +65,10 @@ def pretend_kernel_settings() -> None:
 
 
 def connect(layout: Layout) -> None:
-    """Bring up loopback, the pods' bridge and the uplink, whose other end the machine holds.
+    """Bring up loopback, the pods' bridge and the uplink, whose other end is on the machine.
 
-    A stray service address ends at the bridge instead of leaving by the uplink; what pods send to the machine leaves
-    under the node's address, since the machine has no route to pods.
+    Traffic to an unknown service address ends at the bridge and does not leave by the uplink. What pods send to the
+    machine leaves with the node's address, since the machine has no route to pods.
     """
     _ip("link", "set", "lo", "up")
     _ip("link", "add", BRIDGE, "type", "bridge")

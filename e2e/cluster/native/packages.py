@@ -1,4 +1,4 @@
-"""Debian's part of the native cluster: installed when missing, with no service started or enabled by it."""
+"""Debian's part of the native cluster: installed if missing, without starting or enabling services."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from e2e.cluster.commands import run
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Steps
 
-# What must be found -> the package that brings it. A name without a slash is looked up on PATH.
+# What must be found -> the package that provides it. A name without a slash is looked up on PATH.
 NEEDED: Mapping[str, str] = {
     "g++": "g++",
     "containerd": "containerd",
@@ -26,7 +26,7 @@ NEEDED: Mapping[str, str] = {
     "unshare": "util-linux",
     "mount": "mount",
 }
-# What tests need beside that, of which no cluster is made: a browser, for the gateway's page.
+# What only tests need, not clusters: a browser, for the gateway's page.
 FOR_TESTS: Mapping[str, str] = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 SERVICES = ("containerd", "redis-server")  # units that Debian enables when it installs them
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -36,17 +36,17 @@ INSTALL_LIMIT_S = 600.0
 
 
 def found(name: str) -> bool:
-    """Whether this file exists, or this program is on the system's PATH."""
+    """Whether the file exists, or the program is on the system's PATH."""
     return Path(name).exists() if "/" in name else shutil.which(name, path=SYSTEM_PATH) is not None
 
 
 def missing(needed: Mapping[str, str]) -> list[str]:
-    """The Debian packages to install, each once, in the order of `needed`."""
+    """Return the Debian packages to install, each once, in the order of `needed`."""
     return list(dict.fromkeys(package for name, package in needed.items() if not found(name)))
 
 
 def ensure(steps: Steps, needed: Mapping[str, str] = NEEDED) -> None:
-    """Install what is missing. Raises ClusterError without root, without apt-get, or when apt-get fails."""
+    """Install what is missing. Raises ClusterError without root or apt-get, or if apt-get fails."""
     packages = missing(needed)
     if not packages:
         steps.say("system packages reused")
@@ -77,7 +77,7 @@ def _install(packages: list[str]) -> None:
 
 
 def _disable(packages: list[str]) -> None:
-    """Keep what was just installed from starting at the next boot."""
+    """Keep the services just installed from starting at the next boot."""
     units = [unit for unit in SERVICES if unit in packages]
     if units and shutil.which("systemctl", path=SYSTEM_PATH) is not None:
         run(["systemctl", "disable", "--quiet", *units])
@@ -85,7 +85,7 @@ def _disable(packages: list[str]) -> None:
 
 @contextmanager
 def services_refused(policy: Path = POLICY) -> Iterator[None]:
-    """While the block runs, Debian's maintainer scripts start no service; afterwards `policy` is as it was."""
+    """Keep Debian's maintainer scripts from starting services while the block runs; then restore `policy`."""
     kept = policy.with_name(f"{policy.name}.before-mint")
     if policy.exists():
         policy.rename(kept)

@@ -1,4 +1,4 @@
-"""Keys, certificates and kubeconfigs of one cluster: one elliptic-curve authority, made quickly by openssl."""
+"""Keys, certificates and kubeconfigs of one cluster: one elliptic-curve authority, made quickly with openssl."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from e2e.cluster.commands import run
 from e2e.cluster.native.layout import CLUSTER_DOMAIN, NODE_NAME, SERVICE_NETWORK, Layout
 
 DAYS = 3650
-# File name -> subject, for everything that presents itself to the API server.
+# File name -> subject, for everything that authenticates with a client certificate.
 CLIENTS: Mapping[str, str] = {
     "admin": "/O=system:masters/CN=mint-admin",
     "addons": "/O=system:masters/CN=mint-addons",
@@ -24,7 +24,7 @@ KUBECONFIGS = ("admin", "addons", "controller-manager", "scheduler", "proxy", "k
 
 
 def server_names(layout: Layout) -> dict[str, str]:
-    """File name -> subjectAltName of what listens."""
+    """Return file name -> subjectAltName, for the servers."""
     service = f"kubernetes.default.svc.{CLUSTER_DOMAIN}".split(".")
     dns = [f"DNS:{'.'.join(service[:length])}" for length in (1, 2, 3, len(service))]
     addresses = [f"IP:{address}" for address in (layout.node_ip, SERVICE_NETWORK[1], "127.0.0.1")]
@@ -52,7 +52,7 @@ def write(layout: Layout, folder: Path) -> None:
 
 
 def kubeconfig(server: str, folder: Path, client: str) -> str:
-    """A kubeconfig (JSON, which is YAML too) with the client's key pair inside."""
+    """Return a kubeconfig (JSON, which is valid YAML) that includes the client's key pair."""
 
     def inline(name: str) -> str:
         return base64.b64encode((folder / name).read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""What the machine tells the supervisor: the layout, the components, and the paths that must stay visible."""
+"""What the supervisor is given at its start: the layout, the components, and the paths that must stay visible."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from e2e.cluster.native.layout import Layout
 
 @dataclass(frozen=True)
 class Plan:
-    """One cluster to keep; `needed` are paths of the machine that its containers are given."""
+    """One cluster to run; `needed` are the machine's paths that its programs and containers use."""
 
     layout: Layout
     components: tuple[Component, ...]
@@ -19,7 +19,7 @@ class Plan:
 
 
 def to_text(plan: Plan) -> str:
-    """The plan as JSON."""
+    """Return the plan as JSON."""
     document = {
         "data": str(plan.layout.data),
         "binaries": str(plan.layout.binaries),
@@ -31,7 +31,7 @@ def to_text(plan: Plan) -> str:
 
 
 def from_text(text: str) -> Plan:
-    """The inverse of `to_text`."""
+    """Return the plan in JSON from `to_text`."""
     document = json.loads(text)
     layout = Layout(Path(document["data"]), Path(document["binaries"]), IPv4Network(document["link"]))
     components = tuple(Component(**{**c, "argv": tuple(c["argv"])}) for c in document["components"])

@@ -1,4 +1,4 @@
-"""Processes by pid and starting time, so that a pid which the kernel gave to another program is never touched."""
+"""Processes by pid and start time, so that a pid that the kernel has reused for another program is never touched."""
 
 import os
 import signal
@@ -13,19 +13,19 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Process:
-    """A process: its pid and its start in clock ticks since boot (field 22 of /proc/PID/stat)."""
+    """A process: its pid, and its start time in clock ticks since boot (field 22 of /proc/PID/stat)."""
 
     pid: int
     started: int
 
     @property
     def alive(self) -> bool:
-        """Whether this very process is still there (a zombie is not)."""
+        """Whether exactly this process still exists (a zombie does not count)."""
         return identify(self.pid) == self
 
 
 def identify(pid: int) -> Process | None:
-    """The process that has this pid now, or None."""
+    """Return the process that has this pid now, or None."""
     fields = _stat(pid)
     if fields is None or fields[0] in {"Z", "X"}:
         return None
@@ -33,7 +33,7 @@ def identify(pid: int) -> Process | None:
 
 
 def child_of(process: Process) -> Process | None:
-    """The first child of a process, if it has one."""
+    """Return a child of a process, if it has one."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             fields = _stat(int(entry.name))
@@ -43,7 +43,7 @@ def child_of(process: Process) -> Process | None:
 
 
 def end(process: Process, limit_s: float = 20.0) -> None:
-    """Kill a process and wait until it is gone. Raises ClusterError when it outlasts `limit_s` seconds."""
+    """Kill a process and wait until it is gone. Raises ClusterError if that takes longer than `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     while process.alive:
         try:
@@ -64,7 +64,7 @@ def _reap(pid: int) -> None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name (state first), or None when there is no such process."""
+    """Return the fields of /proc/PID/stat after the command's name (state first); None if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What pods run from this checkout: its digest, by which an image tag changes when code does, and its compilation."""
+"""The sources that pods run from this checkout: a digest of them for the image's tag, and their compilation."""
 
 import hashlib
 import sys
@@ -11,7 +11,7 @@ SUFFIXES = {".py", ".lua", ".so", ".html", ".css", ".js"}
 
 
 def source_tag() -> str:
-    """`src-` and twelve hex digits over the packages' sources and the pinned versions."""
+    """Return `src-` and twelve hex digits that hash the packages' sources and the pinned versions."""
     digest = hashlib.sha256((REPOSITORY / "constraints.txt").read_bytes())
     for package in PACKAGES:
         for path in sorted((REPOSITORY / package).rglob("*")):
@@ -21,5 +21,5 @@ def source_tag() -> str:
 
 
 def compile_sources() -> None:
-    """Compile what changed of the packages: pods see the checkout read-only, and each would compile it anew."""
+    """Compile changed sources: pods see the checkout read-only, so each of them would have to compile them again."""
     run([sys.executable, "-m", "compileall", "-q", *(REPOSITORY / package for package in PACKAGES)])

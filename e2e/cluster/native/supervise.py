@@ -1,6 +1,6 @@
-"""Process 1 of the cluster's namespaces: starts the components, restarts what ends, reaps what is orphaned.
+"""Process 1 of the cluster's namespaces: starts the components, restarts those that end, and reaps orphans.
 
-Run as `python -m e2e.cluster.native.supervise PLAN`. When it dies, the kernel ends everything else in its namespaces.
+Run as `python -m e2e.cluster.native.supervise PLAN`. When it dies, the kernel kills all processes in its namespaces.
 """
 
 import json
@@ -24,7 +24,7 @@ from e2e.cluster.native.plan import from_text
 GATE_PERIOD_S = 0.05
 IDLE_S = 60.0
 BACKOFF_S = (0.2, 5.0)  # first and longest pause before a restart
-STEADY_S = 30.0  # after running this long, a program's failures are forgotten
+STEADY_S = 30.0  # after running this long, a program's earlier failures no longer count
 STATE = "components.json"
 
 
@@ -42,7 +42,7 @@ class Kept:
 
 
 def pause(failures: int, spread: float) -> float:
-    """Seconds before the next start after so many failures in a row; `spread` in 0..1 is the jitter."""
+    """Return the seconds before the next start after `failures` in a row; `spread` in 0..1 is the jitter."""
     shortest, longest = BACKOFF_S
     return min(shortest * 2.0 ** (failures - 1), longest) * (0.75 + spread / 2)
 
@@ -56,7 +56,7 @@ class Supervisor:
         self._tls = ssl.create_default_context(cafile=str(PRIVATE / "pki" / "ca.crt"))
 
     def run(self) -> None:
-        """Start what may start, reap what ended, wait for the next of either; for ever."""
+        """Reap what has ended, start what is due, and wait for the next of either; forever."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         while True:
             changed = self._reap()
@@ -136,7 +136,7 @@ def _say(event: str) -> None:
 
 
 def main(path: Path) -> None:
-    """Read the plan, make the namespaces a node's, and keep its components."""
+    """Read the plan, set up the namespaces as a node, and keep its components running."""
     plan = from_text(path.read_text())
     layout = plan.layout
     os.umask(0o022)

@@ -1,4 +1,4 @@
-"""The native backend is tested where it would be chosen: by root, on a machine without a Docker engine."""
+"""The native backend's tests run only where it would be chosen: as root, on a machine without a Docker engine."""
 
 import os
 

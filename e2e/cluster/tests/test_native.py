@@ -1,6 +1,6 @@
-"""The native cluster's promises to pods, and to the machine: it comes back after a crash and leaves nothing behind.
+"""The native cluster's guarantees, to pods and to the machine: it comes back after a crash and leaves nothing behind.
 
-It runs beside the cluster of this checkout, in a data folder of its own.
+It runs next to this checkout's cluster, in its own data folder.
 """
 
 import json
@@ -37,7 +37,7 @@ def cluster(backend: NativeBackend) -> Cluster:
 
 
 def restricted_pod(command: str) -> dict[str, Any]:
-    """A pod template as the chart's are: not root, read-only, no capabilities, seccomp; a claim at /data."""
+    """Return a pod template restricted like the chart's: no root, read-only, no capabilities, seccomp; has /data."""
     security = {
         "readOnlyRootFilesystem": True,
         "allowPrivilegeEscalation": False,
@@ -71,7 +71,7 @@ def restricted_pod(command: str) -> dict[str, Any]:
 
 
 def apply_web(cluster: Cluster) -> None:
-    """Two servers that share a claim of the default storage class, and a service before them."""
+    """Apply two servers that share a claim of the default storage class, and a service in front of them."""
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
     deployment = {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": restricted_pod(SERVER)}
     service = {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}
@@ -85,7 +85,7 @@ def apply_web(cluster: Cluster) -> None:
 
 
 def in_web(cluster: Cluster, code: str) -> str:
-    """What a line of Python prints in one of the servers."""
+    """Return what a line of Python prints in one of the servers."""
     return cluster.kube.kubectl("exec", "deployment/web", "--", "python", "-c", code).strip()
 
 
@@ -135,12 +135,12 @@ def test_a_killed_cluster_is_made_again_and_an_ended_one_leaves_nothing(
 
 
 def processes_in(namespace: str) -> set[int]:
-    """Processes of this machine that live in a mount namespace."""
+    """Return the machine's processes in a mount namespace."""
     found = set()
     for process in Path("/proc").iterdir():
         try:
             if process.name.isdigit() and (process / "ns" / "mnt").readlink().name == namespace:
                 found.add(int(process.name))
-        except (FileNotFoundError, PermissionError):  # it ended meanwhile, or is the machine's guarded first process
+        except (FileNotFoundError, PermissionError):  # it has ended, or is the machine's protected first process
             continue
     return found
