@@ -1,4 +1,4 @@
-"""OpenAI's own client, of a gateway before a real engine."""
+"""OpenAI's own client for a gateway with a real engine behind it."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ CONTEXT = 1024
 async def asking(
     scene: Scene, base: Path, adapters: Mapping[str, Path] | None = None
 ) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The client, while the engine serves a base of `CONTEXT` tokens, and these adapters."""
+    """Yield the client while the engine serves a base of `CONTEXT` tokens with these adapters."""
     adapters = dict(adapters or {})
     async with running(base, adapters, base_model=BASE, context_length=CONTEXT) as real:
         await scene.base()

@@ -1,4 +1,4 @@
-"""A real Chromium without a screen, in a window of its own size and scheme, that tells what it shows."""
+"""A real headless Chromium with a given window size and colour scheme, whose content tests can read."""
 
 import asyncio
 import shutil
@@ -15,33 +15,33 @@ T = TypeVar("T")
 
 
 class Browser:
-    """One window. WebDriver's calls block, so each runs on a thread while the gateway answers on this one."""
+    """One window. WebDriver's calls block, so each runs in a thread while the gateway answers in this one."""
 
     def __init__(self, driver: Chrome) -> None:
         self._driver = driver
 
     async def do(self, act: Callable[[Chrome], T]) -> T:
-        """What `act` gives."""
+        """Return the result of `act`, run in a thread."""
         return await asyncio.to_thread(act, self._driver)
 
     async def open(self, url: str) -> None:
         await self.do(lambda driver: driver.get(url))
 
     async def begin_with(self, script: str) -> None:
-        """Run a script in each page that is opened after this, before the page's own."""
+        """Run a script in each page opened from now on, before the page's own scripts."""
         name = "Page.addScriptToEvaluateOnNewDocument"
         await self.do(lambda driver: driver.execute_cdp_cmd(name, {"source": script}))
 
     async def run(self, script: str, *arguments: object) -> Any:
-        """What a script in the page returns."""
+        """Run a script in the page and return its result."""
         return await self.do(lambda driver: driver.execute_script(script, *arguments))
 
     async def text(self) -> str:
-        """What a person reads."""
+        """Return the page's visible text."""
         return str(await self.run("return document.body.innerText"))
 
     async def reads(self, *words: str) -> str:
-        """The text, once it holds all of these."""
+        """Wait until the text contains all of `words`, and return it."""
 
         async def look() -> str | None:
             text = await self.text()
@@ -53,11 +53,11 @@ class Browser:
             raise AssertionError(f"{words} are not in:\n{await self.text()}\n{await self.complaints()}") from None
 
     async def type(self, selector: str, keys: str) -> None:
-        """Type into the element."""
+        """Type into an element."""
         await self.do(lambda driver: driver.find_element("css selector", selector).send_keys(keys))
 
     async def complaints(self) -> list[str]:
-        """What the console has logged since the last time: errors, and what the page's policy forbade."""
+        """Return what the console has logged since the last call: errors and violations of the page's policy."""
         found: list[dict[str, Any]] = await self.do(lambda driver: driver.get_log("browser"))  # type: ignore[no-untyped-call]
         return [str(each["message"]) for each in found]
 
@@ -66,7 +66,7 @@ class Browser:
 async def browsing(
     *, width: int = 1280, height: int = 900, dark: bool = False, keeps: bool = True
 ) -> AsyncIterator[Browser]:
-    """A browser, until the block ends; `keeps` whether it lets sites keep data."""
+    """Yield a browser until the block ends; `keeps`: whether it lets sites store data."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert browser, "chromium is missing; `make tools` installs it"
     assert driver, "chromedriver is missing; `make tools` installs it"

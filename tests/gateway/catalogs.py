@@ -1,4 +1,4 @@
-"""Catalogs of the gateway's tests: what is registered in them, and the files of their manifests."""
+"""Catalogs for the gateway's tests: entries to register, and their manifest files."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -37,7 +37,7 @@ def lines(entries: list[Entry]) -> bytes:
 
 
 async def opened(scene: Scene, manifests: str, limits: Limits = LIMITS) -> Client:
-    """A gateway, over a base with a catalog that is complete."""
+    """Open a gateway over a base with a complete catalog; return its client."""
     await declare(scene.redis, manifests)
     await scene.open(limits)
     await complete(scene.redis)
@@ -51,7 +51,7 @@ async def declare(redis: Redis, manifests: str, base: str = BASE, store: Source 
 
 
 async def followed(redis: Redis, base: str = BASE) -> None:
-    """Wait until a gateway hears whatever changes in a base's catalog from then on."""
+    """Wait until a gateway is subscribed to changes in a base's catalog."""
 
     async def look() -> bool:
         [(_, count)] = await redis.pubsub_numsub(keys.catalog(base, "news"))
@@ -61,7 +61,7 @@ async def followed(redis: Redis, base: str = BASE) -> None:
 
 
 async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRequest]:
-    """Whole lines, about `size` bytes of them a message."""
+    """Yield messages of complete lines, about `size` bytes each."""
     pending = b""
     for line in text.splitlines(keepends=True):
         pending += line
@@ -72,7 +72,7 @@ async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRe
 
 
 async def written(folder: Path, *names: str, sequence: int = 1000) -> list[Path]:
-    """The files of one manifest part for each name."""
+    """Write one manifest part for each name; return their files."""
     parts = [part_name(sequence + number, 1) for number in range(len(names))]
     for part, name in zip(parts, names, strict=True):
         await Parts(Source(f"file://{folder}")).write(part, [entry(name)])
@@ -81,7 +81,7 @@ async def written(folder: Path, *names: str, sequence: int = 1000) -> list[Path]
 
 @contextmanager
 def hanging(*parts: Path) -> Iterator[Callable[[], None]]:
-    """Files on a storage that hangs until what this gives is called, or the block ends."""
+    """Make reads of files hang until the yielded function is called, or the block ends."""
     waiting = [(part, part.read_bytes()) for part in parts]
     for part in parts:
         part.unlink()
@@ -90,7 +90,7 @@ def hanging(*parts: Path) -> Iterator[Callable[[], None]]:
     def go_on() -> None:
         while waiting:
             part, content = waiting.pop()
-            pipe = os.open(part, os.O_RDWR)  # those who wait for its beginning get this, others the file
+            pipe = os.open(part, os.O_RDWR)  # for readers that already wait; later ones get the file
             os.write(pipe, content)
             whole = part.with_name(f".{part.name}")
             whole.write_bytes(content)
@@ -104,7 +104,7 @@ def hanging(*parts: Path) -> Iterator[Callable[[], None]]:
 
 
 async def listed(client: Client) -> dict[str, CatalogEntry]:
-    """All that the catalog has, page by page."""
+    """Return all of the catalog's entries by name, fetched page by page."""
     found: dict[str, CatalogEntry] = {}
     token = ""
     while True:

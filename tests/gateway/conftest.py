@@ -1,4 +1,4 @@
-"""Scenes for the gateway's tests: over the run's shared Redis, or over one that the test may kill."""
+"""Fixtures for the gateway's tests: scenes over the run's shared Redis, or over one that the test may kill."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack
@@ -16,14 +16,14 @@ from tests.redis_process import RedisProcess, patient
 
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that a test plays lives until the test ends it, however long the machine stands still."""
+    """Keep scripted engines alive until the test ends them, however long the machine stalls."""
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
     monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
 
 
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gateways look at once for catalogs and secrets that are new: no test waits a second for a clock."""
+    """Let gateways poll catalogs and secrets often, so that no test waits a second for a timer."""
     for looked in ("catalog.keeper", "catalog.catalogs", "mounted"):
         monkeypatch.setattr(f"mint_gateway.{looked}.LOOK_S", 0.1)
 
@@ -51,7 +51,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
 
 @pytest.fixture
 async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
-    """A scene over that Redis."""
+    """A scene over `own_redis`."""
     redis = patient(own_redis.url)
     async with AsyncExitStack() as stack:
         yield Scene(redis, stack)
@@ -60,7 +60,7 @@ async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
 
 @pytest.fixture
 def news(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The bases and names of which a gateway has heard that they changed, and has forgotten what it knew."""
+    """The bases and names that a gateway has dropped from its cache because they changed."""
     heard, forget = list[tuple[str, str]](), Resolver.forget
 
     def noted(self: Resolver, base: str, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""What one tenant's key has the web page show of another's: nothing, route by route."""
+"""Checks, route by route, that the web page shows one tenant's key nothing of another tenant."""
 
 from tests.gateway.tenants import NOBODY, SHARED, Check, Tenants, own, raise_error, unlearnt
 

@@ -32,13 +32,13 @@ BASE = "demo/smollm2"
 CREATED = 1_767_225_600
 STORE = "file:///adapters"
 PIRATE = f"{STORE}/demo/pirate"
-LIMIT_S = 60.0  # only a test that fails waits for it
+LIMIT_S = 60.0  # only a failing test waits this long
 LIMITS = Limits(requests=64, patience=Patience(away_s=1.5), farewell_s=0.0, grace_s=2.0)
 PATIENT = msgspec.structs.replace(LIMITS, patience=Patience(tries=1000, away_s=LIMIT_S), grace_s=LIMIT_S)
 
 
 class Scene:
-    """Everything that a test plays with."""
+    """A gateway, its Redis, its engines and a client, for one test."""
 
     def __init__(self, redis: Redis, stack: AsyncExitStack) -> None:
         self.redis, self._stack = redis, stack
@@ -55,7 +55,7 @@ class Scene:
         key: str = "",
     ) -> None:
         """Start the gateway, and a client that does not retry."""
-        door = listen("127.0.0.1", free_port())  # nobody takes it from one that is to come back
+        door = listen("127.0.0.1", free_port())  # a port that nothing else takes, also if the gateway restarts
         serving = serve(self.redis, "127.0.0.1:0", door, limits, security)
         self.gateway = await self._stack.enter_async_context(serving)
         self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0, trust=trust, key=key))
@@ -66,11 +66,11 @@ class Scene:
 
     @property
     def url(self) -> str:
-        """Where it answers by HTTP."""
+        """The URL of its HTTP door."""
         return f"http://127.0.0.1:{self.gateway.http_port}"
 
     def stub(self) -> "SamplerAsyncStub":
-        """The bare gRPC stub, to see what the wire carries."""
+        """Return a bare gRPC stub, to see what goes over the wire."""
         channel = grpc.aio.insecure_channel(self.target)
         self._stack.push_async_callback(channel.close)
         return SamplerStub(channel)
@@ -82,17 +82,17 @@ class Scene:
         self.versions[name] = await self.writer.apply(name, MapChange(base=record))
 
     async def place(self, adapter: str, *engines: str, base: str = BASE, source: str = "") -> None:
-        """Place an adapter by hand on engines."""
+        """Place an adapter on engines, as the operator does."""
         places = tuple(Place(engine, Tier.DEVICE, "spread") for engine in engines)
         placement = Placement(adapter, Source(source or f"{STORE}/{adapter}"), ("demo/wave",), places)
         self.versions[base] = await self.writer.apply(base, MapChange(set_placements=(placement,)))
 
     async def unplace(self, adapter: str) -> None:
-        """Take back what `place` did."""
+        """Undo `place`."""
         self.versions[BASE] = await self.writer.apply(BASE, MapChange(del_placements=(adapter,)))
 
     async def place_many(self, adapters: Sequence[str], engines: Sequence[str]) -> None:
-        """Place adapters by hand, each on one of the engines in turn."""
+        """Place adapters, each on one of the engines in turn."""
         placements = [
             Placement(each, Source(f"{STORE}/{each}"), ("demo/wave",), (Place(engine, Tier.DEVICE, "spread"),))
             for each, engine in zip(adapters, itertools.cycle(engines), strict=False)
@@ -102,7 +102,7 @@ class Scene:
     async def engine(
         self, name: str, base: str = BASE, *, trains: bool = False, kind: type[ScriptedEngine] = ScriptedEngine
     ) -> ScriptedEngine:
-        """Start an engine."""
+        """Start a scripted engine."""
         engine = kind(base, name)
         engine.trainer = ScriptedTrainer() if trains else None
         await engine.start(self.redis)
@@ -110,7 +110,7 @@ class Scene:
         return engine
 
     async def with_engine(self) -> ScriptedEngine:
-        """A base with one engine, and a gateway that has seen it."""
+        """Declare a base, start one engine, and open a gateway that has seen it."""
         await self.base()
         engine = await self.engine("e-0")
         await self.open()
@@ -118,7 +118,7 @@ class Scene:
         return engine
 
     async def seen(self, *engines: ScriptedEngine) -> None:
-        """Wait until the gateway has seen all that was written and reported until now."""
+        """Wait until the gateway has seen everything written and reported so far."""
 
         def current() -> bool:
             views = self.gateway.mirror.views

@@ -1,4 +1,4 @@
-"""Engines that play a part: they speak the real Sampler contract over real sockets, and report to a real Redis."""
+"""Scripted engines: they speak the real Sampler contract over real sockets and report to a real Redis."""
 
 import asyncio
 import itertools
@@ -24,23 +24,23 @@ _incarnations = itertools.count(1)
 
 
 class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
-    """One engine. Set its attributes to say how it plays; read what it saw."""
+    """One scripted engine. Its attributes set how it behaves and record what it saw."""
 
     def __init__(self, base: str, name: str) -> None:
         self.base, self.name = base, name
         self.words: Sequence[str] = ("Hello", " there", ".")
-        self.repeats = False  # says the prompt first
-        self.calls = sampling_pb2.Chat.CALLS_UNSPECIFIED  # the form in which its base calls functions
-        self.refuse: MintError | None = None  # answers every request with this
-        self.hold_before: asyncio.Event | None = None  # waits for it before the first token
-        self.hold_after: int | None = None  # says so many words, then waits to be ended
+        self.repeats = False  # whether to send the prompt first
+        self.calls = sampling_pb2.Chat.CALLS_UNSPECIFIED  # the format of its base's function calls
+        self.refuse: MintError | None = None  # the error with which it answers every request
+        self.hold_before: asyncio.Event | None = None  # awaited before the first token
+        self.hold_after: int | None = None  # the number of words after which it hangs
         self.seen: list[sampling_pb2.GenerateRequest] = []
         self.remaining_s: list[float | None] = []  # each request's deadline
         self.started, self.cancelled = asyncio.Event(), asyncio.Event()
         self.ready, self.running = True, 0
         self.reported_full = self.map_version = 0
         self.failure: Failure | None = None
-        self.trainer: ScriptedTrainer | None = None  # set before it starts
+        self.trainer: ScriptedTrainer | None = None  # to be set before it starts
         self.held: dict[str, Held] = {}
         self.address = ""
         self._incarnation, self._sequence = next(_incarnations), 0
@@ -67,14 +67,14 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
                 await self.hold_before.wait()
             for index in range(max(1, request.sampling.n)):
                 await self._complete(context, index, request)
-        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter of one who goes while a word is sent
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter if the client leaves during a write
             self.cancelled.set()
             raise
 
     async def _complete(
         self, context: "grpc.aio.ServicerContext[Any, Any]", index: int, request: sampling_pb2.GenerateRequest
     ) -> None:
-        """One completion: its words, the index before each but the first completion's, and routes if asked for."""
+        """Send one completion: its words (prefixed by its index if that is not 0), and routes if requested."""
         prompt = request.text or list(request.tokens.ids)
         words = (str(prompt), *self.words) if self.repeats else self.words
         for number, word in enumerate(words, start=index * len(words)):
@@ -96,14 +96,14 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         await context.write(sampling_pb2.GenerateEvent(finished=finished))
 
     async def start(self, redis: Redis) -> None:
-        """Listen, report, and keep the heart beating."""
+        """Listen, report, and keep sending heartbeats."""
         await self.listen()
         self._reporter = MapReporter(redis, self.base, self.name)
         await self.report()
         self._beating = asyncio.create_task(self._beat())
 
     async def listen(self) -> None:
-        """Serve, on the same port as before if there was one."""
+        """Start serving, on the same port as before if there was one."""
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         sampling_pb2_grpc.add_SamplerServicer_to_server(self, self._server)
         if self.trainer is not None:
@@ -113,26 +113,26 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         await self._server.start()
 
     async def hold(self, adapter: str, source: str, tier: Tier, failure: Failure | None = None) -> None:
-        """Report that it holds the adapter in that tier, or failed to."""
+        """Report that it holds the adapter in that tier, or failed to load it."""
         revision = "" if failure else f"sha256:{self.name}-{adapter}"
         self.held[adapter] = Held(adapter, Source(source), tier, revision=revision, failure=failure)
         await self.report()
 
     async def report(self) -> None:
-        """Tell the map everything, at once."""
+        """Send a full report to the map."""
         assert self._reporter
         self._sequence += 1
         await self._reporter.report(self.record(), list(self.held.values()), [], full=True)
         self.reported_full += 1
 
     async def deafen(self) -> None:
-        """Die as a process does: connections are reset and nobody says goodbye."""
+        """Stop serving as a killed process does: connections are reset, and the map is not told."""
         if self._server:
             await self._server.stop(None)
             self._server = None
 
     async def silence(self) -> None:
-        """Stop the heart."""
+        """Stop the heartbeats."""
         if self._beating:
             self._beating.cancel()
             with suppress(asyncio.CancelledError):
@@ -140,7 +140,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             self._beating = None
 
     async def leave(self) -> None:
-        """Say goodbye to the map, as after a drain; the server goes on."""
+        """Leave the map, as after a drain; the server keeps running."""
         await self.silence()
         assert self._reporter
         await self._reporter.leave()
@@ -160,7 +160,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
                     await self.report()
 
     def record(self) -> EngineRecord:
-        """What it says of itself now."""
+        """Return its current record."""
         return EngineRecord(
             engine=self.name,
             address=self.address,

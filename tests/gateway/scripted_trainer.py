@@ -1,4 +1,4 @@
-"""The Trainer service of an engine that plays a part: it has policies, counts their calls and learns nothing."""
+"""The Trainer service of a scripted engine: it has policies, counts their calls and learns nothing."""
 
 import asyncio
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
-    """Read what it saw: `asked` has every request that names a policy."""
+    """A Trainer that keeps every request naming a policy in `asked`."""
 
     def __init__(self) -> None:
         self.policies: dict[str, pb.PolicyState] = {}

@@ -1,4 +1,4 @@
-"""Secrets as a kubelet mounts them, and certificates that openssl makes."""
+"""Secrets mounted as by a kubelet, and certificates made by openssl."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ _turns = count(1)
 
 
 def mount(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Put the files into the folder, in place of those before, all at once: files -> ..data/ -> ..N/."""
+    """Replace the folder's files atomically, as a kubelet does: files -> ..data/ -> ..N/. Return the folder."""
     folder.mkdir(exist_ok=True)
     own = folder / f"..{next(_turns)}"
     own.mkdir()
@@ -32,7 +32,7 @@ def mount(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 class Authority:
-    """An authority, which vouches for gateways."""
+    """A certificate authority that signs gateways' certificates."""
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
         self._folder, self._name = folder, name
@@ -41,11 +41,11 @@ class Authority:
 
     @property
     def file(self) -> Path:
-        """Its own certificate."""
+        """The file of its own certificate."""
         return self._folder / f"{self._name}.crt"
 
     def certificate(self, name: str, alternative: str = "IP:127.0.0.1") -> dict[str, bytes]:
-        """What cert-manager writes into a Secret: a new certificate, its key, and the authority."""
+        """Return what cert-manager writes into a Secret: a new certificate, its key, and the authority's."""
         _openssl(
             self._folder,
             *(*_FRESH, "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}"),

@@ -1,4 +1,4 @@
-"""Real engines of a tiny base that train by calls, in this process, behind a gateway; a relay before each."""
+"""Real engines of a tiny base that train by calls, in this process behind a gateway, with a relay before each."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -20,12 +20,12 @@ from tests.relay import Relay, relaying
 from tests.waiting import until
 
 HEARTBEAT_S = 1.0
-LIMIT_S = 60.0  # only a test that fails waits for it
+LIMIT_S = 60.0  # only a failing test waits this long
 LESSON = [example([5], [6, 7, 8])]
 
 
 class TrainingEngine:
-    """One of them. It reports to the map as an engine's process does."""
+    """One engine. It reports to the map as an engine's process does."""
 
     def __init__(self, name: str, trains: teaching.Scene, relay: Relay, redis: Redis) -> None:
         self.name, self.trains, self.relay, self._redis = name, trains, relay, redis
@@ -52,28 +52,28 @@ class TrainingEngine:
         )
 
     def come_back(self) -> None:
-        """Be alive, as the map has it."""
+        """Start reporting to the map: the engine appears alive."""
         self._reporter = MapReporter(self._redis, BASE, self.name)
         self._beating = asyncio.create_task(self._beat())
 
     async def leave(self) -> None:
-        """End, as the map has it; whoever asks it still is answered."""
+        """Leave the map; requests to the engine are still answered."""
         self._beating.cancel()
         with suppress(asyncio.CancelledError):
             await self._beating
         await self._reporter.leave()
 
     async def end(self) -> None:
-        """End as a process does that is told to."""
+        """End as a process does on SIGTERM."""
         await self.trains.server.register.part(LIMIT_S)
         await self.leave()
 
     def silent(self) -> AbstractContextManager[None]:
-        """Its answers are lost meanwhile."""
+        """Lose its answers during the block."""
         return self._befallen("cut")
 
     def mute(self) -> AbstractContextManager[None]:
-        """What it is asked reaches it, no answer comes, and in the end its connections are gone."""
+        """Let requests reach it and hold back its answers during the block; its connections then end."""
         return self._befallen("silent")
 
     @contextmanager
@@ -97,14 +97,14 @@ NAMES = ("e-0", "e-1")
 
 
 class School:
-    """A gateway before so many engines, which share a store."""
+    """A gateway with several engines that share a store."""
 
     def __init__(self, scene: Scene, stack: AsyncExitStack, folder: Path) -> None:
         self.scene, self._stack, self._folder = scene, stack, folder
         self.engines: dict[str, TrainingEngine] = {}
 
     async def begin(self, base: Path, *names: str) -> None:
-        """Start the engines; the gateway is the scene's to open."""
+        """Start the engines; opening the gateway is left to the scene."""
         await self.scene.base(BASE, trains=True)
         for name in names:
             trains = await self._stack.enter_async_context(teaching.training(base, self._folder / name, engine=name))
@@ -116,7 +116,7 @@ class School:
             self._stack.push_async_callback(self.engines[name].leave)
 
     async def seen(self, *names: str) -> None:
-        """Wait until the gateway has seen that just these engines are alive, and that they train."""
+        """Wait until the gateway sees exactly these engines alive and training."""
 
         def current() -> bool:
             view = self.scene.gateway.mirror.views.get(BASE)
@@ -126,13 +126,13 @@ class School:
         await until(current)
 
     def has(self, policy: str) -> list[str]:
-        """The engines that have a policy of this name."""
+        """Return the engines that have a policy of this name."""
         return [name for name, engine in self.engines.items() if policy in engine.calls]
 
 
 @asynccontextmanager
 async def schooling(scene: Scene, base: Path, folder: Path) -> AsyncIterator[School]:
-    """Two engines, NAMES, and a gateway that knows them."""
+    """Yield a School of two engines, NAMES, and a gateway that knows them."""
     async with AsyncExitStack() as stack:
         school = School(scene, stack, folder)
         await school.begin(base, *NAMES)
@@ -142,6 +142,6 @@ async def schooling(scene: Scene, base: Path, folder: Path) -> AsyncIterator[Sch
 
 
 async def learn(policy: Policy) -> float:
-    """One step; the gradient's norm, which tells what the policy was."""
+    """Take one step; return the gradient's norm, which identifies the policy's state before it."""
     await policy.forward_backward(LESSON, loss="cross_entropy")
     return (await policy.optim_step(learning_rate=1e-2)).grad_norm

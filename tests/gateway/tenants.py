@@ -1,4 +1,4 @@
-"""Two tenants who have the same things, by names that tell whose, and share a base; each has a scoped key."""
+"""Two tenants with the same objects, named after their owners, and a shared base; each has a scoped key."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,13 +31,13 @@ from tests.waiting import until
 
 SHARED = "models/base"
 TENANTS = ("acme", "rival")
-NOBODY = "nobody"  # of whom there is nothing
+NOBODY = "nobody"  # a tenant that has nothing
 STORE = Source("s3://store/adapters")
 SCOPES = {tenant: {"adapters": [f"{tenant}/"], "namespaces": [tenant, "models"]} for tenant in TENANTS}
 
 
 def own(tenant: str) -> str:
-    """The base model that a tenant has for itself."""
+    """Return the tenant's own base model."""
     return f"{tenant}/own"
 
 
@@ -59,7 +59,7 @@ class Tenants:
         self.clients: dict[str, Client] = {}
 
     async def begin(self) -> None:
-        """Write the map, start engines and the gateway, and wait until all is known."""
+        """Write the map, start engines and the gateway, and wait until the gateway knows everything."""
         names = {who: key_of(who).encode() for who in (*TENANTS, "admin")}
         security = DoorSecurity.by(None, mount(self._folder / "keys", names), self.scope(SCOPES))
         await self._declare()
@@ -84,18 +84,18 @@ class Tenants:
 
     @property
     def trainer(self) -> ScriptedTrainer:
-        """That of the shared base's engine."""
+        """The trainer of the shared base's engine."""
         trainer = self.engines[SHARED].trainer
         assert trainer is not None
         return trainer
 
     def scope(self, scopes: object) -> Path:
-        """Put these scopes in place of those before."""
+        """Replace the mounted scopes; return their folder."""
         content = scopes if isinstance(scopes, bytes) else json.dumps(scopes).encode()
         return mount(self._folder / "scopes", {SCOPES_FILE: content})
 
     async def http(self, who: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the JSON."""
+        """Send an HTTP request with the tenant's key; return the status and the JSON."""
         headers = {"Authorization": f"Bearer {key_of(who)}"}
         url = self.scene.url + path
         async with (
@@ -152,25 +152,25 @@ class Tenants:
         return bool(await self.scene.redis.hget(keys.catalog(base), "complete") == "1")
 
 
-Check = Callable[[Tenants, str, str], Awaitable[None]]  # one tenant's, who asks, and the other's
-Ask = Callable[[str, str], Awaitable[object]]  # a name, and the base that is named with it
+Check = Callable[[Tenants, str, str], Awaitable[None]]  # the tenant that asks, and the other one
+Ask = Callable[[str, str], Awaitable[object]]  # an adapter's name, and a base's
 
 
 async def refused(asking: Awaitable[object], name: str) -> tuple[str, str]:
-    """The error's kind and words, without the name that was asked for."""
+    """Return the error's reason and message, with the requested name replaced."""
     with pytest.raises(MintError) as refusal:
         await asking
     return refusal.value.reason, str(refusal.value).replace(name, "NAME")
 
 
 async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
-    """Of an adapter that is the other's nothing is told that is not told of one that nobody has."""
+    """Check that asking for another tenant's adapter gives the same error as for one that nobody has."""
     for base in ("", SHARED, own(me)):
         theirs, nobodys = f"{other}/{what}", f"{NOBODY}/{what}"
         refusal = await refused(ask(theirs, base), theirs)
         assert refusal == await refused(ask(nobodys, base), nobodys), base
         assert other not in refusal[1]
-        if base == SHARED:  # the key's other one has a store, where whatever is asked for might lie
+        if base == SHARED:  # the tenant's own base has a store, which might have any name
             assert refusal == await refused(ask(f"{me}/none", base), f"{me}/none")
         assert refusal[0] == "AdapterNotFound"
     for base in (own(other), own(NOBODY)):
@@ -180,7 +180,7 @@ async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
 
 
 def raise_error(status: int, answer: Any) -> object:
-    """Raises the error of an answer by HTTP."""
+    """Raise the error in an HTTP answer."""
     kind = by_reason(answer["error"]["code"])
     assert kind
     assert kind.http_status == status
@@ -188,14 +188,14 @@ def raise_error(status: int, answer: Any) -> object:
 
 
 def lessons(tenant: str, phase: str = "Training") -> WaveTraining:
-    """A training wave of the tenant's; a policy of it has a name that no tenant's key opens."""
+    """Return a training wave of the tenant; one of its policies has a name that no tenant's key opens."""
     train = Train(policies=Policies(), dataset=Dataset(lines=["{}"]), steps=4)
     policies = (f"{tenant}/lessons-0", "nobody/lessons-1")
     return WaveTraining(f"{tenant}/lessons", 1, train, Source("s3://runs"), "uid", policies, phase)
 
 
 def stored(name: str) -> str:
-    """Where an adapter of that name lies in the store of the tenants' own bases."""
+    """Return the URI of an adapter in the store of the tenants' own bases."""
     return child(STORE, name).uri
 
 

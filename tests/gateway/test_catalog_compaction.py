@@ -1,4 +1,4 @@
-"""A catalog's manifests are merged as they grow, and the catalog stays what it is, whatever happens in between."""
+"""A catalog's manifests are merged as they grow, and its content stays the same whatever happens meanwhile."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def entry(name: str, revision: str) -> Entry:
 
 
 async def written(manifests: Source, count: int, first: int = 1) -> list[str]:
-    """Parts of two entries each: a name of its own, and a new revision of one that all tell of; one retires."""
+    """Write parts of two entries each: an own name, and a new revision of a shared one, which one part retires."""
     parts, names = Parts(manifests), []
     for number in range(first, first + count):
         shared = Entry("a/shared", retired=True) if number == first + count // 2 else entry("a/shared", f"r{number}")
@@ -43,7 +43,7 @@ async def written(manifests: Source, count: int, first: int = 1) -> list[str]:
 
 
 async def read_anew(redis: Redis, manifests: Source) -> list[Entry]:
-    """What the manifests say, read into an empty Redis, with the pinned revisions of the name that has many."""
+    """Read the manifests into an empty Redis; return all entries, and the shared name's pinned revisions."""
     await redis.flushall()
     await Keeper(redis, dict).rebuild(BASE, manifests)
     reader = CatalogReader(redis)
@@ -52,18 +52,18 @@ async def read_anew(redis: Redis, manifests: Source) -> list[Entry]:
 
 
 async def swept(redis: Redis, manifests: Source, *, stored: bool = True) -> list[str]:
-    """The names of the parts after a sweep."""
+    """Sweep, and return the names of the parts afterwards."""
     await Keeper(redis, dict, lambda base: stored).sweep(BASE, manifests)
     return await Parts(manifests).names()
 
 
 async def saved(redis: Redis) -> dict[Any, bytes]:
-    """All that Redis has now."""
+    """Return everything in Redis."""
     return {key: await redis.dump(key) or b"" for key in await redis.keys("*")}
 
 
 async def come_back(redis: Redis, state: dict[Any, bytes]) -> None:
-    """Have Redis hold what it had once."""
+    """Restore Redis to an earlier state."""
     await redis.flushall()
     for key, value in state.items():
         await redis.restore(key, 0, value)
@@ -93,7 +93,7 @@ async def test_what_comes_later_is_merged_by_itself_where_that_costs_less(
     await swept(redis_client, manifests)
     await written(manifests, 99, first=101)
     before = await read_anew(redis_client, manifests)
-    # Whether the name was retired before decides what the older run's revisions of it mean: that is kept.
+    # The retirement is kept, since it decides whether the older run's revisions of the name still count.
     assert rows(await swept(redis_client, manifests)) == [KEPT, 99 + 1 + 9]
     assert await read_anew(redis_client, manifests) == before
 
@@ -147,7 +147,7 @@ async def test_a_compaction_that_ended_before_it_had_deleted_is_gone_on_with(
     kept = {name: (tmp_path / "catalog" / name).read_bytes() for name in names}
     before = await read_anew(redis_client, manifests)
     merged = await swept(redis_client, manifests)
-    for name in names[30:]:  # as if it had deleted only the first
+    for name in names[30:]:  # as if it had deleted only the first 30
         (tmp_path / "catalog" / name).write_bytes(kept[name])
     assert await read_anew(redis_client, manifests) == before
     assert await swept(redis_client, manifests) == merged
@@ -239,7 +239,7 @@ async def test_a_merge_gives_up_where_a_part_has_come_into_its_range(
 
 async def test_a_listing_that_missed_a_run_and_what_it_replaced_is_made_again(manifests: Source) -> None:
     one, two, run = part_name(10, 2), part_name(20, 2), piece_name(10, 21, "aaaa", 0, 4, end=True)
-    listings = iter([[one, two], [one], [one, run]])  # the second began before the run was there
+    listings = iter([[one, two], [one], [one, run]])  # the second began before the run was written
 
     class Torn(Parts):
         async def do(self, work: Callable[[], Any], limit_s: float = 0.0) -> Any:
@@ -322,7 +322,7 @@ def test_what_cannot_be_held_at_once_is_merged_by_parts_and_no_row_often() -> No
         counted[at : at + len(window)] = [Span(window[0].first, window[-1].last, f"m{rewritten}", (), count, True)]
         rewritten += count
     assert len(counted) == 1
-    assert rewritten <= 4 * 10**6  # once into runs, and all once
+    assert rewritten <= 4 * 10**6  # each row once into a run, and once in the final merge
 
 
 def test_many_parts_become_few_and_the_large_stay_as_they_are() -> None:

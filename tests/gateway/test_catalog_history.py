@@ -1,4 +1,4 @@
-"""Whatever is registered, retired, merged, cut off and read anew, the catalog is what a plain dictionary would be."""
+"""Whatever is registered, retired, merged, interrupted and reread, the catalog equals a plain dictionary."""
 
 import asyncio
 import itertools
@@ -25,11 +25,11 @@ from mint_gateway.catalog.merging import Overtaken, kept, merge
 
 BASE = "demo/smollm2"
 NAMES, REVISIONS = ["a", "b"], [f"r{number}" for number in range(1, 12)]
-KNOWN = 9  # revisions of a name, the newest included
+KNOWN = 9  # revisions kept of a name, including the newest
 
 
 class Plain:
-    """The catalog as a dictionary: of each name its revisions, the newest first; none: it is retired."""
+    """The catalog as a dictionary from each name to its revisions, newest first; empty if it is retired."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[Entry]] = {}
@@ -48,11 +48,11 @@ class Plain:
 
 
 class Cut(Exception):
-    """The gateway ends here."""
+    """The gateway is killed here."""
 
 
 class CutOff(Parts):
-    """Parts that a gateway works on until it ends, after so many writes; of its removals only some outlast that."""
+    """The parts of a gateway that is killed after `writes` writes; only some of its deletions take effect."""
 
     def __init__(self, manifests: Source, writes: int, removals: int) -> None:
         super().__init__(manifests)
@@ -70,12 +70,12 @@ class CutOff(Parts):
             await super().delete(name)
 
 
-Window = tuple[int, int]  # where it begins, and how many neighbours it has, of those that there are
+Window = tuple[int, int]  # its start, and its length, among the existing spans
 WINDOWS = st.tuples(st.integers(0, 3), st.integers(2, 6))
 
 
 class Merge(msgspec.Struct, frozen=True):
-    """One that is cut off after so many writes; each bit says whether a removal lasts."""
+    """A merge that is cut off after `writes` writes; each bit of `removals` says whether a deletion takes effect."""
 
     window: Window
     writes: int
@@ -95,12 +95,12 @@ STEPS = st.one_of(
     PARTS,
     PARTS,
     st.builds(Merge, WINDOWS, st.integers(0, 2), st.integers(0, 255)),
-    st.tuples(WINDOWS, WINDOWS),  # two gateways that both think that they are the keeper
+    st.tuples(WINDOWS, WINDOWS),  # two gateways that both believe they hold the lock
 )
 
 
 async def merged(parts: Parts, window: Window, *, stored: bool) -> None:
-    """What a keeper does who finds these neighbours due."""
+    """Merge these neighbours, as a keeper does."""
     counted = spans(await parts.names())
     begin, end = window[0], window[0] + window[1]
     chosen = counted[begin:end]
@@ -132,7 +132,7 @@ async def test_any_history_is_what_a_dictionary_makes_of_it(
                 for failure in await asyncio.gather(*both, return_exceptions=True):
                     assert failure is None or isinstance(failure, MintError | Overtaken), (
                         failure
-                    )  # the other had done it
+                    )  # the other gateway had done it
         await is_what_it_says(redis_client, manifests, plain, stored=stored)
         await merged(Parts(manifests), (0, 10**6), stored=stored)
         await is_what_it_says(redis_client, manifests, plain, stored=stored)

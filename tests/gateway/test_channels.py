@@ -1,4 +1,4 @@
-"""How a gateway reaches the engines, which are pods of its own cluster."""
+"""A gateway's connections to the engines, which are pods of its own cluster."""
 
 from collections.abc import AsyncIterator
 

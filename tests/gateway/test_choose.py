@@ -74,7 +74,7 @@ def published(step: int, tier: Tier = Tier.HOST) -> Held:
 
 
 def publishers(*held: Held, catalog: Source | None = None, alive: bool = True) -> MapView:
-    """Engines that have published these, and one that has not."""
+    """Return a view of engines that have published these, and of one that has not."""
     engines = [
         msgspec.structs.replace(heard(name, engine(name).record, {ADAPTER: each}), alive=alive)
         for name, each in zip(("e-0", "e-1"), held, strict=False)
@@ -130,7 +130,7 @@ def test_device_then_host_then_disk_then_the_plans_places() -> None:
         places=(place("plan"),),
         source=ELSEWHERE,
     )
-    # A stranger would look into the store, where the adapter is another one or none.
+    # Any other engine would look in the store, where the name is another adapter or none.
     assert names(fleet) == ["device", "host", "disk", "plan"]
 
 
@@ -267,7 +267,7 @@ def test_in_a_list_an_adapter_is_explained_as_by_itself(fleet: tuple[MapView, No
 
 
 class Read(dict[str, Held]):
-    """What an engine holds, and whose of it was read."""
+    """An engine's holdings, recording which names were read."""
 
     def __init__(self, held: dict[str, Held]) -> None:
         super().__init__(held)
@@ -279,7 +279,7 @@ class Read(dict[str, Held]):
 
 
 def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks for a page takes others' time for that page, not for all of the map."""
+    """A request for a page delays others by the time for that page, not for the complete map."""
     monkeypatch.setattr("mint_gateway.explain.AT_ONCE", 3)
     every = [f"acme/{number}" for number in range(8)]
     held = Read({name: Held(name, Source(f"s3://registered/{name}"), Tier.HOST) for name in every[1:]})
@@ -330,7 +330,7 @@ def test_the_home_is_never_above_its_bound(fleet: list[tuple[int, int]]) -> None
 def test_homes_are_shared_by_weight(salt: int) -> None:
     engines = [engine("small", slots=8), engine("large", slots=24)]
     homes = Counter(home_order(f"{salt}/{number}", engines, Now())[0][0].name for number in range(2000))
-    # Binomial(2000, 3/4): 1500 with a deviation of 19.4; six of them.
+    # Binomial(2000, 3/4): mean 1500, standard deviation 19.4; six of them.
     assert abs(homes["large"] - 1500) < 6 * 19.4
 
 

@@ -1,4 +1,4 @@
-"""The `mint` program, as a person runs it: a process of its own against a gateway on a socket."""
+"""The `mint` program as a person runs it: its own process, against a gateway on a socket."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.gateway.scene import BASE, STORE, Scene, complete
 
 
 async def mint(target: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one run."""
+    """Run `mint`; return the exit code, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-c", "from mint_gateway.cli import main; main()"),
@@ -32,7 +32,7 @@ async def mint(target: str, *arguments: str, **environment: str) -> tuple[int, s
     try:
         out, err = await asyncio.wait_for(process.communicate(), 60)
     finally:
-        if process.returncode is None:  # one that was told to be patient would stay behind
+        if process.returncode is None:  # a patient one would be left behind
             process.kill()
             await process.wait()
     return process.returncode or 0, out.decode(), err.decode()
@@ -163,7 +163,7 @@ def test_an_empty_name_of_a_gateway_is_none(monkeypatch: pytest.MonkeyPatch, gat
 
 
 async def test_a_time_that_is_none_is_said_so() -> None:
-    """Of "nan" no time is the end: it would go on trying for ever."""
+    """With "nan" it would retry forever, since no time compares as later."""
     for patience in ("nan", "-1", "long"):
         code, _, err = await mint("127.0.0.1:1", "placements", f"--patience={patience}")
         assert code == 2
@@ -325,7 +325,7 @@ async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corru
     assert "CorruptFile" in err
     assert "is no Parquet file" in err
     assert "Traceback" not in err
-    code, _, err = await mint(scene.target, "catalog", "register", "/proc/self/mem")  # whose first byte none may read
+    code, _, err = await mint(scene.target, "catalog", "register", "/proc/self/mem")  # its first byte cannot be read
     assert code == 1
     assert "could not be read (Input/output error)" in err
     assert "Traceback" not in err
@@ -333,7 +333,7 @@ async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corru
 
 async def test_what_is_no_text_is_said() -> None:
     for verb in ("ask", "explain"):
-        code, _, err = await mint("127.0.0.1:1", verb, "Ahoy\udcff")  # a byte that is none of UTF-8
+        code, _, err = await mint("127.0.0.1:1", verb, "Ahoy\udcff")  # a byte that is not valid UTF-8
         assert code == 1
         assert err == "mint: InvalidRequest: command line: holds 'Ahoy\\udcff', which is not valid UTF-8\n"
 

@@ -1,4 +1,4 @@
-"""What `mint --help` says, of every verb: what each argument is for, and what it is where it is left out."""
+"""The output of `mint --help` for every verb: each argument's purpose and its default."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from mint_gateway.cli import parser
 
 
 def verbs(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parser, and those of its verbs."""
+    """Yield the parser and those of its verbs."""
     yield of
     for action in of._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -18,7 +18,7 @@ def verbs(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
 
 
 def helped(of: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action, str]]:
-    """Of each argument how it is written, and its help."""
+    """Yield for each argument how it is written, its action, and its help."""
     for action in of._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action._choices_actions:

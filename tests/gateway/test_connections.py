@@ -1,4 +1,4 @@
-"""Each door has so many connections at once, and lets go of those that carry nothing, but of no others."""
+"""Each door has a limited number of connections, and closes idle ones but no others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ class Knock:
         self._reader, self._writer = reader, writer
 
     async def heard(self, most: int = -1) -> bytes:
-        """What comes, until the door closes it or so many bytes have come."""
+        """Return what arrives until the door closes the connection, or `most` bytes."""
         async with asyncio.timeout(LIMIT_S):
             try:
                 return await self._reader.read(most)
@@ -45,7 +45,7 @@ class Knock:
                 return b""
 
     async def is_alive(self) -> bool:
-        """Ask by HTTP; the connection stays."""
+        """Return whether the door answers an HTTP request; the connection stays open."""
         self._writer.write(LIVE)
         async with asyncio.timeout(LIMIT_S):
             head = await self._reader.readuntil(b"\r\n\r\n")
@@ -58,7 +58,7 @@ class Knock:
 
 @asynccontextmanager
 async def knocking(*ports: int) -> AsyncIterator[list[Knock]]:
-    """One after the other."""
+    """Yield connections to these ports, opened one after another."""
     async with AsyncExitStack() as stack:
         knocks = []
         for port in ports:
@@ -69,13 +69,13 @@ async def knocking(*ports: int) -> AsyncIterator[list[Knock]]:
 
 
 async def get(scene: Scene, path: str, **options: Any) -> tuple[int, Any, str]:
-    """The status, the JSON, and when to come back; on a connection of its own."""
+    """Return the status, the JSON and Retry-After of a GET on a new connection."""
     async with aiohttp.ClientSession() as session, session.get(scene.url + path, **options) as answer:
         return answer.status, await answer.json(), answer.headers.get("Retry-After", "")
 
 
 async def idle(scene: Scene) -> None:
-    """Return when either door has closed a connection that was begun after all that are there."""
+    """Wait until each door has closed an idle connection that was opened after all existing ones."""
     async with knocking(scene.gateway.port, scene.gateway.http_port) as (grpc_door, http_door):
         assert b"connection idle" in await grpc_door.heard()
         assert await http_door.heard() == b""

@@ -1,4 +1,4 @@
-"""A request that ends whoever takes it: it is sent to a few engines, and the others serve on."""
+"""A request that kills every engine that takes it: it is sent to a few engines only, and the others keep serving."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ DEADLY = "the word that ends them"
 
 
 class Mortal(ScriptedEngine):
-    """Gone, with all its connections, once it hears the word."""
+    """An engine that dies, with all its connections, on a request with DEADLY in it."""
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - the name is the proto's
         self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -1,4 +1,4 @@
-"""How a client reaches a gateway from where all that is outside is reached through a proxy."""
+"""How a client reaches a gateway from a network whose outside is only reachable through a proxy."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def test_what_a_port_forward_opens_here_is_reached_directly(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     await scene.with_engine()
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     async with dial(f"{host}:{scene.gateway.port}", None) as channel:
         call = SamplerStub(channel).Generate(GenerateRequest(base_model=BASE, text="Ahoy"), timeout=LIMIT_S)
         assert [event async for event in call]

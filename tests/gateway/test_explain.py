@@ -1,4 +1,4 @@
-"""Explain tells the truth about who would answer, and why, over the wire."""
+"""Explain's answers over the wire about which engine would answer, and why."""
 
 import asyncio
 from collections.abc import Iterator
@@ -134,9 +134,9 @@ async def test_placements_come_in_pages_that_hold_each_once_whatever_changes_mea
     await engine.hold(names[-1], f"{STORE}/{names[-1]}", Tier.DISK)
     await scene.open()
     await scene.seen(engine)
-    first = await scene.client.placements_page()  # as clients ask that know of no pages
+    first = await scene.client.placements_page()  # as from clients that do not know of pages
     assert [each.adapter for each in first.placements] == ["demo/json", *names[: PAGE - 1]]
-    await scene.unplace(names[PAGE - 2])  # the last that was told of
+    await scene.unplace(names[PAGE - 2])  # the last one on the first page
     await scene.seen(engine)
     rest = await scene.client.placements_page(token=first.next_page_token)
     assert [each.adapter for each in rest.placements] == names[PAGE - 1 :]
@@ -165,7 +165,7 @@ async def test_what_is_no_token_of_this_list_is_refused(scene: Scene) -> None:
 
 
 async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a slice ends with every placement, others have their turn after each."""
+    """If a time slice ends with every placement, others get a turn after each."""
     count, turns = 300, ""
 
     def explaining(*arguments: Any) -> Iterator[Any]:

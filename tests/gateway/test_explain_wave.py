@@ -1,4 +1,4 @@
-"""What a wave's explanation says, over the wire: admission, copies, and what is missing."""
+"""A wave's explanation over the wire: admission, copies, and what is missing."""
 
 import pytest
 
@@ -28,7 +28,7 @@ EXPIRED = WaveRecord(
 
 
 async def write_waves(scene: Scene, *waves: WaveRecord) -> None:
-    """The base with room for 8 slots on 2 engines, and these waves over it."""
+    """Write the base, with room for 8 slots on 2 engines, and these waves on it."""
     record = BaseRecord(BASE, device_slots=4, engines_max=2)
     scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record, set_waves=waves))
 

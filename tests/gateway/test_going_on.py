@@ -66,7 +66,7 @@ async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unav
 
 
 async def test_an_engine_that_dies_between_two_completions_ends_the_stream_as_unavailable(scene: Scene) -> None:
-    """One Finished of two is not the end, and after the first token nobody else is asked."""
+    """One Finished of two is not the end, and after the first token no other engine is asked."""
     await scene.base(store=STORE)
     dying, other = await scene.engine("e-0"), await scene.engine("e-1")
     await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
@@ -135,7 +135,7 @@ async def test_an_engine_that_has_yet_to_read_the_map_is_given_a_moment(scene: S
     await until(lambda: len(engine.seen) >= 2)
     engine.refuse = None
     assert (await asyncio.wait_for(asking, LIMIT_S)).engine == "e-0"
-    # Once it has read the map, its word counts.
+    # Once it has read that version of the map, its refusal counts.
     engine.refuse = errors.AdapterNotFound("adapter 'demo/pirate'", "is in no wave")
     engine.map_version = scene.versions[BASE]
     await engine.report()

@@ -1,4 +1,4 @@
-"""The HTTP door, asked by OpenAI's own client and by a bare one."""
+"""The HTTP door, used by OpenAI's own client and by a bare one."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ TEXT, CHAT, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
 
 @pytest.fixture
 async def engine(scene: Scene) -> ScriptedEngine:
-    """An engine behind the gateway, which holds demo/pirate."""
+    """An engine behind the gateway that holds demo/pirate."""
     await scene.base()
     engine = await scene.engine("e-0")
     await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
@@ -44,7 +44,7 @@ async def client(scene: Scene, engine: ScriptedEngine) -> AsyncIterator[openai.A
 
 
 async def post(scene: Scene, path: str, body: object, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
-    """The status, the JSON and the headers of a bare POST."""
+    """Return the status, the JSON and the headers of a bare POST."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     every = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     async with (
@@ -78,7 +78,7 @@ async def test_a_chat_with_an_adapter_is_answered_whole(client: openai.AsyncOpen
 async def test_a_chat_that_the_assistant_was_last_in_is_told_from_there(
     client: openai.AsyncOpenAI, engine: ScriptedEngine
 ) -> None:
-    """As vLLM does with `echo`; what the user has said last is not told."""
+    """As vLLM does with `echo`; a last message of the user is not echoed."""
     user, reply = {"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "So: "}
     tool = {"type": "function", "function": {"name": "sail"}}
     for messages, tools, before in (([user, reply], [], "So: "), ([user, reply], [tool], "So: "), ([user], [], "")):
@@ -175,7 +175,7 @@ async def test_a_refusal_has_its_status_and_says_when_to_come_back(scene: Scene,
 async def test_a_prompt_that_is_too_long_has_the_code_of_openais(
     client: openai.AsyncOpenAI, engine: ScriptedEngine, stream: bool
 ) -> None:
-    """By which clients know that they have to leave some of a history out."""
+    """By this code, clients know that they must drop some of the chat's history."""
     message = "This model's maximum context length is 8 tokens"
     engine.refuse = errors.PromptTooLong("", message)
     with pytest.raises(openai.BadRequestError) as refused:

@@ -1,4 +1,4 @@
-"""Calls are read out of an answer's text the same however it is cut, and nothing of the text is lost beside them."""
+"""The calls read from an answer do not depend on how its text is cut, and none of the other text is lost."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def form(of: "Chat.Calls.ValueType") -> Reader:
 
 
 def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
-    """All that is told, texts beside one another joined."""
+    """Return everything that a reader returns, with adjacent texts joined."""
     joined: list[str | Call] = []
     for part in [part for piece in pieces for part in reader.push(piece)] + reader.finish():
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
@@ -62,12 +62,12 @@ def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
         (TAGGED.replace("\n", ""), [SEA]),
         ('<tool_call>{"arguments": {}, "name": "ship", "id": 3}</tool_call>', [Call("ship", "{}")]),
         ('<tool_call>{"name": "ship"}</tool_call>', [Call("ship", "{}")]),
-        # A string of JSON's stays as the model wrote it, as does a number.
+        # A JSON string stays as the model wrote it, as does a number.
         (
             '<tool_call>{"name": "sea", "arguments": {"a": "\\u00e9<tool_call>é", "b": 1.50}}</tool_call>',
             [Call("sea", '{"a": "\\u00e9<tool_call>é", "b": 1.50}')],
         ),
-        # It may hold tags, and what looks like a call.
+        # A string may contain tags, and text that looks like a call.
         (
             '<tool_call>{"name": "sea", "arguments": {"a": "}</tool_call>"}}</tool_call> so',
             [Call("sea", '{"a": "}</tool_call>"}'), "so"],
@@ -76,12 +76,12 @@ def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
             f"<tool_call>{json.dumps({'name': 'moon', 'arguments': {'a': TAGGED}})}</tool_call>",
             [f"<tool_call>{json.dumps({'name': 'moon', 'arguments': {'a': TAGGED}})}</tool_call>"],
         ),
-        # A quote that nothing ends hides none of the calls after it.
+        # An unterminated string does not hide the calls after it.
         (f'<tool_call>{{"name": "sea}}</tool_call>\n{TAGGED}', ['<tool_call>{"name": "sea}</tool_call>', SEA]),
         (f'<tool_call>{{"name": "sea}}</tool_call>{TAGGED}', ['<tool_call>{"name": "sea}</tool_call>', SEA]),
-        # Its end may be missing.
+        # The closing tag may be missing.
         (f"a {TAGGED.removesuffix('</tool_call>')}", ["a", SEA]),
-        # What is no call stays.
+        # Text that is not a call stays.
         *[
             (f"a {malformed} b", [f"a {malformed} b"])
             for malformed in (
@@ -243,7 +243,7 @@ def test_however_an_answer_is_cut_the_same_is_told(made: Callable[[], Reader], t
 def test_calls_that_were_written_are_read_again(
     calls: list[tuple[str, dict[str, object]]], before: str, escaped: bool, cuts: list[int]
 ) -> None:
-    """Whatever their arguments hold, tags and all."""
+    """Whatever their arguments contain, including tags."""
     texts = [(name, json.dumps(arguments, ensure_ascii=escaped)) for name, arguments in calls]
     written = [f'<tool_call>\n{{"name": "{name}", "arguments": {text}}}\n</tool_call>' for name, text in texts]
     meant = [Call(*each) for each in texts]
@@ -268,7 +268,7 @@ def test_text_is_told_as_soon_as_no_call_can_begin_with_it(pieces: list[str]) ->
 
 
 def steps(of: Callable[[], object]) -> int:
-    """How many lines of the gateway's it runs: whatever else may come, such as by the collector, is not counted."""
+    """Return how many lines of the gateway's code it runs; anything else, such as the collector's, is not counted."""
     count, before = 0, sys.gettrace()
 
     def counted(frame: FrameType, event: str, argument: object) -> Any:
@@ -309,7 +309,7 @@ def test_much_white_space_makes_more_of_it_no_slower_to_take(made: Callable[[], 
 
 
 class Noting:
-    """A pattern that notes from where on it looked."""
+    """A pattern that records where each of its searches began."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern, self.looked = re.compile(pattern), list[int]()

@@ -1,4 +1,4 @@
-"""What a gateway tells by HTTP of one model: whether it is there, and since when."""
+"""A gateway's HTTP answers about one model: whether it exists, and since when."""
 
 import time
 from typing import Any

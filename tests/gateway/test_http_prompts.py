@@ -22,7 +22,7 @@ PATH = "/v1/completions"
 
 @pytest.fixture
 async def engines(scene: Scene) -> list[ScriptedEngine]:
-    """Two engines behind the gateway, which hold demo/pirate and say each prompt again."""
+    """Two engines behind the gateway that hold demo/pirate and repeat each prompt."""
     await scene.base()
     engines = [await scene.engine(name) for name in ("e-0", "e-1")]
     for engine in engines:
@@ -125,7 +125,7 @@ async def test_a_stream_tells_each_prompts_words_as_they_come(scene: Scene, engi
 
 @pytest.mark.usefixtures("engines")
 async def test_each_piece_tells_usage_so_far_where_that_is_asked_for_as_of_vllm(scene: Scene) -> None:
-    """Of its own completion, and the last one of all; and nothing of it is told where no usage is."""
+    """Each piece has its own completion's usage, and the last one the total; without include_usage there is none."""
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     asked: dict[str, Any] = {"model": BASE, "stream": True, "stream_options": options}
     usages: dict[int, list[tuple[int, int, int]]] = {}

@@ -1,4 +1,4 @@
-"""A schema that lies within another means there what it meant alone, whatever it calls itself and its parts."""
+"""A schema moved into another means the same there as alone, whatever ids and anchors it uses."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ NAMED = {"$id": "https://charts/depth", "type": "object", "required": ["sea"]}
 
 
 def placed(schema: Json) -> Json:
-    """Two of it in one document, as of two functions that say the same of their arguments."""
+    """Return a document with two copies of it, as for two functions with the same parameters."""
     places = {name: f"#/$defs/{name}" for name in ("one", "two")}
     return {
         "$defs": {name: moved(schema, place) for name, place in places.items()},

@@ -1,4 +1,4 @@
-"""Tools, as OpenAI's clients ask for them, become what gRPC has: functions, a form to read, a schema to hold to."""
+"""OpenAI's tools are converted to gRPC's functions, a format in which to read calls, and a schema to enforce."""
 
 import json
 from typing import Any
@@ -54,7 +54,7 @@ def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
 
 
 def test_one_call_at_most_ends_the_answer_with_it() -> None:
-    """At the latest: what a model that ends no line goes on with is left out."""
+    """If the model does not end the line and continues, what follows the call is dropped."""
     wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
     assert list(request.sampling.stop) == ["\n\n", "\n</tool_call>"]
     reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
@@ -205,14 +205,14 @@ def test_pieces_of_text_are_such_by_whichever_api_names_them(kind: str) -> None:
     ids=["none", "null", "empty", "null as text", "cut", "cut in a character", "text", "object"],
 )
 def test_a_past_calls_arguments_are_an_object_by_whichever_way_it_is_told(told: dict[str, Any], meant: str) -> None:
-    """Of a call that was cut short nothing is: it is history that no client can take back."""
+    """A call that was cut short has no arguments: it is history that no client can change."""
     call = {"id": "1", "type": "function", "function": {"name": "sail"} | told}
     [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant", "tool_calls": [call]}])[1].chat.messages
     assert [each.arguments for each in assistant.tool_calls] == [meant]
 
 
 def test_a_parsed_answer_of_openais_own_client_is_sent_back() -> None:
-    """As its guide to functions has it: `messages.append(completion.choices[0].message)`."""
+    """As in OpenAI's guide to functions: `messages.append(completion.choices[0].message)`."""
     function = ParsedFunction(name="sail", arguments="{}", parsed_arguments={})
     call = ParsedFunctionToolCall(id="call_1", type="function", function=function)
     message = ParsedChatCompletionMessage[dict[str, Any]](role="assistant", content="", parsed={}, tool_calls=[call])

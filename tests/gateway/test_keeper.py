@@ -1,4 +1,4 @@
-"""The keeper: whatever happens to Redis, its catalog becomes again what the manifests say."""
+"""The keeper: whatever happens to Redis, its catalog becomes equal to the manifests again."""
 
 import asyncio
 import shutil
@@ -51,7 +51,7 @@ async def test_losing_redis_loses_nothing(scene: Scene, manifests: str) -> None:
 async def test_a_catalog_is_read_while_the_base_is_announced_and_nothing_is_answered_by_that(
     scene: Scene, local: str
 ) -> None:
-    """The operator waits for it where all was lost; until then nobody knows what waves have placed."""
+    """If everything was lost, the operator waits for the catalog; until then the waves' placements are unknown."""
     await Parts(Source(local)).write(part_name(1000, 1), [entry("a/one")])
     engine = await scene.engine("e-0")
     await scene.open()
@@ -89,7 +89,7 @@ async def test_a_part_whose_writer_ended_before_redis_had_it_is_brought_in(redis
     keeper = Keeper(redis_client, lambda: {BASE: manifests})
     await keeper.look(BASE, manifests)
     await Parts(manifests).write(part_name(1_000_000, 1), [entry("a/lost")])
-    young = part_name(10**16 - 1, 1)  # somebody may still be at it
+    young = part_name(10**16 - 1, 1)  # its writer may still apply it
     await Parts(manifests).write(young, [entry("a/young")])
     assert len(await keeper.sweep(BASE, manifests)) == 1
     assert await redis_client.hget(keys.catalog(BASE), "count") == "1"
@@ -137,7 +137,7 @@ async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_clie
     sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
     async with kept(redis_client, sources) as keeping:
         await complete(redis_client)
-        await redis_client.flushall()  # the keeper goes on after the defect
+        await redis_client.flushall()  # the keeper keeps working after the failure
         await complete(redis_client)
         assert not keeping.done()
 
@@ -201,7 +201,7 @@ async def test_a_redis_that_took_over_while_it_was_read_into_is_read_into_anew(
         await until(lambda: redis.zscore(keys.catalog(BASE, "parts"), parts[0].name))
         copy = await redis.hget(keys.catalog(BASE), "copy")
         own_redis.kill()
-        own_redis.start()  # as a replica that had been told of the copy, and not yet of its first part
+        own_redis.start()  # as a replica that has received the copy's name but not its first part
         await until(partial(answers, redis))
         await redis.hset(keys.catalog(BASE), "copy", str(copy))
         go_on()
@@ -262,14 +262,14 @@ async def test_a_base_that_is_forgotten_is_not_read_again_by_who_has_yet_to_hear
     with pytest.raises(MapUnavailable):
         await CatalogWriter(redis_client).apply(BASE, [(1, entry("a/two"))], "part")
     assert await redis_client.keys("*") == [keys.epoch(BASE)]
-    await declare(redis_client, source.uri)  # it is made anew
+    await declare(redis_client, source.uri)  # the base is created again
     await Keeper(redis_client, dict).look(BASE, source)
     assert await named(redis_client) == ["a/one"]
 
 
 @asynccontextmanager
 async def kept(redis: Redis, sources: Mapping[str, Source]) -> AsyncIterator[asyncio.Task[None]]:
-    """A keeper at work."""
+    """Run a keeper during the block; yields its task."""
     keeping = asyncio.create_task(Keeper(redis, lambda: sources).run())
     try:
         yield keeping
@@ -290,7 +290,7 @@ async def named(redis: Redis) -> list[str]:
 
 
 async def has(redis: Redis, *names: str) -> bool:
-    """Whether these are the names of a catalog that is complete."""
+    """Return whether the catalog is complete and has exactly these names."""
     try:
         return await named(redis) == list(names)
     except MapUnavailable:

@@ -1,4 +1,4 @@
-"""Bearer keys at both doors: who bears none of them gets no further, and who bears one is told of by name."""
+"""API keys at both doors: clients without a known key are refused, and the log names the others' keys."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,7 +28,7 @@ GOOD, OTHER = "s3cret-of-team-a", "s3cret-of-team-b"
 
 @pytest.fixture
 async def secret(scene: Scene, tmp_path: Path) -> Path:
-    """A mounted Secret; a gateway asks for its keys, with an engine behind."""
+    """A mounted Secret whose keys a gateway with one engine requires."""
     folder = mount(tmp_path / "keys", {"team-a": f"{GOOD}\n".encode(), "team-b": OTHER.encode()})
     await scene.base()
     engine = await scene.engine("e-0")
@@ -38,7 +38,7 @@ async def secret(scene: Scene, tmp_path: Path) -> Path:
 
 
 async def by_http(scene: Scene, path: str, authorization: str | None) -> tuple[int, object, str | None]:
-    """The status, the JSON, and how to authenticate."""
+    """Return the status, the JSON and WWW-Authenticate of a GET."""
     headers = {} if authorization is None else {"Authorization": authorization}
     async with aiohttp.ClientSession() as session, session.get(scene.url + path, headers=headers) as answer:
         return answer.status, await answer.json(), answer.headers.get("WWW-Authenticate")

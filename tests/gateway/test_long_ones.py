@@ -1,4 +1,4 @@
-"""Requests and whole answers that are long: they hold nobody up, and a gateway's memory is not theirs alone."""
+"""Long requests and complete answers: they do not delay others, and cannot use up a gateway's memory."""
 
 import asyncio
 import socket
@@ -101,7 +101,7 @@ async def test_answers_are_told_whole_while_all_together_have_room(
 async def test_requests_are_taken_in_while_all_that_come_have_room(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = list[Room]()  # the first is that of what arrives
+    rooms = list[Room]()  # the first is for arriving requests
 
     def room(*arguments: Any) -> Room:
         rooms.append(Room(*arguments))
@@ -126,7 +126,7 @@ async def test_requests_are_taken_in_while_all_that_come_have_room(
 async def test_requests_are_in_flight_by_both_doors_while_all_together_have_room(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token of a prompt takes more than it had on its way here."""
+    """A prompt's token takes more memory than it had bytes on the wire."""
     monkeypatch.setattr(answering, "MOST_BYTES", 1 << 20)
     engine = await scene.with_engine()
     engine.hold_after = 1

@@ -1,4 +1,4 @@
-"""A file of entries becomes messages that gateways take, whatever is in it, or one clear error."""
+"""A file of entries becomes messages that gateways accept, whatever it contains, or one clear error."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ async def test_lines_stay_whole_and_messages_within_what_gateways_take(tmp_path:
 @pytest.mark.parametrize("before", [0, 1, 100_000])
 @pytest.mark.parametrize("after", [b"", b"\n{}\n"])
 async def test_a_line_too_long_for_an_entry_is_told_by_its_number(tmp_path: Path, before: int, after: bytes) -> None:
-    """As a JSON array of all entries is, on one line."""
+    """For example, a JSON array of all entries on one line."""
     (tmp_path / "array.json").write_bytes(b"{}\n" * before + b"[" + b"{}," * LONGEST_LINE + b"]" + after)
     with pytest.raises(InvalidRequest, match=rf"array\.json': line {before + 1} has 1 MiB or more.*one entry a line"):
         await messages(tmp_path / "array.json")

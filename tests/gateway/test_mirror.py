@@ -1,4 +1,4 @@
-"""The gateway's copy of the map: follows changes, outlives Redis, forgets only what was truly removed."""
+"""The gateway's copy of the map: it follows changes, outlives Redis, and forgets only what was really removed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -41,7 +41,7 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
                 await fragile.client.answer(unknown)
             assert refused.value.retry_after_s, "it may have come since"
         await engine.silence()
-        await engine.deafen()  # judged by its connection alone, while nobody's heartbeat can be read
+        await engine.deafen()  # only its connection counts while heartbeats cannot be read
         with pytest.raises(errors.EngineUnavailable):
             await fragile.client.answer(question("Ahoy?", adapter="demo/pirate"))
         assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-1"
@@ -51,12 +51,12 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
     counted = fragile.gateway.metrics.registry.get_sample_value
     assert counted("mint_gateway_map_outages_total") == 1
 
-    own_redis.start()  # empty: it has lost everything
+    own_redis.start()  # empty, having lost everything
     await until(lambda: not mirror.away)
     await until(lambda: late.record() == mirror.views[BASE].engines["e-1"].record)
     assert "demo/pirate" in mirror.views[BASE].placements
     assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-1"
-    # The operator writes again what it knows; only then does an absence mean anything.
+    # Only after the operator has rewritten the map does a missing name mean anything.
     with pytest.raises(errors.MapUnavailable, match="not complete yet; retry"):
         await fragile.client.answer(question("Ahoy?", adapter="demo/nobody"))
     await fragile.writer.apply(BASE, MapChange(base=mirror.views[BASE].record))
@@ -68,7 +68,7 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
 async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
     fragile: Scene, own_redis: RedisProcess, tmp_path: Path
 ) -> None:
-    """Otherwise nobody would learn that it has come back with a password which this gateway does not know."""
+    """Otherwise nobody would notice that Redis came back with a password that this gateway does not know."""
     await fragile.base()
     await fragile.open()
     await fragile.seen()
@@ -96,7 +96,7 @@ async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:
     await scene.redis.flushall()
     await until(lambda: scene.gateway.mirror.views[BASE].version is None)
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
-    await until(lambda: engine.reported_full > 2)  # the engine speaks again by itself
+    await until(lambda: engine.reported_full > 2)  # the engine reports again by itself
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
 
 
@@ -104,7 +104,7 @@ async def test_an_engine_is_dead_when_its_heartbeat_runs_out(scene: Scene) -> No
     engine = await scene.with_engine()
     await engine.silence()
     assert scene.gateway.mirror.views[BASE].engines["e-0"].alive
-    await scene.redis.pexpire(keys.engine(BASE, "e-0"), 1)  # as if so much time had passed
+    await scene.redis.pexpire(keys.engine(BASE, "e-0"), 1)  # as if its time had passed
     await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
 
 
@@ -118,7 +118,7 @@ async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, o
     await engine.silence()
     own_redis.start()
     await until(lambda: not fragile.gateway.mirror.away)
-    assert fragile.gateway.mirror.views[BASE].engines["e-0"].alive  # silent, but nobody can blame it yet
+    assert fragile.gateway.mirror.views[BASE].engines["e-0"].alive  # silent, but not yet long enough to be dead
     await until(lambda: "e-0" not in fragile.gateway.mirror.views[BASE].engines)
 
 
@@ -126,7 +126,7 @@ async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, o
 async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_holds(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    """Where many tell at once that takes longer than a heartbeat lives."""
+    """If many engines report at once, that takes longer than a heartbeat lives."""
     monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
     await scene.base()
     engine, other = await scene.engine("e-0"), await scene.engine("e-1")
@@ -138,7 +138,7 @@ async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_
         await MapReporter(scene.redis, BASE, each.name).tell(incarnation, 9, [], [], over=0)
     await scene.redis.delete(keys.engines(BASE), keys.engine(BASE, "e-0"), keys.engine(BASE, "e-1"))
     mirror = scene.gateway.mirror
-    await until(lambda: "e-1" not in mirror.views[BASE].engines)  # its next start is telling: this one has ended
+    await until(lambda: "e-1" not in mirror.views[BASE].engines)  # its next start is reporting: this one has ended
     assert mirror.views[BASE].engines["e-0"].alive
     await (engine.leave() if leaves else outlive(scene.redis, BASE, "e-0"))
     await until(lambda: "e-0" not in mirror.views[BASE].engines)
@@ -158,7 +158,7 @@ async def test_a_map_that_is_flushed_while_it_is_still_told_what_it_lost_goes_on
     await scene.redis.delete(keys.engines(BASE))
     await engine.report()
     mirror = scene.gateway.mirror
-    await until(lambda: mirror.views[BASE].engines.keys() == {"e-0", "e-1"})  # silence has come to mean something
+    await until(lambda: mirror.views[BASE].engines.keys() == {"e-0", "e-1"})  # the map has settled
     await scene.seen(engine)
     monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", LIMIT_S)
     await scene.redis.delete(keys.version(BASE), keys.engines(BASE), keys.telling(BASE, "e-1"))
@@ -167,7 +167,7 @@ async def test_a_map_that_is_flushed_while_it_is_still_told_what_it_lost_goes_on
 
 
 class Overtaken(MapReader):
-    """Reads which of the silent are telling once `ending` is done, and what bases hold once `naming` is, if set."""
+    """Runs `ending`, if set, before it reads which silent engines are reporting, and `naming` after reading bases."""
 
     ending: Callable[[], Awaitable[None]] | None = None
     naming: Callable[[], Awaitable[None]] | None = None
@@ -190,7 +190,7 @@ class Overtaken(MapReader):
 async def test_an_engine_that_has_told_all_while_the_map_is_read_is_alive_throughout(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was silent as hearts were listened to, and telling no more as that was asked."""
+    """It had no heartbeat when heartbeats were read, and had finished reporting when that was read."""
     monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.0)
     await scene.base()
     engine = await scene.engine("e-0")
@@ -217,7 +217,7 @@ async def test_an_engine_that_has_told_all_while_the_map_is_read_is_alive_throug
 
 
 async def test_a_base_that_is_written_again_while_the_map_is_read_is_there_throughout(scene: Scene) -> None:
-    """It was not named yet as names were read, and had its epoch again as it was read itself."""
+    """It was not named yet when the names were read, and had its epoch again when it was read itself."""
     await scene.base()
     reader, seen = Overtaken(scene.redis), list[bool]()
     mirror = mirrors.Mirror(reader, lambda: seen.append(BASE in mirror.views), lambda: None)
@@ -256,7 +256,7 @@ async def test_only_what_changed_is_read_again(scene: Scene) -> None:
     await engines[0].hold("demo/pirate", PIRATE, Tier.DEVICE)
     await scene.seen(*engines)
     after = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
-    assert after - before == 1  # one engine's holdings; no placements, nobody else's
+    assert after - before == 1  # one engine's holdings; neither placements nor other engines'
 
 
 async def test_a_record_that_cannot_be_read_keeps_the_last_view_and_spares_other_bases(scene: Scene) -> None:

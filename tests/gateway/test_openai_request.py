@@ -1,4 +1,4 @@
-"""Whatever JSON comes in by HTTP is a request that gRPC carries, or one clear error."""
+"""Any JSON that arrives over HTTP becomes a request that gRPC can carry, or one clear error."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from mint_gateway.http import openai_request
 
 BASES = {"demo/smollm2"}
 
-_text = st.text(st.characters(), max_size=4)  # lone surrogates, too: JSON can escape them
+_text = st.text(st.characters(), max_size=4)  # including lone surrogates, which JSON can escape
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | _text
 _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=2)
@@ -82,7 +82,7 @@ def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str,
 
 @pytest.mark.parametrize("value", ["0", "-0.0", "1e-46", "1e-400", "1e-12"])
 def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought(value: str) -> None:
-    """And by what becomes nought in a proto, where that leaves the filter off."""
+    """Also by values that would round to 0 in the proto, where 0 turns the filter off."""
     [request] = _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "top_p": {value}}}'.encode())
     assert 0 < request.sampling.top_p < 1e-6
 
@@ -111,7 +111,7 @@ def test_what_is_cached_is_salted_as_by_vllm() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": None}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
 def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(fields: dict[str, int | None]) -> None:
-    """As by OpenAI; a text has engines' default, as it has a small one there."""
+    """As with OpenAI; a text completion has the engines' default, as it has a small default there."""
     asked_for = {"model": "demo/pirate"} | fields
     [chat] = _as_chats(json.dumps(asked_for | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
     assert chat.sampling.max_tokens == (7 if any(fields.values()) else 2**31 - 1)
@@ -161,14 +161,14 @@ def test_variables_of_a_chats_template_are_said_as_vllms_clients_say_them() -> N
 
 
 def test_what_a_developer_says_is_what_a_system_says() -> None:
-    """Templates that know no developer would pass over it."""
+    """Templates that do not know the role "developer" would skip the message."""
     messages = [{"role": role, "content": f"as {role}"} for role in ("developer", "system", "user", "tool")]
     [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": messages}).encode())
     assert [each.role for each in chat.chat.messages] == ["system", "system", "user", "tool"]
 
 
 def test_whoever_speaks_may_have_a_name() -> None:
-    """As agents have that talk with one another; it is the base's template that writes it, or doesn't."""
+    """As for agents that talk with one another; whether the name is used is up to the base's template."""
     messages = [{"role": role, "content": "Ahoy", "name": f"the_{role}"} for role in ("system", "user", "assistant")]
     [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": messages}).encode())
     assert [each.name for each in chat.chat.messages] == ["the_system", "the_user", "the_assistant"]
@@ -189,7 +189,7 @@ def test_penalties_and_biases_are_those_of_openai() -> None:
 
 
 def test_a_schemas_characters_are_told_as_they_are() -> None:
-    """Engines take so many of them: written as \\uXXXX each of these would count for six."""
+    """Engines limit their number: written as \\uXXXX, each of these would count as six."""
     schema = {"type": "object", "description": "海" * 12_000}
     chat: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
     for fields in (

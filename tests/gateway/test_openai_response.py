@@ -1,4 +1,4 @@
-"""How tokens of log-probabilities, and a prompt that is to be told again, are told to OpenAI's clients."""
+"""How tokens of log-probabilities, and an echoed prompt, are sent to OpenAI's clients."""
 
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -17,7 +17,7 @@ STARTED = Started(prompt=[b"The", b"\xe2\x80", b"\x99s"], prompt_logprobs=[HALF,
 
 
 def answer(form: Form, prompt: Echo) -> Json:
-    """Three tokens: a word, a part of a character, and a row of the vocabulary that has no token."""
+    """Return an answer of three tokens: a word, part of a character, and a vocabulary row without a token."""
     first = TokenLogprob(token_id=7, logprob=-0.25, token=b" sea", top=[WORD, HALF])
     chunk = Chunk(text=" sea", token_ids=[7, 8, 9], logprobs=[first, HALF, NONE])
     events = [GenerateEvent(chunk=chunk), GenerateEvent(finished=Finished(reason=Finished.LENGTH))]
@@ -55,14 +55,14 @@ def test_a_text_tells_tokens_as_they_are_written() -> None:
 
 
 def test_the_token_that_came_is_among_a_texts_likeliest() -> None:
-    """ "There may be up to logprobs+1 elements", as OpenAI says of them; two may be written alike."""
+    """ "There may be up to logprobs+1 elements", says OpenAI; two of them may be spelled the same."""
     first = TokenLogprob(token_id=5, logprob=-3, token=b" lake", top=[WORD, TokenLogprob(logprob=-2, token=b" sea")])
     piece = chunk(Head(TEXT, "1", "demo/pirate", 0, ""), Chunk(text=" lake", logprobs=[first]), 0)
     assert piece["choices"][0]["logprobs"]["top_logprobs"] == [{" sea": -0.25, " lake": -3}]
 
 
 def test_a_prompt_that_is_wanted_again_comes_first_with_its_log_probabilities() -> None:
-    """The first token has none, as by OpenAI: what evaluates models by their log-probabilities counts on it."""
+    """The first token has none, as with OpenAI: programs that evaluate models by log-probabilities rely on it."""
     [choice] = answer(TEXT, echo(asking(logprobs=True), STARTED))["choices"]
     assert choice["text"] == "The\u2019s sea"
     logprobs = choice["logprobs"]
@@ -77,7 +77,7 @@ def placed(token: bytes, at: int) -> TokenLogprob:
 
 
 def test_tokens_are_placed_in_the_whole_text_streamed_or_not() -> None:
-    """A completion's after its prompt where that is told; a part of a character where that begins."""
+    """A completion's tokens come after an echoed prompt; part of a character has that character's offset."""
     request = asking(logprobs=True)
     prompt = [placed(b"\xe2\x80", 3), placed(b"\x99s", 3)]
     started = Started(prompt=[b"The", b"\xe2\x80", b"\x99s"], prompt_logprobs=prompt)

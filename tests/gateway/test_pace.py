@@ -1,4 +1,4 @@
-"""A stream that registers is waited for as long as it sends something: not for ever, and not for nothing."""
+"""A registering stream is waited for while it keeps sending, not forever, and not while it sends nothing."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The web page's files and the JSON that it asks for, of a real gateway."""
+"""The web page's files and the JSON that it requests, from a real gateway."""
 
 import asyncio
 import re
@@ -26,13 +26,13 @@ ASKED = "/v1/mint"
 
 
 async def fetched(scene: Scene, path: str, **headers: str) -> tuple[int, str, Mapping[str, str]]:
-    """The status, the text and the headers."""
+    """Return the status, the text and the headers of a GET."""
     async with aiohttp.ClientSession() as session, session.get(scene.url + path, headers=headers) as answer:
         return answer.status, await answer.text(), answer.headers
 
 
 async def ask(scene: Scene, call: str) -> Any:
-    """The JSON of an answer; of a refusal its status and its words."""
+    """Return the JSON of an answer, or the status and message of an error."""
     status, text, _ = await fetched(scene, f"{ASKED}/{call}")
     body = msgspec.json.decode(text)
     return body if status == 200 else (status, body["error"]["message"])
@@ -40,7 +40,7 @@ async def ask(scene: Scene, call: str) -> Any:
 
 @pytest.fixture
 async def served(scene: Scene) -> Scene:
-    """Two engines, one of which comes up, an adapter on the other, and waves of each kind."""
+    """Two engines, one of which is not ready, an adapter on the other, and waves of each kind."""
     waves = (
         WaveRecord("demo/wave", "names", 2, 1, Tier.DEVICE, slots=2, priority=5, admitted=True),
         WaveRecord("demo/broken", "names", 1, 1, Tier.HOST, admitted=True),
@@ -161,7 +161,7 @@ async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
 
     async def one_is_silent() -> Any:
         body = await ask(scene, "policies")
-        return body if body["silent"] == ["e-1"] else None  # a busy machine may have the other miss it too
+        return body if body["silent"] == ["e-1"] else None  # on a busy machine the other may be late too
 
     assert [each["policy"] for each in (await until(one_is_silent))["policies"]] == ["acme/a", "acme/b"]
     trainers[1].answers.set()

@@ -1,4 +1,4 @@
-"""What the page lists, decided: pages, phases, states, curves."""
+"""The pure functions behind the page's lists: paging, phases, states, curves."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What people see: the page in a real browser, of a real gateway."""
+"""What people see: the page of a real gateway in a real browser."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ from tests.waiting import until
 
 HOSTILE = "<img src=x onerror='document.title=`taken`'>"
 
-# Waits are noted and cut short; questions are counted, and how many were under way at once.
+# Records waits and shortens them; counts requests, and how many were in progress at once.
 HURRIED = """
 Object.assign(window, { waits: [], asked: 0, underWay: 0, atOnce: 0 });
 const later = window.setTimeout, get = window.fetch;
@@ -45,7 +45,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def served(scene: Scene) -> Scene:
-    """An engine with an adapter, a wave that serves it, and one that trains."""
+    """An engine with an adapter, a wave that serves it, and a training wave."""
     await scene.base()
     engine = await scene.engine("e-0")
     await engine.hold("demo/pirate", f"{STORE}/demo/pirate", Tier.DEVICE)
@@ -103,7 +103,7 @@ async def test_it_asks_one_thing_at_a_time_and_nothing_while_nobody_looks(served
     look_away = "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });"
     look_away += "document.dispatchEvent(new Event('visibilitychange'));"
     await browser.run(look_away, True)
-    await until(lambda: browser.run("return window.asked % 4 === 0 && window.underWay === 0"))  # of the overview's
+    await until(lambda: browser.run("return window.asked % 4 === 0 && window.underWay === 0"))  # by the overview
     asked = await browser.run("return window.asked")
     assert [await browser.run("return window.asked") for _ in range(30)] == [asked] * 30
     await browser.run(look_away, False)

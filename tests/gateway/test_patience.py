@@ -1,4 +1,4 @@
-"""How long requests wait, and how many may: for engines that are away, until a deadline or a cancellation."""
+"""How long requests wait, and how many may wait: for engines that are away, until a deadline or cancellation."""
 
 import asyncio
 
@@ -80,7 +80,7 @@ async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> Non
     await asyncio.wait_for(engine.started.wait(), LIMIT_S)
     [remaining_s] = engine.remaining_s
     assert remaining_s is not None
-    assert 0 < remaining_s <= 90.1  # gRPC rounds a deadline up where it writes it on the wire
+    assert 0 < remaining_s <= 90.1  # gRPC rounds a deadline up on the wire
     call.cancel()
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
 
@@ -92,7 +92,7 @@ async def test_a_deadline_that_passes_ends_the_request_at_the_engine(scene: Scen
     await scene.open()
     await scene.seen(engine)
     deadline_s = 0.5
-    while not engine.started.is_set():  # a busy machine may need more than that to get a request there
+    while not engine.started.is_set():  # on a busy machine the request may not arrive within that
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await scene.stub().Generate(question("Ahoy?"), timeout=deadline_s).read()
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -135,8 +135,8 @@ async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Sc
 async def test_the_silence_of_a_long_load_does_not_cost_the_connection(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that takes our pings for an attack ends the connection at the fourth (too_many_pings)."""
-    # Both ends' intervals alike: gRPC itself lets a ping go once a second at most.
+    """A server that takes our pings for an attack would close the connection at the fourth (too_many_pings)."""
+    # Both ends' intervals are shortened alike: gRPC itself sends at most one ping per second.
     monkeypatch.setattr("tests.gateway.scripted.SERVER_OPTIONS", sooner(SERVER_OPTIONS, 10))
     monkeypatch.setattr(channels, "_OPTIONS", sooner(channels._OPTIONS, 10))
     await scene.base()

@@ -1,4 +1,4 @@
-"""Prompts that are scored and not gone on with, as harnesses for evaluation ask for it: a real engine, by HTTP."""
+"""Prompts that are scored without a completion, as evaluation harnesses ask: a real engine, over HTTP."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two real engines of a tiny base behind a gateway: the same answers whoever gives them, also after one is killed."""
+"""Two real engines of a tiny base behind a gateway give the same answers, also after one is killed."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ from tests.waiting import until
 
 ADAPTERS = ("demo/one", "demo/two")
 PROMPT = "the quick brown fox"
-START_S = 500.0  # two imports of torch: minutes of a machine that does other things as well
+START_S = 500.0  # importing torch twice can take minutes on a busy machine
 
 
 class Process:
@@ -62,7 +62,7 @@ class Process:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Source:
-    """base/ and adapters/demo/{one,two}; returns the latter's folder."""
+    """A folder with base/ and adapters/demo/{one,two}; returns the source of adapters/."""
     (tmp_path / "base").mkdir()
     base = save_base(tmp_path / "base")
     for rank, adapter in enumerate(ADAPTERS, 4):
@@ -74,7 +74,7 @@ def store(tmp_path: Path) -> Source:
 async def engines(
     fragile: Scene, own_redis: RedisProcess, store: Source, tmp_path: Path
 ) -> AsyncIterator[dict[str, Process]]:
-    """Two engines, ready, the gateway in front of them, and each adapter placed on one of them."""
+    """Two ready engines with a gateway in front, and each adapter placed on one of them."""
     engine_settings = EngineSettings(
         base_model=BASE,
         source=Source(f"file://{tmp_path}/base"),
@@ -118,7 +118,7 @@ async def ask(client: Client, adapter: str) -> Answer:
 
 
 async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> None:
-    """OpenAI's client is told what gRPC's was, after the prompt if it wants that, each token as it is written."""
+    """Check that OpenAI's client gets the same answer as gRPC's, with the prompt before it if it sets `echo`."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompt, spelling = tokenizer.encode(PROMPT), Spelling(tokenizer)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
@@ -176,7 +176,7 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
     with pytest.raises(errors.PromptTooLong):
         await fragile.client.answer(question("fox " * 500, adapter=ADAPTERS[0], raw=True), timeout_s=60)
 
-    # The engine dies; its adapter is in the store, so the other engine loads it and says the very same.
+    # The engine dies; its adapter is in the store, so the other engine loads it and gives the same answer.
     engines["e-0"].kill()
     async with Client(fragile.target, patience_s=90.0) as patient:
         again = await ask(patient, ADAPTERS[0])
@@ -215,7 +215,7 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
         expected = f"policy {ADAPTERS[0]!r}: cannot be published: adapter {ADAPTERS[0]!r} of a wave has its name"
         assert expected in str(refusal)
 
-    # The engine dies; what it published is in the training store, from where the other one loads it.
+    # The engine dies; its published revision is in the training store, from which the other engine loads it.
     engines[trained_by].kill()
     async with Client(fragile.target, patience_s=90.0) as patient:
         again = await ask(patient, policy)
@@ -237,7 +237,7 @@ async def test_what_calls_have_published_keeps_its_name_when_every_engine_starts
     def seen(engine: str, state: str) -> bool:
         return bool(getattr(mirror.views[BASE].engines[engine], state))
 
-    # All die at once: who answers next has nothing but what is in the store.
+    # All die at once: the next one to answer has only what is in the store.
     for engine in engines.values():
         engine.kill()
     await until(lambda: not any(each.alive for each in mirror.views[BASE].engines.values()))
@@ -267,7 +267,7 @@ async def test_what_calls_have_published_keeps_its_name_when_every_engine_starts
 
 
 async def _taught(trainer: Any, policy: str) -> training_pb2.PublishResponse:
-    """A policy that has taken one step, published."""
+    """Create a policy, take one step, and publish it."""
     example = training_pb2.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
     await trainer.CreatePolicy(training_pb2.CreatePolicyRequest(policy=policy, rank=4))
     lesson = training_pb2.ForwardBackwardRequest(policy=policy, sequence=1, examples=[example], loss="cross_entropy")
@@ -282,7 +282,7 @@ async def _taught(trainer: Any, policy: str) -> training_pb2.PublishResponse:
 async def test_serving_goes_on_by_the_last_map_while_redis_is_away_and_an_empty_one_is_told_everything(
     fragile: Scene, own_redis: RedisProcess, engines: dict[str, Process], store: Source
 ) -> None:
-    await fragile.base()  # no store that may have whatever name: the map alone says what there is
+    await fragile.base()  # without a store, which might have any name: only the map counts
     mirror, client = fragile.gateway.mirror, fragile.client
     await until(lambda: mirror.views[BASE].version == fragile.versions[BASE])
     before = {adapter: await ask(client, adapter) for adapter in ("", *ADAPTERS)}
@@ -300,13 +300,13 @@ async def test_serving_goes_on_by_the_last_map_while_redis_is_away_and_an_empty_
             await client.answer(unknown)
         assert refused.value.retry_after_s
 
-    own_redis.start()  # it has lost everything
+    own_redis.start()  # having lost everything
     reader = MapReader(fragile.redis)
 
     async def held() -> bool:
         try:
             views = await reader.engines(BASE)
-        except errors.MapUnavailable:  # this test's own connections ended with Redis
+        except errors.MapUnavailable:  # this test's own connections were closed with Redis
             return False
         tiers = {view.engine: {name: each.tier for name, each in view.held.items()} for view in views if view.record}
         return tiers == {engine: {name: Tier.DEVICE} for engine, name in zip(engines, ADAPTERS, strict=True)}

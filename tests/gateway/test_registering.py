@@ -1,4 +1,4 @@
-"""Adapters registered and retired through a gateway: in bulk, a refusal a line, by several at once, and bounded."""
+"""Registering and retiring adapters through a gateway: in bulk, with refusals per line, concurrently, and bounded."""
 
 import asyncio
 import itertools
@@ -56,7 +56,7 @@ async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, 
 
 async def test_retiring_tells_which_names_meant_nothing_before(scene: Scene, local: str) -> None:
     client = await opened(scene, local)
-    known = [entry(f"a/{number:04}") for number in range(1500)]  # more than one question to Redis
+    known = [entry(f"a/{number:04}") for number in range(1500)]  # takes more than one request to Redis
     await client.register(in_pieces(lines([*known, entry("a/two", "r1"), entry("a/two", "r2")])))
     wrong = ["0/first", "a/0001/x", "z/last"]
     asked = [*(each.name for each in known[:1200]), "a/two", *wrong, "z/last"]
@@ -80,7 +80,7 @@ async def test_registering_is_refused_when_the_catalog_does_not_become_whole(
 ) -> None:
     monkeypatch.setattr("mint_gateway.catalog.catalogs.WHOLE_WAIT_S", 0.1)
     client = await opened(scene, local)
-    await scene.redis.set(keys.catalog(BASE, "keeper"), "another gateway")  # first: this one must not make it whole
+    await scene.redis.set(keys.catalog(BASE, "keeper"), "another gateway")  # so that this gateway does not rebuild it
     await scene.redis.hdel(keys.catalog(BASE), "complete")
     with pytest.raises(MapUnavailable, match="being read from its manifests"):
         await client.register(in_pieces(lines([entry("a/one")])))
@@ -126,17 +126,17 @@ async def test_several_register_at_once(scene: Scene, local: str) -> None:
     await scene.redis.flushall()
     await declare(scene.redis, local)
     await complete(scene.redis)
-    assert (await listed(client))["shared/bot"].revision == before  # its manifests say the same as Redis did
+    assert (await listed(client))["shared/bot"].revision == before  # the manifests agree with what Redis had
 
 
 async def holding(client: Client, base: str, held: asyncio.Event) -> None:
-    """Keep a place among the streams that register until `held` is set."""
+    """Occupy one of the registration streams until `held` is set."""
 
     async def slow() -> AsyncIterator[RegisterRequest]:
         yield RegisterRequest(base_model=base, lines=b"")
         await held.wait()
 
-    async def admitted() -> bool:  # one that is to be refused may be in its place for a moment
+    async def admitted() -> bool:  # a stream about to be refused may occupy the place briefly
         try:
             await client.register(slow())
         except Overloaded:
@@ -222,7 +222,7 @@ async def test_where_redis_is_full_registering_is_refused_and_retiring_is_not(sc
             await client.register(in_pieces(lines([entry("a/three")])))
         await client.retire(["a/one", "a/never"])
         assert (await listed(client)).keys() == {"a/two"}
-    await scene.redis.flushall()  # what is durable says the same
+    await scene.redis.flushall()  # the manifests say the same
     await declare(scene.redis, local)
     await complete(scene.redis)
     assert (await listed(client)).keys() == {"a/two"}
@@ -231,7 +231,7 @@ async def test_where_redis_is_full_registering_is_refused_and_retiring_is_not(sc
 async def test_folders_that_hang_keep_no_other_base_from_registering(
     scene: Scene, local: str, tmp_path: Path
 ) -> None:
-    bases = [f"demo/hung-{number}" for number in range(9)]  # they read more parts at once than any pool has threads
+    bases = [f"demo/hung-{number}" for number in range(9)]  # together they read more parts than a pool has threads
     parts = [await written(tmp_path / base, "a/1", "a/2", "a/3", "a/4") for base in bases]
     with hanging(*itertools.chain(*parts)):
         for base in bases:
@@ -246,7 +246,7 @@ async def test_folders_that_hang_keep_no_other_base_from_registering(
 
 
 async def test_a_stream_that_breaks_leaves_the_gateway_as_it_was(scene: Scene, local: str) -> None:
-    """Once it has heard of that, which takes a moment."""
+    """Once the gateway has noticed it, which takes a moment."""
     client = await opened(scene, local)
 
     async def breaking() -> AsyncIterator[RegisterRequest]:
@@ -263,7 +263,7 @@ async def test_a_stream_that_breaks_leaves_the_gateway_as_it_was(scene: Scene, l
             return await client.register(in_pieces(lines(many(100))))
         return None
 
-    for _ in range(6):  # more often than streams may be open at once
+    for _ in range(6):  # more often than the limit of open streams
         await until(broken)
     response = await until(registered)
     assert response.registered == 100

@@ -1,4 +1,4 @@
-"""Which base a name means, decided over what the map and the catalogs tell: never by what engines happen to hold."""
+"""Which base a name means, decided from the map and the catalogs, never from what engines happen to hold."""
 
 from collections.abc import Mapping
 
@@ -39,7 +39,7 @@ def named(*views: MapView) -> dict[str, MapView]:
 
 
 def decided(views: Mapping[str, MapView], entries: Mapping[str, Entry | None], adapter: str = ADAPTER) -> str:
-    """The base that an adapter's name alone means."""
+    """Return the base that an adapter's name alone means."""
     found = possible(views, "", adapter)
     return (found[0] if len(found) == 1 else meant(views, found, adapter, entries)).base
 
@@ -63,16 +63,16 @@ def test_the_only_base_that_may_have_it_is_meant_without_its_catalog_s_word() ->
 @pytest.mark.parametrize(
     ("views", "entries", "base"),
     [
-        # One catalog knows it: whatever may lie in others' stores.
+        # One catalog knows it, whatever other bases' stores may have.
         (named(view("a/a", catalog=True), view("b/b", catalog=True)), {"a/a": None, "b/b": REGISTERED}, "b/b"),
         (named(view("a/a", STORE, catalog=True), view("b/b", catalog=True)), {"a/a": None, "b/b": REGISTERED}, "b/b"),
         (named(view("a/a", STORE), view("b/b", catalog=True)), {"b/b": REGISTERED}, "b/b"),
-        # As does one over which it was published.
+        # Or it was published on one base.
         (named(view("a/a", STORE), published("b/b")), {}, "b/b"),
         (named(published("a/a"), view("b/b", catalog=True)), {"b/b": None}, "a/a"),
-        # None knows it: it may lie in the one store.
+        # No base knows it: it may be in the only store.
         (named(view("a/a", catalog=True), view("b/b", STORE)), {"a/a": None}, "b/b"),
-        # What was retired means nothing there, though the store may have it.
+        # A retired name means nothing on its base, even if the store may have it.
         (named(view("a/a", STORE, catalog=True), view("b/b", STORE)), {"a/a": RETIRED}, "b/b"),
         (named(view("a/a", catalog=True), view("b/b", catalog=True)), {"a/a": RETIRED, "b/b": REGISTERED}, "b/b"),
         (named(view("a/a", catalog=True), view("b/b", catalog=True)), {"a/a": None, "b/b": RETIRED}, "b/b"),

@@ -1,4 +1,4 @@
-"""What a name in a request means: the catalog's newest revision, or none, unless a wave has placed it."""
+"""What a name in a request means: the catalog's newest revision, or nothing, unless a wave has placed it."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -50,7 +50,7 @@ async def test_a_retired_name_is_answered_no_more_though_the_store_may_have_it(s
     await client.register(in_pieces(lines([entry("a/known", "r1")])))
     await client.retire(["a/stored", "a/known"])
 
-    async def gone(asked: str) -> bool:  # as soon as the gateway has heard of it
+    async def gone(asked: str) -> bool:  # once the gateway has noticed it
         try:
             await client.answer(question("hi", adapter=asked))
         except AdapterNotFound as error:
@@ -163,7 +163,7 @@ async def test_what_is_known_is_answered_without_asking_a_redis_that_is_silent(
         raise AssertionError("a request waits for Redis")
 
     async with AsyncExitStack() as stack:
-        redis = connect(own_redis.url)  # a patient one would wait for a silent Redis
+        redis = connect(own_redis.url)  # a patient connection would wait for a Redis that is away
         stack.push_async_callback(redis.aclose)
         scene = Scene(redis, stack)
         client = await opened(scene, local)

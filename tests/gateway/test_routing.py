@@ -1,4 +1,4 @@
-"""A client that knows only the gateway and an adapter gets answers, from the engine that should give them."""
+"""A client that knows only the gateway and an adapter's name gets answers from the right engine."""
 
 import asyncio
 
@@ -23,11 +23,11 @@ async def test_the_warmest_holder_answers_whoever_the_plan_named(scene: Scene) -
     assert (answer.engine, answer.text) == ("e-1", "Hello there.")
     assert answer.revision == "sha256:e-1-demo/pirate"
     assert not cool.seen
-    assert not warm.cancelled.is_set()  # it was let finish
+    assert not warm.cancelled.is_set()  # its stream was read to the end
 
 
 async def test_every_engine_is_told_where_a_wave_has_the_adapter(scene: Scene) -> None:
-    """Another engine than the wave's may hold it, and would know its name from the store alone."""
+    """An engine that is not the wave's may hold it, and would only look for its name in the store."""
     await scene.base(store=STORE)
     placed, holder = await scene.engine("e-0"), await scene.engine("e-1")
     elsewhere = "s3://other/demo/pirate"

@@ -1,4 +1,4 @@
-"""What the scope of a key opens, and that no file of scopes opens more than it says: decisions, and the file."""
+"""What a key's scope opens, and that no scopes file opens more than it says: the decisions and the file."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ SCOPES = st.builds(
 
 
 def view_of(base: str, names: list[str]) -> MapView:
-    """Each adapter placed, for waves of two namespaces, held and published."""
+    """Return a view with each adapter placed (for waves of two namespaces), held and published."""
     sources = {name: Source(f"s3://adapters/{name}") for name in names}
     placements = {
         name: Placement(name, source, ("a/wave", "b/wave"), (Place("e-0", Tier.DEVICE, "spread"),))
@@ -135,9 +135,9 @@ def test_waves_of_others_are_neither_counted_nor_named() -> None:
         (Mentions(("acme/x", "acme/y@3"), ("rival/w",)), True),
         (Mentions(("acme/x", "bot-7")), False),
         (Mentions(("rival/x",)), False),
-        (Mentions(("acme/",)), False),  # what names begin with, of which the key opens some
+        (Mentions(("acme/",)), False),  # a prefix of names, of which the key opens only some
         (Mentions(("acme/x",), others=True), False),
-        (None, False),  # an operator of before does not say
+        (None, False),  # an operator of an earlier version does not say
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Scopes as they come and go under a gateway that runs: what begins after is held to them, what is torn closes."""
+"""Scopes that change while a gateway runs: new calls obey them, and an unreadable file closes everything."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The gateway as a program: health, reflection, metrics, logs, and an orderly end."""
+"""The gateway as a program: health, reflection, metrics, logs, and a graceful end."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ async def test_a_stream_that_falls_silent_keeps_no_others_from_registering(scene
     assert {str(each) for each in outcomes} == {
         "stream: has sent nothing for 0.2 s; send it all again, since registering an entry twice does no harm"
     }
-    with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not that it is to retry later
+    with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not one that says to retry later
         await scene.client.register(silent())
 
 

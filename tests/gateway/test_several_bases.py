@@ -1,4 +1,4 @@
-"""A name alone means the one base that knows it, whichever door it comes by and whatever engines hold."""
+"""A name alone means the one base that knows it, through either door and whatever engines hold."""
 
 import asyncio
 from functools import partial
@@ -30,14 +30,14 @@ DOUBT = f"could be on several base models; name one of {OTHER}, {BASE}"
 
 
 class Two:
-    """Two bases with a catalog each, and an engine each."""
+    """Two bases, each with a catalog and an engine."""
 
     def __init__(self, scene: Scene, folder: Path) -> None:
         self.scene, self._folder = scene, folder
         self.engines: dict[str, ScriptedEngine] = {}
 
     async def begin(self, *stores: str) -> None:
-        """Those of `stores` have a store, too."""
+        """Start; the bases in `stores` also have a store."""
         for number, base in enumerate((BASE, OTHER)):
             store = Source(f"{STORE}/{number}") if base in stores else None
             record = BaseRecord(base, store, catalog=Source(f"file://{self._folder}/{base}"))
@@ -53,13 +53,13 @@ class Two:
         await self.scene.client.register(stream(request))
 
     async def ask(self, base: str = "") -> str:
-        """The base that answers."""
+        """Return the base that answers."""
         asked = question("Ahoy?", adapter=ADAPTER, base_model=base)
         answer = await self.scene.client.answer(asked)
         return next(name for name, engine in self.engines.items() if engine.name == answer.engine)
 
     async def model(self, query: str = "") -> tuple[int, Any]:
-        """What the Models API says."""
+        """Return the status and JSON of the Models API."""
         url = f"{self.scene.url}/v1/models/{ADAPTER}{query}"
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return answer.status, await answer.json()
@@ -141,7 +141,7 @@ async def test_a_retired_name_is_said_to_be_retired(two: Two) -> None:
 
 @pytest.fixture
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The bases and names that catalogs are asked for."""
+    """The bases and names looked up in catalogs."""
     found, find = list[tuple[str, str]](), Resolver.find
 
     async def noted(self: Resolver, base: str, asked: str) -> Entry | None:
@@ -180,7 +180,7 @@ async def test_of_a_name_that_a_key_does_not_open_no_catalog_is_asked(
 async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
     fragile: Scene, own_redis: RedisProcess, tmp_path: Path, news: list[tuple[str, str]]
 ) -> None:
-    """Nor guessed: both may have it. What was asked for before goes on being answered."""
+    """Nor guessed, since both bases may have it. Names asked for before are still answered."""
     two = Two(fragile, tmp_path)
     await two.begin()
     for named in ((BASE, "team/y"), (OTHER, ADAPTER)):

@@ -1,4 +1,4 @@
-"""Answers that must be JSON or match an expression: from a real engine, by HTTP, as OpenAI's clients ask for them."""
+"""Answers constrained to JSON or a regular expression, from a real engine over HTTP, as OpenAI's clients ask."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ASKED: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content":
 
 
 class Place(pydantic.BaseModel):
-    """What is asked for."""
+    """The schema of the answers."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     sea: Literal["north", "south"]
@@ -28,7 +28,7 @@ class Place(pydantic.BaseModel):
 
 @pytest.fixture
 async def client(scene: Scene, tmp_path: Path) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's, of a gateway before a real engine of a tiny base."""
+    """OpenAI's client for a gateway with a real engine of a tiny base."""
     base = save_base(tmp_path, max_position_embeddings=CONTEXT)
     async with asking(scene, base) as client:
         yield client
@@ -53,7 +53,7 @@ async def test_expressions_objects_and_schemas_of_vllms(client: openai.AsyncOpen
     schema = {"structured_outputs": {"json": Place.model_json_schema()}}
     response = await client.completions.create(**text, extra_body=schema)
     assert Place.model_validate_json(response.choices[0].text)
-    likely = {"27": 20, "3": 10, "94": 10}  # of this tokenizer: ':', '"' and '}'
+    likely = {"27": 20, "3": 10, "94": 10}  # this tokenizer's ':', '"' and '}'
     chat = await client.chat.completions.create(
         **ASKED, temperature=0, logit_bias=likely, response_format={"type": "json_object"}
     )
@@ -63,7 +63,7 @@ async def test_expressions_objects_and_schemas_of_vllms(client: openai.AsyncOpen
 
 
 async def test_a_chat_that_tells_no_number_of_tokens_comes_to_its_end(client: openai.AsyncOpenAI) -> None:
-    """By OpenAI only the context cuts it: many clients tell none, and count on a whole answer."""
+    """With OpenAI only the context limits it: many clients send no limit and rely on a complete answer."""
     asked: dict[str, Any] = {"model": BASE, "messages": ASKED["messages"], "seed": 1}
     response = await client.chat.completions.create(
         **asked, extra_body={"structured_outputs": {"regex": "[a-f]{600}"}}

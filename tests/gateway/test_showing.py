@@ -1,4 +1,4 @@
-"""What others wrote gives a terminal no orders, however `mint` shows it."""
+"""Untrusted text cannot control the terminal, however `mint` shows it."""
 
 import argparse
 import asyncio
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Message)
 
 
 def hostile(kind: type[M]) -> M:
-    """A message whose texts are all orders, one of each list."""
+    """Return a message whose texts are all control sequences, with one element in each list."""
 
     def like(descriptor: Any) -> dict[str, Any]:
         if descriptor.GetOptions().map_entry:
@@ -51,7 +51,7 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def drawn(what: RenderableType) -> str:
-    """What is written of it, by a console that gives no orders of its own."""
+    """Return what a console that adds no control sequences prints for it."""
     file = io.StringIO()
     Console(file=file, width=1000, highlight=False).print(what)
     return file.getvalue()
@@ -104,7 +104,7 @@ async def test_an_answer_is_as_it_came_in_a_pipe_and_gives_a_terminal_no_orders(
 
 
 async def on_a_terminal(scene: Scene, *arguments: str) -> str:
-    """What `mint` writes to one."""
+    """Return what `mint` prints on a terminal."""
     terminal, shown = os.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from mint_gateway.cli import main; main()", *arguments),
@@ -116,6 +116,6 @@ async def on_a_terminal(scene: Scene, *arguments: str) -> str:
     try:
         _, err = await asyncio.wait_for(process.communicate(), 60)
         assert (process.returncode, err) == (0, b"")
-        return os.read(terminal, 1 << 16).decode().replace("\r\n", "\n")  # all of it: less than a terminal keeps
+        return os.read(terminal, 1 << 16).decode().replace("\r\n", "\n")  # all of it fits a terminal's buffer
     finally:
         os.close(terminal)

@@ -1,5 +1,5 @@
-"""Clients that ask, leave their connection open and read nothing lose their place among the requests in flight, and
-their connection, of those that a door has."""
+"""Clients that keep their connection open and do not read their answer lose their place among the requests in flight,
+and their connection."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 
-WORDS = ("word " * 100_000,) * 40  # more than sockets hold that nobody reads
+WORDS = ("word " * 100_000,) * 40  # more than unread sockets can buffer
 
 
 @pytest.fixture
 async def engine(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    """One that has much to say, behind a gateway of little patience."""
+    """An engine with long answers, behind an impatient gateway."""
     monkeypatch.setattr("mint_gateway.slow_clients.TAKE_S", 0.3)
     await scene.base()
     engine = await scene.engine("smollm2-0")
@@ -56,7 +56,7 @@ async def test_one_that_asks_for_a_whole_answer_leaves_its_connection_to_others(
 
 
 def asking(scene: Scene, *, stream: bool) -> socket.socket:
-    """A connection by which a request has gone."""
+    """Return a connection on which a request was sent."""
     body = json.dumps({"model": BASE, "prompt": "Ahoy", "stream": stream}).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -106,7 +106,7 @@ async def read_events(call: AsyncIterable[sampling_pb2.GenerateEvent]) -> None:
 
 
 async def test_a_grpc_client_that_goes_while_it_is_sent_a_piece_is_one_that_cancels() -> None:
-    """gRPC tells a write now and then that its call has ended before it tells the call."""
+    """Sometimes gRPC reports a call's end to a write before it cancels the call."""
     begun = asyncio.Event()
     met: asyncio.Future[type[BaseException]] = asyncio.get_running_loop().create_future()
 

@@ -1,4 +1,4 @@
-"""One tenant's key reaches nothing of another's: call by call and route by route, none left out."""
+"""One tenant's key reaches nothing of another tenant: every call and every route is checked."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ from tests.waiting import until
 
 @pytest.fixture
 async def registered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Every method of gRPC and every route of HTTP that gateways serve which are begun after this."""
+    """Every gRPC method and HTTP route of the gateways started after this."""
     found: set[str] = set()
     server, application = type(grpc.aio.server()), Door.application
     add = server.add_generic_rpc_handlers
@@ -219,7 +219,7 @@ async def list_waves(tenants: Tenants, me: str, other: str) -> None:
 
 
 def by_http(tenants: Tenants, me: str, path: str, **body: object) -> Ask:
-    """Asking by HTTP, as an Ask: an error becomes the exception that it tells of."""
+    """Return an Ask over HTTP: an error response becomes the exception that it carries."""
 
     async def ask(name: str, base: str) -> object:
         request = body | {"model": name} | ({"base_model": base} if base else {})
@@ -294,7 +294,7 @@ CHECKS: dict[str, Check] = {
     "GET /v1/models/{model}": model,
     **{f"GET /v1/mint/{route}": check for route, check in paged.CHECKS.items()},
 }
-# What asks for no key tells of nobody's names.
+# Routes that require no key reveal no names.
 OPEN = {"GET /health", "GET /live", *(f"GET {path}" for path in FILES)}
 OPEN_SERVICES = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")
 
@@ -340,7 +340,7 @@ async def test_openais_client_sees_its_tenants_models_alone(tenants: Tenants) ->
 async def test_a_list_of_models_makes_each_base_narrow_once_however_many_it_has(
     tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time takes as long as the base has engines: others would wait for it, once a model."""
+    """Restricting a view takes time proportional to its engines; doing it for each model would delay others."""
     narrowed, narrow = list[str](), scope_filter._view
 
     def noted(view: MapView, scope: Scope) -> MapView:

@@ -1,4 +1,4 @@
-"""Both doors by TLS: real certificates over real sockets, and new ones without a restart."""
+"""Both doors over TLS: real certificates on real sockets, and new ones without a restart."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from tests.gateway.secrets import Authority, mount
 from tests.gateway.test_cli import mint
 from tests.waiting import until
 
-FOREVER = ("--patience", "86400")  # who waits so long at all is not told at once
+FOREVER = ("--patience", "86400")  # a wrongly retried error would exceed the test's time limit
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that nobody was told of."""
+    """An authority that no client trusts by default."""
     return Authority(tmp_path_factory.mktemp("stranger"))
 
 
 @pytest.fixture
 async def secret(scene: Scene, authority: Authority, tmp_path: Path) -> Path:
-    """A mounted Secret; a gateway serves by it, with an engine behind."""
+    """A mounted Secret with the certificate of a gateway with one engine."""
     folder = mount(tmp_path / "tls", authority.certificate("first"))
     await scene.base()
     engine = await scene.engine("e-0")
@@ -52,7 +52,7 @@ async def secret(scene: Scene, authority: Authority, tmp_path: Path) -> Path:
 
 
 async def get(scene: Scene, authority: Authority, path: str = "/v1/models") -> int:
-    """The status by HTTP, of a client that trusts this authority alone, on a connection of its own."""
+    """Return the HTTP status for a client that trusts only this authority, on a new connection."""
     trusted = ssl.create_default_context(cafile=str(authority.file))
     url = f"https://127.0.0.1:{scene.gateway.http_port}{path}"
     async with aiohttp.ClientSession() as session, session.get(url, ssl=trusted) as answer:
@@ -60,7 +60,7 @@ async def get(scene: Scene, authority: Authority, path: str = "/v1/models") -> i
 
 
 async def healthy(scene: Scene, authority: Authority) -> bool:
-    """Whether it answers by gRPC to a client that trusts this authority alone, on a connection of its own."""
+    """Return whether gRPC answers a client that trusts only this authority, on a new connection."""
     credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
     alone = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.secure_channel(scene.target, credentials, options=alone) as channel:
@@ -109,7 +109,7 @@ async def test_a_new_certificate_is_shown_by_both_doors_without_a_restart(
         assert await get(scene, stranger) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await get(scene, authority)
-        await before.placements()  # on the connection that it has
+        await before.placements()  # on its existing connection
 
 
 async def test_a_new_certificate_that_is_none_is_told_once_and_the_old_one_goes_on(
@@ -184,7 +184,7 @@ async def test_the_command_line_asks_by_tls(
     }.items():
         code, _, err = await mint(scene.target, "placements", *distrusting)
         assert code == 1
-        assert "mint: Unavailable: " in err  # after what gRPC itself says of it
+        assert "mint: Unavailable: " in err  # after gRPC's own log
         assert err.endswith(f": {advice}\n")
     code, _, err = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
     assert (code, err) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
@@ -202,7 +202,7 @@ async def test_a_command_line_that_speaks_no_tls_to_a_gateway_that_does_is_told_
     for verb in (("placements",), ("ask", "Hello?"), ("ask", "--bare", "--adapter", "demo/pirate", "Hello?")):
         code, _, err = await mint(scene.target, *verb, *FOREVER)
         assert (code, bool(err)) == (1, True)
-        for line in err.splitlines():  # `ask` has one for each answer that failed
+        for line in err.splitlines():  # `ask` prints one for each failed answer
             assert line.startswith("mint: Unavailable: ")
             assert line.endswith(f": Socket closed; {advice}")
 
@@ -238,12 +238,12 @@ async def test_a_command_line_at_the_port_for_http_is_told_which_one_is_meant(
 
 
 async def test_a_gateway_that_is_merely_not_up_yet_is_waited_for(scene: Scene) -> None:
-    """Also where who forwards to it hangs up meanwhile, as a gateway that speaks TLS would."""
+    """Also if a forwarder closes connections meanwhile, as a TLS gateway would."""
     hung_up = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal hung_up
-        await reader.read(1)  # or what nobody has read would have the connection be reset
+        await reader.read(1)  # unread data would cause a reset
         hung_up += 1
         writer.close()
 

@@ -1,4 +1,4 @@
-"""Functions called by a real engine's answers, by HTTP, as OpenAI's clients ask for it: streamed and whole."""
+"""Function calls in a real engine's answers over HTTP, as OpenAI's clients ask for them: streamed and complete."""
 
 import json
 import re
@@ -46,7 +46,7 @@ CALL = f'<tool_call>\n{{"name": "depth", "arguments": {ARGUMENTS}}}\n</tool_call
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that calls twice when it is asked, and then says what it was told."""
+    """A base that answers a question with two calls, and then repeats the result."""
     base = save_tooled(tmp_path_factory.mktemp("base"), max_position_embeddings=CONTEXT)
     tokenizer = AutoTokenizer.from_pretrained(base)
 
@@ -72,7 +72,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One that hardly changes what the base says, and one that has it say nothing of it."""
+    """One adapter that hardly changes the base's answers, and one with which it makes no calls."""
     folders = {name: tmp_path_factory.mktemp("adapter") for name in (GENTLE, WILD)}
     save_adapter(base, folders[GENTLE], rank=4, lora_alpha=0.001)
     save_adapter(base, folders[WILD], rank=4)
@@ -86,8 +86,8 @@ async def client(scene: Scene, base: Path, adapters: dict[str, Path]) -> AsyncIt
 
 
 async def answered(client: openai.AsyncOpenAI, **options: Any) -> Choice:
-    """The one choice of an answer, which is the same whether it is whole or streamed."""
-    headers = {"X-Request-Id": "mine"}  # of a conversation, as some clients set it
+    """Return an answer's only choice, after checking that it is the same complete and streamed."""
+    headers = {"X-Request-Id": "mine"}  # the same for a conversation, as some clients set it
     answer: ChatCompletion = await client.chat.completions.create(**ASKED | options, extra_headers=headers)
     [whole] = answer.choices
     stream = await client.chat.completions.create(**ASKED | options, extra_headers=headers, stream=True)
@@ -132,7 +132,7 @@ async def test_the_model_calls_in_its_own_way_and_answers_with_what_it_was_told(
 
 
 async def test_an_adapter_calls_as_its_base_does(client: openai.AsyncOpenAI) -> None:
-    """In its own way where it has one, and held to it where it hasn't."""
+    """In its own format if it has learnt one, and constrained to calls if it has not."""
     first = await answered(client, temperature=0, model=GENTLE)
     assert (first.message.content, first.finish_reason) == ("I sound.", "tool_calls")
     assert function_calls(first) == [("depth", json.loads(ARGUMENTS))] * 2
@@ -197,7 +197,7 @@ async def test_calls_that_must_come_do_whatever_the_model_would_say(client: open
 
 
 async def test_calls_that_must_come_and_are_cut(client: openai.AsyncOpenAI) -> None:
-    """What is whole is called; the rest stays text."""
+    """Complete calls count; the rest stays text."""
     for seed in range(3):
         cut = await client.chat.completions.create(
             **ASKED | {"max_tokens": 8}, tool_choice=CHOSEN, seed=seed, temperature=0.5
@@ -208,7 +208,7 @@ async def test_calls_that_must_come_and_are_cut(client: openai.AsyncOpenAI) -> N
 
 
 async def test_a_base_that_writes_calls_in_no_known_form_is_held_to_them(scene: Scene, tmp_path: Path) -> None:
-    """And one whose template takes no tools is asked for none."""
+    """And tools are refused for a base whose template does not accept them."""
     base = save_base(tmp_path, max_position_embeddings=CONTEXT)
     tokenizer = AutoTokenizer.from_pretrained(base)
     own = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + tokenizer.chat_template
@@ -278,7 +278,7 @@ async def test_an_answer_of_nothing_is_an_empty_text_that_can_be_sent_back(scene
 
 
 async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> None:
-    """An engine's pieces may end anywhere, and hold several calls."""
+    """An engine's pieces may end anywhere, and may contain several calls."""
     await scene.base()
     engine = await scene.engine("e-0")
     engine.words = [*(CALL[place : place + 7] for place in range(0, len(CALL), 7)), f"{CALL}{CALL}"]

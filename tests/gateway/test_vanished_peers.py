@@ -1,4 +1,4 @@
-"""Either end of a call notices that the other has vanished without a word: its connection stays, and is silent."""
+"""Either end of a call notices that its peer has vanished silently, leaving the connection open."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -27,13 +27,13 @@ Options = Iterable[tuple[str, int]]
 
 
 def sooner(options: Options, times: int = SOONER) -> list[tuple[str, int]]:
-    """What pings are told by, so many times as soon."""
+    """Return the options with all ping intervals `times` times as short."""
     return [(name, value // times if "keepalive" in name or "ping" in name else value) for name, value in options]
 
 
 @pytest.fixture
 async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedEngine]:
-    """One that has begun to answer, and says no more."""
+    """An engine that begins to answer and then hangs."""
     monkeypatch.setattr("tests.gateway.scripted.SERVER_OPTIONS", sooner(SERVER_OPTIONS))
     monkeypatch.setattr(channels, "_OPTIONS", sooner(channels._OPTIONS))
     engine = ScriptedEngine(BASE, "smollm2-0")
@@ -44,7 +44,7 @@ async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedEngin
 
 
 async def begun(stub: "SamplerAsyncStub", relay: Relay) -> "Call":
-    """A call of which the beginning has come, and nothing ever comes again."""
+    """Return a call whose first event has arrived, and on which nothing arrives any more."""
     call = stub.Generate(sampling_pb2.GenerateRequest(base_model=BASE, text="Ahoy"))
     event = await call.read()
     assert isinstance(event, sampling_pb2.GenerateEvent)

@@ -1,4 +1,4 @@
-"""Rewards as those who watch a wave are told them: all at first, then what is new, or all again to older clients."""
+"""Rewards sent to the watchers of a wave: all at first, then only new ones, or all again to older clients."""
 
 from collections.abc import AsyncIterator
 
@@ -34,7 +34,7 @@ async def test_whoever_keeps_what_is_told_gets_new_rewards_alone(scene: Scene, t
     await training.report(reported(first, 3), rewards={first: [0.1, 0.2, 0.3]})
     assert await rewards_at(updates, 3) == (2, [0.3])
     assert await rewards_at(whole, 3) == (0, [0.1, 0.2, 0.3])
-    await training.report(reported(first, 1, lease=8))  # resumed, and yet to tell of its first step there
+    await training.report(reported(first, 1, lease=8))  # resumed, before it has reported its first step there
     assert await rewards_at(updates, 1) == await rewards_at(whole, 1) == (0, [0.1])
     await training.report(reported(first, 2, lease=8), rewards={first: [0.1, 0.9]})
     assert await rewards_at(updates, 2) == (1, [0.9])

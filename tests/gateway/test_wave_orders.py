@@ -1,4 +1,4 @@
-"""`mint wave pause|resume|cancel` against a real API server, by a real kubectl."""
+"""`mint wave pause|resume|cancel` against a real API server, with a real kubectl."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def namespace(api_server: ApiServer) -> str:
-    """One with a wave that trains, `lessons`, and one that serves, `served`."""
+    """A namespace with a training wave, `lessons`, and a serving wave, `served`."""
     name = api_server.namespace(f"orders-{next(_numbers)}")
     for wave, spec in (("lessons", {"train": TRAIN}), ("served", {"adapters": {"names": ["a"]}})):
         body = {"apiVersion": "mint.dev/v1alpha1", "kind": "AdapterWave", "metadata": {"name": wave}}
@@ -29,7 +29,7 @@ def namespace(api_server: ApiServer) -> str:
 
 @pytest.fixture
 def ask(api_server: ApiServer, namespace: str) -> Ask:
-    """`mint wave VERB NAME` in that namespace, where no gateway is."""
+    """A function that runs `mint wave VERB NAME` in that namespace, without a gateway."""
     places = {"KUBECONFIG": str(api_server.kubeconfig), "HOME": str(api_server.kubeconfig.parent)}
 
     async def asked(verb: str, wave: str, *options: str, **environment: str) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""Watching training waves through a gateway: over a real Redis, with records as operator and engines write them."""
+"""Watching training waves through a gateway, over a real Redis with records as operator and engines write them."""
 
 import asyncio
 import io
@@ -44,7 +44,7 @@ def reported(
 
 
 class Training:
-    """One engine that trains the wave's two policies, and the operator's word on the wave."""
+    """One engine that trains the wave's two policies, and the operator's record of the wave."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -262,7 +262,7 @@ def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:
     name, end = NAMES[0], Published("sha256:abc", 4, Source("s3://runs/abc"))
     complete = reported(name, 4, Stage.COMPLETE, published=end)
     record = msgspec.structs.replace(wave(), last_words=(last_word(complete),))
-    for lease in (7, 8):  # it goes on, with the lease that it had or another
+    for lease in (7, 8):  # it continues, under the same lease or another
         loads = reported(name, 0, Stage.LOADING, lease=lease)
         engine, word = heard(record, {"e-0": {name: loads}})[name]
         assert (engine, word.stage, word.step, word.published) == ("e-0", Stage.LOADING, 4, end)

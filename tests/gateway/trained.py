@@ -1,4 +1,4 @@
-"""What one tenant's key reaches of another's policies of Trainer calls: nothing, call by call."""
+"""Checks, call by call, that one tenant's key reaches nothing of another tenant's policies of Trainer calls."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ async def create_policy(tenants: Tenants, me: str, other: str) -> None:
 
 
 def called(call: str, request: Any) -> Check:
-    """A check of a Trainer call over one policy."""
+    """Return a check of a Trainer call on one policy."""
 
     async def check(tenants: Tenants, me: str, other: str) -> None:
         async def ask(policy: str) -> object:

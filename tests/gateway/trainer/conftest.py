@@ -1,4 +1,4 @@
-"""Real engines that train by calls, behind a gateway, and a client that goes on trying, as a scene's own does not."""
+"""Real engines that train by calls, behind a gateway, and a client that retries, which a scene's own does not."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

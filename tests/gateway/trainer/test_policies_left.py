@@ -1,4 +1,4 @@
-"""A program whose policy's engine ends goes on by the gateway: without a loss where that was told to end."""
+"""A program whose policy's engine ends continues through the gateway, without loss if the engine was told to end."""
 
 import asyncio
 
@@ -95,7 +95,7 @@ async def test_what_somebody_has_dropped_stays_dropped(school: School, patient: 
 
 
 async def test_nobody_goes_on_with_older_weights_unawares(school: School, patient: Client) -> None:
-    """An engine has told that it has left a policy, and goes on with it before it is killed."""
+    """An engine has announced that it left a policy, and then trains it further before it is killed."""
     policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     [where] = school.has("acme/a")

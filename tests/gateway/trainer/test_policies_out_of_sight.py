@@ -1,4 +1,4 @@
-"""A policy that a gateway has lost sight of has not gone: its calls count once, and its program goes on."""
+"""A policy that a gateway has lost sight of still exists: its calls take effect once, and its program continues."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ from tests.waiting import until
 
 
 class Blinking:
-    """A gateway that loses sight of an engine, and with it so many answers to OptimStep."""
+    """A gateway that loses sight of an engine, and with it `blinks` answers to OptimStep."""
 
     def __init__(self, stub: Any) -> None:
         self._stub, self.blinks = stub, 0

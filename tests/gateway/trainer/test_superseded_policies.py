@@ -1,4 +1,4 @@
-"""An engine was cut off while another one resumed a policy, and is back: programs go on with the other one's."""
+"""An engine was cut off while another resumed its policy, and is back: programs continue with the other engine's."""
 
 import grpc
 import pytest
@@ -20,7 +20,7 @@ def each_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long a test takes."""
+    """Prevent engines' lease checks, however long a test takes."""
     monkeypatch.setattr(lease_check, "LOOK_S", 3600.0)
 
 
@@ -29,7 +29,7 @@ def away(*_: object) -> None:
 
 
 async def resume_elsewhere(school: School, policy: str) -> str:
-    """Go on with it on the engine that has it not, as by a gateway that does not reach the other one: its name."""
+    """Resume it on the engine that does not have it, as a gateway that cannot reach the other; return its name."""
     [where] = school.has(policy)
     [other] = {*NAMES} - {where}
     await resume_on(school, other, policy)
@@ -103,7 +103,7 @@ async def test_two_programs_do_not_go_on_with_one_policy_unawares_though_they_co
     other = await resume_elsewhere(school, "acme/a")
     async with Client(school.engines[other].record().address) as elsewhere:
         await learn(await elsewhere.policy("acme/a"))
-    await learn(policy)  # where it was, which has not looked yet
+    await learn(policy)  # on the first engine, which has not checked its lease yet
     monkeypatch.setattr(lease_check, "LOOK_S", 0.0)
     with pytest.raises(errors.PolicyNotFound, match="another program has called it; resume it by its name"):
         await policy.forward_backward(LESSON, loss="cross_entropy")
@@ -127,7 +127,7 @@ async def test_a_call_for_the_later_lease_goes_there_though_a_gateway_remembers_
 async def test_a_program_does_not_go_back_to_the_earlier_one_when_the_later_one_has_ended(
     school: School, patient: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor where the store does not tell that it is the earlier one, and both have come to the same call."""
+    """Nor if the store cannot show which one is earlier, and both are at the same call."""
     await (await patient.create_policy("acme/a", rank=4)).save_state()
     [where] = school.has("acme/a")
     await school.engines[where].trains.server.register.rest(0.0)

@@ -125,14 +125,14 @@ async def test_a_policy_goes_on_elsewhere_from_what_it_saved_when_its_engine_has
 
 async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engine(school: School) -> None:
     client = school.scene.client
-    for name in NAMES:  # each is somebody's home
+    for name in NAMES:  # each is some policy's home
         there = school.engines[name].trains.server.register
         assert there.context is not None
         async with grpc.aio.insecure_channel(school.engines[name].record().address) as channel:
             stub = TrainerStub(channel)
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=f"acme/{name}", rank=4))
             await stub.Publish(pb.PublishRequest(policy=f"acme/{name}", sequence=1))
-        there._calls.clear()  # as in an engine of this name that has started anew
+        there._calls.clear()  # as in an engine of this name that has restarted
         await client.drop_policy(f"acme/{name}")
         await there.context.announcement_cache.look()
         assert f"acme/{name}" not in there.context.announcement_cache.known
@@ -141,7 +141,7 @@ async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engin
 async def test_of_two_lives_that_are_there_the_later_is_meant(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whereabouts, "ASK_S", LIMIT_S)  # both answer, be it late
+    monkeypatch.setattr(whereabouts, "ASK_S", LIMIT_S)  # so that both answer, however late
     client = school.scene.client
     lives = {}
     for name in NAMES:  # as two gateways may have done while one engine was away
