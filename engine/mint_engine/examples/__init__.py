@@ -1,1 +1,1 @@
-"""What policies learn from: reading examples, rendering their prompts, and which of them a step takes."""
+"""Training examples: reading data sets, rendering prompts, and drawing the examples of a step."""

@@ -1,6 +1,6 @@
-"""A data set's examples, all of them in memory: JSON lines or Parquet by URI, or lines given in the map.
+"""Reading a data set's examples into memory: JSON lines or Parquet by URI, or lines from the placement map.
 
-Blocks its thread. Whatever is wrong with a line is reported with the line's number.
+Blocks its thread. Errors in a line are reported with the line's number.
 """
 
 import io
@@ -31,16 +31,16 @@ from mint_engine.sources.copying import CHUNK_BYTES, read_up_to
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of
 
-_LINE = re.compile(rb"(?=.)([^\r\n]*)(?:\r\n|[\r\n]|\Z)", re.DOTALL)  # as `splitlines` cuts
+_LINE = re.compile(rb"(?=.)([^\r\n]*)(?:\r\n|[\r\n]|\Z)", re.DOTALL)  # splits as `splitlines` does
 
 MAX_BYTES = 256 << 20
 MAX_LINE = 1 << 20
 MAX_EXAMPLES = 1_000_000
-MOST_S = 600.0  # that a file's bytes may take: a source that trickles holds up those who wait for their turn
+MOST_S = 600.0  # limit for reading a file: a source that trickles holds up data sets that wait for their turn
 
 
 def read_dataset(dataset: Dataset) -> Examples:
-    """Every example, at least one.
+    """Read every example of a data set, at least one.
 
     Raises BadExample naming the line, InvalidRequest, CapacityExceeded for too many, and the errors of a source.
     """
@@ -61,12 +61,12 @@ def read_dataset(dataset: Dataset) -> Examples:
 
 
 def split(content: bytearray) -> Iterator[bytes]:
-    """Its lines one by one: all at once short ones would take twenty times as much memory as the file."""
+    """Yield its lines one by one: a list of short lines would take twenty times as much memory as the file."""
     return (found[1] for found in _LINE.finditer(content))
 
 
 def _from_lines(lines: Iterator[bytes], dataset: Dataset, subject: str) -> Iterator[bytes]:
-    """Those that hold an example. What Windows puts before a text, a byte order mark, is none of it."""
+    """Yield the lines that have an example. A byte order mark, as Windows puts before texts, is removed."""
     first = (line.removeprefix(BOM_UTF8) for line in islice(lines, 1))
     for number, line in enumerate(chain(first, lines), start=1):
         _check_count(number, subject)
@@ -78,7 +78,7 @@ def _from_lines(lines: Iterator[bytes], dataset: Dataset, subject: str) -> Itera
 
 
 def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
-    """Rows as lines, within the bounds of these: a few kB may unpack to far more than memory holds."""
+    """Yield rows as lines, with the same limits: a few kB may unpack to far more than fits in memory."""
     subject, taken = f"dataset {dataset.uri!r}", 0
     try:
         for number, row in enumerate(rows(subject, io.BytesIO(content), MAX_BYTES), start=1):
@@ -115,7 +115,7 @@ def _check_size(size: int, subject: str) -> None:
 
 
 def _content(dataset: Dataset) -> bytearray:
-    """The file's bytes, by the code that fetches adapters, with its rules of what may be read."""
+    """Read the file's bytes with the code that fetches adapters, and its rules for what may be read."""
     parent, _, name = dataset.uri.rpartition("/")
     folder = folder_of(Source(parent, dataset.revision))
     subject, until = f"dataset {dataset.uri!r}", time.monotonic() + MOST_S
@@ -124,7 +124,7 @@ def _content(dataset: Dataset) -> bytearray:
         found = folder.files(name)
         if name not in found:
             raise SourceNotFound(subject, "does not exist; check its path")
-        _check_size(found[name] or 0, subject)  # before it is read, where its size is known
+        _check_size(found[name] or 0, subject)  # before it is read, if its size is known
         with folder.open(name) as file:
             content = bytearray()
             while part := read_up_to(file, min(CHUNK_BYTES, MAX_BYTES + 1 - len(content))):

@@ -1,31 +1,31 @@
-"""Which examples a step takes, and with which seeds: functions of the step alone, so that resuming needs no state.
+"""Which examples a step takes, and with which seeds: functions of only the step, so that resuming needs no state.
 
-The examples are gone through in a new order each epoch; a step takes the next ones, across an epoch's end too.
+Each epoch goes through the examples in a new order; a step takes the next ones, across an epoch's end, too.
 """
 
 import hashlib
 from math import isqrt
 
 _SEED_BYTES = 8
-_ROUNDS = 4  # on each half: as many as make a Feistel network's orders look random (Luby and Rackoff)
+_ROUNDS = 4  # on each half: enough to make a Feistel network's orders look random (Luby and Rackoff)
 
 
 def draw(count: int, seed: int, step: int, places: int) -> list[int]:
-    """The indices of the `places` examples that the step (from 0) takes of `count`."""
+    """Return the indices of the `places` examples that the step (from 0) takes of `count`."""
     first = step * places
     return [_at(count, f"{seed}:{at // count}", at % count) for at in range(first, first + places)]
 
 
 def rollout_seed(policy_seed: int, step: int, prompt: int, place: int) -> int:
-    """The sampling seed of one completion: the step's (from 0) `prompt`-th example, `place` in its group."""
+    """Return a completion's sampling seed: for the `prompt`-th example of the step (from 0), `place` in its group."""
     return _number(f"{policy_seed}:{step}:{prompt}:{place}")
 
 
 def _at(count: int, key: str, place: int) -> int:
-    """What comes at a place in the order that the key stands for, without making all of it.
+    """Return the index at a place of the pseudorandom order that the key defines, without computing all of the order.
 
-    A Feistel network on a rectangle that hardly exceeds `count`; what falls outside is put through again, until it
-    does not (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    It is a Feistel network on a rectangle slightly larger than `count`; a result outside of `count` goes through it
+    again until it is inside (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
     """
     width = isqrt(count - 1) + 1
     height = -(-count // width)

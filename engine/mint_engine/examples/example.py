@@ -1,4 +1,4 @@
-"""One example of a data set, from its JSON object."""
+"""One example of a data set, read from its JSON object."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,21 +19,21 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Example(msgspec.Struct, frozen=True):
-    """A prompt, as text or as a chat, the answer where there is one, and the whole of it as JSON."""
+    """A prompt, as text or as a chat, the answer if there is one, and the complete example as JSON."""
 
     prompt: str | tuple[Message, ...]
     answer: str | None
     json: str
-    variables: Mapping[str, Any] = {}  # of the chat template: its data set's
+    variables: Mapping[str, Any] = {}  # the data set's variables for the chat template
 
     @property
     def text(self) -> str:
-        """The prompt as a reward gets it: of a chat, its last turn."""
+        """The prompt as a reward gets it: for a chat, its last turn."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
 
 
 def read_line(line: str | bytes, dataset: Dataset, subject: str) -> Example:
-    """An example from a JSON line. Raises BadExample."""
+    """Read an example from a JSON line. Raises BadExample."""
     try:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

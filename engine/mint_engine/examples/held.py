@@ -1,6 +1,6 @@
-"""A data set's examples in memory: as their lines, of which each is read again when it is asked for.
+"""A data set's examples in memory, kept as lines; a line is decoded again each time that its example is taken.
 
-With all of their texts as objects they would take several times the bytes of a file, and of some files ten times.
+As objects, with all of their texts, they would take several times the file's size, for some files ten times.
 """
 
 from array import array
@@ -12,7 +12,7 @@ from mint_engine.examples.example import Example, read_line
 
 
 class Examples(Sequence[Example]):
-    """Of lines that have been read without error, which nobody changes. A slice has lines of its own."""
+    """An immutable sequence of examples, made of lines that were read without error. A slice copies its lines."""
 
     def __init__(self, dataset: Dataset, lines: Iterable[bytes]) -> None:
         self._dataset, self._content, self._ends = dataset, bytearray(), array("Q")

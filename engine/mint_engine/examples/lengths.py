@@ -1,7 +1,7 @@
-"""Whether what a policy is to learn from fits the context: checked as it begins, not hours later by its step.
+"""Checks that a policy's examples fit the context when its training begins, rather than hours later in a step.
 
-To render all of a large data set would take minutes. Those of the longest texts tell of the others; where one does
-not fit all the same, the step that draws it says so.
+Rendering all of a large data set would take minutes, so only the examples with the longest texts are rendered; if
+another one does not fit after all, the step that draws it reports that.
 """
 
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from itertools import islice
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
 
-RENDERED = 64  # of a data set, longest first
-_AT_ONCE = 256  # are looked at, and in memory with all of their texts
+RENDERED = 64  # examples of a data set, longest first
+_AT_ONCE = 256  # examples read at once, which are in memory with all of their texts
 
 
 def check_lengths(render: Renderer, examples: Iterable[Example], room: int, *, answers: bool = False) -> None:
-    """Raise BadExample where a prompt does not leave `room`, or an answer that is to be learnt is not within it."""
+    """Raise BadExample if a prompt does not leave `room`, or (with `answers`) a training answer does not fit it."""
     rest, longest, learnt = iter(examples), list[Example](), list[Example]()
     while some := list(islice(rest, _AT_ONCE)):
         longest = nlargest(RENDERED, longest + some, key=_characters)
@@ -34,5 +34,5 @@ def _characters(example: Example) -> int:
 
 
 def _to_learn(example: Example) -> tuple[bool, int]:
-    """Those that have none come first."""
+    """Sort key by the answer's length; examples without an answer rank highest."""
     return not example.answer, len(example.answer or "")

@@ -1,4 +1,4 @@
-"""An example as the base reads it: its prompt's token ids, and for supervised learning those of its answer."""
+"""Rendering an example for the base: the token ids of its prompt, and for supervised learning of its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Renderer:
     ends: Ends
 
     def prompt(self, example: Example, room: int) -> tuple[int, ...]:
-        """The prompt's tokens, leaving `room` for new ones. Raises BadExample."""
+        """Return the prompt's tokens, leaving `room` for new ones. Raises BadExample."""
         request = sampling_pb2.GenerateRequest()
         if isinstance(example.prompt, str):
             request.text = example.prompt
@@ -54,7 +54,7 @@ class Renderer:
         return tokens
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:
-        """The answer's tokens and those that end it, at most `room`: a wave's maxTokens. Raises BadExample."""
+        """Return the tokens of the answer and its end, at most `room` (a wave's maxTokens). Raises BadExample."""
         if not example.answer:
             raise BadExample(f"example {example.text[:80]!r}", "has no answer to learn")
         tokens: Sequence[int] = self.tokenizer.encode(example.answer, add_special_tokens=False)

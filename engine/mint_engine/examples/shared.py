@@ -1,4 +1,4 @@
-"""Data sets that many policies learn from, each in memory once. Lives on the event loop."""
+"""Data sets shared by many policies, each in memory once. Belongs to the event loop."""
 
 import asyncio
 import hashlib
@@ -13,22 +13,22 @@ from mint_engine.examples.dataset import MOST_S, read_dataset
 from mint_engine.examples.held import Examples
 from mint_engine.sources.asking import asked
 
-AT_ONCE = 2  # are read: their bytes are in memory beside their examples, and parsing takes turns with the event loop
-TURN_S = 30.0  # that a file waits for its turn to be read, before those who wait for it are refused
+AT_ONCE = 2  # files read at once: their bytes are in memory beside the examples, and parsing slows the event loop
+TURN_S = 30.0  # how long a file waits for its turn to be read before its readers are refused
 
 _Key = tuple[str, bytes]
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A data set that is being read, or waits for its turn, and how many wait for it."""
+    """A data set that is being read, or waits for its turn, and the number of callers that wait for it."""
 
     task: asyncio.Task[Examples]
     waiting: int = 0
 
 
 class Datasets:
-    """Those that somebody holds. Policies of one run share what they read; another run reads what is there then."""
+    """The data sets in use. Policies of one run share what was read; another run reads the source again."""
 
     def __init__(self) -> None:
         self._held: WeakValueDictionary[_Key, Examples] = WeakValueDictionary()
@@ -36,9 +36,9 @@ class Datasets:
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def read(self, run: str, dataset: Dataset) -> Examples:
-        """Every example of a data set.
+        """Return every example of a data set.
 
-        Raises as `read_dataset`, to all who wait for the same; Overloaded where others are read before for long.
+        Raises as `read_dataset`, to all callers that wait for the same; Overloaded if its turn does not come in time.
         """
         key = (run, hashlib.sha256(msgspec.json.encode(dataset)).digest())
         found = self._held.get(key)
@@ -53,12 +53,12 @@ class Datasets:
             return found
         finally:
             reading.waiting -= 1
-            if not reading.waiting:  # it is done, or nobody wants it any more
+            if not reading.waiting:  # it is done, or no caller is left
                 reading.task.cancel()
                 del self._readings[key]
 
     async def _read(self, dataset: Dataset) -> Examples:
-        if dataset.lines:  # are in memory anyway, and soon read
+        if dataset.lines:  # already in memory, and quickly read
             return await asyncio.to_thread(read_dataset, dataset)
         subject = f"dataset {dataset.uri!r}"
         try:
@@ -67,7 +67,7 @@ class Datasets:
         except TimeoutError:
             raise Overloaded(subject, f"waits for {AT_ONCE} others that are read before it") from None
         reading = asyncio.ensure_future(asked(read_dataset, dataset))
-        reading.add_done_callback(lambda _: self._room.release())  # a thread goes on though nobody waits any more
+        reading.add_done_callback(lambda _: self._room.release())  # the thread continues even if nobody waits
         try:
             async with asyncio.timeout(MOST_S):
                 return await asyncio.shield(reading)

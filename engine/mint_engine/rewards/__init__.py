@@ -1,1 +1,1 @@
-"""What a completion is worth: built-in rewards, a user's own service, and sums of these."""
+"""Scoring completions: built-in rewards, a user's own service, and sums of these."""

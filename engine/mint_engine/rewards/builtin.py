@@ -1,4 +1,4 @@
-"""Rewards that need nobody else: each a pure function of one completion, 0 to 1."""
+"""Built-in rewards: each is a pure function of one completion, with values from 0 to 1."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -12,11 +12,11 @@ from mint_engine.rewards.schemas import Schema
 
 Judge = Callable[[Completion], float]
 
-_ANY_ANSWER = "q"  # as most have, a letter; and none that means something after a backslash or a question mark
+_ANY_ANSWER = "q"  # a letter, as in most answers, without a special meaning after a backslash or a question mark
 
 
 def judge_of(reward: Reward) -> Judge | None:
-    """The function that a built-in reward stands for; None for a service or a sum. Raises InvalidRequest."""
+    """Return the function of a built-in reward; None for a service or a sum. Raises InvalidRequest."""
     if reward.exact_match is not None:
         return _exact(reward.exact_match)
     if reward.regex is not None:
@@ -31,9 +31,9 @@ def judge_of(reward: Reward) -> Judge | None:
 
 
 def trial_of(reward: Reward) -> Callable[[], object] | None:
-    """What tells, before anything is scored, whether a pattern or a schema is one; None for other rewards.
+    """Return a function that checks, before anything is scored, that a pattern or schema is valid; None for others.
 
-    It blocks its thread, and raises InvalidRequest or RewardUnavailable.
+    The function blocks its thread, and raises InvalidRequest or RewardUnavailable.
     """
     if reward.regex is not None:
         pattern, full = pattern_for(reward.regex.pattern, _ANY_ANSWER), reward.regex.full
@@ -45,7 +45,7 @@ def trial_of(reward: Reward) -> Callable[[], object] | None:
 
 
 def fits_of(reward: Reward) -> Callable[[Completion], object] | None:
-    """What raises BadExample for one of an example whose completions nobody could judge; None where all can be."""
+    """Return a function that raises BadExample if the example's completions cannot be judged; None if all can be."""
     if reward.exact_match is not None:
         return lambda completion: _answer_of(completion, "exactMatch")
     if reward.regex is not None and ANSWER in reward.regex.pattern:
@@ -56,7 +56,7 @@ def fits_of(reward: Reward) -> Callable[[Completion], object] | None:
 
 
 def _answer_of(completion: Completion, reward: str) -> str:
-    """Its example's. Raises BadExample where that has none: nobody could ever be right, or wrong."""
+    """Return the example's answer. Raises BadExample if it has none: no completion could be right or wrong."""
     if completion.answer is None:
         reason = f"has no answer for {reward} to compare with; set dataset.answerField to the field that holds it"
         raise BadExample(_named(completion), reason)
@@ -64,7 +64,7 @@ def _answer_of(completion: Completion, reward: str) -> str:
 
 
 def _number_of(completion: Completion) -> Decimal:
-    """Its example's. Raises BadExample where the answer is none."""
+    """Return the number in the example's answer. Raises BadExample if there is none."""
     answer = _answer_of(completion, "numericAnswer")
     number = last_number(answer)
     if number is None:

@@ -1,9 +1,9 @@
-"""Processes that check texts by what users have written: one is ended where a check takes too long.
+"""Processes that check texts by users' schemas and patterns; a process is killed if a check takes too long.
 
-A schema of 2 kB may need hours, by references that double at each step or by a pattern, and so may a pattern of 20
-characters. A thread could not be stopped, and `re` lets nobody else run meanwhile. `regex` stops by itself, but by a
-clock of all that a process computes: in a busy engine long before its time. A process of its own can be stopped, with
-all that it holds, by its own time alone. `checking.py` is its other end.
+A schema of 2 kB may take hours, through references that double at each step or through a pattern, and so may a
+pattern of 20 characters. A thread cannot be stopped, and `re` holds the GIL meanwhile. `regex` has a timeout, but
+measures it by the CPU time of the whole process, so in a busy engine it fires far too early. A separate process can
+be killed, with all its memory, by its own CPU time. `checking.py` is its other end.
 """
 
 import json
@@ -15,22 +15,22 @@ from threading import Lock
 
 from mint_contracts.errors import InvalidRequest, MintError, RewardUnavailable
 
-CHECK_S = 2.0  # of a processor: a reward must not depend on how busy a machine is
+CHECK_S = 2.0  # of CPU time: a reward must not depend on how busy a machine is
 
 
 class Checker:
-    """The process: started when it is needed and is not there, asked by one thread at a time. It ends with us."""
+    """A checking process, started on demand and used by one thread at a time. It ends with this process."""
 
     def __init__(self, advice: str) -> None:
-        """`advice` is what to do about checks that take too long."""
+        """`advice` tells users what to do about checks that take too long."""
         self._advice = advice
         self._turn = Lock()
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def check(self, subject: str, kind: str, rule: str, text: str) -> bool:
-        """Whether a text is accepted by a rule; `kind` is one of `checking.KINDS`. Blocks its thread.
+        """Whether a rule accepts a text; `kind` is one of `checking.KINDS`. Blocks its thread.
 
-        Raises InvalidRequest where that takes too long, or is what can't be used; RewardUnavailable.
+        Raises InvalidRequest if the check takes too long or the rule cannot be used; RewardUnavailable.
         """
         with self._turn:
             try:

@@ -1,6 +1,6 @@
-"""The process that checks texts by JSON schemas or patterns: an answer to each request, until nobody asks any more.
+"""The process that checks texts by JSON schemas or patterns: it answers requests until the connection ends.
 
-It imports nothing of ours, so that it starts in a quarter of a second and takes some 25 MB.
+It imports none of MinT's packages, so that it starts in a quarter of a second and takes about 25 MB.
 """
 
 import json
@@ -20,14 +20,14 @@ from referencing.exceptions import Unresolvable
 
 MOST_BYTES = 1 << 30  # of its memory
 _SCHEMAS_CACHED = 32
-_SHALLOW = 32  # values within each other that any schema goes through
-_PATTERNS_CACHED = 1024  # one that compares with answers is another one for each
+_SHALLOW = 32  # levels of nesting that any schema can handle
+_PATTERNS_CACHED = 1024  # a pattern with `{answer}` is a different one for each answer
 
 _Check = Callable[[str], bool]
 
 
 def main() -> None:
-    """Answer on the socket that the argument numbers. What takes longer than a request says ends by SIGPROF."""
+    """Answer on the socket whose descriptor is the argument. A check beyond its request's limit ends by SIGPROF."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     connection = Connection(int(sys.argv[1]))
@@ -40,11 +40,11 @@ def main() -> None:
 
 
 def _answer(seconds: float, kind: str, rule: str, text: str) -> bool | str:
-    """Whether the text is accepted, or what is wrong with what it is to be accepted by."""
+    """Return whether the rule accepts the text, or what is wrong with the rule."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         check = KINDS[kind](rule)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # whether it was compiled before must make no difference
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # the full time, whether or not the rule was cached
         return check(text)
     except SchemaError as error:
         return f"is not a valid JSON schema: {error.message[:300]}"
@@ -54,7 +54,7 @@ def _answer(seconds: float, kind: str, rule: str, text: str) -> bool | str:
         return f"is not a valid regular expression: {error}"
     except MemoryError:
         return f"takes more than {MOST_BYTES >> 20} MiB on {text[:100]!r}"
-    except Exception as error:  # noqa: BLE001 - whatever it does to who checks is its own trouble alone
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is a problem of the user's rule
         return f"cannot be used: {type(error).__name__}: {str(error)[:300]}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -74,9 +74,9 @@ def _accepts(validator: Any, text: str) -> bool:
         return False
     try:
         return bool(validator.is_valid(value))
-    except ArithmeticError:  # 1e999 is beyond all floats that could be divided
+    except ArithmeticError:  # 1e999 is infinity as a float, which cannot be divided
         return False
-    except RecursionError:  # by the text, where that is deep, or by a schema that leads back to itself
+    except RecursionError:  # caused by a deeply nested text, or by a schema that refers to itself
         if _is_deep(value):
             return False
         raise

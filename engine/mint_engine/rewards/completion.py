@@ -1,12 +1,12 @@
-"""What a reward is given."""
+"""The input of a reward."""
 
 import msgspec
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """One completion of one example. Texts are as a user would read them: no special tokens, no stop string."""
+    """One completion of one example. Texts are as users see them: without special tokens and stop string."""
 
     prompt: str
     text: str
     answer: str | None = None  # None: the example has none
-    example: str = "{}"  # the whole example, as JSON
+    example: str = "{}"  # the complete example as JSON

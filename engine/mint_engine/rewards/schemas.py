@@ -1,4 +1,4 @@
-"""JSON schemas of users: checked by a process of its own (see `Checker`)."""
+"""Users' JSON schemas, checked in a separate process (see `Checker`)."""
 
 import json
 
@@ -11,10 +11,10 @@ _SUBJECT = "reward.jsonSchema"
 
 
 class Schema:
-    """One schema. What it refers to outside of itself is never fetched."""
+    """One schema. References outside of it are never fetched."""
 
     def __init__(self, text: str) -> None:
-        """Raises InvalidRequest for what is no JSON. Whether it is a schema takes longer: the first check says it."""
+        """Raises InvalidRequest for invalid JSON. Whether it is a valid schema is only known at the first check."""
         if len(text) > MAX_SCHEMA:
             raise InvalidRequest(_SUBJECT, f"has more than {MAX_SCHEMA} characters")
         try:
@@ -24,9 +24,9 @@ class Schema:
         self._text = text
 
     def accepts(self, text: str) -> bool:
-        """Whether a text is one JSON value that the schema accepts. NaN and infinity are no JSON. Blocks its thread.
+        """Whether a text is one JSON value that the schema accepts. NaN and infinity are not JSON. Blocks its thread.
 
-        Raises InvalidRequest for what is no schema, refers outside of itself or takes too long; RewardUnavailable.
+        Raises InvalidRequest if the schema is invalid, refers outside of itself or takes too long; RewardUnavailable.
         """
         return _checker.check(_SUBJECT, "schema", self._text, text)
 

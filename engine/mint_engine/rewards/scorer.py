@@ -1,4 +1,4 @@
-"""A wave's reward, ready to score: what is built in on a thread, what a user serves over gRPC, and sums of both."""
+"""Scoring by a wave's reward: built-in rewards on a thread, a user's service over gRPC, and sums of both."""
 
 import asyncio
 import math
@@ -12,16 +12,17 @@ from mint_engine.rewards.builtin import Judge, fits_of, judge_of, trial_of
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.service import ServiceClient
 
-MAX_PARTS = 32  # of a sum, sums within it counted too
-MOST_REWARD = 1e30  # rewards' squares, and sums of these, are still numbers
+MAX_PARTS = 32  # of a sum, nested sums included
+MOST_REWARD = 1e30  # squares of rewards, and sums of squares, stay finite
 
-# Of their own: what users' rewards take is bounded for one completion, not for all, and requests need threads too.
+# Separate threads: users' rewards are bounded in time for one completion, not for all, and requests need threads,
+# too.
 _threads = ThreadPoolExecutor(2, "rewards")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one reward counts in the sum: exactly one of `judge` and `service` is there."""
+    """One term of the sum: exactly one of `judge` and `service` is set."""
 
     name: str
     weight: float
@@ -32,7 +33,7 @@ class Part:
 
 
 class Scorer:
-    """Scores completions by one `Reward`. Raises InvalidRequest where that can't be used; `check` tells the rest."""
+    """Scores completions by one `Reward`. Raises InvalidRequest if that is unusable; `check` finds further errors."""
 
     def __init__(self, reward: Reward) -> None:
         self._parts = _parts(reward, 1.0)
@@ -40,22 +41,22 @@ class Scorer:
             raise InvalidRequest("reward.sum", f"has {len(self._parts)} parts; at most {MAX_PARTS}")
 
     async def check(self) -> None:
-        """Raise InvalidRequest for a pattern or a schema that is none, or takes too long; RewardUnavailable."""
+        """Raise InvalidRequest for a pattern or schema that is invalid or takes too long; RewardUnavailable."""
         for part in self._parts:
             if part.trial is not None:
                 await asyncio.get_running_loop().run_in_executor(_threads, part.trial)
 
     def check_example(self, empty: Completion) -> None:
-        """Raise BadExample where no completion of its example could be judged, as one without an answer."""
+        """Raise BadExample if no completion of the example could be judged, for lack of an answer, say."""
         for part in self._parts:
             if part.fits is not None:
                 part.fits(empty)
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
-        """The reward of each completion.
+        """Return the reward of each completion.
 
-        Raises BadReward for a reward that is no finite number, or beyond `MOST_REWARD`; RewardUnavailable,
-        InvalidRequest or BadExample.
+        Raises BadReward for a reward that is not finite or beyond `MOST_REWARD`; RewardUnavailable, InvalidRequest or
+        BadExample.
         """
         totals = [0.0] * len(completions)
         for part in self._parts:
@@ -81,14 +82,14 @@ class Scorer:
         return totals
 
     async def close(self) -> None:
-        """End connections."""
+        """Close connections to services."""
         for part in self._parts:
             if part.service is not None:
                 await part.service.close()
 
 
 async def _judged(judge: Judge | None, completions: Sequence[Completion]) -> list[float]:
-    """One by one, so that others' come between, and one at most is judged of a policy that is gone."""
+    """Judge completions one by one, so that others can come between, and at most one goes on after a cancellation."""
     if judge is None:
         return []
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""A user's own `Reward` service: batched, bounded in time, tried again while it may come back."""
+"""Client of a user's own `Reward` service: calls are batched, limited in time, and retried while that may help."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ from mint_contracts.transport import CHANNEL_OPTIONS
 from mint_engine.rewards.completion import Completion
 
 CALLS_AT_ONCE = 4
-MOST_BYTES = 3 << 20  # of a call's completions, of which one may have more: gRPC's servers take 4 MiB by default
+MOST_BYTES = 3 << 20  # of a call's completions, unless a single one has more: gRPC servers take 4 MiB by default
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
 
 _AWAY = {
@@ -28,7 +28,7 @@ _AWAY = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
 }
-# What a service's own defect gives, or a proxy that lost it: tried again, up to its `retries`, and then final.
+# Caused by a service's own defect, or by a proxy that lost it: retried up to `retries` times, then final.
 _BROKEN = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
 
 
@@ -36,7 +36,7 @@ class ServiceClient:
     """One connection to one service. An async context manager."""
 
     def __init__(self, service: RewardService) -> None:
-        """Raises InvalidRequest for a bundle that holds no certificates."""
+        """Raises InvalidRequest for a bundle without certificates."""
         options = list(CHANNEL_OPTIONS)
         if service.tls:
             credentials = grpc.ssl_channel_credentials(_authorities(service.ca_bundle))
@@ -48,7 +48,7 @@ class ServiceClient:
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
-        """A reward for each completion. Raises RewardUnavailable, or BadReward for an answer that is none."""
+        """Return a reward for each completion. Raises RewardUnavailable, or BadReward for an invalid answer."""
         scored = [_scored_completion(each) for each in completions]
         answers = await together(self._call(policy, step, batch) for batch in _batches(scored, self._service.batch))
         return [reward for answer in answers for reward in answer]
@@ -105,7 +105,7 @@ def _scored_completion(completion: Completion) -> ScoredCompletion:
 
 
 def _batches(scored: Sequence[ScoredCompletion], most: int) -> Iterator[list[ScoredCompletion]]:
-    """Of `most` completions each, and of `MOST_BYTES`."""
+    """Yield batches of at most `most` completions and MOST_BYTES; a single larger completion is its own batch."""
     batch, size = list[ScoredCompletion](), 0
     for each in scored:
         own = each.ByteSize()
@@ -119,7 +119,7 @@ def _batches(scored: Sequence[ScoredCompletion], most: int) -> Iterator[list[Sco
 
 
 def _authorities(bundle: str) -> bytes | None:
-    """Certificates as PEM; None for those that gRPC knows."""
+    """Return a bundle's certificates as PEM; None for gRPC's default ones."""
     if not bundle:
         return None
     try:

@@ -1,6 +1,6 @@
-"""Threads that wait for stores and sources: one that falls silent takes these, and none that requests are read on.
+"""Threads that wait for stores and sources: a silent source blocks these, and none that requests are read on.
 
-asyncio's own threads are few (six on two cores), and whatever has to be short is done there.
+asyncio's own threads are few (six on two cores) and reserved for short work.
 """
 
 import asyncio
@@ -17,5 +17,5 @@ _threads = ThreadPoolExecutor(THREADS, "asking")
 
 
 async def asked(work: Callable[[*Given], T], *given: *Given) -> T:
-    """What `work` makes of what it is `given`, on one of these threads. Whoever comes while all wait has to wait."""
+    """Run `work` with `given` on one of these threads and return its result; waits while all threads are busy."""
     return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)

@@ -1,11 +1,11 @@
-"""One remote base's copy on this machine's disk, file by file: what was copied stays for the next attempt.
+"""Copying one remote base to this machine's disk, file by file; what was copied stays for the next attempt.
 
-    .partial-NAME/files/        weights that are whole, and the small files
-    .partial-NAME/coming/FILE   as much of one as has come
-    .partial-NAME/marks/FILE    which content of it that is, and how much of that is on the disk for certain
+    .partial-NAME/files/        complete weight files, and the small files
+    .partial-NAME/coming/FILE   the part of a file that has been copied
+    .partial-NAME/marks/FILE    the mark of the copied content, and how much of it is durable
 
-An attempt goes on with what an earlier one left, of this process or of one that was killed, where the source still
-tells the same of the file. A source that tells nothing to know its content by is copied anew.
+An attempt continues from what an earlier one left, even one of a killed process, if the source still reports the same
+mark for the file. A file without a mark is copied from the start.
 """
 
 import hashlib
@@ -27,31 +27,31 @@ from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import About, NoRanges, RemoteFolder
 
 PARTIAL = ".partial-"
-SURE_BYTES = 1 << 30  # so much is copied at most between two times that it is made certain to be on the disk
+SURE_BYTES = 1 << 30  # the most bytes copied between two fsyncs
 
 _log = structlog.get_logger(__name__)
 
 
 class _Mark(msgspec.Struct, frozen=True):
-    """What is kept of a file: which content of it, and its first bytes that are on the disk for certain."""
+    """The state of a partial file: the mark of its content, and how many of its first bytes are durable."""
 
     mark: str
     bytes: int
 
 
 class BaseCopy:
-    """The copy of a base that `folder` holds, which lies at `target` once it is whole."""
+    """The copy of the base in `folder`; it appears at `target` once it is complete."""
 
     def __init__(self, folder: RemoteFolder, target: Path, headway: Headway) -> None:
         self.folder, self._target, self._headway = folder, target, headway
         self._here = target.with_name(f"{PARTIAL}{target.name}")
         self.files, self.coming, self.marks = (self._here / name for name in ("files", "coming", "marks"))
-        self.content_marks: dict[str, str] = {}  # by file, what tells the content that was copied from any other
+        self.content_marks: dict[str, str] = {}  # by file, the mark of the copied content
 
     def make_room(self, names: Collection[str]) -> None:
-        """Sweep other copies, whole ones too: a folder is one engine's, which has one base, by one address at a time.
+        """Delete other copies, complete ones too: the folder is one engine's, which has one base from one source.
 
-        Of this one's earlier attempts stays what is of these files, which it is to have and no others.
+        From earlier attempts of this copy, only the files in `names` are kept.
         """
         self._target.parent.mkdir(parents=True, exist_ok=True)
         for other in self._target.parent.iterdir():
@@ -64,28 +64,28 @@ class BaseCopy:
 
     @property
     def kept_bytes(self) -> int:
-        """What an earlier attempt left."""
+        """The number of bytes that earlier attempts left."""
         return sum(path.stat().st_size for folder in (self.files, self.coming) for path in folder.iterdir())
 
     def drop(self) -> None:
-        """Remove all of it."""
+        """Delete the partial copy."""
         shutil.rmtree(self._here, ignore_errors=True)
 
     def publish(self) -> None:
-        """Make it visible."""
+        """Make the complete copy visible at its target."""
         publish(self.files, self._target)
         self.drop()
 
     def small(self, sizes: dict[str, int | None]) -> None:
-        """Copy small files, anew at each attempt."""
+        """Copy small files, from the start at each attempt."""
         self._each(sizes, Headway(), anew=True)
 
     def weights(self, sizes: dict[str, int | None]) -> None:
-        """Copy large files, going on where an earlier attempt ended."""
+        """Copy large files, continuing where an earlier attempt ended."""
         self._each(sizes, self._headway, anew=False)
 
     def _each(self, sizes: dict[str, int | None], headway: Headway, *, anew: bool) -> None:
-        """One after another, with a line each: a large base takes hours."""
+        """Copy files one after another, with a log line for each: a large base takes hours."""
         for number, (name, size) in enumerate(sorted(sizes.items()), 1):
             began, file = time.monotonic(), _File(self, name, size, headway)
             if anew:
@@ -105,10 +105,10 @@ class _File:
         self._folder, self._name, self._size, self._headway = copy.folder, name, size, headway
         self._marks = copy.content_marks
         self._whole, self._coming, self._mark = copy.files / name, copy.coming / name, copy.marks / name
-        self._counted = 0  # bytes that `headway` was told of
+        self._counted = 0  # bytes that `headway` has counted
 
     def copy(self) -> tuple[int, int]:
-        """Bytes that were there before, and those of the file, which is whole now. Raises a MintError."""
+        """Copy the complete file; return how many bytes were there before, and its size. Raises a MintError."""
         about = self._folder.about(self._name)
         self._marks[self._name] = about.mark
         kept = self._kept(about)
@@ -119,7 +119,7 @@ class _File:
         try:
             self._pour(about, kept, in_blocks=True)
             self._check_mark(about)
-        except NoRanges:  # and so from the beginning, at one go: one answer is of one content
+        except NoRanges:  # so copy it from the start in one response, which is of one content
             self._headway.kept(-self._counted)
             self._counted = kept = 0
             self._pour(about, 0, in_blocks=False)
@@ -127,12 +127,12 @@ class _File:
         return kept, self._whole.stat().st_size
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Delete all that was copied of the file."""
         for path in (self._whole, self._coming, self._mark):
             path.unlink(missing_ok=True)
 
     def _kept(self, about: About) -> int:
-        """How much is there of what the source holds now; what is not of that is removed."""
+        """Return how many bytes of the source's present content are there; delete bytes of other content."""
         with suppress(OSError, msgspec.DecodeError):
             kept = msgspec.json.decode(self._mark.read_bytes(), type=_Mark)
             if about.mark and kept.mark == about.mark:
@@ -144,7 +144,7 @@ class _File:
         return 0
 
     def _pour(self, about: About, start: int, *, in_blocks: bool) -> None:
-        """Append what comes behind `start`; what has come stays where it ends early."""
+        """Append the content from `start` on; if that ends early, what was copied stays."""
         size = self._size
         limit = start + shutil.disk_usage(self._coming.parent).free if size is None else size + 1
         copied = sure = start
@@ -172,12 +172,12 @@ class _File:
             if copied > size:
                 self.forget()
             raise SourceUnavailable(subject, f"sent {copied} bytes of {self._name} where it lists {size}; retrying")
-        if size is None and copied == limit:  # there may be more of it
+        if size is None and copied == limit:  # there may be more
             problem = f"sends more of {self._name} than the {in_units(limit)} that its node's disk has free"
             raise CapacityExceeded(subject, f"{problem}; give it nodes with more disk")
 
     def _check_mark(self, about: About) -> None:
-        """Whether blocks are of the content told of before, of stores that are not asked for it with each of them."""
+        """Raise SourceUnavailable if the content changed while it was copied, if blocks were read unconditionally."""
         if not about.validator and self._folder.about(self._name).mark != about.mark:
             self.forget()
             raise SourceUnavailable(self._folder.subject, f"changed {self._name} while it was copied; retrying")
@@ -187,7 +187,7 @@ class _File:
         self._headway.more(count)
 
     def _keep(self, out: BinaryIO, about: About, count: int) -> int:
-        """Make the first bytes certain to be there after whatever happens."""
+        """Make the first `count` bytes durable and note that; return `count`."""
         out.flush()
         sync(self._coming)
         aside = self._mark.with_name(f".{self._mark.name}")
@@ -197,7 +197,7 @@ class _File:
 
 
 class _Digested:
-    """A file that is written behind its first `start` bytes, and the digest of all of it where that is `wanted`."""
+    """A file that is written after its first `start` bytes, and, if `wanted`, the digest of all of it."""
 
     def __init__(self, out: BinaryIO, start: int, *, wanted: bool) -> None:
         self._out, self._found = out, hashlib.sha256() if wanted else None

@@ -1,4 +1,4 @@
-"""What tells two copies of a base apart without reading all of it, which no node of several would have time for."""
+"""A digest that distinguishes bases without reading all of their weights, for which nodes would have no time."""
 
 import hashlib
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.sources.fetch_base import SUFFIXES, without_ggufs
 
-SMALL = 1 << 24  # of a file that is read whole: configurations, tokenizers, indices
-SAMPLES, SAMPLE = 256, 4096  # of a larger one, evenly over all of it, its first and last bytes among them
+SMALL = 1 << 24  # the most bytes of a file that is read completely: configurations, tokenizers, indices
+SAMPLES, SAMPLE = 256, 4096  # of a larger file: number and bytes, spread evenly from its first to its last bytes
 
 
 def base_digest(path: Path) -> str:
-    """Of the files of a base, a folder or one file: their names and sizes, small ones whole, samples of large ones.
+    """Return a digest of a base, a folder or one file: file names and sizes, small files, samples of large files.
 
-    Bases that were trained differ in nearly every number, and so in any sample. Raises SourceUnavailable.
+    Bases with different training differ in nearly every number, and so in any sample. Raises SourceUnavailable.
     """
     try:
         return _digest(path)
@@ -34,7 +34,7 @@ def _digest(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    names = without_ggufs([each.name for each in folder.iterdir()])  # of which an earlier version had copies made
+    names = without_ggufs([each.name for each in folder.iterdir()])  # which an earlier version copied, too
     return [folder / name for name in sorted(names) if name.endswith(SUFFIXES)]
 
 

@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def read_bounded(folder: Folder, name: str, limit: int) -> bytes:
-    """All bytes of a small file. Raises CorruptFile above `limit` bytes, and Source* errors."""
+    """Read all bytes of a small file. Raises CorruptFile above `limit` bytes, and Source* errors."""
     with folder.open(name) as file:
         text = read_up_to(file, limit + 1)
     if len(text) > limit:
@@ -23,7 +23,7 @@ def read_bounded(folder: Folder, name: str, limit: int) -> bytes:
 
 
 def read_up_to(file: BinaryIO, count: int) -> bytes:
-    """`count` bytes, or fewer where the file ends before."""
+    """Read `count` bytes, or fewer if the file ends before."""
     parts, left = [], count
     while left and (part := file.read(min(left, CHUNK_BYTES))):
         parts.append(part)
@@ -32,15 +32,15 @@ def read_up_to(file: BinaryIO, count: int) -> bytes:
 
 
 class Writer(Protocol):
-    """What bytes are written to."""
+    """Anything that bytes can be written to."""
 
     def write(self, part: bytes, /) -> object:
-        """All of them."""
+        """Write all of `part`."""
         ...
 
 
 def pour(file: BinaryIO, out: Writer, limit: int, tell: Callable[[int], None]) -> int:
-    """Copy until the file's end or `limit` bytes; returns how many there were, and tells of them as they come."""
+    """Copy until the file's end or `limit` bytes; return the number copied. `tell` gets each part's size at once."""
     copied = 0
     while copied < limit and (part := file.read(min(CHUNK_BYTES, limit - copied))):
         out.write(part)
@@ -50,14 +50,14 @@ def pour(file: BinaryIO, out: Writer, limit: int, tell: Callable[[int], None]) -
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Make a file or folder, complete under a temporary name, visible under its own, at once and for good."""
+    """Rename a complete file or folder from its temporary name to its own, atomically and durably."""
     sync(partial)
     partial.rename(target)
     sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or folder."""
+    """Fsync a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,5 +66,5 @@ def sync(path: Path) -> None:
 
 
 def folder_name(source: Source) -> str:
-    """The name of a source's folder in a cache."""
+    """Return the name of a source's folder in a cache."""
     return hashlib.sha256(f"{source.uri}\0{source.revision}".encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""What an adapter's source holds: PEFT's two files or one packed file, and the header of either."""
+"""The content of an adapter's source: PEFT's two files or one packed file, and the header of either."""
 
 from typing import BinaryIO
 
@@ -10,14 +10,14 @@ from mint_engine.sources.storage import Folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PACKED = "adapter.mint"  # where a source holds it, its PEFT files are not looked at
+PACKED = "adapter.mint"  # if a source has it, its PEFT files are ignored
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 def adapter_files(folder: Folder) -> dict[str, int | None]:
-    """The folder's files with their bytes, once it holds an adapter: a packed one, or PEFT's in safetensors.
+    """Return a folder's files with their sizes, if it has an adapter: a packed one, or PEFT's in safetensors.
 
-    Raises UnsafeFormat where its weights are pickled only, SourceNotFound where a file is missing.
+    Raises UnsafeFormat if its weights are only pickled, SourceNotFound if a file is missing.
     """
     found = folder.files(CONFIG, WEIGHTS, PACKED)
     if PACKED in found:
@@ -33,7 +33,7 @@ def adapter_files(folder: Folder) -> dict[str, int | None]:
 
 
 def read_header(file: BinaryIO, subject: str, file_bytes: int | None) -> Header:
-    """What a safetensors file's first bytes up to its tensors say. Raises CorruptFile or UnsafeFormat."""
+    """Read a safetensors file's header, all bytes before its tensors. Raises CorruptFile or UnsafeFormat."""
     start = read_up_to(file, header.LENGTH_BYTES)
     length = header.header_bytes(start, subject)
     text = read_up_to(file, length)

@@ -1,4 +1,4 @@
-"""Bringing a base model's files to this machine: local ones are used where they lie, others are copied once."""
+"""Fetching a base model's files to this machine: local files are used in place, others are copied once."""
 
 import json
 import os
@@ -35,11 +35,11 @@ from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, sub
 _SAFE = ".safetensors"
 _GGUF = ".gguf"
 _WEIGHTS = (_SAFE, _GGUF)
-_SHOWN = 5  # names of files
+_SHOWN = 5  # file names shown in an error
 SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONFIG = "config.json"
-# What a web server is asked for, since it can not be listed; shards are named by the index.
+# The files to ask a web server for, which has no listing; the index names the shards.
 _PROBED = (_CONFIG, "generation_config.json", "model.safetensors", "model.safetensors.index.json",
            "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin",
@@ -50,18 +50,18 @@ _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
 
 
-# Raises a MintError over a base that errors name so, by all of its files but its weights, in a folder; of a GGUF file
-# there is its head, and nothing behind it.
+# Look(folder, subject) raises a MintError that names `subject` if the base is to be refused. The folder has all of
+# its files but the weights; of a GGUF file it has the head, followed by a hole.
 Look = Callable[[Path, str], None]
 
 
 def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None = None) -> Path:
-    """The local path of a base: a folder, or one .gguf file where the URI names one.
+    """Return the local path of a base: a folder, or one .gguf file if the URI names one; copy it first if needed.
 
-    A remote source that could not be loaded anyway is refused before its weights are copied: then it is looked at.
-    `headway` is told of the copy.
-    Raises UnsafeFormat for pickled weights alone, UnsupportedBase for several GGUF files, CapacityExceeded when the
-    disk of `cache` is too small, CorruptFile and Source* errors, and what `look` does.
+    `look` is called before the weights of a remote source are copied, to refuse a base that could not be loaded.
+    `headway` counts the copied bytes.
+    Raises UnsafeFormat for only pickled weights, UnsupportedBase for several GGUF files, CapacityExceeded if the
+    disk of `cache` is too small, CorruptFile and Source* errors, and what `look` raises.
     """
     single = _single(source)
     if locate(source).is_local:
@@ -73,28 +73,28 @@ def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None 
 
 
 def _single(source: Source) -> str:
-    """The file that a URI names; "" where it names a folder."""
+    """Return the file that a URI names; "" if it names a folder."""
     path = locate(source).path
     return path.rsplit("/", 1)[-1] if path.endswith(_GGUF) else ""
 
 
 def cached_base(source: Source, cache: Path) -> Path:
-    """Where the copy of a remote base lies, once it is complete."""
+    """Return the path of a remote base's complete copy."""
     return cache / "base" / folder_name(source)
 
 
 def drop_base(source: Source, cache: Path) -> None:
-    """Remove a copy that is not right. Where this process is killed meanwhile, the next copy removes what is left."""
+    """Delete a bad copy. If this process is killed meanwhile, the next copy deletes the rest."""
     target = cached_base(source, cache)
     aside = target.with_name(f"{PARTIAL}dropped-{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
-        target.rename(aside)  # half of it is never seen under its own name
+        target.rename(aside)  # so that a half-deleted copy is never visible under its own name
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def marks_path(target: Path) -> Path:
-    """Where it is noted of which content of its source a copy is."""
+    """Return the path of the file with a copy's marks, which identify the content of the source that it has."""
     return target.parent.with_name("marks") / target.name
 
 
@@ -104,7 +104,7 @@ def _note(path: Path, marks: Mapping[str, str]) -> None:
 
 
 def copied_marks(source: Source, cache: Path) -> dict[str, str]:
-    """By file, what tells the content of a base's copy from any other; none where that is not known of all of it."""
+    """Return the marks of a base's copy by file; {} unless all of them are known."""
     try:
         marks = msgspec.json.decode(marks_path(cached_base(source, cache)).read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):
@@ -113,15 +113,15 @@ def copied_marks(source: Source, cache: Path) -> dict[str, str]:
 
 
 def source_marks(source: Source) -> dict[str, str]:
-    """The same of what a remote source holds now. Raises as `fetch_base` does."""
+    """Return the marks of a remote source's present content by file. Raises as `fetch_base` does."""
     folder, found = _listed(source, _single(source))
     return {name: folder.about(name).mark for name in sorted(found) if name.endswith(SUFFIXES)}
 
 
 def drop_stale(source: Source, cache: Path) -> bool:
-    """Remove a copy of other content than its source holds now. Raises as `source_marks`.
+    """Delete a copy whose content differs from its source's present one. Raises as `source_marks`.
 
-    Returns whether it is known what it is of.
+    Returns whether the copy's marks are known.
     """
     marks = copied_marks(source, cache)
     if marks and source_marks(source) != marks:
@@ -130,22 +130,22 @@ def drop_stale(source: Source, cache: Path) -> bool:
 
 
 def weights_read(names: Collection[str], shards: Collection[str]) -> set[str]:
-    """Which of a folder's safetensors transformers may read: an index's shards, and the one that has all.
+    """Return which of a folder's safetensors transformers may read: an index's shards, and model.safetensors.
 
-    Others beside them may hold the same a second time, for their makers' own code (consolidated.safetensors).
+    Further ones may have the same weights again, for their makers' own code (consolidated.safetensors).
     """
     known = {*shards, *({WHOLE} & set(names))}
     return known or {name for name in names if name.endswith(_SAFE)}
 
 
 def without_ggufs(names: Collection[str]) -> list[str]:
-    """A folder's files without .gguf where there are safetensors, of which they hold the same, for other programs."""
+    """Return a folder's files, without .gguf if there are safetensors: these have the same weights."""
     safe = any(name.endswith(_SAFE) for name in names)
     return [name for name in names if not (safe and name.endswith(_GGUF))]
 
 
 def _in_place(source: Source, single: str) -> Path:
-    """Where a base lies. Links are looked at once, and files opened by name later: its operator answers for them."""
+    """Return a local base's path. Links are checked only now, though files are opened later: its owner is trusted."""
     path, fence = local_path(locate(source))
     folder = LocalFolder(path.parent if single else path, subject_of(source), fence=fence)
     names = folder.files()
@@ -157,7 +157,7 @@ def _in_place(source: Source, single: str) -> Path:
 
 
 def check_names(names: list[str], subject: str) -> None:
-    """Raise UnsafeFormat, SourceNotFound, CorruptFile or UnsupportedBase unless these are of a base to be loaded."""
+    """Raise UnsafeFormat, SourceNotFound, CorruptFile or UnsupportedBase unless these files make a loadable base."""
     if any(name.endswith(_SAFE) for name in names):
         if _CONFIG not in names:
             raise CorruptFile(subject, f"holds no {_CONFIG}")
@@ -172,7 +172,7 @@ def check_names(names: list[str], subject: str) -> None:
 
 
 def several_ggufs(names: list[str]) -> str:
-    """What is said of a folder that holds them: it is not known which of them is the base."""
+    """Return the error message for a folder with several .gguf files: it is unclear which one is the base."""
     shown = ", ".join(sorted(names)[:_SHOWN])
     return f"holds {len(names)} .gguf files; name the one to serve in the URI ({shown})"
 
@@ -198,7 +198,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
         copy.weights(weights)
         _note(marks_path(target), copy.content_marks)
         copy.publish()
-    except SourceUnavailable:  # the next attempt goes on where this one ends
+    except SourceUnavailable:  # the next attempt continues where this one ends
         raise
     except MintError:
         copy.drop()
@@ -206,7 +206,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
 
 
 def _look_at_head(copy: BaseCopy, target: Path, name: str, size: int | None, look: Look) -> None:
-    """Of a GGUF file, beside the small files. Where it is untold how long it is, all of it is copied first."""
+    """Call `look` on a GGUF file's head beside the small files; without a known size, do nothing."""
     if size is None:
         return
     folder = copy.folder
@@ -218,7 +218,7 @@ def _look_at_head(copy: BaseCopy, target: Path, name: str, size: int | None, loo
                 path.write_bytes(read_head(file, folder.subject))
 
         retrying(read)
-        os.truncate(path, size)  # as long as it is, for who checks that: a hole, which takes no room
+        os.truncate(path, size)  # its real size, for checks of that; the rest is a hole, which takes no space
         for each in copy.files.iterdir():
             if each.name != name:
                 shutil.copyfile(each, Path(within, each.name))
@@ -252,7 +252,7 @@ def _listed(source: Source, single: str) -> tuple[RemoteFolder, dict[str, int | 
 
 
 def _shards(folder: Folder) -> list[str]:
-    """The weight files that an index names. Raises CorruptFile."""
+    """Return the weight files that an index names. Raises CorruptFile."""
     try:
         names = set(json.loads(read_bounded(folder, INDEX, _MAX_INDEX_BYTES))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -1,4 +1,4 @@
-"""The head of a GGUF file: it tells of configuration, tokenizer and tensors, and ends before what these hold.
+"""The head of a GGUF file: configuration, tokenizer and tensor descriptions, up to the tensors' data.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -10,18 +10,18 @@ from mint_contracts.errors import CorruptFile
 from mint_engine.sources.copying import CHUNK_BYTES
 
 MAGIC = b"GGUF"
-_VERSIONS = (2, 3)  # of those before, and of other byte orders, nothing is read
-_MOST_BYTES = 256 << 20  # vocabularies of a quarter million tokens, with their merges, have some 15 MB
-_MOST_VALUES = 1 << 21  # of all arrays; whoever reads them makes an object of each
-_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by the kind of a value
+_VERSIONS = (2, 3)  # earlier versions and other byte orders are not read
+_MOST_BYTES = 256 << 20  # a vocabulary of a quarter million tokens, with its merges, has about 15 MB
+_MOST_VALUES = 1 << 21  # of all arrays together; readers make an object of each
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # sizes by value type
 _STRING, _ARRAY = 8, 9
 
 
 def read_head(file: BinaryIO, subject: str) -> bytes:
-    """The head of a GGUF file that is read from its start, and maybe some bytes more.
+    """Read the head of a GGUF file from its start; the result may have some bytes more.
 
-    What is none, or of a version that is not known, is given back as far as that shows. Raises CorruptFile, naming
-    the file so, for a head that does not end.
+    For a file that is not GGUF, or of an unknown version, return the bytes that show it. Raises CorruptFile, naming
+    `subject`, for a head that does not end.
     """
     head = _Head(file, subject)
     if head.bytes(len(MAGIC)) == MAGIC and head.number("<I") in _VERSIONS:
@@ -32,12 +32,12 @@ def read_head(file: BinaryIO, subject: str) -> bytes:
         for _ in range(tensors):
             head.string()
             head.skip(head.number("<I") * 8)  # its shape
-            head.skip(4 + 8)  # its type, and where it lies
+            head.skip(4 + 8)  # its type and offset
     return bytes(head.read)
 
 
 class _Head:
-    """As much of it as was read, and how far it is gone through."""
+    """The bytes of a head read so far, and the position within them."""
 
     def __init__(self, file: BinaryIO, subject: str) -> None:
         self._file, self._subject, self._at, self._values = file, subject, 0, 0
@@ -73,7 +73,7 @@ class _Head:
             self._count(count)
             for _ in range(count):
                 self.string()
-        else:  # an array of arrays too, which nobody writes
+        else:  # or an array of arrays, which nobody writes
             raise CorruptFile(self._subject, f"has a value of the unknown kind {of} in its head")
 
     def _count(self, values: int) -> None:

@@ -1,4 +1,4 @@
-"""How far a base is on its way: counted by the threads that bring it, told by whoever wants to know."""
+"""The progress of fetching and loading a base: counted by the threads that do it, read from any thread."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from mint_contracts.records import Bringing
 
 
 class Headway:
-    """One phase after another. `clock` is monotonic, in seconds."""
+    """The progress of the current phase. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -17,29 +17,29 @@ class Headway:
         self._moved, self._began = 0, 0.0
 
     def begin(self, phase: str, total: int) -> None:
-        """A phase of `total` bytes begins; 0: nobody knows how many."""
+        """Begin a phase of `total` bytes; 0: the number is unknown."""
         with self._lock:
             self._phase, self._done, self._total = phase, 0, total
             self._moved, self._began = 0, self._clock()
 
     def more(self, count: int) -> None:
-        """So many bytes were moved."""
+        """Count `count` bytes as moved."""
         with self._lock:
             self._done += count
             self._moved += count
 
     def kept(self, count: int) -> None:
-        """So many bytes are there without having been moved now; below zero: they are to be moved again."""
+        """Count `count` bytes as present without having been moved now; negative: they will be moved again."""
         with self._lock:
             self._done += count
 
     def end(self) -> None:
-        """It is there, or is not being brought any more."""
+        """End the last phase: the base is loaded, or the attempt is over."""
         self.begin("", 0)
 
     @property
     def now(self) -> Bringing | None:
-        """How far it is; None while nothing is brought."""
+        """The current progress; None between phases."""
         with self._lock:
             if not self._phase:
                 return None

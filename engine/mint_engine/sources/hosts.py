@@ -1,6 +1,6 @@
-"""Servers that have fallen silent are asked by one load at a time: the others' threads are for who answers.
+"""Limits silent servers to one load at a time, so that the other threads are free for servers that respond.
 
-What fails at once costs nobody's time, and says nothing of the rest that its server has.
+A failure that comes at once costs no time, and says nothing about the server's other files.
 """
 
 import threading
@@ -14,7 +14,7 @@ from mint_contracts.source import Source, locate
 from mint_engine.sources.local import is_local
 from mint_engine.sources.storage import subject_of
 
-SILENT_S = 5.0  # a failure that took as long was a wait
+SILENT_S = 5.0  # a failure that took this long counts as silence
 
 _Host = tuple[str, str]
 
@@ -27,7 +27,7 @@ class Asking:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what it waits for that is no answer of the server's."""
+        """Do not count the time of the block: it waits for something other than the server."""
         began = self._clock()
         try:
             yield
@@ -36,12 +36,12 @@ class Asking:
 
     @property
     def waited_s(self) -> float:
-        """How long it has asked."""
+        """How many seconds it has waited for the server."""
         return self._clock() - self._began
 
 
 class Hosts:
-    """Those of remote sources, from any thread."""
+    """Tracks the servers of remote sources; thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -50,7 +50,7 @@ class Hosts:
 
     @contextmanager
     def asking(self, source: Source) -> Iterator[Asking]:
-        """Around what reads a source. Raises SourceUnavailable where its server is silent, and somebody asks it."""
+        """Enclose the reading of a source. Raises SourceUnavailable if its server is silent and a load waits."""
         asking = Asking(self._clock)
         if is_local(source):
             yield asking

@@ -1,4 +1,4 @@
-"""file:// and pvc:// sources: read in place, and never anything outside the folder that was named."""
+"""file:// and pvc:// sources, read in place; nothing outside the named folder is ever read."""
 
 import io
 import os
@@ -14,18 +14,18 @@ from mint_contracts.storage_errors import os_errors
 
 
 def is_local(source: Source) -> bool:
-    """Whether its files are read in place: they may change under one name, and no server's answers are waited for."""
+    """Whether its files are read in place: they may change under one name, and there is no server to wait for."""
     return source.uri.partition(":")[0].lower() in LOCAL
 
 
 def place_of(source: Source) -> str:
-    """What its files are reached by, as far as its URI tells: a claim, or a folder of the root's."""
+    """Return the volume that a local source's URI names, as far as it shows: a claim, or a top-level folder."""
     scheme, _, path = source.uri.partition(":")
     return f"{scheme.lower()}://{path.lstrip('/').partition('/')[0]}"
 
 
-# A name, its bytes, times and inode. Programs that copy set the first time to what they copied has, of other content
-# too; the second is that of any change, which none can set.
+# A file's name, size, mtime, ctime and inode. Copying programs may set the mtime, even of different content; no
+# program can set the ctime, which is the time of any change.
 FileState = tuple[str, int, int, int, int]
 
 
@@ -34,10 +34,10 @@ def _state(name: str, about: os.stat_result) -> FileState:
 
 
 def state_of(location: Location, names: Sequence[str], subject: str) -> list[FileState]:
-    """Bytes and times of change of those of the named files that a file:// or pvc:// source has.
+    """Return the states of those named files that a file:// or pvc:// source has.
 
-    Links are followed wherever they lead: what is read is looked up again, by `LocalFolder` in its fence.
-    Raises SourceNotFound, and what `local_path` does.
+    Links are followed wherever they lead: for reading, `LocalFolder` resolves them again within its fence.
+    Raises SourceNotFound, and what `local_path` raises.
     """
     folder, found = named_path(location), list[FileState]()
     with os_errors(subject):
@@ -50,7 +50,7 @@ def state_of(location: Location, names: Sequence[str], subject: str) -> list[Fil
 
 
 class LocalFolder:
-    """A folder of this machine. Its files may be links, as long as they stay inside the folder (or its claim)."""
+    """A folder on this machine. Its files may be links that stay inside the folder (or its claim)."""
 
     def __init__(self, path: Path, subject: str, *, fence: Path | None = None) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class LocalFolder:
         self._found: dict[str, FileState] = {}
 
     def files(self, *_names: str) -> dict[str, int | None]:
-        """Regular files directly in the folder, with their bytes. Raises SourceNotFound."""
+        """Return the regular files directly in the folder, with their sizes. Raises SourceNotFound."""
         found: dict[str, int | None] = {}
         with os_errors(self.subject), os.scandir(self.path) as entries:
             for entry in entries:
@@ -73,14 +73,14 @@ class LocalFolder:
         return found
 
     def check_same(self, *names: str) -> None:
-        """Raise SourceUnavailable unless these are what they were when `files` told of them; see `Folder`."""
+        """Raise SourceUnavailable if any of these has changed since `files` listed it; see `Folder`."""
         with os_errors(self.subject):
             for name in names:
                 if _state(name, os.stat(self.path / name)) != self._found.get(name):
                     raise SourceUnavailable(self.subject, f"changed {name} while it was read; retrying")
 
     def resolve(self, name: str) -> Path:
-        """The real path of one of the folder's files. Raises SourceForbidden when a link leads outside."""
+        """Return the real path of one of the folder's files. Raises SourceForbidden if a link leads outside."""
         path = Path(os.path.realpath(self.path / name))
         if not path.is_relative_to(self._fence):
             raise SourceForbidden(self.subject, f"{name} leads out of its folder by a symbolic link")
@@ -88,11 +88,11 @@ class LocalFolder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[io.BufferedReader]:
-        """One of the folder's files for reading; only a regular file is opened. Maps errors while it is read too."""
+        """Open one of the folder's regular files for reading. Errors within the block become MintErrors, too."""
         with os_errors(self.subject):
             descriptor = os.open(self.resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
-                # A folder on its path may have become a link since: what counts is where that which was opened lies.
+                # A folder on its path may have become a link since: check where the opened file really lies.
                 if not Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(self._fence):
                     raise SourceUnavailable(self.subject, f"moved {name} while it was opened; retrying")
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Trying again what may work next time."""
+"""Retrying work that may succeed next time."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def retrying(work: Callable[[], T], *, attempts: int = 3) -> T:
-    """`work()`, tried again while it raises a retryable MintError; the last one is raised.
+    """Return `work()`, retried while it raises a MintError that is not terminal; the last error is raised.
 
     Blocks its thread between attempts.
     """

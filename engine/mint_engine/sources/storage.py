@@ -1,4 +1,4 @@
-"""https://, s3://, gs:// and hf:// sources: list and open."""
+"""Listing and opening the files of sources, chiefly https://, s3://, gs:// and hf:// ones."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,41 +19,41 @@ from mint_engine.sources.web_stream import WebStream
 
 BLOCK_BYTES = 8 << 20
 
-# What stores tell of a file that changes with its content, beside what HTTP has for that.
+# Attributes that stores report and that change with a file's content, beside HTTP's own.
 _MARKS = ("VersionId", "generation", "etag", "md5Hash", "blob_id", "xet_hash")
-FileInfo = Mapping[str, Any]  # of a file, by fsspec
+FileInfo = Mapping[str, Any]  # fsspec's info of a file
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Folder(Protocol):
-    """Where a source's files lie. `subject` names it in errors."""
+    """The folder of a source's files. `subject` names it in errors."""
 
     subject: str
 
     def files(self, *names: str) -> dict[str, int | None]:
-        """Files directly in it, with bytes where known; only `names` are looked for where nothing can be listed."""
+        """Return the files directly in it, with sizes if known; looks only for `names` if it cannot be listed."""
         ...
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A context manager of one file, opened for reading bytes."""
+        """Return a context manager that opens one file for reading bytes."""
         ...
 
     def check_same(self, *names: str) -> None:
-        """Raise SourceUnavailable unless these are what they were when `files` last told of them, as far as is told.
+        """Raise SourceUnavailable if any of these has visibly changed since `files` last listed it.
 
-        Asked after all of them were read: what was read belongs together then.
+        Call it after all of them were read, to know that their contents belong together.
         """
         ...
 
 
 def subject_of(source: Source) -> str:
-    """How errors name a source."""
+    """Return the name of a source for errors."""
     return f"source {source.uri!r}" + (f" at {source.revision!r}" if source.revision else "")
 
 
 def folder_of(source: Source) -> Folder:
-    """The folder that a source names; looked at only when listed or opened. Raises SourceForbidden."""
+    """Return the folder that a source names; it is accessed only when listed or opened. Raises SourceForbidden."""
     location = locate(source)
     subject = subject_of(source)
     if location.is_local:
@@ -63,21 +63,21 @@ def folder_of(source: Source) -> Folder:
 
 
 def remote_folder(source: Source) -> "RemoteFolder":
-    """The folder of a source that is not on this machine. Raises SourceForbidden."""
+    """Return the folder of a source that is not on this machine. Raises SourceForbidden."""
     return RemoteFolder(locate(source), source.revision, subject_of(source))
 
 
 class NoRanges(Exception):
-    """The server sends files whole and no part of them, or this one is not any more what was begun with."""
+    """The server does not send parts of files, or the file has changed since its first part."""
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a store tells of a file."""
+    """What a store reports about a file."""
 
     size: int | None
-    mark: str  # tells its content from any other; "": nothing does
+    mark: str  # identifies its content; "" if nothing does
     sha256: str = ""
-    validator: str = ""  # of a web server: each block is asked for on condition of it
+    validator: str = ""  # from a web server: the condition of each request for a block (If-Range)
 
 
 class RemoteFolder:
@@ -91,7 +91,7 @@ class RemoteFolder:
         self._found: dict[str, tuple[int | None, str]] = {}  # sizes and marks, as last listed
 
     def files(self, *names: str) -> dict[str, int | None]:
-        """Files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
+        """Return the files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
         with storage_errors(self._location.scheme, self.subject):
             files, root = backend(self._location.scheme).files, self._resolved_root()
             if self._web:
@@ -103,7 +103,7 @@ class RemoteFolder:
         return {name: size for name, (size, _) in self._found.items()}
 
     def check_same(self, *names: str) -> None:
-        """As the protocol has it. Of a hub all that is read is of one commit."""
+        """See `Folder`. On a hub, all that is read is of one commit."""
         if self._location.scheme == "hf":
             return
         before = self._found
@@ -114,7 +114,7 @@ class RemoteFolder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """One file for reading from its start to its end, in blocks. Maps errors while it is read too."""
+        """Open one file to be read from start to end, in blocks. Errors within the block are mapped, too."""
         with storage_errors(self._location.scheme, self.subject):
             path, files = f"{self._resolved_root()}/{name}", backend(self._location.scheme).files
 
@@ -126,10 +126,10 @@ class RemoteFolder:
                 yield cast(BinaryIO, opened)
 
     def about(self, name: str) -> About:
-        """What the store tells of one of its files now. Raises as `files` does.
+        """Return what the store reports about one of its files now. Raises as `files` does.
 
-        Only web servers are asked for blocks of that very content. A bucket's blocks may be of what it was given
-        since: ask again after the last one.
+        Only web servers are asked for blocks of exactly that content. A bucket's blocks may be of newer content: call
+        this again after the last one.
         """
         with storage_errors(self._location.scheme, self.subject):
             info = backend(self._location.scheme).files.info(f"{self._resolved_root()}/{name}")
@@ -138,9 +138,9 @@ class RemoteFolder:
 
     @contextmanager
     def open_at(self, name: str, start: int, about: About, *, in_blocks: bool) -> Iterator[BinaryIO]:
-        """One file for reading from `start` on, as long as it is what `about` tells.
+        """Open one file to be read from `start` on, as long as its content is that of `about`.
 
-        Without `in_blocks` it comes at one go, from its start. Raises NoRanges, and errors as `open` does.
+        Without `in_blocks` it is read in one response, from its start. Raises NoRanges, and errors as `open` does.
         """
         web = self._web
         headers = {"headers": {"If-Range": about.validator}} if in_blocks and about.validator else {}
@@ -157,7 +157,7 @@ class RemoteFolder:
                     if start:
                         file.seek(start)
                     yield cast(BinaryIO, file)
-                except ValueError as error:  # all that fsspec tells of it
+                except ValueError as error:  # fsspec's only sign of it
                     if not web:
                         raise
                     raise NoRanges from error
@@ -167,7 +167,7 @@ class RemoteFolder:
         return self._location.scheme in {"http", "https"}
 
     def _resolved_root(self) -> str:
-        """The folder's path for its filesystem; of hf:// with the commit that the revision names now, asked once."""
+        """Return the folder's path for its filesystem; for hf:// with the revision's commit, looked up once."""
         if not self._root:
             here = self._location
             if self._web:
@@ -190,7 +190,7 @@ class RemoteFolder:
 
 def _validator(info: FileInfo) -> str:
     etag = str(info.get("ETag") or "")
-    strong = "" if etag.startswith("W/") else etag  # a weak one is of contents that differ in bytes
+    strong = "" if etag.startswith("W/") else etag  # contents with one weak tag may differ in bytes
     return strong or str(info.get("Last-Modified") or "")
 
 

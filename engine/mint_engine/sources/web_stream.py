@@ -1,4 +1,4 @@
-"""A web server's file, read once from start to end: in blocks, or as it comes where no parts of it are sent."""
+"""A web server's file, read once from start to end: in blocks, or in one response if the server sends no parts."""
 
 from collections.abc import Callable
 from typing import BinaryIO
@@ -7,19 +7,19 @@ PIECE_BYTES = 1 << 20
 
 
 class WebStream:
-    """Of a server without parts what has come in the first block comes a second time, and is passed over."""
+    """The file as a stream. If the server sends no parts, it is opened again, and what was read before is skipped."""
 
     def __init__(self, open_by: Callable[[int], BinaryIO], block_bytes: int) -> None:
-        """`open_by` opens the file by blocks of so many bytes, or, by none, at one go."""
+        """`open_by` opens the file to be read in blocks of that many bytes; with 0, in one response."""
         self._open_by = open_by
         self._file = open_by(block_bytes)
         self._at, self._whole = 0, False
 
     def read(self, count: int) -> bytes:
-        """Some bytes, at most `count`; none at the end."""
+        """Read some bytes, at most `count`; none at the end."""
         try:
             part = self._file.read(count)
-        except ValueError:  # all that fsspec tells of it
+        except ValueError:  # fsspec's only sign that the server sends no parts
             if self._whole:
                 raise
             self._begin_anew()
@@ -28,13 +28,13 @@ class WebStream:
         return part
 
     def readinto(self, view: memoryview) -> int:
-        """The same; how many there were."""
+        """Read some bytes into a buffer; return their number."""
         part = self.read(len(view))
         view[: len(part)] = part
         return len(part)
 
     def close(self) -> None:
-        """Read no more of it."""
+        """Close the file."""
         self._file.close()
 
     def _begin_anew(self) -> None:
