@@ -51,7 +51,7 @@ class Taking:
                 await aside(here.resting.forget, rests_of(found.record))
             yield
         except StaleLease as error:
-            raise _busy(policy, "is being resumed by another engine; retry") from error
+            raise _busy(policy, "is being resumed by another engine") from error
         except BaseException:
             self._untaken.setdefault(policy, set()).add(lease)
             with suppress(MintError):
@@ -73,9 +73,9 @@ class Taking:
 def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> None:
     shelf.take(lease)
     if shelf.newest_record() != found.newest_record:
-        raise _busy(policy, "was just saved by the engine that has or had it; retry")
+        raise _busy(policy, "was just saved by the engine that has or had it")
     if life and _gone_on(shelf, lease, found):  # perhaps only an attempt that fails: the next try sees that
-        raise _busy(policy, "is being resumed by another engine; retry")
+        raise _busy(policy, "is being resumed by another engine")
 
 
 def _gone_on(shelf: Shelf, lease: int, found: Found) -> bool:

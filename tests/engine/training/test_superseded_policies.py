@@ -134,6 +134,7 @@ async def test_a_checkpoint_that_is_acknowledged_while_another_engine_reads_the_
             gate.open()
             error = await refused(resuming)
             assert (error.reason, bool(error.retry_after_s)) == ("EngineUnavailable", True)
+            assert error.message == "was just saved by the engine that has or had it; retry"
             assert is_free(there)
         assert (await stub.SaveState(save(3))).uri, "which leaves the policy to its engine"
         assert (await other.ResumePolicy(resume())).sequence == 3
@@ -179,6 +180,7 @@ async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_ag
             patch.setattr(Shelf, "take", beside)
             error = await refused(stub.ResumePolicy(resume(made.life)))
         assert (error.reason, bool(error.retry_after_s)) == ("EngineUnavailable", True)
+        assert error.message == "is being resumed by another engine; retry"
         [(shelf, lease)] = others
         leases = Shelf.leases
 
