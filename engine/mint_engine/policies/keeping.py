@@ -6,6 +6,7 @@ At most one of each is being written at a time. No write begins while the lease 
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -93,7 +94,7 @@ class Keeping:
             blob = await aside(state.to_bytes, copy)
             del copy  # do not keep it in memory beside its bytes while the store writes
             complete = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
-            await self._write(lambda: self.shelf.save(complete, blob))
+            await self._write(lambda: self.shelf.save(complete, blob), "checkpoint")
             self.saved = record.step
 
         with ExitStack() as held:
@@ -121,11 +122,12 @@ class Keeping:
         needs = self._room.of(self._holder)
 
         async def write(copy: Packed) -> None:
-            published, packed = await self._write(lambda: revisions.publish(self._store, terms.policy, name, copy))
+            publishing = partial(revisions.publish, self._store, terms.policy, name, copy)
+            published, packed = await self._write(publishing, "revision")
             self.published = published
             self._offer(published.source, packed)
             _log.info("published", policy=terms.policy, wave=terms.wave, revision=published.revision, step=step)
-            await self._write(lambda: revisions.sweep(self._store, terms.policy, name))
+            await self._write(lambda: revisions.sweep(self._store, terms.policy, name), "revision")
 
         with ExitStack() as held:
             held.callback(await self._room.begin_copy(self._holder, needs.published))
@@ -161,8 +163,11 @@ class Keeping:
         task = self._tasks[kind] = asyncio.create_task(timed())
         task.add_done_callback(lambda _: held.close())
 
-    async def _write(self, work: Callable[[], T]) -> T:
-        """Run `work` on a thread once the lease is sure, and again after transient errors."""
+    async def _write(self, work: Callable[[], T], what: str) -> T:
+        """Run `work` on a thread once the lease is sure, and again after transient errors.
+
+        `what` is one of the two writes that may be under way at once, and distinguishes their trouble.
+        """
 
         async def attempt() -> T:
             while True:
@@ -170,7 +175,7 @@ class Keeping:
                     return await aside(work)
                 await asyncio.sleep(UNSURE_S)
 
-        return await self._patiently(attempt, "write")
+        return await self._patiently(attempt, f"write {what}")
 
 
 def _copying(trainer: Trainer, name: str) -> Copying:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mint_contracts.errors import SourceUnavailable
 from mint_contracts.source import Source
 from mint_contracts.training_records import revisions_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.aside import LOWER
-from mint_engine.policies import revisions
+from mint_engine.policies import patience, revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD
 from mint_engine.policies.revisions import ENTRY
 from mint_engine.policies.series import Name
@@ -17,7 +18,8 @@ from mint_engine.residency.lending import Lending
 from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine
 from tests.engine.tiers import own_nice
-from tests.engine.training.teaching import PROMPT, assignment, stepper_of, train, training
+from tests.engine.training.teaching import PROMPT, Gate, assignment, stepper_of, train, training
+from tests.waiting import until
 
 
 async def test_a_published_revision_is_served_at_once_without_reading_storage(base: Path, tmp_path: Path) -> None:
@@ -93,3 +95,31 @@ async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_d
     async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
         scene.want(assignment("acme/one", lease=2))
         assert (await scene.ended("acme/one"))["acme/one"].published == later
+
+
+async def test_what_keeps_a_revision_from_being_published_is_told_also_once_a_checkpoint_is_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = LocalStore.write
+    monkeypatch.setattr(patience, "TOLD_FROM", 1)
+    monkeypatch.setattr(patience, "FIRST_RETRY_S", 60.0)
+    with Gate() as gate:
+
+        def held_up(self: LocalStore, path: str, content: Content) -> None:
+            if path.startswith(revisions_of("acme/one")):
+                raise SourceUnavailable("store", "does not answer")
+            if path.endswith(RECORD):
+                gate.go_by()
+            write(self, path, content)
+
+        monkeypatch.setattr(LocalStore, "write", held_up)
+        async with training(base, tmp_path, train(steps=1)) as scene:
+            scene.want(assignment("acme/one"))
+            await gate.reached()
+            await until(lambda: scene.roster.progress()["acme/one"].failure)
+            gate.open()
+            await until(lambda: scene.roster.progress()["acme/one"].saved == 1)
+            failure = scene.roster.progress()["acme/one"].failure
+            assert failure is not None
+            assert failure.reason == "SourceUnavailable"
+            scene.want()
