@@ -142,11 +142,16 @@ class Rollouts:
 
     def _go_on(self) -> None:
         """Admit the next requests while there are places."""
-        while self._line and self._fits(self._line.first.count):
-            place = self._line.admit()
-            if not place.who.done():
+        while self._line:
+            place = self._line.first
+            if place.who.done():  # was just cancelled: draws nothing, so it takes nothing of its policy's turn
+                self._line.leave(place)
+            elif self._fits(place.count):
+                self._line.admit()
                 self.in_flight += place.count
                 place.who.set_result(None)
+            else:
+                break
 
 
 def _note(rollout: Rollout, event: Event) -> None:

@@ -8,10 +8,10 @@ import msgspec
 from hypothesis import given
 
 from mint_engine.policies.rollout_queue import TURN, Line, Place
-from mint_engine.policies.rollouts import Ask
+from mint_engine.policies.rollouts import Ask, Rollouts
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Sampling
-from tests.engine.training.teaching import train, training
+from tests.engine.training.teaching import stepper_of, train, training
 
 POLICIES = ("a", "b", "c")
 
@@ -83,3 +83,20 @@ async def test_a_policy_of_many_prompts_does_not_keep_another_from_its_rollouts(
         await scene.context.rollouts.group(msgspec.structs.replace(ask, policy="acme/small"))
         assert not all(task.done() for task in large)
         await asyncio.gather(*large)
+
+
+async def test_who_gives_up_just_before_its_turn_takes_nothing_of_what_its_policy_may_draw(
+    base: Path, tmp_path: Path
+) -> None:
+    async with training(base, tmp_path, train()) as scene:
+        rollouts = Rollouts(stepper_of(scene), places=17)
+        await rollouts._admit("c", 16)
+        asked = ("a", TURN), ("a", 16), ("b", 16)
+        gone, own, other = (asyncio.create_task(rollouts._admit(*each)) for each in asked)
+        await asyncio.sleep(0)  # they wait
+        gone.cancel()
+        rollouts._leave(16)  # before the cancelled one has run
+        await own
+        assert not other.done()
+        rollouts._leave(16)
+        await other
