@@ -62,7 +62,6 @@ class Policy:
     exp_avg: torch.Tensor  # [n] float32
     exp_avg_sq: torch.Tensor  # [n] float32
     step: int = 0  # optimizer steps taken
-    sequence: int = 0  # of the last call that took effect, kept for whoever orders calls
     rounded: torch.Tensor | None = None  # [n]: `weights` in the base's dtype; None: not computed yet, see `round`
     gradient: torch.Tensor | None = None  # [n] float32, not normalised; None: none since the last step
     normaliser: float = 0.0  # number that the gradient is still to be divided by

@@ -37,7 +37,7 @@ class _SavedPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranks: dict[str, int]
     scalings: list[float]
     step: int
-    sequence: int
+    sequence: int  # always 0, since the record has it (see `checkpoints`); older engines require the field
     normaliser: float
     sums: str
     broken: bool
@@ -60,7 +60,7 @@ def to_bytes(policy: Policy) -> bytearray:
         ranks={place.path: place.rank for place in form.layout.places},
         scalings=list(form.scalings),
         step=policy.step,
-        sequence=policy.sequence,
+        sequence=0,
         normaliser=policy.normaliser,
         sums=policy.sums,
         broken=policy.broken,
@@ -94,7 +94,7 @@ def from_bytes(
     _check_vectors(tensors, form.layout, subject)
     ready = {key: moved(_vector(data, spec), device) for key, spec in tensors.items()}
     return Policy(
-        name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=saved.step, sequence=saved.sequence,
+        name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=saved.step,
         gradient=ready.get(_GRADIENT), normaliser=saved.normaliser, sums=saved.sums, broken=saved.broken,
     )  # fmt: skip
 
