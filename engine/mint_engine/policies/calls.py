@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from mint_contracts.errors import Draining, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
 from mint_engine.policies.lease_check import LeaseCheck
+from mint_engine.policies.outlasting import outlast
 from mint_engine.training.policy import PolicySettings
 
 PART_RETRY_S = 1.0
@@ -94,7 +95,7 @@ class Calls:
         A call that fails does not count: its number is to be used again. A call whose client disconnects runs to its
         end, so that its number tells whether it took effect. Raises OutOfOrder, and as `sure` and `work`.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._once(sequence, digest, sure, work)))
+        return await outlast(asyncio.create_task(self._once(sequence, digest, sure, work)), self._policy)
 
     async def first(self, work: Callable[[], Awaitable[None]]) -> None:
         """Make the policy before its first call. If `work` raises, so does this; later calls raise PolicyNotFound."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from mint_contracts.errors import MintError, SourceUnavailable, StaleLease
+from mint_engine.policies.outlasting import outlast
 
 LOOK_S = 10.0  # between two looks, each of which lists a folder
 SURE_S = 60.0  # that a look stays valid while the store is unavailable
@@ -38,25 +39,25 @@ class LeaseCheck:
             return
         self._looked_at = now
         try:
-            await self.look(look)
+            await self.look(policy, look)
         except StaleLease:
             raise
         except (MintError, TimeoutError) as error:
             if not sure:
                 reason = "may have moved to another engine, and its store cannot be read to check; retry"
                 raise SourceUnavailable(f"policy {policy!r}", reason, retry_after_s=RETRY_S) from error
-            _log.warning("tenure_unknown", policy=policy, error=str(error))
+            _log.warning("lease_unknown", policy=policy, error=str(error))
 
-    async def look(self, look: Callable[[], Awaitable[None]]) -> None:
+    async def look(self, policy: str, look: Callable[[], Awaitable[None]]) -> None:
         """Run `look` and raise its errors, or TimeoutError if it does not finish in time.
 
         After a timeout it goes on, since its thread waits for the store; no other look begins before it has ended.
         """
         async with asyncio.timeout(ANSWER_S):
-            while self._looking is not None:  # its result may be outdated, since it began earlier
-                await asyncio.shield(self._looking)
-            self._looking = asyncio.ensure_future(self._look(look))
-            await asyncio.shield(self._looking)
+            while self._looking is not None:  # its result or error may be outdated, since it began earlier
+                await asyncio.wait({self._looking})
+            self._looking = asyncio.create_task(self._look(look))
+            await outlast(self._looking, policy)
 
     async def _look(self, look: Callable[[], Awaitable[None]]) -> None:
         began = time.monotonic()

@@ -19,6 +19,7 @@ from mint_contracts.records import PolicyRoom
 from mint_engine.policies import call_checkpoints
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls, draining
+from mint_engine.policies.outlasting import outlast
 from mint_engine.policies.taking import Taking
 from mint_engine.training.policy import PolicySettings
 
@@ -97,7 +98,7 @@ class Register:
             self._make(known, name, partial(self._fresh, here, known, name, settings))
         else:
             known.check_new(settings)
-        return await self._there(known)
+        return await self._there(known, name)
 
     async def resume(self, name: str, life: int) -> Calls:
         """Return a policy that is here, or resume it from its newest checkpoint (see `call_checkpoints.newest`)."""
@@ -108,7 +109,7 @@ class Register:
         if known is None:
             known = self._new(name, None)
             self._make(known, name, partial(self._resumed, here, known, name, life))
-        await self._there(known)
+        await self._there(known, name)
         known.check_life(life)
         return known
 
@@ -258,13 +259,13 @@ class Register:
         if calls is None or calls in self._making:
             return
         try:
-            await calls.lease_check.look(partial(call_checkpoints.refuse_superseded, here, name, calls))
+            await calls.lease_check.look(name, partial(call_checkpoints.refuse_superseded, here, name, calls))
         except StaleLease as error:
             _log.warning("policy_superseded", policy=name, error=str(error))
             await calls.end(SUPERSEDED)
             await self._let_go(here, name, calls)
         except (MintError, TimeoutError) as error:
-            _log.warning("tenure_unknown", policy=name, error=str(error))  # its next call checks anyway
+            _log.warning("lease_unknown", policy=name, error=str(error))  # its next call checks anyway
 
     async def _let_go(self, here: CallContext, name: str, calls: Calls) -> None:
         """Release a policy's weights and memory, then its name: a policy resumed under it uses the same holder.
@@ -296,9 +297,9 @@ class Register:
         """Raise its lease above its name's last one, which a fast clock may have made, or no save would succeed."""
         calls.lease = self._lease = max(self._lease, lease + 1)
 
-    async def _there(self, calls: Calls) -> Calls:
+    async def _there(self, calls: Calls, name: str) -> Calls:
         if making := self._making.get(calls):
-            await asyncio.shield(making)  # made completely, even if its client disconnects
+            await outlast(making, name)  # made completely, even if its client disconnects
         else:
             calls.check_there()
         return calls

@@ -1,12 +1,14 @@
-"""Looks for whether another engine has gone on with a policy, in a store that gives no answer."""
+"""Looks for whether another engine has gone on with a policy, in a store that fails or gives no answer."""
 
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.policies import lease_check
 from mint_engine.policies.lease_check import LeaseCheck
+from tests.waiting import until
 
 
 async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
@@ -30,3 +32,42 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
     answers.set()
     await of.check("one", look)
     assert begun == 2, "what is true now was not seen by the one that began before"
+
+
+async def test_who_waits_for_an_earlier_look_that_fails_has_a_look_of_its_own() -> None:
+    """The error says nothing of the store as it is by then."""
+    answers, of, found = asyncio.Event(), LeaseCheck(), list[str]()
+
+    async def away() -> None:
+        await answers.wait()
+        raise SourceUnavailable("store", "does not answer")
+
+    async def there() -> None:
+        found.append("there")
+
+    earlier = asyncio.create_task(of.look("one", away))
+    later = asyncio.create_task(of.look("one", there))
+    await asyncio.sleep(0)
+    answers.set()
+    await later
+    assert found == ["there"]
+    with pytest.raises(SourceUnavailable):
+        await earlier
+
+
+async def test_a_look_that_fails_once_nobody_waits_for_it_any_more_is_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease_check, "ANSWER_S", 0.01)
+    answers, of = asyncio.Event(), LeaseCheck()
+
+    async def away() -> None:
+        await answers.wait()
+        raise SourceUnavailable("store", "does not answer")
+
+    with capture_logs() as logs:
+        with pytest.raises(TimeoutError):
+            await of.look("one", away)
+        answers.set()
+        await until(lambda: logs)
+    assert [(each["event"], each["policy"]) for each in logs] == [("failed_after_its_caller_left", "one")]

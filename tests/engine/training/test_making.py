@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,23 @@ def test_policies_of_a_kind_have_one_form_whichever_threads_make_them() -> None:
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda number: maker.fresh(f"p/{number}", PolicySettings(3, seed=number)), range(32)))
     assert len({id(each.form) for each in made}) == 1
+
+
+async def test_a_policy_that_can_not_be_made_once_its_client_is_gone_is_logged(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        with Making(monkeypatch, policies, "form_of") as making, capture_logs() as logs:
+            creating = asyncio.create_task(scene.server.register.create("one", PolicySettings(rank=99)))
+            await making.reached()
+            creating.cancel()
+            with suppress(asyncio.CancelledError):
+                await creating
+            making.open()
+            await until(lambda: [each for each in logs if each["event"] == "failed_after_its_caller_left"])
+        [told] = [each for each in logs if each["event"] == "failed_after_its_caller_left"]
+        assert (told["policy"], told["kind"]) == ("one", "RankTooLarge")
+        await stub.CreatePolicy(ONE)
 
 
 async def _drop(stub: Any) -> None:
