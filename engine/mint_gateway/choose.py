@@ -19,7 +19,7 @@ LOAD_FACTOR = 1.25
 
 
 class Now(msgspec.Struct, frozen=True):
-    """What this gateway knows from its own connections, beside the placement map."""
+    """What this gateway knows by itself, in addition to the placement map."""
 
     in_flight: Mapping[str, int] = {}  # its own requests, by engine
     broken: frozenset[str] = frozenset()  # engines whose connection fails

@@ -37,7 +37,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     text: str
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of the tokens, when asked for
+    logprobs: tuple[float, ...]  # of the tokens, if requested
     reason: str  # STOP or LENGTH
     base_model: str
     adapter: str
@@ -47,7 +47,7 @@ class Answer(msgspec.Struct, frozen=True):
     completion_tokens: int
     index: int = 0  # among the n completions of a request
     cached_tokens: int = 0  # prompt tokens that came from the engine's cache
-    routes: tuple[sampling_pb2.Routes, ...] = ()  # which experts the tokens went to, when asked for
+    routes: tuple[sampling_pb2.Routes, ...] = ()  # which experts the tokens were routed to, if requested
 
 
 def question(

@@ -14,7 +14,7 @@ from mint_gateway.scope import EVERYTHING, OUT_OF_SCOPE, Scope
 class Writable:
     """The entries that a scope may write: names that it opens, with any source that engines may read.
 
-    Within the base's `store`, where adapters of all tenants lie by name, the source must also be a name it opens.
+    Within the base's `store`, which has all tenants' adapters by name, the source must also be a name it opens.
     """
 
     scope: Scope = EVERYTHING

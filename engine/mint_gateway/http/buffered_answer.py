@@ -1,4 +1,4 @@
-"""An answer buffered until it is sent as a whole. Events are kept serialized, in a tenth of the memory of Python's.
+"""An answer buffered until it is sent as a whole. Events are kept serialized, a tenth of their size in Python.
 
 A gateway may keep one for each request in flight, so their total is bounded too.
 """

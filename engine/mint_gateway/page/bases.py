@@ -45,7 +45,7 @@ class SeenBase(msgspec.Struct, frozen=True):
     base_model: str
     map_version: int | None  # None: the map is not complete, and the last known state is shown
     engines_max: int
-    placed: int  # adapters that waves want here
+    placed: int  # number of adapters placed on the base
     states: Mapping[str, int]  # engines by state
     slots_used: int | None
     slots_total: int

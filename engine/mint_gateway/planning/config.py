@@ -38,7 +38,7 @@ _HEAD_NORMS = frozenset(
     {"qwen3", "qwen3_moe", "gemma3_text", "dots1", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone4"}
 )
 _HEAD_NORMS_IF_SET = frozenset({"glm4_moe"})
-_LIKE_DEEPSEEK = LATENT | {"glm4_moe", "dots1"}  # first layers without experts, others with one beside them
+_LIKE_DEEPSEEK = LATENT | {"glm4_moe", "dots1"}  # first layers have no experts, the others a shared one
 # Families with shared experts and float32 routers; the default number of shared experts.
 _SHARED = dict.fromkeys(_LIKE_DEEPSEEK, 1) | {"ernie4_5_moe": 2, "hunyuan_v1_moe": 1}
 _SHARED_WITHIN = {"hunyuan_v1_moe": "shared_mlp"}  # others: shared_experts
