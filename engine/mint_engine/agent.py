@@ -1,7 +1,6 @@
 """The engine's link to the placement map: it follows the engine's own part and reports what the engine holds.
 
-Losing Redis loses nothing: the engine keeps what it has and continues to serve; it reports again what the map has
-lost.
+Losing Redis loses nothing: the engine keeps what it has, continues to serve, and reports again what the map has lost.
 """
 
 import asyncio

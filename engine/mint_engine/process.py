@@ -180,7 +180,7 @@ class Process:
             drop_base(source, cache)
 
     def _refused_still(self) -> Failure | None:
-        """Return the failure if the source still has what was refused, else None. Raises as `fetch_base` does."""
+        """Return the failure if the source still has the refused content, else None. Raises as `fetch_base` does."""
         if self._refused is not None and source_marks(self._start.settings.source) != self._refused[0]:
             self._refused = None
         return self._refused[1] if self._refused is not None else None

@@ -34,12 +34,14 @@ class TrainerStub:
 
     A policy stays in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour.
     In the last case, and if the engine shuts down in an orderly way, the policy is saved first, and any engine of the
-    base can continue from that state (ResumePolicy). A policy's calls are ordered by `sequence`, from 1. Repeating one
-    of the last 16 changes nothing and returns the same response; an earlier one, a gap, or a different call with the
-    same number is refused (FAILED_PRECONDITION). A call with a `life` is only for the policy with that life: if that was
-    dropped, even if it was created again, the call is refused (NOT_FOUND). So is a call with a `lease` other than the
-    one that the policy is trained under: the policy has continued elsewhere since, perhaps from an earlier state, which
-    GetPolicy and ResumePolicy report. Policies that a wave trains belong to the wave and are refused here.
+    base can continue from that state (ResumePolicy).
+
+    A policy's calls are ordered by `sequence`, from 1. Repeating one of the last 16 changes nothing and returns the same
+    response; an earlier one, a gap, or a different call with the same number is refused (FAILED_PRECONDITION). A call
+    with a `life` is only for the policy with that life: if that was dropped, even if it was created again, the call is
+    refused (NOT_FOUND). So is a call with a `lease` other than the one that the policy is trained under: the policy has
+    continued elsewhere since, perhaps from an earlier state, which GetPolicy and ResumePolicy report. Policies that a
+    wave trains belong to the wave and are refused here.
     """
 
     @_typing.overload
@@ -82,12 +84,14 @@ class TrainerAsyncStub(TrainerStub):
 
     A policy stays in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour.
     In the last case, and if the engine shuts down in an orderly way, the policy is saved first, and any engine of the
-    base can continue from that state (ResumePolicy). A policy's calls are ordered by `sequence`, from 1. Repeating one
-    of the last 16 changes nothing and returns the same response; an earlier one, a gap, or a different call with the
-    same number is refused (FAILED_PRECONDITION). A call with a `life` is only for the policy with that life: if that was
-    dropped, even if it was created again, the call is refused (NOT_FOUND). So is a call with a `lease` other than the
-    one that the policy is trained under: the policy has continued elsewhere since, perhaps from an earlier state, which
-    GetPolicy and ResumePolicy report. Policies that a wave trains belong to the wave and are refused here.
+    base can continue from that state (ResumePolicy).
+
+    A policy's calls are ordered by `sequence`, from 1. Repeating one of the last 16 changes nothing and returns the same
+    response; an earlier one, a gap, or a different call with the same number is refused (FAILED_PRECONDITION). A call
+    with a `life` is only for the policy with that life: if that was dropped, even if it was created again, the call is
+    refused (NOT_FOUND). So is a call with a `lease` other than the one that the policy is trained under: the policy has
+    continued elsewhere since, perhaps from an earlier state, which GetPolicy and ResumePolicy report. Policies that a
+    wave trains belong to the wave and are refused here.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -126,12 +130,14 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
 
     A policy stays in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour.
     In the last case, and if the engine shuts down in an orderly way, the policy is saved first, and any engine of the
-    base can continue from that state (ResumePolicy). A policy's calls are ordered by `sequence`, from 1. Repeating one
-    of the last 16 changes nothing and returns the same response; an earlier one, a gap, or a different call with the
-    same number is refused (FAILED_PRECONDITION). A call with a `life` is only for the policy with that life: if that was
-    dropped, even if it was created again, the call is refused (NOT_FOUND). So is a call with a `lease` other than the
-    one that the policy is trained under: the policy has continued elsewhere since, perhaps from an earlier state, which
-    GetPolicy and ResumePolicy report. Policies that a wave trains belong to the wave and are refused here.
+    base can continue from that state (ResumePolicy).
+
+    A policy's calls are ordered by `sequence`, from 1. Repeating one of the last 16 changes nothing and returns the same
+    response; an earlier one, a gap, or a different call with the same number is refused (FAILED_PRECONDITION). A call
+    with a `life` is only for the policy with that life: if that was dropped, even if it was created again, the call is
+    refused (NOT_FOUND). So is a call with a `lease` other than the one that the policy is trained under: the policy has
+    continued elsewhere since, perhaps from an earlier state, which GetPolicy and ResumePolicy report. Policies that a
+    wave trains belong to the wave and are refused here.
     """
 
     @_abc_1.abstractmethod

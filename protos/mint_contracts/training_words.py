@@ -25,8 +25,7 @@ _Aged = tuple[tuple[int, bool, int, str], Progress]
 def words(wave: str, run: str, reports: Progresses, on_record: Iterable[Progress]) -> dict[str, tuple[str, Progress]]:
     """Return the newest report on each policy of one run of a wave: by lease; at equal lease an engine's comes first.
 
-    `reports` are those of engines, `on_record` the record's last words; a policy that is only on record has no
-    engine.
+    `reports` are those of engines, `on_record` the record's last words; a policy only on record has no engine.
     """
     found: dict[str, list[_Aged]] = {}
     for each in on_record:

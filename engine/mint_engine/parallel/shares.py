@@ -36,7 +36,7 @@ class Cut(NamedTuple):
         return self.stop - self.start
 
     def times(self, each: int) -> "Cut":
-        """Return the range with every index stood for by `each` elements, such as those of a head."""
+        """Return the range in elements, if each index stands for `each` of them, as a head does."""
         return Cut(self.start * each, self.stop * each)
 
 
