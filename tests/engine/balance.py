@@ -1,18 +1,18 @@
-"""What the audits of engines find while a test runs."""
+"""Count the faults that engines' audits of their own books find while a test runs."""
 
 from mint_engine import metrics
 
 
 class Imbalances:
-    """How often the audits of engines in this process have found books that do not balance."""
+    """The number of audits, by engines in this process, that found books that do not balance."""
 
     def __init__(self) -> None:
         self._before = self._count()
-        self.planted = False  # a test sets it that does damage, which must be found then
+        self.planted = False  # set by a test that damages the books: then a fault must be found
 
     @property
     def found(self) -> int:
-        """Times since the test began."""
+        """The number found since the test began."""
         return int(self._count() - self._before)
 
     def _count(self) -> float:

@@ -1,4 +1,4 @@
-"""What tests of the engine share: a tiny base and an engine of it, stores of tiny adapters, a residency over one."""
+"""Fixtures that the engine's tests share: a tiny base, an engine over it, stores of tiny adapters, a residency."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,13 +24,13 @@ from tests.engine.tiers import NAMES, Scene
 
 @pytest.fixture(scope="session", autouse=True)
 def products() -> None:
-    """As in an engine, whose products are fitted when it loads its base: some tests make theirs by hand."""
+    """Fit the products as an engine does when it loads its base: some tests build models without loading one."""
     fit_products(torch.bfloat16, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    """The byte-level one of the tiny bases."""
+    """The byte-level tokenizer of the tiny bases."""
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
@@ -39,14 +39,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine of a test's own process lives until the test ends it, however long the machine stands still."""
+    """Long heartbeats: an engine in a test's own process lives until the test ends it, however slow the machine."""
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
     monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
 
 
 @pytest.fixture(autouse=True)
 def imbalances() -> Iterator[Imbalances]:
-    """Whatever a test does: an engine that looks into its books, idle or at its end, finds that they balance."""
+    """Check after every test that the engines' audits, while idle or at their end, found balanced books."""
     audits = Imbalances()
     yield audits
     assert bool(audits.found) == audits.planted, f"books did not balance {audits.found} times; see the log"
@@ -59,13 +59,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Over that base, with weights on all that may have them."""
+    """An adapter over that base with weights on every module that may have them."""
     return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4, targets=ALL_SEVEN)
 
 
 @pytest.fixture
 async def quiet(base: Path) -> Any:
-    """An engine that nobody else asks anything."""
+    """An engine with no requests but the test's own."""
     async with running(base) as engine:
         yield engine
 
@@ -83,13 +83,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A store of one's own: eight adapters."""
+    """The test's own store of eight adapters."""
     return shutil.copytree(made, tmp_path / "store")
 
 
 @pytest.fixture
 async def scene(store: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Scene]]:
-    """`scene(slots=..., host=..., store=...)` makes and starts one."""
+    """`scene(slots=..., host=..., store=...)` makes and starts a scene."""
     made: list[Scene] = []
     own = Source(f"file://{store}")
 
@@ -123,8 +123,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit_config(store / "acme" / "high", r=99)
     tiny_llama().save_pretrained(store / "base", max_shard_size="30KB")
     (store / "base" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same, for its maker's own code
-    (store / "base" / "tiny-q8.gguf").write_bytes(b"GGUF" + bytes(100))  # and for another program
+    (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same weights in its maker's own format
+    (store / "base" / "tiny-q8.gguf").write_bytes(b"GGUF" + bytes(100))  # and for llama.cpp
     (store / "base" / "tiny-q4.gguf").write_bytes(b"GGUF" + bytes(50))
     (store / "gguf").mkdir()
     (store / "gguf" / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
@@ -136,7 +136,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Source]]:
-    """`opened(scheme)` starts that scheme's server over the shelf; the source is the shelf's store."""
+    """`opened(scheme)` starts that scheme's server over the shelf; it returns the shelf's store as a source."""
     with ExitStack() as stack:
         yield lambda scheme: stores.opened(scheme, shelf, stack, monkeypatch)
     backends.backend.cache_clear()

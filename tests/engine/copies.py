@@ -1,4 +1,4 @@
-"""What tests make again and again, folders and models: made once in a process, and copied from then on."""
+"""Folders and models that many tests need: made once per process, then copied."""
 
 import hashlib
 import shutil
@@ -16,10 +16,10 @@ _KEPT = 8
 
 
 def put(folder: Path, made_of: str, make: Callable[[Path], object]) -> None:
-    """Into `folder` what `make` puts into a folder; of the same it is `made_of` the same.
+    """Put into `folder` what `make` puts into a folder; an equal `made_of` must mean equal content.
 
-    Whoever draws random numbers after that draws the same ones, whether it was made now or copied: no test depends on
-    which other came first.
+    The random state afterwards is the same whether the content was made now or copied, so no test depends on which
+    other test ran first.
     """
     if made_of not in _FIRST:
         first = Path(tempfile.mkdtemp(dir=_room().name))
@@ -30,7 +30,7 @@ def put(folder: Path, made_of: str, make: Callable[[Path], object]) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Of all that a folder's files hold, and of their names."""
+    """A digest of a folder's file names and contents."""
     found = hashlib.sha256()
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         held = path.read_bytes()
@@ -40,13 +40,13 @@ def digest(folder: Path) -> str:
 
 
 class Lately:
-    """Models, by what they are made of: the last few that were asked for."""
+    """A cache of the models that were asked for most recently, keyed by what they are made of."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
 
     def get(self, made_of: Hashable, make: Callable[[], Any]) -> Any:
-        """The one and only: who changes it takes a copy."""
+        """Return the shared model; a caller that changes it must copy it first."""
         found = self._made.pop(made_of, None)
         if found is None:
             found = make()
@@ -58,5 +58,5 @@ class Lately:
 
 @cache
 def _room() -> "tempfile.TemporaryDirectory[str]":
-    """Where they lie; gone with the process."""
+    """The folder that holds them; removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="made-once-")

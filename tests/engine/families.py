@@ -1,4 +1,4 @@
-"""Tiny random bases of every family that is served, and what transformers computes of them with adapters merged."""
+"""Tiny random bases of every family that is served, and transformers' own results for them with adapters merged."""
 
 import copy
 from collections.abc import Sequence
@@ -57,13 +57,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
     "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 1,
 }  # fmt: skip
-BY_MODULES: dict[str, Any] = {"head_dim": 24}  # a size of heads that own kernels do not compute
+BY_MODULES: dict[str, Any] = {"head_dim": 24}  # a head size that the engine's own kernels do not support
 LATENT: dict[str, Any] = SIZES | {
     "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12,
     "v_head_dim": 10, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 2, "topk_group": 1,
     "moe_intermediate_size": 40, "first_k_dense_replace": 1, "n_shared_experts": 1,
 }  # fmt: skip
-# Many indexer heads: with few, most scores are zero, and which of equals are taken is up to the library.
+# Many indexer heads: with few, most scores are zero, and which of several equal ones are taken is up to the library.
 SPARSE: dict[str, Any] = LATENT | {"index_topk": 9, "index_n_heads": 24, "index_head_dim": 16}
 del LATENT["head_dim"], SPARSE["head_dim"]
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
@@ -149,13 +149,13 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "glm_5": GlmMoeDsaConfig(**(SPARSE | {"indexer_types": ["full", "shared", "full"]})),
 }
 VISION = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
-# Of 4B and more: its decoder layers are in a model within the model, beside one for images.
+# Like Gemma 3 of 4B and more: its decoder layers are in a model within the model, beside one for images.
 GEMMA3_SEEING = Gemma3Config(
     text_config=FAMILIES["gemma3"].to_dict(),
     vision_config=VISION | {"image_size": 28, "patch_size": 14},
     mm_tokens_per_image=4,
 )  # fmt: skip
-# As moonshotai/Kimi-K2.5, of which transformers has no model that does not see.
+# Like moonshotai/Kimi-K2.5, which transformers has only with its vision model.
 KIMI_SEEING = Kimi_K25Config(
     text_config=FAMILIES["kimi_k2"].to_dict(),
     vision_config=VISION | {"pos_emb_height": 4, "pos_emb_width": 4},
@@ -174,12 +174,12 @@ _READ = Lately()
 
 
 def kind_of(config: PreTrainedConfig) -> Any:
-    """What transformers makes a model by."""
+    """The transformers class that makes a model of this configuration."""
     return AutoModelForImageTextToText if config.model_type == "kimi_k25" else AutoModelForCausalLM
 
 
 def read_model(base: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A saved base by transformers' own code, which reads the same files once."""
+    """Return a saved base as transformers' own code reads it; equal files are read once."""
 
     def read() -> Any:
         return kind_of(AutoConfig.from_pretrained(base)).from_pretrained(base, dtype=dtype)
@@ -188,7 +188,7 @@ def read_model(base: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def make_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The same base each time; what is initialised to zero or one is random too."""
+    """Return the same base each time; weights that are initialised to zero or one are random too."""
     torch.manual_seed(3)
     model = kind_of(config).from_config(copy.deepcopy(config), dtype=dtype)
     draw = torch.Generator().manual_seed(4)
@@ -211,7 +211,7 @@ def make_forward(
     lean: bool = False,
     routes: bool = False,
 ) -> Forward:
-    """A base with four empty slots."""
+    """A Forward over this base with four empty slots."""
     model = make_model(config, dtype)
     base = Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
     memory = Slots(find_modules(model), 4, 8, dtype, CPU)
@@ -221,7 +221,7 @@ def make_forward(
 
 
 def span(cache: Cache, row: int, length: int, position: int, pages: Sequence[int], slot: int) -> Span:
-    """A request's rows, with pages of the cache's other groups of layers as far behind its first group's."""
+    """A request's span; the pages of each further group of layers lie a fixed stride behind the first group's."""
     stride = cache.pages // len(cache.groups.windows)
     groups = range(1, len(cache.groups.windows))
     others = [[page + group * stride if page else page for page in pages] for group in groups]
@@ -229,7 +229,7 @@ def span(cache: Cache, row: int, length: int, position: int, pages: Sequence[int
 
 
 def fill(slots: Slots, slot: int, rank: int, *, every: int = 1) -> None:
-    """Random weights for every module of a slot, or every second one."""
+    """Put random weights into every module of a slot, or into every second one."""
     draw, at = torch.Generator().manual_seed(100 + slot), 0
     for module, (wide, high) in enumerate(slots.shapes):
         if (module + slot) % every:

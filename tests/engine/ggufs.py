@@ -1,4 +1,4 @@
-"""GGUF files as llama.cpp's own writer makes them, small ones."""
+"""Small GGUF files, made by llama.cpp's own writer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:
-    """A GGUF file with 4 MB of weights; the bytes of its head."""
+    """Write a GGUF file with 4 MB of weights; return the size of its head in bytes."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(layers)
     for add in (writer.add_embedding_length, writer.add_feed_forward_length, writer.add_context_length):
@@ -32,7 +32,7 @@ def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:
     return int(last.offset + sum(part.nbytes for part in last.parts))
 
 
-# Of Llama's heads the converter puts both halves, which are rotated together, in pairs.
+# The converter interleaves both halves of Llama's heads, which are rotated together.
 _PAIRED = ("q_proj", "k_proj")
 
 
@@ -46,9 +46,9 @@ def save(
     without: str = "",
     only: str = "",
 ) -> None:
-    """A model as llama.cpp's converter writes it, with more metadata and tensors.
+    """Write a model as llama.cpp's converter does, with further metadata and tensors.
 
-    `without` those named so, or with `only` them.
+    Leaves out the tensors whose names contain `without`, and writes only those whose names contain `only`.
     """
     config: Any = model.config
     writer = gguf.GGUFWriter(path, architecture)

@@ -1,4 +1,4 @@
-"""Slots that adapters come into as a test lets them."""
+"""Slots into which adapters arrive when the test lets them."""
 
 import errno
 import os
@@ -11,21 +11,21 @@ from mint_engine.residency.slots import Slots
 
 
 class Halting:
-    """Where requests may begin with a part of an adapter it comes in two, the second when it is let come, if at all.
+    """Slots whose loads halt halfway if requests may begin early; the test lets the second part arrive or fails it.
 
-    One thread loads: meanwhile it loads nothing else.
+    There is one loading thread, so nothing else loads meanwhile.
     """
 
     def __init__(self, slots: Slots) -> None:
         self._slots, self.count = slots, slots.count
         self.halts, self.halted = True, False
         self.begun = 0
-        self._lost: bool | None = None  # whether what halts is, once that is known
+        self._lost: bool | None = None  # whether the halted load fails; None until decided
         self._move = threading.Condition()
         self.clear, self.is_empty, self.tend = slots.clear, slots.is_empty, slots.tend
 
     def load(self, slot: int, packed: Packed, *, arrival: Arrival | None = None) -> None:
-        """As `SlotMemory.load`."""
+        """Load as `SlotMemory.load` does."""
         self._slots.load(slot, packed)
         if arrival is None or not self.halts:
             return
@@ -38,7 +38,7 @@ class Halting:
             raise unreadable(packed, OSError(errno.EIO, os.strerror(errno.EIO)))
 
     def go_on(self, *, lost: bool) -> None:
-        """Let the second part of what halts come, or be lost."""
+        """Let the second part of the halted load arrive, or fail it."""
         with self._move:
             self._lost = lost
             self._move.notify_all()

@@ -1,4 +1,4 @@
-"""A whole engine but for its server: residency, slots and step thread over one base, in this process."""
+"""A complete engine except for its server: residency, slots and step thread over one base, in this process."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,12 +21,12 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.running import settings_for
 
-ANSWER_S = 60.0  # only a test that fails waits for it
+ANSWER_S = 60.0  # only failing tests wait this long
 
 
 @dataclass(frozen=True)
 class Told:
-    """One greedy completion, and the revision that it began with."""
+    """One greedy completion, and the revision it began with."""
 
     tokens: tuple[int, ...]
     scores: tuple[float, ...]
@@ -35,7 +35,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Engine:
-    """The parts, and a way to ask them."""
+    """The engine's parts, and a way to send it requests."""
 
     slots: Slots
     loader: Loader
@@ -50,7 +50,7 @@ class Engine:
         heard: Callable[[int], None] = lambda _: None,
         source: Source | None = None,
     ) -> Told:
-        """`count` tokens after the prompt; `heard` is told of each how many there are by then."""
+        """Generate `count` tokens after the prompt; `heard` gets the number of tokens so far after each event."""
         tokens: list[int] = []
         scores: list[float] = []
         failed: list[Failed] = []
@@ -79,7 +79,7 @@ class Engine:
 async def engine_of(
     base: Path, folder: Path, *, slots: int, max_rank: int, store: Source | None, host: int, disk: int, **limits: Any
 ) -> AsyncIterator[Engine]:
-    """Bring one up, and end it with its books balanced."""
+    """Start an engine; at the end, stop it and check that its books balance."""
     settings = settings_for(base, device_slots=slots, max_rank=max_rank)
     _, memory, generation = build(settings, base, Limits())
     loop = asyncio.get_running_loop()

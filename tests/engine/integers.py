@@ -1,6 +1,6 @@
-"""Bases as compressed-tensors packs them in whole numbers, and a naive reference of what they hold.
+"""Bases packed in whole numbers as compressed-tensors does, and a naive reference of the weights they hold.
 
-Numbers are packed one by one, as Python's own, which have no sign bit and no end.
+The reference packs numbers one by one as Python integers, which have neither a sign bit nor a limit.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ KIMI_IGNORES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a base is packed, and in which types; `group` columns have a scale, all where there is none."""
+    """How a base is packed, and in which types; `group` columns share a scale, or all if it is None."""
 
     bits: int
     strategy: str
@@ -33,11 +33,11 @@ class Layout:
     scale_dtype: torch.dtype = torch.bfloat16
     shape_dtype: torch.dtype = torch.int64
     ignore: tuple[str, ...] = ("lm_head",)
-    within: str = ""  # what paths of packed linears have in common
+    within: str = ""  # a string that the paths of all packed linears contain
 
     @property
     def told(self) -> dict[str, Any]:
-        """Its quantization_config."""
+        """The base's quantization_config."""
         return packed_config(
             *self.ignore, num_bits=self.bits, strategy=self.strategy, group_size=self.group, symmetric=self.symmetric,
             actorder="group" if self.reordered else None,
@@ -45,7 +45,7 @@ class Layout:
 
 
 def packed_config(*ignore: str, **weights: Any) -> dict[str, Any]:
-    """As llm-compressor writes it."""
+    """Return a quantization_config as llm-compressor writes it."""
     plain = {"num_bits": 4, "type": "int", "symmetric": True, "dynamic": False, "observer": "minmax"}
     group = {"targets": ["Linear"], "input_activations": None, "weights": plain | weights}
     return {
@@ -61,29 +61,29 @@ PACKED = {
     "w4a16_channel": Layout(4, "channel", symmetric=False, scale_dtype=torch.float16),
     "w4a16_reordered": Layout(4, "group", 8, symmetric=False, reordered=True),
     "w8a16": Layout(8, "channel"),
-    "w8a16_group": Layout(8, "group", 16, symmetric=False, packed_zeros=False),  # as it was before 0.9
+    "w8a16_group": Layout(8, "group", 16, symmetric=False, packed_zeros=False),  # the layout before version 0.9
     "w8a16_tensor": Layout(8, "tensor", symmetric=False, packed_zeros=False),
 }
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A weight in whole numbers."""
+    """A weight in whole numbers with its scales and zero points."""
 
     values: torch.Tensor  # [O, I]
     scales: torch.Tensor  # [O, G], or [1, G]
-    zeros: torch.Tensor  # alike
+    zeros: torch.Tensor  # same shape as `scales`
     groups: torch.Tensor  # [I]
 
     @property
     def naive(self) -> torch.Tensor:
-        """What they stand for: [O, I] in float32."""
+        """The weight they stand for, [O, I] in float32."""
         zeros, scales = (each.float()[:, self.groups] for each in (self.zeros, self.scales))
         return (self.values.float() - zeros) * scales
 
 
 def quantise_integers(weight: torch.Tensor, layout: Layout) -> Numbers:
-    """Of [O, I]. Columns that have a scale are neighbours, or are spread where they are reordered."""
+    """Quantise [O, I]. Columns that share a scale are neighbours, or scattered if the layout reorders them."""
     outputs, inputs = weight.shape
     least, most = -(1 << (layout.bits - 1)), (1 << (layout.bits - 1)) - 1
     groups = torch.arange(inputs) // (layout.group or inputs)
@@ -104,7 +104,7 @@ def quantise_integers(weight: torch.Tensor, layout: Layout) -> Numbers:
 
 
 def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """[O, I] to [O, words], the first number in a word's lowest bits, each as what it exceeds the least by."""
+    """Pack [O, I] into [O, words], the first number in a word's lowest bits, each offset so that the least is 0."""
     each, rows = 32 // bits, []
     for row in values.tolist():
         words = []
@@ -116,7 +116,7 @@ def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def packed_tensors(path: str, numbers: Numbers, layout: Layout) -> Tensors:
-    """As they lie in a file."""
+    """Return the tensors as a file holds them."""
     scales, zeros = (
         each.reshape(1) if layout.strategy == "tensor" else each for each in (numbers.scales, numbers.zeros)
     )
@@ -134,9 +134,9 @@ def packed_tensors(path: str, numbers: Numbers, layout: Layout) -> Tensors:
 
 
 def save_packed(plain: Path, folder: Path, layout: Layout, *, also: tuple[str, ...] = ()) -> tuple[Path, Path]:
-    """A base's copy with linears packed, and heads and routers whose paths end so; and another with what these hold.
+    """Save a copy of a base with packed linears, and one with their dequantised weights in float32.
 
-    That is in float32.
+    Heads and routers are packed too if their paths end with one of `also`.
     """
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:

@@ -1,4 +1,4 @@
-"""Tiny configurations of what the lean pass takes, and of what it leaves: in sizes that own kernels take."""
+"""Tiny configurations that the lean pass takes or leaves, in sizes that the engine's own kernels support."""
 
 from typing import Any
 
@@ -50,12 +50,12 @@ LATENT: dict[str, Any] = SIZES | ROUTED | {
     "num_key_value_heads": 4, "kv_lora_rank": 48, "q_lora_rank": 40, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16,
     "head_dim": 16, "v_head_dim": 20,
 }  # fmt: skip
-# Many indexer heads: with few, most scores are zero, and which of equals are taken is up to the library.
+# Many indexer heads: with few, most scores are zero, and which of several equal ones are taken is up to the library.
 SPARSE: dict[str, Any] = LATENT | {"index_topk": 19, "index_n_heads": 24, "index_head_dim": 32}
 MULTIPLIED: dict[str, Any] = {
     "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5,
 }  # fmt: skip
-DEEP: dict[str, Any] = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "head_dim": 32}  # as matrix registers take them
+DEEP: dict[str, Any] = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "head_dim": 32}  # sizes for matrix registers
 TAKEN = {
     "llama": LlamaConfig(**SIZES),
     "llama3 rope": LlamaConfig(

@@ -1,4 +1,4 @@
-"""Tiny bases and adapters for tests: written by PEFT itself, or broken on purpose."""
+"""Tiny bases and adapters for tests: written by PEFT itself, or deliberately broken."""
 
 import json
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 class Delta:
     """One module's part of an adapter: y += (x @ a.T) @ b.T * scaling.
 
-    a: [r, in], b: [out, r], or [E, r, in] and [E, out, r] of stacked experts; `scaling` is alpha/r (alpha/sqrt(r)
-    with rsLoRA), applied exactly once, here.
+    a: [r, in], b: [out, r]; for stacked experts [E, r, in] and [E, out, r]. `scaling` is alpha/r (alpha/sqrt(r) with
+    rsLoRA) and is applied exactly once, here.
     """
 
     a: torch.Tensor
@@ -51,7 +51,7 @@ def tiny_llama() -> LlamaForCausalLM:
 
 @cache
 def tiny_fit(max_rank: int = 16, base_names: tuple[str, ...] = ()) -> Fit:
-    """What the tiny base takes: every linear module of its layers."""
+    """The Fit of the tiny base: every linear module of its layers."""
     modules = {
         path: Module(path, linear.in_features, linear.out_features)
         for path, linear in tiny_llama().named_modules()
@@ -61,7 +61,7 @@ def tiny_fit(max_rank: int = 16, base_names: tuple[str, ...] = ()) -> Fit:
 
 
 def fill(model: torch.nn.Module, seed: int, deviation: float) -> None:
-    """Put random numbers into the adapter of PEFT's model, B included, the same for the same seed."""
+    """Fill the adapter of a PEFT model, B included, with random numbers that depend only on the seed."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -70,7 +70,7 @@ def fill(model: torch.nn.Module, seed: int, deviation: float) -> None:
 
 
 def peft_adapter(folder: Path, *, seed: int = 0, **options: Any) -> PeftModel:
-    """Save a random adapter over the tiny base by PEFT's own writer; returns PEFT's model of it."""
+    """Save a random adapter over the tiny base with PEFT's own writer; return its PEFT model."""
     options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options}
     model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
     fill(model, seed, 0.05)
@@ -80,7 +80,7 @@ def peft_adapter(folder: Path, *, seed: int = 0, **options: Any) -> PeftModel:
 
 
 def read_tiny(folder: Path) -> Packed:
-    """An adapter over the tiny base as an engine of float32 reads it."""
+    """Read an adapter over the tiny base as an engine in float32 does."""
     return read_adapter(LocalFolder(folder, str(folder)), tiny_fit(), torch.float32)
 
 
@@ -102,7 +102,7 @@ def lora_names(folder: Path) -> list[str]:
 
 
 def pack(modules: Mapping[str, Module], deltas: Mapping[str, Delta], dtype: torch.dtype = torch.float32) -> Packed:
-    """An adapter packed straight from its tensors; modules that the base lacks come last."""
+    """Pack an adapter straight from its tensors; modules that the base lacks come last."""
     known = {**modules, **{p: Module(p, d.a.shape[-1], d.b.shape[-2]) for p, d in deltas.items() if p not in modules}}
     shapes = {path: Module(path, deltas[path].a.shape[-1], deltas[path].b.shape[-2], module.experts)
               for path, module in known.items() if path in deltas}  # fmt: skip
@@ -116,7 +116,7 @@ def pack(modules: Mapping[str, Module], deltas: Mapping[str, Delta], dtype: torc
 
 
 def unpack(packed: Packed) -> dict[str, Delta]:
-    """Its parts by module path, as views of the run: what was packed."""
+    """Return the packed parts by module path, as views of the run."""
     parts = zip(halves(packed.header.layout, packed.run), packed.header.scalings, strict=True)
     return {
         place.path: Delta(a if place.experts else a[0], (b if place.experts else b[0]).mT, scaling)
@@ -125,7 +125,7 @@ def unpack(packed: Packed) -> dict[str, Delta]:
 
 
 def packed_source(folder: Path, packed: Packed) -> Path:
-    """A folder that holds a packed file."""
+    """Make a folder that holds a packed file."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / PACKED).open("wb") as file:
         packed_file.write(packed, file)

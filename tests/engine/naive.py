@@ -1,4 +1,4 @@
-"""What a naive engine would do: one request at a time, no cache, no pages, one plain pass over all tokens."""
+"""What a naive engine does: one request at a time, no cache, no pages, one plain pass over all tokens."""
 
 import torch
 
@@ -10,8 +10,9 @@ NEAR_BORDER = 1e-6  # of a distribution
 
 
 def may_choose(logits: torch.Tensor, token: int, sampling: Sampling, index: int) -> bool:
-    """Whether a token is the one to choose after logits [V], or just as good: the two engines add up in another
-    order, and so may fall on either side of a tie, or of a border between two tokens' shares of the distribution."""
+    """Whether `token` is the right choice after logits [V], or as good: the engines sum in different orders, so they
+    may differ at a tie, or at a border between two tokens' shares of the distribution.
+    """
     if choose_tokens(logits[None], [(sampling, index)]) == [token]:
         return True
     if not sampling.temperature:

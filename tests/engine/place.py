@@ -1,4 +1,4 @@
-"""Where schedules of an engine take place: a base, revisions of adapters over it, and the naive engine over each."""
+"""What an engine's random schedules share: a base, revisions of adapters over it, and the naive engine over each."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +14,7 @@ from tests.engine.running import packed, peft_model
 
 @dataclass(eq=False)
 class Place:
-    """What all schedules share: a base, both revisions of each adapter, and the naive engine over each."""
+    """A base, both revisions of each adapter, and the naive engine over each; shared by all schedules."""
 
     base: Path
     revisions: dict[tuple[str, int], Path]
@@ -30,9 +30,9 @@ class Place:
         self.file_bytes = max(each.nbytes for each in self.packed.values())
         self.model = cache(lambda revision: peft_model(self.base, self.revisions.get(self.owners.get(revision))))  # type: ignore[arg-type]
 
-    @cache  # noqa: B019 - as long as the module's tests
+    @cache  # noqa: B019 - lives as long as the module's tests
     @torch.inference_mode()
     def logits(self, revision: str, tokens: tuple[int, ...]) -> torch.Tensor:
-        """[T, V], after each token."""
+        """The logits [T, V] after each token."""
         found: torch.Tensor = self.model(revision)(input_ids=torch.tensor([tokens])).logits[0]
         return found

@@ -1,4 +1,4 @@
-"""Engines as pods run them: processes of their own, that can be killed."""
+"""Engines as pods run them: separate processes that can be killed."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ BASE = "default/tiny"
 
 
 class Pod:
-    """One engine process and what a cluster knows of it."""
+    """One engine process and what a cluster knows about it."""
 
     def __init__(
         self, folder: Path, redis_url: str, source: Source, store: Source | None, name: str, **changes: Any
@@ -54,11 +54,11 @@ class Pod:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the process logged so far."""
+        """What the process has logged so far."""
         return [json.loads(line) for line in whole_lines(self.log)]
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait until the process ends; return its exit code."""
         return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
 
@@ -77,9 +77,9 @@ def pod(
     finally:
         if running.process.poll() is None:
             running.process.kill()
-            running.process.wait(60)  # a busy machine takes its time to free what a process held
+            running.process.wait(60)  # a busy machine needs time to free what a process held
 
 
 async def view(reader: MapReader, name: str) -> EngineView | None:
-    """What the map has of an engine; None before it has told of itself."""
+    """What the map has about an engine; None before the engine's first report."""
     return next((each for each in await reader.engines(BASE) if each.engine == name), None)

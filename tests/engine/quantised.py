@@ -1,6 +1,6 @@
-"""Bases as they are published in float8, MXFP8, MXFP4 and NVFP4, and naive references of what they hold.
+"""Bases as published in float8, MXFP8, MXFP4 and NVFP4, and naive references of the weights they hold.
 
-References are written without thought of memory: a scale for each number of a weight, a loop over bytes.
+The references ignore memory use: a scale for each number of a weight, a loop over bytes.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.copies import digest, put
 
 Tensors = dict[str, torch.Tensor]
-BLOCK = (16, 24)  # not square, and of no shape in the tiny bases a divisor
+BLOCK = (16, 24)  # not square, and dividing no shape in the tiny bases
 MXFP4: dict[str, Any] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
 _E4M3_MOST = 448.0
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -24,14 +24,14 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -
 
 @dataclass(frozen=True)
 class Float8Layout:
-    """How a base in float8 is published: what is said of it, and its tensors beside X.weight and X.bias."""
+    """How a base is published in float8: its configuration, and its tensors beside X.weight and X.bias."""
 
     told: Mapping[str, Any]  # quantization_config, or all of `file`
-    block: tuple[int | None, int | None]  # outputs and inputs that have one scale; None: all
+    block: tuple[int | None, int | None]  # outputs and inputs that share one scale; None: all
     scale: str = "weight_scale"
     dtype: torch.dtype = torch.float32  # of scales; uint8: exponents
-    shape: Callable[[int, int], tuple[int, ...]] = lambda rows, columns: (rows, columns)  # of scales, by blocks
-    beside: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by the end of a name
+    shape: Callable[[int, int], tuple[int, ...]] = lambda rows, columns: (rows, columns)  # of scales, by block counts
+    beside: Mapping[str, torch.Tensor] = field(default_factory=dict)  # further tensors, by the end of their names
     file: str = "config.json"
 
 
@@ -47,13 +47,13 @@ def compressed(**weights: Any) -> dict[str, Any]:
 
 
 def none(rows: int, columns: int) -> tuple[int, ...]:
-    """A single number's shape."""
+    """The shape of a single number."""
     assert rows == columns == 1
     return ()
 
 
 def one(rows: int, columns: int) -> tuple[int, ...]:
-    """A single number's shape as a vector."""
+    """The shape of a single number as a vector."""
     assert rows == columns == 1
     return (1,)
 
@@ -108,7 +108,7 @@ LAYOUTS = {
 def quantise_float8(
     weight: torch.Tensor, block: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[O, I] in e4m3, and the scale of every block; as exponents where its dtype is uint8."""
+    """Quantise [O, I] to e4m3 with a scale for every block; scales are exponents if `dtype` is uint8."""
     high, wide = block
     rows, columns = weight.shape
     scales = torch.empty(-(-rows // high), -(-columns // wide))
@@ -124,7 +124,7 @@ def quantise_float8(
 
 
 def naive_float8(weight: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
-    """[O, I] in float32."""
+    """The weight [O, I] in float32."""
     rows, columns = weight.shape
     scales = 2.0 ** (scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
     each = scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
@@ -132,7 +132,7 @@ def naive_float8(weight: torch.Tensor, scales: torch.Tensor, block: tuple[int, i
 
 
 def quantise_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of [E, I, O]: blocks [E, O, I/32, 16] and scales [E, O, I/32], as gpt-oss is published."""
+    """Quantise [E, I, O] to blocks [E, O, I/32, 16] and scales [E, O, I/32], as gpt-oss is published."""
     rows = weight.float().mT
     groups = rows.reshape(*rows.shape[:2], -1, 32)  # [E, O, I/32, 32]
     exponents = (groups.abs().amax(-1).clamp(min=1e-30) / 6.0).log2().ceil()
@@ -142,7 +142,7 @@ def quantise_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def naive_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[E, I, O] in float32."""
+    """The weight [E, I, O] in float32."""
     experts, outputs, groups, bytes_ = blocks.shape
     out = torch.empty(experts, groups * 2 * bytes_, outputs)
     for expert in range(experts):
@@ -157,7 +157,7 @@ def naive_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def quantise_nvfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of [O, I]: bytes [O, I/2], scales [O, I/16] in e4m3, and a number for all, as ModelOpt has them."""
+    """Quantise [O, I] to bytes [O, I/2], scales [O, I/16] in e4m3, and a global scale, as ModelOpt does."""
     groups = weight.float().reshape(weight.shape[0], -1, 16)
     of_all = groups.abs().max() / (6.0 * _E4M3_MOST)
     scales = (groups.abs().amax(-1) / (6.0 * of_all)).to(torch.float8_e4m3fn)
@@ -168,23 +168,23 @@ def quantise_nvfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def naive_nvfp4(bytes_: torch.Tensor, scales: torch.Tensor, of_all: torch.Tensor) -> torch.Tensor:
-    """[O, I] in float32."""
+    """The weight [O, I] in float32."""
     rows = [[_E2M1[nibble] for byte in row for nibble in (byte & 15, byte >> 4)] for row in bytes_.tolist()]
     return torch.tensor(rows) * (scales.float() * of_all).repeat_interleave(16, 1)
 
 
-LINEARS = ("_proj", "_mqa", ".w1", ".w2", ".w3")  # as paths of them end
+LINEARS = ("_proj", "_mqa", ".w1", ".w2", ".w3")  # how paths of linears end
 NVFP4: dict[str, Any] = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]}
-# What of a base whose linears differ is how, by the ends of names; the rest in NVFP4.
+# In a base of mixed formats: the layout of linears whose paths end so; all others are in NVFP4.
 MIXTURE = {"o_proj": "modelopt_channel", "q_proj": "modelopt", "up_proj": "modelopt_blocks"}
 
 
 def save_nvfp4(
     plain: Path, folder: Path, *, mixed: bool = False, also: tuple[str, ...] = (), **said: Any
 ) -> tuple[Path, Path]:
-    """A base's copy with linears in NVFP4, `mixed` with float8, and another with what these hold, in float32.
+    """Save a copy of a base with linears in NVFP4, some in float8 if `mixed`, and one with their values in float32.
 
-    Of heads and routers those whose paths end as `also` says; its config.json has it otherwise where it is `said` so.
+    Heads and routers are quantised if their paths end with one of `also`. `said` overrides the quantization_config.
     """
     layers: dict[str, Any] = {}
 
@@ -210,7 +210,7 @@ def save_nvfp4(
 def save_float8(
     plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK, *, also: tuple[str, ...] = (), **said: Any
 ) -> tuple[Path, Path]:
-    """A base's copy with linears in float8, and another with what these hold, in float32; as `save_nvfp4` else."""
+    """Save a copy of a base with linears in float8, and one with their values in float32; see `save_nvfp4`."""
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
         path, _, kind = name.rpartition(".")
@@ -236,7 +236,7 @@ def _float8(name: str, tensor: torch.Tensor, layout: Float8Layout) -> tuple[Tens
 
 
 def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:
-    """A gpt-oss's copy with experts in MXFP4, and another with what these hold, in float32."""
+    """Save a copy of a gpt-oss with experts in MXFP4, and one with their values in float32."""
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
         if not name.endswith((".gate_up_proj", ".down_proj")):
@@ -248,7 +248,7 @@ def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
-    """Change tensors where they are in a folder's shards, add them to one, or leave them out, and mend the index."""
+    """Change tensors in a folder's shards, add new ones to the first, remove those that are None; mend the index."""
     more = changes.keys() - tensors_of(folder).keys()
     for at, file in enumerate(folder.glob("*.safetensors")):
         tensors = load_file(file)
@@ -263,7 +263,7 @@ def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
 
 
 def tensors_of(folder: Path) -> Tensors:
-    """All that a folder's shards hold."""
+    """All tensors in a folder's shards."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
@@ -275,10 +275,10 @@ def save_two(
     way: str,
     file: str = "config.json",
 ) -> tuple[Path, Path]:
-    """A base's copy with its tensors as `quantise` stores them, and another with what these hold.
+    """Save a copy of a base with its tensors as `quantise` stores them, and one with their values in full.
 
-    It stores the same base in the same `way` as the same, and what is `told` of it is the same unless that is known
-    when this is called.
+    `way` must identify what `quantise` does: copies are made once for an equal base, `way`, `told` and `file`, whose
+    `told` is taken as it is when this is called.
     """
 
     def make(folder: Path) -> None:
@@ -291,7 +291,7 @@ def save_two(
         for name, tensor in sorted(tensors_of(plain).items()):
             stored, held = quantise(name, tensor)
             whole |= held
-            for at, (key, each) in enumerate(stored.items()):  # what belongs together need not be in one shard
+            for at, (key, each) in enumerate(stored.items()):  # parts that belong together need not be in one shard
                 shards[min(at, 1)][key] = each
         save_file(whole, full / "model.safetensors", {"format": "pt"})
         for at, shard in enumerate(shards):

@@ -47,7 +47,7 @@ TEMPLATE = (
 
 
 def save_tokenizer(folder: Path) -> int:
-    """A byte-level tokenizer of some 300 tokens, with a chat template; returns its size."""
+    """Save a byte-level tokenizer of about 300 tokens with a chat template; return its size."""
     put(folder, "tokenizer", _save_tokenizer)
     return len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
 
@@ -76,7 +76,7 @@ _SIZES: dict[str, Any] = {
 
 
 def save_base(folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> Path:
-    """A random Llama, with weights large enough that its answers vary, and its tokenizer."""
+    """Save a random Llama, with weights large enough that its answers vary, and its tokenizer."""
 
     def make(folder: Path) -> None:
         vocab = save_tokenizer(folder)
@@ -89,7 +89,7 @@ def save_base(folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> 
 
 
 def save_sliding_base(folder: Path) -> Path:
-    """A random Gemma 3 of which the first and the last of three layers see 20 tokens, and its tokenizer."""
+    """Save a random Gemma 3 whose first and last of three layers see 20 tokens, and its tokenizer."""
     put(folder, "sliding", _save_sliding_base)
     return folder
 
@@ -102,7 +102,7 @@ def _save_sliding_base(folder: Path) -> None:
         num_hidden_layers=3,
         head_dim=16,
         vocab_size=vocab,
-        tie_word_embeddings=False,  # else it says the same token again and again
+        tie_word_embeddings=False,  # else it repeats one token forever
         sliding_window=20,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )
@@ -110,7 +110,7 @@ def _save_sliding_base(folder: Path) -> None:
 
 
 def save_adapter(base: Path, folder: Path, *, rank: int, targets: Sequence[str] = ALL_SEVEN, **options: Any) -> Path:
-    """A random adapter, saved by PEFT."""
+    """Save a random adapter with PEFT."""
 
     def make(folder: Path) -> None:
         model = read_model(base)
@@ -127,13 +127,13 @@ def save_adapter(base: Path, folder: Path, *, rank: int, targets: Sequence[str] 
 
 
 def packed(folder: Path, slots: Slots) -> Packed:
-    """A PEFT folder as the engine's residency half reads it."""
+    """Read a PEFT folder as the engine's residency does."""
     return read_adapter(LocalFolder(folder, str(folder)), Fit(slots.modules, slots.max_rank), slots.dtype)
 
 
 @dataclass
 class FixedHolder:
-    """Every adapter in a slot of its own, loaded once; counts who uses it."""
+    """A residency that gives every adapter a slot of its own, loaded once; counts each adapter's users."""
 
     slots: Slots
     adapters: dict[str, Path]
@@ -146,7 +146,7 @@ class FixedHolder:
             self.load(name, folder)
 
     def load(self, name: str, folder: Path) -> None:
-        """Put what a PEFT folder holds into the slot of that name."""
+        """Load a PEFT folder into the slot of that name."""
         revision = packed(folder, self.slots)
         self.slots.load(self.places[name], revision)
         self.revisions[name] = revision.revision
@@ -177,11 +177,11 @@ class FixedHolder:
 
 @dataclass(frozen=True)
 class Running:
-    """An engine that serves, and stubs to talk to it."""
+    """A serving engine, and stubs to talk to it."""
 
     server: EngineServer
     holder: FixedHolder
-    workers: list[Worker]  # its other nodes
+    workers: list[Worker]  # the group's other nodes
     channel: grpc.aio.Channel
     sampler: "sampling_pb2_grpc.SamplerAsyncStub"
     engine: "engine_pb2_grpc.EngineAsyncStub"
@@ -221,7 +221,7 @@ def settings_for(base: Path, **changes: Any) -> EngineSettings:
 async def running(
     base: Path, adapters: dict[str, Path] | None = None, limits: Limits | None = None, **settings: Any
 ) -> AsyncIterator[Running]:
-    """An engine over `base` with `adapters` in its slots, drained at the end with its books balanced."""
+    """Serve `base` with `adapters` in its slots; at the end, drain and check that the books balance."""
     told = settings_for(base, **settings)
     with other_nodes(told) as group:
         server = await listen(told, "tiny-0", 0, limits, group.entrance)
@@ -242,7 +242,7 @@ async def running(
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion as a client got it."""
+    """One completion as a client received it."""
 
     started: sampling_pb2.Started
     finished: sampling_pb2.Finished
@@ -270,7 +270,7 @@ async def ask(engine: Running, prompt: Sequence[int] | str, adapter: str = "", *
 
 
 async def collect(engine: Running, request: sampling_pb2.GenerateRequest) -> Answer:
-    """The stream of a request: Started first, Finished last."""
+    """Collect a request's stream: Started first, Finished last."""
     events = [event async for event in engine.sampler.Generate(request, timeout=60)]
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds == ["started", *["chunk"] * (len(events) - 2), "finished"]
@@ -285,7 +285,7 @@ async def collect(engine: Running, request: sampling_pb2.GenerateRequest) -> Ans
 
 
 def peft_model(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The base by transformers, with the adapter by peft."""
+    """The base by transformers, with the adapter by PEFT."""
     model = read_model(base, dtype)
     return (model if adapter is None else PeftModel.from_pretrained(model, str(adapter))).eval()
 
@@ -294,7 +294,7 @@ _LATELY = Lately()
 
 
 def _read_once(base: Path, adapter: Path | None, dtype: torch.dtype) -> torch.nn.Module:
-    """The same of the same files."""
+    """Return the model; equal files are read once."""
     key = (digest(base), "" if adapter is None else digest(adapter), dtype)
     found: torch.nn.Module = _LATELY.get(key, lambda: peft_model(base, adapter, dtype))
     return found
@@ -304,7 +304,7 @@ def _read_once(base: Path, adapter: Path | None, dtype: torch.dtype) -> torch.nn
 def peft_answer(
     base: Path, adapter: Path | None, prompt: Sequence[int], count: int
 ) -> tuple[tuple[int, ...], list[float]]:
-    """Greedy tokens and their log-probabilities, each step from the whole sequence."""
+    """Greedy tokens and their log-probabilities, each step computed from the complete sequence."""
     model, tokens, scores = _read_once(base, adapter, torch.float32), list(prompt), []
     for _ in range(count):
         logits = torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0, -1].float(), -1)

@@ -1,4 +1,4 @@
-"""Bases of frontier families and PEFT adapters on all of them, as folders that an engine loads."""
+"""Bases of frontier families, and PEFT adapters on all their modules, as folders that an engine loads."""
 
 import copy
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.engine.families import FAMILIES, SEEING, SIZES, make_model, read_mode
 from tests.engine.made import edit_config, fill
 from tests.engine.running import save_tokenizer
 
-# Whose files name experts otherwise, and all of their layers.
+# In its files, all layers are experts, and these have other names than in transformers.
 BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)} | SEEING
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
@@ -34,12 +34,12 @@ SERVED: dict[str, dict[str, Any]] = {
 
 
 def weights(base: Base) -> dict[str, torch.Tensor]:
-    """All numbers of its model, by name."""
+    """All parameters and buffers of the base's model, by name."""
     return dict(base.model.state_dict()) | dict(base.model.named_buffers())
 
 
 def save_base(name: str, folder: Path, **changes: Any) -> Path:
-    """A random base of the family, and its tokenizer."""
+    """Save a random base of the family, and its tokenizer."""
 
     def make(folder: Path) -> None:
         config = copy.deepcopy(BASES[name])
@@ -52,7 +52,7 @@ def save_base(name: str, folder: Path, **changes: Any) -> Path:
 
 
 def save_adapter(base: Path, folder: Path, rank: int, **options: Any) -> Path:
-    """A random adapter, saved by PEFT."""
+    """Save a random adapter with PEFT."""
 
     def make(folder: Path) -> None:
         model = read_model(base)

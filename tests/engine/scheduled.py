@@ -1,4 +1,4 @@
-"""A scheduler without a model: sequences of chosen sizes, and what a step does to the books."""
+"""A scheduler without a model: sequences of chosen sizes, and a step's effect on the books."""
 
 from collections.abc import Sequence as List
 
@@ -35,7 +35,7 @@ def sequence(
     scored: bool = False,
     background: bool = False,
 ) -> Sequence:
-    """A request for `new` tokens after a prompt of a length (all its own tokens) or of given tokens."""
+    """A request for `new` tokens after a prompt given by its length (then all tokens differ) or by its tokens."""
     tokens = tuple(range(prompt)) if isinstance(prompt, int) else tuple(prompt)
     slot = sum(map(ord, adapter)) if adapter else NO_SLOT
     sampling = Sampling(max_tokens=new, seed=0, prompt_logprobs=scored)
@@ -47,7 +47,7 @@ def sequence(
 
 
 def advance(scheduler: Scheduler, *, check: bool = True) -> tuple[list[Share], list[Sequence]]:
-    """One step on the books: what it computed, and who ended. To `check` them takes longer than the step."""
+    """Run one step on the books; return what it computed and who ended. To `check` takes longer than the step."""
     shares, ended = scheduler.next_step(), []
     assert not check or find_imbalance(scheduler) == ""
     for share in shares:
@@ -65,7 +65,7 @@ def advance(scheduler: Scheduler, *, check: bool = True) -> tuple[list[Share], l
 
 
 def run(scheduler: Scheduler) -> list[Sequence]:
-    """Steps until nobody is left; returns who ended, in order. Fails where that takes too many."""
+    """Step until no requests are left; return them in the order they ended. Fails after too many steps."""
     ended: list[Sequence] = []
     for _ in range(MOST_STEPS):
         if not scheduler.busy:

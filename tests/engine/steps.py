@@ -1,4 +1,4 @@
-"""The steps of a running engine, held between two of them; what it refuses meanwhile."""
+"""Hold the step thread of a running engine between two steps, and collect refusals."""
 
 import asyncio
 import threading
@@ -16,14 +16,14 @@ LONG = 150  # new tokens: far more than a test waits for
 
 
 async def refusal(engine: Running, request: GenerateRequest) -> MintError:
-    """The MintError that a request ends with."""
+    """Return the MintError that a request ends with."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await collect(engine, request)
     return from_rpc_error(caught.value)
 
 
 class Gate:
-    """Holds the step thread between two steps, so that tests decide what happens meanwhile."""
+    """Holds the step thread between two steps, so that the test decides what happens meanwhile."""
 
     def __init__(self, engine: Running, after: int = 0) -> None:
         self._left = after

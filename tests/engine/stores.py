@@ -1,4 +1,4 @@
-"""Real servers of every kind that a source may name, each on loopback, each over one local folder."""
+"""Real servers of every kind that a source may name, each on loopback and over one local folder."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ Entry = dict[str, object]
 
 
 class Files(SimpleHTTPRequestHandler):
-    """Plain files of `folder`. `faults` counts, by the end of a path, the 503 answers still to be given."""
+    """Serves the files of `folder`. `faults` counts, by the end of a path, the 503 answers still to give."""
 
     faults: dict[str, int] = {}  # noqa: RUF012 - each server has a class of its own
     seen: list[str] = []  # noqa: RUF012
@@ -63,7 +63,7 @@ _KINDS = ("models", "datasets")
 
 
 class Hub(Files):
-    """The part of the Hugging Face hub that is asked for: revision to commit, trees, paths and resolved files."""
+    """The part of the Hugging Face hub that the engine uses: revision to commit, trees, paths and resolved files."""
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -151,7 +151,7 @@ class Hub(Files):
 def serving(
     handler: type[Files], folder: Path, tls: ssl.SSLContext | None = None
 ) -> Iterator[tuple[str, type[Files]]]:
-    """A web server over `folder`: its host:port, and its handler's class with `faults` and `seen`."""
+    """A web server over `folder`: yields its host:port, and its handler class with `faults` and `seen`."""
     own = type(handler.__name__, (handler,), {"faults": {}, "seen": []})
     with _listening(functools.partial(own, directory=str(folder)), tls) as address:
         yield address, own
@@ -159,7 +159,7 @@ def serving(
 
 @contextmanager
 def _listening(handler: Callable[..., BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The host:port where requests are handled so."""
+    """Yield the host:port of a server that handles requests with `handler`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     if tls is not None:
@@ -175,7 +175,7 @@ def _listening(handler: Callable[..., BaseHTTPRequestHandler], tls: ssl.SSLConte
 
 
 def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS context for 127.0.0.1, and the file of the authority that vouches for it."""
+    """Return a server's TLS context for 127.0.0.1, and the certificate file that clients must trust."""
     key, certificate = folder / "key.pem", folder / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -187,7 +187,7 @@ def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:
 
 @contextmanager
 def s3(folder: Path) -> Iterator[str]:
-    """The address of an S3 server (moto's) whose bucket holds what `folder` holds. One at a time."""
+    """The address of an S3 server (moto's) whose bucket holds the contents of `folder`. One at a time."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -206,7 +206,7 @@ def s3(folder: Path) -> Iterator[str]:
 
 
 class _WithoutLengths(BaseHTTPRequestHandler):
-    """Passes on what another server says, but for how long it is."""
+    """Passes on another server's answers without their lengths."""
 
     host, port = "", 0
 
@@ -228,7 +228,7 @@ class _WithoutLengths(BaseHTTPRequestHandler):
 
 @contextmanager
 def lengthless(url: str) -> Iterator[str]:
-    """The address of a server that says what the one at `url` does, without lengths."""
+    """The address of a server that answers like the one at `url`, but without lengths."""
     at = urlsplit(url)
     calls = {f"do_{method}": _WithoutLengths.pass_on for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
     handler = type("Passing", (_WithoutLengths,), {"host": at.hostname, "port": at.port, **calls})
@@ -238,7 +238,7 @@ def lengthless(url: str) -> Iterator[str]:
 
 @contextmanager
 def gs(folder: Path) -> Iterator[str]:
-    """The address of a Google Cloud Storage emulator whose bucket holds what `folder` holds."""
+    """The address of a Google Cloud Storage emulator whose bucket holds the contents of `folder`."""
     port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
     server.start()
@@ -253,7 +253,7 @@ def gs(folder: Path) -> Iterator[str]:
 
 
 def _forget(host: str, port: int) -> None:
-    """All of a process's moto servers have one memory: the next one would hold what tests before put in theirs."""
+    """Clear moto's memory, which all servers of a process share; else an earlier test's objects would remain."""
     with closing(HTTPConnection(host, port)) as asked:
         asked.request("POST", "/moto-api/reset")
         assert asked.getresponse().status == HTTPStatus.OK
@@ -275,7 +275,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch, s3_url: str) -> Iterator[None]:
 
 
 def opened(scheme: str, shelf: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> Source:
-    """That scheme's server over the shelf, for as long as the stack is there; the source is its store, team/store."""
+    """Start the scheme's server over the shelf until the stack closes; return its store, team/store, as a source."""
     backends.backend.cache_clear()
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(variable, raising=False)

@@ -1,4 +1,6 @@
-"""What an adapter must be to be served: PEFT's own files are read right, each broken kind gets exactly its error."""
+"""Check adapters before they are served: PEFT's files are read right; each kind of broken file raises its own
+error.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A request may begin while its adapter comes from the disk: it gets what it would, and keeps nobody waiting."""
+"""Requests may begin while their adapter is read from disk: answers stay exact, and nobody else waits."""
 
 import asyncio
 import errno
@@ -74,7 +74,7 @@ class TestAStepOfOwnKernels:
         return found
 
     @pytest.mark.parametrize("threads", [1, 2])
-    @pytest.mark.parametrize("rows", [5, 70])  # one team, and a team a thread
+    @pytest.mark.parametrize("rows", [5, 70])  # one team, then a team per thread
     def test_computes_to_the_bit_the_same_while_its_adapter_comes(
         self, forward: Forward, rows: int, threads: int
     ) -> None:
@@ -119,7 +119,7 @@ class TestAStepOfOwnKernels:
 
 
 class Disk:
-    """Gives the first pieces of a file, and the others when it is told to; or none of them."""
+    """A disk that gives the first pieces of a file, and the others once `open` is set, or fails them if `broken`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slow = self.broken = False
@@ -140,7 +140,7 @@ class Disk:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base whose adapters of rank 128 are several large pages."""
+    """A base whose adapters of rank 128 span several large pages."""
     return save_base(tmp_path_factory.mktemp("wide"), hidden_size=256, intermediate_size=512, num_hidden_layers=3)
 
 
@@ -169,7 +169,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 @pytest.fixture
 async def engine(wide: Path, store: Path, tmp_path: Path, disk: Disk) -> AsyncIterator[Engine]:
-    """One slot, in which the second adapter is; the first is on the disk alone, which is slow from now on."""
+    """An engine whose one slot holds the second adapter; the first is only on disk, which is slow from now on."""
     options = {"slots": 1, "max_rank": 128, "host": 1, "disk": 1 << 26}
     async with engine_of(wide, on_disk(tmp_path), store=Source(f"file://{store}"), **options) as engine:
         for name in NAMES:
@@ -182,7 +182,7 @@ async def engine(wide: Path, store: Path, tmp_path: Path, disk: Disk) -> AsyncIt
 
 
 async def bare(engine: Engine) -> tuple[int, ...]:
-    """What the bare base answers."""
+    """The bare base's answer."""
     tokens, ended = list[int](), asyncio.Event()
 
     def sink(event: Event) -> None:
@@ -198,13 +198,13 @@ async def bare(engine: Engine) -> tuple[int, ...]:
 
 
 async def lives(engine: Engine, inbox: Inbox) -> None:
-    """A request for the first adapter, as a client's."""
+    """Run a request for the first adapter as a client's."""
     asked = Asked("first", NAMES[0], PROMPT, Sampling(COUNT, 0, ignore_eos=True))
     await live(asked, engine.residency, engine.stepper, inbox)
 
 
 def begun(engine: Engine) -> bool:
-    """A request has the slot into which the first adapter comes."""
+    """Whether a request has the slot into which the first adapter is arriving."""
     return any(copy.arrival and copy.serving for copy in engine.residency.books.in_slots.values())
 
 
@@ -244,7 +244,7 @@ async def test_several_begin_with_the_same_adapter(
 async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
     engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
 ) -> None:
-    """Even where its client has left."""
+    """Even after its client has left."""
     inbox = Inbox(room("tiny-0").part())
     life = asyncio.create_task(lives(engine, inbox))
     await until(lambda: begun(engine))
@@ -290,8 +290,8 @@ async def fails(engine: Engine) -> MintError:
 
 
 async def test_an_engine_that_computes_anything_waits_for_all_of_an_adapter(engine: Engine) -> None:
-    """A step of its own would keep others waiting."""
-    stepper = Stepper(engine.stepper._generation, lambda deliver: None)  # which computes nothing: it is not started
+    """Following the arrival in a step of its own would keep others waiting."""
+    stepper = Stepper(engine.stepper._generation, lambda deliver: None)  # not started, so it computes nothing
     assert stepper.follows_arrivals
     stepper.submit(Request(PROMPT, Sampling(1, 0), slot=NO_SLOT), lambda event: None)
     assert not stepper.follows_arrivals

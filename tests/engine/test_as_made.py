@@ -1,4 +1,4 @@
-"""Files of a base may name what its makers computed it with, or hold an adapter of it: here neither is asked for."""
+"""Attention or expert implementations that a base's config names are ignored, as are adapters in its folder."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_whatever_its_makers_computed_with_it_is_computed_here(key: str, named: 
 
 
 def test_an_adapter_beside_a_base_is_no_part_of_it(tmp_path: Path) -> None:
-    """As where one was trained, and merged, in the base's folder; whether PEFT is installed or not."""
+    """An adapter may be left there by training or merging in the base's folder; PEFT may be installed or not."""
     base = save_base(tmp_path)
     expected = load_base(base, torch.float32, CPU).model.state_dict()
     saved_families.save_adapter(base, base, 4, target_modules=["q_proj"])
