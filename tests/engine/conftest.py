@@ -123,7 +123,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit_config(store / "acme" / "high", r=99)
     tiny_llama().save_pretrained(store / "base", max_shard_size="30KB")
     (store / "base" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same weights in its maker's own format
+    (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same weights in its maker's format
     (store / "base" / "tiny-q8.gguf").write_bytes(b"GGUF" + bytes(100))  # and for llama.cpp
     (store / "base" / "tiny-q4.gguf").write_bytes(b"GGUF" + bytes(50))
     (store / "gguf").mkdir()

@@ -11,8 +11,7 @@ NEAR_BORDER = 1e-6  # of a distribution
 
 def may_choose(logits: torch.Tensor, token: int, sampling: Sampling, index: int) -> bool:
     """Whether `token` is the right choice after logits [V], or as good: the engines sum in different orders, so they
-    may differ at a tie, or at a border between two tokens' shares of the distribution.
-    """
+    may differ at a tie, or at a border between two tokens' shares of the distribution."""
     if choose_tokens(logits[None], [(sampling, index)]) == [token]:
         return True
     if not sampling.temperature:

@@ -1,6 +1,4 @@
-"""Check adapters before they are served: PEFT's files are read right; each kind of broken file raises its own
-error.
-"""
+"""Check adapters before they are served: PEFT's files are read right; each kind of broken file has its own error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Copies of a base on a node: none of what is not served, none that is not whole."""
+"""Copies of a base on a node: no copy of a base that cannot be served, and no incomplete copy in use."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def another_rope(folder: Path) -> None:
 
 
 def nothing(_: Path) -> None:
-    """The base is as it should be."""
+    """Leave the base as it should be."""
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_an_earlier_attempt_left_and_the_base_has_no_more_is_not_looked_at(
 
 
 class Lengthless(stores.Files):
-    """Tells no length of anything, as servers do that compress what they send."""
+    """Sends no lengths, as servers that compress their answers do."""
 
     def send_header(self, keyword: str, value: str) -> None:
         if keyword != "Content-Length":

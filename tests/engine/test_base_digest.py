@@ -1,4 +1,4 @@
-"""What tells copies of a base apart, without all of it being read."""
+"""The digest that tells copies of a base apart without reading all of it."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_copies_are_alike_and_all_else_is_not(tmp_path: Path) -> None:
 
 
 def test_large_files_are_sampled_from_end_to_end(tmp_path: Path) -> None:
-    """Bases that were trained differ everywhere; their sizes alone are the same."""
+    """Separately trained bases differ everywhere; only their sizes are equal."""
     one = base_digest(write(tmp_path / "one.gguf", bytes(LARGE)))
     assert base_digest(write(tmp_path / "same" / "one.gguf", bytes(LARGE))) == one
     for at in (0, LARGE - 1):

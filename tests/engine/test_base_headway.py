@@ -1,4 +1,4 @@
-"""How far an engine is with its base, as its heartbeat tells it."""
+"""An engine's progress with its base, as its heartbeat reports it."""
 
 import asyncio
 import threading
@@ -27,11 +27,11 @@ FIRST, THIRD = "model-00001-of-00005.safetensors", "model-00003-of-00005.safeten
 
 
 class Slow(stores.Files):
-    """Keeps the third file of the weights until it may go on."""
+    """Holds back the third file of the weights until the test lets it go on."""
 
     on = threading.Event()
 
-    def do_GET(self) -> None:  # noqa: N802 - as the library has it
+    def do_GET(self) -> None:  # noqa: N802 - the library's name
         if self.path.endswith(THIRD):
             self.on.wait()
         super().do_GET()

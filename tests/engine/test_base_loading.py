@@ -31,7 +31,7 @@ from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
 
 CPU = torch.device("cpu")
-# What some key of a configuration may be by mistake.
+# Values that a configuration's key may have by mistake.
 ODD: list[Any] = [None, -3, 0, 1.5, float("nan"), float("inf"), True, "text", [], [None], {}, {"a": {"b": [1]}}]
 PROMPT = [5, 9, 200, 31, 7, 5, 88, 90, 14]
 
@@ -43,7 +43,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
+    """A copy that the test may break."""
     return Path(shutil.copytree(good, tmp_path / "base"))
 
 
@@ -136,7 +136,7 @@ def test_an_index_as_transformers_does_not_read_it(folder: Path) -> None:
 
 
 def test_weights_that_are_there_a_second_time_are_not_read(folder: Path) -> None:
-    """As Mistral publishes them for code of its own."""
+    """As Mistral publishes them, for its own code."""
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")})
     )
@@ -176,7 +176,7 @@ def test_configurations(folder: Path, changes: dict[str, Any], error: type[MintE
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 def test_whatever_a_configuration_tells_is_served_or_refused_in_words(odd: Any, folder: Path) -> None:
-    """Before its weights are copied, as `check_small_files` looks at it."""
+    """Checked before the weights are copied, by `check_small_files`."""
     path, settings = folder / "config.json", settings_for(folder)
     told = json.loads(path.read_text())
     for key in (*told, "text_config", "quantization_config", "rope_scaling", "layer_types", "sliding_window"):
@@ -210,7 +210,7 @@ def test_nan_weights(folder: Path) -> None:
 
 
 def test_a_tokenizer_that_is_code_is_told_of_before_weights_are_read(folder: Path, good: Path) -> None:
-    """As Kimi-K2 is published; and what is said to help does."""
+    """As Kimi-K2 is published. The remedy that the error names works."""
     made, told = folder / "tokenizer.json", folder / "tokenizer_config.json"
     content, plain = made.read_text(), json.loads(told.read_text()) | {"tokenizer_class": "TikTokenTokenizer"}
     made.unlink()
@@ -219,7 +219,7 @@ def test_a_tokenizer_that_is_code_is_told_of_before_weights_are_read(folder: Pat
         json.dumps(plain | {"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}})
     )
     norm = load_file(folder / "model.safetensors")["model.norm.weight"]
-    edit_weights(folder, {"model.norm.weight": torch.full((64,), torch.nan)})  # whoever reads it complains of it
+    edit_weights(folder, {"model.norm.weight": torch.full((64,), torch.nan)})  # reading it raises an error
     with pytest.raises(UnsupportedBase, match=r"custom code.* put a tokenizer\.json .* take auto_map out of"):
         load(folder)
     edit_weights(folder, {"model.norm.weight": norm})
@@ -249,7 +249,7 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_settings_that_do_not_fit_are_refused_before_weights_are_read(
     folder: Path, changes: dict[str, Any], error: type[MintError], says: str
 ) -> None:
-    norm = torch.full((64,), torch.nan)  # whoever reads it complains of it
+    norm = torch.full((64,), torch.nan)  # reading it raises an error
     edit_weights(folder, {"model.norm.weight": norm})
     with pytest.raises(error, match=says):
         build(settings_for(folder, **changes), folder, Limits())
@@ -324,7 +324,7 @@ async def test_architectures_served(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_architectures_refused(kind: str, tmp_path: Path) -> None:
-    """Never silently wrong: what the attention can't do is refused when the base is loaded."""
+    """Never silently wrong: what the attention cannot compute is refused when the base is loaded."""
     changes, why = REFUSED[kind]
     base = save_architecture(tmp_path, kind, changes)
     with pytest.raises(UnsupportedBase, match=why):
@@ -332,7 +332,7 @@ def test_architectures_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_no_request_is_so_long_that_others_would_be_turned_by_it(tmp_path: Path) -> None:
-    """LongRoPE's angles are one set up to a length and another beyond, and one set for all of a step."""
+    """LongRoPE has one set of angles up to a length and another beyond it, and a step can use only one of them."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     base = save_architecture(
         tmp_path, "phi3", {"original_max_position_embeddings": 64, "rope_parameters": rope, "sliding_window": None}
@@ -343,7 +343,7 @@ def test_no_request_is_so_long_that_others_would_be_turned_by_it(tmp_path: Path)
 
 
 def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None:
-    """Published with the length that YaRN stretches, as Qwen's are told to be served, or with what it comes to."""
+    """A config may give the length that YaRN stretches, as Qwen's files do, or the length after stretching."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     base = save_base(tmp_path, max_position_embeddings=80, rope_parameters=rope)
     assert load(base).context_length == 256
@@ -356,7 +356,7 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_transformers_can_not_compute_is_told_of(folder: Path, ranks: int) -> None:
-    """It makes such a model, and stumbles in its first layer."""
+    """transformers constructs this model, but fails in its first layer."""
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     edit_config(folder, rope_parameters=rope)
     with pytest.raises(UnsupportedBase, match="The size of tensor a"):

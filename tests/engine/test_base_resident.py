@@ -1,4 +1,4 @@
-"""A base is what its own files held when it was read: nothing else is taken for it, nor what they hold later."""
+"""A resident base keeps what its own files held when it was read; no other files are used, and no later changes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
+    """A copy that the test may break."""
     return Path(shutil.copytree(good, tmp_path / "base"))
 
 
@@ -47,7 +47,7 @@ def tell(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_becomes_of_its_files_changes_nothing(folder: Path, stored: torch.dtype, dtype: torch.dtype) -> None:
-    """Others may be copied over them, or a claim's disk lose them."""
+    """Other files may be copied over them, or the claim's disk may lose them."""
     path = folder / "model.safetensors"
     tensors = {name: each.to(stored) for name, each in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
@@ -62,7 +62,7 @@ def test_what_becomes_of_its_files_changes_nothing(folder: Path, stored: torch.d
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_whole_numbers_are_no_weights(folder: Path, dtype: torch.dtype) -> None:
-    """Whatever scales lie beside them: nothing tells of these."""
+    """Whatever scales lie beside them, nothing in the config says that they are to be used."""
     path, name = folder / "model.safetensors", "model.layers.0.self_attn.q_proj.weight"
     tensors = load_file(path)
     save_file(tensors | {name: (tensors[name] * 100).to(dtype)}, path, metadata={"format": "pt"})
@@ -103,7 +103,7 @@ def test_a_config_of_far_more_than_its_files_hold_is_refused_before_that_is_made
 def test_what_own_kernels_have_packed_is_held_once_where_nobody_trains(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
-    """And answers stay; experts are computed where they lie."""
+    """Without training, packed weights are held once, and answers stay equal; experts are computed in place."""
     base, answers, held = saved_families.save_base(family, tmp_path / "base", tie_word_embeddings=tied), [], []
     for store in (None, Source(f"file://{tmp_path}/runs")):
         settings = settings_for(base, dtype="float32", training_store=store)

@@ -1,4 +1,4 @@
-"""A copy of a base that ends early goes on where it ended, of the very same content, or is made anew."""
+"""An interrupted copy of a base resumes where it ended if the content is still the same; else it starts over."""
 
 import hashlib
 import os
@@ -20,15 +20,15 @@ from mint_engine.sources.headway import Headway
 from tests.engine import stores
 
 WEIGHTS = "model.safetensors"
-BYTES = 20 << 20  # more than two blocks of what is asked for at once
+BYTES = 20 << 20  # more than two of the blocks that are requested at once
 
 
 class Killed(BaseException):
-    """What no part of the engine takes."""
+    """An exception that no part of the engine catches."""
 
 
 class Ending(Headway):
-    """Ends whoever copies, as a signal does, after so many bytes."""
+    """Ends the copying process, as a signal does, after a number of bytes."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class Ending(Headway):
 
 
 class Ranged(stores.Files):
-    """Serves ranges, under an ETag of the content. `cuts` counts the answers still to be ended in their middle."""
+    """Serves ranges, with an ETag of the content. `cuts` counts the answers still to be cut off in their middle."""
 
-    def do_GET(self) -> None:  # noqa: N802 - as the library has it
+    def do_GET(self) -> None:  # noqa: N802 - the library's name
         path = Path(self.directory) / self.path.strip("/")
         if not self.headers.get("Range") or not path.is_file():
             super().do_GET()
@@ -85,7 +85,7 @@ def _tag(path: Path, _changed: int, _size: int) -> str:
 
 
 def saved(folder: Path, seed: bytes = b"1") -> Path:
-    """A base's files, of which the weights are large."""
+    """Save a base's files, with large weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / WEIGHTS).write_bytes(seed * BYTES)
@@ -93,7 +93,7 @@ def saved(folder: Path, seed: bytes = b"1") -> Path:
 
 
 def fetched(source: Source, cache: Path, headway: Headway | None = None) -> tuple[bytes, int]:
-    """The weights as they are copied, and at how many bytes that began."""
+    """The copied weights, and the byte at which copying them began."""
     with capture_logs() as lines:
         path = fetch_base(source, cache, lambda *_: None, headway)
     assert [each.name for each in (cache / "base").iterdir()] == [path.name], "nothing is left beside it"
@@ -145,14 +145,14 @@ def test_what_a_killed_process_has_copied_is_not_copied_again(
             fetch_base(source, tmp_path / "cache", lambda *_: None, Ending(BYTES // 2))
         whole, resumed = fetched(source, tmp_path / "cache")
     assert whole == (base / WEIGHTS).read_bytes()
-    if scheme == "http":  # Python's own server sends no parts of files
+    if scheme == "http":  # Python's own server does not serve ranges
         assert resumed == 0
     else:
         assert resumed >= BYTES // 2
 
 
 def cut_short(partial: Path) -> None:
-    """As a node does that loses its power: what was certain is there, and no more."""
+    """As after a loss of power: only what was synced is certain to be there."""
     os.truncate(partial / "coming" / WEIGHTS, 1000)
 
 
@@ -165,7 +165,7 @@ def with_half_a_mark(partial: Path) -> None:
 
 
 def half_copied(address: str, folder: Path) -> tuple[Source, Path]:
-    """A base, and the cache in which a process was killed halfway through its copy."""
+    """A base, and a cache in which a process was killed halfway through copying it."""
     source, cache = Source(f"http://{address}/base"), folder / "cache"
     with pytest.raises(Killed):
         fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
@@ -193,7 +193,7 @@ def test_what_has_changed_meanwhile_is_copied_anew(tmp_path: Path) -> None:
 
 
 class Changing(Headway):
-    """Changes the source, once: while it is copied, or before, when it was asked what it holds."""
+    """Changes the source once: while it is copied, or before that, just after it was asked what it holds."""
 
     def __init__(self, change: Callable[[], object], *, before: bool = False) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def test_a_file_of_another_digest_than_the_hub_lists_is_not_taken(
         with pytest.raises(errors.SourceUnavailable, match=f"sent a {WEIGHTS} of another digest than it lists"):
             fetch_base(source, cache, lambda *_: None)
         handler.faults.clear()
-        backends.backend.cache_clear()  # what its library keeps of a commit
+        backends.backend.cache_clear()  # the hub library's cache of a commit
         with pytest.raises(Killed):
             fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
         whole, resumed = fetched(source, cache)

@@ -1,4 +1,4 @@
-"""A base that can not be loaded yet: the engine says why, and serves as soon as it can."""
+"""A base that cannot be loaded yet: the engine reports why, and serves as soon as it can."""
 
 import asyncio
 import os
@@ -89,7 +89,7 @@ async def test_a_base_that_is_refused_once_loaded_has_left_memory_before_it_is_l
 ) -> None:
     monkeypatch.setattr(process, "RECHECK_S", 0.05)
     loaded: list[weakref.ref[Any]] = []
-    left: list[int] = []  # of those loaded before, at each load
+    left: list[int] = []  # at each load, the number of bases loaded before that are still in memory
 
     def watched(*args: Any, **more: Any) -> Base:
         left.append(sum(each() is not None for each in loaded))
@@ -98,7 +98,7 @@ async def test_a_base_that_is_refused_once_loaded_has_left_memory_before_it_is_l
         return base
 
     monkeypatch.setattr("mint_engine.build.load_base", watched)
-    monkeypatch.setitem(forward._TOLERANCE, torch.float32, -1.0)  # no pass is right
+    monkeypatch.setitem(forward._TOLERANCE, torch.float32, -1.0)  # no pass is accurate enough
     told = settings_for(save_base(tmp_path / "base"))
     server = await listen(told, "short", 0)
     engine = process.Process(Start(told, "short", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
@@ -144,7 +144,7 @@ async def test_a_copy_that_is_refused_is_let_go_and_made_anew_once_its_source_is
         assert await engine._try_base() == first
         assert "GET /base/model.safetensors" not in handler.seen[asked:], "it is not copied again"
         (folder / "model.safetensors").write_bytes(whole)
-        os.utime(folder / "model.safetensors", (1, 1))  # of another second, which is all that this server tells
+        os.utime(folder / "model.safetensors", (1, 1))  # another second: this server's only sign of a change
         assert await engine._try_base() is None
         await server.drain(1)
 
@@ -171,9 +171,9 @@ async def test_a_copy_stays_where_it_is_another_nodes_that_is_broken(
 
 
 def load_with_a_lost_block(address: str, cache: Path) -> list[str]:
-    """Why the base is refused, and refused again, by a process whose disk loses what it has copied.
+    """Why the base is refused, and refused again, in a process whose disk loses the copied files.
 
-    It is cut once it is mapped: what is mapped beyond a file's end has no block.
+    The file is truncated once it is mapped: pages beyond a file's end cannot be read.
     """
     open_tensors, losses = stored.open_tensors, [1]
 

@@ -1,4 +1,4 @@
-"""Sizes that no base has are told of by file, field and value, before anything is made by them."""
+"""Impossible sizes in a base's config are refused by file, field and value, before anything of that size is made."""
 
 import json
 from pathlib import Path

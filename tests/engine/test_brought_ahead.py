@@ -1,4 +1,4 @@
-"""What waves that wait will need is brought to the disk ahead: in free room alone, found once wanted."""
+"""What waiting waves will need is fetched to disk ahead: only into free space, and found there once wanted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.waiting import until
 
 
 def ahead(store: Path, *names: str) -> list[Assignment]:
-    """What a wave that waits to be admitted will need."""
+    """The assignments of a wave that waits to be admitted."""
     return [msgspec.structs.replace(each, ahead=True) for each in wanted(store, *names, tier=Tier.DISK)]
 
 

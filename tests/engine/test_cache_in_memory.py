@@ -1,4 +1,4 @@
-"""A cache is in memory before the first request has pages of it: none waits for the system to find them."""
+"""A cache is in memory before the first request uses its pages: no request waits for page faults."""
 
 import errno
 import mmap
@@ -78,4 +78,4 @@ def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_memory_that_is_not_mapped_is_refused() -> None:
     with pytest.raises(OSError, match="Cannot allocate memory"):
-        bring_zeros(mmap.PAGESIZE, mmap.PAGESIZE)  # the system maps nothing so low (vm.mmap_min_addr)
+        bring_zeros(mmap.PAGESIZE, mmap.PAGESIZE)  # the system maps nothing this low (vm.mmap_min_addr)

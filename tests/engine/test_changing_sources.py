@@ -1,4 +1,4 @@
-"""A local source whose files change while its revision is warm: the new state takes over as any new revision does."""
+"""A local source whose files change while its revision is warm: the new state takes over like any new revision."""
 
 import asyncio
 import os
@@ -18,11 +18,11 @@ from tests.engine.tiers import NAMES, Scene, loader, once, wanted
 from tests.waiting import until
 
 NAME, OTHER = NAMES[0], NAMES[1]
-OFTEN = {"round_s": 0.005}  # how often a test's engine looks
+OFTEN = {"round_s": 0.005}  # how often the test's engine looks
 
 
 def change(store: Path, name: str, like: str) -> str:
-    """Let an adapter's folder hold what another's does, file by file; the revision that it now is."""
+    """Replace an adapter's files by another's, file by file; return the new revision."""
     for file in (WEIGHTS, CONFIG):
         shutil.copy(store / like / file, store / name / f".{file}")
         os.replace(store / name / f".{file}", store / name / file)
@@ -30,12 +30,12 @@ def change(store: Path, name: str, like: str) -> str:
 
 
 def overwrite(store: Path, name: str, like: str) -> str:
-    """Let the same files hold what another's do, with sizes and times as they were; the revision that it now is."""
+    """Overwrite an adapter's files in place with another's, keeping sizes and times; return the new revision."""
     for file in (CONFIG, WEIGHTS):
         path, content = store / name / file, (store / like / file).read_bytes()
         before = path.stat()
         assert before.st_size == len(content)
-        while path.stat().st_ctime_ns == before.st_ctime_ns:  # clocks of filesystems are coarse
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # filesystem clocks are coarse
             path.write_bytes(content)
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     return read_tiny(store / name).revision
@@ -47,7 +47,7 @@ def revision(here: Scene, name: str = NAME) -> str:
 
 
 async def answers(here: Scene, name: str, expected: str) -> None:
-    """Wait until requests get a revision."""
+    """Wait until requests get the expected revision."""
 
     async def look() -> bool:
         return await once(here, name) == expected
@@ -184,7 +184,7 @@ async def test_new_times_of_the_same_files_change_no_revision(scene: Callable[..
 async def test_whatever_changes_while_requests_run_each_gets_a_whole_state_and_the_last_one_stays(
     scene: Callable[..., Scene], store: Path
 ) -> None:
-    """The books are checked after each change, by the scene."""
+    """The scene checks the books after each change."""
     draw, here = random.Random(5), scene(slots=4, **OFTEN)
     known = {read_tiny(store / name).revision for name in NAMES}
 

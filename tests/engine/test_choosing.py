@@ -1,4 +1,4 @@
-"""Sampling: filters as transformers has them, draws that depend on seed and index alone, scores of the raw model."""
+"""Sampling: filters as in transformers, draws that depend on seed and index alone, scores of the raw logits."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Experts that stay quantised, by the kernels: as if they had been dequantised before, to the bit."""
+"""The kernels' products of quantised experts equal those of weights dequantised beforehand, bit for bit."""
 
 import itertools
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from tests.engine.integers import pack
 
 CPU = torch.device("cpu")
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-# Of any kind, and those that fill registers.
+# Arbitrary sizes, and sizes that fill registers.
 SIZES = st.one_of(st.integers(1, 90), st.sampled_from((32, 64, 96, 160)))
 SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.float8_e8m0fnu, torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A linear of all experts as kernels read it, and the naive reference of what it is."""
+    """A linear of all experts as the kernels read it, and its naive reference."""
 
     codes: Codes
     weight: torch.Tensor  # [E, out, in] float32
@@ -47,7 +47,7 @@ def quantised(
         sizes = sizes * every.view(-1, 1, 1)
     bytes_ = torch.randint(0, 256, (experts, high, wide), generator=draw, dtype=torch.uint8)
     if kind == Kind.E4M3:
-        bytes_[bytes_ & 127 == 127] = 0  # which would be no number
+        bytes_[bytes_ & 127 == 127] = 0  # NaN in e4m3
         codes, numbers = bytes_.view(torch.float8_e4m3fn), bytes_.view(torch.float8_e4m3fn).float()
     elif kind == Kind.INT8:
         codes, numbers = bytes_, bytes_.float() - 128
@@ -68,7 +68,7 @@ def quantised(
 
 
 def spread(blocks: torch.Tensor, block: tuple[int, int], shape: tuple[int, int, int]) -> torch.Tensor:
-    """What is of blocks, of each number."""
+    """Repeat a value per block for each number in the block."""
     return blocks.repeat_interleave(block[0], 1)[:, : shape[1]].repeat_interleave(block[1], 2)[:, :, : shape[2]]
 
 
@@ -84,7 +84,7 @@ def test_products_are_those_of_what_is_dequantised_before(
     dtype: torch.dtype, kind: Kind, counts: list[int], highs: list[int], wide: int, block: tuple[int, int],
     scale: torch.dtype, zero: torch.dtype | None, seed: int,
 ) -> None:  # fmt: skip
-    """Of whatever blocks, in scales and zero points of every type, and of one linear or of two in one."""
+    """For blocks of any size, scales and zero points of every type, and one linear or two fused."""
     kernels = find_kernels(dtype, CPU)
     if kernels is None:
         pytest.skip("no compiled kernels here")

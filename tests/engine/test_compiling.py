@@ -1,4 +1,4 @@
-"""Where shapes are compiled: few at a time, adapters in turn, and not without end."""
+"""Compiling schemas and grammars: few at a time, adapters in turn, and with a bounded queue."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from tests.waiting import until
 
 
 class Works:
-    """Shapes that are compiled until they are let, one after another."""
+    """Compilations that each last until the test lets one go on."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -54,7 +54,7 @@ async def test_beyond_what_may_wait_whoever_comes_is_to_come_back(monkeypatch: p
 
 
 async def test_who_goes_while_it_is_compiled_or_waits_for_that_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a thread, until that has ended: its adapter has no other meanwhile."""
+    """A thread that has started runs to its end; its adapter has no other meanwhile."""
     monkeypatch.setattr(compiling, "MOST", 5)
     shapes, works = Compiling("engine"), Works()
     gone = [asyncio.create_task(shapes.run("a", works, f"gone {n}")) for n in range(4)]

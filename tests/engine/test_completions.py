@@ -1,4 +1,4 @@
-"""Several completions of one prompt, over gRPC: told apart, ended together, counted each."""
+"""Several completions of one prompt over gRPC: told apart by index, ended together, each counted."""
 
 import asyncio
 import hashlib
@@ -42,7 +42,7 @@ async def stream(engine: Running, request: GenerateRequest) -> list[GenerateEven
 
 
 async def test_each_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> None:
-    """Started first, then the chunks of all, a Finished each, and nothing after the last."""
+    """Started comes first, then the chunks of all, a Finished for each, and nothing after the last."""
     async with running(base, {"a": adapter}) as engine:
         events = await stream(engine, request_of(3, "a", seed=7, logprobs=0))
         assert events[0].HasField("started")
@@ -60,7 +60,7 @@ async def test_each_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> N
 
 
 async def test_each_tells_what_was_cached_before_the_first_of_them(base: Path) -> None:
-    """What they find of each other's is not that; a prompt that is scored is computed anew."""
+    """What they find of each other's pages does not count; a prompt to be scored is computed again."""
     tokens = metrics.TOKENS.labels("cached")._value
     async with running(base) as engine:
         for n, scored, cached in ((3, False, 0), (3, False, 32), (1, True, 0), (1, False, 32)):
@@ -110,7 +110,7 @@ async def test_the_prompts_scores_come_once_and_first(base: Path) -> None:
 
 
 async def test_a_prompt_alone_is_scored_and_no_token_made(base: Path, adapter: Path) -> None:
-    """Whatever its length, beside what a step computes, and however many completions are to be empty."""
+    """For any prompt length, beside other requests in a step, and for any number of empty completions."""
     folders: dict[str, Path | None] = {"": None, "a": adapter}
     async with running(base, {"a": adapter}, limits=Limits(running=4, step_tokens=7)) as engine:
         for name, folder in folders.items():
@@ -128,7 +128,7 @@ async def test_a_prompt_alone_is_scored_and_no_token_made(base: Path, adapter: P
 
 
 async def test_others_have_their_turn_while_a_long_prompt_is_told(quiet: Running) -> None:
-    """Of 8,000 tokens it takes a tenth of a second, in which no other client would be sent a token."""
+    """An answer for 8,000 tokens takes a tenth of a second to build; meanwhile no other client would get a token."""
     parts, prompt, turns = quiet.server._services.parts, (5,) * 2000, 0
     assert parts is not None
 
@@ -183,7 +183,7 @@ async def test_a_prompt_that_overflows_has_no_scores(base: Path, monkeypatch: py
 
 
 async def scored_beside_a_neighbour(engine: Running, n: int) -> tuple[list[GenerateEvent], MintError]:
-    """What is told of a prompt that is scored under adapter "bad", and what ends it; "good" is answered as ever."""
+    """Score a prompt under adapter "bad": what is sent, and the error that ends it; "good" gets its usual answer."""
     expected = await ask(engine, PROMPT, "good", **HOT, seed=3, logprobs=2)
     told: list[GenerateEvent] = []
 
@@ -206,7 +206,7 @@ async def scored_beside_a_neighbour(engine: Running, n: int) -> tuple[list[Gener
 async def test_nothing_is_told_of_a_prompt_whose_scores_are_no_numbers(
     base: Path, adapter: Path, n: int, step_tokens: int
 ) -> None:
-    """In the first of its pieces, or where it is one; its pages are free again, and neighbours go on."""
+    """Whether the first of several chunks or the only one is bad; its pages are freed, and neighbours go on."""
     limits = Limits(running=8, waiting=8, step_tokens=step_tokens)
     async with running(base, {"good": adapter, "bad": adapter}, limits=limits) as engine:
         engine.server.slots.memory[engine.holder.places["bad"]] = torch.inf
@@ -219,7 +219,7 @@ async def test_nothing_is_told_of_a_prompt_whose_scores_are_no_numbers(
 
 
 async def test_one_score_that_is_no_number_is_enough(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of a prompt whose end is sound, so that a token could be chosen."""
+    """In the middle of a prompt whose end is finite, so that a token could be chosen."""
     async with running(base) as engine:
         compute = engine.server.generation._compute
 
@@ -287,7 +287,7 @@ async def test_one_that_fails_ends_all(base: Path, adapter: Path) -> None:
 
 
 async def test_one_adapter_can_not_fill_the_queue(base: Path, adapter: Path) -> None:
-    """Most of it, and then it is told to come back, while another adapter still finds room."""
+    """It gets most of the queue, then Overloaded, while another adapter still finds room."""
     limits = Limits(running=2, waiting=8, step_tokens=64)
     async with running(base, {"a": adapter}, limits=limits) as engine:
         gate = Gate(engine)

@@ -1,4 +1,4 @@
-"""What to load, and what to let go of: decided from a frozen picture alone."""
+"""Decide what to load and what to drop, from a frozen view alone."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ WANTABLE = (Tier.DEVICE, Tier.HOST, Tier.DISK)
 
 
 def at(name: str, version: int) -> Source:
-    """Version 0 is the one in the store."""
+    """The source of a version; version 0 is the one in the store."""
     return child(STORE, name) if version == 0 else Source(f"s3://other/{name}", str(version))
 
 

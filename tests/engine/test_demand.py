@@ -1,4 +1,4 @@
-"""How much adapters are asked for, and how fast they come up, by clocks that the test sets."""
+"""The demand for each adapter, and how fast adapters are loaded, with clocks that the test sets."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which number type, device and threads an engine computes with, and where its large tensors lie."""
+"""The dtype, device and threads that an engine computes with, and the memory of its large tensors."""
 
 import os
 from pathlib import Path

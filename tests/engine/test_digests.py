@@ -1,10 +1,10 @@
-"""What names a packed adapter's run."""
+"""The digest that identifies a packed adapter's contents."""
 
 from mint_engine.adapters.digests import Digesting, digest_of
 
 
 def test_a_digest_is_blake3s_however_its_bytes_come() -> None:
-    """Of nothing, and of what the specification's own test vectors are: 0, 1, ... 250, 0, 1, ..."""
+    """Of no bytes, and of the input of the specification's own test vectors: 0, 1, ... 250, 0, 1, ..."""
     vector = memoryview(bytes(each % 251 for each in range(2049)))
     known = "5f4d72f40d7a5f82b15ca2b2e44b1de3c2ef86c426c95c1af0b6879522563030"
     assert (

@@ -1,4 +1,4 @@
-"""An engine that ends takes no more requests from the first moment on, and lets end those that it has taken."""
+"""An engine that is ending refuses requests from the first moment, and finishes those that it has accepted."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ async def test_requests_are_refused_while_the_map_is_still_to_be_told(
 
 
 class Reading:
-    """Prompts are read as ever, but "fox" not before it is let."""
+    """Reads prompts as usual, but "fox" only once the test lets it."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []

@@ -30,7 +30,7 @@ from tests.waiting import until
 
 SLOW = "importing"
 CONTEXT = 2048
-# Tokens: more than are drawn while an engine hears that it is to end, and few enough for the 25 s that it then has.
+# In tokens: more than are generated before an engine gets its signal, few enough for the 25 s that it then has.
 LONG = 600
 FRAIL = """
 import signal
@@ -56,7 +56,7 @@ def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ and store/acme/{one,two}."""
+    """A folder with base/ and store/acme/{one,two}."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "base").mkdir()
     base = save_base(folder / "base", max_position_embeddings=CONTEXT)
@@ -66,14 +66,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begin(channel: grpc.aio.Channel, adapter: str, tokens: int) -> AsyncIterator[sampling_pb2.GenerateEvent]:
-    """The events of one greedy completion."""
+    """Start one greedy completion; return its events."""
     sampling = sampling_pb2.SamplingParams(max_tokens=tokens, ignore_eos=True)
     request = sampling_pb2.GenerateRequest(adapter=adapter, text="the quick brown fox", sampling=sampling)
     return aiter(sampling_pb2_grpc.SamplerStub(channel).Generate(request, timeout=60))
 
 
 async def ask(channel: grpc.aio.Channel, adapter: str) -> tuple[str, list[int]]:
-    """(revision, tokens) of a short one."""
+    """The (revision, tokens) of a short completion."""
     revision = ""
     found: list[int] = []
     async for event in begin(channel, adapter, 8):
@@ -84,7 +84,7 @@ async def ask(channel: grpc.aio.Channel, adapter: str) -> tuple[str, list[int]]:
 
 
 async def fails(channel: grpc.aio.Channel, adapter: str) -> bool:
-    """Whether a request is not answered."""
+    """Whether a request fails."""
     try:
         await ask(channel, adapter)
     except grpc.aio.AioRpcError:
@@ -127,7 +127,7 @@ async def test_an_engine_serves_follows_the_map_and_drains(
             version = await MapWriter(redis, epoch=1).apply(BASE, change)
 
             async def held() -> EngineView | None:
-                """Copies are told as they come, the record with the next heartbeat."""
+                """Copies are reported as they arrive, the record with the next heartbeat."""
                 found = await view(reader, engine.name)
                 if found is None or found.record is None or "acme/two" not in found.held:
                     return None
@@ -184,7 +184,7 @@ async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
 
 
 async def test_while_it_reads_a_gguf_file_it_logs_as_ever(redis_process: RedisProcess, tmp_path: Path) -> None:
-    """An event a line, and no bars that grow."""
+    """One event per line, and no progress bars."""
     file = tmp_path / "base" / "tiny.gguf"
     file.parent.mkdir()
     save(file, make_model(Qwen2Config(**SIZES | {"hidden_size": 64})), "qwen2")
@@ -222,7 +222,7 @@ async def test_an_engine_whose_device_computes_nothing_any_more_ends_so_as_to_st
 async def test_told_to_end_it_does_while_it_still_imports(
     redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a disk that never answers. A pod's group is made anew while its containers, restarted, import."""
+    """The disk never answers. A pod group may be recreated while its restarted containers are importing."""
     (tmp_path / "torch.py").write_text(f"import pathlib, time; pathlib.Path({SLOW!r}).touch(); time.sleep(3600)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ ADAPTERS = {"a/four": 4, "a/eight": 8, "a/sixteen": 16, "b/three": 3}
 
 @pytest.fixture(scope="module")
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Different ranks; the last one on two modules only."""
+    """Adapters of different ranks, the last on only two modules."""
     root = tmp_path_factory.mktemp("adapters")
     return {
         name: save_adapter(
@@ -54,7 +54,7 @@ async def test_one_request_alone(base: Path, adapters: dict[str, Path], name: st
 
 @pytest.mark.parametrize("step_tokens", [512, 24], ids=["whole prompts", "prompts in small chunks"])
 async def test_everybody_in_one_batch(base: Path, adapters: dict[str, Path], step_tokens: int) -> None:
-    """The base and four adapters, several requests each, with pages and places fewer than requests."""
+    """The base and four adapters, several requests each, with fewer pages and running places than requests need."""
     names = ["", *ADAPTERS] * 3
     asked = list(zip(names, prompts(len(names), seed=1), strict=True))
     expected = [peft_answer(base, adapters.get(name), prompt, NEW_TOKENS) for name, prompt in asked]
@@ -68,7 +68,7 @@ async def test_everybody_in_one_batch(base: Path, adapters: dict[str, Path], ste
 
 
 async def test_sixty_four_ranks_solo_and_in_one_batch(base: Path, tmp_path: Path) -> None:
-    """From 1 to 128, each asked alone, then all of them together."""
+    """Ranks from 1 to 128, each asked alone, then all of them together."""
     ranks = (1, *range(4, 129, 2))
     many = {f"r/{rank}": save_adapter(base, tmp_path / str(rank), rank=rank, lora_alpha=4) for rank in ranks}
     asked = dict(zip(many, prompts(len(many), seed=11), strict=True))
@@ -87,7 +87,7 @@ async def test_sixty_four_ranks_solo_and_in_one_batch(base: Path, tmp_path: Path
 
 
 async def test_pages_that_others_have_used(base: Path, adapters: dict[str, Path]) -> None:
-    """Over and over through the same few pages, the same request gives the same answer."""
+    """The same request, repeated through the same few pages between others, always gets the same answer."""
     prompt = prompts(1, seed=5)[0]
     tokens, _ = peft_answer(base, adapters["a/eight"], prompt, NEW_TOKENS)
     async with running(base, adapters, kv_cache_bytes=220 << 10) as engine:
@@ -99,7 +99,7 @@ async def test_pages_that_others_have_used(base: Path, adapters: dict[str, Path]
 
 
 async def test_a_slot_that_another_adapter_has_used(base: Path, adapters: dict[str, Path]) -> None:
-    """Rank 16 on seven modules, then rank 3 on two in the same slot: nothing of the former is left."""
+    """Rank 16 on seven modules, then rank 3 on two in the same slot: nothing of the former remains."""
     prompt = prompts(1, seed=6)[0]
     big, _ = peft_answer(base, adapters["a/sixteen"], prompt, NEW_TOKENS)
     small, _ = peft_answer(base, adapters["b/three"], prompt, NEW_TOKENS)

@@ -45,7 +45,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def save(folder: Path, name: str, **options: Any) -> torch.nn.Module:
-    """Write a random adapter by PEFT's own writer; returns PEFT's model."""
+    """Save a random adapter with PEFT's own writer; return PEFT's model."""
     options = {"target_modules": ATTENTION[name], "r": 3, "lora_alpha": 5, **options}
     model = get_peft_model(make_model(FAMILIES[name]), LoraConfig(task_type="CAUSAL_LM", **options))
     fill(model, 1, 0.15)
@@ -66,7 +66,7 @@ def answer(forward: Forward, packed: Packed) -> torch.Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_answers_as_peft_does(name: str, layout: str, tmp_path: Path) -> None:
-    """And again from PEFT's files that the packed adapter gives: the very tensors that it came with."""
+    """Exporting the packed adapter as PEFT files and reading it again gives the very tensors that it came with."""
     reference = save(tmp_path / "a", name, **LAYOUTS[layout])
     forward = make_forward(FAMILIES[name])
     packed = read(forward, tmp_path / "a")
@@ -85,7 +85,7 @@ def test_answers_as_peft_does(name: str, layout: str, tmp_path: Path) -> None:
 
 
 def test_linears_of_experts_as_peft_converts_them(tmp_path: Path) -> None:
-    """Given the names of old, PEFT makes one parameter of gate and up, of twice the rank, with one A."""
+    """From the old names, PEFT fuses gate and up into one parameter of twice the rank, with one A."""
     reference = save(tmp_path, "qwen3_moe", target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
     forward = make_forward(FAMILIES["qwen3_moe"])
     packed = read(forward, tmp_path)
@@ -100,7 +100,7 @@ KEPT = {"gate_proj": (1, 4), "up_proj": (1, 4), "down_proj": (4,)}
 
 
 def thin_out(folder: Path, forward: Forward) -> dict[str, torch.Tensor]:
-    """Let an adapter on both parameters say nothing of experts but `KEPT`; returns the pairs of these, one by one."""
+    """Zero an adapter on both parameters for experts not in `KEPT`; return those in `KEPT` as separate pairs."""
     tensors, pairs = load_file(folder / WEIGHTS), {}
     for path, module in forward.slots.modules.items():
         if module.experts:
@@ -120,7 +120,7 @@ def thin_out(folder: Path, forward: Forward) -> dict[str, torch.Tensor]:
 
 
 def save_some(folder: Path, name: str, forward: Forward) -> None:
-    """One adapter twice: in "parameters" by zeros, in "pairs" with no tensors for experts that it leaves alone."""
+    """Save one adapter twice: "parameters" has zeros for the experts left alone, "pairs" has no tensors for them."""
     save(folder / "parameters", name, target_parameters=BOTH)
     (folder / "pairs").mkdir()
     pairs = thin_out(folder / "parameters", forward)
@@ -137,7 +137,7 @@ def save_some(folder: Path, name: str, forward: Forward) -> None:
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_some_experts_alone_answer_as_pefts_do_beside_zeros(name: str, tmp_path: Path) -> None:
-    """PEFT's parameters, which an export gives again, have every expert: those without tensors are zeros there."""
+    """PEFT's parameters, which an export writes, contain every expert; those without tensors are zeros."""
     forward = make_forward(FAMILIES[name])
     save_some(tmp_path, name, forward)
     packed = read(forward, tmp_path / "pairs")
@@ -156,7 +156,7 @@ def test_some_experts_alone_answer_as_pefts_do_beside_zeros(name: str, tmp_path:
 
 @pytest.mark.parametrize("layers", [[1], [1, 4]], ids=["as PEFT counts layers", "as earlier ones counted experts"])
 def test_linears_of_experts_of_some_layers(layers: list[int], tmp_path: Path) -> None:
-    """Of the numbers in an expert's name PEFT takes the first for the layer's, and took the last before 0.21."""
+    """PEFT takes the first number in an expert's name for the layer; before 0.21 it took the last."""
     forward = make_forward(FAMILIES["qwen3_moe"])
     save_some(tmp_path, "qwen3_moe", forward)
     folder, experts = tmp_path / "pairs", {each for kept in KEPT.values() for each in kept}
@@ -231,7 +231,7 @@ def test_refused(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "mixtral", "deepseek_v3"])
 def test_a_router_is_left_alone(family: str, tmp_path: Path) -> None:
-    """It is none of the modules that are offered; an adapter on it, by either of PEFT's ways, is refused by name."""
+    """Routers are not offered as modules; an adapter on one, in either of PEFT's ways, is refused by name."""
     forward = make_forward(BASES[family])
     model = make_model(BASES[family])
     path = next(path for path, _ in model.named_modules() if path.endswith((".gate", ".router")))
@@ -246,6 +246,6 @@ def test_a_router_is_left_alone(family: str, tmp_path: Path) -> None:
     _config(target_modules=["o_proj", leaf], target_parameters=None)(tmp_path)
     with pytest.raises(errors.UnknownTargetModules, match=f"targets {leaf};"):
         read(forward, tmp_path)
-    _config(target_modules="all-linear")(tmp_path)  # known by its tensors then
+    _config(target_modules="all-linear")(tmp_path)  # then known only by its tensors
     with pytest.raises(errors.UnknownTargetModules, match=f"targets {path}"):
         read(forward, tmp_path)

@@ -1,4 +1,4 @@
-"""The experts' products, the adapters' and the base's, against naive references: one pair after another."""
+"""The experts' products, adapters' and base's, against naive references that compute one pair after another."""
 
 import itertools
 
@@ -18,11 +18,11 @@ from mint_engine.residency.slots import NO_SLOT, Slots
 CPU = torch.device("cpu")
 EXPERTS, WIDE, HIGH, SLOTS = 5, 40, 24, 3
 ALL = Cut(0, EXPERTS)
-SIZES = st.one_of(st.integers(1, 70), st.sampled_from((32, 64, 96)))  # of any kind, and those that fill registers
+SIZES = st.one_of(st.integers(1, 70), st.sampled_from((32, 64, 96)))  # arbitrary sizes, and sizes that fill registers
 
 
 def some_slots(dtype: torch.dtype, held: Cut = ALL) -> Slots:
-    """Ranks 4, 4 (laid out alike) and 7, of the experts held; a plain module lies before the stacked one."""
+    """Slots of ranks 4, 4 (laid out alike) and 7 for the held experts; a plain module lies before the stacked one."""
     modules = {"q": Module("q", WIDE, HIGH), "experts.up": Module("experts.up", WIDE, HIGH, EXPERTS)}
     cuts = {"q": ModuleCut(), "experts.up": ModuleCut(experts=held)}
     slots, draw = Slots(modules, SLOTS, 8, dtype, CPU, cuts), torch.Generator().manual_seed(0)
@@ -39,7 +39,7 @@ def some_slots(dtype: torch.dtype, held: Cut = ALL) -> Slots:
 def naive(
     y: torch.Tensor, x: torch.Tensor, slots: Slots, routes: torch.Tensor, owners: list[int], held: Cut
 ) -> torch.Tensor:
-    """y, x and the result in the order of routes [T, k], flattened."""
+    """Return y plus the LoRA product; y, x and the result are in the order of routes [T, k], flattened."""
     out = y.float().clone()
     for pair, expert in enumerate(routes.flatten().tolist()):
         slot = owners[pair // routes.shape[1]]
@@ -65,7 +65,7 @@ def test_equals_the_naive_product(
     seed: int,
     held: Cut,
 ) -> None:
-    """Of the experts that a rank holds; pairs of the others are none of its own."""
+    """A rank computes the experts that it holds; pairs of other experts are not its own."""
     kernels = find_kernels(dtype, CPU) if compiled else None
     if compiled and kernels is None:
         pytest.skip("no compiled kernels here")
@@ -93,7 +93,7 @@ def test_equals_the_naive_product(
 
 
 def test_experts_stay_differentiable() -> None:
-    """Training goes through the same modules: where gradients are wanted, the compiled kernel is passed by."""
+    """Training uses the same modules: when gradients are wanted, the compiled kernel is not used."""
     slots = some_slots(torch.float32)
     rows = plan_experts([Segment(0, 4, 2)], 4, slots, find_kernels(torch.float32, CPU))
     assert rows is not None
@@ -118,7 +118,7 @@ def test_experts_stay_differentiable() -> None:
 def test_the_bases_product(
     dtype: torch.dtype, tolerance: float, counts: list[int], wide: int, high: int, seed: int
 ) -> None:
-    """Of any sizes and numbers of rows; a row's numbers are the same bit for bit with others and without."""
+    """For any sizes and numbers of rows; a row's numbers are bit for bit the same alone and beside others."""
     kernels = find_kernels(dtype, CPU)
     if kernels is None:
         pytest.skip("no compiled kernels here")

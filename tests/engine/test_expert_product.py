@@ -1,4 +1,4 @@
-"""The base's products of stacked experts against a naive reference, one row after another: as any family has them."""
+"""The base's products of stacked experts, in every layout, against a naive reference that goes row by row."""
 
 import itertools
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (
 
 
 def some_experts(dtype: torch.dtype, shape: tuple[int, int, int], seed: int, *, turned: bool, biased: bool) -> Any:
-    """As transformers' stacks are: [E, out, in] of `shape`, or turned, without kernels."""
+    """Stacked experts as in transformers, without kernels: [E, out, in] of `shape`, or transposed if `turned`."""
     draw, experts = torch.Generator().manual_seed(seed), SimpleNamespace(has_bias=biased, is_transposed=turned)
     experts.mint_modules = SimpleNamespace(kernels=None)
     for name in ("gate_up_proj", "down_proj"):
@@ -30,7 +30,7 @@ def some_experts(dtype: torch.dtype, shape: tuple[int, int, int], seed: int, *, 
 
 
 def naive(experts: Any, x: torch.Tensor, bounds: list[int]) -> torch.Tensor:
-    """In float32."""
+    """The products in float32, row by row."""
     rows = []
     for expert, (start, stop) in enumerate(itertools.pairwise(bounds)):
         own = experts.down_proj[expert].float()
@@ -61,7 +61,7 @@ def test_of_any_layout(
     biased: bool,
     seed: int,
 ) -> None:
-    """Experts without rows among them; sizes that torch takes at once, and others; gradients wanted, and not."""
+    """Experts without rows, sizes that torch's grouped product takes and others, with gradients and without."""
     bounds = list(itertools.accumulate(counts, initial=0))
     experts = some_experts(dtype, (len(counts), high, wide), seed, turned=turned, biased=biased)
     x = torch.randn(bounds[-1], wide, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -91,7 +91,7 @@ def test_gradients_reach_what_came_in(dtype: torch.dtype, tolerance: float) -> N
 
 
 def test_weights_are_turned_where_they_lie() -> None:
-    """They are read as before, by whoever holds them; once is enough."""
+    """Whoever holds them reads the same weights as before; a second call changes nothing."""
     experts = some_experts(torch.bfloat16, (4, 24, 40), 2, turned=True, biased=False)
     weight, before = experts.gate_up_proj, experts.gate_up_proj.clone()
     at = weight.data_ptr()

@@ -31,14 +31,14 @@ NEW_TOKENS = 12
 
 
 def trained(modules: Mapping[str, Module], *targets: str) -> Packed:
-    """As an engine publishes a policy: every module that it may train, gate and up each with an A of its own."""
+    """A policy as an engine publishes it, over every module that it may train, with separate A for gate and up."""
     form = form_of(PolicySettings(rank=3, alpha=5, target_modules=targets), modules, FormLimits(8), "policy")
     run = torch.randn(form.layout.elements, generator=torch.Generator().manual_seed(6)) * 0.1
     return Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
 
 
 def told(modules: Mapping[str, Module], ranks: Mapping[str, int], config: Mapping[str, Any]) -> Packed:
-    """By its config, and other ranks for modules of some names."""
+    """An adapter with this config, and with these ranks for modules of the given names."""
     chosen = {path: ranks[module.leaf] for path, module in modules.items() if module.leaf in ranks}
     layout = lay_out(modules, chosen)
     run = torch.randn(layout.elements, generator=torch.Generator().manual_seed(7)) * 0.1
@@ -51,7 +51,7 @@ def read(forward: Forward, folder: Path) -> Packed:
 
 
 def greedy(forward: Forward, packed: Packed) -> tuple[list[int], torch.Tensor]:
-    """Prompt and answer, token by token over pages, and the logits [T, V] that lead to each next one."""
+    """Generate token by token over pages; return prompt and answer, and the logits [T, V] before each next token."""
     forward.slots.load(1, packed)
     prompt = span(forward.cache, 0, len(PROMPT), 0, [1, 2, 3], 1)
     logits = forward.run(PROMPT, [prompt], range(len(PROMPT))).to(torch.float32, copy=True)
@@ -66,7 +66,7 @@ def greedy(forward: Forward, packed: Packed) -> tuple[list[int], torch.Tensor]:
 
 @torch.no_grad()
 def check_by_peft(name: str, forward: Forward, packed: Packed, folder: Path) -> None:
-    """PEFT leaves nothing of the files out, and its model's answer is ours."""
+    """Check that PEFT uses every tensor in the files, and that its model's answer equals ours."""
     with warnings.catch_warnings(record=True) as told_of:
         warnings.simplefilter("always")
         peft = PeftModel.from_pretrained(make_model(BASES[name]), str(folder))
@@ -81,14 +81,14 @@ def check_by_peft(name: str, forward: Forward, packed: Packed, folder: Path) -> 
 
 
 def deltas(packed: Packed) -> dict[str, torch.Tensor]:
-    """What it adds to each weight: [E, out, in]."""
+    """What the adapter adds to each weight: [E, out, in]."""
     parts = zip(halves(packed.header.layout, packed.run), packed.header.scalings, strict=True)
     return {place.path: torch.einsum("eri,ero->eoi", a, b) * scaling for (place, a, b), scaling in parts}
 
 
 @pytest.mark.parametrize("name", [*ROUTED, "mixtral"])
 def test_peft_loads_a_policy_that_was_trained_on_everything(name: str, tmp_path: Path) -> None:
-    """Attention, routed experts, shared ones, and the networks of layers without any; and MinT reads it back."""
+    """Attention, routed experts, shared experts, and the dense layers' networks; MinT also reads the export back."""
     forward = make_forward(BASES[name])
     packed = trained(forward.slots.modules)
     export(packed, tmp_path / "out", forward.slots.modules)
@@ -119,7 +119,7 @@ def test_peft_loads_a_policy_that_was_trained_on_a_part(name: str, targets: tupl
 
 
 def test_a_policy_that_went_on_from_pefts_parameters_has_an_a_for_gate_and_one_for_up(tmp_path: Path) -> None:
-    """It keeps the config that it began with; what it has learnt since one A cannot hold."""
+    """It keeps the config that it began with, though one shared A cannot hold what it has learnt since."""
     forward = make_forward(BASES["gpt_oss"])
     config = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"], "lora_dropout": 0.1}
     packed = told(forward.slots.modules, {"q_proj": 2, "gate_proj": 2, "up_proj": 2}, config)
@@ -128,7 +128,7 @@ def test_a_policy_that_went_on_from_pefts_parameters_has_an_a_for_gate_and_one_f
 
 
 def test_ranks_and_layers_that_a_config_gives_by_patterns(tmp_path: Path) -> None:
-    """The first pattern that matches counts, in the file and in the revision that is packed of it."""
+    """The first pattern that matches counts, in the export and in the revision packed from it."""
     forward = make_forward(BASES["deepseek_v3"])
     modules = {path: each for path, each in forward.slots.modules.items() if ".layers.2." in path}
     config = {
@@ -165,7 +165,7 @@ def test_another_bases_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_peft_wrote_comes_back_with_its_config(tmp_path: Path) -> None:
-    """Names of parameters that say what is adapted stay as they are."""
+    """Parameter names that define what is adapted stay as they are."""
     forward = make_forward(BASES["deepseek_v3"])
     config = {
         "target_modules": ["o_proj"],

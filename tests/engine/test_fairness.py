@@ -1,4 +1,4 @@
-"""Fair share between adapters: whoever was served least goes first, and nobody starves another."""
+"""Fair share between adapters: the least served goes first, and no adapter starves another."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from tests.engine.scheduled import advance, run, scheduler, sequence
 
 
 def served(**service: int) -> FairShare:
-    """Active adapters that have had so much."""
+    """A FairShare of active adapters with the given amounts of service."""
     fair = FairShare()
     for adapter in service:
         fair.enter(adapter)
@@ -31,7 +31,7 @@ def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
 
 
 def test_a_newcomer_starts_with_the_least_of_the_active() -> None:
-    """It gets its turn next, but not all turns until it has caught up with the service of those before it."""
+    """It gets the next turn, but not every turn until it has caught up with the service of those before it."""
     fair = served(a=100, b=70)
     fair.enter("c")
     assert fair.service("c") == 70
@@ -70,8 +70,8 @@ def test_counters_of_adapters_that_left_are_bounded() -> None:
 def test_a_hot_adapter_does_not_starve_another(
     hot: list[tuple[int, int]], cold: list[tuple[int, int]], late: int
 ) -> None:
-    """However many requests one adapter has queued, another's get as much service while both have some waiting:
-    the difference stays within twice the largest batch that can run (the paper's bound), wherever they come in."""
+    """However many requests one adapter has queued, another's get as much service while both have some waiting: the
+    difference stays within twice the largest batch that can run (the paper's bound), whenever they arrive."""
     books = scheduler(Limits(running=4, waiting=100, step_tokens=40), pages=24)
     for prompt, new in hot:
         books.add(sequence(prompt, new, "hot"))
@@ -94,20 +94,20 @@ def test_a_hot_adapter_does_not_starve_another(
 
 
 def test_prompts_of_the_hot_adapter_yield_the_budget() -> None:
-    """A newcomer's short prompt is not computed after long ones that came before it, but beside their chunks."""
+    """A newcomer's short prompt is computed beside the chunks of longer, earlier prompts rather than after them."""
     books = scheduler(Limits(running=4, step_tokens=20), pages=40)
     for at in range(2):
         books.add(sequence(range(at * 200, at * 200 + 150), 5, "hot"))
     advance(books)
     cold = sequence(range(900, 910), 1, "cold")
     books.add(cold)
-    advance(books)  # both were served alike before this step
+    advance(books)  # before this step both had been served equally
     advance(books)
     assert cold.state is State.ENDED
 
 
 def test_a_prompt_comes_to_its_end_beside_newcomers_without_end() -> None:
-    """Each comes before it by what it has been served, and another is there when it goes."""
+    """Each newcomer goes first because it has been served less, and another is there when it ends."""
     books = scheduler(Limits(running=4, waiting=8, step_tokens=24), pages=60)
     long = sequence(range(100_000, 100_400), 1, "long")
     books.add(long)

@@ -19,7 +19,7 @@ from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model,
 LENGTH = 45
 SLIDING = [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
 KERNELS = find_kernels(torch.bfloat16, CPU)
-# Whose turn it is, and how many tokens: chunks long and short, single tokens, several sequences in one step.
+# In each turn: (sequence, number of tokens) for long and short chunks, single tokens, several sequences per step.
 TURNS = [
     [(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 37)], [(3, 1)], [(0, 2), (1, 1), (2, 1), (3, 30)],
     [(0, 22), (1, 10), (2, 7), (3, 14)],
@@ -32,7 +32,7 @@ def text(who: int) -> list[int]:
 
 
 def filled(name: str, *, every: int = 1) -> Forward:
-    """Three adapters of other ranks in slots 0 to 2; slot 3 stays empty."""
+    """A Forward with adapters of different ranks in slots 0 to 2; slot 3 stays empty."""
     forward = make_forward(FAMILIES[name])
     for slot, rank in enumerate((4, 8, 3)):
         fill(forward.slots, slot, rank, every=every)
@@ -40,7 +40,7 @@ def filled(name: str, *, every: int = 1) -> Forward:
 
 
 def play(forward: Forward, turns: list[list[tuple[int, int]]], slots: list[int]) -> list[torch.Tensor]:
-    """Each sequence's logits, computed turn by turn over pages of its own."""
+    """Return each sequence's logits, computed turn by turn over pages of its own."""
     count = pages_for(LENGTH)
     tables = [list(range(1 + count * who, 1 + count * (who + 1))) for who in range(len(slots))]
     done = [0] * len(slots)
@@ -61,7 +61,7 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]], slots: list[int])
 
 
 def check(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Log-probabilities equal to rounding, and the same likeliest token in every row."""
+    """Check that log-probabilities are equal to rounding, and that every row has the same likeliest token."""
     torch.testing.assert_close(torch.log_softmax(found, -1), torch.log_softmax(expected, -1), rtol=0, atol=2e-3)
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
@@ -73,7 +73,7 @@ def check(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_adapters_in_one_batch_equal_merged_weights(
     name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adapters on every linear, low-rank projections, shared and routed experts included, beside the bare base."""
+    """Adapters on every linear, also low-rank projections and shared and routed experts, beside the bare base."""
     if not compiled:
         monkeypatch.setattr(generic, "find_kernels", lambda dtype, device: None)
     forward = filled(name)
@@ -86,7 +86,7 @@ def test_adapters_in_one_batch_equal_merged_weights(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_few_rows_at_a_time_as_all_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores of long prompts, and requests that decode, are computed in parts: here each row, or head, by itself."""
+    """Scores of long prompts and of decoding requests are computed in parts; here in parts of one row or head."""
     slots = [0, 1, 2, NO_SLOT]
     expected = play(filled(name), TURNS, slots)
     monkeypatch.setattr(paged, "SCORES", 1)
@@ -97,7 +97,7 @@ def test_a_few_rows_at_a_time_as_all_at_once(name: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3", "deepseek_v32"])
 def test_long_requests_and_short_ones_that_decode_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In groups by length; each as it is alone, in the order in which they were asked for."""
+    """They are grouped by length; each gets its result as alone, in the order of the requests."""
     monkeypatch.setattr(paged, "SHORT", 1)
     forward = filled(name)
     lengths, tables = (3, 200, 17, 90), ([1], list(range(2, 15)), [15, 16], list(range(17, 23)))
@@ -140,7 +140,7 @@ def test_a_request_that_alone_reads_more_than_the_bound_goes_alone(monkeypatch: 
 
 
 def planned(lengths: list[int]) -> dict[int, tuple[int, int]]:
-    """Of requests that decode with so many tokens, by their rows: these, and the pages that are read for them."""
+    """For requests decoding with these many tokens, by row: the number of tokens, and of pages read for each."""
     spans = [Span(row, 1, length - 1, range(1, 1 + pages_for(length)), NO_SLOT) for row, length in enumerate(lengths)]
     cache = make_forward(FAMILIES["llama"]).cache
     return {
@@ -152,7 +152,7 @@ def planned(lengths: list[int]) -> dict[int, tuple[int, int]]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_alone_as_in_company(name: str) -> None:
-    """Adapters on every second module, in slots of other layouts, give what they give alone."""
+    """Adapters on every second module, in slots of different layouts, give the same together as alone."""
     forward = filled(name, every=2)
     slots = [2, 0, 1, 0]
     together = play(forward, TURNS, slots)
@@ -164,7 +164,7 @@ def test_alone_as_in_company(name: str) -> None:
 
 @pytest.mark.skipif(KERNELS is None or "bf16" not in KERNELS.variant, reason="the library's products are other ones")
 def test_in_bfloat16_a_seed_gives_the_same_tokens_whoever_is_beside() -> None:
-    """By the library's products too, where the processor has them for bfloat16; in float32 they depend on a batch."""
+    """The library's own products give this only with bfloat16 instructions; in float32 they vary by batch."""
     forward = make_forward(FAMILIES["gemma3"], dtype=torch.bfloat16, pages=3 * 64)
     alone, beside_one, beside_many = (draw_together(forward, count, 44) for count in (1, 2, 16))
     assert alone[0] == beside_one[0] == beside_many[0]
@@ -172,7 +172,7 @@ def test_in_bfloat16_a_seed_gives_the_same_tokens_whoever_is_beside() -> None:
 
 
 def draw_together(forward: Forward, count: int, steps: int) -> list[list[int]]:
-    """What so many requests of other lengths get at temperature 1, all in each batch."""
+    """Decode `count` requests of different lengths at temperature 1, all in each batch; return their tokens."""
     said = [text(who)[: 5 + who] for who in range(count)]
     ends, done = [len(each) for each in said], [0] * count
     for step in range(steps):
@@ -208,7 +208,7 @@ def test_a_request_gets_nothing_of_what_its_pages_held(name: str) -> None:
     forward = filled(name)
     whole = span(forward.cache, 0, LENGTH, 0, [4, 2, 9], 0)
     expected = forward.run(text(1), [whole], range(LENGTH)).clone()
-    forward.cache.pool.fill_(torch.nan)  # what a former request left, at its worst
+    forward.cache.pool.fill_(torch.nan)  # the worst that a former request could leave
     forward.wipe([0, *(page for table in (whole.pages, *whole.others) for page in table)])
     assert torch.equal(forward.run(text(1), [whole], range(LENGTH)), expected)
 
@@ -217,7 +217,7 @@ def test_a_request_gets_nothing_of_what_its_pages_held(name: str) -> None:
     "name", [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
 )
 def test_what_lies_behind_a_window_is_never_read(name: str) -> None:
-    """Its pages are others' by then; a chunk and single tokens go on from what is left of it."""
+    """Those pages belong to others by then; a chunk and single tokens continue from what remains of the window."""
     forward = filled(name)
     windows, cuts = forward.cache.groups.windows, (0, 30, 37, *range(38, LENGTH + 1))
     expected = play(forward, [[(0, stop - start)] for start, stop in itertools.pairwise(cuts)], [1])[0]

@@ -1,13 +1,13 @@
-"""In bfloat16 every family errs as transformers and PEFT do in bfloat16, measured against the same in float32.
+"""In bfloat16 every family errs no more than transformers and PEFT do, measured against both in float32.
 
-Bases and adapters are rounded to 8 bits beforehand, so that all three compute with the same numbers. What is left is
-where sums are rounded, by ours and by theirs at different places: two errors of one kind, which are about as large on
-average, while single tokens differ: medians over all rows were 0.8 to 1.1 of theirs. A defect (an adapter scaled
-wrongly, a softmax rounded that transformers keeps in float32, a row of another's pages) is larger in every row: it
-moves the median. Routers choose: near a tie a rounding sends a token elsewhere, by chance ours or theirs, and then
-its error is of no rounding's size. Such tokens are few, so they move means and leave medians. Where an indexer has to
-choose, most rows attend to one that does so otherwise somewhere, and nothing but the mean can be told; so these
-families are also computed with an indexer that takes all there is.
+Bases and adapters are rounded to bfloat16 beforehand, so that all three compute with the same numbers. What remains
+is where sums are rounded, by us and by them in different places: two errors of one kind, about as large on average,
+though they differ for single tokens; medians over all rows were 0.8 to 1.1 of theirs. A defect (an adapter scaled
+wrongly, a softmax rounded that transformers keeps in float32, a row of another's pages) is larger in every row, so it
+moves the median. Routers choose: near a tie, rounding sends a token elsewhere, in our pass or theirs by chance, and
+its error is then much larger than rounding's. Such tokens are few, so they move means but not medians. If an indexer
+has to choose, most rows attend to some row whose choice differs, and only the mean can be compared; so these families
+are also computed with an indexer that takes every token.
 """
 
 import copy
@@ -27,20 +27,20 @@ from mint_engine.training.policy import FormLimits, PolicySettings, form_of
 from tests.engine.families import FAMILIES, ROUTED, make_forward, make_model
 from tests.engine.test_families import TURNS, play, text
 
-MEDIAN = 1.25  # ours over theirs, at most
+MEDIAN = 1.25  # our error over theirs, at most
 MEAN = 1.25
-CHOSEN = 2.0  # the same of the mean where routers or indexers choose
+CHOSEN = 2.0  # the same for the mean if routers or indexers choose
 SPARSE = ("deepseek_v32", "glm_5")
 TAKING_ALL = {f"{name}_taking_all": copy.deepcopy(FAMILIES[name]) for name in SPARSE}
 for _each in TAKING_ALL.values():
     _each.index_topk = 64
-ALIKE = ("smollm2", "deepseek_v3_plain_query")  # computed as others here are
+ALIKE = ("smollm2", "deepseek_v3_plain_query")  # computed like others here
 BASES = {name: config for name, config in (FAMILIES | TAKING_ALL).items() if name not in ALIKE}
-SLOTS = [0, 1, 0, NO_SLOT]  # of each sequence
+SLOTS = [0, 1, 0, NO_SLOT]  # the slot of each sequence
 
 
 def adapter(forward: Forward, slot: int) -> Packed:
-    """On all that a policy may train, of another rank in each slot, in the base's dtype."""
+    """Make an adapter on all that a policy may train, of a different rank in each slot, in the base's dtype."""
     modules = forward.slots.modules
     form = form_of(PolicySettings(rank=(4, 7)[slot], alpha=8), modules, FormLimits(8), "policy")
     run = torch.randn(form.layout.elements, generator=torch.Generator().manual_seed(30 + slot)) * 0.1
@@ -50,7 +50,7 @@ def adapter(forward: Forward, slot: int) -> Packed:
 
 @torch.no_grad()
 def by_peft(model: PreTrainedModel, folder: Path | None, tokens: list[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities [T, V] of each sequence, by eager attention."""
+    """Log-probabilities [T, V] of each sequence by PEFT, with eager attention."""
     model.set_attn_implementation("eager")
     asked = PeftModel.from_pretrained(model, str(folder)) if folder is not None else model
     return [
@@ -59,7 +59,7 @@ def by_peft(model: PreTrainedModel, folder: Path | None, tokens: list[list[int]]
 
 
 def check(name: str, found: list[torch.Tensor], theirs: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
-    """By the mean error of each row's log-probabilities, over the rows of all sequences."""
+    """Compare the mean error of each row's log-probabilities, over the rows of all sequences."""
     truth = torch.cat(exact)
     own = (torch.cat(found).log_softmax(-1) - truth).abs().mean(-1)
     other = (torch.cat(theirs) - truth).abs().mean(-1)

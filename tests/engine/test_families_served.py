@@ -1,4 +1,4 @@
-"""Whole engines over frontier families, from files to gRPC: answers are PEFT's own, solo and mixed."""
+"""Complete engines over frontier families, from files to gRPC: answers equal PEFT's, solo and mixed."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.engine.running import ask, peft_answer, running
 from tests.engine.saved_families import SERVED, save_adapter, save_base
 
 NEW_TOKENS = 8
-SHARED = ("gemma3_seeing", "deepseek_v32")  # others by two ranks in test_quantised_served and in parallel
+SHARED = ("gemma3_seeing", "deepseek_v32")  # two ranks of others: in test_quantised_served and in parallel
 
 
 @pytest.mark.parametrize(("name", "ranks"), [*((name, 1) for name in SERVED), *((name, 2) for name in SHARED)])
@@ -27,9 +27,9 @@ async def test_answers_are_pefts(name: str, ranks: int, tmp_path: Path) -> None:
 
 
 async def check_answers(name: str, served: Path, base: Path, tmp_path: Path, ranks: int, **told: Any) -> None:
-    """Three tenants and the base in one batch, prompts in chunks, twice over, so that the second finds its prefix.
+    """Check answers of three adapters and the base in one batch, prompts in chunks; twice, to reuse prefixes.
 
-    What is served and what PEFT loads may be two copies of the same weights.
+    The served base and the one that PEFT loads may be two copies of the same weights.
     """
     few = {"target_modules": SERVED[name]["target_modules"][:2]}
     adapters = {
@@ -61,7 +61,7 @@ def tell(base: Path, **changes: Any) -> None:
 
 
 async def test_kimi_k2_is_served_by_deepseeks_code(tmp_path: Path) -> None:
-    """Its config.json names a model type of its own and brings code, which is not run."""
+    """Its config.json names its own model type and refers to custom code, which is not run."""
     base = save_base("kimi_k2", tmp_path / "base")
     served = shutil.copytree(base, tmp_path / "served")
     tell(served, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
@@ -69,7 +69,7 @@ async def test_kimi_k2_is_served_by_deepseeks_code(tmp_path: Path) -> None:
 
 
 async def test_how_many_experts_a_token_has_may_be_told_of_every_layer(tmp_path: Path) -> None:
-    """As Hunyuan-A13B has it; of its router adapters know nothing."""
+    """As Hunyuan-A13B does; adapters say nothing about it."""
     base = save_base("hunyuan_moe", tmp_path / "base")
     served = shutil.copytree(base, tmp_path / "served")
     tell(served, moe_topk=[2, 2, 2], moe_intermediate_size=[64] * 3)

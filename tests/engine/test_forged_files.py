@@ -1,6 +1,5 @@
-"""Forged files against an engine with slots: an error that says what is wrong each time, and never part of an adapter
-in a slot, whether a request asks for it or a wave wants it there.
-"""
+"""Forged files against an engine with slots: each gets an error that says what is wrong, and no part of it is ever in
+a slot, whether a request asks for it or a wave wants it there."""
 
 import hashlib
 import io
@@ -30,14 +29,14 @@ NAN = struct.pack("<f", float("nan"))
 
 
 def cut(blob: bytes, *boundaries: int) -> dict[str, bytes]:
-    """The file as it is when writing it stopped at a boundary, just before and just after one."""
+    """Copies of the file truncated at each boundary, just before and just after it; also with extra bytes."""
     places = {place + by for place in boundaries for by in (-1, 0, 1)} - {len(blob)}
     whole = {"a byte more": blob + b"\0", "written twice": blob * 2}
     return whole | {f"cut at {at}": blob[:at] for at in sorted(places) if 0 <= at < len(blob)}
 
 
 def told(change: Change, body: bytes) -> bytes:
-    """JSON with a change, which may return something in its place."""
+    """Change parsed JSON and write it again; the change may return a replacement."""
     table = json.loads(body)
     return json.dumps(change(table) or table, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -77,7 +76,7 @@ PACKED_CHANGES: dict[str, Change] = {
 
 
 def packed_forgeries(folder: Path) -> dict[str, bytes]:
-    """Of an adapter's packed file: cut anywhere, and with headers that tell something else under right digests."""
+    """Forgeries of an adapter's packed file: cut anywhere, or with false headers under correct digests."""
     file = io.BytesIO()
     packed_file.write(read_tiny(folder), file)
     blob = file.getvalue()
@@ -144,7 +143,7 @@ SAFETENSORS_CHANGES: dict[str, Change] = {
 
 
 def safetensors_forgeries(folder: Path) -> dict[str, bytes]:
-    """Of an adapter's safetensors file: cut anywhere, and with headers that tell something else."""
+    """Forgeries of an adapter's safetensors file: cut anywhere, or with false headers."""
     blob = (folder / WEIGHTS).read_bytes()
     [length] = LENGTH.unpack(blob[: LENGTH.size])
     body, tensors = blob[LENGTH.size : LENGTH.size + length], blob[LENGTH.size + length :]
@@ -177,7 +176,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watch:
-    """An engine of three slots, two of them taken, and what must be in each for ever."""
+    """An engine of three slots, two of them taken, and the contents that every slot must keep."""
 
     def __init__(self, here: Scene) -> None:
         self.here = here
@@ -187,7 +186,7 @@ class Watch:
         assert sorted(self.before.any(1).tolist()) == [False, True, True]
 
     def check(self, name: str) -> None:
-        """Nothing of any forged file has come anywhere."""
+        """Check that nothing of any forged file has been stored anywhere."""
         slots, residency = self.here.slots, self.here.residency
         assert torch.equal(slots.memory, self.before), name
         for table, before in zip((slots.places, slots.ranks, slots.scalings), self.tables, strict=True):
@@ -206,7 +205,7 @@ async def watch(scene: Callable[..., Scene]) -> Watch:
 
 
 def stored(store: Path, good: Path, file: str, forged: dict[str, bytes]) -> list[str]:
-    """Put each into the store beside a config that is right; their adapters' names."""
+    """Put each forgery into the store beside a valid config; return their adapters' names."""
     names = ["forged/" + re.sub(r"[^a-z0-9]+", "-", kind.lower()) for kind in forged]
     for name, blob in zip(names, forged.values(), strict=True):
         (store / name).mkdir(parents=True)
@@ -238,7 +237,7 @@ async def test_a_forged_file_is_refused_and_no_slot_has_any_of_it(
 async def test_a_wave_of_forged_files_takes_no_slot(
     scene: Callable[..., Scene], store: Path, good: Path, file: str, forge: Forge
 ) -> None:
-    """All at once, as many as may load side by side: each is told as failed, and nobody who is served is moved."""
+    """All at once, as many as may load in parallel: each is reported as failed, and no served adapter is moved."""
     names = stored(store, good, file, forge(good))
     engine = await watch(scene)
     engine.here.residency.want(wanted(store, *names))

@@ -1,4 +1,4 @@
-"""Formats that the grammars know are held to; others ask for nothing, as JSON Schema has it."""
+"""Formats that the grammars know constrain the answer; others have no effect, as JSON Schema allows."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ OTHER = TEXT | {"format": "binary"}
 
 
 def may_come(tokenizer: PreTrainedTokenizerBase, schema: dict[str, Any], value: Any) -> bool:
-    """Whether the value may come as a whole of an answer that is held to the schema."""
+    """Whether the value may be the complete answer under the schema."""
     grammar = Grammars(tokenizer, {0}).compile(Shape("json_schema", json.dumps(schema)))
     tokens = tokenizer.encode(json.dumps(value))
     return grammar.matcher.validate_tokens(tokens) == len(tokens)
@@ -38,7 +38,7 @@ def test_those_are_known_that_the_library_holds_a_text_to() -> None:
 
 
 class Letter(BaseModel):
-    """What has formats that no grammar knows."""
+    """A model with formats that no grammar knows."""
 
     seal: bytes
     word: SecretStr

@@ -1,4 +1,4 @@
-"""Arrays of GGUF files are found as gguf's own reader finds them, and a file that ends within one is refused."""
+"""Arrays in GGUF files are read as gguf's own reader does, and a file that ends within one is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,6 @@ def test_a_file_that_ends_within_an_array_is_told_as_others_are(file: Path) -> N
 
 
 def test_transformers_reads_by_it() -> None:
-    import mint_engine.model.gguf_config  # noqa: F401 - all that reads such files comes by it
+    import mint_engine.model.gguf_config  # noqa: F401 - everything that reads such files imports it
 
     assert gguf.GGUFReader is ArrayReader

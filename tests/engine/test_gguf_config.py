@@ -1,4 +1,4 @@
-"""What GGUF files tell beside what transformers reads of them is computed, or refused in one clear error."""
+"""Metadata of GGUF files that transformers ignores is applied, or refused with one clear error."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A GGUF file of a remote source is looked at by its head, before all of it is copied."""
+"""A remote GGUF file is checked by its head before all of it is copied."""
 
 import io
 from collections.abc import Callable
@@ -21,7 +21,7 @@ REMOTE = ("http", "s3", "gs", "hf")
 
 
 class Untold(Headway):
-    """Of a copy that is not to begin."""
+    """Fails if a copy begins."""
 
     def begin(self, what: str, total: int) -> None:
         raise AssertionError(f"{what} {total} bytes")
@@ -29,7 +29,7 @@ class Untold(Headway):
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Path:
-    """team/store/base: what each test puts there."""
+    """A shelf with an empty team/store/base, which each test fills."""
     root = tmp_path / "shelf"
     (root / "team" / "store" / "base").mkdir(parents=True)
     (root / "private").mkdir()
@@ -41,7 +41,7 @@ def store(shelf: Path) -> Path:
     return shelf / "team" / "store" / "base"
 
 
-# A web server is asked for files by their names.
+# A web server lists no files, so the URI names one.
 @pytest.mark.parametrize(
     ("scheme", "within"), [*((scheme, "base/tiny.gguf") for scheme in REMOTE), ("s3", "base"), ("hf", "base")]
 )
@@ -133,4 +133,4 @@ def test_of_several_files_it_is_said_alike_that_one_is_to_be_named(
     with pytest.raises(errors.UnsupportedBase, match=says):
         fetch_base(child(opened(scheme), "base"), tmp_path / "cache", lambda *_: None, Untold())
     with pytest.raises(errors.UnsupportedBase, match=says):
-        find_files(store)  # as where it is read in place
+        find_files(store)  # as for a base that is read in place

@@ -1,4 +1,4 @@
-"""The tokens that a shape lets come next: all with which it can still be reached, and no other, by a plain search."""
+"""Grammars allow exactly the tokens from which their shape can still be completed, compared with a plain search."""
 
 import json
 import random
@@ -22,11 +22,11 @@ from mint_engine.requests.pieces import Pieces
 
 EOS = 0
 CHOICES = [{"properties": {f"p{n}": {"maxLength": n}}} for n in range(8)]
-# 17 patterns, which take half a second for one letter of a text that must match them all; 25 take minutes.
+# 17 patterns take half a second for one letter of a text that must match them all; 25 take minutes.
 MEETING = [{"type": "string", "pattern": f"^(|.*a.{{{n}}}b.*)$"} for n in range(3, 20)]
 MET = "too many patterns, or patterns that are too long, must match the same text"
 MULTIPLES = "cannot be read: multipleOf has numbers that are too large or too many: their significant digits"
-PADDING = 100  # rows of a base's vocabulary that no token of the tokenizer has
+PADDING = 100  # rows of a base's vocabulary beyond the tokenizer's tokens
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def grammars(tokenizer: PreTrainedTokenizerBase) -> Grammars:
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """What each token is written as; nothing for those that are no text."""
+    """The bytes of each token; empty for tokens that are not text."""
     pieces = Pieces(tokenizer.backend_tokenizer)
     return [pieces[token] for token in range(len(tokenizer))]
 
@@ -114,7 +114,7 @@ def test_a_copy_goes_its_own_way(tokenizer: PreTrainedTokenizerBase, grammars: G
 def test_each_of_many_rows_is_masked_by_its_own_grammar_alone(
     tokenizer: PreTrainedTokenizerBase, grammars: Grammars, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    """Also beside one that is broken, and where looking for all of them together fails."""
+    """Also beside a broken grammar, and when computing the masks together is not possible."""
     a, b, _, d = tokenizer.encode("abcd")
     if not together:
         monkeypatch.setattr(masks, "_threads", lambda: None)
@@ -143,7 +143,7 @@ def test_a_base_with_fewer_rows_than_the_tokenizer_has_tokens_is_masked_too(
 
 
 def spaced(grammars: Grammars, tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether an object of that text may come as a whole."""
+    """Whether an object of that text may be the complete answer."""
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
     grammar, ended = grammars.compile(Shape("json_schema", json.dumps(schema))), False
     for token in tokenizer.encode(text):
@@ -248,7 +248,7 @@ def member(number: float, name: str = "a") -> dict[str, Any]:
         {"properties": {f"a{n}": multiple(7919 + n) for n in range(100)}},
         {"anyOf": [member(7919 + n, f"a{n}") for n in range(100)]},
         {"$ref": "#all", "$defs": {"all": {"$anchor": "all", "prefixItems": [multiple(9_999_991)]}}},
-        {"anyOf": [multiple(7), multiple(1e-9)]},  # brought to one place behind the point it has ten digits
+        {"anyOf": [multiple(7), multiple(1e-9)]},  # at one decimal place, the other has ten digits
     ],
 )
 def test_multiples_that_take_too_long_to_compile_are_refused_at_once(
@@ -301,7 +301,7 @@ LARGE = 10**6
     ],
 )
 def test_other_numbers_may_be_as_large_as_they_like(grammars: Grammars, schema: dict[str, Any]) -> None:
-    """Compiled or refused, they are done with soon."""
+    """They are quickly compiled or refused."""
     began = time.thread_time()
     with suppress(InvalidRequest):
         grammars.compile(Shape("json_schema", json.dumps(schema)))
@@ -309,7 +309,7 @@ def test_other_numbers_may_be_as_large_as_they_like(grammars: Grammars, schema: 
 
 
 def test_patterns_that_never_meet_may_be_many(grammars: Grammars, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Each in a place of its own, by `$ref` too, and of one that refers to itself."""
+    """Each in a place of its own, also through `$ref`, and within a schema that refers to itself."""
     identity = {"type": "string", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"}
     node = {
         "type": "object",
@@ -348,7 +348,7 @@ def test_a_tokenizer_that_is_not_read_is_told_of_to_those_who_ask(
 def test_a_schema_that_asks_for_json_of_another_kind_gets_json(
     grammars: Grammars, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """llguidance lets a schema say what is written between members; that would be no JSON."""
+    """llguidance lets a schema choose the separators between members; the result would not be JSON."""
     schema = {"x-guidance": {"item_separator": ";", "key_separator": "="}, "const": {"a": 1, "b": 2}}
     grammar = grammars.compile(Shape("json_schema", json.dumps(schema)))
     for token in tokenizer.encode('{"a":1,"b":2'):
@@ -357,7 +357,7 @@ def test_a_schema_that_asks_for_json_of_another_kind_gets_json(
 
 
 def test_a_long_text_that_must_come_costs_no_more_than_any_other(grammars: Grammars) -> None:
-    """Of a million characters, say: the masks would take twenty seconds if it were looked through."""
+    """For example of a million characters: the masks would take twenty seconds if it were searched through."""
     grammar = grammars.compile(Shape("regex", "(a|b)c{1000}{1000}"))
     began = time.thread_time()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""What it takes to follow a schema, where that refers to itself: no less by any order in which it is come to."""
+"""The cost of following a schema that refers to itself does not depend on the order of its references."""
 
 import time
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from mint_engine.requests.grammar_cost import MOST_REMAINDERS, too_much
 
 TOO_LARGE = "multipleOf has numbers that are too large or too many"
-NUMBERS = (101, 199, 211)  # of which any two are too much in one place, and all are not in many
+NUMBERS = (101, 199, 211)  # any two are too much in one place; all three are fine in separate places
 KINDS = 14
 
 
 class Named(NamedTuple):
-    """A schema by its number, and those of others: what else it must be, and what its members must."""
+    """A schema that refers to others by number: those it must also match, and those its members must match."""
 
     multiple: int | None
     beside: list[int]
@@ -38,7 +38,7 @@ def written(each: Named) -> dict[str, Any]:
 
 
 def in_one_place(schemas: list[Named], number: int) -> set[int]:
-    """What a number there must be a multiple of, by a plain search."""
+    """By a plain search: what a number in this place must be a multiple of."""
     seen, ahead = set[int](), [number]
     while ahead:
         if (at := ahead.pop()) not in seen:
@@ -49,7 +49,7 @@ def in_one_place(schemas: list[Named], number: int) -> set[int]:
 
 @pytest.mark.parametrize(("member", "item"), [("X", "Y"), ("Y", "X")])
 def test_what_meets_by_way_of_a_cycle_is_found_from_wherever_it_is_come_to(member: str, item: str) -> None:
-    """Come to by X first, Y would weigh without it. (Compiled, it takes hours, and all memory there is.)"""
+    """If X were reached first, Y would be weighed without it. (Compiling it takes hours, and all memory.)"""
     x = {"multipleOf": 9973, "properties": {"a": {"$ref": "#/$defs/Y"}}}
     y = {"allOf": [{"$ref": "#/$defs/X"}, {"multipleOf": 4999}]}
     told = {"properties": {"p": {"$ref": f"#/$defs/{member}"}}, "prefixItems": [{"$ref": f"#/$defs/{item}"}]}
@@ -81,7 +81,7 @@ def test_no_order_of_references_hides_what_meets(schemas: list[Named], entered: 
 
 
 def kinds(**more: dict[str, Any]) -> dict[str, Any]:
-    """Of which each has all others as members."""
+    """Schemas that each have all others as members."""
     every = {str(number): members([at for at in range(KINDS) if at != number]) for number in range(KINDS)}
     return members([0]) | {"$defs": {name: each | more.get(f"k{name}", {}) for name, each in every.items()}}
 
@@ -103,7 +103,7 @@ def test_schemas_that_are_too_tangled_to_look_through_weigh_as_if_all_met_in_one
 
 
 def test_of_many_kinds_that_are_within_one_another_each_may_have_a_form() -> None:
-    """As nodes of a syntax tree, say: all of their patterns together would be far too much."""
+    """As with nodes of a syntax tree; all of their patterns together would be far too much."""
     node = {
         f"k{number}": {
             "properties": {"at": {"format": "date-time"}, "size": {"multipleOf": 7}, "next": {"$ref": "#/$defs/node"}}

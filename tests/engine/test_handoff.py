@@ -1,4 +1,4 @@
-"""A new revision of a live adapter: requests in flight end on theirs, new ones get the new one, nothing pauses."""
+"""A new revision of a live adapter: requests in flight finish on the old one, new requests get it, nothing pauses."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ def revisions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 @pytest.fixture(scope="module")
 def truth(base: Path, revisions: list[Path]) -> list[tuple[int, ...]]:
-    """What each revision answers when it is asked alone."""
+    """What each revision answers when asked alone."""
     answers = [peft_answer(base, folder, PROMPT, LONG)[0] for folder in revisions]
     assert len({answer[:SHORT] for answer in answers}) == 3
     return answers
@@ -54,7 +54,7 @@ def serves(engine: Engine, folder: Path) -> bool:
 
 
 class Gate:
-    """Holds up the loads of an engine, so that a test sees what goes on meanwhile."""
+    """Holds up an engine's loads, so that a test sees what goes on meanwhile."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self._open, load = threading.Event(), threading.Event(), engine.loader.load
@@ -71,12 +71,12 @@ class Gate:
 
 
 async def served(engine: Engine, folder: Path) -> None:
-    """Wait until new requests get what a folder holds."""
+    """Wait until new requests get the revision in a folder."""
     await until(lambda: serves(engine, folder))
 
 
 async def begun(engine: Engine, count: int) -> asyncio.Task[Told]:
-    """A request that has got its first token."""
+    """Start a request and wait for its first token."""
     first = asyncio.Event()
     task = asyncio.create_task(engine.ask(NAME, PROMPT, count, lambda _: first.set()))
     async with asyncio.timeout(ANSWER_S):
@@ -119,7 +119,7 @@ async def test_nothing_pauses_while_the_new_revision_loads(
 async def test_each_request_gets_one_whole_revision_whenever_it_comes(
     engine: Engine, revisions: list[Path], truth: list[tuple[int, ...]]
 ) -> None:
-    """Clients that never stop, while revisions follow each other."""
+    """Clients keep asking while revisions follow each other."""
     number_of = {packed(folder, engine.slots).revision: number for number, folder in enumerate(revisions)}
     publish(engine, revisions[0])
     await served(engine, revisions[0])

@@ -1,4 +1,4 @@
-"""Readiness: not before the base is loaded, nor while draining, which ends what was taken, within a bound."""
+"""Readiness: false before the base is loaded and while draining; draining finishes accepted requests or times out."""
 
 import asyncio
 from pathlib import Path
@@ -27,7 +27,7 @@ SERVICES = ("", "mint.v1.Sampler", "mint.v1.Engine")
 
 
 async def test_health_follows_the_engine(base: Path) -> None:
-    """Not serving before the base is loaded, nor while draining; a draining engine ends what it took."""
+    """Not serving before the base is loaded, nor while draining; a draining engine finishes what it has accepted."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     server = await listen(settings_for(base), "tiny-0", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

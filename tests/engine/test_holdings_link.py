@@ -1,4 +1,4 @@
-"""Bringing the map to say what an engine holds: in pieces, and on from where an answer was lost."""
+"""Bring the map's record of an engine's holdings up to date: in pieces, resuming after a lost answer."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -38,7 +38,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Calls:
-    """What goes to the map: its functions by name, and what befalls one of the next calls (counted from 0)."""
+    """Calls to the map's functions, by name; one of the next calls (counted from 0) can be made to go wrong."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[str] = []
@@ -49,7 +49,7 @@ class Calls:
     def befall(
         self, at: int, *, before: Callable[[], Awaitable[Any]] | None = None, lost: bool = False, late: bool = False
     ) -> None:
-        """`before` runs just before it; its answer is `lost`, or it is carried out `late`: behind the next."""
+        """`before` runs before call `at`; its answer is `lost`, or it is carried out `late`: after the next call."""
         self.made.clear()
         self._at, self._before, self._lost, self._late = at, before, lost, late
 
@@ -88,7 +88,7 @@ def link(redis: Redis, incarnation: int = 1) -> HoldingsLink:
 
 
 async def brought(by: HoldingsLink, holdings: Mapping[str, Held]) -> None:
-    """Bring it about, by as many tries as it takes."""
+    """Bring the map to these holdings, within three tries."""
     for _ in range(3):
         with suppress(MapUnavailable):
             await by.bring(holdings)
@@ -97,7 +97,7 @@ async def brought(by: HoldingsLink, holdings: Mapping[str, Held]) -> None:
 
 
 async def said(redis: Redis) -> dict[str, Held] | None:
-    """What a reader takes the engine to hold; None: it does not know the engine, or takes it for dead."""
+    """What a reader believes the engine holds; None if it does not know the engine, or believes it dead."""
     views = await MapReader(redis).engines(BASE)
     return views[0].held if views and views[0].record is not None else None
 
@@ -131,7 +131,7 @@ async def test_what_changes_is_told_in_pieces_too(redis_client: Redis, calls: Ca
 async def test_after_a_lost_answer_it_goes_on_behind_what_was_told(
     redis_client: Redis, calls: Calls, at: int, late: bool
 ) -> None:
-    """Also where the call itself comes only after the next, which asks for the same."""
+    """Also if the call itself arrives only after the next, which asks for the same."""
     telling = link(redis_client)
     calls.befall(at, lost=not late, late=late)
     with pytest.raises(MapUnavailable):
@@ -139,7 +139,7 @@ async def test_after_a_lost_answer_it_goes_on_behind_what_was_told(
     calls.made.clear()
     assert (await telling.bring(HELD)).in_full
     again = ["tell"] * (PIECES - at - 1) + ["report"]
-    assert calls.made == (again if at < PIECES - 1 else ["report", "report"])  # the last was there: a heartbeat then
+    assert calls.made == (again if at < PIECES - 1 else ["report", "report"])  # the last was there: then a heartbeat
     assert await said(redis_client) == HELD
 
 
@@ -173,7 +173,7 @@ async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
         assert await said(redis_client) == changed
         relay.heal()
         assert not (await telling.bring(changed)).in_full
-        assert calls.made == ["report"] * 3  # the one, the same again, a heartbeat
+        assert calls.made == ["report"] * 3  # the change, the same again, a heartbeat
         assert await said(redis_client) == changed
         await redis.aclose()
 
@@ -182,7 +182,7 @@ async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
 async def test_what_redis_takes_none_of_for_a_while_is_gone_on_with_afterwards(
     redis_client: Redis, calls: Calls, at: int
 ) -> None:
-    """It has said nothing of the piece, and still has those before."""
+    """Redis has not answered about the piece, and still has those before."""
     telling = link(redis_client)
     async with AsyncExitStack() as refusing:
         calls.befall(at, before=lambda: refusing.enter_async_context(without_replicas(redis_client)))
@@ -248,7 +248,7 @@ async def test_a_map_that_is_lost_each_time_is_tried_again_later(redis_client: R
 
 
 async def test_a_map_that_has_gone_back_is_told_all_anew(redis_client: Redis, redis_server: str) -> None:
-    """As a Redis that syncs its disk once a second, or a replica that took over: it still knows the engine."""
+    """As with a Redis that syncs its disk once a second, or a replica that took over: it still knows the engine."""
     telling = link(redis_client)
     await telling.bring(HELD)
     names = await redis_client.keys("*")
@@ -299,7 +299,7 @@ async def test_a_start_that_ended_as_it_told_leaves_nothing_behind(redis_client:
 
 
 class Fate(StrEnum):
-    """What befalls one call."""
+    """What goes wrong with one call."""
 
     NOTHING = "nothing"
     LOST = "its answer is lost"

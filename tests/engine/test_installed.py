@@ -1,4 +1,4 @@
-"""What an engine's image installs is enough: here more is installed, for development."""
+"""What an engine's image installs is sufficient; a development machine has more installed."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ for path in sys.argv[1:]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH with what the image has."""
+    """A folder for PYTHONPATH with exactly the image's packages."""
     folder = tmp_path / "installed"
     folder.mkdir()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,7 +45,7 @@ def installed(tmp_path: Path) -> Path:
 
 
 def needed(requirements: Iterable[str]) -> set[str]:
-    """The distributions that these name, and those that they bring along."""
+    """The named distributions and, recursively, those they require."""
     due, seen, found = [(each, "") for each in requirements], set[tuple[str, str]](), set[str]()
     while due:
         line, extra = due.pop()
@@ -55,7 +55,7 @@ def needed(requirements: Iterable[str]) -> set[str]:
         seen.add((line, extra))
         try:
             requires = distribution(requirement.name).requires or []
-        except PackageNotFoundError:  # optional where it would be used
+        except PackageNotFoundError:  # optional for those that use it
             continue
         found.add(requirement.name)
         due += [(each, wanted) for each in requires for wanted in ("", *requirement.extras)]

@@ -31,7 +31,7 @@ from tests.engine.saved_families import save_base
 from tests.engine.test_base_loading import edit_config
 from tests.engine.test_quantised import DTYPES, assert_equal, assert_read_alike
 
-# What compressed-tensors 0.20 packs: numbers, their bits, words.
+# What compressed-tensors 0.20 packs: numbers, bits, words.
 OWN = [
     ([[*range(-8, 8)], [*range(7, -9, -1)]], 4, [[1985229328, -19088744], [-1985229329, 19088743]]),
     ([[-128, -1, 0, 127, 5, -5, 64, -64]], 8, [[-8356096, 1086356357]]),
@@ -39,7 +39,7 @@ OWN = [
 ]
 
 
-# Of families whose files name experts, linears and layers each in a way of their own.
+# Families whose files each name experts, linears and layers differently.
 NAMED = [
     ("kimi", "deepseek_v3"),
     ("w4a16", "deepseek_v3"),
@@ -62,7 +62,7 @@ def test_words_are_those_of_compressed_tensors(numbers: list[list[int]], bits: i
 
 
 def opened(layout: Layout, folder: Path, dtype: torch.dtype, inputs: int = 96) -> tuple[Stored, torch.Tensor]:
-    """A weight of 150 rows as it is read, and what it is."""
+    """A weight of 150 rows as the engine reads it, and its expected value."""
     numbers = quantise_integers(torch.randn(150, inputs, generator=torch.Generator().manual_seed(4)), layout)
     more = {"a.input_scale": torch.tensor(0.5), "norm.weight": torch.ones(3)}
     save_file(packed_tensors("a", numbers, layout) | more, folder / "a.safetensors")
@@ -76,7 +76,7 @@ def opened(layout: Layout, folder: Path, dtype: torch.dtype, inputs: int = 96) -
 @pytest.mark.parametrize("layout", [*PACKED.values(), Layout(4, "group", 36)], ids=[*PACKED, "no whole groups"])
 @pytest.mark.parametrize("inputs", [96, 91], ids=["whole words", "padded"])
 def test_parts_are_the_naive_reference(layout: Layout, dtype: torch.dtype, inputs: int, tmp_path: Path) -> None:
-    """Wherever a part begins and ends: in a word, a group or a word of zero points, or at its border."""
+    """Parts may begin and end within a word, a group or a word of zero points, or at a border."""
     read, expected = opened(layout, tmp_path, dtype, inputs)
     assert torch.equal(read[...], expected)
     assert torch.equal(read[3:140,], expected[3:140])
@@ -88,7 +88,7 @@ def test_parts_are_the_naive_reference(layout: Layout, dtype: torch.dtype, input
 
 
 def test_what_is_packed_is_near_what_it_was_made_of(tmp_path: Path) -> None:
-    """The reference is one."""
+    """The reference itself is accurate."""
     weight = torch.randn(150, 96, generator=torch.Generator().manual_seed(4))
     for name, layout in PACKED.items():
         error = (opened(layout, tmp_path, torch.float32)[0][...] - weight).abs().max()
@@ -100,21 +100,21 @@ def test_what_is_packed_is_near_what_it_was_made_of(tmp_path: Path) -> None:
     [*((each, "qwen3") for each in PACKED if each != "kimi"), *NAMED],
 )
 def test_a_base_as_it_is_published(layout: str, family: str, tmp_path: Path) -> None:
-    """Weights and logits, whole, by each rank, and streamed a layer at a time by the first."""
+    """Weights and logits are equal when loaded whole, by each rank, and streamed layer by layer by the first."""
     packed, plain = save_packed(save_base(family, tmp_path / "plain"), tmp_path, PACKED[layout])
     assert_read_alike(packed, plain)
 
 
 @pytest.mark.parametrize("layout", ["w4a16_asymmetric", "w8a16"])
 def test_fused_linears(layout: str, tmp_path: Path) -> None:
-    """Scales and zero points go with their rows, from whichever runs of rows a rank's part is put together."""
+    """Scales and zero points go with their rows, whichever runs of rows make up a rank's part."""
     packed, plain = save_packed(save_base("phi3", tmp_path / "plain"), tmp_path, PACKED[layout])
     for rank in range(2):
         assert_equal(*(load_base(each, torch.bfloat16, CPU, Part(rank, 2)) for each in (packed, plain)))
 
 
 def test_kimi_k2_thinking(tmp_path: Path) -> None:
-    """Routed experts alone are packed, and its config.json names a model type of its own."""
+    """Only routed experts are packed, and its config.json names its own model type."""
     packed, plain = save_packed(save_base("kimi_k2", tmp_path / "plain"), tmp_path, PACKED["kimi"])
     edit_config(packed, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
     held = {name.split(".")[3] for name in tensors_of(packed) if name.endswith(".weight_packed")}
@@ -205,7 +205,7 @@ def test_parts_of_a_weight_that_are_not_told_of_are_not_passed_over(
 
 
 def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
-    """Its parts fit each other, and nothing else."""
+    """Its parts fit each other but not the other experts."""
     packed, _ = save_packed(save_base("deepseek_v3", tmp_path / "plain"), tmp_path, PACKED["kimi"])
     path = "model.layers.1.mlp.experts.5.up_proj"
     other = quantise_integers(torch.ones(32, 48), PACKED["kimi"])
@@ -218,7 +218,7 @@ def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
 
 
 def test_scales_are_those_of_the_shape_that_is_told(tmp_path: Path) -> None:
-    """Five words hold 33 to 40 columns: what their number leaves open is looked at with the shape."""
+    """Five words hold 33 to 40 columns, so whether scales fit can only be checked with the shape."""
     layout, rows = Layout(4, "group", 36), torch.randn(8, 40, generator=torch.Generator().manual_seed(1))
     for inputs, groups in ((36, 1), (37, 2)):
         numbers = quantise_integers(rows[:, :inputs], layout)
@@ -238,7 +238,7 @@ FLOAT8: dict[str, Any] = {"type": "float", "num_bits": 8, "strategy": "channel"}
 
 
 def many(*weights: dict[str, Any]) -> dict[str, Any]:
-    """Of several groups of linears."""
+    """A quantization_config with several groups of linears."""
     each = [packed_config(**one)["config_groups"]["group_0"] for one in weights]
     return packed_config() | {"config_groups": {f"group_{at}": one for at, one in enumerate(each)}}
 
@@ -283,7 +283,7 @@ def test_what_is_not_read_says_what_to_give(told: dict[str, Any], says: str, tmp
     ],
 )
 def test_what_a_config_says(changes: dict[str, Any], expected: Integers) -> None:
-    """However the format is said: of all groups, or of each."""
+    """The format may be given for all groups, or for each."""
     said = packed_config(*KIMI_IGNORES, **GROUP | changes)
     each = {"group_0": said["config_groups"]["group_0"] | {"format": "pack-quantized"}}
     for config in (said, said | {"format": "mixed-precision", "config_groups": each}):

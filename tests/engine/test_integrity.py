@@ -1,4 +1,4 @@
-"""The engine finds what is wrong with its own books."""
+"""The engine detects faults in its own books."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""Routed experts that stay quantised: as if they had been dequantised when they were read, in less memory."""
+"""Routed experts that stay quantised compute as if dequantised when read, in less memory."""
 
 import copy
 import itertools
@@ -39,7 +39,7 @@ from tests.engine.training.at_once import create, step_all
 from tests.engine.training.frontier import examples_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
-Save = Callable[[Path], tuple[Path, Path]]  # a base's quantised copy, and another with what it holds
+Save = Callable[[Path], tuple[Path, Path]]  # a base's quantised copy, and another with its dequantised values
 
 
 def in_float8(family: str, layout: str = "deepseek") -> Save:
@@ -85,12 +85,12 @@ def load(folder: Path, part: Part | None = None, *, keep: bool = True, dtype: to
 
 
 def last_of(ranks: int) -> Part | None:
-    """What the last of so many reads; None: all."""
+    """The part that the last of several ranks reads; None (everything) for one."""
     return Part(ranks - 1, ranks) if ranks > 1 else None
 
 
 def stacks(base: Base) -> dict[str, Any]:
-    """Every stack of experts by name, kept or not."""
+    """Every stack of experts by name, kept quantised or not."""
     held = [(path, module) for path, module in base.model.named_modules() if is_stack(module)]
     return {
         f"{path}.{name}": getattr(module, name) for path, module in held for name in ("gate_up_proj", "down_proj")
@@ -98,7 +98,7 @@ def stacks(base: Base) -> dict[str, Any]:
 
 
 def assert_alike(kept: Base, plain: Base) -> None:
-    """One holds experts as files do, and of each what the other has; all else is the same."""
+    """Check that kept stacks equal the other base's experts one by one, and that everything else is equal."""
     ours = {name: stack for name, stack in stacks(kept).items() if isinstance(stack, KeptStack)}
     state, theirs = kept.model.state_dict(), plain.model.state_dict()
     assert ours
@@ -113,7 +113,7 @@ def assert_alike(kept: Base, plain: Base) -> None:
 
 @EVERY
 def test_an_expert_is_what_it_would_be_dequantised(files: str, tmp_path: Path) -> None:
-    """Whole, by each rank, and streamed a layer at a time by the first of several."""
+    """Whole, by each rank, and streamed layer by layer by the first of several."""
     quantised, dequantised = SAVES[files][1](tmp_path)
     whole, plain = load(quantised), load(dequantised, keep=False)
     assert_alike(whole, plain)
@@ -131,7 +131,7 @@ def test_an_expert_is_what_it_would_be_dequantised(files: str, tmp_path: Path) -
 def test_the_first_of_several_ranks_looks_at_each_weight_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole, a layer at a time; it takes a dequantisation of all experts."""
+    """It reads all weights, layer by layer; a second look would take another dequantisation of all experts."""
     quantised, _ = SAVES["numbers"][1](tmp_path)
     whole = {name for name, _ in every_weight(load(quantised).model)}
     seen: list[str] = []
@@ -151,7 +151,7 @@ def test_the_first_of_several_ranks_looks_at_each_weight_once(
 
 @EVERY
 def test_kernels_dequantise_experts_by_themselves(files: str, tmp_path: Path) -> None:
-    """To the bit as they are before; but for columns in other orders."""
+    """Bit for bit as dequantised beforehand; they do not take reordered columns."""
     kernels = find_kernels(torch.bfloat16, CPU)
     if kernels is None:
         pytest.skip("no compiled kernels here")
@@ -170,7 +170,7 @@ def test_kernels_dequantise_experts_by_themselves(files: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("files", ["float8", "mxfp4", "numbers"])
 def test_a_step_by_kernels_is_that_by_torch(files: str, tmp_path: Path) -> None:
-    """Of experts between transformers' modules, with biases where they have some; to the rounding of bfloat16."""
+    """For experts within transformers' modules, with their biases; equal to bfloat16 rounding."""
     base = load(SAVES[files][1](tmp_path)[0])
     slots = Slots(find_modules(base.model), 2, 16, base.dtype, CPU)
     replace_modules(base.model, slots, None)
@@ -204,12 +204,12 @@ def test_experts_take_what_files_do(files: str, tmp_path: Path) -> None:
 
 
 def bytes_of(kept: list[KeptStack]) -> int:
-    """What they take; what kernels read lies in the same memory."""
+    """The bytes they take; what the kernels read is the same memory."""
     return sum({each.data_ptr(): each.nbytes() for each in memory(kept)}.values())
 
 
 def memory(found: Any) -> list[torch.UntypedStorage]:
-    """Every tensor's memory that something holds."""
+    """The memory of every tensor that an object holds."""
     if isinstance(found, torch.Tensor):
         return [found.untyped_storage()]
     if isinstance(found, (list, tuple)):
@@ -220,7 +220,7 @@ def memory(found: Any) -> list[torch.UntypedStorage]:
 
 @pytest.mark.parametrize(("files", "ranks"), FILES_AND_RANKS)
 async def test_answers_are_pefts(files: str, ranks: int, tmp_path: Path) -> None:
-    """Numbers by two ranks: over Kimi-K2.5, in test_quantised_served."""
+    """For whole numbers on two ranks (Kimi-K2.5) see test_quantised_served."""
     family, save = SAVES[files]
     quantised, dequantised = save(tmp_path)
     await check_answers(family, quantised, dequantised, tmp_path, ranks, quantised_experts=True)
@@ -228,7 +228,7 @@ async def test_answers_are_pefts(files: str, ranks: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("files", ["float8", "float8 by channels", "numbers"])
 async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Path) -> None:
-    """To the bit, with adapters on every expert. Of gpt-oss dequantised experts are multiplied by torch."""
+    """Bit for bit, with adapters on every expert. gpt-oss is left out: torch multiplies its dequantised experts."""
     family, save = SAVES[files]
     quantised, dequantised = save(tmp_path)
     adapters = {"a/all": save_adapter(dequantised, tmp_path / "all", 4, **SERVED[family])}
@@ -239,7 +239,7 @@ async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Pa
         async with running(quantised, adapters, Limits(running=4, step_tokens=24), quantised_experts=keep) as engine:
             own = family in ("qwen3_moe", "deepseek_v3") and find_kernels(torch.bfloat16, CPU) is not None
             assert engine.server.generation.compute.startswith("lean" if own else "generic")
-            for prompt, who in itertools.product(prompts, ("", "a/all")):  # alone: products depend on what is beside
+            for prompt, who in itertools.product(prompts, ("", "a/all")):  # alone: products depend on the batch
                 answer = await ask(engine, prompt, who, max_tokens=8, logprobs=0, ignore_eos=True)
                 found.append((answer.tokens, answer.logprobs))
     assert found[: len(found) // 2] == found[len(found) // 2 :]
@@ -247,7 +247,7 @@ async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Pa
 
 @FEW
 def test_policies_learn_the_same(files: str, tmp_path: Path) -> None:
-    """Two steps of three policies with adapters on every expert, to the bit."""
+    """Two steps of three policies with adapters on every expert, equal bit for bit."""
     quantised, _ = SAVES[files][1](tmp_path)
     found = []
     for keep in (True, False):
@@ -269,7 +269,7 @@ def test_policies_learn_the_same(files: str, tmp_path: Path) -> None:
 def test_experts_of_a_step_are_dequantised_some_at_a_time(
     files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neighbours or not, in one memory that serving and training write in turns, but where gradients may need it."""
+    """Neighbours or not, in one buffer that serving and training use in turn, except if gradients may need it."""
     held = [stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, KeptStack)]
     most = 3 * held[0].shape[1] * held[0].shape[2]
     monkeypatch.setattr("mint_engine.model.kept._AT_ONCE", most)
@@ -288,7 +288,7 @@ def test_experts_of_a_step_are_dequantised_some_at_a_time(
 
 
 def test_a_stack_that_is_quantised_in_several_ways_is_dequantised(tmp_path: Path) -> None:
-    """As its experts can not be held in one: here one has scales of another type, of the same numbers."""
+    """Its experts cannot be held as one stack: here one has scales of another type with the same values."""
     quantised, dequantised = SAVES["numbers"][1](tmp_path)
     name = "model.layers.1.mlp.experts.5.up_proj.weight_scale"
     edit_tensors(quantised, {name: tensors_of(quantised)[name].float()})
@@ -299,7 +299,7 @@ def test_a_stack_that_is_quantised_in_several_ways_is_dequantised(tmp_path: Path
 
 
 def test_a_copy_of_the_modules_shares_its_experts(tmp_path: Path) -> None:
-    """As training has one of what serves."""
+    """As training copies the model that serves."""
     base = load(SAVES["float8"][1](tmp_path)[0])
     ours, theirs = stacks(base), copy.deepcopy(base.model)
     assert all(
@@ -311,7 +311,7 @@ def test_a_copy_of_the_modules_shares_its_experts(tmp_path: Path) -> None:
 
 @EVERY
 def test_experts_are_dequantised_where_they_are(files: str, tmp_path: Path) -> None:
-    """On a device with memory of its own nothing of it is computed elsewhere; a device that is not there can tell."""
+    """Nothing may be computed off a device that has its own memory; a fake device is enough to check that."""
     base = load(SAVES[files][1](tmp_path)[0])
     with FakeTensorMode(allow_non_fake_inputs=True):
         move(base.model, torch.device("cuda"))
@@ -361,7 +361,7 @@ GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
 def test_what_is_no_weight_of_the_base_is_named(
     files: str, changes: dict[str, Any], error: type[MintError], says: str, ranks: int, tmp_path: Path
 ) -> None:
-    """Numbers that are none, an expert without one of its linears, and shapes that agree with each other alone."""
+    """NaN or infinite numbers, an expert without one of its linears, and shapes that only agree with each other."""
     quantised, _ = SAVES[files][1](tmp_path)
     held = tensors_of(quantised)
     edit_tensors(quantised, {name: change(held[name]) for name, change in changes.items()})
@@ -371,7 +371,7 @@ def test_what_is_no_weight_of_the_base_is_named(
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_layers_that_the_model_does_not_have_are_not_read(ranks: int, tmp_path: Path) -> None:
-    """As DeepSeek-V3's files have one more, which predicts several tokens."""
+    """DeepSeek-V3's files have one more layer, which predicts several tokens."""
     quantised, _ = SAVES["float8"][1](tmp_path)
     edit_tensors(
         quantised,

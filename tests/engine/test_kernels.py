@@ -1,4 +1,4 @@
-"""Each compiled kernel against its formula in plain torch, in both number types."""
+"""Each compiled kernel against its formula in plain torch, in both dtypes."""
 
 import math
 import platform
@@ -51,7 +51,7 @@ def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 def test_a_product_gives_each_row_alone_what_it_gives_it_among_others(
     dtype: torch.dtype, biased: bool, wide: int, high: int
 ) -> None:
-    """As plain torch within rounding, and bit for bit the same however many rows there are, kept in caches or not."""
+    """Equal to plain torch within rounding, and bit for bit the same for any number of rows, cached or not."""
     weight, x = draw(high, wide, dtype=dtype), draw(150, wide, dtype=dtype, seed=1)
     bias = draw(high, dtype=dtype, seed=2) if biased else None
     linear = kernels(dtype).pack(weight, bias, NO_TARGETS, LargePages())
@@ -71,7 +71,7 @@ def test_a_weight_is_packed_however_it_lies_in_memory() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [16, 40, 576])
 def test_add_norm(dtype: torch.dtype, size: int) -> None:
-    """Rounded before it is weighed, after it, or not normed at all."""
+    """Rounded before the weight is applied, after it, or not normed at all."""
     hidden, delta, weight = (draw(5, size, dtype=dtype), draw(5, size, dtype=dtype, seed=1), draw(size, dtype=dtype))
     summed = hidden + delta
     scale = torch.rsqrt(summed.float().pow(2).mean(-1, keepdim=True) + 1e-5)
@@ -86,7 +86,7 @@ def test_add_norm(dtype: torch.dtype, size: int) -> None:
 
 
 def gpt_oss(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """As `GptOssExperts` has it."""
+    """As in `GptOssExperts`."""
     gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
     return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
 
@@ -121,7 +121,7 @@ def test_silu_mul_keeps_what_is_not_finite(dtype: torch.dtype) -> None:
 @given(size=st.integers(1, 700), seed=st.integers(0, 99))
 def test_argmax_takes_the_first_of_the_largest(dtype: torch.dtype, size: int, seed: int) -> None:
     logits = draw(3, size, dtype=dtype, seed=seed)
-    logits[1] = logits[1, 0]  # all the same
+    logits[1] = logits[1, 0]  # all equal
     tokens, peaks = kernels(dtype).argmax(logits)
     assert tokens.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits.float()]
     assert peaks.tolist() == logits.float().amax(-1).tolist()
@@ -145,7 +145,7 @@ def test_argmax_tells_of_nan(dtype: torch.dtype) -> None:
     seed=st.integers(0, 9),
 )
 def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], lengths: list[int], seed: int) -> None:
-    """Two modules read one x and write side by side into one y; rank 0 leaves a module alone."""
+    """Two modules read one x and write side by side into one y; rank 0 leaves a module out."""
     wide, high = shape
     modules = {name: Module(name, wide, high) for name in ("first", "second")}
     slots = Slots(modules, 4, 512, dtype, CPU)
@@ -157,7 +157,7 @@ def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], leng
                 slots.places[module, slot], slots.ranks[module, slot] = at, own
                 slots.scalings[module, slot] = 0.5 + slot
                 count = own * (wide + high)
-                size = 0.2 * min(1, 33 / own) ** 0.25  # what is added is as large whatever the rank
+                size = 0.2 * min(1, 33 / own) ** 0.25  # makes the addition equally large for every rank
                 slots.memory[slot, at : at + count] = draw(count, dtype=dtype, seed=seed + slot) * size
     items, row, chance = [], 0, random.Random(seed)
     for length in lengths:
@@ -186,7 +186,7 @@ def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], leng
         [(0, 1)],
         [(0, 40), (17, 1), (16, 16), (95, 1)],
         [(31, 2)] * 3 + [(5, 1)] * 30,
-        [(127, 2), (250, 20), (300, 1), (128, 16)],  # beyond what registers take of a past at once
+        [(127, 2), (250, 20), (300, 1), (128, 16)],  # more of a past than registers take at once
     ],
 )
 @pytest.mark.parametrize("style", ["plain", "window", "one token", "page", "exact", "joint"])
@@ -195,7 +195,7 @@ def test_rope_and_attention(
 ) -> None:
     """Sequences with a past of (position) tokens get (count) more: plain attention over all of them or the latest.
 
-    What lies before a window is broken: nothing of it is read.
+    Pages before a window hold NaN: none of it may be read.
     """
     query, key = heads
     width, run = (query + 2 * key) * dim, kernels(dtype)
@@ -209,7 +209,7 @@ def test_rope_and_attention(
     whole = [draw(at + count, width, dtype=dtype, seed=n) for n, (at, count) in enumerate(lengths)]
 
     def compute(rows: list[tuple[int, int, int]]) -> torch.Tensor:
-        """Each (sequence, first, count): its tokens in one batch."""
+        """Compute the tokens of each (sequence, first, count) in one batch."""
         qkv = torch.cat([whole[n][first : first + count] for n, first, count in rows])
         positions = torch.tensor([at for _, first, count in rows for at in range(first, first + count)])
         places = torch.tensor(
@@ -242,7 +242,7 @@ def test_rope_and_attention(
 
 
 def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> tuple[HeadNorms, Sight]:
-    """Norms and sight of heads of some family's kind."""
+    """The norms and sight of some family's heads."""
     sinks, (query, key) = draw(heads[0], dtype=torch.float32, seed=8), heads
     sight = {
         "window": Sight(37, sinks, 2.0),
@@ -262,7 +262,7 @@ def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> 
 
 
 def plain(qkv: torch.Tensor, of: Heads) -> torch.Tensor:
-    """One whole sequence in float32: norm, rotate, attend. [T, (Q + 2 K) D] -> [T, Q D]"""
+    """One complete sequence in float32: norm, rotate, attend. [T, (Q + 2 K) D] -> [T, Q D]"""
     query, key, dim, norms = of.queries, of.keys, of.size, of.norms
     count, dtype = qkv.shape[0], qkv.dtype
     rows = qkv.float().view(count, -1, dim)
@@ -284,7 +284,7 @@ def plain(qkv: torch.Tensor, of: Heads) -> torch.Tensor:
 
 
 def turn(x: torch.Tensor, norm: Norm, of: Heads, dtype: torch.dtype) -> torch.Tensor:
-    """Heads x [T, N, D], normed and rotated, rounded where kernels round."""
+    """Norm and rotate heads x [T, N, D], rounding where the kernels do."""
     weight = norm.exact if norm.exact is not None else norm.weight
     if weight is not None:
         whole = x.flatten(1) if of.norms.joint else x
@@ -368,7 +368,7 @@ def test_a_compiler_that_does_not_know_an_instruction_set_is_not_asked_to_make_i
 
 
 def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:
-    """It may take its arguments otherwise, which would end the process."""
+    """Its functions may take other arguments, which would crash the process."""
     made = library_path(kernels(torch.float32).variant)
     assert is_current(made)
     other = tmp_path / made.name

@@ -1,4 +1,4 @@
-"""Zeros in large pages: what is handed out lies side by side, and is nobody else's."""
+"""Zeros in large pages: allocations lie side by side and never overlap."""
 
 import torch
 from hypothesis import given
@@ -8,7 +8,7 @@ from mint_engine.residency.large_pages import LargePages
 
 LARGE = 2 << 20
 LINE = 64
-MOST = 64 << 20  # bytes that are asked for at a time
+MOST = 64 << 20  # the most that is requested from the system at a time
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=20), st.sampled_from([torch.bfloat16, torch.float32]))

@@ -31,14 +31,14 @@ def test_both_ways_equal_the_model(name: str, slot: int, way: bool, monkeypatch:
 
 
 def test_short_chunks_absorb_and_long_ones_expand() -> None:
-    """By the count of operations: for DeepSeek-V3's sizes the ways cost the same at 170.7 rows."""
+    """By the number of operations: for DeepSeek-V3's sizes the two ways cost the same at 170.7 rows."""
     up = latent.Up(torch.empty(128, 256, 512, device="meta"), 128, None, None)  # type: ignore[arg-type]
     assert absorbs(170, up)
     assert not absorbs(171, up)
 
 
 def test_low_rank_projections_and_experts_are_offered() -> None:
-    """MLA's projections, shared experts and every routed expert; the router is none of them."""
+    """MLA's projections, shared experts and every routed expert, but not the router."""
     modules = find_modules(make_model(FAMILIES["deepseek_v32"]))
     leaves = {path.removeprefix("model.layers.2.") for path in modules if path.startswith("model.layers.2.")}
     attention = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}

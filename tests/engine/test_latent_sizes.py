@@ -1,4 +1,4 @@
-"""Own kernels over latents of any sizes compute what the generic pass does, however a request is cut."""
+"""The engine's own kernels compute what the generic pass does for latents of any size, however a request is cut."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from tests.engine.families import fill, make_forward
 
-TOKENS = 150  # two blocks of what matrix registers take at once
+TOKENS = 150  # two of the blocks that matrix registers take at once
 PAGES = list(range(1, 1 + -(-TOKENS // 16)))
 SLOT = 2
 
 
 @st.composite
 def configs(draw: st.DrawFn) -> PreTrainedConfig:
-    """One layer; a query at once or by way of a compressed one, neighbours or halves turned, sparse or not."""
+    """One layer; direct or compressed queries, rotating neighbours or halves, sparse or not."""
     heads, rotated = draw(st.integers(1, 5)), draw(st.sampled_from([4, 8, 32]))
     sizes: dict[str, Any] = {
         "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "vocab_size": 96, "head_dim": rotated,
@@ -54,7 +54,7 @@ def test_own_kernels_compute_what_modules_do(config: PreTrainedConfig, pieces: l
     assert lean.compute.startswith("lean")
     found, expected = logits(lean, pieces), logits(generic, [])
     away = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    # Of tokens that score alike to float32's last places one pass may choose another.
+    # Among tokens whose scores agree to float32's last digits, the passes may choose differently.
     assert (away > 1e-4).sum() <= (1 if hasattr(config, "index_topk") else 0)
 
 

@@ -1,4 +1,4 @@
-"""The lean pass computes what the generic pass does, for every family it takes; others are told why not."""
+"""The lean pass computes what the generic pass does for every family it takes; other bases use the generic pass."""
 
 import copy
 import ctypes
@@ -38,7 +38,7 @@ def make(
     ranks: Sequence[int] = RANKS,
     rounded: bool = False,
 ) -> Forward:
-    """The same base and the same adapters each time; `rounded`: their numbers in bfloat16, whatever computes."""
+    """Make the same base and adapters each time; with `rounded`, their values are bfloat16's in any dtype."""
     torch.manual_seed(3)
     drawn = torch.bfloat16 if rounded else dtype
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=drawn)  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ def make(
 
 @torch.no_grad()
 def move_from_start(model: Any) -> None:
-    """Norms, biases and sinks from where they begin, at zero or one: of families that have some of another kind."""
+    """Move norms, biases and sinks from their initial zero or one, in families with special ones."""
     draw = torch.Generator().manual_seed(9)
     for name, each in sorted((*model.named_parameters(), *model.named_buffers())):
         if "norm" in name or "bias" in name or "sinks" in name:
@@ -69,7 +69,7 @@ def move_from_start(model: Any) -> None:
 
 
 def fill(slots: Slots, slot: int, rank: int, draw: torch.Generator) -> None:
-    """Random weights for every other module from the slot's number on."""
+    """Put random weights into every second module, starting with the slot's number."""
     at = 0
     for module, (wide, high) in enumerate(slots.shapes):
         if (module + slot) % 2:
@@ -82,7 +82,7 @@ def fill(slots: Slots, slot: int, rank: int, draw: torch.Generator) -> None:
 
 
 def span_of(forward: Forward, row: int, length: int, position: int, pages: list[int], slot: int) -> Span:
-    """With pages of other groups of layers, and none of what lies before a window."""
+    """A span with pages of other groups of layers, and null pages for what lies before a window."""
     groups, others = forward.cache.groups, []
     for at, window in enumerate(groups.windows[1:], 1):
         first = first_seen(position, window)
@@ -94,7 +94,7 @@ def span_of(forward: Forward, row: int, length: int, position: int, pages: list[
 
 
 def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
-    """Every turn's logits: each sequence (0 on the bare base) gets so many of its tokens more, all in one batch."""
+    """Every turn's logits: each (sequence, count) gets its next tokens, in one batch; sequence 0 is bare."""
     draw = random.Random(1)
     texts = [[draw.randrange(128) for _ in range(200)] for _ in range(4)]
     tables = [list(range(1 + 10 * n, 11 + 10 * n)) for n in range(4)]
@@ -111,7 +111,7 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
     return torch.cat(found)
 
 
-EVEN = frozenset({"granitemoe", "ernie4_5_moe", "hunyuan_v1_moe"})  # whose experts are often as good as each other
+EVEN = frozenset({"granitemoe", "ernie4_5_moe", "hunyuan_v1_moe"})  # families whose experts often score equally
 OF_EXPERTS = ("granite of experts", "ernie 4.5 of experts", "hunyuan of experts")
 
 
@@ -120,10 +120,10 @@ def chooses_in_groups(forward: Forward) -> bool:
 
 
 def assert_alike(found: torch.Tensor, expected: torch.Tensor, forward: Forward) -> None:
-    """In bfloat16 but for a few rows that a rounding sends to other experts, in groups or in some families without.
+    """Check equality; in bfloat16, except for a few rows that rounding sends to other experts.
 
-    And for more over latents, where each changes all that follow, and of gpt-oss, whose modules round scores: how far
-    these may be is in `test_rows_are_no_further_from_float32_than_by_modules`.
+    More rows may differ over latents, where each changes all that follow, and for gpt-oss, whose modules round
+    scores; `test_rows_are_no_further_from_float32_than_by_modules` bounds how far.
     """
     rounded = forward.base.dtype == torch.bfloat16
     most, away = 0.04 if rounded else 1e-5, found.float() - expected.float()
@@ -160,7 +160,7 @@ def test_lean_equals_generic(family: str, dtype: torch.dtype) -> None:
     ],
 )
 def test_rows_are_no_further_from_float32_than_by_modules(family: str, turns: list[list[tuple[int, int]]]) -> None:
-    """In bfloat16, most rows and those that are far because a rounding chose something else for them."""
+    """In bfloat16: the median row, and the share of rows far off because rounding chose differently for them."""
     exact = make(TAKEN[family], torch.float32, lean=False, rounded=True)
     lean, generic = (make(TAKEN[family], torch.bfloat16, lean=lean) for lean in (True, False))
     expected = play(exact, turns)
@@ -194,7 +194,7 @@ def test_a_row_does_not_depend_on_its_neighbours(family: str, dtype: torch.dtype
     ],
 )
 def test_a_prompt_gets_the_same_in_pieces_of_any_length(family: str, dtype: torch.dtype) -> None:
-    """Bit for bit the same logits: adapters reach rows that fill a tile, and fewer, in other ways."""
+    """Bit for bit the same logits, though adapters are applied differently to rows that fill a tile and to fewer."""
     forward = make(TAKEN[family], dtype, lean=True)
     whole = play(forward, [[(1, 36)], [(2, 36)], [(3, 36)]])
     for piece in (1, 3, 4, 12):
@@ -211,7 +211,7 @@ def test_a_prompt_gets_the_same_in_pieces_of_any_length(family: str, dtype: torc
     ],
 )
 def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> None:
-    """Bit for bit the same logits, whether teams hold whole sequences or parts of one."""
+    """Bit for bit the same logits, whether teams hold complete sequences or parts of one."""
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 4):
@@ -226,7 +226,7 @@ def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> 
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.get_num_threads() < 2, reason="needs libgomp, and two cores")
 def test_steps_take_as_many_threads_as_were_set_by_another_one() -> None:
-    """A base is built by one thread, and steps are taken by another, whose OpenMP knows of no setting but its own."""
+    """One thread builds the base and another runs the steps; OpenMP settings are per thread."""
     before, openmp = torch.get_num_threads(), ctypes.CDLL("libgomp.so.1")
     try:
         torch.set_num_threads(1)
@@ -250,7 +250,7 @@ def test_steps_take_as_many_threads_as_were_set_by_another_one() -> None:
     "family", ["llama", "mixtral", "dots.llm1", "kimi-k2", "deepseek-v3.2", "gemma 3", "gpt-oss"]
 )
 def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, threads: int, dtype: torch.dtype) -> None:
-    """Bit for bit the same logits: in a crowd adapters are computed between the tiles of the base's products."""
+    """Bit for bit the same logits: in a crowd, adapters are computed between the tiles of the base's products."""
     count = 70
     ranks = [1 + at * 5 % 16 for at in range(count - 2)]
     before = torch.get_num_threads()
@@ -274,7 +274,7 @@ def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, thre
     "family", ["mixtral", "qwen3 moe", "glm-4.5", "dots.llm1", "deepseek-v3", "minimax-m2", *OF_EXPERTS]
 )
 def test_routes_are_kept_as_the_generic_pass_keeps_them(family: str, dtype: torch.dtype) -> None:
-    """Training replays them. In bfloat16 an expert or two may be another where two are as good as each other."""
+    """Training replays them. In bfloat16 an expert or two may differ when two score equally."""
     lean, generic = (make(TAKEN[family], dtype, lean=lean) for lean in (True, False))
     for forward in (lean, generic):
         play(forward, TURNS)
@@ -282,7 +282,7 @@ def test_routes_are_kept_as_the_generic_pass_keeps_them(family: str, dtype: torc
     assert generic.routes is not None
     pages, tokens = list(range(1, 11)), 26  # of the first sequence
     found, expected = (each.read(pages, tokens) for each in (lean.routes, generic.routes))
-    if chooses_in_groups(lean):  # transformers does so in no order
+    if chooses_in_groups(lean):  # transformers chooses them in no order
         for each in (found, expected):
             each.sort(axis=-1)
     assert expected.any()
@@ -291,7 +291,7 @@ def test_routes_are_kept_as_the_generic_pass_keeps_them(family: str, dtype: torc
 
 @pytest.mark.parametrize("family", ["mixtral", "glm-4.5"])
 def test_a_row_of_nan_is_routed_somewhere_and_no_other_row_notices(family: str) -> None:
-    """As it comes of an adapter whose weights are too large."""
+    """An adapter with excessive weights produces such rows."""
     forward = make(TAKEN[family], torch.bfloat16, lean=True)
     spans = [Span(0, 5, 0, [1], 0), Span(5, 5, 0, [2], 1)]
     expected = forward.run(range(10), spans, range(10))[5:].clone()

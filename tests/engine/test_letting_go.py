@@ -1,4 +1,4 @@
-"""Requests that end early, by their client or a defect, let go of pages and slots and spoil nobody else."""
+"""Requests that end early, by their client or a defect, release pages and slots and disturb nobody else."""
 
 import asyncio
 from pathlib import Path
@@ -39,7 +39,7 @@ async def test_a_client_that_goes_away_frees_its_pages(base: Path, adapter: Path
 
 
 async def test_a_slot_is_held_until_no_step_reads_it(base: Path, adapter: Path) -> None:
-    """While a step is under way its request's slot stays pinned, client or no client."""
+    """While a step is in progress its request's slot stays pinned, even if the client has gone."""
     async with running(base, {"a": adapter}) as engine:
         gate = Gate(engine)
         call = engine.sampler.Generate(
@@ -48,7 +48,7 @@ async def test_a_slot_is_held_until_no_step_reads_it(base: Path, adapter: Path) 
         await gate.closed()
         call.cancel()
         await until(lambda: len(engine.stepper._cancelled) == 1)
-        for _ in range(20):  # turns in which the request's own task could have let go
+        for _ in range(20):  # turns in which the request's own task could have released it
             await asyncio.sleep(0)
         assert engine.holder.users == {"a": 1}
         gate.open()
@@ -92,7 +92,7 @@ async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -
         going_on = asyncio.create_task(ask(engine, [5], max_tokens=9, ignore_eos=True))
         await gate.closed()
         both = [asyncio.create_task(ask(engine, [6, 7], max_tokens=1)) for _ in range(2)]
-        await until(lambda: engine.server.load_now.waiting == 3)  # and so both end in one step
+        await until(lambda: engine.server.load_now.waiting == 3)  # so that both end in one step
         gate.open()
         ended, broken = await asyncio.gather(*both, return_exceptions=True)
         if isinstance(ended, BaseException):
@@ -107,7 +107,7 @@ async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -
 
 
 async def test_who_ends_before_a_defect_of_the_same_step_is_told_so(base: Path, adapter: Path) -> None:
-    """Its prompt was all it wanted; then no token could be chosen for its neighbour, for want of memory say."""
+    """Its prompt was all it wanted; then choosing a token for its neighbour failed, say for lack of memory."""
     async with running(base, {"a": adapter}) as engine:
         gate, generation = Gate(engine), engine.server.generation
         choose, calls = generation._chosen, []

@@ -46,7 +46,7 @@ async def test_an_engine_lets_go_of_connections_that_carry_nothing(
 
 
 async def test_an_engine_whose_device_computes_nothing_any_more_is_lost(tmp_path: Path) -> None:
-    """As after a fault that a device reports at every call: a gateway asks another, and this engine starts anew."""
+    """As after a fault that a device reports at every call: a gateway asks another engine, and this one restarts."""
 
     def refuse(*_: object) -> torch.Tensor:
         raise RuntimeError("an illegal memory access was encountered")
@@ -69,7 +69,7 @@ async def test_an_engine_whose_device_computes_nothing_any_more_is_lost(tmp_path
 
 
 class Piece:
-    """Work in the background that one advance ends."""
+    """Background work that one advance completes."""
 
     busy = False
 
@@ -92,7 +92,7 @@ async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_noth
     stepper.start()
     try:
         await until(lambda: stepper._idle)
-        with stepper._wake:  # the thread can not wake meanwhile
+        with stepper._wake:  # so the thread cannot wake meanwhile
             stepper._beat -= 1000  # it has been idle for long
             submit()
             assert stepper.stalled_s() < 500
@@ -114,10 +114,10 @@ async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_noth
 async def test_a_defect_that_ends_the_step_thread_is_told_to_all_who_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether their requests were begun or not; those that come later ask another engine at once."""
+    """Requests both begun and not begun get the error; later ones are refused so that they go to another engine."""
 
     def break_books(*_: object) -> list[Share]:
-        assert scheduler.live  # it has taken the first in
+        assert scheduler.live  # it has taken in the first
         stepper.submit(Request((7, 8), Sampling(max_tokens=1, seed=0)), ended.append)
         raise KeyError("acme/one")
 

@@ -1,4 +1,4 @@
-"""What is far too long for the context costs little before it is refused, and long prompts cost little together."""
+"""Prompts far beyond the context are refused at little cost, and long prompts together take bounded resources."""
 
 import asyncio
 import random
@@ -20,12 +20,12 @@ from tests.engine.running import CONTEXT, ask, running
 from tests.engine.steps import refusal
 from tests.waiting import until
 
-RULE = "=" * 100  # one token, as long as tokens are
+RULE = "=" * 100  # one token, of the longest length
 LONG, SHORT = OWN_BYTES + 1, OWN_BYTES
 
 
 class Counting:
-    """A tokenizer that knows how many characters it was given."""
+    """A tokenizer that counts the characters it was given."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._encode, self.given = tokenizer.encode, 0
@@ -99,7 +99,7 @@ def test_a_long_context_is_counted_in_pieces_of_no_more_memory(
 
 
 class Works:
-    """Readings that go on until they are let."""
+    """Readings that last until the test lets them go on."""
 
     def __init__(self) -> None:
         self.running, self.let = 0, threading.Event()

@@ -23,7 +23,7 @@ COUNT, MAX_RANK = 5, 16
 def naive(
     y: torch.Tensor, x: torch.Tensor, segments: list[Segment], tenants: dict[int, Packed], path: str
 ) -> torch.Tensor:
-    """PEFT's formula, a row at a time."""
+    """PEFT's formula, one row at a time."""
     y = y.clone()
     for segment in segments:
         delta = unpack(tenants[segment.slot]).get(path) if segment.slot in tenants else None

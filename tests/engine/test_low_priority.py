@@ -1,4 +1,4 @@
-"""Loads rest beside running requests: in proportion to what they took, after their result, and never otherwise."""
+"""Loads rest beside running requests: in proportion to their work, after their result, and never otherwise."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mint_engine.residency.low_priority import LowPriority
 
 
 class Clock:
-    """Time that passes only as it is told to, and remembers for how long anybody slept."""
+    """Time that passes only when told to, and records every sleep."""
 
     def __init__(self, patched: pytest.MonkeyPatch) -> None:
         self.now, self.worked = 100.0, 0.0

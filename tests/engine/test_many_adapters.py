@@ -25,11 +25,11 @@ from tests.engine.running import save_base
 ADAPTERS, SLOTS, AT_ONCE = 10_000, 64, 96
 DOWN = "model.layers.0.mlp.down_proj"
 PROMPT = (5, 17, 42)
-# Each tier but the last holds a few hundred of them, a few kilobytes each.
+# Each tier but the last holds a few hundred adapters of a few kilobytes each.
 HOST_BYTES, DISK_BYTES = 3 << 20, 6 << 20
 PART = 2_000
-# What each part of them may leave behind, some noise: one that is kept takes more than ten objects of Python's, so
-# that to keep thirty of 2,000 is too much; of bytes alone, that no object tells of, those of one in fifteen.
+# What each part may leave behind, as noise. A kept adapter takes more than ten Python objects, so the limit catches
+# 30 of 2,000 kept; for bytes without objects, it catches one in fifteen.
 MOST_OBJECTS, MOST_HEAP, MOST_FILES = 300, 200 << 10, 8
 
 
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.inference_mode()
 def make_many(base: Path) -> Many:
-    """All answers at once: what the adapters change comes after all that they have in common."""
+    """Compute all answers at once: adapters only change what comes after the part they have in common."""
     draw = torch.Generator().manual_seed(11)
     a, b = torch.randn(ADAPTERS, 4, 64, generator=draw), torch.randn(ADAPTERS, 4, 32, generator=draw) * 0.2
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -89,11 +89,11 @@ class _Heap(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process has in use, to the block; in what is resident, allocators have their part."""
+    """Exactly what a process has in use; resident memory would include the allocators' reserves."""
 
-    heap: int  # bytes that were allocated: tensors among them
-    objects: int  # small blocks of Python's own
-    files: int  # that are open
+    heap: int  # allocated bytes, tensors included
+    objects: int  # small blocks of Python's allocator
+    files: int  # open files
 
     @classmethod
     def now(cls) -> "Usage":
@@ -104,14 +104,14 @@ class Usage:
         return cls(found.uordblks + found.hblkhd, sys.getallocatedblocks(), len(os.listdir("/proc/self/fd")))
 
     def less(self, before: "Usage") -> "Usage":
-        """What was taken into use since then."""
+        """What has come into use since `before`."""
         return Usage(self.heap - before.heap, self.objects - before.objects, self.files - before.files)
 
 
 async def test_ten_thousand_adapters_pass_through_64_slots(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mapped, "VERIFIED", mapped.HEADERS)  # as it is, more files are remembered than there are here
+    monkeypatch.setattr(mapped, "VERIFIED", mapped.HEADERS)  # by default it remembers more files than there are here
     many, store = make_many(base), tmp_path / "store"
     wrong: list[int] = []
 
@@ -136,8 +136,8 @@ async def test_ten_thousand_adapters_pass_through_64_slots(
     ) as engine:  # fmt: skip
         await asyncio.to_thread(write_store, many, engine.slots, store)
         used = [await ask_all(engine, range(first, first + PART)) for first in range(0, ADAPTERS, PART)]
-        # Of each kind what the best part left: what is kept of adapters is kept of every part, and a table that
-        # doubles or a thread that begins, of whichever test ran before, is not.
+        # For each measure, the part that left least counts: a leak appears in every part, but a table that doubles or
+        # a thread that starts, because of any earlier test, does not.
         left = [after.less(before) for before, after in itertools.pairwise(used)]
         assert min(each.objects for each in left) < MOST_OBJECTS
         assert min(each.heap for each in left) < MOST_HEAP

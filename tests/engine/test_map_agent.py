@@ -40,7 +40,7 @@ def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
 
 
 class Engine:
-    """A real residency with its agent, as the engine's process has them."""
+    """A real residency with its agent, as in the engine's process."""
 
     def __init__(self, folder: Path, redis_url: str, incarnation: int) -> None:
         slots = Slots(tiny_fit().modules, 2, 16, torch.float32, torch.device("cpu"))
@@ -83,7 +83,7 @@ class Map:
         return next(iter(await self.reader.engines(BASE)), None)
 
     async def told(self, *, slots_used: int, map_version: int) -> EngineView | None:
-        """The engine once its heartbeat says so much: copies are told as they come, the record with the next beat."""
+        """The engine once its record says this: copies are reported as they arrive, the record with a heartbeat."""
         view = await self.engine()
         record = view.record if view else None
         return view if record and (record.slots_used, record.map_version) == (slots_used, map_version) else None
@@ -94,7 +94,7 @@ class Map:
 
 
 class Door:
-    """A way to Redis for an engine alone, which can be shut: the operator's stays open."""
+    """An engine's own access to Redis, which can be shut while the operator's stays open."""
 
     def __init__(self, there: Map, url: str) -> None:
         self._there, self.url = there, url.replace("redis://", "redis://engine:secret@")
@@ -149,7 +149,7 @@ async def test_what_is_assigned_is_loaded_and_told_and_what_is_not_is_freed(
 async def test_an_engine_that_was_away_as_its_wave_went_lets_go_of_its_copies_when_it_is_back(
     there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
 ) -> None:
-    """With the wave its assignments vanish from the map, which nobody tells an engine that cannot hear."""
+    """A wave's assignments vanish from the map with it, and an engine without a connection is not told."""
     door = Door(there, redis_process.url)
     await door.open()
     async with Engine(tmp_path, door.url, incarnation=1) as engine:
@@ -158,7 +158,7 @@ async def test_an_engine_that_was_away_as_its_wave_went_lets_go_of_its_copies_wh
         with structlog.testing.capture_logs() as logs:
             await door.shut()
             await until(lambda: any(line["event"] == "map_lost" for line in logs))
-        await there.redis.delete(keys.engine(BASE, ENGINE))  # as when its heartbeat has run out
+        await there.redis.delete(keys.engine(BASE, ENGINE))  # as when its heartbeat has expired
         version = await there.writer.apply(BASE, MapChange(del_assigned={ENGINE: ("team/one",)}))
         async with engine.residency.hold("team/one") as held:
             assert held.revision, "it goes on serving by the map that it last read"
@@ -182,13 +182,13 @@ async def test_a_map_that_was_lost_means_nothing_is_known_not_that_nothing_is_wa
             async with engine.residency.hold("team/one") as held:
                 assert held.revision, "requests are answered while Redis is away"
             redis_process.start()
-            await is_tier(there, "team/one", Tier.DEVICE)  # told again, in full, to an empty Redis
+            await is_tier(there, "team/one", Tier.DEVICE)  # reported again, in full, to an empty Redis
             assert await there.reader.version(BASE) is None
             await until(lambda: any(line["event"] == "map_back" for line in logs))
         assert len([line for line in logs if line["event"] == "map_lost"]) == 1, "one line an outage"
         assert len(engine.residency.slots.free) == 1
 
-        # The operator writes the map anew, and it comes to the same version with another content.
+        # The operator writes the map again, reaching the same version with different content.
         await there.writer.apply(BASE, MapChange(set_placements=()))
         await is_tier(there, "team/one", None)
 
@@ -196,7 +196,7 @@ async def test_a_map_that_was_lost_means_nothing_is_known_not_that_nothing_is_wa
 async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
     redis_process: RedisProcess, tmp_path: Path
 ) -> None:
-    """Otherwise nobody would learn that it has come back with a password which this engine does not know."""
+    """Otherwise nobody would learn that Redis is back with a password that this engine does not know."""
     async with Engine(tmp_path, redis_process.url, incarnation=1):
         with structlog.testing.capture_logs() as logs:
             redis_process.kill()
@@ -222,7 +222,7 @@ async def test_a_map_that_is_flushed_hears_everything_again(
 async def test_a_redis_that_comes_back_without_what_it_was_told_last_hears_it_again(
     there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
 ) -> None:
-    """As one that syncs its disk once a second, or a replica that took over: it still knows the engine."""
+    """As with a Redis that syncs its disk once a second, or a replica that took over: it still knows the engine."""
     door = Door(there, redis_process.url)
     await door.open()
     async with Engine(tmp_path, door.url, incarnation=1):
@@ -314,7 +314,7 @@ async def test_leaving_ends_the_heartbeat_now(there: Map, redis_process: RedisPr
 
 
 class Speaking:
-    """An agent that speaks for `holdings`, and what it has sent of them: changes, removals, and whether in full."""
+    """An agent that reports `holdings`, and a record of what it sent: changes, removals, and whether in full."""
 
     def __init__(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.holdings = {name: Held(name, Source(f"s3://b/{name}"), Tier.HOST) for name in "ab"}

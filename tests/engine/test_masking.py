@@ -1,4 +1,4 @@
-"""Masks that take long: they have so much of a step, whoever waits says the same later, and they are paid for."""
+"""Slow masks: each step gives them a limited time, rows that wait get the same tokens later, and adapters pay."""
 
 import asyncio
 import math
@@ -32,7 +32,7 @@ WORD = 32
 
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """Of as many tokens as fill whole words of a mask."""
+    """A tokenizer whose tokens fill complete words of a mask."""
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
     found.add_tokens([f"<more {n}>" for n in range(-len(found) % WORD)])
     assert len(found) % WORD == 0
@@ -45,7 +45,7 @@ def grammars(tokenizer: PreTrainedTokenizerBase) -> Grammars:
 
 
 def held(grammars: Grammars, slow: str) -> list[Grammar]:
-    """One for each letter from a on that lets that letter come alone; those of `slow` took long before."""
+    """A grammar for each letter from a on, which allows only that letter; those in `slow` were slow before."""
     found = [grammars.compile(Shape("regex", letter)) for letter in "abcdef"]
     for grammar, letter in zip(found, "abcdef", strict=True):
         grammar.mask_s = 1.0 if letter in slow else 0.0
@@ -85,7 +85,7 @@ def test_without_time_only_the_first_in_turn_gets_its_mask(
 
 
 class Clock:
-    """Time that goes on by a second with each slow mask."""
+    """Time that advances by a second with each slow mask."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.masked = 0.0, list[Grammar]()
@@ -102,7 +102,7 @@ class Clock:
 
 
 class Slow:
-    """A matcher whose masks take so many seconds, and all others' none."""
+    """A matcher whose masks take the given seconds, while all others take none."""
 
     def __init__(self, grammar: Grammar, takes_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.takes_s, self._now, self._matcher = takes_s, 0.0, grammar.matcher
@@ -119,7 +119,7 @@ class Slow:
 
 
 class InTurn:
-    """In place of threads: who looks for masks one after another."""
+    """Replaces the threads: computes masks one after another."""
 
     def unsafe_compute_mask_ptr(self, rows: list[tuple[Any, int]], first: int, stride: int, _: int) -> None:
         for matcher, at in rows:
@@ -129,7 +129,7 @@ class InTurn:
 def test_nobody_pays_for_a_slow_mask_of_another(
     grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looked for together it may be anybody's; then each is looked for alone, who was slow for some tokens more."""
+    """Computed together, it may be anybody's; later, grammars that were slow are computed alone for some tokens."""
     own, logits = held(grammars, ""), torch.zeros(6, len(tokenizer))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(masks, "_EACH", len(own))
@@ -215,7 +215,7 @@ class Lateness:
 
 @pytest.fixture
 def lateness(monkeypatch: pytest.MonkeyPatch) -> Lateness:
-    """Where a step has time for one mask alone."""
+    """For steps with time for only one mask."""
     seen = Lateness()
 
     def spy(sequences: list[Sequence], service: Callable[[str], int]) -> list[int]:
@@ -236,7 +236,7 @@ def lateness(monkeypatch: pytest.MonkeyPatch) -> Lateness:
 
 
 async def answers(engine: Running, names: list[str], *, together: bool) -> list[Answer]:
-    """Prompts that end where a page does and elsewhere."""
+    """Answers to prompts that end at a page's border and elsewhere."""
     asked = [
         ask(engine, PROMPT[: 14 + at], name, max_tokens=60, **each) for name in names for at, each in enumerate(ASKED)
     ]
@@ -266,7 +266,7 @@ async def test_whoever_waits_says_what_it_says_alone(
 
 
 async def test_who_has_no_shape_waits_for_no_mask(base: Path, lateness: Lateness) -> None:
-    """Ten that must take turns, and one that says 60 tokens in as many steps."""
+    """Ten requests that must take turns, and one that gets 60 tokens in as many steps."""
     async with running(base) as engine:
         shaped = [
             asyncio.create_task(ask(engine, PROMPT, regex="[a-z]{80}", max_tokens=30, temperature=1.0, seed=at))

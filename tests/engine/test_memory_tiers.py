@@ -1,4 +1,4 @@
-"""Host and disk tiers: budgets kept, what is wanted or in use never evicted, nothing half there."""
+"""Host and disk tiers: budgets are kept, wanted or used entries never evicted, nothing visible when incomplete."""
 
 import os
 import weakref
@@ -230,7 +230,7 @@ def test_a_copy_in_progress_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tmp_path: Path) -> None:
-    """Of many small ones that give way to a large one the last may be loaded again before its file is gone."""
+    """When many small files make room for a large one, the last may be loaded again before its file is removed."""
     disk = DiskTier(tmp_path / "disk", 100)
     store(disk, "small", 60)
     add = disk.ledger.add
@@ -252,7 +252,7 @@ def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tm
 
 
 def mapped(tier: DiskTier, name: str, nbytes: int = 40, identity: str = IDENTITY) -> KnownFile:
-    """A stored file of that name, which is mapped for as long as what is returned is kept."""
+    """A stored file of that name, which counts as mapped for as long as the returned object is kept."""
     path = store(tier, name, nbytes, identity)
     file = KnownFile(path, identity_of(path.stat()))
     tier.mapped(source(name), file)
@@ -348,7 +348,7 @@ def test_a_restart_finds_what_was_complete_and_sweeps_the_rest(tmp_path: Path) -
     kept, older = store(tier, "a", 30), store(tier, "b", 30)
     os.utime(older, (1, 1))
     newer = older.with_name(older.name.replace(IDENTITY, OTHER))
-    newer.write_bytes(bytes(20))  # a crash came between publishing and removing what it replaced
+    newer.write_bytes(bytes(20))  # a crash between publishing it and removing what it replaced
     (tmp_path / ".partial-x").write_bytes(b"half")
     (tmp_path / "folder").mkdir()
     (tmp_path / "stray").write_text("")
@@ -365,7 +365,7 @@ def test_a_restart_finds_what_was_complete_and_sweeps_the_rest(tmp_path: Path) -
 def test_a_restart_evicts_what_was_used_longest_ago_first(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
     early, late = store(tier, "early", 40), store(tier, "late", 40)
-    os.utime(early, (3, 1))  # read after the other had come
+    os.utime(early, (3, 1))  # read after the other was stored
     os.utime(late, (2, 2))
     again = DiskTier(tmp_path, 100)
     store(again, "new", 40)

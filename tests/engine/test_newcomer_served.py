@@ -10,7 +10,7 @@ from tests.waiting import until
 
 CONTEXT = 640
 PLACES = Limits().running
-LONG = 600  # new tokens of each who has one: far more than for how many a place is kept
+LONG = 600  # new tokens of each running request: far more than a place is kept for
 
 
 async def test_a_newcomer_is_served_long_before_others_end_and_nobodys_tokens_change(tmp_path: Path) -> None:

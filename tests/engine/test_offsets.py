@@ -1,4 +1,4 @@
-"""Where a prompt's tokens begin: in characters, into the text that a client sent, however its tokenizer cut it."""
+"""Where a prompt's tokens begin, in characters of the text that the client sent, however the tokenizer splits it."""
 
 import codecs
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
 
 
 def byte_level(*, trim: bool = False) -> PreTrainedTokenizerBase:
-    """GPT-2's kind, with tokens that begin or end with spaces; it adds a beginning."""
+    """GPT-2's kind, with tokens that begin or end with spaces; it adds a start token."""
     known = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "ĊĠ", "th"]
     vocabulary = {token: at for at, token in enumerate(known)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "t"), ("Ċ", "Ġ"), ("t", "h")]))
@@ -31,7 +31,7 @@ def byte_level(*, trim: bool = False) -> PreTrainedTokenizerBase:
 
 
 def sentence_piece() -> PreTrainedTokenizerBase:
-    """Llama 2's kind: a mark goes before the text, characters that it does not know are cut into bytes."""
+    """Llama 2's kind: it puts a mark before the text and splits unknown characters into bytes."""
     known = ["<s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz\n"]
     vocabulary = {token: at for at, token in enumerate(known)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
@@ -54,7 +54,7 @@ def test_a_token_begins_at_the_character_that_it_begins_or_goes_on_with(
     prompt = tokenizer.encode(text)
     begin, *told = offsets(GenerateRequest(text=text), prompt, tokenizer)
     written = [Spelling(tokenizer)[token] for token in prompt[1:]]
-    if b"".join(written) != text.encode():  # the mark that the text does not have
+    if b"".join(written) != text.encode():  # the mark, which the text does not have
         told, written = told[1:], written[1:]
     assert b"".join(written) == text.encode()
     assert (begin, told[0]) == (0, 0)
@@ -64,7 +64,7 @@ def test_a_token_begins_at_the_character_that_it_begins_or_goes_on_with(
 
 
 def test_a_text_is_counted_as_it_was_sent() -> None:
-    """A tokenizer may compose characters before it cuts them."""
+    """A tokenizer may compose characters before splitting them."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     text = "e\u0301 th"
@@ -74,7 +74,7 @@ def test_a_text_is_counted_as_it_was_sent() -> None:
 
 
 def test_tokens_are_placed_in_what_they_are_written_as() -> None:
-    """The name of a special one too, and bytes that are no character as what is shown for them."""
+    """Special tokens are written by name, and bytes that are not a character as their replacement character."""
     tokenizer = byte_level()
     prompt = [int(tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "th", "Ã", "©", "Ã", "th", "Ġt")]  # type: ignore[arg-type]
     assert b"".join(Spelling(tokenizer)[token] for token in prompt).decode(errors="replace") == "<s>thé\ufffdth t"

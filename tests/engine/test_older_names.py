@@ -1,4 +1,4 @@
-"""Adapters by the names that transformers had for models which see before 4.52: PEFT takes them, and so do we."""
+"""Adapters with the names that transformers used for vision models before 4.52: like PEFT, the engine reads them."""
 
 import shutil
 from pathlib import Path

@@ -78,7 +78,7 @@ def test_what_any_base_may_hold_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_base_is_read_as_engines_read_it(tmp_path: Path) -> None:
-    """Kimi-K2's config.json names code of its own, and how its weights are quantised."""
+    """Kimi-K2's config.json refers to custom code and says how its weights are quantised."""
     FAMILIES["kimi_k2"].save_pretrained(tmp_path)
     own = {"model_type": "kimi_k2", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}}
     float8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}

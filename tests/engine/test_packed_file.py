@@ -1,4 +1,4 @@
-"""The packed format: what is written is read, and whatever else claims to be one is refused clearly."""
+"""The packed format: what is written is read back, and anything else is refused with a clear error."""
 
 import hashlib
 import io
@@ -74,7 +74,7 @@ def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("most", [100, 4095, 4096, 5000, 1 << 20])
 def test_what_is_written_at_once_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Also where the system takes `most` bytes of it at a time."""
+    """Also if the system takes only `most` bytes at a time."""
     path, packed, writev = tmp_path / "adapter.mint", adapter(), os.writev
 
     def little(descriptor: int, parts: Sequence[memoryview]) -> int:
@@ -178,7 +178,7 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, blob: b
 
 
 def forged(change: Callable[[dict[str, Any]], object], run: bytes | None = None) -> bytes:
-    """A file whose header says something else, under a digest that is right."""
+    """A file whose header is changed, under a correct digest."""
     magic, version, length, _ = PREFIX.unpack(GOOD[: PREFIX.size])
     told = json.loads(GOOD[PREFIX.size : PREFIX.size + length])
     told = change(told) or told
@@ -200,7 +200,7 @@ def _said(**fields: object) -> Callable[[dict[str, Any]], None]:
 
 
 def of_format_1(packed: Packed) -> bytes:
-    """Its file as versions before format 2 wrote it, whose run has SHA-256's digest."""
+    """The file as versions before format 2 wrote it, with a SHA-256 digest of the run."""
     return packed_file.head_of(replace(packed.header, digest=SHA256)) + bytes(bytes_of(packed.run))
 
 
@@ -286,7 +286,7 @@ def test_a_header_of_absurd_length_is_never_asked_for(start: bytes, told: str) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_only_nan_and_infinity_are_not_finite(dtype: torch.dtype) -> None:
-    """Every number of 16 bits, and in 32 bits those with every sign, exponent and leading bits, as torch has it."""
+    """All 16-bit numbers, and 32-bit ones with every sign, exponent and leading bits; compared with torch."""
     patterns = torch.arange(1 << 16, dtype=torch.int32)
     bits = (patterns << 16 | 1) if dtype is torch.float32 else patterns.to(torch.int16)
     numbers = torch.cat([bits.view(dtype), torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)])
@@ -303,7 +303,7 @@ NUMBERS = st.integers(-1, 4) | st.integers(-5, 1 << 64)
 
 @dataclass
 class Table:
-    """What a file tells of its parts, and the run under it."""
+    """The parts that a file declares, and its run."""
 
     parts: list[list[Any]]
     scalings: list[float]
@@ -311,7 +311,7 @@ class Table:
 
     @property
     def is_right(self) -> bool:
-        """Whether its parts have names of their own and a scaling each, and fill the run one after another."""
+        """Whether the parts have distinct names and a scaling each, and fill the run one after another."""
         end = 0
         for path, *numbers in self.parts:
             if not isinstance(path, str) or not path or not all(type(each) is int for each in numbers):
@@ -326,7 +326,7 @@ class Table:
 
 @st.composite
 def tables(draw: st.DrawFn) -> Table:
-    """Those that are right, and then up to two changes."""
+    """Valid tables with up to two changes."""
     parts, scalings, elements = list[list[Any]](), list[float](), 0
     for path in draw(st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=3, unique=True)):
         experts, rank, wide, high = draw(st.tuples(st.integers(0, 3), *[st.integers(1, 3)] * 3))

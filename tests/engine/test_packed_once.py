@@ -1,4 +1,4 @@
-"""What is loaded is packed once, onto the engine's disk, and anew where its source or the disk is not what it was."""
+"""A loaded adapter is packed once, onto the engine's disk, and again only if its source or the disk has changed."""
 
 import errno
 import hashlib
@@ -97,7 +97,7 @@ def test_what_was_packed_is_held_to_what_the_base_takes_since_a_restart(
 
 
 def test_what_versions_before_format_2_have_packed_is_not_fetched_anew(tmp_path: Path) -> None:
-    """An engine whose disk outlives an upgrade goes on with what is on it, though no source can be asked."""
+    """An engine whose disk survives an upgrade keeps using what is on it, even if no source can be reached."""
     peft_adapter(tmp_path / "a")
     source, packed = Source("https://nobody.invalid/a"), read_tiny(tmp_path / "a")
     header = replace(packed.header, digest=hashlib.sha256(bytes_of(packed.run)).hexdigest())
@@ -124,9 +124,9 @@ def test_a_cached_file_that_broke_is_packed_anew(tmp_path: Path) -> None:
 
 
 def load_with_a_lost_block(folder: Path, source: Source) -> str:
-    """The revision that a new process loads, where mapped blocks of the cached file can not be read any more.
+    """Return the revision that a new process loads when mapped blocks of the cached file can no longer be read.
 
-    As a disk that fails: it is cut once it has been looked at, and what is mapped beyond a file's end has no block.
+    As with a failing disk: the file is truncated after it was checked, and pages beyond a file's end cannot be read.
     """
     (only,) = (folder / "disk").iterdir()
     looks: list[Identity] = []

@@ -1,4 +1,4 @@
-"""From PEFT's files to a packed one and back, with experts; and sources that hold a packed file already."""
+"""From PEFT's files to a packed one and back, with experts; and sources that already hold a packed file."""
 
 import json
 from pathlib import Path
@@ -142,7 +142,8 @@ def test_experts_that_do_not_fit_are_refused(
     ids=["a pattern", "names"],
 )  # fmt: skip
 def test_experts_without_tensors_add_nothing(tmp_path: Path, targets: Any) -> None:
-    """Whatever chose the others; the packed file is taken as PEFT's, which come back with the tensors they had."""
+    """However the others are selected; the packed file is treated like PEFT's, whose tensors come back as they
+    were."""
     chosen = {("gate_proj", 0), ("gate_proj", 3), ("down_proj", 1)}
     rest = [(name, expert) for name in ("gate_proj", "down_proj") for expert in range(EXPERTS)]
     gone = [E3.replace("3.gate_proj", f"{expert}.{name}") for name, expert in rest if (name, expert) not in chosen]
@@ -174,7 +175,7 @@ def test_experts_without_tensors_add_nothing(tmp_path: Path, targets: Any) -> No
             "0.gate_proj",
         ),
         (["q_proj", "gate_proj", "3.gate_proj"], {"alpha_pattern": {"3.gate_proj": 3}}, "3.gate_proj"),
-        (["q_proj", "gate_proj"], {"alpha_pattern": {"3.gate_proj": 3}}, ""),  # which may have had no tensors
+        (["q_proj", "gate_proj"], {"alpha_pattern": {"3.gate_proj": 3}}, ""),  # they may have had no tensors
     ],
 )
 def test_every_expert_that_a_packed_files_config_names_must_fit(

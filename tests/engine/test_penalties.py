@@ -1,4 +1,4 @@
-"""Biases and penalties: as transformers and OpenAI define them, and nobody else's affair."""
+"""Biases and penalties are those of transformers and OpenAI, and affect only their own request."""
 
 import asyncio
 from collections import Counter
@@ -62,7 +62,7 @@ def test_repetition_counts_prompt_and_completion_as_transformers_does(
 
 @given(some_tokens, tokens)
 def test_tokens_taken_in_as_they_come_are_those_taken_in_at_once(prompt: list[int], completion: list[int]) -> None:
-    """One after another, or several that came while nothing was asked."""
+    """One by one, or several at once after steps in which they were not needed."""
     token_counts, every = TokenCounts(), [*prompt, *completion]
     for count in range(len(prompt), len(every) + 1):
         if count % 3:
@@ -89,7 +89,7 @@ def test_counts_kept_as_they_come_give_the_bits_of_counts_taken_anew(
 
 
 def test_a_long_completion_is_not_copied_for_each_of_its_tokens() -> None:
-    """A thousand distinct tokens come one at a time: what is kept of them moves as often as it doubles."""
+    """A thousand distinct tokens come one at a time: the buffers move only when they double."""
     token_counts, every = TokenCounts(), list(range(1000))
     places: dict[str, list[int]] = {"seen": [], "chosen": [], "times": []}
     for count in range(1, len(every) + 1):
@@ -146,7 +146,7 @@ async def test_an_answer_follows_its_bias_and_its_penalties(base: Path, adapter:
 
 
 async def test_others_are_answered_as_if_alone(base: Path, adapter: Path) -> None:
-    """Beside requests with penalties, and these beside others."""
+    """Requests with and without penalties, beside each other."""
     asking: list[dict[str, Any]] = [{}, {"frequency_penalty": 2.0}, {"temperature": 1.0, "seed": 3}]
     asking += [{"repetition_penalty": 1.5, "temperature": 1.0, "seed": 3}]
     async with running(base, {"a": adapter}) as engine:

@@ -1,4 +1,4 @@
-"""A base that routes experts decodes more requests together, so that each expert has as many rows as a dense base."""
+"""A base with routed experts decodes more requests together, so each expert gets as many rows as a dense base."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Places in turn: long requests of one adapter do not keep those of others waiting, at a cost that is bounded."""
+"""Places in turn: long requests of one adapter do not keep those of others waiting, at a bounded cost."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def advance(books: Scheduler) -> list[Share]:
 
 
 def endless(books: Scheduler, count: int, adapter: str, *, background: bool = False) -> list[Sequence]:
-    """Requests that do not end while a test looks, each with a prompt of its own."""
+    """Add requests that outlast the test, each with a prompt of its own."""
     first = next(books._arrivals) * 1000
     asked = [
         sequence(range(first + at * 10, first + at * 10 + 3), ENDLESS, adapter, background=background)
@@ -50,7 +50,7 @@ def steps(books: Scheduler, count: int) -> None:
 
 
 def until_true(books: Scheduler, true: Callable[[], bool]) -> None:
-    """Steps until something is so."""
+    """Step until `true()` holds."""
     for _ in range(3000):
         if true():
             return
@@ -59,7 +59,7 @@ def until_true(books: Scheduler, true: Callable[[], bool]) -> None:
 
 
 def until_placed(books: Scheduler, each: Sequence, bound: int) -> int:
-    """Steps until a request has a place."""
+    """Step until a request has a place; return the number of steps."""
     for count in range(1, bound + 1):
         advance(books)
         if each.state is not State.WAITING:
@@ -72,7 +72,7 @@ def turns_taken() -> float:
 
 
 def test_a_newcomer_waits_no_longer_than_places_are_kept() -> None:
-    """However long the 64 requests that have them all."""
+    """However long the 64 requests that hold all places."""
     books = books_of(64)
     endless(books, 64, "hot")
     steps(books, 3)
@@ -118,7 +118,7 @@ def test_two_adapters_come_to_have_as_many_places_and_then_keep_them() -> None:
 
 
 def test_what_nobody_has_computed_gives_way_at_once() -> None:
-    """Prompts for many steps lie in all places: a newcomer need not wait for them."""
+    """The prompts in all places will take many steps: a newcomer need not wait for them."""
     books = books_of(4)
     for at in range(4):
         books.add(sequence(range(at * 1000, at * 1000 + 900), ENDLESS, "hot"))
@@ -130,7 +130,7 @@ def test_what_nobody_has_computed_gives_way_at_once() -> None:
 
 
 def test_more_adapters_than_places_take_turns() -> None:
-    """Each has a place again and again, and keeps it for a good while."""
+    """Each gets a place again and again, and keeps it for a good while."""
     books = books_of(3)
     asked = [endless(books, 1, name)[0] for name in "abcde"]
     had: Counter[Sequence] = Counter()
@@ -223,7 +223,7 @@ def test_an_adapters_tenants_do_not_wait_for_its_own_training() -> None:
 
 PARTIES = st.lists(
     st.tuples(
-        st.integers(0, 80),  # comes at this step
+        st.integers(0, 80),  # the step at which it arrives
         st.integers(1, 12),  # requests
         st.integers(1, 60),  # tokens of their prompts
         st.sampled_from([1, 3, 20, 400]),  # new tokens of each
@@ -239,8 +239,8 @@ PARTIES = st.lists(
 def test_every_party_that_waits_gets_a_place_within_the_bound(
     asked: list[tuple[int, int, int, int, bool]], places: int
 ) -> None:
-    """Behind p others for n places, at most (p // n + 2) `last_stay` steps and what prompts take. Training that waits
-    beside tenants has a fifth of the places, at least one."""
+    """Behind p others for n places, at most (p // n + 2) `last_stay` steps and the time of the prompts. Training that
+    waits beside tenants has a fifth of the places, at least one."""
     step_tokens = places + 60
     books = scheduler(Limits(running=places, waiting=1000, step_tokens=step_tokens), 600, SHORT)
     waited: Counter[Party] = Counter()

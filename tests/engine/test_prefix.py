@@ -1,4 +1,4 @@
-"""Pages by reference, and full ones found again by what they were computed from."""
+"""Reference-counted pages, and full ones found again by what they were computed from."""
 
 import pytest
 from hypothesis import given
@@ -82,7 +82,7 @@ def test_a_key_is_of_the_revision_and_all_tokens_before() -> None:
 
 
 def cache_of(*tokens: list[int]) -> PrefixCache:
-    """A cache that keeps the full pages of some texts, all idle."""
+    """A cache that keeps the full pages of the given texts, all idle."""
     cache = PrefixCache(Pages(6))
     for each in tokens:
         keys = keys_of(each)
@@ -147,7 +147,7 @@ def test_another_revision_finds_nothing() -> None:
 
 
 def test_what_has_no_revision_shares_nothing() -> None:
-    """A slot without a digest says nothing of what it holds."""
+    """Without a digest, a slot's contents are unknown."""
     books = scheduler()
     for _ in range(2):
         each = sequence(18, 1, "a")
@@ -213,7 +213,8 @@ PARTS = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 7)))
 def test_a_beginning_is_found_as_far_as_every_group_can_go_on_from(
     cached: set[tuple[int, int]], windows: tuple[int | None, ...]
 ) -> None:
-    """Any pages of three groups of layers are cached: the longest beginning of which each has all that is seen."""
+    """Any pages of three groups of layers are cached: the longest prefix of which each group has all pages it
+    sees."""
     cache, keys = PrefixCache(Pages(30)), keys_of(list(range(8 * PAGE_TOKENS)))
     pages = dict(zip(sorted(cached), cache.take(len(cached)) or [], strict=True))
     for (group, at), page in pages.items():

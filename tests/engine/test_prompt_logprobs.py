@@ -1,4 +1,4 @@
-"""Log-probabilities of prompts: all requests in flight share a room, and have a place in it before a step."""
+"""Log-probabilities of prompts: all requests in flight share a budget, and reserve their part before any step."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from tests.engine.steps import Gate, refusal
 from tests.waiting import until
 
 PROMPT = list(range(5, 25))
-NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # of what nobody reads, little is taken
-EACH = 20 * 21 * 320 - (32 << 10)  # bytes that `asked` takes of the room: a call's first 32 KiB are its own
+NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # takes little of what nobody reads
+EACH = 20 * 21 * 320 - (32 << 10)  # bytes of the budget that `asked` takes: a call's first 32 KiB are its own
 
 
 def asked(**changes: Any) -> GenerateRequest:
@@ -65,7 +65,7 @@ async def test_who_finds_no_room_is_told_to_come_back_before_its_prompt_is_compu
 
 
 async def test_others_go_on_where_there_is_no_room_for_more(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who ask for none, and for so few that they are a call's own."""
+    """Those who ask for none, or for so few that they fit in a call's own allowance."""
     monkeypatch.setattr(prompt_logprobs, "MOST_TOGETHER", 0)
     async with running(base) as engine:
         assert isinstance(await refusal(engine, asked()), Overloaded)

@@ -1,4 +1,4 @@
-"""Before it is served a base is proven to compute what transformers does, as closely as rounding lets it."""
+"""Before a base is served, it is checked to compute what transformers does, within rounding."""
 
 import copy
 from typing import Any
@@ -14,11 +14,11 @@ from mint_engine.model.lean import Lean
 from mint_engine.model.reference import find_reference
 from tests.engine.families import CPU, FAMILIES, VOCABULARY, make_forward, make_model
 
-PLAIN = 0.1  # by which logits in bfloat16 may differ where rounding changes no choice
+PLAIN = 0.1  # how far logits in bfloat16 may differ if rounding changes no choice
 
 
 def deeper(family: str) -> Any:
-    """So many layers that a rounding in the first one changes what the last ones choose."""
+    """A config with enough layers that rounding in the first ones changes what the last ones choose."""
     told = copy.deepcopy(FAMILIES[family]).to_dict() | {"num_hidden_layers": 12}
     for each in ("layer_types", "mlp_layer_types", "indexer_types"):
         told.pop(each, None)
@@ -44,7 +44,7 @@ def test_rounding_changes_no_choice_of_a_base_that_makes_none(family: str) -> No
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "deepseek_v3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_another_computation_is_refused(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention gives nothing."""
+    """With attention that returns zeros."""
     plain = attention.attend
 
     def blind(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> tuple[torch.Tensor, None]:

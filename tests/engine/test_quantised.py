@@ -63,7 +63,8 @@ def assert_equal(found: Base, expected: Base) -> None:
 
 
 def assert_read_alike(quantised: Path, plain: Path) -> None:
-    """Weights and logits of both, whole, by each rank, and streamed a layer at a time by the first."""
+    """Check that weights and logits are equal when loaded whole, by each rank, and streamed layer by layer by the
+    first."""
     whole, own = (load_base(each, torch.bfloat16, CPU) for each in (plain, quantised))
     assert_equal(own, whole)
     logits = find_reference(whole).logits
@@ -79,7 +80,7 @@ def assert_read_alike(quantised: Path, plain: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block", [(128, 128), (16, 24), (1, 7), (1, 140), (150, 140)])
 def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: torch.dtype) -> None:
-    """Wherever a part begins and ends, beside the borders of blocks or on them."""
+    """Parts may begin and end at the borders of blocks or beside them."""
     weight, scales = quantise_float8(torch.randn(150, 140, generator=torch.Generator().manual_seed(1)), block)
     expected = naive_float8(weight, scales, block).to(dtype)
     borders = (0, 1, 16, 128, 130, 140)
@@ -92,7 +93,7 @@ def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: t
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mxfp4_is_the_naive_reference_and_the_librarys(dtype: torch.dtype) -> None:
     blocks, scales = quantise_mxfp4(torch.randn(3, 96, 20, generator=torch.Generator().manual_seed(2)))
-    blocks[0, 0, 0] = torch.arange(16, dtype=torch.uint8) * 17  # every number that there is
+    blocks[0, 0, 0] = torch.arange(16, dtype=torch.uint8) * 17  # every number there is
     found = torch.empty(3, scales.shape[2] * 32, scales.shape[1], dtype=dtype)
     dequantise_mxfp4(blocks, scales, found.transpose(1, 2))
     assert torch.equal(found, naive_mxfp4(blocks, scales).to(dtype))
@@ -101,10 +102,10 @@ def test_mxfp4_is_the_naive_reference_and_the_librarys(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nvfp4_by_parts_is_the_naive_reference(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Wherever a part begins and ends, beside the borders of groups and of bytes or on them."""
+    """Parts may begin and end at the borders of groups and bytes, or beside them."""
     weight = torch.randn(150, 96, generator=torch.Generator().manual_seed(4))
     bytes_, scales, of_all = quantise_nvfp4(weight)
-    bytes_[0, :16] = torch.arange(16, dtype=torch.uint8) * 17  # every number that there is
+    bytes_[0, :16] = torch.arange(16, dtype=torch.uint8) * 17  # every number there is
     expected = naive_nvfp4(bytes_, scales, of_all).to(dtype)
     assert torch.allclose(expected[1:].float(), weight[1:], atol=0.7)
     tensors = {
@@ -127,7 +128,7 @@ def test_nvfp4_by_parts_is_the_naive_reference(dtype: torch.dtype, tmp_path: Pat
 @pytest.mark.parametrize("mixed", [False, True], ids=["alone", "mixed"])
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "deepseek_v3"])
 def test_a_base_in_nvfp4(family: str, mixed: bool, tmp_path: Path) -> None:
-    """As ModelOpt publishes it, alone or where each linear has its own format; whole, and each rank's part."""
+    """As ModelOpt publishes it, alone or with a format per linear; whole, and each rank's part."""
     quantised, dequantised = save_nvfp4(save_base(family, tmp_path / "plain", hidden_size=64), tmp_path, mixed=mixed)
     assert {each.dtype for each in tensors_of(quantised).values()} >= {torch.uint8, torch.float8_e4m3fn}
     for part in (lambda: None, lambda: Part(0, 2), lambda: Part(1, 2)):
@@ -151,20 +152,20 @@ def test_a_base_holds_what_its_files_say(family: str, tmp_path: Path) -> None:
     ("layout", "family"), [*((each, "qwen3") for each in LAYOUTS), *((each, "deepseek_v3") for each in FEW)]
 )
 def test_a_base_as_others_publish_float8(layout: str, family: str, tmp_path: Path) -> None:
-    """Weights and logits, whole, by each rank, and streamed a layer at a time by the first."""
+    """Weights and logits are equal when loaded whole, by each rank, and streamed layer by layer by the first."""
     quantised, dequantised = save_float8(save_base(family, tmp_path / "plain"), tmp_path, LAYOUTS[layout])
     assert_read_alike(quantised, dequantised)
 
 
 def test_fused_linears_in_float8(tmp_path: Path) -> None:
-    """A scale goes with its row, from whichever runs of rows a rank's part is put together."""
+    """A scale goes with its row, whichever runs of rows make up a rank's part."""
     quantised, dequantised = save_float8(save_base("phi3", tmp_path / "plain"), tmp_path, LAYOUTS["fbgemm"])
     for rank in range(2):
         assert_equal(*(load_base(each, torch.bfloat16, CPU, Part(rank, 2)) for each in (quantised, dequantised)))
 
 
 def test_kimi_k2_in_float8(tmp_path: Path) -> None:
-    """Its config.json names a model type of its own."""
+    """Its config.json names its own model type."""
     quantised, dequantised = save_quantised("kimi_k2", tmp_path)
     edit_config(quantised, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
     assert_equal(*(load_base(each, torch.bfloat16, CPU) for each in (quantised, dequantised)))
@@ -267,7 +268,7 @@ def test_nvfp4_that_does_not_fit_is_named(changes: dict[str, torch.Tensor | None
 
 
 def test_experts_in_one_float8_tensor_are_refused_with_what_to_give(tmp_path: Path) -> None:
-    """As transformers holds them; nothing is wrong with the files, which a copy made anew would hold too."""
+    """transformers holds them like this; the files are intact, so fetching them again would not help."""
     quantised, _ = save_quantised("qwen3_moe", tmp_path)
     stack = "model.layers.0.mlp.experts.down_proj"
     edit_tensors(
@@ -296,7 +297,7 @@ def test_what_is_no_weight_of_the_base_is_named(
     says: str,
     tmp_path: Path,
 ) -> None:
-    """Numbers that are none, and shapes that agree with each other and not with config.json."""
+    """NaN, and shapes that agree with each other but not with config.json."""
     quantised, _ = save_quantised(family, tmp_path)
     tensors = tensors_of(quantised)
     changes: dict[str, torch.Tensor | None] = {name: change(tensors[name])}
@@ -310,7 +311,7 @@ def test_what_is_no_weight_of_the_base_is_named(
 
 
 def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
-    """Its scales fit it, and it fits nothing else."""
+    """Its scales fit it, but it does not fit the other experts."""
     quantised, _ = save_quantised("deepseek_v3", tmp_path)
     name, tensors = "model.layers.1.mlp.experts.5.up_proj.weight", tensors_of(quantised)
     rows, scale = 2 * BLOCK[0], f"{name}_scale_inv"
@@ -324,7 +325,7 @@ def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [None, Part(1, 2)], ids=["whole", "a rank's"])
 def test_layers_that_the_model_does_not_have_are_not_read(part: Part | None, tmp_path: Path) -> None:
-    """As DeepSeek-V3's files have one more, which predicts several tokens."""
+    """DeepSeek-V3's files have one more layer, which predicts several tokens."""
     quantised, _ = save_quantised("deepseek_v3", tmp_path)
     for file in quantised.glob("*.safetensors"):
         tensors = load_file(file)

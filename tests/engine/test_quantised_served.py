@@ -1,4 +1,4 @@
-"""Whole engines over quantised bases: answers are PEFT's own over what their files hold."""
+"""Complete engines over quantised bases: answers equal PEFT's over the dequantised weights."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.engine.test_quantised import save_quantised
 
 @pytest.mark.parametrize(("family", "ranks"), [("deepseek_v3", 1), ("deepseek_v3", 2), ("gpt_oss", 1)])
 async def test_answers_are_pefts(family: str, ranks: int, tmp_path: Path) -> None:
-    """As of a base that was dequantised before, by any number of ranks."""
+    """As over a base that was dequantised beforehand, with one rank or two."""
     quantised, dequantised = save_quantised(family, tmp_path)
     await check_answers(family, quantised, dequantised, tmp_path, ranks)
 
@@ -42,12 +42,12 @@ async def test_answers_over_packed_numbers(family: str, layout: str, ranks: int,
 
 @pytest.mark.parametrize(("ranks", "keep"), [(1, False), (1, True), (2, True)])
 async def test_answers_over_kimi_k25_as_it_is_published(ranks: int, keep: bool, tmp_path: Path) -> None:
-    """Seeing, in INT4, with another model's type, code and what is quantised told of within the model for text."""
+    """A vision model in INT4, whose text_config names another model type, its code and the quantisation."""
     base = save_base("kimi_seeing", tmp_path / "plain")
     names = {
         name: name.replace("language_model.model.blocks", "language_model.model.layers").removeprefix("model.")
         for name in tensors_of(base)
-    }  # transformers writes what it read as layers as blocks, and one name with its own beginning
+    }  # transformers writes layers as blocks again, and one name with an extra prefix
     held = tensors_of(base)
     edit_tensors(base, dict.fromkeys(held) | {new: held[name] for name, new in names.items()})
     packed, plain = save_packed(base, tmp_path, PACKED["kimi"])

@@ -1,4 +1,4 @@
-"""What nobody waits for is read by threads that give way to steps, and no reading takes more than one core."""
+"""Reads that nobody waits for run on threads that give way to steps, and no read takes more than one core."""
 
 import asyncio
 import threading

@@ -1,4 +1,5 @@
-"""Logits of a base that is never whole in memory are those of the whole base to the bit, and what stays is a part."""
+"""Logits of a base that is never whole in memory equal those of the whole base bit for bit; only a part of it
+stays."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def assert_same(path: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
-        *((family, torch.bfloat16) for family in (*FAMILIES, "mixtral")),  # whose files name experts in another way
+        *((family, torch.bfloat16) for family in (*FAMILIES, "mixtral")),  # mixtral's files name experts in another way
         *((family, torch.float32) for family in ("llama", "gpt_oss", "deepseek_v32")),
     ],
 )
@@ -63,7 +64,7 @@ def test_quantised(family: str, tmp_path: Path) -> None:
 
 @contextmanager
 def watched() -> Iterator[list[tuple[PreTrainedModel, list[int]]]]:
-    """At every call of a module within a model: the model, and how many bytes each of its layers holds then."""
+    """At every call of a module within a model: the model, and the bytes that each of its layers then holds."""
     models: list[PreTrainedModel] = []
     seen: list[tuple[PreTrainedModel, list[int]]] = []
 

@@ -87,7 +87,7 @@ async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[M
 async def test_a_prompt_that_is_too_long_is_refused_in_words_that_clients_look_for(
     quiet: Running, asked: GenerateRequest
 ) -> None:
-    """litellm then asks the model that stands by for this, and what langchain drives shortens its history."""
+    """On this error litellm asks the fallback model, and langchain-based clients shorten their history."""
     refused = await refusal(quiet, asked)
     assert str(refused).startswith(f"This model's maximum context length is {CONTEXT} tokens")
     assert "prompt is too long" in str(refused)
@@ -109,7 +109,7 @@ async def test_more_log_probabilities_of_a_prompt_than_can_be_told(
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
 def test_a_token_that_only_the_tokenizer_knows_is_refused(base: Path, kind: str) -> None:
-    """Added later, as padding is to many a fine-tune: the base has no embedding of it."""
+    """Like padding tokens that many fine-tunes add: the base has no embedding for it."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     size = len(tokenizer)
     assert tokenizer.add_tokens(["<added>"]) == 1

@@ -1,4 +1,4 @@
-"""What is packed already goes to the disk in pieces: the same bytes, or the same error, as when it is read whole."""
+"""Packed files go to the disk in pieces, with the same bytes or the same error as when read whole."""
 
 import hashlib
 import itertools
@@ -104,7 +104,7 @@ def test_one_changed_byte_of_any_piece_is_found(tmp_path: Path, packed: Packed, 
 
 
 class Unsized(LocalFolder):
-    """As a web server's that tells no sizes."""
+    """A source that tells no sizes, like some web servers."""
 
     def files(self, *names: str) -> dict[str, int | None]:
         return dict.fromkeys(super().files(*names))

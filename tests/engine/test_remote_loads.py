@@ -1,4 +1,4 @@
-"""Adapters of remote storage are loaded many at once: what one waits for is nobody else's time."""
+"""Adapters from remote storage load many at once: waiting for one holds up no other."""
 
 import asyncio
 import shutil
@@ -29,11 +29,11 @@ from tests.engine.made import read_tiny
 from tests.engine.tiers import NAMES, Scene
 from tests.waiting import until
 
-LIMIT_S = 60.0  # only a test that fails waits for it
+LIMIT_S = 60.0  # only failing tests wait this long
 
 
 class Meeting(stores.Files):
-    """Gives nobody's weights before as many have asked for theirs as may be loaded at once."""
+    """Sends weights only once as many are requested as may be loaded at once."""
 
     met = threading.Barrier(REMOTE_WORKERS)
 
@@ -45,7 +45,7 @@ class Meeting(stores.Files):
 
 @pytest.fixture
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy stands between this machine and itself."""
+    """No proxy between this machine and itself."""
     backends.backend.cache_clear()
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(variable, raising=False)
@@ -114,7 +114,7 @@ def test_of_large_adapters_few_are_read_at_once() -> None:
         go_on.set()
         assert [each.result(LIMIT_S) for each in (*large, *others)] == [1000, 1000, 90, 90, 90]
     with together.reading(40), together.reading(30), together.reading(30):
-        pass  # small ones many at once
+        pass  # many small ones at once
     assert WORKERS < REMOTE_WORKERS
 
 
@@ -154,7 +154,7 @@ async def test_what_is_read_again_to_tell_what_is_wrong_waits_for_no_place_of_it
 async def test_a_server_that_has_fallen_silent_keeps_one_load_and_others_load_beside_it(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "SILENT_S", 0.0)  # what fails counts as waited for
+    monkeypatch.setattr(hosts, "SILENT_S", 0.0)  # so that every failure counts as waited for
     go_on = threading.Event()
 
     class Silent(stores.Files):
@@ -199,7 +199,7 @@ def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
         with here.asking(other):
             pass
     fail(hosts.SILENT_S)
-    fail(hosts.SILENT_S, SourceNotFound)  # which is an answer, however late
+    fail(hosts.SILENT_S, SourceNotFound)  # an answer, however late
     with here.asking(source), here.asking(source):
         pass
 
@@ -207,7 +207,7 @@ def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
 async def test_who_has_waited_in_line_says_nothing_of_its_server(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its place comes late where much else is read, whichever server that is from."""
+    """Its place comes late if much else is being read, from whichever server."""
 
     def relay(*given: Any) -> None:
         silent.append(len(here.loader._hosts._silent))

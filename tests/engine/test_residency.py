@@ -1,4 +1,4 @@
-"""Adapters that requests ask for: loaded once, kept warm, let go of under pressure. Only the base is tiny."""
+"""Adapters that requests ask for: loaded once, kept warm, evicted under pressure. Only the base is tiny."""
 
 import asyncio
 import errno
@@ -113,7 +113,7 @@ async def test_what_serves_from_its_slot_leaves_host_memory_and_disk_after_what_
 
 
 def inodes_of(folder: Path) -> set[int]:
-    """The files in a folder, and those that were there and that this process has mapped still."""
+    """The inodes of the files in a folder, and of removed ones that this process still has mapped."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/" in line]
     return {int(line[4]) for line in lines} | {path.stat().st_ino for path in folder.iterdir()}
 
@@ -155,7 +155,7 @@ async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(
 async def test_a_slot_that_can_not_be_cleared_is_nobodys_until_it_can(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device or a system that refuses everything: the next tenant must not find half of the last one."""
+    """If a device or system refuses everything, the next tenant must not find half of the last one."""
     here = scene(slots=2, slot_wait_s=0.05, round_s=0.02)
     load = here.slots.load
 
@@ -183,7 +183,7 @@ async def test_a_slot_that_can_not_be_cleared_is_nobodys_until_it_can(
 
 
 async def test_loads_are_in_haste_while_as_many_requests_wait_as_run(scene: Callable[..., Scene]) -> None:
-    """Else a batch would stay half empty so that those in it run a little faster."""
+    """Otherwise a batch would stay half empty so that those in it run a little faster."""
     here = scene(slots=4)
     books = here.residency.books
 
@@ -273,7 +273,7 @@ async def test_a_store_child_is_the_same_copy_for_waves_and_requests(
 async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_brought_anew(
     scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each load of it into a slot fails as a failing disk's does, and no other."""
+    """Every load of this file into a slot fails, as on a failing disk; loads of other files do not."""
     monkeypatch.setattr("mint_engine.adapters.mapped.MAP_FROM_BYTES", 0)
     here, load, lost = scene(), Watched.load, list[Identity]()
 
@@ -296,7 +296,7 @@ async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_br
 async def test_what_another_rank_could_not_read_stays_where_it_is_here(
     scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in this engine's tiers is good: the next load asks no source."""
+    """What is in this engine's tiers is good: the next load fetches nothing."""
     monkeypatch.setattr("mint_engine.adapters.mapped.MAP_FROM_BYTES", 0)
     here, load, told = scene(), Watched.load, list[Identity]()
 

@@ -194,7 +194,7 @@ async def test_what_an_engine_falls_idle_with_is_looked_at_however_soon_after_an
 ) -> None:
     here = scene(audit_s=0.2)
     await once(here, NAMES[0])
-    here.residency.on_change = lambda: None  # which would check, and so find it too
+    here.residency.on_change = lambda: None  # it would check too, and find the fault
     _leak_a_hold(here)
     await once(here, NAMES[1])
     imbalances.planted = True

@@ -41,7 +41,7 @@ def room_of(host: HostTier, gone: list[Key] | None = None, wait_s: float = 0.0) 
 
 
 class World:
-    """A room, and what those who come to it have been given."""
+    """A Room, and what each user of it has been given."""
 
     def __init__(self) -> None:
         self.host, self.kept = HostTier(BUDGET), set[Key]()
@@ -141,7 +141,7 @@ async def test_copies_wait_in_line_for_what_others_take() -> None:
 
 
 async def test_who_finds_no_room_is_told_of_copies_too() -> None:
-    """While one policy is saved and published, it may hold more than policies do for good."""
+    """While one policy is being saved and published, it may hold more than policies do permanently."""
     room = room_of(HostTier(10))
     room.take("one", Needs(2, 4, 3))
     ends = [await room.begin_copy("one", nbytes) for nbytes in (4, 3)]

@@ -1,4 +1,4 @@
-"""Whatever bytes claim to be a safetensors file: it is read exactly as safetensors reads it, or refused clearly."""
+"""Bytes that claim to be a safetensors file are read exactly as safetensors reads them, or refused clearly."""
 
 import copy
 import hashlib
@@ -84,7 +84,7 @@ Entries = dict[str, Any]
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Entries, int]:
-    """Tensors that follow each other, told in any order, and then so many changes: up to two."""
+    """Consecutive tensors listed in any order, with up to two changes; also the number of changes."""
     entries, place = Entries(), 0
     for name in draw(st.lists(st.text(max_size=5), max_size=4, unique=True)):
         dtype, shape = draw(st.sampled_from(sorted(DTYPE_BYTES))), draw(st.lists(st.integers(0, 3), max_size=4))

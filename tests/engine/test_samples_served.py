@@ -16,7 +16,7 @@ from tests.engine.running import collect, running
 
 NEW_TOKENS = 24
 QUESTIONS = 2
-CLEAR_GAP = 1e-3  # logits: a nearer tie may fall either way with another order of summation
+CLEAR_GAP = 1e-3  # in logits: a closer tie may fall either way with another order of summation
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ async def test_everyone_at_once(samples: Samples) -> None:
 
 
 async def test_each_writes_a_recipe_as_its_schema_has_it(samples: Samples) -> None:
-    """SmolLM2's vocabulary of 49,152: of the base and of adapters at once, greedy and drawn."""
+    """With SmolLM2's vocabulary of 49,152; the base and adapters at once, greedy and sampled."""
     name = {"type": "string", "maxLength": 30}
     properties: dict[str, Any] = {
         "name": name,

@@ -1,5 +1,5 @@
-"""Admission, growth and preemption under any order of arrivals and cancellations: nothing over capacity, everybody
-ends, and no generated token is lost."""
+"""Admission, growth and preemption under any order of arrivals and cancellations: nothing over capacity, every
+request ends, and no generated token is lost."""
 
 import pytest
 from hypothesis import settings
@@ -56,7 +56,7 @@ class Arrivals(RuleBasedStateMachine):
         assert {id(each) for each in decoding} <= {id(share.sequence) for share in shares}, "decoding never waits"
 
     def slid(self, share: Share) -> bool:
-        """Computed, a request keeps the pages that are still seen, and refers to none that is not."""
+        """Whether, once computed, a request keeps the pages still seen and refers to no others."""
         each = share.sequence
         firsts = [first_seen(each.computed, window) for window in self.windows]
         return all(
@@ -84,7 +84,7 @@ class Arrivals(RuleBasedStateMachine):
             self.generated[each] = each.completion_tokens
 
     def teardown(self) -> None:
-        """Whatever has happened, all that arrived ends: no two steps in a row that generate a token lie further apart
+        """Whatever has happened, all requests end: between two steps that generate a token there are never more steps
         than it takes to compute all pages."""
         since = 0
         while self.scheduler.busy:
@@ -103,7 +103,7 @@ TestArrivals.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 
 class SlidingArrivals(Arrivals):
-    """The same where two of three groups of layers see but a window: few pages more than one request needs."""
+    """The same when two of three groups of layers see only a window, with few pages more than one request needs."""
 
     windows = (None, 20, 7)
     pages = 18
@@ -154,7 +154,7 @@ def test_a_prompt_is_found_again_by_the_window_at_its_end() -> None:
 
 
 def test_the_least_served_is_never_preempted() -> None:
-    """Two that grow to more than all pages: the later one gives way, and both end with all of their tokens."""
+    """Two requests grow beyond all pages: the later one gives way, and both end with all of their tokens."""
     books = scheduler(pages=6)
     first, second = sequence(range(30), 60), sequence(range(100, 130), 60)
     books.add(first)
@@ -203,7 +203,7 @@ def test_what_was_generated_becomes_prompt_and_is_charged_once() -> None:
 
 
 def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:
-    """One that must wait for pages holds the queue, so that small ones can't starve it."""
+    """A request that must wait for pages holds the queue, so that small ones cannot starve it."""
     books = scheduler()
     first, large, small = sequence(100, 30), sequence(range(200, 300), 60), sequence(1, 1)
     for each in (first, large, small):
@@ -214,7 +214,7 @@ def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:
 
 
 def test_a_page_is_left_for_each_that_runs() -> None:
-    """A newcomer whose pages are just there waits all the same, or it would be preempted at once."""
+    """A newcomer whose pages just fit still waits, or it would be preempted at once."""
     books = scheduler(pages=4)
     books.add(sequence(range(32), 4))
     books.add(sequence(range(100, 132), 4))

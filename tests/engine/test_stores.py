@@ -1,4 +1,4 @@
-"""The servers that stand for stores in tests: what one held is no part of what the next one holds."""
+"""The test servers that stand for stores: nothing that one held appears in the next one."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Threads that computed with the one that loads do not stay: beside those of the steps there would be too many."""
+"""Threads that computed together with a loading thread end: beside those of the steps there would be too many."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def loader() -> Iterator[ThreadPoolExecutor]:
-    """A thread of its own, for which two compute wherever this runs."""
+    """An executor with one thread, whose computations use two threads on any machine."""
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
     with ThreadPoolExecutor(1) as executor:

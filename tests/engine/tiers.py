@@ -1,4 +1,4 @@
-"""One engine's residency with real slots and real files, that tells what it did and can be made to wait."""
+"""One engine's residency with real slots and real files, which records what it does and can be made to wait."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""A base that calls functions: a chat template in Hermes' form, and answers that it has learnt."""
+"""A base that calls functions: a chat template in Hermes' format, and answers that it was trained to give."""
 
 from collections.abc import Sequence
 from pathlib import Path
