@@ -120,7 +120,7 @@ def chooses_in_groups(forward: Forward) -> bool:
 
 
 def assert_alike(found: torch.Tensor, expected: torch.Tensor, forward: Forward) -> None:
-    """Check equality; in bfloat16, except for a few rows that rounding sends to other experts.
+    """Check equality; in bfloat16, but for a few rows that rounding sends to other experts, in some routed families.
 
     More rows may differ over latents, where each changes all that follow, and for gpt-oss, whose modules round
     scores; `test_rows_are_no_further_from_float32_than_by_modules` bounds how far.

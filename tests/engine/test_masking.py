@@ -206,7 +206,7 @@ ASKED: list[dict[str, Any]] = [
 
 @dataclass
 class Lateness:
-    """How many rows were late, and for how many steps in a row at most; how many got a mask in a step at most."""
+    """The late rows, the longest run of late steps, and the most masks computed in a step."""
 
     rows: int = 0
     longest: int = 0

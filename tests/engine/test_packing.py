@@ -142,8 +142,7 @@ def test_experts_that_do_not_fit_are_refused(
     ids=["a pattern", "names"],
 )  # fmt: skip
 def test_experts_without_tensors_add_nothing(tmp_path: Path, targets: Any) -> None:
-    """However the others are selected; the packed file is treated like PEFT's, whose tensors come back as they
-    were."""
+    """However the others are selected; the packed file is treated like PEFT's, whose tensors come back unchanged."""
     chosen = {("gate_proj", 0), ("gate_proj", 3), ("down_proj", 1)}
     rest = [(name, expert) for name in ("gate_proj", "down_proj") for expert in range(EXPERTS)]
     gone = [E3.replace("3.gate_proj", f"{expert}.{name}") for name, expert in rest if (name, expert) not in chosen]
@@ -243,7 +242,7 @@ def test_a_packed_file_from_outside_is_checked_as_pefts_files_are(
 
 
 def test_a_packed_file_has_one_form(tmp_path: Path) -> None:
-    """The revision keys what is cached of an adapter: one content must not come under two."""
+    """The revision keys what is cached of an adapter: one content must not have two revisions."""
     packed = read(moe_adapter(tmp_path / "peft"))
     spaced = packed.header.config.replace(b'":', b'": ', 1)
     packed_source(tmp_path / "packed", _tampered(packed, config=spaced))

@@ -213,8 +213,7 @@ PARTS = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 7)))
 def test_a_beginning_is_found_as_far_as_every_group_can_go_on_from(
     cached: set[tuple[int, int]], windows: tuple[int | None, ...]
 ) -> None:
-    """Any pages of three groups of layers are cached: the longest prefix of which each group has all pages it
-    sees."""
+    """With any pages of three groups of layers cached: the longest prefix of which each has all pages it sees."""
     cache, keys = PrefixCache(Pages(30)), keys_of(list(range(8 * PAGE_TOKENS)))
     pages = dict(zip(sorted(cached), cache.take(len(cached)) or [], strict=True))
     for (group, at), page in pages.items():

@@ -63,8 +63,7 @@ def assert_equal(found: Base, expected: Base) -> None:
 
 
 def assert_read_alike(quantised: Path, plain: Path) -> None:
-    """Check that weights and logits are equal when loaded whole, by each rank, and streamed layer by layer by the
-    first."""
+    """Check that weights and logits are equal: whole, by each rank, and streamed layer by layer by the first."""
     whole, own = (load_base(each, torch.bfloat16, CPU) for each in (plain, quantised))
     assert_equal(own, whole)
     logits = find_reference(whole).logits

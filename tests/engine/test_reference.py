@@ -1,5 +1,4 @@
-"""Logits of a base that is never whole in memory equal those of the whole base bit for bit; only a part of it
-stays."""
+"""Logits of a base that is never whole in memory equal the whole base's bit for bit; only a part of it stays."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ def assert_same(path: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
-        *((family, torch.bfloat16) for family in (*FAMILIES, "mixtral")),  # mixtral's files name experts in another way
+        *((family, torch.bfloat16) for family in (*FAMILIES, "mixtral")),  # its files name experts in another way
         *((family, torch.float32) for family in ("llama", "gpt_oss", "deepseek_v32")),
     ],
 )

@@ -208,7 +208,7 @@ async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], sto
     await until(lambda: all(here.tier(each.adapter) is Tier.DEVICE for each in last))
     here.residency.check()
     assert set(here.slots.tenants.values()) == {truth[each.adapter] for each in last}
-    await until(lambda: not here.residency.books.loading)  # on behalf of a client that has left: it would take a free slot
+    await until(lambda: not here.residency.books.loading)  # for a client that has left: it would take a free slot
     here.residency.want([])
     await until(lambda: len(here.residency.slots.free) == 3)
     assert all(here.slots.empty(slot) for slot in range(3))

@@ -1,7 +1,7 @@
 """Random schedules against a naive engine: one request at a time, no cache, no pages, PEFT on transformers.
 
-Whatever arrives, is cancelled, is preempted, shares a prefix or moves to another revision: every request's tokens,
-text and scores are what the naive engine gives, and the books balance after each step.
+Requests may arrive, be cancelled or preempted, share a prefix or move to another revision in any order: tokens, text
+and scores are always the naive engine's, and the books balance after each step.
 """
 
 import random
@@ -42,7 +42,7 @@ from tests.engine.naive import may_choose
 from tests.engine.running import packed, peft_model, save_adapter, save_base, save_sliding_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4
-SLIDING_PAGES = 18  # of one layer each; two of three layers see but a window
+SLIDING_PAGES = 18  # of one layer each; two of three layers see only a window
 LIMITS = Limits(running=4, step_tokens=24)
 TERMS = Terms(stay=3, last_stay=9)  # so short that most requests give way to others
 RANKS = {"eight": 8, "three": 3, "four": 4}  # of the revisions
@@ -51,7 +51,7 @@ THEMES = [[random.Random(theme).randrange(2, 290) for _ in range(48)] for theme 
 
 @dataclass
 class Told:
-    """What one completion was told."""
+    """The events of one completion."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)
@@ -92,14 +92,14 @@ class Place:
         self.model = cache(lambda name: peft_model(self.base, self.folders.get(name)))
 
     def reset(self) -> None:
-        """No requests and an empty cache."""
+        """Drop all requests and empty the cache."""
         former = self.generation.scheduler
         self.generation.scheduler = Scheduler(LIMITS, Pages(former.pages.total), TERMS, former.windows)
 
     @torch.inference_mode()
     def check(self, told: Told) -> None:
-        """Each token is the one that the naive engine chooses after the prompt and the tokens before it, from one
-        plain pass over all of them; and it ends where it would. One that was cancelled may end anywhere."""
+        """Check that each token is the naive engine's choice, from one plain pass over the prompt and all tokens, and
+        that the completion ends where it must. A cancelled one may end anywhere."""
         request, sampling = told.request, told.request.sampling
         start, name = len(request.prompt) - 1, self.digests.get(request.revision, "")
         logits = self.model(name)(input_ids=torch.tensor([[*request.prompt, *told.tokens]])).logits[0]
@@ -118,7 +118,7 @@ class Place:
         assert sampling.prompt_logprobs or told.prompt_scores is None
 
     def check_end(self, told: Told) -> None:
-        """It goes on to the first stop or its length, and no further; its text is that of its tokens to there."""
+        """Check that it ends at the first stop or at its length, and that its text is that of its tokens."""
         sampling, stopped, text = told.request.sampling, False, ""
         for at, token in enumerate(told.tokens):
             assert not stopped, "it went on after its end"
@@ -142,14 +142,14 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     base = save_sliding_base(root / "base") if slides else save_base(root / "base")
     folders = {name: save_adapter(base, root / name, rank=rank) for name, rank in RANKS.items()}
     layers, pages = (1, SLIDING_PAGES) if slides else (2, PAGES)
-    token_bytes = layers * 2 * 2 * 16 * 4  # a page's layers' keys and values, each of two heads of 16 floats
+    token_bytes = layers * 2 * 2 * 16 * 4  # keys and values of a page's layers, each of two heads of 16 floats
     few = (pages + 1) * PAGE_TOKENS * token_bytes
     options = settings_for(base, context_length=CONTEXT, kv_cache_bytes=few, device_slots=SLOTS)
     _, slots, generation = build(options, base, LIMITS)
     assert generation.scheduler.pages.total == pages
     assert generation.scheduler.windows == ((None, 20, 20) if slides else (None,))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so little work is done sooner by one, above all beside other programs
+    torch.set_num_threads(1)  # one thread does so little work sooner, above all beside other programs
     yield Place(base, folders, slots, generation)
     torch.set_num_threads(threads)
 
@@ -172,7 +172,7 @@ class Schedule:
         return self.place.generation.scheduler
 
     def hand_over(self, adapter: str, revision: str) -> bool:
-        """A revision into a slot that nobody refers to; from now on the adapter is that. False: no slot is left."""
+        """Load a revision into an unused slot; from now on it is the adapter's. False if no slot is free."""
         used = {each.request.slot for each in self.scheduler.live} | {slot for slot, _ in self.at.values()}
         free = [slot for slot in range(SLOTS) if slot not in used]
         if not free:
@@ -203,7 +203,7 @@ class Schedule:
         self.tell(self.place.generation.fail([sequence], Cancelled("request", "was cancelled")))
 
     def finish(self) -> None:
-        """Steps until all have ended; then everything that was told is checked."""
+        """Step until all have ended, then check everything that was sent."""
         steps = 0
         while self.scheduler.busy:
             self.step()
@@ -223,7 +223,7 @@ class Schedule:
 
 
 def prompt_of(theme: int, length: int, own: int) -> list[int]:
-    """The beginning of a theme, and `own` tokens of its own after it."""
+    """The beginning of a theme, followed by `own` further tokens."""
     return [*THEMES[theme][:length], *(5 + length + at for at in range(own))]
 
 
@@ -282,7 +282,7 @@ def counted(metric: object) -> float:
 def test_random_schedules(place: Place) -> None:
     reasons = (metrics.PREEMPTED_FOR_PAGES, metrics.PREEMPTED_FOR_TURN)
     preempted, reused = [counted(each) for each in reasons], counted(metrics.REUSED_TOKENS)
-    examples = 20 if any(place.generation.scheduler.windows) else 50  # by slower modules
+    examples = 20 if any(place.generation.scheduler.windows) else 50  # the sliding base runs on slower modules
     run_state_machine_as_test(
         machine_of(place),
         settings=settings(max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True),
@@ -292,7 +292,7 @@ def test_random_schedules(place: Place) -> None:
 
 
 def test_preempted_requests_go_on_where_they_were(place: Place) -> None:
-    """Four that outgrow the pages, with seeds and scores: nothing is told twice, nothing is missing."""
+    """Four requests that outgrow the pages, with seeds and scores: nothing is sent twice, nothing is missing."""
     schedule = Schedule(place)
     before = counted(metrics.PREEMPTED_FOR_PAGES)
     for at, adapter in enumerate(("a", "b", "", "a")):
@@ -318,7 +318,7 @@ def test_a_prefix_is_computed_once_a_revision(place: Place) -> None:
 
 
 def test_a_conversation_finds_its_own_answers(place: Place) -> None:
-    """What was generated is cached too: the next turn computes only what is new."""
+    """Generated tokens are cached too: the next turn computes only what is new."""
     schedule = Schedule(place)
     [first] = schedule.arrive(prompt_of(0, 20, 0), "a", Sampling(18, seed=0, ignore_eos=True))
     while schedule.scheduler.busy:
@@ -330,7 +330,7 @@ def test_a_conversation_finds_its_own_answers(place: Place) -> None:
 
 
 def test_requests_in_flight_keep_their_revision(place: Place) -> None:
-    """A handoff between two steps: those that began before end on the old revision, beside those on the new one."""
+    """After a handoff between two steps, earlier requests end on the old revision, beside later ones on the new."""
     schedule = Schedule(place)
     prompt = prompt_of(0, 17, 0)
     [old] = schedule.arrive(prompt, "a", Sampling(12, seed=0, ignore_eos=True))

@@ -54,8 +54,8 @@ LIMITS = Limits(running=4, step_tokens=24)
 RANKS = {"a": 8, "b": 3, "c": 4, "d": 7, "e": 1, "f": 5}  # of the adapters; each has two revisions
 TARGETS = {0: ("q_proj", "v_proj", "down_proj"), 1: ("q_proj", "k_proj", "up_proj")}  # of a revision
 DISK_FILES, HOST_FILES = 3, 1.5  # of the largest adapters
-ROUNDS_QUIET = 12  # of the event loop without anything to do, until nothing moves any more
-NEVER = Terms(hold_s=0.0, late_s=math.inf)  # whoever waits has a slot closed at once, and no clock decides
+ROUNDS_QUIET = 12  # turns of the event loop without work, after which nothing moves any more
+NEVER = Terms(hold_s=0.0, late_s=math.inf)  # a waiting request closes a slot at once, and no clock decides
 PROMPTS = [tuple(range(5 + 40 * at, 5 + 40 * at + length)) for at, length in enumerate((3, 17, 33))]
 
 
@@ -68,19 +68,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for number, targets in TARGETS.items()
         for name, rank in RANKS.items()
     }
-    token_bytes = 2 * 2 * 2 * 16 * 4  # two layers' keys and values, each of two heads of 16 floats
+    token_bytes = 2 * 2 * 2 * 16 * 4  # keys and values of two layers, each of two heads of 16 floats
     few = (PAGES + 1) * PAGE_TOKENS * token_bytes
     options = settings_for(base, context_length=CONTEXT, kv_cache_bytes=few, device_slots=SLOTS, max_rank=MAX_RANK)
     _, slots, generation = build(options, base, LIMITS)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so little work is done sooner by one, above all beside other programs
+    torch.set_num_threads(1)  # one thread does so little work sooner, above all beside other programs
     yield Place(base, revisions, slots, generation)
     torch.set_num_threads(threads)
 
 
 @dataclass(eq=False)
 class Client:
-    """One request, and all that it was told."""
+    """One request and everything sent to it."""
 
     asked: Asked
     inbox: Inbox = field(default_factory=lambda: Inbox(room("tiny-0").part()))
@@ -88,7 +88,7 @@ class Client:
     cancelled: bool = False
 
     def check(self, place: Place) -> bool:
-        """Whether it was answered: by the revision that it began with, one of its adapter's, and by no other."""
+        """Whether it was answered; check that the answer is of the revision it began with, one of its adapter's."""
         revision, tokens, ends = None, dict[int, list[int]](), dict[int, Done | Failed]()
         while not self.inbox.empty():
             told = self.inbox.get_nowait()
@@ -131,7 +131,7 @@ class Client:
 
 
 class Schedule:
-    """One engine from its first adapter to its end, each thing done when nothing moves any more by itself."""
+    """One engine from its first adapter to its end; each action waits until nothing moves by itself."""
 
     def __init__(self, place: Place, folder: Path) -> None:
         self.place, self.folder = place, folder
@@ -140,7 +140,7 @@ class Schedule:
         for name in RANKS:
             shutil.copytree(place.revisions[name, 0], folder / "store" / name)
         place.generation.scheduler = self.scheduler = Scheduler(LIMITS, Pages(PAGES))
-        self.stepper = Stepper(place.generation, lambda deliver: deliver())  # it is stepped here, by no thread
+        self.stepper = Stepper(place.generation, lambda deliver: deliver())  # stepped here, by no thread
         slots, disk = place.slots, DiskTier(folder / "disk", DISK_FILES * place.file_bytes)
         self.loader = Loader(disk, Fit(slots.modules, MAX_RANK), slots.dtype)
         host = HostTier(int(HOST_FILES * place.file_bytes))
@@ -177,7 +177,7 @@ class Schedule:
             await self.settle()
 
     async def want(self, wants: dict[str, tuple[Tier, int | None]]) -> None:
-        """A wave wants these, from the store or from where a revision is published."""
+        """Let a wave want these, from the store or from where a revision is published."""
         self.residency.want(
             [
                 Assignment(name, self._source(name, number), tier, priority=ord(name))
@@ -191,9 +191,9 @@ class Schedule:
         return Source(f"file://{folder}")
 
     async def revise(self, name: str) -> None:
-        """What the store has by that name is another revision from now on."""
+        """Replace the adapter's files in the store by its other revision."""
         if self.memory.halted:
-            return  # loads that wait behind it have not read what they found yet
+            return  # loads that wait behind it have not read their files yet
         self.versions[name] ^= 1
         new, kept = self.folder / "new", self.folder / "store" / name
         shutil.copytree(self.place.revisions[name, self.versions[name]], new)
@@ -208,19 +208,19 @@ class Schedule:
         await self.settle()
 
     async def rest(self) -> None:
-        """All that can be computed is."""
+        """Step until there is nothing left to compute."""
         for _ in range(100):
             if self.stepper.follows_arrivals:
                 return
             await self.step()
 
     async def go_on(self, *, lost: bool) -> None:
-        """An adapter that has come half of the way comes, or never will."""
+        """Let the halted load arrive, or fail it."""
         self.memory.go_on(lost=lost)
         await self.settle()
 
     async def finish(self) -> tuple[int, int]:
-        """All that was asked is answered once waves let go; how many got an answer, and how many asked for one."""
+        """Check that every request is answered once waves let go; return the numbers answered and not cancelled."""
         self.memory.halts = False
         await self.go_on(lost=False)
         await self.want({})
@@ -258,7 +258,7 @@ class Schedule:
         self.balance()
 
     def balance(self) -> None:
-        """Both books balance, and each slot holds its tenant's bytes and nothing else."""
+        """Check that both books balance, and that each slot holds exactly its tenant's bytes."""
         assert find_imbalance(self.scheduler) == ""
         self.residency.check()
         slots = self.place.slots
@@ -274,7 +274,7 @@ class Schedule:
 
 
 def _is_parting(copy: Copy) -> bool:
-    """It never comes, and the step is yet to come that tells those who began with it."""
+    """Whether its load has failed, and the step that tells the requests which began with it is still to come."""
     return copy.arrival is not None and copy.arrival.error is not None and copy.serving > 0
 
 
@@ -293,7 +293,7 @@ WANTS = st.dictionaries(NAMES, st.tuples(TIERS, st.sampled_from([None, 0, 1])), 
 
 @dataclass
 class Tally:
-    """What came of all schedules."""
+    """Totals over all schedules."""
 
     answered: int = 0
     asked: int = 0
@@ -364,7 +364,7 @@ class Random(RuleBasedStateMachine):
 
 def test_random_schedules_over_adapters_that_come_and_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(climb, "COPY_THREADS", 1)  # in one order, however busy the machine is
-    monkeypatch.setattr(mapped, "MAP_FROM_BYTES", 0)  # such small ones, too, come in parts
+    monkeypatch.setattr(mapped, "MAP_FROM_BYTES", 0)  # these small ones, too, arrive in parts
     monkeypatch.setattr(climb, "HUGE", 0)
     monkeypatch.setattr(lean, "PATIENCE_S", 0.0)
     vacated, closed = metrics.VACATED._value.get(), metrics.SLOTS_CLOSED._value.get()
@@ -378,7 +378,7 @@ def test_random_schedules_over_adapters_that_come_and_go(place: Place, monkeypat
         Here,
         settings=settings(max_examples=30, stateful_step_count=25, deadline=None, derandomize=True),
     )
-    # Loads that failed are tried again by the clock, so that how many are refused meanwhile differs a little.
+    # Failed loads are retried by the clock, so the number refused meanwhile varies a little.
     assert tally.answered > 0.8 * tally.asked > 100
     assert min(tally.evicted["host"], tally.evicted["disk"]) > 10, "and budgets were too small"
     assert metrics.VACATED._value.get() > vacated + 50, "slots passed from one adapter to another"

@@ -1,4 +1,4 @@
-"""The sampler over loopback: prompts, stops, seeds, ends; what else an engine tells of itself."""
+"""The sampler over loopback: prompts, stops, seeds, ends; and an engine's information about itself."""
 
 import asyncio
 from pathlib import Path
@@ -29,7 +29,7 @@ async def test_stream_of_text_prompt(base: Path) -> None:
 
 
 async def test_chat_goes_through_the_template(base: Path) -> None:
-    """The same tokens as the template gives; control tokens inside a message stay text."""
+    """The template's own tokens; control tokens inside a message stay text."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     honest = [{"role": "user", "content": "the dog"}]
     tokens: Any = tokenizer.apply_chat_template(honest, add_generation_prompt=True, return_dict=False)
@@ -66,7 +66,7 @@ async def test_stop_string_across_tokens(base: Path) -> None:
 
 
 async def test_end_of_sequence(base: Path) -> None:
-    """What ends one is none of its text, also where the tokenizer has it for a word; and on with ignore_eos."""
+    """The end token is not in the text, even if the tokenizer has a word for it; ignore_eos generates past it."""
     async with running(base) as engine:
         free = await ask(engine, [5, 6, 7], max_tokens=12, ignore_eos=True)
         at = next(

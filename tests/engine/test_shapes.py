@@ -1,4 +1,4 @@
-"""Completions that must be JSON, or what a regular expression matches: over gRPC, in one batch with any others."""
+"""Completions that must be JSON or match a regular expression: over gRPC, in one batch with any others."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.engine.steps import Gate, refusal
 from tests.waiting import until
 
 PROMPT = list(range(5, 25))
-CONTEXT = 1024  # a random model writes all of the white space that it may
+CONTEXT = 1024  # a random model writes all the white space that it may
 NAME = {"type": "string", "maxLength": 8}
 SCHEMAS: list[dict[str, Any]] = [
     {"enum": ["red", "green", {"mixed": [1, 2]}, None, 7]},
@@ -64,14 +64,14 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whole(schema: dict[str, Any], text: str) -> bool:
-    """Whether it is JSON that follows the schema."""
+    """Whether the text is JSON that follows the schema."""
     checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
     return not list(checker.iter_errors(json.loads(text)))
 
 
 @pytest.mark.parametrize("name", ["", "a"])
 async def test_answers_follow_their_schemas_and_expressions(base: Path, adapter: Path, name: str) -> None:
-    """Of the base and of an adapter, greedy and drawn, all at once."""
+    """The base and an adapter, greedy and sampled, all at once."""
     shapes: list[tuple[str, Any]] = [("json_schema", each) for each in SCHEMAS]
     shapes += [("regex", each) for each in PATTERNS]
     asked = [(field, shape, hot) for field, shape in shapes for hot in HOT]
@@ -99,8 +99,8 @@ async def test_answers_follow_their_schemas_and_expressions(base: Path, adapter:
 
 
 async def test_any_object_will_do(base: Path) -> None:
-    """A random model closes no string by itself: biases make it."""
-    likely = {27: 20.0, 3: 10.0, 94: 10.0}  # of this tokenizer: ':', '"' and '}'
+    """A random model rarely closes a string by itself, so biases make it."""
+    likely = {27: 20.0, 3: 10.0, 94: 10.0}  # this tokenizer's ':', '"' and '}'
     async with running(base, context_length=CONTEXT) as engine:
         for hot in HOT:
             answer = await ask(engine, PROMPT, json_object=True, max_tokens=300, logit_bias=likely, **hot)
@@ -142,7 +142,7 @@ async def test_each_of_several_follows_its_own(base: Path) -> None:
 
 
 async def test_who_gives_its_pages_up_goes_on_where_it_was(base: Path) -> None:
-    """Four that outgrow the cache: each says what it says alone."""
+    """Four requests outgrow the cache, and each gets the same answer as alone."""
     asking: list[dict[str, Any]] = [
         {"regex": "([a-z]{1,9} ){20,60}[.]", "temperature": 1.0, "seed": seed, "max_tokens": 100} for seed in range(4)
     ]
@@ -200,7 +200,7 @@ async def test_what_cannot_be_done_is_refused_by_name(quiet: Running, sampling: 
 async def test_who_asks_for_no_shape_waits_for_none_that_is_compiled(
     quiet: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many come: one of an adapter at a time, and after who has gone the next."""
+    """However many come: one per adapter is compiled at a time, and after a cancelled one the next."""
     entered, let = threading.Semaphore(0), threading.Semaphore(0)
 
     def slow(self: Grammars, shape: Shape) -> Grammar:
@@ -223,7 +223,7 @@ async def test_who_asks_for_no_shape_waits_for_none_that_is_compiled(
 
 
 async def refused_beside_another(engine: Running, **sampling: Any) -> MintError:
-    """What a request ends with that shares its steps with another, which says what it says alone."""
+    """The error of a request that shares its steps with another; check that the other gets its answer as alone."""
     free: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True}
     alone = await ask(engine, PROMPT, **free)
     gate = Gate(engine, after=1)
@@ -240,7 +240,7 @@ async def refused_beside_another(engine: Running, **sampling: Any) -> MintError:
 @pytest.mark.parametrize(
     ("sampling", "says"),
     [
-        # Each of 900 members that may come next is a way on: more than llguidance follows.
+        # Each of 900 members may come next: more alternatives than llguidance follows.
         ({"json_schema": WIDE}, "sampling.json_schema: cannot be followed: Parser Error: Current row has"),
         (
             {"regex": "(a{1,1000}){1,1000}", "logit_bias": {0: -100}},

@@ -1,4 +1,4 @@
-"""A claim whose server hangs, so that calls on it do not return, holds up what lies on it and nothing else."""
+"""A claim whose server hangs, so that calls on it do not return, holds up only what lies on it."""
 
 import asyncio
 import shutil
@@ -25,7 +25,7 @@ Scenes = Callable[..., Scene]
 
 
 class Claims:
-    """Two claims of the same adapters, of which one hangs when told to."""
+    """Two claims with the same adapters; one hangs when told to."""
 
     def __init__(self, root: Path) -> None:
         self.well, self.ill = root / "well", root / "ill"
@@ -34,7 +34,7 @@ class Claims:
         self._lock = threading.Lock()
 
     def state_of(self, location: Location, names: Sequence[str], subject: str) -> list[FileState]:
-        """As the real one; of the claim that hangs once it is back."""
+        """Call the real `state_of`; on the hanging claim, only once it is back."""
         if location.host == "ill" and not self.back.is_set():
             with self._lock:
                 self.hanging += 1
@@ -63,7 +63,7 @@ async def ask(here: Scene, claim: str, number: int) -> str:
 
 
 def on_disk_alone(here: Scene, claim: str, number: int) -> None:
-    """Let go of what is in host memory, as a restart does."""
+    """Drop the copy in host memory, as a restart does."""
     here.host.drop((f"{claim}/{number}", source(claim, number)))
 
 
@@ -73,7 +73,7 @@ async def test_others_are_loaded_from_memory_disk_and_their_sources(scene: Scene
         await ask(here, "ill", number)
     for number in range(2):
         await ask(here, "well", number)
-    for number in range(6):  # the last two are in slots no more
+    for number in range(6):  # the last two are no longer in slots
         on_disk_alone(here, "ill", number)
     on_disk_alone(here, "well", 0)
     claims.back.clear()
@@ -96,7 +96,7 @@ async def test_its_own_are_refused_and_loaded_again_once_it_answers(
         soon.setattr(source_stat, "SILENT_S", 0.01)
         with pytest.raises(SourceUnavailable, match="pvc://ill, which does not respond"):
             await ask(here, "ill", 0)
-    await until(lambda: claims.hanging)  # the look that nobody waits for any more may only begin now
+    await until(lambda: claims.hanging)  # the check that nobody waits for any more may start only now
     with pytest.raises(SourceUnavailable, match="pvc://ill, which does not respond"):
         await ask(here, "ill", 1)
     assert claims.hanging == 1, "one is enough to find out when it is back"
@@ -115,7 +115,7 @@ async def test_changes_of_others_are_seen(scene: Scenes, claims: Claims, monkeyp
     here = scene(slots=3, store=None, **OFTEN)
     await ask(here, "ill", 0)
     await ask(here, "well", 0)
-    monkeypatch.setattr(source_stat, "SILENT_S", 0.5)  # not before: those that were to answer might be late
+    monkeypatch.setattr(source_stat, "SILENT_S", 0.5)  # not less: the healthy claim's answers might be late
     claims.back.clear()
     await until(lambda: claims.hanging)
     new = change(claims.well, NAMES[0], like=NAMES[1])

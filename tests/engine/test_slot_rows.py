@@ -1,4 +1,4 @@
-"""Rows of large slots: a packed file takes its place there without a copy, and leaves nothing behind."""
+"""Rows of large slots: a packed file is mapped into a slot without a copy, and leaves nothing behind."""
 
 import errno
 import os
@@ -66,7 +66,7 @@ def make_slots() -> Slots:
 
 
 def holds(slots: Slots, slot: int, packed: Packed | None) -> bool:
-    """The slot's parts are the adapter's, to the last bit, and nothing lies beyond its end."""
+    """Whether the slot's parts equal the adapter's bit for bit, and nothing lies beyond its end."""
     deltas = unpack(packed) if packed is not None else {}
     for path, module in slots.index.items():
         part, delta = slots.part(module, slot), deltas.get(path)
@@ -79,12 +79,12 @@ def holds(slots: Slots, slot: int, packed: Packed | None) -> bool:
 
 
 def maps(path: Path) -> int:
-    """How many mappings this process has of a file."""
+    """The number of mappings that this process has of a file."""
     return Path("/proc/self/maps").read_text().count(f" {path}")
 
 
 def memory_of(slots: Slots) -> int:
-    """Bytes of memory that all rows have of their own, files' pages not counted; and some of their neighbours'."""
+    """The bytes of anonymous memory of all rows, excluding files' pages; may include some of their neighbours'."""
     start = slots.memory.data_ptr()
     total, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -187,17 +187,17 @@ def test_a_file_that_is_no_longer_there_is_not_needed(tmp_path: Path, fate: str)
 
 
 class Unasked(Alone):
-    """Other ranks that are not to hear of it."""
+    """Other ranks that must not be told to load."""
 
     def load(self, slot: int, packed: Packed) -> AbstractContextManager[None]:
         raise AssertionError(f"told to load {packed.revision} into slot {slot}")
 
 
 def load_a_file_that_is_cut(folder: Path, *, shared: bool) -> str:
-    """Why a file is refused whose mapped blocks can not be read, where it has to be copied."""
+    """Why copying a file is refused if its mapped blocks cannot be read."""
     path = folder / "adapter.mint"
     packed, slots = filed(adapter(8), path), make_slots()
-    if shared:  # one rank's of several
+    if shared:  # one of several ranks
         cuts = dict.fromkeys(MODULES, ModuleCut())
         slots = Slots(MODULES, COUNT, MAX_RANK, torch.float32, CPU, cuts, Unasked())
     os.truncate(path, PAGE)
@@ -215,9 +215,9 @@ def test_copying_a_file_that_can_not_be_read_ends_nobody(shared: bool, tmp_path:
 
 
 def test_other_ranks_get_from_memory_what_the_disk_has_lost_of_a_file(tmp_path: Path) -> None:
-    """Of an adapter that lies in pinned memory: nothing fails while it is sent."""
+    """For an adapter in pinned memory: sending it does not fail."""
     packed, path = adapter(8), tmp_path / "adapter.mint"
-    path.write_bytes(bytes(PAGE))  # what is mapped beyond its end can not be read either
+    path.write_bytes(bytes(PAGE))  # mapped pages beyond its end cannot be read either
     lost = Packed(packed.header, packed.run, KnownFile(path, identity_of(path.stat())))
     with _opened(lost) as descriptor:
         assert descriptor is not None
@@ -231,7 +231,7 @@ def test_other_ranks_get_from_memory_what_the_disk_has_lost_of_a_file(tmp_path: 
 
 
 def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a disk that fails: the mapped pages beyond a cut file's end can not be read either."""
+    """Like a failing disk, mapped pages beyond a truncated file's end cannot be read."""
     slots, path = make_slots(), tmp_path / "adapter.mint"
     packed, cut = filed(adapter(8), path), tmp_path / "cut"
     cut.write_bytes(path.read_bytes()[: 2 * PAGE])
@@ -256,7 +256,7 @@ def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkey
 def test_what_has_begun_to_come_from_a_file_is_never_copied_into_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the system says of a later piece: a step may be reading the first."""
+    """Whatever the system reports about a later piece: a step may be reading the first."""
     slots, packed, pieces, begun = (
         make_slots(),
         filed(adapter(8), tmp_path / "adapter.mint"),
@@ -332,7 +332,7 @@ def test_pages_take_the_place_of_memory_and_leave_zeros() -> None:
 
 
 def test_pages_that_can_not_be_moved_leave_zeros_in_their_place() -> None:
-    """As a file's, which systems before Linux 5.13 can not move and leave mapped; here, memory that overlaps."""
+    """Systems before Linux 5.13 cannot move a file's pages and leave them mapped; here, overlapping memory fails."""
     memory = reserve(2 * HUGE)
     memory[:] = 1
     assert not put_pages(memory.ctypes.data, memory.ctypes.data + PAGE, HUGE)

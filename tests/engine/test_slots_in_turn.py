@@ -221,7 +221,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Stream:
-    """Requests for one adapter without end: each begins when the one before it is half done, and none is lost."""
+    """Endless requests for one adapter: each begins when the one before is half done, so there is always one."""
 
     def __init__(self, engine: Engine, adapter: str) -> None:
         self._engine, self._adapter = engine, adapter
@@ -257,7 +257,7 @@ async def served(base: Path, adapters: Path, folder: Path, terms: Terms, slot_wa
 
 @asynccontextmanager
 async def streaming(engine: Engine, *names: str) -> AsyncIterator[dict[str, Stream]]:
-    """Endless requests for these, each of which has its slot by then."""
+    """Endless requests for these adapters, each of which has its slot when this yields."""
     streams = {name: Stream(engine, name) for name in names}
     try:
         await until(lambda: all(stream.told for stream in streams.values()))
@@ -276,7 +276,7 @@ async def test_a_cold_adapter_is_served_although_two_hot_ones_never_leave_their_
         served(base, adapters, tmp_path, Terms(hold_s=math.inf), slot_wait_s=0.3) as engine,
         streaming(engine, "hot/one", "hot/two"),
     ):
-        with pytest.raises(errors.Overloaded):  # what this test is about: without turns it never gets a slot
+        with pytest.raises(errors.Overloaded):  # without turns it never gets a slot
             await engine.ask("cold", PROMPT, COUNT)
     async with served(base, adapters, tmp_path, Terms(hold_s=0.1), slot_wait_s=0.3) as engine:
         async with streaming(engine, "hot/one", "hot/two") as streams:

@@ -1,4 +1,4 @@
-"""Clients that read slower than tokens come: others go on, and what lies unread is bounded."""
+"""Clients that read more slowly than tokens come: others go on, and what lies unread is bounded."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,12 +22,12 @@ from tests.waiting import until
 PROMPT = list(range(5, 25))
 WORDY = SamplingParams(n=8, max_tokens=120, logprobs=20, temperature=1.0, ignore_eos=True)
 ASKED = GenerateRequest(tokens=TokenIds(ids=PROMPT), sampling=WORDY)
-NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # of what nobody reads, little is taken
+NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # takes little of what nobody reads
 NOBODY = Load(0, 0)
 
 
 async def slow(engine: Running) -> MintError:
-    """What ends a request of whose answer nothing is read before the engine has nothing more to do."""
+    """The error of a request whose answer nobody reads until the engine has nothing more to do."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.server.port}", options=NARROW) as channel:
         events = aiter(SamplerStub(channel).Generate(ASKED, timeout=60))
         await anext(events)

@@ -1,4 +1,4 @@
-"""Storage, disks and memory that fail for a while are tried again; what fails for good is said."""
+"""Storage, disks and memory that fail for a while are tried again; permanent failures are reported."""
 
 import errno
 import os

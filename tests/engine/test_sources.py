@@ -1,4 +1,4 @@
-"""Every scheme that a source may have, against a real server: what is there is fetched, what is not has one error."""
+"""Every scheme of sources, against a real server: what exists is fetched, what does not raises one error."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) ->
         def fetch(cache: str, **environment: str) -> str:
             command = [sys.executable, "-c", code, f"https://{address}/team/store/base", str(tmp_path / cache)]
             done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
-            return done.stdout.splitlines()[-1]  # after the log's
+            return done.stdout.splitlines()[-1]  # after the log's lines
 
         assert fetch("untrusted") == "SourceUnavailable"
         path = Path(fetch("trusted", SSL_CERT_FILE=str(authority)))

@@ -1,4 +1,4 @@
-"""What log-probabilities name tokens by: the bytes that texts are made of, whatever kind of tokenizer cut them."""
+"""The bytes by which log-probabilities name tokens: those that texts consist of, for every kind of tokenizer."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerB
 
 @pytest.fixture(scope="module")
 def sentence_piece() -> PreTrainedTokenizerBase:
-    """As Llama 2 and Gemma have it: marks for spaces, characters that it does not know byte by byte."""
+    """As in Llama 2 and Gemma: marks for spaces, and unknown characters byte by byte."""
     known = [
         "<unk>",
         "<s>",
@@ -44,7 +44,7 @@ def sentence_piece() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def word_piece() -> PreTrainedTokenizerBase:
-    """As BERT has it: words stand apart but for those that begin with ##."""
+    """As in BERT: tokens are separate words unless they begin with ##."""
     known = ["[UNK]", "a", "sing", "##ing"]
     tokenizer = Tokenizer(models.WordPiece({token: at for at, token in enumerate(known)}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()

@@ -1,4 +1,4 @@
-"""What lies in slots stays in memory: locked where that is allowed, else brought back when it has left."""
+"""What lies in slots stays in memory: locked if that is allowed, otherwise brought back when it has left."""
 
 import asyncio
 import ctypes
@@ -28,31 +28,31 @@ lockable = pytest.mark.skipif(not can_lock(1 << 30), reason="this process may no
 
 @pytest.fixture
 def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
-    """Of a process that may not lock memory."""
+    """Slots in a process that may not lock memory."""
     monkeypatch.setattr("mint_engine.residency.slot_rows.can_lock", lambda _nbytes: False)
     return make_slots()
 
 
 class Still:
-    """Nothing else changes."""
+    """A watch that reports no changes."""
 
     async def look(self) -> bool:
         return False
 
 
 def fill(slots: Slots, slot: int, path: Path) -> int:
-    """Put a file into a slot; bytes of whole pages, which nothing else maps."""
+    """Load a file into a slot; return the bytes of its complete pages, which nothing else maps."""
     size = filed(adapter(8), path).nbytes // mmap.PAGESIZE * mmap.PAGESIZE
     with path.open("rb") as file:
-        os.fsync(file.fileno())  # until they are written, pages can not leave memory
+        os.fsync(file.fileno())  # pages cannot leave memory until they are written
     slots.load(slot, filed(adapter(8), path))
     return size
 
 
 def take_away(slots: Slots, slot: int, size: int) -> int:
-    """Have the system take a slot's pages away, as it does when it is short of memory; 0, or the error's number.
+    """Make the system page a slot out, as when it is short of memory; return 0, or the error's number.
 
-    Pages that it is still about to enter among those that it may take are passed over, so it is asked again.
+    Pages that the system has yet to enter on its lists are passed over, so it is asked again.
     """
     address, deadline = slots.memory[slot].data_ptr(), time.monotonic() + 60
     while _libc.madvise(address, size, _MADV_PAGEOUT) == 0:

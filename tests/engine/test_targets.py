@@ -1,4 +1,4 @@
-"""Names of modules mean what PEFT means by them: for a base, for what it trains, and for adapters."""
+"""Module names mean what PEFT means by them: for a base, for what it trains, and for adapters."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def peft_names(module: Module) -> list[str]:
 
 
 def has(module: Module, targets: tuple[str, ...]) -> bool:
-    """Whether PEFT would adapt it; of experts, every one."""
+    """Whether PEFT would adapt the module; for experts, every one of them."""
     config = LoraConfig(target_modules=list(targets))
     return all(bool(check_target_module_exists(config, name)) for name in peft_names(module))
 
@@ -53,7 +53,7 @@ def test_a_base_offers_what_peft_would_adapt(targets: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["experts.1.up_proj", "experts.up_proj", "pro", "experts", "_proj", "mlp.q_a_proj"])
 def test_what_names_no_module_is_told(name: str) -> None:
-    """Neither does an expert alone: the experts of a layer are adapted together."""
+    """A single expert is no module either: the experts of a layer are adapted together."""
     with pytest.raises(UnsupportedBase, match=rf"names {name}, which this base lacks"):
         find_modules(make_model(FAMILIES["deepseek_v3"]), ("q_a_proj", name))
 
@@ -71,7 +71,7 @@ def test_what_names_no_module_is_told(name: str) -> None:
 def test_a_policy_is_written_by_names_that_mean_the_same_to_peft(
     offered: tuple[str, ...], wanted: tuple[str, ...], written: tuple[str, ...]
 ) -> None:
-    """Also where the base offers few, of which PEFT knows nothing."""
+    """Also if the base offers only a few modules, which PEFT does not know."""
     base = base_of("deepseek_v3")
     every, modules = find_modules(base.model), find_modules(base.model, offered)
     trainer = Trainer(base, modules, 16, "", offered)
@@ -94,7 +94,7 @@ def test_a_policy_names_nothing_wider_than_its_base_offers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["experts.*.up_proj", "*.up_proj"])
 def test_a_policy_is_named_as_peft_names_modules(name: str) -> None:
-    """A star for an expert's number is a word within MinT: a revision that has it could be read by nobody."""
+    """Only MinT uses a star for an expert's number: nobody could read a revision that contains it."""
     modules = find_modules(make_model(FAMILIES["deepseek_v3"]))
     with pytest.raises(UnknownTargetModules, match=f"p: targets {re.escape(name)};"):
         form_of(PolicySettings(target_modules=(name,)), modules, FormLimits(8), "p")

@@ -1,4 +1,4 @@
-"""Text in pieces: whole characters only, nothing of a stop string, and together exactly the tokens' text."""
+"""Text in pieces: complete characters only, nothing of a stop string, and together exactly the tokens' text."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +16,12 @@ from mint_engine.requests.text import Decoder, TextStream
 
 
 def letters(ids: list[int]) -> str:
-    """One letter a token."""
+    """One letter per token."""
     return "".join(chr(each) for each in ids)
 
 
 def run(text: str, stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    """Push a text letter by letter, as the engine does; returns the pieces and whether a stop string ended it."""
+    """Push a text letter by letter, as the engine does; return the pieces and whether a stop string ended it."""
     stream, pieces = TextStream(WindowDecoder(letters, ()), stop), []
     for letter in text:
         piece, stopped = stream.push(ord(letter))
@@ -34,7 +34,7 @@ def run(text: str, stop: tuple[str, ...]) -> tuple[list[str], bool]:
 @given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     pieces, stopped = run(text, tuple(stop))
-    # The stop string whose last letter comes first ends the text; of several there, the one that begins first.
+    # The stop string that is complete first ends the text; of several at once, the one that begins first.
     ends = [(text.index(each) + len(each), text.index(each)) for each in stop if each in text]
     assert stopped == bool(ends)
     assert "".join(pieces) == (text[: min(ends)[1]] if ends else text)
@@ -42,7 +42,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
 
 @given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_no_piece_has_to_be_taken_back(text: str, stop: list[str]) -> None:
-    """Whatever comes next, what is out stays right: pieces of a text begin the text of any longer one."""
+    """Whatever comes next, published text stays right: pieces of a text begin the text of any longer one."""
     for length in range(len(text)):
         stream = TextStream(WindowDecoder(letters, ()), tuple(stop))
         out = ""
@@ -55,7 +55,7 @@ def test_no_piece_has_to_be_taken_back(text: str, stop: list[str]) -> None:
 
 
 class Counted(str):
-    """Counts how often somebody looks at a part of it."""
+    """Counts how often a part of it is looked at."""
 
     looks = 0
 
@@ -110,14 +110,14 @@ def test_half_a_character_at_the_end_is_dropped(
 
 @given(st.lists(st.integers(0, 299), max_size=30))
 def test_bytes_give_what_the_tokenizer_gives(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> None:
-    """Any tokens at all: special ones show nothing, and bytes that are no character show as the tokenizer has it."""
+    """For any tokens: special ones show nothing, and bytes that are no character show as the tokenizer shows them."""
     decoder = choose_decoder(tokenizer)([])
     assert isinstance(decoder, ByteDecoder)
     assert "".join(map(decoder.push, tokens)) == decode_with(tokenizer)(tokens).rstrip(INCOMPLETE)
 
 
 def ends(data: bytes) -> Iterator[int]:
-    """Where each character ends, among them what stands for bytes that are none."""
+    """Where each character ends, counting replacements of bytes that form none."""
     at = 0
     while at < len(data):
         size = 1
@@ -138,12 +138,12 @@ def ends(data: bytes) -> Iterator[int]:
 def test_a_token_begins_where_the_characters_before_it_end(
     tokenizer: PreTrainedTokenizerBase, tokens: list[int]
 ) -> None:
-    """One that goes on with a character, where that begins; and whatever is held back."""
+    """A token that continues a character begins where that begins; and also while text is held back."""
     pieces, stream = Pieces(tokenizer.backend_tokenizer), TextStream(choose_decoder(tokenizer)([]), ("never",))
     written = [pieces[token] for token in tokens]
     for at, token in enumerate(tokens):
         stream.push(token)
-        if written[at] and b"\xed" not in written:  # of which Python can't tell early that it begins no character
+        if written[at] and b"\xed" not in written:  # Python cannot tell early that 0xED begins no character
             before = len(b"".join(written[:at]))
             assert stream.begins == sum(end <= before for end in ends(b"".join(written)))
 
@@ -152,7 +152,7 @@ def test_a_token_begins_where_the_characters_before_it_end(
 def test_one_that_is_not_of_the_text_begins_where_that_ends(
     tokenizer: PreTrainedTokenizerBase, decoder: Callable[[list[int]], Decoder], text: str
 ) -> None:
-    """Also after half a character, which is never told."""
+    """Also after half a character, which is never sent."""
     for left, length in ((0, len(text)), (1, len(text) - 1)):
         stream, tokens = TextStream(decoder([])), tokenizer.encode(text)
         told = "".join(stream.push(token)[0] for token in tokens[: len(tokens) - left])
@@ -162,7 +162,7 @@ def test_one_that_is_not_of_the_text_begins_where_that_ends(
 
 @given(st.text(max_size=20), st.sampled_from([(), (0xE2,), (0xF0, 0x9F)]))
 def test_windows_place_tokens_where_bytes_do(text: str, broken: tuple[int, ...]) -> None:
-    """Also after bytes that begin a character, which never comes."""
+    """Also after bytes that begin a character but never complete it."""
     windows, bytewise = WindowDecoder(replacing, []), ByteDecoder({byte: bytes([byte]) for byte in range(256)})
     for token in (*text.encode(), *broken, ord("a"), *text.encode()):
         windows.push(token)
@@ -178,12 +178,12 @@ def test_windows_give_what_the_tokenizer_gives(tokenizer: PreTrainedTokenizerBas
 
 
 def replacing(ids: list[int]) -> str:
-    """Each token a byte."""
+    """Each token is a byte."""
     return bytes(ids).decode(errors="replace")
 
 
 def falling_back(ids: list[int]) -> str:
-    """Each token a letter or a byte, as SentencePiece's tokenizers have characters that they do not know."""
+    """Each token is a letter or a byte, as SentencePiece's tokenizers write unknown characters."""
     return str(decoders.ByteFallback().decode([chr(each) if each < 128 else f"<0x{each:02X}>" for each in ids]))
 
 
@@ -214,7 +214,7 @@ def test_every_byte_has_its_letter() -> None:
 
 
 def test_another_kind_of_tokenizer_decodes_itself(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Whose decoder is not byte-level (here: it strips spaces and turns marks into them) is not taken for one."""
+    """A tokenizer whose decoder is not byte-level (here it strips spaces and turns marks into them) is recognised."""
     tokenizer.save_pretrained(tmp_path)
     other = AutoTokenizer.from_pretrained(tmp_path)
     other.backend_tokenizer.decoder = decoders.Metaspace()

@@ -1,4 +1,4 @@
-"""Adapters that no wave wants here, asked for with the place where another engine's wave or the catalog has them."""
+"""Requests for adapters that no wave wants here, with the source from another engine's wave or the catalog."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Functions of a chat, and calls of them, come into the prompt as the base's template writes them, or are refused."""
+"""A chat's functions and calls enter the prompt as the base's template writes them, or are refused."""
 
 import gc
 import json
@@ -91,7 +91,7 @@ CASES += [(Chat(messages=[USER, Message(role="assistant", tool_calls=[CALL, bad]
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """At the end of the stack, where values in one another lead, finalisers of what others have left would fail."""
+    """Near the stack's limit, where nested values lead, finalisers of other tests' objects would fail."""
     gc.disable()
     yield
     gc.enable()
@@ -123,7 +123,7 @@ def test_calls_count_as_messages_do(tokenizer: PreTrainedTokenizerBase) -> None:
     [("qwen2_5", True), ("qwen3", True), ("qwen3_instruct_2507", True), ("qwen3_6", False), ("glm4moe", False)],
 )
 def test_which_templates_have_hermes_form(name: str, hermes: bool) -> None:
-    """Of published bases, as trl has them: the later Qwens' and GLM's have the tag alone."""
+    """Of published bases, as trl has them: later Qwens and GLM only share the tag."""
     template, chat = (TEMPLATES / f"{name}.jinja").read_text(), Chat(calls=Chat.HERMES)
     check_template(template, Chat(messages=TURNS), (), tools=True)
     if hermes:
@@ -146,7 +146,7 @@ OTHERS = {
 
 
 def test_which_templates_have_other_forms() -> None:
-    """Of all published ones that trl has, and of Mistral's in short: who has a newer one is surely none of these."""
+    """Among all published templates in trl, and shortened ones of Mistral's: newer templates are none of these."""
     published = {each.stem: each.read_text() for each in TEMPLATES.glob("*.jinja")}
     found = {name: form_of(template, ()) for name, template in (published | OTHERS).items()}
     assert {name for name, form in found.items() if form == Chat.LLAMA} == {"llama3_1", "llama3_2"}
@@ -165,7 +165,7 @@ def test_the_form_that_is_told_is_the_templates(tokenizer: PreTrainedTokenizerBa
 
 
 def test_a_name_is_written_by_a_template_that_has_a_place_for_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    """As text, whatever it holds: nobody ends a turn by it."""
+    """As text, whatever it contains: nobody can end a turn with it."""
     held: Any = tokenizer.chat_template
     tokenizer.chat_template = "{% for m in messages %}{{ m.name }}: {{ m.content }}<|end|>{% endfor %}"
     try:
@@ -181,7 +181,7 @@ def test_a_name_is_written_by_a_template_that_has_a_place_for_it(tokenizer: PreT
 def test_what_an_assistant_thought_is_written_by_whichever_name_a_template_has_for_it(
     tokenizer: PreTrainedTokenizerBase, field: str
 ) -> None:
-    """As text, too; where there is none, templates find none."""
+    """As text, too; if there is none, templates see none."""
     held: Any = tokenizer.chat_template
     tokenizer.chat_template = (
         f"{{% for m in messages %}}<{{{{ m.{field} }}}}>{{{{ m.content }}}}<|end|>{{% endfor %}}"

@@ -1,4 +1,4 @@
-"""Which slots close so that adapters that wait get one: decided from a picture alone, and played out in time."""
+"""Which slots close so that waiting adapters get one: decided from a frozen view alone, and simulated over time."""
 
 from collections import deque
 from random import Random
@@ -93,7 +93,7 @@ def test_a_decision_stands_until_it_says_to_look_again(
 
 
 class Play:
-    """More adapters than slots, each with requests without end, in steps of one second."""
+    """More adapters than slots, each with endless requests, in steps of one second."""
 
     def __init__(self, slots: int, adapters: int, pinned: int, longest: int, terms: Terms, random: Random) -> None:
         self.terms, self.longest, self.random, self.now = terms, longest, random, 0
@@ -141,7 +141,7 @@ def test_everybody_waits_within_the_bound_and_nobody_loses_a_slot_too_soon(
     play = Play(slots, slots + more, min(pinned, slots - 1), longest, Terms(hold, late), Random(seed))
     while play.now < 300:
         play.second()
-    turn_s = hold + longest + 1  # what is decided within a second is seen at its end
+    turn_s = hold + longest + 1  # a decision within a second takes effect at its end
     left = [(play.now - began, ahead) for _, began, ahead in play.line]
     for waited, ahead in play.waits + left:
         assert waited <= (ahead // play.open_to + 1) * turn_s

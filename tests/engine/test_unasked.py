@@ -1,4 +1,4 @@
-"""Adapters of bases that see, which are asked in text alone: what they have of the vision tower is passed over."""
+"""Adapters of vision bases, of which only text is asked: their tensors of the vision tower are passed over."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def rename(folder: Path, name: Callable[[str], str]) -> None:
 
 
 def keep(folder: Path, wanted: Callable[[str], bool]) -> int:
-    """Leave those tensors; how many others there were."""
+    """Keep only the tensors that are wanted; return how many were removed."""
     tensors = load_file(folder / WEIGHTS)
     kept = {name: each for name, each in tensors.items() if wanted(name)}
     save_file(kept, folder / WEIGHTS)
@@ -99,7 +99,7 @@ def test_one_of_the_vision_tower_alone_is_refused(base: Path, tmp_path: Path) ->
 
 
 def widen(folder: Path, name: str, numbers: int) -> None:
-    """Put one F32 tensor more before all others, of which the disk holds nothing."""
+    """Add an F32 tensor before all others, of which the disk holds nothing (a sparse file)."""
     path = folder / WEIGHTS
     whole = path.read_bytes()
     start = LENGTH_BYTES + int.from_bytes(whole[:LENGTH_BYTES], "little")
@@ -147,7 +147,7 @@ def test_a_file_that_ends_within_what_is_passed_over_is_told_to_be_cut(base: Pat
     os.truncate(folder / WEIGHTS, 1 << 20)
     model = read_model(base)
     fit = Fit(find_modules(model), 8, unasked=unasked_linears(model))
-    sizes = dict.fromkeys((CONFIG, WEIGHTS))  # as of a server that tells none
+    sizes = dict.fromkeys((CONFIG, WEIGHTS))  # like a server that tells no sizes
     with pytest.raises(errors.CorruptFile, match="is truncated: gave"):
         read_found(LocalFolder(folder, "adapter 'a'"), sizes, fit, None, lambda _: None)
 

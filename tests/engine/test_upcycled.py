@@ -42,7 +42,7 @@ def own(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 @pytest.mark.timeout(1200)  # the first run on a machine makes the samples
 @pytest.mark.parametrize("experts", [8, 32])
 def test_answers_like_its_parent(parent: PreTrainedModel, experts: int) -> None:
-    """Greedy tokens and their log-probabilities; an adapter moves it away."""
+    """Greedy tokens and their log-probabilities are equal; an adapter changes them."""
     model = upcycle(parent, experts)
     base = Base(model, None, frozenset(), "mixtral", 256, model.config.vocab_size, torch.float32, CPU)  # type: ignore[arg-type]
     slots = Slots(find_modules(model), 2, 2, torch.float32, CPU)
@@ -63,7 +63,7 @@ def test_answers_like_its_parent(parent: PreTrainedModel, experts: int) -> None:
 
 @pytest.mark.timeout(1200)
 def test_as_it_is_served_from_files(parent: PreTrainedModel, tmp_path: Path) -> None:
-    """Experts in memory of their own, which own kernels take. Of two layers, whose parent has two as well."""
+    """Experts in their own memory, which the engine's kernels take; two layers, compared with a parent of two."""
     config = copy.deepcopy(parent.config)
     config.num_hidden_layers = 2
     small = type(parent)(config)

@@ -1,4 +1,4 @@
-"""A client sets what the base's chat template reads beside the messages, and hears of what it does not."""
+"""Clients may set the variables that the base's chat template reads beside the messages; others are refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Windows that no request is longer than, which the cache is without; and those that a request goes beyond."""
+"""Windows at least as long as any request, which the cache ignores; and those that a request exceeds."""
 
 import copy
 from pathlib import Path
@@ -39,7 +39,7 @@ SLIDING: dict[str, PreTrainedConfig] = {
 
 
 def make(config: PreTrainedConfig, context: int) -> Forward:
-    """A base for requests of so many tokens, with an adapter on all of it in slot 0."""
+    """A base for requests of up to `context` tokens, with an adapter on all of it in slot 0."""
     model = make_model(config)
     base = Base(model, None, frozenset(), type(model).__name__, context, VOCABULARY, torch.float32, CPU)  # type: ignore[arg-type]
     slots = Slots(find_modules(model), 1, 8, torch.float32, CPU)
@@ -67,7 +67,7 @@ def plain(config: PreTrainedConfig, forward: Forward, length: int, slot: int) ->
 @pytest.mark.parametrize("slot", [0, NO_SLOT])
 @pytest.mark.parametrize("name", SLIDING)
 def test_a_request_as_long_as_the_window_sees_all_of_it(name: str, slot: int) -> None:
-    """To its last token, which sees itself and all that came before."""
+    """Including its last token, which sees itself and everything before it."""
     config = SLIDING[name]
     forward = make(config, WINDOW)
     assert forward.compute.startswith("lean")
@@ -76,13 +76,13 @@ def test_a_request_as_long_as_the_window_sees_all_of_it(name: str, slot: int) ->
     torch.testing.assert_close(found, plain(config, forward, WINDOW, slot), rtol=0, atol=2e-3)
 
 
-# Its attention is told of no window: the masks alone have it in transformers.
+# Its attention knows no window: in transformers only the masks have it.
 PHI_MOE = PhimoeConfig(**SIZES, sliding_window=WINDOW, num_local_experts=4)
 
 
 @pytest.mark.parametrize("name", [*SLIDING, "phimoe"])
 def test_one_token_more_and_the_window_binds(name: str) -> None:
-    """Own kernels, and transformers' modules, see no more than it says: all of it would be another answer."""
+    """The engine's kernels and transformers' modules see only the window: a wider one would give another answer."""
     config = SLIDING.get(name, PHI_MOE)
     forward = make(config, WINDOW + 1)
     assert forward.compute.startswith("lean" if name in SLIDING else "generic")
@@ -100,7 +100,7 @@ def test_one_token_more_and_the_window_binds(name: str) -> None:
     ("ranks", "context", "kept"), [(1, WINDOW, None), (1, WINDOW + 1, WINDOW), (2, WINDOW, None)]
 )
 def test_an_engine_goes_by_its_own_context_length(ranks: int, context: int, kept: int | None, tmp_path: Path) -> None:
-    """Though the base knows more positions."""
+    """Even if the base has more positions."""
     folder = save_base("mistral", tmp_path, sliding_window=WINDOW)
     told = settings_for(folder, context_length=context, tensor_parallel_size=ranks)
     base, _, generation = build(told, folder, Limits())

@@ -1,4 +1,4 @@
-"""Products of bfloat16 where the CPU has none; each in a process of its own, for what is put in place stays there."""
+"""Products in bfloat16 on CPUs without them; each in a process of its own, since widening is permanent."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -52,13 +52,13 @@ PRODUCTS = [linear, without_bias, batched, added_in_place, added_in_place_batche
 
 
 def matrices(dtype: torch.dtype) -> Matrices:
-    """x [64, 96], weight [80, 96], bias [80]: numbers that bfloat16 holds."""
+    """x [64, 96], weight [80, 96], bias [80], with values that bfloat16 can hold."""
     made = torch.Generator().manual_seed(3)
     return tuple(torch.randn(size, generator=made).bfloat16().to(dtype) for size in ((64, 96), (80, 96), (80,)))
 
 
 def computed(product: Product, dtype: torch.dtype) -> Matrices:
-    """What a product gives and the gradient of its first matrix, here."""
+    """A product's result and the gradient of its first matrix, in this process."""
     x, weight, bias = matrices(dtype)
     y = product(x.requires_grad_(), weight, bias)
     (back,) = torch.autograd.grad(y, x, torch.ones_like(y))
@@ -72,20 +72,20 @@ def widened(product: Product, dtype: torch.dtype) -> Matrices:
 
 
 def in_bands(dtype: torch.dtype) -> Matrices:
-    """As `widened`, a linear whose weight is larger than what is widened at a time."""
+    """Like `widened`, for a linear whose weight is larger than the band that is widened at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mint_engine.model.widened.BAND", 1000)
         return widened(linear, dtype)
 
 
 def mixed() -> None:
-    """A product of bfloat16 and float32, where products are widened."""
+    """Multiply bfloat16 by float32 where products are widened."""
     widen_products()
     torch.mm(matrices(torch.bfloat16)[0], matrices(torch.float32)[1].t())
 
 
 def loaded(path: Path) -> bool:
-    """Whether a process that has loaded a base in bfloat16 has its products widened."""
+    """Whether loading a base in bfloat16 widens the process's products."""
     load_base(path, torch.bfloat16, torch.device("cpu"))
     return widen_products.cache_info().currsize == 1
 
@@ -102,7 +102,7 @@ def test_both_directions_are_those_of_float32_rounded_once(product: Product, els
         elsewhere.submit(widened, product, torch.bfloat16).result(), computed(product, torch.float32), strict=True
     ):
         assert ours.dtype == torch.bfloat16
-        # Sums differ by their order alone; what attention takes here is a sum that was rounded already.
+        # Sums differ only by their order; attention's operand here is itself a rounded sum.
         torch.testing.assert_close(ours.float(), exact, rtol=2**-8, atol=0.1 if product is attended else 1e-5)
 
 

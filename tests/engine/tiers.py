@@ -43,17 +43,17 @@ class Watched(Slots):
         super().clear(slot)
 
     def empty(self, slot: int) -> bool:
-        """Nothing of any tenant is left in a slot."""
+        """Whether nothing of any tenant is left in a slot."""
         return not (self.memory[slot].any() or self.scalings[:, slot].any() or self.ranks[:, slot].any())
 
 
 def own_nice() -> int:
-    """How far this thread gives way to others."""
+    """This thread's niceness."""
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 class CountingLoader(Loader):
-    """A real loader that counts, and can be made to wait."""
+    """A real loader that records its fetches, and can be made to wait."""
 
     def __init__(self, disk: DiskTier) -> None:
         super().__init__(disk, tiny_fit(), torch.float32)
@@ -64,7 +64,7 @@ class CountingLoader(Loader):
 
     def held(self, source: Source, state: str | None) -> Packed | None:
         found = super().held(source, state)
-        if found is not None:  # or else `load` comes next
+        if found is not None:  # otherwise `load` comes next
             self.fetches.append(source.uri)
             assert self.gate.wait(60)
         return found
@@ -77,7 +77,7 @@ class CountingLoader(Loader):
 
 
 class Scene:
-    """One engine's residency, and its parts to look at."""
+    """One engine's residency, with its parts accessible."""
 
     def __init__(
         self, folder: Path, slots: int, host: int, store: Source | None, disk: int = 1 << 20, **limits: Any
@@ -111,5 +111,5 @@ async def once(here: Scene, name: str) -> str:
 
 
 def loader(tmp_path: Path, budget: int = 1 << 20) -> Loader:
-    """One over a disk of its own."""
+    """A loader over a disk tier of its own."""
     return Loader(DiskTier(tmp_path / "disk", budget), tiny_fit(), torch.float32)

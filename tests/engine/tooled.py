@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine.running import save_base
 
-# As Qwen2.5's, in short.
+# Qwen2.5's, shortened.
 TEMPLATE = (
     "{% if tools %}<|start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}Call one by:\n"
     '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|end|>\n{% endif %}'
@@ -20,7 +20,7 @@ TEMPLATE = (
 
 
 def save_tooled(folder: Path, **changes: Any) -> Path:
-    """A random base with that template."""
+    """Save a random base with that template."""
     base = save_base(folder, **changes)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = TEMPLATE
@@ -29,7 +29,7 @@ def save_tooled(folder: Path, **changes: Any) -> Path:
 
 
 def teach(base: Path, lessons: Sequence[tuple[list[int], str]]) -> None:
-    """Train a base until its likeliest answer to each prompt is that text and the end."""
+    """Train a base until its likeliest answer to each prompt is the given text and the end."""
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
     rows = [(prompt, [*tokenizer.encode(answer), model.config.eos_token_id]) for prompt, answer in lessons]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

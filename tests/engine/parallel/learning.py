@@ -1,4 +1,4 @@
-"""Engines of one and of several ranks that train, and policies over them, turn by turn in one thread."""
+"""Engines of one rank and of several that train, and policies over them, turn by turn in one thread."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ NAMES = tuple(f"p/{number}" for number in range(len(RANKS)))
 
 @dataclass
 class Learning:
-    """An engine, and who has told that it is lost."""
+    """An engine, and whether it has reported that it is lost."""
 
     trainer: Trainer
     slots: Slots
@@ -44,7 +44,7 @@ class Learning:
         return self.generation._forward.base.vocab_size
 
     def create(self) -> None:
-        """New policies of several ranks on every linear, experts included; the last one on a few."""
+        """Create policies of several ranks on every linear, experts included; the last one on only two kinds."""
         for number, (name, rank) in enumerate(zip(NAMES, RANKS, strict=True)):
             targets = ("down_proj", "o_proj") if number == 2 else ()
             self.trainer.drop(name)
@@ -55,10 +55,10 @@ class Learning:
         return groups(5 + number + 10 * turn, vocabulary=self.vocabulary)
 
     def replayed(self, number: int, turn: int = 0) -> list[Example]:
-        """The same, with experts that every token must take: rounding can then choose no others."""
+        """The same, with given routes that every token must take, so that rounding cannot choose other experts."""
         config, kept = self.generation._forward.base.config, self.generation._forward.routes
         assert kept is not None
-        _, layers, each = kept.pool.shape  # the first layers may route nothing
+        _, layers, each = kept.pool.shape  # the first layers may have no routes
         experts = max(getattr(config, name, 0) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
         draw, found = np.random.default_rng(number), []
         for example in self.examples(number, turn):
@@ -67,19 +67,19 @@ class Learning:
         return found
 
     def batches(self, numbers: Sequence[int], turn: int = 0, *, replayed: bool = False) -> list[PolicyBatch]:
-        """The second policy is held to the base."""
+        """The policies' batches; the second policy's loss holds it close to the base."""
         losses, examples = (SUMS, TO_BASE, SUMS), self.replayed if replayed else self.examples
         return [PolicyBatch(NAMES[each], examples(each, turn), losses[each]) for each in numbers]
 
     def gradients(self, *, replayed: bool = False) -> list[torch.Tensor]:
-        """New policies', learning together."""
+        """The gradients of new policies that learn together."""
         self.create()
         learn(self.trainer, self.batches(range(len(NAMES)), replayed=replayed))
         found = [self.trainer.policy(name).gradient for name in NAMES]
         return [each for each in found if each is not None]
 
     def train(self, numbers: Sequence[int], *, replayed: bool = False) -> list[torch.Tensor]:
-        """Two steps of these policies together; their numbers after that."""
+        """Train these policies together for two steps; return their weights and moments."""
         for turn in range(2):
             learn(self.trainer, self.batches(numbers, turn, replayed=replayed))
             step_all(self.trainer, {NAMES[number]: OPTIMIZER for number in numbers})

@@ -1,4 +1,4 @@
-"""The other nodes of an engine: processes that are started as its worker pods are, on ports of this machine."""
+"""An engine's other nodes: processes started as its worker pods are, on ports of this machine."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Worker:
     log: Path
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it logged so far."""
+        """What the process has logged so far."""
         return [json.loads(line) for line in whole_lines(self.log) if line.startswith("{")]
 
     def has_logged(self, event: str) -> bool:
@@ -39,14 +39,14 @@ class Worker:
 
 @dataclass(frozen=True)
 class Group:
-    """Where the others come in, and who they are; nobody where the engine has one node."""
+    """The entrance for the other nodes, and their workers; empty if the engine has one node."""
 
     entrance: Entrance | None
     workers: list[Worker]
 
 
 def group_environment(node: int, nodes: int) -> dict[str, str]:
-    """What a LeaderWorkerSet tells a pod."""
+    """The environment variables that a LeaderWorkerSet gives a pod."""
     return {
         contracts.LEADER_ADDRESS: "127.0.0.1",
         contracts.WORKER_INDEX: str(node),
@@ -67,7 +67,7 @@ def worker(
     password: str = PASSWORD,
     claims: Path | None = None,
 ) -> Iterator[Worker]:
-    """One of them, ended at the end of the context where it has not by itself. `claims` are what is mounted there."""
+    """Run a worker; it is killed at the end of the context if it still runs. `claims` is the folder mounted there."""
     environment = {key: value for key, value in os.environ.items() if key not in {"HOME", "HF_HOME"}}
     environment |= group_environment(node, settings.nodes) | {
         contracts.ENGINE_SETTINGS: msgspec.json.encode(settings).decode(),
@@ -89,7 +89,7 @@ def worker(
 
 @contextmanager
 def other_nodes(settings: EngineSettings) -> Iterator[Group]:
-    """All of an engine's nodes but the leader's, looking for it at its entrance."""
+    """Run all of an engine's nodes but the leader's, which connect to its entrance."""
     if settings.nodes == 1:
         yield Group(None, [])
         return

@@ -1,4 +1,4 @@
-"""Engines of one and of several ranks over the same base, and what they compute turn by turn."""
+"""Engines of one rank and of several over the same base, and what they compute turn by turn."""
 
 import random
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def built(
 
 
 def draw_adapter(slots: Slots, rank: int) -> Packed:
-    """On every linear of the layers: attention, indexer, networks, shared and routed experts."""
+    """An adapter on every linear of the layers: attention, indexer, networks, shared and routed experts."""
     draw = torch.Generator().manual_seed(rank)
 
     def delta(module: Module) -> Delta:
@@ -57,7 +57,7 @@ def draw_adapter(slots: Slots, rank: int) -> Packed:
 
 
 def play(generation: Generation, turns: list[Turn], vocabulary: int) -> torch.Tensor:
-    """Every turn's logits: each sequence gets so many of its tokens more, all in one batch."""
+    """Every turn's logits: each sequence gets its next tokens, all in one batch."""
     draw = random.Random(1)
     texts = [[draw.randrange(vocabulary) for _ in range(200)] for _ in range(4)]
     tables = [list(range(1 + 10 * n, 11 + 10 * n)) for n in range(4)]

@@ -11,7 +11,7 @@ from mint_engine.parallel.rank import Rank
 
 @contextmanager
 def ranks_until(count: int) -> Iterator[list[Rank]]:
-    """All of a node's ranks but the first, which have been told nothing yet."""
+    """All of a node's ranks but the first, started but not told anything yet."""
     files = make_files()
     ranks = [Rank(number, files, lambda *_: None) for number in range(1, count)]
     try:
@@ -24,7 +24,7 @@ def ranks_until(count: int) -> Iterator[list[Rank]]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that have not ended."""
+    """The running child processes of a process."""
     found = list[int]()
     for told in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):  # of a thread that has ended meanwhile
@@ -38,7 +38,7 @@ def followers(pid: int = 0) -> list[int]:
 
 
 def fork_servers(pid: int) -> list[int]:
-    """What ranks are forked from, of a process's children; of a fork server's, the ranks, which have its command."""
+    """A process's children with the fork server's command: its fork servers, or for a fork server, its ranks."""
     return [child for child in children(pid) if b"parallel.fork_server" in _command(child)]
 
 

@@ -1,4 +1,4 @@
-"""An adapter that another node has no room for, for now: that load fails, and nothing else does."""
+"""An adapter that another node cannot store for now: that load fails, and nothing else does."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ from tests.engine.parallel.learning import engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.running import save_base
 
-FEW = 3  # descriptors, of which each process has as many
+FEW = 3  # descriptors, as many as each process already has
 
 
 def test_another_node_that_can_make_no_file_fails_that_load_alone(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_another_node_that_can_make_no_file_fails_that_load_alone(tmp_path: Path
 
 
 def test_content_that_can_not_be_written_is_read_to_its_end(tmp_path: Path) -> None:
-    """Whatever comes next over the connection is read where it begins."""
+    """Whatever comes next over the connection is read from its beginning."""
     (tmp_path / "adapter").write_bytes(os.urandom((1 << 20) + 7))
     ours, theirs = socket.socketpair()
     with (tmp_path / "adapter").open("rb") as file, (tmp_path / "adapter").open("rb") as unwritable, ours, theirs:

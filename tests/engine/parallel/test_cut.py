@@ -1,4 +1,4 @@
-"""What the ranks' shares of an adapter add to their partial sums adds up to what the whole adapter adds."""
+"""What the ranks' shares of an adapter add to their partial sums equals what the complete adapter adds."""
 
 import torch
 from hypothesis import given
@@ -60,7 +60,7 @@ def test_shares_add_up(ranks: list[int], count: int) -> None:
             assert part is not None
             a, b = (each.view(own.experts[at], -1, each.shape[1]) for each in part)
             added = x[held(cut.experts)][..., held(cut.inputs)] @ a.mT * float(own.scalings[at, SLOT]) @ b
-            if cut == ModuleCut():  # held by all, and so added by each to what all have
+            if cut == ModuleCut():  # held by all ranks, so each adds it to what all have
                 torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-4)
                 found = added
             else:

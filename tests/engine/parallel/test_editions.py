@@ -1,4 +1,4 @@
-"""A node whose leader is of other code says so, whatever that one sends."""
+"""A node whose leader runs other code reports that, whatever the leader sends."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from tests.redis_process import free_port
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """As another edition may have it."""
+    """As another edition may define it."""
 
     settings: EngineSettings
     base: str
-    kind: str  # that no other has
+    kind: str  # a field that no other edition has
     rank: int
 
 
 def test_a_node_of_other_code_than_its_leaders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an error that both tell; it stays, for the leader may be replaced."""
+    """Both report the error; the node stays, since the leader may be replaced."""
     monkeypatch.setattr("mint_engine.parallel.node.edition", lambda: b"of another image")
     base, port = save_base(tmp_path / "base"), free_port()
     settings = settings_for(base, tensor_parallel_size=2, nodes=2)

@@ -1,4 +1,4 @@
-"""An engine ends in good order though one of its ranks hangs in the middle of an update."""
+"""An engine ends in good order even if one of its ranks hangs in the middle of an update."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ from tests.engine.running import running, save_base
 from tests.engine.training.scene import OPTIMIZER
 from tests.waiting import until
 
-LONG_S = 1.0  # for a piece of an update of so small a base
+LONG_S = 1.0  # for one piece of an update of this small base
 
 
 async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits for the update is told, and no policy has changed."""
+    """Whoever waits for the update gets an error, and no policy has changed."""
     monkeypatch.setattr(serve, "_STOP_S", 0.5)
     monkeypatch.setattr(ranks, "_END_S", 0.5)
     base, others, told = save_base(tmp_path / "base"), followers(), list[Learnt | MintError]()
@@ -51,7 +51,7 @@ async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
 
 
 def test_the_end_of_an_engine_whose_ranks_hang_fits_in_its_pods_grace() -> None:
-    """However long its requests go on, and though each other rank of eight must be killed."""
+    """However long its requests take, and even if each other rank of eight must be killed."""
     requests = process.TELL_S + process.DRAIN_S
     steps = serve._STOP_S + ranks._END_S + 6 * ranks._LEAST_S + serve._RELEASED_S
     assert requests + steps + 2 * serve._STOP_S + residency.CLOSE_S < GRACE_S

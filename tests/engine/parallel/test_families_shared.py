@@ -1,4 +1,4 @@
-"""Ranks share out attention, networks and experts, also where these do not divide (`test_training`: every family)."""
+"""Ranks share attention, networks and experts, even if these do not divide (`test_training`: every family)."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.engine.saved_families import save_base
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "glm4_moe"])
 def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
-    """Half of the experts and of the heads, and of adapters the same: little is held twice."""
+    """Half of the experts and of the heads, and the same of adapters: little is held twice."""
     base, adapters = save_base(family, tmp_path / "base"), []
     layers = shared_weights(load_base(base, torch.float32, torch.device("cpu")))
     for ranks in (1, 2):
@@ -25,7 +25,7 @@ def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
 
 
 def shared_weights(base: Base) -> int:
-    """Numbers of what ranks share out evenly."""
+    """The number of parameters that ranks share evenly."""
     shared = ".experts.", "o_proj", "shared_experts"
     named = base.model.named_parameters()
     return sum(parameter.numel() for path, parameter in named if any(part in path for part in shared))
@@ -33,7 +33,7 @@ def shared_weights(base: Base) -> int:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe", "kimi_k2", "glm_5", "olmo2", "minimax_m2"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
-    """Four heads and six or eight experts over three."""
+    """Four heads and six or eight experts over three ranks."""
     base = save_base(family, tmp_path / "base", num_key_value_heads=4)
     found = []
     for ranks in (1, 3):

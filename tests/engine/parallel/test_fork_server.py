@@ -1,4 +1,4 @@
-"""Ranks are forked from one process, and each is on its own from then on."""
+"""Ranks are forked from one process, and each is independent from then on."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "numpy")
 
 
 class Group:
-    """Ranks that wait to be told what to load, and what has been heard of their ends."""
+    """Ranks that wait to be told what to load, and the reports of their ends."""
 
     def __init__(self, files: Files) -> None:
         self.ended = Queue[tuple[str, int]]()
@@ -28,7 +28,7 @@ class Group:
         self.ranks: list[Rank] = []
 
     async def start(self, number: int) -> int:
-        """Another, and its process."""
+        """Start another rank; return its process id."""
         before, found = set(followers()), set[int]()
 
         def seen() -> bool:
@@ -72,7 +72,7 @@ async def test_one_process_imports_for_all(group: Group) -> None:
 
 
 async def test_one_that_nobody_tells_anything_any_more_ends_whoever_was_forked_after_it(group: Group) -> None:
-    """None has what belongs to another."""
+    """No rank holds descriptors that belong to another."""
     _, second = [await group.start(number) for number in (1, 2)]
     group.ranks[0].hang_up()
     assert group.ended.get(timeout=60) == ("rank 1", 0)
@@ -99,7 +99,7 @@ async def test_all_end_with_the_process_that_they_were_forked_from_and_later_one
 
 
 def test_one_that_can_not_begin_is_told_with_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a library is missing: not as if memory had run out."""
+    """For example if a library is missing: it must not look as if memory had run out."""
     program, asked = tmp_path / "program", tmp_path / "asked"
     program.write_text(f"#!/bin/sh\nuntil test -e {asked}; do sleep 0.01; done\nexit 3\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A policy's new weights reach every rank, also where one of them can not take them at once."""
+"""A policy's new weights reach every rank, even if one of them cannot take them at once."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.engine.training.scene import OPTIMIZER
 
 
 def updated(each: Learning) -> torch.Tensor:
-    """Answers by a policy's slot once it has taken a step and handed it on."""
+    """The answers from a policy's slot after it has taken a step and handed it on."""
     each.create()
     updates, told = Updates(each.trainer), list[Learnt | MintError]()
 
@@ -36,7 +36,7 @@ def updated(each: Learning) -> torch.Tensor:
 def test_a_hand_off_that_another_rank_refuses_once_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And changes nothing: the step that was taken is the one that is served."""
+    """The retry changes nothing: the step that was taken is the one served."""
     hear, refused = Rank.hear_change, list[str]()
 
     def refuse_once(rank: Rank) -> str:

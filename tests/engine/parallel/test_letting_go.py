@@ -1,4 +1,4 @@
-"""Ranks let go of an update wherever it ends: the first one, and another that is told by the very messages."""
+"""Ranks release everything of an update wherever it ends: the first rank, and another that gets the same messages."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ from tests.engine.training.scene import DAPO, learn, policies
 
 
 def alone(base: Base) -> SharedGroup:
-    """A meeting with nobody: the whole base is this rank's."""
+    """A group of one: this rank has the whole base."""
     extent = Extent(1, 1, 64, int(base.config.hidden_size), base.vocab_size, base.dtype)
     descriptor = os.memfd_create("mint-test")
     os.ftruncate(descriptor, extent.nbytes)
@@ -32,7 +32,7 @@ def alone(base: Base) -> SharedGroup:
 
 
 class InProcess:
-    """Another rank, but that it meets nobody."""
+    """Another rank, except that it meets nobody."""
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
@@ -48,7 +48,7 @@ class InProcess:
 
 
 def held_bytes() -> int:
-    """Of all tensors that anything in this process refers to."""
+    """The bytes of all tensors that anything in this process refers to."""
     gc.collect()
     found = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}.values())
@@ -61,7 +61,7 @@ def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
     trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(others, alone(base), 1))
     names = policies(trainer, 2)
     batches = [PolicyBatch(name, examples_of(number), DAPO) for number, name in enumerate(names)]
-    learn(trainer, batches)  # what is made once is made now
+    learn(trainer, batches)  # everything that is made only once is made now
     for name in names:
         trainer.policy(name).forget_gradient()
     before, most = held_bytes(), 0
@@ -81,7 +81,7 @@ def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_between_turns_others_hold_what_goes_on_and_no_more(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One policy ends in its first turn and one fails in its second, while a third goes on, as if it were alone."""
+    """One policy ends in its first turn, one fails in its second, and a third goes on as if it were alone."""
     monkeypatch.setattr(works, "PIECE_ROWS", 1)
     monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=1))
     base, other = base_of(family), base_of(family)

@@ -1,4 +1,4 @@
-"""Nodes copy a base at different times from a source that moves between: all come to hold what it holds now."""
+"""Nodes copy a base at different times from a source that changes meanwhile: all end up with its current content."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.engine.test_base_resumed import Ranged
 
 @pytest.fixture
 def moving(tmp_path: Path) -> Iterator[tuple[Start, Start, Path]]:
-    """How a leader and a node start, and the file whose change moves their source."""
+    """The starts of a leader and a node, and the file whose change moves their source."""
     base = save_base(tmp_path / "base")
     backends.backend.cache_clear()
     with stores.serving(Ranged, tmp_path) as (address, _):
@@ -49,7 +49,7 @@ def begun(leader: Start) -> Begin:
 
 
 def meet(leader: Start, node: Start, own: OwnBase) -> bool:
-    """Whether both hold the same; where not, each does with its copy what it does then."""
+    """Whether both hold the same content; if not, each treats its copy as it does then."""
     begin, base = begun(leader), own.find()
     assert isinstance(base, Path)
     refused = worker._unlike(node, begin, base)

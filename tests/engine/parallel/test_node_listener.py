@@ -1,4 +1,4 @@
-"""Only an engine's own nodes come in at its leader, and only at their own: real sockets, each side's own code."""
+"""Only an engine's own nodes can join its leader, and they join no other: real sockets, each side's own code."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ BEGIN = Begin(settings_for(Path("/base"), nodes=2, tensor_parallel_size=4), "/ba
 
 @contextmanager
 def node_to_be() -> Iterator[tuple[Node, int]]:
-    """Node 1, as its leader waits for it, and the port at which it may come in."""
+    """Node 1, as its leader waits for it, and the port at which it may connect."""
     port, node = free_port(), Node(1, BEGIN, lambda *_: None)
     listener = NodeListener(Entrance(port, KEY), [node])
     try:
@@ -48,7 +48,7 @@ def connect(port: int) -> socket.socket:
 
 
 def come_in(port: int, key: bytes = KEY) -> list[socket.socket]:
-    """Both connections of a node that has read of which code its leader is."""
+    """Both connections of a node that has read its leader's edition."""
     found = []
     for channel in Channel:
         found.append(connect(port))
@@ -141,7 +141,7 @@ def test_a_node_that_is_dismissed_hears_so_before_the_end() -> None:
 
 
 def in_pair(act: Callable[[socket.socket], object]) -> socket.socket:
-    """One end of a TCP connection, at the other of which somebody acts on a thread."""
+    """One end of a TCP connection; `act` runs with the other end on a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
     ours = connect(listener.getsockname()[1])
     theirs, _ = listener.accept()
@@ -166,7 +166,7 @@ def test_a_leader_that_does_not_know_the_key_is_a_stranger_too() -> None:
 
 
 def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
-    """Each asks anew: what was overheard is good for nobody."""
+    """Each leader sends a new challenge, so an overheard answer is useless."""
     overheard: list[bytes] = []
 
     def listen(theirs: socket.socket) -> None:
@@ -182,7 +182,7 @@ def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
 
 def test_who_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def trickle(theirs: socket.socket) -> None:
-        while True:  # so whoever waits for it to end hangs
+        while True:  # never ends, so waiting for its end would hang
             theirs.sendall(b"x")
             time.sleep(0.05)
 
@@ -196,7 +196,7 @@ def test_content_arrives_as_it_was_sent(size: int, tmp_path: Path) -> None:
     whole = os.urandom(size)
     (tmp_path / "adapter").write_bytes(whole)
     with (tmp_path / "adapter").open("rb") as file:
-        file.read(1)  # wherever its descriptor stands
+        file.read(1)  # content is sent in full wherever the descriptor stands
         source = in_pair(lambda theirs: send_content(theirs, file.fileno()))
         into = os.memfd_create("adapter")
         receive_content(source, into, "revision x")

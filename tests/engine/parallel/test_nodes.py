@@ -1,4 +1,4 @@
-"""An engine whose ranks lie on two nodes computes what one of a single node does, and lets nobody else take part."""
+"""An engine whose ranks lie on two nodes computes the same as on one node, and lets nobody else take part."""
 
 import asyncio
 import errno
@@ -43,7 +43,7 @@ CLOSE = 1e-5
 
 @contextmanager
 def strangers(port: int) -> Iterator[None]:
-    """Who connects whenever somebody listens: says nothing, or not what it should, and stays."""
+    """Clients that connect whenever somebody listens, say nothing or the wrong thing, and stay."""
     enough, held = threading.Event(), []
 
     def knock() -> None:
@@ -67,10 +67,9 @@ def strangers(port: int) -> Iterator[None]:
 
 
 def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -> None:
-    """By transformers' modules. Adapters loaded, replaced and cleared, whoever else connects.
+    """With transformers' modules; adapters are loaded, replaced and cleared, while strangers connect.
 
-    Told to end, all wait for the leader: where a machine shuts down or somebody at a terminal says so, to all
-    processes at once.
+    After SIGTERM all wait for the leader: a machine's shutdown or a terminal signals all processes at once.
     """
     base = saved_families.save_base("minimax_m2", tmp_path / "base", **BY_MODULES)
     served = saved_families.SERVED["minimax_m2"]
@@ -89,7 +88,7 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
                 slots.load(1, packed(nine, slots))
                 vocabulary = generation._forward.base.vocab_size
                 mixed = play(generation, TURNS, vocabulary)
-                slots.load(0, packed(nine, slots))  # in place of another
+                slots.load(0, packed(nine, slots))  # replaces another
                 slots.clear(1)
                 found.append(torch.cat([mixed, play(generation, TURNS, vocabulary)]))
                 assert all(each.process.poll() is None for each in group.workers)
@@ -100,7 +99,7 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
 
 
 def test_two_nodes_of_two_ranks_compute_what_one_rank_does(tmp_path: Path) -> None:
-    """Of a base that one node has own kernels for."""
+    """For a base that the engine's own kernels compute."""
     base = save_base(tmp_path / "base", num_attention_heads=4, num_key_value_heads=4, hidden_size=96, head_dim=32)
     folder = save_adapter(base, tmp_path / "r4", rank=4)
     found = []
@@ -116,7 +115,7 @@ def test_two_nodes_of_two_ranks_compute_what_one_rank_does(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
 def test_policies_learn_on_two_nodes_what_they_learn_on_one_rank(family: str, tmp_path: Path) -> None:
-    """And an update that loses its node ends the engine, and changes no policy."""
+    """An update that loses its node ends the engine and changes no policy."""
     base = save_base(tmp_path, hidden_size=96) if family == "llama" else saved_families.save_base(family, tmp_path)
     replayed = family != "llama"
     with engine(base, 1) as one:
@@ -137,7 +136,7 @@ def test_policies_learn_on_two_nodes_what_they_learn_on_one_rank(family: str, tm
 
 
 async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_mended(tmp_path: Path) -> None:
-    """Of the same shape, and in one number different."""
+    """Its base has the same shape, and differs in one number."""
     ours, theirs = (save_base(tmp_path / node / "models" / "tiny") for node in ("leader", "worker"))
     weights = load_file(theirs / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] += 1
@@ -163,7 +162,7 @@ async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_
 
 
 async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> None:
-    """A worker whose claim is not mounted, and one that was given other settings."""
+    """A worker whose claim is not mounted, and one with other settings."""
     ours = save_base(tmp_path / "leader" / "models" / "tiny")
     settings, port = over_two_nodes("pvc://models/tiny"), free_port()
 
@@ -186,7 +185,7 @@ async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> N
 async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which begins when that one has read all of a base: of a large one a share may take hours from a slow disk."""
+    """That wait begins when the leader has read its base: a large base's share may take hours from a slow disk."""
     bounds: list[float | None] = []
 
     class Recorded(Readiness):
@@ -209,7 +208,7 @@ async def test_a_node_waits_for_its_ranks_as_long_as_its_leader_waits_for_it(
 
 @pytest.mark.parametrize(("family", "chooses"), [("qwen3_moe", True), ("deepseek_v32", True), ("llama", False)])
 def test_ranks_that_would_choose_by_other_numbers_are_refused(family: str, chooses: bool, tmp_path: Path) -> None:
-    """Nodes of two kinds of CPU round differently: what only adds up may, what chooses may not."""
+    """Nodes with different CPUs round differently: sums may differ a little, choices must not."""
     base = saved_families.save_base(family, tmp_path)
     settings = settings_for(base, tensor_parallel_size=2, nodes=2)
     why = r"rank 1: .* needs ranks that choose the same experts or tokens, .* and the leader's another kind of"
@@ -226,7 +225,7 @@ async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp
     with ranks_until(3) as ranks:
         answering = asyncio.create_task(asyncio.to_thread(_answer, start, steps, ranks))
         await until(lambda: len(followers()) == 2)
-        os.kill(max(followers()), signal.SIGKILL)  # the other one is told nothing yet, and says nothing
+        os.kill(max(followers()), signal.SIGKILL)  # the other one has been told nothing yet, and sends nothing
         told = messages.decode_answer(await asyncio.to_thread(messages.receive, leader))
         await answering
     assert isinstance(told, Refused)

@@ -1,4 +1,4 @@
-"""A rank's part of a base, read from its files alone, is what is left of the whole base when it is cut."""
+"""A rank's part of a base, read from its files alone, equals what remains of the whole base after cutting."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.engine.families import CPU, MOE
 from tests.engine.saved_families import BASES, save_base, weights
 
 SHARE = share_out(Dimensions(heads=4, kv_heads=2, vocabulary=96, experts=MOE["num_experts"]), 2)[1]
-# By files, as they are published too.
+# Families whose published files use other names.
 NAMED_OTHERWISE = {
     "mixtral": "model.layers.1.block_sparse_moe.experts.3.w1.weight",
     "gemma3_seeing": "language_model.model.layers.1.self_attn.q_proj.weight",

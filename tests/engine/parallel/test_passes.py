@@ -1,4 +1,4 @@
-"""All ranks of an engine compute by passes of one kind."""
+"""All ranks of an engine compute with passes of one kind."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tests.engine.saved_families import save_base as save_family
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of quantised experts; one of the first rank's has scales of another type in its first linears."""
+    """A base of quantised experts; one expert of the first rank has another scale type in its gate and up linears."""
     folder = tmp_path_factory.mktemp("mixed")
     quantised, _ = save_packed(save_family("qwen3_moe", folder / "plain"), folder, PACKED["kimi"])
     there = tensors_of(quantised)
@@ -60,7 +60,7 @@ def test_ranks_of_which_one_holds_what_differs_learn_as_one_does(mixed: Path) ->
 def test_a_rank_that_serves_by_another_kind_of_pass_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anybody waits for anybody."""
+    """The refusal comes before any rank waits for another."""
     meet = Ranks.meet
 
     def meet_by_modules(self: Ranks, member: Member, *, lean: bool) -> Peers:

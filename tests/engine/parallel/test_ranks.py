@@ -53,7 +53,7 @@ from tests.waiting import until
 PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77, 160, 9]
 LONGER = [*PROMPT, 44, 17, 230]  # its first page is shared with the other's
 CLOSE = 2e-4
-UNKNOWN = 1 << 30  # no token of the base: looking it up raises
+UNKNOWN = 1 << 30  # not a token of the base: looking it up raises
 
 
 def one(forward: Forward) -> Span:
@@ -63,7 +63,7 @@ def one(forward: Forward) -> Span:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ of heads that two ranks can not share evenly, and adapters on all of it."""
+    """base/, whose heads two ranks cannot share evenly, and adapters on all of it."""
     folder = tmp_path_factory.mktemp("files")
     base = save_base(folder / "base", hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
     for rank in (4, 8):
@@ -73,7 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def routed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ that routes to experts and that own kernels do not compute, and adapters on all of it."""
+    """base/, which routes to experts and is not computed by the engine's own kernels, and adapters on all of it."""
     folder = tmp_path_factory.mktemp("routed")
     base = saved_families.save_base("minimax_m2", folder / "base", **BY_MODULES)
     for rank in (4, 8):
@@ -111,7 +111,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
         longer = await ask(engine, LONGER, "four", max_tokens=1, ignore_eos=True, logprobs=0)
         expected = peft_scores(files / "base", files / "r4", [*LONGER, *longer.tokens])
         assert longer.logprobs == pytest.approx(expected[-1:], abs=CLOSE)
-        engine.holder.load("four", files / "r8")  # another revision in a slot that was used
+        engine.holder.load("four", files / "r8")  # another revision in a used slot
         await _answers_like_peft(engine, files, "four", files / "r8")
         engine.holder.clear("eight")
         await _answers_like_peft(engine, files, "eight", None)
@@ -127,7 +127,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
 
 
 async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> None:
-    """The others wait for it in memory, and are released when its end is noticed."""
+    """The others wait for it in shared memory, and are released when its end is noticed."""
     async with running(routed_files / "base", tensor_parallel_size=2) as engine:
         [rank] = followers()
         os.kill(rank, signal.SIGSTOP)
@@ -152,7 +152,7 @@ def test_ranks_whose_steps_are_small_have_room_for_what_proves_them(of: str, req
 def test_a_rank_that_raises_within_a_step_releases_the_first(
     routed_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it waits for in the middle of a layer never comes, and its patience is longer than this test's."""
+    """The first waits in the middle of a layer for what never comes, with a patience longer than this test's."""
     patient = functools.partial(Meeting, patience_s=3600.0)
     monkeypatch.setattr("mint_engine.parallel.member.Meeting", patient)
     with built(routed_files / "base", "float32", 2) as (_, generation):
@@ -166,8 +166,8 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
 async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
     routed_files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """They wait for it in the middle of a layer, not for long, and do not call that a defect of theirs."""
-    own = ForkClient()  # says what it and its ranks have to say where this test can read it
+    """They wait for it in the middle of a layer, but not for long, and do not report a defect of their own."""
+    own = ForkClient()  # its output and its ranks' goes where this test can read it
     monkeypatch.setattr("mint_engine.parallel.rank.fork_client", lambda: own)
     with built(routed_files / "base", "float32", 2) as (_, generation):
         [rank] = followers()
@@ -189,7 +189,7 @@ def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
 
 @pytest.mark.parametrize("dies", ["another node's rank", "the leader"])
 async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisProcess, tmp_path: Path) -> None:
-    """As processes of pods, so that all of the engine's pods start anew, and with a word that tells of it."""
+    """As processes of pods, so that all of the engine's pods restart, with a log event that says why."""
     redis = patient(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
@@ -212,7 +212,7 @@ async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisPr
 
 @pytest.mark.parametrize("dies", ["rank 1", "rank 0"])
 async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisProcess, tmp_path: Path) -> None:
-    """The pod's process ends, so that Kubernetes starts all of it anew, and nobody stays behind."""
+    """The pod's process ends, so that Kubernetes restarts all of it, and no process is left behind."""
     redis = patient(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
@@ -245,7 +245,7 @@ async def test_it_begins_on_another_node_before_the_leader_is_there(tmp_path: Pa
 
 
 async def _until_ready(reader: MapReader, engine: str) -> None:
-    """Until the map has it as ready."""
+    """Wait until the map has the engine as ready."""
 
     async def ready() -> EngineView | None:
         found = await view(reader, engine)
@@ -271,7 +271,7 @@ async def test_ranks_end_where_the_engine_finds_no_place_for_its_adapters(files:
 
 
 async def test_ranks_end_where_the_first_one_can_not_serve_what_all_have_loaded(tmp_path: Path) -> None:
-    """By an odd word in the configuration, say: another try would start others beside them, each with its share."""
+    """For example because of an odd value in the config: another try would start more ranks, each with its share."""
     base = save_base(tmp_path, num_experts_per_tok=2, num_local_experts="many")
     with pytest.raises(ValueError, match="many"):
         build(settings_for(base, tensor_parallel_size=2), base)
@@ -279,7 +279,7 @@ async def test_ranks_end_where_the_first_one_can_not_serve_what_all_have_loaded(
 
 
 def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
-    """Not as if it had ended, after which the engine would try again at once."""
+    """It must not look as if the rank had ended, after which the engine would try again at once."""
     no_threads = Begin(settings_for(files / "base", tensor_parallel_size=2), str(files / "base"), "", 1, 2, 64, 0)
     with ranks_until(2) as [rank]:
         rank.tell(messages.encode(no_threads))
@@ -290,7 +290,7 @@ def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
 async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a large base that would take the first rank many minutes; and it is told how the other has ended."""
+    """Reading a large base would take the first rank many minutes; its error says how the other has ended."""
     headway = Headway()
 
     class Killed(Rank):
@@ -314,7 +314,7 @@ async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
 
 
 async def test_a_rank_that_fails_at_a_slot_ends_at_once(files: Path) -> None:
-    """It has no answer, and what its slots hold nobody knows."""
+    """It has no answer, and the contents of its slots are unknown."""
     with built(files / "base", "float32", 2) as (slots, generation):
         [rank] = followers()
         others: Any = generation._forward._others

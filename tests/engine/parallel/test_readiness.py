@@ -1,4 +1,4 @@
-"""Who has been asked for an answer is heard in whatever order that comes: over real sockets."""
+"""Answers from ranks and nodes are heard in whatever order they come: over real sockets."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ from mint_engine.parallel.readiness import Readiness
 
 
 class One:
-    """A rank or node that is told apart by its name; `said` is the end that it speaks at."""
+    """A rank or node identified by its name; `said` is the end that it speaks at."""
 
     def __init__(self, name: str, *, there: bool = True) -> None:
         self.name, self._there = name, there
@@ -69,7 +69,7 @@ def test_one_that_has_ended_is_missed_while_others_are_silent(three: list[One]) 
 
 
 def test_one_that_ends_after_it_was_ready_is_for_others_to_miss(three: list[One]) -> None:
-    """As a rank's own watcher, or the next answer that it is asked for."""
+    """Its own watcher notices, or the next request for an answer."""
     readiness = Readiness(three)
     messages.send(three[0].said, Ready())
     readiness.listen()

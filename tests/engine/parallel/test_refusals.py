@@ -1,4 +1,4 @@
-"""What is not shared out over ranks is refused, and the refusal names it."""
+"""Bases that cannot be split over the ranks are refused, and the refusal names why."""
 
 from pathlib import Path
 from typing import Any

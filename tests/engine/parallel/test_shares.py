@@ -1,4 +1,4 @@
-"""Shares of a base: everything is held by somebody, query heads with their key/value head, and nothing twice."""
+"""Shares of a base: every part is held by some rank, query heads with their key/value head, and nothing twice."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ LATENT = Dimensions(heads=8, kv_heads=8, vocabulary=300, experts=8)
 
 
 def covers(cuts: list[Cut], size: int) -> bool:
-    """Side by side, from the first to the last."""
+    """Whether the cuts lie side by side, from the first element to the last."""
     return cuts[0].start == 0 and cuts[-1].stop == size and all(a.stop == b.start for a, b in pairwise(cuts))
 
 

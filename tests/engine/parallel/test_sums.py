@@ -1,4 +1,4 @@
-"""Ranks put together what torch computes on each: real processes, the same bits on all of them, however they meet."""
+"""Ranks combine what torch computes on each: real processes, the same bits on all of them, however they meet."""
 
 import multiprocessing
 import random
@@ -25,7 +25,7 @@ from mint_engine.parallel.shared_memory import Extent, Meeting
 from mint_engine.parallel.shares import Dimensions, Share, share_out
 
 ROWS, HIDDEN, VOCABULARY = 512, 81, 101
-PLACE = ROWS * HIDDEN  # numbers that one rank writes at once, of the meeting's own type
+PLACE = ROWS * HIDDEN  # numbers of the meeting's own type that one rank writes at once
 SIZES = (1, 2, 63, 64, 65, 1001, 40_000, PLACE, PLACE + 1, 3 * PLACE + 7)
 ROUNDS = 200
 ANSWER_S = 120.0
@@ -39,7 +39,7 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def added(parts: list[torch.Tensor]) -> torch.Tensor:
-    """In float32, in the order of ranks, rounded once."""
+    """The sum in float32, in the order of ranks, rounded once."""
     whole = torch.zeros(parts[0].shape)
     for part in parts:
         whole += part.to(torch.float32)
@@ -47,7 +47,7 @@ def added(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def add_often(group: Group, _: Connection) -> Told:
-    """Sums of every size and type, each rank knowing what all have, and logits in between."""
+    """Sums of every size and type, checked by each rank, and logits in between; return what went wrong."""
     share, chosen = group.share, random.Random(1)
     for number in range(ROUNDS):
         dtype = chosen.choice((torch.float32, torch.bfloat16, torch.float16))
@@ -65,7 +65,7 @@ def add_often(group: Group, _: Connection) -> Told:
 
 
 def add_when_told(group: Group, pipe: Connection) -> Told:
-    """One sum, after a word; what it raises."""
+    """Sum once after a message; return the error it raises."""
     pipe.recv()
     try:
         group.sum(torch.ones(8))
@@ -75,20 +75,20 @@ def add_when_told(group: Group, pipe: Connection) -> Told:
 
 
 def add_twice(group: Group, pipe: Connection) -> Told:
-    """One sum, and another after a word."""
+    """Sum once, and again after a message."""
     group.sum(torch.ones(8))
     pipe.send("met")
     return add_when_told(group, pipe)
 
 
 def be(rank: int, count: int, threads: int, patience_s: float, memory: Path, act: Act, pipe: Connection) -> None:
-    """One rank's process: do that, tell what went wrong."""
+    """Run `act` as one rank's process; send what went wrong."""
     torch.set_num_threads(threads)
     pipe.send(act(SharedGroup(join(memory, rank, count, threads, patience_s)), pipe))
 
 
 def be_on_a_node(rank: int, count: int, wire: Wire, act: Act, pipe: Connection) -> None:
-    """The same of a rank that shares no memory with the others."""
+    """The same for a rank that shares no memory with the others."""
     torch.set_num_threads(1)
     distributed._PATIENCE = timedelta(seconds=10 * ANSWER_S)
     pipe.send(act(DistributedGroup(share_of(rank, count), Gloo(wire)), pipe))
@@ -111,7 +111,7 @@ def extent(count: int, threads: int) -> Extent:
 def ranks(
     count: int, memory: Path, act: Act, *, threads: int = 1, patience_s: float = ANSWER_S
 ) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
-    """Processes that do that together, and a pipe to each."""
+    """Processes that run `act` together, and a pipe to each."""
     with memory.open("wb") as file:
         file.truncate(extent(count, threads).nbytes)
     arguments = [(rank, count, threads, patience_s, memory, act) for rank in range(count)]
@@ -121,7 +121,7 @@ def ranks(
 
 @contextmanager
 def ranks_on_nodes(count: int, act: Act) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
-    """The same of ranks that meet over TCP; a stranger has written what it can to where they find each other."""
+    """The same for ranks that meet over TCP, where a stranger has written all it can into their rendezvous store."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     wire = Wire("localhost", store.port, "among us", "127.0.0.1")
     for rank in range(count):
@@ -134,7 +134,7 @@ def ranks_on_nodes(count: int, act: Act) -> Iterator[list[tuple[SpawnProcess, Co
 def processes(
     target: Callable[..., None], arguments: list[tuple[Any, ...]]
 ) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
-    """One for each of the arguments, and a pipe to it."""
+    """A process for each of the arguments, and a pipe to it."""
     spawn = multiprocessing.get_context("spawn")
     found: list[tuple[SpawnProcess, Connection]] = []
     try:
@@ -158,7 +158,7 @@ def heard(pipe: Connection) -> Told:
 
 
 def miss_one(playing: list[tuple[SpawnProcess, Connection]]) -> None:
-    """The others notice that one has died."""
+    """Kill one rank, and check that the others notice."""
     dead, _ = playing.pop(1)
     dead.kill()
     dead.join()
@@ -181,7 +181,7 @@ def test_over_nodes_they_are_the_same_to_the_bit(count: int) -> None:
 
 
 def test_over_nodes_a_rank_that_dies_is_missed_at_once() -> None:
-    """The patience of the others would end long after this test's."""
+    """The others' own patience would end long after this test's."""
     with ranks_on_nodes(3, add_twice) as playing:
         assert [heard(pipe) for _, pipe in playing] == ["met"] * 3
         miss_one(playing)
@@ -193,7 +193,7 @@ def test_a_rank_that_dies_is_missed_within_the_patience_of_the_others(tmp_path: 
 
 
 def test_who_waits_is_released_when_another_says_that_it_can_not_go_on(tmp_path: Path) -> None:
-    """At once: its patience is longer than this test's."""
+    """It is released at once: its own patience is longer than this test's."""
     memory = tmp_path / "memory"
     with ranks(2, memory, add_when_told, patience_s=10 * ANSWER_S) as [(_, waits), _]:
         meeting = join(memory, 1, 2)
@@ -204,7 +204,7 @@ def test_who_waits_is_released_when_another_says_that_it_can_not_go_on(tmp_path:
 
 
 def until_one_waits(meeting: Meeting) -> None:
-    """At the first gate (kernels/peers.h: Meeting)."""
+    """Wait until one waits at the first gate (kernels/peers.h: Meeting)."""
     waiting = meeting._every[64:68].view(torch.int32)
     give_up = time.monotonic() + ANSWER_S
     while not waiting[0]:

@@ -1,6 +1,6 @@
-"""An engine of several ranks answers as one of a single rank does, and policies learn on it what they learn there.
+"""An engine of several ranks answers as one of a single rank does, and its policies learn the same.
 
-Of every family: in real processes, over shares of the base.
+For every family: in real processes, over shares of the base.
 """
 
 import os
@@ -45,7 +45,7 @@ LEAN = (
 MODULES = {f"{family} by modules": family for family in ("olmo2", "olmo3_one_key", "minimax_m2")}
 REPLAYED = ("mixtral", *ROUTED, "minimax_m2 by modules")
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
-ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may take a token to another expert
+ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may send a token to another expert
 ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
 MIXED = [
     ("llama of uneven heads", "float32"), *ROUNDED,
@@ -113,7 +113,7 @@ def test_answers_are_those_of_one_rank(kind: Kind, one: Learning) -> None:
 
 
 def answers(each: Learning) -> torch.Tensor:
-    """Logits of requests for two adapters and the bare base, then with one in place of another and one gone."""
+    """Logits of requests for two adapters and the bare base, then with one adapter replaced and the other cleared."""
     for slot, rank in enumerate((4, 9)):
         each.slots.load(slot, draw_adapter(each.slots, rank))
     mixed = play(each.generation, TURNS, each.vocabulary)
@@ -124,7 +124,7 @@ def answers(each: Learning) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", [*EXACT, *ROUNDED], indirect=True, ids=", ".join)
 def test_gradients_and_weights_are_those_of_one_rank(kind: Kind, one: Learning) -> None:
-    """Weights after two steps."""
+    """Weights are compared after two steps."""
     replayed, found = kind.family in REPLAYED, []
     for each in (one, kind.two):
         gradients = each.gradients(replayed=replayed)
@@ -174,7 +174,7 @@ def test_one_that_is_not_finite_reaches_no_other(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
 def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
-    """Nor do pieces change what they compute; and work that is given up half-way leaves nothing behind."""
+    """Neither does cutting the work into pieces; and cancelled work leaves nothing behind."""
     two = kind.two
     expected = two.gradients()
     answers = play(two.generation, TURNS, two.vocabulary)
@@ -196,7 +196,7 @@ def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
 def test_updates_that_take_turns_have_the_gradients_of_one_go(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others begin, end and are given up meanwhile, and requests go between."""
+    """Others begin, end and are cancelled meanwhile, and requests run in between."""
     monkeypatch.setattr(works, "PIECE_ROWS", 24)
     monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=24))
     two = kind.two
@@ -226,7 +226,7 @@ def test_updates_that_take_turns_have_the_gradients_of_one_go(kind: Kind, monkey
 @pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
 @pytest.mark.parametrize("fails", ["a grade", "a grade by the base", "holding"])
 def test_a_lesson_that_fails_on_the_first_rank_alone_fails_alone(kind: Kind, fails: str) -> None:
-    """Between two pieces, or while others wait for grades: what comes next is as if it had never been."""
+    """Between two pieces, or while others wait for grades: what comes next is as if it had never happened."""
     two = kind.two
     expected = two.gradients()
     answers = play(two.generation, TURNS, two.vocabulary)
@@ -248,7 +248,7 @@ def test_a_lesson_that_fails_on_the_first_rank_alone_fails_alone(kind: Kind, fai
 
 
 class UnheldWeights(torch.Tensor):
-    """Weights that are too many to be rounded."""
+    """Weights that fail when they are to be rounded, as if there were too many."""
 
     def numel(self) -> int:
         raise MemoryError
@@ -257,7 +257,7 @@ class UnheldWeights(torch.Tensor):
 async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others wait in the middle of it."""
+    """The others wait in the middle of the piece."""
     others = followers()
     with engine(save("minimax_m2 by modules", tmp_path), 2) as two:
         two.create()
@@ -274,7 +274,7 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "hunyuan_moe", "deepseek_v3", "deepseek_v32"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
-    """Four heads and six experts over three."""
+    """Four heads and six experts over three ranks."""
     check_gradients(save(family, tmp_path, num_key_value_heads=4), 3)
 
 
@@ -283,7 +283,7 @@ def test_four_ranks_have_a_head_of_latent_attention_each(tmp_path: Path) -> None
 
 
 def check_gradients(base: Path, ranks: int) -> None:
-    """Several ranks' are those of one."""
+    """Check that the gradients of several ranks equal those of one."""
     with engine(base, 1) as one, engine(base, ranks) as several:
         for found, expected in zip(several.gradients(), one.gradients(), strict=True):
             assert far(found, expected) < 1e-4

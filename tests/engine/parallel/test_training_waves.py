@@ -30,7 +30,7 @@ def engine_of(scene: Scene) -> Engine:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 async def test_a_wave(family: str, tmp_path: Path) -> None:
-    """Published revisions are served at once, as an engine of one rank serves them that reads them from the store."""
+    """Published revisions are served at once, exactly as an engine of one rank serves them from the store."""
     base = save(family, tmp_path / "base")
     async with training(base, tmp_path, train(publish_every_steps=1), tensor_parallel_size=2) as scene:
         scene.want(*[assignment(name) for name in NAMES])
@@ -52,7 +52,7 @@ async def test_a_wave(family: str, tmp_path: Path) -> None:
 
 
 async def test_calls(tmp_path: Path) -> None:
-    """Each lowers the loss of what it is taught, and what is published is served."""
+    """Each step lowers the loss on its example, and the published revision is served."""
     async with training(save("llama", tmp_path / "base"), tmp_path, tensor_parallel_size=2) as scene:
         await answer_calls(scene)
         example = pb.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
