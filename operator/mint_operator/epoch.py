@@ -78,7 +78,7 @@ class Leadership:
             await asyncio.sleep(RETRY_S)
 
     async def keep(self) -> None:
-        """Renew for ever. Raises LeadershipLost."""
+        """Renew the Lease forever. Raises LeadershipLost."""
         renewed_at = time.monotonic()
         while True:
             await asyncio.sleep(RENEW_EVERY_S if time.monotonic() - renewed_at < RENEW_EVERY_S else RETRY_S)

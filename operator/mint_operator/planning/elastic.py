@@ -130,10 +130,7 @@ def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now:
 
 
 def _clinging(of: Fleet, going: Engine, placed: Placed, engines: Mapping[str, Engine]) -> dict[str, str | None]:
-    """Return the adapters of an engine to be removed that are not ready elsewhere, and where they are to be.
-
-    None as the place: nowhere.
-    """
+    """Return an engine's adapters that are not ready elsewhere, each with the engine that should have it, if any."""
     found: dict[str, str | None] = {}
     for name in placed.given.get(going.name, ()):
         want = placed.task.wants[name]

@@ -1,4 +1,4 @@
-"""Waves whose ttl has ended: treated as if they were deleted, with a status that says so. Pure."""
+"""Waves whose ttl has ended: treated as if they were deleted, but with a status that says that they expired. Pure."""
 
 from collections.abc import Iterable
 

@@ -59,7 +59,7 @@ def _had(known: BaseMap, waves: set[str]) -> _Had:
 
 
 def _home(wave: ObservedWave, snapshot: Snapshot) -> str:
-    """Return the base that has the wave by its map or training; the one that it names if several or none do."""
+    """Return the base that has the wave in its map or training; preferably, or if none has, the one that it names."""
     key = wave.meta.key
     found = [base for base, known in snapshot.maps.items() if key in _records(known)]
     found += [base for base, trained in snapshot.training.items() if _training(wave, trained) is not None]
