@@ -352,6 +352,12 @@ def test_a_restart_finds_what_was_complete_and_sweeps_the_rest(tmp_path: Path) -
     (tmp_path / ".partial-x").write_bytes(b"half")
     (tmp_path / "folder").mkdir()
     (tmp_path / "stray").write_text("")
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(bytes(20))
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / "dangling").symlink_to(elsewhere / "absent")
+    (tmp_path / kept.name.replace(IDENTITY, OTHER)).symlink_to(elsewhere / "file")
 
     again = DiskTier(tmp_path, 100)
     assert again.get(source("a"), IDENTITY) == kept
@@ -359,6 +365,7 @@ def test_a_restart_finds_what_was_complete_and_sweeps_the_rest(tmp_path: Path) -
     assert again.ledger.used == 50
     assert set(tmp_path.iterdir()) == {kept, newer}
     assert again.imbalance() == ""
+    assert (elsewhere / "file").exists(), "links are removed, and what they lead to stays"
     assert DiskTier(tmp_path, 10).ledger.used == 0, "a smaller budget holds for what is found, too"
 
 

@@ -52,10 +52,10 @@ class DiskTier:
     def _recover(self) -> None:
         """Enter earlier processes' complete files, the newest per source, by last use; delete everything else."""
         newest: dict[str, Path] = {}
-        for path in sorted(self._folder.iterdir(), key=lambda each: each.stat().st_mtime_ns):
+        for path in sorted(self._folder.iterdir(), key=lambda each: each.lstat().st_mtime_ns):
             name = _FILE.fullmatch(path.name)
-            if name is None or not path.is_file():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if name is None or path.is_symlink() or not path.is_file():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                 continue
             if name[1] in newest:
                 newest[name[1]].unlink()
