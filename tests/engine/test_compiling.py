@@ -80,3 +80,36 @@ async def test_who_goes_before_a_thread_is_free_is_never_compiled() -> None:
     works.let.release(3)
     assert list(await asyncio.gather(held[0], held[1], next_)) == ["a", "b", "next"]
     assert "c" not in works.begun
+
+
+async def test_what_is_compiled_for_a_client_that_has_gone_takes_a_place_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "MOST", 1)
+    shapes, works = Compiling("engine"), Works()
+    gone = asyncio.create_task(shapes.run("a", works, "gone"))
+    await until(lambda: works.begun)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    with pytest.raises(Overloaded):
+        await shapes.run("b", works, "b")
+    works.let.release(2)
+    await until(lambda: shapes._crowd.total == 0)
+    assert await shapes.run("b", works, "b") == "b"
+
+
+async def test_where_no_thread_can_be_started_the_next_of_that_adapter_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes, works = Compiling("engine"), Works()
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(shapes._threads, "submit", refuse)
+        asked = [asyncio.create_task(shapes.run("a", works, f"{n}")) for n in range(2)]
+        ended = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
+    assert [type(each) for each in ended] == [RuntimeError] * 2
+    works.let.release()
+    assert await shapes.run("a", works, "next") == "next"

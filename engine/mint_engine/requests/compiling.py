@@ -33,7 +33,8 @@ class Compiling:
     async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:
         """Run `work` for an adapter's shape and return its result. Raises Overloaded if too many wait.
 
-        A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once.
+        A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once, and
+        what still runs counts.
         """
         if not self._crowd.has_room(adapter, 1):
             raise Overloaded(
@@ -44,12 +45,21 @@ class Compiling:
         turn = self._turns.setdefault(adapter, asyncio.Lock())
         loop = asyncio.get_running_loop()
 
+        def leave() -> None:
+            self._crowd.leave(adapter)
+            turn.release()
+
         def end(_: object) -> None:
             with suppress(RuntimeError):  # the loop has closed, and nobody waits for a turn
-                loop.call_soon_threadsafe(turn.release)
+                loop.call_soon_threadsafe(leave)
 
         with self._crowd.holding(adapter):
             await turn.acquire()
-            compiled = self._threads.submit(work, *given)
-            compiled.add_done_callback(end)
-            return await asyncio.wrap_future(compiled)
+            try:
+                compiled = self._threads.submit(work, *given)
+            except RuntimeError:  # no thread could be started
+                turn.release()
+                raise
+            self._crowd.enter(adapter, 1)  # again, since it counts until `work` ends
+        compiled.add_done_callback(end)
+        return await asyncio.wrap_future(compiled)
