@@ -198,3 +198,24 @@ async def test_of_many_sources_those_are_told_of_whose_claims_answer(
         "" if each.uri.startswith("pvc://ill") else state for each, state in zip(asked, told, strict=True)
     ]
     here.close()
+
+
+async def test_a_place_is_silent_while_any_look_at_it_hangs(
+    scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, let = SourceStat(scene(store=None).loader), [threading.Event(), threading.Event()]
+    monkeypatch.setattr(source_stat, "SILENT_S", 0.01)
+
+    async def look(number: int) -> None:
+        with pytest.raises(SourceUnavailable):
+            await here._ask(source("ill", number), lambda: let[number].wait(60))
+
+    await asyncio.gather(look(0), look(1))
+    let[0].set()
+    await until(lambda: sum(map(len, here._running.values())) == 1)
+    assert here.is_stuck(source("ill", 2))
+    assert not here.is_stuck(source("well", 2))
+    let[1].set()
+    await until(lambda: not here.is_stuck(source("ill", 2)))
+    assert not (here._running or here._late)
+    here.close()

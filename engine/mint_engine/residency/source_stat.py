@@ -6,11 +6,11 @@ while a look that timed out is still running.
 """
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from mint_contracts.errors import SourceUnavailable
@@ -34,8 +34,8 @@ class SourceStat:
         self._loader = loader
         self._threads = ThreadPoolExecutor(THREADS, "look")
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._running: Counter[str] = Counter()
-        self._silent: set[str] = set()
+        self._running: dict[str, set[asyncio.Future[Any]]] = defaultdict(set)  # looks by place
+        self._late: set[asyncio.Future[Any]] = set()  # those of them that have timed out
 
     async def state(self, source: Source) -> str | None:
         """Return the source's state (see `Loader.state`). Raises SourceUnavailable if its place does not respond."""
@@ -55,8 +55,7 @@ class SourceStat:
 
     def is_stuck(self, source: Source) -> bool:
         """Return whether a look at the source's place has timed out and is still running."""
-        place = place_of(source)
-        return place in self._silent and self._running[place] > 0
+        return not self._late.isdisjoint(self._running.get(place_of(source), ()))
 
     def close(self) -> None:
         """Start nothing more."""
@@ -82,12 +81,14 @@ class SourceStat:
         if self.is_stuck(source):
             raise silent
         turns = self._turns.setdefault(place, asyncio.Semaphore(EACH))
+        look: asyncio.Future[T] | None = None
         try:
             async with asyncio.timeout(SILENT_S):
                 await turns.acquire()
-                return await asyncio.shield(self._begin(place, turns, work))
+                look = self._begin(place, turns, work)
+                return await asyncio.shield(look)
         except TimeoutError:
-            self._silent.add(place)
+            self._late |= self._running[place] if look is None else {look} & self._running[place]
             raise silent from None
 
     def _begin(self, place: str, turns: asyncio.Semaphore, work: Callable[[], T]) -> "asyncio.Future[T]":
@@ -95,12 +96,14 @@ class SourceStat:
 
         def ended(look: "asyncio.Future[T]") -> None:
             turns.release()
-            self._running -= Counter((place,))
-            self._silent.discard(place)
+            self._running[place].discard(look)
+            if not self._running[place]:
+                del self._running[place]
+            self._late.discard(look)
             if not look.cancelled():
                 look.exception()  # mark it as retrieved; whoever waits gets it too
 
-        self._running[place] += 1
         look = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._running[place].add(look)
         look.add_done_callback(ended)
         return look
