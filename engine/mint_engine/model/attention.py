@@ -86,7 +86,11 @@ def attend(
     if kept is not None and (style.window is None or style.window > kept):
         raise UnsupportedBase(type(module).__name__, f"sees further back than the {kept} tokens of its configuration")
     if key.shape[1] != cache.heads or key.shape[3] != cache.head_dim or value.shape != key.shape:
-        raise UnsupportedBase(type(module).__name__, f"has keys {list(key.shape)} that differ from its configuration")
+        raise UnsupportedBase(
+            type(module).__name__,
+            f"has keys {list(key.shape)} and values {list(value.shape)}, and its configuration gives "
+            f"{cache.heads} heads of {cache.head_dim} for both",
+        )
     cache.write(layer, plan.places, key[0], value[0])
     out = torch.empty_like(query[0])
     for decodes in plan.decodes:
