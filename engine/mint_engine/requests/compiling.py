@@ -33,8 +33,8 @@ class Compiling:
     async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:
         """Run `work` for an adapter's shape and return its result. Raises Overloaded if too many wait.
 
-        A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once, and
-        what still runs counts.
+        A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once.
+        Until then, the shape counts.
         """
         if not self._crowd.has_room(adapter, 1):
             raise Overloaded(
