@@ -35,7 +35,7 @@ from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, room
-from mint_engine.scheduling.life import Asked, live
+from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.stepper import Stepper
 
 _LONGEST_ID = 128
@@ -104,7 +104,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             with self._reading():
                 asked = await self._read(request, parts, scored)
             with closing(Inbox(self._unread.part(OWN_UNREAD * asked.sampling.n))) as inbox:
-                life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
+                life = asyncio.create_task(run_request(asked, parts.holder, parts.stepper, inbox))
                 self._taken.add(life)
                 life.add_done_callback(self._taken.discard)
                 first, ended = True, 0
@@ -199,7 +199,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             self._taken.discard(ended)
             ended.set_result(None)
 
-    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts, scored: Part) -> Asked:
+    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts, scored: Part) -> CheckedRequest:
         """Read and check all that needs no adapter; reserve room in `scored` for the prompt's log-probabilities."""
         if request.base_model not in {"", self._settings.base_model}:
             subject = f"base model {request.base_model[:300]!r}"
@@ -232,6 +232,6 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         name, params = request.request_id or uuid.uuid4().hex, request.sampling
         calls = read_form(request.chat, tokenizer)
         salt = request.cache_salt
-        return Asked(
+        return CheckedRequest(
             name, adapter, prompt, sampling, source, params.routes, params.echo, offsets, grammar, calls, salt
         )

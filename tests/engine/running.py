@@ -27,7 +27,7 @@ from mint_contracts.source import Source
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
-from mint_engine.residency.holding import AdapterStatus, Held
+from mint_engine.residency.holding import AdapterStatus, Pinned
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.scheduler import Limits
@@ -157,12 +157,12 @@ class FixedHolder:
         self.revisions[name] = "none"
 
     @asynccontextmanager
-    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
+    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Pinned]:
         if adapter not in self.places:
             raise AdapterNotFound(f"adapter {adapter}", "is in no wave and no store")
         self.users[adapter] = self.users.get(adapter, 0) + 1
         try:
-            yield Held(slot=self.places[adapter], revision=self.revisions[adapter])
+            yield Pinned(slot=self.places[adapter], revision=self.revisions[adapter])
         finally:
             self.users[adapter] -= 1
 

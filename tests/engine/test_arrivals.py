@@ -22,8 +22,8 @@ from mint_engine.residency import remapping
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox, room
-from mint_engine.scheduling.life import Asked, live
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, room
+from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.stepper import Stepper
 from tests.disk import on_disk
@@ -199,8 +199,8 @@ async def bare(engine: Engine) -> tuple[int, ...]:
 
 async def lives(engine: Engine, inbox: Inbox) -> None:
     """Run a request for the first adapter as a client's."""
-    asked = Asked("first", NAMES[0], PROMPT, Sampling(COUNT, 0, ignore_eos=True))
-    await live(asked, engine.residency, engine.stepper, inbox)
+    asked = CheckedRequest("first", NAMES[0], PROMPT, Sampling(COUNT, 0, ignore_eos=True))
+    await run_request(asked, engine.residency, engine.stepper, inbox)
 
 
 def begun(engine: Engine) -> bool:
@@ -250,7 +250,7 @@ async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
     await until(lambda: begun(engine))
     life.cancel()
     await asyncio.wait({life})
-    assert isinstance(inbox.get_nowait(), Begun)
+    assert isinstance(inbox.get_nowait(), Queued)
     other = asyncio.create_task(engine.ask(NAMES[1], PROMPT, COUNT))
     assert await bare(engine) == truth[""]
     assert not other.done()
@@ -282,7 +282,7 @@ async def test_what_never_comes_fails_those_who_began_and_nobody_else(
 async def fails(engine: Engine) -> MintError:
     inbox = Inbox(room("tiny-0").part())
     await lives(engine, inbox)
-    assert isinstance(inbox.get_nowait(), Begun)
+    assert isinstance(inbox.get_nowait(), Queued)
     told = inbox.get_nowait()
     assert isinstance(told, CompletionEvent)
     assert isinstance(told.event, Failed)

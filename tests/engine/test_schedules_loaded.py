@@ -37,9 +37,9 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.turns import Terms
-from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox, room
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, room
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.life import Asked, live
+from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.request import Done, Failed, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits, Scheduler
@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 class Client:
     """One request and everything sent to it."""
 
-    asked: Asked
+    asked: CheckedRequest
     inbox: Inbox = field(default_factory=lambda: Inbox(room("tiny-0").part()))
     task: "asyncio.Task[None] | None" = None
     cancelled: bool = False
@@ -92,7 +92,7 @@ class Client:
         revision, tokens, ends = None, dict[int, list[int]](), dict[int, Done | Failed]()
         while not self.inbox.empty():
             told = self.inbox.get_nowait()
-            if isinstance(told, Begun):
+            if isinstance(told, Queued):
                 assert revision is None
                 revision = told.revision
                 continue
@@ -164,8 +164,8 @@ class Schedule:
         self.residency.start()
 
     async def ask(self, adapter: str, prompt: tuple[int, ...], sampling: Sampling) -> None:
-        client = Client(Asked(f"r{len(self.clients)}", adapter, prompt, sampling))
-        client.task = asyncio.create_task(live(client.asked, self.residency, self.stepper, client.inbox))
+        client = Client(CheckedRequest(f"r{len(self.clients)}", adapter, prompt, sampling))
+        client.task = asyncio.create_task(run_request(client.asked, self.residency, self.stepper, client.inbox))
         self.clients.append(client)
         await self.settle()
 

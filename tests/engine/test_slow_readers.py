@@ -13,7 +13,7 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.wire import from_rpc_error
 from mint_engine import server
 from mint_engine.scheduling import inbox
-from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued
 from mint_engine.scheduling.request import Done, Failed, Scored, Tokens
 from mint_engine.scheduling.stepper import Load
 from tests.engine.running import Running, ask, running
@@ -78,10 +78,10 @@ async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(mon
     room = Room(1000, "engine e-0", "is full")
     first, second = Inbox(room.part(own=0)), Inbox(room.part(own=0))
     event = Tokens((5,), "a", (Scored(5, -1.0, ((6, -2.0),)),))
-    first.put_nowait(Begun(""))
+    first.put_nowait(Queued(""))
     first.put_nowait(CompletionEvent(0, event))
     assert room.taken == 280 + 140 + 120
-    second.put_nowait(Begun(""))
+    second.put_nowait(Queued(""))
     with pytest.raises(Overloaded, match="engine e-0: is full; retry later"):
         second.put_nowait(CompletionEvent(1, event))
     second.put_nowait(CompletionEvent(0, Done(stopped=True, completion_tokens=1)))
@@ -90,5 +90,5 @@ async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(mon
     assert isinstance(told.event, Failed)
     assert isinstance(told.event.error, Overloaded)
     assert second.empty()
-    assert [await first.get() for _ in range(2)] == [Begun(""), CompletionEvent(0, event)]
+    assert [await first.get() for _ in range(2)] == [Queued(""), CompletionEvent(0, event)]
     assert room.taken == 0

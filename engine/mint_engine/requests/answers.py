@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from mint_contracts import sampling_pb2
 from mint_engine.requests import routed
 from mint_engine.requests.spelling import Spelling
-from mint_engine.scheduling.inbox import Begun, Inbox
-from mint_engine.scheduling.life import Asked
+from mint_engine.scheduling.inbox import Inbox, Queued
+from mint_engine.scheduling.life import CheckedRequest
 from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
 
 _AT_ONCE = 256  # tokens of a prompt written before yielding to the event loop: 3 ms with scores
 
 
 async def answer(
-    asked: Asked, inbox: Inbox, engine: str, base_model: str, spelling: Spelling
+    asked: CheckedRequest, inbox: Inbox, engine: str, base_model: str, spelling: Spelling
 ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
     """Yield Started, chunks, and for each completion a Finished, preceded by its routes if requested.
 
@@ -34,7 +34,7 @@ async def answer(
     left = asked.sampling.n
     while left:
         entry = await inbox.get()
-        if isinstance(entry, Begun):
+        if isinstance(entry, Queued):
             started.revision = entry.revision
             if not asked.sampling.prompt_logprobs:
                 yield sampling_pb2.GenerateEvent(started=started)
@@ -60,7 +60,7 @@ def _parts(count: int) -> Iterator[slice]:
     return (slice(first, first + _AT_ONCE) for first in range(0, count, _AT_ONCE))
 
 
-def _event(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
+def _event(asked: CheckedRequest, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
     if isinstance(event, Tokens):
         scores = _scores(event.scores, [event.offset] * len(event.scores), spelling)
         chunk = sampling_pb2.Chunk(text=event.text, token_ids=event.token_ids, logprobs=scores, index=index)

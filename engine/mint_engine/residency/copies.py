@@ -107,9 +107,9 @@ class Copy:
         """Return a new instance of the error while retries are blocked, with the time to retry after; else None."""
         if self.error is None or not self.blocked(now):
             return None
-        return again(self.error, None if self.error.terminal else self.retry_at - now)
+        return fresh_error(self.error, None if self.error.terminal else self.retry_at - now)
 
 
-def again(error: MintError, retry_after_s: float | None) -> MintError:
+def fresh_error(error: MintError, retry_after_s: float | None) -> MintError:
     """Return a new instance of an error, so that several requests can each raise their own."""
     return type(error)(error.subject, error.message, retry_after_s=retry_after_s)

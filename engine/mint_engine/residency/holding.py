@@ -10,7 +10,7 @@ from mint_contracts.source import Source
 from mint_engine.residency.arrival import Arrival
 
 
-class Held(msgspec.Struct, frozen=True):
+class Pinned(msgspec.Struct, frozen=True):
     """One revision, pinned in a slot until its holder's context ends."""
 
     slot: int
@@ -41,7 +41,7 @@ class AdapterStatus(msgspec.Struct, frozen=True):
 class Holder(Protocol):
     """Keeps adapters resident and gives requests their slots."""
 
-    def hold(self, adapter: str, source: Source | None = None) -> AbstractAsyncContextManager[Held]:
+    def hold(self, adapter: str, source: Source | None = None) -> AbstractAsyncContextManager[Pinned]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold.
 
         `source` is the catalog's, for an adapter that no wave wants here.

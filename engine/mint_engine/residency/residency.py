@@ -22,9 +22,9 @@ from mint_engine.residency import metrics
 from mint_engine.residency.audit import AUDIT_S, Audit, Seen
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
-from mint_engine.residency.copies import Copy, again
+from mint_engine.residency.copies import Copy, fresh_error
 from mint_engine.residency.decide import decide
-from mint_engine.residency.holding import AdapterStatus, Held, Tenant
+from mint_engine.residency.holding import AdapterStatus, Pinned, Tenant
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
@@ -143,14 +143,14 @@ class Residency:
         self._want_anew()
 
     @asynccontextmanager
-    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
+    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Pinned]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold (see `Holder`)."""
         copy = await self._open_copy(check_asked(adapter), source)
         copy.users += 1
         try:
             slot = await self._in_slot(copy)
             with self.books.serve(copy):
-                yield Held(slot=slot, revision=copy.revision, arrival=copy.arrival)
+                yield Pinned(slot=slot, revision=copy.revision, arrival=copy.arrival)
         finally:
             copy.users -= 1
             self.books.use(copy)
@@ -254,7 +254,7 @@ class Residency:
                     usable = load
                 error = await asyncio.shield(usable)
             if error is not None and copy.slot is None:
-                raise self.books.for_client(copy, again(error, error.retry_after_s))
+                raise self.books.for_client(copy, fresh_error(error, error.retry_after_s))
         return copy.seated
 
     @contextmanager

@@ -19,7 +19,7 @@ from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import NotArrived
-from mint_engine.residency.copies import again
+from mint_engine.residency.copies import fresh_error
 from mint_engine.scheduling.masking import cost, in_turn
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
@@ -130,7 +130,7 @@ class Generation:
         for sequence in list(self.scheduler.running):
             arrival = sequence.request.arrival
             if arrival is not None and arrival.error is not None:
-                outcomes += self.fail([sequence], again(arrival.error, arrival.error.retry_after_s))
+                outcomes += self.fail([sequence], fresh_error(arrival.error, arrival.error.retry_after_s))
         return outcomes
 
     def check(self) -> bool:
@@ -195,8 +195,8 @@ class Generation:
                 continue
             samples = share.samples  # before `computed` changes it
             chooses = samples and sequence.request.sampling.max_tokens > 0
-            late = chooses and sequence.grammar is not None  # its last token counts once its next is chosen
-            self.scheduler.computed(sequence, share.length - late)
+            deferred = chooses and sequence.grammar is not None  # its last token counts once its next is chosen
+            self.scheduler.computed(sequence, share.length - deferred)
             if chooses:
                 rows.append((sequence, end - 1))
             elif samples:
@@ -255,8 +255,8 @@ class Generation:
             own = penalise(logits[changed], [(wanted[at][0], _counts_of(sequences[at])) for at in changed])
             masked = self._mask([sequences[at] for at in changed], own)
             troubles = {changed[at]: trouble for at, trouble in masked.items()}
-            again = choose_tokens(own, [wanted[at] for at in changed])
-            for at, token in zip(changed, again, strict=True):
+            rechosen = choose_tokens(own, [wanted[at] for at in changed])
+            for at, token in zip(changed, rechosen, strict=True):
                 tokens[at] = token
         found = [_unsound(each) if token is None else token for each, token in zip(sequences, tokens, strict=True)]
         return [troubles.get(at, token) for at, token in enumerate(found)]

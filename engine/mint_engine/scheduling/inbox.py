@@ -20,7 +20,7 @@ OWN_UNREAD = 64 << 10  # own allowance per completion, for what arrives while th
 _TOKEN, _SCORE, _TOP = 280, 140, 120  # measured: an event; a log-probability; each top alternative beside it
 
 
-class Begun(msgspec.Struct, frozen=True):
+class Queued(msgspec.Struct, frozen=True):
     """The request holds its adapter, at this revision, and is queued."""
 
     revision: str
@@ -38,14 +38,14 @@ def room(engine: str) -> Room:
     return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of tokens that clients have not read yet")
 
 
-class Inbox(asyncio.Queue[Begun | CompletionEvent]):
+class Inbox(asyncio.Queue[Queued | CompletionEvent]):
     """The unread events of one request, counted against a part of the engine's room."""
 
     def __init__(self, part: Part) -> None:
         super().__init__()
         self._part, self._unread, self._closed = part, 0, False
 
-    def put_nowait(self, entry: Begun | CompletionEvent) -> None:
+    def put_nowait(self, entry: Queued | CompletionEvent) -> None:
         """Add an entry, unless the inbox is closed.
 
         If that is too much, raises CapacityExceeded or Overloaded, and closes the inbox with only this error in it.
@@ -65,7 +65,7 @@ class Inbox(asyncio.Queue[Begun | CompletionEvent]):
         self._unread = unread
         super().put_nowait(entry)
 
-    def get_nowait(self) -> Begun | CompletionEvent:
+    def get_nowait(self) -> Queued | CompletionEvent:
         """Return the oldest entry; `get` calls this after waiting for one."""
         entry = super().get_nowait()
         if not self._closed:
@@ -82,8 +82,8 @@ class Inbox(asyncio.Queue[Begun | CompletionEvent]):
         self._part.fill(0)
 
 
-def _weight(entry: Begun | CompletionEvent) -> int:
+def _weight(entry: Queued | CompletionEvent) -> int:
     """Return the bytes that an entry counts; events that come only once are bounded elsewhere and count nothing."""
-    if isinstance(entry, Begun) or not isinstance(entry.event, Tokens):
+    if isinstance(entry, Queued) or not isinstance(entry.event, Tokens):
         return 0
     return _TOKEN + sum(_SCORE + _TOP * len(score.top) for score in entry.event.scores)

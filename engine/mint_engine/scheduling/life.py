@@ -8,14 +8,14 @@ import structlog
 from mint_contracts.errors import Internal, MintError
 from mint_contracts.source import Source
 from mint_engine.requests.grammar import Grammar
-from mint_engine.residency.holding import Held, Holder
+from mint_engine.residency.holding import Holder, Pinned
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import Begun, CompletionEvent, Inbox
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
 from mint_engine.scheduling.stepper import Stepper
 
 
-class Asked(msgspec.Struct, frozen=True):
+class CheckedRequest(msgspec.Struct, frozen=True):
     """A request that has passed all checks that need no adapter."""
 
     request_id: str
@@ -34,8 +34,8 @@ class Asked(msgspec.Struct, frozen=True):
 _log = structlog.get_logger(__name__)
 
 
-async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> None:
-    """Run a request, and put Begun and the events of each completion into `inbox`, each ending with Done or Failed.
+async def run_request(asked: CheckedRequest, holder: Holder, stepper: Stepper, inbox: Inbox) -> None:
+    """Run a request, and put Queued and the events of each completion into `inbox`, each ending with Done or Failed.
 
     A failure before the request has begun is reported for the first completion. If one completion fails, or too much
     is unread in the inbox, the others are cancelled. Cancelling this coroutine cancels the request; it then returns
@@ -43,10 +43,10 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
     """
     try:
         if not asked.adapter:
-            await _run(asked, Held(NO_SLOT, ""), stepper, inbox)
+            await _run(asked, Pinned(NO_SLOT, ""), stepper, inbox)
             return
-        async with holder.hold(asked.adapter, asked.source) as held:
-            await _run(asked, held, stepper, inbox)
+        async with holder.hold(asked.adapter, asked.source) as pinned:
+            await _run(asked, pinned, stepper, inbox)
     except MintError as error:
         inbox.put_nowait(CompletionEvent(0, Failed(error)))
     except Exception as defect:  # noqa: BLE001 - the client would otherwise wait forever
@@ -55,7 +55,7 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
         inbox.put_nowait(CompletionEvent(0, Failed(failure)))
 
 
-async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None:
+async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: Inbox) -> None:
     ended = asyncio.Event()
     left = asked.sampling.n
     sequences: list[Sequence] = []
@@ -80,15 +80,15 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
         prompt=asked.prompt,
         sampling=asked.sampling,
         adapter=asked.adapter,
-        revision=held.revision,
-        slot=held.slot,
-        arrival=held.arrival,
+        revision=pinned.revision,
+        slot=pinned.slot,
+        arrival=pinned.arrival,
         routes=asked.routes,
         grammar=asked.grammar,
         salt=asked.salt,
     )
     sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
-    inbox.put_nowait(Begun(held.revision))
+    inbox.put_nowait(Queued(pinned.revision))
     try:
         await ended.wait()
     except asyncio.CancelledError:
