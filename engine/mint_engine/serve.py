@@ -182,7 +182,7 @@ class EngineServer:
             architecture=base.architecture,
             modules=len(slots.modules),
             pages=generation.scheduler.pages.total,
-            slots_memory=slots.stay.value,
+            slots_memory=slots.retention.value,
         )
         return holder
 

@@ -153,7 +153,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if self.parts is not None:
             load, states = self.parts.stepper.load, self.parts.holder.states()
             info.architecture = self.parts.base.architecture
-            info.compute, info.slots_memory = self.parts.compute, self.parts.slots.stay.value
+            info.compute, info.slots_memory = self.parts.compute, self.parts.slots.retention.value
             info.requests_running, info.requests_waiting = load.running, load.waiting
             info.slots_used = sum(state.residency is Tier.DEVICE for state in states)
             every = {module.leaf for module in self.parts.slots.modules.values()}

@@ -22,7 +22,7 @@ class Halting:
         self.begun = 0
         self._lost: bool | None = None  # whether the halted load fails; None until decided
         self._move = threading.Condition()
-        self.clear, self.is_empty, self.tend = slots.clear, slots.is_empty, slots.tend
+        self.clear, self.is_empty, self.retain = slots.clear, slots.is_empty, slots.retain
 
     def load(self, slot: int, packed: Packed, *, arrival: Arrival | None = None) -> None:
         """Load as `SlotMemory.load` does."""

@@ -18,7 +18,7 @@ from tests.engine.tiers import NAMES, Scene, loader, once, wanted
 from tests.waiting import until
 
 NAME, OTHER = NAMES[0], NAMES[1]
-OFTEN = {"round_s": 0.005}  # how often the test's engine looks
+OFTEN = {"poll_s": 0.005}  # how often the test's engine looks
 
 
 def change(store: Path, name: str, like: str) -> str:

@@ -156,7 +156,7 @@ async def test_a_slot_that_can_not_be_cleared_is_nobodys_until_it_can(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a device or system refuses everything, the next tenant must not find half of the last one."""
-    here = scene(slots=2, slot_wait_s=0.05, round_s=0.02)
+    here = scene(slots=2, slot_wait_s=0.05, poll_s=0.02)
     load = here.slots.load
 
     def load_half(slot: int, packed: Packed, *, keep: bool = True) -> None:
@@ -182,23 +182,23 @@ async def test_a_slot_that_can_not_be_cleared_is_nobodys_until_it_can(
     assert await once(here, NAMES[2])
 
 
-async def test_loads_are_in_haste_while_as_many_requests_wait_as_run(scene: Callable[..., Scene]) -> None:
+async def test_loads_come_first_while_as_many_requests_wait_as_run(scene: Callable[..., Scene]) -> None:
     """Otherwise a batch would stay half empty so that those in it run a little faster."""
     here = scene(slots=4)
     books = here.residency.books
 
-    def in_haste() -> bool:
-        return books.in_haste
+    def loads_first() -> bool:
+        return books.loads_first
 
-    assert in_haste(), "nobody runs"
+    assert loads_first(), "nobody runs"
     async with here.residency.hold(NAMES[0]), here.residency.hold(NAMES[0]), asyncio.TaskGroup() as group:
-        assert not in_haste()
+        assert not loads_first()
         here.loader.gate.clear()
         first, second = (group.create_task(once(here, name)) for name in NAMES[1:3])
         await until(lambda: books.awaiting.total == 2)
-        assert in_haste()
+        assert loads_first()
         second.cancel()
-        await until(lambda: not in_haste())
+        await until(lambda: not loads_first())
         here.loader.gate.set()
         await first
         assert books.awaiting.total == 0

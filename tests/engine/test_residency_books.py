@@ -13,7 +13,7 @@ from mint_contracts.source import Source
 from mint_engine.residency.audit import find_imbalance
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.holding import Tenant
-from mint_engine.residency.wanting import Queue
+from mint_engine.residency.load_queue import LoadQueue
 from tests.engine.balance import Imbalances
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
@@ -24,18 +24,18 @@ def want(name: str, tier: Tier = Tier.DEVICE, **fields: Any) -> Assignment:
 
 
 def test_the_most_urgent_leave_the_queue_first_and_each_is_in_it_once() -> None:
-    queue = Queue()
+    queue = LoadQueue()
     tiers = {"c": Tier.DISK, "b": Tier.DEVICE, "a": Tier.HOST, "d": Tier.DEVICE}
     for name, tier in (*tiers.items(), ("b", Tier.DEVICE)):
         queue.add(want(name, tier))
-    assert (len(queue), queue.first(0), queue.first(-1)) == (4, set(), set())
-    assert (queue.first(2), queue.first(1), queue.first(9), queue.first(1)) == ({"b", "d"}, {"a"}, {"c"}, set())
+    assert (len(queue), queue.pop(0), queue.pop(-1)) == (4, set(), set())
+    assert (queue.pop(2), queue.pop(1), queue.pop(9), queue.pop(1)) == ({"b", "d"}, {"a"}, {"c"}, set())
     queue.add(want("b", Tier.DISK))
-    assert queue.first(1) == {"b"}
+    assert queue.pop(1) == {"b"}
 
 
 def test_what_is_in_demand_leaves_the_queue_first_then_what_has_the_higher_priority() -> None:
-    queue = Queue()
+    queue = LoadQueue()
     for each in (
         want("idle"),
         want("asked", demand=0.5),
@@ -44,7 +44,7 @@ def test_what_is_in_demand_leaves_the_queue_first_then_what_has_the_higher_prior
     ):
         queue.add(each)
     queue.add(want("idle", priority=10))
-    assert [queue.first(1) for _ in range(5)] == [{"hot"}, {"asked"}, {"idle"}, {"first"}, set()]
+    assert [queue.pop(1) for _ in range(5)] == [{"hot"}, {"asked"}, {"idle"}, {"first"}, set()]
 
 
 async def test_more_wants_than_workers_are_all_met(scene: Callable[..., Scene], store: Path) -> None:

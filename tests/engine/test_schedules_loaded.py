@@ -154,7 +154,7 @@ class Schedule:
             workers=1,
             slot_wait_s=math.inf,
             terms=NEVER,
-            round_s=math.inf,
+            poll_s=math.inf,
         )
         self.evicted = Counter[str]()
         self.held: dict[str, frozenset[object]] = {}
@@ -199,7 +199,7 @@ class Schedule:
         shutil.copytree(self.place.revisions[name, self.versions[name]], new)
         shutil.rmtree(kept)
         new.rename(kept)
-        if await self.residency._rounds._watch.look():
+        if await self.residency._poller._watch.look():
             self.residency._changed()
         await self.settle()
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from mint_contracts import engine_pb2, sampling_pb2
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
-from mint_engine.residency.staying import Stay
+from mint_engine.residency.retention import Retention
 from mint_engine.scheduling.request import Event
 from tests.engine.running import ALL_SEVEN, CONTEXT, Running, ask, collect, running
 
@@ -111,7 +111,7 @@ async def test_info_and_adapters(base: Path, adapter: Path) -> None:
         )
         assert sorted(info.target_modules) == sorted(ALL_SEVEN)
         assert info.ready
-        assert info.slots_memory == Stay.COPIED.value, "these slots are too small for files' pages"
+        assert info.slots_memory == Retention.COPIED.value, "these slots are too small for files' pages"
         [state] = (await engine.engine.ListAdapters(engine_pb2.ListAdaptersRequest())).adapters
         assert (state.adapter, state.residency, state.rank) == ("a", "Device", 4)
 

@@ -29,7 +29,7 @@ class Emptiness(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Evidence:
     """What the books are compared with.
 
     `in_flight` returns what requests expect in their slots, or None if unknown. `trained` returns the bytes of host
@@ -45,8 +45,8 @@ class Seen:
 class Audit:
     """Audits one engine's books. Used only on the event loop's thread."""
 
-    def __init__(self, books: Books, table: SlotTable, seen: Seen, every_s: float = AUDIT_S) -> None:
-        self._books, self._table, self._seen = books, table, seen
+    def __init__(self, books: Books, table: SlotTable, evidence: Evidence, every_s: float = AUDIT_S) -> None:
+        self._books, self._table, self._evidence = books, table, evidence
         self._every_s = every_s
         self._stirred = asyncio.Event()
         self._unattended = frozenset[tuple[int, int]]()  # (slot, use) pairs found by the last audit
@@ -70,9 +70,9 @@ class Audit:
 
     def imbalance(self, *, busy: bool) -> str:
         """Describe an inconsistency, or return "" if there is none."""
-        seen = self._seen
-        found = find_imbalance(self._books, self._table, seen.memory, seen.in_flight() or (), busy=busy)
-        return found or seen.room.imbalance(seen.trained())
+        evidence = self._evidence
+        found = find_imbalance(self._books, self._table, evidence.memory, evidence.in_flight() or (), busy=busy)
+        return found or evidence.room.imbalance(evidence.trained())
 
     def look(self, *, busy: bool) -> None:
         """Audit once. A defect is logged, and serving goes on."""
@@ -86,7 +86,7 @@ class Audit:
 
         A request releases its slot a moment after it has ended, so a single audit proves nothing.
         """
-        in_flight = self._seen.in_flight()
+        in_flight = self._evidence.in_flight()
         if in_flight is None:
             return
         read, held = {tenant.slot for tenant in in_flight}, self._books.in_slots.items()
@@ -150,7 +150,7 @@ def _of_users(books: Books) -> Iterator[str]:
     for adapter in books.of_adapter.keys() | books.awaiting.adapters:
         copies = books.of_adapter.get(adapter, ())
         users, known = sum(copy.users for copy in copies), sum(map(_known, copies))
-        waiting = books.awaiting.of(adapter) - books.at_door.of(adapter)
+        waiting = books.awaiting.of(adapter) - books.awaiting_open_slot.of(adapter)
         if users != known + waiting or any(copy.users < _known(copy) for copy in copies):
             yield f"adapter {adapter!r} has {users} users, where {known} are known and {waiting} wait for its load"
 

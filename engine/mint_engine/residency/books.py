@@ -41,7 +41,8 @@ class Books:
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that use their slot
         self.awaiting = Crowd(requests_waiting)  # requests that wait for theirs
-        self.at_door = Crowd(requests_waiting)  # those of them that have no copy yet, because its slot is closed
+        # Those of them that have no copy yet, because its slot is closed.
+        self.awaiting_open_slot = Crowd(requests_waiting)
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()
@@ -66,7 +67,7 @@ class Books:
         self._changed.add(copy.adapter)
 
     @property
-    def in_haste(self) -> bool:
+    def loads_first(self) -> bool:
         """Whether loads matter more than steps: at least as many requests wait for a load as run."""
         return self.awaiting.total >= self.serving
 

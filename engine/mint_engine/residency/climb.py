@@ -23,9 +23,9 @@ from mint_engine.residency.low_priority import LowPriority
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.reading import LostBlock, read
 from mint_engine.residency.remapping import HUGE
+from mint_engine.residency.retention import RetentionReport
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
-from mint_engine.residency.staying import Stayed
 
 # Measured with cold files of 20 MB, relative to direct reads of 8 MB: two threads read a disk at 0.7 of their rate
 # with two in flight, four threads at 0.95 of their highest rate.
@@ -53,7 +53,7 @@ class SlotMemory(Protocol):
         """Return whether a slot has no tenant."""
         ...
 
-    def tend(self) -> Stayed:
+    def retain(self) -> RetentionReport:
         """Keep the contents of slots in memory; called on another thread, concurrently with the other methods."""
         ...
 
@@ -81,7 +81,7 @@ class Climber:
         self._readers, self._source_stat = readers, source_stat
         self._copying = ThreadPoolExecutor(COPY_THREADS, "copy", initializer=compute_alone)
         # A GPU's steps do not compete with these threads, and copies to it should keep up with it.
-        self._low_priority = LowPriority(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
+        self._low_priority = LowPriority(lambda: not (books.loads_first or books.host.pinned), COPY_THREADS)
 
     def close(self) -> None:
         """Start nothing more."""

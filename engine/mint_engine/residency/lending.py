@@ -53,12 +53,12 @@ class Lending:
         taken = await self._table.take(Copy(adapter, Source(TRAINING + adapter), lent=True))
         full = isinstance(taken, Copy)
         slot = self._climber.take_from(taken) if isinstance(taken, Copy) else taken
-        await self._whole(self._lend(adapter, slot, full=full))
+        await self._uncancelled(self._lend(adapter, slot, full=full))
         return slot
 
     async def release(self, slot: int) -> None:
         """Clear a reserved slot and free it."""
-        await self._whole(self._give_back(slot))
+        await self._uncancelled(self._give_back(slot))
 
     async def read(self, adapter: str) -> Packed:
         """Return the revision that a request for the adapter would get now. Raises every error of a load."""
@@ -97,7 +97,7 @@ class Lending:
             self._books.evicted(gone)
             self._on_offer()
 
-    async def _whole(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _uncancelled(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run to the end even if the caller is cancelled, since the books must know the owner of each slot.
 
         A slot that a cancelled caller would have got is given back.

@@ -23,7 +23,7 @@ RETRY_S = 60.0  # after a failure or an eviction
 log = structlog.get_logger(__name__)
 
 
-class Early:
+class Prefetcher:
     """The prefetcher. `idle` returns whether nothing loads; `on_change` is called after each prefetched adapter.
 
     Belongs to the event loop.
@@ -44,7 +44,7 @@ class Early:
         self._retry_at: dict[Source, float] = {}
         self._wake = asyncio.Event()
 
-    def taken_from(self, assignments: Iterable[Assignment]) -> list[Assignment]:
+    def split(self, assignments: Iterable[Assignment]) -> list[Assignment]:
         """Prefetch exactly those of `assignments` that are marked `ahead` from now on, and return the others.
 
         Files that were prefetched for others stay until the disk tier evicts them.
@@ -68,7 +68,7 @@ class Early:
         if self._wanted:
             self._wake.set()
 
-    def held(self) -> dict[str, Held]:
+    def prefetched(self) -> dict[str, Held]:
         """Return the adapters that were prefetched and are still on disk."""
         return {name: each for name, each in self._come.items() if self._loader.disk.holds(each.source)}
 
@@ -85,7 +85,7 @@ class Early:
                     await self._wake.wait()
 
     def _next(self) -> Assignment | None:
-        here, now = self.held(), time.monotonic()
+        here, now = self.prefetched(), time.monotonic()
         for name, want in sorted(self._wanted.items()):
             if name not in here and self._retry_at.get(want.source, 0.0) <= now:
                 return want

@@ -19,7 +19,7 @@ from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
-from mint_engine.residency.audit import AUDIT_S, Audit, Seen
+from mint_engine.residency.audit import AUDIT_S, Audit, Evidence
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, fresh_error
@@ -27,15 +27,15 @@ from mint_engine.residency.decide import decide
 from mint_engine.residency.holding import AdapterStatus, Pinned, Tenant
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
+from mint_engine.residency.load_queue import LoadQueue
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.prefetch import Early
+from mint_engine.residency.polling import POLL_S, Poller
+from mint_engine.residency.prefetch import Prefetcher
 from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
-from mint_engine.residency.rounds import ROUND_S, Rounds
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.turns import Terms
-from mint_engine.residency.wanting import Queue
 from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
@@ -75,7 +75,7 @@ class Residency:
         requests_waiting: int = REQUESTS_WAITING,
         slot_wait_s: float = SLOT_WAIT_S,
         terms: Terms = TERMS,
-        round_s: float = ROUND_S,
+        poll_s: float = POLL_S,
         audit_s: float = AUDIT_S,
     ) -> None:
         self.books = Books(host, loader.disk, store, requests_waiting)
@@ -94,18 +94,18 @@ class Residency:
             lambda: self.follows(),
         )
         watch = Watch(self.books, self._source_stat, self._start)
-        self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
+        self._poller = Poller(memory, self._climber.clear_again, watch, self._changed, poll_s)
         self.lending = Lending(
             self.books, self.slots, self._climber, loader, self._source_stat, self._spawn, self._want_anew
         )
-        seen = Seen(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
-        self._audit = Audit(self.books, self.slots, seen, audit_s)
-        self._early = Early(
+        evidence = Evidence(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
+        self._audit = Audit(self.books, self.slots, evidence, audit_s)
+        self._prefetcher = Prefetcher(
             loader, self._readers, self._source_stat, lambda: not self.books.loading, lambda: self.on_change()
         )
         self._wanted: dict[str, Assignment] = {}
         self._loads_waiting = loads_waiting
-        self._lines = {True: (workers, Queue()), False: (remote_workers, Queue())}  # True for local sources
+        self._lines = {True: (workers, LoadQueue()), False: (remote_workers, LoadQueue())}  # True for local sources
         self._wake = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -119,7 +119,7 @@ class Residency:
     def start(self) -> None:
         """Start the background tasks that keep what waves want."""
         audits = self._audit.run(lambda: not self._tasks)
-        running = self._keep(), self._rounds.run(), self._early.run(), audits
+        running = self._keep(), self._poller.run(), self._prefetcher.run(), audits
         self._keepers = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
@@ -139,7 +139,7 @@ class Residency:
 
     def want(self, assignments: Iterable[Assignment]) -> None:
         """Hold exactly these from now on, each in its tier or warmer, and release what waves wanted before."""
-        self._wanted = {each.adapter: each for each in self._early.taken_from(assignments)}
+        self._wanted = {each.adapter: each for each in self._prefetcher.split(assignments)}
         self._want_anew()
 
     @asynccontextmanager
@@ -165,7 +165,7 @@ class Residency:
 
     def report(self) -> dict[str, records.Held]:
         """Return what the placement map must know, by adapter."""
-        return self._early.held() | self.books.report()
+        return self._prefetcher.prefetched() | self.books.report()
 
     def check(self) -> None:
         """Raise Internal if the books of slots, references, requests in flight and bytes do not balance."""
@@ -199,7 +199,7 @@ class Residency:
         workers, queue = self._lines[local]
         loading = [copy for copy in self.books.loading if is_local(copy.source) is local]
         busy = sum(self.books.wanted(copy) and not self._source_stat.is_stuck(copy.source) for copy in loading)
-        names |= queue.first(workers - busy)
+        names |= queue.pop(workers - busy)
         views, wants = self.books.picture(names)
         actions = decide(views, wants, self.books.store, room=workers - busy)
         for key, tier in actions.load:
@@ -231,7 +231,7 @@ class Residency:
     async def _open_copy(self, adapter: str, source: Source | None) -> Copy:
         """Return the copy that answers a request, waiting while that copy's slot is closed."""
         while (closed := (copy := self.books.for_request(adapter, source)).closed) is not None:
-            with self._awaiting(copy), self.books.at_door.holding(adapter):
+            with self._awaiting(copy), self.books.awaiting_open_slot.holding(adapter):
                 await closed.over.wait()
         return copy
 
@@ -342,7 +342,7 @@ class Residency:
         self.books.settle()
         metrics.tell_used(self.slots.used, self.books.host.ledger.used, self.books.disk.used)
         self._wake.set()
-        self._early.nudge()
+        self._prefetcher.nudge()
         self.on_change()
 
 

@@ -3,7 +3,7 @@
 A CPU computes from the page cache as well as from any other memory, so a packed file need not be copied: it is mapped
 into the row, header included, and unmapped without zeroing anything. The pages of a run that nobody else needs, such
 as a policy's new weights, are moved into the row. Rows too short for large pages, all other runs, and other devices
-get copies. A system short of memory drops a file's pages first, so `tend` keeps them there (see `staying`).
+get copies. A system short of memory drops a file's pages first, so `retain` keeps them there (see `retention`).
 
 Letters in shapes: S slots, W elements of a row.
 """
@@ -31,7 +31,7 @@ from mint_engine.residency.remapping import (
     put_zeros,
     reserve,
 )
-from mint_engine.residency.staying import Stay, Stayed, can_lock
+from mint_engine.residency.retention import Retention, RetentionReport, can_lock
 
 OnPresent = Callable[[int, int], None]  # (element at which the run begins, bytes of the row that are in memory)
 
@@ -51,9 +51,9 @@ class SlotRows:
         self._files: list[KnownFile | None] = [None] * count  # the file mapped into each row
         self._locked = [False] * count
         self._guards = [threading.Lock() for _ in range(count)]  # keep a row from being tended while it changes
-        self.stay = Stay.COPIED
+        self.retention = Retention.COPIED
         if self._remaps:
-            self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
+            self.retention = Retention.LOCKED if can_lock(self.memory.nbytes) else Retention.BROUGHT_BACK
 
     def load(self, slot: int, packed: Packed, *, keep: bool, on_present: OnPresent | None) -> int:
         """Load a packed adapter into a row, replacing its tenant; return the element at which its run begins.
@@ -79,24 +79,24 @@ class SlotRows:
         with self._guards[slot]:
             self._clear(slot)
 
-    def tend(self) -> Stayed:
+    def retain(self) -> RetentionReport:
         """Keep mapped files' pages in memory: lock them, or else read back those that were dropped.
 
         Loads need not do this themselves: recently used pages are dropped last. Any thread may call it at any time.
         """
-        return Stayed.of(self._tend(slot) for slot in range(len(self.filled)))
+        return RetentionReport.of(self._retain(slot) for slot in range(len(self.filled)))
 
-    def _tend(self, slot: int) -> Stayed:
+    def _retain(self, slot: int) -> RetentionReport:
         with self._guards[slot]:
             address, size = self._address(slot), self._file_bytes(slot)
-            if size and self.stay is Stay.LOCKED and not self._locked[slot]:
+            if size and self.retention is Retention.LOCKED and not self._locked[slot]:
                 self._locked[slot] = lock(address, size)
             if not size or self._locked[slot]:
-                return Stayed(mapped=size, locked=size)
+                return RetentionReport(mapped=size, locked=size)
             lost = size - bytes_in_memory(address, size)
             if lost:
                 bring_back(address, size)
-            return Stayed(mapped=size, lost=lost)
+            return RetentionReport(mapped=size, lost=lost)
 
     def _clear(self, slot: int) -> None:
         if self._remaps:

@@ -25,8 +25,8 @@ from mint_engine.adapters.packed import Layout, Packed
 from mint_engine.parallel.shares import Cut, ModuleCut
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.reading import read
+from mint_engine.residency.retention import Retention, RetentionReport
 from mint_engine.residency.slot_rows import SlotRows
-from mint_engine.residency.staying import Stay, Stayed
 
 NO_SLOT = -1  # the bare base
 ABSENT = -1  # the offset of a module that an adapter does not target
@@ -182,13 +182,13 @@ class Slots:
             self._settle()
 
     @property
-    def stay(self) -> Stay:
+    def retention(self) -> Retention:
         """How the weights in slots are kept in memory."""
-        return self._rows.stay
+        return self._rows.retention
 
-    def tend(self) -> Stayed:
+    def retain(self) -> RetentionReport:
         """Lock the weights in memory, or bring back what was evicted; any thread may call this at any time."""
-        return self._rows.tend()
+        return self._rows.retain()
 
     def is_empty(self, slot: int) -> bool:
         """Return whether a slot has no tenant, according to its tables."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from mint_engine.residency import metrics
+from mint_engine.residency.polling import Poller
 from mint_engine.residency.remapping import bytes_in_memory
-from mint_engine.residency.rounds import Rounds
+from mint_engine.residency.retention import Retention, RetentionReport, can_lock, has_capability
 from mint_engine.residency.slots import Slots
-from mint_engine.residency.staying import Stay, Stayed, can_lock, has_capability
 from tests.disk import on_disk
 from tests.engine.test_slot_rows import adapter, filed, holds, make_slots, memory_of
 from tests.waiting import until
@@ -68,28 +68,28 @@ def locked_bytes() -> int:
 
 
 def test_pages_that_left_memory_are_brought_back(slots: Slots, tmp_path: Path) -> None:
-    assert slots.stay is Stay.BROUGHT_BACK
+    assert slots.retention is Retention.BROUGHT_BACK
     size, address = fill(slots, 1, on_disk(tmp_path) / "adapter.mint"), slots.memory[1].data_ptr()
-    assert slots.tend().lost == 0
+    assert slots.retain().lost == 0
     assert take_away(slots, 1, size) == 0
-    stayed = slots.tend()
-    assert stayed.lost > 0
-    assert stayed.locked == 0
-    assert 0 <= stayed.share < 1
+    report = slots.retain()
+    assert report.lost > 0
+    assert report.locked == 0
+    assert 0 <= report.share < 1
     assert bytes_in_memory(address, size) == size
-    assert slots.tend().share == 1
+    assert slots.retain().share == 1
     assert holds(slots, 1, adapter(8))
 
 
 @lockable
 def test_locked_pages_do_not_leave_memory_and_are_not_copied(tmp_path: Path) -> None:
     slots = make_slots()
-    assert slots.stay is Stay.LOCKED
+    assert slots.retention is Retention.LOCKED
     before, own = locked_bytes(), memory_of(slots)
     size = fill(slots, 0, tmp_path / "adapter.mint")
     assert locked_bytes() == before, "a load does not wait for the lock"
-    stayed = slots.tend()
-    assert stayed.mapped == stayed.locked >= size
+    report = slots.retain()
+    assert report.mapped == report.locked >= size
     assert locked_bytes() - before >= size
     assert memory_of(slots) - own < size / 2
     assert take_away(slots, 0, size) == errno.EINVAL, "the system refuses"
@@ -101,13 +101,13 @@ def test_locked_pages_do_not_leave_memory_and_are_not_copied(tmp_path: Path) -> 
 def test_what_leaves_a_slot_is_locked_no_longer(tmp_path: Path, another: bool) -> None:
     slots, before = make_slots(), locked_bytes()
     fill(slots, 0, tmp_path / "adapter.mint")
-    assert slots.tend().locked
+    assert slots.retain().locked
     if another:
         slots.load(0, adapter(1))
     else:
         slots.clear(0)
     assert locked_bytes() == before
-    assert slots.tend() == Stayed()
+    assert slots.retain() == RetentionReport()
 
 
 @lockable
@@ -115,7 +115,7 @@ def test_the_next_tenant_is_locked_too(tmp_path: Path) -> None:
     slots, before = make_slots(), locked_bytes()
     for number in range(2):
         size = fill(slots, 0, tmp_path / f"{number}.mint")
-        assert slots.tend().locked >= size
+        assert slots.retain().locked >= size
         assert locked_bytes() - before < 2 * size
 
 
@@ -127,7 +127,7 @@ async def test_an_engine_looks_by_itself_and_tells_what_it_found(slots: Slots, t
     size = fill(slots, 2, on_disk(tmp_path) / "adapter.mint")
     before = metrics.SLOTS_LOST._value.get()
     take_away(slots, 2, size)
-    looking = asyncio.create_task(Rounds(slots, nothing, Still(), lambda: None, every_s=0.001).run())
+    looking = asyncio.create_task(Poller(slots, nothing, Still(), lambda: None, every_s=0.001).run())
     await until(lambda: metrics.SLOTS_LOST._value.get() > before)
     await until(lambda: metrics.SLOTS_IN_MEMORY._value.get() == 1)
     looking.cancel()

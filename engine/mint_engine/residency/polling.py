@@ -9,22 +9,22 @@ from typing import Protocol
 import structlog
 
 from mint_engine.residency import metrics
-from mint_engine.residency.staying import Stayed
+from mint_engine.residency.retention import RetentionReport
 
-ROUND_S = 2.0
+POLL_S = 2.0
 
 log = structlog.get_logger(__name__)
 
 
-class Tended(Protocol):
+class Retainable(Protocol):
     """Slots whose contents can be kept in memory."""
 
-    def tend(self) -> Stayed:
+    def retain(self) -> RetentionReport:
         """Keep the contents in memory and return what was done."""
         ...
 
 
-class Watchful(Protocol):
+class Pollable(Protocol):
     """Something that can be polled for changes."""
 
     async def look(self) -> bool:
@@ -32,16 +32,16 @@ class Watchful(Protocol):
         ...
 
 
-class Rounds:
+class Poller:
     """The polling loop. It runs until it is cancelled, and calls `on_change` after a change."""
 
     def __init__(
         self,
-        memory: Tended,
+        memory: Retainable,
         clear_again: Callable[[], Awaitable[None]],
-        watch: Watchful,
+        watch: Pollable,
         on_change: Callable[[], None],
-        every_s: float = ROUND_S,
+        every_s: float = POLL_S,
     ) -> None:
         self._memory, self._clear_again, self._watch = memory, clear_again, watch
         self._on_change, self._every_s = on_change, every_s
@@ -50,20 +50,20 @@ class Rounds:
         """Poll every `every_s` seconds."""
         while True:
             await asyncio.sleep(self._every_s)
-            await self._tend()
+            await self._retain()
             await self._clear_again()
             if await self._watch.look():
                 self._on_change()
 
-    async def _tend(self) -> None:
+    async def _retain(self) -> None:
         try:
-            stayed = await asyncio.to_thread(self._memory.tend)
+            report = await asyncio.to_thread(self._memory.retain)
         except OSError as error:  # a failing disk: a step that reads those pages fails by itself
             log.error("slots_not_tended", error=str(error))
             return
-        metrics.SLOTS_MAPPED.set(stayed.mapped)
-        metrics.SLOTS_LOCKED.set(stayed.locked)
-        metrics.SLOTS_IN_MEMORY.set(stayed.share)
-        if stayed.lost:
-            metrics.SLOTS_LOST.inc(stayed.lost)
-            log.warning("slots_left_memory", lost_bytes=stayed.lost, mapped_bytes=stayed.mapped)
+        metrics.SLOTS_MAPPED.set(report.mapped)
+        metrics.SLOTS_LOCKED.set(report.locked)
+        metrics.SLOTS_IN_MEMORY.set(report.share)
+        if report.lost:
+            metrics.SLOTS_LOST.inc(report.lost)
+            log.warning("slots_left_memory", lost_bytes=report.lost, mapped_bytes=report.mapped)

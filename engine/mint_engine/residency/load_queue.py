@@ -6,7 +6,7 @@ from mint_contracts.records import Assignment
 from mint_engine.residency.decide import Urgency, urgency
 
 
-class Queue:
+class LoadQueue:
     """Holds each adapter once, with the urgency last given. The caller checks whether it still needs to be loaded."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Queue:
             self._entered[want.adapter] = urgent
             heapq.heappush(self._heap, (urgent, want.adapter))
 
-    def first(self, count: int) -> set[str]:
+    def pop(self, count: int) -> set[str]:
         """Remove and return the most urgent adapters, at most `count`."""
         taken: set[str] = set()
         while self._heap and len(taken) < count:

@@ -16,7 +16,7 @@ import msgspec
 _CAP_IPC_LOCK = 14  # capabilities(7): its holder may lock any amount of memory
 
 
-class Stay(Enum):
+class Retention(Enum):
     """The method in force, in the words that `GetInfo` reports."""
 
     COPIED = "copies of the process's own"
@@ -24,7 +24,7 @@ class Stay(Enum):
     BROUGHT_BACK = "packed files' pages, brought back when they leave memory (raise RLIMIT_MEMLOCK to lock them)"
 
 
-class Stayed(msgspec.Struct, frozen=True):
+class RetentionReport(msgspec.Struct, frozen=True):
     """Bytes of files' pages in slots: all of them, those that are locked, and those that had been dropped."""
 
     mapped: int = 0
@@ -37,10 +37,10 @@ class Stayed(msgspec.Struct, frozen=True):
         return 1 - self.lost / self.mapped if self.mapped else 1.0
 
     @staticmethod
-    def of(parts: "Iterable[Stayed]") -> "Stayed":
+    def of(parts: "Iterable[RetentionReport]") -> "RetentionReport":
         """Return the sum of several."""
         every = list(parts)
-        return Stayed(*(sum(getattr(each, name) for each in every) for name in ("mapped", "locked", "lost")))
+        return RetentionReport(*(sum(getattr(each, name) for each in every) for name in ("mapped", "locked", "lost")))
 
 
 def can_lock(nbytes: int) -> bool:
