@@ -31,7 +31,7 @@ from mint_engine.aside import leave_cores
 from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.model.base import Base
-from mint_engine.model.modules import unasked_linears
+from mint_engine.model.modules import unused_linears
 from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.call_context import CallContext
@@ -189,7 +189,7 @@ class Process:
         _settle()
         settings = self._start.settings
         disk = DiskTier(self._start.cache / "adapters", settings.disk_bytes)
-        fit = Fit(slots.modules, settings.max_rank, settings.base_names, unasked_linears(base.model))
+        fit = Fit(slots.modules, settings.max_rank, settings.base_names, unused_linears(base.model))
         loader = Loader(disk, fit, slots.dtype)
         host = HostTier(settings.host_bytes, pinned=slots.device.type == "cuda")
         residency = Residency(slots, loader, host, store=settings.store)

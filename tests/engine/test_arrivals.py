@@ -125,8 +125,8 @@ class Disk:
         self.slow = self.broken = False
         self.gives = 1
         self.asked, self.open = threading.Event(), threading.Event()
-        self._bring, self._pieces = remapping.bring_back, 0
-        monkeypatch.setattr(remapping, "bring_back", self._piece)
+        self._bring, self._pieces = remapping.populate_pages, 0
+        monkeypatch.setattr(remapping, "populate_pages", self._piece)
 
     def _piece(self, address: int, nbytes: int) -> None:
         self._pieces = self._pieces + 1 if self.slow else 0

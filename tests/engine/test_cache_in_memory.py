@@ -13,7 +13,7 @@ from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import group_layers
 from mint_engine.build import build
 from mint_engine.model.cache import Cache, KvCache, LatentCache
-from mint_engine.residency.remapping import bring_zeros, bytes_in_memory, reserve
+from mint_engine.residency.remapping import bytes_in_memory, populate_zeros, reserve
 from tests.engine.running import settings_for
 
 CPU, LARGE = torch.device("cpu"), 2 << 20
@@ -58,7 +58,7 @@ def test_an_engine_begins_with_all_of_it(base: Path) -> None:
 def test_from_the_middle_of_a_large_page_to_that_of_another() -> None:
     memory = reserve(8 * LARGE)
     first, within = memory.ctypes.data + LARGE // 2, 100
-    bring_zeros(first + within, 3 * LARGE)
+    populate_zeros(first + within, 3 * LARGE)
     asked = within + 3 * LARGE
     assert bytes_in_memory(first, asked) == asked
     assert bytes_in_memory(memory.ctypes.data + 5 * LARGE, 3 * LARGE) == 0, "what nobody asked for"
@@ -68,7 +68,7 @@ def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     def nothing_free(_address: int, _nbytes: int) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("mint_engine.model.cache.bring_zeros", nothing_free)
+    monkeypatch.setattr("mint_engine.model.cache.populate_zeros", nothing_free)
     cache = key_values()
     with pytest.raises(
         CapacityExceeded, match=rf"kvCacheMemory: of {in_units(cache.bytes)} is more than this machine"
@@ -78,4 +78,4 @@ def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_memory_that_is_not_mapped_is_refused() -> None:
     with pytest.raises(OSError, match="Cannot allocate memory"):
-        bring_zeros(mmap.PAGESIZE, mmap.PAGESIZE)  # the system maps nothing this low (vm.mmap_min_addr)
+        populate_zeros(mmap.PAGESIZE, mmap.PAGESIZE)  # the system maps nothing this low (vm.mmap_min_addr)

@@ -259,10 +259,10 @@ async def test_what_takes_too_much_work_on_the_way_ends_alone(
 async def test_a_defect_in_one_requests_grammar_is_nothing_to_the_others(
     quiet: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Grammar, *, any_may: bool) -> None:
+    def broken(self: Grammar, *, any_allowed: bool) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(Grammar, "settle", broken)
+    monkeypatch.setattr(Grammar, "check_mask", broken)
     error = await refused_beside_another(quiet, regex="a")
     assert isinstance(error, Internal)
     assert "planted" in str(error)

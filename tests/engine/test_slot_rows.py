@@ -269,7 +269,7 @@ def test_what_has_begun_to_come_from_a_file_is_never_copied_into_its_place(
         if len(pieces) == 2:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(remapping, "bring_back", bring)
+    monkeypatch.setattr(remapping, "populate_pages", bring)
     with pytest.raises(LostBlock):
         slots.load(0, packed, arrival=Arrival(lambda: begun.append(slots.part(0, 0) is not None)))
     assert begun == [True], "its tables were there before anything was told"

@@ -20,7 +20,7 @@ from mint_engine.adapters.header import DTYPE_BYTES, Header, TensorSpec
 from mint_engine.adapters.packed import Header as PackedHeader
 from mint_engine.adapters.packed import lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
-from mint_engine.adapters.unasked import MODEL, TEXT_MODEL
+from mint_engine.adapters.unused import MODEL, TEXT_MODEL
 
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's number is the first; before peft 0.21 it was the last
@@ -39,13 +39,13 @@ MOST_EFFORT = 1 << 24  # over all linears: about five seconds of a core
 class Fit:
     """What a base accepts: modules by path, the largest rank, and the base's names in adapters' configs (empty: any).
 
-    `unasked` are linears that text never reaches (see `mint_engine.adapters.unasked`).
+    `unused` are linears that text never reaches (see `mint_engine.adapters.unused`).
     """
 
     modules: Mapping[str, Module]
     max_rank: int
     base_names: tuple[str, ...] = ()
-    unasked: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Part:
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
     """Check what the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
     check_admitted(config, fit, subject)
-    unasked = {name for path in fit.unasked for name in endings(path)}
-    unknown = [name for name in _unknown_targets(config.targets or (), fit) if name not in unasked]
+    unused = {name for path in fit.unused for name in endings(path)}
+    unknown = [name for name in _unknown_targets(config.targets or (), fit) if name not in unused]
     known = {name for path, module in fit.modules.items() for name in endings(module.part_of or weight_of(path))}
     unknown += [name for name in config.parameters if name not in known]
     if unknown:
@@ -121,8 +121,8 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
     return tuple(parts)
 
 
-def check_passed_over(count: int, fit: Fit, subject: str) -> None:
-    """Raise UnsupportedAdapter if tensors of `count` bytes that are passed over are too many to read."""
+def check_skipped(count: int, fit: Fit, subject: str) -> None:
+    """Raise UnsupportedAdapter if tensors of `count` bytes that are skipped are too many to read."""
     largest = lay_out(fit.modules, dict.fromkeys(fit.modules, fit.max_rank)).elements * DTYPE_BYTES["F32"]
     if count > (most := max(PASSED_OVER_BYTES, largest)):
         raise UnsupportedAdapter(

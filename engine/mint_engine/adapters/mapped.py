@@ -15,7 +15,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.file_identity import Identity, KnownFile, identity_of
 from mint_engine.adapters.packed import Header, Packed, bytes_of
 from mint_engine.residency.recent import Recent
-from mint_engine.residency.remapping import bring
+from mint_engine.residency.remapping import populate
 
 # A shorter run is read instead of mapped: that is as fast, and a process may have only 65,530 mappings.
 MAP_FROM_BYTES = 1 << 20
@@ -57,7 +57,7 @@ class Opener:
             raise CorruptFile(subject, "changed while it was opened; packed files must not change once written")
         if not self._verified.get(identity):
             if not short:
-                bring(run.untyped_storage().data_ptr(), header.file_bytes)
+                populate(run.untyped_storage().data_ptr(), header.file_bytes)
             packed_file.verify(header, run, subject)
             self._verified.put(identity, True)
         return Packed(header, run, None if short else KnownFile(path, identity))

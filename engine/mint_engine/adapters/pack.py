@@ -32,7 +32,7 @@ from mint_engine.adapters.read import read_adapter
 from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.files import BaseFiles, read_config
-from mint_engine.model.modules import find_modules, unasked_linears
+from mint_engine.model.modules import find_modules, unused_linears
 from mint_engine.sources.copying import publish
 from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             model = base_model(options.base)
             modules = find_modules(model)
-            fit = Fit(modules, options.max_rank, unasked=unasked_linears(model))
+            fit = Fit(modules, options.max_rank, unused=unused_linears(model))
             if options.command == "pack":
                 _refuse_folder(options.file)
                 packed = _read(options.adapter, options.revision, fit, DTYPES[options.dtype])

@@ -20,7 +20,7 @@ from mint_engine.adapters.check import (
     check_config,
     check_numbers,
     check_packed,
-    check_passed_over,
+    check_skipped,
     check_tensors,
 )
 from mint_engine.adapters.fused import unstack
@@ -36,7 +36,7 @@ from mint_engine.adapters.packed import (
     is_finite,
     lay_out,
 )
-from mint_engine.adapters.unasked import without_unasked
+from mint_engine.adapters.unused import without_unused
 from mint_engine.sources.copying import read_bounded, read_up_to
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS, adapter_files, read_header
 from mint_engine.sources.storage import Folder
@@ -68,7 +68,7 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
     If `dtype` is None, a packed file keeps its own, and PEFT's files are read in float32, so that nothing is rounded.
 
     `admit` is called with the bytes of the packed adapter before its weights arrive, and raises if there is no room.
-    Tensors that are passed over are not kept. Raises every error of `check`, NonFiniteWeights naming the tensor, and
+    Tensors that are skipped are not kept. Raises every error of `check`, NonFiniteWeights naming the tensor, and
     Source* errors.
     """
     if PACKED in found:
@@ -78,11 +78,11 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
     check_config(config, fit, folder.subject)
     with folder.open(WEIGHTS) as file:
         table = read_header(file, folder.subject, found[WEIGHTS])
-        asked = without_unasked(table, fit.unasked, folder.subject)
+        asked = without_unused(table, fit.unused, folder.subject)
         parts = check_tensors(config, asked, fit, folder.subject)
-        if passed_over := len(table.tensors) - len(asked.tensors):
-            _log.info("tensors_passed_over", adapter=folder.subject, tensors=passed_over, of=len(table.tensors))
-            check_passed_over(_size(table) - _size(asked), fit, folder.subject)
+        if skipped := len(table.tensors) - len(asked.tensors):
+            _log.info("tensors_passed_over", adapter=folder.subject, tensors=skipped, of=len(table.tensors))
+            check_skipped(_size(table) - _size(asked), fit, folder.subject)
         layout = lay_out(fit.modules, {part.path: part.rank for part in parts})
         admit(layout.elements * dtype.itemsize)
         blob = bytearray(_size(asked))
@@ -179,7 +179,7 @@ def _in_order(table: Table) -> list[TensorSpec]:
 
 
 def _begins(asked: Table) -> dict[str, int]:
-    """Return by name where each tensor begins if they are concatenated without those that were passed over."""
+    """Return by name where each tensor begins if they are concatenated without those that were skipped."""
     specs = _in_order(asked)
     ends = accumulate((spec.end - spec.begin for spec in specs), initial=0)
     return {spec.name: begin for spec, begin in zip(specs, ends, strict=False)}
@@ -197,14 +197,14 @@ def _fill_asked(blob: memoryview, table: Table, asked: Table, file: BinaryIO) ->
             came = fill(blob[at : at + size], file)
             at += size
         else:
-            came = _pass_over(file, size)
+            came = _skip(file, size)
         filled += came
         if came < size:
             break
     return filled
 
 
-def _pass_over(file: BinaryIO, size: int) -> int:
+def _skip(file: BinaryIO, size: int) -> int:
     """Read and discard up to `size` bytes; return the number of bytes read."""
     piece, left = memoryview(bytearray(min(size, _PIECE_BYTES))), size
     while left and (count := fill(piece[:left], file)):

@@ -29,14 +29,14 @@ def relay(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit, descriptor
     The file is valid only if this returns. `admit` is used as by `read_adapter`, and the same errors are raised.
     """
     found = adapter_files(folder)
-    if PACKED in found and _pass_on(folder, found[PACKED], fit, dtype, admit, descriptor):
+    if PACKED in found and _stream(folder, found[PACKED], fit, dtype, admit, descriptor):
         return
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     packed_file.write_at_once(read_found(folder, found, fit, dtype, admit), descriptor)
 
 
-def _pass_on(
+def _stream(
     folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit, descriptor: int
 ) -> bool:
     """Stream a packed file; return False if it cannot be used, having another dtype or a value that is not finite."""
@@ -44,13 +44,13 @@ def _pass_on(
         if header.dtype != dtype:
             return False
         admit(header.file_bytes)
-        passed = _pass_pieces(file, header, descriptor)
-        check_filled(passed.nbytes, header.run_bytes, file, folder.subject, known=file_bytes is not None)
-    packed_file.check_digest(header, passed.digest, folder.subject)
-    return passed.finite
+        streamed = _stream_pieces(file, header, descriptor)
+        check_filled(streamed.nbytes, header.run_bytes, file, folder.subject, known=file_bytes is not None)
+    packed_file.check_digest(header, streamed.digest, folder.subject)
+    return streamed.finite
 
 
-class _Passed(NamedTuple):
+class _Streamed(NamedTuple):
     """The result of streaming a run: bytes read, whether all values are finite, and the digest."""
 
     nbytes: int
@@ -58,7 +58,7 @@ class _Passed(NamedTuple):
     digest: str
 
 
-def _pass_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Passed:
+def _stream_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Streamed:
     """Write the head and the run; stop before the first piece that is incomplete."""
     size, nbytes, digest = header.run_bytes, 0, Digesting(like=header.digest)
     rooms = itertools.cycle([reserve(min(PIECE_BYTES, size)).data for _ in range(2)])  # one checked, one read
@@ -82,4 +82,4 @@ def _pass_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Passed:
             packed_file.write_both(descriptor, head, piece)
             head = head[:0]
         finite = all(each.result() for each in proved)
-    return _Passed(nbytes, finite, digest.text)
+    return _Streamed(nbytes, finite, digest.text)

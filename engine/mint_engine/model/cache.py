@@ -24,7 +24,7 @@ from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import PAGE_TOKENS, STEP_TOKENS, LayerGroups, pages_for
 from mint_engine.model.device import zeros
 from mint_engine.model.routes import RouteCache
-from mint_engine.residency.remapping import bring_zeros
+from mint_engine.residency.remapping import populate_zeros
 
 PROBE_TOKENS = 40  # with which a pass is verified, in steps of fewer (see `reference`): they take pages too
 
@@ -61,7 +61,7 @@ class _Pages:
             return
         began = time.perf_counter()
         try:
-            bring_zeros(self.pool.data_ptr(), self.pool.nbytes)
+            populate_zeros(self.pool.data_ptr(), self.pool.nbytes)
         except OSError as error:
             message = f"of {in_units(self.bytes)} is more than this machine has free ({error.strerror}); lower it"
             raise CapacityExceeded("kvCacheMemory", message) from None

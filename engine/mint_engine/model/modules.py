@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.unasked import MODEL, TEXT_MODEL
+from mint_engine.adapters.unused import MODEL, TEXT_MODEL
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
 from mint_engine.model.expert_product import lay_rows
@@ -107,7 +107,7 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
     return {path: module for path, module in linears.items() if is_targeted(module.name, wanted)}
 
 
-def unasked_linears(model: PreTrainedModel) -> frozenset[str]:
+def unused_linears(model: PreTrainedModel) -> frozenset[str]:
     """Return the paths of a vision part's linears, which text never reaches; none for a base without vision."""
     if not layers_prefix(model).startswith(TEXT_MODEL):
         return frozenset()

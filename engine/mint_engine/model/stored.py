@@ -14,7 +14,7 @@ import torch
 from mint_contracts.errors import CorruptFile, UnsupportedBase
 from mint_contracts.records import LOADING
 from mint_engine.adapters.mapped import LOST, map_file
-from mint_engine.residency.remapping import bring
+from mint_engine.residency.remapping import populate
 from mint_engine.sources.headway import Headway
 
 _LENGTH = struct.Struct("<Q")  # of the header that follows it
@@ -99,7 +99,7 @@ class _Mapped:
         if found.numel():
             last = sum((size - 1) * step for size, step in zip(found.shape, found.stride(), strict=True))
             with _readable(self.file):
-                bring(found.data_ptr(), (last + 1) * found.itemsize)
+                populate(found.data_ptr(), (last + 1) * found.itemsize)
         return found.clone()
 
 

@@ -50,7 +50,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
             weights=list(each.weights) or [1.0] * len(each.tokens),
             sampler_logprobs=list(each.sampler_logprobs),
             advantages=list(each.advantages),
-            routes=routed.read(each.routes, len(each.tokens), routes, f"policy {request.policy}, example {number}"),
+            routes=routed.decode(each.routes, len(each.tokens), routes, f"policy {request.policy}, example {number}"),
         )
         for number, each in enumerate(request.examples)
     ]

@@ -51,7 +51,7 @@ async def answer(
             continue
         if isinstance(event, Done):
             left -= 1
-            for routes in routed.tell(event.routes) if event.routes is not None else ():
+            for routes in routed.encode(event.routes) if event.routes is not None else ():
                 yield sampling_pb2.GenerateEvent(routed=sampling_pb2.Routed(routes=routes, index=entry.index))
         yield _event(asked, entry.index, event, spelling)
 

@@ -54,7 +54,7 @@ class Grammar:
         copy.mask_s = self.mask_s
         return copy
 
-    def looked(self, took_s: float, *, paid_s: float) -> None:
+    def record_time(self, took_s: float, *, paid_s: float) -> None:
         """Record that its mask took about `took_s` seconds, of which `paid_s` were certainly its own.
 
         Slow and quick masks alternate, so a grammar that was slow is expected to be slow for some more tokens.
@@ -62,17 +62,17 @@ class Grammar:
         self.mask_s = max(took_s, self.mask_s / 2)
         self.paid_s = paid_s
 
-    def settle(self, *, any_may: bool) -> None:
-        """Check the grammar after its mask was computed (`masks`); `any_may`: it allows any of the base's tokens.
+    def check_mask(self, *, any_allowed: bool) -> None:
+        """Check the grammar after its mask was computed (`masks`); `any_allowed`: it allows any of the base's tokens.
 
         Raises InvalidRequest if the mask took too much work or allows no token.
         """
         self._check()
-        if not any_may:
+        if not any_allowed:
             raise InvalidRequest(self._subject, "leads to where none of this base's tokens may follow")
 
     def take(self, token: int) -> bool:
-        """Advance by an allowed token; return whether nothing may follow. Raises InvalidRequest as `settle` does."""
+        """Advance by an allowed token; return whether nothing may follow. Raises InvalidRequest as `check_mask`."""
         self.matcher.consume_token(token)
         self._check()
         return self.matcher.is_stopped()

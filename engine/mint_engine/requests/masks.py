@@ -32,8 +32,8 @@ def mask(
     """Exclude from each row of logits [n, V], in place, all tokens that its grammar, if any, does not allow next.
 
     Tokens beyond the tokenizer's vocabulary are never allowed. Returns, by row, why a row could not be masked, which
-    does not affect the others: an error of `Grammar.settle`, a defect, or Late. `turns` are all rows in the order of
-    their turns; the first is never late. All grammars must have the same vocabulary.
+    does not affect the others: an error of `Grammar.check_mask`, a defect, or Late. `turns` are all rows in the order
+    of their turns; the first is never late. All grammars must have the same vocabulary.
     """
     places = [at for at in (range(len(grammars)) if turns is None else turns) if grammars[at] is not None]
     own = [grammar for at in places if (grammar := grammars[at]) is not None]
@@ -50,7 +50,7 @@ def mask(
         if isinstance(troubles.get(at), Late):
             continue
         try:
-            grammar.settle(any_may=bool(allowed[at].any()))
+            grammar.check_mask(any_allowed=bool(allowed[at].any()))
         except Exception as error:  # noqa: BLE001 - affects only this request
             troubles.setdefault(at, error)
     forbidden = np.zeros((len(grammars), words), dtype=np.uint32)
@@ -98,7 +98,7 @@ def _together(
         return
     took = (time.perf_counter() - began) * min(len(places), torch.get_num_threads())
     for at in places:  # not charged: only a mask that is computed alone shows its own time
-        grammars[at].looked(took / len(places), paid_s=0.0)
+        grammars[at].record_time(took / len(places), paid_s=0.0)
 
 
 def _one_by_one(
@@ -111,7 +111,7 @@ def _one_by_one(
         except Exception as error:  # noqa: BLE001 - as above
             troubles[at] = error
         took = time.thread_time() - began
-        grammars[at].looked(took, paid_s=took)
+        grammars[at].record_time(took, paid_s=took)
 
 
 @cache

@@ -41,7 +41,7 @@ def check_room(shape: RouteShape, tokens: int, completions: int) -> None:
         )
 
 
-def tell(routes: Routes) -> Iterator[pb.Routes]:
+def encode(routes: Routes) -> Iterator[pb.Routes]:
     """Yield the routes [T, M, k] of a sequence, from its first token on, in messages of bounded size."""
     tokens, layers, each = routes.shape
     width = routes.dtype.itemsize
@@ -59,7 +59,7 @@ def tell(routes: Routes) -> Iterator[pb.Routes]:
         )
 
 
-def read(
+def decode(
     pieces: Sequence[pb.Routes], tokens: int, shape: RouteShape | None, subject: str
 ) -> NDArray[np.integer[Any]] | None:
     """Return an example's routes [T, M, k], -1 for tokens that `pieces` do not cover; None if there are no pieces.

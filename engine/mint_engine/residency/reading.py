@@ -4,7 +4,7 @@ import torch
 
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.adapters.packed import Packed
-from mint_engine.residency.remapping import bring, put_file, reserve
+from mint_engine.residency.remapping import populate, put_file, reserve
 
 
 class LostBlock(SourceUnavailable):
@@ -20,7 +20,7 @@ def read(packed: Packed) -> torch.Tensor:
     """Return the run, after reading all of it into memory. Raises LostBlock if a part of its file cannot be read."""
     if packed.file is not None:
         try:
-            bring(packed.run.data_ptr(), packed.run.nbytes)
+            populate(packed.run.data_ptr(), packed.run.nbytes)
         except OSError as error:
             raise unreadable(packed, error) from error
     return packed.run

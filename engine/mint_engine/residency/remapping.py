@@ -68,16 +68,16 @@ def put_file(address: int, descriptor: int, nbytes: int, on_present: Callable[[i
             return False
         raise
     try:
-        _bring_pieces(address, nbytes, on_present)
+        _populate_pieces(address, nbytes, on_present)
     except OSError:
         put_zeros(address, nbytes)
         raise
     return True
 
 
-def _bring_pieces(address: int, nbytes: int, on_present: Callable[[int], None] | None) -> None:
+def _populate_pieces(address: int, nbytes: int, on_present: Callable[[int], None] | None) -> None:
     if on_present is None:
-        bring_back(address, nbytes)
+        populate_pages(address, nbytes)
         return
     on_present(0)
     alone = min(nbytes, _ALONE)
@@ -85,7 +85,7 @@ def _bring_pieces(address: int, nbytes: int, on_present: Callable[[int], None] |
         _madvise(address, nbytes, advice)
         for present in range(first, stop, HUGE):
             size = min(HUGE, nbytes - present)
-            bring_back(address + present, size)
+            populate_pages(address + present, size)
             on_present(present + size)
 
 
@@ -109,22 +109,22 @@ def put_zeros(address: int, nbytes: int) -> None:
         _madvise(address, whole, mmap.MADV_HUGEPAGE)
 
 
-def bring_back(address: int, nbytes: int) -> None:
+def populate_pages(address: int, nbytes: int) -> None:
     """Read what is mapped at `address` and not in memory. Raises OSError if it cannot be read."""
     _madvise(address, nbytes, _MADV_POPULATE_READ)
 
 
-def bring(address: int, nbytes: int) -> None:
-    """Do as `bring_back`, from any address: touching a mapped block that cannot be read would kill the process.
+def populate(address: int, nbytes: int) -> None:
+    """Do as `populate_pages`, from any address: touching a mapped block that cannot be read would kill the process.
 
     Does nothing if this system cannot do it.
     """
     start = address - address % PAGE
     with _where_populated():
-        bring_back(start, address + nbytes - start)
+        populate_pages(start, address + nbytes - start)
 
 
-def bring_zeros(address: int, nbytes: int) -> None:
+def populate_zeros(address: int, nbytes: int) -> None:
     """Allocate mapped memory that has not been written to yet, still zero, so that writing to it need not.
 
     Raises OSError if there is no memory for it; does nothing if this system cannot do it. Populates one large page

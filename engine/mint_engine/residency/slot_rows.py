@@ -23,9 +23,9 @@ from mint_engine.residency.reading import read, unreadable
 from mint_engine.residency.remapping import (
     HUGE,
     PAGE,
-    bring_back,
     bytes_in_memory,
     lock,
+    populate_pages,
     put_file,
     put_pages,
     put_zeros,
@@ -95,7 +95,7 @@ class SlotRows:
                 return RetentionReport(mapped=size, locked=size)
             lost = size - bytes_in_memory(address, size)
             if lost:
-                bring_back(address, size)
+                populate_pages(address, size)
             return RetentionReport(mapped=size, lost=lost)
 
     def _clear(self, slot: int) -> None:

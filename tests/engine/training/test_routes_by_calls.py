@@ -79,7 +79,7 @@ def numbers(routes: Sequence[sampling_pb2.Routes]) -> NDArray[np.uint8]:
 
 def others(routes: Sequence[sampling_pb2.Routes]) -> list[sampling_pb2.Routes]:
     """The same tokens' routes to other experts."""
-    return list(routed.tell((numbers(routes) + 1) % EXPERTS))
+    return list(routed.encode((numbers(routes) + 1) % EXPERTS))
 
 
 def summed(policy: str, sequence: int, examples: Sequence[pb.Example]) -> pb.ForwardBackwardRequest:
@@ -192,7 +192,7 @@ async def test_tokens_take_the_experts_that_routes_say_and_those_not_covered_the
             routes, parts = np.full(random.shape, -1), list[sampling_pb2.Routes]()
             for start, stop in covered:
                 routes[start:stop] = random[start:stop]
-                parts += routed.tell(random[start:stop])
+                parts += routed.encode(random[start:stop])
                 parts[-1].first_token = start
             calls.append(told(answer, 1.0, parts))
             naive.append(completion(PROMPT, answer.token_ids, answer.logprobs, 1.0, routes))
@@ -298,9 +298,9 @@ def test_completions_whose_routes_no_call_would_take_are_refused_before_they_are
 def test_what_is_told_is_read_as_it_was(experts: int, width: int) -> None:
     shape = RouteShape(layers=3, each=2, experts=experts)
     routes = np.random.default_rng(1).random((50, 3, experts)).argsort(-1)[..., :2]
-    pieces = list(routed.tell(routes.astype(np.uint8) if width == 1 else routes.astype(np.int16)))
+    pieces = list(routed.encode(routes.astype(np.uint8) if width == 1 else routes.astype(np.int16)))
     assert {each.bytes_per_expert for each in pieces} == {width}
-    read = routed.read(pieces, 50, shape, "example 0")
+    read = routed.decode(pieces, 50, shape, "example 0")
     assert read is not None
     assert np.array_equal(read, routes)
-    assert routed.read([], 50, shape, "example 0") is None
+    assert routed.decode([], 50, shape, "example 0") is None

@@ -15,12 +15,12 @@ MODEL = "model."
 TEXT_MODEL = "model.language_model."  # path of a vision-language model's text model since transformers 4.52
 
 
-def without_unasked(header: Header, unasked: Set[str], subject: str) -> Header:
-    """Return the header without tensors of the parts that `unasked` linears are in.
+def without_unused(header: Header, unused: Set[str], subject: str) -> Header:
+    """Return the header without tensors of the parts that `unused` linears are in.
 
     Raises UnsupportedAdapter if no others are left.
     """
-    parts = {path.removeprefix(MODEL).partition(".")[0] for path in unasked}
+    parts = {path.removeprefix(MODEL).partition(".")[0] for path in unused}
     kept = {name: spec for name, spec in header.tensors.items() if _part_of(name) not in parts}
     if header.tensors and not kept:
         names = ", ".join(sorted(parts))

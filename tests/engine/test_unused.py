@@ -18,7 +18,7 @@ from mint_engine.adapters.check import PASSED_OVER_BYTES, Fit
 from mint_engine.adapters.header import LENGTH_BYTES
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter, read_found
-from mint_engine.model.modules import find_modules, unasked_linears
+from mint_engine.model.modules import find_modules, unused_linears
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.families import SEEING, make_model, read_model
@@ -31,7 +31,7 @@ Q0 = "layers.0.self_attn.q_proj"
 
 def read(base: Path, folder: Path) -> Packed:
     model = read_model(base)
-    fit = Fit(find_modules(model), 8, unasked=unasked_linears(model))
+    fit = Fit(find_modules(model), 8, unused=unused_linears(model))
     return read_adapter(LocalFolder(folder, "adapter 'a'"), fit, None)
 
 
@@ -120,7 +120,7 @@ def test_what_is_passed_over_takes_no_memory(base: Path, tmp_path: Path) -> None
     before = read(base, folder)
     widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 32 << 20)
     model = read_model(base)
-    fit = Fit(find_modules(model), 8, unasked=unasked_linears(model))
+    fit = Fit(find_modules(model), 8, unused=unused_linears(model))
     tracemalloc.start()
     try:
         found = read_adapter(LocalFolder(folder, "adapter 'a'"), fit, None)
@@ -146,7 +146,7 @@ def test_a_file_that_ends_within_what_is_passed_over_is_told_to_be_cut(base: Pat
     widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 1 << 20)
     os.truncate(folder / WEIGHTS, 1 << 20)
     model = read_model(base)
-    fit = Fit(find_modules(model), 8, unasked=unasked_linears(model))
+    fit = Fit(find_modules(model), 8, unused=unused_linears(model))
     sizes = dict.fromkeys((CONFIG, WEIGHTS))  # like a server that tells no sizes
     with pytest.raises(errors.CorruptFile, match="is truncated: gave"):
         read_found(LocalFolder(folder, "adapter 'a'"), sizes, fit, None, lambda _: None)
@@ -206,4 +206,4 @@ def test_a_vision_towers_linear_is_not_taken_for_the_text_models(tmp_path: Path)
 
 
 def test_only_bases_that_see_have_linears_that_text_never_reaches() -> None:
-    assert {name for name, config in BASES.items() if unasked_linears(make_model(config))} == SEEING.keys()
+    assert {name for name, config in BASES.items() if unused_linears(make_model(config))} == SEEING.keys()
