@@ -7,10 +7,10 @@ from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
+from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import Request, Sampling, Sequence, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
-from mint_engine.scheduling.turns import Terms
 
 TOTAL_PAGES = 12
 MOST_STEPS = 10_000
@@ -20,7 +20,7 @@ LIMITS = Limits(running=4, waiting=8, step_tokens=20)
 def scheduler(
     limits: Limits = LIMITS,
     pages: int = TOTAL_PAGES,
-    terms: Terms | None = None,
+    terms: PlaceTerms | None = None,
     windows: List[int | None] = (None,),
 ) -> Scheduler:
     return Scheduler(limits, Pages(pages), terms, windows)

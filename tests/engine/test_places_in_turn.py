@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine import metrics
+from mint_engine.scheduling.place_turns import PlaceTerms, room_for_training
 from mint_engine.scheduling.request import Party, Sequence, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
-from mint_engine.scheduling.turns import Terms, room_for_training
 from tests.engine import scheduled
 from tests.engine.scheduled import scheduler, sequence
 
 ENDLESS = 100_000
 PLENTY = 100_000  # pages
-TERMS = Terms()
-SHORT = Terms(stay=4, last_stay=16)
+TERMS = PlaceTerms()
+SHORT = PlaceTerms(stay=4, last_stay=16)
 
 
 def books_of(places: int, pages: int = PLENTY) -> Scheduler:

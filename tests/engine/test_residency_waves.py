@@ -16,7 +16,7 @@ from mint_contracts.source import Source
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.lending import with_offered
-from mint_engine.residency.turns import Terms
+from mint_engine.residency.slot_turns import SlotTerms
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_config, read_tiny
 from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
@@ -168,7 +168,7 @@ async def test_host_memory_full_of_wanted_adapters_is_waited_for(
 async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], store: Path, seed: int) -> None:
     draw = random.Random(seed)
     one = read_tiny(store / NAMES[0]).nbytes
-    here = scene(slots=3, host=one * 3, slot_wait_s=0.05, terms=Terms(hold_s=0.001 * seed, late_s=0.003))
+    here = scene(slots=3, host=one * 3, slot_wait_s=0.05, terms=SlotTerms(hold_s=0.001 * seed, late_s=0.003))
     truth = {name: await once(here, name) for name in NAMES}
     refused = 0
 

@@ -24,6 +24,7 @@ from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
+from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.request import (
     Done,
     Event,
@@ -37,14 +38,13 @@ from mint_engine.scheduling.request import (
 )
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled
-from mint_engine.scheduling.turns import Terms
 from tests.engine.naive import may_choose
 from tests.engine.running import packed, peft_model, save_adapter, save_base, save_sliding_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4
 SLIDING_PAGES = 18  # of one layer each; two of three layers see only a window
 LIMITS = Limits(running=4, step_tokens=24)
-TERMS = Terms(stay=3, last_stay=9)  # so short that most requests give way to others
+TERMS = PlaceTerms(stay=3, last_stay=9)  # so short that most requests give way to others
 RANKS = {"eight": 8, "three": 3, "four": 4}  # of the revisions
 THEMES = [[random.Random(theme).randrange(2, 290) for _ in range(48)] for theme in range(2)]
 

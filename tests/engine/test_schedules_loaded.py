@@ -36,7 +36,7 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
-from mint_engine.residency.turns import Terms
+from mint_engine.residency.slot_turns import SlotTerms
 from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, room
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.life import CheckedRequest, run_request
@@ -55,7 +55,7 @@ RANKS = {"a": 8, "b": 3, "c": 4, "d": 7, "e": 1, "f": 5}  # of the adapters; eac
 TARGETS = {0: ("q_proj", "v_proj", "down_proj"), 1: ("q_proj", "k_proj", "up_proj")}  # of a revision
 DISK_FILES, HOST_FILES = 3, 1.5  # of the largest adapters
 ROUNDS_QUIET = 12  # turns of the event loop without work, after which nothing moves any more
-NEVER = Terms(hold_s=0.0, late_s=math.inf)  # a waiting request closes a slot at once, and no clock decides
+NEVER = SlotTerms(hold_s=0.0, late_s=math.inf)  # a waiting request closes a slot at once, and no clock decides
 PROMPTS = [tuple(range(5 + 40 * at, 5 + 40 * at + length)) for at, length in enumerate((3, 17, 33))]
 
 

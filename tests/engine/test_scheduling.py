@@ -8,9 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, first_seen, pages_for
 from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.request import Sequence, State
 from mint_engine.scheduling.scheduler import Limits, Share, split_budget
-from mint_engine.scheduling.turns import Terms
 from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, run, scheduler, sequence
 
 
@@ -25,8 +25,8 @@ class Arrivals(RuleBasedStateMachine):
         self.scheduler = scheduler()
         self.generated: dict[Sequence, int] = {}
 
-    @initialize(terms=st.sampled_from([Terms(), Terms(stay=4, last_stay=10)]))
-    def begin(self, terms: Terms) -> None:
+    @initialize(terms=st.sampled_from([PlaceTerms(), PlaceTerms(stay=4, last_stay=10)]))
+    def begin(self, terms: PlaceTerms) -> None:
         self.scheduler = scheduler(terms=terms, pages=self.pages, windows=self.windows)
 
     @rule(

@@ -19,7 +19,7 @@ from mint_engine.residency.copies import Copy
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.slot_table import SlotTable
-from mint_engine.residency.turns import Terms
+from mint_engine.residency.slot_turns import SlotTerms
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.in_process import Engine, Told, engine_of
 from tests.engine.made import edit_tensors, lora_names
@@ -27,7 +27,7 @@ from tests.engine.running import peft_answer, save_adapter
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
 
-AT_ONCE = Terms(hold_s=0.0)
+AT_ONCE = SlotTerms(hold_s=0.0)
 
 
 def copy_of(here: Scene, name: str) -> Copy:
@@ -247,7 +247,9 @@ class Stream:
 
 
 @asynccontextmanager
-async def served(base: Path, adapters: Path, folder: Path, terms: Terms, slot_wait_s: float) -> AsyncIterator[Engine]:
+async def served(
+    base: Path, adapters: Path, folder: Path, terms: SlotTerms, slot_wait_s: float
+) -> AsyncIterator[Engine]:
     async with engine_of(
         base, folder, slots=2, max_rank=8, store=Source(f"file://{adapters}"), host=1 << 20, disk=1 << 20,
         terms=terms, slot_wait_s=slot_wait_s,
@@ -273,12 +275,12 @@ async def test_a_cold_adapter_is_served_although_two_hot_ones_never_leave_their_
     truth = {name: peft_answer(base, adapters / name, PROMPT, COUNT)[0] for name in RANKS}
     assert len(set(truth.values())) == len(RANKS)
     async with (
-        served(base, adapters, tmp_path, Terms(hold_s=math.inf), slot_wait_s=0.3) as engine,
+        served(base, adapters, tmp_path, SlotTerms(hold_s=math.inf), slot_wait_s=0.3) as engine,
         streaming(engine, "hot/one", "hot/two"),
     ):
         with pytest.raises(errors.Overloaded):  # without turns it never gets a slot
             await engine.ask("cold", PROMPT, COUNT)
-    async with served(base, adapters, tmp_path, Terms(hold_s=0.1), slot_wait_s=0.3) as engine:
+    async with served(base, adapters, tmp_path, SlotTerms(hold_s=0.1), slot_wait_s=0.3) as engine:
         async with streaming(engine, "hot/one", "hot/two") as streams:
             told = await engine.ask("cold", PROMPT, COUNT)
             before = {name: len(stream.told) for name, stream in streams.items()}
@@ -293,7 +295,7 @@ async def test_three_endless_adapters_take_turns_over_two_slots_and_keep_them_fo
 ) -> None:
     hold_s, rounds = 0.1, 4
     truth = {name: peft_answer(base, adapters / name, PROMPT, COUNT)[0] for name in RANKS}
-    async with served(base, adapters, tmp_path, Terms(hold_s=hold_s), slot_wait_s=60) as engine:
+    async with served(base, adapters, tmp_path, SlotTerms(hold_s=hold_s), slot_wait_s=60) as engine:
         vacated, began = metrics.VACATED._value.get(), time.monotonic()
         turns = dict.fromkeys(RANKS, 0)
         seat = engine.residency.books.seat

@@ -20,7 +20,7 @@ from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.holding import AdapterStatus
 from mint_engine.residency.host import HostTier, Key
 from mint_engine.residency.report import AdapterView, report
-from mint_engine.residency.turns import Seat
+from mint_engine.residency.slot_turns import Seat
 
 
 class Books:
@@ -164,7 +164,7 @@ class Books:
         )
 
     def seats(self) -> list[Seat]:
-        """Return the occupied slots, for `turn`."""
+        """Return the occupied slots, for `choose_closed`."""
         return [
             Seat(
                 slot=slot,

@@ -46,7 +46,7 @@ class Holder(Protocol):
 
         `source` is the catalog's, for an adapter that no wave wants here.
 
-        If other adapters keep every slot in use, it gets one in its turn (see `turns`).
+        If other adapters keep every slot in use, it gets one in its turn (see `slot_turns`).
 
         Raises a MintError on entry: AdapterNotFound, a Rejected, Overloaded, SourceUnavailable.
         """

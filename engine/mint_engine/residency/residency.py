@@ -34,8 +34,8 @@ from mint_engine.residency.prefetch import Prefetcher
 from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.slot_turns import SlotTerms
 from mint_engine.residency.source_stat import SourceStat
-from mint_engine.residency.turns import Terms
 from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
@@ -48,7 +48,7 @@ LOADS_WAITING = 256
 REQUESTS_WAITING = 1024  # for loads, or for a closed slot
 FIRST_PER_S = 40.0  # loads assumed before the first one has ended: 0.1 s each on WORKERS threads
 SLOT_WAIT_S = 10.0
-TERMS = Terms()
+TERMS = SlotTerms()
 CLOSE_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class Residency:
         loads_waiting: int = LOADS_WAITING,
         requests_waiting: int = REQUESTS_WAITING,
         slot_wait_s: float = SLOT_WAIT_S,
-        terms: Terms = TERMS,
+        terms: SlotTerms = TERMS,
         poll_s: float = POLL_S,
         audit_s: float = AUDIT_S,
     ) -> None:

@@ -17,7 +17,7 @@ from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.decide import victim, wanted_tier
-from mint_engine.residency.turns import Terms, turn
+from mint_engine.residency.slot_turns import SlotTerms, choose_closed
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ class _Waiter:
 class SlotTable:
     """The free slots of one device, and the copies that wait for one. Used only on the event loop's thread."""
 
-    def __init__(self, books: Books, count: int, wait_s: float, terms: Terms) -> None:
+    def __init__(self, books: Books, count: int, wait_s: float, terms: SlotTerms) -> None:
         self._books, self._wait_s, self._terms = books, wait_s, terms
         self.count = count
         self.free = list(range(count))[::-1]
@@ -159,7 +159,7 @@ class SlotTable:
     def _take_turns(self, now: float) -> float:
         """Close and open slots as the line requires; return the time at which to look again at the latest."""
         waiting = sum(map(self._needs, self._line))
-        chosen = turn(self._books.seats(), free=len(self.free), waiting=waiting, now=now, terms=self._terms)
+        chosen = choose_closed(self._books.seats(), free=len(self.free), waiting=waiting, now=now, terms=self._terms)
         self._close([self._books.in_slots[slot] for slot in chosen.closed], now)
         return chosen.again_at
 

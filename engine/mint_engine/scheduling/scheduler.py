@@ -13,7 +13,7 @@ can grow to. A request that gives way in turn has generated a token too, or noth
 its party goes on.
 
 If waiting requests cannot be placed, the latest requests of the party that has most places give way in the same
-manner (`turns`), so that nobody waits for the end of others' long requests.
+manner (`place_turns`), so that nobody waits for the end of others' long requests.
 
 A step computes one token of every decoding request, and fills the rest of its budget with prompts, those of the least
 served adapters first, and long ones in chunks. While tenants' requests are computed, training's
@@ -34,9 +34,9 @@ from mint_engine import metrics
 from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
 from mint_engine.scheduling.pages import Pages
+from mint_engine.scheduling.place_turns import PlaceTerms, room_for_training, who_give_way
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
 from mint_engine.scheduling.request import Party, Sequence, State
-from mint_engine.scheduling.turns import Terms, room_for_training, who_give_way
 from mint_engine.scheduling.waiting import Waiting
 
 
@@ -110,11 +110,11 @@ class Scheduler:
     """The waiting and running requests, and the pages that they own. Owned by the step thread."""
 
     def __init__(
-        self, limits: Limits, pages: Pages, terms: Terms | None = None, windows: List[int | None] = (None,)
+        self, limits: Limits, pages: Pages, terms: PlaceTerms | None = None, windows: List[int | None] = (None,)
     ) -> None:
         """`windows` are the window sizes of the cache's groups of layers; None for a group that sees everything."""
         self.limits = limits
-        self.terms = terms or Terms()
+        self.terms = terms or PlaceTerms()
         self.pages = pages
         self.windows = windows
         self._sliding = [(group, window) for group, window in enumerate(windows) if window is not None]

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from mint_engine.residency.turns import Seat, Terms, Turn, turn
+from mint_engine.residency.slot_turns import Seat, SlotTerms, Turn, choose_closed
 
-TERMS = Terms(hold_s=2.0, late_s=5.0)
+TERMS = SlotTerms(hold_s=2.0, late_s=5.0)
 NOW = 10.0
 
 
 def closed(*seats: Seat, waiting: int = 1, free: int = 0) -> set[int]:
-    return set(turn(seats, free=free, waiting=waiting, now=NOW, terms=TERMS).closed)
+    return set(choose_closed(seats, free=free, waiting=waiting, now=NOW, terms=TERMS).closed)
 
 
 def test_the_adapter_that_was_there_longest_gives_way_first() -> None:
@@ -30,8 +30,8 @@ def test_nobody_gives_way_where_a_slot_is_free_or_idle() -> None:
 
 def test_each_adapter_has_its_slot_for_a_while_and_then_it_is_looked_at_again() -> None:
     young = [Seat(0, since=8.5, users=1), Seat(1, since=9, users=1)]
-    assert turn(young, free=0, waiting=1, now=NOW, terms=TERMS) == Turn(frozenset(), again_at=10.5)
-    assert turn(young, free=0, waiting=1, now=10.5, terms=TERMS) == Turn(frozenset({0}), again_at=15.5)
+    assert choose_closed(young, free=0, waiting=1, now=NOW, terms=TERMS) == Turn(frozenset(), again_at=10.5)
+    assert choose_closed(young, free=0, waiting=1, now=10.5, terms=TERMS) == Turn(frozenset({0}), again_at=15.5)
 
 
 def test_what_waves_want_and_what_trains_never_gives_way() -> None:
@@ -58,9 +58,9 @@ SEATS = st.lists(
 def test_a_decision_takes_no_more_than_is_lacking_and_from_nobody_too_soon(
     seats: list[Seat], free: int, waiting: int, random: Random
 ) -> None:
-    decided = turn(seats, free=free, waiting=waiting, now=NOW, terms=TERMS)
+    decided = choose_closed(seats, free=free, waiting=waiting, now=NOW, terms=TERMS)
     shuffled = random.sample(seats, len(seats))
-    assert decided == turn(shuffled, free=free, waiting=waiting, now=NOW, terms=TERMS), (
+    assert decided == choose_closed(shuffled, free=free, waiting=waiting, now=NOW, terms=TERMS), (
         "the same picture, in any order"
     )
     by_slot = {seat.slot: seat for seat in seats}
@@ -81,7 +81,7 @@ def test_a_decision_takes_no_more_than_is_lacking_and_from_nobody_too_soon(
 def test_a_decision_stands_until_it_says_to_look_again(
     seats: list[Seat], free: int, waiting: int, share: float
 ) -> None:
-    decided = turn(seats, free=free, waiting=waiting, now=NOW, terms=TERMS)
+    decided = choose_closed(seats, free=free, waiting=waiting, now=NOW, terms=TERMS)
     carried_out = [
         replace(seat, closed_at=(NOW if seat.closed_at is None else seat.closed_at))
         if seat.slot in decided.closed
@@ -89,13 +89,15 @@ def test_a_decision_stands_until_it_says_to_look_again(
         for seat in seats
     ]
     later = NOW + share * (min(decided.again_at, NOW + 100) - NOW)
-    assert turn(carried_out, free=free, waiting=waiting, now=later, terms=TERMS).closed == decided.closed
+    assert choose_closed(carried_out, free=free, waiting=waiting, now=later, terms=TERMS).closed == decided.closed
 
 
 class Play:
     """More adapters than slots, each with endless requests, in steps of one second."""
 
-    def __init__(self, slots: int, adapters: int, pinned: int, longest: int, terms: Terms, random: Random) -> None:
+    def __init__(
+        self, slots: int, adapters: int, pinned: int, longest: int, terms: SlotTerms, random: Random
+    ) -> None:
         self.terms, self.longest, self.random, self.now = terms, longest, random, 0
         self.pinned, self.open_to = pinned, slots - pinned
         self.tenants = dict(enumerate(range(slots)))  # by slot
@@ -117,7 +119,7 @@ class Play:
             Seat(slot, self.since[slot], len(self.ends[slot]), slot < self.pinned, self.closed.get(slot))
             for slot in self.tenants
         ]
-        decided = turn(seats, free=0, waiting=len(self.line), now=self.now, terms=self.terms)
+        decided = choose_closed(seats, free=0, waiting=len(self.line), now=self.now, terms=self.terms)
         self.closed = {slot: self.closed.get(slot, self.now) for slot in decided.closed}
         self.now += 1
 
@@ -138,7 +140,7 @@ class Play:
 def test_everybody_waits_within_the_bound_and_nobody_loses_a_slot_too_soon(
     slots: int, more: int, pinned: int, longest: int, hold: int, late: int, seed: int
 ) -> None:
-    play = Play(slots, slots + more, min(pinned, slots - 1), longest, Terms(hold, late), Random(seed))
+    play = Play(slots, slots + more, min(pinned, slots - 1), longest, SlotTerms(hold, late), Random(seed))
     while play.now < 300:
         play.second()
     turn_s = hold + longest + 1  # a decision within a second takes effect at its end

@@ -31,7 +31,7 @@ from mint_engine.scheduling.request import Party
 from mint_engine.scheduling.request import Sequence as Running
 
 
-class Terms(msgspec.Struct, frozen=True):
+class PlaceTerms(msgspec.Struct, frozen=True):
     """The number of steps for which places are kept."""
 
     stay: int = 128  # if the party has others: about eight times the cost of computing a page's tokens again
@@ -52,7 +52,7 @@ def room_for_training(tenants: int) -> int:
 
 
 def who_give_way(
-    asking: Party, waited: int | None, running: Sequence[Running], served: Served, now: int, terms: Terms
+    asking: Party, waited: int | None, running: Sequence[Running], served: Served, now: int, terms: PlaceTerms
 ) -> Iterator[Running]:
     """Yield the requests that may give way to a party's next request; take only as many as make room for it.
 
@@ -69,7 +69,7 @@ def who_give_way(
         yield victim
 
 
-def _may_move(each: Running, now: int, terms: Terms) -> bool:
+def _may_move(each: Running, now: int, terms: PlaceTerms) -> bool:
     """Return whether a request has had its place long enough, or nothing has been computed of it there."""
     if each.computed == each.found:
         return True
@@ -86,7 +86,7 @@ class _Claim:
     places: Counter[Party]
     served: Served
     now: int
-    terms: Terms
+    terms: PlaceTerms
 
     def next_of(self, movable: Mapping[Party, list[Running]]) -> Running | None:
         """Remove and return the request that gives way next, or None. `movable` lists them by party, latest last."""

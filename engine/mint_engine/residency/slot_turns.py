@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 
-class Terms(msgspec.Struct, frozen=True):
+class SlotTerms(msgspec.Struct, frozen=True):
     """Time limits of a slot's turn."""
 
     hold_s: float = 2.0  # an adapter keeps its slot at least this long before it may be closed; about forty loads
@@ -38,7 +38,7 @@ class Turn(msgspec.Struct, frozen=True):
     again_at: float = math.inf
 
 
-def turn(seats: Sequence[Seat], *, free: int, waiting: int, now: float, terms: Terms) -> Turn:
+def choose_closed(seats: Sequence[Seat], *, free: int, waiting: int, now: float, terms: SlotTerms) -> Turn:
     """Return which slots to close for `waiting` adapters that need one slot each, with `free` slots available.
 
     Chooses the slots whose adapters have been there longest, one for each adapter that lacks one. A closed slot that
