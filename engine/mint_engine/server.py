@@ -13,10 +13,10 @@ import grpc
 import structlog
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts.byte_budget import ByteShare
 from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, InvalidRequest, MintError
 from mint_contracts.names import check_asked
 from mint_contracts.records import Tier
-from mint_contracts.room import Part
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.wire import to_status
@@ -34,7 +34,7 @@ from mint_engine.requests.reading import Reading
 from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
-from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, room
+from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, budget
 from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.stepper import Stepper
 
@@ -73,8 +73,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self.engine = engine
         self._prompts = Reading(f"engine {engine}")
         self._shapes = Compiling(f"engine {engine}")
-        self._unread = room(f"engine {engine}")
-        self._scored = prompt_logprobs.room(f"engine {engine}")
+        self._unread = budget(f"engine {engine}")
+        self._scored = prompt_logprobs.budget(f"engine {engine}")
         self._taken: set[asyncio.Future[None]] = set()  # requests being read, and later their lives
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
@@ -98,12 +98,12 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         """Stream a request's completions."""
         arrived, outcome = time.monotonic(), "cancelled"
         life: asyncio.Task[None] | None = None
-        scored = self._scored.part()
+        scored = self._scored.share()
         try:
             parts = self._open()
             with self._reading():
                 asked = await self._read(request, parts, scored)
-            with closing(Inbox(self._unread.part(OWN_UNREAD * asked.sampling.n))) as inbox:
+            with closing(Inbox(self._unread.share(OWN_UNREAD * asked.sampling.n))) as inbox:
                 life = asyncio.create_task(run_request(asked, parts.holder, parts.stepper, inbox))
                 self._taken.add(life)
                 life.add_done_callback(self._taken.discard)
@@ -199,7 +199,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             self._taken.discard(ended)
             ended.set_result(None)
 
-    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts, scored: Part) -> CheckedRequest:
+    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts, scored: ByteShare) -> CheckedRequest:
         """Read and check all that needs no adapter; reserve room in `scored` for the prompt's log-probabilities."""
         if request.base_model not in {"", self._settings.base_model}:
             subject = f"base model {request.base_model[:300]!r}"

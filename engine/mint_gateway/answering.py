@@ -7,8 +7,8 @@ import grpc
 import structlog
 
 from mint_contracts import sampling_pb2
+from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import InvalidRequest, MintError
-from mint_contracts.room import Room
 from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
@@ -28,7 +28,7 @@ class Answering:
     def __init__(self, router: Router, metrics: Metrics) -> None:
         self._router = router
         self._metrics = metrics
-        self._room = Room(MOST_BYTES, "gateway", f"has {MOST_BYTES >> 20} MiB of requests in flight")
+        self._budget = ByteBudget(MOST_BYTES, "gateway", f"has {MOST_BYTES >> 20} MiB of requests in flight")
 
     async def answer(self, request: sampling_pb2.GenerateRequest, send: Send, remaining_s: float | None) -> None:
         """Send the events of an answer; `remaining_s` is the client's deadline, if it has one.
@@ -42,8 +42,8 @@ class Answering:
         try:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
-            with self._room.part() as part:
-                part.fill(max(request.ByteSize(), _TOKEN_BYTES * len(request.tokens.ids)))
+            with self._budget.share() as share:
+                share.fill(max(request.ByteSize(), _TOKEN_BYTES * len(request.tokens.ids)))
                 await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
             code = grpc.StatusCode.OK
         except asyncio.CancelledError:

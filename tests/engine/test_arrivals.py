@@ -22,7 +22,7 @@ from mint_engine.residency import remapping
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, room
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.stepper import Stepper
@@ -245,7 +245,7 @@ async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
     engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
 ) -> None:
     """Even after its client has left."""
-    inbox = Inbox(room("tiny-0").part())
+    inbox = Inbox(budget("tiny-0").share())
     life = asyncio.create_task(lives(engine, inbox))
     await until(lambda: begun(engine))
     life.cancel()
@@ -280,7 +280,7 @@ async def test_what_never_comes_fails_those_who_began_and_nobody_else(
 
 
 async def fails(engine: Engine) -> MintError:
-    inbox = Inbox(room("tiny-0").part())
+    inbox = Inbox(budget("tiny-0").share())
     await lives(engine, inbox)
     assert isinstance(inbox.get_nowait(), Queued)
     told = inbox.get_nowait()

@@ -15,7 +15,7 @@ from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest
 from mint_contracts.wire import from_rpc_error
 from mint_engine import metrics
 from mint_engine.requests.answers import answer
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, room
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.scheduling.life import CheckedRequest
 from mint_engine.scheduling.request import PromptScored, Request, Sampling, Scored, siblings
 from mint_engine.scheduling.scheduler import Limits, Share
@@ -138,7 +138,7 @@ async def test_others_have_their_turn_while_a_long_prompt_is_told(quiet: Running
             turns += 1
             await asyncio.sleep(0)
 
-    inbox = Inbox(room("tiny-0").part())
+    inbox = Inbox(budget("tiny-0").share())
     inbox.put_nowait(Queued(""))
     inbox.put_nowait(CompletionEvent(0, PromptScored((Scored(5, -1.0, ((6, -2.0),)),) * (len(prompt) - 1))))
     sampling = Sampling(max_tokens=1, seed=0, prompt_logprobs=True)

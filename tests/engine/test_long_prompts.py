@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from mint_contracts.byte_budget import OWN_BYTES
 from mint_contracts.errors import Overloaded, PromptTooLong
-from mint_contracts.room import OWN_BYTES
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
 from mint_engine import server
 from mint_engine.requests import length, reading

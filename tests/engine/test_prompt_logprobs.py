@@ -32,10 +32,10 @@ def taken(engine: Running) -> int:
 
 
 def test_one_request_of_the_most_that_may_be_asked_for_always_fits_alone() -> None:
-    room = prompt_logprobs.room("engine e-0")
+    budget = prompt_logprobs.budget("engine e-0")
     tokens = MOST_PROMPT_LOGPROBS // (1 + MOST_LOGPROBS)
     most = Sampling(1, 0, logprobs=MOST_LOGPROBS, prompt_logprobs=True)
-    with room.part() as first, room.part() as second:
+    with budget.share() as first, budget.share() as second:
         first.fill(prompt_logprobs.weigh(tokens, most))
         with pytest.raises(Overloaded, match="engine e-0: holds 512 MiB of prompts' log-probabilities"):
             second.fill(prompt_logprobs.weigh(tokens, most))

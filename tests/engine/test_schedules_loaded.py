@@ -37,7 +37,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slot_turns import SlotTerms
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, room
+from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.pages import Pages
@@ -83,7 +83,7 @@ class Client:
     """One request and everything sent to it."""
 
     asked: CheckedRequest
-    inbox: Inbox = field(default_factory=lambda: Inbox(room("tiny-0").part()))
+    inbox: Inbox = field(default_factory=lambda: Inbox(budget("tiny-0").share()))
     task: "asyncio.Task[None] | None" = None
     cancelled: bool = False
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import CapacityExceeded, MintError, Overloaded
-from mint_contracts.room import Room
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.wire import from_rpc_error
@@ -75,12 +75,12 @@ async def test_a_client_that_goes_away_leaves_room_to_others(base: Path, monkeyp
 
 
 async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = Room(1000, "engine e-0", "is full")
-    first, second = Inbox(room.part(own=0)), Inbox(room.part(own=0))
+    budget = ByteBudget(1000, "engine e-0", "is full")
+    first, second = Inbox(budget.share(own=0)), Inbox(budget.share(own=0))
     event = Tokens((5,), "a", (Scored(5, -1.0, ((6, -2.0),)),))
     first.put_nowait(Queued(""))
     first.put_nowait(CompletionEvent(0, event))
-    assert room.taken == 280 + 140 + 120
+    assert budget.taken == 280 + 140 + 120
     second.put_nowait(Queued(""))
     with pytest.raises(Overloaded, match="engine e-0: is full; retry later"):
         second.put_nowait(CompletionEvent(1, event))
@@ -91,4 +91,4 @@ async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(mon
     assert isinstance(told.event.error, Overloaded)
     assert second.empty()
     assert [await first.get() for _ in range(2)] == [Queued(""), CompletionEvent(0, event)]
-    assert room.taken == 0
+    assert budget.taken == 0

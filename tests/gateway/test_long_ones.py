@@ -9,8 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from mint_contracts.byte_budget import OWN_BYTES, ByteBudget
 from mint_contracts.errors import Overloaded
-from mint_contracts.room import OWN_BYTES, Room
 from mint_contracts.sampling_pb2 import GenerateRequest, TokenIds
 from mint_gateway import answering
 from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
@@ -101,25 +101,25 @@ async def test_answers_are_told_whole_while_all_together_have_room(
 async def test_requests_are_taken_in_while_all_that_come_have_room(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = list[Room]()  # the first is for arriving requests
+    budgets = list[ByteBudget]()  # the first is for arriving requests
 
-    def room(*arguments: Any) -> Room:
-        rooms.append(Room(*arguments))
-        return rooms[-1]
+    def budget(*arguments: Any) -> ByteBudget:
+        budgets.append(ByteBudget(*arguments))
+        return budgets[-1]
 
     monkeypatch.setattr(door, "MOST_ARRIVING", 1 << 20)
-    monkeypatch.setattr(door, "Room", room)
+    monkeypatch.setattr(door, "ByteBudget", budget)
     await scene.with_engine()
     short, long = {"model": BASE, "prompt": "Ahoy"}, {"model": BASE, "prompt": "Ahoy " * 150_000}
     with closing(socket.create_connection(("127.0.0.1", scene.gateway.http_port))) as slow:
         head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
         await asyncio.to_thread(slow.sendall, head.encode() + b" " * 900_000)
-        await until(lambda: rooms[0].taken == 900_000 - OWN_BYTES)
+        await until(lambda: budgets[0].taken == 900_000 - OWN_BYTES)
         status, body, headers = await post(scene, TEXT, long)
         assert (status, headers.get("Retry-After")) == (429, "1")
         assert "1 MiB of requests are arriving" in body["error"]["message"]
         assert (await post(scene, TEXT, short))[0] == 200
-    await until(lambda: rooms[0].taken == 0)
+    await until(lambda: budgets[0].taken == 0)
     assert (await post(scene, TEXT, long))[0] == 200
 
 
@@ -151,15 +151,15 @@ async def test_requests_are_in_flight_by_both_doors_while_all_together_have_room
 
 
 def test_parts_of_a_room_share_what_they_take_beyond_what_each_has() -> None:
-    room = Room(1 << 20, "gateway", "is full")
-    with room.part() as first:
+    budget = ByteBudget(1 << 20, "gateway", "is full")
+    with budget.share() as first:
         first.fill(600_000)
-        with room.part() as second:
+        with budget.share() as second:
             second.fill(OWN_BYTES)
             with pytest.raises(Overloaded, match="is full; retry later"):
                 second.fill(600_000)
         first.fill(200_000)
-        with room.part() as third:
+        with budget.share() as third:
             third.fill(600_000)
             first.fill(0)
-    assert room.taken == 0
+    assert budget.taken == 0

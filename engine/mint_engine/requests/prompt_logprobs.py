@@ -3,7 +3,7 @@
 A client that does not read them is not waited for, but they stay in memory until its call ends.
 """
 
-from mint_contracts.room import Room
+from mint_contracts.byte_budget import ByteBudget
 from mint_engine.requests.parameters import count_prompt_logprobs
 from mint_engine.scheduling.request import Sampling
 
@@ -13,9 +13,9 @@ _BYTES = 320
 MOST_TOGETHER = 512 << 20  # for all requests, beyond each one's own allowance; one request takes at most 320 MiB
 
 
-def room(engine: str) -> Room:
+def budget(engine: str) -> ByteBudget:
     """Return the memory budget that the requests of an engine share."""
-    return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of prompts' log-probabilities")
+    return ByteBudget(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of prompts' log-probabilities")
 
 
 def weigh(tokens: int, sampling: Sampling) -> int:

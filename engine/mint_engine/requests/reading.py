@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
-from mint_contracts.room import OWN_BYTES, Room
+from mint_contracts.byte_budget import OWN_BYTES, ByteBudget
 
 LONG_AT_ONCE = 2
 MOST_BYTES = 8 << 20  # of long prompts being read or waiting, beyond each one's own allowance: ten seconds of work
@@ -23,12 +23,12 @@ class Reading:
     def __init__(self, engine: str) -> None:
         self._threads = ThreadPoolExecutor(LONG_AT_ONCE, "prompt")
         self._most = MOST_BYTES
-        self._room = Room(self._most, engine, f"has {self._most >> 20} MiB of long prompts to read")
+        self._budget = ByteBudget(self._most, engine, f"has {self._most >> 20} MiB of long prompts to read")
 
     async def run(self, nbytes: int, work: Callable[[*Given], T], *given: *Given) -> T:
         """Run `work` for a prompt of `nbytes` and return its result. Raises Overloaded if too many bytes wait."""
         if nbytes <= OWN_BYTES:
             return await asyncio.to_thread(work, *given)
-        with self._room.part() as part:
-            part.fill(min(nbytes, OWN_BYTES + self._most))  # a longer one is read alone
+        with self._budget.share() as share:
+            share.fill(min(nbytes, OWN_BYTES + self._most))  # a longer one is read alone
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)

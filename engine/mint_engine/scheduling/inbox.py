@@ -9,8 +9,8 @@ import contextlib
 
 import msgspec
 
+from mint_contracts.byte_budget import ByteBudget, ByteShare
 from mint_contracts.errors import CapacityExceeded, MintError
-from mint_contracts.room import Part, Room
 from mint_engine.scheduling.request import Event, Failed, Tokens
 
 # Bytes of Python objects, about 10 times their size on the wire.
@@ -33,17 +33,19 @@ class CompletionEvent(msgspec.Struct, frozen=True):
     event: Event
 
 
-def room(engine: str) -> Room:
+def budget(engine: str) -> ByteBudget:
     """Return the memory budget that the inboxes of an engine share."""
-    return Room(MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of tokens that clients have not read yet")
+    return ByteBudget(
+        MOST_TOGETHER, engine, f"holds {MOST_TOGETHER >> 20} MiB of tokens that clients have not read yet"
+    )
 
 
 class Inbox(asyncio.Queue[Queued | CompletionEvent]):
-    """The unread events of one request, counted against a part of the engine's room."""
+    """The unread events of one request, counted against a share of the engine's budget."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, share: ByteShare) -> None:
         super().__init__()
-        self._part, self._unread, self._closed = part, 0, False
+        self._share, self._unread, self._closed = share, 0, False
 
     def put_nowait(self, entry: Queued | CompletionEvent) -> None:
         """Add an entry, unless the inbox is closed.
@@ -57,7 +59,7 @@ class Inbox(asyncio.Queue[Queued | CompletionEvent]):
             if unread > MOST_UNREAD:
                 problem = f"more than {MOST_UNREAD >> 20} MiB of it are unread; read the stream faster"
                 raise CapacityExceeded("answer", f"{problem}, or ask for fewer tokens or log-probabilities")
-            self._part.fill(unread)
+            self._share.fill(unread)
         except MintError as error:
             self.close()
             super().put_nowait(CompletionEvent(0, Failed(error)))
@@ -70,7 +72,7 @@ class Inbox(asyncio.Queue[Queued | CompletionEvent]):
         entry = super().get_nowait()
         if not self._closed:
             self._unread -= _weight(entry)
-            self._part.fill(self._unread)
+            self._share.fill(self._unread)
         return entry
 
     def close(self) -> None:
@@ -79,7 +81,7 @@ class Inbox(asyncio.Queue[Queued | CompletionEvent]):
         with contextlib.suppress(asyncio.QueueEmpty):
             while True:
                 super().get_nowait()
-        self._part.fill(0)
+        self._share.fill(0)
 
 
 def _weight(entry: Queued | CompletionEvent) -> int:

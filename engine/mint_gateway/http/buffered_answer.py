@@ -5,8 +5,8 @@ A gateway may keep one for each request in flight, so their total is bounded too
 
 from collections.abc import Iterator, Mapping
 
+from mint_contracts.byte_budget import ByteShare
 from mint_contracts.errors import CapacityExceeded
-from mint_contracts.room import Part
 from mint_contracts.sampling_pb2 import GenerateEvent, Started
 
 MOST_BYTES = 8 << 20  # of one answer: half a million tokens, or 20,000 with twenty log-probabilities each
@@ -16,11 +16,11 @@ _EVENT_BYTES = 48  # Python's overhead for an event
 class BufferedAnswer:
     """The events of one HTTP request's prompts in order of arrival, and later the response body made from them.
 
-    Their memory is accounted for in `part`.
+    Their memory is accounted for in `share`.
     """
 
-    def __init__(self, part: Part) -> None:
-        self._part = part
+    def __init__(self, share: ByteShare) -> None:
+        self._share = share
         self._started: dict[int, bytes] = {}  # by prompt
         self._events: list[bytes] = []
         self.size = 0
@@ -36,7 +36,7 @@ class BufferedAnswer:
             self._started[prompt] = encoded
         else:
             self._events.append(encoded)
-        self._part.fill(self.size + _EVENT_BYTES * len(self._events))
+        self._share.fill(self.size + _EVENT_BYTES * len(self._events))
 
     def started(self) -> Mapping[int, Started]:
         """Return each prompt's Started."""
@@ -49,4 +49,4 @@ class BufferedAnswer:
     def replace_with(self, body: bytes) -> None:
         """Keep this body instead of the events. Raises Overloaded if there is no room."""
         self._started, self._events = {}, []
-        self._part.fill(len(body))
+        self._share.fill(len(body))

@@ -14,8 +14,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from mint_contracts.byte_budget import ByteBudget, ByteShare
 from mint_contracts.errors import InvalidRequest, Unavailable
-from mint_contracts.room import Part, Room
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
@@ -80,9 +80,9 @@ class Door:
         self._page = page
         self._guards = guards
         self._offload = Offload()
-        self._arriving = Room(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
+        self._arriving = ByteBudget(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
         message = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
-        self._kept = Room(MOST_KEPT, "gateway", message)
+        self._kept = ByteBudget(MOST_KEPT, "gateway", message)
 
     def application(self) -> web.Application:
         """Return the application to serve."""
@@ -126,8 +126,8 @@ class Door:
 
     async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
         """Read and parse a request's body, which is not kept."""
-        with self._arriving.part() as part:
-            body = await _body(http, part)
+        with self._arriving.share() as share:
+            body = await _body(http, share)
             return await self._offload.do(len(body), lambda: read(body))
 
     async def _answer(
@@ -144,8 +144,8 @@ class Door:
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
-        with self._kept.part() as part:
-            kept = BufferedAnswer(part)
+        with self._kept.share() as share:
+            kept = BufferedAnswer(share)
 
             def whole() -> bytes:
                 started = kept.started()
@@ -252,7 +252,7 @@ async def _live(_: web.Request) -> web.Response:
     return reply({"live": True})
 
 
-async def _body(http: web.Request, part: Part) -> bytes:
+async def _body(http: web.Request, share: ByteShare) -> bytes:
     if http.content_type != "application/json":
         raise InvalidRequest("Content-Type", f"is {http.content_type[:100]!r}; send application/json")
     body = bytearray()
@@ -262,7 +262,7 @@ async def _body(http: web.Request, part: Part) -> bytes:
                 body += piece
                 if len(body) > MOST_BYTES:
                     raise web.HTTPRequestEntityTooLarge(max_size=MOST_BYTES, actual_size=len(body))
-                part.fill(len(body))
+                share.fill(len(body))
     except TimeoutError:
         raise InvalidRequest("body", f"did not arrive in full within {BODY_S:g} s; send it again") from None
     except web.RequestPayloadError as error:

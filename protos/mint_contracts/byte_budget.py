@@ -5,11 +5,11 @@ from typing import Self
 
 from mint_contracts.errors import Overloaded
 
-OWN_BYTES = 32 << 10  # each part's own allowance, whatever others take: about a hundred tokens
+OWN_BYTES = 32 << 10  # each share's own allowance, whatever others take: about a hundred tokens
 
 
-class Room:
-    """A shared budget of `most` bytes. Each part may also use its own small allowance; beyond that, parts draw on it.
+class ByteBudget:
+    """A budget of `most` bytes. Each share may also use its own small allowance; beyond that, shares draw on it.
 
     If it is used up, Overloaded names `whose` and `problem`.
     """
@@ -18,9 +18,9 @@ class Room:
         self._most, self._whose, self._problem = most, whose, problem
         self.taken = 0
 
-    def part(self, own: int = OWN_BYTES) -> "Part":
-        """Return a new part that holds nothing yet."""
-        return Part(self, own)
+    def share(self, own: int = OWN_BYTES) -> "ByteShare":
+        """Return a new share that holds nothing yet."""
+        return ByteShare(self, own)
 
     def take(self, more: int) -> None:
         """Reserve `more` bytes, or release them if it is negative. Raises Overloaded."""
@@ -29,11 +29,11 @@ class Room:
         self.taken += more
 
 
-class Part:
-    """One user's share of a room; released when the block ends."""
+class ByteShare:
+    """What one user takes of a budget; released when the block ends."""
 
-    def __init__(self, room: Room, own: int) -> None:
-        self._room, self._own, self._taken = room, own, 0
+    def __init__(self, budget: ByteBudget, own: int) -> None:
+        self._budget, self._own, self._taken = budget, own, 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,5 +46,5 @@ class Part:
     def fill(self, size: int) -> None:
         """Hold `size` bytes from now on. Raises Overloaded and then keeps its previous size."""
         taken = max(0, size - self._own)
-        self._room.take(taken - self._taken)
+        self._budget.take(taken - self._taken)
         self._taken = taken
