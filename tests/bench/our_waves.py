@@ -38,7 +38,7 @@ from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.policies.updates import Updates
 from mint_engine.residency.host import HostTier
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slots import Slots
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
@@ -60,7 +60,7 @@ class _NoPlaces:
     """Slots are given by number here; nothing is published."""
 
     def __init__(self, host_bytes: int) -> None:
-        self.room = Room(HostTier(host_bytes), lambda _: None)
+        self.room = PolicyMemory(HostTier(host_bytes), lambda _: None)
 
     async def reserve(self, adapter: str) -> int:
         raise NotImplementedError(adapter)

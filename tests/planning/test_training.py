@@ -9,7 +9,7 @@ from mint_engine.model.modules import find_modules
 from mint_engine.parallel.shard import share_of
 from mint_engine.parallel.shares import cuts_of
 from mint_engine.residency.host import HostTier
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.training import lean_pass, pieces
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.kernels import lay_choice
@@ -57,7 +57,7 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
     assert found.policy == sum(each.nbytes for each in vectors if each is not None)
     needs = trainer.maker.needs_for(policy)
     assert (found.policy, found.policy_saved) == (needs.own, needs.copies)
-    room = Room(HostTier(found.held[0].training), lambda _: None)
+    room = PolicyMemory(HostTier(found.held[0].training), lambda _: None)
     for name in ("p", "q", "r"):
         room.take(name, needs)
     assert room.lasting == found.held[0].training, "and so much hostMemory lets all of them train"
@@ -71,7 +71,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
     modules = find_modules(base.model, shape.target_modules(targets))
     cuts = [cuts_of(modules, share_of(base.model, rank, ranks)) for rank in range(ranks)] if ranks > 1 else []
     maker = Maker(modules, FormLimits(16), base.dtype, base.device, cuts)
-    needs, room = maker.needs("p", PolicySettings(rank=4)), Room(HostTier(1 << 30), lambda _: None)
+    needs, room = maker.needs("p", PolicySettings(rank=4)), PolicyMemory(HostTier(1 << 30), lambda _: None)
     for name in ("p", "q", "r"):
         room.take(name, needs)
     mix = msgspec.structs.replace(MIX, targets=targets, context=16, policies=3, policy_rank=4)

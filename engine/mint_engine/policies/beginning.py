@@ -21,7 +21,7 @@ MOST_DRAWN = 1 << 14  # examples checked in advance at most, if the steps do not
 
 
 def holder_of(policy: str) -> str:
-    """Return the name under which a wave's policy holds host memory (see `Room`)."""
+    """Return the name under which a wave's policy holds host memory (see `PolicyMemory`)."""
     return f"policy {policy!r}"
 
 
@@ -62,7 +62,7 @@ async def reserve(context: TrainingContext, terms: Terms) -> int:
     """Reserve host memory and a slot for a new policy of these terms; returns the slot.
 
     Memory comes first: waiting for memory then occupies no slot, and a failed wait for a slot returns the memory.
-    Raises as `Places.reserve` and `Room.take`.
+    Raises as `Places.reserve` and `PolicyMemory.take`.
     """
     places, holder = context.places, holder_of(terms.policy)
     places.room.take(holder, await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form))

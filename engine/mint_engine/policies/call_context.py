@@ -9,7 +9,7 @@ from mint_engine.policies.calls import Calls
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.store import Store
 from mint_engine.policies.training_context import TrainingContext
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.training.policy import Policy
 
 
@@ -26,7 +26,7 @@ class CallContext:
     resting: Resting
 
     @property
-    def room(self) -> Room:
+    def room(self) -> PolicyMemory:
         """The host memory that policies take."""
         return self.training.places.room
 

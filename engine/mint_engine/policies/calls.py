@@ -51,7 +51,7 @@ class Calls:
 
     @property
     def holder(self) -> str:
-        """The policy's holder in `Room`; differs from that of another policy (e.g. a wave's) of the same name."""
+        """The policy's holder in `PolicyMemory`; another policy (e.g. a wave's) of the same name has another."""
         return f"policy {self._policy!r} of life {self.life}"
 
     def is_idle(self, since_s: float) -> bool:

@@ -12,14 +12,14 @@ from mint_engine.examples.render import Renderer
 from mint_engine.examples.shared import Datasets
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.step_thread import StepThread
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slots import Slots
 
 
 class Places(Protocol):
     """The engine's residency, as far as training needs it."""
 
-    room: Room
+    room: PolicyMemory
 
     async def reserve(self, adapter: str) -> int:
         """Reserve an empty slot until `release`. Raises Overloaded if none becomes free in time."""

@@ -12,7 +12,7 @@ from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.holding import Tenant
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slot_table import SlotTable
 
 AUDIT_S = 5.0  # the shortest time between two audits
@@ -38,7 +38,7 @@ class Evidence:
 
     memory: Emptiness
     in_flight: Callable[[], frozenset[Tenant] | None]
-    room: Room
+    room: PolicyMemory
     trained: Callable[[], int]
 
 

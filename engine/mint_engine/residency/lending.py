@@ -16,7 +16,7 @@ from mint_engine.residency.climb import Climber
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.host import Key
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
 from mint_engine.sources.asking import asked
@@ -42,7 +42,7 @@ class Lending:
         self._books, self._table, self._climber = books, table, climber
         self._loader, self._source_stat = loader, source_stat
         self._spawn, self._on_offer = spawn, on_offer
-        self.room = Room(books.host, self._evicted)
+        self.room = PolicyMemory(books.host, self._evicted)
         self.offered: dict[str, Assignment] = {}
 
     async def reserve(self, adapter: str) -> int:

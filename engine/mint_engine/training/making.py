@@ -18,7 +18,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.cut import cut_layout
 from mint_engine.adapters.packed import Layout, Packed, lay_out
 from mint_engine.parallel.shares import ModuleCut
-from mint_engine.residency.room import Needs
+from mint_engine.residency.policy_memory import Needs
 from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings, learning, needs_of

@@ -15,8 +15,8 @@ from mint_contracts.targets import beyond, is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 from mint_engine.model.device import zeros
+from mint_engine.residency.policy_memory import Needs
 from mint_engine.residency.remapping import HUGE, reserve
-from mint_engine.residency.room import Needs
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
 _COPIES = 2  # of each vector, for saving by way of a copy and a file's bytes, or for reading another state

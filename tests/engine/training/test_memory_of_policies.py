@@ -10,7 +10,7 @@ from mint_contracts.errors import Internal
 from mint_contracts.records import Failure
 from mint_contracts.training_records import Stage
 from mint_engine.policies import patience
-from mint_engine.residency.room import Needs
+from mint_engine.residency.policy_memory import Needs
 from mint_engine.training.policy import PolicySettings
 from tests.engine.balance import Imbalances
 from tests.engine.running import save_adapter

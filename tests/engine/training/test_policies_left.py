@@ -8,7 +8,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Overloaded
-from mint_engine.residency.room import Room
+from mint_engine.residency.policy_memory import PolicyMemory
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.teaching import Gate, hold_updates
@@ -130,7 +130,7 @@ async def test_what_finds_no_memory_is_left_for_the_next_try(
         await scene.server.register.part(LIMIT_S)
     async with called(base, tmp_path) as (_, stub):
         with monkeypatch.context() as patch:
-            patch.setattr(Room, "take", full)
+            patch.setattr(PolicyMemory, "take", full)
             assert (await refused(stub.ResumePolicy(resume("one", made.life)))).reason == "Overloaded"
         assert (await refused(stub.GetPolicy(pb.GetPolicyRequest(policy="one")))).reason == "PolicyNotFound"
         assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 3

@@ -14,7 +14,7 @@ from mint_contracts.source import Source
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.host import HostTier, Key
-from mint_engine.residency.room import Needs, Room
+from mint_engine.residency.policy_memory import Needs, PolicyMemory
 from tests.engine.made import Delta, pack
 
 BUDGET = 400
@@ -36,12 +36,12 @@ def key(name: str) -> Key:
     return name, Source(f"https://store/{name}")
 
 
-def room_of(host: HostTier, gone: list[Key] | None = None, wait_s: float = 0.0) -> Room:
-    return Room(host, (gone if gone is not None else []).extend, wait_s)
+def room_of(host: HostTier, gone: list[Key] | None = None, wait_s: float = 0.0) -> PolicyMemory:
+    return PolicyMemory(host, (gone if gone is not None else []).extend, wait_s)
 
 
 class World:
-    """A Room, and what each user of it has been given."""
+    """A PolicyMemory, and what each user of it has been given."""
 
     def __init__(self) -> None:
         self.host, self.kept = HostTier(BUDGET), set[Key]()

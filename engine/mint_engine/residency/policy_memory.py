@@ -31,7 +31,7 @@ class Needs:
 NOTHING = Needs(0, 0, 0)
 
 
-class Room:
+class PolicyMemory:
     """One engine's host memory for policies. `on_evicted` gets the keys of adapters that have left the host tier.
 
     Belongs to the event loop.
