@@ -140,6 +140,19 @@ class Process:
 
     async def _try_base(self) -> Failure | None:
         """Try to load the base; return why it is refused, as text: the error itself would keep the base in memory."""
+        source = self._start.settings.source
+        try:
+            return await self._fetch_and_load()
+        except Exception as defect:
+            # The process stays up and reports why: a restart would load the same base and fail in the same way.
+            log.exception("base_defect")
+            return Failure.of(
+                Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
+            )
+        finally:
+            self._rising.end()
+
+    async def _fetch_and_load(self) -> Failure | None:
         source, cache = self._start.settings.source, self._start.cache
         try:
             if failure := await asyncio.to_thread(self._refused_still):
@@ -152,14 +165,6 @@ class Process:
         except MintError as error:
             await asyncio.to_thread(self._put_away, error)
             return Failure.of(error)
-        except Exception as defect:
-            # The process stays up and reports why: a restart would load the same base and fail in the same way.
-            log.exception("base_defect")
-            return Failure.of(
-                Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
-            )
-        finally:
-            self._rising.end()
         return None
 
     def _put_away(self, error: MintError) -> None:

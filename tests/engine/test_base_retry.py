@@ -170,6 +170,29 @@ async def test_a_copy_stays_where_it_is_another_nodes_that_is_broken(
     assert cached_base(told.source, tmp_path / "cache").exists() is (who == "node 1")
 
 
+async def test_a_defect_as_a_copy_is_deleted_is_reported_and_the_base_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody awaits the task that brings the base up: with an error of its own it would end unseen."""
+
+    def drop(*_: object) -> None:
+        raise UnboundLocalError("an oversight")
+
+    folder = save_base(tmp_path / "base")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-100])
+    told = settings_for(folder)
+    server = await listen(told, "broken", 0)
+    engine = process.Process(Start(told, "broken", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+    monkeypatch.setattr(process, "drop_base", drop)
+    failure = await engine._try_base()
+    assert failure is not None
+    assert (failure.reason, "UnboundLocalError" in failure.message) == ("Internal", True)
+    (folder / "model.safetensors").write_bytes(whole)
+    assert await engine._try_base() is None
+    await server.drain(1)
+
+
 def load_with_a_lost_block(address: str, cache: Path) -> list[str]:
     """Why the base is refused, and refused again, in a process whose disk loses the copied files.
 
