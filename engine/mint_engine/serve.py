@@ -45,7 +45,6 @@ from mint_engine.training.trainer import Lead, Trainer
 
 MakeHolder = Callable[[Base, Slots], Holder]
 
-STALL_S = 300.0  # a step that takes longer has hung
 _WATCH_S = 2.0
 _STOP_S = 5.0
 _RELEASED_S = 1.0  # for a thread that no longer waits for another rank
@@ -79,12 +78,12 @@ class EngineServer:
         self.register = Register()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
-        self.lost = asyncio.Event()  # a rank or the device was lost: this engine cannot continue
+        self.lost = services.lost
 
     @property
     def ready(self) -> bool:
         """Whether the engine answers a request sent now."""
-        return self._services.ready and not self._stalled() and not self.lost.is_set()
+        return self._services.ready
 
     @property
     def load_now(self) -> Load:
@@ -263,10 +262,6 @@ class EngineServer:
         await self._set_health()
         await self._server.start()
 
-    def _stalled(self) -> bool:
-        parts = self._services.parts
-        return parts is not None and parts.stepper.stalled_s() > STALL_S
-
     async def _set_health(self) -> None:
         serving = health_pb2.HealthCheckResponse.SERVING
         status = serving if self.ready else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -274,16 +269,19 @@ class EngineServer:
             await self._health.set(name, status)
         # Liveness asks for less than readiness: loading or draining is no reason to be killed, a stuck step is.
         stuck = health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set(LIVENESS_SERVICE, stuck if self._stalled() else serving)
+        await self._health.set(LIVENESS_SERVICE, stuck if self._services.stalled else serving)
 
     async def _watch_steps(self) -> None:
         """Keep health and gauges up to date, whether or not the step thread makes progress."""
         while True:
             await asyncio.sleep(_WATCH_S)
-            await self._set_health()
-            load = self.load_now
-            metrics.RUNNING.set(load.running)
-            metrics.WAITING.set(load.waiting)
+            try:
+                await self._set_health()
+                load = self.load_now
+                metrics.RUNNING.set(load.running)
+                metrics.WAITING.set(load.waiting)
+            except Exception:  # noqa: BLE001 - nobody awaits this task; health must not stay as it is for good
+                _log.exception("watch_defect")
 
 
 async def listen(

@@ -38,6 +38,8 @@ from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, budget
 from mint_engine.scheduling.life import CheckedRequest, run_request
 from mint_engine.scheduling.stepper import Stepper
 
+STALL_S = 300.0  # a step that takes longer has hung
+
 _LONGEST_ID = 128
 _LONGEST_SALT = 256
 _LOADING_RETRY_S, _DRAINING_RETRY_S = 5.0, 1.0
@@ -78,11 +80,17 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self._taken: set[asyncio.Future[None]] = set()  # requests being read, and later their lives
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
+        self.lost = asyncio.Event()  # a rank or the device was lost: this engine cannot continue
 
     @property
     def ready(self) -> bool:
         """Whether the engine answers a request sent now."""
-        return self.parts is not None and not self.draining
+        return self.parts is not None and not self.draining and not self.stalled and not self.lost.is_set()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a step has hung."""
+        return self.parts is not None and self.parts.stepper.stalled_s() > STALL_S
 
     async def finish(self, timeout_s: float) -> bool:
         """Wait until every accepted request has ended; return False if the time is up before."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mint_contracts import engine_pb2, engine_pb2_grpc
 from mint_contracts.errors import Draining, EngineUnavailable
 from mint_contracts.settings import LIVENESS_SERVICE
 from mint_contracts.wire import from_rpc_error
@@ -19,6 +20,7 @@ from mint_engine.scheduling.request import Done, Event, Failed, Request, Samplin
 from mint_engine.scheduling.scheduler import Limits, Share
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen
+from mint_engine.server import STALL_S
 from tests.engine.running import ask, running, save_base, settings_for
 from tests.waiting import until
 
@@ -66,6 +68,40 @@ async def test_an_engine_whose_device_computes_nothing_any_more_is_lost(tmp_path
             return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
         await until(away)
+        info = await engine_pb2_grpc.EngineStub(engine.channel).GetInfo(engine_pb2.GetInfoRequest())
+        assert not info.ready
+
+
+async def test_an_engine_whose_step_hangs_says_everywhere_that_it_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(save_base(tmp_path)) as engine:
+        monkeypatch.setattr(Stepper, "stalled_s", lambda _: STALL_S + 1)
+        info = await engine_pb2_grpc.EngineStub(engine.channel).GetInfo(engine_pb2.GetInfoRequest())
+        assert (info.ready, engine.server.ready) == (False, False)
+
+
+async def test_health_is_watched_on_after_a_look_at_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Stepper) -> float:
+        failed.set()
+        raise KeyError("an oversight")
+
+    failed = asyncio.Event()
+    monkeypatch.setattr(serve, "_WATCH_S", 0.01)
+    async with running(save_base(tmp_path)) as engine:
+        health = health_pb2_grpc.HealthStub(engine.channel)
+        with monkeypatch.context() as broken:
+            broken.setattr(Stepper, "stalled_s", fail)
+            await failed.wait()
+        monkeypatch.setattr(Stepper, "stalled_s", lambda _: STALL_S + 1)
+
+        async def dead() -> bool:
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS_SERVICE))
+            return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+        await until(dead)
 
 
 class Piece:
