@@ -18,7 +18,7 @@ from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel import worker
 from mint_engine.parallel.worker import find_base
-from mint_engine.sources.fetch_base import cached_base, drop_base, fetch_base
+from mint_engine.sources.fetch_base import cached_base, copied_marks, drop_base, fetch_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 
@@ -139,8 +139,10 @@ def test_a_copy_whose_removal_is_cut_off_is_not_taken_for_a_whole_one(
         assert list((tmp_path / "base").iterdir()) != []
         assert fetch_base(source, tmp_path, lambda *_: None) == path
         assert list((tmp_path / "base").iterdir()) == [path]
+        assert copied_marks(source, tmp_path)
         drop_base(source, tmp_path)
         assert list((tmp_path / "base").iterdir()) == []
+        assert not copied_marks(source, tmp_path), "they would tell of a copy that is no more"
 
 
 def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:

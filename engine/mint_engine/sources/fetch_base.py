@@ -84,12 +84,14 @@ def cached_base(source: Source, cache: Path) -> Path:
 
 
 def drop_base(source: Source, cache: Path) -> None:
-    """Delete a bad copy. If this process is killed meanwhile, the next copy deletes the rest."""
+    """Delete a bad copy and its marks. If this process is killed meanwhile, the next copy deletes the rest."""
     target = cached_base(source, cache)
     aside = target.with_name(f"{PARTIAL}dropped-{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         target.rename(aside)  # so that a half-deleted copy is never visible under its own name
+    with suppress(OSError):
+        marks_path(target).unlink()
     shutil.rmtree(aside, ignore_errors=True)
 
 
