@@ -204,6 +204,21 @@ def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
         pass
 
 
+def test_a_silence_of_which_nobody_hears_more_is_forgotten() -> None:
+    """Else every server that was ever silent would cost memory for good."""
+    now = [0.0]
+    here, source, other = Hosts(lambda: now[0]), Source("https://a.example/x"), Source("https://b.example/x")
+    with suppress(SourceUnavailable), here.asking(source):
+        now[0] += hosts.SILENT_S
+        raise SourceUnavailable("source", "did not answer")
+    with here.asking(other):
+        now[0] += hosts.FORGET_S
+    assert here._silent, "not before its time"
+    with here.asking(other):
+        now[0] += 1
+    assert not here._silent
+
+
 async def test_who_has_waited_in_line_says_nothing_of_its_server(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from mint_engine.sources.local import is_local
 from mint_engine.sources.storage import subject_of
 
 SILENT_S = 5.0  # a failure that took this long counts as silence
+FORGET_S = 600.0  # a server that nobody has read from for so long is tried anew, and costs no memory
 
 _Host = tuple[str, str]
 
@@ -45,7 +46,7 @@ class Hosts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._silent: set[_Host] = set()
+        self._silent: dict[_Host, float] = {}  # since when
         self._asked: Counter[_Host] = Counter()
 
     @contextmanager
@@ -77,4 +78,8 @@ class Hosts:
     def _end(self, host: _Host, *, silent: bool) -> None:
         with self._lock:
             self._asked -= Counter((host,))
-            (self._silent.add if silent else self._silent.discard)(host)
+            self._silent.pop(host, None)
+            now = self._clock()
+            if silent:
+                self._silent[host] = now
+            self._silent = {each: since for each, since in self._silent.items() if now - since <= FORGET_S}
