@@ -5,6 +5,7 @@ part_names.py defines which sequence a line has and which parts count.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -55,11 +56,14 @@ class Parts:
         replaced and that were then deleted. So list again until a listing contains everything that the one before
         found: a part that a listing misses because of a merge still existed when the listing before was made.
         """
+        until = time.monotonic() + READ_TIMEOUT_S
         found = await self.do(self._store.names)
-        while True:
+        while time.monotonic() < until:
             before, found = found, await self.do(self._store.names)
             if set(before) <= set(found):
                 return [name for name in found if sequence_of(name) is not None]
+        message = f"loses files between any two listings for {READ_TIMEOUT_S:.0f} seconds; retrying"
+        raise SourceUnavailable(f"source {self._manifests.uri!r}", message)
 
     async def write(self, name: str, entries: Sequence[Entry]) -> None:
         """Write a part; it is durable when this returns."""

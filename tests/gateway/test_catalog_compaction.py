@@ -1,19 +1,21 @@
 """A catalog's manifests are merged as they grow, and its content stays the same whatever happens meanwhile."""
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import keys
+from mint_contracts import catalog_parts, keys
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
-from mint_contracts.errors import MapUnavailable
+from mint_contracts.errors import MapUnavailable, SourceUnavailable
 from mint_contracts.part_names import Span, is_merged, part_name, piece_name, spans
 from mint_contracts.source import Source
 from mint_gateway.catalog import compaction, merging
@@ -49,6 +51,16 @@ async def read_anew(redis: Redis, manifests: Source) -> list[Entry]:
     reader = CatalogReader(redis)
     pinned = [await reader.find(BASE, "a/shared", f"r{number}") for number in range(1, 200)]
     return [*await reader.all(BASE, limit=10_000), *[each for each in pinned if each is not None]]
+
+
+async def test_a_folder_that_loses_parts_between_all_listings_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_parts, "READ_TIMEOUT_S", 0.05)
+    parts, number = Parts(Source(f"file://{tmp_path}")), itertools.count(1)
+    monkeypatch.setattr(parts, "_store", SimpleNamespace(names=lambda: [part_name(next(number), 1)]))
+    with pytest.raises(SourceUnavailable, match="loses files between any two listings"):
+        await parts.names()
 
 
 async def swept(redis: Redis, manifests: Source, *, stored: bool = True) -> list[str]:
