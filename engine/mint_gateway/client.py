@@ -14,7 +14,7 @@ import msgspec
 
 from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2, training_pb2
 from mint_contracts.catalog_pb2_grpc import CatalogStub
-from mint_contracts.errors import MintError
+from mint_contracts.errors import EngineUnavailable, MintError
 from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.rewards import Rewards
 from mint_contracts.sampling_pb2_grpc import SamplerStub
@@ -117,15 +117,19 @@ class Client:
     ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
         """Yield the events of one answer as they arrive. Retries only until the first event.
 
-        `timeout_s` bounds each attempt from its start to its last token.
+        `timeout_s` bounds each attempt from its start to its last token. Raises EngineUnavailable for an incomplete stream.
         """
         patience = self._patience()
         while True:
-            call, seen = self._sampler.Generate(request, timeout=timeout_s, metadata=self._metadata), False
+            call = self._sampler.Generate(request, timeout=timeout_s, metadata=self._metadata)
+            seen, finished = False, 0
             try:
                 async for event in call:
                     seen = True
+                    finished += event.HasField("finished")
                     yield event
+                if finished < max(1, request.sampling.n):
+                    raise EngineUnavailable(self._target, "ended the answer too early; retry the request")
                 return
             except grpc.aio.AioRpcError as error:
                 await patience.wait(error, final=seen)
@@ -250,11 +254,8 @@ class Client:
                 async for progress in call:
                     for policy in progress.policies if history else ():
                         new = Rewards(policy.rewards_from, tuple(policy.rewards))
-                        known[policy.policy] = known.get(policy.policy, Rewards()).followed_by(new)
-                        policy.rewards_from, policy.rewards[:] = (
-                            known[policy.policy].first,
-                            known[policy.policy].values,
-                        )
+                        whole = known[policy.policy] = known.get(policy.policy, Rewards()).followed_by(new)
+                        policy.rewards_from, policy.rewards[:] = whole.first, whole.values
                     yield progress
                     patience = self._patience()
                 return

@@ -1,13 +1,16 @@
 """Requests go on to the next engine before their first token, and never after it."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from mint_contracts import errors
 from mint_contracts.records import Tier
-from mint_gateway.client import question
+from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_gateway.client import Client, question
 from tests.gateway.scene import BASE, LIMIT_S, PATIENT, PIRATE, STORE, Scene
+from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 
 
@@ -85,6 +88,22 @@ async def test_an_engine_that_dies_between_two_completions_ends_the_stream_as_un
         await listen()
     assert kinds.count("finished") == 1
     assert not other.seen
+
+
+class Abrupt(ScriptedEngine):
+    """Ends its streams without an error after their first completion."""
+
+    async def _complete(self, context: Any, index: int, request: GenerateRequest) -> None:
+        if index == 0:
+            await super()._complete(context, index, request)
+
+
+async def test_a_client_of_an_engine_does_not_take_a_stream_for_complete_that_is_not(scene: Scene) -> None:
+    engine = await scene.engine("e-0", kind=Abrupt)
+    async with Client(engine.address, patience_s=0.0) as client:
+        assert (await client.answer(question("Ahoy?"))).text == "Hello there."
+        with pytest.raises(errors.EngineUnavailable, match="ended the answer too early; retry"):
+            await client.completions(question("Ahoy?", n=2))
 
 
 async def test_several_completions_move_to_the_next_engine_before_the_first_token(scene: Scene) -> None:
