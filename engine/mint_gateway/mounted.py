@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,6 +12,9 @@ import structlog
 from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound, SourceUnavailable
 
 LOOK_S = 2.0  # polling interval; Kubernetes itself takes about a minute to deliver a change
+
+TRIES = 20  # readings of a folder that changes meanwhile
+PAUSE_S = 0.05  # between them
 
 Files = Mapping[str, bytes]
 T = TypeVar("T")
@@ -89,8 +93,13 @@ def files_of(folder: Path) -> Files:
 
 
 def _together(folder: Path) -> tuple[Path, Files]:
-    """Return the files' real folder and a consistent snapshot of them: Kubernetes may swap them during a read."""
-    while True:
+    """Return the files' real folder and a consistent snapshot of them: Kubernetes may swap them during a read.
+
+    Raises SourceUnavailable if they change during each of TRIES readings, and as `files_of` does.
+    """
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(PAUSE_S)
         real = _real(folder)
         try:
             files = files_of(real)
@@ -100,6 +109,7 @@ def _together(folder: Path) -> tuple[Path, Files]:
         else:
             if _real(folder) == real:
                 return real, files
+    raise SourceUnavailable(str(folder), "changes whenever it is read; check what writes it")
 
 
 def _digest(files: Files) -> bytes:

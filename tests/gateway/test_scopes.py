@@ -12,14 +12,14 @@ from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_contracts.entries import Entry
-from mint_contracts.errors import InvalidRequest, PermissionDenied, SourceNotFound, Unauthenticated
+from mint_contracts.errors import InvalidRequest, PermissionDenied, SourceNotFound, SourceUnavailable, Unauthenticated
 from mint_contracts.records import Held, Mentions, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import WaveTraining
 from mint_gateway.catalog.writable import Writable
 from mint_gateway.door_security import DoorSecurity
-from mint_gateway.mounted import Mounted
+from mint_gateway.mounted import Files, Mounted, files_of
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.scope_filter import training_within, waves_within, within
 from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
@@ -300,6 +300,21 @@ def test_files_are_those_of_one_moment_however_often_they_change(tmp_path: Path)
     changing.join()
     assert seen
     assert all(found == files(int(found[SCOPES_FILE])) for found in seen)
+
+
+def test_a_folder_that_never_stays_the_same_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint_gateway.mounted.PAUSE_S", 0.0)
+    folder, versions = tmp_path / "scopes", iter(range(1, 1000))
+
+    def read_as_it_changes(real: Path) -> Files:
+        files = files_of(real)
+        mount(folder, {SCOPES_FILE: str(next(versions)).encode()})
+        return files
+
+    mount(folder, {SCOPES_FILE: b"0"})
+    monkeypatch.setattr("mint_gateway.mounted.files_of", read_as_it_changes)
+    with pytest.raises(SourceUnavailable, match="scopes: changes whenever it is read"):
+        Mounted(folder, lambda _, found: found)
 
 
 def test_what_may_not_be_written_is_told_by_both_doors() -> None:
