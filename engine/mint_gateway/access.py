@@ -1,6 +1,7 @@
 """Access control: which API keys are accepted, and the scope of each."""
 
 import asyncio
+from collections.abc import Set
 from pathlib import Path
 
 import structlog
@@ -18,7 +19,7 @@ class Access:
 
     def __init__(self, keys: Path, scopes: Path | None = None) -> None:
         """Read both folders for the first time. Raises MintError."""
-        self._strays: set[str] = set()  # scopes without a key that were already logged
+        self._strays: Set[str] = frozenset()  # scopes without a key, which were already logged
         self._keys: Mounted[Keys] = Mounted(keys, read_keys, on_change=self._tell_strays)
         self._scopes: Mounted[Scopes] | None = None
         if scopes is not None:
@@ -50,6 +51,7 @@ class Access:
     def _tell_strays(self) -> None:
         """Log each scope that names no known key, once: the key may come later, or the name may be mistyped."""
         named = self._scopes.now.by_key.keys() if self._scopes else set()
-        for name in sorted(named - self._keys.now.digests.keys() - self._strays):
-            self._strays.add(name)
+        strays = named - self._keys.now.digests.keys()
+        for name in sorted(strays - self._strays):
             _log.warning("scope names an unknown key", client=name)
+        self._strays = strays

@@ -142,13 +142,18 @@ async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_clie
         assert not keeping.done()
 
 
-async def test_catalogs_that_fail_are_counted_while_they_are_there(redis_client: Redis, local: str) -> None:
+async def test_catalogs_are_known_and_counted_if_they_fail_only_while_they_are_there(
+    redis_client: Redis, local: str
+) -> None:
     sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
     keeper = Keeper(redis_client, lambda: sources)
     keeping = asyncio.create_task(keeper.run())
     await until(lambda: keeper.failing == 1)
     del sources["demo/spoilt"]
     assert keeper.failing == 0
+    sources["demo/later"] = sources.pop(BASE)
+    keeper.wake()
+    await until(lambda: keeper._seen.keys() == keeper._swept.keys() == {"demo/later"} and not keeper._failed)
     keeping.cancel()
     await asyncio.wait({keeping})
 

@@ -7,7 +7,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import suppress
 
 import structlog
@@ -82,6 +82,7 @@ class Keeper:
                 self._woken.clear()
                 looking = {each: task for each, task in looking.items() if not task.done()}
                 wanted = set(self._manifests().items())
+                self._forget_all_but({base for base, _ in wanted})
                 for each in looking.keys() - wanted:  # the base is gone, or its manifests have moved
                     if not looking[each].cancelling():  # cancel once only: it still has to release its lock
                         looking[each].cancel()
@@ -94,6 +95,11 @@ class Keeper:
             for task in looking.values():
                 task.cancel()
             await asyncio.gather(*looking.values(), return_exceptions=True)
+
+    def _forget_all_but(self, bases: Set[str]) -> None:
+        for known in (self._swept, self._seen, self._failed):
+            for base in known.keys() - bases:
+                del known[base]
 
     async def look(self, base: str, manifests: Source) -> None:
         """Complete one catalog if needed, or sweep it when due. Raises MapUnavailable, and the store's errors."""

@@ -81,8 +81,9 @@ class Whereabouts:
         self._known.pop((base, policy), None)
 
     def remember(self, base: str, policy: str, place: Whereabout) -> None:
-        """Remember that the engine has answered a call of the policy."""
+        """Remember that the engine has answered a call of the policy; of too many, drop the least recently called."""
         self._known[base, policy] = place._replace(remembered=True)
+        self._known.move_to_end((base, policy))
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
