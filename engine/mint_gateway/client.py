@@ -117,7 +117,7 @@ class Client:
     ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
         """Yield the events of one answer as they arrive. Retries only until the first event.
 
-        `timeout_s` bounds each attempt from its start to its last token. Raises EngineUnavailable for an incomplete stream.
+        `timeout_s` bounds each attempt from its start to its last token. Raises EngineUnavailable if cut short.
         """
         patience = self._patience()
         while True:
