@@ -1,16 +1,16 @@
 """Explaining where an adapter is and why, and which engine would answer now: pure functions over a MapView."""
 
-import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 import msgspec
 
 from mint_contracts import placement_pb2
 from mint_contracts.records import Held, Placement, Tier
 from mint_gateway.choose import Now, candidates, leads, refusal
+from mint_gateway.first_names import first_names
 from mint_gateway.view import Engine, MapView
 
-AT_ONCE = 1_000  # adapters listed per scan over all names
+AT_ONCE = 1_000  # adapters whose holders are looked up at once
 SHOWN = 5  # most engines named in one explanation
 
 
@@ -43,29 +43,33 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
     return explanation
 
 
-def explain_all(view: MapView, now: Now, after: str = "") -> Iterator[placement_pb2.Explanation]:
+async def explain_all(
+    view: MapView, now: Now, after: str = "", wanted: int = 0
+) -> AsyncIterator[placement_pb2.Explanation]:
     """Yield the explanation of every adapter that is placed or held, by name, starting after the name `after`.
 
-    The time for each does not grow with the number of engines, as long as a holder or a placed engine can answer.
+    All names are scanned again after `wanted` adapters, or after AT_ONCE if that is more. The time for each adapter
+    does not grow with the number of engines, as long as a holder or a placed engine can answer.
     """
-    while names := _following(view, after):
-        holders = {name: [each for each in view.engines.values() if name in each.held] for name in names}
-        looked_at = view
-        if view.record is not None and view.record.catalog is not None:
-            last = {name: engines[-1].held[name] for name, engines in holders.items() if engines}
-            held = {name: each.source for name, each in last.items() if not each.published}
-            looked_at = msgspec.structs.replace(view, catalogued=held)  # the catalog itself is not read
-        for name in names:
-            # A copy that outlived both its wave and its store is left out: no request can use it.
-            if looked_at.source(name) is not None:
-                yield explain(_as_far_as_needed(looked_at, name, holders[name], now), name, now)
-        after = names[-1]
+    every = [view.placements, *(engine.held for engine in view.engines.values())]
+    while following := await first_names(every, after, max(wanted, AT_ONCE)):
+        for start in range(0, len(following), AT_ONCE):
+            for explanation in _explain_some(view, now, following[start : start + AT_ONCE]):
+                yield explanation
+        after = following[-1]
 
 
-def _following(view: MapView, after: str) -> list[str]:
-    """Return the next AT_ONCE names of placed or held adapters after the name `after`, sorted; fewer at the end."""
-    every = (view.placements, *(engine.held for engine in view.engines.values()))
-    return heapq.nsmallest(AT_ONCE, {name for names in every for name in names if name > after})
+def _explain_some(view: MapView, now: Now, names: Sequence[str]) -> Iterator[placement_pb2.Explanation]:
+    holders = {name: [each for each in view.engines.values() if name in each.held] for name in names}
+    looked_at = view
+    if view.record is not None and view.record.catalog is not None:
+        last = {name: engines[-1].held[name] for name, engines in holders.items() if engines}
+        held = {name: each.source for name, each in last.items() if not each.published}
+        looked_at = msgspec.structs.replace(view, catalogued=held)  # the catalog itself is not read
+    for name in names:
+        # A copy that outlived both its wave and its store is left out: no request can use it.
+        if looked_at.source(name) is not None:
+            yield explain(_as_far_as_needed(looked_at, name, holders[name], now), name, now)
 
 
 def _as_far_as_needed(view: MapView, adapter: str, holders: Iterable[Engine], now: Now) -> MapView:

@@ -1,5 +1,6 @@
 """Restricting the placement map to a key's scope: pure. What is out of scope is absent, so nothing reveals it."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -46,24 +47,32 @@ def progresses_within(progresses: Progresses, scope: Scope) -> Progresses:
     return {engine: _Narrowed(of, scope.adapter) for engine, of in progresses.items()}
 
 
+def in_pieces(names: Mapping[str, object], size: int) -> Iterator[list[str]]:
+    """Yield a mapping's names, or of a restricted one the opened names, after each `size` names looked at."""
+    whole, opens = (names.whole, names.opens) if isinstance(names, _Narrowed) else (names, None)
+    every = iter(whole)
+    while piece := list(itertools.islice(every, size)):
+        yield piece if opens is None else [name for name in piece if opens(name)]
+
+
 class _Narrowed(Mapping[str, T], Generic[T]):
     """A view of a mapping without the names that a scope does not open. It copies nothing: there may be many."""
 
     def __init__(
         self, whole: Mapping[str, T], opens: Callable[[str], bool], shown: Callable[[T], T] = lambda value: value
     ) -> None:
-        self._whole, self._opens, self._shown = whole, opens, shown
+        self.whole, self.opens, self._shown = whole, opens, shown
 
     def __getitem__(self, name: str) -> T:
-        if not self._opens(name):
+        if not self.opens(name):
             raise KeyError(name)
-        return self._shown(self._whole[name])
+        return self._shown(self.whole[name])
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._opens(name) and name in self._whole
+        return isinstance(name, str) and self.opens(name) and name in self.whole
 
     def __iter__(self) -> Iterator[str]:
-        return filter(self._opens, self._whole)
+        return filter(self.opens, self.whole)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

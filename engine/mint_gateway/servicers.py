@@ -78,7 +78,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             response, slices = placement_pb2.ListPlacementsResponse(), TimeSlices()
             for view in (view for view in views if view.base >= end.base):
                 after = end.adapter if view.base == end.base else ""
-                for explanation in explain_all(view, self._router.now(view), after):
+                async for explanation in explain_all(view, self._router.now(view), after, size + 1):
                     if len(response.placements) == size:
                         last = response.placements[-1]
                         response.next_page_token = placement_pages.token_after(request, last)

@@ -1,5 +1,6 @@
 """Choosing an engine: the order, and the properties that hold for every map."""
 
+import asyncio
 import math
 from collections import Counter
 from random import Random
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
+from mint_contracts.placement_pb2 import Explanation
 from mint_contracts.records import BaseRecord, EngineRecord, Failure, Held, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_gateway.choose import LOAD_FACTOR, Now, candidates, home_order, load, refusal
@@ -262,8 +264,12 @@ def test_a_live_copy_that_can_answer_is_always_first(fleet: tuple[MapView, Now])
 @given(fleets())
 def test_in_a_list_an_adapter_is_explained_as_by_itself(fleet: tuple[MapView, Now]) -> None:
     seen, now = fleet
-    for each in explain_all(seen, now):
+    for each in asyncio.run(listed(seen, now)):
         assert each == explain(seen, each.adapter, now)
+
+
+async def listed(seen: MapView, now: Now, after: str = "") -> list[Explanation]:
+    return [each async for each in explain_all(seen, now, after)]
 
 
 class Read(dict[str, Held]):
@@ -278,7 +284,7 @@ class Read(dict[str, Held]):
         return super().__getitem__(name)
 
 
-def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request for a page delays others by the time for that page, not for the complete map."""
     monkeypatch.setattr("mint_gateway.explain.AT_ONCE", 3)
     every = [f"acme/{number}" for number in range(8)]
@@ -287,13 +293,12 @@ def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyP
     placements = {name: Placement(name, Source(f"s3://waves/{name}"), (), (place("e-0"),)) for name in every[:2]}
     seen = MapView("demo/base", 1, catalog, placements, {"e-0": msgspec.structs.replace(engine("e-0"), held=held)})
     explanations = explain_all(seen, Now())
-    assert next(explanations).adapter == every[0]
+    assert (await anext(explanations)).adapter == every[0]
     assert held.names == set(every[1:3])
-    assert [each.adapter for each in explanations] == every[1:]
-    assert [each.source_uri[:10] for each in explain_all(seen, Now(), every[0])] == ["s3://waves"] + [
-        "s3://regis"
-    ] * 6
-    assert not [*explain_all(seen, Now(), every[-1])]
+    assert [each.adapter async for each in explanations] == every[1:]
+    after_the_first = await listed(seen, Now(), every[0])
+    assert [each.source_uri[:10] for each in after_the_first] == ["s3://waves"] + ["s3://regis"] * 6
+    assert not await listed(seen, Now(), every[-1])
 
 
 @given(fleets(), st.randoms())

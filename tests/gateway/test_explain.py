@@ -1,7 +1,7 @@
 """Explain's answers over the wire about which engine would answer, and why."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -168,9 +168,9 @@ async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytes
     """If a time slice ends with every placement, others get a turn after each."""
     count, turns = 300, ""
 
-    def explaining(*arguments: Any) -> Iterator[Any]:
+    async def explaining(*arguments: Any) -> AsyncIterator[Any]:
         nonlocal turns
-        for each in explain_all(*arguments):
+        async for each in explain_all(*arguments):
             turns += "p"
             yield each
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +17,9 @@ from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Stage
 from mint_gateway.page import overview, policies
 from mint_gateway.page.files import FILES
+from mint_gateway.page.names import CATALOGS_AT_ONCE
 from mint_gateway.server import Limits
+from tests.gateway.catalogs import declare, written
 from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.gateway.test_waves import NAMES, Training, reported, wave
 from tests.redis_process import RedisProcess
@@ -205,6 +208,20 @@ async def test_names_are_found_by_how_they_begin(served: Scene) -> None:
     assert await ask(served, "adapters?prefix=demo/p") == {"names": ["demo/pirate"]}
     assert await ask(served, "adapters?prefix=demo/&limit=1") == {"names": ["demo/pirate"]}
     assert await ask(served, "adapters?prefix=x") == {"names": []}
+
+
+async def test_names_are_found_in_the_catalog_of_every_base(scene: Scene, tmp_path: Path) -> None:
+    for number in range(CATALOGS_AT_ONCE + 1):
+        await written(tmp_path / str(number), f"a/{number}")
+        await declare(scene.redis, f"file://{tmp_path}/{number}", f"demo/base-{number}")
+    await scene.open()
+
+    async def all_found() -> bool:
+        found = await ask(scene, "adapters?prefix=a/")
+        return found == {"names": [f"a/{number}" for number in range(CATALOGS_AT_ONCE + 1)]}
+
+    await scene.gateway.mirror.first_read.wait()
+    await until(all_found)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=many", "limit=²", "limit=-1", "limit=9999999999"])

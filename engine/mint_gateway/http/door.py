@@ -167,7 +167,7 @@ class Door:
             raise InvalidRequest("limit", f"is not a number: {limit[:100]!r}")
         with self._calls.admit():
             views = dict(self._mirror.known())  # so that each view is restricted only once
-            page = models.page(views, http.query.get("after", ""), int(limit))
+            page = await models.page(views, http.query.get("after", ""), int(limit))
             adapters = [(models.serving(views, name)[0], name) for name in page.names if name not in views]
             return reply(models.listed(views, page, await self._dates.of(adapters)))
 

@@ -1,12 +1,12 @@
-"""The models that can be requested, in OpenAI's list format: pure."""
+"""The models that can be requested, in OpenAI's list format."""
 
-import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from mint_contracts.errors import InvalidRequest
+from mint_gateway.first_names import first_names
 from mint_gateway.view import MapView
 
 MOST = 10_000  # on one page
@@ -22,15 +22,15 @@ class Page(msgspec.Struct, frozen=True):
     more: bool
 
 
-def page(views: Mapping[str, MapView], after: str, limit: int) -> Page:
+async def page(views: Mapping[str, MapView], after: str, limit: int) -> Page:
     """Return a page of names: base models, and adapters served by waves or published by Trainer calls.
 
     A catalog's million adapters are not listed, but can be requested all the same. Raises InvalidRequest.
     """
     if not 1 <= limit <= MOST:
         raise InvalidRequest("limit", f"is {limit}; it must be from 1 to {MOST}")
-    names = {*views, *(adapter for view in views.values() for adapter in (*view.placements, *view.published))}
-    found = heapq.nsmallest(limit + 1, (name for name in names if name > after))
+    adapters = (names for view in views.values() for names in (view.placements, view.published))
+    found = await first_names([views, *adapters], after, limit + 1)
     return Page(found[:limit], len(found) > limit)
 
 

@@ -1,17 +1,17 @@
 """Completing adapter names as a person types, from the map and the catalogs."""
 
 import asyncio
-from collections.abc import Iterator
+import itertools
 
 from mint_contracts.errors import MapUnavailable
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.listing import page_of
+from mint_gateway.first_names import first_names
 from mint_gateway.mirror import Mirror
 from mint_gateway.page.pages import Asked
 from mint_gateway.scope import granted
-from mint_gateway.view import MapView
 
-MOST_CATALOGS = 8  # asked for one completion
+CATALOGS_AT_ONCE = 8  # asked for one completion
 
 
 class Names:
@@ -22,25 +22,20 @@ class Names:
 
     async def beginning(self, asked: Asked) -> list[str]:
         """Return the first matching names, sorted. Leaves out catalogs that cannot be read. Raises MapUnavailable."""
-        views = self._mirror.known()
-        kept = [base for base, view in sorted(views.items()) if view.record and view.record.catalog]
-        catalogued = await asyncio.gather(*(self._catalogued(base, asked) for base in kept[:MOST_CATALOGS]))
-        found = {name for of in catalogued for name in of}
-        for view in views.values():
-            found.update(asked.of(_placed(view))[0])
-            await asyncio.sleep(0)
-        return asked.of(found)[0]
+        views = dict(self._mirror.known())  # so that each view is restricted only once
+        free = asyncio.Semaphore(CATALOGS_AT_ONCE)
+        kept = [base for base, view in views.items() if view.has_catalog]
+        catalogued = await asyncio.gather(*(self._catalogued(base, asked, free) for base in kept))
+        mapped = [names for view in views.values() for names in (view.placements, view.published)]
+        placed = await first_names(mapped, asked.after, asked.limit, asked.prefix)
+        return asked.of({*placed, *itertools.chain.from_iterable(catalogued)})[0]
 
-    async def _catalogued(self, base: str, asked: Asked) -> list[str]:
+    async def _catalogued(self, base: str, asked: Asked, free: asyncio.Semaphore) -> list[str]:
         prefixes = granted.get().prefixes(asked.prefix)
         reader = self._catalogs.reader
         try:
-            page = await page_of(reader, base, prefixes=prefixes, labels={}, after=asked.after, limit=asked.limit)
+            async with free:
+                page = await page_of(reader, base, prefixes=prefixes, labels={}, after=asked.after, limit=asked.limit)
         except MapUnavailable:
             return []
         return [entry.name for entry in page.entries]
-
-
-def _placed(view: MapView) -> Iterator[str]:
-    yield from view.placements
-    yield from view.published
