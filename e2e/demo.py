@@ -21,7 +21,7 @@ from e2e.forward import forward
 from e2e.samples import TRAINED, prepare, questions
 from e2e.world import image_of
 from mint_contracts.settings import GATEWAY_PORT
-from mint_gateway.cli.reaching import GATEWAY
+from mint_gateway.cli.gateway_options import GATEWAY
 
 NAMESPACE = "mint-demo"
 ASKED = 3

@@ -21,7 +21,7 @@ from e2e.waiting import until
 from e2e.world import NAMESPACE, World
 from mint_contracts.errors import Unauthenticated, Unavailable
 from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT
-from mint_gateway.cli.reaching import API_KEY, GATEWAY
+from mint_gateway.cli.gateway_options import API_KEY, GATEWAY
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust
 from tests.gateway.secrets import Authority

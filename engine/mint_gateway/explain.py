@@ -39,7 +39,7 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
     if ranked:
         explanation.chosen_engine, explanation.chosen_because = ranked[0].engine, ranked[0].why
     else:
-        explanation.chosen_because = str(refused) if refused else silence(view, adapter, now)
+        explanation.chosen_because = str(refused) if refused else why_none_answers(view, adapter, now)
     return explanation
 
 
@@ -82,7 +82,7 @@ def _as_far_as_needed(view: MapView, adapter: str, holders: Iterable[Engine], no
     return view
 
 
-def silence(view: MapView, adapter: str, now: Now) -> str:
+def why_none_answers(view: MapView, adapter: str, now: Now) -> str:
     """Say why no engine can answer, engine by engine."""
     placement = view.placements.get(adapter)
     names = sorted({place.engine for place in placement.places} if placement else view.engines)

@@ -27,7 +27,7 @@ class Explainer:
         """Explain a wave's state. Raises InvalidRequest, NotFound, MapUnavailable."""
         wave = check_wave(name)
         unknown: MintError | None = None
-        for base, view in sorted(self._mirror.known().items()):
+        for base, view in sorted(self._mirror.views_in_scope().items()):
             has = await self._reader.has_wave(base, wave)
             if has is None:
                 unknown = incomplete(base)

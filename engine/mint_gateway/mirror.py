@@ -61,10 +61,10 @@ class Mirror:
     @property
     def views(self) -> Mapping[str, MapView]:
         """A snapshot of every base's view, by name, which later changes do not touch. For the gateway's own work:
-        requests are answered from `known`."""
+        requests are answered from `views_in_scope`."""
         return self._views
 
-    def known(self) -> Mapping[str, MapView]:
+    def views_in_scope(self) -> Mapping[str, MapView]:
         """Return `views` within the scope of the current request's key.
 
         Every name that a request's answer may depend on is looked up here. Raises MapUnavailable before the first
@@ -121,8 +121,8 @@ class Mirror:
             if following is None:
                 following = _Following(view=MapView(base=base), settled_at=loop.time())
             try:
-                pulse, telling = await self._pulse(following.view)
-                await self._follow(following, pulse, telling, loop.time())
+                pulse, rereporting = await self._pulse(following.view)
+                await self._follow(following, pulse, rereporting, loop.time())
             except msgspec.DecodeError as error:
                 # A record from another version of MinT: this base keeps its last view, the others go on.
                 self._note_unreadable(following, str(error))
@@ -141,12 +141,12 @@ class Mirror:
         """Return the base's pulse and, of the engines silent in it, those now reporting all their holdings again."""
         pulse = await self._reader.pulse(view.base)
         silent = [n for n, engine in view.engines.items() if engine.alive and pulse.engines.get(n) is None]
-        telling = await self._reader.telling(view.base, silent)
-        if len(telling) < len(silent):
+        rereporting = await self._reader.telling(view.base, silent)
+        if len(rereporting) < len(silent):
             pulse = await self._reader.pulse(view.base)  # now has the engines that finished reporting in between
-        return pulse, telling
+        return pulse, rereporting
 
-    async def _follow(self, following: _Following, pulse: Pulse, telling: Mapping[str, int], now: float) -> None:
+    async def _follow(self, following: _Following, pulse: Pulse, rereporting: Mapping[str, int], now: float) -> None:
         base, view = following.view.base, following.view
         was_lost, following.lost = following.lost, lost_something(view, pulse)
         again = not following.reported <= pulse.engines.keys()  # lost once more, before engines had reported it all
@@ -171,7 +171,7 @@ class Mirror:
             )
         names = [n for n, r in pulse.engines.items() if r is not None] if whole else stale_holdings(view, pulse)
         held = {name: await self._reader.held(base, name) for name in names}
-        following.view = merge(view, pulse, held, settled=now >= following.settled_at, telling=telling)
+        following.view = merge(view, pulse, held, settled=now >= following.settled_at, rereporting=rereporting)
         if whole:
             following.resync_at = now + RESYNC_S
 

@@ -39,7 +39,7 @@ class Mounted(Generic[T]):
     ) -> None:
         """Read the folder for the first time. Raises MintError."""
         self._folder, self._read, self._broken, self._on_change = folder, read, broken, on_change
-        real, files = _together(folder)
+        real, files = _snapshot(folder)
         self.now, self._seen = read(real, files), _digest(files)
         self._refused = ""
 
@@ -52,14 +52,14 @@ class Mounted(Generic[T]):
             except MintError as error:
                 if self._refused != str(error):
                     self._refused = str(error)
-                    self._give_up(error)
+                    self._handle_unusable(error)
                 continue
             self._refused = ""
             if changed:
                 _log.info("secret reloaded", folder=str(self._folder))
                 self._on_change()
 
-    def _give_up(self, error: MintError) -> None:
+    def _handle_unusable(self, error: MintError) -> None:
         if self._broken is None:
             _log.error("secret cannot be used; the previous one stays in effect", error=str(error))
             return
@@ -67,7 +67,7 @@ class Mounted(Generic[T]):
         self._on_change()
 
     def _look(self) -> bool:
-        real, files = _together(self._folder)
+        real, files = _snapshot(self._folder)
         digest = _digest(files)
         if digest == self._seen:
             return False
@@ -92,7 +92,7 @@ def files_of(folder: Path) -> Files:
     return found
 
 
-def _together(folder: Path) -> tuple[Path, Files]:
+def _snapshot(folder: Path) -> tuple[Path, Files]:
     """Return the files' real folder and a consistent snapshot of them: Kubernetes may swap them during a read.
 
     Raises SourceUnavailable if they change during each of TRIES readings, and as `files_of` does.

@@ -25,8 +25,8 @@ def resolve(views: Mapping[str, MapView], base: str) -> MapView:
     raise InvalidRequest("base model", f"must be named, since several are served; {_known(views)}")
 
 
-def possible(views: Mapping[str, MapView], base: str, adapter: str) -> Sequence[MapView]:
-    """Return the views of the bases that these names may mean, at least one; `meant` decides between several.
+def candidate_bases(views: Mapping[str, MapView], base: str, adapter: str) -> Sequence[MapView]:
+    """Return the views of the bases that these names may mean, at least one; `choose_base` decides between several.
 
     Without a base: the one where a wave has placed the adapter, else all those that may have it according to the map.
     Raises InvalidRequest (listing the bases if waves place the adapter on several), BaseModelNotFound,
@@ -45,7 +45,7 @@ def possible(views: Mapping[str, MapView], base: str, adapter: str) -> Sequence[
     return found
 
 
-def meant(
+def choose_base(
     views: Mapping[str, MapView], found: Sequence[MapView], adapter: str, entries: Mapping[str, Entry | None]
 ) -> MapView:
     """Return the one of several possible bases that knows the adapter, else the one whose store may have it.

@@ -14,7 +14,7 @@ class Patience(msgspec.Struct, frozen=True):
     """Bounds on retries before the first token."""
 
     tries: int = 20  # calls to engines
-    lost: int = 3  # engines that died with the request
+    deaths: int = 3  # engines that died with the request
     away_s: float = 10.0  # total time to wait while no engine can answer
     retry_after_s: float = 2.0  # sent to the client after that
     first_backoff_s: float = 0.02
@@ -30,20 +30,20 @@ class Retries:
         self._give_up_at: float | None = None
         self._rounds = 0
         self.count = 0
-        self.lost = 0  # engines that died with the request
+        self.deaths = 0  # engines that died with the request
         # Failed attempts of this round, by address; None: the error says nothing useful to the client.
         self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
 
     def failed_with(self, address: str, error: grpc.aio.AioRpcError, request_id: str) -> None:
-        """Record a failed attempt. Raises Internal once `Patience.lost` engines have died with the request.
+        """Record a failed attempt. Raises Internal once `Patience.deaths` engines have died with the request.
 
         The request may be what kills them, so it must not be passed on until none is left. Engines that could not be
         reached do not count, since they never had it, nor do those that fell silent, since they may still run.
         """
         self.failed[address] = error
-        self.lost += _went(error)
-        if self.lost >= self._patience.lost:
-            message = f"{self.lost} engines in a row failed while processing it, before its first token"
+        self.deaths += _died(error)
+        if self.deaths >= self._patience.deaths:
+            message = f"{self.deaths} engines in a row failed while processing it, before its first token"
             why = "it may be the cause and is not retried. See the end of those engines' logs"
             raise Internal(f"request {request_id}", f"{message}; {why}")
 
@@ -57,7 +57,7 @@ class Retries:
 
     def raise_refusal(self) -> None:
         """Raise the refusal of an engine in this round, if any: it says more than "unavailable"."""
-        refusals = [error for error in self.failed.values() if error is not None and not lost(error)]
+        refusals = [error for error in self.failed.values() if error is not None and not is_away(error)]
         if refusals:
             raise min(refusals, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
@@ -77,14 +77,14 @@ class Retries:
         return True
 
 
-def _went(error: grpc.aio.AioRpcError) -> bool:
+def _died(error: grpc.aio.AioRpcError) -> bool:
     """Return whether a running engine died, judging by the transport's error."""
     details = error.details() or ""
     own_word = isinstance(from_rpc_error(error), Draining | EngineUnavailable | BaseModelNotFound)
-    return lost(error) and not own_word and "failed to connect" not in details and "keepalive" not in details
+    return is_away(error) and not own_word and "failed to connect" not in details and "keepalive" not in details
 
 
-def lost(error: grpc.aio.AioRpcError) -> bool:
+def is_away(error: grpc.aio.AioRpcError) -> bool:
     """Return whether the engine is away, rather than refusing. Its address may belong to another base by now."""
     failure = from_rpc_error(error)
     if isinstance(failure, Draining | EngineUnavailable | BaseModelNotFound):
@@ -97,4 +97,4 @@ def lost(error: grpc.aio.AioRpcError) -> bool:
 def another_may_do_better(error: grpc.aio.AioRpcError) -> bool:
     """Return whether another engine may succeed after this failure before the first token."""
     retryable = not from_rpc_error(error).terminal and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
-    return retryable or lost(error) or error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return retryable or is_away(error) or error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -17,11 +17,11 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Candidate, Now, candidates, refusal
-from mint_gateway.explain import silence
+from mint_gateway.explain import why_none_answers
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
-from mint_gateway.resolve import meant, possible, resolve
-from mint_gateway.retries import Patience, Retries, another_may_do_better, lost
+from mint_gateway.resolve import candidate_bases, choose_base, resolve
+from mint_gateway.retries import Patience, Retries, another_may_do_better, is_away
 from mint_gateway.scope import granted
 from mint_gateway.view import MapView, unread
 
@@ -70,20 +70,20 @@ class Router:
         Also raises MapUnavailable before the map was read, and for an unknown base while Redis is away.
         """
         with self._as_last_read():
-            return resolve(self._mirror.known(), base)
+            return resolve(self._mirror.views_in_scope(), base)
 
     def views(self, base: str) -> list[MapView]:
         """Return the view of `base`, or if it is empty the views of all bases, by name. Raises as `find` does."""
         if base:
             return [self.find(check_base(base))]
-        return [view for _, view in sorted(self._mirror.known().items())]
+        return [view for _, view in sorted(self._mirror.views_in_scope().items())]
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
         """Return the view of the base that these names mean, and the catalog's source of an unplaced adapter.
 
         An adapter unknown to the catalog may be in the base's store, so its source is None. A retired one raises
-        AdapterNotFound, even if its files exist. Otherwise raises as `possible` and `meant` do, and MapUnavailable as
-        `find` does, or if a catalog that may decide cannot be read.
+        AdapterNotFound, even if its files exist. Otherwise raises as `candidate_bases` and `choose_base` do, and
+        MapUnavailable as `find` does, or if a catalog that may decide cannot be read.
         """
         with self._as_last_read():
             view = await self._meant(base, adapter)
@@ -96,13 +96,13 @@ class Router:
 
     async def _meant(self, base: str, adapter: str) -> MapView:
         """Return the view that the names mean; if the map leaves several, ask their catalogs concurrently."""
-        views = self._mirror.known()
-        found = possible(views, base, adapter)
+        views = self._mirror.views_in_scope()
+        found = candidate_bases(views, base, adapter)
         if len(found) == 1:
             return found[0]
         asked = [view.base for view in found if _may_ask(view, adapter)]
         entries = await asyncio.gather(*(self._catalog.find(each, adapter) for each in asked))
-        return meant(views, found, adapter, dict(zip(asked, entries, strict=True)))
+        return choose_base(views, found, adapter, dict(zip(asked, entries, strict=True)))
 
     @contextmanager
     def _as_last_read(self) -> Iterator[None]:
@@ -157,7 +157,7 @@ class Router:
         if retries.failed:
             await retries.pause()
         while True:
-            view = self._mirror.known().get(trail.base_model)
+            view = self._mirror.views_in_scope().get(trail.base_model)
             if view is None:
                 raise BaseModelNotFound(f"base model {trail.base_model!r}", "is no longer served")
             if trail.source is None and trail.adapter not in view.placements:  # its wave may have gone meanwhile
@@ -170,11 +170,11 @@ class Router:
             fresh = [candidate for candidate in ranked if candidate.address not in retries.failed]
             if fresh and retries.count < self._patience.tries:
                 retries.count += 1
-                return fresh[0], view.whence(trail.adapter, fresh[0].engine)
+                return fresh[0], view.source_for_engine(trail.adapter, fresh[0].engine)
             retries.raise_refusal()
             if retries.count >= self._patience.tries or not await retries.wait():
                 raise EngineUnavailable(
-                    view.base, silence(view, trail.adapter, now), retry_after_s=self._patience.retry_after_s
+                    view.base, why_none_answers(view, trail.adapter, now), retry_after_s=self._patience.retry_after_s
                 )
 
     async def _try(
@@ -254,7 +254,7 @@ async def _forward(
             finished += event.HasField("finished")
             await send(event)
     except grpc.aio.AioRpcError as error:
-        if finished < completions and not lost(error):
+        if finished < completions and not is_away(error):
             raise
     if finished < completions:
         _ended_early(candidate)

@@ -35,8 +35,8 @@ from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.explainer import Explainer
 from mint_gateway.guard import Guard
+from mint_gateway.http.auth_middleware import auth_middleware
 from mint_gateway.http.door import Bounds, Door, opened
-from mint_gateway.http.guarding import guarding
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
@@ -127,7 +127,7 @@ async def serve(
     await _be_alive(healthy)
     port = _listen(server, address, security.certificate)
     await server.start()
-    guards = [guarding(security.access, metrics)] if security.access else []
+    guards = [auth_middleware(security.access, metrics)] if security.access else []
     page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), forwarding, calls)
     door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
     context = http_context(security.certificate) if security.certificate else None

@@ -76,7 +76,7 @@ class MapView(msgspec.Struct, frozen=True):
         """Return whether the base may have the adapter, as far as the map tells; scopes as in `may_store`."""
         return self.has_catalog or self.may_store(adapter) or adapter in self.published
 
-    def whence(self, adapter: str, engine: str) -> Source | None:
+    def source_for_engine(self, adapter: str, engine: str) -> Source | None:
         """Return the source to send to an engine; None if the engine finds the adapter by itself."""
         if placement := self.placements.get(adapter):
             return placement.source
@@ -119,13 +119,13 @@ def merge(
     held: Mapping[str, Mapping[str, Held]],
     *,
     settled: bool,
-    telling: Mapping[str, int],
+    rereporting: Mapping[str, int],
 ) -> MapView:
     """Return `known` with the engines of a fresh pulse; `held` has the holdings of the engines that changed them.
 
     An engine without a heartbeat is dead if the map is `settled`: Redis has answered, without losing data, for longer
     than a heartbeat lives. Before that its silence means nothing, and its last report still counts: a returning Redis
-    has missed heartbeats. An engine in `telling` (name -> incarnation) is writing its full report again: it is
+    has missed heartbeats. An engine in `rereporting` (name -> incarnation) is writing its full report again: it is
     alive, and its last report counts until the new one is complete, which takes longer with many adapters.
     """
     engines: dict[str, Engine] = {}
@@ -133,17 +133,17 @@ def merge(
         before, record = known.engines.get(name), pulse.engines.get(name)
         if record is not None:
             if name in held or before is None:
-                engines[name] = heard(name, record, held.get(name, {}))
+                engines[name] = live_engine(name, record, held.get(name, {}))
             else:
                 engines[name] = msgspec.structs.replace(before, record=record, alive=True)
-        elif before is not None and (not settled or telling.get(name) == before.record.incarnation):
+        elif before is not None and (not settled or rereporting.get(name) == before.record.incarnation):
             engines[name] = before
         elif before is not None and name in pulse.engines:
             engines[name] = msgspec.structs.replace(before, alive=False)
     return msgspec.structs.replace(known, engines=engines, published=newest_published(engines.values()))
 
 
-def heard(name: str, record: EngineRecord, held: Mapping[str, Held]) -> Engine:
+def live_engine(name: str, record: EngineRecord, held: Mapping[str, Held]) -> Engine:
     """Return a live engine with these holdings."""
     published = {adapter: each.source for adapter, each in held.items() if each.published}
     return Engine(name=name, record=record, alive=True, held=held, published=published)

@@ -13,7 +13,7 @@ MOST_POINTS = 200_000  # rewards in one message, over all policies
 MOST_REPEATED = 20_000  # rewards kept for a watcher that gets the full history with each message
 
 
-class _Word(msgspec.Struct, frozen=True):
+class _Report(msgspec.Struct, frozen=True):
     """Who reports on a policy, and its step; None: not known yet."""
 
     whose: tuple[str, int, str]
@@ -38,16 +38,20 @@ class History:
 
     async def read(self, base: str, training: WaveTraining, words: Words) -> tuple[dict[str, Rewards], bool]:
         """Return each policy's rewards for the next message, and whether any are new. Raises MapUnavailable."""
-        heard = {name: _word(training, words, name) for name in training.policies}
-        due = {name: start for name, word in heard.items() if (start := _due(self._sent.get(name), word)) is not None}
-        most = max(1, MOST_POINTS // max(1, len(heard)))
+        reports = {name: _report(training, words, name) for name in training.policies}
+        due = {
+            name: start
+            for name, report in reports.items()
+            if (start := _due(self._sent.get(name), report)) is not None
+        }
+        most = max(1, MOST_POINTS // max(1, len(reports)))
         parts = {
-            name: _up_to(part, heard[name].step)
+            name: _up_to(part, reports[name].step)
             for name, part in (await self._reader.rewards(base, due, most)).items()
         }
-        self._sent |= {name: _Sent(heard[name].whose, part.end) for name, part in parts.items()}
+        self._sent |= {name: _Sent(reports[name].whose, part.end) for name, part in parts.items()}
         new = any(part.values for part in parts.values())
-        parts |= {name: Rewards(self._sent[name].end) for name in heard if name not in parts}
+        parts |= {name: Rewards(self._sent[name].end) for name in reports if name not in parts}
         return (parts if self._new_only else self._repeated(parts)), new
 
     def _repeated(self, parts: Mapping[str, Rewards]) -> dict[str, Rewards]:
@@ -61,20 +65,20 @@ class History:
         return histories
 
 
-def _word(training: WaveTraining, words: Words, name: str) -> _Word:
+def _report(training: WaveTraining, words: Words, name: str) -> _Report:
     engine, progress = words.get(name, ("", None))
     if progress is None:
-        return _Word((training.run, 0, ""), None)
-    return _Word((training.run, progress.lease, engine), None if progress.stage is Stage.LOADING else progress.step)
+        return _Report((training.run, 0, ""), None)
+    return _Report((training.run, progress.lease, engine), None if progress.stage is Stage.LOADING else progress.step)
 
 
-def _due(sent: _Sent | None, word: _Word) -> int | None:
+def _due(sent: _Sent | None, report: _Report) -> int | None:
     """Return the index from which a policy's rewards are to be read; None if nothing can be new."""
-    if sent is None or sent.whose != word.whose:
+    if sent is None or sent.whose != report.whose:
         return 0
-    if word.step is None or word.step == sent.end:
+    if report.step is None or report.step == sent.end:
         return None
-    return min(word.step, sent.end)
+    return min(report.step, sent.end)
 
 
 def _up_to(part: Rewards, step: int | None) -> Rewards:

@@ -18,7 +18,7 @@ from mint_gateway.scope import granted
 from mint_gateway.scope_filter import progresses_within, training_within
 from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
-from mint_gateway.waves import OVER, aggregate, carried, heard, wave_progress, with_rewards
+from mint_gateway.waves import OVER, aggregate, newest_reports, wave_progress, with_last_reports, with_rewards
 
 LOOK_S = 0.5  # at least, between two readings of one base, however many watch
 MOST_WATCHERS = 256
@@ -45,7 +45,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     def words(self, training: WaveTraining) -> Words:
         """Return the newest report on each of a wave's policies."""
-        return heard(training, self.progresses)
+        return newest_reports(training, self.progresses)
 
     def aggregate(self, wave: str) -> WaveProgress:
         """Return one wave's progress in aggregate, without its policies."""
@@ -65,7 +65,7 @@ class WaveWatch:
     async def list(self, base: str) -> list[WaveProgress]:
         """Return all training waves of one base or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
-        views = self._mirror.known()
+        views = self._mirror.views_in_scope()
         for name in [resolve(views, base).base] if base else sorted(views):
             standing = await self.standing(name)
             if not standing.known:
@@ -112,7 +112,7 @@ class WaveWatch:
 
     async def _find(self, wave: str) -> tuple[Standing, WaveTraining]:
         unknown: MapUnavailable | None = None
-        for base in sorted(self._mirror.known()):
+        for base in sorted(self._mirror.views_in_scope()):
             standing = await self.standing(base)
             if not standing.known:
                 unknown = incomplete(base)
@@ -135,7 +135,10 @@ class WaveWatch:
                 if training is not None:
                     engines = sorted(views[base].engines) if training and base in views else []
                     progresses = await self._reader.progress(base, engines)
-                    reading.training, reading.progresses = training, carried(reading.progresses, progresses, training)
+                    reading.training, reading.progresses = (
+                        training,
+                        with_last_reports(reading.progresses, progresses, training),
+                    )
                 reading.read_at = now
         return reading
 

@@ -14,12 +14,12 @@ OVER = frozenset({"Complete", "Failed", "Cancelled"})  # a wave's final phases
 _STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
 
 
-def heard(training: WaveTraining, progresses: Progresses) -> Words:
+def newest_reports(training: WaveTraining, progresses: Progresses) -> Words:
     """Return the newest report on each of a wave's policies, from engines or from its record."""
     return words(training.wave, training.run, progresses, training.last_words)
 
 
-def carried(before: Progresses, progresses: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
+def with_last_reports(before: Progresses, progresses: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
     """Return the engines' current reports, plus the last report on each policy that none reports (nobody trains it).
 
     A last report is left out if the wave's record is at least as new.

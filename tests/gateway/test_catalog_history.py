@@ -21,7 +21,7 @@ from mint_contracts.source import Source
 from mint_gateway.catalog import merging
 from mint_gateway.catalog.compaction import below
 from mint_gateway.catalog.keeper import Keeper
-from mint_gateway.catalog.merging import Overtaken, kept, merge
+from mint_gateway.catalog.merging import RangeChanged, kept, merge
 
 BASE = "demo/smollm2"
 NAMES, REVISIONS = ["a", "b"], [f"r{number}" for number in range(1, 12)]
@@ -130,7 +130,7 @@ async def test_any_history_is_what_a_dictionary_makes_of_it(
             else:
                 both = [merged(Parts(manifests), each, stored=stored) for each in step]
                 for failure in await asyncio.gather(*both, return_exceptions=True):
-                    assert failure is None or isinstance(failure, MintError | Overtaken), (
+                    assert failure is None or isinstance(failure, MintError | RangeChanged), (
                         failure
                     )  # the other gateway had done it
         await is_what_it_says(redis_client, manifests, plain, stored=stored)

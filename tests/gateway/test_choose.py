@@ -16,7 +16,7 @@ from mint_contracts.records import BaseRecord, EngineRecord, Failure, Held, Plac
 from mint_contracts.source import Source
 from mint_gateway.choose import LOAD_FACTOR, Now, candidates, home_order, load, refusal
 from mint_gateway.explain import explain, explain_all
-from mint_gateway.view import Engine, MapView, heard, newest_published
+from mint_gateway.view import Engine, MapView, live_engine, newest_published
 
 STORE = Source("s3://adapters")
 ADAPTER = "demo/pirate"
@@ -78,7 +78,7 @@ def published(step: int, tier: Tier = Tier.HOST) -> Held:
 def publishers(*held: Held, catalog: Source | None = None, alive: bool = True) -> MapView:
     """Return a view of engines that have published these, and of one that has not."""
     engines = [
-        msgspec.structs.replace(heard(name, engine(name).record, {ADAPTER: each}), alive=alive)
+        msgspec.structs.replace(live_engine(name, engine(name).record, {ADAPTER: each}), alive=alive)
         for name, each in zip(("e-0", "e-1"), held, strict=False)
     ]
     found = view(*engines, engine("bystander"))
@@ -89,32 +89,32 @@ def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_tol
     here = publishers(published(2))
     assert names(here) == ["e-0", "bystander"]
     assert here.source(ADAPTER) == published(2).source
-    assert [here.whence(ADAPTER, name) for name in names(here)] == [None, published(2).source]
+    assert [here.source_for_engine(ADAPTER, name) for name in names(here)] == [None, published(2).source]
     assert candidates(here, ADAPTER, Now())[0].why == "holds it in Host (published by Trainer calls)"
 
 
 def test_of_two_that_have_published_a_name_the_newest_revision_is_what_it_means() -> None:
     here = publishers(published(2), published(1, Tier.DEVICE))
     assert names(here)[0] == "e-0"
-    assert here.whence(ADAPTER, "e-1") == published(2).source
+    assert here.source_for_engine(ADAPTER, "e-1") == published(2).source
 
 
 def test_what_an_engine_that_died_had_published_is_read_by_others() -> None:
     here = publishers(published(2), alive=False)
     assert names(here) == ["bystander"]
-    assert here.whence(ADAPTER, "bystander") == published(2).source
+    assert here.source_for_engine(ADAPTER, "bystander") == published(2).source
 
 
 def test_what_others_tell_of_what_an_engine_had_published_that_is_gone_is_read_by_them() -> None:
     here = publishers(published(1, Tier.REMOTE), published(2, Tier.REMOTE))
     assert here.source(ADAPTER) == published(2).source
     assert set(names(here)) == {"e-0", "e-1", "bystander"}
-    assert [here.whence(ADAPTER, name) for name in ("e-0", "e-1")] == [published(2).source, None]
+    assert [here.source_for_engine(ADAPTER, name) for name in ("e-0", "e-1")] == [published(2).source, None]
 
 
 def test_the_catalog_knows_better_than_an_engine_that_has_published_the_name() -> None:
     here = publishers(published(2), catalog=ELSEWHERE)
-    assert here.source(ADAPTER) == here.whence(ADAPTER, "e-0") == ELSEWHERE
+    assert here.source(ADAPTER) == here.source_for_engine(ADAPTER, "e-0") == ELSEWHERE
     assert here.copy(here.engines["e-0"], ADAPTER) is None
 
 

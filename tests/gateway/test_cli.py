@@ -14,7 +14,7 @@ from mint_contracts import errors
 from mint_contracts.records import BaseRecord, Failure, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
-from mint_gateway.cli import reaching
+from mint_gateway.cli import gateway_options
 from mint_gateway.placement_pages import PAGE
 from tests.gateway.scene import BASE, STORE, Scene, complete
 
@@ -159,7 +159,7 @@ async def test_a_gateway_that_is_not_there_is_said_so() -> None:
 @pytest.mark.parametrize(("gateway", "target"), [("", "127.0.0.1:8470"), ("gateway:1", "gateway:1")])
 def test_an_empty_name_of_a_gateway_is_none(monkeypatch: pytest.MonkeyPatch, gateway: str, target: str) -> None:
     monkeypatch.setenv("MINT_GATEWAY", gateway)
-    assert reaching.options().parse_args([]).gateway == target
+    assert gateway_options.options().parse_args([]).gateway == target
 
 
 async def test_a_time_that_is_none_is_said_so() -> None:

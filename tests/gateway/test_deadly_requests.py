@@ -36,9 +36,9 @@ async def test_it_is_handed_on_a_few_times_and_then_refused_for_good(scene: Scen
     engines = [await scene.engine(f"e-{number}", kind=Mortal) for number in range(6)]
     await scene.open(Limits())
     await scene.seen(*engines)
-    with pytest.raises(Internal, match=f"{Patience().lost} engines in a row failed while processing it"):
+    with pytest.raises(Internal, match=f"{Patience().deaths} engines in a row failed while processing it"):
         await scene.client.answer(question(DEADLY))
-    assert sum(bool(each.seen) for each in engines) == Patience().lost
+    assert sum(bool(each.seen) for each in engines) == Patience().deaths
     assert (await scene.client.answer(question("Ahoy"))).text, "who was spared serves on"
 
 
@@ -50,4 +50,4 @@ async def test_openai_clients_do_not_ask_again_by_themselves(scene: Scene) -> No
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
         with pytest.raises(openai.InternalServerError, match="it may be the cause and is not retried"):
             await client.completions.create(model=BASE, prompt=DEADLY)
-    assert sum(bool(each.seen) for each in engines) == Patience().lost
+    assert sum(bool(each.seen) for each in engines) == Patience().deaths

@@ -10,7 +10,7 @@ from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable, MintError
 from mint_contracts.records import BaseRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
-from mint_gateway.resolve import meant, possible
+from mint_gateway.resolve import candidate_bases, choose_base
 from mint_gateway.scope import Scope
 from mint_gateway.scope_filter import within
 from mint_gateway.view import Engine, MapView
@@ -40,24 +40,24 @@ def named(*views: MapView) -> dict[str, MapView]:
 
 def decided(views: Mapping[str, MapView], entries: Mapping[str, Entry | None], adapter: str = ADAPTER) -> str:
     """Return the base that an adapter's name alone means."""
-    found = possible(views, "", adapter)
-    return (found[0] if len(found) == 1 else meant(views, found, adapter, entries)).base
+    found = candidate_bases(views, "", adapter)
+    return (found[0] if len(found) == 1 else choose_base(views, found, adapter, entries)).base
 
 
 def test_a_waves_word_needs_no_catalogs() -> None:
     views = named(view("a/a", STORE, catalog=True), placed("b/b"), view("c/c", catalog=True))
-    assert [each.base for each in possible(views, "", ADAPTER)] == ["b/b"]
+    assert [each.base for each in candidate_bases(views, "", ADAPTER)] == ["b/b"]
 
 
 def test_waves_over_several_bases_leave_a_doubt() -> None:
     views = named(placed("a/a"), placed("b/b"), view("c/c", catalog=True))
     with pytest.raises(InvalidRequest, match=r"could be on several base models; name one of a/a, b/b$"):
-        possible(views, "", ADAPTER)
+        candidate_bases(views, "", ADAPTER)
 
 
 def test_the_only_base_that_may_have_it_is_meant_without_its_catalog_s_word() -> None:
     views = named(view("a/a"), view("b/b", catalog=True))
-    assert [each.base for each in possible(views, "", ADAPTER)] == ["b/b"]
+    assert [each.base for each in candidate_bases(views, "", ADAPTER)] == ["b/b"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,8 @@ def test_a_name_that_a_key_does_not_open_is_as_one_that_nobody_has() -> None:
     nothing = [view("a/a", STORE, catalog=True), view("b/b"), view("c/c")]
     scope = Scope(adapters=("other/",))
     assert [
-        [each.base for each in possible(within(named(*views), scope), "", ADAPTER)] for views in (hidden, nothing)
+        [each.base for each in candidate_bases(within(named(*views), scope), "", ADAPTER)]
+        for views in (hidden, nothing)
     ] == [["a/a"], ["a/a"]]
 
 

@@ -23,7 +23,7 @@ from mint_gateway.mounted import Files, Mounted, files_of
 from mint_gateway.scope import EVERYTHING, Scope
 from mint_gateway.scope_filter import training_within, waves_within, within
 from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
-from mint_gateway.view import MapView, heard
+from mint_gateway.view import MapView, live_engine
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import mount
 
@@ -45,7 +45,7 @@ def view_of(base: str, names: list[str]) -> MapView:
         for name, source in sources.items()
     }
     held = {name: Held(name, source, Tier.DEVICE, published=True) for name, source in sources.items()}
-    engine = heard("e-0", ScriptedEngine(base, "e-0").record(), held)
+    engine = live_engine("e-0", ScriptedEngine(base, "e-0").record(), held)
     return MapView(base, 1, None, placements, {"e-0": engine}, sources, sources)
 
 

@@ -20,7 +20,7 @@ from mint_contracts.legible import legible
 from mint_contracts.placement_pb2 import Explanation, WaveExplanation
 from mint_contracts.training_pb2 import PolicyState, WaveProgress
 from mint_gateway.cli import catalog, explain, tables, wave_tables
-from mint_gateway.cli.complaining import complain
+from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.client import Answer
 from tests.gateway.scene import Scene
@@ -91,7 +91,7 @@ def test_neither_do_lines_of_a_wave_and_of_what_is_looked_up(capsys: pytest.Capt
         assert line.isprintable()
     assert WRITTEN_OUT in wave_tables.line(hostile(WaveProgress))
     assert WRITTEN_OUT in "".join(map(legible, catalog.lines(hostile(CatalogEntry))))
-    complain(BadReward("reward service", ORDERS), argparse.Namespace())
+    report_error(BadReward("reward service", ORDERS), argparse.Namespace())
     assert capsys.readouterr().err == f"mint: BadReward: reward service: {WRITTEN_OUT}\n"
 
 

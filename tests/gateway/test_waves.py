@@ -23,7 +23,7 @@ from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
-from mint_gateway.waves import carried, heard
+from mint_gateway.waves import newest_reports, with_last_reports
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.test_cli import mint
 from tests.redis_process import RedisProcess
@@ -178,7 +178,7 @@ def test_a_record_that_says_more_of_a_policy_than_was_heard_of_it_counts() -> No
     before = {"e-0": {first: reported(first, 2), second: reported(second, 3)}}
     rests = last_word(reported(first, 3, Stage.PAUSED))
     record = msgspec.structs.replace(wave(), last_words=(rests, last_word(reported(second, 2, Stage.PAUSED))))
-    found = heard(record, carried(before, {}, {"demo/w": record}))
+    found = newest_reports(record, with_last_reports(before, {}, {"demo/w": record}))
     assert {name: (each.stage, each.step) for name, (_, each) in found.items()} == {
         first: (Stage.PAUSED, 3),
         second: (Stage.LOADING, 3),
@@ -226,7 +226,7 @@ def test_the_newest_lease_speaks_and_other_runs_do_not() -> None:
         "e-0": {NAMES[0]: reported(NAMES[0], 3, lease=7), NAMES[1]: reported(NAMES[1], 1, run="older")},
         "e-1": {NAMES[0]: reported(NAMES[0], 2, lease=8)},
     }
-    assert heard(wave(), progresses) == {NAMES[0]: ("e-1", progresses["e-1"][NAMES[0]])}
+    assert newest_reports(wave(), progresses) == {NAMES[0]: ("e-1", progresses["e-1"][NAMES[0]])}
 
 
 async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
@@ -264,10 +264,10 @@ def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:
     record = msgspec.structs.replace(wave(), last_words=(last_word(complete),))
     for lease in (7, 8):  # it continues, under the same lease or another
         loads = reported(name, 0, Stage.LOADING, lease=lease)
-        engine, word = heard(record, {"e-0": {name: loads}})[name]
+        engine, word = newest_reports(record, {"e-0": {name: loads}})[name]
         assert (engine, word.stage, word.step, word.published) == ("e-0", Stage.LOADING, 4, end)
     older = reported(name, 3, lease=6)
-    assert heard(record, {"e-0": {name: older}})[name][0] == ""
+    assert newest_reports(record, {"e-0": {name: older}})[name][0] == ""
 
 
 async def test_piped_the_command_prints_a_line_an_update(scene: Scene, training: Training) -> None:

@@ -37,7 +37,7 @@ def test_a_base_that_is_published_quantised_is_held_in_bfloat16(config: dict[str
     found, plain = planned(config), planned({**config, "quantization_config": None})
     assert found.files == pytest.approx(published, rel=0.01)
     assert plain.files == 2 * plain.parameters
-    assert plain.weights == plain.files + 2 * read_shape(config).wide_parameters
+    assert plain.weights == plain.files + 2 * read_shape(config).float32_parameters
     assert msgspec.structs.replace(found, files=plain.files) == plain
     assert found.refusal == ""
 

@@ -26,7 +26,7 @@ from mint_gateway.cli import parser
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import WHOLE_LAYERS, Least, Mix, Plan, hold, least, make_plan
-from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
+from mint_gateway.planning.limits import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
 from mint_gateway.planning.shape import KINDS, Targets
 from tests.crds.schemas import schema, walk
 from tests.engine.families import SIZES

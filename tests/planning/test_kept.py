@@ -48,7 +48,9 @@ def test_a_base_takes_what_its_files_do(
     assert found.least == least
     assert found.fits
     assert found.refusal == ""
-    plain = make_plan(msgspec.structs.replace(shape, keeps=False), DEVICES[device], 24, MIX, "bfloat16", STORAGE)
+    plain = make_plan(
+        msgspec.structs.replace(shape, keeps_quantised_experts=False), DEVICES[device], 24, MIX, "bfloat16", STORAGE
+    )
     assert plain.least is not None
     assert plain.least.ranks > least.ranks
 

@@ -75,7 +75,7 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         linears += [*latent_queries(layer), *((*layer.latent.keys, *layer.latent.values) if layer.latent else ())]
     held = sum(each.numel() for each in (*forward.base.model.parameters(), *(each.weight for each in linears)))
     shape, mix = read_shape(config_fields(config)), Mix(1, 8, "all", 1, 16)
-    wide = 2 * shape.wide_parameters  # routers, which stay in float32
+    wide = 2 * shape.float32_parameters  # routers, which stay in float32
     for device, dtype, expected in (
         ("cpu", "float32", 4 * held),
         ("cpu", "bfloat16", 2 * held + wide),
@@ -148,5 +148,5 @@ def test_ranks_lay_out_their_shares_anew_where_norms_are_over_all_heads_too(fami
     for ranks in (1, 2):
         shares = share_out(shape, ranks)
         assert all(share.packed_parameters(16) for share in shares)
-        held = sum(share.parameters + share.packed_parameters(16) + share.wide_parameters for share in shares)
+        held = sum(share.parameters + share.packed_parameters(16) + share.float32_parameters for share in shares)
         assert hold(shape, DEVICES["cpu"], ranks, mix, "bfloat16")[0].weights == 2 * held

@@ -221,7 +221,7 @@ def test_whose_networks_names_peft_takes_for_stacked_parameters(family: str) -> 
 def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> None:
     """From PEFT's own files to the slot: parameters by name, names of experts' linears, and each expert's linears."""
     shape, modules = read_shape(config_fields(FAMILIES[name])), find_modules(make_model(FAMILIES[name]))
-    found = {each.told.partition(":")[0]: each for each in layouts(shape, 3)}
+    found = {each.peft_config.partition(":")[0]: each for each in layouts(shape, 3)}
     stacked = {module.leaf for module in modules.values() if module.experts}
     linears = sorted({module.leaf for module in modules.values()} - stacked)
     ways: dict[str, dict[str, Any]] = {

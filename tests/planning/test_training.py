@@ -22,7 +22,7 @@ from mint_gateway.planning import fit
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Plan, Storage, make_plan
-from mint_gateway.planning.served import MOST_SLOTS
+from mint_gateway.planning.limits import MOST_SLOTS
 from mint_gateway.planning.shape import Targets
 from tests.engine.families import FAMILIES
 from tests.engine.training.at_once import create
@@ -111,7 +111,7 @@ def test_what_rows_choose_is_kept_for_the_way_back_too(family: str) -> None:
     """Of each layer that chooses by itself; nothing where all fits into a choice."""
     base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     read, tokens = read_llama(base, find_modules(base.model)), 1 << 12
-    assert shape.choice_bytes(shape.chosen) == 0
+    assert shape.choice_bytes(shape.indexer_top_k) == 0
     choosing = [layer.latent.indexer for layer in read.layers if layer.latent and layer.latent.indexer]
     choices = [lay_choice([Tree(0, tokens, ())], each.most) for each in choosing]
     kept = sum(choice.bits.nbytes for choice in choices if choice is not None)

@@ -10,7 +10,7 @@ import structlog
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.part_names import Span, replaced, spans
 from mint_gateway.catalog import merging
-from mint_gateway.catalog.merging import Overtaken, Spoilt, merge
+from mint_gateway.catalog.merging import RangeChanged, UnreadablePart, merge
 
 GROWN = 1.5  # more rows than this multiple of the live ones are too many
 SLACK = 5_000  # rows allowed beyond that, since reading them takes only a moment
@@ -48,7 +48,7 @@ async def compact(
 ) -> int:
     """Merge what is `due` up to the sequence `floor`, up to which Redis has everything. Return the number of merges.
 
-    Spoilt parts stay as they are. `horizon` is as in `below`, `stored` and `go_on` are as in `merge`.
+    Unreadable parts stay as they are. `horizon` is as in `below`, `stored` and `go_on` are as in `merge`.
     """
     for name in replaced(names):
         await parts.delete(name)
@@ -58,11 +58,11 @@ async def compact(
         end = begin + len(window)
         try:
             run = await merge(parts, window, below(counted, begin, end, horizon), stored=stored, go_on=go_on)
-        except Spoilt as error:
+        except UnreadablePart as error:
             spoilt.add(error.name)
             _log.warning("catalog part cannot be merged and is left as it is", part=error.name, error=str(error))
             continue
-        except Overtaken as error:
+        except RangeChanged as error:
             _log.info("catalog parts will be merged later", reason=str(error))
             break
         counted[begin:end] = [run]

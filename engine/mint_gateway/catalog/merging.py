@@ -19,7 +19,7 @@ from mint_contracts.part_names import Span, piece_name, spans
 PIECE = 3_000  # rows in one piece of a run, or a few more
 
 
-class Spoilt(Exception):
+class UnreadablePart(Exception):
     """A part has an unreadable line: it may be repaired by hand, and must not be deleted."""
 
     def __init__(self, name: str, error: CorruptFile) -> None:
@@ -27,7 +27,7 @@ class Spoilt(Exception):
         self.name = name
 
 
-class Overtaken(Exception):
+class RangeChanged(Exception):
     """A part was added within a merge's range meanwhile; the run must not replace it."""
 
 
@@ -59,8 +59,8 @@ async def merge(
 ) -> Span:
     """Merge neighbouring spans into one run and delete them. `below` and `stored` are as in `kept`.
 
-    `go_on` is called before each piece and may raise to end the merge. Raises Spoilt, Overtaken, and the store's
-    errors.
+    `go_on` is called before each piece and may raise to end the merge. Raises UnreadablePart,
+    RangeChanged, and the store's errors.
     """
     first, last = window[0].first, max(span.last for span in window)
     pieces = _pieces(parts, window, below, stored=stored)
@@ -88,11 +88,11 @@ async def merge(
 
 
 async def _undisturbed(parts: Parts, window: Sequence[Span], run: Span) -> None:
-    """Raise Overtaken if the run would replace more than the spans that it was made from."""
+    """Raise RangeChanged if the run would replace more than the spans that it was made from."""
     known = {name for span in window for name in span.names}
     for span in spans(await parts.names()):
         if span.within(run) and not known.issuperset(span.names):
-            raise Overtaken(f"{span.names[0]} was added meanwhile")
+            raise RangeChanged(f"{span.names[0]} was added meanwhile")
 
 
 def _pieces(parts: Parts, window: Sequence[Span], below: int, *, stored: bool) -> Iterator[list[Row]]:
@@ -114,7 +114,7 @@ def _sorted(parts: Parts, span: Span) -> Iterator[Row]:
         try:
             rows = parts.read_now(name, strict=True)
         except CorruptFile as error:
-            raise Spoilt(name, error) from None
+            raise UnreadablePart(name, error) from None
         yield from sorted(rows, key=_place)
 
 

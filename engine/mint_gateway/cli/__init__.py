@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from mint_contracts.errors import InvalidRequest, MintError
 from mint_contracts.storage_errors import volume_full
-from mint_gateway.cli import ask, catalog, explain, placements, plan, policy, reaching, wave
-from mint_gateway.cli.complaining import complain
+from mint_gateway.cli import ask, catalog, explain, gateway_options, placements, plan, policy, wave
+from mint_gateway.cli.error_report import report_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,13 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code: int = asyncio.run(options.run(options))
         print(end="", flush=True)  # raises now if it cannot be written, not at exit
     except MintError as error:
-        complain(error, options)
+        report_error(error, options)
         code = 1
     except UnicodeEncodeError as error:
         if error.encoding != "utf-8":
             raise
         # An argument was not valid text: Python represents its bytes by surrogates, which cannot be encoded.
-        complain(InvalidRequest("command line", f"holds {error.object[:100]!r}, which is not valid UTF-8"), options)
+        report_error(
+            InvalidRequest("command line", f"holds {error.object[:100]!r}, which is not valid UTF-8"), options
+        )
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if full is None:
             raise
         _write_no_more()
-        complain(full, options)
+        report_error(full, options)
         code = 1
     sys.exit(code)
 
@@ -53,7 +55,7 @@ def _write_no_more() -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the complete command line."""
     root = argparse.ArgumentParser(prog="mint", description="Query, inspect and train LoRA adapters served by MinT.")
-    way = reaching.options()
+    way = gateway_options.options()
     common = argparse.ArgumentParser(add_help=False, parents=[way])
     common.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="how to print (default %(default)s)"

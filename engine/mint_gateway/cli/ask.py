@@ -14,8 +14,8 @@ from rich.live import Live
 from mint_contracts.errors import MintError
 from mint_contracts.legible import legible
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
-from mint_gateway.cli.complaining import complain
-from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.error_report import report_error
+from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.tables import Column, answers_table
 from mint_gateway.client import Answer, Client, collect, question
 
@@ -96,7 +96,7 @@ async def run(options: argparse.Namespace) -> int:
         print(document.translate(_IN_JSON))
     errors = list(dict.fromkeys(column.error for column in columns if column.error))
     for error in errors:
-        complain(error, options)
+        report_error(error, options)
     return 1 if errors else 0
 
 

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.legible import legible
-from mint_gateway.cli.counting import positive
+from mint_gateway.cli.argument_types import positive
+from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.manifest_file import requests, size_of
-from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import entries_table, refusals_table
 

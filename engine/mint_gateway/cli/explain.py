@@ -9,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 
 from mint_contracts.legible import legible
 from mint_contracts.placement_pb2 import Explanation
-from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import holders_table
 

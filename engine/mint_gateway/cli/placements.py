@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
 
-from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import placements_table
 

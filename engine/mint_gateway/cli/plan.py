@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, SourceNotFound
 from mint_contracts.quantisation import MODELOPT_FILE
-from mint_gateway.cli.counting import positive
+from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device

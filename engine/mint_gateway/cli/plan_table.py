@@ -6,7 +6,7 @@ from rich.table import Table
 from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Integers, Mxfp4, Nvfp4
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import Mix, Plan, hold
-from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS
+from mint_gateway.planning.limits import MOST_RANKS, MOST_SLOTS
 from mint_gateway.planning.shape import DTYPE_BYTES, KINDS, BaseShape, can_keep_experts
 
 _RANKS = (1, 8, 16, 32, 64)
@@ -45,7 +45,7 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
         table.add_row("targetModules", "", "", f"to set in the BaseModel: {', '.join(plan.target_modules)}")
     usable = size(plan.memory // len(plan.held))
     table.add_row("memory", size(plan.memory), usable, f"10% of {size(device.memory)} is kept in reserve")
-    _add_fit(table, device, mix, plan, quantised=can_keep_experts(shape) and not shape.keeps)
+    _add_fit(table, device, mix, plan, quantised=can_keep_experts(shape) and not shape.keeps_quantised_experts)
     if plan.refusal:
         table.add_row("served", "[yellow]not yet[/]", "", plan.refusal)
     table.add_row("cold load", seconds(plan.from_host), "", "from host memory; transfer alone, as below")
@@ -60,7 +60,7 @@ def _published(shape: BaseShape) -> str:
     form = _form(shape)
     if not form:
         return "two bytes per parameter"
-    if not shape.keeps:
+    if not shape.keeps_quantised_experts:
         return f"{form}; dequantised when loaded"
     rest = "" if form.startswith("experts") else ", others dequantised"
     return f"{form}; experts stay quantised{rest}"
@@ -147,7 +147,9 @@ def layouts_table(plan: Plan, mix: Mix, dtype: str) -> Table:
     """Return a table of the sizes and ranks that an adapter on routed experts needs, by PEFT's configuration."""
     table = Table("PEFT 0.21 config", "packed", "tensors", "maxRank", title=f"layouts of rank {mix.rank}")
     for each in plan.layouts:
-        table.add_row(each.told, size(each.elements * DTYPE_BYTES[dtype]), f"{each.tensors:,}", str(each.max_rank))
+        table.add_row(
+            each.peft_config, size(each.elements * DTYPE_BYTES[dtype]), f"{each.tensors:,}", str(each.max_rank)
+        )
     return table
 
 

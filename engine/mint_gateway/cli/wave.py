@@ -16,7 +16,7 @@ from rich.live import Live
 
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.cli import wave_orders
-from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot

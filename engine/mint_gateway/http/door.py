@@ -21,12 +21,12 @@ from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.choose import not_served
 from mint_gateway.http import models, openai_request, openai_response, prompt_batch
+from mint_gateway.http.auth_middleware import HEALTH, LIVE
 from mint_gateway.http.buffered_answer import BufferedAnswer
 from mint_gateway.http.connections import Connections
-from mint_gateway.http.guarding import HEALTH, LIVE
+from mint_gateway.http.error_middleware import NAMED, REQUEST_ID, Handler, error_middleware, reply
 from mint_gateway.http.offload import Offload
-from mint_gateway.http.refusing import NAMED, REQUEST_ID, Handler, refusing, reply
-from mint_gateway.http.sending import sending, sent
+from mint_gateway.http.send_middleware import send_middleware, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
@@ -86,7 +86,9 @@ class Door:
 
     def application(self) -> web.Application:
         """Return the application to serve."""
-        application = web.Application(client_max_size=MOST_BYTES, middlewares=[sending, refusing, *self._guards])
+        application = web.Application(
+            client_max_size=MOST_BYTES, middlewares=[send_middleware, error_middleware, *self._guards]
+        )
         application.router.add_post("/v1/completions", self._complete)
         application.router.add_post("/v1/chat/completions", self._chat)
         application.router.add_get("/v1/models", self._models)
@@ -98,14 +100,14 @@ class Door:
 
     def outside(self) -> web.Application:
         """Return the application for connections beyond the limit: it answers probes, and 503 to everything else."""
-        application = web.Application(middlewares=[sending, _parting, refusing])
+        application = web.Application(middlewares=[send_middleware, _parting, error_middleware])
         application.router.add_get(HEALTH, self._health)
         application.router.add_get(LIVE, _live)
         application.router.add_route("*", "/{path:.*}", _full)
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
-        bases = self._mirror.known()
+        bases = self._mirror.views_in_scope()
 
         def read(body: bytes) -> tuple[openai_request.TextRequest, Sequence[GenerateRequest]]:
             wanted = openai_request.read(body, openai_request.TextRequest)
@@ -115,7 +117,7 @@ class Door:
         return await self._answer(http, wanted, requests, openai_response.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
-        bases = self._mirror.known()
+        bases = self._mirror.views_in_scope()
 
         def read(body: bytes) -> tuple[openai_request.ChatRequest, GenerateRequest, Tools]:
             wanted = openai_request.read(body, openai_request.ChatRequest)
@@ -166,14 +168,14 @@ class Door:
         if not limit.isdecimal() or len(limit) > 9:
             raise InvalidRequest("limit", f"is not a number: {limit[:100]!r}")
         with self._calls.admit():
-            views = dict(self._mirror.known())  # so that each view is restricted only once
+            views = dict(self._mirror.views_in_scope())  # so that each view is restricted only once
             page = await models.page(views, http.query.get("after", ""), int(limit))
             adapters = [(models.serving(views, name)[0], name) for name in page.names if name not in views]
             return reply(models.listed(views, page, await self._dates.of(adapters)))
 
     async def _model(self, http: web.Request) -> web.Response:
         name, base = http.match_info["model"], http.query.get("base_model", "")
-        views = dict(self._mirror.known())
+        views = dict(self._mirror.views_in_scope())
         if name in views:
             return reply(models.base(views[name]))
         with self._calls.admit():

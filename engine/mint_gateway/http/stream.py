@@ -15,7 +15,7 @@ from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, Generate
 from mint_gateway.answering import Answering
 from mint_gateway.http import openai_request, openai_response, prompt_batch
 from mint_gateway.http.calls import Call, Reader
-from mint_gateway.http.refusing import REQUEST_ID, ours
+from mint_gateway.http.error_middleware import REQUEST_ID, ours
 from mint_gateway.http.tools import Tools
 from mint_gateway.slow_clients import taken
 

@@ -14,7 +14,7 @@ from mint_contracts.errors import InvalidRequest, MapUnavailable, NotFound
 from mint_contracts.names import check_wave
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.explainer import Explainer
-from mint_gateway.http.refusing import reply
+from mint_gateway.http.error_middleware import reply
 from mint_gateway.inflight import InFlight
 from mint_gateway.page.bases import MOST_DETAIL
 from mint_gateway.page.files import FILES, send

@@ -22,7 +22,7 @@ class Names:
 
     async def beginning(self, asked: Asked) -> list[str]:
         """Return the first matching names, sorted. Leaves out catalogs that cannot be read. Raises MapUnavailable."""
-        views = dict(self._mirror.known())  # so that each view is restricted only once
+        views = dict(self._mirror.views_in_scope())  # so that each view is restricted only once
         free = asyncio.Semaphore(CATALOGS_AT_ONCE)
         kept = [base for base, view in views.items() if view.has_catalog]
         catalogued = await asyncio.gather(*(self._catalogued(base, asked, free) for base in kept))

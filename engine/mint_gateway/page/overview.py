@@ -64,7 +64,7 @@ class Overview:
 
     async def bases(self, asked: Asked) -> Bases:
         """Return a page of base models. Raises MapUnavailable before the map was read."""
-        views = dict(self._mirror.known())  # so that each view is restricted only once
+        views = dict(self._mirror.views_in_scope())  # so that each view is restricted only once
         names, following = asked.of(views)
         self._forget()
         slices = TimeSlices()
@@ -84,8 +84,8 @@ class Overview:
 
     async def serving(self, asked: Asked) -> Waves:
         """Return a page of the serving waves. Raises MapUnavailable before the map was read."""
-        views, torn = dict(self._mirror.known()), set[str]()
-        records = await self._all_records(views, torn)
+        views, incomplete = dict(self._mirror.views_in_scope()), set[str]()
+        records = await self._all_records(views, incomplete)
         homes = {w: base for base, of in records.items() for w, each in of.items() if each.chosen_by != TRAIN}
         names, following = asked.of(homes)
         found: dict[str, Serving] = {}
@@ -94,19 +94,19 @@ class Overview:
             counted = await self._count(views[base], wanted)
             found |= {name: waves.serving(base, each, counted[name]) for name, each in wanted.items()}
         pending = sum(not records[base][name].admitted for name, base in homes.items())
-        return Waves([found[name] for name in names], following, len(homes), pending, sorted(torn))
+        return Waves([found[name] for name in names], following, len(homes), pending, sorted(incomplete))
 
     async def training(self, asked: Asked) -> Waves:
         """Return a page of the training waves. Raises MapUnavailable before the map was read."""
-        views, torn = dict(self._mirror.known()), set[str]()
+        views, incomplete = dict(self._mirror.views_in_scope()), set[str]()
         standings: dict[str, Standing] = {}  # by wave, its base's
         records: dict[str, tuple[str, WaveRecord]] = {}
-        for base, of in (await self._all_records(views, torn)).items():
+        for base, of in (await self._all_records(views, incomplete)).items():
             records |= {wave: (base, each) for wave, each in of.items() if each.chosen_by == TRAIN}
             try:
                 standing = await self._watch.standing(base)
             except MapUnavailable:
-                torn.add(base)
+                incomplete.add(base)
             else:
                 standings |= dict.fromkeys(standing.training, standing)
         every = standings.keys() | records.keys()
@@ -118,14 +118,14 @@ class Overview:
             found.append(waves.training(begun.aggregate(name)) if begun else waves.not_training(*records[name]))
             await slices.rest()
         pending = sum(not each.admitted for _, each in records.values())
-        return Waves(found, following, len(every), pending, sorted(torn))
+        return Waves(found, following, len(every), pending, sorted(incomplete))
 
     async def _all_records(
-        self, views: Mapping[str, MapView], torn: set[str]
+        self, views: Mapping[str, MapView], incomplete: set[str]
     ) -> Mapping[str, Mapping[str, WaveRecord]]:
         """Return each base's waves. Bases are in reverse order so that if two have one wave, the first base wins.
 
-        Adds to `torn` the bases of which the map does not know all waves now.
+        Adds to `incomplete` the bases of which the map does not know all waves now.
         """
         found = {}
         for base, view in sorted(views.items(), reverse=True):
@@ -133,9 +133,9 @@ class Overview:
                 found[base] = await self._records(view)
             except MapUnavailable:
                 found[base] = {}
-                torn.add(base)
+                incomplete.add(base)
             if view.version is None:
-                torn.add(base)
+                incomplete.add(base)
         return found
 
     async def _records(self, view: MapView) -> Mapping[str, WaveRecord]:

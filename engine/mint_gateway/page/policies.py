@@ -8,7 +8,7 @@ from mint_gateway.trainer.forwarding import Forwarding
 GLANCE_S = 1.0  # engines answer immediately; a page should not wait longer for one that does not
 
 
-class Taught(msgspec.Struct, frozen=True):
+class PolicyRow(msgspec.Struct, frozen=True):
     """One policy: the engine it is on, its optimizer steps, and the number of calls that took effect."""
 
     policy: str
@@ -21,7 +21,7 @@ class Taught(msgspec.Struct, frozen=True):
 class Policies(msgspec.Struct, frozen=True):
     """A page of policies. `silent` are engines that did not answer and may have more."""
 
-    policies: list[Taught]
+    policies: list[PolicyRow]
     next: str
     total: int
     silent: list[str]
@@ -33,7 +33,7 @@ async def policies(forwarding: Forwarding, asked: Asked) -> Policies:
     found = {f"{each.policy} {each.base_model} {each.engine}": each for each in response.policies}
     names, following = asked.of(found)
     page = [
-        Taught(each.policy, each.base_model, each.engine, each.step, each.sequence)
+        PolicyRow(each.policy, each.base_model, each.engine, each.step, each.sequence)
         for each in (found[name] for name in names)
     ]
     return Policies(page, following, len(found), sorted(response.silent))

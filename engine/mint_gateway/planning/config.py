@@ -9,11 +9,11 @@ from mint_contracts.attention import narrowest, unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
 from mint_gateway.planning.config_schema import check_fields, garbled, text_of
-from mint_gateway.planning.exempt import Chosen, head_is_plain, plain_layers, read_chosen
-from mint_gateway.planning.names import with_names
-from mint_gateway.planning.seeing import vision_of, vision_parameters
+from mint_gateway.planning.field_names import with_names
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
-from mint_gateway.planning.sliding import with_windows
+from mint_gateway.planning.unquantised import Chosen, head_is_plain, plain_layers, read_chosen
+from mint_gateway.planning.vision import vision_of, vision_parameters
+from mint_gateway.planning.windows import with_windows
 
 GROUPED = frozenset(
     {
@@ -149,12 +149,12 @@ def _read(family: str, fields: Mapping[str, Any]) -> BaseShape:
         unserved=unserved_attention(fields.get),
         lean=_turns(family, fields),
         head_norms=_norms_heads(family, fields),
-        given_norms=family in _GIVEN_NORMS,
+        output_norms=family in _GIVEN_NORMS,
         routes=_routes(family, fields) if routers else 0,
-        wide_parameters=routers if family in _SHARED else 0,
+        float32_parameters=routers if family in _SHARED else 0,
         wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
         windows=windows(slides, layers),
-        chosen=int(fields.get("index_topk") or _CHOSEN) if family in _INDEXED else 0,
+        indexer_top_k=int(fields.get("index_topk") or _CHOSEN) if family in _INDEXED else 0,
         narrowest=narrowest(slides),
     )
 

@@ -8,8 +8,8 @@ import msgspec
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.layouts import Layout, layouts
+from mint_gateway.planning.limits import MOST_RANKS, MOST_SLOTS, refusal
 from mint_gateway.planning.ranks import share_out
-from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS, refusal
 from mint_gateway.planning.shape import DTYPE_BYTES, BaseShape, Targets
 
 # The share of a device's memory for activations, the runtime and allocator waste, as with vLLM's default of 0.9.
@@ -59,7 +59,7 @@ class Storage(msgspec.Struct, frozen=True):
     network: float
 
 
-class Held(msgspec.Struct, frozen=True):
+class RankMemory(msgspec.Struct, frozen=True):
     """Bytes held by one rank, or by all ranks that share one memory."""
 
     weights: int
@@ -107,7 +107,7 @@ class Plan(msgspec.Struct, frozen=True):
     target_modules: tuple[str, ...]  # for the BaseModel, so that slots are no larger than needed; empty: all
     memory: int  # of all the engine's devices, less the reserve
     nodes: int  # over which its ranks are spread
-    held: tuple[Held, ...]  # by each rank, or one for all ranks that share a memory
+    held: tuple[RankMemory, ...]  # by each rank, or one for all ranks that share a memory
     slots: int  # for the mix's adapters, at most as many as there is room for on every rank
     engines: int  # needed to hold all of the mix's adapters in slots; 0: none can
     least: Least | None  # None: no number of ranks is enough
@@ -181,7 +181,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     )
 
 
-def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> tuple[Held, ...]:
+def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> tuple[RankMemory, ...]:
     """Return what each device's memory holds. Raises UnsupportedBase for more ranks than can share the base."""
     size = DTYPE_BYTES[dtype]
     policy, saved = _policy(shape, mix, dtype)
@@ -212,9 +212,9 @@ def _cache(share: BaseShape, mix: Mix, size: int, routes: int) -> int:
 
 def _held(
     memory: int, policies: int, weights: int, cache: int, adapter: int, training: int, activations: int
-) -> Held:
+) -> RankMemory:
     room = memory - weights - cache - training - activations - policies * adapter
-    return Held(weights, cache, adapter, training, activations, policies, room)
+    return RankMemory(weights, cache, adapter, training, activations, policies, room)
 
 
 def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:

@@ -17,7 +17,7 @@ CONVERTED = frozenset(
 class Layout(msgspec.Struct, frozen=True):
     """One layout, with the PEFT 0.21 configuration that gives it."""
 
-    told: str
+    peft_config: str
     max_rank: int  # the maxRank that a BaseModel needs for it
     elements: int  # of the packed adapter
     tensors: int  # in PEFT's files

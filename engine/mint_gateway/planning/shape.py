@@ -105,19 +105,19 @@ class BaseShape(msgspec.Struct, frozen=True):
     route_bytes: int  # of one token's experts, which the first rank of a training engine keeps with its cache
     context_length: int
     files: Quantisation | None = None  # the weights' format in the files; None: two bytes per parameter
-    keeps: bool = False  # routed experts stay in memory in the files' format
+    keeps_quantised_experts: bool = False  # routed experts stay in memory in the files' format
     beside: tuple[Linear, ...] = ()  # linears among the other parameters that files may quantise: heads and routers
     unread: str = ""  # why engines cannot read the files, or ""
     unserved: str = ""  # the attention feature that engines refuse, or ""
     predicting: int = 0  # multi-token prediction layers, which are in the files and not served
     lean: bool = False  # whether own kernels compute it on CPUs
     head_norms: bool = False  # norms of queries and keys, per head
-    given_norms: bool = False  # norms of the outputs of attention and networks
+    output_norms: bool = False  # norms of the outputs of attention and networks
     routes: int = 0  # experts of a token, over all layers
-    wide_parameters: int = 0  # kept in float32 by transformers whatever the dtype; every rank holds all of them
+    float32_parameters: int = 0  # kept in float32 by transformers whatever the dtype; every rank holds all of them
     wide_in_float16: int = 0  # kept in float32 only if the dtype is float16
     windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, including the newest; None: all
-    chosen: int = 0  # tokens that an indexer chooses for each row; 0: there is none
+    indexer_top_k: int = 0  # tokens that an indexer chooses for each row; 0: there is none
     narrowest: int | None = None  # the fewest tokens that any layer may see, even if the config does not say which
 
     @property
@@ -144,7 +144,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     def resident_bytes(self, dtype: str) -> int:
         """Return the weights' bytes in memory, in `dtype` except what stays in float32 and experts kept quantised."""
         size = DTYPE_BYTES[dtype]
-        wide = self.wide_parameters + (self.wide_in_float16 if dtype == "float16" else 0)
+        wide = self.float32_parameters + (self.wide_in_float16 if dtype == "float16" else 0)
         beside = size * self.other_parameters + (4 - size) * wide
         return beside + sum(self._resident(linear, size) for linear in self.linears)
 
@@ -155,7 +155,7 @@ class BaseShape(msgspec.Struct, frozen=True):
         return sum(self._resident(each, size) * many.get(each.kind, 1) // each.count for each in held)
 
     def _resident(self, linear: Linear, size: int) -> int:
-        return linear.bytes_in(self.files if self.keeps and linear.kind == "expert" else None, size)
+        return linear.bytes_in(self.files if self.keeps_quantised_experts and linear.kind == "expert" else None, size)
 
     @property
     def cache_elements(self) -> int:
@@ -178,7 +178,7 @@ class BaseShape(msgspec.Struct, frozen=True):
 
     def is_sparse(self, context: int) -> bool:
         """Return whether an indexer has something to choose in requests of at most `context` tokens."""
-        return 0 < self.chosen < context
+        return 0 < self.indexer_top_k < context
 
     def is_lean(self, context: int) -> bool:
         """Return whether own kernels compute it on CPUs for requests of at most `context` tokens.
@@ -189,7 +189,7 @@ class BaseShape(msgspec.Struct, frozen=True):
 
     def trains_lean(self, context: int) -> bool:
         """Return whether own kernels train it on CPUs with `context` tokens: not if experts stay quantised."""
-        return self.is_lean(context) and not self.keeps
+        return self.is_lean(context) and not self.keeps_quantised_experts
 
     def kept_elements(self, *, lean: bool) -> int:
         """Return the elements per row that training keeps from the forward pass for the backward pass.
@@ -209,7 +209,7 @@ class BaseShape(msgspec.Struct, frozen=True):
                 experts += each.high  # two of the inner size, and the output
             else:
                 outputs += each.count * (each.wide if each.name == "o_proj" else each.high * sizes.get(each.name, 0))
-        return (4 if self.given_norms else 2) * layers * self.hidden + outputs + self.routes * experts
+        return (4 if self.output_norms else 2) * layers * self.hidden + outputs + self.routes * experts
 
     def choice_bytes(self, context: int) -> int:
         """Return the bytes per row that own kernels keep in training of an indexer's choice: one bit per token."""
@@ -280,7 +280,7 @@ def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
     if not can_keep_experts(shape):
         raise UnsupportedBase(subject, "has no quantised routed experts; leave out --quantised-experts")
     reordered = isinstance(shape.files, Integers) and shape.files.reordered  # which own kernels do not read
-    return msgspec.structs.replace(shape, keeps=True, lean=shape.lean and not reordered)
+    return msgspec.structs.replace(shape, keeps_quantised_experts=True, lean=shape.lean and not reordered)
 
 
 def can_keep_experts(shape: BaseShape) -> bool:

@@ -17,12 +17,12 @@ from mint_contracts.names import check_adapter
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
 from mint_gateway.choose import home_order
-from mint_gateway.explain import silence
-from mint_gateway.retries import Patience, Retries, lost
+from mint_gateway.explain import why_none_answers
+from mint_gateway.retries import Patience, Retries, is_away
 from mint_gateway.route import Router
 from mint_gateway.scope import OUT_OF_SCOPE
+from mint_gateway.trainer.policy_locations import ASK_S, PolicyLocation, PolicyLocator, policy_not_found, trainers
 from mint_gateway.trainer.resting import resting
-from mint_gateway.trainer.whereabouts import ASK_S, Whereabout, Whereabouts, nowhere, trainers
 from mint_gateway.view import Engine, MapView, incomplete
 
 RETRY_S = 2.0
@@ -43,10 +43,10 @@ Request = (
 # Calls valid for a policy that no engine has: its home creates or resumes it, or drops the name that it left behind.
 _HOME = frozenset({"CreatePolicy", "ResumePolicy", "DropPolicy"})
 # Before these calls all engines are asked who has the policy, even if one is remembered.
-_ANEW = _HOME | {"GetPolicy"}
+_ASK_ALL = _HOME | {"GetPolicy"}
 
 
-class Way(msgspec.Struct):
+class CallTrail(msgspec.Struct):
     """The route of one call, for its log line."""
 
     call: str
@@ -60,23 +60,23 @@ class Forwarding:
 
     def __init__(self, router: Router, channels: Channels, patience: Patience) -> None:
         self._router, self._channels, self._patience = router, channels, patience
-        self._whereabouts = Whereabouts(channels)
+        self._locator = PolicyLocator(channels)
 
-    async def forward(self, request: Request, remaining_s: float | None, way: Way) -> Any:
-        """Return the right engine's answer to `way.call`; `remaining_s` is the client's deadline, if it has one.
+    async def forward(self, request: Request, remaining_s: float | None, trail: CallTrail) -> Any:
+        """Return the right engine's answer to `trail.call`; `remaining_s` is the client's deadline, if it has one.
 
         Raises MintError for the gateway's own errors and AioRpcError for errors from an engine.
         """
-        way.policy = check_adapter(request.policy)
+        trail.policy = check_adapter(request.policy)
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
         retries = Retries(self._patience, deadline)
-        if way.call in _ANEW:
-            self._whereabouts.forget(self._view(request, way).base, way.policy)
+        if trail.call in _ASK_ALL:
+            self._locator.forget(self._view(request, trail).base, trail.policy)
         while True:
-            view = self._view(request, way)
+            view = self._view(request, trail)
             request.base_model = view.base
             try:
-                return await self._round(view, request, retries, way)
+                return await self._round(view, request, retries, trail)
             except EngineUnavailable:
                 if not await retries.wait():
                     raise
@@ -105,42 +105,44 @@ class Forwarding:
             except grpc.aio.AioRpcError:
                 return None
 
-    async def _round(self, view: MapView, request: Request, retries: Retries, way: Way) -> Any:
+    async def _round(self, view: MapView, request: Request, retries: Retries, trail: CallTrail) -> Any:
         """Return the first engine's answer. Raises EngineUnavailable if a new round may succeed."""
         full: list[grpc.aio.AioRpcError] = []
-        places = await self._places(view, request, way)
+        places = await self._places(view, request, trail)
         if isinstance(request, pb.DropPolicyRequest) and not request.gone:
             places, copies = places[:1], places[1:]
             for each in copies:  # before the policy itself: once it is gone, they would be found in its place
-                await self._drop_copy(view, each, request, retries, way)
+                await self._drop_copy(view, each, request, retries, trail)
         for place in places:
             try:
-                return await self._ask(view, place, request, retries, way)
+                return await self._ask(view, place, request, retries, trail)
             except grpc.aio.AioRpcError as error:
                 failure = from_rpc_error(error)
                 if place.remembered and isinstance(failure, PolicyNotFound):
-                    return await self._round(view, request, retries, way)  # asks all engines this time
+                    return await self._round(view, request, retries, trail)  # asks all engines this time
                 if not isinstance(failure, Overloaded):
                     raise
                 full.append(error)
         raise min(full, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
 
-    async def _ask(self, view: MapView, place: Whereabout, request: Request, retries: Retries, way: Way) -> Any:
+    async def _ask(
+        self, view: MapView, place: PolicyLocation, request: Request, retries: Retries, trail: CallTrail
+    ) -> Any:
         """Return one engine's answer. Raises AioRpcError for its own errors, EngineUnavailable if it went away."""
-        way.engine = place.engine
+        trail.engine = place.engine
         try:
             async with self._channels.use(place.address) as stubs:
-                answer = await getattr(stubs.trainer, way.call)(request, timeout=retries.remaining_s())
+                answer = await getattr(stubs.trainer, trail.call)(request, timeout=retries.remaining_s())
         except grpc.aio.AioRpcError as error:
-            self._whereabouts.forget(view.base, way.policy)
-            if lost(error):  # do not try another engine: this one may have executed the call
+            self._locator.forget(view.base, trail.policy)
+            if is_away(error):  # do not try another engine: this one may have executed the call
                 message = f"went away during the call ({error.code().name}); retry"
                 raise EngineUnavailable(f"engine {place.engine!r}", message, retry_after_s=RETRY_S) from error
             raise
-        self._whereabouts.remember(view.base, way.policy, place)
+        self._locator.remember(view.base, trail.policy, place)
         return answer
 
-    async def _places(self, view: MapView, request: Request, way: Way) -> Sequence[Whereabout]:
+    async def _places(self, view: MapView, request: Request, trail: CallTrail) -> Sequence[PolicyLocation]:
         """Return where to send a call, at least one place, in order: the next is tried if one has no room.
 
         A drop goes to all engines that have the policy.
@@ -152,36 +154,36 @@ class Forwarding:
             request.gone = False
         try:
             if isinstance(request, pb.DropPolicyRequest):
-                return await self._whereabouts.find_all(view, now, way.policy, life)
-            return [await self._whereabouts.find(view, now, way.policy, life)]
+                return await self._locator.find_all(view, now, trail.policy, life)
+            return [await self._locator.find(view, now, trail.policy, life)]
         except PolicyNotFound:
-            if way.call not in _HOME:
+            if trail.call not in _HOME:
                 raise
         if isinstance(request, pb.DropPolicyRequest):
             request.gone = True
         able = [engine for engine in trainers(view, now) if engine.record.ready]
         if not able:
-            raise EngineUnavailable(view.base, silence(view, "", now), retry_after_s=RETRY_S)
-        homes = home_order(way.policy, able, now)
-        return [Whereabout(engine.name, engine.record.address, remembered=False) for engine, _ in homes]
+            raise EngineUnavailable(view.base, why_none_answers(view, "", now), retry_after_s=RETRY_S)
+        homes = home_order(trail.policy, able, now)
+        return [PolicyLocation(engine.name, engine.record.address, remembered=False) for engine, _ in homes]
 
     async def _drop_copy(
-        self, view: MapView, place: Whereabout, request: pb.DropPolicyRequest, retries: Retries, way: Way
+        self, view: MapView, place: PolicyLocation, request: pb.DropPolicyRequest, retries: Retries, trail: CallTrail
     ) -> None:
         try:
-            await self._ask(view, place, request, retries, way)
+            await self._ask(view, place, request, retries, trail)
         except grpc.aio.AioRpcError as error:
             if not isinstance(from_rpc_error(error), PolicyNotFound):
                 raise
 
-    def _view(self, request: Request, way: Way) -> MapView:
+    def _view(self, request: Request, trail: CallTrail) -> MapView:
         """Return the view of the request's base. Raises MintError if it does not train or is out of scope."""
         view = self._router.find(request.base_model)
-        way.base_model = view.base
-        if not view.scope.adapter(way.policy):
+        trail.base_model = view.base
+        if not view.scope.adapter(trail.policy):
             if isinstance(request, pb.CreatePolicyRequest):
-                raise PermissionDenied(f"policy {way.policy!r}", f"is {OUT_OF_SCOPE}")
-            raise nowhere(view, way.policy)
+                raise PermissionDenied(f"policy {trail.policy!r}", f"is {OUT_OF_SCOPE}")
+            raise policy_not_found(view, trail.policy)
         if view.record is None:
             raise incomplete(view.base)
         if not view.record.trains:

@@ -8,7 +8,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.paging import page_size
 from mint_gateway.channels import Channels
 from mint_gateway.route import Router
-from mint_gateway.trainer.whereabouts import trainers
+from mint_gateway.trainer.policy_locations import trainers
 from mint_gateway.view import Engine, MapView
 
 PAGE, PAGE_MAX = 100, 1000

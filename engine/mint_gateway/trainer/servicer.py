@@ -18,7 +18,7 @@ from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
 from mint_gateway.servicers import answered, pass_on
-from mint_gateway.trainer.forwarding import Forwarding, Request, Way
+from mint_gateway.trainer.forwarding import CallTrail, Forwarding, Request
 
 MOST_BYTES = 64 << 20  # of calls in flight, in their serialized size
 
@@ -82,11 +82,11 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         return await self._forward("DropPolicy", pb.DropPolicyResponse, request, context)
 
     async def _forward(self, call: str, _: type[A], request: Request, context: _Context) -> A:
-        way, code, failure = Way(call), grpc.StatusCode.UNKNOWN, ""
+        trail, code, failure = CallTrail(call), grpc.StatusCode.UNKNOWN, ""
         began = asyncio.get_running_loop().time()
         try:
             with self._in_flight.admit(), self._room(request.ByteSize()):
-                response = await self._forwarding.forward(request, context.time_remaining(), way)
+                response = await self._forwarding.forward(request, context.time_remaining(), trail)
             code = grpc.StatusCode.OK
             return cast(A, response)
         except asyncio.CancelledError:
@@ -100,7 +100,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
             code, failure = error.code(), error.details() or ""
             await pass_on(error, context)
         finally:
-            self._note(way, code, failure, asyncio.get_running_loop().time() - began)
+            self._note(trail, code, failure, asyncio.get_running_loop().time() - began)
 
     @contextmanager
     def _room(self, size: int) -> Iterator[None]:
@@ -114,10 +114,10 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         finally:
             self._bytes -= size
 
-    def _note(self, way: Way, code: grpc.StatusCode, failure: str, seconds: float) -> None:
-        self._metrics.training_calls.labels(call=way.call, code=code.name, client=caller.get()).inc()
-        fields: dict[str, object] = {"call": way.call, "policy": way.policy, "base_model": way.base_model}
-        fields |= {"engine": way.engine, "code": code.name, "seconds": round(seconds, 4)}
+    def _note(self, trail: CallTrail, code: grpc.StatusCode, failure: str, seconds: float) -> None:
+        self._metrics.training_calls.labels(call=trail.call, code=code.name, client=caller.get()).inc()
+        fields: dict[str, object] = {"call": trail.call, "policy": trail.policy, "base_model": trail.base_model}
+        fields |= {"engine": trail.engine, "code": code.name, "seconds": round(seconds, 4)}
         if client := caller.get():
             fields["client"] = client
         if failure:

@@ -5,8 +5,8 @@ import pytest
 from mint_contracts.training_pb2 import PolicyState
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Now
-from mint_gateway.trainer import whereabouts
-from mint_gateway.trainer.whereabouts import Whereabouts
+from mint_gateway.trainer import policy_locations
+from mint_gateway.trainer.policy_locations import PolicyLocator
 from mint_gateway.view import Engine, MapView
 from tests.gateway.scene import BASE, Scene
 
@@ -14,12 +14,12 @@ from tests.gateway.scene import BASE, Scene
 async def test_of_too_many_policies_those_called_least_recently_are_forgotten(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whereabouts, "REMEMBERED", 2)
+    monkeypatch.setattr(policy_locations, "REMEMBERED", 2)
     engine, channels = await scene.engine("e-0", trains=True), Channels()
     assert engine.trainer is not None
     engine.trainer.policies = {name: PolicyState(policy=name, life=1) for name in "abc"}
     view = MapView(BASE, engines={"e-0": Engine("e-0", engine.record(), alive=True, held={})})
-    places = Whereabouts(channels)
+    places = PolicyLocator(channels)
     for name in "abac":
         places.remember(BASE, name, await places.find(view, Now(), name, life=0))
     assert [(await places.find(view, Now(), name, life=0)).remembered for name in "abc"] == [True, False, True]

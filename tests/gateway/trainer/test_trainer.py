@@ -14,7 +14,7 @@ from mint_gateway.client import Client, question
 from mint_gateway.http.door import listen
 from mint_gateway.policy import Policy, example
 from mint_gateway.server import serve
-from mint_gateway.trainer import servicer, whereabouts
+from mint_gateway.trainer import policy_locations, servicer
 from tests.engine.training.calling import BASE, lesson
 from tests.engine.training.teaching import Gate, assignment, hold_updates
 from tests.gateway.scene import LIMITS, Scene
@@ -141,7 +141,7 @@ async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engin
 async def test_of_two_lives_that_are_there_the_later_is_meant(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whereabouts, "ASK_S", LIMIT_S)  # so that both answer, however late
+    monkeypatch.setattr(policy_locations, "ASK_S", LIMIT_S)  # so that both answer, however late
     client = school.scene.client
     lives = {}
     for name in NAMES:  # as two gateways may have done while one engine was away

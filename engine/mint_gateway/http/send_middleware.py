@@ -5,12 +5,12 @@ A client that keeps its connection open without reading would otherwise occupy o
 
 from aiohttp import web
 
-from mint_gateway.http.refusing import Handler
+from mint_gateway.http.error_middleware import Handler
 from mint_gateway.slow_clients import NothingTaken, taken
 
 
 @web.middleware
-async def sending(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def send_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Send the handler's response, and abort the connection of a client that does not read it."""
     try:
         return await sent(request, await handler(request))

@@ -14,7 +14,7 @@ from mint_contracts.errors import EngineUnavailable, PolicyNotFound
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Now
-from mint_gateway.retries import lost
+from mint_gateway.retries import is_away
 from mint_gateway.view import Engine, MapView
 
 ASK_S = 5.0  # engines answer immediately, whatever they compute
@@ -22,7 +22,7 @@ REMEMBERED = 4096  # policies
 RETRY_S = 1.0
 
 
-class Whereabout(NamedTuple):
+class PolicyLocation(NamedTuple):
     """The engine that has a policy, as it reported just now or, if `remembered`, a while ago."""
 
     engine: str
@@ -36,20 +36,20 @@ def trainers(view: MapView, now: Now) -> list[Engine]:
     return [engine for engine in alive if engine.record.policy_room is not None]
 
 
-def nowhere(view: MapView, policy: str) -> PolicyNotFound:
+def policy_not_found(view: MapView, policy: str) -> PolicyNotFound:
     """Return the error that no engine has the policy."""
     message = f"is not on any engine of {view.base}: a policy ends with its engine"
     return PolicyNotFound(f"policy {policy!r}", f"{message}; resume it from what it saved, or create it")
 
 
-class Whereabouts:
+class PolicyLocator:
     """Finds policies' engines and remembers them. An instance belongs to one event loop."""
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
-        self._known: OrderedDict[tuple[str, str], Whereabout] = OrderedDict()  # by base and policy
+        self._known: OrderedDict[tuple[str, str], PolicyLocation] = OrderedDict()  # by base and policy
 
-    async def find(self, view: MapView, now: Now, policy: str, life: int) -> Whereabout:
+    async def find(self, view: MapView, now: Now, policy: str, life: int) -> PolicyLocation:
         """Return where the policy is. If several engines have one of its name, since one was away, the latest counts.
 
         Raises PolicyNotFound, EngineUnavailable if an engine that may have it does not answer, and AioRpcError for
@@ -60,7 +60,7 @@ class Whereabouts:
             return known
         return (await self.find_all(view, now, policy, life))[0]
 
-    async def find_all(self, view: MapView, now: Now, policy: str, life: int) -> list[Whereabout]:
+    async def find_all(self, view: MapView, now: Now, policy: str, life: int) -> list[PolicyLocation]:
         """Ask all engines: return the one that has the policy, then those that kept the same life while away.
 
         Raises as `find` does.
@@ -71,16 +71,16 @@ class Whereabouts:
         states = [(each.life, each.lease, at) for at, each in enumerate(answers) if isinstance(each, pb.PolicyState)]
         if not states:
             self._raise_instead([each.name for each in asked], answers, policy)
-            raise nowhere(view, policy)
+            raise policy_not_found(view, policy)
         latest = max(states)[0]
         found = [asked[at] for each, _, at in sorted(states, reverse=True) if each == latest]
-        return [Whereabout(engine.name, engine.record.address, remembered=False) for engine in found]
+        return [PolicyLocation(engine.name, engine.record.address, remembered=False) for engine in found]
 
     def forget(self, base: str, policy: str) -> None:
         """Forget the policy's engine: ask all engines next time."""
         self._known.pop((base, policy), None)
 
-    def remember(self, base: str, policy: str, place: Whereabout) -> None:
+    def remember(self, base: str, policy: str, place: PolicyLocation) -> None:
         """Remember that the engine has answered a call of the policy; of too many, drop the least recently called."""
         self._known[base, policy] = place._replace(remembered=True)
         self._known.move_to_end((base, policy))
@@ -114,4 +114,4 @@ class Whereabouts:
 
 
 def _is_silent(error: grpc.aio.AioRpcError) -> bool:
-    return lost(error) or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return is_away(error) or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -8,7 +8,7 @@ from mint_contracts.errors import Unauthenticated
 from mint_gateway.access import Access
 from mint_gateway.answering import LOGGED_LENGTH
 from mint_gateway.dialling import AUTHORIZATION
-from mint_gateway.http.refusing import Handler
+from mint_gateway.http.error_middleware import Handler
 from mint_gateway.metrics import Metrics
 from mint_gateway.page.files import FILES
 
@@ -18,7 +18,7 @@ _OPEN = frozenset({HEALTH, LIVE, *FILES})
 _log = structlog.get_logger()
 
 
-def guarding(access: Access, metrics: Metrics) -> Middleware:
+def auth_middleware(access: Access, metrics: Metrics) -> Middleware:
     """Return a middleware that raises Unauthenticated for a bad key, except for probes and the page's own files."""
 
     @web.middleware

@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 
 @web.middleware
-async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn an error raised by the handler into a response."""
     try:
         return await handler(request)
