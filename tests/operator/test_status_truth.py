@@ -37,6 +37,13 @@ def ready(conditions: list[Condition], kind: str = "Ready") -> tuple[str, str]:
     return found.status, found.reason
 
 
+def stalled(status: AdapterWaveStatus | BaseModelStatus) -> str:
+    """The reason of the condition Stalled, which is there only where a person must act."""
+    found = [each for each in status.conditions if each.type == "Stalled"]
+    assert all(each.status == "True" for each in found)
+    return found[0].reason if found else ""
+
+
 def owners(of: Manifest) -> list[str]:
     return [each["uid"] for each in of.body["metadata"]["ownerReferences"]]
 
@@ -86,6 +93,7 @@ HELD = [engine(0, {"a/0": Tier.DEVICE}), engine(1, {"a/1": Tier.DEVICE})]
 def test_waves(engines: list[EngineView], phase: str, verdict: tuple[str, str], summary: str) -> None:
     status = wave_after(engines)
     assert (status.phase, ready(status.conditions), status.summary) == (phase, verdict, summary)
+    assert stalled(status) == {"Failed": verdict[1]}.get(phase, ""), "by which GitOps tools judge"
     assert ready(status.conditions, "Admitted")[0] == "True"
     assert ready(status.conditions, "Placed")[0] == "True"
 
@@ -153,6 +161,7 @@ def test_bases(
 ) -> None:
     status = base_after(engines, pods, low)
     assert (status.phase, ready(status.conditions)) == (phase, verdict)
+    assert stalled(status) == {"Failed": verdict[1]}.get(phase, ""), "by which GitOps tools judge"
     assert status.engines.desired == 2
     assert status.engines.selector == "app.kubernetes.io/name=mint-engine,mint.dev/base-model=smol"
 
@@ -232,8 +241,10 @@ def test_a_spec_that_cannot_be_read_takes_nothing_away() -> None:
     status = found.wave_statuses["team/w"]
     assert ready(status.conditions) == ("Unknown", "InvalidRequest")
     assert (status.phase, status.counts, status.summary) == ("Degraded", last.counts, "1/1")
+    assert stalled(status) == stalled(found.base_statuses[KEY]) == "InvalidRequest"
     mended = plan(msgspec.structs.replace(later, bases={KEY: base()}), found.known)
     assert mended.wave_statuses["team/w"].phase == "Ready"
+    assert stalled(mended.wave_statuses["team/w"]) == ""
 
 
 @pytest.mark.parametrize("changed", [{"defect": "spec.engine.device: no such device"}, {"uri": "ftp://host/smol"}])
@@ -258,6 +269,7 @@ def test_a_refused_object_is_told_without_hiding_that_engines_serve() -> None:
     of = msgspec.structs.replace(snapshot(base(), engines=[engine(0)]), apply_failures={KEY: failing})
     status = plan(of).base_statuses[KEY]
     assert (status.phase, ready(status.conditions)) == ("Degraded", ("True", "ApplyFailed"))
+    assert stalled(status) == "ApplyFailed", "who judges whether a change was carried out must not take it for that"
     assert ready(status.conditions, "EnginesReady") == ("False", "ApplyFailed")
     none = plan(msgspec.structs.replace(of, maps=snapshot(base()).maps)).base_statuses[KEY]
     assert (none.phase, ready(none.conditions)) == ("Failed", ("False", "ApplyFailed"))

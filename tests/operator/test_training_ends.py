@@ -119,6 +119,7 @@ def test_a_wave_fails_as_its_failure_policy_says_and_cancels_the_others() -> Non
     world.say(Stage.CANCELLED, 4, *named("w", [1, 2]))
     world.step()
     assert world.status("w").phase == "Failed"
+    assert ("Stalled", "True") in {(each.type, each.status) for each in world.status("w").conditions}
     assert "the loss is not a number" in condition(world, "w", "Complete")[2]
 
 

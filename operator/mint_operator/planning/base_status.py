@@ -36,11 +36,13 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
     ready = [engine for engine in engines if _ready(engine, facts)]
     counts = EngineCounts(desired=len(engines), ready=len(ready), selector=facts.selector)
     verdict = _with_catalog(base, _verdict(base, facts, len(ready)))
+    progressing = _progressing(verdict, facts, len(ready))
     findings = [
         verdict,
-        _progressing(verdict, facts, len(ready)),
+        progressing,
         _source(facts, bool(ready)),
         _engines(facts, len(ready)),
+        *conditions.stalled(verdict, terminal=_is_stalled(base, facts, verdict, progressing)),
     ]
     last = base.status
     slots, adapters = _held(engines) if facts.redis_ok else (last.slots, last.adapters)
@@ -141,6 +143,13 @@ def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
         return Finding("Progressing", "True", reason, message)
     reason, terminal = _cause(facts)
     return Finding("Progressing", truth(not terminal), reason, _with_troubles(message, facts))
+
+
+def _is_stalled(base: ObservedBase, facts: BaseFacts, verdict: Finding, progressing: Finding) -> bool:
+    """Whether something of its spec is not carried out until a person acts, although its engines may serve."""
+    if facts.refusal is None and verdict.status == progressing.status == "False":
+        return True
+    return any(each is not None and each.terminal for each in (facts.refusal, base.without_catalog))
 
 
 def _source(facts: BaseFacts, any_ready: bool) -> Finding:

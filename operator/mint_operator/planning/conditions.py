@@ -59,6 +59,7 @@ APPLY_FAILED = "ApplyFailed"
 NO_LEADER_WORKER_SETS = "NoLeaderWorkerSets"
 CATALOG_CONFLICT = "CatalogConflict"
 # Both
+STALLED = "Stalled"
 MAP_UNAVAILABLE = "MapUnavailable"
 SETTLED = "Settled"
 
@@ -93,10 +94,20 @@ def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: in
     return conditions
 
 
+def stalled(verdict: Finding, *, terminal: bool) -> list[Finding]:
+    """The Stalled condition, for the reason of `verdict`, of what goes on only once a person acts.
+
+    Else there is none, by the convention of kstatus, by which Flux and others judge: to them what is stalled has failed
+    even if it is Ready, as a base whose engines answer with the previous spec.
+    """
+    return [Finding(STALLED, "True", verdict.reason, verdict.message)] if terminal else []
+
+
 def kept(last: S, why: Failure, generation: int, now: float) -> S:
     """Return the last status of an object that, for the reason `why`, stays unchanged, without claims about now."""
     findings = [Finding(each, "Unknown", why.reason, why.message) for each in ("Ready", "Progressing")]
-    rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]
+    findings += stalled(findings[0], terminal=why.terminal)
+    rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing", STALLED}]
     return msgspec.structs.replace(
         last,
         phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",

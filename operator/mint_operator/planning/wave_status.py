@@ -65,6 +65,7 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
         Finding(conditions.PLACED, "False", conditions.NOT_ADMITTED, "the wave is not admitted"),
         Finding("Progressing", waiting, refusal.reason, refusal.message),
     ]
+    findings += conditions.stalled(findings[0], terminal=refusal.terminal)
     return AdapterWaveStatus(
         phase="Failed" if refusal.terminal else "Pending",
         observed_generation=wave.meta.generation,
@@ -129,14 +130,16 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
     """Return the status of an admitted wave."""
     counts = _counts(facts)
     verdict = _verdict(facts, counts)
+    phase = _phase(wave, facts, verdict)
     findings = [
         verdict,
         Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(wave, facts)),
         _placed(counts),
         _progressing(facts, verdict, counts),
+        *conditions.stalled(verdict, terminal=phase == "Failed"),
     ]
     return AdapterWaveStatus(
-        phase=_phase(wave, facts, verdict),
+        phase=phase,
         observed_generation=wave.meta.generation,
         conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
         counts=counts,

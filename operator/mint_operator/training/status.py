@@ -70,6 +70,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[
         _placed(facts, counts),
         Finding("Progressing", truth(phase in {"Training", "Placing", "Queued"}), verdict.reason, verdict.message),
         verdict,
+        *conditions.stalled(verdict, terminal=phase == "Failed"),
     ]
     training = _training(facts, counts)
     done = counts.running + counts.complete if phase == "Training" else served.counts.ready

@@ -1,0 +1,24 @@
+"""What an object looks like between its creation and the operator's first word on it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.apiserver import ApiServer
+from tests.crds.admission import PLURALS, resource
+
+SPECS: dict[str, dict[str, Any]] = {
+    "BaseModel": {"source": {"uri": "pvc://models/smollm2"}},
+    "AdapterWave": {"baseModelRef": {"name": "smollm2"}, "adapters": {"names": ["acme/bot"]}},
+}
+
+
+@pytest.mark.parametrize("kind", PLURALS)
+def test_nobody_takes_it_for_ready(api_server: ApiServer, kind: str) -> None:
+    """kstatus, by which Flux and others judge, takes an object without conditions and observedGeneration for ready."""
+    namespace = api_server.namespace(f"new-{kind.lower()}")
+    api_server.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(resource(kind, SPECS[kind])))
+    found = json.loads(api_server.kubectl("get", PLURALS[kind], "sample", "-n", namespace, "-o", "json"))
+    assert found["status"]["observedGeneration"] < found["metadata"]["generation"]
+    assert found["status"].get("conditions") is None
