@@ -21,6 +21,8 @@ ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
 ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
 ENGINE_RUNTIME_CLASS = "MINT_ENGINE_RUNTIME_CLASS"
 ENGINE_PULL_SECRETS = "MINT_ENGINE_PULL_SECRETS"
+ENGINE_CA_BUNDLE = "MINT_ENGINE_CA_BUNDLE"
+ENGINE_CA_BUNDLE_KEY = "MINT_ENGINE_CA_BUNDLE_KEY"
 GATEWAY_LABELS = "MINT_GATEWAY_LABELS"  # of the gateways' pods, key=value,...; empty: engines get no NetworkPolicy
 PORT_OF_LIVENESS = "MINT_LIVENESS_PORT"  # ports need to be set only if several operators share one network
 PORT_OF_METRICS = "MINT_METRICS_PORT"
@@ -66,6 +68,8 @@ def _release(env: Mapping[str, str]) -> Release:
         pull_policy=env.get(ENGINE_PULL_POLICY) or "IfNotPresent",
         runtime_class=env.get(ENGINE_RUNTIME_CLASS, ""),
         pull_secrets=_list(env.get(ENGINE_PULL_SECRETS, "")),
+        ca_bundle=env.get(ENGINE_CA_BUNDLE, ""),
+        ca_bundle_key=env.get(ENGINE_CA_BUNDLE_KEY, ""),
         redis_url=_needed(env, contracts.REDIS_URL),
         redis_password=password,
         redis_ca=ca,

@@ -85,6 +85,10 @@ class EngineSpec(_Spec, frozen=True):
     resources: Resources = Resources()
     node_selector: dict[str, str] = {}
     tolerations: list[dict[str, Any]] = []
+    priority_class_name: str = ""
+    pod_labels: dict[str, str] = {}
+    pod_annotations: dict[str, str] = {}
+    service_account_annotations: dict[str, str] = {}
 
 
 class AdapterStore(_Place, frozen=True):

@@ -36,15 +36,23 @@ EXTERNAL: Values = {
 EVERYTHING: Values = {
     "imagePullSecrets": ["registry"],
     "runtimeClassName": "mint-host",
+    "caBundle": {"configMap": "corporate", "key": "bundle.pem"},
     "userRoles": {"aggregate": True},
     "operator": {
         "nodeSelector": {"pool": "control"},
+        "podLabels": {"team": "ml"},
+        "podAnnotations": {"a": "b"},
+        "extraEnv": [{"name": "NO_PROXY", "value": "10.0.0.0/8"}],
         "tolerations": [{"key": "control", "operator": "Exists"}],
         "manifests": {"existingSecret": "s3-reader"},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/reader"}},
     },
     "gateway": {
         "replicas": 3,
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}},
+        "podLabels": {"team": "ml"},
+        "podAnnotations": {"a": "b"},
+        "extraEnv": [{"name": "AWS_REGION", "value": "eu-1"}],
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         "tls": {"secretName": "gateway-tls"},
         "keys": {
@@ -54,7 +62,12 @@ EVERYTHING: Values = {
         "catalog": {"existingSecret": "s3", "claims": ["catalog"]},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/catalogs"}},
     },
-    "redis": {"persistence": {"size": "2Gi", "storageClassName": "fast"}, "priorityClassName": "high"},
+    "redis": {
+        "persistence": {"size": "2Gi", "storageClassName": "fast"},
+        "priorityClassName": "high",
+        "podLabels": {"team": "ml"},
+        "podAnnotations": {"a": "b"},
+    },
     "metrics": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},

@@ -14,6 +14,7 @@ from mint_gateway.scope import EVERYTHING as EVERYTHING_OPEN
 from mint_gateway.scope import Scope
 from mint_gateway.scopes import SCOPES_FILE, read_scopes
 from mint_operator import settings as operator_settings
+from mint_operator.planning.podspec import BUNDLE_VARIABLES
 from tests.chart.rendering import (
     BARE,
     CHART,
@@ -271,6 +272,8 @@ def test_the_operator_is_told_what_engines_need() -> None:
     assert variables["MINT_ENGINE_PULL_POLICY"] == "IfNotPresent"
     assert variables["MINT_ENGINE_RUNTIME_CLASS"] == "mint-host"
     assert variables["MINT_ENGINE_PULL_SECRETS"] == "registry"
+    assert variables[operator_settings.ENGINE_CA_BUNDLE] == "corporate"
+    assert variables[operator_settings.ENGINE_CA_BUNDLE_KEY] == "bundle.pem"
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
@@ -278,6 +281,47 @@ def test_what_all_pods_share(part: str) -> None:
     spec = pod(workloads(render(EVERYTHING))[f"mint-{part}"])
     assert spec["runtimeClassName"] == "mint-host"
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
+
+
+@pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
+def test_users_add_to_pods_what_their_cluster_demands_and_replace_nothing(part: str) -> None:
+    wishes = {"podLabels": {"team": "ml", "app.kubernetes.io/component": "x"}, "podAnnotations": {"a": "b"}}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+    plain = workloads(render(DEFAULTS))[f"mint-{part}"]
+    workload = workloads(render({part: wishes | {"affinity": affinity}}))[f"mint-{part}"]
+    assert labels(workload) == labels(plain) | {"team": "ml"}
+    assert workload["spec"]["template"]["metadata"]["annotations"]["a"] == "b"
+    assert pod(workload)["affinity"] == affinity
+    assert "affinity" not in pod(plain)
+
+
+@pytest.mark.parametrize("part", ["operator", "gateway"])
+def test_variables_may_be_added_for_example_of_a_proxy(part: str) -> None:
+    key = {"secretKeyRef": {"name": "proxy", "key": "url"}}
+    added = [{"name": "NO_PROXY", "value": "10.0.0.0/8,.svc"}, {"name": "HTTPS_PROXY", "valueFrom": key}]
+    variables = environment(workloads(render({part: {"extraEnv": added}}))[f"mint-{part}"])
+    assert (variables["NO_PROXY"], variables["HTTPS_PROXY"]) == ("10.0.0.0/8,.svc", key)
+
+
+@pytest.mark.parametrize("part", ["operator", "gateway"])
+def test_cas_of_ones_own_are_where_storage_libraries_look_for_them(part: str) -> None:
+    workload = workloads(render(EVERYTHING))[f"mint-{part}"]
+    assert {environment(workload)[name] for name in BUNDLE_VARIABLES} == {"/etc/mint/ca/ca.crt"}
+    items = [{"key": "bundle.pem", "path": "ca.crt"}]
+    assert {"name": "ca-bundle", "configMap": {"name": "corporate", "items": items}} in pod(workload)["volumes"]
+    mount = {"name": "ca-bundle", "mountPath": "/etc/mint/ca", "readOnly": True}
+    assert mount in container(workload)["volumeMounts"]
+
+
+def test_an_autoscaler_may_have_the_number_of_gateways_to_itself() -> None:
+    """A number that is written back at each sync would undo what it has decided."""
+    assert "replicas" not in workloads(render({"gateway": {"replicas": None}}))["mint-gateway"]["spec"]
+    assert workloads(render({"gateway": {"replicas": 0}}))["mint-gateway"]["spec"]["replicas"] == 0
+
+
+def test_the_image_of_redis_names_its_registry() -> None:
+    """CRI-O does not guess one, and policies on registries compare names as they are written."""
+    assert container(workloads(render(DEFAULTS))["mint-redis"])["image"].startswith("docker.io/library/redis:")
 
 
 @every_variant
@@ -291,6 +335,14 @@ def test_a_tag_may_be_a_digest() -> None:
     digest = "sha256:" + "a" * 64
     image = container(workloads(render({"images": {"gateway": {"tag": digest}}}))["mint-gateway"])["image"]
     assert image == f"mint/control@{digest}"
+
+
+def test_names_may_be_chosen() -> None:
+    """Flux calls a release by its namespace and name."""
+    objects = render({"fullnameOverride": "lora"}, release="mint-system-mint")
+    assert sorted(workloads(objects)) == ["lora-gateway", "lora-operator", "lora-redis"]
+    assert environment(workloads(objects)["lora-operator"])["MINT_LEASE"] == "lora-operator"
+    assert "mint-system-mint-" not in repr([each["metadata"]["name"] for each in objects])
 
 
 def test_names_carry_the_release() -> None:

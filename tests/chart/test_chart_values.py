@@ -20,7 +20,7 @@ SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
 APP_VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
-MAPS = {"strings", "resources", "scopes"}  # the user's own keys, or Kubernetes'
+MAPS = {"strings", "resources", "scopes", "affinity"}  # the user's own keys, or Kubernetes'
 
 
 def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -120,6 +120,12 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"redis": {"persistence": {"size": "1 Gi"}}}, "/redis/persistence/size"),
     ({"redis": {"maxMemory": "half"}}, "/redis/maxMemory"),
     ({"operator": {"tolerations": [{"operator": "Maybe"}]}}, "/operator/tolerations/0/operator"),
+    ({"operator": {"extraEnv": {"HTTPS_PROXY": "http://proxy"}}}, "/operator/extraEnv"),
+    ({"gateway": {"extraEnv": [{"name": "A", "from": "x"}]}}, "'from' not allowed"),
+    ({"gateway": {"affinity": {"nodeSelectorTerms": []}}}, "'nodeSelectorTerms' not allowed"),
+    ({"redis": {"podLabels": {"team": 1}}}, "/redis/podLabels/team"),
+    ({"caBundle": {"secret": "ca"}}, "'secret' not allowed"),
+    ({"fullnameOverride": "9lora"}, "/fullnameOverride"),
     ({"enabled": "yes"}, "/enabled"),
     ({"networkPolicy": {"enabled": 1}}, "/networkPolicy/enabled"),
     ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/metrics/serviceMonitor/interval"),

@@ -299,6 +299,7 @@ def test_columns_tell_how_training_stands(api_server: ApiServer, stored: str) ->
 def test_waiting_for_the_end_works(api_server: ApiServer, stored: str) -> None:
     done = {"type": "Complete", "status": "True", "reason": "TrainingComplete", "message": "8 of 8 policies"}
     conditions = [done | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]
-    text = msgspec.json.encode({"status": {"phase": "Complete", "conditions": conditions}}).decode()
+    status = {"phase": "Complete", "observedGeneration": 1, "conditions": conditions}
+    text = msgspec.json.encode({"status": status}).decode()
     api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", text)
     api_server.kubectl("wait", "-n", stored, "aw/sample", "--for=condition=Complete", "--timeout=5s")

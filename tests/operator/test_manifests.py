@@ -20,7 +20,7 @@ from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, 
 from mint_contracts.source import Source
 from mint_operator.planning.adapters import claims as mounted
 from mint_operator.planning.manifests import APPLIED, Manifest, redis_secret, render
-from mint_operator.planning.podspec import engine_settings
+from mint_operator.planning.podspec import BUNDLE_VARIABLES, engine_settings
 from mint_operator.planning.snapshot import ObservedBase, Release
 from tests.operator.training_worlds import base as training_base
 from tests.operator.worlds import RELEASE, base
@@ -289,6 +289,40 @@ def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> Non
     assert (spec["nodeSelector"], spec["tolerations"]) == ({"pool": "gpu"}, [toleration])
     [spread] = spec["topologySpreadConstraints"]
     assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+
+
+def test_labels_annotations_and_priority_are_added_to_what_the_operator_sets() -> None:
+    wishes = EngineSpec(
+        priority_class_name="gpu-batch",
+        pod_labels={"team": "nlp", "mint.dev/base-model": "other"},
+        pod_annotations={"sidecar.istio.io/inject": "false", "mint.dev/redis": "x"},
+        service_account_annotations={"eks.amazonaws.com/role-arn": "engines"},
+    )
+    release = msgspec.structs.replace(RELEASE, redis_digest="d1")
+    found, plain = rendered(with_spec(engine=wishes), release), rendered(base(), release)
+    template, before = (each["StatefulSet"].body["spec"]["template"] for each in (found, plain))
+    assert template["spec"]["priorityClassName"] == "gpu-batch"
+    assert template["metadata"]["labels"] == before["metadata"]["labels"] | {"team": "nlp"}
+    annotations = {**template["metadata"]["annotations"], "mint.dev/settings": "", "sidecar.istio.io/inject": ""}
+    assert annotations == before["metadata"]["annotations"] | {"mint.dev/settings": "", "sidecar.istio.io/inject": ""}
+    account = found["ServiceAccount"]
+    assert account.body["metadata"]["annotations"] == {
+        "eks.amazonaws.com/role-arn": "engines",
+        APPLIED: account.digest,
+    }
+    assert account.digest != plain["ServiceAccount"].digest
+
+
+def test_cas_of_the_installation_are_where_storage_libraries_look_for_them() -> None:
+    release = msgspec.structs.replace(RELEASE, ca_bundle="corporate", ca_bundle_key="bundle.pem")
+    variables = env(base(), release)
+    [volume] = [each for each in pod(base(), release)["volumes"] if "configMap" in each]
+    assert {variables[name]["value"] for name in BUNDLE_VARIABLES} == {"/mint/ca/ca.crt"}
+    items = [{"key": "bundle.pem", "path": "ca.crt"}]
+    assert volume == {"name": "ca-bundle", "configMap": {"name": "corporate", "items": items}}
+    mount = {"name": "ca-bundle", "mountPath": "/mint/ca", "readOnly": True}
+    assert mount in container(base(), release)["volumeMounts"]
+    assert BUNDLE_VARIABLES[0] not in env(base())
 
 
 def test_the_installation_chooses_image_runtime_class_and_pull_secrets() -> None:

@@ -4,7 +4,8 @@ Services to begin with a letter and to have no dots: they are "mint-1" for a rel
 */}}
 {{- define "mint.fullname" -}}
 {{- $release := .Release.Name | replace "." "-" }}
-{{- if regexMatch "^[0-9]" $release }}{{ printf "mint-%s" ($release | trunc 35 | trimSuffix "-") }}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}
+{{- else if regexMatch "^[0-9]" $release }}{{ printf "mint-%s" ($release | trunc 35 | trimSuffix "-") }}
 {{- else if contains "mint" $release }}{{ $release | trunc 40 | trimSuffix "-" }}
 {{- else }}{{ printf "%s-mint" ($release | trunc 35 | trimSuffix "-") }}{{ end }}
 {{- end }}
@@ -32,6 +33,11 @@ app.kubernetes.io/part-of: mint
 app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
+{{- end }}
+
+{{/* The labels of a part's pods: what users add replaces none of ours. Takes (list $ component component-values). */}}
+{{- define "mint.podLabels" -}}
+{{- merge (include "mint.labels" (list (index . 0) (index . 1)) | fromYaml) ((index . 2).podLabels | default dict) | toYaml }}
 {{- end }}
 
 {{/* repository:tag, or repository@digest. Takes (list $ part). Nobody's registry is a default: its owner would run as us. */}}
@@ -79,6 +85,10 @@ nodeSelector:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with $own.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* What every container of ours has in common. */}}
@@ -108,6 +118,35 @@ capabilities:
 {{- if include "mint.redis.ca" . }}
 - name: MINT_REDIS_CA_FILE
   value: /etc/mint/redis/ca.crt
+{{- end }}
+{{- end }}
+
+{{/* By which the libraries of object stores, hubs and web servers find the CAs of caBundle. */}}
+{{- define "mint.caBundle.env" -}}
+{{- if .Values.caBundle.configMap }}
+{{- range list "SSL_CERT_FILE" "AWS_CA_BUNDLE" "REQUESTS_CA_BUNDLE" }}
+- name: {{ . }}
+  value: /etc/mint/ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "mint.caBundle.mounts" -}}
+{{- if .Values.caBundle.configMap }}
+- name: ca-bundle
+  mountPath: /etc/mint/ca
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "mint.caBundle.volumes" -}}
+{{- with .Values.caBundle.configMap }}
+- name: ca-bundle
+  configMap:
+    name: {{ . | quote }}
+    items:
+      - key: {{ $.Values.caBundle.key | quote }}
+        path: ca.crt
 {{- end }}
 {{- end }}
 

@@ -95,10 +95,10 @@ def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: in
 
 
 def stalled(verdict: Finding, *, terminal: bool) -> list[Finding]:
-    """The Stalled condition, for the reason of `verdict`, of what goes on only once a person acts.
+    """Return the Stalled condition, with the reason of `verdict`, if only a person's action helps; else none.
 
-    Else there is none, by the convention of kstatus, by which Flux and others judge: to them what is stalled has failed
-    even if it is Ready, as a base whose engines answer with the previous spec.
+    That is the convention of kstatus, by which Flux judges: what is stalled has failed, even if it is Ready, like a
+    base whose engines still run with the previous spec.
     """
     return [Finding(STALLED, "True", verdict.reason, verdict.message)] if terminal else []
 

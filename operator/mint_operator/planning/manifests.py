@@ -106,6 +106,8 @@ def service_account_name(base_name: str) -> str:
 def service_account(base: ObservedBase) -> Body:
     """Return the engines' service account, whose token is not mounted."""
     metadata = _metadata(base, service_account_name(base.meta.name))
+    if annotations := base.spec.engine.service_account_annotations:
+        metadata["annotations"] = dict(annotations)
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -231,17 +233,18 @@ def _templates(base: ObservedBase, release: Release, claims: Sequence[str]) -> l
     """Return the pod templates of an engine, its leader's first; any change in one restarts its pods."""
     name = base.meta.name
     pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
-    leader = _template(_labels(name), release, pod)
+    leader = _template(_labels(name), base, release, pod)
     if base.spec.engine.nodes == 1:
         return [leader]
     labels = _labels(name) | {"app.kubernetes.io/name": WORKER, "app.kubernetes.io/component": "worker"}
     spread = {key: labels[key] for key in selector(name)}
-    return [leader, _template(labels, release, worker_pod(pod, spread))]
+    return [leader, _template(labels, base, release, worker_pod(pod, spread))]
 
 
-def _template(labels: dict[str, str], release: Release, pod: Body) -> Body:
-    annotations = {REDIS_DIGEST: release.redis_digest} if release.redis_digest else {}
-    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
+def _template(labels: dict[str, str], base: ObservedBase, release: Release, pod: Body) -> Body:
+    engine, own = base.spec.engine, {REDIS_DIGEST: release.redis_digest} if release.redis_digest else {}
+    metadata = {"labels": engine.pod_labels | labels, "annotations": engine.pod_annotations | own}
+    return {"metadata": metadata, "spec": pod}
 
 
 def _labels(base_name: str) -> dict[str, str]:
@@ -270,7 +273,7 @@ def _owner(base: ObservedBase, *, controller: bool) -> Body:
 
 def _manifest(body: Body, bases: Sequence[ObservedBase]) -> Manifest:
     metadata, digest = body["metadata"], _digest(body)
-    stamped = body | {"metadata": metadata | {"annotations": {APPLIED: digest}}}
+    stamped = body | {"metadata": metadata | {"annotations": metadata.get("annotations", {}) | {APPLIED: digest}}}
     return Manifest(
         kind=body["kind"],
         namespace=metadata["namespace"],

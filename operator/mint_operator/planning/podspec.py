@@ -17,6 +17,8 @@ CACHE_FOLDER = "/mint/cache"
 CACHE_VOLUME = "cache"
 TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster mounts below it
 CA_FOLDER = "/mint/redis"
+BUNDLE_FOLDER = "/mint/ca"
+BUNDLE_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")  # where storage libraries look for CAs
 USER = 65532
 GRACE_S = 60  # an engine drains for DRAIN_S (22), reports that for 2, and ends within 20 more even if a rank hangs
 START_S = 15 * 60  # images of many GB, imports, slow disks
@@ -64,6 +66,8 @@ def pod_spec(
         pod["nodeSelector"] = dict(spec.node_selector)
     if spec.tolerations:
         pod["tolerations"] = list(spec.tolerations)
+    if spec.priority_class_name:
+        pod["priorityClassName"] = spec.priority_class_name
     return pod
 
 
@@ -138,6 +142,8 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
         env.append({"name": settings.REDIS_PASSWORD, "valueFrom": {"secretKeyRef": key}})
     if release.redis_ca:
         env.append({"name": settings.REDIS_CA_FILE, "value": f"{CA_FOLDER}/ca.crt"})
+    if release.ca_bundle:
+        env += [{"name": name, "value": f"{BUNDLE_FOLDER}/ca.crt"} for name in BUNDLE_VARIABLES]
     return env
 
 
@@ -204,6 +210,8 @@ def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list
     ]
     if release.redis_ca:
         mounts.append({"name": "redis-ca", "mountPath": CA_FOLDER, "readOnly": True})
+    if release.ca_bundle:
+        mounts.append({"name": "ca-bundle", "mountPath": BUNDLE_FOLDER, "readOnly": True})
     if _shares_memory(base.spec):
         mounts.append({"name": "shared", "mountPath": SHARED_FOLDER})
     return mounts
@@ -224,6 +232,9 @@ def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret
     if release.redis_ca:
         items = [{"key": "ca.crt", "path": "ca.crt"}]
         volumes.append({"name": "redis-ca", "secret": {"secretName": secret, "items": items}})
+    if release.ca_bundle:
+        items = [{"key": release.ca_bundle_key, "path": "ca.crt"}]
+        volumes.append({"name": "ca-bundle", "configMap": {"name": release.ca_bundle, "items": items}})
     if _shares_memory(base.spec):
         volumes.append({"name": "shared", "emptyDir": {"medium": "Memory", "sizeLimit": str(SHARED_BYTES)}})
     return volumes
