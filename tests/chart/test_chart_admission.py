@@ -58,6 +58,18 @@ def test_every_pod_meets_the_restricted_standard(api_server: ApiServer, values: 
         assert "created" in api_server.kubectl("create", "--dry-run=server", "-f", "-", stdin=text)
 
 
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
+def test_applied_again_nothing_differs(api_server: ApiServer, values: Values) -> None:
+    """As GitOps tools compare: what differs each time is never in sync."""
+    objects = as_list([each for each in render(values) if each["apiVersion"] != MONITORING])
+    api_server.kubectl("apply", "--server-side", "-f", "-", stdin=objects)
+    try:
+        assert api_server.kubectl("diff", "--server-side", "-f", "-", stdin=objects) == ""
+    finally:
+        api_server.kubectl("delete", "-f", "-", stdin=objects)
+
+
 # (group, resource, subresource, verb, name) that the operator uses wherever it watches.
 NEEDED = [
     *[
