@@ -1,6 +1,7 @@
 """What the pages have people write, the API server and the chart take."""
 
 import functools
+import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.docs.pages import PAGES, blocks, name, spans
 SAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "crds" / "samples").glob("*.yaml")}
 # The sample that a part of a spec is laid over, by the part's one field.
 WHOLE = {"engine": SAMPLES["basemodel"], "train": SAMPLES["adapterwave-train"]}
+# Where the chart's values are in the spec of what a GitOps tool reads.
+GITOPS = {"Application": ("source", "helm", "valuesObject"), "HelmRelease": ("values",)}
 VALUES = yaml.safe_load((ROOT / "charts" / "mint" / "values.yaml").read_text())
 
 
@@ -54,8 +57,14 @@ def test_the_chart_takes_values(values: dict[str, Any]) -> None:
     assert render(values)
 
 
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if kind(each.values[0]) in GITOPS])
+def test_the_chart_takes_what_gitops_tools_give_it(document: dict[str, Any]) -> None:
+    values = functools.reduce(operator.getitem, GITOPS[kind(document)], document["spec"])
+    assert render(values)
+
+
 def test_all_that_is_written_is_tried() -> None:
-    assert {kind(each.values[0]) for each in DOCUMENTS} == {*WHOLE, *PLURALS, "gateway", "Certificate"}
+    assert {kind(each.values[0]) for each in DOCUMENTS} == {*WHOLE, *PLURALS, *GITOPS, "gateway", "Certificate"}
 
 
 @functools.cache

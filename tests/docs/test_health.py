@@ -1,0 +1,50 @@
+"""docs/platform.md's script for Argo CD says of objects what people would: run by Redis, whose Lua is the same."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.apiserver import ROOT
+from tests.docs.pages import blocks
+
+[SCRIPT] = [block for block in blocks(ROOT / "docs" / "platform.md") if re.match(r"local health\b", block)]
+READY, NOT_READY = ("Ready", "True", "EnginesReady"), ("Ready", "False", "EnginesStarting")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "health"),
+    [
+        ([], "Progressing"),
+        ([NOT_READY], "Progressing"),
+        ([("Ready", "Unknown", "MapUnavailable")], "Progressing"),
+        ([READY], "Healthy"),
+        ([NOT_READY, ("Stalled", "True", "SourceNotFound")], "Degraded"),
+        ([READY, ("Stalled", "True", "ApplyFailed")], "Degraded"),
+        ([("Ready", "False", "Expired"), ("Complete", "True", "Expired")], "Healthy"),
+        ([("Ready", "False", "TrainingPaused"), ("Complete", "False", "TrainingPaused")], "Suspended"),
+        ([("Ready", "False", "TrainingCancelled"), ("Complete", "False", "TrainingCancelled")], "Suspended"),
+    ],
+)
+async def test_health(redis_client: Redis, conditions: list[tuple[str, str, str]], health: str) -> None:
+    told = [
+        {"type": kind, "status": status, "reason": reason, "message": "why"} for kind, status, reason in conditions
+    ]
+    assert await judged(redis_client, {"observedGeneration": 2, "conditions": told}) == health
+
+
+@pytest.mark.parametrize("status", [{}, {"observedGeneration": 0}, {"observedGeneration": 1}])
+async def test_what_the_operator_has_not_seen_in_its_generation_progresses(
+    redis_client: Redis, status: dict[str, Any]
+) -> None:
+    ready = {"type": "Ready", "status": "True", "reason": "EnginesReady", "message": ""}
+    assert await judged(redis_client, status | {"conditions": [ready]}) == "Progressing"
+
+
+async def judged(redis: Redis, status: dict[str, Any]) -> str:
+    """The health of an object of generation 2 with this status."""
+    body = f"local obj = cjson.decode(ARGV[1])\nlocal function judge()\n{SCRIPT}\nend\nreturn judge().status"
+    found: str = await redis.eval(body, 0, json.dumps({"metadata": {"generation": 2}, "status": status}))
+    return found
