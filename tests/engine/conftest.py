@@ -39,7 +39,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long heartbeats: an engine in a test's own process lives until the test ends it, however slow the machine."""
+    """Let heartbeats expire late, so that an engine in a test's own process lives until the test ends it."""
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
     monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
 

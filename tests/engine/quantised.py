@@ -275,10 +275,10 @@ def save_two(
     way: str,
     file: str = "config.json",
 ) -> tuple[Path, Path]:
-    """Save a copy of a base with its tensors as `quantise` stores them, and one with their values in full.
+    """Save a copy of a base with its tensors as `quantise` stores them, and one with their dequantised values.
 
-    `way` must identify what `quantise` does: copies are made once for an equal base, `way`, `told` and `file`, whose
-    `told` is taken as it is when this is called.
+    `way` must identify what `quantise` does: the copies are made once for each base, `way`, `file`, and `told` as it
+    is when this is called.
     """
 
     def make(folder: Path) -> None:

@@ -14,7 +14,7 @@ from tests.engine.families import FAMILIES, SEEING, SIZES, make_model, read_mode
 from tests.engine.made import edit_config, fill
 from tests.engine.running import save_tokenizer
 
-# In its files, all layers are experts, and these have other names than in transformers.
+# In their files, mixtral's experts and all layers of vision bases have other names than in the model.
 BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)} | SEEING
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]

@@ -290,7 +290,7 @@ async def fails(engine: Engine) -> MintError:
 
 
 async def test_an_engine_that_computes_anything_waits_for_all_of_an_adapter(engine: Engine) -> None:
-    """Following the arrival in a step of its own would keep others waiting."""
+    """A request that followed its adapter's arrival would take a step of its own, which would keep others waiting."""
     stepper = Stepper(engine.stepper._generation, lambda deliver: None)  # not started, so it computes nothing
     assert stepper.follows_arrivals
     stepper.submit(Request(PROMPT, Sampling(1, 0), slot=NO_SLOT), lambda event: None)

@@ -1,4 +1,4 @@
-"""Attention or expert implementations that a base's config names are ignored, as are adapters in its folder."""
+"""Implementations of attention or experts named in a base's config are ignored, and so are adapters beside it."""
 
 import json
 from pathlib import Path

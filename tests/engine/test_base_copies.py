@@ -61,7 +61,7 @@ def another_rope(folder: Path) -> None:
 
 
 def nothing(_: Path) -> None:
-    """Leave the base as it should be."""
+    """Leave the base unchanged."""
 
 
 @pytest.mark.parametrize(

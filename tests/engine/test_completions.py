@@ -206,7 +206,7 @@ async def scored_beside_a_neighbour(engine: Running, n: int) -> tuple[list[Gener
 async def test_nothing_is_told_of_a_prompt_whose_scores_are_no_numbers(
     base: Path, adapter: Path, n: int, step_tokens: int
 ) -> None:
-    """Whether the first of several chunks or the only one is bad; its pages are freed, and neighbours go on."""
+    """The bad scores may be in the first of several chunks or in the only one; pages are freed, neighbours go on."""
     limits = Limits(running=8, waiting=8, step_tokens=step_tokens)
     async with running(base, {"good": adapter, "bad": adapter}, limits=limits) as engine:
         engine.server.slots.memory[engine.holder.places["bad"]] = torch.inf

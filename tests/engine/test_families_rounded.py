@@ -1,4 +1,4 @@
-"""In bfloat16 every family errs no more than transformers and PEFT do, measured against both in float32.
+"""In bfloat16 every family errs as transformers and PEFT do in bfloat16, measured against them in float32.
 
 Bases and adapters are rounded to bfloat16 beforehand, so that all three compute with the same numbers. What remains
 is where sums are rounded, by us and by them in different places: two errors of one kind, about as large on average,

@@ -114,7 +114,7 @@ def test_a_copy_goes_its_own_way(tokenizer: PreTrainedTokenizerBase, grammars: G
 def test_each_of_many_rows_is_masked_by_its_own_grammar_alone(
     tokenizer: PreTrainedTokenizerBase, grammars: Grammars, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    """Also beside a broken grammar, and when computing the masks together is not possible."""
+    """Also beside a broken grammar, and if the masks cannot be computed together."""
     a, b, _, d = tokenizer.encode("abcd")
     if not together:
         monkeypatch.setattr(masks, "_threads", lambda: None)

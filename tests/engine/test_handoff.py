@@ -1,4 +1,4 @@
-"""A new revision of a live adapter: requests in flight finish on the old one, new requests get it, nothing pauses."""
+"""A new revision of a live adapter: running requests finish on the old one, later ones use the new, no pause."""
 
 import asyncio
 import threading

@@ -182,7 +182,7 @@ async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
 async def test_what_redis_takes_none_of_for_a_while_is_gone_on_with_afterwards(
     redis_client: Redis, calls: Calls, at: int
 ) -> None:
-    """Redis has not answered about the piece, and still has those before."""
+    """Redis has not stored the piece, but still has those before it."""
     telling = link(redis_client)
     async with AsyncExitStack() as refusing:
         calls.befall(at, before=lambda: refusing.enter_async_context(without_replicas(redis_client)))

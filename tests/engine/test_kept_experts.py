@@ -269,7 +269,7 @@ def test_policies_learn_the_same(files: str, tmp_path: Path) -> None:
 def test_experts_of_a_step_are_dequantised_some_at_a_time(
     files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neighbours or not, in one buffer that serving and training use in turn, except if gradients may need it."""
+    """Whether neighbours or not; one buffer serves serving and training in turn, unless gradients may need it."""
     held = [stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, KeptStack)]
     most = 3 * held[0].shape[1] * held[0].shape[2]
     monkeypatch.setattr("mint_engine.model.kept._AT_ONCE", most)

@@ -122,7 +122,7 @@ async def test_who_ends_before_a_defect_of_the_same_step_is_told_so(base: Path, 
         going_on = asyncio.create_task(ask(engine, [5], max_tokens=9, ignore_eos=True))
         await gate.closed()
         scored = asyncio.create_task(ask(engine, [6, 7], "a", max_tokens=0, prompt_logprobs=True))
-        await until(lambda: engine.server.load_now.waiting == 2)  # and so its one step is the other's second
+        await until(lambda: engine.server.load_now.waiting == 2)  # so that its one step is the other's second
         gate.open()
         with pytest.raises(grpc.aio.AioRpcError, match="the device is full"):
             await going_on

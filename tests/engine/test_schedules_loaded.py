@@ -88,7 +88,7 @@ class Client:
     cancelled: bool = False
 
     def check(self, place: Place) -> bool:
-        """Whether it was answered; check that the answer is of the revision it began with, one of its adapter's."""
+        """Whether it was answered; checks that only the revision it began with, one of its adapter's, answered."""
         revision, tokens, ends = None, dict[int, list[int]](), dict[int, Done | Failed]()
         while not self.inbox.empty():
             told = self.inbox.get_nowait()
@@ -274,7 +274,7 @@ class Schedule:
 
 
 def _is_parting(copy: Copy) -> bool:
-    """Whether its load has failed, and the step that tells the requests which began with it is still to come."""
+    """Whether its load has failed, and the step that reports this to its requests is still to come."""
     return copy.arrival is not None and copy.arrival.error is not None and copy.serving > 0
 
 

@@ -269,7 +269,7 @@ async def test_a_defect_in_one_requests_grammar_is_nothing_to_the_others(
 
 
 async def test_of_many_places_each_has_its_own(base: Path) -> None:
-    """More requests than places, so that they begin and end in the midst of others."""
+    """More requests than places, so that they begin and end while others run."""
     async with running(base, limits=Limits(running=3, waiting=40, step_tokens=16)) as engine:
         answers = await asyncio.gather(
             *(

@@ -138,7 +138,7 @@ def ends(data: bytes) -> Iterator[int]:
 def test_a_token_begins_where_the_characters_before_it_end(
     tokenizer: PreTrainedTokenizerBase, tokens: list[int]
 ) -> None:
-    """A token that continues a character begins where that begins; and also while text is held back."""
+    """A token that continues a character begins where that character begins; also while text is held back."""
     pieces, stream = Pieces(tokenizer.backend_tokenizer), TextStream(choose_decoder(tokenizer)([]), ("never",))
     written = [pieces[token] for token in tokens]
     for at, token in enumerate(tokens):
@@ -214,7 +214,7 @@ def test_every_byte_has_its_letter() -> None:
 
 
 def test_another_kind_of_tokenizer_decodes_itself(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """A tokenizer whose decoder is not byte-level (here it strips spaces and turns marks into them) is recognised."""
+    """A tokenizer with another decoder (here one that turns marks into spaces) is not taken for byte-level."""
     tokenizer.save_pretrained(tmp_path)
     other = AutoTokenizer.from_pretrained(tmp_path)
     other.backend_tokenizer.decoder = decoders.Metaspace()

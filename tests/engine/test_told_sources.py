@@ -52,7 +52,7 @@ async def test_cold_names_of_one_source_share_what_the_first_one_reads(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
-    meeting = threading.Barrier(2)  # of those that do not take turns
+    meeting = threading.Barrier(2)  # met only if two reads run at the same time
 
     def counted(folder: Folder, *rest: Any) -> None:
         reads.append(folder.subject)

@@ -91,7 +91,7 @@ CASES += [(Chat(messages=[USER, Message(role="assistant", tool_calls=[CALL, bad]
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """Near the stack's limit, where nested values lead, finalisers of other tests' objects would fail."""
+    """Deeply nested values come near the stack's limit, where finalisers of other tests' objects would fail."""
     gc.disable()
     yield
     gc.enable()

@@ -1,4 +1,4 @@
-"""Adapters of vision bases, of which only text is asked: their tensors of the vision tower are passed over."""
+"""Adapters of vision bases that are given only text: their tensors of the vision tower are passed over."""
 
 import json
 import os

@@ -49,7 +49,7 @@ def begun(leader: Start) -> Begin:
 
 
 def meet(leader: Start, node: Start, own: OwnBase) -> bool:
-    """Whether both hold the same content; if not, each treats its copy as it does then."""
+    """Whether both hold the same content; if not, each handles its copy as a real leader and node do."""
     begin, base = begun(leader), own.find()
     assert isinstance(base, Path)
     refused = worker._unlike(node, begin, base)
