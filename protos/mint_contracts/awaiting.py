@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def to_its_end(answer: "asyncio.Future[T]") -> T:
+async def wait_uncancelled(answer: "asyncio.Future[T]") -> T:
     """Return the result of `answer`. However often the caller is cancelled, it waits until `answer` is done."""
     try:
         return await asyncio.shield(answer)
@@ -19,7 +19,7 @@ async def to_its_end(answer: "asyncio.Future[T]") -> T:
         raise
 
 
-async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines concurrently; return their results in order. The first error cancels the others, then is raised.
 
     If cancelled, it always raises CancelledError; Python 3.11's TaskGroup does not if a task has failed as well.
@@ -31,7 +31,7 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
-        ended = await to_its_end(asyncio.gather(*tasks, return_exceptions=True))
+        ended = await wait_uncancelled(asyncio.gather(*tasks, return_exceptions=True))
     for each in ended:
         if isinstance(each, Exception):
             raise each

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from mint_contracts import keys
-from mint_contracts.awaiting import together
+from mint_contracts.awaiting import gather_or_cancel
 from mint_contracts.catalog_calls import call
 from mint_contracts.catalog_reader import EVERYTHING
 from mint_contracts.entries import Row
@@ -88,7 +88,7 @@ class CatalogWriter:
             async with self._gate:
                 await self._send_piece(function, base, piece, horizon, copy)
 
-        await together(send(piece) for piece in pieces)
+        await gather_or_cancel(send(piece) for piece in pieces)
 
     async def _send_piece(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str) -> None:
         names = [entry.name for _, entry in rows]

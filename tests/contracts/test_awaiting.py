@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mint_contracts.awaiting import to_its_end, together
+from mint_contracts.awaiting import gather_or_cancel, wait_uncancelled
 from mint_contracts.errors import Overloaded
 
 
@@ -20,7 +20,7 @@ async def test_all_give_what_they_give_in_their_order() -> None:
 
     first, second = asyncio.Event(), asyncio.Event()
     first.set()
-    assert await together([wait_for(second, second), wait_for(first, second)]) == [False, True]
+    assert await gather_or_cancel([wait_for(second, second), wait_for(first, second)]) == [False, True]
 
 
 async def test_an_error_is_raised_once_the_others_have_ended() -> None:
@@ -35,7 +35,7 @@ async def test_an_error_is_raised_once_the_others_have_ended() -> None:
         return ""
 
     with pytest.raises(Overloaded):
-        await together([last(), refuse()])
+        await gather_or_cancel([last(), refuse()])
     assert ended == ["last"]
 
 
@@ -50,7 +50,7 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
             await end.wait()
         return ""
 
-    task = asyncio.create_task(together([slow(), refuse()]))
+    task = asyncio.create_task(gather_or_cancel([slow(), refuse()]))
     await ending.wait()
     task.cancel()
     await asyncio.sleep(0)  # so that the group has heard it
@@ -61,12 +61,12 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
 
 
 async def test_nothing_gives_nothing() -> None:
-    assert await together([]) == []
+    assert await gather_or_cancel([]) == []
 
 
 async def test_who_waits_for_an_end_does_so_however_often_it_is_cancelled() -> None:
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(to_its_end(answer))
+    task = asyncio.create_task(wait_uncancelled(answer))
     for _ in range(3):
         await asyncio.sleep(0)
         task.cancel()

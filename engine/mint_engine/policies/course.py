@@ -11,7 +11,7 @@ from statistics import fmean
 import msgspec
 import structlog
 
-from mint_contracts.awaiting import to_its_end
+from mint_contracts.awaiting import wait_uncancelled
 from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
@@ -174,7 +174,7 @@ class Course:
                 Internal(f"policy {self.assignment.policy!r}", f"a defect ({type(defect).__name__}: {defect})")
             )
         finally:
-            await to_its_end(asyncio.ensure_future(self._let_go()))
+            await wait_uncancelled(asyncio.ensure_future(self._let_go()))
             self._on_change()
 
     async def _live(self) -> None:

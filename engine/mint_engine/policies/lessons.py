@@ -13,7 +13,7 @@ from statistics import fmean
 
 import msgspec
 
-from mint_contracts.awaiting import together
+from mint_contracts.awaiting import gather_or_cancel
 from mint_contracts.errors import Internal
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
@@ -144,7 +144,7 @@ class Lessons:
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
         with phase("rollout"):
-            answers = await together(self._rollouts(place, ask) for place, ask in enumerate(asks))
+            answers = await gather_or_cancel(self._rollouts(place, ask) for place, ask in enumerate(asks))
         with phase("reward"):
             rewards = iter(await self._score(examples, [[r.text for r in group] for group in answers], step))
         return [

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Generator
 from typing import NoReturn, TypeVar
 
-from mint_contracts.awaiting import to_its_end
+from mint_contracts.awaiting import wait_uncancelled
 from mint_contracts.errors import MintError
 from mint_contracts.training import Optimizer
 from mint_engine.model.routes import RouteShape
@@ -49,7 +49,7 @@ class StepThread:
 
         self._updates.call(run)
         self._wake()
-        return await to_its_end(answer)
+        return await wait_uncancelled(answer)
 
     async def parts(self, work: Callable[[Trainer], Generator[None, None, T]]) -> T:
         """As `call`, for a generator of longer work: at each yield, a step may run in between."""
@@ -77,7 +77,7 @@ class StepThread:
         async with self._making:
             made = asyncio.ensure_future(asyncio.to_thread(work, self.maker))
             try:
-                return await to_its_end(made)
+                return await wait_uncancelled(made)
             except MintError:
                 raise
             except Exception as error:  # noqa: BLE001 - reported and examined like any other defect
@@ -97,7 +97,7 @@ class StepThread:
 
         self._updates.step(Due(policy, optimizer, resolve))
         self._wake()
-        return await to_its_end(answer)
+        return await wait_uncancelled(answer)
 
     async def learn(
         self,
@@ -125,7 +125,7 @@ class StepThread:
         self._updates.put(Job(batch, optimizer, finish, resolve, epochs, gone))
         self._wake()
         try:
-            return await to_its_end(answer)
+            return await wait_uncancelled(answer)
         except asyncio.CancelledError:
             if task is None or not answer.done() or answer.cancelled() or answer.exception() is not None:
                 raise

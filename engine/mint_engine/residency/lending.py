@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from mint_contracts.awaiting import to_its_end
+from mint_contracts.awaiting import wait_uncancelled
 from mint_contracts.names import check_adapter
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, parent
@@ -104,7 +104,7 @@ class Lending:
         """
         task = self._spawn(work)
         try:
-            return await to_its_end(task)
+            return await wait_uncancelled(task)
         except asyncio.CancelledError:
             if not task.cancelled() and task.exception() is None and task.result() is not None:
                 await self._spawn(self._give_back(task.result()))

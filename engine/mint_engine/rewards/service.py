@@ -9,7 +9,7 @@ from types import TracebackType
 import grpc
 
 from mint_contracts import training_pb2, training_pb2_grpc
-from mint_contracts.awaiting import together
+from mint_contracts.awaiting import gather_or_cancel
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.legible import legible
@@ -50,7 +50,9 @@ class ServiceClient:
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """Return a reward for each completion. Raises RewardUnavailable, or BadReward for an invalid answer."""
         scored = [_scored_completion(each) for each in completions]
-        answers = await together(self._call(policy, step, batch) for batch in _batches(scored, self._service.batch))
+        answers = await gather_or_cancel(
+            self._call(policy, step, batch) for batch in _batches(scored, self._service.batch)
+        )
         return [reward for answer in answers for reward in answer]
 
     async def close(self) -> None:

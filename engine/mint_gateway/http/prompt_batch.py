@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from mint_contracts.awaiting import together
+from mint_contracts.awaiting import gather_or_cancel
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 
@@ -32,4 +32,6 @@ async def answer(answering: Answering, requests: Sequence[GenerateRequest], comp
 
         return sent
 
-    await together(answering.answer(request, counted_through(place), None) for place, request in enumerate(requests))
+    await gather_or_cancel(
+        answering.answer(request, counted_through(place), None) for place, request in enumerate(requests)
+    )
