@@ -8,7 +8,7 @@ from typing import Any
 
 from gcsfs.core import GCSFileSystem  # not gcsfs's default class, which first queries each bucket's type by gRPC
 
-from mint_contracts.paces import asked_for
+from mint_contracts.time_limits import asked_for
 from mint_contracts.uploads import Tracked, bounded
 
 

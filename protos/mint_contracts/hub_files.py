@@ -11,7 +11,7 @@ from fsspec.asyn import sync
 from huggingface_hub import HfFileSystem, set_client_factory
 from yarl import URL
 
-from mint_contracts.paces import allowed_s, asked_for
+from mint_contracts.time_limits import allowed_s, asked_for
 from mint_contracts.web_files import WebFiles
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 from aiobotocore.httpsession import AIOHTTPSession
 
-from mint_contracts.paces import allowed_s, asked_for
+from mint_contracts.time_limits import allowed_s, asked_for
 from mint_contracts.uploads import Tracked, bounded
 
 WHOLE_BYTES = 64 << 20  # the most of an object requested without a range: s3fs reads larger ones in parts

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import ClientSession, UploadTracker
 
-from mint_contracts.paces import allowed_s, moving_s
+from mint_contracts.time_limits import allowed_s, moving_s
 
 _LOOKS = 60  # progress checks within the time that a server may be silent
 

@@ -15,7 +15,7 @@ import aiohttp
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
-from mint_contracts.paces import allowed_s
+from mint_contracts.time_limits import allowed_s
 
 _ASKED, _SENT = re.compile(r"bytes=(\d{1,18})-(\d{1,18})"), re.compile(r"bytes (\d{1,18})-(\d{1,18})/")
 

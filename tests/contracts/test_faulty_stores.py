@@ -32,8 +32,8 @@ T = TypeVar("T")
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Bounds of a second: a busy machine may need several tries."""
     backends.backend.cache_clear()
-    monkeypatch.setattr("mint_contracts.paces.ANSWER_S", 1.0)
-    monkeypatch.setattr("mint_contracts.paces.SLOWEST_BYTES_S", 100 << 20)
+    monkeypatch.setattr("mint_contracts.time_limits.ANSWER_S", 1.0)
+    monkeypatch.setattr("mint_contracts.time_limits.SLOWEST_BYTES_S", 100 << 20)
     monkeypatch.setattr("mint_contracts.backends.READ_TIMEOUT_S", 0.5)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(variable, raising=False)
@@ -66,7 +66,7 @@ def insist(work: Callable[[], T]) -> T:
 def once_healed(work: Callable[[], T]) -> T:
     """What it gives by a storage that answers again, however long that takes on a busy machine."""
     with pytest.MonkeyPatch.context() as patient:
-        patient.setattr("mint_contracts.paces.ANSWER_S", LIMIT_S)
+        patient.setattr("mint_contracts.time_limits.ANSWER_S", LIMIT_S)
         return insist(work)
 
 
@@ -111,7 +111,7 @@ def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_
 @pytest.fixture
 def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of minutes for the whole of what is large."""
-    monkeypatch.setattr("mint_contracts.paces.SLOWEST_BYTES_S", 128 << 10)
+    monkeypatch.setattr("mint_contracts.time_limits.SLOWEST_BYTES_S", 128 << 10)
 
 
 @pytest.mark.usefixtures("_steady")
@@ -130,7 +130,7 @@ def test_an_upload_that_is_not_taken_any_more_is_given_up_long_before_a_slow_one
 def test_an_upload_that_is_taken_slowly_and_steadily_ends_well(
     bucket: tuple[ObjectStore, Relay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for bound in ("paces.ANSWER_S", "backends.READ_TIMEOUT_S"):
+    for bound in ("time_limits.ANSWER_S", "backends.READ_TIMEOUT_S"):
         monkeypatch.setattr(f"mint_contracts.{bound}", SLOW_S * 400)
     store, relay = bucket
     relay.fault, content = "slow", bytes(TAKEN * 500)  # longer than a server may be silent
