@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
 from mint_contracts.errors import BadReward
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.placement_pb2 import Explanation, WaveExplanation
 from mint_contracts.training_pb2 import PolicyState, WaveProgress
 from mint_gateway.cli import catalog, explain, tables, wave_tables
@@ -58,10 +58,10 @@ def drawn(what: RenderableType) -> str:
 
 
 def test_orders_are_written_out_and_all_else_is_as_it_was() -> None:
-    assert legible(ORDERS) == WRITTEN_OUT
-    assert legible("\x00\x7f\x85") == "\\x00\\x7f\\x85"
+    assert escape_controls(ORDERS) == WRITTEN_OUT
+    assert escape_controls("\x00\x7f\x85") == "\\x00\\x7f\\x85"
     text = "Où est 🌊?\n\tc:\\x1b\u00a0"
-    assert legible(text) == text
+    assert escape_controls(text) == text
 
 
 ANSWER = Answer(ORDERS, (), (), "STOP", ORDERS, ORDERS, ORDERS, ORDERS, 1, 1)
@@ -87,10 +87,10 @@ def test_a_table_gives_no_orders_and_takes_none_as_markup(name: str, what: Rende
 
 
 def test_neither_do_lines_of_a_wave_and_of_what_is_looked_up(capsys: pytest.CaptureFixture[str]) -> None:
-    for line in (wave_tables.line(hostile(WaveProgress)), *map(legible, explain.lines(hostile(Explanation)))):
+    for line in (wave_tables.line(hostile(WaveProgress)), *map(escape_controls, explain.lines(hostile(Explanation)))):
         assert line.isprintable()
     assert WRITTEN_OUT in wave_tables.line(hostile(WaveProgress))
-    assert WRITTEN_OUT in "".join(map(legible, catalog.lines(hostile(CatalogEntry))))
+    assert WRITTEN_OUT in "".join(map(escape_controls, catalog.lines(hostile(CatalogEntry))))
     report_error(BadReward("reward service", ORDERS), argparse.Namespace())
     assert capsys.readouterr().err == f"mint: BadReward: reward service: {WRITTEN_OUT}\n"
 

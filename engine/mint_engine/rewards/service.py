@@ -12,7 +12,7 @@ from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.awaiting import gather_or_cancel
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.training import RewardService
 from mint_contracts.training_pb2 import ScoredCompletion
 from mint_contracts.transport import CHANNEL_OPTIONS
@@ -82,7 +82,7 @@ class ServiceClient:
                 return await self._stub.Score(request, timeout=self._service.timeout_s)
             except grpc.aio.AioRpcError as error:
                 attempt += 1
-                code, why = error.code(), legible((error.details() or "")[:200])
+                code, why = error.code(), escape_controls((error.details() or "")[:200])
                 last = attempt > self._service.retries
                 if code not in _AWAY and (last or code not in _BROKEN):
                     raise BadReward(self._subject, f"refused completions with {code.name}: {why}") from None

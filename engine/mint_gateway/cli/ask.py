@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from mint_contracts.errors import MintError
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.gateway_options import reach
@@ -102,7 +102,7 @@ async def run(options: argparse.Namespace) -> int:
 
 async def _stream(client: Client, request: GenerateRequest) -> None:
     """Print one answer as it arrives; on a terminal, control characters are made visible."""
-    events, shown = [], legible if sys.stdout.isatty() else str
+    events, shown = [], escape_controls if sys.stdout.isatty() else str
     async for event in client.ask(request):
         events.append(event)
         if event.HasField("chunk"):
@@ -111,7 +111,7 @@ async def _stream(client: Client, request: GenerateRequest) -> None:
     if sys.stderr.isatty():
         [answer] = collect(events)
         who = answer.adapter or f"bare {answer.base_model}"
-        print(legible(f"[{who} on {answer.engine}, {answer.completion_tokens} tokens]"), file=sys.stderr)
+        print(escape_controls(f"[{who} on {answer.engine}, {answer.completion_tokens} tokens]"), file=sys.stderr)
 
 
 def _columns(adapter: str, count: int) -> list[Column]:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.manifest_file import requests, size_of
@@ -86,7 +86,7 @@ async def run_show(options: argparse.Namespace) -> int:
         print(json.dumps(_as_dict(entry), indent=2))
         return 0
     for line in lines(entry):
-        print(legible(line))
+        print(escape_controls(line))
     return 0
 
 
@@ -130,7 +130,7 @@ async def run_retire(options: argparse.Namespace) -> int:
     print(f"{len(names):,} retired")
     if unknown:
         more = f" and {len(unknown) - UNKNOWN_SHOWN:,} more" if len(unknown) > UNKNOWN_SHOWN else ""
-        named = legible(", ".join(unknown[:UNKNOWN_SHOWN])) + more
+        named = escape_controls(", ".join(unknown[:UNKNOWN_SHOWN])) + more
         print(f"{len(unknown):,} of them were not in the catalog, or were retired already: {named}", file=sys.stderr)
     return 0
 

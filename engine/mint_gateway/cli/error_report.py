@@ -6,7 +6,7 @@ import sys
 import grpc
 
 from mint_contracts.errors import MintError
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.settings import GATEWAY_PORT
 from mint_gateway.cli.gateway_options import by_tls
 from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
@@ -14,7 +14,7 @@ from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tl
 
 def report_error(error: MintError, options: argparse.Namespace) -> None:
     """Print an error as one line on stderr, with advice if other options may reach the gateway."""
-    print(legible(f"mint: {error.reason}: {error}{_advice(error, options)}"), file=sys.stderr)
+    print(escape_controls(f"mint: {error.reason}: {error}{_advice(error, options)}"), file=sys.stderr)
 
 
 def _advice(error: MintError, options: argparse.Namespace) -> str:

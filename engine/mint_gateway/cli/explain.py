@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
 
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.placement_pb2 import Explanation
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.showing import show
@@ -36,7 +36,7 @@ async def run(options: argparse.Namespace) -> int:
         print(json.dumps(MessageToDict(explanation, preserving_proto_field_name=True), indent=2))
         return 0
     for line in lines(explanation):
-        print(legible(line))
+        print(escape_controls(line))
     show(holders_table(explanation))
     return 0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
 
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import policies_table
@@ -43,7 +43,7 @@ async def run_list(options: argparse.Namespace) -> int:
         show(policies_table(found.policies))
     if found.silent:
         line = f"engines that did not answer, and may have more: {', '.join(found.silent)}"
-        print(legible(line), file=sys.stderr)
+        print(escape_controls(line), file=sys.stderr)
     return 1 if found.silent else 0
 
 

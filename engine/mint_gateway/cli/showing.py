@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 
 _ANY_WIDTH = 1 << 20
 
@@ -22,7 +22,7 @@ def table(*heads: str, title: str | None = None) -> Table:
 
 def cell(text: str) -> str:
     """Escape untrusted text for a rich table: no markup, and no control sequences for the terminal."""
-    return escape(legible(text))
+    return escape(escape_controls(text))
 
 
 def show(what: RenderableType, file: TextIO | None = None) -> None:

@@ -4,16 +4,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.placement_pb2 import WaveExplanation
 from mint_gateway.cli.showing import cell, table
 
 
 def wave_explained(found: WaveExplanation) -> Group:
     """Return lines of facts, then tables of namespaces, engines and missing copies, if there are any."""
-    lines = Text(legible(f"wave {found.wave} on {found.base_model}\n"))
+    lines = Text(escape_controls(f"wave {found.wave} on {found.base_model}\n"))
     for label, fact in _facts(found):
-        lines.append(legible(f"  {label:<13}{fact}\n"))
+        lines.append(escape_controls(f"  {label:<13}{fact}\n"))
     tables = [table for table in (_namespaces(found), _engines(found), _missing(found)) if table.row_count]
     return Group(lines, *tables)
 

@@ -7,7 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mint_contracts.legible import legible
+from mint_contracts.escaping import escape_controls
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_gateway.cli.showing import cell, table, whole_width
 
@@ -84,7 +84,7 @@ def line(wave: WaveProgress) -> str:
     revisions = {policy.revision for policy in wave.policies if policy.revision}
     if wave.phase == "Complete":
         parts.append(f"{len(revisions)} revisions published")
-    return legible(", ".join(parts) + (f": {wave.message}" if wave.message else ""))
+    return escape_controls(", ".join(parts) + (f": {wave.message}" if wave.message else ""))
 
 
 def number(of: WaveProgress | PolicyProgress, field: str) -> str:
@@ -120,4 +120,4 @@ def _bar(policy: PolicyProgress) -> ProgressBar:
 
 
 def _coloured(word: str) -> Text:
-    return Text(legible(word), style=_COLOURS.get(word, ""))
+    return Text(escape_controls(word), style=_COLOURS.get(word, ""))
