@@ -14,7 +14,6 @@ from transformers.utils import logging as transformers_logging
 
 from mint_contracts.settings import EngineSettings
 from mint_engine import metrics
-from mint_engine.beforehand import check_config
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.cache import PROBE_TOKENS, Cache
 from mint_engine.model.cache_shape import make_cache, pages_in, shape_for
@@ -28,6 +27,7 @@ from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.ranks import Ranks
+from mint_engine.preflight import check_config
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.places import limits_of

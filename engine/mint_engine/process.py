@@ -28,7 +28,6 @@ from mint_contracts.training_records import Progress, TrainAssignment, WaveTrain
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
 from mint_engine.aside import leave_cores
-from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.model.base import Base
 from mint_engine.model.modules import unused_linears
@@ -39,6 +38,7 @@ from mint_engine.policies.name_conflicts import Namesakes
 from mint_engine.policies.resting import Resting
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
+from mint_engine.preflight import check_small_files
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mint_engine.beforehand import check_small_files
 from mint_engine.build import build
 from mint_engine.model.base import load_base
+from mint_engine.preflight import check_small_files
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine import saved_families
 from tests.engine.running import save_base, settings_for

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 
 from mint_contracts import backends, errors
 from mint_contracts.source import Source
-from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel import worker
 from mint_engine.parallel.worker import find_base
+from mint_engine.preflight import check_small_files
 from mint_engine.sources.fetch_base import cached_base, copied_marks, drop_base, fetch_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for

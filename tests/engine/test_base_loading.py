@@ -22,11 +22,11 @@ from mint_contracts.errors import (
     UnsupportedBase,
 )
 from mint_contracts.layer_groups import group_layers
-from mint_engine.beforehand import check_small_files
 from mint_engine.build import build
 from mint_engine.model.base import load_base
 from mint_engine.model.cache import count_pages
 from mint_engine.model.modules import find_modules
+from mint_engine.preflight import check_small_files
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
 

@@ -8,8 +8,8 @@ import pytest
 
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.beforehand import check_small_files
 from mint_engine.model.files import BaseFiles, find_files, read_config
+from mint_engine.preflight import check_small_files
 from tests.engine.families import FAMILIES, SEEING
 from tests.engine.ggufs import write
 from tests.engine.running import settings_for

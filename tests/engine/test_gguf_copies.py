@@ -9,8 +9,8 @@ import pytest
 
 from mint_contracts import errors
 from mint_contracts.source import Source, child
-from mint_engine.beforehand import check_small_files
 from mint_engine.model.files import find_files
+from mint_engine.preflight import check_small_files
 from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.gguf_head import read_head
 from mint_engine.sources.headway import Headway

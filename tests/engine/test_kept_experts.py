@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_contracts.training import Loss
-from mint_engine.beforehand import check_small_files
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import base as base_module
 from mint_engine.model.base import Base, load_base
@@ -24,6 +23,7 @@ from mint_engine.model.kept import KeptStack, every_weight, kept_weights, move
 from mint_engine.model.modules import find_modules, replace_modules
 from mint_engine.model.reference import find_reference, load_part
 from mint_engine.parallel.part import Part
+from mint_engine.preflight import check_small_files
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.example import PolicyBatch

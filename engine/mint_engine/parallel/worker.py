@@ -168,7 +168,7 @@ def find_base(start: Start) -> Path | MintError:
 
 def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
     """Check a base as the leader does, so that no node copies what the leader refuses."""
-    from mint_engine.beforehand import (
+    from mint_engine.preflight import (
         check_small_files,
     )  # imports torch, which nothing else here needs; ranks have their own
 
