@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_engine.crowd import Crowd
+from mint_engine.place_counter import PlaceCounter
 from mint_engine.scheduling.fairness import FairShare
 from mint_engine.scheduling.request import State
 from mint_engine.scheduling.scheduler import Limits
@@ -123,13 +123,13 @@ def test_a_prompt_comes_to_its_end_beside_newcomers_without_end() -> None:
 
 @given(places=st.integers(1, 400), asks=st.lists(st.sampled_from("abcdefgh"), max_size=500))
 def test_there_is_always_room_for_somebody_new(places: int, asks: list[str]) -> None:
-    crowd = Crowd(places)
+    counter = PlaceCounter(places)
     for name in asks:
-        if crowd.has_room(name, 1):
-            crowd.enter(name, 1)
-    assert crowd.total <= places
+        if counter.has_room(name, 1):
+            counter.enter(name, 1)
+    assert counter.total <= places
     if places >= 5:
-        hog = Crowd(places)
+        hog = PlaceCounter(places)
         while hog.has_room("hog", 1):
             hog.enter("hog", 1)
         assert 0.7 * places <= hog.total < places, "it gets most, and not all"
@@ -139,12 +139,12 @@ def test_there_is_always_room_for_somebody_new(places: int, asks: list[str]) -> 
 
 
 def test_room_is_for_all_siblings_or_none() -> None:
-    crowd = Crowd(20)
-    assert crowd.has_room("a", 16)
-    crowd.enter("a", 16)
-    assert not crowd.has_room("a", 1)
-    assert crowd.has_room("b", 4)
-    assert not crowd.has_room("b", 5)
+    counter = PlaceCounter(20)
+    assert counter.has_room("a", 16)
+    counter.enter("a", 16)
+    assert not counter.has_room("a", 1)
+    assert counter.has_room("b", 4)
+    assert not counter.has_room("b", 5)
     for _ in range(16):
-        crowd.leave("a")
-    assert (crowd.total, crowd.of("a")) == (0, 0)
+        counter.leave("a")
+    assert (counter.total, counter.of("a")) == (0, 0)

@@ -11,7 +11,7 @@ from typing import TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
 from mint_contracts.errors import Overloaded
-from mint_engine.crowd import Crowd
+from mint_engine.place_counter import PlaceCounter
 
 AT_ONCE = 2
 MOST = 512  # shapes being compiled or waiting: more than an engine has requests
@@ -27,7 +27,7 @@ class Compiling:
     def __init__(self, engine: str) -> None:
         self._engine = engine
         self._threads = ThreadPoolExecutor(AT_ONCE, "shape")
-        self._crowd = Crowd(MOST)
+        self._counter = PlaceCounter(MOST)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by adapter, while in use
 
     async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:
@@ -36,30 +36,30 @@ class Compiling:
         A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once.
         Until then, the shape counts.
         """
-        if not self._crowd.has_room(adapter, 1):
+        if not self._counter.has_room(adapter, 1):
             raise Overloaded(
                 self._engine,
-                f"has {self._crowd.total} schemas and grammars to compile; retry later",
+                f"has {self._counter.total} schemas and grammars to compile; retry later",
                 retry_after_s=RETRY_S,
             )
         turn = self._turns.setdefault(adapter, asyncio.Lock())
         loop = asyncio.get_running_loop()
 
         def leave() -> None:
-            self._crowd.leave(adapter)
+            self._counter.leave(adapter)
             turn.release()
 
         def end(_: object) -> None:
             with suppress(RuntimeError):  # the loop has closed, and nobody waits for a turn
                 loop.call_soon_threadsafe(leave)
 
-        with self._crowd.holding(adapter):
+        with self._counter.holding(adapter):
             await turn.acquire()
             try:
                 compiled = self._threads.submit(work, *given)
             except RuntimeError:  # no thread could be started
                 turn.release()
                 raise
-            self._crowd.enter(adapter, 1)  # again, since it counts until `work` ends
+            self._counter.enter(adapter, 1)  # again, since it counts until `work` ends
         compiled.add_done_callback(end)
         return await asyncio.wrap_future(compiled)

@@ -12,7 +12,7 @@ from mint_contracts import records
 from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
-from mint_engine.crowd import Crowd
+from mint_engine.place_counter import PlaceCounter
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.copies import FORGET_S, Copy
 from mint_engine.residency.decide import CopyView, Wants, gives_way, satisfied, wanted_tier
@@ -40,9 +40,9 @@ class Books:
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that use their slot
-        self.awaiting = Crowd(requests_waiting)  # requests that wait for theirs
+        self.awaiting = PlaceCounter(requests_waiting)  # requests that wait for theirs
         # Those of them that have no copy yet, because its slot is closed.
-        self.awaiting_open_slot = Crowd(requests_waiting)
+        self.awaiting_open_slot = PlaceCounter(requests_waiting)
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()

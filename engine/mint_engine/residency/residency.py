@@ -260,11 +260,13 @@ class Residency:
     @contextmanager
     def _awaiting(self, copy: Copy) -> Iterator[None]:
         """Count a request that waits for its adapter. Raises Overloaded if too many wait already."""
-        crowd = self.books.awaiting
-        if not crowd.has_room(copy.adapter, 1):
-            own = crowd.of(copy.adapter)
-            raise self._refusal(copy, f"{crowd.total} requests already wait for adapters, {own} of them for this one")
-        with crowd.holding(copy.adapter):
+        counter = self.books.awaiting
+        if not counter.has_room(copy.adapter, 1):
+            own = counter.of(copy.adapter)
+            raise self._refusal(
+                copy, f"{counter.total} requests already wait for adapters, {own} of them for this one"
+            )
+        with counter.holding(copy.adapter):
             yield
 
     def _admit(self, copy: Copy) -> None:

@@ -11,7 +11,7 @@ import structlog
 
 from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
-from mint_engine.crowd import Crowd
+from mint_engine.place_counter import PlaceCounter
 from mint_engine.residency.holding import Tenant
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.background import Background, NoBackground
@@ -57,7 +57,7 @@ class Stepper:
         self._cancelled: list[Sequence] = []
         self._stopping = self._doubted = False
         limits = self._scheduler.limits
-        self._crowd = Crowd(limits.running + limits.waiting)
+        self._counter = PlaceCounter(limits.running + limits.waiting)
         self._demand = Demand()
         self._tenants: Counter[Tenant] = Counter()  # requests in flight, by what they expect in their slots
         self._pace = Pace()
@@ -96,7 +96,7 @@ class Stepper:
             if self._stopping:
                 raise Draining("engine", "is shutting down and takes no new requests")
             self._check_room(adapter, len(sequences))
-            self._crowd.enter(adapter, len(sequences))
+            self._counter.enter(adapter, len(sequences))
             self._demand.enter(adapter, len(sequences), time.monotonic())
             self._tenants.update(map(_tenant, sequences))
             self._inbox += sequences
@@ -133,7 +133,7 @@ class Stepper:
     def load(self) -> Load:
         """The numbers of running and waiting requests."""
         running = len(self._scheduler.running)
-        return Load(running, max(0, self._crowd.total - running))
+        return Load(running, max(0, self._counter.total - running))
 
     @property
     def follows_arrivals(self) -> bool:
@@ -167,12 +167,12 @@ class Stepper:
 
     def _check_room(self, adapter: str, count: int) -> None:
         # Running and waiting requests count together: those that wait while places are free are about to run.
-        crowd = self._crowd
-        if count > crowd.places:
-            raise InvalidRequest("sampling.n", f"is {count}; this engine has {crowd.places} places")
-        if crowd.has_room(adapter, count):
+        counter = self._counter
+        if count > counter.places:
+            raise InvalidRequest("sampling.n", f"is {count}; this engine has {counter.places} places")
+        if counter.has_room(adapter, count):
             return
-        load, own = self.load, crowd.of(adapter)
+        load, own = self.load, counter.of(adapter)
         retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
         raise Overloaded(
             "engine",
@@ -263,7 +263,7 @@ class Stepper:
             with self._wake:
                 for sequence in ended:
                     self._pace.ended(now)
-                    self._crowd.leave(sequence.request.adapter)
+                    self._counter.leave(sequence.request.adapter)
                     self._demand.leave(sequence.request.adapter, now)
                     self._tenants[_tenant(sequence)] -= 1
                 self._tenants = +self._tenants

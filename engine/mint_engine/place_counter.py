@@ -9,7 +9,7 @@ from contextlib import contextmanager
 _SHARE = 4
 
 
-class Crowd:
+class PlaceCounter:
     """The number of requests inside, by adapter ("" is the bare base)."""
 
     def __init__(self, places: int) -> None:
