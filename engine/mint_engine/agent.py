@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
-from mint_contracts.map_reporter import Heard, MapReporter
+from mint_contracts.map_reporter import MapReporter, ReportReply
 from mint_contracts.reasons import Reasons
 from mint_contracts.records import Assignment, EngineRecord, Held
 from mint_engine.holdings_link import HoldingsLink
@@ -170,7 +170,7 @@ class Agent:
             if not done.done():
                 done.set_result(None)
 
-    def _hear(self, heard: Heard) -> None:
+    def _hear(self, heard: ReportReply) -> None:
         """Read the answer to a report, which shows new editions: a lost message costs at most a heartbeat."""
         if heard.version is None:
             self._version = self._edition = None

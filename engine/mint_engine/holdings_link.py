@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.functions import RETRY_AFTER_S
-from mint_contracts.map_reporter import HELD_PER_CALL, Heard, MapReporter
+from mint_contracts.map_reporter import HELD_PER_CALL, MapReporter, ReportReply
 from mint_contracts.records import EngineRecord, Held
 
 log = structlog.get_logger(__name__)
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 class Delivered(msgspec.Struct, frozen=True):
     """The result of a report: the map's last answer, the incarnation, and whether it was a full report."""
 
-    heard: Heard
+    heard: ReportReply
     incarnation: int
     in_full: bool
 
@@ -45,7 +45,7 @@ class HoldingsLink:
             False  # whether those are the engine's holdings in the map; False: staged pieces of a full report
         )
         self._lost: _Piece | None = None  # the piece whose answer was lost
-        self._heard, self._incarnation = Heard(known=False, version=None, edition=0), 0  # of the last report
+        self._heard, self._incarnation = ReportReply(known=False, version=None, edition=0), 0  # of the last report
 
     async def bring(self, held: Mapping[str, Held]) -> Delivered:
         """Make the map show that the engine holds `held`, and renew the heartbeat.

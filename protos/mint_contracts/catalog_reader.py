@@ -47,7 +47,7 @@ class CatalogState(msgspec.Struct, frozen=True):
     retired: int = 0  # names known to be retired
     tallied: bool = True  # whether `older` and `retired` count the complete catalog
 
-    def whole(self, manifests: Source) -> bool:
+    def is_complete_copy_of(self, manifests: Source) -> bool:
         """Whether Redis has everything that these manifests hold."""
         return self.complete and self.manifests == manifests.uri
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.hashes import PER_CALL, Json, decoded, decoded_one, read_hashes
-from mint_contracts.map_reporter import told_lately
+from mint_contracts.map_reporter import reported_recently
 from mint_contracts.records import (
     Assignment,
     BaseRecord,
@@ -97,7 +97,7 @@ class MapReader:
                 pipeline.pttl(keys.telling(base, name))
             replies = await bounded(pipeline.execute)
             for name, mark, left_ms in zip(some, replies[::2], replies[1::2], strict=True):
-                if (read := _MARK.fullmatch(mark or "")) and told_lately(left_ms):
+                if (read := _MARK.fullmatch(mark or "")) and reported_recently(left_ms):
                     found[name] = int(read[1])
         return found
 

@@ -14,7 +14,7 @@ TELLING_TTL_S = 60.0  # longer than the interval between an engine's attempts
 HELD_PER_CALL = 500  # adapters set or removed; such a call keeps Redis, which runs one at a time, busy for about 1 ms
 
 
-class Heard(msgspec.Struct, frozen=True):
+class ReportReply(msgspec.Struct, frozen=True):
     """The map's answer to a report, so that a heartbeat also shows whether anything is new.
 
     `known`: the report was taken; False asks for a full one. `edition` grows when this engine's part changes.
@@ -30,7 +30,7 @@ class Heard(msgspec.Struct, frozen=True):
         return self.known
 
 
-def told_lately(left_ms: int) -> bool:
+def reported_recently(left_ms: int) -> bool:
     """Whether an engine has sent a part of a full report within a heartbeat's time to live.
 
     `left_ms` is the remaining time to live of its parts. If not, it counts as ended, like one without a heartbeat.
@@ -56,7 +56,7 @@ class MapReporter:
 
     async def report(
         self, record: EngineRecord, changed: Sequence[Held], gone: Sequence[str], *, full: bool, over: int = 0
-    ) -> Heard:
+    ) -> ReportReply:
         """Report holdings as of the record's sequence and renew the heartbeat.
 
         If the answer is not `known`, the map has lost this engine or some of its reports: repeat with `full=True`.
@@ -74,7 +74,7 @@ class MapReporter:
         known, version, edition, held = await call(self._redis, "report", names, args)
         if known:
             self._reported, self._incarnation = judged, record.incarnation
-        return Heard(bool(known), None if version < 0 else int(version), int(edition), int(held))
+        return ReportReply(bool(known), None if version < 0 else int(version), int(edition), int(held))
 
     async def tell(
         self, incarnation: int, sequence: int, changed: Sequence[Held], gone: Sequence[str], *, over: int

@@ -10,7 +10,7 @@ from mint_contracts.functions import call, text
 from mint_contracts.training_records import Progress
 
 
-class Lacking(msgspec.Struct, frozen=True):
+class MissingRewards(msgspec.Struct, frozen=True):
     """Policies whose rewards the map did not take: its list is too `short`, or it has no lease for them (`unleased`).
 
     Send the first from the start; send the others from the start too, once the map has their leases.
@@ -34,7 +34,7 @@ class TrainReporter:
         rewards: Mapping[str, tuple[int, Sequence[float]]],
         *,
         full: bool,
-    ) -> Lacking | None:
+    ) -> MissingRewards | None:
         """Write progress, and each policy's rewards of finished steps from a step (counted from 0) on.
 
         Returns which rewards the map lacks; None if it does not know this incarnation. With `full`, `changed` is
@@ -47,4 +47,6 @@ class TrainReporter:
         lists = [[name, first, [repr(float(value)) for value in rest]] for name, (first, rest) in rewards.items()]
         args = [self._engine, str(incarnation), "1" if full else "0", text(pairs), text(list(gone)), text(lists)]
         answer = await call(self._redis, "progress", names, [*args, keys.changed(base)])
-        return None if answer == -1 else Lacking(*[tuple(policies[int(at) - 1] for at in each) for each in answer])
+        if answer == -1:
+            return None
+        return MissingRewards(*[tuple(policies[int(at) - 1] for at in each) for each in answer])

@@ -77,8 +77,8 @@ async def test_a_copy_is_filled_and_completed_by_its_own_token_alone(
             await writer.complete(BASE, lost, 1)
     assert await reader.state(BASE) == CatalogState(0, 1, complete=False, manifests="s3://catalog/smol")
     await writer.complete(BASE, copy, 1)
-    assert (await reader.state(BASE)).whole(Source("s3://catalog/smol"))
-    assert not (await reader.state(BASE)).whole(Source("s3://catalog/other"))
+    assert (await reader.state(BASE)).is_complete_copy_of(Source("s3://catalog/smol"))
+    assert not (await reader.state(BASE)).is_complete_copy_of(Source("s3://catalog/other"))
 
 
 @pytest.mark.parametrize("manifests", ["smol", "other"])

@@ -11,7 +11,7 @@ from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S, MapReporter
 from mint_contracts.records import Failure, Held, Tier
-from mint_contracts.train_reporter import Lacking, TrainReporter
+from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from tests.contracts.placed import BASE, SOURCE, held, record
 
 
@@ -58,7 +58,7 @@ async def test_a_start_whose_clock_was_put_back_is_heard_once_the_one_before_has
     await reporter.leave()
     assert not await reporter.report(record(incarnation=now), [held("b")], [], full=False)
     assert await reporter.report(record(incarnation=now), [held("b")], [], full=True)
-    assert await TrainReporter(redis_client, BASE, "e-0").report(now, (), (), {}, full=True) == Lacking()
+    assert await TrainReporter(redis_client, BASE, "e-0").report(now, (), (), {}, full=True) == MissingRewards()
     (view,) = await reader.engines(BASE)
     assert (view.record, list(view.held)) == (record(incarnation=now), ["b"])
 

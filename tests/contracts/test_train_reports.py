@@ -9,7 +9,7 @@ from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
 from mint_contracts.rewards import Rewards
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.train_reporter import Lacking, TrainReporter
+from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Policy
 from mint_contracts.training_records import Progress, Stage, TrainAssignment, TrainChange
@@ -41,7 +41,7 @@ async def test_progress_is_set_changed_deleted_and_replaced_as_a_whole(
     redis_client: Redis, reporter: TrainReporter
 ) -> None:
     reader = TrainReader(redis_client)
-    assert await reporter.report(5, [progress("a"), progress("b")], (), {}, full=False) == Lacking()
+    assert await reporter.report(5, [progress("a"), progress("b")], (), {}, full=False) == MissingRewards()
     await reporter.report(5, [progress("a", 1)], ["b"], {}, full=False)
     assert await reader.progress(BASE, [ENGINE]) == {ENGINE: {"a": progress("a", 1)}}
     await reporter.report(5, [progress("c")], (), {}, full=True)
@@ -64,7 +64,7 @@ async def test_rewards_are_told_by_position_so_that_telling_them_again_changes_n
 async def test_a_list_that_was_lost_is_asked_for_from_its_start(reporter: TrainReporter, redis_client: Redis) -> None:
     await lease(redis_client, "a", "b")
     lacking = await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (3, [0.4])}, full=False)
-    assert lacking == Lacking(short=("b",))
+    assert lacking == MissingRewards(short=("b",))
     rewards = await TrainReader(redis_client).rewards(BASE, {"a": 0, "b": 0}, 10)
     assert rewards == {"a": Rewards(0, (0.1,)), "b": Rewards()}
 
@@ -76,14 +76,14 @@ async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, rep
     await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_trains={ENGINE: ("a",)}, del_rewards=("a",)))
     for first, full in ((1, False), (0, False), (0, True)):
         rewards = {"a": (first, [0.3]), "b": (1, [0.4])}
-        assert await reporter.report(5, (), (), rewards, full=full) == Lacking(unleased=("a",))
+        assert await reporter.report(5, (), (), rewards, full=full) == MissingRewards(unleased=("a",))
     assert not await redis_client.exists(keys.rewards(BASE, "a"))
     assert await TrainReader(redis_client).rewards(BASE, {"b": 0}, 10) == {"b": Rewards(0, (0.2, 0.4))}
 
 
 async def test_another_engines_lease_is_none(redis_client: Redis, reporter: TrainReporter) -> None:
     await lease(redis_client, "a", engine="e-1")
-    assert await reporter.report(5, (), (), {"a": (0, [0.1])}, full=False) == Lacking(unleased=("a",))
+    assert await reporter.report(5, (), (), {"a": (0, [0.1])}, full=False) == MissingRewards(unleased=("a",))
     assert not await redis_client.exists(keys.rewards(BASE, "a"))
 
 

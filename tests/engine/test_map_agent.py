@@ -12,7 +12,7 @@ import torch
 from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.map_reader import MapReader
-from mint_contracts.map_reporter import Heard, MapReporter
+from mint_contracts.map_reporter import MapReporter, ReportReply
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, EngineView, Held, MapChange, Tier
 from mint_contracts.source import Source
@@ -334,7 +334,7 @@ class Speaking:
             *,
             full: bool,
             over: int,
-        ) -> Heard:
+        ) -> ReportReply:
             self.sent.append(([each.adapter for each in changed], list(gone), full))
             return await report(reporter, record, changed, gone, full=full, over=over)
 

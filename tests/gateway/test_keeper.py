@@ -78,7 +78,7 @@ async def test_a_gateway_that_runs_on_reads_the_catalog_that_is_announced_where_
     await scene.writer.apply(BASE, MapChange(base=BaseRecord(BASE, catalog=moved), completes=False))
 
     async def read() -> bool:
-        return (await CatalogReader(scene.redis).state(BASE)).whole(moved)
+        return (await CatalogReader(scene.redis).state(BASE)).is_complete_copy_of(moved)
 
     await until(read)
     assert await named(scene.redis) == ["a/one"]

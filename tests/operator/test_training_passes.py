@@ -12,7 +12,7 @@ from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.train_reporter import Lacking, TrainReporter
+from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
 from mint_operator.kube import KubeError, connect
 from mint_operator.observing import decode, train_inputs
@@ -253,7 +253,7 @@ async def test_a_complete_wave_outlives_its_engine_s_start_and_then_the_operator
     before = (await stage.status("AdapterWave", "w"))["training"]
     engine = stage.engine(incarnation=2)
     await engine.report()
-    assert await TrainReporter(stage.redis, stage.base, "smol-0").report(2, (), (), {}, full=True) == Lacking()
+    assert await TrainReporter(stage.redis, stage.base, "smol-0").report(2, (), (), {}, full=True) == MissingRewards()
     for epoch in (None, 2, 3):
         if epoch is not None:
             stage.operator(epoch)

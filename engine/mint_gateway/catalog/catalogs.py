@@ -47,7 +47,7 @@ class Catalogs:
         Raises MapUnavailable after WHOLE_WAIT_S, or if Redis does not answer.
         """
         asked = time.monotonic()
-        while not (await self.reader.state(base)).whole(manifests):
+        while not (await self.reader.state(base)).is_complete_copy_of(manifests):
             if time.monotonic() - asked > WHOLE_WAIT_S:
                 raise incomplete(base)
             self._keeper.wake()

@@ -105,7 +105,7 @@ class Keeper:
         """Complete one catalog if needed, or sweep it when due. Raises MapUnavailable, and the store's errors."""
         state, start = await self._reader.state(base), await self._start()
         seen = self._seen.get(base)
-        if not state.whole(manifests):
+        if not state.is_complete_copy_of(manifests):
             done = await self._alone(base, lambda: self.rebuild(base, manifests))
         elif seen is None or start != seen[0] or state.version < seen[1]:
             done = await self._alone(base, lambda: self.sweep(base, manifests, young=True))
@@ -181,7 +181,7 @@ class Keeper:
             live = 1 << 63
 
         async def go_on() -> None:  # stop if Redis loses the catalog: it is rebuilt first
-            if not (await self._reader.state(base)).whole(manifests):
+            if not (await self._reader.state(base)).is_complete_copy_of(manifests):
                 raise incomplete(base)
 
         await compact(Parts(manifests), names, settled, live, horizon, stored=stored, go_on=go_on)
