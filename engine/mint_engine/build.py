@@ -23,7 +23,7 @@ from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
 from mint_engine.model.reference import load_part
 from mint_engine.model.unpacked import let_go
-from mint_engine.parallel.greeting import Entrance
+from mint_engine.parallel.handshake import RanksEndpoint
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.ranks import Ranks
@@ -49,7 +49,7 @@ def build(
     equip: Equip = _nothing,
     on_lost: Callable[[], None] = _nothing,
     threads: int = 0,
-    entrance: Entrance | None = None,
+    endpoint: RanksEndpoint | None = None,
     headway: Headway | None = None,
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
@@ -57,7 +57,7 @@ def build(
     Without `limits` the base's default limits apply. `equip` gets the base before serving replaces its modules; with
     several ranks it gets the first rank's share, and the Lead by which that directs the others. `on_lost` is called,
     on any thread, if another rank has ended or nothing can be computed any more: then this engine cannot continue.
-    `threads` is the number per rank; 0: its share of the cores. Other nodes connect at the `entrance`. `headway`
+    `threads` is the number per rank; 0: its share of the cores. Other nodes connect at the `endpoint`. `headway`
     counts what is read of the base.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ def build(
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
         base, slots, generation = _build_rank_0(
-            settings, base_path, limits, threads, device, equip, on_lost, entrance, headway
+            settings, base_path, limits, threads, device, equip, on_lost, endpoint, headway
         )
     else:
         base = load_base(
@@ -116,11 +116,11 @@ def _build_rank_0(
     device: torch.device,
     equip: Equip,
     on_lost: Callable[[], None],
-    entrance: Entrance | None,
+    endpoint: RanksEndpoint | None,
     headway: Headway | None,
 ) -> tuple[Base, Slots, Generation]:
     rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
-    ranks = Ranks(settings, base_path, rows, threads, on_lost, entrance)
+    ranks = Ranks(settings, base_path, rows, threads, on_lost, endpoint)
     try:
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
         # Rank 0 reads the complete base while the others read their shares: what all compute together is compared

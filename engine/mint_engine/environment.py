@@ -12,7 +12,7 @@ import msgspec
 from mint_contracts import settings
 from mint_contracts.addresses import bracketed
 from mint_contracts.settings import EngineSettings
-from mint_engine.parallel.greeting import Entrance, key_of
+from mint_engine.parallel.handshake import RanksEndpoint, key_of
 
 # torch does not round pinned allocations of more MiB than this up to a power of two, and releases them when freed
 # (CachingHostAllocator.h). By default adapters in host memory took up to twice the memory that they count for.
@@ -29,7 +29,7 @@ class Start(msgspec.Struct, frozen=True):
     cache: Path
     port: int
     metrics_port: int
-    entrance: Entrance | None = None  # for an engine over several nodes: where its leader accepts the others
+    endpoint: RanksEndpoint | None = None  # for an engine over several nodes: where its leader accepts the others
     node: int = 0  # the index of this node within the engine
     leader: str = ""  # the host of node 0
 
@@ -73,7 +73,7 @@ def _among_nodes(start: Start, ranks_port: int) -> Start:
     # The secret that a base's pods share: the map's password, if there is one.
     key = key_of(os.environ.get(settings.REDIS_PASSWORD, ""), start.settings.base_model)
     return msgspec.structs.replace(
-        start, entrance=Entrance(ranks_port, key), node=node, leader=found[settings.LEADER_ADDRESS]
+        start, endpoint=RanksEndpoint(ranks_port, key), node=node, leader=found[settings.LEADER_ADDRESS]
     )
 
 

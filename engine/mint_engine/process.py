@@ -287,7 +287,7 @@ async def run(start: Start) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     start_http_server(start.metrics_port, everywhere())
-    server = await listen(start.settings, start.engine, start.port, entrance=start.entrance)
+    server = await listen(start.settings, start.engine, start.port, endpoint=start.endpoint)
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)
     following = asyncio.create_task(process.follow())

@@ -26,7 +26,7 @@ from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
 from mint_engine.model.routes import RouteShape
-from mint_engine.parallel.greeting import Entrance
+from mint_engine.parallel.handshake import RanksEndpoint
 from mint_engine.policies.register import Register
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
@@ -64,11 +64,11 @@ class EngineServer:
         settings: EngineSettings,
         services: Services,
         limits: Limits | None,
-        entrance: Entrance | None,
+        endpoint: RanksEndpoint | None,
     ) -> None:
         self._settings = settings
         self._services = services
-        self._limits, self._entrance = limits, entrance
+        self._limits, self._endpoint = limits, endpoint
         self._health = health.aio.HealthServicer()
         trains = TRAINER_OPTIONS if settings.training_store is not None else ()
         self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", IDLE_MS), *trains])
@@ -157,7 +157,7 @@ class EngineServer:
             self._limits,
             equip,
             on_lost,
-            entrance=self._entrance,
+            endpoint=self._endpoint,
             headway=headway,
         )
         try:
@@ -289,9 +289,9 @@ async def listen(
     engine: str,
     port: int,
     limits: Limits | None = None,
-    entrance: Entrance | None = None,
+    endpoint: RanksEndpoint | None = None,
 ) -> EngineServer:
     """Start an engine's server, which does not serve yet. `engine` is its name, e.g. the pod's."""
-    server = EngineServer(settings, Services(settings, engine), limits, entrance)
+    server = EngineServer(settings, Services(settings, engine), limits, endpoint)
     await server.start(port)
     return server

@@ -224,7 +224,7 @@ async def running(
     """Serve `base` with `adapters` in its slots; at the end, drain and check that the books balance."""
     told = settings_for(base, **settings)
     with other_nodes(told) as group:
-        server = await listen(told, "tiny-0", 0, limits, group.entrance)
+        server = await listen(told, "tiny-0", 0, limits, group.endpoint)
         try:
             holder = await server.load(base, lambda _, slots: FixedHolder(slots, adapters or {}))
             assert isinstance(holder, FixedHolder)

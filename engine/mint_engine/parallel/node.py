@@ -11,7 +11,7 @@ from mint_contracts.errors import EngineUnavailable, MintError
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import send_content
 from mint_engine.parallel.edition import edition
-from mint_engine.parallel.greeting import Channel
+from mint_engine.parallel.handshake import Channel
 from mint_engine.parallel.messages import Begin, End, Passes, Refused, SlotChange
 from mint_engine.parallel.rank import ANSWER_S, TELL_S, expect_ready, gone
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-from mint_engine.parallel.greeting import Entrance, Stranger, admit
+from mint_engine.parallel.handshake import AuthenticationFailed, RanksEndpoint, accept
 from mint_engine.parallel.node import Node
 
 _AT_ONCE = 256  # simultaneous greetings: 64 nodes have two connections each, and strangers may connect, too
@@ -20,13 +20,13 @@ _log = structlog.get_logger(__name__)
 class NodeListener:
     """Listens from its construction until it is closed."""
 
-    def __init__(self, entrance: Entrance, nodes: Sequence[Node]) -> None:
+    def __init__(self, endpoint: RanksEndpoint, nodes: Sequence[Node]) -> None:
         """Raises OSError if the port is taken."""
-        self._key = entrance.key
+        self._key = endpoint.key
         self._nodes = {node.number: node for node in nodes}
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
-        self._listener = socket.create_server(("", entrance.port), family=family, dualstack_ipv6=both)
+        self._listener = socket.create_server(("", endpoint.port), family=family, dualstack_ipv6=both)
         self._greeting = threading.BoundedSemaphore(_AT_ONCE)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -57,11 +57,11 @@ class NodeListener:
         """Greet one connection, on its own thread: a slow or unknown one does not keep others from connecting."""
         entered, why = False, ""
         try:
-            hello = admit(connection, self._key)
+            hello = accept(connection, self._key)
             node = self._nodes.get(hello.node)
             entered = node is not None and node.enter(hello.channel, connection)
             why = "" if entered else f"node {hello.node} is already connected, or not part of this engine"
-        except (Stranger, OSError, ValueError) as error:
+        except (AuthenticationFailed, OSError, ValueError) as error:
             why = str(error)
         finally:
             self._greeting.release()

@@ -25,7 +25,7 @@ from mint_engine.kernels.library import instruction_set
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import make_files
-from mint_engine.parallel.greeting import Entrance
+from mint_engine.parallel.handshake import RanksEndpoint
 from mint_engine.parallel.member import Member, extent_of, join
 from mint_engine.parallel.messages import (
     Begin,
@@ -65,9 +65,9 @@ class Ranks:
         rows: int,
         threads: int,
         on_end: Callable[[], None],
-        entrance: Entrance | None = None,
+        endpoint: RanksEndpoint | None = None,
     ) -> None:
-        """Start them: each begins to load its share, those of other nodes once these have come to the `entrance`.
+        """Start them: each begins to load its share, those of other nodes once these have come to the `endpoint`.
 
         `on_end` is called, on a thread, when they cannot continue. Raises EngineUnavailable if it cannot listen.
         """
@@ -87,7 +87,7 @@ class Ranks:
         self._listener: NodeListener | None = None
         self._files = make_files()
         try:
-            self._listener = _listen(entrance, self._nodes) if self._nodes else None
+            self._listener = _listen(endpoint, self._nodes) if self._nodes else None
             for begin in begins[1:each]:
                 self._others.append(rank := Rank(begin.rank, self._files, self._ended))
                 with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
@@ -231,14 +231,14 @@ class Ranks:
             self.end()
 
 
-def _listen(entrance: Entrance | None, nodes: Sequence[Node]) -> NodeListener:
-    if entrance is None:
+def _listen(endpoint: RanksEndpoint | None, nodes: Sequence[Node]) -> NodeListener:
+    if endpoint is None:
         raise EngineUnavailable("engine", "has several nodes, but no port for them to connect to")
     try:
-        return NodeListener(entrance, nodes)
+        return NodeListener(endpoint, nodes)
     except OSError as error:
         raise EngineUnavailable(
-            "engine", f"cannot listen for its other nodes on port {entrance.port} ({error})"
+            "engine", f"cannot listen for its other nodes on port {endpoint.port} ({error})"
         ) from error
 
 

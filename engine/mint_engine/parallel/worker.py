@@ -34,7 +34,7 @@ from mint_engine.parallel import messages
 from mint_engine.parallel.content import not_kept, receive_content
 from mint_engine.parallel.edition import edition
 from mint_engine.parallel.files import make_files
-from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
+from mint_engine.parallel.handshake import AuthenticationFailed, Channel, Hello, authenticate
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
 from mint_engine.parallel.rank import Rank, refusal
 from mint_engine.parallel.readiness import Readiness
@@ -88,7 +88,7 @@ def run(start: Start) -> int:
         try:
             _serve(start, own, life.met)
             life.part()
-        except (OSError, EOFError, Stranger) as error:
+        except (OSError, EOFError, AuthenticationFailed) as error:
             _log.info("leader_away", leader=start.leader, why=str(error) or type(error).__name__)
             if life.met.is_set():
                 return ENDED
@@ -130,7 +130,7 @@ class OwnBase:
 
 
 def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
-    """Connect to the leader and serve it until it ends in good order. Raises OSError, EOFError or Stranger."""
+    """Connect to the leader and serve it until it ends in order. Raises OSError, EOFError or AuthenticationFailed."""
     base = own.find()  # while the leader looks for its own
     with _connected(start, Channel.STEPS) as steps, _connected(start, Channel.SLOTS) as slots:
         if messages.receive(steps) != edition():  # messages of a different edition cannot be decoded
@@ -200,9 +200,9 @@ def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:
 
 @contextmanager
 def _connected(start: Start, channel: Channel) -> Iterator[socket.socket]:
-    assert start.entrance is not None  # noqa: S101 - set for an engine over several nodes
-    with socket.create_connection((start.leader, start.entrance.port), CONNECT_S) as connection:
-        introduce(connection, start.entrance.key, Hello(start.node, channel))
+    assert start.endpoint is not None  # noqa: S101 - set for an engine over several nodes
+    with socket.create_connection((start.leader, start.endpoint.port), CONNECT_S) as connection:
+        authenticate(connection, start.endpoint.key, Hello(start.node, channel))
         try:
             yield connection
         finally:

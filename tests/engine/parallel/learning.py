@@ -108,7 +108,7 @@ def engine(
 
     with other_nodes(settings) as group:
         _, slots, generation = build(
-            settings, base, Limits(), equip, lambda: lost.append(True), threads=1, entrance=group.entrance
+            settings, base, Limits(), equip, lambda: lost.append(True), threads=1, endpoint=group.endpoint
         )
         try:
             yield Learning(trainers[0], slots, generation, lost, group.workers)

@@ -15,7 +15,7 @@ import msgspec
 
 from mint_contracts import settings as contracts
 from mint_contracts.settings import EngineSettings
-from mint_engine.parallel.greeting import Entrance, key_of
+from mint_engine.parallel.handshake import RanksEndpoint, key_of
 from tests.logs import whole_lines
 from tests.redis_process import free_port
 
@@ -39,9 +39,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class Group:
-    """The entrance for the other nodes, and their workers; empty if the engine has one node."""
+    """The endpoint for the other nodes, and their workers; empty if the engine has one node."""
 
-    entrance: Entrance | None
+    endpoint: RanksEndpoint | None
     workers: list[Worker]
 
 
@@ -54,8 +54,8 @@ def group_environment(node: int, nodes: int) -> dict[str, str]:
     }
 
 
-def entrance_of(settings: EngineSettings, port: int) -> Entrance:
-    return Entrance(port, key_of(PASSWORD, settings.base_model))
+def endpoint_of(settings: EngineSettings, port: int) -> RanksEndpoint:
+    return RanksEndpoint(port, key_of(PASSWORD, settings.base_model))
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def worker(
 
 @contextmanager
 def other_nodes(settings: EngineSettings) -> Iterator[Group]:
-    """Run all of an engine's nodes but the leader's, which connect to its entrance."""
+    """Run all of an engine's nodes but the leader's, which connect to its endpoint."""
     if settings.nodes == 1:
         yield Group(None, [])
         return
@@ -98,4 +98,4 @@ def other_nodes(settings: EngineSettings) -> Iterator[Group]:
         workers = [
             stack.enter_context(worker(settings, port, Path(folder), node)) for node in range(1, settings.nodes)
         ]
-        yield Group(entrance_of(settings, port), workers)
+        yield Group(endpoint_of(settings, port), workers)

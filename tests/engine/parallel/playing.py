@@ -37,7 +37,7 @@ def built(
 ) -> Iterator[tuple[Slots, Generation]]:
     settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, nodes=nodes)
     with other_nodes(settings) as group:
-        _, slots, generation = build(settings, base, limits or Limits(), entrance=group.entrance)
+        _, slots, generation = build(settings, base, limits or Limits(), endpoint=group.endpoint)
         try:
             yield slots, generation
         finally:

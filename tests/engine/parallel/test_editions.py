@@ -9,7 +9,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
 from mint_engine.parallel.node import Node
 from mint_engine.parallel.node_listener import NodeListener
-from tests.engine.parallel.nodes import entrance_of, worker
+from tests.engine.parallel.nodes import endpoint_of, worker
 from tests.engine.running import save_base, settings_for
 from tests.redis_process import free_port
 
@@ -29,7 +29,7 @@ def test_a_node_of_other_code_than_its_leaders_is_refused(tmp_path: Path, monkey
     base, port = save_base(tmp_path / "base"), free_port()
     settings = settings_for(base, tensor_parallel_size=2, nodes=2)
     node = Node(1, Begin(settings, str(base), "new", 1), lambda *_: None)  # type: ignore[arg-type]
-    listener = NodeListener(entrance_of(settings, port), [node])
+    listener = NodeListener(endpoint_of(settings, port), [node])
     try:
         with worker(settings, port, tmp_path) as other:
             with pytest.raises(

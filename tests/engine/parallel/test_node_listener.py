@@ -17,7 +17,15 @@ from mint_engine.environment import read_environment
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import receive_content, send_content
 from mint_engine.parallel.edition import edition
-from mint_engine.parallel.greeting import Channel, Entrance, Hello, Stranger, admit, introduce, key_of
+from mint_engine.parallel.handshake import (
+    AuthenticationFailed,
+    Channel,
+    Hello,
+    RanksEndpoint,
+    accept,
+    authenticate,
+    key_of,
+)
 from mint_engine.parallel.messages import Begin, End, Ready
 from mint_engine.parallel.node import Node, is_of_node
 from mint_engine.parallel.node_listener import NodeListener
@@ -34,7 +42,7 @@ BEGIN = Begin(settings_for(Path("/base"), nodes=2, tensor_parallel_size=4), "/ba
 def node_to_be() -> Iterator[tuple[Node, int]]:
     """Node 1, as its leader waits for it, and the port at which it may connect."""
     port, node = free_port(), Node(1, BEGIN, lambda *_: None)
-    listener = NodeListener(Entrance(port, KEY), [node])
+    listener = NodeListener(RanksEndpoint(port, KEY), [node])
     try:
         yield node, port
     finally:
@@ -52,7 +60,7 @@ def come_in(port: int, key: bytes = KEY) -> list[socket.socket]:
     found = []
     for channel in Channel:
         found.append(connect(port))
-        introduce(found[-1], key, Hello(1, channel))
+        authenticate(found[-1], key, Hello(1, channel))
     assert messages.receive(found[0]) == edition()
     return found
 
@@ -61,9 +69,9 @@ def test_a_node_comes_in_and_is_told_to_begin_whoever_else_is_there() -> None:
     with node_to_be() as (node, port):
         silent, rude = connect(port), connect(port)
         rude.sendall(os.urandom(4096))
-        with pytest.raises((Stranger, OSError)):
+        with pytest.raises((AuthenticationFailed, OSError)):
             come_in(port, key_of("another password", "team/smol"))
-        with pytest.raises((Stranger, OSError)):
+        with pytest.raises((AuthenticationFailed, OSError)):
             come_in(port, key_of("a password", "team/other"))
         steps, _slots = come_in(port)
         assert messages.decode_command(messages.receive(steps)) == BEGIN
@@ -80,7 +88,7 @@ def test_a_node_is_let_in_once_and_only_if_it_is_of_the_engine(number: int) -> N
         steps, _slots = come_in(port)
         assert messages.decode_command(messages.receive(steps)) == BEGIN
         refused = connect(port)
-        introduce(refused, KEY, Hello(number, Channel.STEPS))
+        authenticate(refused, KEY, Hello(number, Channel.STEPS))
         assert refused.recv(1) == b""
         steps.settimeout(0.1)
         with pytest.raises(TimeoutError):  # the first one stays
@@ -90,7 +98,7 @@ def test_a_node_is_let_in_once_and_only_if_it_is_of_the_engine(number: int) -> N
 def test_one_that_broke_off_half_way_may_come_again() -> None:
     with node_to_be() as (_, port):
         half = connect(port)
-        introduce(half, KEY, Hello(1, Channel.STEPS))
+        authenticate(half, KEY, Hello(1, Channel.STEPS))
         half.close()
         steps, _slots = come_in(port)
         assert messages.decode_command(messages.receive(steps)) == BEGIN
@@ -116,7 +124,7 @@ def test_a_node_that_goes_is_missed_at_once() -> None:
     gone = threading.Event()
     port = free_port()
     node = Node(1, BEGIN, lambda *_: gone.set())
-    listener = NodeListener(Entrance(port, KEY), [node])
+    listener = NodeListener(RanksEndpoint(port, KEY), [node])
     steps, _slots = come_in(port)
     messages.receive(steps)
     messages.send(steps, Ready())
@@ -148,7 +156,7 @@ def in_pair(act: Callable[[socket.socket], object]) -> socket.socket:
     listener.close()
 
     def run() -> None:
-        with suppress(Stranger, OSError):
+        with suppress(AuthenticationFailed, OSError):
             act(theirs)
 
     threading.Thread(target=run, daemon=True).start()
@@ -161,8 +169,8 @@ def test_a_leader_that_does_not_know_the_key_is_a_stranger_too() -> None:
         theirs.recv(1024)
         theirs.sendall(bytes(32))
 
-    with pytest.raises(Stranger, match="key"):
-        introduce(in_pair(pose), KEY, Hello(1, Channel.STEPS))
+    with pytest.raises(AuthenticationFailed, match="key"):
+        authenticate(in_pair(pose), KEY, Hello(1, Channel.STEPS))
 
 
 def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
@@ -174,10 +182,10 @@ def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
         overheard.append(theirs.recv(1024))
         theirs.close()
 
-    with pytest.raises((Stranger, OSError)):
-        introduce(in_pair(listen), KEY, Hello(1, Channel.STEPS))
-    with pytest.raises(Stranger, match="key"):
-        admit(in_pair(lambda theirs: theirs.sendall(overheard[0])), KEY)
+    with pytest.raises((AuthenticationFailed, OSError)):
+        authenticate(in_pair(listen), KEY, Hello(1, Channel.STEPS))
+    with pytest.raises(AuthenticationFailed, match="key"):
+        accept(in_pair(lambda theirs: theirs.sendall(overheard[0])), KEY)
 
 
 def test_who_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +194,9 @@ def test_who_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
             theirs.sendall(b"x")
             time.sleep(0.05)
 
-    monkeypatch.setattr("mint_engine.parallel.greeting.GREETING_S", 0.5)
+    monkeypatch.setattr("mint_engine.parallel.handshake.HANDSHAKE_S", 0.5)
     with pytest.raises(OSError, match="timed out"):
-        admit(in_pair(trickle), KEY)
+        accept(in_pair(trickle), KEY)
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) + 7])
@@ -229,7 +237,7 @@ def start(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], nodes: i
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     found = read_environment(1, 2, 3)
-    assert (found.entrance is None) == (nodes == 1)
+    assert (found.endpoint is None) == (nodes == 1)
     return Hello(found.node, Channel.STEPS)
 
 

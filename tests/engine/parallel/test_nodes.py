@@ -31,7 +31,7 @@ from mint_engine.training.work import Work
 from tests.engine import saved_families
 from tests.engine.families import BY_MODULES
 from tests.engine.parallel.learning import NAMES, engine
-from tests.engine.parallel.nodes import entrance_of, other_nodes, worker
+from tests.engine.parallel.nodes import endpoint_of, other_nodes, worker
 from tests.engine.parallel.playing import TURNS, built, play
 from tests.engine.parallel.processes import followers, ranks_until
 from tests.engine.running import packed, save_adapter, save_base, settings_for
@@ -78,8 +78,8 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
     for nodes in (1, 2):
         settings = settings_for(base, dtype="bfloat16", tensor_parallel_size=2, nodes=nodes)
         with other_nodes(settings) as group:
-            with strangers(group.entrance.port) if group.entrance else nullcontext():
-                _, slots, generation = build(settings, base, Limits(), entrance=group.entrance)
+            with strangers(group.endpoint.port) if group.endpoint else nullcontext():
+                _, slots, generation = build(settings, base, Limits(), endpoint=group.endpoint)
             try:
                 workers = [each.process.pid for each in group.workers]
                 for pid in (*workers, *followers(), *(rank for each in workers for rank in followers(each))):
@@ -144,7 +144,7 @@ async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_
     settings, port = over_two_nodes("pvc://models/tiny"), free_port()
 
     def bring_up() -> None:
-        _, _, generation = build(settings, ours, Limits(), entrance=entrance_of(settings, port))
+        _, _, generation = build(settings, ours, Limits(), endpoint=endpoint_of(settings, port))
         generation.close()
 
     with worker(settings, port, tmp_path, claims=tmp_path / "worker") as other:
@@ -171,7 +171,7 @@ async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> N
             worker(theirs, port, tmp_path, claims=tmp_path / "nowhere"),
             pytest.raises(Exception, match="node 1: ") as raised,
         ):
-            build(settings, ours, Limits(), entrance=entrance_of(settings, port))
+            build(settings, ours, Limits(), endpoint=endpoint_of(settings, port))
         return f"{type(raised.value).__name__}: {raised.value}"
 
     assert (
@@ -238,7 +238,7 @@ async def test_neither_a_listener_nor_a_rank_stays_where_not_all_ranks_can_be_st
 ) -> None:
     base = save_base(tmp_path)
     settings = settings_for(base, tensor_parallel_size=6, nodes=2)
-    entrance, first = entrance_of(settings, free_port()), list[Rank]()
+    endpoint, first = endpoint_of(settings, free_port()), list[Rank]()
 
     def start_one(*arguments: Any) -> Rank:
         if first:
@@ -249,7 +249,7 @@ async def test_neither_a_listener_nor_a_rank_stays_where_not_all_ranks_can_be_st
     monkeypatch.setattr("mint_engine.parallel.ranks.Rank", start_one)
     for _ in range(2):
         with pytest.raises(OSError, match="Too many open files"):
-            build(settings, base, entrance=entrance)
+            build(settings, base, endpoint=endpoint)
         started = first.pop()
         assert not started._thread.is_alive()
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from enum import IntEnum
 
-GREETING_S = 10.0  # time limit of a complete greeting
+HANDSHAKE_S = 10.0  # time limit of a complete handshake
 _NONCE = 32
 _HELLO = struct.Struct("<IB")
 # Probes detect an end that vanished silently; an end that accepts no data has as long as ranks wait for each other.
@@ -40,14 +40,14 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Entrance:
+class RanksEndpoint:
     """Where an engine's leader accepts its other nodes, and the key that they share."""
 
     port: int
     key: bytes
 
 
-class Stranger(Exception):
+class AuthenticationFailed(Exception):
     """The other end cannot prove that it belongs to this engine."""
 
 
@@ -56,31 +56,33 @@ def key_of(secret: str, base_model: str) -> bytes:
     return hmac.digest(secret.encode(), f"mint-ranks {base_model}".encode(), hashlib.sha256)
 
 
-def admit(connection: socket.socket, key: bytes) -> Hello:
-    """Greet as the leader. Raises Stranger, or OSError if the other end is too slow or gone."""
-    deadline = time.monotonic() + GREETING_S
+def accept(connection: socket.socket, key: bytes) -> Hello:
+    """Greet as the leader. Raises AuthenticationFailed, or OSError if the other end is too slow or gone."""
+    deadline = time.monotonic() + HANDSHAKE_S
     ours = secrets.token_bytes(_NONCE)
-    connection.settimeout(GREETING_S)
+    connection.settimeout(HANDSHAKE_S)
     connection.sendall(ours)
-    greeting = _read(connection, _HELLO.size, deadline)
+    hello_bytes = _read(connection, _HELLO.size, deadline)
     theirs, proof = _read(connection, _NONCE, deadline), _read(connection, _NONCE, deadline)
-    if not hmac.compare_digest(proof, _proof(key, b"other", ours, theirs, greeting)):
-        raise Stranger("does not know the engine's key")
-    node, channel = _HELLO.unpack(greeting)
-    connection.sendall(_proof(key, b"leader", theirs, ours, greeting))
+    if not hmac.compare_digest(proof, _proof(key, b"other", ours, theirs, hello_bytes)):
+        raise AuthenticationFailed("does not know the engine's key")
+    node, channel = _HELLO.unpack(hello_bytes)
+    connection.sendall(_proof(key, b"leader", theirs, ours, hello_bytes))
     prepare(connection)
     return Hello(node, Channel(channel))
 
 
-def introduce(connection: socket.socket, key: bytes, hello: Hello) -> None:
-    """Greet as the other node. Raises as `admit` does."""
-    deadline = time.monotonic() + GREETING_S
-    connection.settimeout(GREETING_S)
+def authenticate(connection: socket.socket, key: bytes, hello: Hello) -> None:
+    """Greet as the other node. Raises as `accept` does."""
+    deadline = time.monotonic() + HANDSHAKE_S
+    connection.settimeout(HANDSHAKE_S)
     theirs, ours = _read(connection, _NONCE, deadline), secrets.token_bytes(_NONCE)
-    greeting = _HELLO.pack(hello.node, hello.channel)
-    connection.sendall(greeting + ours + _proof(key, b"other", theirs, ours, greeting))
-    if not hmac.compare_digest(_read(connection, _NONCE, deadline), _proof(key, b"leader", ours, theirs, greeting)):
-        raise Stranger("does not know the engine's key")
+    hello_bytes = _HELLO.pack(hello.node, hello.channel)
+    connection.sendall(hello_bytes + ours + _proof(key, b"other", theirs, ours, hello_bytes))
+    if not hmac.compare_digest(
+        _read(connection, _NONCE, deadline), _proof(key, b"leader", ours, theirs, hello_bytes)
+    ):
+        raise AuthenticationFailed("does not know the engine's key")
     prepare(connection)
 
 
@@ -94,17 +96,17 @@ def prepare(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
 
 
-def _proof(key: bytes, role: bytes, asked: bytes, own: bytes, greeting: bytes) -> bytes:
-    return hmac.digest(key, role + asked + own + greeting, hashlib.sha256)
+def _proof(key: bytes, role: bytes, asked: bytes, own: bytes, hello_bytes: bytes) -> bytes:
+    return hmac.digest(key, role + asked + own + hello_bytes, hashlib.sha256)
 
 
 def _read(connection: socket.socket, count: int, deadline: float) -> bytes:
-    """Read exactly `count` bytes before the deadline. Raises Stranger if the other end closes the connection."""
+    """Read exactly `count` bytes before the deadline. Raises AuthenticationFailed at the connection's end."""
     found = bytearray()
     while len(found) < count:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         piece = connection.recv(count - len(found))
         if not piece:
-            raise Stranger("hung up")
+            raise AuthenticationFailed("hung up")
         found += piece
     return bytes(found)
