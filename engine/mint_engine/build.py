@@ -32,7 +32,7 @@ from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.places import limits_of
 from mint_engine.scheduling.scheduler import Limits
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.training.trainer import Lead
 
 Equip = Callable[[Base, Slots, Lead | None], None]
@@ -50,14 +50,14 @@ def build(
     on_lost: Callable[[], None] = _nothing,
     threads: int = 0,
     endpoint: RanksEndpoint | None = None,
-    headway: Headway | None = None,
+    progress: LoadProgress | None = None,
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
 
     Without `limits` the base's default limits apply. `equip` gets the base before serving replaces its modules; with
     several ranks it gets the first rank's share, and the Lead by which that directs the others. `on_lost` is called,
     on any thread, if another rank has ended or nothing can be computed any more: then this engine cannot continue.
-    `threads` is the number per rank; 0: its share of the cores. Other nodes connect at the `endpoint`. `headway`
+    `threads` is the number per rank; 0: its share of the cores. Other nodes connect at the `endpoint`. `progress`
     counts what is read of the base.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ def build(
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
         base, slots, generation = _build_rank_0(
-            settings, base_path, limits, threads, device, equip, on_lost, endpoint, headway
+            settings, base_path, limits, threads, device, equip, on_lost, endpoint, progress
         )
     else:
         base = load_base(
@@ -74,7 +74,7 @@ def build(
             dtype,
             device,
             admit=partial(check_config, settings),
-            headway=headway,
+            progress=progress,
             quantised_experts=settings.quantised_experts,
         )
         base = replace(base, context_length=settings.context_length)
@@ -117,7 +117,7 @@ def _build_rank_0(
     equip: Equip,
     on_lost: Callable[[], None],
     endpoint: RanksEndpoint | None,
-    headway: Headway | None,
+    progress: LoadProgress | None,
 ) -> tuple[Base, Slots, Generation]:
     rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
     ranks = Ranks(settings, base_path, rows, threads, on_lost, endpoint)
@@ -127,7 +127,7 @@ def _build_rank_0(
         # with what transformers computes from it.
         admit = partial(check_config, settings)
         dtype, keep = choose_dtype(settings.dtype), settings.quantised_experts
-        base, reference = load_part(base_path, dtype, part, admit, headway, ranks.listen, quantised_experts=keep)
+        base, reference = load_part(base_path, dtype, part, admit, progress, ranks.listen, quantised_experts=keep)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group, settings.ranks_per_node))

@@ -46,7 +46,7 @@ from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
 from mint_engine.sources.fetch_base import copied_marks, drop_base, drop_stale, fetch_base, source_marks
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of the 60 that the operator gives a pod to end; also fits the usual 30
@@ -73,7 +73,7 @@ class Process:
         self._residency: Residency | None = None
         self._roster: Roster | None = None
         self._failure: Failure | None = None
-        self._rising = Headway()
+        self._load_progress = LoadProgress()
         self._refused: tuple[Mapping[str, str], Failure] | None = None  # a deleted copy: its source's marks, and why
         self._leaving = False
         self._announcement_cache = _announcement_cache_of(start)
@@ -100,7 +100,7 @@ class Process:
             for each in beside:
                 each.cancel()
 
-    async def bring_up(self) -> None:
+    async def load_base(self) -> None:
         """Fetch and load the base; retry until it works, and report to the map meanwhile why it does not."""
         attempt = 0
         while (failure := await self._try_base()) is not None:
@@ -130,7 +130,7 @@ class Process:
             await self._residency.close()
         log.info("drained", finished=finished)
 
-    async def fall(self) -> int:
+    async def abort(self) -> int:
         """Report that this engine is away, after a rank or the device was lost; return the exit code to restart."""
         log.error("engine_lost", running=self._server.load_now.running)
         self._leaving = True
@@ -150,7 +150,7 @@ class Process:
                 Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
             )
         finally:
-            self._rising.end()
+            self._load_progress.end()
 
     async def _fetch_and_load(self) -> Failure | None:
         source, cache = self._start.settings.source, self._start.cache
@@ -158,8 +158,8 @@ class Process:
             if failure := await asyncio.to_thread(self._refused_still):
                 return failure
             look = partial(check_small_files, self._start.settings)
-            path = await asyncio.to_thread(fetch_base, source, cache, look, self._rising)
-            await self._server.load(path, self._make_residency, self._rising)
+            path = await asyncio.to_thread(fetch_base, source, cache, look, self._load_progress)
+            await self._server.load(path, self._make_residency, self._load_progress)
             leave_cores()
             self._open_training()
         except MintError as error:
@@ -255,7 +255,7 @@ class Process:
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
         residency, load, settings = self._residency, self._server.load_now, self._start.settings
-        bringing, passing = self._rising.now, self._failure is not None and not self._failure.terminal
+        bringing, passing = self._load_progress.now, self._failure is not None and not self._failure.terminal
         return EngineRecord(
             engine=self._start.engine,
             address=self._start.address,
@@ -291,14 +291,14 @@ async def run(start: Start) -> int:
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)
     following = asyncio.create_task(process.follow())
-    rising = asyncio.create_task(process.bring_up())
+    loading = asyncio.create_task(process.load_base())
     signalled, lost = asyncio.create_task(ended.wait()), asyncio.create_task(server.lost.wait())
     await asyncio.wait({following, signalled, lost}, return_when=asyncio.FIRST_COMPLETED)
     if following.done():
         return _why_ended(following, start)
-    rising.cancel()
+    loading.cancel()
     if lost.done():
-        return await process.fall()
+        return await process.abort()
     ended.clear()
     draining, again = asyncio.create_task(process.drain()), asyncio.create_task(ended.wait())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)

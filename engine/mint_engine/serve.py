@@ -40,7 +40,7 @@ from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.training.trainer import Lead, Trainer
 
 MakeHolder = Callable[[Base, Slots], Holder]
@@ -125,11 +125,11 @@ class EngineServer:
             raise RuntimeError("the base is not loaded")
         return self._services.parts.slots
 
-    async def load(self, base_path: Path, make_holder: MakeHolder, headway: Headway | None = None) -> Holder:
+    async def load(self, base_path: Path, make_holder: MakeHolder, progress: LoadProgress | None = None) -> Holder:
         """Load the base and begin to serve. `make_holder` is called with it and the empty slots, on this loop.
 
-        `headway` counts what is read of the base. Raises a MintError if the base cannot be served; may then be called
-        again.
+        `progress` counts what is read of the base. Raises a MintError if the base cannot be served; may then be
+        called again.
         """
         if self._services.parts is not None:
             raise RuntimeError("the base is loaded already")
@@ -158,7 +158,7 @@ class EngineServer:
             equip,
             on_lost,
             endpoint=self._endpoint,
-            headway=headway,
+            progress=progress,
         )
         try:
             holder = make_holder(base, slots)

@@ -16,7 +16,7 @@ from mint_contracts.records import COPYING
 from mint_contracts.source import Source, child
 from mint_engine.sources.base_copy import PARTIAL
 from mint_engine.sources.fetch_base import cached_base, copied_marks, fetch_base, source_marks
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import stores
 
 WEIGHTS = "model.safetensors"
@@ -27,15 +27,15 @@ class Killed(BaseException):
     """An exception that no part of the engine catches."""
 
 
-class Ending(Headway):
+class Ending(LoadProgress):
     """Ends the copying process, as a signal does, after a number of bytes."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
         self._left = after
 
-    def more(self, count: int) -> None:
-        super().more(count)
+    def moved(self, count: int) -> None:
+        super().moved(count)
         self._left -= count
         if self._left <= 0:
             raise Killed
@@ -92,10 +92,10 @@ def saved(folder: Path, seed: bytes = b"1") -> Path:
     return folder
 
 
-def fetched(source: Source, cache: Path, headway: Headway | None = None) -> tuple[bytes, int]:
+def fetched(source: Source, cache: Path, progress: LoadProgress | None = None) -> tuple[bytes, int]:
     """The copied weights, and the byte at which copying them began."""
     with capture_logs() as lines:
-        path = fetch_base(source, cache, lambda *_: None, headway)
+        path = fetch_base(source, cache, lambda *_: None, progress)
     assert [each.name for each in (cache / "base").iterdir()] == [path.name], "nothing is left beside it"
     assert sorted(each.name for each in path.iterdir()) == ["config.json", WEIGHTS]
     resumed = [line["resumed_at"] for line in lines if line.get("file") == WEIGHTS]
@@ -124,12 +124,12 @@ def test_the_next_attempt_goes_on_where_all_tries_of_the_last_one_ended(tmp_path
             fetch_base(source, tmp_path / "cache", lambda *_: None)
         assert not cached_base(source, tmp_path / "cache").exists(), "what is not whole is not to be seen"
         handler.seen.clear()
-        headway = Headway()
-        whole, resumed = fetched(source, tmp_path / "cache", headway)
+        progress = LoadProgress()
+        whole, resumed = fetched(source, tmp_path / "cache", progress)
     assert whole == (base / WEIGHTS).read_bytes()
     assert resumed > 0
     assert not [line for line in handler.seen if line.startswith("bytes=0-") and line.endswith(WEIGHTS)]
-    found = headway.now
+    found = progress.now
     assert found is not None
     assert (found.phase, found.done, found.total) == (COPYING, BYTES, BYTES)
 
@@ -192,20 +192,20 @@ def test_what_has_changed_meanwhile_is_copied_anew(tmp_path: Path) -> None:
         assert fetched(source, cache) == ((base / WEIGHTS).read_bytes(), 0)
 
 
-class Changing(Headway):
+class Changing(LoadProgress):
     """Changes the source once: while it is copied, or before that, just after it was asked what it holds."""
 
     def __init__(self, change: Callable[[], object], *, before: bool = False) -> None:
         super().__init__()
         self._changes, self._before = [change], before
 
-    def kept(self, count: int) -> None:
-        super().kept(count)
+    def already_there(self, count: int) -> None:
+        super().already_there(count)
         if self._before and self._changes:
             self._changes.pop()()
 
-    def more(self, count: int) -> None:
-        super().more(count)
+    def moved(self, count: int) -> None:
+        super().moved(count)
         if self._changes:
             self._changes.pop()()
 
@@ -214,10 +214,10 @@ def test_no_copy_holds_two_contents(tmp_path: Path) -> None:
     backends.backend.cache_clear()
     base = saved(tmp_path / "base")
     with stores.serving(Ranged, tmp_path) as (address, _):
-        headway = Changing(lambda: saved(base, b"2"))
-        whole, _ = fetched(Source(f"http://{address}/base"), tmp_path / "cache", headway)
+        progress = Changing(lambda: saved(base, b"2"))
+        whole, _ = fetched(Source(f"http://{address}/base"), tmp_path / "cache", progress)
     assert whole == b"2" * BYTES
-    found = headway.now
+    found = progress.now
     assert found is not None
     assert (found.done, found.total) == (BYTES, BYTES), "what was made anew is counted once"
 
@@ -233,8 +233,8 @@ def test_what_a_bucket_is_given_meanwhile_is_not_appended_to_what_it_held(
         with pytest.raises(Killed):
             fetch_base(source, tmp_path / "cache", lambda *_: None, Ending(BYTES // 2))
         bucket = object_store(source)
-        headway = Changing(lambda: bucket.put(WEIGHTS, b"2" * BYTES), before=before)
-        whole, _ = fetched(source, tmp_path / "cache", headway)
+        progress = Changing(lambda: bucket.put(WEIGHTS, b"2" * BYTES), before=before)
+        whole, _ = fetched(source, tmp_path / "cache", progress)
         assert whole == b"2" * BYTES
         assert copied_marks(source, tmp_path / "cache") == source_marks(source), "it is noted as what it is"
 

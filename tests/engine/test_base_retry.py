@@ -56,7 +56,7 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     engine = process.Process(Start(told, broken, "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
     redis = patient(redis_server)
     following = asyncio.create_task(engine.agent.run())
-    rising = asyncio.create_task(engine.bring_up())
+    loading = asyncio.create_task(engine.load_base())
 
     async def record() -> EngineRecord | None:
         views = await MapReader(redis).engines(BASE)
@@ -74,7 +74,7 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     folder.mkdir(exist_ok=True)
     save_base(folder)
     await until(ready)
-    await rising
+    await loading
     await until(lambda: server.ready)
     await engine.drain()
     assert not server.ready
@@ -102,10 +102,10 @@ async def test_a_base_that_is_refused_once_loaded_has_left_memory_before_it_is_l
     told = settings_for(save_base(tmp_path / "base"))
     server = await listen(told, "short", 0)
     engine = process.Process(Start(told, "short", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
-    rising = asyncio.create_task(engine.bring_up())
+    loading = asyncio.create_task(engine.load_base())
     await until(lambda: len(left) > 2)
-    rising.cancel()
-    await asyncio.wait({rising})
+    loading.cancel()
+    await asyncio.wait({loading})
     await server.drain(1)
     assert not any(left)
 

@@ -21,7 +21,7 @@ from tests.engine.running import ask, running, save_base, settings_for
 from tests.waiting import until
 
 
-@pytest.mark.parametrize("how", ["drain", "fall"])
+@pytest.mark.parametrize("how", ["drain", "abort"])
 async def test_requests_are_refused_while_the_map_is_still_to_be_told(
     how: str, tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -30,8 +30,8 @@ async def test_requests_are_refused_while_the_map_is_still_to_be_told(
     told = settings_for(save_base(tmp_path / "base"))
     listening = await listen(told, how, 0)
     engine = process.Process(Start(told, how, "127.0.0.1:1", tmp_path / "cache", 0, 0), listening)
-    await engine.bring_up()
-    ending = asyncio.create_task(engine.drain() if how == "drain" else engine.fall())
+    await engine.load_base()
+    ending = asyncio.create_task(engine.drain() if how == "drain" else engine.abort())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listening.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             _ = [
@@ -41,7 +41,7 @@ async def test_requests_are_refused_while_the_map_is_still_to_be_told(
     assert not ending.done(), "nobody reports yet"
     following = asyncio.create_task(engine.agent.run())
     await ending
-    if how == "fall":
+    if how == "abort":
         await engine.drain()
     following.cancel()
     await asyncio.wait({following})

@@ -13,14 +13,14 @@ from mint_engine.model.files import find_files
 from mint_engine.preflight import check_small_files
 from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.gguf_head import read_head
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from tests.engine.ggufs import write
 from tests.engine.running import settings_for
 
 REMOTE = ("http", "s3", "gs", "hf")
 
 
-class Untold(Headway):
+class Untold(LoadProgress):
     """Fails if a copy begins."""
 
     def begin(self, what: str, total: int) -> None:

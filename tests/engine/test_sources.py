@@ -16,7 +16,7 @@ from mint_contracts.source import Source, child
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.fetch_base import fetch_base
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
@@ -66,16 +66,16 @@ def test_a_base_is_fetched_whole_and_without_what_nobody_reads_of_it(
     assert (truth / "consolidated.safetensors").exists()
     shards = sorted(each.name for each in truth.glob("model-*.safetensors"))
     assert len(shards) > 1
-    headway = Headway()
-    path = fetch_base(child(store, "base"), tmp_path, look, headway)
+    progress = LoadProgress()
+    path = fetch_base(child(store, "base"), tmp_path, look, progress)
     for name in [*shards, "config.json", "model.safetensors.index.json"]:
         assert (path / name).read_bytes() == (truth / name).read_bytes()
     if scheme not in {"file", "pvc"}:
         assert not (path / "pytorch_model.bin").exists()
         assert not (path / "consolidated.safetensors").exists()
         assert not list(path.glob("*.gguf"))
-        assert headway.now
-        assert headway.now.total in {0, sum((truth / shard).stat().st_size for shard in shards)}
+        assert progress.now
+        assert progress.now.total in {0, sum((truth / shard).stat().st_size for shard in shards)}
         assert path == fetch_base(child(store, "base"), tmp_path, look), "the second time it is there already"
 
         assert looks == [["config.json", "generation_config.json", "model.safetensors.index.json"]]

@@ -37,7 +37,7 @@ from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.stored import Stored, counted
 from mint_engine.model.widened import fit_products
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_base(
     device: torch.device,
     part: Part | None = None,
     admit: Admit = admit_any,
-    headway: Headway | None = None,
+    progress: LoadProgress | None = None,
     *,
     quantised_experts: bool = False,
 ) -> Base:
@@ -108,7 +108,7 @@ def load_base(
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
     whatever `admit` raises, which is called before any weight is read. No code from the folder is run, and nothing is
-    fetched. `headway` is notified of what is read.
+    fetched. `progress` is notified of what is read.
     """
     fit_products(dtype, device)
     files = find_files(path)
@@ -119,7 +119,7 @@ def load_base(
     if files.gguf is None:
         check_tensors(files, quantisation)
     tokenizer = read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
-    model = _read_model(files, config, quantisation, dtype, part, headway or Headway(), keep=quantised_experts)
+    model = _read_model(files, config, quantisation, dtype, part, progress or LoadProgress(), keep=quantised_experts)
     move(model, device)
     model.train(False)
     model.requires_grad_(False)
@@ -159,13 +159,13 @@ def _read_model(
     quantisation: Quantisation | None,
     dtype: torch.dtype,
     part: Part | None,
-    headway: Headway,
+    progress: LoadProgress,
     *,
     keep: bool,
 ) -> PreTrainedModel:
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         check_enough(files, model, tensors)
-        tensors = counted(tensors, headway)
+        tensors = counted(tensors, progress)
         if quantisation is not None:
             tensors = dequantised(tensors, quantisation, dtype, files.subject)
         if keep:
@@ -180,7 +180,7 @@ def _read_model(
     try:
         reader: Any = _kind(config)
         if files.gguf:
-            headway.begin(LOADING, 0)
+            progress.begin(LOADING, 0)
         else:
             reader = filled_from(type(empty_model(config, files.subject)), read)
         model, info = reader.from_pretrained(

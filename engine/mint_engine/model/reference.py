@@ -29,7 +29,7 @@ from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Stored
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 
 LOG_EVERY_S = 10.0  # while a base is being read
 OTHERS = 7  # roundings that are tried: each may change one of the probe's closest choices, or not
@@ -77,7 +77,7 @@ def load_part(
     dtype: torch.dtype,
     part: Part,
     admit: Admit = admit_any,
-    headway: Headway | None = None,
+    progress: LoadProgress | None = None,
     listen: Callable[[], None] = lambda: None,
     *,
     quantised_experts: bool = False,
@@ -89,7 +89,7 @@ def load_part(
     """
     streamed = _Streamed(part, listen)
     cpu = torch.device("cpu")
-    base = load_base(path, dtype, cpu, streamed, admit, headway, quantised_experts=quantised_experts)
+    base = load_base(path, dtype, cpu, streamed, admit, progress, quantised_experts=quantised_experts)
     return base, streamed.reference or find_reference(base)
 
 

@@ -15,7 +15,7 @@ from mint_contracts.errors import CorruptFile, UnsupportedBase
 from mint_contracts.records import LOADING
 from mint_engine.adapters.mapped import LOST, map_file
 from mint_engine.residency.remapping import populate
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 
 _LENGTH = struct.Struct("<Q")  # of the header that follows it
 _ABOUT = "__metadata__"
@@ -115,10 +115,10 @@ def _readable(file: str) -> Iterator[None]:
 
 
 class _Counted:
-    """A tensor that reports to `headway` how many bytes each read returned."""
+    """A tensor that reports to `progress` how many bytes each read returned."""
 
-    def __init__(self, tensor: Stored, headway: Headway) -> None:
-        self._tensor, self._headway = tensor, headway
+    def __init__(self, tensor: Stored, progress: LoadProgress) -> None:
+        self._tensor, self._progress = tensor, progress
 
     def get_shape(self) -> Sequence[int]:
         return self._tensor.get_shape()
@@ -128,14 +128,14 @@ class _Counted:
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         found = self._tensor[part]
-        self._headway.more(found.nbytes)
+        self._progress.moved(found.nbytes)
         return found
 
 
-def counted(tensors: Mapping[str, Stored], headway: Headway) -> dict[str, Stored]:
-    """Return these tensors, counted by `headway`, to which it reports that reading begins."""
+def counted(tensors: Mapping[str, Stored], progress: LoadProgress) -> dict[str, Stored]:
+    """Return these tensors, counted by `progress`, to which it reports that reading begins."""
     sizes = [
         prod(each.get_shape()) * _DTYPES.get(each.get_dtype(), torch.uint8).itemsize for each in tensors.values()
     ]
-    headway.begin(LOADING, sum(sizes))
-    return {name: _Counted(tensor, headway) for name, tensor in tensors.items()}
+    progress.begin(LOADING, sum(sizes))
+    return {name: _Counted(tensor, progress) for name, tensor in tensors.items()}

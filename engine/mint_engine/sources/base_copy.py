@@ -22,7 +22,7 @@ import structlog
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, SourceUnavailable
 from mint_engine.sources.copying import CHUNK_BYTES, pour, publish, sync
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import About, NoRanges, RemoteFolder
 
@@ -42,8 +42,8 @@ class _Mark(msgspec.Struct, frozen=True):
 class BaseCopy:
     """The copy of the base in `folder`; it appears at `target` once it is complete."""
 
-    def __init__(self, folder: RemoteFolder, target: Path, headway: Headway) -> None:
-        self.folder, self._target, self._headway = folder, target, headway
+    def __init__(self, folder: RemoteFolder, target: Path, progress: LoadProgress) -> None:
+        self.folder, self._target, self._progress = folder, target, progress
         self._here = target.with_name(f"{PARTIAL}{target.name}")
         self.files, self.coming, self.marks = (self._here / name for name in ("files", "coming", "marks"))
         self.content_marks: dict[str, str] = {}  # by file, the mark of the copied content
@@ -78,41 +78,41 @@ class BaseCopy:
 
     def small(self, sizes: dict[str, int | None]) -> None:
         """Copy small files, from the start at each attempt."""
-        self._each(sizes, Headway(), anew=True)
+        self._each(sizes, LoadProgress(), anew=True)
 
     def weights(self, sizes: dict[str, int | None]) -> None:
         """Copy large files, continuing where an earlier attempt ended."""
-        self._each(sizes, self._headway, anew=False)
+        self._each(sizes, self._progress, anew=False)
 
-    def _each(self, sizes: dict[str, int | None], headway: Headway, *, anew: bool) -> None:
+    def _each(self, sizes: dict[str, int | None], progress: LoadProgress, *, anew: bool) -> None:
         """Copy files one after another, with a log line for each: a large base takes hours."""
         for number, (name, size) in enumerate(sorted(sizes.items()), 1):
-            began, file = time.monotonic(), _File(self, name, size, headway)
+            began, file = time.monotonic(), _File(self, name, size, progress)
             if anew:
                 file.forget()
             kept, copied = retrying(file.copy)
             if copied == kept:
                 continue
-            progress = {"file": name, "number": number, "of": len(sizes), "bytes": copied, "resumed_at": kept}
+            facts = {"file": name, "number": number, "of": len(sizes), "bytes": copied, "resumed_at": kept}
             seconds = round(time.monotonic() - began, 1)
-            _log.info("base_file_copied", base=self.folder.subject, seconds=seconds, **progress)
+            _log.info("base_file_copied", base=self.folder.subject, seconds=seconds, **facts)
 
 
 class _File:
     """One file of a copy."""
 
-    def __init__(self, copy: BaseCopy, name: str, size: int | None, headway: Headway) -> None:
-        self._folder, self._name, self._size, self._headway = copy.folder, name, size, headway
+    def __init__(self, copy: BaseCopy, name: str, size: int | None, progress: LoadProgress) -> None:
+        self._folder, self._name, self._size, self._progress = copy.folder, name, size, progress
         self._marks = copy.content_marks
         self._whole, self._coming, self._mark = copy.files / name, copy.coming / name, copy.marks / name
-        self._counted = 0  # bytes that `headway` has counted
+        self._counted = 0  # bytes that `progress` has counted
 
     def copy(self) -> tuple[int, int]:
         """Copy the complete file; return how many bytes were there before, and its size. Raises a MintError."""
         about = self._folder.about(self._name)
         self._marks[self._name] = about.mark
         kept = self._kept(about)
-        self._headway.kept(kept - self._counted)
+        self._progress.already_there(kept - self._counted)
         self._counted = kept
         if self._whole.exists():
             return kept, kept
@@ -120,7 +120,7 @@ class _File:
             self._pour(about, kept, in_blocks=True)
             self._check_mark(about)
         except NoRanges:  # so copy it from the start in one response, which is of one content
-            self._headway.kept(-self._counted)
+            self._progress.already_there(-self._counted)
             self._counted = kept = 0
             self._pour(about, 0, in_blocks=False)
         self._coming.rename(self._whole)
@@ -184,7 +184,7 @@ class _File:
 
     def _tell(self, count: int) -> None:
         self._counted += count
-        self._headway.more(count)
+        self._progress.moved(count)
 
     def _keep(self, out: BinaryIO, about: About, count: int) -> int:
         """Make the first `count` bytes durable and note that; return `count`."""

@@ -27,7 +27,7 @@ from mint_contracts.source import Source, locate
 from mint_engine.sources.base_copy import PARTIAL, BaseCopy
 from mint_engine.sources.copying import folder_name, read_bounded
 from mint_engine.sources.gguf_head import read_head
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, subject_of
@@ -55,11 +55,11 @@ _MAX_FILES = 10_000
 Look = Callable[[Path, str], None]
 
 
-def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None = None) -> Path:
+def fetch_base(source: Source, cache: Path, look: Look, progress: LoadProgress | None = None) -> Path:
     """Return the local path of a base: a folder, or one .gguf file if the URI names one; copy it first if needed.
 
     `look` is called before the weights of a remote source are copied, to refuse a base that could not be loaded.
-    `headway` counts the copied bytes.
+    `progress` counts the copied bytes.
     Raises UnsafeFormat for only pickled weights, UnsupportedBase for several GGUF files, CapacityExceeded if the
     disk of `cache` is too small, CorruptFile and Source* errors, and what `look` raises.
     """
@@ -68,7 +68,7 @@ def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None 
         return _in_place(source, single)
     target = cached_base(source, cache)
     if not target.is_dir():
-        _copy(source, single, target, look, headway or Headway())
+        _copy(source, single, target, look, progress or LoadProgress())
     return target / single
 
 
@@ -179,13 +179,13 @@ def several_ggufs(names: list[str]) -> str:
     return f"holds {len(names)} .gguf files; name the one to serve in the URI ({shown})"
 
 
-def _copy(source: Source, single: str, target: Path, look: Look, headway: Headway) -> None:
+def _copy(source: Source, single: str, target: Path, look: Look, progress: LoadProgress) -> None:
     folder, found = _listed(source, single)
     check_names(sorted(found), subject_of(source))
     wanted = {name: size for name, size in sorted(found.items()) if name.endswith(SUFFIXES)}
     if len(wanted) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"holds {len(wanted)} files; a base model has at most {_MAX_FILES}")
-    copy = BaseCopy(folder, target, headway)
+    copy = BaseCopy(folder, target, progress)
     try:
         copy.make_room(wanted)
         _check_room(wanted, copy, target)
@@ -196,7 +196,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
         else:
             _look_at_head(copy, target, *next(iter(weights.items())), look)
         sizes = [size or 0 for size in weights.values()]
-        headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
+        progress.begin(COPYING, sum(sizes) if all(sizes) else 0)
         copy.weights(weights)
         _note(marks_path(target), copy.content_marks)
         copy.publish()

@@ -29,7 +29,7 @@ from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import saved_families
 from tests.engine.families import BY_MODULES, span
 from tests.engine.parallel.nodes import worker
@@ -291,7 +291,7 @@ async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading a large base would take the first rank many minutes; its error says how the other has ended."""
-    headway = Headway()
+    progress = LoadProgress()
 
     class Killed(Rank):
         def __init__(self, *arguments: Any) -> None:
@@ -303,8 +303,8 @@ async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
 
     monkeypatch.setattr("mint_engine.parallel.ranks.Rank", Killed)
     with pytest.raises(EngineUnavailable, match=r"rank 1: of this engine has ended \(it was killed, probably"):
-        build(settings_for(files / "base", tensor_parallel_size=2), files / "base", headway=headway)
-    read = headway.now
+        build(settings_for(files / "base", tensor_parallel_size=2), files / "base", progress=progress)
+    read = progress.now
     assert read is not None
     beside = [
         each for name, each in load_file(files / "base" / "model.safetensors").items() if ".layers." not in name

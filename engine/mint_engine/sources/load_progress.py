@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mint_contracts.records import Bringing
 
 
-class Headway:
+class LoadProgress:
     """The progress of the current phase. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,13 +22,13 @@ class Headway:
             self._phase, self._done, self._total = phase, 0, total
             self._moved, self._began = 0, self._clock()
 
-    def more(self, count: int) -> None:
+    def moved(self, count: int) -> None:
         """Count `count` bytes as moved."""
         with self._lock:
             self._done += count
             self._moved += count
 
-    def kept(self, count: int) -> None:
+    def already_there(self, count: int) -> None:
         """Count `count` bytes as present without having been moved now; negative: they will be moved again."""
         with self._lock:
             self._done += count

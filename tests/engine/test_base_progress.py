@@ -17,7 +17,7 @@ from mint_engine import process
 from mint_engine.environment import Start
 from mint_engine.model.base import load_base
 from mint_engine.serve import listen
-from mint_engine.sources.headway import Headway
+from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 from tests.redis_process import patient
@@ -50,7 +50,7 @@ async def test_the_heartbeat_tells_how_much_of_the_base_is_copied(
         told = replace(settings_for(tmp_path), base_model="default/slow", source=Source(f"http://{address}/base"))
         server = await listen(told, "slow", 0)
         engine = process.Process(Start(told, "slow", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
-        following, rising = asyncio.create_task(engine.agent.run()), asyncio.create_task(engine.bring_up())
+        following, loading = asyncio.create_task(engine.agent.run()), asyncio.create_task(engine.load_base())
 
         async def bringing() -> Bringing | None:
             views = await MapReader(redis).engines(told.base_model)
@@ -72,7 +72,7 @@ async def test_the_heartbeat_tells_how_much_of_the_base_is_copied(
             assert found.per_s > 0
         finally:
             Slow.on.set()
-        await rising
+        await loading
         await until(ended)
         await engine.drain()
     following.cancel()
@@ -82,10 +82,10 @@ async def test_the_heartbeat_tells_how_much_of_the_base_is_copied(
 
 
 def test_what_is_read_into_memory_is_counted_to_the_last_byte(tmp_path: Path) -> None:
-    headway = Headway()
+    progress = LoadProgress()
     folder = save_base(tmp_path / "base")
-    load_base(folder, torch.float32, torch.device("cpu"), headway=headway)
-    found = headway.now
+    load_base(folder, torch.float32, torch.device("cpu"), progress=progress)
+    found = progress.now
     assert found is not None
     assert found.phase == LOADING
     assert found.done == found.total
@@ -94,18 +94,18 @@ def test_what_is_read_into_memory_is_counted_to_the_last_byte(tmp_path: Path) ->
 
 def test_a_rate_is_of_what_was_moved_and_a_share_of_what_is_there() -> None:
     seconds = [0.0]
-    headway = Headway(lambda: seconds[0])
-    headway.begin(COPYING, 1000)
-    headway.kept(500)
-    headway.more(100)
+    progress = LoadProgress(lambda: seconds[0])
+    progress.begin(COPYING, 1000)
+    progress.already_there(500)
+    progress.moved(100)
     seconds[0] = 10.0
-    found = headway.now
+    found = progress.now
     assert found == Bringing(COPYING, 600, 1000, 10.0)
     assert (found.percent, found.left_s) == (60, 40)
 
 
 def test_nothing_is_told_before_and_after() -> None:
-    headway = Headway()
-    headway.begin(COPYING, 1000)
-    headway.end()
-    assert [headway.now, Headway().now] == [None, None]
+    progress = LoadProgress()
+    progress.begin(COPYING, 1000)
+    progress.end()
+    assert [progress.now, LoadProgress().now] == [None, None]
