@@ -7,7 +7,7 @@ import msgspec
 from mint_contracts.rewards import Rewards
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import Stage, WaveTraining
-from mint_contracts.training_words import Words
+from mint_contracts.training_reports import LatestReports
 
 MOST_POINTS = 200_000  # rewards in one message, over all policies
 MOST_REPEATED = 20_000  # rewards kept for a watcher that gets the full history with each message
@@ -36,7 +36,7 @@ class History:
         self._sent: dict[str, _Sent] = {}
         self._kept: dict[str, Rewards] = {}
 
-    async def read(self, base: str, training: WaveTraining, words: Words) -> tuple[dict[str, Rewards], bool]:
+    async def read(self, base: str, training: WaveTraining, words: LatestReports) -> tuple[dict[str, Rewards], bool]:
         """Return each policy's rewards for the next message, and whether any are new. Raises MapUnavailable."""
         reports = {name: _report(training, words, name) for name in training.policies}
         due = {
@@ -65,7 +65,7 @@ class History:
         return histories
 
 
-def _report(training: WaveTraining, words: Words, name: str) -> _Report:
+def _report(training: WaveTraining, words: LatestReports, name: str) -> _Report:
     engine, progress = words.get(name, ("", None))
     if progress is None:
         return _Report((training.run, 0, ""), None)

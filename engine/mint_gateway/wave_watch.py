@@ -11,7 +11,7 @@ from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
 from mint_contracts.training_records import WaveTraining
-from mint_contracts.training_words import Progresses, Words
+from mint_contracts.training_reports import LatestReports, Progresses
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.scope import granted
@@ -43,7 +43,7 @@ class Standing(msgspec.Struct, frozen=True):
     training: Mapping[str, WaveTraining]
     progresses: Progresses
 
-    def words(self, training: WaveTraining) -> Words:
+    def words(self, training: WaveTraining) -> LatestReports:
         """Return the newest report on each of a wave's policies."""
         return newest_reports(training, self.progresses)
 

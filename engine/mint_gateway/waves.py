@@ -7,16 +7,24 @@ import msgspec
 from mint_contracts.rewards import Rewards
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
-from mint_contracts.training_words import AT_REST, Progresses, Words, eta_s, policy_eta_s, untold, words
+from mint_contracts.training_reports import (
+    AT_REST,
+    LatestReports,
+    Progresses,
+    eta_s,
+    latest_reports,
+    no_longer_reported,
+    policy_eta_s,
+)
 
 WAITING = "Waiting"  # the stage of a policy that nobody has reported on yet
 OVER = frozenset({"Complete", "Failed", "Cancelled"})  # a wave's final phases
 _STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
 
 
-def newest_reports(training: WaveTraining, progresses: Progresses) -> Words:
+def newest_reports(training: WaveTraining, progresses: Progresses) -> LatestReports:
     """Return the newest report on each of a wave's policies, from engines or from its record."""
-    return words(training.wave, training.run, progresses, training.last_words)
+    return latest_reports(training.wave, training.run, progresses, training.last_words)
 
 
 def with_last_reports(before: Progresses, progresses: Progresses, training: Mapping[str, WaveTraining]) -> Progresses:
@@ -28,7 +36,7 @@ def with_last_reports(before: Progresses, progresses: Progresses, training: Mapp
         (wave, each.policy): (each.lease, each.step) for wave, of in training.items() for each in of.last_words
     }
     found = dict(progresses)
-    for engine, of in untold(before, progresses, training).items():
+    for engine, of in no_longer_reported(before, progresses, training).items():
         kept = {
             name: progress if progress.stage in AT_REST else msgspec.structs.replace(progress, stage=Stage.LOADING)
             for name, progress in of.items()
@@ -41,7 +49,7 @@ def with_last_reports(before: Progresses, progresses: Progresses, training: Mapp
 def wave_progress(
     base: str,
     training: WaveTraining,
-    newest: Words,
+    newest: LatestReports,
     names: Sequence[str] | None = None,
 ) -> WaveProgress:
     """Return the progress of the wave and of each of its policies, or only of those in `names`."""
@@ -62,7 +70,7 @@ def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> Wave
     return completed
 
 
-def aggregate(base: str, training: WaveTraining, newest: Words) -> WaveProgress:
+def aggregate(base: str, training: WaveTraining, newest: LatestReports) -> WaveProgress:
     """Return the wave's progress without its policies."""
     progresses = [each for _, each in newest.values()]
     going = [name for name in training.policies if not _stopped(newest, name)]
@@ -84,7 +92,7 @@ def aggregate(base: str, training: WaveTraining, newest: Words) -> WaveProgress:
     )
 
 
-def _stopped(newest: Words, name: str) -> bool:
+def _stopped(newest: LatestReports, name: str) -> bool:
     return name in newest and newest[name][1].stage in _STOPPED
 
 

@@ -102,7 +102,7 @@ class WaveTraining(_Record, frozen=True):
     phase: str = ""  # of the wave's status, with its message, for WatchWave; engines ignore all three
     message: str = ""
     mentions: Mentions | None = None  # as in WaveRecord
-    last_words: tuple[Progress, ...] = ()  # of policies at rest (training_words); engines ignore them, too
+    last_words: tuple[Progress, ...] = ()  # of policies at rest (training_reports); engines ignore them, too
 
 
 class TrainAssignment(_Record, frozen=True):

@@ -18,7 +18,7 @@ from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
-from mint_contracts.training_words import eta_s, last_word
+from mint_contracts.training_reports import as_recorded, eta_s
 from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
@@ -176,8 +176,8 @@ async def test_what_was_heard_of_policies_is_told_on_while_the_next_start_of_the
 def test_a_record_that_says_more_of_a_policy_than_was_heard_of_it_counts() -> None:
     first, second = NAMES
     before = {"e-0": {first: reported(first, 2), second: reported(second, 3)}}
-    rests = last_word(reported(first, 3, Stage.PAUSED))
-    record = msgspec.structs.replace(wave(), last_words=(rests, last_word(reported(second, 2, Stage.PAUSED))))
+    rests = as_recorded(reported(first, 3, Stage.PAUSED))
+    record = msgspec.structs.replace(wave(), last_words=(rests, as_recorded(reported(second, 2, Stage.PAUSED))))
     found = newest_reports(record, with_last_reports(before, {}, {"demo/w": record}))
     assert {name: (each.stage, each.step) for name, (_, each) in found.items()} == {
         first: (Stage.PAUSED, 3),
@@ -233,7 +233,7 @@ async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
     scene: Scene, training: Training, tmp_path: Path
 ) -> None:
     end = Published("sha256:abc", 4, Source("s3://runs/abc"))
-    words = tuple(last_word(reported(name, 4, Stage.COMPLETE, published=end, reward_recent=0.5)) for name in NAMES)
+    words = tuple(as_recorded(reported(name, 4, Stage.COMPLETE, published=end, reward_recent=0.5)) for name in NAMES)
     await training.declare(msgspec.structs.replace(wave("Complete"), last_words=words))
     await training.report(rewards={NAMES[0]: [0.1, 0.2, 0.3, 0.4]})
     [seen] = [progress async for progress in scene.client.watch("demo/w", history=True)]
@@ -261,7 +261,7 @@ def test_what_is_left_counts_those_that_load_where_they_stood_and_those_that_wai
 def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:
     name, end = NAMES[0], Published("sha256:abc", 4, Source("s3://runs/abc"))
     complete = reported(name, 4, Stage.COMPLETE, published=end)
-    record = msgspec.structs.replace(wave(), last_words=(last_word(complete),))
+    record = msgspec.structs.replace(wave(), last_words=(as_recorded(complete),))
     for lease in (7, 8):  # it continues, under the same lease or another
         loads = reported(name, 0, Stage.LOADING, lease=lease)
         engine, word = newest_reports(record, {"e-0": {name: loads}})[name]

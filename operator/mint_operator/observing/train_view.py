@@ -7,7 +7,7 @@ import msgspec
 
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import TrainState
-from mint_contracts.training_words import untold
+from mint_contracts.training_reports import no_longer_reported
 from mint_operator.planning.snapshot import BaseMap, TrainKnown
 
 LOOK_S = 1.0  # between reads of progress: heartbeats come more often than steps end
@@ -72,6 +72,6 @@ def _remembering(before: TrainState, now: TrainState, known: BaseMap) -> TrainSt
         training = {**before.training, **training}
         trains = {engine: {**before.trains.get(engine, {}), **of} for engine, of in trains.items()}
     progress = dict(now.progress)
-    for engine, of in untold(before.progress, now.progress, training).items():
+    for engine, of in no_longer_reported(before.progress, now.progress, training).items():
         progress[engine] = {**progress.get(engine, {}), **of}
     return TrainState(training=training, trains=trains, progress=progress)

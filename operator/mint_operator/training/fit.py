@@ -8,7 +8,7 @@ from mint_contracts.errors import CapacityExceeded, InvalidRequest, MintError, S
 from mint_contracts.records import Failure, Mentions
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
-from mint_contracts.training_words import words
+from mint_contracts.training_reports import latest_reports
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
@@ -87,7 +87,7 @@ def _began_with(wave: ObservedWave, state: TrainState) -> tuple[str, ...]:
     record = state.training.get(key)
     if record is None or record.run != run:
         return ()
-    had = leases_of(wave, state) or words(key, run, state.progress, record.last_words)
+    had = leases_of(wave, state) or latest_reports(key, run, state.progress, record.last_words)
     return record.policies if had else ()
 
 
@@ -111,7 +111,7 @@ def _begun_policies(
 ) -> tuple[Policy, ...]:
     """Return the policies with the examples of their leases; without any for a policy that has ended."""
     leased = _leased(wave, state)
-    latest = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
+    latest = latest_reports(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
     progress = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
     found = []
     for policy in policies:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from mint_contracts.training_records import Progress, Stage
-from mint_contracts.training_words import AT_REST, last_word
+from mint_contracts.training_reports import AT_REST, as_recorded
 from mint_operator.training.stand import WaveStand
 
 
@@ -26,7 +26,7 @@ def last_words(stand: WaveStand, before: Iterable[Progress], *, trains: bool = T
         if progress is not None and not trains:
             progress = _left(progress)
         if progress is not None and progress.stage in AT_REST:
-            found.append(last_word(progress))
+            found.append(as_recorded(progress))
         elif kept is not None and (policy.stage is Stage.LOADING or _stands(kept, progress)):
             found.append(kept)
     return tuple(found)

@@ -7,7 +7,7 @@ import msgspec
 from mint_contracts.source import Source
 from mint_contracts.training import Policy, Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, TrainState
-from mint_contracts.training_words import AT_REST, Words, words
+from mint_contracts.training_reports import AT_REST, LatestReports, latest_reports
 from mint_operator.planning.refusal import Refusal
 
 _OVER = {Stage.FAILED, Stage.CANCELLED}
@@ -163,7 +163,9 @@ def stands(
     engine works on a policy at rest; the wave's record remembers it however often engines restart.
     """
     record = state.training.get(wave)
-    latest = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
+    latest = latest_reports(
+        wave, run, state.progress, record.last_words if record is not None and record.run == run else ()
+    )
     policies = tuple(policies)
     taken = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
     again = {name: word.lease for name, (_, word) in latest.items() if word.stage is not taken[name].stage}
@@ -189,7 +191,7 @@ def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
 
 
 def _stand(
-    wave: str, run: str, policy: Policy, state: TrainState, latest: Words, alive: Mapping[str, int]
+    wave: str, run: str, policy: Policy, state: TrainState, latest: LatestReports, alive: Mapping[str, int]
 ) -> PolicyStand:
     name = policy.name
     given = [

@@ -16,7 +16,7 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_contracts.training_records import Progress, Stage
-from mint_contracts.training_words import eta_s
+from mint_contracts.training_reports import eta_s
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import Finding, Truth, span, truth
 from mint_operator.planning.engines import Engine

@@ -17,12 +17,14 @@ _HERE = frozenset({Stage.LOADING, Stage.RUNNING})  # an engine has it in a slot
 AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and no engine works on it
 MESSAGE_LENGTH = 512  # characters of a failure in a last word: a wave may have a thousand of them
 
-Words = Mapping[str, tuple[str, Progress]]  # policy -> the reporting engine, and its report
+LatestReports = Mapping[str, tuple[str, Progress]]  # policy -> the reporting engine, and its report
 Progresses = Mapping[str, Mapping[str, Progress]]  # engine -> policy -> the engine's report on the policy
 _Aged = tuple[tuple[int, bool, int, str], Progress]
 
 
-def words(wave: str, run: str, reports: Progresses, on_record: Iterable[Progress]) -> dict[str, tuple[str, Progress]]:
+def latest_reports(
+    wave: str, run: str, reports: Progresses, on_record: Iterable[Progress]
+) -> dict[str, tuple[str, Progress]]:
     """Return the newest report on each policy of one run of a wave: by lease; at equal lease an engine's comes first.
 
     `reports` are those of engines, `on_record` the record's last words; a policy only on record has no engine.
@@ -38,7 +40,7 @@ def words(wave: str, run: str, reports: Progresses, on_record: Iterable[Progress
     return {name: _newest(each) for name, each in found.items()}
 
 
-def untold(
+def no_longer_reported(
     before: Progresses, now: Progresses, training: Mapping[str, WaveTraining]
 ) -> dict[str, dict[str, Progress]]:
     """Return the reports from `before` on policies of these waves that no engine reports `now`.
@@ -55,7 +57,7 @@ def untold(
     return found
 
 
-def last_word(progress: Progress) -> Progress:
+def as_recorded(progress: Progress) -> Progress:
     """Return a report on a policy at rest as a wave's record keeps it: without fields that the record has itself."""
     failure = progress.failure
     if failure is not None:
