@@ -27,7 +27,7 @@ from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure,
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
-from mint_engine.aside import leave_cores
+from mint_engine.background_threads import disable_thread_teams
 from mint_engine.environment import Start
 from mint_engine.model.base import Base
 from mint_engine.model.modules import unused_linears
@@ -160,7 +160,7 @@ class Process:
             look = partial(check_small_files, self._start.settings)
             path = await asyncio.to_thread(fetch_base, source, cache, look, self._load_progress)
             await self._server.load(path, self._make_residency, self._load_progress)
-            leave_cores()
+            disable_thread_teams()
             self._open_training()
         except MintError as error:
             await asyncio.to_thread(self._put_away, error)

@@ -20,7 +20,7 @@ from mint_contracts.source import Source, child
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
-from mint_engine.aside import aside, leave_cores
+from mint_engine.background_threads import disable_thread_teams, run_in_background
 from mint_engine.build import build
 from mint_engine.policies.revisions import publish, sweep
 from mint_engine.policies.series import Name
@@ -50,7 +50,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         settings = setup.settings
         self._base, self._slots, generation = build(settings, Path(setup.base), Limits(), threads=setup.threads)
-        leave_cores()
+        disable_thread_teams()
         loader = Loader(
             DiskTier(Path(setup.cache), setup.disk_bytes),
             Fit(modules=self._slots.modules, max_rank=setup.max_rank),
@@ -190,10 +190,10 @@ class Engine:
         changed = asyncio.Event()
         self.residency.on_change = changed.set
         store, number = store_of(Source(into)), Name(lease=1, step=next(self._numbers))
-        told, _ = await aside(publish, store, name, number, trained)
+        told, _ = await run_in_background(publish, store, name, number, trained)
         written = time.perf_counter()
         self._want(Assignment(name, told.source, Tier.DEVICE))
-        sweeping = asyncio.create_task(aside(sweep, store, name, number))
+        sweeping = asyncio.create_task(run_in_background(sweep, store, name, number))
         while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
             changed.clear()
             async with asyncio.timeout(REACH_S):

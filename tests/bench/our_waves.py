@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
 from mint_engine.adapters.packed import Packed
-from mint_engine.aside import leave_cores
+from mint_engine.background_threads import disable_thread_teams
 from mint_engine.build import build
 from mint_engine.examples.ending import ends_of
 from mint_engine.examples.example import Example
@@ -88,7 +88,7 @@ class Engine:
             trainers.append(Trainer(base, slots.modules, setup.max_rank))
 
         base, self._slots, generation = build(setup.settings, Path(setup.base), equip=equip)
-        leave_cores()
+        disable_thread_teams()
         updates = Updates(trainers[0])
         self.compute = trainers[0].compute
 

@@ -10,7 +10,7 @@ import torch
 
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.aside import LOWER, leave_cores
+from mint_engine.background_threads import LOWER, disable_thread_teams
 from mint_engine.residency.readers import Readers
 from tests.engine.test_brought_ahead import ahead
 from tests.engine.test_changing_sources import OFTEN, answers, change
@@ -51,7 +51,7 @@ async def test_each_computes_on_one_core_and_nobody_else_does_for_that(source: S
 @pytest.mark.usefixtures("two_threads")
 def test_a_loop_that_leaves_cores_to_steps_computes_on_one_as_do_its_threads() -> None:
     async def ask() -> tuple[int, int]:
-        leave_cores()
+        disable_thread_teams()
         return torch.get_num_threads(), await asyncio.to_thread(torch.get_num_threads)
 
     found: list[tuple[int, int]] = []

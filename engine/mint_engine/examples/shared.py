@@ -11,7 +11,7 @@ from mint_contracts.errors import Overloaded, SourceUnavailable
 from mint_contracts.training import Dataset
 from mint_engine.examples.dataset import MOST_S, read_dataset
 from mint_engine.examples.held import Examples
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 
 AT_ONCE = 2  # files read at once: their bytes are in memory beside the examples, and parsing slows the event loop
 TURN_S = 30.0  # how long a file waits for its turn to be read before its readers are refused
@@ -66,7 +66,7 @@ class Datasets:
                 await self._room.acquire()
         except TimeoutError:
             raise Overloaded(subject, f"waits for {AT_ONCE} others that are read before it") from None
-        reading = asyncio.ensure_future(asked(read_dataset, dataset))
+        reading = asyncio.ensure_future(run_blocking(read_dataset, dataset))
         reading.add_done_callback(lambda _: self._room.release())  # the thread continues even if nobody waits
         try:
             async with asyncio.timeout(MOST_S):

@@ -13,7 +13,7 @@ from mint_contracts.source import Source
 from mint_engine.policies.announcements import Announcements, Announcer
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 
 LOOK_S = 10.0  # as often as the map is read
 FIRST_S = 5.0  # to wait for the first look before going on without it
@@ -57,7 +57,7 @@ class AnnouncementCache:
     async def announce(self, policy: str, life: int, name: Name, source: Source) -> None:
         """Make a policy's name refer to `name`, published at `source`. Raises as `Announcements.announce`."""
         announcer = Announcer(self._engine, life)
-        await asked(lambda: self._open().announce(policy, name, announcer))
+        await run_blocking(lambda: self._open().announce(policy, name, announcer))
         self._note({policy: source})
 
     async def withdraw(self, policy: str, life: int = 0, *, whoever: bool = False) -> None:
@@ -67,7 +67,7 @@ class AnnouncementCache:
         them. Raises a store's errors.
         """
         announcer = None if whoever else Announcer(self._engine, life)
-        left = await asked(lambda: self._open().withdraw(policy, announcer))
+        left = await run_blocking(lambda: self._open().withdraw(policy, announcer))
         self._note({policy: left})
 
     async def clear(self, policy: str, since: float) -> None:
@@ -90,7 +90,7 @@ class AnnouncementCache:
         since, began = _Edits(), time.monotonic()
         self._looks.append(since)
         try:
-            found = await asked(lambda: self._open().standing())
+            found = await run_blocking(lambda: self._open().standing())
         finally:
             self._looks = [each for each in self._looks if each is not since]
         self._looked.set()

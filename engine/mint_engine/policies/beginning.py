@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
 from mint_engine.adapters.packed import Packed
-from mint_engine.aside import aside
+from mint_engine.background_threads import run_in_background
 from mint_engine.examples.draw import draw
 from mint_engine.examples.example import Example
 from mint_engine.examples.lengths import check_lengths
@@ -13,7 +13,7 @@ from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 from mint_engine.training.making import Maker
 from mint_engine.training.policy import Policy
 
@@ -47,7 +47,7 @@ async def check_examples(
         check_lengths(context.renderer, taken, room, answers=terms.supervised)
         check_lengths(context.renderer, _judged(held_out, scorer), room)
 
-    await aside(check)
+    await run_in_background(check)
 
 
 def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Example]:
@@ -90,7 +90,7 @@ async def make(context: TrainingContext, terms: Terms, shelf: Shelf, since: floa
     await context.claim(name, since)
     await context.step_thread.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
-        found = await asked(shelf.newest, terms.saved)
+        found = await run_blocking(shelf.newest, terms.saved)
         start = await context.places.read(terms.start_from) if found is None and terms.start_from else None
         if start is not None:
             room.take(holder, context.step_thread.maker.needs_from(start))

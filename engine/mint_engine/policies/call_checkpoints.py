@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden, StaleLease
-from mint_engine.aside import aside
+from mint_engine.background_threads import run_in_background
 from mint_engine.policies import revisions
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls
@@ -19,7 +19,7 @@ from mint_engine.policies.copying import copying
 from mint_engine.policies.resting import Rests
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
 
@@ -46,14 +46,14 @@ async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, l
     shelf, name = shelf_of(here.store, policy), Name(calls.lease, sequence)
     async with here.copying(calls):
         copy = await here.training.step_thread.parts(lambda trainer: copying(trainer, policy))
-        blob = await aside(state.to_bytes, copy)
+        blob = await run_in_background(state.to_bytes, copy)
         del copy  # do not keep it in memory beside its bytes while the store writes
         record = Record(
             policy=policy,
             wave="",
             lease=name.lease,
             step=name.step,
-            digest=await aside(digest_of, blob),
+            digest=await run_in_background(digest_of, blob),
             run=RUN,
             size=len(blob),
             sequence=sequence,
@@ -61,7 +61,7 @@ async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, l
             taken=calls.step,
             left=left,
         )
-        await aside(shelf.save, record, blob)
+        await run_in_background(shelf.save, record, blob)
     return _folder(here.store, shelf) + str(name)
 
 
@@ -70,7 +70,7 @@ async def leave(here: CallContext, policy: str, calls: Calls) -> None:
     await save(here, policy, calls, calls.sequence, left=True)
     rests = Rests(policy, calls.life, calls.sequence, calls.step)
     with suppress(MintError):  # then it is only missing from the list of resting policies
-        await aside(here.resting.note, rests)
+        await run_in_background(here.resting.note, rests)
 
 
 async def stay(here: CallContext, policy: str, calls: Calls) -> None:
@@ -78,14 +78,14 @@ async def stay(here: CallContext, policy: str, calls: Calls) -> None:
 
     Raises StaleLease if another engine has already resumed it.
     """
-    record = await asked(shelf_of(here.store, policy).newest_record)
+    record = await run_blocking(shelf_of(here.store, policy).newest_record)
     if record is not None and record.left and record.lease == calls.lease:
         await _retell(here, policy, record, left=False)
 
 
 async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> None:
     """Raise StaleLease if another engine has resumed the policy; also raises a store's errors."""
-    latest = await asked(shelf_of(here.store, policy).latest_lease)
+    latest = await run_blocking(shelf_of(here.store, policy).latest_lease)
     if latest > calls.lease:
         raise _stale(policy, latest, calls)
 
@@ -103,7 +103,7 @@ async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy
             f"policy {policy!r}", "can only load its own states; give a uri that SaveState returned"
         )
     name = uri.removeprefix(folder)
-    blob = await asked(shelf.read, name)
+    blob = await run_blocking(shelf.read, name)
     if (of := Name.read(name)) is not None and of.lease > calls.lease:
         raise _stale(policy, of.lease, calls)
     return await _read(here, policy, blob)
@@ -115,8 +115,8 @@ async def newest(here: CallContext, policy: str, life: int) -> Found:
     Raises PolicyNotFound if there is none.
     """
     shelf = shelf_of(here.store, policy)
-    newest_record = await asked(shelf.newest_record)
-    found = await asked(shelf.newest)
+    newest_record = await run_blocking(shelf.newest_record)
+    found = await run_blocking(shelf.newest)
     if found is None:
         raise PolicyNotFound(f"policy {policy!r}", "has no saved state to resume from; create it")
     record, blob = found
@@ -130,7 +130,7 @@ async def latest_lease(here: CallContext, policy: str) -> int:
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
             saved, published = shelf_of(here.store, policy).latest_lease, revisions.latest_lease
-            return await asked(lambda: max(saved(), published(here.store, policy)))
+            return await run_blocking(lambda: max(saved(), published(here.store, policy)))
     return 0
 
 
@@ -139,7 +139,7 @@ async def give_up(here: CallContext, policy: str, life: int) -> None:
 
     This covers `life` and earlier lives of the name; 0 stands for the latest.
     """
-    record = await asked(shelf_of(here.store, policy).newest_record)
+    record = await run_blocking(shelf_of(here.store, policy).newest_record)
     if record is not None and record.left and (not life or record.life <= life):
         with suppress(StaleLease):  # what a newer lease has superseded cannot be resumed anyway
             await _retell(here, policy, record, left=False)
@@ -149,18 +149,18 @@ async def succeed(here: CallContext, policy: str) -> None:
     """Remove an earlier policy of this name from the resting list, since a new one now has the name."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
-            record = await asked(shelf_of(here.store, policy).newest_record)
+            record = await run_blocking(shelf_of(here.store, policy).newest_record)
             if record is not None and record.left:
-                await aside(here.resting.forget, rests_of(record))
+                await run_in_background(here.resting.forget, rests_of(record))
 
 
 async def _retell(here: CallContext, policy: str, record: Record, *, left: bool) -> None:
     """Rewrite a record's `left`, in an order that never lists a policy whose record does not say so."""
     if not left:
-        await aside(here.resting.forget, rests_of(record))
-    await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
+        await run_in_background(here.resting.forget, rests_of(record))
+    await run_in_background(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
     if left:
-        await aside(here.resting.note, rests_of(record))
+        await run_in_background(here.resting.note, rests_of(record))
 
 
 def not_left(policy: str, life: int) -> PolicyNotFound:

@@ -16,7 +16,7 @@ from mint_contracts.errors import InvalidRequest, MintError
 from mint_contracts.source import Source
 from mint_contracts.training_records import Published
 from mint_engine.adapters.packed import Packed
-from mint_engine.aside import aside
+from mint_engine.background_threads import run_in_background
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.beginning import holder_of
@@ -27,7 +27,7 @@ from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
@@ -78,7 +78,7 @@ class Keeping:
         It may be newer than the one in the checkpoint's record, which may have been swept.
         """
         self.saved = record.step
-        newest = await asked(revisions.newest, self._store, self._terms.policy, record.lease)
+        newest = await run_blocking(revisions.newest, self._store, self._terms.policy, record.lease)
         self.published = newest or record.published
         return self.published.step if self.published is not None else 0
 
@@ -91,9 +91,11 @@ class Keeping:
         policy, needs = self._terms.policy, self._room.of(self._holder)
 
         async def write(copy: Policy) -> None:
-            blob = await aside(state.to_bytes, copy)
+            blob = await run_in_background(state.to_bytes, copy)
             del copy  # do not keep it in memory beside its bytes while the store writes
-            complete = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
+            complete = msgspec.structs.replace(
+                record, digest=await run_in_background(digest_of, blob), size=len(blob)
+            )
             await self._write(lambda: self.shelf.save(complete, blob), "checkpoint")
             self.saved = record.step
 
@@ -172,7 +174,7 @@ class Keeping:
         async def attempt() -> T:
             while True:
                 if self._sure():
-                    return await aside(work)
+                    return await run_in_background(work)
                 await asyncio.sleep(UNSURE_S)
 
         return await self._patiently(attempt, f"write {what}")

@@ -13,7 +13,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.source import Source, child, parent
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import published_in
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.storage import folder_of
 
@@ -60,7 +60,7 @@ class Namesakes:
             return ""
         source = child(self._store, policy)
         try:
-            files = await asked(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
+            files = await run_blocking(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
         except MintError:  # it does not exist, or nobody could load it now
             return ""
         known = sorted(files.keys() & {CONFIG, WEIGHTS, PACKED})

@@ -22,7 +22,7 @@ from mint_contracts.errors import (
 from mint_contracts.names import check_adapter
 from mint_contracts.paging import page_size
 from mint_contracts.wire import to_status
-from mint_engine.aside import aside
+from mint_engine.background_threads import run_in_background
 from mint_engine.policies import call_checkpoints, revisions
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls
@@ -37,7 +37,7 @@ from mint_engine.policies.primitives import (
 )
 from mint_engine.policies.register import Register
 from mint_engine.policies.series import Name
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 
 MOST_LISTED = 1000  # resting policies per page
 
@@ -153,7 +153,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                     copy = await here.training.step_thread.parts(
                         lambda trainer: packing(trainer, policy, here.training.dtype)
                     )
-                    published, packed = await aside(revisions.publish, here.store, policy, name, copy)
+                    published, packed = await run_in_background(revisions.publish, here.store, policy, name, copy)
                 await call_checkpoints.refuse_superseded(here, policy, calls)  # the name is its engine's now
                 await here.announcement_cache.announce(policy, calls.life, name, published.source)
                 here.training.places.offer(policy, published.source, packed)
@@ -203,7 +203,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def _resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
         here = self._register.here
         most = page_size(request.page_size, MOST_LISTED, MOST_LISTED)
-        found = await asked(here.resting.after, request.page_token)
+        found = await run_blocking(here.resting.after, request.page_token)
         waves, response = here.waves(), pb.ListPoliciesResponse()
         for each in found[:most]:
             if each.policy not in waves:
@@ -230,7 +230,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 async def _swept(here: CallContext, policy: str, name: Name) -> None:
     """Sweep revisions older than an announced one; after an error, the next publication's sweep removes them."""
     try:
-        await aside(revisions.sweep, here.store, policy, name)
+        await run_in_background(revisions.sweep, here.store, policy, name)
     except MintError as error:
         _log.warning("revisions_unswept", policy=policy, revision=str(name), error=str(error))
 

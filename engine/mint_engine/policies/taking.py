@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, StaleLease
-from mint_engine.aside import aside
+from mint_engine.background_threads import run_in_background
 from mint_engine.policies.call_checkpoints import Found, not_left, rests_of, shelf_of
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.checkpoints import Shelf
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 
 RETRY_S = 1.0
 
@@ -40,15 +40,15 @@ class Taking:
         """
         shelf, listed = shelf_of(here.store, policy), False
         await self.give_back(here, policy)
-        if life and await asked(_gone_on, shelf, lease, found):
+        if life and await run_blocking(_gone_on, shelf, lease, found):
             await asyncio.sleep(RETRY_S)  # a failed attempt has been taken back by then
-            if await asked(_gone_on, shelf, lease, found):
+            if await run_blocking(_gone_on, shelf, lease, found):
                 raise not_left(policy, life)
         try:
-            await asked(_take, shelf, policy, lease, found, life)
+            await run_blocking(_take, shelf, policy, lease, found, life)
             if found.record.left:
                 listed = True
-                await aside(here.resting.forget, rests_of(found.record))
+                await run_in_background(here.resting.forget, rests_of(found.record))
             yield
         except StaleLease as error:
             raise _busy(policy, "is being resumed by another engine") from error
@@ -57,14 +57,14 @@ class Taking:
             with suppress(MintError):
                 await self.give_back(here, policy)
                 if listed:
-                    await aside(here.resting.note, rests_of(found.record))
+                    await run_in_background(here.resting.note, rests_of(found.record))
             raise
 
     async def give_back(self, here: CallContext, policy: str) -> None:
         """Take back a policy's claims whose resume failed. Raises a store's errors: call again then."""
         leases = self._untaken.get(policy, set())
         for lease in [*leases]:
-            await asked(shelf_of(here.store, policy).give_back, lease)
+            await run_blocking(shelf_of(here.store, policy).give_back, lease)
             leases.discard(lease)
         if not self._untaken.get(policy):
             self._untaken.pop(policy, None)

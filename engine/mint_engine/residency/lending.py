@@ -19,7 +19,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
-from mint_engine.sources.asking import asked
+from mint_engine.sources.blocking import run_blocking
 
 TRAINING = "training:"  # no real source has this scheme, so no request can ask for what is in a policy's slot
 
@@ -70,7 +70,7 @@ class Lending:
                 return self._loader.load(source)
 
         await self._source_stat.state(source)  # raises if the source does not respond
-        return await asked(load)
+        return await run_blocking(load)
 
     def offer(self, adapter: str, source: Source, packed: Packed) -> None:
         """Serve a revision, already published at `source`, to new requests; from host memory, if it fits."""

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from mint_contracts.source import Source
-from mint_engine.aside import give_way
+from mint_engine.background_threads import lower_priority
 from mint_engine.model.device import compute_alone
 from mint_engine.sources.local import is_local
 
@@ -29,7 +29,7 @@ class Readers:
         self._turns = {awaited: asyncio.Semaphore(local) for awaited in (True, False)}  # for files of this machine
         counts = {"fetch": (True, local * (1 + SPARE)), "remote": (False, remote)}
         self._threads = {
-            (here, awaited): ThreadPoolExecutor(count, name, initializer=compute_alone if awaited else give_way)
+            (here, awaited): ThreadPoolExecutor(count, name, initializer=compute_alone if awaited else lower_priority)
             for name, (here, count) in counts.items()
             for awaited in (True, False)
         }

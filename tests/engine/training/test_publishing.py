@@ -8,7 +8,7 @@ from mint_contracts.errors import SourceUnavailable
 from mint_contracts.source import Source
 from mint_contracts.training_records import revisions_of
 from mint_engine.adapters.packed import Packed
-from mint_engine.aside import LOWER
+from mint_engine.background_threads import LOWER
 from mint_engine.policies import patience, revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD
 from mint_engine.policies.revisions import ENTRY

@@ -13,9 +13,9 @@ THREADS = 32
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
-_threads = ThreadPoolExecutor(THREADS, "asking")
+_threads = ThreadPoolExecutor(THREADS, "blocking")
 
 
-async def asked(work: Callable[[*Given], T], *given: *Given) -> T:
+async def run_blocking(work: Callable[[*Given], T], *given: *Given) -> T:
     """Run `work` with `given` on one of these threads and return its result; waits while all threads are busy."""
     return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Make the calling thread yield to others and compute without a thread team; for use as a pool's initializer."""
     compute_alone()
     own = threading.get_native_id()  # Linux has a priority per thread
@@ -31,7 +31,7 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + LOWER)
 
 
-def leave_cores() -> None:
+def disable_thread_teams() -> None:
     """Make the running loop's thread and those of `asyncio.to_thread` compute without thread teams.
 
     Call it after a base was loaded. Otherwise each would have its own team, and with more threads than cores the
@@ -43,9 +43,9 @@ def leave_cores() -> None:
     loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio", initializer=compute_alone))
 
 
-_threads = ThreadPoolExecutor(THREADS, "aside", initializer=give_way)
+_threads = ThreadPoolExecutor(THREADS, "background", initializer=lower_priority)
 
 
-async def aside(work: Callable[[*Given], T], *given: *Given) -> T:
+async def run_in_background(work: Callable[[*Given], T], *given: *Given) -> T:
     """Run `work` with `given` on one of these threads and return its result."""
     return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)
