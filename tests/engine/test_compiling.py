@@ -94,7 +94,7 @@ async def test_what_is_compiled_for_a_client_that_has_gone_takes_a_place_until_i
     with pytest.raises(Overloaded):
         await shapes.run("b", works, "b")
     works.let.release(2)
-    await until(lambda: shapes._crowd.total == 0)
+    await until(lambda: shapes._counter.total == 0)
     assert await shapes.run("b", works, "b") == "b"
 
 
