@@ -103,14 +103,14 @@ def test_shares_are_the_engines(
         with pytest.raises(UnsupportedBase, match=f"is {count}, but .* cannot be split over that many ranks"):
             share_out(shape, count)
         return
-    modules = {linear.name: Module(linear.name, linear.wide, linear.high) for linear in shape.linears}
+    modules = {linear.name: Module(linear.name, linear.inputs, linear.outputs) for linear in shape.linears}
     layout = lay_out(modules, dict.fromkeys(modules, 3))
     for share, own in zip(shares, share_out(shape, count), strict=True):
         cuts = cuts_of(modules, share)
         for linear in own.linears:
             inputs, outputs, _ = cuts[linear.name]
-            assert linear.wide == (inputs.size if inputs else modules[linear.name].in_features)
-            assert linear.high == (outputs.size if outputs else modules[linear.name].out_features)
+            assert linear.inputs == (inputs.size if inputs else modules[linear.name].in_features)
+            assert linear.outputs == (outputs.size if outputs else modules[linear.name].out_features)
         assert own.adapter_elements(3, "all") == cut_layout(layout, cuts).elements
         assert (own.heads, own.kv_heads, own.head_rows) == (
             share.heads.size,

@@ -28,7 +28,7 @@ def layouts(shape: BaseShape, rank: int) -> tuple[Layout, ...]:
     if not shape.experts:
         return ()
     experts = [each for each in shape.linears if each.kind == "expert"]
-    gates = rank * sum(each.count * (each.wide + each.high) for each in experts if each.name != "down_proj")
+    gates = rank * sum(each.count * (each.inputs + each.outputs) for each in experts if each.name != "down_proj")
     whole, tensors = shape.adapter_elements(rank, "all"), shape.adapter_tensors("all")
     beside: Targets = "attention" if shape.model_type in CONVERTED else "dense"
     stacked = whole - shape.adapter_elements(rank, "dense") + shape.adapter_elements(rank, beside)

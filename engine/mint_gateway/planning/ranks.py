@@ -49,9 +49,9 @@ def _part(linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: in
     if linear.side == "experts":
         return msgspec.structs.replace(linear, count=linear.count // whole.experts * own.experts)
     if linear.side == "outputs":
-        return msgspec.structs.replace(linear, high=_columns(linear.high, linear, whole, own, rank, count))
-    wide = _columns(linear.wide, linear, whole, own, rank, count)
-    return msgspec.structs.replace(linear, wide=wide, bias=linear.bias and rank == 0)  # a bias is added once
+        return msgspec.structs.replace(linear, outputs=_columns(linear.outputs, linear, whole, own, rank, count))
+    inputs = _columns(linear.inputs, linear, whole, own, rank, count)
+    return msgspec.structs.replace(linear, inputs=inputs, bias=linear.bias and rank == 0)  # a bias is added once
 
 
 def _columns(size: int, linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: int) -> int:

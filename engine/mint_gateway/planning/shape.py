@@ -44,8 +44,8 @@ class Linear(msgspec.Struct, frozen=True):
     """A linear that adapters may target, and how many of it the base has over layers and experts."""
 
     name: str
-    wide: int  # in
-    high: int  # out
+    inputs: int
+    outputs: int
     count: int
     kind: Kind
     bias: bool = False
@@ -57,20 +57,21 @@ class Linear(msgspec.Struct, frozen=True):
     @property
     def parameters(self) -> int:
         """The parameters of all of them."""
-        return self.count * (self.wide * self.high + (self.high if self.bias else 0))
+        return self.count * (self.inputs * self.outputs + (self.outputs if self.bias else 0))
 
     def bytes_in(self, files: Quantisation | None, size: int = 2) -> int:
         """Return the bytes of all of them in such files; biases and unquantised parameters take `size` bytes each."""
-        biases, plain = size * self.high * self.count if self.bias else 0, size * self.wide * self.high
+        biases, plain = size * self.outputs * self.count if self.bias else 0, size * self.inputs * self.outputs
         if isinstance(files, Float8):
-            blocks = -(-self.wide // (files.columns or self.wide)) * -(-self.high // (files.rows or self.high))
-            weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
+            across = -(-self.inputs // (files.columns or self.inputs))
+            blocks = across * -(-self.outputs // (files.rows or self.outputs))
+            weights = self.inputs * self.outputs + blocks * (1 if files == MXFP8 else 4)
         elif isinstance(files, Mxfp4) and self.kind == "expert":
-            weights = self.high * -(-self.wide // MXFP4_GROUP) * (MXFP4_BYTES + 1)  # and a scale
+            weights = self.outputs * -(-self.inputs // MXFP4_GROUP) * (MXFP4_BYTES + 1)  # and a scale
         elif isinstance(files, Nvfp4):  # an upper bound for a mixture: which are in float8 is unknown
             small = not files.mixed or self.kind == "expert"
-            weights = self.high * self.wide // 2 + self.high * self.wide // NVFP4_GROUP + 4
-            weights = weights if small else self.high * self.wide + 4
+            weights = self.outputs * self.inputs // 2 + self.outputs * self.inputs // NVFP4_GROUP + 4
+            weights = weights if small else self.outputs * self.inputs + 4
         elif isinstance(files, Integers):
             weights = self._packed_bytes(files)
         else:
@@ -80,10 +81,11 @@ class Linear(msgspec.Struct, frozen=True):
     def _packed_bytes(self, files: Integers) -> int:
         """Return the bytes of one in integers: words along a row, two-byte scales, and two eight-byte sizes."""
         each = WORD // files.bits
-        rows, groups = -(-self.high // (files.rows or self.high)), -(-self.wide // (files.columns or self.wide))
+        rows = -(-self.outputs // (files.rows or self.outputs))
+        groups = -(-self.inputs // (files.columns or self.inputs))
         zeros = 0 if files.symmetric else 4 * -(-rows // each) * groups if files.rows else rows * groups
-        order = 4 * self.wide if files.reordered else 0
-        return self.high * -(-self.wide // each) * 4 + 2 * rows * groups + 16 + zeros + order
+        order = 4 * self.inputs if files.reordered else 0
+        return self.outputs * -(-self.inputs // each) * 4 + 2 * rows * groups + 16 + zeros + order
 
 
 class BaseShape(msgspec.Struct, frozen=True):
@@ -206,9 +208,10 @@ class BaseShape(msgspec.Struct, frozen=True):
         outputs, experts = 0, 0
         for each in self.linears:
             if each.kind == "expert":
-                experts += each.high  # two of the inner size, and the output
+                experts += each.outputs  # two of the inner size, and the output
             else:
-                outputs += each.count * (each.wide if each.name == "o_proj" else each.high * sizes.get(each.name, 0))
+                one = each.inputs if each.name == "o_proj" else each.outputs * sizes.get(each.name, 0)
+                outputs += each.count * one
         return (4 if self.output_norms else 2) * layers * self.hidden + outputs + self.routes * experts
 
     def choice_bytes(self, context: int) -> int:
@@ -243,12 +246,12 @@ class BaseShape(msgspec.Struct, frozen=True):
 
     def adapter_elements(self, rank: int, targets: Targets) -> int:
         """Return the elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""
-        return rank * sum(each.count * (each.wide + each.high) for each in self._targeted(targets))
+        return rank * sum(each.count * (each.inputs + each.outputs) for each in self._targeted(targets))
 
     def policy_elements(self, rank: int, targets: Targets) -> int:
         """Return the elements of such an adapter that are trained: not an indexer's, whose choice has no gradient."""
         learning = (each for each in self._targeted(targets) if each.within != "indexer")
-        return rank * sum(each.count * (each.wide + each.high) for each in learning)
+        return rank * sum(each.count * (each.inputs + each.outputs) for each in learning)
 
     def adapter_tensors(self, targets: Targets) -> int:
         """Return the number of tensors of such an adapter in PEFT's files: two for each linear and expert."""
