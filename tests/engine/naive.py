@@ -17,7 +17,7 @@ def may_choose(logits: torch.Tensor, token: int, sampling: Sampling, index: int)
     if not sampling.temperature:
         return bool(logits[token] >= logits.max() - NEAR_TIE)
     probabilities = torch.softmax(logits / sampling.temperature, -1)
-    keep_likely(probabilities, sampling)
+    keep_likely(probabilities[None], [sampling])
     drawn = uniform(sampling.seed, index)
     borders = [max(0.0, drawn - NEAR_BORDER), min(1.0 - NEAR_BORDER, drawn + NEAR_BORDER)]
     least, most = invert(probabilities.expand(2, -1), borders)

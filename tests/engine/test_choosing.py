@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -46,8 +47,25 @@ def test_filters_are_those_of_transformers(
         warpers.append(MinPLogitsWarper(min_p))
     expected = torch.softmax(warpers(torch.LongTensor([[0]]), torch.FloatTensor(logits.clone())), -1)[0]
     found = torch.softmax(logits[0] / temperature, -1)
-    keep_likely(found, Sampling(1, 0, temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    keep_likely(found[None], [Sampling(1, 0, temperature, top_k=top_k, top_p=top_p, min_p=min_p)])
     torch.testing.assert_close(found / found.sum(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_left_of_a_row_is_the_same_whoever_is_beside_it() -> None:
+    """Some rows are cut by each of the filters, one by none; and of a flat one no token is less likely than another."""
+    cuts: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_k": 400}, {"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.2}]
+    cuts += [{"top_k": 50, "top_p": 0.6, "min_p": 0.05}, {"top_p": 0.9}]
+    samplings = [Sampling(1, 0, 1.0, **cut) for cut in cuts]
+    probabilities = torch.softmax(draw_logits(len(cuts), 4), -1)
+    probabilities[-1] = 1 / VOCAB
+    alone = probabilities.clone()
+    keep_likely(probabilities, samplings)
+    for row, sampling in zip(alone, samplings, strict=True):
+        keep_likely(row[None], [sampling])
+    assert torch.equal(probabilities, alone)
+    *left, flat = probabilities.count_nonzero(dim=-1).tolist()
+    assert len(set(left)) == len(left), "each is cut in a way of its own"
+    assert flat == VOCAB
 
 
 def test_a_request_chooses_alike_whoever_is_beside_it() -> None:

@@ -17,4 +17,5 @@ def likeliest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
         tokens, peaks = kernels.argmax(logits.contiguous())
     else:
         peaks, tokens = logits.max(dim=-1)
-    return tokens.tolist(), [math.isfinite(peak) for peak in peaks.tolist()]
+    numbers, values = torch.stack((tokens.double(), peaks.double())).tolist()  # one wait for a device beside us
+    return [int(number) for number in numbers], [math.isfinite(value) for value in values]

@@ -58,32 +58,48 @@ def draw_plainly(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: S
     rows = logits.float()
     # Subtract the maximum first, so that a small temperature does not overflow.
     probabilities = torch.softmax((rows - rows.amax(dim=-1, keepdim=True)).div_(temperatures[:, None]), dim=-1)
-    for at, sampling in enumerate(samplings):
-        keep_likely(probabilities[at], sampling)
+    keep_likely(probabilities, samplings)
     return invert(probabilities, numbers)
 
 
-def keep_likely(probabilities: torch.Tensor, sampling: Sampling) -> None:
-    """Zero, in place, what top-k, top-p and min-p exclude from one row [V]. Ties with the last kept token stay."""
-    if 0 < sampling.top_k < probabilities.shape[0]:
-        least = torch.topk(probabilities, sampling.top_k).values[-1]
-        probabilities.masked_fill_(probabilities < least, 0)
-    if sampling.top_p < 1.0:
-        probabilities.masked_fill_(probabilities < _nucleus_least(probabilities, sampling.top_p), 0)
-    if sampling.min_p > 0.0:
-        probabilities.masked_fill_(probabilities < sampling.min_p * probabilities.max(), 0)
+def keep_likely(probabilities: torch.Tensor, samplings: Sequence[Sampling]) -> None:
+    """Zero, in place, what top-k, top-p and min-p exclude from rows [n, V]. Ties with the last kept token stay.
+
+    Process all rows together: on a GPU each call costs more than the numbers of a few more rows.
+    """
+    size, device = probabilities.shape[1], probabilities.device
+    counts = [each.top_k if 0 < each.top_k < size else size for each in samplings]
+    if bounded := [each for each in counts if each < size]:
+        likeliest = torch.topk(probabilities, max(bounded), dim=-1).values
+        last = torch.tensor([min(each, max(bounded)) - 1 for each in counts], device=device)[:, None]
+        _zero_below(probabilities, likeliest.gather(1, last), [each < size for each in counts])
+    if any(each.top_p < 1.0 for each in samplings):
+        shares = torch.tensor([each.top_p for each in samplings], dtype=torch.float64, device=device)[:, None]
+        least = _nucleus_least(probabilities, shares.clamp(max=1.0))
+        _zero_below(probabilities, least, [each.top_p < 1.0 for each in samplings])
+    if any(each.min_p > 0.0 for each in samplings):
+        shares = torch.tensor([each.min_p for each in samplings], device=device)[:, None]
+        _zero_below(probabilities, shares * probabilities.amax(dim=-1, keepdim=True), [True] * len(samplings))
 
 
-def _nucleus_least(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Return the smallest probability among the fewest tokens that together reach `top_p` of the row's mass."""
-    target = top_p * probabilities.sum(dtype=torch.float64)
-    size = probabilities.shape[0]
+def _zero_below(probabilities: torch.Tensor, least: torch.Tensor, chosen: Sequence[bool]) -> None:
+    """Zero what is less than least [n, 1], in the chosen of rows [n, V]."""
+    if not all(chosen):
+        least = least.masked_fill(~torch.tensor(chosen, device=least.device)[:, None], 0)
+    probabilities.masked_fill_(probabilities < least, 0)
+
+
+def _nucleus_least(probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Return the smallest probability among the fewest tokens that reach their share of each row's mass [n, 1]."""
+    target = shares * probabilities.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    size = probabilities.shape[1]
     for count in (min(_NUCLEUS, size), size):
-        likeliest = torch.topk(probabilities, count).values
-        reached = likeliest.cumsum(0, dtype=torch.float64) >= target
-        if reached.any():
-            return likeliest[int(reached.to(torch.uint8).argmax())]
-    return likeliest[-1]
+        likeliest = torch.topk(probabilities, count, dim=-1).values
+        reached = likeliest.cumsum(-1, dtype=torch.float64) >= target
+        if count == size or bool(reached[:, -1].all()):
+            break
+    reached[:, -1] = True  # rounding may have kept it just below
+    return likeliest.gather(1, reached.to(torch.uint8).argmax(dim=-1, keepdim=True))
 
 
 def uniform(seed: int, index: int) -> float:
