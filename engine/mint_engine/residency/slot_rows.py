@@ -46,7 +46,8 @@ class SlotRows:
             self.memory = torch.from_numpy(reserve(count * row_bytes)).view(dtype).view(count, -1)  # [S, W]
         else:
             self.memory = zeros((count, width), dtype, device)  # [S, W]
-        self._first, self._row_bytes = self.memory.data_ptr(), self.memory[:1].nbytes
+        # Where the rows are in this process's own memory, for what is mapped there.
+        self._first, self._row_bytes = self.memory.data_ptr() if self._remaps else 0, self.memory[:1].nbytes
         self.filled = [0] * count  # elements of each row that may be its tenant's
         self._files: list[KnownFile | None] = [None] * count  # the file mapped into each row
         self._locked = [False] * count

@@ -7,8 +7,8 @@ targets fit side by side without padding, and loading one means putting one run 
 Letters in shapes: S slots, M modules, W elements of a slot, P parts of one adapter, R the largest rank.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -109,6 +109,8 @@ class Slots:
         self.scalings = torch.zeros((len(self.shapes), count), dtype=torch.float32)  # [M, S]
         self._tables = _Tables(self.places.numpy(), self.ranks.numpy(), self.scalings.numpy())
         self.filled = self._rows.filled  # elements of each row, up to the end of its tenant
+        # Copies run beside the steps' kernels, one after another.
+        self._stream = _stream_on(device) if device.type == "cuda" else None
 
     @property
     def bytes(self) -> int:
@@ -171,15 +173,16 @@ class Slots:
             self._tables.scalings[:, slot] = scalings
 
         on_present = partial(_note_present, arrival, begin) if arrival is not None else None
-        begin(self._rows.load(slot, own, keep=keep, on_present=on_present))
-        self._settle()
+        with self._beside():
+            start = self._rows.load(slot, own, keep=keep, on_present=on_present)
+        begin(start)
 
     def clear(self, slot: int) -> None:
         """Remove the slot's tenant and zero its weights."""
         with self._others.clear(slot):
             self._forget(slot)
-            self._rows.clear(slot)
-            self._settle()
+            with self._beside():
+                self._rows.clear(slot)
 
     @property
     def retention(self) -> Retention:
@@ -226,10 +229,25 @@ class Slots:
             columns.places[start] = places
         return places
 
-    def _settle(self) -> None:
-        """Wait until the copies are on the device, since the next step may run on another stream."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Copy on a stream of their own what is copied within; it is on the device at the end.
+
+        No step waits for it. It waits for what was launched before, which may still write what is copied.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            self._stream.synchronize()
+
+
+def _stream_on(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _note_present(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
