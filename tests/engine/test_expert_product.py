@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.kernels.library import find_kernels
+from mint_engine.model.expert_lora import Pairs, sort_pairs
 from mint_engine.model.expert_product import lay_rows, multiply
+from mint_engine.parallel.shares import Cut
 
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -38,6 +40,12 @@ def naive(experts: Any, x: torch.Tensor, bounds: list[int]) -> torch.Tensor:
         bias = experts.down_proj_bias[expert].float() if experts.has_bias else 0
         rows += [by @ x[row].float() + bias for row in range(start, stop)]
     return torch.stack(rows)
+
+
+def pairs_of(counts: list[int]) -> Pairs:
+    """So many tokens for each expert."""
+    routes = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None]
+    return sort_pairs(routes, None, Cut(0, len(counts)))
 
 
 @BOTH
@@ -73,17 +81,16 @@ def test_of_any_layout(
         experts.mint_modules.kernels = find_kernels(dtype, CPU) or pytest.skip("no compiled kernels here")
     for wanted in (False, True):
         with torch.set_grad_enabled(wanted):
-            found = multiply(experts, "down_proj", x, bounds)
+            found = multiply(experts, "down_proj", x, pairs_of(counts))
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance * wide**0.5)
 
 
 @BOTH
 def test_gradients_reach_what_came_in(dtype: torch.dtype, tolerance: float) -> None:
-    bounds = [0, 2, 2, 5]
     experts = some_experts(dtype, (3, 24, 40), 1, turned=True, biased=True)
     x = torch.randn(5, 40).to(dtype).requires_grad_()
-    multiply(experts, "down_proj", x, bounds).sum().backward()  # type: ignore[no-untyped-call]
+    multiply(experts, "down_proj", x, pairs_of([2, 0, 3])).sum().backward()  # type: ignore[no-untyped-call]
     owners = [0, 0, 2, 2, 2]
     expected = torch.stack([experts.down_proj[owner].float().sum(1) for owner in owners])
     assert x.grad is not None

@@ -4,6 +4,7 @@ import ctypes
 import math
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,6 +67,12 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def lists_on(device: torch.device, *lists: Sequence[int]) -> list[torch.Tensor]:
+    """Each list as a tensor [n] int64, in one copy of all: whoever copies to a GPU waits for what it computes."""
+    whole = torch.tensor([number for each in lists for number in each], dtype=torch.int64).to(device)
+    return list(torch.split(whole, [len(each) for each in lists]))
 
 
 def compute_alone() -> None:

@@ -10,6 +10,8 @@ Letters in shapes: T tokens, P pairs, S slots, E experts, r rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,20 +30,39 @@ class ExpertRows:
     """One step's rows: the slot of each, and which slots share a layout. Not created if no row has an adapter."""
 
     owners: torch.Tensor  # [T] int64: slots, NO_SLOT for the bare base
-    kinds: torch.Tensor  # [S + 1] int64: a slot's kind; -1 for the last, which stands for NO_SLOT
+    kinds: torch.Tensor  # [S + 1] int64: a slot's kind; one more than there are for the last, that of NO_SLOT
     examples: tuple[int, ...]  # one slot of each kind
+    scalings: torch.Tensor  # [M, S], in the slots' dtype
     kernels: Kernels | None
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """One layer's pairs, sorted; with several ranks, only those of experts that this rank holds."""
+    """One layer's pairs, sorted; with several ranks, only those of experts that this rank holds.
+
+    Only `bounds` and `alike` wait for a GPU.
+    """
 
     order: torch.Tensor  # [P] int64: the pair of token `order // k` is the `order % k`-th of its experts
-    bounds: tuple[int, ...]  # [E + 1]: where each expert's pairs begin
+    ends: torch.Tensor  # [E] int32: where each expert's pairs end
     experts: torch.Tensor  # [P] int64: counted from the first that is held
     owners: torch.Tensor | None  # [P] int64
     items: torch.Tensor | None  # [n, 4] int32 for the kernel: first pair, pairs, slot, expert
+    rows: ExpertRows | None
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """Where each expert's pairs begin, and the last one's end [E + 1]."""
+        return (0, *self.ends.tolist())
+
+    @cached_property
+    def alike(self) -> tuple[torch.Tensor, ...]:
+        """Which pairs are of slots of each kind, in order."""
+        assert self.rows is not None  # noqa: S101 - asked where there are adapters
+        assert self.owners is not None  # noqa: S101 - as rows is
+        kinds, order = torch.sort(self.rows.kinds[self.owners], stable=True)  # NO_SLOT takes the last
+        ends = _ends(kinds, len(self.rows.examples)).tolist()
+        return tuple(order[start:stop] for start, stop in pairwise((0, *ends)))
 
 
 def plan_experts(
@@ -52,7 +73,7 @@ def plan_experts(
     if not tenants:
         return None
     owners = np.full(tokens, NO_SLOT, dtype=np.int64)
-    kinds = np.full(slots.count + 1, -1, dtype=np.int64)
+    kinds = np.full(slots.count + 1, slots.count, dtype=np.int64)
     alike: dict[tuple[bytes, bytes], int] = {}
     examples: list[int] = []
     for each in tenants:
@@ -63,27 +84,30 @@ def plan_experts(
             examples.append(each.slot)
         kinds[each.slot] = alike[key]
     device = slots.device
-    return ExpertRows(
-        torch.from_numpy(owners).to(device), torch.from_numpy(kinds).to(device), tuple(examples), kernels
-    )
+    both = torch.from_numpy(np.concatenate((owners, kinds))).to(device)
+    scalings = slots.scalings.to(device, slots.dtype)
+    return ExpertRows(both[:tokens], both[tokens:], tuple(examples), scalings, kernels)
 
 
-def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut) -> Pairs:
-    """Sort the pairs of routes [T, k] with experts `held` here, by expert, and by slot if rows have any."""
+def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut, *, whole: bool = False) -> Pairs:
+    """Sort the pairs of routes [T, k] with experts `held` here, by expert, and by slot if rows have any.
+
+    If these are the `whole` of a layer's experts, nothing waits for a GPU.
+    """
     flat, each = routes.reshape(-1).long(), routes.shape[1]
-    own = flat - held.start
-    others = (own < 0) | (own >= held.size)
-    own = own.masked_fill(others, held.size)  # sorted after all experts that are held
-    bounds = _bounds(own, held.size)
+    own, many = flat - held.start, flat.shape[0]
+    if not whole:
+        others = (own < 0) | (own >= held.size)
+        own, many = own.masked_fill(others, held.size), many - int(others.sum())  # after all that are held
     if rows is None:
-        chosen, order = (each[: bounds[-1]] for each in torch.sort(own, stable=True))
-        return Pairs(order, bounds, chosen, None, None)
+        chosen, order = (each[:many] for each in torch.sort(own, stable=True))
+        return Pairs(order, _ends(chosen, held.size), chosen, None, None, None)
     owners = rows.owners.repeat_interleave(each)
     count = rows.kinds.shape[0]
-    keys, order = (each[: bounds[-1]] for each in torch.sort(own * count + owners + 1, stable=True))
+    keys, order = (each[:many] for each in torch.sort(own * count + owners + 1, stable=True))
     chosen, owners = keys // count, keys % count - 1
     items = _items(keys.numpy(), count) if rows.kernels is not None else None
-    return Pairs(order, bounds, chosen, owners, items)
+    return Pairs(order, _ends(chosen, held.size), chosen, owners, items, rows)
 
 
 def add_expert_lora(
@@ -95,10 +119,7 @@ def add_expert_lora(
         for y, module in adapted:
             rows.kernels.lora_experts(y, x, pairs.items, slots, module)
         return
-    assert pairs.owners is not None  # noqa: S101 - as `rows` is not None
-    kinds = rows.kinds[pairs.owners]  # NO_SLOT selects the last
-    for kind, example in enumerate(rows.examples):
-        chosen = (kinds == kind).nonzero().squeeze(1)
+    for chosen, example in zip(pairs.alike, rows.examples, strict=True):
         for some in torch.split(chosen, _AT_ONCE):
             for y, module in adapted:
                 if slots.places[module, example] != ABSENT:
@@ -110,21 +131,22 @@ def _add_gathered(
 ) -> None:
     """Add adapters to the pairs `some` [n], whose slots have the same layout as `example`."""
     assert pairs.owners is not None  # noqa: S101 - by the one caller
+    assert pairs.rows is not None  # noqa: S101 - by the one caller
     place, rank = int(slots.places[module, example]), int(slots.ranks[module, example])
     (wide, high), experts = slots.shapes[module], slots.experts[module]
     middle = place + experts * rank * wide
     a = slots.memory[:, place:middle].view(slots.count, experts, rank, wide)
     b = slots.memory[:, middle : middle + experts * rank * high].view(slots.count, experts, rank, high)
     owners, numbers = pairs.owners[some], pairs.experts[some]
-    scalings = slots.scalings[module].to(y.device, y.dtype)[owners]
+    scalings = pairs.rows.scalings[module][owners]
     inner = torch.bmm(x.index_select(0, some).unsqueeze(1), a[owners, numbers].transpose(1, 2))  # [n, 1, r]
     inner = inner * scalings[:, None, None]
     y.index_add_(0, some, torch.bmm(inner, b[owners, numbers]).squeeze(1))
 
 
-def _bounds(chosen: torch.Tensor, experts: int) -> tuple[int, ...]:
-    counts = torch.bincount(chosen, minlength=experts)[:experts]
-    return (0, *counts.cumsum(0).tolist())
+def _ends(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """Where each of `count` numbers from 0 on ends among sorted ones; [count] int32."""
+    return torch.searchsorted(numbers, torch.arange(1, count + 1, device=numbers.device), out_int32=True)
 
 
 def _items(keys: np.ndarray[tuple[int], np.dtype[np.int64]], count: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mint_engine.kernels.expert_structs import Stack
 from mint_engine.kernels.library import Kernels
+from mint_engine.model.expert_lora import Pairs
 from mint_engine.model.kept import KeptStack, by_expert, by_group
 
 _STRIP = 64  # inputs that are transposed at once: a third of the time that transposing all at once takes
@@ -40,15 +41,16 @@ def rows_of(experts: Any, name: str) -> torch.Tensor:
     return turned
 
 
-def multiply(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """Multiply rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out].
+def multiply(experts: Any, name: str, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Multiply each pair's row of x [P, in] by its expert's weight -> [P, out].
 
     A bias is added to the rounded products, as in transformers.
     """
-    y = _product(experts, getattr(experts, name), x, bounds)
+    y = _product(experts, getattr(experts, name), x, pairs)
     if not experts.has_bias:
         return y
-    return add_bias(y, getattr(experts, f"{name}_bias"), bounds)
+    bias: torch.Tensor = getattr(experts, f"{name}_bias")
+    return y.add_(bias.index_select(0, pairs.experts))
 
 
 def add_bias(y: torch.Tensor, bias: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
@@ -57,23 +59,22 @@ def add_bias(y: torch.Tensor, bias: torch.Tensor, bounds: Sequence[int]) -> torc
     return y.add_(bias.repeat_interleave(counts, dim=0, output_size=y.shape[0]))
 
 
-def _product(experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+def _product(experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     kernels: Kernels | None = experts.mint_modules.kernels
     if torch.is_grad_enabled():
-        return multiply_each(weight, x, bounds, transposed=experts.is_transposed)
+        return multiply_each(weight, x, pairs.bounds, transposed=experts.is_transposed)
     if isinstance(weight, torch.Tensor):
         rows = weight.transpose(1, 2) if experts.is_transposed else weight  # [E, out, in]
         if kernels is not None:
-            return kernels.multiply_experts(x, Stack(rows.shape, rows), bounds)
+            return kernels.multiply_experts(x, Stack(rows.shape, rows), pairs.bounds)
         if not _grouped(weight):
-            return multiply_each(weight, x, bounds, transposed=experts.is_transposed)
-        ends = torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
-        return functional.grouped_mm(x, rows.transpose(1, 2), offs=ends)
+            return multiply_each(weight, x, pairs.bounds, transposed=experts.is_transposed)
+        return functional.grouped_mm(x, rows.transpose(1, 2), offs=pairs.ends)
     if kernels is None:
-        return multiply_each(weight, x, bounds, transposed=experts.is_transposed)
+        return multiply_each(weight, x, pairs.bounds, transposed=experts.is_transposed)
     if (stack := weight.coded()) is not None:
-        return kernels.multiply_experts(x, stack, bounds)
-    groups = by_group(weight, bounds)
+        return kernels.multiply_experts(x, stack, pairs.bounds)
+    groups = by_group(weight, pairs.bounds)
     return torch.cat([kernels.multiply_experts(x[rows], Stack(some.shape, some), own) for rows, own, some in groups])
 
 

@@ -34,6 +34,7 @@ class ExpertModules:
 
     slots: Slots
     held: Cut
+    whole: bool  # whether these are all of them
     gate: int | None
     up: int | None
     down: int | None
@@ -81,15 +82,15 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
         experts.mint_current.routes.append(routes)
     modules: ExpertModules = experts.mint_modules
     tokens, each = routes.shape
-    pairs = sort_pairs(routes, rows, modules.held)
-    if not pairs.bounds[-1]:
+    pairs = sort_pairs(routes, rows, modules.held, whole=modules.whole)
+    if not pairs.order.shape[0]:
         return torch.zeros_like(hidden)
     x = hidden.index_select(0, pairs.order // each)  # [P, H]
-    y = multiply(experts, "gate_up_proj", x, pairs.bounds)
+    y = multiply(experts, "gate_up_proj", x, pairs)
     if rows is not None:
         _add_gate_up(y, x, modules, rows, pairs, concatenated=experts.is_concatenated)
     inner = experts._apply_gate(y)  # [P, I]
-    out = multiply(experts, "down_proj", inner, pairs.bounds)
+    out = multiply(experts, "down_proj", inner, pairs)
     if rows is not None:
         add_expert_lora([(out, modules.down)], inner, modules.slots, rows, pairs)
     out = out * weights.reshape(-1, 1).index_select(0, pairs.order)

@@ -8,6 +8,7 @@ from mint_engine.kernels.library import MAX_RANK, ROWS, find_kernels
 from mint_engine.model import attention, experts
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
+from mint_engine.model.device import lists_on
 from mint_engine.model.expert_lora import plan_experts
 from mint_engine.model.lora import merge_spans, sort_rows, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
@@ -53,13 +54,14 @@ class Generic:
             current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
             current.routes = [] if self._cache.routes is not None else None
         current.paged = paged = plan_attention(spans, self._cache, device)
+        numbers, places, kept = lists_on(device, tokens, positions, keep)
         try:
             output = self._base.model(
-                input_ids=torch.tensor([tokens], device=device),
+                input_ids=numbers[None],
                 attention_mask=self._masks,
-                position_ids=torch.tensor([positions], device=device),
+                position_ids=places[None],
                 use_cache=False,
-                logits_to_keep=torch.tensor(keep, dtype=torch.int64, device=device),
+                logits_to_keep=kept,
                 paged=current.paged,
             )
             if self._cache.routes is not None and current.routes is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_engine.model.device import lists_on
 from mint_engine.model.paged import Span
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
@@ -119,9 +120,10 @@ def _add_gathered(y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int, g
 def _gather(members: Sequence[Segment], slots: Slots) -> Gather:
     rows = [row for each in members for row in range(each.start, each.start + each.length)]
     owners = [each.slot for each in members for _ in range(each.length)]
+    at, of = lists_on(slots.device, rows, owners)
     return Gather(
-        rows=torch.tensor(rows, device=slots.device),
-        slots=torch.tensor(owners, device=slots.device),
+        rows=at,
+        slots=of,
         scalings=slots.scalings[:, owners].to(slots.device, slots.dtype),
         example=members[0].slot,
     )

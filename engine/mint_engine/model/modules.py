@@ -148,8 +148,9 @@ def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None) -> C
 
 def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, held: Cut | None) -> None:
     gate, up, down = (slots.index.get(f"{path}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
-    held = held or Cut(0, int(experts.num_experts))
-    experts.mint_modules = ExpertModules(slots, held, gate, up, down, _kernels_for(experts, slots))
+    own = held or Cut(0, int(experts.num_experts))
+    kernels = _kernels_for(experts, slots)
+    experts.mint_modules = ExpertModules(slots, own, held is None, gate, up, down, kernels)
     experts.mint_current = current
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
 from mint_engine.model.cache import Cache
+from mint_engine.model.device import lists_on
 
 SCORES = 1 << 26  # computed at once: 256 MiB in float32, and enough work for any device
 SHORT = 32  # pages: for shorter pasts, padding costs less than another round of kernels
@@ -131,12 +132,18 @@ def _plan_group(spans: Sequence[Span], cache: Cache, device: torch.device) -> Pa
         for at in range(span.position, span.position + span.length)
     ]
     singles = [span for span in spans if span.length == 1]
-    most = READ_BYTES // cache.pool[0, 0].nbytes
+    groups = list(_alike(singles, READ_BYTES // cache.pool[0, 0].nbytes))
+    chunks = [span for span in spans if span.length > 1]
+    lists = [places, *(each for group in groups for each in _decode_lists(group)), *map(_chunk_pages, chunks)]
+    first, *others = lists_on(device, *lists)
+    given = iter(others)
     return PagedAttention(
         cache=cache,
-        places=torch.tensor(places, device=device),
-        decodes=tuple(_plan_decodes(group, device) for group in _alike(singles, most)),
-        chunks=tuple(_plan_chunk(span, device) for span in spans if span.length > 1),
+        places=first,
+        decodes=tuple(_decodes(group, next(given), next(given), next(given)) for group in groups),
+        chunks=tuple(
+            Chunk(span.row, span.row + span.length, span.position, next(given), span.slot) for span in chunks
+        ),
     )
 
 
@@ -160,22 +167,20 @@ def _alike(spans: Sequence[Span], most: int) -> Iterator[list[Span]]:
         yield from (group[at : at + step] for at in range(0, len(group), step))
 
 
-def _plan_decodes(spans: Sequence[Span], device: torch.device) -> Decodes:
-    longest = max(span.position + 1 for span in spans)
-    widest = pages_for(longest)
+def _decode_lists(spans: Sequence[Span]) -> tuple[list[int], list[int], list[int]]:
+    """See `Decodes`: rows, table and lengths."""
+    widest = pages_for(max(span.position + 1 for span in spans))
     table = []
     for span in spans:
         used = list(span.pages[: pages_for(span.position + 1)])
         table += used + [NULL_PAGE] * (widest - len(used))
-    return Decodes(
-        rows=torch.tensor([span.row for span in spans], device=device),
-        table=torch.tensor(table, device=device),
-        lengths=torch.tensor([span.position + 1 for span in spans], device=device),
-        longest=longest,
-        slots=tuple(span.slot for span in spans),
-    )
+    return [span.row for span in spans], table, [span.position + 1 for span in spans]
 
 
-def _plan_chunk(span: Span, device: torch.device) -> Chunk:
-    pages = torch.tensor(span.pages[: pages_for(span.position + span.length)], device=device)
-    return Chunk(span.row, span.row + span.length, span.position, pages, span.slot)
+def _decodes(spans: Sequence[Span], rows: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor) -> Decodes:
+    longest = max(span.position + 1 for span in spans)
+    return Decodes(rows, table, lengths, longest, tuple(span.slot for span in spans))
+
+
+def _chunk_pages(span: Span) -> Sequence[int]:
+    return span.pages[: pages_for(span.position + span.length)]
