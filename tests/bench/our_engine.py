@@ -56,7 +56,8 @@ class Engine:
             Fit(modules=self._slots.modules, max_rank=setup.max_rank),
             self._slots.dtype,
         )
-        self.residency = Residency(self._slots, loader, HostTier(setup.host_bytes), store=settings.store)
+        host = HostTier(setup.host_bytes, pinned=self._slots.device.type == "cuda")
+        self.residency = Residency(self._slots, loader, host, store=settings.store)
         self.stepper = Stepper(generation, lambda deliver: _post(loop, deliver))
         self.residency.follows = lambda: self.stepper.follows_arrivals
         self._store = settings.store

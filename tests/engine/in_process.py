@@ -77,10 +77,11 @@ class Engine:
 
 @asynccontextmanager
 async def engine_of(
-    base: Path, folder: Path, *, slots: int, max_rank: int, store: Source | None, host: int, disk: int, **limits: Any
-) -> AsyncIterator[Engine]:
+    base: Path, folder: Path, *, slots: int, max_rank: int, store: Source | None, host: int, disk: int,
+    device: str = "cpu", **limits: Any,
+) -> AsyncIterator[Engine]:  # fmt: skip
     """Start an engine; at the end, stop it and check that its books balance."""
-    settings = settings_for(base, device_slots=slots, max_rank=max_rank)
+    settings = settings_for(base, device=device, device_slots=slots, max_rank=max_rank)
     _, memory, generation = build(settings, base, Limits())
     loop = asyncio.get_running_loop()
 
@@ -89,7 +90,7 @@ async def engine_of(
 
     stepper = Stepper(generation, post)
     loader = Loader(DiskTier(folder / "disk", disk), Fit(memory.modules, max_rank), memory.dtype)
-    residency = Residency(memory, loader, HostTier(host), store=store, **limits)
+    residency = Residency(memory, loader, HostTier(host, pinned=memory.device.type == "cuda"), store=store, **limits)
     residency.in_flight = stepper.tenants
     residency.follows = lambda: stepper.follows_arrivals
     residency.start()

@@ -170,7 +170,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 @pytest.fixture
 async def engine(wide: Path, store: Path, tmp_path: Path, disk: Disk) -> AsyncIterator[Engine]:
     """An engine whose one slot holds the second adapter; the first is only on disk, which is slow from now on."""
-    options = {"slots": 1, "max_rank": 128, "host": 1, "disk": 1 << 26}
+    options: dict[str, Any] = {"slots": 1, "max_rank": 128, "host": 1, "disk": 1 << 26}
     async with engine_of(wide, on_disk(tmp_path), store=Source(f"file://{store}"), **options) as engine:
         for name in NAMES:
             await engine.ask(name, PROMPT, 1)

@@ -143,9 +143,8 @@ async def training(
 
     def make(_: Base, slots: Slots) -> Residency:
         loader = Loader(disk, Fit(slots.modules, slots.max_rank), slots.dtype)
-        return Residency(
-            slots, loader, HostTier(server._settings.host_bytes), store=Source(f"file://{folder}/adapters")
-        )
+        host = HostTier(server._settings.host_bytes, pinned=slots.device.type == "cuda")
+        return Residency(slots, loader, host, store=Source(f"file://{folder}/adapters"))
 
     residency = await server.load(base, make)
     assert isinstance(residency, Residency)

@@ -1,0 +1,218 @@
+"""Engines on a GPU, by a stand-in that knows of a device's memory (see `device_double`), not of its numbers or speed.
+
+No tensor of theirs is in the wrong memory: what they answer and learn is what the same modules do on the CPU. And
+steps wait for the device a few times each, however many layers a base has.
+"""
+
+import asyncio
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source
+from tests.engine.device_double import CUDA, Seen, standing_in
+from tests.engine.in_process import Engine, engine_of
+from tests.engine.quantised import LAYOUTS, save_float8
+from tests.engine.running import Answer, Running, ask, running
+from tests.engine.running import save_adapter as save_llama_adapter
+from tests.engine.running import save_base as save_llama
+from tests.engine.saved_families import SERVED, save_adapter, save_base
+from tests.engine.training.teaching import assignment, saved, train, training
+from tests.waiting import until
+
+NEW_TOKENS = 6
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"logprobs": 3},
+    {"temperature": 1.0, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 3},
+    {"temperature": 0.7, "top_p": 0.5, "seed": 4, "repetition_penalty": 1.2, "logit_bias": {9: 1.5}},
+    {"frequency_penalty": 0.5, "presence_penalty": 0.5},
+]
+GRAMMAR = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+
+
+@pytest.fixture(autouse=True)
+def _by_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too: own kernels add up in another order."""
+    for name, module in sys.modules.items():
+        if name.startswith("mint_engine."):
+            for finder in ("find_kernels", "find_training_kernels"):
+                if hasattr(module, finder):
+                    monkeypatch.setattr(module, finder, lambda *_: None)
+
+
+@pytest.fixture
+def device() -> Iterator[Seen]:
+    with standing_in() as seen:
+        yield seen
+
+
+def save(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """A base, and adapters of several ranks: two on all that may have one, one on a few."""
+    base, told = save_base(name, folder / "base"), SERVED[name]
+    few = {"target_modules": told["target_modules"][:2]}
+    ranks = {"a": (4, told), "b": (6, told), "c": (3, few)}
+    return base, {who: save_adapter(base, folder / who, rank, **each) for who, (rank, each) in ranks.items()}
+
+
+async def answers(base: Path, adapters: dict[str, Path], **settings: Any) -> list[Answer]:
+    """Of requests of all kinds in one batch, twice over, so that the second find their prefixes."""
+    draw, found = random.Random(5), list[Answer]()
+    prompts = [[draw.randrange(2, 290) for _ in range(length)] for length in (3, 41)]
+    asked = [(prompt, who) for prompt in prompts for who in ("", *adapters)]
+    async with running(base, adapters, **settings) as engine:
+        for _ in range(2):
+            told = [
+                ask(engine, prompt, who, max_tokens=NEW_TOKENS, ignore_eos=True, **WAYS[at % len(WAYS)])
+                for at, (prompt, who) in enumerate(asked)
+            ]
+            found += await asyncio.gather(*told)
+        found.append(await ask(engine, prompts[0], "a", max_tokens=20, json_schema=GRAMMAR))
+    return found
+
+
+def check(found: list[Answer], expected: list[Answer]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe", "gpt_oss", "deepseek_v32"])
+async def test_answers_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
+    base, adapters = save(name, tmp_path)
+    expected = await answers(base, adapters)
+    with standing_in():
+        check(await answers(base, adapters, device="cuda"), expected)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_answers_over_float8_are_those_of_the_cpu(keep: bool, tmp_path: Path) -> None:
+    base, adapters = save("qwen3_moe", tmp_path)
+    quantised, _ = save_float8(base, tmp_path, LAYOUTS["compressed_channel"])
+    expected = await answers(quantised, adapters, quantised_experts=keep)
+    with standing_in():
+        check(await answers(quantised, adapters, quantised_experts=keep, device="cuda"), expected)
+
+
+async def waits(engine: Running, seen: Seen, *requests: dict[str, Any]) -> int:
+    """Of the last step but one of these, in which all of them decode."""
+    generation, found = engine.server.generation, list[int]()
+    step = generation.step
+
+    def counted() -> Any:
+        before = seen.waits.total()
+        outcomes = step()
+        found.append(seen.waits.total() - before)
+        return outcomes
+
+    generation.step = counted  # type: ignore[method-assign]
+    await asyncio.gather(*(ask(engine, [5, 6, 7], max_tokens=8, ignore_eos=True, **each) for each in requests))
+    generation.step = step  # type: ignore[method-assign]
+    return found[-2]
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "mixtures"), [("gemma3", 3, 0), ("qwen3_moe", 1, 3), ("gpt_oss", 3, 3), ("deepseek_v32", 1, 2)]
+)
+async def test_a_step_waits_for_the_device_a_few_times(
+    name: str, groups: int, mixtures: int, device: Seen, tmp_path: Path
+) -> None:
+    """For what it is told, for the tokens, and for the pairs of each layer's experts that have adapters.
+
+    Groups of layers that keep the same pages of a past are told of them apart, and so are adapters of other ranks;
+    latent attention has adapters of its own. A sampled step is told how, and asks for what was drawn.
+    """
+    base, adapters = save(name, tmp_path)
+    latent = name.startswith("deepseek")
+    experts = 2 + mixtures if mixtures else 0
+    async with running(base, adapters, device="cuda") as engine:
+        bare: list[dict[str, Any]] = [{}]
+        one, three = [{"adapter": "a"}], [{}, {"adapter": "a"}, {"adapter": "b"}]
+        assert await waits(engine, device, *bare) == 2 + groups
+        assert await waits(engine, device, *one) == 2 + groups + experts + 2 * (1 + latent)
+        assert await waits(engine, device, *three) == 2 + groups + experts + 4 * (1 + latent)
+        assert await waits(engine, device, *bare * 4) == 2 + groups, "the same for more of a kind"
+        sampled = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
+        assert await waits(engine, device, *[sampled] * 4) == 2 + groups + 7
+
+
+def tier_of(engine: Engine, adapter: str) -> Tier | None:
+    held = engine.residency.report().get(adapter)
+    return held.tier if held is not None else None
+
+
+async def test_adapters_come_to_slots_by_way_of_pinned_memory(device: Seen, tmp_path: Path) -> None:
+    """Each in one copy, that the host waits for once; what serves meanwhile waits for none."""
+    base = save_llama(tmp_path / "base")
+    folders = [save_llama_adapter(base, tmp_path / str(rank), rank=rank) for rank in (4, 16)]
+    options: dict[str, Any] = {
+        "slots": 1,
+        "max_rank": 16,
+        "store": None,
+        "host": 1 << 22,
+        "disk": 1 << 22,
+        "device": "cuda",
+    }
+    async with engine_of(base, tmp_path, **options) as engine:
+        device.forget()
+        sources = [Source(f"file://{folder}") for folder in folders]
+        engine.residency.want([Assignment("a", sources[0], Tier.DEVICE), Assignment("b", sources[1], Tier.HOST)])
+        await until(lambda: (tier_of(engine, "a"), tier_of(engine, "b")) == (Tier.DEVICE, Tier.HOST))
+        assert device.copies == {"pinned": 1}
+        assert device.waits == {"a stream": 1}
+        assert engine.slots.memory.device == CUDA
+
+
+async def learnt(base: Path, folder: Path, device: str) -> tuple[tuple[float, ...], torch.Tensor]:
+    """Of a course with rollouts and revisions, that goes on from a checkpoint on another engine: rewards, weights."""
+    options: dict[str, Any] = {"device": device, "device_slots": 4}
+    async with training(base, folder, train(steps=2, publish_every_steps=1), **options) as scene:
+        scene.want(assignment("acme/one"), assignment("acme/two", rank=8))
+        await scene.ended("acme/one", "acme/two")
+    async with training(base, folder, train(steps=3, publish_every_steps=1), **options) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        published = (await scene.ended("acme/one"))["acme/one"].published
+        rewards, state = saved(scene, "acme/one")
+    assert published is not None
+    assert published.step == 3
+    return rewards, load(bytes(state))["weights"]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+async def test_policies_learn_what_they_do_on_the_cpu(name: str, tmp_path: Path) -> None:
+    """But for how the norm of a gradient is rounded, which is added up in other parts."""
+    base = save_llama(tmp_path / "base") if name == "llama" else save_base(name, tmp_path / "base")
+    rewards, weights = await learnt(base, tmp_path / "cpu", "cpu")
+    with standing_in():
+        found = await learnt(base, tmp_path / "cuda", "cuda")
+    assert found[0] == rewards
+    assert (found[1] - weights).norm() < 1e-3 * weights.norm()
+
+
+def test_what_cuda_refuses_is_refused(device: Seen) -> None:
+    there, here = torch.ones(3, device="cuda"), torch.ones(3)
+    with pytest.raises(RuntimeError, match="on the same device"):
+        there + here
+    with pytest.raises(RuntimeError, match="on the same device"):
+        here.add_(there)
+    with pytest.raises(TypeError, match="can't convert cuda:0"):
+        there.numpy()
+    with pytest.raises(RuntimeError, match="address"):
+        there.data_ptr()
+    assert not device.waits
+    assert (there * torch.tensor(2.0)).device == CUDA
+    assert there.sum().item() == 3.0
+    assert there.to("cuda") is there
+    into = torch.zeros(3, device="cuda")
+    into.copy_(here.pin_memory(), non_blocking=True)
+    assert device.waits == {"a number": 1}
+    into.copy_(here)
+    assert device.waits == {"a number": 1, "a copy to the device": 1}
+    assert device.copies == {"pinned": 1, "pageable": 1}
