@@ -249,6 +249,15 @@ def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
     assert container(base())["resources"] == {}
 
 
+def test_who_asks_for_a_part_of_a_gpu_is_given_no_whole_one_beside_it() -> None:
+    """Slices and shared GPUs have names of their own; a pod that asks for a whole one too may never be scheduled."""
+    for name in ("nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"):
+        for asked in (Resources(limits={name: 1}), Resources(requests={name: 1})):
+            found = container(with_spec(engine=EngineSpec(device="cuda", resources=asked)))["resources"]
+            assert found["limits"] == {name: 1}
+            assert found.get("requests", {name: 1}) == {name: 1}
+
+
 def test_what_device_plugins_give_is_asked_for_as_kubernetes_has_it() -> None:
     """There "non overcommitable resources" need a limit, of which a request is all."""
     for asked in (
