@@ -17,6 +17,11 @@ from safetensors.torch import load
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine.model.base import load_base
+from mint_engine.model.modules import find_modules
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
 from tests.engine.device_double import CUDA, Seen, standing_in
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.quantised import LAYOUTS, save_float8
@@ -24,6 +29,8 @@ from tests.engine.running import Answer, Running, ask, running
 from tests.engine.running import save_adapter as save_llama_adapter
 from tests.engine.running import save_base as save_llama
 from tests.engine.saved_families import SERVED, save_adapter, save_base
+from tests.engine.training.at_once import create
+from tests.engine.training.scene import groups
 from tests.engine.training.teaching import assignment, saved, train, training
 from tests.waiting import until
 
@@ -194,6 +201,18 @@ async def test_policies_learn_what_they_do_on_the_cpu(name: str, tmp_path: Path)
         found = await learnt(base, tmp_path / "cuda", "cuda")
     assert found[0] == rewards
     assert (found[1] - weights).norm() < 1e-3 * weights.norm()
+
+
+def test_each_part_of_an_update_has_ended_before_requests_have_their_next_step(device: Seen, tmp_path: Path) -> None:
+    """Or parts would pile up on the device, in time that nobody counts as theirs."""
+    base = load_base(save_llama(tmp_path / "base"), torch.float32, CUDA)
+    trainer = Trainer(base, find_modules(base.model), max_rank=8)
+    create(trainer, "p", PolicySettings(rank=4))
+    work = trainer.begin([PolicyBatch("p", groups(1))])
+    while not work.done:
+        device.forget()
+        work.advance()
+        assert device.waits["a stream"] == 1
 
 
 def test_what_cuda_refuses_is_refused(device: Seen) -> None:

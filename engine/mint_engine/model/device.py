@@ -75,6 +75,12 @@ def lists_on(device: torch.device, *lists: Sequence[int]) -> list[torch.Tensor]:
     return list(torch.split(whole, [len(each) for each in lists]))
 
 
+def settle(device: torch.device) -> None:
+    """Wait for a device that computes beside us: parts of work would pile up before the next step of requests."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def compute_alone() -> None:
     """From now on, the calling thread computes without torch's other threads; other threads are not affected.
 

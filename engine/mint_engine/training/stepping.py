@@ -3,6 +3,7 @@
 import torch
 
 from mint_contracts.training import Optimizer
+from mint_engine.model.device import settle
 from mint_engine.training.optimizer import StepOutcome, take_step
 from mint_engine.training.policy import Policy
 
@@ -13,6 +14,7 @@ class Stepping:
     def __init__(self, policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> None:
         self.policy = policy
         policy.busy = True
+        self._device = policy.weights.device
         self._parts = take_step(policy, optimizer, dtype)
         self._outcome: StepOutcome | None = None
         self.done = False
@@ -27,21 +29,15 @@ class Stepping:
         try:
             with torch.no_grad():
                 next(self._parts)
-            self._settle()
+            settle(self._device)
         except StopIteration as end:
             self._outcome = end.value
             self.cancel()
-            self._settle()
+            settle(self._device)
         except BaseException:
             self.cancel()
             raise
         return not self.done
-
-    def _settle(self) -> None:
-        """Wait for a device, on which pieces would otherwise pile up before the next step of requests."""
-        device = self.policy.weights.device
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()
 
     def cancel(self) -> None:
         """Give up the step, with the same effect as an error."""

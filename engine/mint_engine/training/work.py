@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mint_engine.model.device import settle
 from mint_engine.training.agenda import Agenda
 from mint_engine.training.batch import Held, Wanted, make_batch
 from mint_engine.training.crew import Crew
@@ -105,8 +106,10 @@ class Work:
         try:
             with torch.no_grad():
                 next(self._steps)
+            settle(self._device)
         except StopIteration as end:
             self._finish(end.value)
+            settle(self._device)
         except BaseException:
             self.cancel()
             raise
