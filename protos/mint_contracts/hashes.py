@@ -1,4 +1,4 @@
-"""Records in Redis: one round trip reads many hashes of them, and each record is decoded by itself.
+"""Hashes of records in Redis: one round trip reads many hashes, and each record is decoded by itself.
 
 Another version of MinT may have written a record in another form. One unreadable record does not affect the others:
 it is repaired if the reader knows how, or skipped.
@@ -40,13 +40,6 @@ def decoded(raw: Mapping[str, str], kind: type[T], mend: Callable[[Json], T] | N
         with suppress(msgspec.DecodeError):
             found[name] = _record(text, kind, mend)
     return found
-
-
-def decoded_one(text: str | None, kind: type[T]) -> T | None:
-    """Return a record that has a key of its own; None if there is none, or none that decodes."""
-    with suppress(msgspec.DecodeError):
-        return None if text is None else msgspec.json.decode(text, type=kind)
-    return None
 
 
 def _record(text: str, kind: type[T], mend: Callable[[Json], T] | None) -> T:

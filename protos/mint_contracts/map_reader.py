@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.hashes import PER_CALL, Json, decoded, decoded_one, read_hashes
+from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
 from mint_contracts.map_reporter import reported_recently
 from mint_contracts.records import (
     Assignment,
@@ -35,9 +35,7 @@ class Pulse(msgspec.Struct, frozen=True):
 
     version: int | None  # of the operator's part; None: never completed, or lost
     epoch: int | None  # None: no operator has written here, or everything was lost
-    engines: dict[
-        str, EngineRecord | None
-    ]  # every engine that ever reported; None: its heartbeat has run out, or is unreadable
+    engines: dict[str, EngineRecord | None]  # every engine that ever reported; None: its heartbeat has run out
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -77,7 +75,8 @@ class MapReader:
             version=None if version is None else int(version),
             epoch=None if epoch is None else int(epoch),
             engines={
-                name: decoded_one(text, EngineRecord) for name, text in sorted(zip(names, records, strict=True))
+                name: None if text is None else msgspec.json.decode(text, type=EngineRecord)
+                for name, text in sorted(zip(names, records, strict=True))
             },
         )
 
@@ -102,8 +101,9 @@ class MapReader:
         return found
 
     async def base_record(self, base: str) -> BaseRecord | None:
-        """Return the operator's record of the base; None if there is none that is readable."""
-        return decoded_one(await bounded(lambda: self._redis.get(keys.base_record(base))), BaseRecord)
+        """Return the operator's record of the base."""
+        text = await bounded(lambda: self._redis.get(keys.base_record(base)))
+        return None if text is None else msgspec.json.decode(text, type=BaseRecord)
 
     async def placements(self, base: str) -> dict[str, Placement]:
         """Return every explicit placement of a base, by adapter."""
@@ -146,10 +146,11 @@ class MapReader:
             return []
         records = await bounded(lambda: self._redis.mget([keys.engine(base, name) for name in names]))
         held = await self.holdings(base, names)
-        return [
-            EngineView(engine=name, record=decoded_one(text, EngineRecord), held=held[name])
-            for name, text in zip(names, records, strict=True)
-        ]
+        views = []
+        for name, text in zip(names, records, strict=True):
+            record = None if text is None else msgspec.json.decode(text, type=EngineRecord)
+            views.append(EngineView(engine=name, record=record, held=held[name]))
+        return views
 
     async def held(self, base: str, engine: str) -> dict[str, Held]:
         """Return what one engine reports to hold, by adapter."""

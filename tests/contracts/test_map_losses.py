@@ -57,21 +57,6 @@ async def test_one_record_that_is_nothing_like_it_hinders_no_other(odd: str, red
     assert await reader.held(BASE, "e-0") == {"b": held("b")}
 
 
-@pytest.mark.parametrize("odd", ["{", "7", '{"engine": 7}'])
-async def test_one_engine_or_base_that_can_not_be_read_hinders_no_other(odd: str, redis_client: Redis) -> None:
-    """An engine whose heartbeat cannot be read is taken for one that has none."""
-    writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
-    await writer.apply(BASE, MapChange(set_placements=(placement("b"),)))
-    for engine in ("e-0", "e-1"):
-        await MapReporter(redis_client, BASE, engine).report(record(engine), [held("b")], [], full=True)
-    await redis_client.set(keys.engine(BASE, "e-0"), odd)
-    await redis_client.set(keys.base_record(BASE), odd)
-    assert (await reader.pulse(BASE)).engines == {"e-0": None, "e-1": record("e-1")}
-    assert [each.record for each in await reader.engines(BASE)] == [None, record("e-1")]
-    state = await reader.state(BASE, [])
-    assert (state.base, list(state.placements)) == (None, ["b"])
-
-
 async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client: Redis) -> None:
     writer, reader = MapWriter(redis_client, epoch=5), MapReader(redis_client)
     reporter = MapReporter(redis_client, BASE, "e-0")
