@@ -57,7 +57,7 @@ def key_of(secret: str, base_model: str) -> bytes:
 
 
 def accept(connection: socket.socket, key: bytes) -> Hello:
-    """Greet as the leader. Raises AuthenticationFailed, or OSError if the other end is too slow or gone."""
+    """Take part as the leader. Raises AuthenticationFailed, or OSError if the other end is too slow or gone."""
     deadline = time.monotonic() + HANDSHAKE_S
     ours = secrets.token_bytes(_NONCE)
     connection.settimeout(HANDSHAKE_S)
@@ -73,7 +73,7 @@ def accept(connection: socket.socket, key: bytes) -> Hello:
 
 
 def authenticate(connection: socket.socket, key: bytes, hello: Hello) -> None:
-    """Greet as the other node. Raises as `accept` does."""
+    """Take part as another node. Raises as `accept` does."""
     deadline = time.monotonic() + HANDSHAKE_S
     connection.settimeout(HANDSHAKE_S)
     theirs, ours = _read(connection, _NONCE, deadline), secrets.token_bytes(_NONCE)

@@ -10,7 +10,7 @@ import structlog
 from mint_engine.parallel.handshake import AuthenticationFailed, RanksEndpoint, accept
 from mint_engine.parallel.node import Node
 
-_AT_ONCE = 256  # simultaneous greetings: 64 nodes have two connections each, and strangers may connect, too
+_AT_ONCE = 256  # simultaneous handshakes: 64 nodes have two connections each, and strangers may connect, too
 
 _PAUSE_S = 0.1
 
@@ -27,7 +27,7 @@ class NodeListener:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         self._listener = socket.create_server(("", endpoint.port), family=family, dualstack_ipv6=both)
-        self._greeting = threading.BoundedSemaphore(_AT_ONCE)
+        self._handshakes = threading.BoundedSemaphore(_AT_ONCE)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -48,7 +48,7 @@ class NodeListener:
                 if self._closed.wait(_PAUSE_S):
                     return
                 continue
-            if self._greeting.acquire(blocking=False):
+            if self._handshakes.acquire(blocking=False):
                 threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
             else:
                 connection.close()
@@ -64,7 +64,7 @@ class NodeListener:
         except (AuthenticationFailed, OSError, ValueError) as error:
             why = str(error)
         finally:
-            self._greeting.release()
+            self._handshakes.release()
         if not entered:
             _log.warning("connection_refused", why=why)
             connection.close()
