@@ -1,14 +1,14 @@
-"""What is asked of stores, which are real ones."""
+"""A record of the calls made to real stores."""
 
 from mint_contracts.source import Source
 from mint_engine.policies.store import Content, Store, store_of
 
 
 class Asked(list[tuple[str, str]]):
-    """Of all stores that were opened here, what was done with which path, in order."""
+    """The (operation, path) pairs of all calls to stores opened through `store_of`, in order."""
 
     def store_of(self, source: Source) -> Store:
-        """As the engine's own."""
+        """Open a store as the engine's `store_of` does, and record the calls to it."""
         return _Told(store_of(source), self)
 
 

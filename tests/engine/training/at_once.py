@@ -1,4 +1,4 @@
-"""What an engine does with policies in parts, or beside decoding: each in one go, where nobody waits for it."""
+"""Policy operations that an engine splits into parts between decode steps, each here as one blocking call."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -17,31 +17,31 @@ T = TypeVar("T")
 
 
 def create(trainer: Trainer, name: str, settings: PolicySettings, start: Packed | None = None) -> None:
-    """Begin a policy, new or from a revision."""
+    """Create a policy, either fresh or starting from a revision."""
     trainer.refuse_known(name)
     maker = trainer.maker
     trainer.put(maker.continued(name, start) if start is not None else maker.fresh(name, settings))
 
 
 def restore(trainer: Trainer, name: str, data: bytes) -> None:
-    """Go on with a policy that was saved."""
+    """Restore a policy from its saved state."""
     trainer.refuse_known(name)
     trainer.put(trainer.maker.read(name, data))
 
 
 def step_all(trainer: Trainer, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
-    """An optimizer step of each of these policies."""
+    """Run one optimizer step for each of the given policies."""
     return {name: _step(trainer, name, optimizer) for name, optimizer in wanted.items()}
 
 
 def packed_of(trainer: Trainer, name: str) -> Packed:
-    """A policy's weights as the revision that would be published."""
+    """Return a policy's weights as the revision that would be published."""
     packed = _to_its_end(packing(trainer, name, trainer._base.dtype))
     return replace(packed, header=packed_file.complete(packed.header, packed.run))
 
 
 def saved_of(trainer: Trainer, name: str) -> bytes:
-    """A policy as a checkpoint holds it."""
+    """Return a policy's state as a checkpoint stores it."""
     return bytes(state.to_bytes(trainer.policy(name)))
 
 

@@ -1,4 +1,4 @@
-"""An engine that trains, and a client of its Trainer service over a real socket."""
+"""A training engine and a client of its Trainer service, connected by a real socket."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +30,7 @@ async def called(base: Path, folder: Path, **settings: Any) -> AsyncIterator[tup
 
 
 async def answer_calls(scene: Scene, engine: str = "tiny-0") -> AnnouncementCache:
-    """Open the engine's Trainer service; what is announced in its store by now, it serves."""
+    """Open the engine's Trainer service; the engine serves the names announced in its store so far."""
     cache = AnnouncementCache(scene.store, BASE, engine)
     cache.on_change = lambda: scene.residency.lending.announce(cache.known)
     await cache.look()
@@ -43,7 +43,7 @@ async def answer_calls(scene: Scene, engine: str = "tiny-0") -> AnnouncementCach
 
 
 async def nobody_else(_policy: str) -> None:
-    """Nobody else has any name."""
+    """Report every policy name as free: no other engine or wave has it."""
 
 
 def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequest:

@@ -1,4 +1,4 @@
-"""Real stores, empty ones."""
+"""Fixtures: real, empty stores of every kind."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from tests.engine import stores
 
 @pytest.fixture(autouse=True)
 def _time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an engine finishes when it ends is finished, however busy the machine."""
+    """Give closing engines enough time to finish their last saves even on a busy machine."""
     monkeypatch.setattr(keeping, "LAST_SAVE_S", 60.0)
     monkeypatch.setattr(roster, "CLOSE_S", 60.0)
 
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
-    """`opened(scheme)`: an empty store of that kind."""
+    """A function that opens an empty store for a URI scheme: `opened("s3")`."""
     with contextlib.ExitStack() as stack:
         shelf = tmp_path / "shelf"
         (shelf / "claim").mkdir(parents=True)

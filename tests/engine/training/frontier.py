@@ -1,4 +1,4 @@
-"""Policies over tiny bases of every family, and the naive reference: weights with the adapter merged, by autograd."""
+"""Policies over tiny bases of every family, and a naive reference: autograd through adapter-merged weights."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,12 +32,15 @@ def trainer_of(name: str, dtype: torch.dtype = torch.float32, *, lean: bool = Fa
 
 
 def examples_of(number: int, turn: int = 0) -> list[Example]:
-    """What a policy learns from. With these seeds no indexer scores two tokens alike: transformers takes any then."""
+    """Return training examples for a policy.
+
+    With these seeds no indexer gives two tokens the same score; on a tie transformers' choice is arbitrary.
+    """
     return groups(5 + number + 10 * turn, vocabulary=VOCABULARY)
 
 
 class Merged:
-    """One policy's A and B as leaves, and transformers' own eager model with them merged into its weights."""
+    """transformers' eager model with one policy's A and B merged into its weights; A and B are autograd leaves."""
 
     def __init__(self, trainer: Trainer, policy: str, model: PreTrainedModel) -> None:
         self._policy, self.model = trainer.policy(policy), model
@@ -49,7 +52,7 @@ class Merged:
         self.weights = self._policy.weights.clone().requires_grad_()
 
     def logprobs(self, example: Example) -> torch.Tensor:
-        """Of an example's targets [T], by one plain forward."""
+        """Return the log-probabilities of an example's targets [T], by one plain forward pass."""
         told = {"input_ids": torch.tensor([list(example.tokens)]), "use_cache": False}
         logits: torch.Tensor = functional_call(self.model, self._merge(), kwargs=told).logits[0].float()
         return logits.log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
@@ -76,9 +79,9 @@ class Merged:
 def reference(
     merged: Merged, examples: Sequence[Example], before: Callable[[Example], None] = lambda _: None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The gradient of the policy's weights under plain importance sampling, and each example's log-probabilities.
+    """Return the policy's gradient under plain importance sampling, and each example's log-probabilities.
 
-    `before` is called with each example before it is computed.
+    `before` is called with each example before its forward pass.
     """
     total, found = torch.zeros(()), []
     for example in examples:

@@ -1,4 +1,4 @@
-"""A tiny base, policies over it and what they learn from; and the same by PEFT and torch.optim.AdamW, one by one."""
+"""A tiny base, its policies and their training examples; and PEFT equivalents of the policies as references."""
 
 import copy
 import random
@@ -28,13 +28,13 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 LLAMA = LlamaConfig(**SIZES)
 RANKS = (8, 4, 16, 1)
-DAPO = Loss(ratio_low=0.0, ratio_high=0.0)  # TRL's own has no ratio band
-# With this epsilon, gradients that are rounding alone do not decide where a weight goes.
+DAPO = Loss(ratio_low=0.0, ratio_high=0.0)  # no ratio band, as in TRL's loss
+# This epsilon is large enough that gradients of pure rounding noise do not decide a weight's direction.
 OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0, epsilon=1e-5)
 
 
 def model_of(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The same random model each time."""
+    """Return a random model, the same on every call."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
     model.train(False)
@@ -54,7 +54,7 @@ def trainer_of(config: PreTrainedConfig = LLAMA, dtype: torch.dtype = torch.floa
 
 
 def awaken(trainer: Trainer, name: str, seed: int = 0) -> None:
-    """Let B be something, as after some steps: otherwise A would have no gradient."""
+    """Fill B with small random values, as after some steps: while B is zero, A has no gradient."""
     policy = trainer.policy(name)
     draw = torch.Generator().manual_seed(seed)
     for _, _, b in halves(policy.form.layout, policy.weights):
@@ -62,7 +62,7 @@ def awaken(trainer: Trainer, name: str, seed: int = 0) -> None:
 
 
 def groups(seed: int, prompts: int = 2, size: int = 3, vocabulary: int = VOCABULARY) -> list[Example]:
-    """Random completions of random prompts, with what a sampler and a reward could have made of them."""
+    """Return random completions of random prompts, with plausible sampler log-probabilities and advantages."""
     draw = random.Random(seed)
     found = []
     for _ in range(prompts):
@@ -75,7 +75,7 @@ def groups(seed: int, prompts: int = 2, size: int = 3, vocabulary: int = VOCABUL
 
 
 def learn(trainer: Trainer, batches: Sequence[PolicyBatch]) -> dict[str, LossOutcome]:
-    """The whole of one work."""
+    """Run a complete forward/backward over these batches and return its outcome per policy."""
     work = trainer.begin(batches)
     while work.advance():
         pass
@@ -83,7 +83,10 @@ def learn(trainer: Trainer, batches: Sequence[PolicyBatch]) -> dict[str, LossOut
 
 
 def policies(trainer: Trainer, count: int) -> list[str]:
-    """So many awake policies of different ranks and targets, named and seeded by their number."""
+    """Create `count` policies with nonzero B and varied ranks and targets; return their names.
+
+    Each policy is named and seeded by its number.
+    """
     names = [f"p/{number}" for number in range(count)]
     for number, name in enumerate(names):
         targets = few_of(trainer.policy(names[0])) if number % 3 == 2 else ()
@@ -93,13 +96,13 @@ def policies(trainer: Trainer, count: int) -> list[str]:
 
 
 def few_of(policy: Policy) -> tuple[str, ...]:
-    """Queries and values, of what a policy has that targets everything; Phi-3 has keys in one with them."""
+    """Return the query and value modules of a policy that targets everything; Phi-3 fuses them with the keys."""
     offered = {place.path.rpartition(".")[2] for place in policy.form.layout.places}
     return tuple(sorted(offered & {"q_proj", "v_proj", "qkv_proj"}))
 
 
 def peft_of(trainer: Trainer, name: str, dtype: torch.dtype = torch.float32) -> PeftModel:
-    """PEFT's model with the policy's present weights, which stay float32 as PEFT has them by default."""
+    """Return a PEFT model with the policy's current weights, which stay float32 as PEFT keeps them by default."""
     policy = trainer.policy(name)
     rank, scaling = policy.form.layout.rank, policy.form.scalings[0]
     targets = sorted({place.path.rpartition(".")[2] for place in policy.form.layout.places})
@@ -115,7 +118,7 @@ def peft_of(trainer: Trainer, name: str, dtype: torch.dtype = torch.float32) -> 
 
 
 def peft_vector(trainer: Trainer, name: str, model: PeftModel, *, gradient: bool) -> torch.Tensor:
-    """PEFT's weights, or their gradients, in the policy's layout."""
+    """Return the PEFT model's LoRA weights, or their gradients, in the policy's layout."""
     policy = trainer.policy(name)
     found = torch.zeros_like(policy.weights)
     for place, a, b in halves(policy.form.layout, found):
@@ -127,13 +130,16 @@ def peft_vector(trainer: Trainer, name: str, model: PeftModel, *, gradient: bool
 
 
 def peft_logprobs(model: PeftModel, example: Example, temperature: float) -> torch.Tensor:
-    """Log-probabilities of an example's targets [T], of logits over a temperature as TRL's, by one forward."""
+    """Return the log-probabilities of an example's targets [T], by one forward pass.
+
+    Logits are divided by the temperature, as in TRL.
+    """
     logits: torch.Tensor = model(input_ids=torch.tensor([list(example.tokens)]), use_cache=False).logits[0].float()
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
 
 
 def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO, temperature: float = 1.0) -> torch.Tensor:
-    """TRL's default loss over completions, written out plainly."""
+    """Compute TRL's default loss over completions, written out plainly."""
     total, tokens = torch.zeros(()), 0.0
     for example in examples:
         sampler, weights = torch.tensor(example.sampler_logprobs), torch.tensor(example.weights)

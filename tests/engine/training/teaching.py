@@ -1,4 +1,4 @@
-"""A whole engine that trains, in this process: residency, slots, step thread and courses over a tiny base."""
+"""A complete training engine in this process: residency, slots, step thread and courses over a tiny base."""
 
 import json
 import threading
@@ -38,7 +38,7 @@ LINES = [
 
 
 def train(**changes: Any) -> Train:
-    """A small wave: two prompts, four completions each of eight tokens, paid by length."""
+    """Return a small wave's spec: per step two prompts with four completions of eight tokens, rewarded by length."""
     options: dict[str, Any] = {
         "policies": Policies(count=1),
         "dataset": Dataset(lines=LINES),
@@ -62,7 +62,7 @@ def assignment(
 
 @dataclass
 class Scene:
-    """The engine, and what the map would tell it."""
+    """The engine under test, and the wave that the placement map would assign to it."""
 
     server: EngineServer
     residency: Residency
@@ -81,7 +81,10 @@ class Scene:
         self.roster.want({WAVE: self.wave}, {each.policy: each for each in assignments})
 
     async def ended(self, *policies: str, stage: Stage = Stage.COMPLETE) -> Mapping[str, Progress]:
-        """Progress, once all of these policies have come to that stage."""
+        """Wait until all of these policies have reached `stage`, and return the progress.
+
+        Raises AssertionError if one fails terminally, unless `stage` is FAILED.
+        """
 
         def look() -> bool:
             told = self.roster.progress()
@@ -96,7 +99,7 @@ class Scene:
 
 
 class Gate:
-    """Holds a thread that comes by, once so many others have gone through; opened at the end at the latest."""
+    """Blocks threads in `go_by` after the first `after` passes, until it is opened or the `with` block ends."""
 
     def __init__(self, after: int = 0) -> None:
         self._left = after
@@ -131,9 +134,10 @@ async def training(
     engine: str = "tiny-0",
     **settings: Any,
 ) -> AsyncIterator[Scene]:
-    """Bring one up, and end it with its books balanced and no slot lost.
+    """Run a training engine; at the end, assert that its memory accounting balances and no slot is still in use.
 
-    `clock` is that of its leases, which last: nobody reads the map here, and a busy machine takes its time.
+    `clock` times the leases. By default it stands still and leases never expire: no map renews them here, and the
+    machine may be slow.
     """
     store = Source(f"file://{folder}/runs")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -167,7 +171,7 @@ async def training(
 
 
 def hold_updates(scene: Scene, gate: Gate) -> None:
-    """Let the step thread go by the gate whenever it has an epoch's gradients, before it takes steps along them."""
+    """Make the step thread pass the gate each time it has an epoch's gradients, before the optimizer steps."""
     updates = scene.server._updates
     assert updates is not None
     end = updates._end
@@ -180,31 +184,31 @@ def hold_updates(scene: Scene, gate: Gate) -> None:
 
 
 async def weights(scene: Scene, policy: str) -> bytes:
-    """A policy's weights, as they are now."""
+    """Return the raw bytes of a policy's current weights."""
     return await scene.context.step_thread.call(lambda trainer: trainer.policy(policy).weights.numpy().tobytes())
 
 
 def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
-    """Rewards and state of a policy's newest checkpoint."""
+    """Return the rewards and the state of a policy's newest checkpoint."""
     found = Shelf(store_of(scene.store), policy).newest()
     assert found is not None
     return found[0].rewards, found[1]
 
 
 def began(logs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The steps that courses have begun to train at."""
+    """Return the steps at which courses began to train, according to the log."""
     return [each["step"] for each in logs if each["event"] == "training"]
 
 
 def stepper_of(scene: Scene) -> Stepper:
-    """The engine's own."""
+    """Return the engine's stepper."""
     parts = scene.server._services.parts
     assert parts is not None
     return parts.stepper
 
 
 async def whole(base: Path, folder: Path, policy: str, **changes: Any) -> tuple[tuple[float, ...], bytes]:
-    """What a course gives that nobody disturbs."""
+    """Return the rewards and state that a course ends with if it is not disturbed."""
     async with training(base, folder, train(**changes)) as scene:
         scene.want(assignment(policy))
         await scene.ended(policy)

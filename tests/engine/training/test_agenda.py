@@ -1,4 +1,4 @@
-"""An update is cut into turns by nothing but itself: every row once, in order, and no turn is too long."""
+"""How an update is cut into turns depends on the update alone: each row once, in order, and no turn too long."""
 
 from dataclasses import astuple
 from itertools import groupby, pairwise, zip_longest

@@ -1,14 +1,14 @@
-"""What the trainer thinks of a token is what the sampler thought when it drew it, to the rounding of its dtype.
+"""The trainer computes the same log-probability for a token as the sampler that drew it, up to its dtype's rounding.
 
-In float32 to a few units of the last place. In bfloat16 sampler and trainer round sums at different places, each to
-8 bits: over these models' two or three layers, whose log-probabilities spread over some 5 nats, that explains 0.04 on
-average and 0.25 at most.
+In float32 they agree to a few units in the last place. In bfloat16 sampler and trainer round sums at different
+places, each to 8 bits: over these models' two or three layers, whose log-probabilities spread over about 5 nats,
+that explains differences of 0.04 on average and 0.25 at most.
 
-Where a base routes experts that holds of updates that replay the rollout's routes. Without, near a router's tie one
-of the two sends a token elsewhere by a rounding: a few tokens in a hundred differed by up to 0.4 (Qwen3-MoE), 0.6
-(gpt-oss), 2.0 (DeepSeek-V3) and 0.3 (Kimi-K2); with routes replayed none did by more than 0.15. What a sparse
-attention's indexer chooses is not replayed, and has ties of its own: by replayed routes 2.8 became 1.9
-(DeepSeek-V3.2), and 1.6 became 0.5 (GLM-5).
+For bases with routed experts, this holds for updates that replay the rollout's routes. Without replay, rounding near
+a router's tie can send a token to different experts: a few tokens in a hundred differed by up to 0.4 (Qwen3-MoE), 0.6
+(gpt-oss), 2.0 (DeepSeek-V3) and 0.3 (Kimi-K2); with replayed routes none differed by more than 0.15. The choices of
+a sparse attention's indexer are not replayed and have ties of their own: replaying routes reduced the largest
+difference only from 2.8 to 1.9 (DeepSeek-V3.2) and from 1.6 to 0.5 (GLM-5).
 """
 
 import copy
@@ -42,13 +42,13 @@ MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.04}
 MOST = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 SPARSE = ("deepseek_v32", "glm_5")
 OTHERS = tuple(name for name in ROUTED if name not in SPARSE)
-FEW = 0.2  # of tokens
+FEW = 0.2  # fraction of tokens
 
 
 def sample(forward: Forward, example: Example) -> tuple[torch.Tensor, Example]:
-    """By the pass that serves, from slot 1: the prompt as a chunk, then a token at a time, as rollouts go.
+    """Score an example with the serving pass from slot 1: the prompt as one chunk, then by token, as in rollouts.
 
-    Log-probabilities, and the example with the experts that its tokens went to, if the base has any.
+    Returns the targets' log-probabilities, and the example with the expert routes of its tokens, if the base has any.
     """
     prompt, found = next(at for at, weight in enumerate(example.weights) if weight) + 1, []
     pages = list(range(1, 1 + pages_for(len(example.tokens))))
@@ -66,7 +66,7 @@ def sample(forward: Forward, example: Example) -> tuple[torch.Tensor, Example]:
 @pytest.mark.parametrize("dtype", MEAN)
 @pytest.mark.parametrize("config", [LLAMA, Qwen3Config(**SIZES)], ids=["llama", "qwen3"])
 def test_trainer_and_sampler_agree(config: PreTrainedConfig, dtype: torch.dtype, lean: bool) -> None:
-    """Also after a step: the published revision is what the trainer goes on from."""
+    """They also agree after a step: the published revision holds the weights that the trainer continues from."""
     check(base_of(config, dtype), lean)
 
 
@@ -74,12 +74,12 @@ def test_trainer_and_sampler_agree(config: PreTrainedConfig, dtype: torch.dtype,
     ("name", "dtype"),
     [
         *((name, torch.float32) for name in (*OTHERS, "mixtral", "gemma2", "gemma3")),
-        # One of each kind of attention and experts: what others have of their own, float32 tells more strictly.
+        # One of each kind of attention and experts; float32 checks what is special to the others more strictly.
         *((name, torch.bfloat16) for name in ("qwen3_moe", "gpt_oss", "deepseek_v3", "gemma2")),
     ],
 )
 def test_trainer_and_sampler_of_other_families_agree(name: str, dtype: torch.dtype) -> None:
-    """Routes are replayed. By transformers' modules, as these families are served and trained."""
+    """Routes are replayed; both sides run transformers' modules, as these families are served and trained."""
     check(family_of(name, dtype), lean=False)
 
 
@@ -91,7 +91,7 @@ def test_trainer_and_sampler_of_sparse_attention_agree(name: str, lean: bool) ->
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_in_bfloat16_they_differ_by_more_only_where_an_indexer_chooses(name: str) -> None:
-    """Few tokens, where the two choose otherwise by a rounding; none where it takes all that there is."""
+    """Only few tokens differ, where rounding changes the indexer's choice; none if top-k covers the context."""
     config = copy.deepcopy(BASES[name])
     config.index_topk = 64
     check(base_over(make_model(config, torch.bfloat16)), lean=False)
@@ -107,7 +107,7 @@ def test_trainer_and_sampler_agree_by_own_kernels_over_experts(dtype: torch.dtyp
 
 
 def test_trainer_and_sampler_agree_over_experts_that_stay_quantised(tmp_path: Path) -> None:
-    """Served by own kernels, which dequantise some rows at a time, and trained by transformers' modules."""
+    """Serving uses our kernels, which dequantise a few rows at a time; training uses transformers' modules."""
     quantised, _ = SAVES["float8 by channels"][1](tmp_path)
     check(load(quantised), lean=find_kernels(torch.bfloat16, CPU) is not None, trained_lean=False)
 
@@ -119,7 +119,7 @@ def check(base: Base, lean: bool, *, trained_lean: bool | None = None) -> None:
 
 
 def differences(base: Base, lean: bool, trained_lean: bool) -> Iterator[torch.Tensor]:
-    """Of each sampled token's log-probability, before and after a step."""
+    """Yield the absolute differences of the sampled tokens' log-probabilities, before and after a step."""
     dtype, modules, routes = base.dtype, find_modules(base.model), route_shape(base.model)
     trainer = Trainer(base, modules, max_rank=16, lean=trained_lean)
     slots = Slots(modules, 2, 16, dtype, CPU)

@@ -1,4 +1,4 @@
-"""Updates take a bounded share of the time beside tenants, and never stand still."""
+"""Updates take a bounded share of the step thread's time while tenants are served, and always make progress."""
 
 import itertools
 import math
@@ -51,7 +51,7 @@ def test_the_longest_piece_is_paid_back_in_the_end(
 def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     ticks = itertools.count()
     trainer = trainer_of()
-    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # so long does every piece take
+    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # the duration of each piece
     create(trainer, "a", PolicySettings(4, 8.0, (), 0))
     learnt: list[object] = []
     batch = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16)
@@ -61,7 +61,7 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     while not learnt:
         before = next(ticks)
         updates.advance(16, 0.01)
-        pieces.append(next(ticks) - before - 2)  # the clock was read once at first, and once after each
+        pieces.append(next(ticks) - before - 2)  # advance reads the clock once at the start, and after each piece
 
     assert isinstance(learnt[0], Learnt)
     assert set(pieces[:-1]) == {0, 1}, "2.5 ms a step are five sixths of a piece"
@@ -73,7 +73,7 @@ def test_what_is_called_for_takes_of_the_share_too_and_one_call_follows_every_st
     updates = Updates(trainer_of(), clock=lambda: now[0])
 
     def call(number: int) -> None:
-        now[0] += 1.0  # which is far beyond the share
+        now[0] += 1.0  # far beyond the share
         done.append(number)
 
     for number in range(4):

@@ -1,4 +1,4 @@
-"""Names that calls have published, in real stores: the newest counts, and who has announced one withdraws it."""
+"""Published names, announced in real stores: the newest revision counts, and only the announcer withdraws a name."""
 
 import asyncio
 import itertools
@@ -74,10 +74,10 @@ def test_what_an_older_lease_writes_late_takes_nothings_place(store: Store) -> N
 @pytest.mark.parametrize(
     ("announcer", "withdrawn"),
     [
-        (Announcer("e-0", 7), True),  # the very same life
-        (Announcer("e-1", 7), True),  # told to another engine
-        (Announcer("e-0", 8), True),  # one that has followed it on its engine
-        (Announcer("e-0", 0), True),  # whichever was the latest there
+        (Announcer("e-0", 7), True),  # the same engine and the same life
+        (Announcer("e-1", 7), True),  # the same life, withdrawn by another engine
+        (Announcer("e-0", 8), True),  # a later life on the same engine
+        (Announcer("e-0", 0), True),  # whichever life was the latest on that engine
         (Announcer("e-0", 6), False),
         (Announcer("e-1", 8), False),
         (Announcer("e-1", 0), False),

@@ -1,4 +1,4 @@
-"""The step thread gets on with work in the background, alone and between the steps of requests."""
+"""The step thread runs background work, both while idle and between the steps of requests."""
 
 import asyncio
 import threading
@@ -23,11 +23,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Countdown:
-    """Pieces to do, and who was being served when each was done."""
+    """Background work of `left` pieces; records how many requests were being served at each piece."""
 
     left: int = 0
     beside: list[int] = field(default_factory=list)
-    timed: list[bool] = field(default_factory=list)  # whether a step had gone before
+    timed: list[bool] = field(default_factory=list)  # whether a decode step came before the piece
     threads: set[str] = field(default_factory=set)
 
     @property
@@ -38,7 +38,7 @@ class Countdown:
         self.beside.append(requests)
         self.timed.append(step_s > 0)
         self.threads.add(threading.current_thread().name)
-        self.left -= 1  # at last: who sees that none is left sees all of this
+        self.left -= 1  # last, so that a reader that sees none left also sees all of the above
 
 
 async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(base: Path) -> None:
@@ -63,13 +63,13 @@ async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(ba
             if isinstance(event, Done):
                 ended.set()
 
-        with stepper._wake:  # or the thread might do all the work before the request is there
+        with stepper._wake:  # otherwise the thread might finish all the work before the request arrives
             work.left = 1000
             stepper.submit(Request((5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
         await ended.wait()
         assert stepper.stalled_s() < 20
         await until(lambda: not work.busy)
-        # One piece follows each of the seven steps that did not end the request; the eighth's finds it gone.
+        # One piece follows each of the seven steps that did not end the request; after the eighth it is gone.
         assert work.beside.count(1) == 7
         assert [timed for timed, beside in zip(work.timed, work.beside, strict=True) if beside] == [True] * 7
     finally:

@@ -1,4 +1,4 @@
-"""A base is set otherwise while policies of it rest: they go on with what it still takes, and are refused by name."""
+"""A BaseModel's settings change while its policies rest: compatible ones resume; others are refused, by name."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ async def test_a_saved_policy_of_a_rank_that_slots_take_no_more_is_refused_befor
 async def test_policies_go_on_when_a_base_offers_other_modules_and_still_all_of_theirs(
     base: Path, tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...]
 ) -> None:
-    """A wave's under its next lease, and a program's that it resumes."""
+    """Covers a wave's policy under its next lease, and a client's policy that the client resumes."""
     ours = list(NARROW)
     async with called(base, tmp_path, target_modules=before) as (scene, stub):
         scene.want(assignment("acme/wave", rank=4, target_modules=ours), told=train(steps=2))
@@ -100,13 +100,13 @@ async def test_a_policy_of_a_module_that_is_offered_no_more_is_told_which_to_off
 
 
 def trainer_over(*leaves: str) -> Trainer:
-    """Over a base that offers these, of all that it has."""
+    """Return a trainer over a base that offers only these of its modules."""
     base = base_of(LLAMA, torch.float32)
     return Trainer(base, {path: each for path, each in find_modules(base.model).items() if each.leaf in leaves}, 16)
 
 
 def of_before(saved: bytes) -> bytes:
-    """The same as engines wrote it that told no shapes."""
+    """Return the saved state as older engines wrote it, without module shapes."""
     told = metadata(saved)
     return save(load(saved), {"mint.policy": told["mint.policy"]})
 
@@ -130,7 +130,7 @@ def test_a_policy_goes_on_with_the_same_numbers_whatever_else_is_offered(written
 
 
 def test_one_that_engines_of_before_wrote_over_other_modules_is_taken_with_a_warning() -> None:
-    """Two of its modules may have had each other's shapes: its file does not show that."""
+    """The file has no shapes, so it cannot rule out that two of its modules had each other's shapes."""
     kept = trainer_over(*NARROW)
     create(kept, "p", PolicySettings(rank=4))
     for leaves, warned in ((NARROW, []), (WIDE, ["policy_without_shapes"])):
@@ -140,7 +140,7 @@ def test_one_that_engines_of_before_wrote_over_other_modules_is_taken_with_a_war
 
 
 def test_engines_of_before_read_what_is_written_now() -> None:
-    """They refuse fields that they do not know, and fingerprints of other modules than all that they offer."""
+    """Older engines refuse unknown fields, and any fingerprint but that of all the modules they offer."""
     kept, wider = trainer_over(*NARROW), trainer_over(*WIDE)
     create(kept, "p", PolicySettings(rank=4))
     restore(wider, "p", saved_of(kept, "p"))

@@ -1,4 +1,4 @@
-"""What is saved and published of a policy is copied in bounded parts, between which an engine decodes."""
+"""A policy is copied for saving and publishing in bounded parts, and the engine decodes between the parts."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    """One whose policy has a gradient, and many parts."""
+    """A trainer whose policy has a gradient and consists of many parts."""
     monkeypatch.setattr(vectors, "SPAN", 1 << 11)
     trainer = trainer_of()
     policies(trainer, 1)
@@ -35,7 +35,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
 
 
 class Serving:
-    """An engine whose tenants have a step after each piece."""
+    """An engine that runs a step for its tenants after each piece."""
 
     def __init__(self, trainer: Trainer) -> None:
         ticks = itertools.count()

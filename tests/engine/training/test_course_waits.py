@@ -1,4 +1,4 @@
-"""What a course waits for, holding nothing that others need: rewards, examples, a slot, room in its engine."""
+"""A course that waits for rewards, examples, a slot or its engine's capacity holds nothing that others need."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ from tests.waiting import until
 
 
 def fill(scene: Scene) -> None:
-    """Ask for so much, each time by another adapter, that the engine takes nothing more."""
+    """Submit requests, each for a different adapter, until the engine refuses more."""
     with suppress(Overloaded):
         for n in itertools.count():
             request = Request(PROMPT, Sampling(max_tokens=1, seed=0), adapter=f"tenant/{n}")
@@ -65,7 +65,7 @@ async def test_rewards_that_are_away_are_waited_for_and_a_pause_is_heard_meanwhi
 
 @pytest.fixture
 def scorers(monkeypatch: pytest.MonkeyPatch) -> list[Scorer]:
-    """All that are made."""
+    """All scorers created during the test; retries are made short."""
     made: list[Scorer] = []
 
     class Noted(Scorer):
@@ -80,7 +80,7 @@ def scorers(monkeypatch: pytest.MonkeyPatch) -> list[Scorer]:
 
 
 def connected(scorers: Sequence[Scorer]) -> list[bool]:
-    """Which may still have a connection to their service."""
+    """Return, for each scorer's reward service, whether its channel is still open."""
     services = [part.service for scorer in scorers for part in scorer._parts if part.service is not None]
     return [each._channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN for each in services]
 
@@ -90,7 +90,7 @@ def connected(scorers: Sequence[Scorer]) -> list[bool]:
 async def test_however_a_course_ends_it_leaves_no_connection_to_its_reward_service(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorers: list[Scorer], how: str, *, loads: bool
 ) -> None:
-    """While its service is away, or already while it waits for a slot, again and again."""
+    """The course ends while its service is unavailable, or already while it waits for a slot, retrying."""
     away = Reward(service=RewardService(address="127.0.0.1:1", retries=0, timeout_s=1.0))
     async with training(base, tmp_path, train(reward=away)) as scene:
         lending, slots = scene.residency.lending, scene.residency.slots
@@ -186,7 +186,7 @@ async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for
 async def test_who_is_told_to_cancel_more_than_once_keeps_no_slot_that_comes_in_between(
     base: Path, tmp_path: Path
 ) -> None:
-    """As whenever the map changes while a policy that is to be cancelled still waits in line."""
+    """This happens whenever the map changes while a policy to be cancelled still waits in line."""
     async with training(base, tmp_path, train()) as scene:
         lending, slots = scene.residency.lending, scene.residency.slots
         taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
@@ -269,7 +269,7 @@ async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pyt
 async def test_one_that_is_stopped_while_it_waits_for_a_slot_stands_where_it_stood(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order
 ) -> None:
-    """Though its lease tells of an older checkpoint."""
+    """It reports its own step although its assignment names an older checkpoint."""
     async with training(base, tmp_path, train(steps=1000, publish_every_steps=1)) as scene:
         slots, lending = scene.residency.slots, scene.residency.lending
         monkeypatch.setattr(slots, "_wait_s", 0.01)
@@ -296,7 +296,7 @@ async def test_one_that_is_stopped_while_it_waits_for_a_slot_stands_where_it_sto
 async def test_a_reward_that_could_not_be_checked_is_checked_again_before_anything_is_learnt(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process was lost, say: what it would have found is found then."""
+    """For example, the checking process was lost: the repeated check then finds the invalid pattern."""
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.05)
     check, lost = Scorer.check, [True]
 

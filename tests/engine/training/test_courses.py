@@ -1,4 +1,4 @@
-"""A course from its first step to its last: from what signal it learns, and the same whoever is beside it."""
+"""A course from its first step to its last: which signal it learns from, and that neighbours change nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,7 +42,7 @@ async def test_each_step_tells_what_came_of_it_in_a_line(base: Path, tmp_path: P
     steps = [line for line in lines if line["event"] == "step"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert {"reward", "tokens", "seconds"} < steps[0].keys()
-    learnt = [line for line in steps if "grad_norm" in line]  # groups without a signal teach nothing
+    learnt = [line for line in steps if "grad_norm" in line]  # steps without any signal make no update
     assert all({"kl", "clipped", "ratio", "drift", "kept"} < line.keys() for line in learnt)
     assert learnt[0]["grad_norm"] > 0
 
@@ -82,7 +82,7 @@ async def test_policies_with_a_loss_each_learn_in_one_batch_as_each_would_in_a_w
 
 
 def batched_together(scene: Scene) -> list[set[str]]:
-    """The types of loss in each work from now on; until some are mixed, each waits for a second policy."""
+    """Record the loss types in each work from now on; until one is mixed, updates wait for a second policy."""
     updates = scene.server._updates
     assert updates is not None
     ripe, begin, found = updates._ripe, updates.trainer.begin, list[set[str]]()
@@ -199,7 +199,7 @@ async def test_more_steps_for_a_complete_policy_are_taken(base: Path, tmp_path: 
 async def test_a_complete_policy_that_is_asked_for_more_steps_and_told_to_stop_stops(
     base: Path, tmp_path: Path, order: Order, stage: Stage
 ) -> None:
-    """As what is paused does, for it waits for more as that does."""
+    """It stops as a paused policy does, which waits for further orders in the same way."""
     async with training(base, tmp_path, train(steps=2)) as scene:
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")

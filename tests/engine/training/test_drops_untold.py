@@ -1,4 +1,4 @@
-"""A policy of calls that is dropped while its store is away is gone, and the store told later: over a real socket."""
+"""A client's policy dropped while its store is away is gone; the store is told later. All over a real socket."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,14 +44,14 @@ def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
 
 
 async def announced(scene: Scene) -> set[str]:
-    """The names that mean something to an engine that starts now."""
+    """Return the announced names that an engine starting now would find."""
     cache = AnnouncementCache(scene.store, BASE, "tiny-9")
     await cache.look()
     return {*cache.known}
 
 
 async def published(stub: Any, policy: str) -> pb.PolicyState:
-    """A new policy that has published."""
+    """Create a policy and publish it once."""
     made: pb.PolicyState = await stub.CreatePolicy(create(policy))
     await stub.Publish(pb.PublishRequest(policy=policy, sequence=1))
     return made

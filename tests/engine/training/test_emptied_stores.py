@@ -1,4 +1,4 @@
-"""A training store that comes up empty, though it is known what was saved there, is waited for and left as it is."""
+"""A training store that comes up empty though checkpoints are known to be there is waited for and left unchanged."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def waits(scene: Scene, policy: str) -> str:
-    """What is told of a policy that waits for its store."""
+    """Wait until a policy reports that it waits for its store; return the failure's message."""
     await until(lambda: scene.roster.progress()[policy].failure)
     told = scene.roster.progress()[policy]
     assert told.failure is not None

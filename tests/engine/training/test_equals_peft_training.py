@@ -1,4 +1,4 @@
-"""A mixed batch's gradients and updated weights are those of separate runs of PEFT and torch.optim.AdamW."""
+"""A mixed batch's gradients and updated weights equal those of separate runs of PEFT and torch.optim.AdamW."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tests.engine.training.scene import (
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
-    """Four policies of different ranks, targets and temperatures in one forward and backward, three steps long."""
+    """Four policies of different ranks, targets and temperatures share one forward and backward, for three steps."""
     trainer = trainer_of(lean=lean)
     assert trainer.compute.startswith("lean" if lean else "generic")
     names = policies(trainer, 4)
@@ -63,9 +63,11 @@ def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 def test_gradients_over_a_base_in_bfloat16(lean: bool) -> None:
-    """PEFT keeps A and B in float32 there, ours are cast for the products: the gradients, relative to their norm,
-    differ by what three digits make of it: some hundredths, up to a tenth in scale where ratios of likelihoods, whose
-    exponents they round, weigh them. Nothing is clipped: rounding would decide on which side a ratio falls.
+    """PEFT keeps A and B in float32 here; ours are cast to bfloat16, which has three digits, for the products.
+
+    Relative to their norm the gradients differ by a few hundredths, and in scale by up to a tenth, because rounding
+    enters the exponents of the likelihood ratios that weigh them. No ratio is clipped: rounding would decide on which
+    side of the clip it falls.
     """
     loss = Loss(ratio_low=0.0, ratio_high=0.0, clip_low=0.999, clip_high=1000.0)
     trainer = trainer_of(dtype=torch.bfloat16, lean=lean)

@@ -1,4 +1,4 @@
-"""Evaluations: a wave's prompts answered greedily by what a policy has learnt, and scored."""
+"""Evaluations: a policy answers its wave's prompts greedily, and the answers are scored."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.engine.training.teaching import LINES, assignment, train, training
 
 
 async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:
-    """As a client's greedy answers would be, from what was published at the same step."""
+    """The score equals that of a client's greedy answers from the revision published at the same step."""
     reward = Length(target=12, tolerance=12)
     scored = {"reward": Reward(length=reward), "evaluation": Evaluation(every_steps=2, prompts=3)}
     async with training(base, tmp_path, train(**scored)) as scene:
@@ -29,7 +29,7 @@ async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> 
 
 
 async def answer(sampler: "sampling_pb2_grpc.SamplerAsyncStub", policy: str, prompt: str) -> str:
-    """Eight tokens' text, greedy."""
+    """Return the text of eight greedily sampled tokens."""
     sampling = sampling_pb2.SamplingParams(max_tokens=8)
     request = sampling_pb2.GenerateRequest(adapter=policy, text=prompt, sampling=sampling)
     return "".join([event.chunk.text async for event in sampler.Generate(request, timeout=60)])

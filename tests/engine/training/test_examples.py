@@ -1,4 +1,4 @@
-"""Data sets: read from lines, JSONL and Parquet, refused by line, drawn by step without any state."""
+"""Data sets are read from lines, JSONL and Parquet; errors name the line; each step's draw needs no state."""
 
 import asyncio
 import datetime
@@ -49,7 +49,7 @@ def test_lines_become_examples_with_prompts_as_told() -> None:
 def test_a_dataset_repository_of_the_hub_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
 ) -> None:
-    """As fsspec and huggingface_hub write it: a model's of the same name is another one."""
+    """URIs follow fsspec and huggingface_hub: `hf://datasets/a/b` differs from the model repository `hf://a/b`."""
     backends.backend.cache_clear()
     for folder, says in (("datasets/acme/data/hard", "data"), ("acme/data/hard", "model")):
         (tmp_path / folder).mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_files_are_read_by_uri(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_an_example(tmp_path: Path) -> None:
-    """Of a file that Windows wrote, or of a ConfigMap made from one: but only where it marks something."""
+    """Windows tools write one at the start of a file, which may become a ConfigMap; elsewhere it is plain text."""
     lines = ["", '{"prompt": "a"}', '{"prompt": "\ufeffb"}']
     for marked in (["\ufeff", *lines[1:]], ["\ufeff" + lines[1], *lines[2:]]):
         (tmp_path / "train.jsonl").write_text("\r\n".join(marked))
@@ -166,7 +166,7 @@ def test_a_file_that_says_it_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_examples_take_the_bytes_of_their_lines(tmp_path: Path) -> None:
-    """As objects their texts would take four bytes a character where one of them is rare, in prompt and JSON each."""
+    """Kept as str, a text with one rare character takes four bytes per character, in the prompt and the JSON each."""
     lines = [json.dumps({"prompt": f"{n} \N{GRINNING FACE} " + "x" * 1000}, ensure_ascii=False) for n in range(5000)]
     file = tmp_path / "train.jsonl"
     file.write_text("\n\n".join(lines))
@@ -204,7 +204,7 @@ TEXT = "x" * 200_000
 
 
 def listed(texts: int) -> pyarrow.Array:
-    """A list of the same text so many times."""
+    """Return a one-row list column that repeats the same text `texts` times."""
     indices = pyarrow.array([0] * texts, pyarrow.int32())
     return pyarrow.ListArray.from_arrays([0, texts], pyarrow.DictionaryArray.from_arrays(indices, [TEXT]))
 
@@ -263,7 +263,7 @@ def test_every_order_comes_about_as_often() -> None:
 
 
 def test_a_draw_makes_no_order_of_all_examples() -> None:
-    """It is made on the event loop, where an order of a million would hold every stream up."""
+    """Draws are made on the event loop, where permuting a million examples would stall every stream."""
     assert len(set(draw(10**15, 1, 0, 8))) == 8
 
 
@@ -278,7 +278,7 @@ def test_every_completion_has_a_seed_of_its_own() -> None:
 async def test_of_many_files_that_many_policies_learn_from_few_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
 ) -> None:
-    """Though those that wait for the first of them are cancelled, whose threads read on."""
+    """The bound also holds if the waiters of the first files are cancelled while their threads still read."""
     opened, lock = threading.Event(), threading.Lock()
     now = most = begun = 0
 
@@ -349,7 +349,7 @@ async def test_what_is_wrong_with_a_data_set_is_told_to_all_who_wait_for_it_at_o
 
 
 async def test_a_source_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By whoever waits for it, and by its thread with the next part of the file."""
+    """The waiter gives up, and the reading thread gives up at the next part of the file."""
     file = tmp_path / "one.jsonl"
     file.write_text('{"prompt": "x"}')
     told = Dataset(uri=f"file://{file}")
@@ -373,7 +373,7 @@ def test_a_file_is_cut_into_lines_as_bytes_are(parts: list[bytes]) -> None:
 
 
 def test_lines_are_cut_one_by_one() -> None:
-    """Beside a file of short ones all at once would take many times its memory."""
+    """Splitting a file of short lines all at once would take many times the file's memory."""
     lines = split(bytearray(b"{}\n" * (1 << 20)))
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Courses that fail: with the reason, alone, and letting go of all they had."""
+"""Courses that fail report the reason, fail alone and release everything they held."""
 
 import json
 from contextlib import suppress
@@ -61,7 +61,7 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
 async def test_what_does_not_fit_is_told_as_a_policy_begins_and_not_by_the_step_that_draws_it(
     base: Path, tmp_path: Path, long: str
 ) -> None:
-    """What no step draws may be as long as it likes."""
+    """Examples that no step draws may have any length."""
     told, text = assignment("acme/one"), "word " * CONTEXT
     lines = [{"prompt": f"say {number}", "answer": "yes"} for number in range(8)]
     third = draw(len(lines), told.settings.seed or 0, 2, 2)[0]
@@ -89,7 +89,7 @@ async def test_what_does_not_fit_is_told_as_a_policy_begins_and_not_by_the_step_
 async def test_an_example_that_its_reward_can_not_judge_is_told_as_a_policy_begins(
     base: Path, tmp_path: Path, where: str
 ) -> None:
-    """One that no step draws, and what is learnt and not judged, may have any answer."""
+    """Examples that no step draws, or that are learnt from but not scored, may have any answer."""
     told = assignment("acme/one")
     lines = [{"prompt": f"say {number}", "answer": f"it is {number}"} for number in range(8)]
     third = draw(len(lines), told.settings.seed or 0, 2, 2)[0]
@@ -156,7 +156,7 @@ async def test_a_policy_whose_connection_can_not_be_closed_lets_go_of_its_slot_a
 async def test_a_cancelled_policy_whose_store_stays_away_is_cancelled(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
 ) -> None:
-    """While it loads, or once it has learnt something, which is then lost: it has not failed."""
+    """Cancelled while loading, or after learning something, which is then lost: neither is a failure."""
     monkeypatch.setattr(patience, "ATTEMPTS", 2)
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
 

@@ -1,6 +1,6 @@
-"""Every family's gradients are autograd's on transformers' eager model with merged weights, solo and mixed.
+"""Every family's gradients equal autograd's on transformers' eager model with merged weights, alone and mixed.
 
-By the generic pass; and routed experts by the lean one too, where a family has that.
+All are tested with the generic pass; families with routed experts also with the lean pass, if they have one.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ SPARSE = ("deepseek_v32", "glm_5")
 
 
 def make_policies(trainer: Trainer) -> list[str]:
-    """Three of other ranks on every linear, low-rank projections, shared and routed experts included; the last one
-    on a few."""
+    """Create three policies of different ranks. The first two target every linear layer, including low-rank
+    projections and shared and routed experts; the last targets a few."""
     names = [f"p/{number}" for number in range(len(RANKS))]
     for number, (name, rank) in enumerate(zip(names, RANKS, strict=True)):
         targets = ("down_proj", "o_proj") if number == 2 else ()
@@ -65,7 +65,7 @@ def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
 
 @pytest.mark.parametrize(("family", "lean"), [LEAN, ("qwen3_moe", False), ("gpt_oss", False)])
 def test_experts_that_had_no_tensors_stay_as_they_are(family: str, lean: bool) -> None:
-    """Where A and B are zeros neither has a gradient; the other experts learn."""
+    """If A and B are both zero, neither has a gradient; the other experts learn."""
     trainer = trainer_of(family, lean=lean)
     create(trainer, "all", PolicySettings(4))
     awaken(trainer, "all")
@@ -90,7 +90,7 @@ def test_experts_that_had_no_tensors_stay_as_they_are(family: str, lean: bool) -
     ("family", "lean", "dtype"),
     [
         *((family, False, torch.float32) for family in (*ROUTED, "gemma2")),
-        # One of each kind of attention and experts: others differ in what does not depend on the dtype.
+        # One of each kind of attention and experts; the others differ only in what does not depend on the dtype.
         *((family, False, torch.bfloat16) for family in ("qwen3_moe", "gpt_oss", "deepseek_v32", "gemma2")),
         (*LEAN, torch.float32),
         (*LEAN, torch.bfloat16),
@@ -98,7 +98,7 @@ def test_experts_that_had_no_tensors_stay_as_they_are(family: str, lean: bool) -
     ids=str,
 )
 def test_alone_as_beside_others(family: str, lean: bool, dtype: torch.dtype) -> None:
-    """Two steps, bit for bit, though the others change how many tokens each expert has."""
+    """Two steps are bit-identical, although the neighbours change how many tokens each expert gets."""
     together = trainer_of(family, dtype, lean=lean)
     names = make_policies(together)
     for turn in range(2):
@@ -114,9 +114,9 @@ def test_alone_as_beside_others(family: str, lean: bool, dtype: torch.dtype) -> 
 
 
 def test_pieces_of_work_are_single_layers() -> None:
-    """So that no tenant's token ever waits for more: a policy's weights rounded, its gradient's zeros written, then
-    laid out; a layer forward; a chunk of the head a policy, its logits, their gradient, and what comes of that; and
-    backward, a layer computed again, then what it gives back."""
+    """No tenant's token waits for more than one piece. Pieces are, per policy: rounding its weights, zeroing its
+    gradient, laying it out; per layer: its forward pass; per policy's chunk of the head: its logits, their gradient,
+    and the results; and backward per layer: recomputing it, then its gradient."""
     trainer = trainer_of("qwen3_moe")
     names = make_policies(trainer)
     work, pieces = trainer.begin(batches(names)), 0
@@ -128,7 +128,7 @@ def test_pieces_of_work_are_single_layers() -> None:
 
 @pytest.mark.parametrize("family", SPARSE)
 def test_an_indexer_is_not_trained(family: str) -> None:
-    """What it chooses has no gradient: policies leave it out, and naming it is refused."""
+    """Its choice has no gradient: policies leave the indexer out, and targeting it explicitly is refused."""
     trainer = trainer_of(family)
     create(trainer, "p/0", PolicySettings(2))
     assert not [place.path for place in trainer.policy("p/0").form.layout.places if ".indexer." in place.path]
@@ -138,8 +138,8 @@ def test_an_indexer_is_not_trained(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 def test_a_start_from_pefts_stacked_parameters(family: str, tmp_path: Path) -> None:
-    """PEFT shares A between gate and up. Here each has its own copy: B's gradients are PEFT's own, and A's its two
-    parts."""
+    """PEFT shares A between gate and up; here each has its own copy. The gradients of B equal PEFT's; those of the
+    two copies of A add up to PEFT's."""
     peft = save(tmp_path, family, target_parameters=BOTH)
     trainer = trainer_of(family)
     modules = find_modules(make_model(FAMILIES[family]))
@@ -167,7 +167,7 @@ def test_a_start_from_pefts_stacked_parameters(family: str, tmp_path: Path) -> N
 
 
 def naive_sum(model: torch.nn.Module, examples: Sequence[Example]) -> torch.Tensor:
-    """Plain importance sampling by PEFT's own model."""
+    """Return the plain importance-sampling loss, computed with PEFT's model."""
     total = torch.zeros(())
     for example in examples:
         logits = model(input_ids=torch.tensor([list(example.tokens)]), use_cache=False).logits[0].float()

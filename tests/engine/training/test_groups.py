@@ -1,4 +1,4 @@
-"""From groups of scored completions to what is learnt from them."""
+"""How groups of scored completions become a training batch."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def group(*rewards: float) -> Group:
 def test_groups_whose_rewards_are_alike_are_left_out_only_where_the_loss_says_so(
     filter_groups: bool, learnt: int
 ) -> None:
-    """They weigh in what the loss is divided by, though they pull nowhere."""
+    """Groups of equal rewards count in the loss's divisor although their advantages are zero."""
     batch = batch_of("p", [group(1.0, 1.0, 1.0), group(0.0, 1.0)], Loss(filter_groups=filter_groups), SAMPLING)
     assert batch is not None
     assert len(batch.examples) == learnt
@@ -41,7 +41,8 @@ def test_groups_whose_rewards_are_alike_are_left_out_only_where_the_loss_says_so
 def test_groups_that_are_left_out_are_no_part_of_what_the_loss_is_divided_by(
     kind: LossType, filter_groups: bool, divisor: float
 ) -> None:
-    """Tokens, completions, or completions times the longest. Without the filter they are those of all, as in TRL."""
+    """The divisor counts tokens, completions, or completions times the longest; without the filter over all groups,
+    as in TRL."""
     loss = Loss(type=kind, filter_groups=filter_groups)
     batch = batch_of("p", [group(1.0, 1.0, 1.0), group(0.0, 1.0)], loss, SAMPLING)
     assert batch is not None
@@ -54,6 +55,6 @@ def test_groups_that_are_left_out_are_no_part_of_what_the_loss_is_divided_by(
 def test_nothing_is_learnt_where_no_group_has_a_signal(
     rewards: tuple[float, ...], scaling: Scaling, filter_groups: bool
 ) -> None:
-    """Also where the mean of likes is rounded to another number."""
+    """This also holds if the mean of equal rewards is rounded to a different number."""
     loss = Loss(filter_groups=filter_groups, scale_rewards=scaling)
     assert batch_of("p", [group(*rewards)] * 2, loss, SAMPLING) is None

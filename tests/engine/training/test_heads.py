@@ -1,4 +1,4 @@
-"""Logits by one matrix, in a place that is used again: what modules and autograd give, whoever else is at it."""
+"""The head's matrix product in a reused buffer equals modules and autograd, and concurrent uses never share it."""
 
 import contextlib
 from collections.abc import Generator
@@ -13,7 +13,7 @@ VOCABULARY, HIDDEN, ROWS = 96, 32, 300
 
 
 def ended(work: Generator[None, None, torch.Tensor]) -> torch.Tensor:
-    """What comes of work that pauses."""
+    """Run a pausing computation to its end, check that it pauses, and return its result."""
     found: list[torch.Tensor] = []
 
     def whole() -> Generator[None, None, None]:
@@ -51,13 +51,13 @@ def test_the_place_is_used_again_but_by_nobody_while_it_is_in_use(linear: nn.Lin
         torch.testing.assert_close(logits, linear(one))
     with contextlib.suppress(ZeroDivisionError), project(other) as (forth, _):
         assert ended(forth()).data_ptr() == place
-        raise ZeroDivisionError  # an update that ends in the middle
+        raise ZeroDivisionError  # an update that fails midway
     with project(one) as (forth, _):
         assert ended(forth()).data_ptr() == place
 
 
 def test_a_large_vocabulary_is_computed_a_part_at_a_time() -> None:
-    """None of which is more than some 8,000 columns, nor its way back more than a third of them for 256 rows."""
+    """A part has at most about 8,000 columns forward; backward, with 256 rows, at most a third of that."""
     torch.manual_seed(4)
     linear = nn.Linear(HIDDEN, 20_000, bias=False).requires_grad_(requires_grad=False)
     hidden, slopes = torch.randn(ROWS, HIDDEN), torch.randn(ROWS, 20_000)

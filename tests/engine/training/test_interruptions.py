@@ -1,4 +1,4 @@
-"""Courses that are paused, cancelled or cut off: what is saved, and how they go on as if nothing had been."""
+"""Courses that are paused, cancelled or cut off: what is saved, and that they resume as if undisturbed."""
 
 import asyncio
 from pathlib import Path
@@ -48,21 +48,21 @@ async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, t
     async with training(base, tmp_path, train(steps=5)) as scene:
         scene.want(assignment("acme/one"))
         await until(lambda: Shelf(store_of(scene.store), "acme/one").newest())
-        scene.want()  # the lease is gone in the middle of whatever it does
+        scene.want()  # withdraws the lease, whatever the course is doing
         await until(lambda: len(scene.residency.slots.free) == 10)
         kept, _ = saved(scene, "acme/one")
     async with training(base, tmp_path, train(steps=5)) as scene:
         with capture_logs() as logs:
             scene.want(assignment("acme/one", lease=2))
             await scene.ended("acme/one")
-        assert began(logs)[0] >= len(kept) > 0  # a thread that was just writing may have ended only then
+        assert began(logs)[0] >= len(kept) > 0  # a thread may have completed one more checkpoint afterwards
         assert saved(scene, "acme/one") == undisturbed
 
 
 async def test_a_policy_whose_checkpoints_can_not_be_read_fails_and_leaves_what_it_had_published(
     base: Path, tmp_path: Path
 ) -> None:
-    """Trained anew under its name, an untaught adapter would be put in the place of the one that has learnt."""
+    """Starting over under the same name would replace the trained adapter with an untrained one."""
     async with training(base, tmp_path, train(steps=3)) as scene:
         scene.want(assignment("acme/one"))
         published = (await scene.ended("acme/one"))["acme/one"].published
@@ -179,7 +179,7 @@ async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_i
 ) -> None:
     seldom: dict[str, Any] = {"steps": 3, "inner_epochs": epochs, "checkpoint_every_steps": 100}
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", **seldom)
-    monkeypatch.setattr(roster, "CLOSE_S", ALONE_S)  # the step thread is held for longer, and stops after its piece
+    monkeypatch.setattr(roster, "CLOSE_S", ALONE_S)  # the step thread is held longer; it stops after its piece
     async with training(base, tmp_path, train(**seldom)) as scene:
         with Gate(after=2 * epochs - 1) as updating:  # the last epoch of the second step
             hold_updates(scene, updating)

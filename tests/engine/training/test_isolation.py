@@ -1,4 +1,4 @@
-"""A policy's numbers are the same, bit for bit, whoever trains beside it; and nothing of one reaches another."""
+"""A policy's numbers are bit-identical whoever trains beside it, and nothing of one policy reaches another."""
 
 import gc
 import weakref
@@ -37,13 +37,13 @@ STEPS = 2
 
 
 def batch_of(number: int, turn: int, examples: Sequence[Example] | None = None) -> PolicyBatch:
-    """Every policy with a loss of its own, some with a KL to the base."""
+    """Return a batch for a policy. Loss types vary by policy, and every second one has a KL to the base."""
     loss = Loss(type=LOSSES[number % len(LOSSES)], kl_coefficient=0.1 * (number % 2))
     return PolicyBatch(f"p/{number}", examples or groups(100 * turn + number), loss, completion_tokens=15)
 
 
 def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = (), prompts: int = 2) -> None:
-    """Some steps of these policies together; the broken ones see what is not finite."""
+    """Train these policies together for STEPS steps; the broken ones get NaN advantages."""
     for turn in range(STEPS):
         batches = [batch_of(number, turn, groups(100 * turn + number, prompts)) for number in numbers]
         for number in broken:
@@ -55,7 +55,7 @@ def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = (), 
 
 
 def alone(number: int, kind: Kind, prompts: int = 2) -> torch.Tensor:
-    """The policy's numbers after training with nobody beside it."""
+    """Return a policy's state after training alone."""
     trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     train(trainer, [number], prompts=prompts)
@@ -78,7 +78,7 @@ def test_beside_seven_others(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_others_that_shift_its_pieces_into_other_microbatches(kind: Kind) -> None:
-    prompts = 40  # so many that each policy is cut into pieces
+    prompts = 40  # enough to cut each policy's batch into several pieces
     assert all(len(list(plan_pieces(batch_of(number, 0, groups(number, prompts))))) > 1 for number in range(2))
     trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
@@ -88,7 +88,7 @@ def test_beside_others_that_shift_its_pieces_into_other_microbatches(kind: Kind)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_one_that_is_broken(kind: Kind) -> None:
-    """NaN among a neighbour's advantages, and NaN among another's weights, before and behind in the batch."""
+    """One neighbour has NaN advantages, another NaN weights, before and after the healthy policies in the batch."""
     trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     trainer.policy("p/2").weights.fill_(torch.nan)
@@ -99,7 +99,7 @@ def test_beside_one_that_is_broken(kind: Kind) -> None:
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_what_is_not_finite_is_dropped(number: int) -> None:
-    """The step is skipped and says so; the policy is as before and goes on with the next."""
+    """The step is reported as skipped; the policy is unchanged and continues with the next step."""
     trainer = trainer_of()
     policies(trainer, 3)
     before = everything(trainer, number).clone()
@@ -130,7 +130,7 @@ def test_a_form_goes_with_the_last_policy_that_has_it() -> None:
 
 
 def test_a_step_that_is_refused_changes_nothing() -> None:
-    """A rate that float32 holds, but not once the first moment's bias is corrected."""
+    """The learning rate fits into float32, but overflows once the first moment's bias is corrected."""
     trainers = trainer_of(), trainer_of()
     for trainer in trainers:
         policies(trainer, 2)
@@ -148,7 +148,7 @@ def test_a_step_that_is_refused_changes_nothing() -> None:
 
 
 def test_one_broken_part_spoils_the_whole_step() -> None:
-    """A gradient that accumulates over several works is dropped if any of them was not finite."""
+    """A gradient accumulated over several works is dropped if any of them was not finite."""
     trainer = trainer_of()
     policies(trainer, 1)
     before = everything(trainer, 0).clone()

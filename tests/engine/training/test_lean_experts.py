@@ -1,4 +1,4 @@
-"""Experts that ranks share out: their parts of what a layer gives and of what goes back are parts of sums."""
+"""Experts sharded over ranks: the ranks' outputs and input gradients sum to those of the unsharded layer."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class Found:
-    """What both ways give, and the policies' parts, in whose gradients theirs are."""
+    """The forward output, the input gradient, and the policies' parts with the gradients of their A and B."""
 
     given: torch.Tensor
     back: torch.Tensor
@@ -57,7 +57,7 @@ def experts_of(held: Cut) -> Experts:
 
 
 def batch_of(held: Cut, routes: torch.Tensor | None) -> Batch:
-    """Two policies' rows, and some of nobody."""
+    """Return a batch with rows of two policies, and rows of none."""
     segments = []
     for number, (start, stop) in enumerate(((0, 11), (11, 30))):
         parts = {}
@@ -79,7 +79,7 @@ def result(of: Generator[None, None, Any]) -> Any:
 
 @torch.no_grad()
 def computed(held: Cut, routes: torch.Tensor | None) -> Found:
-    """Both ways of the experts that are held."""
+    """Run forward and backward over the experts that this rank holds."""
     kernels, training = find_kernels(torch.float32, CPU), find_training_kernels(torch.float32, CPU)
     assert kernels is not None
     assert training is not None
@@ -96,7 +96,7 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("chosen", ["by the router", "replayed", "all of the first rank"])
 def test_shares_of_them_add_up_to_all(chosen: str) -> None:
-    """Gradients of A and B are those of the rank that holds the expert."""
+    """The gradients of A and B come from the rank that holds the expert."""
     routes = None
     if chosen != "by the router":
         among = COUNT if chosen == "replayed" else COUNT // 2

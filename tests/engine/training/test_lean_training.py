@@ -1,4 +1,4 @@
-"""The lean training pass computes what the generic one does, for every family it takes."""
+"""The lean training pass computes the same as the generic one, for every family it supports."""
 
 import dataclasses
 import itertools
@@ -81,7 +81,7 @@ TAKEN: dict[str, PreTrainedConfig] = {
     "ernie": Ernie4_5Config(**SIZES, use_bias=True),
     "hunyuan": HunYuanDenseV1Config(**SIZES, rope_parameters=STRETCHED),
 }  # fmt: skip
-MOST_TOKENS = 40  # of an example
+MOST_TOKENS = 40  # per example
 MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LATENT: dict[str, Any] = SIZES | GROUPED | {
     "num_key_value_heads": SIZES["num_attention_heads"], "head_dim": 8, "q_lora_rank": 40, "kv_lora_rank": 24,
@@ -134,7 +134,10 @@ CHOOSING = ("deepseek_v32", "glm_5")
 def gradients(
     trainer: Trainer, loss: Loss, prompts: int = 2, routed: int = 0
 ) -> tuple[Trainer, dict[str, LossOutcome]]:
-    """Of three policies. Weights are rounded to bfloat16 whatever computes: what is computed with them differs."""
+    """Compute the gradients of three policies.
+
+    Weights are always rounded to bfloat16, so that only the computations differ.
+    """
     names = policies(trainer, 3)
     for name in names:
         policy = trainer.policy(name)
@@ -144,7 +147,7 @@ def gradients(
 
 
 def examples(seed: int, prompts: int, routed: int) -> list[Example]:
-    """With routes through as many layers of experts, by which all that computes chooses alike."""
+    """Return examples with random routes for `routed` expert layers, so that all passes use the same experts."""
     found, draw = groups(seed, prompts, size=4), np.random.default_rng(seed)
     if not routed:
         return found
@@ -153,7 +156,7 @@ def examples(seed: int, prompts: int, routed: int) -> list[Example]:
 
 
 def distance(one: Trainer, other: Trainer, name: str) -> float:
-    """Of two gradients, relative to the second's norm."""
+    """Return the distance of two gradients relative to the second's norm."""
     ours, theirs = one.policy(name).gradient, other.policy(name).gradient
     assert ours is not None
     assert theirs is not None
@@ -175,15 +178,15 @@ def test_lean_equals_generic(family: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in TAKEN | ROUTED if family not in CHOOSING])
 def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
-    """Both miss the same base's gradients in float32 by 2 to 5% of their norm, lean by no more than generic; from
-    each other they are no further than two independent errors of that size would put them, or a tenth over latents.
+    """Both differ from the same base's float32 gradients by 2 to 5% of their norm, lean by no more than generic; from
+    each other by at most what two independent errors of this size give, or a tenth more with latent attention.
 
-    Over some 250 tokens a policy that count alike: where ratios weigh them, a few decide, and where those are clipped
-    it does which side of the clip rounding puts them on.
+    This is measured over about 250 equally weighted tokens per policy: if ratios weighed them, a few tokens would
+    decide, and with clipping, rounding would decide on which side of the clip those fall.
     """
     config = (TAKEN | ROUTED)[family]
     (reference, expected), (lean, found), (generic, beside) = rounded(config, routed=family in ROUTED)
-    further = 2.0 if config.model_type == "gpt_oss" else 1.0  # whose modules round scores, and gates more than once
+    further = 2.0 if config.model_type == "gpt_oss" else 1.0  # its modules round scores, and gates repeatedly
     for name in lean.names:
         ours, theirs = distance(lean, reference, name), distance(generic, reference, name)
         assert theirs < 0.06 * further
@@ -196,7 +199,7 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
 
 @pytest.mark.parametrize("family", CHOOSING)
 def test_where_rounding_moves_an_indexers_choice_they_miss_as_much(family: str) -> None:
-    """One token in place of another in nine moves a gradient by more than all rounding: what counts is the mean."""
+    """Replacing one of nine chosen tokens moves a gradient by more than all rounding, so only means are compared."""
     (reference, expected), (lean, found), (generic, beside) = rounded(ROUTED[family], routed=True)
     ours, theirs = (np.mean([distance(each, reference, name) for name in each.names]) for each in (lean, generic))
     assert ours < 1.1 * theirs < 0.22
@@ -208,7 +211,7 @@ def test_where_rounding_moves_an_indexers_choice_they_miss_as_much(family: str) 
 
 
 def rounded(config: PreTrainedConfig, *, routed: bool) -> list[tuple[Trainer, dict[str, LossOutcome]]]:
-    """A base in float32, and in bfloat16 by the lean pass and by the generic one; routed, experts are told."""
+    """Train over a base in float32, and in bfloat16 by the lean and the generic pass; `routed` fixes the experts."""
     kinds = getattr(config, "mlp_layer_types", None)
     dense = kinds.count("dense") if kinds else getattr(config, "first_k_dense_replace", 0)
     layers = config.num_hidden_layers - dense - len(getattr(config, "mlp_only_layers", ())) if routed else 0
@@ -228,7 +231,7 @@ def test_other_families_take_the_generic_pass() -> None:
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 def test_the_base_computes_as_before_and_is_held_once(lean: bool) -> None:
-    """Training's view of the weights is the base's own memory, and its modules give the same as ever."""
+    """The trainer views the base's own weight memory, and the base's modules still give the same results."""
     base, tokens = base_of(LLAMA, torch.float32), torch.tensor([[1, 2, 3]])
     before: Any = model_of(LLAMA, torch.float32)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Looks for whether another engine has gone on with a policy, in a store that fails or gives no answer."""
+"""Checking whether another engine has taken over a policy, with a store that fails or does not answer."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from tests.waiting import until
 async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each holds a thread, of those that other stores are asked on, too."""
+    """Each look holds a thread of a pool that calls to other stores need, too."""
     for name, value in (("LOOK_S", 0.0), ("SURE_S", 0.0), ("ANSWER_S", 0.01)):
         monkeypatch.setattr(lease_check, name, value)
     begun, answers, of = 0, asyncio.Event(), LeaseCheck()
@@ -35,7 +35,7 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
 
 
 async def test_who_waits_for_an_earlier_look_that_fails_has_a_look_of_its_own() -> None:
-    """The error says nothing of the store as it is by then."""
+    """The earlier look's error says nothing about the store's present state."""
     answers, of, found = asyncio.Event(), LeaseCheck(), list[str]()
 
     async def away() -> None:

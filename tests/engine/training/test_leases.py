@@ -1,4 +1,4 @@
-"""A course and its lease: nothing is begun or written without a sure one, and none harms who holds a newer."""
+"""A course and its lease: without a sure one nothing begins or is written; a stale one harms no newer holder."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.waiting import until
 async def test_without_a_sure_lease_nothing_is_begun_or_written(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lapses when a checkpoint is on its way, and comes back."""
+    """The lease lapses while a checkpoint is being written, and is later confirmed again."""
     now, looks = 0.0, 0
 
     def clock() -> float:
@@ -41,7 +41,7 @@ async def test_without_a_sure_lease_nothing_is_begun_or_written(
         shelf = Shelf(store, "acme/one")
         await until(lambda: course.waits)
         at, before = course.progress.step, looks
-        await until(lambda: looks >= before + 8)  # whoever waits has asked again, and been told that it is not sure
+        await until(lambda: looks >= before + 8)  # the course has checked its lease again, and it is still not sure
         assert course.progress.step == at
         assert store.names(shelf.folder) == []
         scene.roster.confirm()
@@ -52,7 +52,7 @@ async def test_without_a_sure_lease_nothing_is_begun_or_written(
 async def test_a_course_begins_once_every_earlier_one_has_let_go(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one whose own predecessor was abandoned while that waited: the first would drop its weights."""
+    """Also if the course in between was abandoned while waiting: the first, still closing, would drop the weights."""
     close, place, events, may_close = Scorer.close, Course._place, list[str](), asyncio.Event()
 
     async def close_late(self: Scorer) -> None:
@@ -111,7 +111,7 @@ async def test_what_is_published_when_the_lease_has_gone_is_not_served_above_the
             scene.want(assignment("acme/one"))
             course = scene.roster._running["acme/one"].course
             await writing.reached()
-            await updating.reached()  # the course has to wait for the end of this step
+            await updating.reached()  # the course must wait for the end of this step
             scene.want()
             writing.open()
             await until(lambda: course.progress.published)

@@ -1,4 +1,4 @@
-"""Attention over examples longer than a piece: as in one go, in memory that grows with their length alone."""
+"""Attention over examples longer than a piece: same result as at once, in memory that grows linearly with length."""
 
 from types import SimpleNamespace
 
@@ -10,13 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mint_engine.training import attend
 from mint_engine.training.pieces import Tree
 
-ROWS = 16  # computed together here
+ROWS = 16  # rows computed together in these tests
 TREES = (Tree(0, 23, (70, 1, 40)), Tree(134, 9, (3,)), Tree(146, 100, ()))
 HEADS, KEYS, SIZE = 4, 2, 8
 
 
 class _Largest(TorchDispatchMode):
-    """The largest tensor that anything gives meanwhile, in numbers; no part of the choices that are there already."""
+    """Records the element count of the largest tensor created meanwhile, except views of the existing choices."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -31,7 +31,7 @@ class _Largest(TorchDispatchMode):
 
 
 def _run(options: dict[str, object]) -> tuple[list[torch.Tensor], int]:
-    """What attention over all trees gives, its gradients, and the largest tensor on both ways."""
+    """Return attention's output over all trees, its gradients, and the size of the largest tensor on the way."""
     rows = TREES[-1].row + TREES[-1].rows
     chance = torch.Generator().manual_seed(7)
     query, key, value = (
@@ -45,7 +45,7 @@ def _run(options: dict[str, object]) -> tuple[list[torch.Tensor], int]:
 
 
 def _choice(tree: Tree) -> torch.Tensor:
-    """Every row's own place and some of all others."""
+    """Return a mask that chooses every row's own position and about 30% of all others."""
     chance = torch.Generator().manual_seed(tree.row)
     return (torch.rand(tree.rows, tree.rows, generator=chance) < 0.3) | torch.eye(tree.rows, dtype=torch.bool)
 
@@ -76,7 +76,7 @@ def test_rows_that_are_computed_some_at_a_time_get_what_all_at_once_give(
 
 def test_without_gradients_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attend, "PIECE_ROWS", ROWS)
-    monkeypatch.setattr(attend, "checkpoint", None)  # would fail
+    monkeypatch.setattr(attend, "checkpoint", None)  # calling it would fail
     query = torch.randn(1, HEADS, 134, SIZE)
     key = torch.randn(1, KEYS, 134, SIZE)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A long update takes turns with others: they do not wait for its end, and until that its policy is as before."""
+"""A long update takes turns with others: they need not wait for its end, and until then its policy is unchanged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,7 +33,7 @@ Told = list[Learnt | MintError]
 
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Microbatches of a policy's one piece each, as usual, but of short ones: what little there is takes many."""
+    """Use very short pieces and turns, so that even a small update takes many."""
     monkeypatch.setattr(works, "PIECE_ROWS", PIECE_ROWS)
     monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=PIECE_ROWS))
     monkeypatch.setattr(update, "TURN_ROWS", TURN_ROWS)
@@ -53,7 +53,7 @@ def finish(updates: Updates) -> None:
 
 
 def after_turns(updates: Updates, turns: int) -> None:
-    """Go on until so many are computed, and the next one has begun."""
+    """Advance until `turns` turns are computed and the next one has begun."""
     end, left = updates._end, [turns]
 
     def counted(work: works.Work) -> None:
@@ -68,7 +68,7 @@ def after_turns(updates: Updates, turns: int) -> None:
 
 
 def learnt_alone(name: str, examples: Sequence[Example]) -> bytes:
-    """The policy after it has learnt in one go, on an engine of its own."""
+    """Return the saved policy after one undivided update on a trainer of its own."""
     trainer = trainer_of()
     policies(trainer, 4)
     learn(trainer, [PolicyBatch(name, examples, DAPO)])
@@ -92,7 +92,7 @@ def test_a_short_update_ends_before_a_long_one_that_came_earlier() -> None:
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers_are_those_of_an_update_in_one_go_bit_for_bit(dtype: torch.dtype, *, lean: bool) -> None:
-    """Beside other long ones and short ones, over two epochs, and on top of a gradient that is there."""
+    """Covers neighbours with long and short updates, two epochs, and accumulation onto an existing gradient."""
     taking_turns, in_one_go = (trainer_of(dtype=dtype, lean=lean) for _ in range(2))
     for each in (taking_turns, in_one_go):
         policies(each, 4)

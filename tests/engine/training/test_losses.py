@@ -1,4 +1,4 @@
-"""Losses and advantages are TRL's own, and the golden values of its papers' other implementations."""
+"""Losses and advantages equal TRL's, and golden values of other implementations of the same papers."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -22,11 +22,11 @@ LENGTHS = (9, 1, 4, 7)
 
 
 def trl_loss(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """GRPOTrainer's own loss of log-probabilities [B, T], with everything of the trainer that it reads."""
+    """Compute GRPOTrainer's own loss of log-probabilities [B, T], with a stub of the trainer fields that it reads."""
     cispo = loss.type == "cispo"
     trainer = SimpleNamespace(
         loss_type=loss.type, beta=loss.kl_coefficient, epsilon_low=1 - loss.lowest,
-        epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # TRL's bound of cispo is the ratio's own
+        epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # for cispo, TRL's setting bounds the ratio itself
         max_completion_length=LONGEST, importance_sampling_level="token", top_entropy_quantile=1.0,
         off_policy_mask_threshold=None, aux_loss_enabled=False, use_vllm=False, _entropy_bonus_enabled=False,
         model=SimpleNamespace(training=False), args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
@@ -72,7 +72,7 @@ def test_value_and_gradient_are_trls(loss_type: LossType, kl: float) -> None:
 
 
 def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by examples, pieces and the normaliser; the gradient put back where TRL has it [B, T]."""
+    """Compute the same through our examples, pieces and normaliser; the gradient in TRL's layout [B, T]."""
     sampler, mask = inputs["old_per_token_logps"], inputs["completion_mask"].bool()
     batch = PolicyBatch(
         "p",
@@ -94,7 +94,7 @@ def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> t
 
 
 def test_sums_over_tokens() -> None:
-    """Tinker's losses by their formulas; their normaliser adds nothing."""
+    """Tinker's losses match their formulas; they are sums, so their normaliser is zero."""
     now, sampler = torch.tensor([-1.0, -2.0, -0.5]).requires_grad_(), torch.tensor([-1.2, -1.0, -3.0])
     advantages, ratio = torch.tensor([1.0, -2.0, 0.5]), torch.exp(torch.tensor([0.2, -1.0, 2.5]))
     formulas: list[tuple[LossType, torch.Tensor]] = [
@@ -125,7 +125,7 @@ def test_a_clipped_token_gives_no_gradient() -> None:
 
 
 def test_the_ratio_band_silences_what_drifted() -> None:
-    """IcePop: outside of the band a token has neither loss nor gradient; NaN is not silenced."""
+    """IcePop: outside the band a token has neither loss nor gradient; NaN is not silenced."""
     now = torch.tensor([-1.0, -3.0, 1.0, torch.nan]).requires_grad_()
     loss = Loss(ratio_low=0.5, ratio_high=2.0, kl_coefficient=0.1)
     found = token_losses(loss, now, torch.full((4,), -1.0), torch.ones(4), torch.zeros(4))
@@ -137,13 +137,13 @@ def test_the_ratio_band_silences_what_drifted() -> None:
 
 
 def test_the_band_hides_no_advantage_that_is_not_finite() -> None:
-    """A NaN must spoil its policy's step, whatever the ratio of the token that has it."""
+    """A NaN advantage must spoil its policy's step, whatever its token's ratio."""
     found = token_losses(Loss(), torch.zeros(1), torch.full((1,), -9.0), torch.tensor([torch.nan]), None)
     assert found.loss.isnan().all()
 
 
 def test_the_band_is_icepops_by_default() -> None:
-    """0.5 to 5 (arXiv 2510.18855)."""
+    """The default band is 0.5 to 5 (arXiv 2510.18855)."""
     ratios = torch.tensor([0.4, 0.6, 1.0, 4.9, 5.1])
     found = token_losses(Loss(), ratios.log() - 1, torch.full((5,), -1.0), torch.ones(5), None)
     assert found.kept.tolist() == [False, True, True, True, False]
@@ -159,7 +159,7 @@ def test_a_ratio_never_overflows() -> None:
     ("scaling", "expected"), [("group", (1.49970, -0.49990)), ("none", (0.75, -0.25))], ids=["TRL", "Tinker cookbook"]
 )
 def test_golden_advantages(scaling: Scaling, expected: tuple[float, float]) -> None:
-    """Rewards 1, 0, 0, 0."""
+    """Advantages for the rewards 1, 0, 0, 0."""
     (found,) = group_advantages([[1.0, 0.0, 0.0, 0.0]], scaling)
     assert found[0] == pytest.approx(expected[0], abs=1e-5)
     assert found[1:] == pytest.approx([expected[1]] * 3, abs=1e-5)
@@ -167,7 +167,7 @@ def test_golden_advantages(scaling: Scaling, expected: tuple[float, float]) -> N
 
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_advantages_are_trls(groups: list[list[float]]) -> None:
-    """As GRPOTrainer computes them, with its own nanstd."""
+    """The reference follows GRPOTrainer, using its own nanstd."""
     rewards = torch.tensor(groups, dtype=torch.float64)
     centred = rewards - rewards.nanmean(dim=1, keepdim=True)
     scales: dict[Scaling, Any] = {
@@ -190,7 +190,7 @@ def test_groups_without_signal() -> None:
 @example(reward=0.1, count=3, scaling="group")
 @example(reward=1e12 + 0.1, count=13, scaling="group")
 def test_rewards_that_are_all_alike_have_no_advantage_at_all(reward: float, count: int, scaling: Scaling) -> None:
-    """Nor where a mean of them, which is rounded, is another number than each of them."""
+    """This also holds if rounding makes their mean differ from each of them."""
     others = [reward] * count
     assert group_advantages([others, others], scaling) == [[0.0] * count] * 2
     assert group_advantages([[0.0, 1.0], others], scaling)[1] == [0.0] * count

@@ -1,4 +1,4 @@
-"""Policies are made beside the step thread, which decodes meanwhile and only puts them in."""
+"""Policies are made outside the step thread, which decodes meanwhile and only puts them in."""
 
 import asyncio
 import threading
@@ -21,11 +21,11 @@ from tests.engine.training.teaching import PROMPT, Gate, Scene, assignment, step
 from tests.waiting import until
 
 ONE = pb.CreatePolicyRequest(policy="one", rank=4)
-ANSWERED_S = 50.0  # sooner than the gate opens by itself
+ANSWERED_S = 50.0  # shorter than the gate's own timeout
 
 
 class Making(Gate):
-    """Holds whoever makes a policy, by a function of the product's."""
+    """A gate patched in front of a function of the engine, to hold the thread that makes a policy."""
 
     def __init__(self, patched: pytest.MonkeyPatch, module: Any, name: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Making(Gate):
 
 
 async def answered(scene: Scene) -> None:
-    """Once a tenant's request has its answer."""
+    """Send a tenant's request and wait for its answer."""
     ended = asyncio.Event()
 
     def sink(event: Event) -> None:
@@ -128,7 +128,7 @@ async def test_a_course_that_ends_while_its_policy_is_made_leaves_nothing_and_th
         async def gone() -> bool:
             return not await names(scene)
 
-        await until(gone)  # what has come to its end lets go after it has said so
+        await until(gone)  # a course releases its policy after it has reported its end
 
 
 async def test_a_policy_that_is_dropped_while_it_is_made_is_gone_once_it_is(

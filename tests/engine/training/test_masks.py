@@ -1,4 +1,4 @@
-"""What rows of a tree see, as the generic pass has it: right, and in bounded memory however long examples are."""
+"""The generic pass's attention masks over trees are correct, and use bounded memory however long the examples."""
 
 import itertools
 import weakref

@@ -1,4 +1,4 @@
-"""`hostMemory` covers policies: who finds none left is told so, holds nothing meanwhile, and has its turn."""
+"""`hostMemory` covers policies: one that finds none left says so, holds nothing while waiting, and gets its turn."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ RANK = 4
 
 
 async def needs_of_one(base: Path, folder: Path) -> Needs:
-    """What a policy takes there."""
+    """Return the memory that one policy needs on this base."""
     async with training(base, folder / "before") as scene:
         return scene.context.step_thread.maker.needs("any", PolicySettings(RANK))
 
@@ -34,7 +34,7 @@ def room_for(count: int, needs: Needs) -> int:
 async def test_policies_wait_for_memory_with_no_slot_and_train_once_others_have_ended(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each saves and publishes after every step, with room for one to be copied."""
+    """Each saves and publishes after every step, and memory suffices to copy one at a time."""
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.1)
     told = train(steps=3, checkpoint_every_steps=1, publish_every_steps=1)
     names, needs = [f"acme/{n}" for n in range(4)], await needs_of_one(base, tmp_path)
@@ -50,7 +50,7 @@ async def test_policies_wait_for_memory_with_no_slot_and_train_once_others_have_
             return [each.failure for each in scene.roster.progress().values() if each.failure]
 
         monkeypatch.setattr(room, "take", noted)
-        with Gate() as updating:  # or the first two may have ended before the others' waiting is told
+        with Gate() as updating:  # otherwise the first two may end before the others report that they wait
             hold_updates(scene, updating)
             scene.want(*(assignment(name) for name in names))
             await until(lambda: len(failures()) == 2)
@@ -90,7 +90,7 @@ async def test_a_policy_that_memory_can_never_hold_fails(base: Path, tmp_path: P
 
 
 async def test_calls_that_find_no_memory_are_told_to_come_back_and_do(base: Path, tmp_path: Path) -> None:
-    """And whatever they do meanwhile, what they have taken is all given back."""
+    """Whatever the calls do, all the memory they have taken is given back."""
     needs = await needs_of_one(base, tmp_path)
     async with called(base, tmp_path, host_bytes=room_for(2, needs)) as (scene, stub):
         room = scene.residency.lending.room

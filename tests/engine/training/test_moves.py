@@ -1,4 +1,4 @@
-"""What a policy does next: held against what must be true of any course, whatever it is told on the way."""
+"""Which move a policy makes next: invariants that every course must keep, whatever orders it receives."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ TRAINS = st.builds(
 
 
 def after(standing: Standing, move: Move) -> Standing:
-    """Where a move leads."""
+    """Return the standing after a move."""
     changes: dict[Move, dict[str, Any]] = {
         Move.STEP: {"step": standing.step + 1},
         Move.EVALUATE: {"evaluated": standing.step},

@@ -1,4 +1,4 @@
-"""A policy of calls whose name is somebody else's: it cannot be published, and who has the name is told."""
+"""A client's policy whose name is already taken cannot be published; the error says who has the name."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ async def test_a_retired_one(redis_client: Redis) -> None:
 
 
 async def test_a_waves_adapter_and_a_waves_policy_without_the_waves_names(redis_client: Redis) -> None:
-    """A key may open the adapter's name and not the wave's namespace."""
+    """The error must not name the wave: an API key may allow the adapter's name but not the wave's namespace."""
     await place(redis_client, Source("s3://adapters/one"))
     told = await refusal(namesakes(redis_client))
     assert f"adapter {POLICY!r} of a wave has its name" in told

@@ -1,4 +1,4 @@
-"""numericAnswer: the last number of a completion, compared with the answer's exactly."""
+"""numericAnswer compares the last number of a completion exactly with the last number of the answer."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_the_last_number_is_what_counts_however_it_is_written(text: str, answer:
     ],
 )
 def test_a_sign_is_one_where_no_letter_or_digit_stands_before_it(text: str, number: str) -> None:
-    """There it joins two words, or takes one number from another."""
+    """After a letter or digit it is a hyphen between words or a minus between two numbers."""
     assert worth(text, number, 0.0) == 1.0
     assert worth(number, text, 0.0) == 1.0, "of answers, too"
 
@@ -60,7 +60,7 @@ def test_a_sign_is_one_where_no_letter_or_digit_stands_before_it(text: str, numb
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("9007199254740993", "9007199254740992"),  # 2^53, from which on floats have not every whole number
+        ("9007199254740993", "9007199254740992"),  # 2^53, beyond which floats skip integers
         ("12345678901234567891", "12,345,678,901,234,567,890"),
         ("98765432109876543210", "98765432109876540000"),
         ("0.1" + "0" * 400 + "1e401", "1" + "0" * 400),

@@ -1,4 +1,4 @@
-"""An order to stop is heard in a moment by a course that waits for others: what it then learns it learns once."""
+"""A course that waits for others obeys an order to stop at once; a step given up for it is later learnt just once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,11 +24,11 @@ ORDERS = [(Order.PAUSE, Stage.PAUSED), (Order.CANCEL, Stage.CANCELLED)]
 
 
 class Judge(training_pb2_grpc.RewardServicer):
-    """Pays for letters late in the alphabet, and hangs from a step on until it is mended."""
+    """A reward service that pays for late letters of the alphabet, and hangs from one step on until it is mended."""
 
     def __init__(self, *, evaluations: bool) -> None:
-        self._evaluations = evaluations  # hang, and not steps
-        self.asked = asyncio.Event()  # what it does not answer
+        self._evaluations = evaluations  # whether evaluations hang instead of steps
+        self.asked = asyncio.Event()  # a call arrived that it does not answer
         self.given_up = asyncio.Event()
         self.mended = asyncio.Event()
 
@@ -48,7 +48,7 @@ class Judge(training_pb2_grpc.RewardServicer):
 
 @asynccontextmanager
 async def judged(*, evaluations: bool = False) -> AsyncIterator[tuple[Judge, Train]]:
-    """A service that may take as long, and is asked as often, as a wave can say; and a wave that it judges."""
+    """Run a reward service and yield it with a wave that uses it, with the longest timeout and the most retries."""
     judge, server = Judge(evaluations=evaluations), grpc.aio.server()
     training_pb2_grpc.add_RewardServicer_to_server(judge, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -70,7 +70,7 @@ async def undisturbed(base: Path, folder: Path) -> tuple[tuple[float, ...], byte
 
 
 async def stopped(scene: Scene, order: Order, stage: Stage) -> int:
-    """The step at which the order is heard."""
+    """Give the order and return the step at which the course stops."""
     scene.want(assignment("acme/one", order=order))
     told = (await scene.ended("acme/one", stage=stage))["acme/one"]
     await until(lambda: len(scene.residency.slots.free) == scene.residency.slots.count)
@@ -83,7 +83,7 @@ async def stopped(scene: Scene, order: Order, stage: Stage) -> int:
 async def test_who_waits_for_a_reward_service_that_hangs_stops_in_a_moment_where_its_last_step_ended(
     base: Path, tmp_path: Path, order: Order, stage: Stage, *, evaluations: bool
 ) -> None:
-    """And asks it no more. It would wait for two hours."""
+    """It also stops asking the service; otherwise it would wait for two hours."""
     async with judged(evaluations=evaluations) as (judge, told), training(base, tmp_path, told) as scene:
         scene.want(assignment("acme/one"))
         await judge.asked.wait()
@@ -111,7 +111,7 @@ async def test_a_step_that_was_given_up_for_an_order_is_taken_as_if_nothing_had_
 async def test_a_pause_that_is_taken_back_at_once_takes_the_same_steps(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the reward was given up for it already or not."""
+    """This holds although the reward call was already given up for the pause."""
     whole = await undisturbed(base, tmp_path / "whole")
     monkeypatch.setattr(lessons, "GRACE_S", 0.0)
     async with judged() as (judge, told), training(base, tmp_path, told) as scene:
@@ -141,7 +141,7 @@ async def test_a_service_that_answers_in_a_moment_has_its_step_count(
 async def test_who_finds_no_room_for_its_rollouts_stops_in_a_moment(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order, stage: Stage
 ) -> None:
-    """However long it is told to wait before it asks again."""
+    """This holds however long the refusal tells it to wait before asking again."""
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 3600.0)
 
     def refuse(*_: object) -> Any:

@@ -1,4 +1,4 @@
-"""Policies as they come, rest and go: their start, their revisions, their files, and what is refused."""
+"""The life of a policy in a trainer: its start, its revisions, its saved files, and what is refused."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, groups, learn, mo
 
 
 def test_a_new_policy_starts_as_peft_starts_it() -> None:
-    """B is zero; A is uniform within the bounds that PEFT's kaiming_uniform_ has, and of the same spread."""
+    """B is zero; A is uniform with the bounds and spread of PEFT's kaiming_uniform_."""
     trainer = trainer_of()
     create(trainer, "p", PolicySettings(rank=16, seed=3))
     model = get_peft_model(model_of(LLAMA, torch.float32), LoraConfig(r=16, target_modules="all-linear"))
@@ -74,7 +74,7 @@ def test_the_host_memory_that_a_policy_takes_is_known_before_it_is_made() -> Non
 
 
 def apart(saved: bytes) -> tuple[int, dict[str, object], list[str], bytes]:
-    """A file's header by its length, content and order, whatever its metadata's, and all that follows."""
+    """Split a safetensors file into its header's length, content and key order, and the data that follows."""
     start = 8 + int.from_bytes(saved[:8], "little")
     header = json.loads(saved[8:start])
     return start, header, list(header), saved[start:]
@@ -93,7 +93,7 @@ def test_a_saved_policy_is_byte_for_byte_what_safetensors_itself_writes() -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
-    """It passes what is checked of a packed adapter, goes into a slot as it is, and is named by its content."""
+    """It passes the checks of packed adapters, is copied into a slot as it is, and is named by its content."""
     trainer = trainer_of(dtype=dtype)
     create(trainer, "p", PolicySettings(rank=4, alpha=12.0, target_modules=("q_proj", "down_proj"), seed=1))
     modules = find_modules(model_of(LLAMA, dtype))
@@ -118,7 +118,7 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_handed_off_is_what_would_be_published(dtype: torch.dtype) -> None:
-    """Masters are rounded into the slot to the very bits of the revision; a larger tenant leaves no trace."""
+    """Masters rounded into the slot equal the revision bit for bit; a larger previous tenant leaves no trace."""
     trainer = trainer_of(dtype=dtype)
     create(trainer, "large", PolicySettings(rank=8, seed=2))
     create(trainer, "p", PolicySettings(rank=3, target_modules=("q_proj", "down_proj"), seed=1))
@@ -136,7 +136,7 @@ def test_what_is_handed_off_is_what_would_be_published(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_rounded_as_a_step_writes_them(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretch by stretch, and to the bits of torch's own AdamW over all of them."""
+    """The step works stretch by stretch, and its bits equal those of torch's AdamW over all weights."""
     monkeypatch.setattr("mint_engine.training.optimizer._STRETCH", 1 << 10)
     trainer = trainer_of(dtype=dtype)
     create(trainer, "p", PolicySettings(rank=16, seed=1))
@@ -173,7 +173,7 @@ def test_a_handoff_leaves_weights_to_work_in_progress() -> None:
 
 
 def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
-    """Updates reach a slot's tenant alone: what lies beyond it, and the other slots, stay zero."""
+    """Updates change only the slot's tenant: memory beyond it and the other slots stay zero."""
     trainer = trainer_of()
     create(trainer, "p", PolicySettings(rank=2, target_modules=("v_proj",)))
     slots = Slots(find_modules(model_of(LLAMA, torch.float32)), 3, 16, torch.float32, CPU)
@@ -189,7 +189,7 @@ def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
 
 
 def test_a_name_used_again_starts_from_zero() -> None:
-    """Nothing of a dropped policy is left in the next of its name: weights, moments, gradient, count."""
+    """A new policy inherits nothing of a dropped one of its name: no weights, moments, gradient or step count."""
     trainer, other = trainer_of(), trainer_of()
     policies(trainer, 1)
     learn(trainer, [PolicyBatch("p/0", groups(1))])
@@ -205,7 +205,7 @@ def test_a_name_used_again_starts_from_zero() -> None:
 
 @pytest.mark.parametrize("between_steps", [True, False])
 def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -> None:
-    """Saved after a step, or with a gradient that has accumulated, and restored on another engine of the base."""
+    """It is saved after a step or with an accumulated gradient, and restored on another engine of the base."""
     whole, before, after = trainer_of(), trainer_of(), trainer_of()
     for trainer in (whole, before):
         policies(trainer, 1)
@@ -240,7 +240,7 @@ def test_a_policy_can_start_from_a_revision() -> None:
 
 
 def test_split_accumulation_equals_combined() -> None:
-    """Three works of a few examples each, then a step: the same update as one work of them all, up to rounding."""
+    """Three works of a few examples each, then a step, give the same update as one work of all, up to rounding."""
     for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importance_sampling", "cross_entropy"):
         loss = Loss(type=loss_type, kl_coefficient=0.1)
         examples = groups(5, prompts=4)
@@ -254,7 +254,7 @@ def test_split_accumulation_equals_combined() -> None:
 
 
 def test_only_where_a_sampler_is_read_is_it_told_how_far_that_is() -> None:
-    """Supervised, the distance from log-probabilities of 0 would be taken for drift."""
+    """In supervised learning, the distance from log-probabilities of 0 would be mistaken for drift."""
     trainer = trainer_of()
     policies(trainer, 2)
     losses = Loss(type="cross_entropy", kl_coefficient=0.1), Loss(kl_coefficient=0.1)
@@ -264,9 +264,9 @@ def test_only_where_a_sampler_is_read_is_it_told_how_far_that_is() -> None:
 
 
 def test_pieces_change_nothing_but_rounding() -> None:
-    """Completions that share a prompt, cut anywhere or computed one by one, give the same gradient."""
+    """Completions that share a prompt give the same gradient whether computed together or one by one."""
     examples = groups(6, prompts=3, size=4)
-    # Interleaved, no two neighbours share a prompt: nothing is shared.
+    # Interleaved, no two neighbours have the same prompt, so nothing is shared.
     lonely = [examples[group * 4 + place] for place in range(4) for group in range(3)]
     shared, apart = trainer_of(), trainer_of()
     outcomes = []
@@ -303,7 +303,7 @@ def test_a_work_given_up_leaves_no_trace() -> None:
     work.cancel()
     assert not work.advance()
     assert saved_of(trainer, "p/0") == before
-    trainer.begin([PolicyBatch("p/0", groups(1))])  # it is free again
+    trainer.begin([PolicyBatch("p/0", groups(1))])  # the policy is free for other work
 
 
 def over(**changes: object) -> Example:
@@ -336,7 +336,7 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
 
 @pytest.mark.parametrize(("error", "says", "act"), REFUSED)
 def test_what_is_refused(error: type[MintError], says: str, act: Callable[[Trainer], object]) -> None:
-    """One clear error that names the policy, and nothing has changed."""
+    """The refusal is one clear error that names the policy, and nothing has changed."""
     trainer = trainer_of()
     policies(trainer, 1)
     before = saved_of(trainer, "p/0")

@@ -1,4 +1,4 @@
-"""Policies of calls outlive an engine that is told to end: another one goes on with them, over a real socket."""
+"""Clients' policies outlive an engine that is told to end: another engine resumes them, over a real socket."""
 
 import asyncio
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.teaching import Gate, hold_updates
 
-LIMIT_S = 60.0  # only a test that fails waits for it
+LIMIT_S = 60.0  # only a failing test waits this long
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def taught(stub: Any, policy: str) -> pb.PolicyState:
-    """A new policy that has taken a step, and has a gradient for the next."""
+    """Create a policy, take a step, and accumulate a gradient for the next."""
     made: pb.PolicyState = await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4, seed=3))
     await stub.ForwardBackward(lesson(policy, 1))
     await stub.OptimStep(step(policy, 2))

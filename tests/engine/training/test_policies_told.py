@@ -1,4 +1,4 @@
-"""What an engine tells of the policies that calls train on it, over a real socket."""
+"""What an engine reports about the policies that clients train on it, over a real socket."""
 
 import asyncio
 from pathlib import Path
@@ -41,7 +41,7 @@ async def test_how_far_policies_have_come_is_told_while_they_learn(base: Path, t
 
 
 async def test_another_call_of_a_number_is_no_repeat(base: Path, tmp_path: Path) -> None:
-    """A program that was started anew may have asked how far it was while a call of the one before was under way."""
+    """A restarted client may have asked for the policy's state while a call of its predecessor was still running."""
     async with called(base, tmp_path) as (_, stub):
         made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         first = await stub.ForwardBackward(lesson("one", 1))

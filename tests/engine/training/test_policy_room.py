@@ -1,4 +1,4 @@
-"""What an engine tells of its room for policies is what it then counts: the operator need not know any base."""
+"""An engine's reported room for policies equals what it later counts, so the operator needs to know no base."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ async def test_each_kind_of_policy_needs_what_its_engine_counts(
 
 
 class Rank:
-    """A `Group` for who asks only what one rank holds."""
+    """A `Group` for code that only asks which share one rank holds."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
@@ -73,7 +73,7 @@ def held_bytes(held: Held) -> int:
 def test_what_ranks_hold_of_a_policy_in_an_update_counts(
     family: str, targets: tuple[str, ...], ranks: int, here: int
 ) -> None:
-    """Of the ranks of the first one's node, in whose memory it is; and the operator knows it too."""
+    """The ranks on the first rank's node count, as they use its memory; the operator computes the same."""
     base = base_of(family, torch.bfloat16)
     modules, limits = find_modules(base.model), FormLimits(16)
     groups = [Rank(share_of(base.model, rank, ranks)) for rank in range(here)]

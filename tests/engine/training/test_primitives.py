@@ -1,4 +1,4 @@
-"""Trainer calls as the trainer reads them."""
+"""How Trainer calls are turned into training batches."""
 
 from typing import get_args
 
@@ -13,7 +13,7 @@ from tests.engine.training.scene import learn, policies, trainer_of
 
 @pytest.mark.parametrize("loss", get_args(LossType))
 def test_examples_that_weigh_nothing_teach_nothing_by_any_loss(loss: str) -> None:
-    """A batch cut to a fixed size may hold nothing but padding: dr_grpo has no longest completion of it."""
+    """A batch cut to a fixed size may hold nothing but padding; for dr_grpo it has no longest completion."""
     trainer = trainer_of()
     policies(trainer, 1)
     nothing = [0.0, 0.0]

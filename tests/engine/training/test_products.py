@@ -1,4 +1,4 @@
-"""Products of the lean pass, with every run's adapter, against plain torch and its autograd."""
+"""The lean pass's matrix products, with each run's adapter, are checked against plain torch and its autograd."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from mint_engine.training.batch import Part, Segment
 from mint_engine.training.products import Product, Rows, Target, multiply, multiply_back
 from tests.engine.training.tried import DTYPES, kernels_of, near, normal
 
-# in, out: odd, whole, more inputs than are taken at once; more outputs than caches keep, of few inputs and of many;
-# more inputs than are taken by parts
+# (in, out): odd sizes; whole tiles; more inputs than are processed at once; more outputs than caches hold, with few
+# and with many inputs; more inputs than are processed in parts
 SHAPES = [(90, 150), (33, 64), (600, 160), (96, 704), (768, 800), (1601, 64), (1600, 150)]
-BOUNDS = (0, 64, 64, 750, 774)  # the second expert has no rows, the third more than are taken at once
-# First row, rows, expert, segment; rows 40 to 47 are nobody's.
+BOUNDS = (0, 64, 64, 750, 774)  # the second expert has no rows, the third more than are processed at once
+# First row, row count, expert, segment; rows 40 to 47 belong to no run.
 RUNS = ((0, 5, 0, 0), (5, 35, 0, 1), (48, 16, 0, 2), (64, 1, 2, 0), (65, 685, 2, 1), (750, 24, 3, 2))
 RANKS = (1, 8, 33)
 
@@ -28,7 +28,7 @@ def product_of(shape: tuple[int, int], dtype: torch.dtype) -> Product:
 
 
 def segments_of(product: Product) -> list[Segment]:
-    """Three policies, of which the last leaves the second target alone."""
+    """Return segments of three policies, the last of which does not adapt the second target."""
     experts, _, wide = product.weight.shape
     found = []
     for number, rank in enumerate(RANKS):
@@ -49,7 +49,7 @@ def rows_of(segments: Sequence[Segment], runs: Sequence[tuple[int, ...]] = RUNS)
 def plainly(
     product: Product, x: torch.Tensor, rows: Rows, leaves: dict[tuple[int, str], list[torch.Tensor]]
 ) -> torch.Tensor:
-    """The same in float64, differentiable."""
+    """Compute the same product in float64, differentiably."""
     weight, bias = product.weight.double(), product.bias
     assert bias is not None
     spans = itertools.pairwise(BOUNDS)
@@ -84,12 +84,12 @@ def test_both_ways_as_autograd_has_them(dtype: torch.dtype, shape: tuple[int, in
     parts = [segments[number].parts[path] for number, path in leaves]
     found = [each for part in parts for each in (part.a_gradient, part.b_gradient)]
     for one, other in zip(found, gradients, strict=True):
-        near(one, other + 1, dtype)  # they add to what was there
+        near(one, other + 1, dtype)  # gradients add to the ones that were there
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_run_depends_on_nothing_outside(dtype: torch.dtype) -> None:
-    """Bit for bit the same alone, without its neighbours' adapters, or beside NaN."""
+    """A run is bit-identical alone, without its neighbours' adapters, and beside NaN."""
     kernels, product = kernels_of(dtype), product_of((90, 150), dtype)
     x, dy = (normal(BOUNDS[-1], size, seed=3, dtype=dtype) for size in (90, 150))
     together = segments_of(product)
@@ -111,7 +111,7 @@ def test_a_run_depends_on_nothing_outside(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("count", "shape"), [(21, (90, 150)), (800, (96, 704))])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_whatever_is_beside_it(dtype: torch.dtype, count: int, shape: tuple[int, int]) -> None:
-    """In its tile, or with so many outputs together that caches do not keep them."""
+    """This holds within a tile, and with more outputs than caches hold."""
     wide, high = shape
     kernels, product = kernels_of(dtype), Product(normal(1, high, wide, seed=1, dtype=dtype), None, ())
     x, none = normal(count, wide, seed=2, dtype=dtype), np.zeros((0, 4), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What calls have published is found by its name by engines that start later, over real sockets."""
+"""Engines that start later find what clients have published by its name, over real sockets."""
 
 import time
 from pathlib import Path
@@ -67,7 +67,7 @@ async def test_one_listing_of_what_calls_have_published_does_for_a_wave(
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy=wave[5], rank=4))
         await stub.Publish(pb.PublishRequest(policy=wave[5], sequence=1))
     asked = Asked()
-    # Some of them wait for others' slots; by then the engine may have to ask nothing any more.
+    # Some policies wait for others' slots; by the time they start, one earlier listing must suffice.
     async with called(base, tmp_path, device_slots=3) as (scene, _):
         monkeypatch.setattr(announcement_cache, "store_of", asked.store_of)
         scene.want(*(assignment(policy, lease=time.time_ns() // 1_000_000) for policy in wave), told=train(steps=1))
@@ -84,7 +84,7 @@ async def test_one_listing_of_what_calls_have_published_does_for_a_wave(
 async def test_a_new_policy_is_later_than_any_of_its_name_though_its_engine_s_clock_is_behind(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
-    """Another engine's has been ahead of it, or it was put back."""
+    """Another engine's clock was ahead of its own, or its own was set back."""
     now_ns = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now_ns + 3600 * 10**9)
     async with called(base, tmp_path, engine="tiny-1") as (_, stub):

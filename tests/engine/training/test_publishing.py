@@ -1,4 +1,4 @@
-"""What a course publishes: served at once on its engine, and by another after a death."""
+"""What a course publishes is served at once on its engine, and by another engine after that one dies."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ async def test_a_published_revision_is_served_at_once_without_reading_storage(ba
         assert told.revision == published.revision
         assert not scene.residency.books.disk.holds(published.source)
         scene.want()
-    # Another engine, which knows nothing but the source, loads the very same.
+    # Another engine, which knows nothing but the source, loads the same revision.
     async with training(base, tmp_path / "other") as other:
         loader = other.residency._climber._loader
         with loader.disk.using(published.source):
@@ -43,7 +43,7 @@ async def test_a_published_revision_is_served_at_once_without_reading_storage(ba
 async def test_a_revision_is_served_before_an_older_one_is_swept(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of steps 1 to 6 the first two give way, to 5 and to 6."""
+    """Of the revisions of steps 1 to 6, the first two are swept once 5 and 6 are served."""
     offer, delete, served, swept = Lending.offer, LocalStore.delete, list[str](), list[tuple[str, str]]()
 
     def seen(self: Lending, adapter: str, source: Source, packed: Packed) -> None:

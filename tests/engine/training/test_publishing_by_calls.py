@@ -1,4 +1,4 @@
-"""What calls publish takes the store no more than the newest revisions, over a real socket."""
+"""Of what clients publish, only the newest revisions stay in the store; over a real socket."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path, policy: str) -> dict[str, set[str]]:
-    """What lies in the store of each revision, by its name."""
+    """Return the names of the files in the store, by revision name."""
     found = (folder / "runs" / revisions_of(policy)).iterdir()
     return {each.name: {file.name for file in each.iterdir()} for each in found}
 

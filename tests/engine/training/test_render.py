@@ -1,4 +1,4 @@
-"""Examples as the base reads them."""
+"""How examples are rendered into tokens for the base."""
 
 import copy
 import json
@@ -60,7 +60,7 @@ def test_a_prompt_may_take_all_that_its_answer_leaves_of_the_context(tokenizer: 
 def taught(
     tokenizer: PreTrainedTokenizerBase, template: str, *control: str
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """One with that template, which knows its control tokens, and what these are."""
+    """Return a tokenizer with this chat template and its control tokens, and their token ids."""
     told = copy.deepcopy(tokenizer)
     told.add_tokens(list(control), special_tokens=True)
     told.chat_template = template
@@ -88,8 +88,8 @@ def test_the_answer_in_a_chat_ends_with_what_the_template_puts_behind_it(
     "template",
     [
         "",
-        (TEMPLATES / "glm4moe.jinja").read_text(),  # puts nothing there
-        (TEMPLATES / "gemma3.jinja").read_text(),  # its token ends nothing of this base
+        (TEMPLATES / "glm4moe.jinja").read_text(),  # puts nothing after an answer
+        (TEMPLATES / "gemma3.jinja").read_text(),  # its end token is not one of this base
         "{{ messages[0].content }}",
         "{{ raise_exception('of system prompts alone') }}",
     ],

@@ -1,4 +1,4 @@
-"""Rollout routing replay: the sampler's choice of experts is kept, and an update takes it instead of its own."""
+"""Rollout routing replay: the sampler's choice of experts is kept, and updates use it instead of their own."""
 
 import copy
 import random
@@ -48,14 +48,14 @@ from tests.engine.training.test_families_trained import LEAN, SUMS
 
 
 def one_of_two() -> PreTrainedModel:
-    """Two experts, of which a token goes to one."""
+    """Return a model with two experts, each token going to one of them."""
     config = copy.deepcopy(FAMILIES["qwen3_moe"])
     config.num_experts, config.num_local_experts, config.num_experts_per_tok = 2, 2, 1
     return make_model(config)
 
 
 def all_but_tie(model: Any) -> None:
-    """Make both experts of every router all but alike to it: rounding decides between them."""
+    """Make both experts score almost equally in every router, so that rounding decides between them."""
     draw = torch.Generator().manual_seed(1)
     for layer in model.model.layers:
         first = layer.mlp.gate.weight[0]
@@ -63,7 +63,7 @@ def all_but_tie(model: Any) -> None:
 
 
 def sampled(forward: Forward, tokens: list[int], prompt: int) -> tuple[torch.Tensor, Any]:
-    """Log-probabilities of what follows the prompt and the routes, by the pass that serves, a token at a time."""
+    """Return the log-probabilities of what follows the prompt, and the routes, by serving token by token."""
     pages, found = list(range(1, 1 + pages_for(len(tokens)))), []
     for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(tokens) - 1))):
         part = span(forward.cache, 0, stop - start, start, pages, 1)
@@ -74,8 +74,8 @@ def sampled(forward: Forward, tokens: list[int], prompt: int) -> tuple[torch.Ten
 
 
 def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
-    """Where rounding decides between two experts, the sampler's tokens one by one and the trainer's all at once go
-    to different ones. Without replay a wave's own ratio band leaves those out that differ much."""
+    """If rounding decides between two experts, the sampler, token by token, and the trainer, all at once, choose
+    differently. Without replay a wave's ratio band only excludes tokens that differ much."""
     base = frontier.base_over(one_of_two())
     modules = find_modules(base.model)
     trainer = Trainer(base, modules, max_rank=8)
@@ -105,11 +105,11 @@ def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
 
 
 def test_where_a_router_can_not_be_told_a_line_says_so_and_its_own_choice_stands() -> None:
-    """Phi-MoE's takes the largest of its scores one by one, and asks for no best k."""
+    """Phi-MoE's router takes its largest scores one by one and calls no top-k that could be overridden."""
     config = PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)
     base = frontier.base_over(make_model(config))
     modules = find_modules(base.model)
-    assert not [path for path in modules if path.endswith("router")]  # a linear by its class, not by what it answers
+    assert not [path for path in modules if path.endswith("router")]  # a linear by class, but not by its output
     trainer = Trainer(base, modules, max_rank=8)
     create(trainer, "p/0", PolicySettings(4))
     free = frontier.examples_of(0)
@@ -121,7 +121,7 @@ def test_where_a_router_can_not_be_told_a_line_says_so_and_its_own_choice_stands
             logprobs.append(learn(trainer, [PolicyBatch("p/0", examples)])["p/0"].logprobs)
             said.append([line["block"] for line in lines if line["event"] == "routes_not_replayed"])
             trainer.policy("p/0").forget_gradient()
-    assert said == [[], ["PhimoeSparseMoeBlock"], ["PhimoeSparseMoeBlock"]]  # once
+    assert said == [[], ["PhimoeSparseMoeBlock"], ["PhimoeSparseMoeBlock"]]  # logged once
     assert all(map(np.array_equal, logprobs[1], logprobs[0]))
 
 
@@ -129,7 +129,7 @@ ROUTERS = ("mlp.gate", "mlp.router", "block_sparse_moe.router")
 
 
 def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """What the chosen experts count for by each family's formula, written out."""
+    """Return the chosen experts' weights by each family's formula, written out."""
     weight = router.wg.weight if family == "hunyuan_moe" else router.weight
     scores: torch.Tensor = hidden @ weight.float().t()
     if family in ("gpt_oss", "granitemoe"):
@@ -144,7 +144,7 @@ def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Ten
 
 @pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in ROUTED), LEAN])
 def test_gradients_with_any_routes(family: str, lean: bool) -> None:
-    """As autograd has them where routers are told the choice: weights and their gradients are still the router's."""
+    """Gradients equal autograd's with routers forced to the choice; expert weights still come from the router."""
     trainer = frontier.trainer_of(family, lean=lean)
     create(trainer, "p/0", PolicySettings(4))
     awaken(trainer, "p/0")
@@ -183,11 +183,11 @@ def test_gradients_with_any_routes(family: str, lean: bool) -> None:
 
 
 def shares(examples: list[Example], told: Example, prompt: int) -> bool:
-    """Whether the example before begins with the same prompt: then it is computed once."""
+    """Return whether the previous example has the same prompt, which is then computed once."""
     return bool(examples) and list(examples[-1].tokens[:prompt]) == list(told.tokens[:prompt])
 
 
-# More experts than a byte tells apart, as Kimi-K2 has.
+# More experts than a byte can number, as Kimi-K2 has.
 MANY = copy.deepcopy(FAMILIES["kimi_k2"])
 MANY.n_routed_experts, MANY.moe_intermediate_size = 300, 8
 SERVED = {family: FAMILIES[family] for family in ROUTED} | {"300 experts": MANY}
@@ -195,7 +195,7 @@ SERVED = {family: FAMILIES[family] for family in ROUTED} | {"300 experts": MANY}
 
 @pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in SERVED), LEAN])
 def test_a_rollouts_routes_are_those_that_transformers_routers_choose(family: str, lean: bool) -> None:
-    """Of a prompt and of tokens one by one, with an adapter that moves them. Layers that route nothing have none."""
+    """Checked for a prompt and for single tokens, with an adapter that changes the routes. Dense layers have none."""
     forward = make_forward(SERVED[family], lean=lean, routes=True)
     assert forward.compute.startswith("lean") is lean
     fill(forward.slots, 1, 4)
@@ -211,7 +211,7 @@ def test_a_rollouts_routes_are_those_that_transformers_routers_choose(family: st
 
 
 def chosen_by(model: PreTrainedModel, tokens: list[int]) -> Any:
-    """What transformers' own routers choose, sorted: [T, M, k]."""
+    """Return the choices of transformers' own routers, sorted: [T, M, k]."""
     chosen: list[torch.Tensor] = []
     for path, module in model.named_modules():
         if path.endswith(ROUTERS):
@@ -222,7 +222,7 @@ def chosen_by(model: PreTrainedModel, tokens: list[int]) -> Any:
 
 @pytest.mark.parametrize(("experts", "bytes_each"), [(256, 1), (384, 2)])
 def test_routes_lie_with_the_pages(experts: int, bytes_each: int) -> None:
-    """A sequence's routes come from whichever pages it has, in its order; one byte holds 256 experts."""
+    """A sequence's routes are read from its own pages, in their order; one byte numbers 256 experts."""
     shape = RouteShape(layers=3, each=2, experts=experts)
     cache = RouteCache(shape, pages=4, device=CPU)
     assert cache.pool.nbytes == 5 * 16 * shape.token_bytes
@@ -234,7 +234,7 @@ def test_routes_lie_with_the_pages(experts: int, bytes_each: int) -> None:
 
 
 async def test_a_wave_learns_from_the_routes_of_its_rollouts(tmp_path: Path) -> None:
-    """A whole engine: rollouts that share a prefix each have the routes that transformers' routers choose."""
+    """On a complete engine, rollouts that share a prefix each have the routes that transformers' routers choose."""
     config = copy.deepcopy(FAMILIES["qwen3_moe"])
     config.vocab_size = save_tokenizer(tmp_path / "base")
     make_model(config).save_pretrained(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Policies of calls that nobody calls rest: they take no memory, and go on where they were, over a real socket."""
+"""Clients' policies that are not called for a while rest: they use no memory and can resume, over a real socket."""
 
 import asyncio
 from pathlib import Path
@@ -75,7 +75,7 @@ async def test_what_is_called_now_and_then_or_at_work_does_not_rest(base: Path, 
 
 
 async def resting(stub: Any, **page: Any) -> list[tuple[str, int, int, int]]:
-    """Those that rest: life, calls and steps of each."""
+    """Return the resting policies: name, life, last call number and step of each."""
     told = await stub.ListPolicies(pb.ListPoliciesRequest(resting=True, **page))
     assert {(each.engine, each.base_model) for each in told.policies} <= {("", BASE)}
     return [(each.policy, each.life, each.sequence, each.step) for each in told.policies]
@@ -162,7 +162,7 @@ async def test_a_drop_that_comes_meanwhile_is_no_less_of_one(base: Path, tmp_pat
     async with called(base, tmp_path) as (scene, stub):
         made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         there = scene.server.register
-        await asyncio.gather(there.rest(0.0), there.drop("one"))  # the first has its turn, the second waits for it
+        await asyncio.gather(there.rest(0.0), there.drop("one"))  # the first runs, the second waits for it
         resume = pb.ResumePolicyRequest(policy="one", life=made.life)
         assert (await refused(stub.ResumePolicy(resume))).reason == "PolicyNotFound"
         assert (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=8))).life > made.life

@@ -1,4 +1,4 @@
-"""A policy of calls that could not be let go of is there still, and nobody else's: over a real socket."""
+"""A client's policy that could not be put to rest is still there, and no other engine's; over a real socket."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +30,9 @@ def away(*_: object) -> None:
 
 
 def half_way(*, retold: bool) -> Callable[[LocalStore, str, Content], None]:
-    """Writes that say of a record which tells that a policy was left that it failed, though it is there by then.
+    """Return a store write that reports failure for a record saying that a policy was left, although it was written.
 
-    Other records are written where they may be `retold`.
+    Other records are written only if `retold`; otherwise they fail.
     """
     write = LocalStore.write
 

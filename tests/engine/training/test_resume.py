@@ -1,4 +1,4 @@
-"""An engine's process is killed in the middle of training; another goes on, and ends with the same numbers."""
+"""An engine's process is killed during training; another engine resumes, and ends with the same numbers."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +27,7 @@ STEPS, KILLED_AT = 8, 4
 
 
 async def grant(redis: Redis, store: Source, told: Train, engine: str, lease: int) -> None:
-    """What the operator writes to give an engine both policies, and to nobody else."""
+    """Write what the operator writes to assign both policies to this engine alone."""
     wave = WaveTraining(WAVE, 1, told, store)
     await redis.hset(keys.training(BASE), WAVE, msgspec.json.encode(wave))
     for each in (assignment(policy, lease) for policy in POLICIES):
@@ -60,7 +60,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Judge(training_pb2_grpc.RewardServicer):
-    """Pays by length for the first `steps`, and keeps waiting who asks about a later one."""
+    """A reward service that pays by length for the first `steps`, and does not answer for later ones."""
 
     def __init__(self) -> None:
         self.steps, self.address = STEPS, ""
@@ -83,7 +83,7 @@ async def judge() -> AsyncIterator[Judge]:
 
 
 def begun(engine: Pod) -> dict[str, int]:
-    """The step at which an engine has begun to train each policy."""
+    """Return the step at which an engine began to train each policy."""
     return {each["policy"]: each["step"] for each in engine.lines() if each["event"] == "training"}
 
 

@@ -1,4 +1,4 @@
-"""A policy that was given up goes on under another lease from its newest checkpoint, whatever it had come to."""
+"""A policy that was given up resumes under another lease from its newest checkpoint, however far it had come."""
 
 import asyncio
 import hashlib
@@ -28,11 +28,11 @@ BROKEN_AT = 3
 
 
 class Judge(training_pb2_grpc.RewardServicer):
-    """Pays for letters late in the alphabet, until it breaks; once mended, for early ones."""
+    """A reward service that pays for late letters of the alphabet until it breaks, and for early ones once mended."""
 
     def __init__(self) -> None:
         self.mended = False
-        self.breaking = asyncio.Event()  # it waits for that
+        self.breaking = asyncio.Event()  # it waits for this before it breaks
 
     async def Score(  # noqa: N802 - the name is the proto's
         self, request: training_pb2.ScoreRequest, context: Any
@@ -59,7 +59,7 @@ async def judged() -> AsyncIterator[tuple[Judge, Reward]]:
 
 
 def told(reward: Reward, **changes: Any) -> Train:
-    """A wave whose steps go far, and ask with a prompt of several pages."""
+    """Return a wave with a large learning rate, and a prompt of several pages."""
     return train(
         reward=reward, dataset=Dataset(lines=[LONG]), prompts_per_step=1, steps=5,
         optimizer=Optimizer(learning_rate=5e-2), **changes,
@@ -79,7 +79,7 @@ def published_at(scene: Scene) -> int:
 
 
 async def test_nothing_of_what_it_had_come_to_is_left_in_what_it_comes_to(base: Path, tmp_path: Path) -> None:
-    """Nor in pages of prompts that its rollouts share: it learns as one does that begins then."""
+    """Not even in shared prompt pages of its rollouts: it learns as a policy that begins then."""
     found = []
     for folder in (tmp_path / "whole", tmp_path / "again"):
         async with judged() as (judge, reward):

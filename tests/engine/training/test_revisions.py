@@ -1,4 +1,4 @@
-"""Revisions in real stores: read as every other adapter, fenced by lease, and swept."""
+"""Revisions in real stores are read like any other adapter, fenced by lease, and swept."""
 
 import contextlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from tests.engine.training.teaching import Gate
 
 
 def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
-    """As a trainer does it."""
+    """Publish and sweep as a trainer does."""
     told = revisions.publish(store, policy, name, packed)
     revisions.sweep(store, policy, name)
     return told
@@ -78,7 +78,7 @@ def test_policies_whose_names_nest_publish_apart(scheme: str, opened: Callable[[
 
 
 class Held(LocalStore):
-    """A store in which a thread may be held before it lists, reads or writes."""
+    """A store with gates that can hold a thread before it lists, reads or writes."""
 
     def __init__(self, store: Store, **gates: Gate) -> None:
         assert isinstance(store, LocalStore)
@@ -113,7 +113,7 @@ async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes
         await old.reached()
         packed = made(tmp_path, seed=7)
         newer = threads.submit(revisions.publish, Held(store, write=new), "acme/one", Name(2, 6), packed)
-        await new.reached()  # its file is there, and its entry is not
+        await new.reached()  # its file is there, but not yet its entry
         old.open()
         with contextlib.suppress(StaleLease):
             stale.result(60)
@@ -138,6 +138,6 @@ async def test_the_newest_revision_is_found_while_older_ones_are_swept(store: St
 
 
 def made(folder: Path, seed: int = 0) -> Packed:
-    """A revision."""
+    """Make a packed revision."""
     peft_adapter(folder / f"made-{seed}", seed=seed)
     return read_tiny(folder / f"made-{seed}")

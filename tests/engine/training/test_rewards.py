@@ -1,4 +1,4 @@
-"""What a completion is worth: built-in rewards, sums of them, and a user's own service over a real socket."""
+"""Rewards of completions: built-in ones, sums of them, and a user's own service over a real socket."""
 
 import asyncio
 import base64
@@ -104,7 +104,7 @@ async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
 
 
 def doubling(depth: int) -> str:
-    """A schema that goes twice into the next, and so on."""
+    """Return a schema whose definitions each refer twice to the next, doubling the work per level."""
     definitions: dict[str, Any] = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(depth)}
     return json.dumps({"$ref": "#/$defs/d0", "$defs": definitions | {f"d{depth}": {"type": "integer"}}})
 
@@ -198,14 +198,14 @@ async def test_what_is_no_pattern_or_schema_is_refused_before_anything_is_scored
 
 @pytest.mark.parametrize("pattern", ["{answer}+", "^(?:{answer})?$", "[{answer}]+", "x{answer}{2}", "(?i:{answer})"])
 async def test_a_pattern_is_tried_with_an_answer_in_it(pattern: str) -> None:
-    """What repeats it, or has it among others, is one only then."""
+    """A pattern that repeats the answer or offers it as an alternative is valid only once an answer is inserted."""
     await Scorer(Reward(regex=Regex(pattern))).check()
 
 
 async def test_a_pattern_that_takes_for_ever_to_read_is_an_error_in_bounded_time_and_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Repeats within repeats, each of which doubles what is read: nobody else in its process would run."""
+    """Nested repeats each double the compile time; without a bound nothing else in the process would run."""
     monkeypatch.setattr(checker, "CHECK_S", 0.2)
     scorer = Scorer(Reward(regex=Regex(pattern="(?:" * 18 + "a" + "){2,3}" * 18)))
     with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
@@ -252,7 +252,7 @@ async def test_an_example_without_an_answer_is_refused_where_it_is_compared_with
 
 
 class Judge(training_pb2_grpc.RewardServicer):
-    """A user's service: the length of each completion, after what `trouble` makes of the call."""
+    """A user's service that scores completions by length, after `trouble` has had its effect on the call."""
 
     def __init__(self, trouble: Callable[[int], Any]) -> None:
         self.trouble, self.requests = trouble, list[training_pb2.ScoreRequest]()

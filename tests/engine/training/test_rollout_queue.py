@@ -17,7 +17,7 @@ POLICIES = ("a", "b", "c")
 
 
 def order(*asked: tuple[str, int], turn: int = 8) -> str:
-    """Whose places are admitted one after another."""
+    """Return the policies in the order in which their places are admitted."""
     line = Line[int](turn)
     for number, (policy, count) in enumerate(asked):
         line.join(Place(policy, count, number))
@@ -41,7 +41,7 @@ def test_who_gives_up_waiting_holds_nobody_up() -> None:
     assert line.first == second
     line.leave(second)
     assert line.admit() == third
-    line.leave(third)  # who was admitted is not here any more
+    line.leave(third)  # it was admitted and is not in line any more
     assert not line
 
 
@@ -49,11 +49,11 @@ def test_who_gives_up_waiting_holds_nobody_up() -> None:
 def test_each_waits_for_no_more_than_a_turn_of_every_other_and_keeps_its_own_order(
     history: list[tuple[str, int] | None],
 ) -> None:
-    """Of a history of who comes, and of admissions (None)."""
+    """`history` is a sequence of arrivals and of admissions (None)."""
     turn, largest = 8, 6
     line = Line[int](turn)
-    own: dict[str, list[int]] = {policy: [] for policy in POLICIES}  # who waits
-    ahead = dict.fromkeys(POLICIES, 0)  # drawn by others for as long as it has waited
+    own: dict[str, list[int]] = {policy: [] for policy in POLICIES}  # places waiting
+    ahead = dict.fromkeys(POLICIES, 0)  # completions drawn by others while it has waited
 
     def admit() -> None:
         place = line.admit()
@@ -79,7 +79,7 @@ async def test_a_policy_of_many_prompts_does_not_keep_another_from_its_rollouts(
         sampling = Sampling(2, 0, temperature=1.0, logprobs=0, ignore_eos=True)
         ask = Ask("acme/large", "", NO_SLOT, (40, 41, 42), sampling, tuple(range(16)))
         large = [asyncio.create_task(scene.context.rollouts.group(ask)) for _ in range(4 * TURN // 16)]
-        await asyncio.sleep(0)  # all of them wait, or run, before the other comes
+        await asyncio.sleep(0)  # all of them wait or run before the other arrives
         await scene.context.rollouts.group(msgspec.structs.replace(ask, policy="acme/small"))
         assert not all(task.done() for task in large)
         await asyncio.gather(*large)
@@ -93,9 +93,9 @@ async def test_who_gives_up_just_before_its_turn_takes_nothing_of_what_its_polic
         await rollouts._admit("c", 16)
         asked = ("a", TURN), ("a", 16), ("b", 16)
         gone, own, other = (asyncio.create_task(rollouts._admit(*each)) for each in asked)
-        await asyncio.sleep(0)  # they wait
+        await asyncio.sleep(0)  # now all three wait
         gone.cancel()
-        rollouts._leave(16)  # before the cancelled one has run
+        rollouts._leave(16)  # before the cancelled task has run
         await own
         assert not other.done()
         rollouts._leave(16)

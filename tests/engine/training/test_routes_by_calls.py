@@ -1,4 +1,4 @@
-"""R3 by calls: Generate tells which experts tokens went to, and a ForwardBackward takes them instead of its own."""
+"""R3 through calls: Generate returns the experts of each token, and ForwardBackward uses them instead of its own."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from tests.engine.training.scene import awaken
 from tests.engine.training.teaching import Scene
 from tests.engine.training.test_families_trained import SUMS
 
-PROMPT = tuple(range(40, 77))  # two full pages, which later requests find, and a part of one
+PROMPT = tuple(range(40, 77))  # two full pages, which later requests reuse, and part of a third
 LAYERS, EACH, EXPERTS = 3, 2, 6
 SEED = 5
 
@@ -53,7 +53,7 @@ def model_of(base: Path) -> PreTrainedModel:
 
 
 async def sampled(scene: Scene, count: int = 3, **options: Any) -> list[Answer]:
-    """Completions of the prompt by the bare base, with their routes, by gRPC."""
+    """Sample completions of the prompt from the bare base over gRPC, with their routes."""
     options = {"max_tokens": 6, "temperature": 1.0, "logprobs": 0, "routes": True, "seed": SEED} | options
     asked = question("", n=count, **options)
     asked.tokens.ids.extend(PROMPT)
@@ -63,7 +63,7 @@ async def sampled(scene: Scene, count: int = 3, **options: Any) -> list[Answer]:
 
 
 def told(answer: Answer, advantage: float, routes: Sequence[sampling_pb2.Routes] | None = None) -> pb.Example:
-    """A completion as a client tells the Trainer of it."""
+    """Return a completion as the example that a client sends to the Trainer."""
     plain = completion(PROMPT, answer.token_ids, answer.logprobs, advantage)
     return pb.Example(
         tokens=plain.tokens, targets=plain.targets, weights=plain.weights, sampler_logprobs=plain.sampler_logprobs,
@@ -72,13 +72,13 @@ def told(answer: Answer, advantage: float, routes: Sequence[sampling_pb2.Routes]
 
 
 def numbers(routes: Sequence[sampling_pb2.Routes]) -> NDArray[np.uint8]:
-    """All that is told, [T, M, k]."""
+    """Return all routes as one array [T, M, k]."""
     parts = [np.frombuffer(each.experts, np.uint8).reshape(each.tokens, LAYERS, EACH) for each in routes]
     return np.concatenate(parts)
 
 
 def others(routes: Sequence[sampling_pb2.Routes]) -> list[sampling_pb2.Routes]:
-    """The same tokens' routes to other experts."""
+    """Return routes of the same tokens to other experts."""
     return list(routed.encode((numbers(routes) + 1) % EXPERTS))
 
 
@@ -87,7 +87,7 @@ def summed(policy: str, sequence: int, examples: Sequence[pb.Example]) -> pb.For
 
 
 async def create(scene: Scene, stub: Any, policy: str) -> None:
-    """A policy that every weight of has a gradient."""
+    """Create a policy with nonzero B, so that every weight has a gradient."""
     await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4, seed=3))
     await scene.context.step_thread.call(lambda trainer: awaken(trainer, policy))
 
@@ -155,7 +155,7 @@ async def test_a_clients_group_is_learnt_as_a_waves_bit_for_bit_and_a_repeat_cha
 
 
 def forced_by(model: PreTrainedModel) -> Callable[[Example], None]:
-    """Has the model's routers choose what an example says next, and where that is -1 the best of their scores."""
+    """Return a function that forces the routers to an example's routes; where these are -1, to their best scores."""
     routers: list[Any] = [each for path, each in model.named_modules() if path.endswith("mlp.gate")]
 
     def force(example: Example) -> None:
@@ -177,9 +177,9 @@ def forced_by(model: PreTrainedModel) -> Callable[[Example], None]:
 async def test_tokens_take_the_experts_that_routes_say_and_those_not_covered_the_routers_own(
     base: Path, tmp_path: Path, ranks: int
 ) -> None:
-    """Against transformers' model with each router's choice written out: all covered, some, in two pieces, none.
+    """Compares with transformers' model with forced routers: all tokens covered, some, in two pieces, or none.
 
-    They have one prompt, whose compute they share only where the same tokens of it are covered.
+    The examples have one prompt, whose compute they share only if the same tokens of it are covered.
     """
     async with called(base, tmp_path, tensor_parallel_size=ranks) as (scene, stub):
         await create(scene, stub, "one")
@@ -257,7 +257,7 @@ async def test_routes_that_make_no_sense_are_refused_by_what_is_wrong_and_the_nu
 
 
 async def test_a_call_may_have_the_most_routes_there_are(base: Path, tmp_path: Path) -> None:
-    """They come through, and are looked at: these alone are no example's."""
+    """A call of the maximum size gets through and is checked; here the routes fit no example and are refused."""
     async with called(base, tmp_path) as (_, stub):
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         example = pb.Example(

@@ -1,4 +1,4 @@
-"""Where nobody is served, many pieces are computed at once, several of one policy too: in their own order."""
+"""While no tenant is served, many pieces are computed at once, even several of one policy, in their own order."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -31,7 +31,7 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watched(trainer: Trainer) -> list[Batch]:
-    """The microbatches that it computes from now on."""
+    """Record the microbatches that a trainer computes from now on."""
     found, run = list[Batch](), trainer._crew.run
 
     def noted(batch: Batch, *told: Any, **named: Any) -> Iterator[None]:
@@ -73,7 +73,7 @@ def test_numbers_are_those_of_a_piece_at_a_time_bit_for_bit(family: str, dtype: 
 
 
 def test_no_more_at_once_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a row a layer keeps 2 x 64 hidden, 256 of queries, keys and values, 128 attended, 2 x 96 of the network."""
+    """Per row a layer keeps 2 x 64 hidden, 256 of queries, keys and values, 128 attended, 2 x 96 of the MLP."""
     kept = 2 * 4 * (2 * 64 + 256 + 128 + 2 * 96)
     monkeypatch.setattr(lean_pass, "KEPT_BYTES", 100 * kept)
     trainer = trainer_of()

@@ -1,4 +1,4 @@
-"""Learning rates over the steps: those of transformers' schedules, but that no step is wasted at rate 0."""
+"""Learning rates follow transformers' schedules, except that no step is wasted at rate 0."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_warming_up_climbs_to_the_whole(kind: Schedule) -> None:
 
 
 def test_a_wave_that_ends_before_it_is_warm_climbs_as_one_that_does_not() -> None:
-    """And so goes on where it was when it is given more steps."""
+    """So it continues at the same rate when it is given more steps."""
     optimizer = Optimizer(learning_rate=1.0, schedule="linear", warmup_steps=2 * STEPS)
     found = [rate(optimizer, step, STEPS) for step in range(STEPS)]
     assert found == [rate(optimizer, step, 4 * STEPS) for step in range(STEPS)]

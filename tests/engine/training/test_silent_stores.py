@@ -1,4 +1,4 @@
-"""A training store that takes connections and says nothing costs training its time, and nobody else theirs."""
+"""A training store that accepts connections but never answers delays training only, and nobody else."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,8 @@ from tests.engine.training.teaching import assignment, train, training
 from tests.relay import relaying
 from tests.waiting import until
 
-FEW = 2  # threads that asyncio has for what is short, as on a machine of few cores
-SOON_S = 25.0  # before the silence of a store is given up
+FEW = 2  # threads in asyncio's default pool, as on a machine with few cores
+SOON_S = 25.0  # shorter than the timeout of a silent store
 
 
 async def test_requests_are_answered_while_more_policies_than_there_are_threads_wait_for_their_store(

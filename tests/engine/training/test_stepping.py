@@ -1,4 +1,4 @@
-"""An optimizer step in pieces: the bits of an undivided one, and nothing of it is anybody's before all of it is."""
+"""An optimizer step in pieces has the bits of an undivided one, and nobody sees any of it before it is complete."""
 
 import itertools
 import math
@@ -26,13 +26,13 @@ VECTORS = ("weights", "exp_avg", "exp_avg_sq")
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of which the tiny base's policies have many."""
+    """Make pieces so short that the tiny base's policies have many."""
     monkeypatch.setattr(optimizers, "_STRETCH", STRETCH)
     monkeypatch.setattr(optimizers, "_NORMS", 1)
 
 
 def undivided(policy: Policy, gradient: torch.Tensor, optimizer: Optimizer) -> float:
-    """The whole step, written out plainly; returns the gradient's norm."""
+    """Take a complete step, written out plainly, and return the gradient's norm."""
     gradient = gradient / max(1.0, policy.normaliser)
     norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
     if optimizer.max_grad_norm:
@@ -79,7 +79,7 @@ def test_its_bits_are_those_of_the_undivided_step(dtype: torch.dtype, most: floa
 
 
 def ready(trainer: Trainer) -> None:
-    """A policy with a gradient, once there have been steps."""
+    """Create a policy that has taken a step and has a gradient for the next."""
     policies(trainer, 1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
     step_all(trainer, {"p/0": OPTIMIZER})
@@ -88,7 +88,7 @@ def ready(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-46])
 def test_without_an_epsilon_what_has_no_gradient_stays(epsilon: float) -> None:
-    """A new policy's B is zero, and so is A's gradient."""
+    """A new policy's B is zero, and therefore A's gradient, too."""
     trainer = trainer_of()
     create(trainer, "p", PolicySettings(rank=4))
     policy = trainer.policy("p")
@@ -102,7 +102,7 @@ def test_without_an_epsilon_what_has_no_gradient_stays(epsilon: float) -> None:
 
 
 def test_a_gradient_whose_square_is_infinite_is_dropped() -> None:
-    """It would be in the second moment for ever, and keep its weights where they are. Clipped, it is as any other."""
+    """It would stay in the second moment forever and freeze its weights. With clipping it is taken like any other."""
     trainer = trainer_of()
     ready(trainer)
     policy = trainer.policy("p/0")
@@ -158,7 +158,7 @@ def test_what_is_not_finite_at_the_very_end_is_found_before_anything_changes(bad
 
 
 def torn(trainer: Trainer) -> Callable[[], None]:
-    """Take half of a step; what is given gives it up."""
+    """Take half of a step, and return the function that gives it up."""
     policy, stepping = trainer.policy("p/0"), trainer.begin_step("p/0", OPTIMIZER)
     while not policy.torn:
         assert stepping.advance()
@@ -213,7 +213,7 @@ def test_a_policy_that_was_left_within_a_step_goes_on_from_what_it_has_saved() -
 
 
 def beside_tenants(trainer: Trainer) -> Updates:
-    """Of which each piece takes longer than what one step of tenants leaves."""
+    """Return updates whose pieces each take longer than the time that one step of tenants allows."""
     ticks = itertools.count()
     return Updates(trainer, clock=lambda: next(ticks) * 0.003)
 
@@ -237,7 +237,7 @@ def test_an_engine_decodes_between_the_pieces_of_a_step_and_nobody_gets_half_of_
             within += 1
         if policy.torn and within % 4 == 0:
             updates.call(lambda: looks.append(updates.defects.attempt(lambda: saved_of(trainer, "p/0"), "", "")))
-        updates.advance(16, 0.01)  # tenants have a step after each piece
+        updates.advance(16, 0.01)  # one tenants' step after each piece
     assert within > 10
     assert all(isinstance(each, EngineUnavailable) for each in looks[:-1])
     learn(other, [PolicyBatch("p/0", groups(1), DAPO)])

@@ -1,4 +1,4 @@
-"""Checkpoints and revisions in real stores: whole or not there, fenced by lease, swept, and read as every other."""
+"""Checkpoints in real stores: complete or absent, fenced by lease, swept, and waited for if the store is away."""
 
 import contextlib
 import errno
@@ -45,7 +45,7 @@ def test_files_are_written_listed_read_and_deleted(scheme: str, opened: Callable
     store = opened(scheme)
     assert store.names("a") == []
     store.write("a/b/one", b"1")
-    store.write("a/b/two", bytearray(b"2"))  # as checkpoints are
+    store.write("a/b/two", bytearray(b"2"))  # the type that checkpoints have
     store.write("a/b/one", b"one")
     assert (store.names("a"), store.names("a/b")) == (["b"], ["one", "two"])
     assert store.read("a/b/one", 10) == b"one"
@@ -177,7 +177,7 @@ def test_where_no_checkpoint_can_be_read_nobody_takes_it_for_there_being_none(st
 
 
 def test_what_was_written_can_be_read_however_much_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bound but what the record tells: a policy of a 30B-A3B of rank 16 is 10 GB. And a million steps' rewards."""
+    """Only the record's size bounds a read: a rank-16 policy of a 30B-A3B is 10 GB. The record has every reward."""
     shelf, blob = Shelf(store, "acme/one"), b"state"
     rewards = (-1.2345678901234567e100,) * MOST_STEPS
     shelf.save(msgspec.structs.replace(record(1, MOST_STEPS, blob), rewards=rewards), blob)
@@ -252,7 +252,7 @@ def test_a_half_written_file_is_never_seen(store: Store) -> None:
 def test_a_folder_that_can_not_be_listed_for_now_is_waited_for_as_its_files_are(store: Store) -> None:
     assert isinstance(store, LocalStore)
     store.write("a/one", b"1")
-    (store._root / "b").symlink_to("b")  # which the system refuses to follow, as a share that is away to answer
+    (store._root / "b").symlink_to("b")  # the OS refuses to follow it, as if a share did not answer
     with pytest.raises(SourceUnavailable, match="could not be read"):
         store.read("b/one", 10)
     with pytest.raises(SourceUnavailable, match="could not be read"):
@@ -260,7 +260,7 @@ def test_a_folder_that_can_not_be_listed_for_now_is_waited_for_as_its_files_are(
 
 
 def test_a_folder_goes_whoever_writes_into_it(store: Store) -> None:
-    """As a trainer under an old lease does, while the new one sweeps: only the writer is told that it is gone."""
+    """A trainer under an old lease may write while the new one sweeps: only the writer gets an error."""
     ended = threading.Event()
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""An engine was cut off while another one resumed a policy of calls: its own copy goes, over real sockets."""
+"""An engine cut off while another engine resumed a client's policy drops its own copy, over real sockets."""
 
 import asyncio
 from pathlib import Path
@@ -38,14 +38,14 @@ def save(sequence: int) -> pb.SaveStateRequest:
 
 
 async def saved(stub: Any) -> pb.PolicyState:
-    """A new policy, which has saved itself by its first call."""
+    """Create a policy, and save its state by its first call."""
     made: pb.PolicyState = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
     await stub.SaveState(save(1))
     return made
 
 
 def is_free(scene: Scene) -> bool:
-    """Whether no policy takes memory there."""
+    """Return whether no policy uses memory on this engine."""
     return (
         scene.server.training_bytes == scene.residency.lending.room.lasting == 0 and not scene.server.register.made()
     )
@@ -93,7 +93,7 @@ async def test_it_acknowledges_nothing_more_and_lets_go_before_the_other_one_has
 async def test_no_checkpoint_is_acknowledged_that_the_other_engine_did_not_go_on_from(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is being written while the other engine resumes."""
+    """The checkpoint is still being written while the other engine resumes."""
     async with called(base, tmp_path) as (scene, stub):
         await saved(stub)
         await stub.ForwardBackward(lesson("one", 2))
@@ -165,7 +165,7 @@ async def test_of_two_engines_that_resume_a_policy_at_once_one_has_it(base: Path
 async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_again(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one may see that likewise, and then does not have it."""
+    """The other engine may see the same and give way, too, so that neither has the policy."""
     take, others = Shelf.take, list[tuple[Shelf, int]]()
 
     def beside(self: Shelf, lease: int) -> None:
@@ -198,7 +198,7 @@ async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_ag
 async def test_a_resume_that_its_store_has_interrupted_bars_nobody_from_another_one(
     elsewhere: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It can't take back, either, what it has said there of the policy, before the store answers again."""
+    """The interrupted engine cannot withdraw its claim on the policy either before the store answers again."""
     take = Shelf.take
     async with called(base, tmp_path) as (scene, stub), called(base, tmp_path, engine="tiny-1") as (_, other):
         made = await saved(stub)
@@ -247,7 +247,7 @@ async def test_a_call_for_another_lease_is_refused_and_one_that_tells_none_is_no
 async def test_what_was_left_is_not_gone_on_with_again_behind_the_back_of_who_has_learnt_since(
     base: Path, tmp_path: Path
 ) -> None:
-    """That one was killed before it had saved anything."""
+    """The other engine was killed before it had saved anything."""
     async with called(base, tmp_path) as (scene, stub):
         made = await saved(stub)
         await scene.server.register.rest(0.0)
@@ -274,7 +274,7 @@ async def test_who_resumes_it_where_it_was_cut_off_has_what_was_saved_elsewhere(
 async def test_what_could_not_be_let_go_of_and_was_gone_on_with_elsewhere_takes_no_call(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its record says that it was left, though its engine was told that it does not."""
+    """The store wrote the record that says it was left, but reported a failure to the engine."""
     write = LocalStore.write
 
     def half_way(self: LocalStore, path: str, content: Content) -> None:
@@ -299,7 +299,7 @@ async def test_what_could_not_be_let_go_of_and_was_gone_on_with_elsewhere_takes_
 async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
     anew: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the other engine has published by then or not; no look is due."""
+    """This holds whether or not the other engine has published by then, although no lease check is due."""
     monkeypatch.setattr(lease_check, "LOOK_S", 3600.0)
     publish = pb.PublishRequest(policy="one", sequence=2)
     async with called(base, tmp_path) as (scene, stub):
@@ -318,7 +318,7 @@ async def test_its_name_does_not_come_to_mean_what_nobody_goes_on_with(
 def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both have told one lease, and each has seen the other's word before either took its own back."""
+    """Both have claimed the same lease, and each has seen the other's claim before either withdrew its own."""
     (tmp_path / "runs").mkdir()
     shelf = Shelf(store_of(Source(f"file://{tmp_path}/runs")), "one")
     write, delete = LocalStore.write, LocalStore.delete

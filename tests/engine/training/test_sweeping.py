@@ -1,4 +1,4 @@
-"""Several write and sweep one policy's folders at once: who has lost its lease is told so, nobody else anything."""
+"""Several writers sweep one policy's folders at once: only a writer that has lost its lease gets an error."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def publish(store: Store, name: Name, folder: Path) -> None:
 
 
 def found(store: Store) -> list[str]:
-    """All that lies in it, half written or whole."""
+    """Return all paths in the store, of complete and of half-written files."""
     assert isinstance(store, LocalStore)
     return sorted(str(path.relative_to(store._root)) for path in store._root.rglob("*"))
 
@@ -43,7 +43,7 @@ async def test_who_finds_what_it_writes_swept_by_a_newer_lease_is_told_of_that(
     write: Callable[[Store, Name, Path], None],
     file: int,
 ) -> None:
-    """And not of a file that is missing, which somebody would look for."""
+    """The error names the lost lease, not a missing file, which somebody would search for."""
     with ThreadPoolExecutor(1) as threads, Gate(after=file) as writing:
 
         def held(partial: Path, target: Path) -> None:
@@ -78,7 +78,7 @@ async def test_who_finds_what_it_writes_gone_and_no_newer_lease_is_told_that(
 async def test_of_two_who_sweep_at_once_neither_misses_what_the_other_has_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch, *, synced: bool
 ) -> None:
-    """One is at a file, whose folder the other then takes away."""
+    """One is removing a file whose folder the other then removes."""
     store.write("a/b/one", b"1")
     with ThreadPoolExecutor(1) as threads, Gate() as removing:
 

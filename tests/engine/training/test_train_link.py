@@ -1,4 +1,4 @@
-"""An engine's rewards in the map: told again after a loss, and never of a policy that the map has no lease of."""
+"""An engine's rewards in the map: reported again after a loss, and never for a policy without a lease in the map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ BASE, ENGINE, POLICY = "demo/smollm2", "e-0", "demo/p"
 
 @dataclass
 class Trainer:
-    """An engine that trains what it has read leases of, as `rewards` says."""
+    """An engine that trains the policies whose leases it has read, with the given `rewards`."""
 
     redis: Redis
     rewards: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -34,13 +34,13 @@ class Trainer:
         self.rewards = {policy: values for policy, values in self.rewards.items() if policy in leased}
 
     async def begin(self) -> None:
-        """What the engine reports of itself, as at its start and after the map was lost."""
+        """Report the engine's own record, as at its start and after a loss of the map."""
         record = EngineRecord(ENGINE, "10.0.0.1:8470", 1, True, 1, 8, 0, 0, 3, 1)
         await MapReporter(self.redis, BASE, ENGINE).report(record, (), (), full=True)
         await self.link.report(1, full=True)
 
     async def told(self) -> list[float]:
-        """What the map has after one more report."""
+        """Report once more, and return the rewards that the map then has."""
         await self.link.report(1, full=False)
         found = await TrainReader(self.redis).rewards(BASE, {POLICY: 0}, 100)
         return list(found[POLICY].values)
@@ -48,7 +48,7 @@ class Trainer:
 
 @pytest.fixture
 async def trainer(redis_client: Redis) -> Trainer:
-    """One that has told of two steps."""
+    """A trainer that has reported two steps."""
     trainer = Trainer(redis_client)
     await lease(redis_client)
     await trainer.begin()

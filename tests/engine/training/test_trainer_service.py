@@ -1,4 +1,4 @@
-"""The Trainer service over a real socket: each call counts once, in order, and wrong ones are refused by name."""
+"""The Trainer service over a real socket: each call counts once, in order; wrong ones are refused with the cause."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state_of(scene: Scene, policy: str) -> bytes:
-    """A wave's policy in its newest checkpoint."""
+    """Return the state in the newest checkpoint of a wave's policy."""
     found = Shelf(store_of(scene.store), policy).newest()
     assert found is not None
     return found[1]
@@ -229,7 +229,7 @@ async def test_a_step_that_a_defect_cuts_off_halfway_is_nobodys_and_what_was_sav
 async def test_an_engine_that_only_trains_notices_that_its_device_computes_nothing_any_more(
     base: Path, tmp_path: Path, *, broken: bool
 ) -> None:
-    """As after a fault that a device reports at every call; a defect of training alone ends nothing."""
+    """For example after a fault that the device reports on every call; a defect in training alone ends nothing."""
 
     def refuse(*_: object) -> Any:
         raise RuntimeError("an illegal memory access was encountered")
@@ -288,7 +288,7 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
             error = await refused(stub.ForwardBackward(lesson("one", 1, loss="ppo", examples=[example])))
             assert (error.reason, error.subject) == ("InvalidRequest", "policy one, example 0")
             assert error.message == f"has {name} that are not finite where its weights are not 0"
-        long = [5] * (CONTEXT + 1)  # no more than the base knows, but than the engine has been sized for
+        long = [5] * (CONTEXT + 1)  # within the base's context, but more than the engine is sized for
         error = await refused(
             stub.ForwardBackward(lesson("one", 1, examples=[pb.Example(tokens=long, targets=long)]))
         )
@@ -371,9 +371,9 @@ async def test_a_policy_whose_client_goes_away_is_made_or_not_known(base: Path, 
             again = stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
             making.open()
             await holding
-        with contextlib.suppress(grpc.aio.AioRpcError):  # where it came before the first had failed
+        with contextlib.suppress(grpc.aio.AioRpcError):  # refused if it came before the first had failed
             await again
-        await until(lambda: not scene.server.register._making)  # as this one would, too, before that
+        await until(lambda: not scene.server.register._making)  # until then the next one would be refused, too
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         assert (await stub.ForwardBackward(lesson("one", 1))).tokens == 3
 

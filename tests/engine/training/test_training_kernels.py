@@ -1,4 +1,4 @@
-"""Each kernel of the lean training pass against plain torch and its autograd."""
+"""Each kernel of the lean training pass is checked against plain torch and its autograd."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ ROWS = 256  # the last four belong to no tree
 
 
 def attend_plainly(qkv: torch.Tensor, heads: Heads, chosen: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-    """[T, (Q + 2 K) D] -> [T, Q D] in float32; `chosen` of each tree [n, n] bool."""
+    """Compute attention [T, (Q + 2 K) D] -> [T, Q D] in float32; `chosen` has a mask [n, n] bool per tree."""
     q, k, v = qkv.view(ROWS, -1, heads.dim).tensor_split((heads.queries, heads.queries + heads.keys), dim=1)
     out = torch.zeros(ROWS, heads.queries, heads.dim)
     for at, tree in enumerate(TREES):
@@ -49,7 +49,7 @@ def attend_plainly(qkv: torch.Tensor, heads: Heads, chosen: Sequence[torch.Tenso
 @pytest.mark.parametrize("dim", [32, 16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_to_what_was_chosen(dtype: torch.dtype, dim: int) -> None:
-    """A tree whose rows see no more than they may attend to is left whole."""
+    """A tree whose rows all see at most the limit is not restricted."""
     kernels, trees, heads = kernels_of(dtype), lay_trees(TREES), Heads(4, 4, dim, 0.2)
     asked, weights = normal(ROWS, 4 * dim, seed=3, dtype=dtype), normal(ROWS, 3, seed=4, dtype=dtype)
     choice, plainly = lay_choice(TREES, 20), choose_plainly(asked, weights, dim, 20)
@@ -67,7 +67,7 @@ def test_attention_to_what_was_chosen(dtype: torch.dtype, dim: int) -> None:
 
 
 def choose_plainly(asked: torch.Tensor, weights: torch.Tensor, dim: int, most: int) -> list[torch.Tensor]:
-    """Of each tree what its rows choose of all that they see [n, n] bool."""
+    """Return, per tree, what its rows choose among what they see [n, n] bool."""
     given = asked.float().view(ROWS, -1, dim)
     queries, keys = given[:, :-1], given[:, -1]
     scale, found = dim**-0.5, []
@@ -107,7 +107,7 @@ def test_attention_over_trees(dtype: torch.dtype, sizes: tuple[int, int, int, fl
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tree_depends_on_nothing_outside(dtype: torch.dtype) -> None:
-    """Bit for bit the same alone or beside others, one of them full of NaN."""
+    """A tree is bit-identical alone and beside others, one of them full of NaN."""
     kernels, heads = kernels_of(dtype), Heads(6, 2, 32, 0.2)
     qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
     dout = normal(ROWS, heads.queries * heads.dim, seed=2, dtype=dtype)
@@ -180,7 +180,7 @@ def test_turning_heads_and_back(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_head_norms_and_back(dtype: torch.dtype, joint: bool) -> None:
-    """Of each head, or of all query heads and all key heads of a row."""
+    """Norms over each head, or jointly over all query heads and over all key heads of a row."""
     kernels, heads = kernels_of(dtype), Heads(4, 2, 32, 1.0)
     raw, dy = (normal(20, heads.width, seed=seed, dtype=dtype) for seed in (1, 2))
     sizes = (4 * 32, 2 * 32) if joint else (32, 32)
@@ -205,7 +205,7 @@ def test_head_norms_and_back(dtype: torch.dtype, joint: bool) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_back(dtype: torch.dtype) -> None:
-    """Rows that predict several tokens, one of them twice, and rows that predict none."""
+    """Covers rows that predict several tokens, one of them twice, and rows that predict none."""
     kernels, logits = kernels_of(dtype), normal(5, 500, seed=1, dtype=dtype) * 8
     rows, targets = torch.tensor([0, 0, 0, 2, 4]), torch.tensor([7, 499, 7, 0, 3])
     slopes, given = torch.tensor([0.5, -1.0, 2.0, 0.3, -0.1]), logits.float().requires_grad_()
@@ -221,7 +221,7 @@ def test_logits_back(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_back_of_some_columns(dtype: torch.dtype) -> None:
-    """Of a vocabulary that ranks share: what others' columns say is in the sums and the slopes."""
+    """The vocabulary is sharded over ranks; the sums and slopes include the other ranks' columns."""
     kernels, logits = kernels_of(dtype), normal(3, 500, seed=1, dtype=dtype) * 8
     rows, targets = torch.tensor([0, 0, 1, 2]), torch.tensor([7, 499, 200, 201])
     slopes, given = torch.tensor([0.5, -1.0, 2.0, 0.3]), logits.float().requires_grad_()
@@ -234,7 +234,7 @@ def test_logits_back_of_some_columns(dtype: torch.dtype) -> None:
 
 
 def test_numbers_that_lie_apart_are_refused() -> None:
-    """Kernels read them side by side, but for the rows of a weight, which may lie apart."""
+    """Kernels read contiguous numbers; only the rows of a weight may be strided."""
     kernels, wide = kernels_of(torch.float32), normal(4, 12, seed=1, dtype=torch.float32)
     with pytest.raises(Internal, match=r"\(4, 4\) that lie \(12, 1\) apart"):
         kernels.log_sums(wide[:, :4])

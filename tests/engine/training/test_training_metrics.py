@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of training is what was trained: real courses, and the text that an engine exports."""
+"""Training metrics equal what was trained: real courses compared with the text that an engine exports."""
 
 from dataclasses import replace
 from math import nan
@@ -32,7 +32,7 @@ LABELS = {
 
 
 def scraped() -> dict[str, float]:
-    """What an engine exports of training, by series as Prometheus names them: `name{label="value"}`."""
+    """Return the training metrics that an engine exports, by series in Prometheus's form `name{label="value"}`."""
     found = {}
     for family in text_string_to_metric_families(generate_latest().decode()):
         for sample in family.samples if family.name.startswith("mint_train") else ():
@@ -42,7 +42,7 @@ def scraped() -> dict[str, float]:
 
 
 class Grown:
-    """By how much each series has grown since this was made; the registry is the process's."""
+    """The growth of each series since this was made; needed because the registry is process-wide."""
 
     def __init__(self) -> None:
         self._before = scraped()
@@ -52,7 +52,7 @@ class Grown:
         return now.get(series, 0.0) - self._before.get(series, 0.0)
 
     def phases(self, what: str = "count") -> dict[str, float]:
-        """Of mint_train_seconds, without phases that nothing was told of."""
+        """Return the growth of mint_train_seconds by phase, without phases that have not grown."""
         names = ("load", "rollout", "reward", "update", "step", "evaluate", "save", "publish")
         found = {name: self[f'mint_train_seconds_{what}{{phase="{name}"}}'] for name in names}
         return {name: value for name, value in found.items() if value}
@@ -64,7 +64,7 @@ def grown() -> Grown:
 
 
 def told(scene: Scene) -> tuple[list[float], int]:
-    """The reward of each finished step of all policies, and the tokens that they learnt from."""
+    """Return the reward of each finished step of all policies, and the number of tokens that they learnt from."""
     rewards = [reward for of in scene.roster.rewards().values() for reward in of]
     return rewards, sum(each.tokens for each in scene.roster.progress().values())
 
@@ -72,7 +72,7 @@ def told(scene: Scene) -> tuple[list[float], int]:
 async def test_steps_rewards_tokens_and_times_are_those_of_the_courses(
     base: Path, tmp_path: Path, grown: Grown
 ) -> None:
-    wave = train(steps=3, evaluation=Evaluation(every_steps=10, prompts=2))  # which comes at the end, too
+    wave = train(steps=3, evaluation=Evaluation(every_steps=10, prompts=2))  # also made at the end
     with capture_logs() as lines:
         async with training(base, tmp_path, wave) as scene:
             scene.want(*[assignment(name) for name in NAMES])
@@ -80,7 +80,7 @@ async def test_steps_rewards_tokens_and_times_are_those_of_the_courses(
             rewards, tokens = told(scene)
             now = scraped()
     steps = [line for line in lines if line["event"] == "step"]
-    learnt = [line for line in steps if "grad_norm" in line]  # the others' groups had no signal
+    learnt = [line for line in steps if "grad_norm" in line]  # the groups of the other steps had no signal
     assert len(steps) == len(rewards) == grown["mint_train_steps_total"] == 6
     assert grown['mint_train_steps_skipped_total{reason="no signal"}'] == 6 - len(learnt)
     assert grown["mint_train_tokens_total"] == tokens > 0
@@ -159,7 +159,7 @@ async def test_steps_whose_gradient_is_not_finite_are_told_apart_and_spoil_no_su
 
 
 async def test_no_series_names_a_policy_and_seconds_are_called_so(base: Path, tmp_path: Path) -> None:
-    """There can be thousands of policies; what each of them does is in the wave's progress."""
+    """There can be thousands of policies; their individual progress is in the wave's status."""
     async with training(base, tmp_path, train(steps=1)) as scene:
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")

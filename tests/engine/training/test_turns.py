@@ -1,4 +1,4 @@
-"""Whose updates are next: decided from a queue alone, and played out to the end of all."""
+"""Whose update is next: decided from the queue alone, and simulated until all updates have ended."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ def test_where_memory_is_full_of_what_has_begun_no_other_long_one_begins_and_sho
 
 @dataclass(eq=False)
 class Update:
-    """One that comes in a turn, and what has become of it."""
+    """An update that arrives at a given turn, and the turns that it has had."""
 
     comes: int
     waiting: Waiting
@@ -62,7 +62,7 @@ _UPDATES = st.lists(
 
 
 def play(updates: list[Update], most_bytes: int) -> None:
-    """As `Updates` does: what is left of those that had their turn goes behind what came meanwhile."""
+    """Simulate `Updates`: after a turn, unfinished updates go behind those that arrived meanwhile."""
     coming, queue, now = sorted(updates, key=lambda each: each.comes), list[Update](), 0
     while coming or queue:
         places = next_turn([each.waiting for each in queue], ROWS, most_bytes)
@@ -93,7 +93,7 @@ def check(queue: list[Update], having: list[Update], most_bytes: int) -> None:
 
 
 def check_waits(updates: list[Update], *, of_long: bool) -> None:
-    """From when one comes, and its policy's last has ended, to its turn, and from that to the next."""
+    """Check each wait: from arrival, or the end of its policy's last update, to its turn, and from turn to turn."""
     ended: dict[str, int] = defaultdict(int)
     for each in sorted(updates, key=lambda each: each.comes):
         begins = max(each.comes, ended[each.waiting.policy])

@@ -1,4 +1,4 @@
-"""What a job gives: as many optimizer steps as it has epochs, each over the gradients of the weights by then."""
+"""A job takes one optimizer step per epoch, each with the gradient at the weights of that moment."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ OPTIMIZER = Optimizer(learning_rate=1e-2)
 
 
 def taken(trainer: Trainer, epochs: int) -> bytes:
-    """The policy after one job, whose end finds it whole."""
+    """Return the saved policy after one job; at the job's end the policy is in a complete state."""
     ended: list[bytes] = []
     job = Job(
         PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda t: ended.append(saved_of(t, "p/0")), print, epochs
@@ -72,7 +72,7 @@ def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> Non
 
 
 class Watched(list[int]):
-    """Tokens, that note whether they were looked at."""
+    """Tokens that record whether they were looked at."""
 
     looked = False
 
@@ -93,7 +93,7 @@ def test_many_policies_that_come_at_once_are_checked_one_piece_at_a_time_and_lea
     ticks = itertools.count()
     trainer = trainer_of()
     names = policies(trainer, 12)
-    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # so long does every piece take
+    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # the duration of each piece
     batches, told = [PolicyBatch(name, watched(number), DAPO) for number, name in enumerate(names)], list[object]()
     for batch in batches:
         updates.put(Job(batch, OPTIMIZER, lambda _: None, told.append))
@@ -140,7 +140,7 @@ def test_examples_that_make_no_sense_fail_their_policy_alone() -> None:
 def test_so_many_rows_or_gradients_that_they_would_fill_the_memory_are_learnt_from_in_turn(
     monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    """With the numbers that they have together."""
+    """The results are the same as when they are learnt together."""
     saved = []
     for most in (1 << 30, 1):
         monkeypatch.setattr(update, bound, most)
@@ -184,7 +184,7 @@ def test_what_fails_has_the_device_looked_at_and_only_a_broken_one_is_somebody_e
 
 
 def small(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Let no more rows at once fit the device."""
+    """Make the device run out of memory with more than `rows` rows at once."""
     run = trainer._crew.run
 
     def bounded(batch: Any, wanted: Sequence[Any], grade: Any, *, learn: bool) -> Iterator[None]:
@@ -222,7 +222,7 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
 
 
 def test_a_step_that_is_taken_is_handed_on_once_that_can_be() -> None:
-    """Nothing is learnt again for that: the policy has the step that it would have had at once."""
+    """Nothing is learnt again for that: the policy has the same step as with an immediate hand-off."""
     trainer, other = trainer_of(), trainer_of()
     for each in (trainer, other):
         policies(each, 1)

@@ -1,4 +1,4 @@
-"""Windows that no example is longer than, and those that one goes beyond: gradients are transformers' own."""
+"""Sliding windows longer and shorter than the examples: gradients equal transformers' own."""
 
 import random
 from dataclasses import replace
@@ -22,7 +22,7 @@ PLAIN = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 
 
 def trainer_of(family: str, context: int) -> Trainer:
-    """For examples of so many tokens, with a policy on all of the base's linears."""
+    """Return a trainer for examples of up to `context` tokens, with a policy on all of the base's linear layers."""
     base = replace(base_over(make_model(SLIDING[family])), context_length=context)
     trainer = Trainer(base, find_modules(base.model), max_rank=16)
     create(trainer, "p", PolicySettings(rank=4))
@@ -31,7 +31,7 @@ def trainer_of(family: str, context: int) -> Trainer:
 
 
 def examples(longest: int) -> list[Example]:
-    """Three completions of one prompt, the last of which fills the context."""
+    """Return three completions of one prompt, the last of which fills the context."""
     draw = random.Random(3)
     prompt, found = [draw.randrange(VOCABULARY) for _ in range(longest - 12)], []
     for count in (3, 9, 13):

@@ -1,4 +1,4 @@
-"""What is written along with the disk is the same file as by any other way, and what the disk refuses is told."""
+"""Writing in pieces that are flushed on the way gives the same file as one write, and disk errors are raised."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ CONTENT = bytes(range(256)) * 20
 
 
 @pytest.mark.parametrize("piece", [1, 100, 256, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 1])
-@pytest.mark.parametrize("most", [60, 1 << 20])  # bytes that the system takes at a time
+@pytest.mark.parametrize("most", [60, 1 << 20])  # bytes that the system accepts per write
 def test_all_of_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, most: int) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:most]))

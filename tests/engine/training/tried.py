@@ -1,4 +1,4 @@
-"""Kernels of the training pass, numbers to try them on, and how near what they give must be."""
+"""Kernels of the training pass, random inputs for them, and the tolerances of their results."""
 
 import torch
 
