@@ -26,7 +26,7 @@ def trl_loss(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> 
     cispo = loss.type == "cispo"
     trainer = SimpleNamespace(
         loss_type=loss.type, beta=loss.kl_coefficient, epsilon_low=1 - loss.lowest,
-        epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # for cispo, TRL's setting bounds the ratio itself
+        epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # TRL bounds the ratio itself here
         max_completion_length=LONGEST, importance_sampling_level="token", top_entropy_quantile=1.0,
         off_policy_mask_threshold=None, aux_loss_enabled=False, use_vllm=False, _entropy_bonus_enabled=False,
         model=SimpleNamespace(training=False), args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
