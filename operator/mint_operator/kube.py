@@ -203,15 +203,18 @@ class Kube:
 
 
 def connect(kubeconfig: str | None = None) -> Kube:
-    """Connect by `kubeconfig` if given, else by the pod's service account, else by the default kubeconfig."""
+    """Connect by `kubeconfig` if given, else by the pod's service account, else by the default kubeconfig.
+
+    Raises ConfigException if none of them can be loaded; a given `kubeconfig` is never replaced by another.
+    """
     settings = client.Configuration()
-    try:
-        if kubeconfig:
-            config.load_kube_config(kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
-        else:
+    if kubeconfig:
+        config.load_kube_config(kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
+    else:
+        try:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    except config.ConfigException:
-        config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        except config.ConfigException:
+            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     settings.connection_pool_maxsize = THREADS
     return Kube(client.ApiClient(settings))
 
