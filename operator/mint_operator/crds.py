@@ -27,12 +27,14 @@ async def awaited(kube: Kube) -> bool:
         except KubeError as error:
             if not tries or error.refused:
                 return bool(tries)
-            lacking = OWN
-        if not lacking:
-            break
+            event, problem = "CRDs not looked up", str(error)
+        else:
+            if not lacking:
+                break
+            event, problem = "CRDs are missing", what_to_apply(lacking)
         tries += 1
         pause = delay_s(tries, first_s=0.2, cap_s=10.0)
-        log.warning("CRDs are missing", error=what_to_apply(lacking), retry_in_s=round(pause, 2))
+        log.warning(event, error=problem, retry_in_s=round(pause, 2))
         await asyncio.sleep(pause)
     if tries:
         log.info("CRDs are there")

@@ -5,8 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
+from mint_operator import crds
+from mint_operator.kube import OWN, Kube, KubeError
 from tests.apiserver import ROOT, serve, serve_without_crds
 from tests.operator.stage import base_model, staged, until
 from tests.operator.test_operator_process import Process, running
@@ -50,6 +53,30 @@ async def test_once_they_are_removed_it_ends_to_wait_for_them_anew(
         server.kubectl("delete", "crd", "basemodels.mint.dev", "adapterwaves.mint.dev")
         assert await operator.ended() == 1
         assert operator.events("kopf ended")
+
+
+class Answering(Kube):
+    """An API server whose discovery gives these answers, one after another."""
+
+    def __init__(self, *answers: frozenset[str] | KubeError) -> None:
+        self._answers = iter(answers)
+
+    async def kinds(self) -> frozenset[str]:
+        answer = next(self._answers)
+        if isinstance(answer, KubeError):
+            raise answer
+        return answer
+
+
+async def test_an_api_server_that_goes_away_meanwhile_is_not_said_to_lack_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crds, "delay_s", lambda *_, **__: 0.0)
+    away = KubeError("GET /apis", 0, "the API server did not answer")
+    with structlog.testing.capture_logs() as logs:
+        assert await crds.awaited(Answering(frozenset(), away, OWN))
+    assert [each["event"] for each in logs] == ["CRDs are missing", "CRDs not looked up", "CRDs are there"]
+    assert logs[1]["error"] == str(away)
 
 
 async def missing_logged(operator: Process, says: str) -> bool:
