@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 async def run(config: settings.OperatorSettings) -> int:
-    """Run the operator; returns its exit code."""
+    """Run the operator; returns its exit code. Raises InvalidRequest if it may read no configured namespace."""
     start_http_server(config.metrics_port, everywhere())
     stop, broken, api = asyncio.Event(), asyncio.Event(), kube.connect()
     for each in (signal.SIGTERM, signal.SIGINT):

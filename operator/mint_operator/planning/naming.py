@@ -75,14 +75,17 @@ def _asking(asks: Asks, name: str) -> Iterable[str]:
 def _another_has(asks: Asks, placement: Placement, wave: str) -> bool:
     """Whether a wave of another namespace has the name in the map, for a different source.
 
-    If both have it, the one whose source is no longer the placed one loses it.
+    If `wave` has it there as well, only a wave whose source is the placed one takes it away.
     """
-    name, shares = placement.adapter, wave in placement.waves
-    want = asks.of(wave, name)
-    for other in placement.waves:
-        theirs = asks.by_wave[other].by_name.get(name) if other in asks.by_wave else None
-        if theirs is None or of_one_namespace(wave, other) or wave in theirs.yields:
-            continue
-        if theirs.source != want.source and (not shares or theirs.source == placement.source):
-            return True
-    return False
+    name, has_it = placement.adapter, wave in placement.waves
+    source = asks.of(wave, name).source
+    theirs = (want for other in placement.waves if (want := _foreign(asks, other, wave, name)) is not None)
+    return any(want.source != source and (not has_it or want.source == placement.source) for want in theirs)
+
+
+def _foreign(asks: Asks, other: str, wave: str, name: str) -> Want | None:
+    """Return what `other`, of another namespace than `wave`, asks of the name; None if it does not or yields."""
+    want = asks.by_wave[other].by_name.get(name) if other in asks.by_wave else None
+    if want is None or of_one_namespace(wave, other) or wave in want.yields:
+        return None
+    return want
