@@ -14,7 +14,7 @@ from e2e import cluster as clusters
 from e2e import guest, stage
 from e2e.cluster import Cluster, Kube
 from e2e.samples import Samples, prepare
-from e2e.world import NAMESPACE, Door, Waves, World, base_model, image_of
+from e2e.world import NAMESPACE, GatewayForward, Waves, World, base_model, image_of
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +54,8 @@ def world(kube: Kube, cluster: Cluster, samples: Samples, values: Path) -> Itera
     stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
     kube.apply(base_model("smollm2", engines=2), NAMESPACE)
     kube.wait("basemodel/smollm2", "Ready", NAMESPACE, timeout_s=300)
-    with Door(kube) as door:
-        yield World(kube, door, samples)
+    with GatewayForward(kube) as forwarded:
+        yield World(kube, forwarded, samples)
     kube.kubectl("delete", "adapterwaves,basemodels", "--all", "-n", NAMESPACE, "--timeout=60s")
 
 

@@ -60,7 +60,7 @@ def pod(world: World, values: Path, authority: Authority) -> Iterator[str]:
     finally:
         release.install(world.kube, values)
         until("the secured pod to be gone", lambda: only(world))
-        world.door.open()
+        world.forwarded.open()
         world.kube.kubectl("delete", "secret", TLS, KEYS, "-n", release.NAMESPACE)
 
 

@@ -21,7 +21,7 @@ Waves = Callable[[str, dict[str, Any]], str]
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-class Door:
+class GatewayForward:
     """The release's gateway by gRPC, forwarded to `address` ("127.0.0.1:PORT") while the block runs.
 
     A forward leads to one pod: a test that replaces the pod must call `open` again, which changes the address.
@@ -54,13 +54,13 @@ class World:
     """A cluster with MinT and a Ready base `smollm2`."""
 
     kube: Kube
-    door: Door
+    forwarded: GatewayForward
     samples: Samples
 
     @property
     def gateway(self) -> str:
         """The gateway's address: "127.0.0.1:PORT"."""
-        return self.door.address
+        return self.forwarded.address
 
     def status(self, kind: str, name: str) -> dict[str, Any]:
         """Return the status of a custom resource; empty before the operator's first write."""
