@@ -56,7 +56,7 @@ class _Refused(msgspec.Struct):
     hung: bool  # there was no answer, or a slow one
 
 
-class _TurnedAway(msgspec.Struct, frozen=True):
+class _HeldBack(msgspec.Struct, frozen=True):
     """A status that was not written, and when to send one again. `refused`: the API server rejected its content."""
 
     status: status_write.Status
@@ -97,7 +97,7 @@ class Applier:
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # planned statuses that needed no write, by identity
         self._pruning = Pruning()
-        self._turned_away: dict[tuple[str, str], _TurnedAway] = {}
+        self._held_back: dict[tuple[str, str], _HeldBack] = {}
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
     async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
@@ -120,7 +120,7 @@ class Applier:
             *[self._change(base, plan, snapshot, counts) for base in sorted({*plan.changes, *plan.training})],
             *[self._to_map(base, "forgets", partial(self._writer.forget, base), counts) for base in plan.forgets],
         )
-        if self._pruning.looks(time.monotonic()):
+        if self._pruning.check_due(time.monotonic()):
             self._settled.clear()
         waves = {wave.meta.key: wave for wave in snapshot.waves}
         statuses: list[_StatusWrite] = [
@@ -247,7 +247,7 @@ class Applier:
         if wait_s is None:
             self._settled[key] = status
             return
-        last = self._turned_away.get(key)
+        last = self._held_back.get(key)
         if last is not None and last.holds_back(status):
             wait_s = max(wait_s, last.again_at - now)
         if wait_s > 0:
@@ -263,40 +263,42 @@ class Applier:
             if error.status not in {GONE, CONFLICT}:
                 self._count(counts, "statuses", failed=True)
                 log.warning("status not written", error=str(error))
-            self._turn_away(key, status, error, last)
+            self._hold_back(key, status, error, last)
             return
-        self._turned_away.pop(key, None)
+        self._held_back.pop(key, None)
         self._written[key] = now
-        self._feed.saw(meta.uid, News(kind, raw, own=True))
+        self._feed.put(meta.uid, News(kind, raw, own=True))
         self._count(counts, "statuses")
         if of.status.phase != status.phase:
             log.info("phase changed", before=of.status.phase, phase=status.phase)
         for failure in events.failures(of.status, status):
             with about({"adapter": failure.adapter, "engine": failure.engine}):
                 log.warning("adapter failed", reason=failure.reason, error=failure.message)
-        await self._tell(events.transition(kind, meta, of.status, status, time.time()))
-        await self._hear(kind, meta, status, raw)
+        await self._emit_event(events.transition(kind, meta, of.status, status, time.time()))
+        await self._note_pruning(kind, meta, status, raw)
 
-    def _turn_away(
-        self, key: tuple[str, str], status: status_write.Status, error: KubeError, last: _TurnedAway | None
+    def _hold_back(
+        self, key: tuple[str, str], status: status_write.Status, error: KubeError, last: _HeldBack | None
     ) -> None:
         """Hold back a status that was not written. If its object is gone or replaced, have the kind listed again."""
         attempts = 1 if last is None else last.attempts + 1
         first_s = REFUSED_EVERY_S if error.refused else FAILED_FIRST_S
         wait_s = delay_s(attempts, first_s=first_s, cap_s=REFUSED_EVERY_S)
-        self._turned_away[key] = _TurnedAway(status, error.refused, attempts, time.monotonic() + wait_s)
+        self._held_back[key] = _HeldBack(status, error.refused, attempts, time.monotonic() + wait_s)
         if error.status in {GONE, CONFLICT}:
             self._dirt.note(Part.BASES if key[0] == "BaseModel" else Part.WAVES)
 
-    async def _hear(self, kind: str, meta: Meta, status: BaseModelStatus | AdapterWaveStatus, raw: bytes) -> None:
+    async def _note_pruning(
+        self, kind: str, meta: Meta, status: BaseModelStatus | AdapterWaveStatus, raw: bytes
+    ) -> None:
         """Check which fields the API server kept. If that has changed, all statuses are compared again."""
-        message = self._pruning.heard(kind, status, raw, time.monotonic())
+        message = self._pruning.learn(kind, status, raw, time.monotonic())
         if message is not None:
             self._settled.clear()
         if message:
-            await self._tell(events.event(kind, meta, "Warning", CRDS_OUTDATED, message, time.time()))
+            await self._emit_event(events.event(kind, meta, "Warning", CRDS_OUTDATED, message, time.time()))
 
-    async def _tell(self, event: dict[str, Any] | None) -> None:
+    async def _emit_event(self, event: dict[str, Any] | None) -> None:
         if event is None:
             return
         try:
@@ -310,7 +312,7 @@ class Applier:
         alive |= {("AdapterWave", wave.meta.uid) for wave in snapshot.waves}
         self._written = {key: at for key, at in self._written.items() if key in alive}
         self._settled = {key: status for key, status in self._settled.items() if key in alive}
-        self._turned_away = {key: each for key, each in self._turned_away.items() if key in alive}
+        self._held_back = {key: each for key, each in self._held_back.items() if key in alive}
 
     def _count(self, counts: Counter[str], what: str, *, failed: bool = False) -> None:
         self.moved_at = time.monotonic()

@@ -48,7 +48,7 @@ class LeadershipLost(Exception):
 
 
 class Leadership:
-    """One candidate. `acquire` waits until it leads; `keep` renews until it raises LeadershipLost."""
+    """One candidate. `acquire` waits until it leads; `renew_forever` renews until it raises LeadershipLost."""
 
     def __init__(self, kube: Kube, namespace: str, lease: str, identity: str) -> None:
         self._kube = kube
@@ -77,7 +77,7 @@ class Leadership:
                 waiting = True
             await asyncio.sleep(RETRY_S)
 
-    async def keep(self) -> None:
+    async def renew_forever(self) -> None:
         """Renew the Lease forever. Raises LeadershipLost."""
         renewed_at = time.monotonic()
         while True:

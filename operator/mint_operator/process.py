@@ -117,7 +117,7 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     loop = Loop(Observer(cluster, view, training, inputs, adapters, config.release), applier, dirt)
     loops.append(loop)
     try:
-        await first(leadership.keep(), hints.follow(reader, dirt), loop.run())
+        await first(leadership.renew_forever(), hints.follow(reader, dirt), loop.run())
     except asyncio.CancelledError:
         await leadership.release()
         raise

@@ -32,7 +32,7 @@ class Pruning:
         self._look_at: dict[str, float] = {}
         self._looking: set[str] = set()  # kinds of which the next status is to be written in full
 
-    def looks(self, now: float) -> bool:
+    def check_due(self, now: float) -> bool:
         """Return whether it is time to check if fields are still dropped, and schedule that check."""
         due = {kind for kind, fields in self._fields.items() if fields and now >= self._look_at[kind]}
         self._look_at |= dict.fromkeys(due, now + LOOK_S)
@@ -48,7 +48,7 @@ class Pruning:
         self._looking.discard(kind)
         return status
 
-    def heard(self, kind: str, sent: Status, raw: bytes, now: float) -> str | None:
+    def learn(self, kind: str, sent: Status, raw: bytes, now: float) -> str | None:
         """Learn from the answer to a write. Returns a message about dropped fields that is news.
 
         It is "" if all fields are kept again, None if nothing has changed.

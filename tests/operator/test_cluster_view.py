@@ -27,7 +27,7 @@ class Seen:
     async def sight(self, spec: dict[str, Any]) -> ObservedBase | ObservedWave:
         self.version += 1
         meta = {"namespace": "team", "name": "one", "uid": "u", "generation": 1, "resourceVersion": str(self.version)}
-        self.feed.saw("u", News(self.kind, msgspec.json.encode({"metadata": meta, "spec": spec})))
+        self.feed.put("u", News(self.kind, msgspec.json.encode({"metadata": meta, "spec": spec})))
         await self.view.refresh(frozenset())
         [found] = self.view.waves if self.kind == "AdapterWave" else self.view.bases.values()
         return found

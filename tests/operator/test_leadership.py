@@ -50,7 +50,7 @@ def candidate(stage: Stage, identity: str = "one") -> Leadership:
 async def test_a_leader_that_misses_an_answer_leads_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     api, leader = Lossy(stage, monkeypatch), candidate(stage)
     await leader.acquire()
-    keeping = asyncio.create_task(leader.keep())
+    keeping = asyncio.create_task(leader.renew_forever())
     api.losses, before = 1, api.answered
 
     async def renewed() -> bool:
@@ -85,4 +85,4 @@ async def test_a_leader_whose_lease_is_not_as_it_holds_it_leads_no_more(stage: S
     assert lease is not None
     await stage.kube.replace(lease | {"spec": lease["spec"] | theirs})
     with pytest.raises(LeadershipLost, match="taken over or removed"):
-        await leader.keep()
+        await leader.renew_forever()

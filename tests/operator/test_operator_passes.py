@@ -238,7 +238,7 @@ async def feed(stage: Stage, kind: str, name: str) -> None:
     """Play the watch: pass an object on as it is now."""
     found = await stage.get(kind, name)
     assert found is not None
-    stage.feed.saw(found["metadata"]["uid"], News(kind, msgspec.json.encode(found)))
+    stage.feed.put(found["metadata"]["uid"], News(kind, msgspec.json.encode(found)))
 
 
 def fail_lists(stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: str, status: int = 500) -> None:

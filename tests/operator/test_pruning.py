@@ -98,13 +98,13 @@ def test_a_status_without_the_field_says_nothing_of_it() -> None:
     found, bare = pruning.Pruning(), AdapterWaveStatus()
     whole = status_write.body(STATUS)
     del whole["training"]
-    assert found.heard("AdapterWave", STATUS, _object(whole), 0.0) is not None
-    assert found.heard("AdapterWave", bare, _object(status_write.body(bare)), 1.0) is None
+    assert found.learn("AdapterWave", STATUS, _object(whole), 0.0) is not None
+    assert found.learn("AdapterWave", bare, _object(status_write.body(bare)), 1.0) is None
     assert found.readable("AdapterWave", STATUS).training is None
-    assert found.looks(61.0)
+    assert found.check_due(61.0)
     assert found.readable("AdapterWave", STATUS).training == STATUS.training
-    assert found.heard("AdapterWave", STATUS, _object(status_write.body(STATUS)), 61.0) == ""
-    assert not found.looks(1000.0)
+    assert found.learn("AdapterWave", STATUS, _object(status_write.body(STATUS)), 61.0) == ""
+    assert not found.check_due(1000.0)
 
 
 def _object(status: dict[str, Any]) -> bytes:

@@ -84,15 +84,15 @@ def test_an_answer_that_comes_late_does_not_hide_what_the_watch_has_seen() -> No
     feed = Feed()
     edited, deleted = sighted("a", 3), sighted("b", 4, gone=True)
     for uid, news in [("a", edited), ("b", deleted), ("a", answered("a", 2)), ("b", answered("b", 2))]:
-        feed.saw(uid, news)
+        feed.put(uid, news)
     assert feed.take() == [edited, deleted]
 
 
 def test_of_what_changes_often_the_newest_is_fed() -> None:
     feed = Feed()
     for news in [sighted("a", 2), answered("a", 3), sighted("a", 5)]:
-        feed.saw("a", news)
+        feed.put("a", news)
     assert feed.take() == [sighted("a", 5)]
-    feed.saw("a", sighted("a", 5))
-    feed.saw("a", sighted("a", 6, gone=True))
+    feed.put("a", sighted("a", 5))
+    feed.put("a", sighted("a", 6, gone=True))
     assert feed.take() == [sighted("a", 6, gone=True)]

@@ -61,7 +61,7 @@ async def seen(stage: Theatre, wave: str) -> None:
     """The watch tells of a wave."""
     raw = await stage.kube.get("AdapterWave", stage.namespace, wave)
     assert raw is not None
-    stage.feed.saw(decode.identity(raw)[0], News("AdapterWave", raw))
+    stage.feed.put(decode.identity(raw)[0], News("AdapterWave", raw))
 
 
 def lessons(prompt: str) -> dict[str, Any]:

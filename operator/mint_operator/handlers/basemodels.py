@@ -5,7 +5,7 @@ from typing import Any
 import kopf
 
 from mint_contracts.resources import GROUP, VERSION
-from mint_operator.handlers.seen import saw
+from mint_operator.handlers.pass_on import pass_on
 from mint_operator.observing.dirt import Dirt
 from mint_operator.observing.feed import Feed
 
@@ -15,4 +15,4 @@ def register(registry: kopf.OperatorRegistry, dirt: Dirt, feed: Feed) -> None:
 
     @kopf.on.event(GROUP, VERSION, "basemodels", registry=registry)
     async def base_model_changed(body: kopf.Body, event: kopf.RawEvent, **_: Any) -> None:
-        saw(feed, dirt, "BaseModel", body, event)
+        pass_on(feed, dirt, "BaseModel", body, event)

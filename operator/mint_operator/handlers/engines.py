@@ -7,7 +7,7 @@ from typing import Any
 
 import kopf
 
-from mint_operator.handlers.seen import saw
+from mint_operator.handlers.pass_on import pass_on
 from mint_operator.observing.dirt import Dirt, Part
 from mint_operator.observing.feed import Feed
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER
@@ -20,7 +20,7 @@ def register(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, d
 
     @kopf.on.event("v1", "pods", labels={MANAGED_BY: MANAGER}, registry=registry)
     async def engine_pod_changed(body: kopf.Body, event: kopf.RawEvent, **_: Any) -> None:
-        saw(feed, dirt, "Pod", body, event)
+        pass_on(feed, dirt, "Pod", body, event)
 
     @kopf.on.event("apps/v1", "statefulsets", labels={MANAGED_BY: MANAGER}, registry=registry)
     async def engine_set_changed(**_: Any) -> None:

@@ -26,7 +26,7 @@ class Feed:
         self._lock = threading.Lock()
         self._news: dict[tuple[str, str], News] = {}
 
-    def saw(self, uid: str, news: News) -> None:
+    def put(self, uid: str, news: News) -> None:
         """Store an object's new state, unless a newer one is there: answers to the operator's writes may be late."""
         with self._lock:
             there = self._news.get((news.kind, uid))
