@@ -71,7 +71,7 @@ class Loop:
         started = time.perf_counter()
         snapshot = await self._observer.observe(parts, self._applier.failures)
         observed = time.perf_counter()
-        due = self._due is not None and snapshot.now >= self._due  # late by HEARTS_EVERY_S at most, see Dirt
+        due = self._due is not None and snapshot.now >= self._due  # late by MAP_READ_EVERY_S at most, see Dirt
         if self._observer.quiet and not self._applier.owes and not owed and not due:
             self._cut_off = False
             return Counter()

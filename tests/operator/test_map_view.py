@@ -166,7 +166,7 @@ async def test_who_has_changed_an_object_does_not_wait_until_reports_have_gather
 ) -> None:
     monkeypatch.setattr("mint_operator.observing.dirt.DEBOUNCE_S", 3600.0)
     monkeypatch.setattr("mint_operator.observing.dirt.MOST_DEBOUNCE_S", 3600.0)
-    monkeypatch.setattr("mint_operator.observing.dirt.HEARTS_EVERY_S", 3600.0)
+    monkeypatch.setattr("mint_operator.observing.dirt.MAP_READ_EVERY_S", 3600.0)
     dirt = Dirt(resync_s=3600.0)
     assert await dirt.take() == EVERYTHING
     dirt.mark(Part.MAP)

@@ -69,7 +69,7 @@ class ClusterView:
         A part is replaced as a unit, and only if all of it could be read.
         """
         news = self._feed.take()  # before listing: what a listing misses arrives after this
-        changed = bool(parts - {Part.MAP, Part.WHOLE})
+        changed = bool(parts - {Part.MAP, Part.RELIST})
         for each in news:
             changed |= self._stores[each.kind].take(each)
         self._unarranged |= changed or bool(news)  # kept until done, even if lists fail before
@@ -80,7 +80,7 @@ class ClusterView:
         elif self._listing is not None and self._listing.done():
             self._replace(self._end_listing() or {})
             changed = self._unarranged = True
-        if Part.WHOLE in parts and self._listing is None and asyncio.get_running_loop().time() >= self._list_at:
+        if Part.RELIST in parts and self._listing is None and asyncio.get_running_loop().time() >= self._list_at:
             self._listing = asyncio.create_task(self._lists(list(_LISTED.values())))
         if self._unarranged:
             self._arrange()

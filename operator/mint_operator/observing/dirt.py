@@ -14,17 +14,17 @@ class Part(StrEnum):
     WORKLOADS = "workloads"  # what engines are made of
     CHILDREN = "children"  # services, budgets, accounts, secrets: nobody else changes them, so only resync looks
     MAP = "map"
-    WHOLE = "whole"  # list again, in the background, what the watch keeps up to date
+    RELIST = "relist"  # list again, in the background, what the watch keeps up to date
 
 
-EVERYTHING = frozenset(Part) - {Part.WHOLE}  # listed within the pass
-RESYNC = frozenset({Part.WORKLOADS, Part.CHILDREN, Part.MAP, Part.WHOLE})
+EVERYTHING = frozenset(Part) - {Part.RELIST}  # listed within the pass
+RESYNC = frozenset({Part.WORKLOADS, Part.CHILDREN, Part.MAP, Part.RELIST})
 DEBOUNCE_S = 0.05
 MOST_DEBOUNCE_S = 1.0
 ASKED_DEBOUNCE_S = 0.05  # when somebody has changed an object and waits
 MOST_ASKED_DEBOUNCE_S = 0.25
 ASKED_SHARE = 0.25  # of the last pass's duration: less than for engines' reports, which come in bursts
-HEARTS_EVERY_S = 2.0  # engines that fall silent send no hint, so the map is read at least this often
+MAP_READ_EVERY_S = 2.0  # engines that fall silent send no hint, so the map is read at least this often
 RESYNC_S = 15.0  # the watch reports changes at once; the resync finds what it missed
 RESYNC_SHARE = 0.1  # of the loop's time, at most: a resync that takes long comes less often than RESYNC_S
 
@@ -67,7 +67,7 @@ class Dirt:
     async def take(self) -> frozenset[Part]:
         """Wait for a mark and a little longer for those that follow; returns the parts to read.
 
-        Returns the map after HEARTS_EVERY_S without a mark, and adds a resync's parts once that is due. Marks never
+        Returns the map after MAP_READ_EVERY_S without a mark, and adds a resync's parts once that is due. Marks never
         postpone a resync: heartbeats mark the map more often than it comes.
         """
         now = self._loop.time()
@@ -76,7 +76,7 @@ class Dirt:
             took_s, self._whole_since = now - self._whole_since, None
             self._resync_at = now + max(self._resync_s, took_s / RESYNC_SHARE)
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(min(self._resync_at, now + HEARTS_EVERY_S)):
+            async with asyncio.timeout_at(min(self._resync_at, now + MAP_READ_EVERY_S)):
                 await self._marked.wait()
                 await self._gather(busy_s)
         if self._loop.time() >= self._resync_at:

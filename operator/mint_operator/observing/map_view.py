@@ -17,8 +17,8 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.records import EngineRecord, EngineView, MapState, Placement, WaveRecord
 from mint_operator.observing.readiness import Readiness, watched
-from mint_operator.planning.bringing import judged
 from mint_operator.planning.demand import coarse, followed
+from mint_operator.planning.loading_progress import planning_view
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size, learnt
 from mint_operator.planning.snapshot import BaseMap
@@ -246,5 +246,5 @@ def _judged(record: EngineRecord) -> object:
         record.training_bytes,
         record.policy_room,
         record.failure,
-        judged(record.bringing),
+        planning_view(record.bringing),
     )

@@ -58,7 +58,7 @@ class InputsView:
 
         What cannot be read now stays as it was last known.
         """
-        again = bool(parts & {Part.WAVES, Part.WHOLE})
+        again = bool(parts & {Part.WAVES, Part.RELIST})
         if again or waves is not self._waves or self._due():
             await self._read(waves, again)
             self._waves = waves

@@ -64,7 +64,7 @@ class WaveAdapters:
             each = found[key]
             if each.listed is None and (placed := self._placed.get(key)):
                 left = tuple(listed for listed in placed if listed.name not in each.gone)
-                each = Found(left, each.failure, as_before=_may_ask_more(asked[key], left, each.gone))
+                each = Found(left, each.failure, from_map=_may_ask_more(asked[key], left, each.gone))
             self._made[key] = made = _made(wave, each, before.get(key))
             given.append(made.made)
         same = before.keys() == self._made.keys() and all(before[key] is each for key, each in self._made.items())
@@ -97,7 +97,7 @@ def _made(wave: ObservedWave, found: Found, before: _Made | None) -> _Made:
     listed = found.listed
     if before is not None and before.made.listed == listed:
         listed = before.made.listed
-    made = msgspec.structs.replace(wave, listed=listed, unread=found.failure, as_before=found.as_before)
+    made = msgspec.structs.replace(wave, listed=listed, unread=found.failure, from_map=found.from_map)
     return _Made(wave, found, made)
 
 

@@ -42,14 +42,14 @@ log = structlog.get_logger()
 class Found(msgspec.Struct, frozen=True):
     """What a lookup gave when it last succeeded (None: it never did), and why it fails now.
 
-    `gone` are those of its names that were retired; `listed` has the others. `as_before`: this stands in for a lookup
+    `gone` are those of its names that were retired; `listed` has the others. `from_map`: this stands in for a lookup
     that never succeeded, and may lack some of what it would give.
     """
 
     listed: tuple[Listed, ...] | None = None
     failure: Refusal | None = None
     gone: frozenset[str] = frozenset()
-    as_before: bool = False
+    from_map: bool = False
 
 
 class _Result(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     """One adapter that admitted waves want: on `replicas` engines, in `residency` or warmer.
 
     `pins` are the only engines that may hold it; empty: any may. `at_home`: the pins are only a preference, which
-    ends when another wave wants the adapter. `yields` are waves whose source takes precedence: a wave whose spec
+    ends when another wave wants the adapter. `source_from` are waves whose source takes precedence: a wave whose spec
     cannot be read keeps the copies that it shares with them, but does not decide their source.
     """
 
@@ -37,7 +37,7 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     priority: int = 0
     pins: tuple[str, ...] = ()
     at_home: bool = False
-    yields: tuple[str, ...] = ()
+    source_from: tuple[str, ...] = ()
 
 
 def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusal:
@@ -56,9 +56,9 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
         message = f"names {', '.join(twice)} more than once; name each adapter once"
         return Refusal("InvalidRequest", message, mentions=Mentions(twice))
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
-    allowed, beside = pins(spec), wave.beside
+    allowed, shared_with = pins(spec), wave.shared_with
     return tuple(
-        Want(name, source, residency, replicas, waves, spec.priority, allowed, yields=beside.get(name, ()))
+        Want(name, source, residency, replicas, waves, spec.priority, allowed, source_from=shared_with.get(name, ()))
         for name, source in named
     )
 

@@ -75,10 +75,10 @@ def plan_base(
     snapshot: Snapshot,
     base: ObservedBase,
     waves: Sequence[ObservedWave],
-    over: Sequence[ObservedWave],
+    expired: Sequence[ObservedWave],
     before: Known | None,
 ) -> BasePlan:
-    """Return the desired state of one base. Waves that are `over` get a record that says so, and nothing else."""
+    """Return the desired state of one base. Waves that are `expired` get a record that says so, and nothing else."""
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     pods, live = snapshot.pods.get(key, ()), before.engines if before else ()
@@ -116,7 +116,7 @@ def plan_base(
     status = base_status(base, facts, now)
     wave_statuses = statuses(admission, placed, engines, status, now, before.wave_statuses if before else None, left)
     assigned, record = _assigned(placed, before), _record(base)
-    recorded = wave_records(base, admission, over, before.recorded if before else Recorded())
+    recorded = wave_records(base, admission, expired, before.recorded if before else Recorded())
     early = _early(admission, placed, before, known)
     again = repair(base.meta.uid, now, before.repair if before else None, failed=key in snapshot.apply_failures)
     found = Known(admission, engines, placed, assigned, wave_statuses, record, flock, left, again, recorded, early)

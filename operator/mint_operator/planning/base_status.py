@@ -7,9 +7,9 @@ import msgspec
 from mint_contracts.records import Failure
 from mint_contracts.resources import BaseModelStatus, EngineCounts, LoadingStatus, SlotCounts, TierCounts
 from mint_operator.planning import conditions
-from mint_operator.planning.bringing import is_copying, sentence, with_base
 from mint_operator.planning.conditions import Finding, truth
 from mint_operator.planning.engines import Engine
+from mint_operator.planning.loading_progress import is_copying, sentence, with_base
 from mint_operator.planning.snapshot import ObservedBase
 
 MOST_NAMED = 5

@@ -13,7 +13,7 @@ from mint_operator.planning.adapters import of_one_namespace
 from mint_operator.planning.snapshot import BaseMap, ObservedBase
 
 
-def apart(bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]) -> dict[str, ObservedBase]:
+def with_catalog_owners(bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]) -> dict[str, ObservedBase]:
     """Return the bases, with `without_catalog` set on those whose manifests are in an older base's folder.
 
     Parts of a catalog do not name their base: of two bases over one folder, each would take the other's names.

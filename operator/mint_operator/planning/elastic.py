@@ -116,20 +116,20 @@ def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now:
         if count - 1 not in of.leaving or not placed.pending <= going:
             return count, ""
         last = engines[count - 1]
-        awaited = _clinging(of, last, placed, by_name)
+        awaited = _unmoved(of, last, placed, by_name)
         if count > most:
             wants = placed.task.wants
             awaited = {
                 name: on
                 for name, on in awaited.items()
-                if on is None or _comes(by_name[on], wants[name], patient=patient)
+                if on is None or _may_still_load(by_name[on], wants[name], patient=patient)
             }
         if awaited or (count <= most and placed.given.get(last.name)):
             return count, _once(f"{last.name} is removed", awaited)
     return of.fewest, ""
 
 
-def _clinging(of: Fleet, going: Engine, placed: Placed, engines: Mapping[str, Engine]) -> dict[str, str | None]:
+def _unmoved(of: Fleet, going: Engine, placed: Placed, engines: Mapping[str, Engine]) -> dict[str, str | None]:
     """Return an engine's adapters that are not ready elsewhere, each with the engine that should have it, if any."""
     found: dict[str, str | None] = {}
     for name in placed.given.get(going.name, ()):
@@ -184,7 +184,7 @@ def _awaited(
             if (
                 place.engine in able
                 and not _on(place, of.leaving)
-                and _comes(able[place.engine], want, patient=patient)
+                and _may_still_load(able[place.engine], want, patient=patient)
             ):
                 found[name] = place.engine
     return found
@@ -204,7 +204,7 @@ def _has(engine: Engine, want: Want) -> bool:
     return engine.ready and held.tier.warmth >= want.residency.warmth
 
 
-def _comes(engine: Engine, want: Want, *, patient: bool) -> bool:
+def _may_still_load(engine: Engine, want: Want, *, patient: bool) -> bool:
     """Whether an engine can still be expected to load what is wanted: it has not yet, nor failed for good."""
     if _has(engine, want):
         return False

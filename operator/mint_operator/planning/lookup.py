@@ -24,7 +24,7 @@ class Lookup(msgspec.Struct, frozen=True):
     catalog: bool = True
 
 
-def may_use(wave: ObservedWave, base: ObservedBase) -> bool:
+def may_use_base(wave: ObservedWave, base: ObservedBase) -> bool:
     """Whether a wave may use a base, which serves its own namespace and its tenants' namespaces."""
     namespace = wave.meta.namespace
     return namespace == base.meta.namespace or any(tenant.namespace == namespace for tenant in base.spec.tenants)
@@ -33,7 +33,7 @@ def may_use(wave: ObservedWave, base: ObservedBase) -> bool:
 def lookup(wave: ObservedWave, base: ObservedBase) -> Lookup | None:
     """Return what a wave needs looked up; None if its spec says everything, or nothing can be looked up."""
     given, has_catalog = wave.spec.adapters, base.spec.catalog is not None
-    if wave.spec.train is not None or wave.defect or not may_use(wave, base):
+    if wave.spec.train is not None or wave.defect or not may_use_base(wave, base):
         return None
     store = base.spec.adapters.store.source if base.spec.adapters.store else None
     if given.manifest:

@@ -64,17 +64,17 @@ def cleared(state: MapState) -> MapChange:
     )
 
 
-def left_by(state: MapState, there: Container[str], over: Mapping[str, WaveRecord]) -> MapChange:
+def left_by(state: MapState, there: Container[str], expired: Mapping[str, WaveRecord]) -> MapChange:
     """Return the change that removes what only waves had that are no longer `there`, and leaves all else as it is.
 
-    Waves that are `over` get these records.
+    Waves that have `expired` get these records.
     """
     assigned = {name: _of(each, there) for name, each in state.assigned.items()}
     placements = _of(state.placements, there)
     return MapChange(
         del_placements=tuple(sorted(state.placements.keys() - placements.keys())),
-        set_waves=tuple([over[key] for key in sorted(over) if _new(over[key], state.waves.get(key))]),
-        del_waves=tuple(sorted(key for key in state.waves if key not in there and key not in over)),
+        set_waves=tuple([expired[key] for key in sorted(expired) if _new(expired[key], state.waves.get(key))]),
+        del_waves=tuple(sorted(key for key in state.waves if key not in there and key not in expired)),
         del_assigned={
             name: tuple(sorted(each.keys() - assigned[name].keys()))
             for name, each in sorted(state.assigned.items())

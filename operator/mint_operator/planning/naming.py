@@ -86,6 +86,6 @@ def _another_has(asks: Asks, placement: Placement, wave: str) -> bool:
 def _foreign(asks: Asks, other: str, wave: str, name: str) -> Want | None:
     """Return what `other`, of another namespace than `wave`, asks of the name; None if it does not or yields."""
     want = asks.by_wave[other].by_name.get(name) if other in asks.by_wave else None
-    if want is None or of_one_namespace(wave, other) or wave in want.yields:
+    if want is None or of_one_namespace(wave, other) or wave in want.source_from:
         return None
     return want

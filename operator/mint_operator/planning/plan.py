@@ -11,11 +11,11 @@ from mint_contracts.training_records import TrainChange
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
-from mint_operator.planning.catalogs import apart
+from mint_operator.planning.catalogs import with_catalog_owners
 from mint_operator.planning.defects import Defect
 from mint_operator.planning.expiry import due, expired_status
 from mint_operator.planning.groups import WORKLOADS
-from mint_operator.planning.lookup import may_use
+from mint_operator.planning.lookup import may_use_base
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared, left_by
 from mint_operator.planning.recall import recalled
@@ -53,27 +53,27 @@ def plan(
     """
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
-    over: dict[str, list[ObservedWave]] = defaultdict(list)
+    expired: dict[str, list[ObservedWave]] = defaultdict(list)
     outside: list[ObservedWave] = []
     there = recalled(snapshot)
     for wave in there:
         base = snapshot.bases.get(wave.base)
-        if base is None or base.meta.deleting or not (may_use(wave, base) or _kept(wave, base)):
+        if base is None or base.meta.deleting or not (may_use_base(wave, base) or _kept(wave, base)):
             outside.append(wave)
         elif wave.expired(snapshot.now):
-            over[wave.base].append(wave)
+            expired[wave.base].append(wave)
         else:
             waves[wave.base].append(wave)
     bases = {key: base for key, base in sorted(snapshot.bases.items()) if not base.meta.deleting}
-    bases = apart(bases, snapshot.maps)
-    parts, defects = _parts(snapshot, bases, waves, over, before, broken or {})
+    bases = with_catalog_owners(bases, snapshot.maps)
+    parts, defects = _parts(snapshot, bases, waves, expired, before, broken or {})
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
     stuck = {
         key: conditions.kept(bases[key].status, defect.failure, bases[key].meta.generation, snapshot.now)
         for key, defect in defects.items()
     }
     statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
-    statuses |= {wave.meta.key: expired_status(wave, snapshot.now) for each in over.values() for wave in each}
+    statuses |= {wave.meta.key: expired_status(wave, snapshot.now) for each in expired.values() for wave in each}
     statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}
     for key, defect in defects.items():
         statuses |= {wave.meta.key: kept_status(wave, snapshot.now, defect.failure) for wave in waves.get(key, ())}
@@ -81,9 +81,9 @@ def plan(
         statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
     training = {key: part.training for key, part in parts.items() if part.training}
-    left, ended = _left(snapshot, unread, over)
+    left, ended = _expired_leftovers(snapshot, unread, expired)
     changes, training = changes | left, training | ended
-    forgets, clears, ends = _gone(snapshot)
+    forgets, clears, ends = _removed_bases(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
     manifests += _secrets(snapshot, bases, parts)
     repaired = {key for key, part in parts.items() if part.known.repair.now}
@@ -106,7 +106,7 @@ def _parts(
     snapshot: Snapshot,
     bases: Mapping[str, ObservedBase],
     waves: Mapping[str, Sequence[ObservedWave]],
-    over: Mapping[str, Sequence[ObservedWave]],
+    expired: Mapping[str, Sequence[ObservedWave]],
     before: Mapping[str, Known],
     broken: Mapping[str, Defect],
 ) -> tuple[dict[str, BasePlan], dict[str, Defect]]:
@@ -120,7 +120,7 @@ def _parts(
             defects[key] = last
             continue
         try:
-            parts[key] = plan_base(snapshot, base, waves.get(key, ()), over.get(key, ()), before.get(key))
+            parts[key] = plan_base(snapshot, base, waves.get(key, ()), expired.get(key, ()), before.get(key))
         except Exception as error:  # noqa: BLE001 - a defect in one base's plan must not fail the others
             defects[key] = Defect(error, snapshot.now)
     return parts, defects
@@ -144,7 +144,7 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
     namespace = wave.base.partition("/")[0]
     message = f"no BaseModel {name} in namespace {namespace}; create it, or choose another in spec.baseModelRef"
     # The message reveals nothing about a base that the wave may not use, not even that it exists.
-    if base is not None and may_use(wave, base):
+    if base is not None and may_use_base(wave, base):
         message = f"BaseModel {name} is being deleted"
     elif namespace != wave.meta.namespace:
         message += f"; it must also list namespace {wave.meta.namespace} in its spec.tenants"
@@ -179,15 +179,15 @@ def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mappi
     return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
 
 
-def _left(
-    snapshot: Snapshot, unread: Iterable[str], over: Mapping[str, Sequence[ObservedWave]]
+def _expired_leftovers(
+    snapshot: Snapshot, unread: Iterable[str], expired: Mapping[str, Sequence[ObservedWave]]
 ) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
     """Return the changes that remove what ended waves left on bases whose specs cannot be read.
 
-    Nothing else is planned for these. An expired wave gets a record if it is `over` the base or the map has one.
+    Nothing else is planned for these. An expired wave gets a record if it is among `expired` or the map has one.
     """
     asked = [wave for wave in snapshot.waves if not wave.meta.deleting]
-    expired = [wave for wave in asked if wave.expired(snapshot.now)]
+    gone = [wave for wave in asked if wave.expired(snapshot.now)]
     there = [wave for wave in asked if not wave.expired(snapshot.now)]
     runs = {(wave.meta.key, wave.meta.uid) for wave in there}
     keys, changes, ends = {key for key, _ in runs}, {}, {}
@@ -196,8 +196,8 @@ def _left(
         if known is None or known.state.version is None:
             continue
         records = known.state.waves
-        tell = {wave.meta.key for wave in over.get(key, ())} | records.keys()
-        recorded = [wave for wave in expired if wave.base == key and wave.meta.key in tell]
+        tell = {wave.meta.key for wave in expired.get(key, ())} | records.keys()
+        recorded = [wave for wave in gone if wave.base == key and wave.meta.key in tell]
         if change := left_by(known.state, keys, expired_records(recorded, records)):
             changes[key] = change
         if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, runs):
@@ -205,7 +205,7 @@ def _left(
     return changes, ends
 
 
-def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange], dict[str, TrainChange]]:
+def _removed_bases(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange], dict[str, TrainChange]]:
     """Return the bases that only the map knows: those to forget, and those to clear while engines still drain.
 
     A draining engine keeps reporting; its keys can only be removed for good once it has ended.

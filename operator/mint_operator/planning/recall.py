@@ -45,8 +45,8 @@ def _recalled(wave: ObservedWave, snapshot: Snapshot, had: Mapping[str, _Had]) -
         priority=record.priority if record is not None else max((each.priority for each in placements), default=0),
     )
     listed = tuple(Listed(each.adapter, each.source) for each in sorted(placements, key=lambda each: each.adapter))
-    beside = {each.adapter: tuple(one for one in each.waves if one != key) for each in placements}
-    return msgspec.structs.replace(wave, spec=spec, listed=listed, record=record, beside=beside)
+    shared_with = {each.adapter: tuple(one for one in each.waves if one != key) for each in placements}
+    return msgspec.structs.replace(wave, spec=spec, listed=listed, record=record, shared_with=shared_with)
 
 
 def _had(known: BaseMap, waves: set[str]) -> _Had:

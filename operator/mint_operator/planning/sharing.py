@@ -26,7 +26,7 @@ def merge(before: Want | None, want: Want) -> Want:
         priority=max(before.priority, want.priority),
         pins=_pins(before, want) or (),  # incompatible only if one wave is kept as it is, which is never refused
         at_home=before.at_home and want.at_home,
-        yields=want.yields if yields else (),
+        source_from=want.source_from if yields else (),
     )
 
 
@@ -61,7 +61,7 @@ def shown(want: Want) -> str:
 
 def _yields(before: Want, want: Want) -> bool:
     """Whether the later want decides the source."""
-    return bool(before.yields) and want.waves[0] in before.yields
+    return bool(before.source_from) and want.waves[0] in before.source_from
 
 
 def _pins(before: Want, want: Want) -> Pins | None:

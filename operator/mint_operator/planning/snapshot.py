@@ -72,7 +72,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` provides the substitute.
 
     `listed` are the adapters that had to be looked up, as last read; `unread` says why they cannot be read now, or
-    why some are left out. Both are None if the spec says everything, or nothing was ever read. `as_before`: `listed`
+    why some are left out. Both are None if the spec says everything, or nothing was ever read. `from_map`: `listed`
     is what the map has for the wave, which may now ask for more.
     """
 
@@ -83,9 +83,9 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     stand: WaveStand | None = None  # set while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
     unread: Refusal | None = None
-    as_before: bool = False
+    from_map: bool = False
     record: WaveRecord | None = None  # the map's, if it stands in for a spec that cannot be used
-    beside: Mapping[str, tuple[str, ...]] = {}  # with `record`: adapter -> other waves for which the map has it
+    shared_with: Mapping[str, tuple[str, ...]] = {}  # with `record`: adapter -> other waves for which the map has it
 
     @cached_property
     def base(self) -> str:

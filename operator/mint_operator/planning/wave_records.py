@@ -25,11 +25,11 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 def wave_records(
-    base: ObservedBase, admission: Admission, over: Iterable[ObservedWave], before: Recorded
+    base: ObservedBase, admission: Admission, expired: Iterable[ObservedWave], before: Recorded
 ) -> Recorded:
     """Return each wave's record; one that is unchanged, or that stands in for a spec, stays the same object.
 
-    Waves that are `over` have expired: their records say only that.
+    The records of `expired` waves say only that they have expired.
     """
     tenants, found = by_namespace(base.spec.tenants), dict[str, WaveRecord]()
     for key, each in admission.asks.by_wave.items():
@@ -40,28 +40,28 @@ def wave_records(
         if each.kept and each.wave.record is not None:
             found[key] = each.wave.record
             continue
-        record = _asking(each, tenants.get(each.wave.meta.namespace), refusal)
+        record = _active_record(each, tenants.get(each.wave.meta.namespace), refusal)
         found[key] = old if old is not None and old == record else record
-    for wave in over:
+    for wave in expired:
         old, record = before.records.get(wave.meta.key), _expired(wave, tenants.get(wave.meta.namespace))
         found[wave.meta.key] = old if old is not None and old == record else record
     return Recorded(found, admission.asks.by_wave, admission.refused)
 
 
-def expired_records(over: Iterable[ObservedWave], known: Mapping[str, WaveRecord]) -> dict[str, WaveRecord]:
+def expired_records(expired: Iterable[ObservedWave], known: Mapping[str, WaveRecord]) -> dict[str, WaveRecord]:
     """Return the records of expired waves of a base whose spec cannot be read.
 
     They take the tenants' weights and quotas from the `known` records in the map instead.
     """
     tenants = {each.wave.partition("/")[0]: (each.weight, each.quota) for each in known.values()}
     found = {}
-    for wave in over:
+    for wave in expired:
         weight, quota = tenants.get(wave.meta.namespace, (1, 0))
         found[wave.meta.key] = msgspec.structs.replace(_expired(wave, None), weight=weight, quota=quota)
     return found
 
 
-def _asking(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
+def _active_record(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
     stand, chosen_by = each.wave.stand, _chosen_by(each.spec, kept=each.kept)
     adapters = len(stand.policies) if stand is not None else len(each.wants)
     slots = len(stand.wants_slot) if stand is not None else each.slots

@@ -49,7 +49,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
         """Why the wave may want more than these copies: it was never looked up, nor ready in this generation."""
         wave = self.ask.wave
         last, seen = wave.status.conditions, wave.status.observed_generation
-        if not wave.as_before or (seen == wave.meta.generation and status_of(last, "Ready") == "True"):
+        if not wave.from_map or (seen == wave.meta.generation and status_of(last, "Ready") == "True"):
             return None
         return unread(wave)
 

@@ -36,11 +36,11 @@ def packed(
     near: Mapping[str, int],
     free: Mapping[str, int],
     memory: Memory,
-    later: Mapping[str, tuple[bool, bool]],
+    rank_keys: Mapping[str, tuple[bool, bool]],
 ) -> dict[str, str] | None:
     """Return an engine for each policy, among those with `free` slots; None if no placement was found.
 
-    `near` counts the wave's policies that each engine already trains; `later` is each engine's rank (`Slots.later`).
+    `near` counts the wave's policies that each engine already trains; `rank_keys` are theirs (`Slots.rank_key`).
     """
     needed = {each.name: {name: memory.needed(name, each.settings) for name in free} for each in policies}
     alike = all(of == needed[policies[0].name] for of in needed.values())
@@ -50,7 +50,7 @@ def packed(
     least = sum(min(taken.own for taken in of.values()) for of in needed.values())
     if least > sum(max(0, room.left) for room in rooms.values()):
         return None
-    search = _Search(policies, needed, rooms, near, later)
+    search = _Search(policies, needed, rooms, near, rank_keys)
     return search.found if search.place(0) else None
 
 
@@ -63,9 +63,9 @@ class _Search:
         needed: Mapping[str, Mapping[str, Taken]],
         rooms: dict[str, _Room],
         near: Mapping[str, int],
-        later: Mapping[str, tuple[bool, bool]],
+        rank_keys: Mapping[str, tuple[bool, bool]],
     ) -> None:
-        self._later = later
+        self._rank_keys = rank_keys
         self._order = sorted(policies, key=lambda each: -max(taken.total for taken in needed[each.name].values()))
         self._needed, self._rooms, self._near = needed, rooms, Counter(near)
         # Engines of one kind with the same room left are interchangeable.
@@ -97,7 +97,7 @@ class _Search:
 
     def _ranked(self, policy: PolicyStand) -> list[str]:
         """Return the engines in the order of `Slots.best`, but first the one where the policy has trained."""
-        near, rooms, later = self._near, self._rooms, self._later
+        near, rooms, rank_keys = self._near, self._rooms, self._rank_keys
         return sorted(
-            rooms, key=lambda name: (name != policy.engine, later[name], -near[name], -rooms[name].slots, name)
+            rooms, key=lambda name: (name != policy.engine, rank_keys[name], -near[name], -rooms[name].slots, name)
         )

@@ -30,7 +30,7 @@ class Slots:
         self._usable = {engine.name for engine in engines if engine.alive and not engine.lost}
         self._kept = {engine.name for engine in engines if not engine.lost}
         self._late = {engine.name for engine in engines if engine.alive and engine.lost}
-        self._later = {engine.name: (not engine.ready, engine.name in outdated) for engine in engines}
+        self._rank_keys = {engine.name: (not engine.ready, engine.name in outdated) for engine in engines}
         self._each = each
         self.free = {engine.name: each - served.get(engine.name, 0) for engine in engines}
         self.memory = memory
@@ -39,7 +39,7 @@ class Slots:
         """Return an independent copy: taking from it leaves this one unchanged."""
         found = Slots((), self._each, {}, self.memory.copy())
         found._usable, found._kept, found._late = set(self._usable), set(self._kept), set(self._late)
-        found._later, found.free = self._later, dict(self.free)
+        found._rank_keys, found.free = self._rank_keys, dict(self.free)
         return found
 
     def without_waves(self, engines: Collection[str]) -> "Slots":
@@ -63,7 +63,7 @@ class Slots:
         """The engines on which slots may be taken."""
         return frozenset(self._usable)
 
-    def keeps(self, engine: str) -> bool:
+    def policies_stay(self, engine: str) -> bool:
         """Whether policies training on this engine stay there; an engine that is only restarting is expected back."""
         return engine in self._kept
 
@@ -71,9 +71,9 @@ class Slots:
         """Whether the engine is alive again, but has been unready for so long that others are better."""
         return engine in self._late
 
-    def later(self, engine: str) -> tuple[bool, bool]:
+    def rank_key(self, engine: str) -> tuple[bool, bool]:
         """Return a sort key by which ready engines come first, then those that are not to restart soon."""
-        return self._later.get(engine, (True, False))
+        return self._rank_keys.get(engine, (True, False))
 
     def take(self, engine: str, policy: Policy) -> None:
         """Reserve a policy's slot and memory on an engine. Counts may become negative after limits were lowered."""
@@ -90,13 +90,13 @@ class Slots:
         return able and (blind or self.memory.fits(engine, policy))
 
     def best(self, near: Mapping[str, int], policy: Policy, *, blind: bool) -> str | None:
-        """Return the usable engine with room for a policy that comes first by `later`; None if there is none.
+        """Return the usable engine with room for a policy that comes first by `rank_key`; None if there is none.
 
         Among equals, the one that already trains most of the wave is best, then the one with most free slots.
         """
         able = [name for name in self._usable if self.open(name, policy, blind=blind)]
         return min(
-            able, key=lambda name: (self.later(name), -near.get(name, 0), -self.free[name], name), default=None
+            able, key=lambda name: (self.rank_key(name), -near.get(name, 0), -self.free[name], name), default=None
         )
 
 
@@ -104,7 +104,7 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
     """Return the policies that stay where they train, by name, and reserve their slots."""
     pins, wanting = {}, frozenset(stand.wants_slot)
     for policy in stand.policies:
-        stays = policy.engine in slots.free if stand.kept else slots.keeps(policy.engine)
+        stays = policy.engine in slots.free if stand.kept else slots.policies_stay(policy.engine)
         if policy.name in wanting and policy.holds and stays:
             slots.take(policy.engine, policy.settings)
             pins[policy.name] = policy.engine
@@ -164,8 +164,8 @@ def _packed(stand: WaveStand, pins: Mapping[str, str], slots: Slots) -> dict[str
     wanting = frozenset(stand.wants_slot) - pins.keys()
     missing = [policy for policy in stand.policies if policy.name in wanting]
     free = {name: slots.free[name] for name in slots.usable}
-    later = {name: slots.later(name) for name in free}
-    found = packed(missing, Counter(pins.values()), free, slots.memory, later) or {}
+    rank_keys = {name: slots.rank_key(name) for name in free}
+    found = packed(missing, Counter(pins.values()), free, slots.memory, rank_keys) or {}
     for policy in missing:
         if policy.name in found:
             slots.take(found[policy.name], policy.settings)

@@ -29,7 +29,7 @@ from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep, late, moved
 from mint_operator.training.stand import WaveStand, stands, wanting
-from mint_operator.training.training_capacity import TrainingCapacity, begun, turn
+from mint_operator.training.training_capacity import TrainingCapacity, admit, turn
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -95,7 +95,7 @@ def prepared(
         if stood[key].kept:
             stood[key] = msgspec.structs.replace(stood[key], pins=kept[key])
         else:
-            stood[key] = begun(training[key], stood[key], kept[key], capacity)
+            stood[key] = admit(training[key], stood[key], kept[key], capacity)
     reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(

@@ -101,7 +101,7 @@ class TrainingCapacity:
         self.demand += count
 
 
-def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacity: TrainingCapacity) -> WaveStand:
+def admit(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacity: TrainingCapacity) -> WaveStand:
     """Return the stand with a place for every policy that trains, or with the reason why the wave waits."""
     missing = len(stand.wants_slot) - len(kept)
     if not missing:

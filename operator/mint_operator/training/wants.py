@@ -41,7 +41,7 @@ def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
     for each in wave.listed or ():
         policy = policies.get(each.name, PolicyStand(Policy(each.name)))
         want = _want(wave, stand, policy, policy.published or each.source)
-        found.append(msgspec.structs.replace(want, yields=wave.beside.get(each.name, ())))
+        found.append(msgspec.structs.replace(want, source_from=wave.shared_with.get(each.name, ())))
     return tuple(found)
 
 

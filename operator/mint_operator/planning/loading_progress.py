@@ -16,18 +16,18 @@ _MINUTE, _HOUR = 60, 3600
 
 def is_copying(engine: Engine) -> bool:
     """Whether the base is being copied to the engine's node."""
-    found = bringing(engine)
+    found = loading_progress(engine)
     return found is not None and found.phase == COPYING
 
 
-def bringing(engine: Engine) -> Bringing | None:
+def loading_progress(engine: Engine) -> Bringing | None:
     """Return the progress of an engine that does not serve yet; None if it reports none."""
     return engine.record.bringing if engine.record is not None and not engine.ready else None
 
 
 def sentence(engine: Engine) -> str:
     """Return an engine's progress as text for people; "" if there is none."""
-    found = bringing(engine)
+    found = loading_progress(engine)
     if found is None or found.phase not in _DONE:
         return ""
     about = f"engine {engine.name}: {_amount(found)} of the base {_DONE[found.phase]}"
@@ -39,14 +39,16 @@ def sentence(engine: Engine) -> str:
 
 def with_base(loading: LoadingStatus, engines: Sequence[Engine]) -> LoadingStatus:
     """Return `loading` with its time extended to that of loading the base, if that takes longer."""
-    known = [found.left_s for found in map(bringing, engines) if found is not None and found.left_s is not None]
+    known = [
+        found.left_s for found in map(loading_progress, engines) if found is not None and found.left_s is not None
+    ]
     last = max(known, default=0)
     if last <= (loading.eta_seconds or 0):
         return loading
     return msgspec.structs.replace(loading, eta_seconds=last, eta=span(last))
 
 
-def judged(found: Bringing | None) -> object:
+def planning_view(found: Bringing | None) -> object:
     """Return what planning uses of the progress: one plan per percent is enough."""
     if found is None:
         return None
