@@ -34,8 +34,8 @@ from mint_engine.model.modules import unused_linears
 from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.name_conflicts import Namesakes
-from mint_engine.policies.resting import Resting
+from mint_engine.policies.name_conflicts import NameConflicts
+from mint_engine.policies.resting import RestingPolicies
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
 from mint_engine.preflight import check_small_files
@@ -121,10 +121,10 @@ class Process:
         reported = await self.agent.tell(TELL_S)
         log.info("draining", told=reported, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
-        parting = [self._server.register.part(PART_S)]
+        saving = [self._server.register.drain(PART_S)]
         if self._roster is not None:
-            parting.append(self._roster.close())
-        await asyncio.gather(*parting)
+            saving.append(self._roster.close())
+        await asyncio.gather(*saving)
         finished = await self._server.drain(max(1.0, until - time.monotonic()))
         if self._residency is not None:
             await self._residency.close()
@@ -214,11 +214,11 @@ class Process:
             return
         roster = self._roster = Roster(context, self._incarnation, self.agent.changed)
         settings = self._start.settings
-        namesakes = Namesakes(self._redis, settings.base_model, source, settings.store)
+        name_conflicts = NameConflicts(self._redis, settings.base_model, source, settings.store)
         store = store_of(source)
-        resting = Resting(store, settings.base_model)
+        resting = RestingPolicies(store, settings.base_model)
         self._server.register.context = CallContext(
-            context, store, lambda: roster.policies, namesakes.refuse, self._announcement_cache, resting
+            context, store, lambda: roster.policies, name_conflicts.refuse, self._announcement_cache, resting
         )
         roster.want(*self._trains)
 

@@ -31,7 +31,7 @@ from mint_engine.policies.register import Register
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
 from mint_engine.policies.step_thread import StepThread
-from mint_engine.policies.training_context import Places, TrainingContext
+from mint_engine.policies.training_context import TrainingContext, TrainingResidency
 from mint_engine.policies.updates import Updates
 from mint_engine.requests.grammar import Grammars
 from mint_engine.residency.holding import Holder, Tenant
@@ -196,7 +196,7 @@ class EngineServer:
             lead=lead,
         )
 
-    def training_context(self, places: Places) -> TrainingContext | None:
+    def training_context(self, residency: TrainingResidency) -> TrainingContext | None:
         """Return the context that policies are trained with; None if this engine only serves."""
         parts, updates = self._services.parts, self._updates
         if parts is None or updates is None:
@@ -207,7 +207,7 @@ class EngineServer:
         ends = ends_of(base.tokenizer, base.end, base.eos)
         renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends)
         return TrainingContext(
-            StepThread(updates, wake), rollouts, parts.slots, places, renderer, self.register.give_way
+            StepThread(updates, wake), rollouts, parts.slots, residency, renderer, self.register.give_way
         )
 
     async def refuse(self) -> None:

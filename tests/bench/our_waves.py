@@ -56,7 +56,7 @@ _PEAK_SIZE, _PEAK_TRIES = 2048, 8
 T = TypeVar("T")
 
 
-class _NoPlaces:
+class _NoResidency:
     """Slots are given by number here; nothing is published."""
 
     def __init__(self, host_bytes: int) -> None:
@@ -103,7 +103,7 @@ class Engine:
         )
         step_thread = StepThread(updates, self.stepper.wake)
         self._context = TrainingContext(
-            step_thread, rollouts, self._slots, _NoPlaces(setup.host_bytes), renderer, _nobody
+            step_thread, rollouts, self._slots, _NoResidency(setup.host_bytes), renderer, _nobody
         )
         self._steps: dict[str, int] = {}
         self._lessons: list[Lessons] = []

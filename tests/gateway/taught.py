@@ -65,7 +65,7 @@ class TrainingEngine:
 
     async def end(self) -> None:
         """End as a process does on SIGTERM."""
-        await self.trains.server.register.part(LIMIT_S)
+        await self.trains.server.register.drain(LIMIT_S)
         await self.leave()
 
     def silent(self) -> AbstractContextManager[None]:

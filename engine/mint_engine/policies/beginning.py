@@ -8,7 +8,7 @@ from mint_engine.background_threads import run_in_background
 from mint_engine.examples.draw import draw
 from mint_engine.examples.example import Example
 from mint_engine.examples.lengths import check_lengths
-from mint_engine.policies.checkpoints import Record, Shelf
+from mint_engine.policies.checkpoints import Checkpoints, Record
 from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.rewards.completion import Completion
@@ -62,36 +62,38 @@ async def reserve(context: TrainingContext, terms: Terms) -> int:
     """Reserve host memory and a slot for a new policy of these terms; returns the slot.
 
     Memory comes first: waiting for memory then occupies no slot, and a failed wait for a slot returns the memory.
-    Raises as `Places.reserve` and `PolicyMemory.take`.
+    Raises as `TrainingResidency.reserve` and `PolicyMemory.take`.
     """
-    places, holder = context.places, holder_of(terms.policy)
-    places.room.take(holder, await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form))
+    residency, holder = context.residency, holder_of(terms.policy)
+    residency.room.take(holder, await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form))
     try:
-        return await places.reserve(terms.policy)
+        return await residency.reserve(terms.policy)
     except BaseException:
-        places.room.leave(holder)
+        residency.room.leave(holder)
         raise
 
 
 async def release(context: TrainingContext, policy: str, slot: int) -> None:
     """Give back the policy's memory and its slot."""
-    context.places.room.leave(holder_of(policy))
-    await context.places.release(slot)
+    context.residency.room.leave(holder_of(policy))
+    await context.residency.release(slot)
 
 
-async def make(context: TrainingContext, terms: Terms, shelf: Shelf, since: float) -> tuple[Policy, Record | None]:
+async def make(
+    context: TrainingContext, terms: Terms, checkpoints: Checkpoints, since: float
+) -> tuple[Policy, Record | None]:
     """Return a policy not yet given to the trainer, and the record of its checkpoint, or None if it is new.
 
     `since` is when its name became a wave's here (see `TrainingContext.claim`). The reserved memory is adjusted to
-    what the policy takes, which may be known only from its checkpoint or revision. Raises as `Shelf.newest`, and
-    whatever reading and making raise.
+    what the policy takes, which may be known only from its checkpoint or revision. Raises as `Checkpoints.newest`,
+    and whatever reading and making raise.
     """
-    name, holder, room = terms.policy, holder_of(terms.policy), context.places.room
+    name, holder, room = terms.policy, holder_of(terms.policy), context.residency.room
     await context.claim(name, since)
     await context.step_thread.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
-        found = await run_blocking(shelf.newest, terms.saved)
-        start = await context.places.read(terms.start_from) if found is None and terms.start_from else None
+        found = await run_blocking(checkpoints.newest, terms.saved)
+        start = await context.residency.read(terms.start_from) if found is None and terms.start_from else None
         if start is not None:
             room.take(holder, context.step_thread.maker.needs_from(start))
         policy = await _made(context, terms, found[1] if found is not None else None, start)

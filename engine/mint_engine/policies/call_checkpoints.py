@@ -14,9 +14,9 @@ from mint_engine.background_threads import run_in_background
 from mint_engine.policies import revisions
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls
-from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.copying import copying
-from mint_engine.policies.resting import Rests
+from mint_engine.policies.resting import RestingPolicy
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.sources.blocking import run_blocking
@@ -36,14 +36,14 @@ class Found(NamedTuple):
     newest_record: Record | None  # of the newest checkpoint, complete or not, as of before the read
 
 
-def shelf_of(store: Store, policy: str) -> Shelf:
+def checkpoints_of(store: Store, policy: str) -> Checkpoints:
     """Return a policy's checkpoints."""
-    return Shelf(store, policy, RUN, KEPT)
+    return Checkpoints(store, policy, RUN, KEPT)
 
 
-async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, left: bool = False) -> str:
+async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, resumable: bool = False) -> str:
     """Write a checkpoint and return its URI; it is durable when this returns."""
-    shelf, name = shelf_of(here.store, policy), Name(calls.lease, sequence)
+    checkpoints, name = checkpoints_of(here.store, policy), Name(calls.lease, sequence)
     async with here.copying(calls):
         copy = await here.training.step_thread.parts(lambda trainer: copying(trainer, policy))
         blob = await run_in_background(state.to_bytes, copy)
@@ -58,34 +58,34 @@ async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, l
             size=len(blob),
             sequence=sequence,
             life=calls.life,
-            taken=calls.step,
-            left=left,
+            optimizer_steps=calls.step,
+            resumable=resumable,
         )
-        await run_in_background(shelf.save, record, blob)
-    return _folder(here.store, shelf) + str(name)
+        await run_in_background(checkpoints.save, record, blob)
+    return _folder(here.store, checkpoints) + str(name)
 
 
 async def leave(here: CallContext, policy: str, calls: Calls) -> None:
     """Write a checkpoint of a policy that this engine lets go of, so that any engine can resume it."""
-    await save(here, policy, calls, calls.sequence, left=True)
-    rests = Rests(policy, calls.life, calls.sequence, calls.step)
+    await save(here, policy, calls, calls.sequence, resumable=True)
+    resting = RestingPolicy(policy, calls.life, calls.sequence, calls.step)
     with suppress(MintError):  # then it is only missing from the list of resting policies
-        await run_in_background(here.resting.note, rests)
+        await run_in_background(here.resting.note, resting)
 
 
-async def stay(here: CallContext, policy: str, calls: Calls) -> None:
+async def revert_leave(here: CallContext, policy: str, calls: Calls) -> None:
     """Revert `leave` for a policy that stays on this engine after all: nobody may resume what it wrote.
 
     Raises StaleLease if another engine has already resumed it.
     """
-    record = await run_blocking(shelf_of(here.store, policy).newest_record)
-    if record is not None and record.left and record.lease == calls.lease:
-        await _retell(here, policy, record, left=False)
+    record = await run_blocking(checkpoints_of(here.store, policy).newest_record)
+    if record is not None and record.resumable and record.lease == calls.lease:
+        await _replace_record(here, policy, record, resumable=False)
 
 
 async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> None:
     """Raise StaleLease if another engine has resumed the policy; also raises a store's errors."""
-    latest = await run_blocking(shelf_of(here.store, policy).latest_lease)
+    latest = await run_blocking(checkpoints_of(here.store, policy).latest_lease)
     if latest > calls.lease:
         raise _stale(policy, latest, calls)
 
@@ -94,16 +94,16 @@ async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy
     """Return the policy that `save` wrote to `uri`.
 
     Raises SourceForbidden for a URI that is not this policy's, StaleLease for one saved under a newer lease, whose
-    engine now has the policy, and as `Shelf.read`.
+    engine now has the policy, and as `Checkpoints.read`.
     """
-    shelf = shelf_of(here.store, policy)
-    folder = _folder(here.store, shelf)
+    checkpoints = checkpoints_of(here.store, policy)
+    folder = _folder(here.store, checkpoints)
     if not uri.startswith(folder):
         raise SourceForbidden(
             f"policy {policy!r}", "can only load its own states; give a uri that SaveState returned"
         )
     name = uri.removeprefix(folder)
-    blob = await run_blocking(shelf.read, name)
+    blob = await run_blocking(checkpoints.read, name)
     if (of := Name.read(name)) is not None and of.lease > calls.lease:
         raise _stale(policy, of.lease, calls)
     return await _read(here, policy, blob)
@@ -114,14 +114,14 @@ async def newest(here: CallContext, policy: str, life: int) -> Found:
 
     Raises PolicyNotFound if there is none.
     """
-    shelf = shelf_of(here.store, policy)
-    newest_record = await run_blocking(shelf.newest_record)
-    found = await run_blocking(shelf.newest)
+    checkpoints = checkpoints_of(here.store, policy)
+    newest_record = await run_blocking(checkpoints.newest_record)
+    found = await run_blocking(checkpoints.newest)
     if found is None:
         raise PolicyNotFound(f"policy {policy!r}", "has no saved state to resume from; create it")
     record, blob = found
-    if life and not (record.left and record.life == life):
-        raise not_left(policy, life)
+    if life and not (record.resumable and record.life == life):
+        raise not_resumable(policy, life)
     return Found(await _read(here, policy, blob), record, newest_record)
 
 
@@ -129,7 +129,7 @@ async def latest_lease(here: CallContext, policy: str) -> int:
     """Return the latest lease that saved or published this policy; 0 if none did or the store does not say."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
-            saved, published = shelf_of(here.store, policy).latest_lease, revisions.latest_lease
+            saved, published = checkpoints_of(here.store, policy).latest_lease, revisions.latest_lease
             return await run_blocking(lambda: max(saved(), published(here.store, policy)))
     return 0
 
@@ -139,31 +139,32 @@ async def give_up(here: CallContext, policy: str, life: int) -> None:
 
     This covers `life` and earlier lives of the name; 0 stands for the latest.
     """
-    record = await run_blocking(shelf_of(here.store, policy).newest_record)
-    if record is not None and record.left and (not life or record.life <= life):
+    record = await run_blocking(checkpoints_of(here.store, policy).newest_record)
+    if record is not None and record.resumable and (not life or record.life <= life):
         with suppress(StaleLease):  # what a newer lease has superseded cannot be resumed anyway
-            await _retell(here, policy, record, left=False)
+            await _replace_record(here, policy, record, resumable=False)
 
 
-async def succeed(here: CallContext, policy: str) -> None:
+async def forget_predecessor(here: CallContext, policy: str) -> None:
     """Remove an earlier policy of this name from the resting list, since a new one now has the name."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
-            record = await run_blocking(shelf_of(here.store, policy).newest_record)
-            if record is not None and record.left:
-                await run_in_background(here.resting.forget, rests_of(record))
+            record = await run_blocking(checkpoints_of(here.store, policy).newest_record)
+            if record is not None and record.resumable:
+                await run_in_background(here.resting.forget, resting_policy_of(record))
 
 
-async def _retell(here: CallContext, policy: str, record: Record, *, left: bool) -> None:
-    """Rewrite a record's `left`, in an order that never lists a policy whose record does not say so."""
-    if not left:
-        await run_in_background(here.resting.forget, rests_of(record))
-    await run_in_background(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
-    if left:
-        await run_in_background(here.resting.note, rests_of(record))
+async def _replace_record(here: CallContext, policy: str, record: Record, *, resumable: bool) -> None:
+    """Rewrite a record's `resumable`, in an order that never lists a policy whose record does not say so."""
+    if not resumable:
+        await run_in_background(here.resting.forget, resting_policy_of(record))
+    replaced = msgspec.structs.replace(record, resumable=resumable)
+    await run_in_background(checkpoints_of(here.store, policy).replace_record, replaced)
+    if resumable:
+        await run_in_background(here.resting.note, resting_policy_of(record))
 
 
-def not_left(policy: str, life: int) -> PolicyNotFound:
+def not_resumable(policy: str, life: int) -> PolicyNotFound:
     """Return the error for a client that would resume a policy without knowing what was lost."""
     reason = f"of life {life} is not what its engine saved on shutdown; resume it by name alone, or create it"
     return PolicyNotFound(f"policy {policy!r}", reason)
@@ -173,14 +174,14 @@ def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:
     return StaleLease(f"policy {policy!r}", f"is now trained under lease {lease}, not {calls.lease}")
 
 
-def rests_of(record: Record) -> Rests:
+def resting_policy_of(record: Record) -> RestingPolicy:
     """Return the entry of a left policy in the resting list."""
-    return Rests(record.policy, record.life, record.sequence, record.taken)
+    return RestingPolicy(record.policy, record.life, record.sequence, record.optimizer_steps)
 
 
 async def _read(here: CallContext, policy: str, blob: bytes) -> Policy:
     return await here.training.step_thread.make(lambda maker: maker.read(policy, blob))
 
 
-def _folder(store: Store, shelf: Shelf) -> str:
-    return f"{store.source.uri.rstrip('/')}/{shelf.folder}/"
+def _folder(store: Store, checkpoints: Checkpoints) -> str:
+    return f"{store.source.uri.rstrip('/')}/{checkpoints.folder}/"

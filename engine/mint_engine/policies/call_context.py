@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.calls import Calls
-from mint_engine.policies.resting import Resting
+from mint_engine.policies.resting import RestingPolicies
 from mint_engine.policies.store import Store
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.residency.policy_memory import PolicyMemory
@@ -23,12 +23,12 @@ class CallContext:
     waves: Callable[[], frozenset[str]]
     refuse_taken: Callable[[str], Awaitable[None]]
     announcement_cache: AnnouncementCache
-    resting: Resting
+    resting: RestingPolicies
 
     @property
     def room(self) -> PolicyMemory:
         """The host memory that policies take."""
-        return self.training.places.room
+        return self.training.residency.room
 
     def copying(self, calls: Calls) -> AbstractAsyncContextManager[None]:
         """Return a context that holds room for copies while a policy is saved or another state of it is read."""

@@ -15,7 +15,7 @@ from mint_engine.policies.lease_check import LeaseCheck
 from mint_engine.policies.outlasting import outlast
 from mint_engine.training.policy import PolicySettings
 
-PART_RETRY_S = 1.0
+DRAIN_RETRY_S = 1.0
 REMEMBERED = 16  # answers; a client retries a call before it has made this many newer ones
 REMEMBERED_BYTES = 2 << 20  # of all answers together; the last one is remembered whatever its size
 
@@ -24,7 +24,7 @@ M = TypeVar("M", bound=Message)
 
 def draining() -> Draining:
     """Return the error for an engine that takes no more calls."""
-    return Draining("engine", "is shutting down and saving what it trains; retry", retry_after_s=PART_RETRY_S)
+    return Draining("engine", "is shutting down and saving what it trains; retry", retry_after_s=DRAIN_RETRY_S)
 
 
 class Calls:
@@ -42,8 +42,8 @@ class Calls:
         self.taken_up = 0  # sequence number of the last call before this lease began
         self.step = 0  # optimizer steps taken
         self._gone = ""  # why the policy is gone; empty while it is here
-        self._parting = False
-        self._stay: Callable[[], Awaitable[None]] | None = None  # reverts a failed `rest` before the next call
+        self._draining = False
+        self._revert: Callable[[], Awaitable[None]] | None = None  # reverts a failed `rest` before the next call
         self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # with their requests' digests
         self._nbytes = 0  # of all answers
         self._turn = asyncio.Lock()
@@ -118,32 +118,33 @@ class Calls:
         """As `end`, but called by the call that is under way."""
         self._gone = gone
 
-    async def rest(self, put_away: Callable[[], Awaitable[None]], stay: Callable[[], Awaitable[None]]) -> None:
+    async def rest(self, put_away: Callable[[], Awaitable[None]], revert: Callable[[], Awaitable[None]]) -> None:
         """Run `put_away` after the call under way, then make later calls raise PolicyNotFound.
 
-        If `put_away` raises, so does this, and the policy stays. The store may say by then that it was let go; `stay`
-        reverts that, at once or else before the next call, which would be missing from what another engine resumes.
+        If `put_away` raises, so does this, and the policy stays. The store may say by then that it was let go;
+        `revert` undoes that, at once or else before the next call, which would be missing from what another engine
+        resumes.
         """
         async with self._turn:
             if self._gone:
                 return
-            self._stay = stay
+            self._revert = revert
             try:
                 await put_away()
             except MintError:
                 with suppress(MintError):
-                    await self._stays()
+                    await self._revert_rest()
                 raise
             self._gone = "was saved and unloaded for lack of calls; resume it"
 
-    async def part(self, save: Callable[[], Awaitable[object]]) -> None:
+    async def drain(self, save: Callable[[], Awaitable[object]]) -> None:
         """Refuse further calls with Draining, and `save` once the call under way has ended."""
-        self._parting = True
+        self._draining = True
         async with self._turn:
             if not self._gone:
                 await save()
 
-    def check_there(self) -> None:
+    def check_present(self) -> None:
         """Raise PolicyNotFound if the policy is gone, even if the store does not know of its drop yet."""
         if self._gone:
             raise PolicyNotFound(f"policy {self._policy!r}", self._gone)
@@ -171,7 +172,7 @@ class Calls:
                 raise OutOfOrder(
                     f"policy {self._policy!r}", f"call {sequence} {what}; the next is {self.sequence + 1}"
                 )
-            await self._stays()
+            await self._revert_rest()
             try:
                 given = await work()
             finally:
@@ -180,10 +181,10 @@ class Calls:
             self._remember(sequence, digest, given)
             return given
 
-    async def _stays(self) -> None:
-        if self._stay is not None:
-            await self._stay()
-            self._stay = None
+    async def _revert_rest(self) -> None:
+        if self._revert is not None:
+            await self._revert()
+            self._revert = None
 
     def _remember(self, sequence: int, digest: bytes, answer: Message) -> None:
         self._answers[sequence] = digest, answer
@@ -193,6 +194,6 @@ class Calls:
             self._nbytes -= oldest.ByteSize()
 
     def _refuse_ended(self) -> None:
-        self.check_there()
-        if self._parting:
+        self.check_present()
+        if self._draining:
             raise draining()

@@ -40,8 +40,9 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     size: int = 0  # bytes of the blob; 0: unknown, written by an earlier version
     sequence: int = 0  # of the last Trainer service call
     life: int = 0  # of a Trainer API policy, see `Calls`
-    taken: int = 0  # optimizer steps of a Trainer API policy
-    left: bool = False  # whether the policy's engine let go of it, for any engine to resume
+    optimizer_steps: int = msgspec.field(default=0, name="taken")  # of a Trainer API policy
+    # Whether the policy's engine let go of it, for any engine to resume.
+    resumable: bool = msgspec.field(default=False, name="left")
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step
     evaluation: float | None = None
@@ -53,7 +54,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 _RECORD = msgspec.json.Decoder(Record)
 
 
-class Shelf:
+class Checkpoints:
     """One policy's checkpoints in one run. All methods block the calling thread."""
 
     def __init__(self, store: Store, policy: str, run: str = "", kept: int = KEPT) -> None:
@@ -76,7 +77,7 @@ class Shelf:
         except MintError as error:
             _log.warning("checkpoints_unswept", policy=self._policy, checkpoint=str(name), error=str(error))
 
-    def retell(self, record: Record) -> None:
+    def replace_record(self, record: Record) -> None:
         """Replace the record of an existing checkpoint. Raises as `save`."""
         name = Name(record.lease, record.step)
         with self._series.written(name):
@@ -87,16 +88,16 @@ class Shelf:
         return self._series.latest_lease()
 
     def leases(self) -> list[int]:
-        """Return the leases that have saved or taken the policy, oldest first, one for each folder."""
+        """Return the leases that have saved or claimed the policy, oldest first, one for each folder."""
         return [each.lease for each in self._series.names()]
 
-    def take(self, lease: int) -> None:
-        """As `Series.take`."""
-        self._series.take(lease)
+    def claim(self, lease: int) -> None:
+        """As `Series.claim`."""
+        self._series.claim(lease)
 
-    def give_back(self, lease: int) -> None:
-        """As `Series.give_back`."""
-        self._series.give_back(lease)
+    def unclaim(self, lease: int) -> None:
+        """As `Series.unclaim`."""
+        self._series.unclaim(lease)
 
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
         """Return the newest complete checkpoint with its blob, or None; broken ones are logged and skipped.

@@ -71,9 +71,9 @@ class Course:
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
         self.waits = False  # for the map to confirm its lease
         self.abandoned = False  # its lease may be another engine's
-        self.parting = False  # the engine shuts down: finished steps are saved before all is released
-        self._placing: asyncio.Future[Lessons] | None = None  # waits for examples, memory and a slot
-        self._unplaced = False  # an order to stop cancelled `_placing`
+        self.draining = False  # the engine shuts down: finished steps are saved before all is released
+        self._preparing: asyncio.Future[Lessons] | None = None  # waits for examples, memory and a slot
+        self._was_stopped = False  # an order to stop cancelled `_preparing`
         self._readable = False  # its examples were checked, and have been readable since
         self._slot: int | None = None
         self._label = ""
@@ -89,9 +89,9 @@ class Course:
     @order.setter
     def order(self, order: Order) -> None:
         self._order = order
-        self._halt.hear()
-        if order is not Order.RUN and self._placing is not None:
-            self._unplaced = self._placing.cancel() or self._unplaced
+        self._halt.update()
+        if order is not Order.RUN and self._preparing is not None:
+            self._was_stopped = self._preparing.cancel() or self._was_stopped
         more = self.stage is Stage.COMPLETE and self._standing.step < self.train.steps
         if order is Order.CANCEL and (more or self.stage is Stage.PAUSED):  # already saved
             self._set_stage(Stage.CANCELLED)
@@ -158,7 +158,7 @@ class Course:
         try:
             await self._live()
         except asyncio.CancelledError:
-            if self.parting and self._keeping is not None:
+            if self.draining and self._keeping is not None:
                 unsaved = self._standing.saved < self._standing.step
                 await self._keeping.save_last(self._standing.step, self._record if unsaved else None)
             raise
@@ -220,19 +220,19 @@ class Course:
         """Return its lessons, or None if an order to stop comes while it waits for examples, memory or a slot."""
         task = asyncio.current_task()
         while True:
-            self._unplaced = False
-            self._placing = asyncio.ensure_future(self._patience(self._place, "load", self._keeps))
+            self._was_stopped = False
+            self._preparing = asyncio.ensure_future(self._patience(self._prepare, "load", self._keeps))
             try:
-                return await self._placing
+                return await self._preparing
             except asyncio.CancelledError:
-                if not self._unplaced or task is None or task.cancelling():
+                if not self._was_stopped or task is None or task.cancelling():
                     raise
             finally:
-                self._placing = None
+                self._preparing = None
             if not self._runs():  # otherwise it has since been told to go on
                 return None
 
-    async def _place(self) -> Lessons:
+    async def _prepare(self) -> Lessons:
         """Get examples, memory and a slot. A waiting course occupies no slot, and holds examples only briefly."""
         terms, context = terms_of(self._wave, self.assignment), self._context
         if terms.reward is not None and self._scorer is None:
@@ -273,7 +273,7 @@ class Course:
         return examples, held_out[: evaluation.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
-        policy, record = await beginning.make(self._context, terms, keeping.shelf, self._since)
+        policy, record = await beginning.make(self._context, terms, keeping.checkpoints, self._since)
         if record is not None:
             self._take_up(record)
             # Steps that are taken again may come to other numbers than those published: publish them again.
@@ -284,7 +284,7 @@ class Course:
         self._label = label = label_of(terms.policy, self._number, self._standing.step)
 
         def begin(trainer: Trainer) -> None:
-            trainer.put(policy)
+            trainer.add(policy)
             hand_off(self._context.slots, slot, policy, label)
 
         await self._context.step_thread.call(begin)
@@ -339,7 +339,7 @@ class Course:
     def _offer(self, source: Source, packed: Packed) -> None:
         """Serve what was published, unless the course was abandoned: then the map alone decides what is served."""
         if not self.abandoned:
-            self._context.places.offer(self.assignment.policy, source, packed)
+            self._context.residency.offer(self.assignment.policy, source, packed)
 
     async def _wait(self) -> None:
         await asyncio.sleep(UNSURE_S)

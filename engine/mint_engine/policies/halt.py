@@ -10,7 +10,7 @@ class Halted(Exception):
 
 
 class Halt:
-    """One course's. `should_stop` returns whether it is to stop now; whoever changes that calls `hear`.
+    """One course's. `should_stop` returns whether it is to stop now; whoever changes that calls `update`.
 
     Belongs to the event loop.
     """
@@ -19,7 +19,7 @@ class Halt:
         self._should_stop = should_stop
         self._waits: dict[asyncio.Timeout, float] = {}  # with their grace periods in seconds
 
-    def hear(self) -> None:
+    def update(self) -> None:
         """Apply a changed order to all waits. A repeated order to stop does not extend their grace periods."""
         for wait, grace_s in self._waits.items():
             if not wait.expired() and (wait.when() is None or not self._should_stop()):

@@ -20,7 +20,7 @@ from mint_engine.background_threads import run_in_background
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.beginning import holder_of
-from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.copying import Copying, copying, packing
 from mint_engine.policies.patience import Patiently
 from mint_engine.policies.series import Name
@@ -56,8 +56,8 @@ class Keeping:
     ) -> None:
         self._context, self._store, self._terms, self._sure = context, store, terms, sure
         self._offer, self._patiently = offer, patiently
-        self._room, self._holder = context.places.room, holder_of(terms.policy)
-        self.shelf = Shelf(store, terms.policy, terms.run)
+        self._room, self._holder = context.residency.room, holder_of(terms.policy)
+        self.checkpoints = Checkpoints(store, terms.policy, terms.run)
         self.published: Published | None = None
         self.saved = 0  # the step of the newest complete checkpoint
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -96,7 +96,7 @@ class Keeping:
             complete = msgspec.structs.replace(
                 record, digest=await run_in_background(digest_of, blob), size=len(blob)
             )
-            await self._write(lambda: self.shelf.save(complete, blob), "checkpoint")
+            await self._write(lambda: self.checkpoints.save(complete, blob), "checkpoint")
             self.saved = record.step
 
         with ExitStack() as held:

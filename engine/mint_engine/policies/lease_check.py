@@ -1,7 +1,7 @@
 """How long an engine may assume that a Trainer API policy is still its own, though another may have resumed it.
 
 An engine that was cut off does not notice that, but the store tells: an engine that resumes a policy first says so
-there (`Series.take`). Each save checks the store anyway. Other calls only change memory, which nobody else resumes
+there (`Series.claim`). Each save checks the store anyway. Other calls only change memory, which nobody else resumes
 from; before them the store is checked now and then, so that a client notices while it has lost little.
 """
 

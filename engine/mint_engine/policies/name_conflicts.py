@@ -20,7 +20,7 @@ from mint_engine.sources.storage import folder_of
 _log = structlog.get_logger(__name__)
 
 
-class Namesakes:
+class NameConflicts:
     """Name conflicts on one base. Policies publish to `training`; `store`, if any, holds the base's adapters."""
 
     def __init__(self, redis: Redis, base: str, training: Source, store: Source | None) -> None:
@@ -32,7 +32,7 @@ class Namesakes:
         try:
             found = await self._in_waves(policy) or await self._in_catalog(policy)
         except MapUnavailable as error:
-            _log.warning("namesakes_unknown", policy=policy, error=str(error))
+            _log.warning("name_conflicts_unknown", policy=policy, error=str(error))
             found = ""
         if found := found or await self._in_store(policy):
             raise InvalidRequest(f"policy {policy!r}", f"cannot be published: {found}; create it under another name")

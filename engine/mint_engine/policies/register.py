@@ -19,8 +19,8 @@ from mint_contracts.records import PolicyRoom
 from mint_engine.policies import call_checkpoints
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.calls import Calls, draining
+from mint_engine.policies.claims import Claims
 from mint_engine.policies.outlasting import outlast
-from mint_engine.policies.taking import Taking
 from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256
@@ -40,10 +40,10 @@ class Register:
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # policies that are still being made
         self._dropped: dict[str, int] = {}  # policy -> dropped life, until the store knows
-        self._taking = Taking()
+        self._claims = Claims()
         self._lease = 0  # of the policy that was created last
         self._resuming = asyncio.Lock()
-        self._parting = False
+        self._draining = False
         self._saving: list[asyncio.Task[None]] = []
 
     @property
@@ -76,7 +76,7 @@ class Register:
         if calls is None:
             reason = "is not on this engine; resume it from its saved state, or create it"
             raise PolicyNotFound(f"policy {name!r}", reason)
-        calls.check_there()
+        calls.check_present()
         calls.check_life(life)
         return calls
 
@@ -98,7 +98,7 @@ class Register:
             self._make(known, name, partial(self._fresh, here, known, name, settings))
         else:
             known.check_new(settings)
-        return await self._there(known, name)
+        return await self._when_made(known, name)
 
     async def resume(self, name: str, life: int) -> Calls:
         """Return a policy that is here, or resume it from its newest checkpoint (see `call_checkpoints.newest`)."""
@@ -109,7 +109,7 @@ class Register:
         if known is None:
             known = self._new(name, None)
             self._make(known, name, partial(self._resumed, here, known, name, life))
-        await self._there(known, name)
+        await self._when_made(known, name)
         known.check_life(life)
         return known
 
@@ -167,18 +167,18 @@ class Register:
         elif self.context is not None:
             await self.context.announcement_cache.clear(policy, since)
 
-    async def part(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float) -> None:
         """Take no more calls, and save every policy as it is, so that other engines can resume it.
 
         Waits for at most `timeout_s`; a policy that is not saved by then resumes from its client's last save.
         """
-        self._parting = True
+        self._draining = True
         here = self.context
         if here is None or not self._calls:
             return
 
         async def save(name: str, calls: Calls) -> None:
-            await calls.part(lambda: call_checkpoints.leave(here, name, calls))
+            await calls.drain(lambda: call_checkpoints.leave(here, name, calls))
 
         self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late saves go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)
@@ -201,7 +201,7 @@ class Register:
         """
         pending: list[tuple[str, Callable[[CallContext, str], Awaitable[None]]]]
         pending = [(name, self._tell_dropped) for name in self._dropped]
-        pending += [(name, self._taking.give_back) for name in self._taking.untaken]
+        pending += [(name, self._claims.unclaim) for name in self._claims.leftover]
         for name, tell in pending:
             try:
                 await tell(self.here, name)
@@ -210,12 +210,12 @@ class Register:
                 if not error.terminal:
                     return
         for name, calls in self.made():
-            if self._parting or not calls.is_idle(idle_s):
+            if self._draining or not calls.is_idle(idle_s):
                 continue
             of_it = self.here, name, calls
-            stay = partial(self.kept, name, calls, partial(call_checkpoints.stay, *of_it))
+            revert = partial(self.kept, name, calls, partial(call_checkpoints.revert_leave, *of_it))
             try:
-                await calls.rest(partial(self._put_to_rest, *of_it), stay)
+                await calls.rest(partial(self._put_to_rest, *of_it), revert)
             except MintError as error:
                 _log.warning("policy_stays", policy=name, error=str(error))
                 if not error.terminal:
@@ -276,46 +276,46 @@ class Register:
             return
         await here.training.step_thread.call(lambda trainer: trainer.drop(name))
         here.room.leave(calls.holder)
-        here.training.places.withdraw(name)
+        here.training.residency.withdraw(name)
         if self._calls.get(name) is calls:  # unless somebody else has let go of it meanwhile
             del self._calls[name]
 
     def _new(self, name: str, settings: PolicySettings | None) -> Calls:
         """Add an entry for one more policy. Raises Overloaded, and Draining."""
-        if self._parting:
+        if self._draining:
             raise draining()
         if len(self._calls) >= MOST_POLICIES:
             reason = f"already has {MOST_POLICIES} Trainer API policies; drop one"
             raise Overloaded("engine", reason, retry_after_s=FULL_RETRY_S)
         # Newer than the leases of this name that other engines have used, or that this one has dropped (but see
-        # `_succeed`).
+        # `_raise_lease`).
         self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
         calls = self._calls[name] = Calls(name, self._lease, settings)
         return calls
 
-    def _succeed(self, calls: Calls, lease: int) -> None:
+    def _raise_lease(self, calls: Calls, lease: int) -> None:
         """Raise its lease above its name's last one, which a fast clock may have made, or no save would succeed."""
         calls.lease = self._lease = max(self._lease, lease + 1)
 
-    async def _there(self, calls: Calls, name: str) -> Calls:
+    async def _when_made(self, calls: Calls, name: str) -> Calls:
         if making := self._making.get(calls):
             await outlast(making, name)  # made completely, even if its client disconnects
         else:
-            calls.check_there()
+            calls.check_present()
         return calls
 
     async def _fresh(self, here: CallContext, calls: Calls, name: str, settings: PolicySettings) -> None:
         step_thread = here.training.step_thread
         await step_thread.call(lambda trainer: trainer.refuse_known(name))
         earlier = await call_checkpoints.latest_lease(here, name)
-        self._succeed(calls, earlier)
+        self._raise_lease(calls, earlier)
         if earlier:
-            await call_checkpoints.succeed(here, name)
+            await call_checkpoints.forget_predecessor(here, name)
         calls.life = calls.lease
         here.room.take(calls.holder, await asyncio.to_thread(step_thread.maker.needs, name, settings))
         try:
             policy = await step_thread.make(lambda maker: maker.fresh(name, settings))
-            await step_thread.call(lambda trainer: trainer.put(policy))
+            await step_thread.call(lambda trainer: trainer.add(policy))
         except BaseException:
             here.room.leave(calls.holder)
             raise
@@ -326,12 +326,12 @@ class Register:
         async with self._resuming:  # one at a time: a policy's memory is unknown until it is read
             found = await call_checkpoints.newest(here, name, life)
             policy, record = found.policy, found.record
-            self._succeed(calls, max(record.lease, await call_checkpoints.latest_lease(here, name)))
+            self._raise_lease(calls, max(record.lease, await call_checkpoints.latest_lease(here, name)))
             calls.life, calls.step = record.life or calls.lease, policy.step
             here.room.take(calls.holder, step_thread.maker.needs_for(policy))
             try:
-                async with self._taking.taken_up(here, name, calls.lease, found, life):
-                    await step_thread.call(lambda trainer: trainer.put(policy))
+                async with self._claims.claimed(here, name, calls.lease, found, life):
+                    await step_thread.call(lambda trainer: trainer.add(policy))
             except BaseException:
                 here.room.leave(calls.holder)
                 raise

@@ -14,7 +14,7 @@ from mint_engine.policies.store import Store
 _NAME = re.compile(r"([^@]+)@([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)")
 
 
-class Rests(msgspec.Struct, frozen=True, order=True):
+class RestingPolicy(msgspec.Struct, frozen=True, order=True):
     """One resting policy: its name, life, last call's sequence number and optimizer steps."""
 
     policy: str
@@ -26,7 +26,7 @@ class Rests(msgspec.Struct, frozen=True, order=True):
         return f"{self.policy.replace('/', '+')}@{self.life:x}-{self.sequence:x}-{self.step:x}"
 
     @classmethod
-    def read(cls, text: str) -> "Rests | None":
+    def read(cls, text: str) -> "RestingPolicy | None":
         """Parse what `str` gave; None for anything else."""
         found = _NAME.fullmatch(text)
         if found is None:
@@ -34,7 +34,7 @@ class Rests(msgspec.Struct, frozen=True, order=True):
         return cls(found[1].replace("+", "/"), *(int(number, 16) for number in found.groups()[1:]))
 
 
-class Resting:
+class RestingPolicies:
     """The resting policies of one base ("namespace/name") in its training store.
 
     All methods block the calling thread and raise a store's errors.
@@ -43,16 +43,16 @@ class Resting:
     def __init__(self, store: Store, base: str) -> None:
         self._store, self._folder = store, f"resting/{base}"
 
-    def note(self, rests: Rests) -> None:
+    def note(self, policy: RestingPolicy) -> None:
         """Add a policy to the list."""
-        self._store.write(f"{self._folder}/{rests}", b"{}")
+        self._store.write(f"{self._folder}/{policy}", b"{}")
 
-    def forget(self, rests: Rests) -> None:
+    def forget(self, policy: RestingPolicy) -> None:
         """Remove a policy from the list."""
-        self._store.delete(f"{self._folder}/{rests}")
+        self._store.delete(f"{self._folder}/{policy}")
 
-    def after(self, policy: str) -> list[Rests]:
+    def after(self, policy: str) -> list[RestingPolicy]:
         """Return the policies whose names sort after `policy`, in order; of several lives of a name, the latest."""
-        found = (Rests.read(name) for name in self._store.names(self._folder))
+        found = (RestingPolicy.read(name) for name in self._store.names(self._folder))
         latest = {each.policy: each for each in sorted(each for each in found if each is not None)}
         return [each for name, each in latest.items() if name > policy]

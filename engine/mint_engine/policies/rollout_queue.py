@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place(Generic[T]):
+class QueuedGroup(Generic[T]):
     """A waiting request to draw `count` rollouts at once."""
 
     policy: str
@@ -18,7 +18,7 @@ class Place(Generic[T]):
     who: T
 
 
-class Line(Generic[T]):
+class RolloutQueue(Generic[T]):
     """Waiting requests by policy, in order within each policy; the first policy's first request is next.
 
     A policy moves behind the others once it has drawn `turn` rollouts or more since its turn began. With P policies
@@ -27,41 +27,41 @@ class Line(Generic[T]):
 
     def __init__(self, turn: int = TURN) -> None:
         self._turn = turn
-        self._waiting: dict[str, deque[Place[T]]] = {}  # in order of their turns
+        self._waiting: dict[str, deque[QueuedGroup[T]]] = {}  # in order of their turns
         self._drawn = 0  # by the first policy, in this turn
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def join(self, place: Place[T]) -> None:
+    def join(self, group: QueuedGroup[T]) -> None:
         """Add a request behind the policy's others."""
-        self._waiting.setdefault(place.policy, deque()).append(place)
+        self._waiting.setdefault(group.policy, deque()).append(group)
 
     @property
-    def first(self) -> Place[T]:
-        """The next request. The line must not be empty."""
+    def first(self) -> QueuedGroup[T]:
+        """The next request. The queue must not be empty."""
         return next(iter(self._waiting.values()))[0]
 
-    def admit(self) -> Place[T]:
+    def admit(self) -> QueuedGroup[T]:
         """Remove and return the next request."""
-        place = self.first
-        own = self._waiting[place.policy]
+        group = self.first
+        own = self._waiting[group.policy]
         own.popleft()
-        self._drawn += place.count
+        self._drawn += group.count
         if not own or self._drawn >= self._turn:
-            del self._waiting[place.policy]
+            del self._waiting[group.policy]
             self._drawn = 0
             if own:
-                self._waiting[place.policy] = own
-        return place
+                self._waiting[group.policy] = own
+        return group
 
-    def leave(self, place: Place[T]) -> None:
+    def leave(self, group: QueuedGroup[T]) -> None:
         """Remove a request that gives up; does nothing if it was already admitted."""
-        own = self._waiting.get(place.policy)
-        if own is None or place not in own:
+        own = self._waiting.get(group.policy)
+        if own is None or group not in own:
             return
         if len(own) == 1:
-            self._drawn = 0 if place is self.first else self._drawn
-            del self._waiting[place.policy]
+            self._drawn = 0 if group is self.first else self._drawn
+            del self._waiting[group.policy]
         else:
-            own.remove(place)
+            own.remove(group)

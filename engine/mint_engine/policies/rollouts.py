@@ -13,7 +13,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
-from mint_engine.policies.rollout_queue import Line, Place
+from mint_engine.policies.rollout_queue import QueuedGroup, RolloutQueue
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 
@@ -61,7 +61,7 @@ class Rollouts:
 
     def __init__(self, stepper: Stepper, places: int, on_idle: Idle = lambda: None) -> None:
         self._stepper, self._places, self._on_idle = stepper, places, on_idle
-        self._line = Line[asyncio.Future[None]]()
+        self._queue = RolloutQueue[asyncio.Future[None]]()
         self.in_flight = 0
 
     async def group(self, ask: Ask) -> list[Rollout]:
@@ -113,17 +113,17 @@ class Rollouts:
 
     async def _admit(self, policy: str, count: int) -> None:
         """Wait for `count` places, and take them."""
-        if not self._line and self._fits(count):
+        if not self._queue and self._fits(count):
             self.in_flight += count
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = Place(policy, count, turn)
-        self._line.join(place)
+        queued = QueuedGroup(policy, count, turn)
+        self._queue.join(queued)
         try:
             await turn  # `_go_on` has taken the places for us
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._line.leave(place)
+                self._queue.leave(queued)
                 self._go_on()  # those behind may fit, if they ask for less
             else:
                 self._leave(count)
@@ -142,14 +142,14 @@ class Rollouts:
 
     def _go_on(self) -> None:
         """Admit the next requests while there are places."""
-        while self._line:
-            place = self._line.first
-            if place.who.done():  # was just cancelled: draws nothing, so it takes nothing of its policy's turn
-                self._line.leave(place)
-            elif self._fits(place.count):
-                self._line.admit()
-                self.in_flight += place.count
-                place.who.set_result(None)
+        while self._queue:
+            queued = self._queue.first
+            if queued.who.done():  # was just cancelled: draws nothing, so it takes nothing of its policy's turn
+                self._queue.leave(queued)
+            elif self._fits(queued.count):
+                self._queue.admit()
+                self.in_flight += queued.count
+                queued.who.set_result(None)
             else:
                 break
 

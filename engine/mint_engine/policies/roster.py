@@ -55,7 +55,7 @@ class Roster:
         self.confirm()
         for policy, running in list(self._running.items()):
             assignment = assignments.get(policy)
-            if assignment is None or _right(assignment) != _right(running.course.assignment):
+            if assignment is None or _identity(assignment) != _identity(running.course.assignment):
                 self._abandon(policy, running)
         for policy, assignment in assignments.items():
             wave = waves.get(assignment.wave)
@@ -84,14 +84,14 @@ class Roster:
         Unsaved steps will be trained again, with the same outcome.
         """
         for policy, running in list(self._running.items()):
-            running.course.parting = True
+            running.course.draining = True
             self._abandon(policy, running)
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=CLOSE_S)
 
     def _keep(self, policy: str, wave: WaveTraining, assignment: TrainAssignment) -> None:
         running = self._running.get(policy)
-        if running is None or _goes_on(running.course, assignment, wave):
+        if running is None or _continues(running.course, assignment, wave):
             self._start(policy, wave, assignment)
         elif not running.ended or running.course.stage in {Stage.PAUSED, Stage.COMPLETE}:
             running.course.train, running.course.order = wave.train, assignment.order
@@ -113,7 +113,7 @@ class Roster:
     def _abandon(self, policy: str, running: _Running) -> None:
         del self._running[policy]
         running.course.abandoned = True  # it may still publish before it ends
-        self._context.places.withdraw(policy)
+        self._context.residency.withdraw(policy)
         if not running.ended:
             _log.info("lease_gone", policy=policy, lease=running.course.assignment.lease)
             running.task.cancel()
@@ -133,12 +133,12 @@ class Roster:
         self.on_change()
 
 
-def _right(assignment: TrainAssignment) -> tuple[int, str, int]:
+def _identity(assignment: TrainAssignment) -> tuple[int, str, int]:
     """Return what identifies an assignment: a change of it means a different one."""
     return assignment.lease, assignment.run, assignment.incarnation
 
 
-def _goes_on(course: Course, assignment: TrainAssignment, wave: WaveTraining) -> bool:
+def _continues(course: Course, assignment: TrainAssignment, wave: WaveTraining) -> bool:
     """Whether an ended course continues under its lease: it was paused, or has more steps to take.
 
     A cancelled or failed one continues under a new lease: it repeats steps that it had taken, and results that may

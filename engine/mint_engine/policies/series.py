@@ -2,7 +2,7 @@
 
     <folder>/<lease>-<step>/<content>, then <folder>/<lease>-<step>/<manifest>
 
-An item without its manifest does not exist. A lease that has written nothing yet may claim the policy (`take`) by
+An item without its manifest does not exist. A lease that has written nothing yet may claim the policy (`claim`) by
 
     <folder>/<lease>-00000000/taken.<number>
 
@@ -20,7 +20,7 @@ import msgspec
 from mint_contracts.errors import SourceNotFound, StaleLease
 from mint_engine.policies.store import Store
 
-TAKEN = "taken."
+CLAIM = "taken."
 
 _NAME = re.compile(r"([0-9]{16})-([0-9]{8})")
 
@@ -57,12 +57,12 @@ class Series:
         """Return the latest lease under which anything was written; 0 if nothing was."""
         return max((each.lease for each in self.names()), default=0)
 
-    def take(self, lease: int) -> None:
+    def claim(self, lease: int) -> None:
         """Claim the policy for this lease: no older lease's write succeeds from then on.
 
         Raises StaleLease if a newer lease has written, or if another engine claims it under the same lease.
         """
-        folder, mine = f"{self.folder}/{Name(lease, 0)}", TAKEN + secrets.token_hex(8)
+        folder, mine = f"{self.folder}/{Name(lease, 0)}", CLAIM + secrets.token_hex(8)
         self._store.write(f"{folder}/{mine}", b"{}")
         alone = self._store.names(folder) == [mine]
         try:
@@ -77,8 +77,8 @@ class Series:
                 self._store.delete(folder)
             raise
 
-    def give_back(self, lease: int) -> None:
-        """Revert `take` for a lease that has written nothing since."""
+    def unclaim(self, lease: int) -> None:
+        """Revert `claim` for a lease that has written nothing since."""
         self._store.delete(f"{self.folder}/{Name(lease, 0)}")
 
     @contextmanager

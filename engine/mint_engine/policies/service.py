@@ -156,7 +156,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                     published, packed = await run_in_background(revisions.publish, here.store, policy, name, copy)
                 await call_checkpoints.refuse_superseded(here, policy, calls)  # the name is its engine's now
                 await here.announcement_cache.announce(policy, calls.life, name, published.source)
-                here.training.places.offer(policy, published.source, packed)
+                here.training.residency.offer(policy, published.source, packed)
                 return pb.PublishResponse(revision=published.revision, uri=published.source.uri)
 
             await here.refuse_taken(policy)

@@ -16,7 +16,7 @@ from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slots import Slots
 
 
-class Places(Protocol):
+class TrainingResidency(Protocol):
     """The engine's residency, as far as training needs it."""
 
     room: PolicyMemory
@@ -53,7 +53,7 @@ class TrainingContext:
     step_thread: StepThread
     rollouts: Rollouts
     slots: Slots
-    places: Places
+    residency: TrainingResidency
     renderer: Renderer
     claim: Callable[[str, float], Awaitable[None]]
     datasets: Datasets = field(default_factory=Datasets)

@@ -309,17 +309,17 @@ class Updates:
             self._note_first()
             self._ready.append(job)
             return
-        self._hand_on(job, Learnt(outcome, step), 1)
+        self._hand_off(job, Learnt(outcome, step), 1)
 
-    def _hand_on(self, job: Job, learnt: Learnt, attempt: int) -> None:
+    def _hand_off(self, job: Job, learnt: Learnt, attempt: int) -> None:
         """Run `finish` for a job that has taken all of its steps; `attempt` counts from 1."""
-        found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed on")
+        found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed off")
         if isinstance(found, AWAY) and attempt < ATTEMPTS and not job.gone():
             wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
             wait_s = max(wait_s, min(found.retry_after_s or 0.0, LONGEST_RETRY_S))
-            _log.warning("handed_on_later", policy=job.batch.policy, error=str(found), in_s=round(wait_s, 2))
+            _log.warning("handed_off_later", policy=job.batch.policy, error=str(found), in_s=round(wait_s, 2))
             self._postponed.append(job)
-            self.later(wait_s, lambda: self.call(partial(self._hand_on_again, job, learnt, attempt + 1)))
+            self.later(wait_s, lambda: self.call(partial(self._hand_off_again, job, learnt, attempt + 1)))
         elif isinstance(found, MintError):
             self._fail([job], found)
         else:
@@ -327,10 +327,10 @@ class Updates:
                 self.trainer.policy(job.batch.policy).halfway = False
             job.resolve(learnt)
 
-    def _hand_on_again(self, job: Job, learnt: Learnt, attempt: int) -> None:
+    def _hand_off_again(self, job: Job, learnt: Learnt, attempt: int) -> None:
         if job in self._postponed:  # unless `close` has resolved it
             self._postponed.remove(job)
-            self._hand_on(job, learnt, attempt)
+            self._hand_off(job, learnt, attempt)
 
     def _fail(self, jobs: list[Job], error: MintError) -> None:
         if jobs is self._jobs:

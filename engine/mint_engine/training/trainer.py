@@ -2,7 +2,7 @@
 
     trainer = Trainer(base, modules, max_rank=32)         # before serving swaps the base's modules
     policy = trainer.maker.fresh("acme/support-7", PolicySettings(rank=8, alpha=16.0, seed=1))  # on any thread
-    trainer.put(policy)
+    trainer.add(policy)
     work = trainer.begin([PolicyBatch("acme/support-7", examples, Loss(type="dapo"))])
     while work.advance():                                 # bounded pieces: decode in between
         ...
@@ -102,7 +102,7 @@ class Trainer:
         if name in self._policies:
             raise InvalidRequest(f"policy {name}", "is already trained here; drop it first")
 
-    def put(self, policy: Policy) -> None:
+    def add(self, policy: Policy) -> None:
         """Add a policy that `maker` has made. Raises as `refuse_known`."""
         self.refuse_known(policy.name)
         self._policies[policy.name] = policy

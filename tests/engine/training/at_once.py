@@ -20,13 +20,13 @@ def create(trainer: Trainer, name: str, settings: PolicySettings, start: Packed 
     """Create a policy, either fresh or starting from a revision."""
     trainer.refuse_known(name)
     maker = trainer.maker
-    trainer.put(maker.continued(name, start) if start is not None else maker.fresh(name, settings))
+    trainer.add(maker.continued(name, start) if start is not None else maker.fresh(name, settings))
 
 
 def restore(trainer: Trainer, name: str, data: bytes) -> None:
     """Restore a policy from its saved state."""
     trainer.refuse_known(name)
-    trainer.put(trainer.maker.read(name, data))
+    trainer.add(trainer.maker.read(name, data))
 
 
 def step_all(trainer: Trainer, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:

@@ -14,7 +14,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.resting import Resting
+from mint_engine.policies.resting import RestingPolicies
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Scene, training
 
@@ -35,7 +35,7 @@ async def answer_calls(scene: Scene, engine: str = "tiny-0") -> AnnouncementCach
     cache.on_change = lambda: scene.residency.lending.announce(cache.known)
     await cache.look()
     store, roster = store_of(scene.store), scene.roster
-    resting = Resting(store, BASE)
+    resting = RestingPolicies(store, BASE)
     scene.server.register.context = CallContext(
         scene.context, store, lambda: roster.policies, nobody_else, cache, resting
     )

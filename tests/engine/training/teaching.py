@@ -15,7 +15,7 @@ from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.model.base import Base
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
 from mint_engine.policies.training_context import TrainingContext
@@ -190,7 +190,7 @@ async def weights(scene: Scene, policy: str) -> bytes:
 
 def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
     """Return the rewards and the state of a policy's newest checkpoint."""
-    found = Shelf(store_of(scene.store), policy).newest()
+    found = Checkpoints(store_of(scene.store), policy).newest()
     assert found is not None
     return found[0].rewards, found[1]
 

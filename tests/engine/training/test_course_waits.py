@@ -281,7 +281,7 @@ async def test_one_that_is_stopped_while_it_waits_for_a_slot_stands_where_it_sto
         await until(lambda: scene.roster._running["acme/one"].ended)
         taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
         scene.want(assignment("acme/one", saved=2))
-        await until(lambda: scene.roster._running["acme/one"].course._placing is not None)
+        await until(lambda: scene.roster._running["acme/one"].course._preparing is not None)
         assert scene.roster.progress()["acme/one"].step == paused.step
         scene.want(assignment("acme/one", order=order, saved=2))
         stage = Stage.PAUSED if order is Order.PAUSE else Stage.CANCELLED

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from mint_contracts.source import parent
 from mint_contracts.training import ExactMatch, Loss, Optimizer, Reward, TrainSampling
 from mint_contracts.training_records import Order, Stage, published_in
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.lessons import LEAST_LOGPROB
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
@@ -179,8 +179,8 @@ async def test_more_steps_while_a_policy_runs_stretch_its_schedule(base: Path, t
         scene.want(assignment("acme/one"), told=train(steps=6, **falling))
         await until(lambda: scene.roster.progress()["acme/one"].step == 6)
         await scene.ended("acme/one")
-        shelf = Shelf(store_of(scene.store), "acme/one")
-        third, sixth = (load(shelf.read(str(Name(1, step))))["weights"] for step in (3, 6))
+        checkpoints = Checkpoints(store_of(scene.store), "acme/one")
+        third, sixth = (load(checkpoints.read(str(Name(1, step))))["weights"] for step in (3, 6))
         assert not third.equal(sixth), "the old end was the schedule's end"
 
 

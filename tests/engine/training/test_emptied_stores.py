@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import patience
-from mint_engine.policies.checkpoints import Record, Shelf
+from mint_engine.policies.checkpoints import Checkpoints, Record
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Gate, Scene, assignment, began, saved, train, training, whole
 from tests.waiting import until
@@ -59,7 +59,7 @@ async def test_a_policy_of_which_nothing_is_known_begins_anew_beside_one_that_wa
             await waits(scene, "acme/one")
             await until(lambda: scene.roster.progress()["acme/two"].stage is Stage.COMPLETE)
         assert began(logs) == [0]
-        assert Shelf(store_of(scene.store), "acme/one").newest() is None
+        assert Checkpoints(store_of(scene.store), "acme/one").newest() is None
 
 
 async def test_a_policy_that_waits_for_its_checkpoint_can_be_cancelled(
@@ -78,14 +78,14 @@ async def test_a_policy_that_waits_for_its_checkpoint_can_be_cancelled(
 async def test_a_step_is_told_as_saved_once_its_checkpoint_is_whole(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Shelf.save
+    save = Checkpoints.save
     with Gate() as writing:
 
-        def held(shelf: Shelf, record: Record, blob: bytes) -> None:
+        def held(checkpoints: Checkpoints, record: Record, blob: bytes) -> None:
             writing.go_by()
-            save(shelf, record, blob)
+            save(checkpoints, record, blob)
 
-        monkeypatch.setattr(Shelf, "save", held)
+        monkeypatch.setattr(Checkpoints, "save", held)
         async with training(base, tmp_path, train(steps=3)) as scene:
             scene.want(assignment("acme/one"))
             await writing.reached()

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import revisions, roster
-from mint_engine.policies.checkpoints import BLOB, KEPT, Shelf
+from mint_engine.policies.checkpoints import BLOB, KEPT, Checkpoints
 from mint_engine.policies.store import store_of
 from mint_engine.policies.updates import ALONE_S
 from mint_engine.training import state
@@ -47,7 +47,7 @@ async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, t
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=5)
     async with training(base, tmp_path, train(steps=5)) as scene:
         scene.want(assignment("acme/one"))
-        await until(lambda: Shelf(store_of(scene.store), "acme/one").newest())
+        await until(lambda: Checkpoints(store_of(scene.store), "acme/one").newest())
         scene.want()  # withdraws the lease, whatever the course is doing
         await until(lambda: len(scene.residency.slots.free) == 10)
         kept, _ = saved(scene, "acme/one")
@@ -67,7 +67,7 @@ async def test_a_policy_whose_checkpoints_can_not_be_read_fails_and_leaves_what_
         scene.want(assignment("acme/one"))
         published = (await scene.ended("acme/one"))["acme/one"].published
         store = store_of(scene.store)
-    folder = Shelf(store, "acme/one").folder
+    folder = Checkpoints(store, "acme/one").folder
     kept = store.names(folder)
     assert len(kept) == KEPT
     for name in kept:
@@ -92,7 +92,7 @@ async def test_a_failed_policy_goes_on_once_its_files_are_back_and_its_wave_asks
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
         store = store_of(scene.store)
-        folder = Shelf(store, "acme/one").folder
+        folder = Checkpoints(store, "acme/one").folder
         blobs = {f"{folder}/{name}/{BLOB}": store.read(f"{folder}/{name}/{BLOB}", 1 << 30)
                  for name in store.names(folder)}  # fmt: skip
         for path, blob in blobs.items():
@@ -190,7 +190,7 @@ async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_i
             await until(lambda: stepper_of(scene)._stopping)
         assert await draining
         await until(lambda: not scene.roster._leaving)
-        kept = Shelf(store_of(scene.store), "acme/one").newest()
+        kept = Checkpoints(store_of(scene.store), "acme/one").newest()
         assert kept is None or "gradient" not in load(kept[1])
     async with training(base, tmp_path, train(**seldom)) as scene:
         with capture_logs() as logs:

@@ -8,7 +8,7 @@ import pytest
 from mint_contracts.errors import StaleLease
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 from mint_engine.policies import keeping
-from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.course import Course
 from mint_engine.policies.lessons import Lessons
 from mint_engine.policies.store import LocalStore, store_of
@@ -38,14 +38,14 @@ async def test_without_a_sure_lease_nothing_is_begun_or_written(
     async with training(base, tmp_path, train(steps=100), clock=clock) as scene:
         scene.want(assignment("acme/one"))
         course, store = scene.roster._running["acme/one"].course, store_of(scene.store)
-        shelf = Shelf(store, "acme/one")
+        checkpoints = Checkpoints(store, "acme/one")
         await until(lambda: course.waits)
         at, before = course.progress.step, looks
         await until(lambda: looks >= before + 8)  # the course has checked its lease again, and it is still not sure
         assert course.progress.step == at
-        assert store.names(shelf.folder) == []
+        assert store.names(checkpoints.folder) == []
         scene.roster.confirm()
-        await until(shelf.newest)
+        await until(checkpoints.newest)
         await until(lambda: course.progress.step > at)
 
 
@@ -53,7 +53,7 @@ async def test_a_course_begins_once_every_earlier_one_has_let_go(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the course in between was abandoned while waiting: the first, still closing, would drop the weights."""
-    close, place, events, may_close = Scorer.close, Course._place, list[str](), asyncio.Event()
+    close, prepare, events, may_close = Scorer.close, Course._prepare, list[str](), asyncio.Event()
 
     async def close_late(self: Scorer) -> None:
         await may_close.wait()
@@ -62,10 +62,10 @@ async def test_a_course_begins_once_every_earlier_one_has_let_go(
 
     async def noted(self: Course) -> Lessons:
         events.append(f"lease {self.assignment.lease}")
-        return await place(self)
+        return await prepare(self)
 
     monkeypatch.setattr(Scorer, "close", close_late)
-    monkeypatch.setattr(Course, "_place", noted)
+    monkeypatch.setattr(Course, "_prepare", noted)
     async with training(base, tmp_path, train(steps=5)) as scene:
         scene.want(assignment("acme/one"))
         await until(lambda: scene.roster.progress()["acme/one"].step)
@@ -82,14 +82,14 @@ async def test_a_course_begins_once_every_earlier_one_has_let_go(
 
 async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(steps=100)) as scene:
-        shelf = Shelf(store_of(scene.store), "acme/one")
+        checkpoints = Checkpoints(store_of(scene.store), "acme/one")
         scene.want(assignment("acme/one", lease=1))
-        await until(shelf.newest)
-        shelf.save(Record("acme/one", "default/wave", 2, 1, digest_of(b"new")), b"new")
+        await until(checkpoints.newest)
+        checkpoints.save(Record("acme/one", "default/wave", 2, 1, digest_of(b"new")), b"new")
         told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
         assert told.failure is not None
         assert told.failure.reason == StaleLease.__name__
-        newest = shelf.newest()
+        newest = checkpoints.newest()
         assert newest is not None
         assert newest[1] == b"new"
 

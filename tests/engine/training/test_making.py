@@ -198,14 +198,14 @@ async def test_a_name_that_is_trained_under_already_is_refused_before_anything_i
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):
         policy = await scene.context.step_thread.make(lambda maker: maker.fresh("one", PolicySettings(4)))
-        scene.context.places.room.take("one", scene.context.step_thread.maker.needs_for(policy))
-        await scene.context.step_thread.call(lambda trainer: trainer.put(policy))
+        scene.context.residency.room.take("one", scene.context.step_thread.maker.needs_for(policy))
+        await scene.context.step_thread.call(lambda trainer: trainer.add(policy))
         with Making(monkeypatch, policies, "form_of") as making:
             error = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99)))
         assert (error.reason, error.message) == ("InvalidRequest", "is already trained here; drop it first")
         assert not making.begun
         await scene.context.step_thread.call(lambda trainer: trainer.drop("one"))
-        scene.context.places.room.leave("one")
+        scene.context.residency.room.leave("one")
 
 
 def test_policies_of_a_kind_have_one_form_whichever_threads_make_them() -> None:

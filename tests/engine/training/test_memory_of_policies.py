@@ -135,7 +135,7 @@ async def test_a_policy_that_has_taken_no_memory_is_an_imbalance(
     async def put_stray() -> None:
         async with training(base, tmp_path) as scene:
             policy = await scene.context.step_thread.make(lambda maker: maker.fresh("stray", PolicySettings(RANK)))
-            await scene.context.step_thread.call(lambda trainer: trainer.put(policy))
+            await scene.context.step_thread.call(lambda trainer: trainer.add(policy))
 
     imbalances.planted = True
     with pytest.raises(Internal, match=r"policies have \d+ bytes and have taken 0"):

@@ -14,7 +14,7 @@ from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training_records import TrainChange, WaveTraining, published_in
-from mint_engine.policies.name_conflicts import Namesakes
+from mint_engine.policies.name_conflicts import NameConflicts
 from tests.contracts.catalogs import make_complete
 from tests.engine.training.teaching import train
 from tests.redis_process import free_port
@@ -24,8 +24,8 @@ TRAINING, CATALOG = Source("file:///training"), Source("s3://catalog/smol")
 OWN = child(published_in(TRAINING, POLICY), "1-1")
 
 
-def namesakes(redis: Redis, store: Source | None = None) -> Namesakes:
-    return Namesakes(redis, BASE, TRAINING, store)
+def name_conflicts(redis: Redis, store: Source | None = None) -> NameConflicts:
+    return NameConflicts(redis, BASE, TRAINING, store)
 
 
 async def catalogued(redis: Redis, *entries: Entry) -> None:
@@ -41,7 +41,7 @@ async def place(redis: Redis, source: Source) -> None:
     await MapWriter(redis, epoch=1).apply(BASE, MapChange(set_placements=(placement,)))
 
 
-async def refusal(of: Namesakes) -> str:
+async def refusal(of: NameConflicts) -> str:
     with pytest.raises(InvalidRequest) as error:
         await of.refuse(POLICY)
     return str(error.value)
@@ -49,50 +49,50 @@ async def refusal(of: Namesakes) -> str:
 
 async def test_a_name_that_nobody_has_is_free(redis_client: Redis) -> None:
     await catalogued(redis_client, Entry("acme/two", "s3://adapters/two"))
-    await namesakes(redis_client).refuse(POLICY)
+    await name_conflicts(redis_client).refuse(POLICY)
 
 
 async def test_the_catalogs(redis_client: Redis) -> None:
     await catalogued(redis_client, Entry(POLICY, "s3://adapters/one"))
-    told = await refusal(namesakes(redis_client))
+    told = await refusal(name_conflicts(redis_client))
     assert told.startswith(f"policy {POLICY!r}: cannot be published: adapter {POLICY!r}, which has its name, is in ")
     assert f"the catalog of {BASE}" in told
 
 
 async def test_a_retired_one(redis_client: Redis) -> None:
     await catalogued(redis_client, Entry(POLICY, "s3://adapters/one"), Entry(POLICY, retired=True))
-    assert "was retired from the catalog" in await refusal(namesakes(redis_client))
+    assert "was retired from the catalog" in await refusal(name_conflicts(redis_client))
 
 
 async def test_a_waves_adapter_and_a_waves_policy_without_the_waves_names(redis_client: Redis) -> None:
     """The error must not name the wave: an API key may allow the adapter's name but not the wave's namespace."""
     await place(redis_client, Source("s3://adapters/one"))
-    told = await refusal(namesakes(redis_client))
+    told = await refusal(name_conflicts(redis_client))
     assert f"adapter {POLICY!r} of a wave has its name" in told
     assert "demo" not in told
     await place(redis_client, OWN)
     wave = WaveTraining("demo/lessons", 1, train(), TRAINING, policies=(POLICY,))
     await TrainWriter(redis_client, 1).apply(BASE, TrainChange(set_training=(wave,)))
-    told = await refusal(namesakes(redis_client))
+    told = await refusal(name_conflicts(redis_client))
     assert f"policy {POLICY!r} of a wave has its name" in told
     assert "demo" not in told
 
 
 async def test_one_in_the_bases_store(redis_client: Redis, tmp_path: Path) -> None:
     store = Source(f"file://{tmp_path}")
-    await namesakes(redis_client, store).refuse(POLICY)
+    await name_conflicts(redis_client, store).refuse(POLICY)
     (tmp_path / POLICY).mkdir(parents=True)
     (tmp_path / POLICY / "adapter_model.safetensors").touch()
-    assert f"adapter {POLICY!r} in the store of {BASE}" in await refusal(namesakes(redis_client, store))
+    assert f"adapter {POLICY!r} in the store of {BASE}" in await refusal(name_conflicts(redis_client, store))
 
 
 async def test_its_own_revision_by_the_word_of_a_wave_or_the_catalog_is_nobody_elses(redis_client: Redis) -> None:
     await catalogued(redis_client, Entry(POLICY, OWN.uri))
     await place(redis_client, OWN)
-    await namesakes(redis_client).refuse(POLICY)
+    await name_conflicts(redis_client).refuse(POLICY)
 
 
 async def test_without_a_map_that_answers_policies_are_published_all_the_same() -> None:
     away = connect(f"redis://127.0.0.1:{free_port()}/0")
-    await namesakes(away).refuse(POLICY)
+    await name_conflicts(away).refuse(POLICY)
     await away.aclose()

@@ -162,13 +162,13 @@ async def test_who_waits_is_given_no_longer_when_told_once_more_and_as_long_as_i
         [wait] = halt._waits
         assert wait.when() is None
         told = True
-        halt.hear()
+        halt.update()
         ends_at = wait.when()
         await asyncio.sleep(0.001)
-        halt.hear()
+        halt.update()
         assert wait.when() == ends_at is not None
         told = False
-        halt.hear()
+        halt.update()
         assert wait.when() is None
 
 

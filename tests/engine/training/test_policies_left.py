@@ -38,7 +38,7 @@ async def test_another_engine_goes_on_where_one_that_was_told_to_end_has_left_of
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
         new = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="new", rank=4))
-        await scene.server.register.part(LIMIT_S)
+        await scene.server.register.drain(LIMIT_S)
         for call in (
             stub.OptimStep(step("one", 4)),
             stub.CreatePolicy(pb.CreatePolicyRequest(policy="two")),
@@ -62,7 +62,7 @@ async def test_another_engine_goes_on_where_one_that_was_told_to_end_has_left_of
 async def test_what_was_resumed_and_dropped_does_not_come_back_by_itself(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
-        await scene.server.register.part(LIMIT_S)
+        await scene.server.register.drain(LIMIT_S)
     async with called(base, tmp_path) as (_, stub):
         await stub.ResumePolicy(resume("one", made.life))
         await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=made.life))
@@ -74,7 +74,7 @@ async def test_what_was_resumed_and_dropped_does_not_come_back_by_itself(base: P
 async def test_what_was_left_and_dropped_before_anybody_resumed_it_stays_dropped(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         lives = [(await taught(stub, name)).life for name in ("one", "two")]
-        await scene.server.register.part(LIMIT_S)
+        await scene.server.register.drain(LIMIT_S)
         await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
     async with called(base, tmp_path) as (_, stub):
         await stub.DropPolicy(pb.DropPolicyRequest(policy="two"))
@@ -85,7 +85,7 @@ async def test_what_was_left_and_dropped_before_anybody_resumed_it_stays_dropped
 async def test_what_was_left_does_not_come_back_behind_a_later_policy_of_its_name(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         left = await taught(stub, "one")
-        await scene.server.register.part(LIMIT_S)
+        await scene.server.register.drain(LIMIT_S)
     async with called(base, tmp_path) as (_, stub):
         later = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=8))
         await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=later.life))
@@ -96,11 +96,11 @@ async def test_what_was_just_saved_or_resumed_is_left_too(base: Path, tmp_path: 
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
         await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=4))
-        await scene.server.register.part(LIMIT_S)
+        await scene.server.register.drain(LIMIT_S)
     for _ in range(2):
         async with called(base, tmp_path) as (scene, stub):
             assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 4
-            await scene.server.register.part(LIMIT_S)
+            await scene.server.register.drain(LIMIT_S)
 
 
 async def test_a_killed_engine_has_left_what_its_programs_have_saved(base: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ async def test_what_finds_no_memory_is_left_for_the_next_try(
 
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
-        await scene.server.register.part(LIMIT_S)
+        await scene.server.register.drain(LIMIT_S)
     async with called(base, tmp_path) as (_, stub):
         with monkeypatch.context() as patch:
             patch.setattr(PolicyMemory, "take", full)
@@ -143,7 +143,7 @@ async def test_an_engine_does_not_wait_longer_than_it_has_for_what_is_under_way(
             hold_updates(scene, gate)
             learning = asyncio.ensure_future(stub.ForwardBackward(lesson("one", 1)))
             await gate.reached()
-            await scene.server.register.part(0.01)
+            await scene.server.register.drain(0.01)
             late = asyncio.ensure_future(stub.OptimStep(step("one", 2)))
         await learning
         assert (await refused(late)).reason == "Draining", "no more is taken, though what is under way goes on"

@@ -11,7 +11,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.names import ADAPTER_MAX_LENGTH
 from mint_contracts.source import Source
 from mint_engine.policies import register
-from mint_engine.policies.resting import Resting, Rests
+from mint_engine.policies.resting import RestingPolicies, RestingPolicy
 from mint_engine.policies.store import store_of
 from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused, step
@@ -109,7 +109,7 @@ async def test_what_an_engine_has_left_as_it_ended_rests_and_is_told_by_pages(ba
     async with called(base, tmp_path) as (scene, stub):
         for name in ("a", "b", "c"):
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))
-        await scene.server.register.part(LONG_S)
+        await scene.server.register.drain(LONG_S)
     async with called(base, tmp_path, engine="tiny-1") as (_, stub):
         found, token = [], ""
         for _ in range(2):
@@ -120,8 +120,8 @@ async def test_what_an_engine_has_left_as_it_ended_rests_and_is_told_by_pages(ba
 
 
 def test_the_longest_name_after_the_most_calls_can_rest(tmp_path: Path) -> None:
-    there = Resting(store_of(Source(f"file://{tmp_path}")), BASE)
-    rests = Rests("a/" + "b" * (ADAPTER_MAX_LENGTH - 2), (1 << 44) - 1, 99_999_999, 99_999_999)
+    there = RestingPolicies(store_of(Source(f"file://{tmp_path}")), BASE)
+    rests = RestingPolicy("a/" + "b" * (ADAPTER_MAX_LENGTH - 2), (1 << 44) - 1, 99_999_999, 99_999_999)
     earlier = msgspec.structs.replace(rests, life=1)
     for each in (rests, earlier):
         there.note(each)

@@ -14,7 +14,7 @@ from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training import Reward, RewardService, Train
 from mint_contracts.training_records import Progress, Stage, WaveTraining
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.store import store_of
 from tests.engine.pods import BASE, Pod, pod
 from tests.engine.running import save_base
@@ -50,7 +50,7 @@ async def finished(redis: Redis, engine: str) -> dict[str, Progress]:
 
 
 def outcome(store: Source) -> dict[str, tuple[tuple[float, ...], bytes]]:
-    found = {policy: Shelf(store_of(store), policy).newest() for policy in POLICIES}
+    found = {policy: Checkpoints(store_of(store), policy).newest() for policy in POLICIES}
     return {policy: (each[0].rewards, each[1]) for policy, each in found.items() if each is not None}
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.training import Dataset, Optimizer, Reward, RewardService, Train
 from mint_contracts.training_records import Stage
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.handoff import label_of
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Scene, assignment, saved, train, training
@@ -116,7 +116,7 @@ async def test_what_it_had_published_stays_and_what_is_served_at_its_end_is_what
             assert all(after[name] == before[name] for name in kept)
             assert published is not None
             assert published.step == BROKEN_AT
-            checkpoint = Shelf(store_of(scene.store), "acme/one").newest()
+            checkpoint = Checkpoints(store_of(scene.store), "acme/one").newest()
             assert checkpoint is not None
             weights = load(bytes(checkpoint[1]))["weights"].to(scene.context.dtype)
             content = (Path(published.source.uri.removeprefix("file://")) / "adapter.mint").read_bytes()

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import given
 
-from mint_engine.policies.rollout_queue import TURN, Line, Place
+from mint_engine.policies.rollout_queue import TURN, QueuedGroup, RolloutQueue
 from mint_engine.policies.rollouts import Ask, Rollouts
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Sampling
@@ -18,10 +18,10 @@ POLICIES = ("a", "b", "c")
 
 def order(*asked: tuple[str, int], turn: int = 8) -> str:
     """Return the policies in the order in which their places are admitted."""
-    line = Line[int](turn)
+    queue = RolloutQueue[int](turn)
     for number, (policy, count) in enumerate(asked):
-        line.join(Place(policy, count, number))
-    return "".join(line.admit().policy for _ in asked)
+        queue.join(QueuedGroup(policy, count, number))
+    return "".join(queue.admit().policy for _ in asked)
 
 
 def test_who_asks_for_little_is_served_in_the_order_of_asking() -> None:
@@ -33,16 +33,16 @@ def test_who_asks_for_much_goes_behind_the_others_each_turn() -> None:
 
 
 def test_who_gives_up_waiting_holds_nobody_up() -> None:
-    line = Line[str](8)
-    first, second, third = Place("a", 4, "1"), Place("a", 4, "2"), Place("b", 4, "3")
-    for place in (first, second, third):
-        line.join(place)
-    line.leave(first)
-    assert line.first == second
-    line.leave(second)
-    assert line.admit() == third
-    line.leave(third)  # it was admitted and is not in line any more
-    assert not line
+    queue = RolloutQueue[str](8)
+    first, second, third = QueuedGroup("a", 4, "1"), QueuedGroup("a", 4, "2"), QueuedGroup("b", 4, "3")
+    for group in (first, second, third):
+        queue.join(group)
+    queue.leave(first)
+    assert queue.first == second
+    queue.leave(second)
+    assert queue.admit() == third
+    queue.leave(third)  # it was admitted and is not in queue any more
+    assert not queue
 
 
 @given(st.lists(st.tuples(st.sampled_from(POLICIES), st.integers(1, 6)) | st.none(), max_size=60))
@@ -51,25 +51,25 @@ def test_each_waits_for_no_more_than_a_turn_of_every_other_and_keeps_its_own_ord
 ) -> None:
     """`history` is a sequence of arrivals and of admissions (None)."""
     turn, largest = 8, 6
-    line = Line[int](turn)
+    queue = RolloutQueue[int](turn)
     own: dict[str, list[int]] = {policy: [] for policy in POLICIES}  # places waiting
     ahead = dict.fromkeys(POLICIES, 0)  # completions drawn by others while it has waited
 
     def admit() -> None:
-        place = line.admit()
-        assert place.who == own[place.policy].pop(0)
-        ahead[place.policy] = 0
+        group = queue.admit()
+        assert group.who == own[group.policy].pop(0)
+        ahead[group.policy] = 0
         for other in POLICIES:
-            ahead[other] += place.count if own[other] and other != place.policy else 0
+            ahead[other] += group.count if own[other] and other != group.policy else 0
             assert ahead[other] <= (len(POLICIES) - 1) * (turn - 1 + largest)
 
     for number, event in enumerate(history):
         if event is not None:
-            line.join(Place(*event, number))
+            queue.join(QueuedGroup(*event, number))
             own[event[0]].append(number)
-        elif line:
+        elif queue:
             admit()
-    while line:
+    while queue:
         admit()
     assert not any(own.values())
 

@@ -23,7 +23,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.source import Source
 from mint_engine.policies import revisions
-from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECORD, Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECORD, Checkpoints, Record, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store, store_of
 
@@ -35,9 +35,9 @@ def record(lease: int, step: int, blob: bytes) -> Record:
     return Record("acme/one", "default/wave", lease, step, digest_of(blob), "", len(blob), rewards=rewards)
 
 
-def save(shelf: Shelf, lease: int, step: int) -> None:
+def save(checkpoints: Checkpoints, lease: int, step: int) -> None:
     blob = f"{lease}:{step}".encode()
-    shelf.save(record(lease, step, blob), blob)
+    checkpoints.save(record(lease, step, blob), blob)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -60,17 +60,24 @@ def test_files_are_written_listed_read_and_deleted(scheme: str, opened: Callable
     assert store.names("a/b") == []
 
 
+def test_records_keep_the_names_that_engines_of_other_versions_read_and_write() -> None:
+    own = msgspec.structs.replace(record(7, 1, b""), optimizer_steps=3, resumable=True)
+    stored = msgspec.json.decode(msgspec.json.encode(own))
+    assert (stored["taken"], stored["left"]) == (3, True)
+    assert msgspec.convert(stored, Record) == own
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_newest_checkpoint_is_found_and_older_ones_are_swept(scheme: str, opened: Callable[[str], Store]) -> None:
     store = opened(scheme)
-    shelf = Shelf(store, "acme/one")
-    assert shelf.newest() is None
+    checkpoints = Checkpoints(store, "acme/one")
+    assert checkpoints.newest() is None
     for step in (1, 2, 3):
-        save(shelf, 7, step)
-    found = shelf.newest()
+        save(checkpoints, 7, step)
+    found = checkpoints.newest()
     assert found is not None
     assert (found[0].lease, found[0].step, found[0].rewards, found[1]) == (7, 3, (0.5,) * 3, b"7:3")
-    assert store.names(shelf.folder) == [str(Name(7, 2)), str(Name(7, 3))]
+    assert store.names(checkpoints.folder) == [str(Name(7, 2)), str(Name(7, 3))]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -78,15 +85,15 @@ def test_a_store_without_the_checkpoint_that_is_known_of_is_not_taken_for_a_new_
     scheme: str, opened: Callable[[str], Store]
 ) -> None:
     store = opened(scheme)
-    shelf = Shelf(store, "acme/one", "run-1")
-    save(Shelf(store, "acme/one", "run-2"), 7, 3)
-    save(Shelf(store, "acme/two", "run-1"), 7, 3)
-    assert shelf.newest(saved=0) is None
-    store.write(f"{shelf.folder}/{Name(7, 2)}/{BLOB}", b"half written")
+    checkpoints = Checkpoints(store, "acme/one", "run-1")
+    save(Checkpoints(store, "acme/one", "run-2"), 7, 3)
+    save(Checkpoints(store, "acme/two", "run-1"), 7, 3)
+    assert checkpoints.newest(saved=0) is None
+    store.write(f"{checkpoints.folder}/{Name(7, 2)}/{BLOB}", b"half written")
     with pytest.raises(SourceUnavailable, match=r"has no checkpoint of policy 'acme/one' in .*step 2 or later"):
-        shelf.newest(saved=2)
-    save(shelf, 7, 1)
-    found = shelf.newest(saved=2)
+        checkpoints.newest(saved=2)
+    save(checkpoints, 7, 1)
+    found = checkpoints.newest(saved=2)
     assert found is not None
     assert found[0].step == 1, "what somebody has put back is the newest that there is"
 
@@ -98,45 +105,45 @@ def test_only_what_can_be_written_is_a_store(uri: str) -> None:
 
 
 def test_a_newer_lease_is_preferred_whatever_step_it_is_at_and_an_older_one_may_not_write(store: Store) -> None:
-    shelf = Shelf(store, "acme/one")
-    save(shelf, 1, 5)
-    save(shelf, 2, 4)
-    found = shelf.newest()
+    checkpoints = Checkpoints(store, "acme/one")
+    save(checkpoints, 1, 5)
+    save(checkpoints, 2, 4)
+    found = checkpoints.newest()
     assert found is not None
     assert (found[0].lease, found[0].step) == (2, 4)
     with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
-        save(shelf, 1, 6)
-    assert shelf.newest() == found
+        save(checkpoints, 1, 6)
+    assert checkpoints.newest() == found
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_under_a_lease_that_is_taken_nothing_is_there_yet_and_under_an_older_one_nothing_is_written_any_more(
     scheme: str, opened: Callable[[str], Store]
 ) -> None:
-    shelf = Shelf(opened(scheme), "acme/one")
-    save(shelf, 1, 5)
-    found = shelf.newest()
-    shelf.take(2)
-    assert (shelf.newest(), shelf.latest_lease()) == (found, 2)
+    checkpoints = Checkpoints(opened(scheme), "acme/one")
+    save(checkpoints, 1, 5)
+    found = checkpoints.newest()
+    checkpoints.claim(2)
+    assert (checkpoints.newest(), checkpoints.latest_lease()) == (found, 2)
     with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
-        save(shelf, 1, 6)
-    shelf.give_back(2)
-    save(shelf, 1, 6)
-    shelf.take(2)
-    save(shelf, 2, 6)
-    assert shelf.leases() == [1, 2], "what has said so is swept"
+        save(checkpoints, 1, 6)
+    checkpoints.unclaim(2)
+    save(checkpoints, 1, 6)
+    checkpoints.claim(2)
+    save(checkpoints, 2, 6)
+    assert checkpoints.leases() == [1, 2], "what has said so is swept"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_no_lease_is_taken_twice_nor_behind_a_newer_one(scheme: str, opened: Callable[[str], Store]) -> None:
     store = opened(scheme)
-    shelf = Shelf(store, "acme/one")
-    shelf.take(2)
+    checkpoints = Checkpoints(store, "acme/one")
+    checkpoints.claim(2)
     for lease in (2, 1):
         with pytest.raises(StaleLease, match=r"lease 2\b"):
-            shelf.take(lease)
-    assert shelf.leases() == [2]
-    save(shelf, 2, 1)
+            checkpoints.claim(lease)
+    assert checkpoints.leases() == [2]
+    save(checkpoints, 2, 1)
 
 
 HARMS = ["record torn", "blob torn", "blob longer", "blob gone"]
@@ -153,34 +160,34 @@ def harm_checkpoint(store: Store, folder: str, harm: str) -> None:
 
 @pytest.mark.parametrize("harm", ["record gone", *HARMS])
 def test_a_checkpoint_that_is_not_whole_does_not_exist(store: Store, harm: str) -> None:
-    shelf = Shelf(store, "acme/one")
-    save(shelf, 1, 1)
-    save(shelf, 1, 2)
-    harm_checkpoint(store, f"{shelf.folder}/{Name(1, 2)}", harm)
-    found = shelf.newest()
+    checkpoints = Checkpoints(store, "acme/one")
+    save(checkpoints, 1, 1)
+    save(checkpoints, 1, 2)
+    harm_checkpoint(store, f"{checkpoints.folder}/{Name(1, 2)}", harm)
+    found = checkpoints.newest()
     assert found is not None
     assert found[0].step == 1
-    save(shelf, 1, 3)
-    save(shelf, 1, 4)
-    assert store.names(shelf.folder) == [str(Name(1, 3)), str(Name(1, 4))]
+    save(checkpoints, 1, 3)
+    save(checkpoints, 1, 4)
+    assert store.names(checkpoints.folder) == [str(Name(1, 3)), str(Name(1, 4))]
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_where_no_checkpoint_can_be_read_nobody_takes_it_for_there_being_none(store: Store, harm: str) -> None:
-    shelf = Shelf(store, "acme/one")
-    save(shelf, 1, 1)
-    save(shelf, 1, 2)
-    for name in store.names(shelf.folder):
-        harm_checkpoint(store, f"{shelf.folder}/{name}", harm)
+    checkpoints = Checkpoints(store, "acme/one")
+    save(checkpoints, 1, 1)
+    save(checkpoints, 1, 2)
+    for name in store.names(checkpoints.folder):
+        harm_checkpoint(store, f"{checkpoints.folder}/{name}", harm)
     with pytest.raises(CorruptFile, match=r"no readable checkpoint among 2 in .* new AdapterWave"):
-        shelf.newest()
+        checkpoints.newest()
 
 
 def test_what_was_written_can_be_read_however_much_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the record's size bounds a read: a rank-16 policy of a 30B-A3B is 10 GB. The record has every reward."""
-    shelf, blob = Shelf(store, "acme/one"), b"state"
+    checkpoints, blob = Checkpoints(store, "acme/one"), b"state"
     rewards = (-1.2345678901234567e100,) * MOST_STEPS
-    shelf.save(msgspec.structs.replace(record(1, MOST_STEPS, blob), rewards=rewards), blob)
+    checkpoints.save(msgspec.structs.replace(record(1, MOST_STEPS, blob), rewards=rewards), blob)
     asked, read = [], store.read
 
     def note(path: str, limit: int | None) -> bytes:
@@ -188,7 +195,7 @@ def test_what_was_written_can_be_read_however_much_it_is(store: Store, monkeypat
         return read(path, limit)
 
     monkeypatch.setattr(store, "read", note)
-    found = shelf.newest()
+    found = checkpoints.newest()
     assert found is not None
     assert found[0].rewards == rewards
     assert asked == [(RECORD, MAX_RECORD), (BLOB, len(blob))]
@@ -201,9 +208,9 @@ def test_as_many_rewards_are_kept_as_a_wave_may_have_steps() -> None:
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read_though_its_record_does_not_tell_its_size(store: Store) -> None:
-    shelf, blob = Shelf(store, "acme/one"), b"state"
-    shelf.save(msgspec.structs.replace(record(1, 1, blob), size=0), blob)
-    found = shelf.newest()
+    checkpoints, blob = Checkpoints(store, "acme/one"), b"state"
+    checkpoints.save(msgspec.structs.replace(record(1, 1, blob), size=0), blob)
+    found = checkpoints.newest()
     assert found is not None
     assert found[1] == blob
 
@@ -211,8 +218,8 @@ def test_a_checkpoint_of_an_earlier_version_is_read_though_its_record_does_not_t
 def test_what_was_half_read_once_is_read_again_and_storage_that_is_away_is_told(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf, read, half = Shelf(store, "acme/one"), store.read, [""]
-    save(shelf, 1, 1)
+    checkpoints, read, half = Checkpoints(store, "acme/one"), store.read, [""]
+    save(checkpoints, 1, 1)
 
     def read_half(path: str, limit: int | None) -> bytes:
         data, file = read(path, limit), path.rpartition("/")[2]
@@ -227,19 +234,19 @@ def test_what_was_half_read_once_is_read_again_and_storage_that_is_away_is_told(
     for each in (BLOB, RECORD):
         half[:] = [each]
         monkeypatch.setattr(store, "read", read_half)
-        found = shelf.newest()
+        found = checkpoints.newest()
         assert found is not None
         assert not half
     monkeypatch.setattr(store, "read", away)
     with pytest.raises(SourceUnavailable):
-        shelf.newest()
+        checkpoints.newest()
 
 
 def test_a_run_begins_anew_and_policies_whose_names_nest_are_apart(store: Store) -> None:
-    save(Shelf(store, "acme/one", "run-1"), 1, 1)
-    assert Shelf(store, "acme/one", "run-2").newest() is None
-    assert Shelf(store, "acme").newest() is None
-    assert Shelf(store, "acme/one", "run-1").newest() is not None
+    save(Checkpoints(store, "acme/one", "run-1"), 1, 1)
+    assert Checkpoints(store, "acme/one", "run-2").newest() is None
+    assert Checkpoints(store, "acme").newest() is None
+    assert Checkpoints(store, "acme/one", "run-1").newest() is not None
 
 
 def test_a_half_written_file_is_never_seen(store: Store) -> None:
@@ -288,15 +295,15 @@ def test_a_store_whose_volume_is_not_mounted_is_not_taken_for_an_empty_one(
 ) -> None:
     store = opened(scheme)
     assert isinstance(store, LocalStore)
-    shelf = Shelf(store, "acme/one")
-    assert shelf.newest() is None
-    save(shelf, 1, 1)
+    checkpoints = Checkpoints(store, "acme/one")
+    assert checkpoints.newest() is None
+    save(checkpoints, 1, 1)
     mounted, elsewhere = store._mounted, store._mounted.with_name("elsewhere")
     mounted.rename(elsewhere)
     for work in (
-        shelf.newest,
-        lambda: save(shelf, 1, 2),
-        lambda: store.read(f"{shelf.folder}/{Name(1, 1)}/{RECORD}", None),
+        checkpoints.newest,
+        lambda: save(checkpoints, 1, 2),
+        lambda: store.read(f"{checkpoints.folder}/{Name(1, 1)}/{RECORD}", None),
         lambda: store.delete("a"),
         lambda: revisions.newest(store, "acme/one", 0),
     ):
@@ -304,7 +311,7 @@ def test_a_store_whose_volume_is_not_mounted_is_not_taken_for_an_empty_one(
             work()
     assert not mounted.exists(), "nothing was written in its place"
     elsewhere.rename(mounted)
-    found = shelf.newest()
+    found = checkpoints.newest()
     assert found is not None
     assert found[0].step == 1
 

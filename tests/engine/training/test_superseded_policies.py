@@ -11,8 +11,8 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import SourceUnavailable, StaleLease
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies import lease_check, taking
-from mint_engine.policies.checkpoints import RECORD, Shelf
+from mint_engine.policies import claims, lease_check
+from mint_engine.policies.checkpoints import RECORD, Checkpoints
 from mint_engine.policies.store import Content, LocalStore, store_of
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
@@ -121,13 +121,13 @@ async def test_a_checkpoint_that_is_acknowledged_while_another_engine_reads_the_
     async with called(base, tmp_path) as (_, stub), called(base, tmp_path, engine="tiny-1") as (there, other):
         await saved(stub)
         with Gate() as gate, monkeypatch.context() as patch:
-            take = Shelf.take
+            claim = Checkpoints.claim
 
-            def late(self: Shelf, lease: int) -> None:
+            def late(self: Checkpoints, lease: int) -> None:
                 gate.go_by()
-                take(self, lease)
+                claim(self, lease)
 
-            patch.setattr(Shelf, "take", late)
+            patch.setattr(Checkpoints, "claim", late)
             resuming = asyncio.ensure_future(other.ResumePolicy(resume()))
             await gate.reached()
             await stub.SaveState(save(2))
@@ -166,31 +166,31 @@ async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_ag
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other engine may see the same and give way, too, so that neither has the policy."""
-    take, others = Shelf.take, list[tuple[Shelf, int]]()
+    claim, others = Checkpoints.claim, list[tuple[Checkpoints, int]]()
 
-    def beside(self: Shelf, lease: int) -> None:
-        take(self, lease - 1)
+    def beside(self: Checkpoints, lease: int) -> None:
+        claim(self, lease - 1)
         others.append((self, lease - 1))
-        take(self, lease)
+        claim(self, lease)
 
     async with called(base, tmp_path) as (scene, stub):
         made = await saved(stub)
         await scene.server.register.rest(0.0)
         with monkeypatch.context() as patch:
-            patch.setattr(Shelf, "take", beside)
+            patch.setattr(Checkpoints, "claim", beside)
             error = await refused(stub.ResumePolicy(resume(made.life)))
         assert (error.reason, bool(error.retry_after_s)) == ("EngineUnavailable", True)
         assert error.message == "is being resumed by another engine; retry"
-        [(shelf, lease)] = others
-        leases = Shelf.leases
+        [(checkpoints, lease)] = others
+        leases = Checkpoints.leases
 
-        def then_taken_back(self: Shelf) -> list[int]:
+        def then_taken_back(self: Checkpoints) -> list[int]:
             found = leases(self)
-            shelf.give_back(lease)
+            checkpoints.unclaim(lease)
             return found
 
-        monkeypatch.setattr(taking, "RETRY_S", 0.0)
-        monkeypatch.setattr(Shelf, "leases", then_taken_back)
+        monkeypatch.setattr(claims, "RETRY_S", 0.0)
+        monkeypatch.setattr(Checkpoints, "leases", then_taken_back)
         assert (await stub.ResumePolicy(resume(made.life))).sequence == 1
 
 
@@ -199,18 +199,18 @@ async def test_a_resume_that_its_store_has_interrupted_bars_nobody_from_another_
     elsewhere: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interrupted engine cannot withdraw its claim on the policy either before the store answers again."""
-    take = Shelf.take
+    claim = Checkpoints.claim
     async with called(base, tmp_path) as (scene, stub), called(base, tmp_path, engine="tiny-1") as (_, other):
         made = await saved(stub)
         await scene.server.register.rest(0.0)
         with monkeypatch.context() as patch:
 
-            def then_away(self: Shelf, lease: int) -> None:
-                take(self, lease)
+            def then_away(self: Checkpoints, lease: int) -> None:
+                claim(self, lease)
                 for name in ("names", "delete"):
                     patch.setattr(LocalStore, name, away)
 
-            patch.setattr(Shelf, "take", then_away)
+            patch.setattr(Checkpoints, "claim", then_away)
             assert (await refused(stub.ResumePolicy(resume(made.life)))).reason == "SourceUnavailable"
         if elsewhere:
             await scene.server.register.rest(0.0)
@@ -320,7 +320,7 @@ def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(
 ) -> None:
     """Both have claimed the same lease, and each has seen the other's claim before either withdrew its own."""
     (tmp_path / "runs").mkdir()
-    shelf = Shelf(store_of(Source(f"file://{tmp_path}/runs")), "one")
+    checkpoints = Checkpoints(store_of(Source(f"file://{tmp_path}/runs")), "one")
     write, delete = LocalStore.write, LocalStore.delete
 
     def beside(self: LocalStore, path: str, content: Content) -> None:
@@ -334,5 +334,5 @@ def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(
     monkeypatch.setattr(LocalStore, "write", beside)
     monkeypatch.setattr(LocalStore, "delete", both)
     with pytest.raises(StaleLease, match="is also being taken"):
-        shelf.take(7)
-    assert shelf.leases() == []
+        checkpoints.claim(7)
+    assert checkpoints.leases() == []

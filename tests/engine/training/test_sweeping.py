@@ -10,7 +10,7 @@ import pytest
 
 from mint_contracts.errors import SourceNotFound, SourceUnavailable, StaleLease
 from mint_engine.policies import store as stores
-from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store
 from mint_engine.sources import copying
@@ -21,7 +21,8 @@ from tests.engine.training.test_revisions import publish as publish_and_sweep
 
 def save(store: Store, name: Name, _: Path) -> None:
     blob = str(name).encode()
-    Shelf(store, "acme/one").save(Record("acme/one", "default/wave", name.lease, name.step, digest_of(blob)), blob)
+    record = Record("acme/one", "default/wave", name.lease, name.step, digest_of(blob))
+    Checkpoints(store, "acme/one").save(record, blob)
 
 
 def publish(store: Store, name: Name, folder: Path) -> None:

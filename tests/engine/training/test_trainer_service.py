@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_records import revisions_of
 from mint_engine.policies.call_checkpoints import RUN
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.store import store_of
 from mint_engine.training import optimizer
@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def state_of(scene: Scene, policy: str) -> bytes:
     """Return the state in the newest checkpoint of a wave's policy."""
-    found = Shelf(store_of(scene.store), policy).newest()
+    found = Checkpoints(store_of(scene.store), policy).newest()
     assert found is not None
     return found[1]
 
@@ -74,7 +74,7 @@ async def test_a_repeat_of_what_saves_loads_or_publishes_changes_nothing(base: P
         assert await stub.OptimStep(step("one", 6)) == stepped
         assert await weights(scene, "one") == learnt
         store = store_of(scene.store)
-        assert len(store.names(Shelf(store, "one", RUN).folder)) == 1
+        assert len(store.names(Checkpoints(store, "one", RUN).folder)) == 1
         assert len(store.names(revisions_of("one"))) == 1
 
 

@@ -9,27 +9,27 @@ from contextlib import asynccontextmanager, suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, StaleLease
 from mint_engine.background_threads import run_in_background
-from mint_engine.policies.call_checkpoints import Found, not_left, rests_of, shelf_of
+from mint_engine.policies.call_checkpoints import Found, checkpoints_of, not_resumable, resting_policy_of
 from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.sources.blocking import run_blocking
 
 RETRY_S = 1.0
 
 
-class Taking:
+class Claims:
     """One engine's claims. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._untaken: dict[str, set[int]] = {}  # policy -> leases whose claims are yet to be taken back
+        self._leftover: dict[str, set[int]] = {}  # policy -> leases whose claims are yet to be taken back
 
     @property
-    def untaken(self) -> list[str]:
+    def leftover(self) -> list[str]:
         """The policies that the store still shows as claimed here although their resume failed."""
-        return [*self._untaken]
+        return [*self._leftover]
 
     @asynccontextmanager
-    async def taken_up(
+    async def claimed(
         self, here: CallContext, policy: str, lease: int, found: Found, life: int
     ) -> AsyncIterator[None]:
         """A context for installing a policy that is resumed here under `lease`, which fences all older leases.
@@ -38,49 +38,49 @@ class Taking:
         a drop. If the context's body fails, the claim is taken back for the next try. Raises EngineUnavailable if
         others have just claimed or saved it, PolicyNotFound as `call_checkpoints.newest`, and a store's errors.
         """
-        shelf, listed = shelf_of(here.store, policy), False
-        await self.give_back(here, policy)
-        if life and await run_blocking(_gone_on, shelf, lease, found):
+        checkpoints, listed = checkpoints_of(here.store, policy), False
+        await self.unclaim(here, policy)
+        if life and await run_blocking(_gone_on, checkpoints, lease, found):
             await asyncio.sleep(RETRY_S)  # a failed attempt has been taken back by then
-            if await run_blocking(_gone_on, shelf, lease, found):
-                raise not_left(policy, life)
+            if await run_blocking(_gone_on, checkpoints, lease, found):
+                raise not_resumable(policy, life)
         try:
-            await run_blocking(_take, shelf, policy, lease, found, life)
-            if found.record.left:
+            await run_blocking(_claim, checkpoints, policy, lease, found, life)
+            if found.record.resumable:
                 listed = True
-                await run_in_background(here.resting.forget, rests_of(found.record))
+                await run_in_background(here.resting.forget, resting_policy_of(found.record))
             yield
         except StaleLease as error:
             raise _busy(policy, "is being resumed by another engine") from error
         except BaseException:
-            self._untaken.setdefault(policy, set()).add(lease)
+            self._leftover.setdefault(policy, set()).add(lease)
             with suppress(MintError):
-                await self.give_back(here, policy)
+                await self.unclaim(here, policy)
                 if listed:
-                    await run_in_background(here.resting.note, rests_of(found.record))
+                    await run_in_background(here.resting.note, resting_policy_of(found.record))
             raise
 
-    async def give_back(self, here: CallContext, policy: str) -> None:
+    async def unclaim(self, here: CallContext, policy: str) -> None:
         """Take back a policy's claims whose resume failed. Raises a store's errors: call again then."""
-        leases = self._untaken.get(policy, set())
+        leases = self._leftover.get(policy, set())
         for lease in [*leases]:
-            await run_blocking(shelf_of(here.store, policy).give_back, lease)
+            await run_blocking(checkpoints_of(here.store, policy).unclaim, lease)
             leases.discard(lease)
-        if not self._untaken.get(policy):
-            self._untaken.pop(policy, None)
+        if not self._leftover.get(policy):
+            self._leftover.pop(policy, None)
 
 
-def _take(shelf: Shelf, policy: str, lease: int, found: Found, life: int) -> None:
-    shelf.take(lease)
-    if shelf.newest_record() != found.newest_record:
+def _claim(checkpoints: Checkpoints, policy: str, lease: int, found: Found, life: int) -> None:
+    checkpoints.claim(lease)
+    if checkpoints.newest_record() != found.newest_record:
         raise _busy(policy, "was just saved by the engine that has or had it")
-    if life and _gone_on(shelf, lease, found):  # perhaps only an attempt that fails: the next try sees that
+    if life and _gone_on(checkpoints, lease, found):  # perhaps only an attempt that fails: the next try sees that
         raise _busy(policy, "is being resumed by another engine")
 
 
-def _gone_on(shelf: Shelf, lease: int, found: Found) -> bool:
+def _gone_on(checkpoints: Checkpoints, lease: int, found: Found) -> bool:
     """Whether another lease has resumed what was left, without having saved anything since."""
-    return any(found.record.lease < each < lease for each in shelf.leases())
+    return any(found.record.lease < each < lease for each in checkpoints.leases())
 
 
 def _busy(policy: str, reason: str) -> EngineUnavailable:
