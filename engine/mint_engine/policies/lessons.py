@@ -29,7 +29,7 @@ from mint_engine.policies.updates import Learnt
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
-from mint_engine.training.schedule import settled
+from mint_engine.training.schedule import with_rate
 
 # Log of the smallest positive float32: reported in place of a loss that is not finite.
 LEAST_LOGPROB = math.log(2**-149)
@@ -177,7 +177,7 @@ class Lessons:
         with _timed("update"):
             learnt = await self.context.step_thread.learn(
                 batch,
-                settled(terms.optimizer, step, steps),
+                with_rate(terms.optimizer, step, steps),
                 epochs=terms.train.inner_epochs,
                 finish=lambda trainer: hand_off(slots, self.slot, trainer.policy(terms.policy), next_label),
             )

@@ -58,12 +58,12 @@ def choose(
     asked = torch.cat((queries, key), dim=1)
     heads = Heads(asked.shape[1] // indexer.size, 0, indexer.size, 0.0)
     turned = asked.view(len(asked), heads.queries, -1)[..., : indexer.rotated]
-    turned.copy_(halves(turned, pairs=indexer.pairs))
+    turned.copy_(as_halves(turned, pairs=indexer.pairs))
     training.turn(asked, heads, batch.positions, angles)
     training.choose(asked, first[:, indexer.size :].contiguous(), indexer.size, indexer.most, trees, choice)
     return choice
 
 
-def halves(rotated: torch.Tensor, *, pairs: bool) -> torch.Tensor:
+def as_halves(rotated: torch.Tensor, *, pairs: bool) -> torch.Tensor:
     """Reorder [..., E] for the kernels, which rotate numbers half of E apart together; `pairs`: neighbours do."""
     return rotated.reshape(*rotated.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if pairs else rotated

@@ -30,15 +30,15 @@ GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # th
 Pausing = Generator[None, None, torch.Tensor]  # computes a tensor in bounded parts
 
 
-class Product(NamedTuple):
+class Projection(NamedTuple):
     """Computes a chunk's logits [n, V], which may be overwritten, and from their gradient that of hidden [n, H]."""
 
-    forth: Callable[[], Pausing]  # yields after each part
-    back: Callable[[torch.Tensor], Pausing]  # yields before each part
+    forward: Callable[[], Pausing]  # yields after each part
+    backward: Callable[[torch.Tensor], Pausing]  # yields before each part
 
 
-# Takes hidden [n, H]; returns a context with its product. The logits are valid until the context ends.
-Project = Callable[[torch.Tensor], AbstractContextManager[Product]]
+# Takes hidden [n, H]; returns a context with its projection. The logits are valid until the context ends.
+Project = Callable[[torch.Tensor], AbstractContextManager[Projection]]
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,21 @@ def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
     """Return a projection by modules of any kind, with autograd for the backward."""
 
     @contextmanager
-    def project(hidden: torch.Tensor) -> Iterator[Product]:
+    def project(hidden: torch.Tensor) -> Iterator[Projection]:
         found: list[torch.Tensor] = []
         hidden = hidden.detach().requires_grad_()
 
-        def forth() -> Pausing:
+        def forward() -> Pausing:
             with torch.enable_grad():
                 found.append(logits(hidden))
             yield
             return found[0].detach()
 
-        def back(gradient: torch.Tensor) -> Pausing:
+        def backward(gradient: torch.Tensor) -> Pausing:
             yield
             return torch.autograd.grad(found[0], hidden, gradient)[0]
 
-        yield Product(forth, back)
+        yield Projection(forward, backward)
 
     return project
 
@@ -86,21 +86,21 @@ def multiplied(weight: torch.Tensor, rows: int) -> Project:
     parts = weight.chunk(_BACK_PARTS, dim=1)
 
     @contextmanager
-    def project(hidden: torch.Tensor) -> Iterator[Product]:
+    def project(hidden: torch.Tensor) -> Iterator[Projection]:
         place = places.pop() if places else weight.new_empty(rows, weight.shape[0])
         try:
-            yield Product(partial(forth, hidden, place[: hidden.shape[0]]), back)
+            yield Projection(partial(forward, hidden, place[: hidden.shape[0]]), backward)
         finally:
             places.append(place)
 
-    def forth(hidden: torch.Tensor, logits: torch.Tensor) -> Pausing:
+    def forward(hidden: torch.Tensor, logits: torch.Tensor) -> Pausing:
         for first in range(0, weight.shape[0], _FORTH_COLUMNS):
             some = slice(first, first + _FORTH_COLUMNS)
             torch.mm(hidden, weight[some].t(), out=logits[:, some])
             yield
         return logits
 
-    def back(gradient: torch.Tensor) -> Pausing:
+    def backward(gradient: torch.Tensor) -> Pausing:
         found = gradient.new_empty(gradient.shape[0], weight.shape[1])
         for first in range(0, gradient.shape[0], _BACK_ROWS):
             some = slice(first, first + _BACK_ROWS)
@@ -174,8 +174,8 @@ def _chunk(
 ) -> Generator[None, None, torch.Tensor | None]:
     """hidden [n, H] -> its gradient [n, H]."""
     count = hidden.shape[0]
-    with head.project(functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE))) as product:
-        logits = yield from product.forth()
+    with head.project(functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE))) as projection:
+        logits = yield from projection.forward()
         back = (
             _back_plainly(logits, tokens, grade, head.group)
             if head.kernels is None or tokens.temperature != 1.0
@@ -183,7 +183,7 @@ def _chunk(
         )
         if back is None:
             return None
-        gradient = (yield from product.back(back))[:count]
+        gradient = (yield from projection.backward(back))[:count]
     return gradient if head.group is None else head.group.sum(gradient)
 
 

@@ -19,9 +19,9 @@ from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.training.batch import Batch
-from mint_engine.training.choosing import Indexer, choose, halves
+from mint_engine.training.choosing import Indexer, as_halves, choose
 from mint_engine.training.kernels import Choice, Heads, TrainingKernels, Trees
-from mint_engine.training.products import Kept, Product, Rows, multiply, multiply_back
+from mint_engine.training.products import Product, Rows, Saved, multiply, multiply_back
 
 DEEP = 32  # numbers of a head that the kernels' matrix registers take at once
 
@@ -50,7 +50,7 @@ class Latent:
 
 
 @dataclass(frozen=True)
-class KeptLatent:
+class SavedLatent:
     """What a layer's backward needs from its forward."""
 
     latent: Latent
@@ -58,7 +58,7 @@ class KeptLatent:
     attended: torch.Tensor  # [T, Q V]
     sums: torch.Tensor  # [T, Q]
     choice: Choice | None  # None: all rows
-    first: Kept
+    first: Saved
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class _Expanded:
     compressed: torch.Tensor | None  # [T, *], normed, if queries are compressed
     latents: torch.Tensor  # [T, C], normed
     qkv: torch.Tensor  # [T, 3 Q D], rotated
-    queries: Kept | None
-    up: Kept
+    queries: Saved | None
+    up: Saved
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LeanLatent:
 
     def forward(
         self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch, chosen: Choice | None
-    ) -> Generator[None, None, KeptLatent]:
+    ) -> Generator[None, None, SavedLatent]:
         """x [T, H] -> what the backward needs, with the attended values; yields after every large product.
 
         `chosen` is the previous layer's choice.
@@ -96,30 +96,30 @@ class LeanLatent:
             yield
         found, sums = self.training.attend(expanded.qkv, trees, latent.heads, choice)
         yield
-        return KeptLatent(latent, made, _values(found, latent), sums, choice, first)
+        return SavedLatent(latent, made, _values(found, latent), sums, choice, first)
 
     def backward(
-        self, kept: KeptLatent, x: torch.Tensor, dattended: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
+        self, saved: SavedLatent, x: torch.Tensor, dattended: torch.Tensor, rows: Rows, trees: Trees, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
         """Inputs and result of `forward`, and the gradient of `attended` [T, Q V] -> that of x [T, H]."""
-        latent = kept.latent
-        expanded = yield from self._expand(latent, kept.made, rows, batch)
+        latent = saved.latent
+        expanded = yield from self._expand(latent, saved.made, rows, batch)
         dqkv = self.training.attend_back(
-            expanded.qkv, _padded(kept.attended, latent), kept.sums, _padded(dattended, latent), trees, latent.heads,
-            kept.choice,
+            expanded.qkv, _padded(saved.attended, latent), saved.sums, _padded(dattended, latent), trees,
+            latent.heads, saved.choice,
         )  # fmt: skip
         self.training.turn(dqkv, latent.heads, batch.positions, self.angles, back=True)
         yield
         dqueries, dup, drotated = _apart(dqkv, latent)
-        before = kept.made.shape[1] - latent.norm.shape[0] - drotated.shape[1]
+        before = saved.made.shape[1] - latent.norm.shape[0] - drotated.shape[1]
         if expanded.queries is not None and expanded.compressed is not None and latent.query_norm is not None:
             dnormed = multiply_back(self.training, expanded.queries, dqueries, expanded.compressed)
-            dqueries = self._norm_back(dnormed, kept.made[:, :before], latent.query_norm, latent.epsilon)
+            dqueries = self._norm_back(dnormed, saved.made[:, :before], latent.query_norm, latent.epsilon)
             yield
         dnormed = multiply_back(self.training, expanded.up, dup, expanded.latents)
         yield
-        dlatents = self._norm_back(dnormed, kept.made[:, before : -drotated.shape[1]], latent.norm, latent.epsilon)
-        narrow = multiply_back(self.training, kept.first, torch.cat((dqueries, dlatents, drotated), dim=1), x)
+        dlatents = self._norm_back(dnormed, saved.made[:, before : -drotated.shape[1]], latent.norm, latent.epsilon)
+        narrow = multiply_back(self.training, saved.first, torch.cat((dqueries, dlatents, drotated), dim=1), x)
         yield
         return narrow
 
@@ -128,17 +128,17 @@ class LeanLatent:
     ) -> Generator[None, None, _Expanded]:
         size, rotated = latent.norm.shape[0], latent.sizes[2]
         queries, latents, key = torch.split(made, [made.shape[1] - size - rotated, size, rotated], dim=1)
-        compressed, kept = None, None
+        compressed, saved = None, None
         if latent.queries is not None and latent.query_norm is not None:
             compressed = self._norm(queries, latent.query_norm, latent.epsilon)
-            queries, kept = multiply(self.training, latent.queries, compressed, rows)
+            queries, saved = multiply(self.training, latent.queries, compressed, rows)
             yield
         normed = self._norm(latents, latent.norm, latent.epsilon)
-        up, kept_up = multiply(self.training, latent.up, normed, rows)
+        up, saved_up = multiply(self.training, latent.up, normed, rows)
         yield
         qkv = _together(queries, up, key, latent)
         self.training.turn(qkv, latent.heads, batch.positions, self.angles)
-        return _Expanded(compressed, normed, qkv, kept, kept_up)
+        return _Expanded(compressed, normed, qkv, saved, saved_up)
 
     def _norm(self, rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         return self.kernels.add_norm(rows.contiguous(), None, Norm(weight), epsilon)
@@ -155,9 +155,9 @@ def _together(queries: torch.Tensor, up: torch.Tensor, key: torch.Tensor, latent
     qkv = queries.new_zeros((len(queries), 3, count, latent.heads.dim))
     asks, keys, values = qkv.unbind(1)
     own, made = queries.view(len(queries), count, -1), up.view(len(up), count, -1)
-    asks[..., :rotated] = halves(own[..., plain:], pairs=latent.pairs)
+    asks[..., :rotated] = as_halves(own[..., plain:], pairs=latent.pairs)
     asks[..., rotated : rotated + plain] = own[..., :plain]
-    keys[..., :rotated] = halves(key, pairs=latent.pairs)[:, None]
+    keys[..., :rotated] = as_halves(key, pairs=latent.pairs)[:, None]
     keys[..., rotated : rotated + plain] = made[..., :plain]
     values[..., :value] = made[..., plain:]
     return qkv.flatten(1)

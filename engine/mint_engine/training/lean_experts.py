@@ -20,12 +20,12 @@ from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
 from mint_engine.training.llama import Experts
-from mint_engine.training.products import Kept, Rows, add_gradients, multiply, rows_back, sorted_rows
+from mint_engine.training.products import Rows, Saved, add_gradients, multiply, rows_back, sorted_rows
 from mint_engine.training.routed import sort_routes
 
 
 @dataclass(frozen=True)
-class KeptExperts:
+class SavedExperts:
     """What the backward needs from a forward."""
 
     experts: Experts
@@ -34,8 +34,8 @@ class KeptExperts:
     weights: torch.Tensor  # [T, k] float32: weights of each token's experts
     gate_up: torch.Tensor  # [P, 2 I]
     down: torch.Tensor  # [P, H]
-    first: tuple[Kept, ...]  # gate_up
-    second: Kept  # down
+    first: tuple[Saved, ...]  # gate_up
+    second: Saved  # down
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LeanExperts:
 
     def forward(
         self, experts: Experts, x: torch.Tensor, batch: Batch
-    ) -> Generator[None, None, tuple[torch.Tensor, KeptExperts]]:
+    ) -> Generator[None, None, tuple[torch.Tensor, SavedExperts]]:
         """x [T, H] -> [T, H]; yields after every large product."""
         weights, routes = _route(experts, x, batch)
         weights = weights.float()
@@ -64,47 +64,47 @@ class LeanExperts:
             add_bias(down, experts.down_bias, routing.bounds)
         yield
         mixed = self.training.mix(down, back, weights)
-        return mixed, KeptExperts(experts, tokens, back, weights, gate_up, down, first, second)
+        return mixed, SavedExperts(experts, tokens, back, weights, gate_up, down, first, second)
 
     def _gate_up(
         self, experts: Experts, x: torch.Tensor, rows: Rows, bounds: tuple[int, ...]
-    ) -> Generator[None, None, tuple[torch.Tensor, tuple[Kept, ...]]]:
+    ) -> Generator[None, None, tuple[torch.Tensor, tuple[Saved, ...]]]:
         """x [P, H] -> [P, 2 I]; like the sampler, adds a bias to the rounded products."""
-        found, kept = [], []
+        found, saved = [], []
         for product in experts.gate_up:
             y, own = multiply(self.training, product, x, rows)
             found.append(y)
-            kept.append(own)
+            saved.append(own)
             yield
         gate_up = found[0] if len(found) == 1 else torch.cat(found, dim=1)
         if experts.gate_up_bias is not None:
             add_bias(gate_up, experts.gate_up_bias, bounds)
-        return gate_up, tuple(kept)
+        return gate_up, tuple(saved)
 
     def backward(
-        self, kept: KeptExperts, x: torch.Tensor, dy: torch.Tensor, batch: Batch
+        self, saved: SavedExperts, x: torch.Tensor, dy: torch.Tensor, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
-        """`kept` and input of `forward`, and its output's gradient [T, H] -> that of x [T, H]; yields like it."""
-        given, slopes = self.training.mix_back(kept.down, kept.back, kept.weights, dy)
-        inner, backs = rows_back(self.training, kept.second, given)
+        """`saved` and input of `forward`, and its output's gradient [T, H] -> that of x [T, H]; yields like it."""
+        given, slopes = self.training.mix_back(saved.down, saved.back, saved.weights, dy)
+        inner, backs = rows_back(self.training, saved.second, given)
         yield
-        wide, gated = self.training.gate_mul_back(kept.gate_up, inner, self.activation)
-        add_gradients(self.training, kept.second, given, backs, gated)
+        wide, gated = self.training.gate_mul_back(saved.gate_up, inner, self.activation)
+        add_gradients(self.training, saved.second, given, backs, gated)
         yield
-        narrow = yield from self._gate_up_back(kept, x, wide)
-        dx = self.training.mix(narrow, kept.back, torch.ones_like(kept.weights))
+        narrow = yield from self._gate_up_back(saved, x, wide)
+        dx = self.training.mix(narrow, saved.back, torch.ones_like(saved.weights))
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            weights, _ = _route(kept.experts, leaf, batch)
+            weights, _ = _route(saved.experts, leaf, batch)
             (through_router,) = torch.autograd.grad(weights, leaf, slopes.to(weights.dtype))
         return dx.add_(through_router)
 
     def _gate_up_back(
-        self, kept: KeptExperts, x: torch.Tensor, wide: torch.Tensor
+        self, saved: SavedExperts, x: torch.Tensor, wide: torch.Tensor
     ) -> Generator[None, None, torch.Tensor]:
         """Input x [T, H] of `forward`, and the gradient of gate_up [P, 2 I] -> that of rows [P, H]."""
-        rows, narrow = x.index_select(0, kept.tokens), None
-        for first, part in zip(kept.first, wide.chunk(len(kept.first), dim=1), strict=True):
+        rows, narrow = x.index_select(0, saved.tokens), None
+        for first, part in zip(saved.first, wide.chunk(len(saved.first), dim=1), strict=True):
             own = part.contiguous()
             found, backs = rows_back(self.training, first, own)
             yield

@@ -25,11 +25,11 @@ from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
 from mint_engine.training.joint import norm_jointly, norm_jointly_back
 from mint_engine.training.kernels import Choice, TrainingKernels, Trees, lay_trees
-from mint_engine.training.latent import KeptLatent, LeanLatent
-from mint_engine.training.lean_experts import KeptExperts, LeanExperts
+from mint_engine.training.latent import LeanLatent, SavedLatent
+from mint_engine.training.lean_experts import LeanExperts, SavedExperts
 from mint_engine.training.llama import Layer, Llama, Network, read_llama
 from mint_engine.training.pieces import PIECE_ROWS
-from mint_engine.training.products import Kept, Rows, add_gradients, multiply, multiply_back, rows_back, straight
+from mint_engine.training.products import Rows, Saved, add_gradients, multiply, multiply_back, rows_back, straight
 
 MOST_ROWS = 9 * PIECE_ROWS // 4  # at once: fits a policy's step of 32 completions of 64 tokens, with its prompts
 KEPT_BYTES = 3 << 29  # kept for the backward at most, unless a single piece needs more
@@ -46,35 +46,35 @@ class _Laid:
 
 
 @dataclass(frozen=True)
-class _KeptNetwork:
+class _SavedNetwork:
     """What a network's backward needs from its forward."""
 
     gate_up: torch.Tensor  # [T, 2 I]
-    products: tuple[Kept, Kept]  # gate_up, down
+    products: tuple[Saved, Saved]  # gate_up, down
 
 
 @dataclass(frozen=True)
-class _KeptHeads:
+class _SavedHeads:
     """What attention's backward needs from its forward."""
 
     raw: torch.Tensor | None  # [T, (Q + 2 K) D]: queries, keys, values before the heads' norms, if any
     qkv: torch.Tensor  # the same, as attention takes them
     attended: torch.Tensor  # [T, Q D]
     sums: torch.Tensor  # [T, Q]
-    product: Kept
+    product: Saved
 
 
 @dataclass(frozen=True)
-class _KeptLayer:
+class _SavedLayer:
     """What a layer's backward needs from its forward."""
 
     before: torch.Tensor  # [T, H]: the layer's input
-    attention: _KeptHeads | KeptLatent
-    output: Kept
+    attention: _SavedHeads | SavedLatent
+    output: Saved
     attended: torch.Tensor | None  # [T, H]: attention's output, if that is normed
     between: torch.Tensor  # [T, H]: the residual stream after attention
-    network: _KeptNetwork | None
-    experts: KeptExperts | None
+    network: _SavedNetwork | None
+    experts: SavedExperts | None
     given: torch.Tensor | None  # [T, H]: the network's and experts' output, if that is normed
 
 
@@ -104,23 +104,23 @@ class LeanPass:
         hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
         if llama.manner.enlarged != 1:
             hidden *= llama.manner.enlarged
-        kept: list[_KeptLayer] = []
+        saved: list[_SavedLayer] = []
         chosen: Choice | None = None
         norms = [*(layer.norms.attention for layer in llama.layers), llama.norm]
         x = self._norm(hidden, norms[0])
         for layer, next_norm in zip(llama.layers, norms[1:], strict=True):
             hidden, x, found = yield from self._forward(layer, hidden, x, laid, next_norm, chosen)
-            chosen = found.attention.choice if isinstance(found.attention, KeptLatent) else None
+            chosen = found.attention.choice if isinstance(found.attention, SavedLatent) else None
             if batch.segments:
-                kept.append(found)
+                saved.append(found)
         gradient = yield from score(x)
         if gradient is None:
             return
         back = torch.zeros_like(hidden)
         self._training.norm_back(back, gradient, hidden, llama.norm, llama.epsilon)
-        while kept:
-            layer, found = llama.layers[len(kept) - 1], kept.pop()
-            yield from self._backward(layer, found, back, laid, lowest=not kept)
+        while saved:
+            layer, found = llama.layers[len(saved) - 1], saved.pop()
+            yield from self._backward(layer, found, back, laid, lowest=not saved)
 
     def _forward(
         self,
@@ -130,17 +130,17 @@ class LeanPass:
         laid: _Laid,
         next_norm: Norm,
         chosen: Choice | None,
-    ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _KeptLayer]]:
+    ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _SavedLayer]]:
         """A layer's input and its norm -> its output, that one's norm by `next_norm`, and what the backward needs.
 
         `chosen` is the previous layer's choice of rows, which this one may share.
         """
-        attention: _KeptHeads | KeptLatent
+        attention: _SavedHeads | SavedLatent
         if layer.latent is not None:
             attention = yield from self._latents.forward(layer.latent, x, laid.rows, laid.trees, laid.batch, chosen)
         else:
             attention = yield from self._attend(layer, x, laid)
-        output, kept_output = multiply(self._training, layer.output, attention.attended, laid.rows)
+        output, saved_output = multiply(self._training, layer.output, attention.attended, laid.rows)
         between, attended = self._given(self._sum(output), layer.norms.attended)
         x = self._norm(between, layer.norms.network, before)
         yield
@@ -152,8 +152,8 @@ class LeanPass:
             part, network = yield from self._network(layer.network, x, laid.rows)
             parts.append(part)
         hidden, given = self._given(self._sum(_added(parts)), layer.norms.given)
-        kept = _KeptLayer(before, attention, kept_output, attended, between, network, experts, given)
-        return hidden, self._norm(hidden, next_norm, between), kept
+        saved = _SavedLayer(before, attention, saved_output, attended, between, network, experts, given)
+        return hidden, self._norm(hidden, next_norm, between), saved
 
     def _given(self, whole: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what a layer part's output adds to the residual stream; and the output, if the backward needs it."""
@@ -172,7 +172,7 @@ class LeanPass:
         self._training.norm_back(found, back, whole, norm, self._llama.epsilon)
         return found
 
-    def _attend(self, layer: Layer, x: torch.Tensor, laid: _Laid) -> Generator[None, None, _KeptHeads]:
+    def _attend(self, layer: Layer, x: torch.Tensor, laid: _Laid) -> Generator[None, None, _SavedHeads]:
         """x [T, H] -> what the backward needs, with the attended values."""
         training = self._training
         qkv, product = multiply(training, layer.qkv, x, laid.rows)
@@ -187,11 +187,11 @@ class LeanPass:
             training.head_norm(qkv, layer.heads, norms)
         if not norms.late:
             training.turn(qkv, layer.heads, positions, layer.angles)
-        return _KeptHeads(raw, qkv, *training.attend(qkv, laid.trees, layer.heads), product)
+        return _SavedHeads(raw, qkv, *training.attend(qkv, laid.trees, layer.heads), product)
 
     def _network(
         self, network: Network, x: torch.Tensor, rows: Rows
-    ) -> Generator[None, None, tuple[torch.Tensor, _KeptNetwork]]:
+    ) -> Generator[None, None, tuple[torch.Tensor, _SavedNetwork]]:
         """x [T, H] -> [T, H]"""
         gate_up, first = multiply(self._training, network.gate_up, x, rows)
         yield
@@ -199,58 +199,60 @@ class LeanPass:
             self._training, network.down, self._kernels.gate_mul(gate_up, self._llama.manner.activation), rows
         )
         yield
-        return down, _KeptNetwork(gate_up, (first, second))
+        return down, _SavedNetwork(gate_up, (first, second))
 
     def _backward(
-        self, layer: Layer, kept: _KeptLayer, back: torch.Tensor, laid: _Laid, *, lowest: bool
+        self, layer: Layer, saved: _SavedLayer, back: torch.Tensor, laid: _Laid, *, lowest: bool
     ) -> Iterator[None]:
         """Turn `back` [T, H] from the gradient of a layer's output into that of its input; not for the lowest one."""
         llama, training = self._llama, self._training
-        x = self._norm(kept.between, layer.norms.network)
-        parts, given = [], self._given_back(back, kept.given, layer.norms.given)
-        if kept.experts is not None:
-            parts.append((yield from self._experts.backward(kept.experts, x, given, laid.batch)))
-        if kept.network is not None:
-            parts.append((yield from self._network_back(kept.network, x, given)))
-        training.norm_back(back, self._sum(_added(parts)), kept.between, layer.norms.network, llama.epsilon)
-        given = self._given_back(back, kept.attended, layer.norms.attended)
-        attended = multiply_back(training, kept.output, given, kept.attention.attended)
+        x = self._norm(saved.between, layer.norms.network)
+        parts, given = [], self._given_back(back, saved.given, layer.norms.given)
+        if saved.experts is not None:
+            parts.append((yield from self._experts.backward(saved.experts, x, given, laid.batch)))
+        if saved.network is not None:
+            parts.append((yield from self._network_back(saved.network, x, given)))
+        training.norm_back(back, self._sum(_added(parts)), saved.between, layer.norms.network, llama.epsilon)
+        given = self._given_back(back, saved.attended, layer.norms.attended)
+        attended = multiply_back(training, saved.output, given, saved.attention.attended)
         yield
-        x = self._norm(kept.before, layer.norms.attention)
-        if isinstance(kept.attention, KeptLatent):
-            narrow = yield from self._latents.backward(kept.attention, x, attended, laid.rows, laid.trees, laid.batch)
+        x = self._norm(saved.before, layer.norms.attention)
+        if isinstance(saved.attention, SavedLatent):
+            narrow = yield from self._latents.backward(
+                saved.attention, x, attended, laid.rows, laid.trees, laid.batch
+            )
         else:
-            narrow = yield from self._attend_back(layer, kept.attention, x, attended, laid)
+            narrow = yield from self._attend_back(layer, saved.attention, x, attended, laid)
         if not lowest:
-            training.norm_back(back, self._sum(narrow), kept.before, layer.norms.attention, llama.epsilon)
+            training.norm_back(back, self._sum(narrow), saved.before, layer.norms.attention, llama.epsilon)
         yield
 
     def _attend_back(
-        self, layer: Layer, kept: _KeptHeads, x: torch.Tensor, dattended: torch.Tensor, laid: _Laid
+        self, layer: Layer, saved: _SavedHeads, x: torch.Tensor, dattended: torch.Tensor, laid: _Laid
     ) -> Generator[None, None, torch.Tensor]:
         """Result and input of `_attend`, and the gradient of `attended` [T, Q D] -> that of x [T, H]."""
         training, heads = self._training, layer.heads
-        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, dattended, laid.trees, heads)
+        qkv = training.attend_back(saved.qkv, saved.attended, saved.sums, dattended, laid.trees, heads)
         yield
         norms, positions = layer.head_norms, laid.batch.positions
         if not norms.late:
             training.turn(qkv, heads, positions, layer.angles, back=True)
-        if kept.raw is not None and norms.joint is not None and self._group is not None:
-            norm_jointly_back(qkv, kept.raw, heads, norms, norms.joint, self._group.sum)
-        elif kept.raw is not None:
-            training.head_norm_back(qkv, kept.raw, heads, norms)
+        if saved.raw is not None and norms.joint is not None and self._group is not None:
+            norm_jointly_back(qkv, saved.raw, heads, norms, norms.joint, self._group.sum)
+        elif saved.raw is not None:
+            training.head_norm_back(qkv, saved.raw, heads, norms)
         if norms.late:
             training.turn(qkv, heads, positions, layer.angles, back=True)
-        return multiply_back(training, kept.product, qkv, x)
+        return multiply_back(training, saved.product, qkv, x)
 
     def _network_back(
-        self, kept: _KeptNetwork, x: torch.Tensor, dy: torch.Tensor
+        self, saved: _SavedNetwork, x: torch.Tensor, dy: torch.Tensor
     ) -> Generator[None, None, torch.Tensor]:
-        """`kept` and input of `_network`, and its output's gradient [T, H] -> that of x [T, H]."""
-        first, second = kept.products
+        """`saved` and input of `_network`, and its output's gradient [T, H] -> that of x [T, H]."""
+        first, second = saved.products
         inner, backs = rows_back(self._training, second, dy)
         yield
-        wide, gated = self._training.gate_mul_back(kept.gate_up, inner, self._llama.manner.activation)
+        wide, gated = self._training.gate_mul_back(saved.gate_up, inner, self._llama.manner.activation)
         add_gradients(self._training, second, dy, backs, gated)
         yield
         narrow, backs = rows_back(self._training, first, wide)
@@ -296,5 +298,5 @@ def kept_bytes(llama: Llama) -> int:
             numbers += layer.network.gate_up.weight.shape[1]
         if layer.experts is not None:
             inner = layer.experts.down.weight.shape[2]
-            numbers += layer.experts.each * (2 * inner + hidden)
+            numbers += layer.experts.per_token * (2 * inner + hidden)
     return numbers * llama.embedding.itemsize

@@ -65,7 +65,7 @@ class Experts:
     number: int  # this layer's number among the base's layers with experts
     router: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # -> logits, weights, indices
     kind: str  # the name of the router's class
-    each: int  # experts per token
+    per_token: int  # experts that each token is routed to
     count: int  # experts that the router chooses from
     held: Cut
     gate_up: tuple[Product, ...]  # both in one; each by itself if they are interleaved in the weight

@@ -21,7 +21,7 @@ from mint_engine.parallel.shares import ModuleCut
 from mint_engine.residency.policy_memory import Needs
 from mint_engine.training import policy as policies
 from mint_engine.training import state
-from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings, learning, needs_of
+from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings, needs_of, trainable
 
 
 class Maker:
@@ -61,7 +61,7 @@ class Maker:
     @cached_property
     def room(self) -> PolicyRoom:
         """The memory that policies of any form take, for admission; the budget is left 0."""
-        layout = lay_out(self._modules, dict.fromkeys(learning(self._modules), 1))
+        layout = lay_out(self._modules, dict.fromkeys(trainable(self._modules), 1))
         weights, shared = Counter[str](), Counter[str]()
         for place in layout.places:
             weights[within_layer(self._modules[place.path].name)] += place.elements

@@ -94,7 +94,7 @@ def needs_of(elements: int, shared: int, dtype: torch.dtype, device: torch.devic
     return Needs(own, _COPIES * vectors, 2 * rounded)
 
 
-def learning(modules: Mapping[str, Module]) -> dict[str, Module]:
+def trainable(modules: Mapping[str, Module]) -> dict[str, Module]:
     """Return the modules that policies may train: not an indexer's, since its choice has no gradient."""
     return {path: module for path, module in modules.items() if ".indexer." not in path}
 
@@ -106,7 +106,7 @@ def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: For
         raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {limits.max_rank}")
     if not 0 < abs(settings.alpha) < float("inf"):
         raise InvalidRequest(subject, f"has alpha {settings.alpha}; give a finite number that is not 0")
-    able = learning(modules)
+    able = trainable(modules)
     wanted = _targets(settings, list(able.values()), limits, subject)
     ranks = {path: settings.rank for path, module in able.items() if is_targeted(module.name, wanted)}
     layout = lay_out(modules, ranks)
@@ -156,14 +156,14 @@ def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
     for place, a, _ in halves(form.layout, weights):
         bound = place.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5)
         a.uniform_(-bound, bound, generator=draw)
-    return _still(name, form, moved(weights, device))
+    return _without_moments(name, form, moved(weights, device))
 
 
 def continued(name: str, start: Packed, device: torch.device) -> Policy:
     """Make a policy that starts from a revision, and keeps its ranks and scalings."""
     header = start.header
     form = Form(header.config, header.base, header.layout, header.scalings)
-    return _still(name, form, _copied(start.run, device))
+    return _without_moments(name, form, _copied(start.run, device))
 
 
 def moved(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -179,7 +179,7 @@ def _copied(run: torch.Tensor, device: torch.device) -> torch.Tensor:
     return copy
 
 
-def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:
+def _without_moments(name: str, form: Form, weights: torch.Tensor) -> Policy:
     elements, device = weights.numel(), weights.device
     return Policy(name, form, weights, vector(elements, device), vector(elements, device))
 

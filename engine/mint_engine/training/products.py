@@ -43,7 +43,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Saved:
     """What a product's backward needs from its forward, apart from the input rows."""
 
     product: Product
@@ -64,30 +64,30 @@ def sorted_rows(routing: Routing, batch: Batch) -> Rows:
     return Rows(torch.tensor(routing.bounds), np.asarray(runs, dtype=np.int64).reshape(-1, 4), batch.segments)
 
 
-def multiply(kernels: TrainingKernels, product: Product, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Kept]:
+def multiply(kernels: TrainingKernels, product: Product, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Saved]:
     """x [R, in] -> y [R, out] with every run's adapter, and what the backward needs."""
     added = _lay_added(product, rows)
     y, middles = kernels.multiply_runs(x, product.weight, product.bias, rows.bounds, added)
-    return y, Kept(product, rows, added, middles)
+    return y, Saved(product, rows, added, middles)
 
 
-def multiply_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def multiply_back(kernels: TrainingKernels, saved: Saved, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """dy [R, out] and the inputs of `multiply` -> dx [R, in]; adds to the gradients of A and B."""
-    dx, backs = rows_back(kernels, kept, dy)
-    add_gradients(kernels, kept, dy, backs, x)
+    dx, backs = rows_back(kernels, saved, dy)
+    add_gradients(kernels, saved, dy, backs, x)
     return dx
 
 
-def rows_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_back(kernels: TrainingKernels, saved: Saved, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """dy [R, out] -> dx [R, in], and `backs` for `add_gradients`, to be called once x is computed again."""
-    return kernels.multiply_runs_back(dy, kept.product.weight, kept.rows.bounds, kept.added)
+    return kernels.multiply_runs_back(dy, saved.product.weight, saved.rows.bounds, saved.added)
 
 
 def add_gradients(
-    kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, backs: torch.Tensor, x: torch.Tensor
+    kernels: TrainingKernels, saved: Saved, dy: torch.Tensor, backs: torch.Tensor, x: torch.Tensor
 ) -> None:
     """Add to the gradients of A and B; dy and `backs` are from `rows_back`, x [R, in] is the input of `multiply`."""
-    kernels.add_gradients(x, dy, kept.added, kept.middles, backs)
+    kernels.add_gradients(x, dy, saved.added, saved.middles, backs)
 
 
 def _lay_added(product: Product, rows: Rows) -> NDArray[np.void]:

@@ -79,7 +79,7 @@ def read_stack(experts: Any, name: str, modules: Sequence[Module]) -> Stack:
 
 
 @dataclass(frozen=True)
-class Owned:
+class RunPart:
     """A run, and the part that its policy adds to some of a stack's outputs."""
 
     run: Run
@@ -145,10 +145,10 @@ def sort_routes(
     return Routing(spread, back, count == pairs, bounds, tuple(runs))
 
 
-def own_parts(stack: Stack, routing: Routing, segments: Sequence[Segment]) -> list[Owned]:
+def own_parts(stack: Stack, routing: Routing, segments: Sequence[Segment]) -> list[RunPart]:
     """Return what adapters add to a stack's outputs, run by run."""
     return [
-        Owned(run, module.outputs, part)
+        RunPart(run, module.outputs, part)
         for run in routing.runs
         for module in stack.modules
         if (part := segments[run.segment].parts.get(module.path)) is not None
@@ -159,7 +159,7 @@ class _Product(torch.autograd.Function):
     """x [R, in] by the experts' frozen weights and each run's own adapter -> [R, out]."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, stack: Stack, routing: Routing, owned: list[Owned]) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, stack: Stack, routing: Routing, owned: list[RunPart]) -> torch.Tensor:
         """Keeps the middle products for the backward: they are only as wide as the rank."""
         y, middles = stack.multiply(x, routing.bounds), []
         for each in owned:

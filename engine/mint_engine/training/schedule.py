@@ -22,6 +22,6 @@ def rate(optimizer: Optimizer, step: int, steps: int) -> float:
     return optimizer.learning_rate * left
 
 
-def settled(optimizer: Optimizer, step: int, steps: int) -> Optimizer:
+def with_rate(optimizer: Optimizer, step: int, steps: int) -> Optimizer:
     """Return the optimizer with the learning rate of that step."""
     return msgspec.structs.replace(optimizer, learning_rate=rate(optimizer, step, steps))

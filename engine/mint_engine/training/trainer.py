@@ -7,7 +7,7 @@
     while work.advance():                                 # bounded pieces: decode in between
         ...
     work.results()["acme/support-7"].loss_sum
-    taken = trainer.begin_step("acme/support-7", schedule.settled(Optimizer(), step, steps))
+    taken = trainer.begin_step("acme/support-7", schedule.with_rate(Optimizer(), step, steps))
     while taken.advance():                                # here too
         ...
     hand_off(slots, slot, trainer.policy("acme/support-7"), "acme/support-7@1.1")
@@ -29,7 +29,6 @@ from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.shares import ModuleCut, cuts_of, share_out
-from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
 from mint_engine.training.making import Maker
 from mint_engine.training.optimizer import check_rate
@@ -37,6 +36,7 @@ from mint_engine.training.passes import choose_pass
 from mint_engine.training.policy import FormLimits, Policy
 from mint_engine.training.sharing import Sharing
 from mint_engine.training.stepping import Stepping
+from mint_engine.training.update_ranks import FollowerRanks, LeadRank, SingleRank, UpdateRanks
 from mint_engine.training.work import Share, Work
 
 
@@ -44,7 +44,7 @@ from mint_engine.training.work import Share, Work
 class Lead:
     """What the first of several ranks needs to lead the others."""
 
-    others: Others
+    others: FollowerRanks
     group: Group
     here: int  # count of ranks on this node, which are the first ones
 
@@ -76,16 +76,16 @@ class Trainer:
         self.routes = route_shape(base.model)  # None: the base has no routed experts
         self._numbers = count()  # of shares of work
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
-        self._crew: Crew = Alone(passed, base.dtype)
+        self._ranks: UpdateRanks = SingleRank(passed, base.dtype)
         if lead is not None:
             lead.others.check_training(passed.name)
             sharing = Sharing(modules, lead.group, base.dtype, base.device)
-            self._crew = Leader(passed, sharing, lead.others, base.dtype)
+            self._ranks = LeadRank(passed, sharing, lead.others, base.dtype)
 
     @property
     def compute(self) -> str:
         """The name of the pass that computes."""
-        return self._crew.name
+        return self._ranks.name
 
     @property
     def names(self) -> frozenset[str]:
@@ -157,10 +157,10 @@ class Trainer:
         shares = [self._share_of(batch) if isinstance(batch, PolicyBatch) else batch for batch in batches]
         for share in shares:
             share.policy.busy = True
-        return Work(self._crew, shares, self._base.device, most)
+        return Work(self._ranks, shares, self._base.device, most)
 
     def begin_step(self, name: str, optimizer: Optimizer) -> Stepping:
-        """Return an optimizer step of a policy; `schedule.settled` gives its rate. Nothing is changed yet.
+        """Return an optimizer step of a policy; `schedule.with_rate` gives its rate. Nothing is changed yet.
 
         Raises as `policy`, and InvalidRequest for a policy without a gradient or in unfinished work, and for a
         learning rate too large for float32.

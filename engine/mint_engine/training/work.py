@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from mint_engine.model.device import settle
 from mint_engine.training.agenda import Agenda
 from mint_engine.training.batch import Held, Wanted, make_batch
-from mint_engine.training.crew import Crew
 from mint_engine.training.example import PolicyBatch, needs_sampler
 from mint_engine.training.losses import token_losses
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
 from mint_engine.training.policy import Policy, spans
+from mint_engine.training.update_ranks import UpdateRanks
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Item:
 class Work:
     """A work made by `Trainer.begin`. Owned by the step thread."""
 
-    def __init__(self, crew: Crew, shares: Sequence[Share], device: torch.device, most: int) -> None:
+    def __init__(self, ranks: UpdateRanks, shares: Sequence[Share], device: torch.device, most: int) -> None:
         """Computes at most `most` rows of each share, see `Agenda.turn`."""
-        self._crew, self._shares, self._device, self._most = crew, shares, device, most
+        self._ranks, self._shares, self._device, self._most = ranks, shares, device, most
         self._steps = self._compute_all()
         self._alone = False
         self.done = False
@@ -142,7 +142,7 @@ class Work:
         self._let_go(ended)
 
     def _let_go(self, shares: Sequence[Share]) -> None:
-        self._crew.let_go([share.number for share in shares])
+        self._ranks.let_go([share.number for share in shares])
         for share in shares:
             share.held, share.policy.busy = None, False
 
@@ -152,7 +152,7 @@ class Work:
         The policies get them only when all of the work is done.
         """
         fresh = {share.number: share for share in self._shares if share.held is None}
-        for each in (yield from self._crew.hold({number: share.policy for number, share in fresh.items()})):
+        for each in (yield from self._ranks.hold({number: share.policy for number, share in fresh.items()})):
             fresh[each.number].held = each
         for items in _compose(self._shares, self._most, self._most_rows):
             compared = [item for item in items if item.wants_base]
@@ -160,7 +160,7 @@ class Work:
                 yield from self._compute(compared, learn=False)
             yield from self._compute(items, learn=True)
         ended = [share for share in self._shares if share.ended]
-        gradients = yield from self._crew.gather([share.held for share in ended if share.held is not None])
+        gradients = yield from self._ranks.gather([share.held for share in ended if share.held is not None])
         for share, gradient in zip(ended, gradients, strict=True):
             yield from _add(gradient, share.policy.gradient)
         return gradients
@@ -174,7 +174,7 @@ class Work:
             found[number][taken] = logprobs
             return _grade(items[number], taken, logprobs) if learn else None
 
-        yield from self._crew.run(batch, self._wanted(items), grade, learn=learn)
+        yield from self._ranks.run(batch, self._wanted(items), grade, learn=learn)
         for item, logprobs in zip(items, found, strict=True):
             if learn:
                 _note(item.share, item.piece.entries.examples, item.piece.entries.places, logprobs)
@@ -183,7 +183,7 @@ class Work:
 
     def _most_rows(self) -> int:
         """Return the most rows of the microbatch that begins now."""
-        return max(PIECE_ROWS, self._crew.most_rows) if self._alone else PIECE_ROWS
+        return max(PIECE_ROWS, self._ranks.most_rows) if self._alone else PIECE_ROWS
 
     def _wanted(self, items: Sequence[Item]) -> list[Wanted]:
         wanted, start = [], 0

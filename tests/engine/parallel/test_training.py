@@ -264,7 +264,7 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
         (rank,) = set(followers()) - set(others)
         work = two.trainer.begin(two.batches([0]))
         work.advance()
-        passed: Any = two.trainer._crew
+        passed: Any = two.trainer._ranks
         monkeypatch.setattr(passed._pass, "_layers", [None])
         with pytest.raises(TypeError):
             finish(work)

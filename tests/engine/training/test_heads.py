@@ -34,8 +34,8 @@ def test_both_ways_are_as_by_modules(linear: nn.Linear, count: int) -> None:
     hidden, slopes = torch.randn(count, HIDDEN), torch.randn(count, VOCABULARY)
     given = []
     for project in (multiplied(linear.weight, ROWS), differentiated(linear)):
-        with project(hidden) as product:
-            given.append((ended(product.forth()).clone(), ended(product.back(slopes))))
+        with project(hidden) as projection:
+            given.append((ended(projection.forward()).clone(), ended(projection.backward(slopes))))
     for ours, theirs in zip(*given, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -43,8 +43,8 @@ def test_both_ways_are_as_by_modules(linear: nn.Linear, count: int) -> None:
 def test_the_place_is_used_again_but_by_nobody_while_it_is_in_use(linear: nn.Linear) -> None:
     project = multiplied(linear.weight, ROWS)
     one, other = torch.randn(ROWS, HIDDEN), torch.randn(7, HIDDEN)
-    with project(one) as product:
-        logits = ended(product.forth())
+    with project(one) as projection:
+        logits = ended(projection.forward())
         place = logits.data_ptr()
         with project(other) as (forth, _):
             assert ended(forth()).data_ptr() != place

@@ -122,14 +122,14 @@ def test_numbers_are_those_of_an_update_in_one_go_bit_for_bit(dtype: torch.dtype
 
 
 def failing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, fails: Callable[[Any], bool]) -> None:
-    run = trainer._crew.run
+    run = trainer._ranks.run
 
     def tried(batch: Any, wanted: Sequence[Any], grade: Any, *, learn: bool) -> Iterator[None]:
         yield from run(batch, wanted, grade, learn=learn)
         if fails(batch):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer._crew, "run", tried)
+    monkeypatch.setattr(trainer._ranks, "run", tried)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])
@@ -232,8 +232,8 @@ async def test_a_long_call_that_fails_in_a_later_turn_has_not_been_and_its_numbe
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))
             await stub.ForwardBackward(lesson(name, 1))
         assert scene.server._updates is not None
-        crew: Any = scene.server._updates.trainer._crew
-        run, turns = crew.run, list[int]()
+        ranks: Any = scene.server._updates.trainer._ranks
+        run, turns = ranks.run, list[int]()
 
         def fail_later(batch: Any, wanted: Any, grade: Any, *, learn: bool) -> Any:
             turns.append(batch.rows)
@@ -242,7 +242,7 @@ async def test_a_long_call_that_fails_in_a_later_turn_has_not_been_and_its_numbe
             return run(batch, wanted, grade, learn=learn)
 
         with pytest.MonkeyPatch.context() as patched, capture_logs():
-            patched.setattr(crew, "run", fail_later)
+            patched.setattr(ranks, "run", fail_later)
             failed = await refused(stub.ForwardBackward(lesson("one", 2, examples=long)))
         assert (failed.reason, len(turns)) == ("Internal", 5)
         again, undisturbed = [await stub.ForwardBackward(lesson(name, 2, examples=long)) for name in ("one", "two")]

@@ -32,13 +32,13 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def watched(trainer: Trainer) -> list[Batch]:
     """Record the microbatches that a trainer computes from now on."""
-    found, run = list[Batch](), trainer._crew.run
+    found, run = list[Batch](), trainer._ranks.run
 
     def noted(batch: Batch, *told: Any, **named: Any) -> Iterator[None]:
         found.append(batch)
         return run(batch, *told, **named)
 
-    trainer._crew.run = noted  # type: ignore[method-assign]
+    trainer._ranks.run = noted  # type: ignore[method-assign]
     return found
 
 
@@ -94,7 +94,7 @@ def test_a_wide_base_computes_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 def test_autograd_which_has_an_order_of_its_own_computes_one_piece_of_a_policy_at_a_time() -> None:
     trainer = trainer_of(lean=False)
-    assert trainer._crew.most_rows == PIECE_ROWS
+    assert trainer._ranks.most_rows == PIECE_ROWS
 
 
 @pytest.mark.parametrize("tenants", [0, 1])

@@ -5,7 +5,7 @@ import torch
 from transformers import get_scheduler
 
 from mint_contracts.training import Optimizer, Schedule
-from mint_engine.training.schedule import rate, settled
+from mint_engine.training.schedule import rate, with_rate
 
 STEPS = 20
 
@@ -41,6 +41,6 @@ def test_a_wave_that_ends_before_it_is_warm_climbs_as_one_that_does_not() -> Non
 
 def test_settled_changes_the_rate_alone() -> None:
     optimizer = Optimizer(learning_rate=1.0, schedule="linear", weight_decay=0.3)
-    found = settled(optimizer, 10, STEPS)
+    found = with_rate(optimizer, 10, STEPS)
     assert found.learning_rate == 0.5
     assert found.weight_decay == 0.3

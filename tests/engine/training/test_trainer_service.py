@@ -237,8 +237,8 @@ async def test_an_engine_that_only_trains_notices_that_its_device_computes_nothi
     async with called(base, tmp_path) as (scene, stub):
         updates = scene.server._updates
         assert updates is not None
-        crew: Any = updates.trainer._crew
-        serves, trains = scene.server.generation._forward._pass, crew._pass
+        ranks: Any = updates.trainer._ranks
+        serves, trains = scene.server.generation._forward._pass, ranks._pass
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         with pytest.MonkeyPatch.context() as patched, capture_logs():
             patched.setattr(trains, "run", refuse)

@@ -172,7 +172,7 @@ def test_what_fails_has_the_device_looked_at_and_only_a_broken_one_is_somebody_e
         policies(trainer, 1)
         updates, told = Updates(trainer), list[Learnt | MintError]()
         updates.defects.computes = lambda: looks.append(True) or computes  # type: ignore[func-returns-value]
-        monkeypatch.setattr(trainer._crew, place, fail)
+        monkeypatch.setattr(trainer._ranks, place, fail)
         updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda _: None, told.append))
         with capture_logs():
             while updates.busy:
@@ -185,14 +185,14 @@ def test_what_fails_has_the_device_looked_at_and_only_a_broken_one_is_somebody_e
 
 def small(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Make the device run out of memory with more than `rows` rows at once."""
-    run = trainer._crew.run
+    run = trainer._ranks.run
 
     def bounded(batch: Any, wanted: Sequence[Any], grade: Any, *, learn: bool) -> Iterator[None]:
         if wanted[-1].stop > rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(batch, wanted, grade, learn=learn)
 
-    monkeypatch.setattr(trainer._crew, "run", bounded)
+    monkeypatch.setattr(trainer._ranks, "run", bounded)
 
 
 def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_be_tried_again(

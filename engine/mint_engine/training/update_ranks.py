@@ -26,7 +26,7 @@ from mint_engine.training.sharing import Sharing
 T = TypeVar("T")
 
 
-class Crew(Protocol):
+class UpdateRanks(Protocol):
     """Computes updates, identified by the caller's numbers: hold, run any number of batches, gather, let go.
 
     One of these operations at a time; `let_go` follows however an update ended. Other updates that are held, to go on
@@ -60,7 +60,7 @@ class Crew(Protocol):
         ...
 
 
-class Others(Protocol):
+class FollowerRanks(Protocol):
     """The engine's other ranks, which follow (see `follower`)."""
 
     def check_training(self, own: str) -> None:
@@ -76,7 +76,7 @@ class Others(Protocol):
         ...
 
 
-class Alone:
+class SingleRank:
     """An engine of one rank."""
 
     def __init__(self, passed: Pass, dtype: torch.dtype) -> None:
@@ -96,7 +96,7 @@ class Alone:
         return found
 
     def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
-        """See `Crew`."""
+        """See `UpdateRanks`."""
         return self._pass.run(batch, score_all(self._pass.head, wanted, grade))
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
@@ -108,10 +108,10 @@ class Alone:
         """Do nothing: there is no other rank."""
 
 
-class Leader:
+class LeadRank:
     """The first of several ranks."""
 
-    def __init__(self, passed: Pass, sharing: Sharing, others: Others, dtype: torch.dtype) -> None:
+    def __init__(self, passed: Pass, sharing: Sharing, others: FollowerRanks, dtype: torch.dtype) -> None:
         self._pass, self._sharing, self._others, self._dtype = passed, sharing, others, dtype
         self.name, self.most_rows = passed.name, passed.most_rows
 
@@ -134,7 +134,7 @@ class Leader:
         return found
 
     def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
-        """See `Crew`."""
+        """See `UpdateRanks`."""
         failures: list[Exception] = []
 
         def graded(number: int, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
@@ -165,7 +165,7 @@ class Leader:
         return found
 
     def let_go(self, numbers: Sequence[int]) -> None:
-        """See `Crew`; called at the end, or between two pieces."""
+        """See `UpdateRanks`; called at the end, or between two pieces."""
         try:
             self._others.tell_lesson(Abandon(numbers))
         except EngineUnavailable:  # one of them has ended, and so have all
