@@ -221,7 +221,7 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
         assert saved_of(trainer, name) == saved_of(other, name)
 
 
-def test_a_step_that_is_taken_is_handed_on_once_that_can_be() -> None:
+def test_a_step_that_is_taken_is_handed_off_once_that_can_be() -> None:
     """Nothing is learnt again for that: the policy has the same step as with an immediate hand-off."""
     trainer, other = trainer_of(), trainer_of()
     for each in (trainer, other):
@@ -252,7 +252,7 @@ def test_a_step_that_is_taken_is_handed_on_once_that_can_be() -> None:
     assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
 
 
-async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_on_again() -> None:
+async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_off_again() -> None:
     trainer, tried, woken = trainer_of(), list[bool](), list[bool]()
     policies(trainer, 1)
     updates = Updates(trainer)
@@ -301,7 +301,7 @@ async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it
     assert len(tried) == 2, "the last when it is time for that"
 
 
-def test_what_is_to_be_handed_on_later_is_told_of_an_end_that_comes_before() -> None:
+def test_what_is_to_be_handed_off_later_is_told_of_an_end_that_comes_before() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     updates, told, postponed = Updates(trainer), list[Learnt | MintError](), list[Callable[[], None]]()
@@ -331,7 +331,7 @@ def test_what_is_to_be_handed_on_later_is_told_of_an_end_that_comes_before() -> 
     ],
     ids=str,
 )
-def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved(error: MintError) -> None:
+def test_a_step_that_is_taken_and_not_handed_off_is_not_taken_again_nor_saved(error: MintError) -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     updates, told = Updates(trainer), list[Learnt | MintError]()
