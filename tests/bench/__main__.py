@@ -1,8 +1,8 @@
 """Measure the engine's performance promises: python -m tests.bench [--only serve,load] [--device cuda] [--model DIR].
 
-Prints one table with a ratio each, and writes build/bench/FAMILY.json and FAMILY.svg; another base, device or a quick
-run is named in the file's name, so that what a file tells is all of one kind. The exit status is 0 whether or not the
-promises hold: a figure is not a test.
+Prints one table with a ratio per promise, and writes build/bench/FAMILY.json and FAMILY.svg. The file name includes
+another base, another device or a quick run, so that all rows of a file are comparable. The exit status is 0 whether
+or not the promises hold: a figure is not a test.
 """
 
 import argparse
@@ -36,9 +36,9 @@ FAMILIES = {
 
 
 def main() -> int:
-    """Measure what was asked for; return the exit status."""
+    """Run the selected benchmarks; return the exit status."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaving ends every side
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # exiting ends every side
     steps = Steps(title="bench")
     bench = _bench(options, steps)
     found: dict[str, Row] = {}
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _rows(bench: Bench, group: Group) -> list[Row]:
-    """A group's rows; where it could not be measured, rows that say why."""
+    """Return a group's rows; if it could not be measured, rows that say why."""
     try:
         return group.measure(bench)
     except SideFailed as error:

@@ -1,4 +1,4 @@
-"""Random adapters in PEFT's layout, made once: of one rank, on all seven projections, in bfloat16."""
+"""Random bfloat16 adapters of one rank in PEFT's layout, on all given linear layers; made once and cached."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from tests.bench.places import bench_cache, made_once
 from tests.bench.shapes import Shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_A_STD, _B_STD = 0.04, 0.02  # enough to change what the base says, too little to break it
-MADE = 128  # adapters of each rank, of which a benchmark takes as many as it needs
-_POOL = 1 << 21  # more than any one tensor has
-_FORMAT = 2  # another number makes all adapters anew
+_A_STD, _B_STD = 0.04, 0.02  # enough to change the base's output, too little to break it
+MADE = 128  # adapters per rank; a benchmark takes as many as it needs
+_POOL = 1 << 21  # more numbers than any one tensor has
+_FORMAT = 2  # change it to make all adapters again
 
 
 def make_adapters(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
-    """A folder of `count` adapters, no two alike, named by `names(rank, count)`."""
+    """Return a folder of `count` adapters, no two alike, named by `names(rank, count)`."""
 
     def make(folder: Path) -> None:
         for index, name in enumerate(names(rank, count)):
@@ -32,10 +32,10 @@ def make_adapters(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
 
 
 def make_many(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
-    """A folder of `count` adapters that share `MADE` files of weights by hard links.
+    """Return a folder of `count` adapters that share `MADE` files of weights by hard links.
 
-    Each has its own scaling in a config of its own, so each is a revision of its own, which an engine must hold, load
-    and key its caches by itself; and what it packs for each is a file of its own. Only the sources share disk.
+    Each has its own scaling in its own config and is therefore a separate revision, which an engine must hold, load,
+    pack and key its caches by separately. Only the source files share disk space.
     """
     few = make_adapters(base_key, shapes, rank, MADE)
 
@@ -49,12 +49,12 @@ def make_many(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
 
 
 def names(rank: int, count: int) -> list[str]:
-    """The names of so many adapters."""
+    """Return the names of `count` adapters."""
     return [f"bench/r{rank}-{index:05}" for index in range(count)]
 
 
 def write_weights(folder: Path, shapes: Shapes, rank: int, seed: int) -> None:
-    """One adapter's tensors, random by `seed`: each takes the next stretch of one pool of random numbers."""
+    """Write one adapter's tensors, random by `seed`: each is the next stretch of one pool of random numbers."""
     chance = torch.Generator().manual_seed(1000 * rank + seed)
     pool, at = torch.randn(_POOL, generator=chance).to(torch.bfloat16), 0
     tensors = {}
@@ -68,7 +68,7 @@ def write_weights(folder: Path, shapes: Shapes, rank: int, seed: int) -> None:
 
 
 def write_config(folder: Path, shapes: Shapes, rank: int, alpha: float) -> None:
-    """One adapter's config as PEFT writes it, as far as it matters."""
+    """Write the fields of PEFT's config that matter for one adapter."""
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -1,4 +1,4 @@
-"""What every family of benchmarks is given, and the one way in which sides take turns."""
+"""The context that every family of benchmarks gets, and how the compared sides take turns."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGIN
 
 @dataclass(frozen=True)
 class Bench:
-    """One invocation: which base on which device, how often, and whom to tell how it goes."""
+    """One invocation: the base, the device, the number of rounds, and the progress display."""
 
     base: Path
     base_key: str  # names the base in the cache
@@ -33,20 +33,20 @@ class Bench:
     device: str
     rounds: int
     new_tokens: int
-    chosen: bool  # the base is one that was asked for, not the sample
-    quick: bool  # smaller everything: to try the machinery, not to measure
+    chosen: bool  # the base was given by the user; it is not the sample
+    quick: bool  # everything is smaller: tries the machinery, does not measure
     steps: Steps
 
     def work(self, seed: int, **changes: Any) -> Work:
-        """A round of requests on this base."""
+        """Return the workload of one round of requests on this base."""
         return Work(**{"seed": seed, "vocabulary": self.vocabulary, "new_tokens": self.new_tokens, **changes})
 
     def ours(self, python: str, setup: Setup, name: str = "ours", **environment: str) -> Side:
-        """Our engine's process, not started yet."""
+        """Return a side for our engine's process, not started yet."""
         return self.side(name, python, "tests.bench.our_engine", msgspec.to_builtins(setup), **environment)
 
     def side(self, name: str, python: str, module: str, setup: dict[str, Any], **environment: str) -> Side:
-        """A process of one of our modules."""
+        """Return a side that runs one of our modules, not started yet."""
         told = msgspec.json.encode(setup).decode()
         paths = filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
         return Side(
@@ -57,23 +57,23 @@ class Bench:
         )
 
     def start(self, side: Side) -> None:
-        """Bring a side up, showing how long it takes."""
+        """Start a side, showing how long it takes."""
         with self.steps.step(f"{side.name}: start"):
             side.ask("start", START_S)
 
     def ask(self, side: Side, work: Work, **beside: Any) -> dict[str, Any]:
-        """One round of requests at a side; `beside` is what else it does meanwhile."""
+        """Run one round of requests at a side; `beside` names what else it does meanwhile."""
         return side.ask("generate", ROUND_S, **asdict(work), **beside)
 
     def round(self, side: Side, work: Work, what: str, **beside: Any) -> dict[str, Any]:
-        """The same, with its rate shown."""
+        """Run one round of requests at a side, and show its rate."""
         with self.steps.step(f"{side.name}: {what}") as step:
             found = self.ask(side, work, **beside)
             step.note = f"{found['rate']:.0f} tok/s"
         return found
 
     def doing(self, what: str) -> AbstractContextManager[Any]:
-        """Show `what` while it is done."""
+        """Show `what` as a step while the block runs."""
         return self.steps.step(what)
 
 
@@ -85,9 +85,9 @@ class Group(NamedTuple):
 
 
 def take_turns(rounds: int, sides: Mapping[str, Callable[[int], T]]) -> dict[str, list[T]]:
-    """Each side's results of `rounds` rounds: all sides once, then all once more, and so on.
+    """Return each side's results of `rounds` rounds, in which every side is measured once in turn.
 
-    Whatever else the machine does, and however its clock wanders, thus falls on all sides alike.
+    Other load on the machine and drift of its clock speed thus affect all sides alike.
     """
     found: dict[str, list[T]] = {name: [] for name in sides}
     for number in range(rounds):

@@ -1,6 +1,6 @@
-"""First tokens while adapters load: of 64 cold ones at once, and of one alone.
+"""Time to first token while adapters load: 64 cold ones at once, and one alone.
 
-Cold is: packed on local disk, in no slot, not in host memory and not in the system's cache. Warm is: in a slot.
+Cold means packed on local disk, but in no slot, not in host memory and not in the page cache. Warm means in a slot.
 """
 
 import sys
@@ -17,20 +17,20 @@ from tests.bench.side import Side
 from tests.bench.workload import TOGETHER
 
 RANK = 32
-ALONE = 24  # adapters that are asked one after another
-_LITTLE = 1 << 20  # bytes of host memory: none of these adapters fits, so what leaves its slot is on disk only
+ALONE = 24  # adapters that are requested one after another
+_LITTLE = 1 << 20  # bytes of host memory: too few for any of these adapters, so one without a slot is only on disk
 _MS = 1000.0
 
 
 def made(bench: Bench) -> tuple[Path, list[str]]:
-    """A store of adapters, and their names."""
+    """Return a store of adapters, and their names."""
     with bench.doing(f"adapters of rank {RANK}"):
         store = make_adapters(bench.base_key, linears(bench.base), RANK, MADE)
     return store, names(RANK, MADE)
 
 
 def _together(bench: Bench) -> list[Row]:
-    """64 requests at once for 64 cold adapters, then the same for the same ones, warm; all slots full before."""
+    """Measure 64 simultaneous requests for 64 cold adapters, then the same when they are warm; all slots start full."""
     store, everyone = made(bench)
     these, those = everyone[:TOGETHER], everyone[TOGETHER:]
     with scratch("engine") as cache, engine_of(bench, store, cache, TOGETHER) as ours:
@@ -40,7 +40,7 @@ def _together(bench: Bench) -> list[Row]:
         ask(-1, these, "warm-up")
         found: dict[str, list[float]] = {"cold": [], "warm": []}
         for number in range(bench.rounds):
-            for crowd in (those, these):  # each comes cold, since the other has all the slots
+            for crowd in (those, these):  # each crowd starts cold, since the other has all the slots
                 ours.ask("forget")
                 found["cold"].append(ask(2 * number, crowd, "64 cold"))
                 found["warm"].append(ask(2 * number + 1, crowd, "the same 64, warm"))
@@ -49,7 +49,7 @@ def _together(bench: Bench) -> list[Row]:
 
 
 def _alone(bench: Bench) -> list[Row]:
-    """One request at a time, each for an adapter that left its slot, then again at once."""
+    """Measure single requests, each for an adapter that left its slot, then immediately again."""
     store, everyone = made(bench)
     few = everyone[: 4 if bench.quick else ALONE]
     with scratch("engine") as cache, engine_of(bench, store, cache, len(few) // 2) as ours:
@@ -65,7 +65,7 @@ def _alone(bench: Bench) -> list[Row]:
         cold, warm = [], []
         with bench.doing("ours: one cold, then warm"):
             for _ in range(bench.rounds):
-                for name in few:  # more than there are slots, in turn: each was put out by those before it
+                for name in few:  # more than there are slots, so the ones before have evicted it
                     ours.ask("forget")
                     cold.append(first(name))
                     warm.append(first(name))
@@ -73,7 +73,7 @@ def _alone(bench: Bench) -> list[Row]:
 
 
 def engine_of(bench: Bench, store: Path, cache: Path, slots: int, disk_bytes: int = 16 << 30) -> Side:
-    """An engine over such a store, brought up."""
+    """Return a started engine over a store of adapters."""
     setup = Setup(
         str(bench.base), str(cache), bench.device, f"file://{store}", RANK, slots, host_bytes=_LITTLE,
         disk_bytes=disk_bytes,

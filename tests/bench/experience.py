@@ -1,6 +1,6 @@
-"""What a GRPO step's rollouts leave to learn from: random groups of completions, the same for both sides.
+"""The training data of a GRPO step: random groups of completions, the same for both sides.
 
-Standard library alone, as `workload`.
+Uses only the standard library, like `workload`.
 """
 
 import random
@@ -13,7 +13,7 @@ Group = tuple[list[int], list[list[int]], list[float]]  # a prompt, its completi
 
 @dataclass(frozen=True)
 class Experience:
-    """One update of `policies` policies: each has `prompts` groups of `size` completions."""
+    """One update of `policies` policies, each with `prompts` groups of `size` completions."""
 
     seed: int
     vocabulary: int
@@ -24,7 +24,7 @@ class Experience:
     new_tokens: int = 64
 
     def groups(self, policy: int) -> list[Group]:
-        """What one policy learns from."""
+        """Return the groups that one policy learns from."""
         chance = random.Random(1000 * self.seed + policy)
         ids = range(FIRST_TOKEN_ID, self.vocabulary)
         return [
@@ -38,5 +38,5 @@ class Experience:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all sequences, prompts counted with each."""
+        """Tokens of all sequences, counting the prompt with each."""
         return self.policies * self.prompts * self.size * (self.prompt_tokens + self.new_tokens)

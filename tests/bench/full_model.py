@@ -1,4 +1,4 @@
-"""The way without adapters: merge the adapter into the base, save it, load it into an engine, and ask.
+"""The handoff without adapters: merge the adapter into the base, save it, load it into an engine, send a request.
 
 python -m tests.bench.full_model '{"base": ..., "small": ..., "adapter": ..., "merged": ..., "device": ..., ...}'
 """
@@ -33,14 +33,14 @@ _SHARD = "4GB"
 
 
 class Full:
-    """Holds the trained model, as a trainer would, until it is handed over."""
+    """Holds the trained model in memory, as a trainer would, until it is handed over."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
         self._model: Any = None
 
     def start(self) -> Answer:
-        """Have the base and the adapter in memory, and every library that handing over needs imported and warm."""
+        """Load the base and the adapter into memory, and import and warm every library that the handoff needs."""
         torch.set_num_threads(count_threads())
         self._warm(Path(self._setup["small"]))
         base: Any = AutoModelForCausalLM.from_pretrained(self._setup["base"], dtype=torch.bfloat16)
@@ -50,15 +50,15 @@ class Full:
         return {}
 
     def hand_over(self) -> Answer:
-        """Merge, save, load and ask; seconds of each, and of all."""
+        """Merge, save, load and request a token; return the seconds of each part, and in total."""
         merged = Path(self._setup["merged"])
         began = time.perf_counter()
         model = self._merged()
         at_merge = time.perf_counter()
-        model.save_pretrained(merged, max_shard_size=_SHARD)  # what is saved at once is held twice
+        model.save_pretrained(merged, max_shard_size=_SHARD)  # a shard is held twice while it is saved
         at_save = time.perf_counter()
         self._model = model = None
-        gc.collect()  # two of them would not fit everywhere; not counted
+        gc.collect()  # two models may not fit into memory; not counted
         for file in Path(self._setup["base"]).iterdir():
             if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
                 shutil.copy(file, merged / file.name)
@@ -78,14 +78,14 @@ class Full:
         return {"seconds": sum(parts.values()), **parts}
 
     def _merged(self) -> Any:
-        """By PEFT, or on experts, which PEFT can not merge, by ourselves."""
+        """Merge with PEFT; for experts, which PEFT cannot merge, with our own code."""
         if not self._setup["experts"]:
             return self._model.merge_and_unload()
         merge(self._model, Path(self._setup["adapter"]))
         return self._model
 
     def _warm(self, small: Path) -> None:
-        """Hand a small model over once, so that no first use of anything is counted against the large one."""
+        """Hand a small model over once, so that first-use costs do not count against the large one."""
         model: Any = AutoModelForCausalLM.from_pretrained(small, dtype=torch.bfloat16)
         get_peft_model(model, LoraConfig(r=1, target_modules="all-linear")).merge_and_unload()
         _ask(self._load(small), tuple(self._setup["prompt"]))
@@ -107,7 +107,7 @@ class Full:
 
 
 def _ask(generation: Generation, prompt: tuple[int, ...]) -> None:
-    """One token. Raises what the request fails with."""
+    """Request one token. Raises the request's failure, or TimeoutError."""
     ended = threading.Event()
     events: list[Event] = []
 

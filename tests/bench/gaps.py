@@ -1,4 +1,4 @@
-"""Gaps between tokens while others' adapters load, and while revisions of a live adapter follow each other."""
+"""Gaps between tokens while others' adapters load, and while new revisions of a live adapter are published."""
 
 from functools import partial
 from statistics import median
@@ -11,13 +11,13 @@ from tests.bench.rows import Row, measured, percentile
 from tests.bench.side import Side
 
 DECODING = 16  # requests that decode at a time
-TURNS = 2  # requests of each adapter, one after another: some begin on a revision, others end on the one before
-_DISK = 1 << 30  # bytes of old revisions, and of the others, that the engine keeps
+TURNS = 2  # consecutive requests per adapter: some begin on a new revision while others end on the previous one
+_DISK = 1 << 30  # bytes of old revisions and other adapters that the engine keeps
 _MS = 1000.0
 
 
 def _loads(bench: Bench) -> list[Row]:
-    """Gaps between tokens of 16 adapters' requests, while others stream from the disk through the slots left."""
+    """Measure the token gaps of 16 adapters' requests while others stream from disk through the remaining slots."""
     store, everyone = made(bench)
     busy, streaming = everyone[:DECODING], everyone[DECODING:]
     with scratch("engine") as cache, engine_of(bench, store, cache, 2 * DECODING) as ours:
@@ -31,10 +31,10 @@ def _loads(bench: Bench) -> list[Row]:
 
 
 def _handoffs(bench: Bench) -> list[Row]:
-    """The same, while new revisions of one of the 16 are published, each as soon as the one before is live.
+    """Measure the same while new revisions of one of the 16 are published, each once the previous one is live.
 
-    Requests for that one are among those that decode, and there are more handoffs than one in twenty steps: a step
-    that paused for each of them would be beyond the percentile.
+    Requests for that adapter are among those that decode. Handoffs come more often than every twentieth step, so if
+    steps paused for them, the 95th percentile would show it.
     """
     store, everyone = made(bench)
     busy = everyone[:DECODING]
@@ -60,7 +60,7 @@ def _handoffs(bench: Bench) -> list[Row]:
 def _in_turn(
     bench: Bench, ours: Side, busy: list[str], requests: int, what: str, **beside: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rounds of requests, at most 16 at a time, without and with `beside`, taking turns after a warm-up."""
+    """Run rounds of requests, at most 16 at a time, alternately without and with `beside`, after a warm-up."""
 
     def ask(number: int, told: str, beside: dict[str, Any]) -> dict[str, Any]:
         seed = 2 * number + bool(beside)

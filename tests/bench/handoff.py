@@ -1,7 +1,7 @@
-"""A new revision handed over: published to the live engine, against merging, saving and loading the full model.
+"""Handing over a new revision: publishing it to the live engine against merging, saving and loading the full model.
 
-Both begin with the trained adapter's tensors in memory and end with the first token of the new revision. Each side
-has the machine to itself in turn, since each holds the whole base; only what is handed over is timed.
+Both begin with the trained adapter's tensors in memory and end with the first token of the new revision. The sides
+take turns having the machine to themselves, since each holds a complete base; only the handoff is timed.
 """
 
 import json
@@ -23,16 +23,16 @@ from tests.bench.places import bench_cache, scratch
 from tests.bench.rows import Row, measured
 from tests.bench.shapes import Shapes, expert_shapes
 
-PROMPT_TOKENS = 8  # few, so that handing over is measured, not reading a prompt
-HANDOFFS = 3  # revisions that one live engine is given in a round
+PROMPT_TOKENS = 8  # few, so that the handoff is measured and not the prefill
+HANDOFFS = 3  # revisions that one live engine gets per round
 FULL_S = 1800.0
-# What a slice may take of free memory, where copies of what is saved or loaded come on top of it, and of free disk,
-# where it lies twice.
+# The shares that a slice may take of free memory, which must also hold copies of the tensors being saved or loaded,
+# and of free disk, which holds it twice.
 _MEMORY_SHARE, _DISK_SHARE = 0.5, 0.4
 
 
 class Kind(NamedTuple):
-    """One way to be large."""
+    """One kind of base."""
 
     metric: str
     rank: int
@@ -41,7 +41,7 @@ class Kind(NamedTuple):
 
 
 def moe_slice() -> PreTrainedConfig:
-    """A slice of Qwen3-30B-A3B, as many layers as fit this machine."""
+    """Return the config of a slice of Qwen3-30B-A3B with as many layers as fit this machine."""
     room = min(_MEMORY_SHARE * available_bytes(), _DISK_SHARE * shutil.disk_usage(bench_cache()).free)
     one, two = (nbytes(qwen3_30b_a3b(layers)) for layers in (1, 2))
     return qwen3_30b_a3b(max(1, min(48, int((room - 2 * one + two) // (two - one)))))
@@ -86,7 +86,7 @@ def _revision(folder: Path, shapes: Shapes, rank: int, number: int) -> Path:
 
 
 def _publish(bench: Bench, kind: Kind, base: Path, store: Path, revisions: list[Path]) -> list[float]:
-    """Seconds of each handoff to a live engine that serves the revision before."""
+    """Return the seconds of each handoff to a live engine that serves the previous revision."""
     (name,) = names(kind.rank, 1)
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir()
@@ -103,11 +103,11 @@ def _publish(bench: Bench, kind: Kind, base: Path, store: Path, revisions: list[
                     )
                     step.note = json.dumps({key: round(value, 4) for key, value in found.items()})
                 taken.append(float(found["seconds"]))
-    return taken[1:]  # the first one found no older revision to take over from
+    return taken[1:]  # the first one had no older revision to replace
 
 
 def _replace(bench: Bench, base: Path, merged: Path, revision: Path, shapes: Shapes) -> dict[str, float]:
-    """Seconds of handing the full model over, and of its parts."""
+    """Return the seconds of handing the full model over, and of each part."""
     setup = {
         "base": str(base),
         "small": str(bench.base),

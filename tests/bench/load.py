@@ -1,7 +1,7 @@
-"""An adapter from local disk into a live slot, packed, from PEFT's files and as one memcpy; and a cached one's bytes.
+"""Loading an adapter from local disk into a live slot: packed, from PEFT's files, or as one memcpy; and cached bytes.
 
-Files are in the system's page cache for both sides, as they are for an adapter that was used before: what is compared
-is the work of loading, not the disk.
+Files are in the page cache for both sides, as for an adapter that was used before: this compares the work of loading,
+not the disk.
 """
 
 import sys
@@ -18,8 +18,8 @@ from tests.bench.shapes import MOE, moe_30b_a3b
 from tests.bench.side import Side
 
 _MS = 1000.0
-_ROUNDS = 7  # they are short
-_CACHED = 32  # adapters whose memory is weighed
+_ROUNDS = 7  # rounds are short
+_CACHED = 32  # adapters whose memory is measured
 
 
 def _dense(bench: Bench) -> list[Row]:
@@ -38,7 +38,7 @@ def _store(bench: Bench) -> Path:
 
 
 def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: int) -> list[Row]:
-    """So many adapters in turn into as many slots, by each way in turn."""
+    """Measure loading `count` adapters into as many slots, alternating between the ways to load."""
     chosen = names(rank, count)
     with scratch("loads") as cache:
         setup = {
@@ -75,7 +75,7 @@ def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: in
 
 
 def _weigh(bench: Bench) -> list[Row]:
-    """What the process grows by with adapters in host memory, or what the engine counts for them, if that is more."""
+    """Measure the process's growth per adapter in host memory, or the engine's own count if that is larger."""
     store, chosen = _store(bench), names(32, _CACHED)
     files = sum((store / name / WEIGHTS).stat().st_size for name in chosen)
     with scratch("engine") as cache:
@@ -87,7 +87,7 @@ def _weigh(bench: Bench) -> list[Row]:
             before = _memory(ours)
             with bench.doing("ours: adapters into host memory"):
                 ours.ask("hold", names=chosen, tier="Host")
-                ours.ask("touch", names=chosen)  # every page of them is used
+                ours.ask("touch", names=chosen)  # touches every page of them
             after = _memory(ours)
     grown = after["resident"] - before["resident"] - (after["slot_bytes"] - before["slot_bytes"])
     held = max(grown, after["host"] - before["host"]) / _CACHED / 1e6
@@ -105,7 +105,7 @@ def _of(kind: str) -> tuple[str, ...]:
 
 
 def _unpacked(kind: str) -> str:
-    """The first promise's name: of experts it has one of its own."""
+    """Return the name of the packed-over-unpacked promise; experts have their own."""
     return "load.packed_over_unpacked_moe" if kind == "moe" else f"load.packed_over_unpacked.{kind}"
 
 

@@ -1,4 +1,4 @@
-"""How much memory this process really holds, and what the system keeps of files."""
+"""How much memory this process really holds, and which files the system caches in memory."""
 
 import mmap
 import os
@@ -15,9 +15,9 @@ _own = threading.local()
 
 
 def forget_pages(path: Path) -> int:
-    """Have the system drop what it keeps in memory of a file; the bytes that stay, since somebody maps them.
+    """Make the system drop a file from its page cache; return the bytes that stay because they are mapped.
 
-    The file is written out first: what is not on the disk yet can not be dropped.
+    The file is synced first: pages that are not on disk yet cannot be dropped.
     """
     file = os.open(path, os.O_RDONLY)
     try:
@@ -26,28 +26,28 @@ def forget_pages(path: Path) -> int:
         with mmap.mmap(file, 0, prot=mmap.PROT_READ) as view:
             every = np.frombuffer(view, dtype=np.uint8)
             stay = bytes_in_memory(every.ctypes.data, every.nbytes)
-            del every  # or the mapping could not be closed
+            del every  # otherwise the mapping could not be closed
             return stay
     finally:
         os.close(file)
 
 
 def forget_all(paths: Iterable[Path]) -> None:
-    """Have files lie on the disk and nowhere else. Raises RuntimeError where some of one stays in memory."""
+    """Make files exist on disk only. Raises RuntimeError if part of one stays in memory."""
     for path in paths:
         if stay := forget_pages(path):
             raise RuntimeError(f"{stay} bytes of {path.name} stay in memory: a load would not read the disk")
 
 
 def read_bytes() -> int:
-    """Bytes that this process has had read from disks, for its mappings too."""
+    """Return the bytes read from disks on behalf of this process, including its mappings."""
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["read_bytes"])
 
 
 def read_directly(path: Path) -> None:
-    """Read a file of whole pages past the system's cache, a large piece at a time: as fast as its disk gives it.
+    """Read a file of whole pages past the page cache, in large pieces: as fast as its disk allows.
 
-    Into large pages, which are had once a thread: holding small ones for the disk took 8 ms for 20 MB.
+    Reads go into huge pages, allocated once per thread: pinning small pages for the disk took 8 ms per 20 MB.
     """
     if not hasattr(_own, "piece"):
         _own.piece = reserve(_PIECE_BYTES)
@@ -60,27 +60,27 @@ def read_directly(path: Path) -> None:
 
 
 def resident_bytes() -> int:
-    """Resident bytes, mapped files included."""
+    """Return the resident bytes, including mapped files."""
     return _told("/proc/self/status", "VmRSS")
 
 
 def available_bytes() -> int:
-    """Bytes that programs can have before the machine runs out of memory."""
+    """Return the bytes that programs can allocate before the machine runs out of memory."""
     return _told("/proc/meminfo", "MemAvailable")
 
 
 def forget_peak() -> None:
-    """Begin anew to note the most resident bytes."""
+    """Reset the peak of resident bytes."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The most resident bytes since `forget_peak`."""
+    """Return the peak of resident bytes since `forget_peak`."""
     return _told("/proc/self/status", "VmHWM")
 
 
 def _told(path: str, name: str) -> int:
-    """A figure that the system tells in kB."""
+    """Return a figure that the system reports in kB, in bytes."""
     for line in Path(path).read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -1,6 +1,6 @@
-"""Merging an adapter of PEFT's layout into a model in memory: one product a stack of experts.
+"""Merging an adapter in PEFT's layout into a model in memory, with one product per stack of experts.
 
-PEFT itself can not merge single experts' adapters: transformers keeps the experts of a layer in two stacked tensors.
+PEFT itself cannot merge single experts' adapters: transformers keeps the experts of a layer in two stacked tensors.
 """
 
 import json
@@ -21,7 +21,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in], B [out, r]
 
 @torch.no_grad()
 def merge(model: nn.Module, adapter: Path) -> None:
-    """Add an adapter on linears, and on Qwen3-MoE's stacked experts, to a model's weights in place."""
+    """Add an adapter on linear layers and on Qwen3-MoE's stacked experts to a model's weights in place."""
     told = json.loads((adapter / CONFIG).read_text())
     scaling = told["lora_alpha"] / told["r"]
     tensors = load_file(adapter / WEIGHTS)
@@ -40,7 +40,7 @@ def merge(model: nn.Module, adapter: Path) -> None:
 
 
 def _add(experts: nn.Module, which: str, pairs: dict[int, Pair], scaling: float) -> None:
-    """Add to one of the linears of a layer's experts: gate_up_proj [E, 2 I, H] or down_proj [E, H, I]."""
+    """Add to one of the projections of a layer's experts: gate_up_proj [E, 2 I, H] or down_proj [E, H, I]."""
     if which == "down":
         weight: torch.Tensor = experts.get_parameter("down_proj")
     else:

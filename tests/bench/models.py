@@ -1,4 +1,4 @@
-"""The bases that are measured: the sample base in bfloat16, or a random one of a larger model's shape."""
+"""The measured bases: the sample base in bfloat16, or a random one of a larger model's shape."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwe
 from tests.bench.places import bench_cache, made_once
 
 _SHARD_BYTES = 2 << 30
-_POOL = 1 << 24  # distinct random numbers, of which every tensor takes a stretch
+_POOL = 1 << 24  # distinct random numbers; every tensor takes a stretch of them
 _STD = 0.02
 
 
 def sample_base(samples: Path) -> Path:
-    """A bfloat16 copy of the sample base, so that every side reads the very same weights."""
-    with (samples / "model.safetensors").open("rb") as file:  # samples made anew mostly hold the same base
+    """Return a bfloat16 copy of the sample base, so that every side reads the same weights."""
+    with (samples / "model.safetensors").open("rb") as file:  # samples made again mostly hold the same base
         key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
     def make(folder: Path) -> None:
@@ -31,12 +31,12 @@ def sample_base(samples: Path) -> Path:
 
 
 def vocabulary(base: Path) -> int:
-    """How many token ids a base knows."""
+    """Return the number of token ids that a base knows."""
     return int(json.loads((base / "config.json").read_text())["vocab_size"])
 
 
 def linears(base: Path) -> dict[str, tuple[int, int]]:
-    """Every linear module of a base's decoder layers: path to (in, out) features, in the model's order."""
+    """Return every linear module of a base's decoder layers: path to (in, out) features, in the model's order."""
     model = _empty(AutoConfig.from_pretrained(base))
     return {
         path: (module.in_features, module.out_features)
@@ -46,7 +46,7 @@ def linears(base: Path) -> dict[str, tuple[int, int]]:
 
 
 def write_base(config: PreTrainedConfig, tokenizer_from: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """A random model of that configuration, with another base's tokenizer."""
+    """Write a random model of a configuration, with another base's tokenizer."""
     for file in tokenizer_from.iterdir():
         if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
             shutil.copy(file, folder / file.name)
@@ -54,7 +54,7 @@ def write_base(config: PreTrainedConfig, tokenizer_from: Path, folder: Path, say
 
 
 def qwen3_4b() -> PreTrainedConfig:
-    """Qwen3-4B's shape, as its published config.json gives it."""
+    """Return Qwen3-4B's shape, as in its published config.json."""
     return Qwen3Config(
         hidden_size=2560,
         intermediate_size=9728,
@@ -72,7 +72,7 @@ def qwen3_4b() -> PreTrainedConfig:
 
 
 def qwen3_30b_a3b(layers: int = 48) -> PreTrainedConfig:
-    """Qwen3-30B-A3B's shape, as its published config.json gives it, or a slice of as many layers."""
+    """Return Qwen3-30B-A3B's shape, as in its published config.json, or a slice with fewer layers."""
     return Qwen3MoeConfig(
         hidden_size=2048,
         intermediate_size=6144,
@@ -94,12 +94,12 @@ def qwen3_30b_a3b(layers: int = 48) -> PreTrainedConfig:
 
 
 def nbytes(config: PreTrainedConfig) -> int:
-    """Bytes of a model of that configuration in bfloat16."""
+    """Return the bytes of a model of a configuration in bfloat16."""
     return 2 * sum(each.numel() for each in _empty(config).parameters())
 
 
 def write_random(config: PreTrainedConfig, folder: Path, say: Callable[[str], None]) -> None:
-    """Random weights of a configuration, in shards. Cheap: tensors take stretches of one pool of random numbers."""
+    """Write random weights of a configuration in shards, cheaply: tensors are stretches of one random pool."""
     model = _empty(config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""SmolLM2 upcycled into experts, two for a token: 64 adapters on all of them against none, and quantised experts."""
+"""SmolLM2 upcycled into experts, two per token: 64 adapters on all of them against none, and quantised experts."""
 
 import sys
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from tests.bench.side import Side
 from tests.bench.workload import TOGETHER
 from tests.upcycle import write
 
-# 32 experts with rank 4 are 52 MB an adapter: 64 of them fit the memory of the machine that this is measured on.
+# With 32 experts, a rank-4 adapter has 52 MB: 64 of them fit the memory of the machine that this is measured on.
 _RANK = 4
 
 
 def upcycled(bench: Bench, experts: int) -> Path:
-    """The base with so many experts, made once."""
+    """Return the base upcycled into `experts` experts, made once."""
     with bench.doing(f"upcycled into {experts} experts"):
         folder = bench_cache() / "models" / f"upcycled-{bench.base_key}-{experts}"
         return made_once(folder, lambda unfinished: write(bench.base, unfinished, experts))
@@ -49,7 +49,7 @@ def _mixed(bench: Bench, experts: int) -> list[Row]:
 
 
 def _quantised(bench: Bench, experts: int, together: int) -> list[Row]:
-    """Experts that stay in INT4 against the same base's in bfloat16, without adapters."""
+    """Compare experts kept in INT4 with the same base's in bfloat16, without adapters."""
     plain = upcycled(bench, experts)
     with bench.doing("its experts in INT4"):
         folder = bench_cache() / "models" / f"upcycled-{bench.base_key}-{experts}-int4"

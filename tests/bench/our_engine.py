@@ -1,4 +1,4 @@
-"""Our side: one engine in this process, put together as `mint-engine` does it, with its clients beside it.
+"""Our side: one engine in this process, assembled as `mint-engine` does it, with its clients in the same process.
 
 python -m tests.bench.our_engine '{"base": ..., "store": ..., ...}'      (JSON of Setup)
 """
@@ -40,7 +40,7 @@ from tests.bench.timing import Round
 from tests.bench.workload import Work
 
 REACH_S = 300.0
-STREAMS = 4  # loads at once: as many as a residency's threads
+STREAMS = 4  # concurrent loads: as many as a residency has threads
 
 
 class Engine:
@@ -63,7 +63,7 @@ class Engine:
         self._store = settings.store
         self._numbers = itertools.count()
         self._wanted: dict[str, Assignment] = {}
-        self._busy = False  # a round of requests goes on
+        self._busy = False  # whether a round of requests is running
         self._cache = Path(setup.cache)
         self.residency.start()
         self.stepper.start()
@@ -71,10 +71,10 @@ class Engine:
     async def generate(
         self, stream: Sequence[str] = (), handing_over: dict[str, str] | None = None, **work: Any
     ) -> Answer:
-        """One round of requests; how long it took, and each request's first token and gaps.
+        """Run one round of requests; return its duration, and each request's time to first token and gaps.
 
-        Meanwhile the adapters of `stream` pass through the slots that are left, over and over, read from the disk;
-        and new revisions of a live adapter are published, one after another: `handing_over` says which and where.
+        Meanwhile the adapters of `stream` are loaded from disk through the remaining slots, over and over, and new
+        revisions of a live adapter are published one after another: `handing_over` says which and where.
         """
         plan = msgspec.convert(work, Work)
         if stream:
@@ -98,7 +98,7 @@ class Engine:
         return {**round_.told(), **told}
 
     async def hold(self, names: list[str], tier: str) -> Answer:
-        """Have these adapters, and no others, wanted in `tier`; returns once they are there, and how long it took."""
+        """Want only these adapters, in `tier`; wait until they are there, and return how long it took."""
         began, goal = time.perf_counter(), Tier(tier)
         assert self._store is not None
         self._want(*[Assignment(name, child(self._store, name), goal) for name in names], anew=True)
@@ -110,7 +110,7 @@ class Engine:
         return {"seconds": time.perf_counter() - began}
 
     async def touch(self, names: list[str]) -> Answer:
-        """Bring each adapter through a slot once, a few at a time, without asking it anything."""
+        """Load each adapter into a slot once, a few at a time, without sending it a request."""
         began, few = time.perf_counter(), asyncio.Semaphore(4)
 
         async def once(name: str) -> None:
@@ -121,19 +121,19 @@ class Engine:
         return {"seconds": time.perf_counter() - began}
 
     async def forget(self) -> Answer:
-        """Have the system keep nothing in memory of packed files, so that the next load of one reads the disk.
+        """Drop all packed files from the page cache, so that the next load of one reads the disk.
 
-        Those in slots stay.
+        The files of adapters in slots stay.
         """
         for path in self._cache.glob("*.mint"):
             await asyncio.to_thread(forget_pages, path)
         return {}
 
     async def publish(self, name: str, source: str, into: str, prompt: list[int]) -> Answer:
-        """Publish a trained adapter, in memory at first, as a new revision of a live one, and ask it.
+        """Publish a trained adapter from memory as a new revision of a live one, and request a token from it.
 
-        Timed: its digest and its file, the engine taking it in beside the old revision, the first token of the new.
-        It begins as a trainer holds it: in a slot's layout.
+        Timed are computing its digest and writing its file, the engine loading it beside the old revision, and the
+        first token. It begins as a trainer holds it: in a slot's layout.
         """
         trained = self._trained(LocalFolder(Path(source), name))
         began = time.perf_counter()
@@ -145,7 +145,7 @@ class Engine:
         return {"seconds": done - began, "write": written - began, "load": live - written, "first": done - live}
 
     async def memory(self) -> Answer:
-        """What the process holds, and what the engine says of its tiers."""
+        """Return the process's resident bytes, and the engine's own counts of its tiers."""
         books = self.residency.books
         return {
             "resident": resident_bytes(),
@@ -156,7 +156,7 @@ class Engine:
         }
 
     async def _stream(self, names: Sequence[str]) -> int:
-        """Load these adapters in turn, a few at a time, until told to stop; how many were loaded."""
+        """Load these adapters in turn, a few at a time, until the round ends; return how many were loaded."""
         turns, loaded = itertools.cycle(names), 0
 
         async def one_after_another() -> None:
@@ -172,20 +172,20 @@ class Engine:
         return loaded
 
     async def _hand_over(self, name: str = "", source: str = "", into: str = "") -> int:
-        """Publish revision after revision of a live adapter until told to stop; how many became live."""
+        """Publish revision after revision of a live adapter until the round ends; return how many became live."""
         live = 0
         trained = self._trained(LocalFolder(Path(source), name)) if name else None
         while trained is not None and self._busy:
-            trained.run[live % len(trained.run)].neg_()  # another content, so another revision
+            trained.run[live % len(trained.run)].neg_()  # changed content is a new revision
             _, sweeping = await self._publish(name, trained, into)
             await sweeping
             live += 1
         return live
 
     async def _publish(self, name: str, trained: Packed, into: str) -> tuple[float, asyncio.Task[None]]:
-        """As an engine's trainer does: publish, and wait until it has the live one's place.
+        """Publish as an engine's trainer does, and wait until the new revision has replaced the live one.
 
-        Returns when it was written, and the sweeping of what is older, which goes on beside.
+        Returns the time at which it was written, and the task that still sweeps older revisions.
         """
         before = {each.revision for each in self.residency.states() if each.adapter == name}
         changed = asyncio.Event()
@@ -202,12 +202,12 @@ class Engine:
         return written, sweeping
 
     def _trained(self, folder: LocalFolder) -> Packed:
-        """An adapter as a trainer holds it: in a slot's layout."""
+        """Read an adapter as a trainer holds it: in a slot's layout."""
         fit = Fit(modules=self._slots.modules, max_rank=self._slots.max_rank)
         return read_adapter(folder, fit, self._slots.dtype)
 
     def _want(self, *assignments: Assignment, anew: bool = False) -> None:
-        """Want these adapters so; the others as before, or not at all."""
+        """Want these adapters as assigned; the others as before, or not at all if `anew`."""
         self._wanted = {} if anew else self._wanted
         self._wanted |= {each.adapter: each for each in assignments}
         self.residency.want(list(self._wanted.values()))
@@ -260,7 +260,7 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 async def main(setup: Setup) -> None:
-    """Bring the engine up, then obey until standard input ends."""
+    """Start the engine, then execute commands until standard input ends."""
     loop, asked = asyncio.get_running_loop(), requests()
     engine: Engine | None = None
     while (got := await loop.run_in_executor(None, next, asked, None)) is not None:

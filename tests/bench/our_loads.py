@@ -1,7 +1,7 @@
-"""One process that loads the same adapters in each way: packed, from PEFT's files, as one memcpy of as many bytes.
+"""One process that loads the same adapters in each way: packed, from PEFT's files, or as one memcpy of equal size.
 
-The engine's way has slots of its own, which on a CPU hold the packed files' pages; both other ways fill slots that
-own their memory and have been written before, so that neither waits for the system to find memory for it.
+The engine's way has its own slots, which on a CPU hold the packed files' pages. The two other ways fill slots that
+own their memory and have been written before, so that neither waits for the system to allocate memory.
 
 python -m tests.bench.our_loads '{"cache": ..., "device": ..., "rank": 8, "base": ..., "folders": []}'
 """
@@ -42,7 +42,7 @@ Target = tuple[str, str, int, int, int, tuple[int, int]]
 
 
 class Loads:
-    """Slots, and a loader with a disk tier of its own."""
+    """Slots, and a loader with its own disk tier."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         torch.set_num_threads(count_threads())
@@ -60,7 +60,7 @@ class Loads:
         self._targets: list[Target] = []
 
     def start(self) -> Answer:
-        """Take every adapter in, once, and see that both ways fill a slot alike."""
+        """Load every adapter once, and check that both ways fill a slot alike."""
         for slot in range(len(self._folders)):
             self._copies.load(slot, replace(self._packed(slot), file=None))
         wanted = self._copies.memory[0].clone()
@@ -79,7 +79,7 @@ class Loads:
         return {}
 
     def round(self) -> Answer:
-        """Median seconds of each way to load one adapter, the ways taking turns; of taking one in; of reading one."""
+        """Return median seconds of loading one adapter by each way in turn, of taking one in, and of reading one."""
         ways: dict[str, Callable[[int], object]] = {
             "packed": self._packed,
             "unpacked": self._unpacked,
@@ -91,7 +91,7 @@ class Loads:
         count = len(self._folders)
         for turn in range(count):
             for number, (way, load) in enumerate(ways.items()):
-                slot = (turn + number * count // len(ways)) % count  # never one that a cache still holds
+                slot = (turn + number * count // len(ways)) % count  # never one that is still in a CPU cache
                 self._settle()
                 began = time.perf_counter()
                 load(slot)
@@ -100,10 +100,10 @@ class Loads:
         return {**{way: median(times) for way, times in taken.items()}, "taken_in": self._take_in()}
 
     def stream(self, number: int) -> Answer:
-        """Bytes a second of all adapters from the disk into slots, and of direct reads of their files.
+        """Return bytes per second of loading all adapters from disk into slots, and of reading their files directly.
 
-        Each begins with nothing of the files in memory, and they take turns at being first, as what lies below the
-        disk may keep something in its own.
+        Each begins with nothing of the files in memory. They alternate in going first, as layers below the disk may
+        have caches of their own.
         """
         paths = sorted((self._cache / "adapters").glob("*.mint"))
         size = sum(path.stat().st_size for path in paths)
@@ -115,7 +115,7 @@ class Loads:
         with ThreadPoolExecutor(COPY_THREADS) as threads:
             for way, work, each in ways if number % 2 else reversed(ways):
                 for slot in range(len(self._folders)):
-                    self._slots.clear(slot)  # what is mapped is not forgotten
+                    self._slots.clear(slot)  # mapped pages could not be dropped
                 forget_all(paths)
                 began = time.perf_counter()
                 list(threads.map(work, each))
@@ -123,7 +123,7 @@ class Loads:
         return {"loads": found["loads"], "direct": found["direct"]}
 
     def weigh(self) -> Answer:
-        """What this process grows by with every adapter in host memory, all of it read, and what the tier counts."""
+        """Return this process's growth with every adapter in host memory and read once, and the tier's own count."""
         host, before = HostTier(64 << 30), resident_bytes()
         for folder in self._folders:
             source = Source(f"file://{folder}")
@@ -133,7 +133,7 @@ class Loads:
         return {"grown": resident_bytes() - before, "counted": host.ledger.used}
 
     def _packed(self, slot: int) -> Packed:
-        """As the engine does it."""
+        """Load an adapter into a slot as the engine does."""
         source = Source(f"file://{self._folders[slot]}")
         with self._disk.using(source):
             packed = self._loader.load(source)
@@ -141,24 +141,24 @@ class Loads:
         return packed
 
     def _unpacked(self, slot: int) -> None:
-        """The least that PEFT's layout allows: no checks, no digest, a copy a tensor to its place in the slot."""
+        """Do the minimum that PEFT's layout needs: no checks, no digest, one copy per tensor into the slot."""
         tensors, row = load_file(self._folders[slot] / WEIGHTS), self._copies.memory[slot]
         for name_a, name_b, a, b, rank, (wide, high) in self._targets:
             row[a : a + rank * wide].view(rank, wide).copy_(tensors[name_a])
             row[b : b + rank * high].view(rank, high).copy_(tensors[name_b].t())
 
     def _memcpy(self, slot: int) -> None:
-        """One copy of as many bytes between the same kinds of memory: host memory to the slot's."""
+        """Copy as many bytes at once between the same kinds of memory: from host memory to the slot's."""
         other = self._copies.memory[(slot + 1) % len(self._folders)]
         count = self._copies.filled[slot]
         self._copies.memory[slot][:count].copy_(other[:count])
 
     def _read(self, slots: Slots, slot: int) -> None:
-        """Read a whole slot once, as a step does."""
+        """Read a complete slot once, as a step does."""
         slots.memory[slot][: slots.filled[slot]].view(torch.float32).sum()
 
     def _take_in(self) -> float:
-        """Seconds to check, lay out and write one adapter that the disk tier does not have, and to load it."""
+        """Return the seconds to check, pack, write and load one adapter that the disk tier does not have."""
         source = Source(f"file://{self._folders[0]}")
         self._disk.drop(source)
         began = time.perf_counter()
@@ -166,7 +166,7 @@ class Loads:
         return time.perf_counter() - began
 
     def _find_targets(self) -> "list[Target]":
-        """For each linear PEFT's two names, where A and B begin in a slot's row, the rank, and its features."""
+        """Return, per linear, PEFT's two names, the offsets of A and B in a slot's row, the rank, and features."""
         slots = self._copies
         found = []
         for path, (wide, high) in self._linears.items():
@@ -185,7 +185,7 @@ class Loads:
 
 
 def stacked(singles: dict[str, tuple[int, int]]) -> dict[str, Module]:
-    """The modules that a base of these linears has, experts stacked, in order."""
+    """Return the modules of a base with these linear layers, experts stacked, in order."""
     modules: dict[str, Module] = {}
     for path, (wide, high) in singles.items():
         expert = _EXPERT.fullmatch(path)

@@ -1,4 +1,4 @@
-"""Our side of a resumption: a real engine's process is killed while it trains, and another goes on.
+"""Our side of a resumption: a real engine's process is killed while it trains, and another engine continues.
 
 python -m tests.bench.our_resume '{"base": ..., "device": "cpu", "tokens": 64}'
 """
@@ -32,22 +32,22 @@ from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 POLICY, WAVE = "bench/resumed", "bench/wave"
-STEPS = 5  # that are watched before the kill; the first of them is not counted, since it warms up
+STEPS = 5  # watched before the kill; the first is a warm-up and is not counted
 PATIENCE_S = 300.0
 
 
 class Resumption:
-    """Each `resume` is a whole life: an engine, a wave of one policy, a kill, another engine."""
+    """Each `resume` is a complete run: an engine, a wave of one policy, a kill, another engine."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
 
     def start(self) -> Answer:
-        """Nothing is kept between two lives."""
+        """Do nothing: no state is kept between two runs."""
         return {}
 
     def resume(self) -> Answer:
-        """Seconds of an undisturbed step, from the kill until another engine is ready, and then to a new step."""
+        """Return the seconds of an undisturbed step, from the kill to another ready engine, and to a new step."""
         with scratch("resume") as folder, tempfile.TemporaryDirectory() as data, RedisProcess(Path(data)) as redis:
             return asyncio.run(self._live(folder, redis))
 
@@ -76,7 +76,7 @@ class Resumption:
         return {"step": median(steps[1:]), "pod": ready - killed, "resumed": resumed - ready}
 
     async def _grant(self, redis: Redis, store: Source, engine: str, lease: int) -> None:
-        """What the operator writes, with no time lost on finding out that an engine has died."""
+        """Write what the operator writes, without the time it takes to notice that an engine has died."""
         told = Train(
             Policies(count=1),
             dataset=Dataset(lines=[json.dumps({"prompt": text}) for text in texts(0)]),
@@ -88,12 +88,12 @@ class Resumption:
         )
         assignment = TrainAssignment(POLICY, WAVE, lease, Policy(name=POLICY, rank=RANK, alpha=16.0, seed=0))
         change = TrainChange(set_training=(WaveTraining(WAVE, 1, told, store),), set_trains={engine: (assignment,)})
-        await MapWriter(redis, epoch=1).apply(BASE, MapChange())  # a map without a version has not been written yet
+        await MapWriter(redis, epoch=1).apply(BASE, MapChange())  # a map without a version counts as not written yet
         await TrainWriter(redis, epoch=1).apply(BASE, change)
 
 
 async def _ready(redis: Redis, engine: Pod) -> float:
-    """When the engine said that it serves."""
+    """Wait until the engine reports that it is ready, and return the time."""
 
     async def look() -> bool:
         _check(engine)
@@ -105,7 +105,7 @@ async def _ready(redis: Redis, engine: Pod) -> float:
 
 
 async def _finished(redis: Redis, engine: Pod, step: int) -> float:
-    """When the engine told that the policy has finished a step."""
+    """Wait until the engine reports that the policy has finished a step, and return the time."""
 
     async def look() -> bool:
         _check(engine)

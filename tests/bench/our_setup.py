@@ -1,4 +1,4 @@
-"""What engine our side brings up."""
+"""The settings of the engine that our side starts."""
 
 import msgspec
 
@@ -20,12 +20,12 @@ class Setup(msgspec.Struct, frozen=True):
     host_bytes: int = 4 << 30
     disk_bytes: int = 16 << 30
     ranks: int = 1
-    threads: int = 0  # of each rank; 0: as many as there are cores for it
+    threads: int = 0  # per rank; 0: as many as there are cores for it
     quantised_experts: bool = False
 
     @property
     def settings(self) -> EngineSettings:
-        """What it is told."""
+        """The engine's settings."""
         return EngineSettings(
             base_model="bench/base",
             source=Source(f"file://{self.base}"),

@@ -1,4 +1,4 @@
-"""Our side of an update: all policies in one forward and backward, then a step of each.
+"""Our side of an update: all policies in one forward and backward, then one optimizer step each.
 
 python -m tests.bench.our_update '{"base": ..., "device": "cpu", "policies": 8, "rank": 8}'
 """
@@ -24,8 +24,8 @@ from tests.bench.memory import forget_peak, peak_bytes
 from tests.bench.speaking import Answer, serve
 from tests.engine.training.at_once import create, step_all
 
-_LOGPROB = -8.0  # near what the base gives random tokens; what it is does not change the work
-_BYTES = 18  # of a policy's number while it learns: weights, two moments and gradient in float32, weights in bf16
+_LOGPROB = -8.0  # about what the base gives random tokens; the value does not change the work
+_BYTES = 18  # per number of a policy in training: weights, two moments and gradient in float32, weights in bf16
 
 
 class Update:
@@ -46,7 +46,7 @@ class Update:
         return {"compute": self._trainer.compute}
 
     def update(self, **told: Any) -> Answer:
-        """One update of the first policies."""
+        """Run one update of the first policies; return its seconds and rows."""
         experience = Experience(**told)
         batches = [PolicyBatch(self._names[at], _examples(experience, at)) for at in range(experience.policies)]
         began = time.perf_counter()
@@ -58,7 +58,7 @@ class Update:
         return {"seconds": seconds, "rows": sum(outcome.rows for outcome in work.results().values())}
 
     def peak(self, **told: Any) -> Answer:
-        """The same of all, and how much memory the process held at most, less what the policies' own numbers take."""
+        """Run one update; also return the process's peak memory, less the bytes of the policies' own numbers."""
         gc.collect()
         forget_peak()
         found = self.update(**told)

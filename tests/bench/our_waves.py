@@ -1,4 +1,4 @@
-"""Our side of training waves: one engine in this process, whose policies take whole steps, together or one by one.
+"""Our side of training waves: one engine in this process, whose policies take complete steps, together or in turn.
 
 python -m tests.bench.our_waves '{"base": ..., "slots": ...}'      (JSON of Setup)
 """
@@ -112,7 +112,7 @@ class Engine:
         self.stepper.start()
 
     async def step(self, policies: int, tokens: int, *, together: bool, prompts: int = PROMPTS) -> Answer:
-        """One step of the first `policies`, at once or one after another; the seconds of all of it."""
+        """Take one step of the first `policies`, at once or one after another; return the total seconds."""
         while len(self._lessons) < policies:
             self._lessons.append(await self._begin(len(self._lessons), tokens, prompts))
         chosen, began = self._lessons[:policies], time.perf_counter()
@@ -125,16 +125,16 @@ class Engine:
         return {"seconds": seconds, "tokens": learnt, "learnt": sum(each.learnt is not None for each in taken)}
 
     async def roof(self, policies: int, tokens: int) -> Answer:
-        """The seconds that a step's products with the base's weights take at the device's peak; prompts left out."""
+        """Return the seconds of a step's products with the base's weights at the device's peak; ignores prompts."""
         weights = weights_of_a_token(self._base)
-        # Twice a weight for each token forwards; an update goes forwards and, frozen, as far backwards.
+        # Two operations per weight and token forward; an update runs forward and, as weights are frozen, once backward.
         operations = (2 + 4) * weights * policies * PROMPTS * GROUP * tokens
         return {"seconds": operations / peak_rate(self._base.device)}
 
     async def hand_over(self, number: int) -> Answer:
-        """From the end of an update to a rollout's first token on the new weights; a decode step; and a memcpy.
+        """Time from an update's end to a rollout's first token on the new weights, a decode step, and a memcpy.
 
-        The prompt is one token, so that its step is as long as one that decodes.
+        The prompt is one token, so that its step is as long as a decode step.
         """
         lessons = self._lessons[0]
         name, prompt = lessons.terms.policy, (100 + number,)
@@ -161,7 +161,7 @@ class Engine:
         return {"first": first - begun[0], "step": step, "memcpy": memcpy}
 
     async def tenants(self, *, train: int, tokens: int, seconds: float) -> Answer:
-        """Gaps between tokens of tenants' requests to the bare base, while so many policies train over and over."""
+        """Return the token gaps of tenants' requests to the bare base while `train` policies train continuously."""
         until, before = time.monotonic() + seconds, _updating_s()
         training = [asyncio.create_task(self._over_and_over(each)) for each in self._lessons[:train]]
         try:
@@ -219,7 +219,7 @@ class Engine:
         return [later - earlier for earlier, later in itertools.pairwise(times[1:])]
 
     async def _first(self, name: str, label: str, slot: int, prompt: Sequence[int]) -> tuple[float, float]:
-        """When a rollout's first token came, and the seconds to its second, not its last: one decode step."""
+        """Return the time of a rollout's first token, and the seconds to its second, which is one decode step."""
         times: list[float] = []
         await self._run(Request(tuple(prompt), Sampling(3, 0, ignore_eos=True), name, label, slot), times)
         return times[0], times[1] - times[0]
@@ -238,21 +238,21 @@ class Engine:
 
 
 async def _nobody(_policy: str, _since: float) -> None:
-    """No calls train anything."""
+    """Do nothing: no policies are trained by calls here."""
 
 
 async def _once(work: Callable[[], Awaitable[T]], _what: str) -> T:
-    """Nothing here is away."""
+    """Run without retries: nothing here can be unavailable."""
     return await work()
 
 
 def _updating_s() -> float:
-    """Seconds that this process has computed updates for."""
+    """Return the seconds that this process has spent on updates."""
     return REGISTRY.get_sample_value("mint_train_piece_seconds_sum") or 0.0
 
 
 def weights_of_a_token(base: Base) -> int:
-    """Weights of all linears that one token meets: of experts, those of as many as it goes to."""
+    """Return the number of linear weights used per token; of experts only those that a token goes to."""
     total = 0
     for each in base.model.modules():
         if isinstance(each, torch.nn.Linear | LoraLinear):
@@ -265,18 +265,18 @@ def weights_of_a_token(base: Base) -> int:
 
 
 def peak_rate(device: torch.device) -> float:
-    """Operations a second of a large product in bfloat16, the best of several."""
+    """Return the operations per second of a large product in bfloat16, the best of several."""
     left, right = (torch.randn(_PEAK_SIZE, _PEAK_SIZE, dtype=torch.bfloat16, device=device) for _ in range(2))
     seconds = []
     for _ in range(_PEAK_TRIES):
         began = time.perf_counter()
-        float((left @ right)[0, 0])  # waits for a device that computes beside us
+        float((left @ right)[0, 0])  # waits for an asynchronous device
         seconds.append(time.perf_counter() - began)
     return 2 * _PEAK_SIZE**3 / min(seconds)
 
 
 async def main(setup: Setup) -> None:
-    """Bring the engine up, then obey until standard input ends."""
+    """Start the engine, then execute commands until standard input ends."""
     loop, asked = asyncio.get_running_loop(), requests()
     engine: Engine | None = None
     while (got := await loop.run_in_executor(None, next, asked, None)) is not None:

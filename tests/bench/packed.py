@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.integers import Layout, quantise_integers
 
-GROUP = 32  # inputs that have one scale
+GROUP = 32  # inputs per scale
 _LAYOUT = Layout(4, "group", GROUP, ignore=("lm_head", "re:.*self_attn.*", "re:.*gate$"))
-_EACH = 8  # numbers in a word
+_EACH = 8  # numbers per word
 
 
 def write_packed(plain: Path, folder: Path) -> None:
-    """A base's copy in which every linear of its routed experts is packed."""
+    """Write a copy of a base in which every linear layer of its routed experts is packed."""
     shutil.copytree(plain, folder, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
     places: dict[str, str] = {}
     for file in sorted(plain.glob("*.safetensors")):
@@ -30,7 +30,7 @@ def write_packed(plain: Path, folder: Path) -> None:
 
 
 def _packed(path: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """As `tests.engine.integers.packed_tensors`, which packs numbers one by one: here are hundreds of millions."""
+    """Do the same as `tests.engine.integers.packed_tensors`, which packs numbers one by one and is too slow here."""
     numbers = quantise_integers(weight, _LAYOUT)
     codes = (numbers.values.long() + 8).view(len(weight), -1, _EACH)
     return {

@@ -1,4 +1,4 @@
-"""An engine of two ranks against one of a single rank, one thread each: what sharing the layers out is worth."""
+"""An engine with two ranks against one with a single rank, one thread each: what sharding the layers gains."""
 
 import sys
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ def _own_kernels(bench: Bench) -> list[Row]:
 
 
 def _experts(bench: Bench) -> list[Row]:
-    """Each rank holds half of a layer's experts whole."""
+    """Each rank holds one half of a layer's experts, unsplit."""
     return _two_over_one(bench, "tp.experts2_over_1", upcycled(bench, _EXPERTS), f"bare base of {_EXPERTS} experts")
 
 

@@ -1,4 +1,4 @@
-"""What of a benchmark is to be measured: families of it, or single metrics, as `--only` names them."""
+"""Selecting what a benchmark measures: families or single metrics, as named by `--only`."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,12 @@ class Measuring(Protocol):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Their names."""
+        """The promises' names."""
         ...
 
 
 def parts_of(families: Mapping[str, Sequence[Measuring]]) -> Callable[[str], tuple[str, ...]]:
-    """What reads names of these families and of their metrics; it raises ArgumentTypeError for all others."""
+    """Return an argparse type for names of families and of their metrics; it raises ArgumentTypeError for others."""
     known = families.keys() | {metric for groups in families.values() for each in groups for metric in each.metrics}
 
     def read(text: str) -> tuple[str, ...]:

@@ -23,10 +23,10 @@ class Peer:
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
         self._model: Any = None
-        self._names: dict[str, str] = {}  # ours to theirs, which may hold no dots or slashes
+        self._names: dict[str, str] = {}  # our names to PEFT's, which must not contain dots or slashes
 
     def start(self) -> Answer:
-        """Load the base and its adapters, all in the base's number type, which is the fastest."""
+        """Load the base and its adapters, all in the base's dtype, which is the fastest."""
         began = time.perf_counter()
         torch.set_num_threads(count_threads())
         device = choose_device(self._setup["device"])
@@ -45,7 +45,7 @@ class Peer:
 
     @torch.inference_mode()
     def generate(self, **work: Any) -> Answer:
-        """One round: all requests as one batch, greedy, to the full length."""
+        """Run one round: all requests as one batch, greedy, to the full length."""
         plan = Work(**work)
         if plan.requests > plan.together:
             raise ValueError("one batch holds no more requests than run together")

@@ -1,7 +1,7 @@
 """The peer's side of an update: transformers + peft + torch.optim.AdamW, one policy after another.
 
-As TRL does it by default: a base in bfloat16, adapters in float32 under autocast, eight sequences a backward, logits
-of the completions alone, no checkpointing (it would be slower).
+Set up as TRL does by default: a base in bfloat16, adapters in float32 under autocast, eight sequences per backward,
+logits of the completions alone, no activation checkpointing (it would be slower).
 
 python -m tests.bench.peft_update '{"base": ..., "device": "cpu", "policies": 8, "rank": 8}'
 """
@@ -25,7 +25,7 @@ _LOGPROB = -8.0
 
 
 class Update:
-    """One PEFT model with an adapter and an optimizer a policy."""
+    """One PEFT model with an adapter and an optimizer per policy."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
@@ -55,7 +55,7 @@ class Update:
         return {}
 
     def update(self, **told: Any) -> Answer:
-        """One update of each of the first policies."""
+        """Run one update of each of the first policies."""
         experience = Experience(**told)
         groups = {self._names[at]: experience.groups(at) for at in range(experience.policies)}
         began = time.perf_counter()
@@ -71,7 +71,7 @@ class Update:
         return {"seconds": time.perf_counter() - began}
 
     def _loss(self, group: Group) -> Any:
-        """dapo's, summed over a group's tokens."""
+        """Return the dapo loss, summed over a group's tokens."""
         prompt, completions, told = group
         device = self._model.device
         given, advantages = torch.tensor(completions, device=device), torch.tensor(told, device=device)[:, None]

@@ -1,4 +1,4 @@
-"""Rows as a picture: how each promise's ratio stands to its goal. Plain SVG, readable in a browser or a README."""
+"""Rows as a picture of each promise's ratio relative to its goal: plain SVG, for a browser or a README."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _KEPT, _BROKEN, _UNKNOWN, _INK, _FAINT = "#2f7d4f", "#b8442e", "#9a9a9a", "#222"
 
 
 def picture(title: str, rows: Sequence[Row]) -> str:
-    """An SVG document: a bar tells, on a logarithmic scale, how far beyond its goal (the middle line) a ratio is."""
+    """Return an SVG with a bar per row: how far beyond its goal (the middle line) the ratio is, in log scale."""
     height = _TOP + _LINE * len(rows) + 30
     middle, half = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, (_WIDTH - _LEFT - _RIGHT) / 2
     parts = [
@@ -33,7 +33,7 @@ def picture(title: str, rows: Sequence[Row]) -> str:
 
 
 def beyond_goal(row: Row) -> float | None:
-    """How many times better than its goal a row's ratio is, below 1 where it falls short; None where unmeasured."""
+    """Return how many times better than its goal a row's ratio is: below 1 if it falls short, None if unmeasured."""
     if row.ratio is None or row.ratio <= 0:
         return None
     promise = BY_METRIC[row.metric]

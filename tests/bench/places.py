@@ -1,4 +1,4 @@
-"""Where benchmarks keep what they make: results in the checkout, models, adapters and peers in the cache."""
+"""Where benchmarks keep files: results in the checkout; models, adapters and peers in the cache."""
 
 import shutil
 import tempfile
@@ -14,14 +14,14 @@ LOGS = RESULTS / "logs"
 
 
 def bench_cache() -> Path:
-    """What outlives a run: made once, found again."""
+    """Return the folder of files that are made once and reused by later runs."""
     folder = cache_folder() / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make(unfinished)` if it is not there; it appears only when complete."""
+    """Return `folder`, first filled by `make(unfinished)` if it is absent; it appears only when complete."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
@@ -35,6 +35,6 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """A folder on the cache's disk that is gone afterwards."""
+    """Yield a temporary folder on the cache's disk."""
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=bench_cache()) as folder:
         yield Path(folder)

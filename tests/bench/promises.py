@@ -1,4 +1,4 @@
-"""What is promised about speed and size: one entry a promise, in the order in which they are told."""
+"""The promises about speed and size: one entry each, in the order in which they are reported."""
 
 from typing import Literal
 
@@ -11,31 +11,31 @@ Way = Literal["ours/theirs", "theirs/ours", "ours"]
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """One metric: what it is measured against, how its ratio is taken, and what that must come to."""
+    """One metric: its peer, how its ratio is computed, and the bound that the ratio must meet."""
 
     metric: str
     unit: str
     peer: str
-    way: Way  # "theirs/ours" tells how many times less ours takes; "ours" has no peer: the figure itself is bounded
+    way: Way  # "theirs/ours" says how many times less ours takes; "ours" has no peer: the figure itself is bounded
     sign: Literal[">=", "<="]
     bound: float
 
     @property
     def peerless(self) -> bool:
-        """Nothing is measured beside it."""
+        """Whether there is no peer to compare with."""
         return self.way == "ours"
 
     @property
     def goal(self) -> str:
-        """The goal as it is shown, e.g. ">= 1.1": of the ratio, or of the figure where there is no peer."""
+        """The goal as shown, e.g. ">= 1.1", for the ratio, or for the figure itself without a peer."""
         return f"{self.sign} {self.bound:g}"
 
     def holds(self, ratio: float) -> bool:
-        """Whether a measured ratio keeps the promise."""
+        """Return whether a measured ratio keeps the promise."""
         return ratio >= self.bound if self.sign == ">=" else ratio <= self.bound
 
     def ratio(self, ours: float, theirs: float) -> float:
-        """The ratio of two measurements; where there is no peer, ours."""
+        """Return the ratio of two measurements, or ours without a peer."""
         if self.peerless:
             return ours
         return ours / theirs if self.way == "ours/theirs" else theirs / ours

@@ -1,4 +1,4 @@
-"""Writing what was found, after every group, so that a run that is ended midway still leaves what it knows."""
+"""Writing results after every group, so that an interrupted run still leaves what it has measured."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from tests.bench.rows import Row
 
 
 def write(name: str, title: str, rows: Sequence[Row], folder: Path = RESULTS) -> None:
-    """`NAME.json`, a list of rows, and `NAME.svg` beside it; each replaced as a whole.
+    """Write `NAME.json`, a list of rows, and `NAME.svg`; each is replaced atomically.
 
-    What the file told of other metrics stays in it: who measures a part anew loses nothing of the rest.
+    The file's rows of other metrics stay, so measuring a part again loses nothing of the rest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = {row.metric: row for row in (*_earlier(name, folder), *rows)}
@@ -26,14 +26,14 @@ def write(name: str, title: str, rows: Sequence[Row], folder: Path = RESULTS) ->
 
 
 def read(name: str, folder: Path) -> list[Row]:
-    """The rows of an earlier run. Raises FileNotFoundError, and MsgspecError for a file that holds anything else."""
+    """Return an earlier run's rows. Raises FileNotFoundError, or MsgspecError if the file holds anything else."""
     return msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=list[Row])
 
 
 def _earlier(name: str, folder: Path) -> list[Row]:
     try:
         return read(name, folder)
-    except (FileNotFoundError, msgspec.MsgspecError):  # none that could be kept: what took an hour to measure is told
+    except (FileNotFoundError, msgspec.MsgspecError):  # nothing to keep; must not lose new results that took an hour
         return []
 
 

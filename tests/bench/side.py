@@ -1,7 +1,7 @@
-"""One side of a comparison: a process of its own, that runs only while it is asked something.
+"""One side of a comparison: a separate process that runs only while it executes a command.
 
-Between questions its whole process group is stopped, so that neither its spinning threads nor its timers take part in
-what the other side is timed for.
+Between commands its whole process group is stopped, so that neither its spinning threads nor its timers disturb the
+timing of the other side.
 """
 
 import json
@@ -22,7 +22,7 @@ _POLL_S = 0.001
 
 
 class SideFailed(Exception):
-    """A side did not come up, ended, refused, or did not answer in time. Says which, with the end of its log."""
+    """A side did not start, ended, refused, or did not answer in time; says which, with the end of its log."""
 
 
 class Side:
@@ -45,11 +45,11 @@ class Side:
 
     @property
     def pid(self) -> int:
-        """The process, which leads the group of all that it starts."""
+        """The process id; the process leads the group of all processes that it starts."""
         return self._process.pid
 
     def ask(self, do: str, timeout_s: float = 600.0, **arguments: Any) -> dict[str, Any]:
-        """Let the process run, give it a command, wait for its answer, stop it again. Raises SideFailed."""
+        """Let the process run, send it a command, wait for its answer, and stop it again. Raises SideFailed."""
         self._signal(signal.SIGCONT)
         try:
             self._write(json.dumps({"do": do, **arguments}))
@@ -63,16 +63,16 @@ class Side:
         return found
 
     def close(self) -> None:
-        """End the process and everything that it started: asked first, then killed."""
+        """End the process and everything that it started: ask first, then kill."""
         self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         with suppress(SideFailed):
-            while True:  # until it hangs up, which _read_line tells by failing
+            while True:  # until it hangs up, which makes _read_line fail
                 self._read_line("close", _END_S)
-        self._signal(signal.SIGKILL)  # it is reaped only after this, so the group's number is still its own
+        self._signal(signal.SIGKILL)  # it is reaped only after this, so the group id is still its own
         self._process.wait()
         self._process.stdout.close()
 
@@ -107,7 +107,7 @@ class Side:
         return line
 
     def _pause(self) -> None:
-        """Stop the group, and see it stopped. Raises SideFailed where it goes on all the same."""
+        """Stop the group, and wait until it has stopped. Raises SideFailed if it keeps running."""
         deadline = time.monotonic() + _END_S
         while True:
             self._signal(signal.SIGSTOP)
@@ -124,5 +124,5 @@ class Side:
         return SideFailed(f"{self.name}: {what}; the end of {self._log}:\n{tail}")
 
     def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):  # it has ended; whoever waits for an answer is told by the closed pipe
+        with suppress(ProcessLookupError):  # it has ended; a waiting reader sees the closed pipe
             os.killpg(self._process.pid, number)

@@ -1,6 +1,6 @@
-"""A measured process's half of the conversation: one JSON object a line in, one out.
+"""A measured process's half of the protocol: one JSON object per line in, one out.
 
-Standard library alone: the peers' own environments read it too. Whatever libraries print goes to standard error.
+Uses only the standard library, as the peers' own environments import it, too. Libraries' output goes to stderr.
 """
 
 import json
@@ -14,7 +14,7 @@ Answer = dict[str, Any]
 
 
 def requests() -> Iterator[tuple[dict[str, Any], Callable[[Answer], None]]]:
-    """Each request with what sends its answer, until the other side hangs up."""
+    """Yield each request with a function that sends its answer, until the other side hangs up."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -26,11 +26,11 @@ def requests() -> Iterator[tuple[dict[str, Any], Callable[[Answer], None]]]:
 
 
 def serve(commands: Mapping[str, Callable[..., Answer]]) -> None:
-    """Answer requests {"do": command, ...its arguments}; a command's exception is told and the next one awaited."""
+    """Answer requests {"do": command, ...its arguments}; a command's exception is sent as an error answer."""
     for request, send in requests():
         command = commands[request.pop("do")]
         try:
             send({"ok": command(**request)})
-        except Exception as error:  # noqa: BLE001 - told to the other side, which decides
+        except Exception as error:  # noqa: BLE001 - sent to the other side, which decides
             traceback.print_exc()
             send({"error": f"{type(error).__name__}: {error}"})

@@ -9,7 +9,7 @@ _TITLES = ("metric", "ours", "theirs", "unit", "ratio", "goal", "holds", "agains
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a row under a heading, notes below."""
+    """Return a table with a heading, one line per row, and notes below."""
     lines = [_TITLES, *(_cells(row) for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(_TITLES))]
     shown = [
@@ -21,14 +21,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def number(value: float | None) -> str:
-    """A figure with as many digits as it deserves."""
+    """Format a figure with a sensible number of digits."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def times(value: float | None) -> str:
-    """A ratio."""
+    """Format a ratio."""
     return "-" if value is None else f"{value:,.0f}x" if value >= 100 else f"{value:.3g}x"
 
 

@@ -1,4 +1,4 @@
-"""The machinery of the benchmarks, as far as it can be wrong: rows, statistics, workload. Nothing here is timed."""
+"""The machinery of the benchmarks: rows, statistics, workload, sides. Nothing here is timed."""
 
 import argparse
 import json

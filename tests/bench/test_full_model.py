@@ -1,4 +1,4 @@
-"""What the handoff's peer does, as far as it can be wrong: merging, and the shapes of its bases."""
+"""The handoff benchmark's peer: merging is correct, and its bases have the right shapes."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_a_slice_takes_the_same_adapters_layer_for_layer(tmp_path: Path) -> None
 
 
 def _weight(state: dict[str, torch.Tensor], path: str) -> torch.Tensor:
-    """A linear's weights [out, in], out of a stack where it is an expert's."""
+    """Return a linear's weights [out, in]; an expert's are taken from its stack."""
     if ".experts." not in path:
         return state[f"{path}.weight"]
     layer, _, rest = path.partition(".experts.")

@@ -1,4 +1,4 @@
-"""What is said to be read from the disk lies nowhere else."""
+"""A file that a benchmark claims to read from disk is nowhere in memory."""
 
 import mmap
 import os

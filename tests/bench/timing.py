@@ -1,4 +1,4 @@
-"""When tokens came: what a round of requests is judged by. Standard library alone."""
+"""Arrival times of tokens, by which a round of requests is judged. Uses only the standard library."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass
 class Round:
-    """Collects requests as they end. All times are of one clock, in seconds."""
+    """Collects requests as they end. All times are in seconds of one clock."""
 
     began: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)  # from asking to the first token
+    first: list[float] = field(default_factory=list)  # from the request to its first token
     gaps: list[float] = field(default_factory=list)  # between a request's tokens
     tokens: int = 0
 
     def add(self, began: float, stamps: Sequence[float]) -> None:
-        """A request, asked at `began`, whose tokens came at `stamps`."""
+        """Add a request that was sent at `began` and whose tokens arrived at `stamps`."""
         self.began.append(began)
         self.ended.append(stamps[-1])
         self.first.append(stamps[0] - began)
@@ -25,7 +25,7 @@ class Round:
         self.tokens += len(stamps)
 
     def told(self) -> dict[str, Any]:
-        """Seconds from the first question to the last token, tokens, and every request's waits."""
+        """Return the seconds from the first request to the last token, the token count and rate, and all waits."""
         seconds = max(self.ended) - min(self.began)
         return {
             "seconds": seconds,

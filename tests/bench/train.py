@@ -1,4 +1,4 @@
-"""Updates of many policies: against PEFT and torch's AdamW, their memory, and how training goes on after a kill."""
+"""Updates of many policies: compared with PEFT and torch's AdamW, their memory, and resuming after a kill."""
 
 import sys
 from contextlib import ExitStack
@@ -34,7 +34,7 @@ def _update(bench: Bench) -> list[Row]:
 
 
 def _peak(bench: Bench) -> list[Row]:
-    """A trainer with one policy and one with all, each in a process of its own, in turns."""
+    """Compare the peak memory of a trainer with one policy and one with all, each in its own process, in turns."""
     counts = {"one": 1, "all": _POLICIES}
     with ExitStack() as stack:
         ways = {}
@@ -50,7 +50,7 @@ def _peak(bench: Bench) -> list[Row]:
 
 
 def _resume(bench: Bench) -> list[Row]:
-    """Each round an engine is started, trains, is killed within a step, and another goes on from the checkpoint."""
+    """In each round an engine trains, is killed within a step, and another resumes from the checkpoint."""
     setup = {"base": str(bench.base), "device": bench.device, "tokens": bench.new_tokens}
     found = []
     with bench.side("resume", sys.executable, "tests.bench.our_resume", setup) as side:
@@ -70,7 +70,7 @@ def _setup(bench: Bench) -> dict[str, Any]:
 
 
 def _whole(bench: Bench, seed: int, policies: int = _POLICIES) -> Experience:
-    """A small wave as tenants have it; only tried with --quick."""
+    """Return the data of a small but realistic wave; a single prompt with --quick."""
     return Experience(seed, bench.vocabulary, policies, prompts=1 if bench.quick else 4, new_tokens=bench.new_tokens)
 
 
@@ -79,7 +79,7 @@ def _round(bench: Bench, side: Side, what: str, policies: int, number: int) -> d
 
 
 def _small(bench: Bench) -> Experience:
-    """To warm up."""
+    """Return the data of a warm-up update."""
     return Experience(0, bench.vocabulary, policies=1, prompts=1, new_tokens=8)
 
 

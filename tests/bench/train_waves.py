@@ -1,4 +1,4 @@
-"""Whole steps of GRPO on a serving engine: many policies at once against one at a time, and what tenants notice."""
+"""Complete GRPO steps on a serving engine: many policies at once against one at a time, and what tenants notice."""
 
 import dataclasses
 import sys
@@ -28,14 +28,14 @@ def _concurrent(bench: Bench) -> list[Row]:
 
 
 def _concurrent_moe(bench: Bench) -> list[Row]:
-    """The same over experts."""
+    """Compare the same over experts."""
     rounds, bound = _both_ways(dataclasses.replace(bench, base=upcycled(bench, EXPERTS)))
     note = f"{EXPERTS} experts, two for a token, and adapters on all of them; {_shape(bench)}; {bound}"
     return [measured("train.moe_concurrent8_over_sequential", rounds["together"], rounds["in turn"], note)]
 
 
 def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], str]:
-    """Seconds of a step of the policies together, and of theirs one after another; and what bounds them here."""
+    """Return the seconds of a step of all policies together and in turn, and a note on the hardware's bound."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours:
         bench.start(ours)
         _step(bench, ours, FEW, 0, together=True)
@@ -51,7 +51,7 @@ def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], str]:
 
 
 def _many(bench: Bench) -> list[Row]:
-    """Seconds a policy, of smaller steps: 64 policies of the others' size would take ten minutes a round."""
+    """Compare seconds per policy, with smaller steps: 64 policies at full size would take ten minutes per round."""
     with scratch("waves") as cache, _engine(bench, str(cache), MANY) as ours:
         bench.start(ours)
         _step(bench, ours, MANY, 0, together=True, prompts=1)
@@ -62,7 +62,7 @@ def _many(bench: Bench) -> list[Row]:
 
 
 def _against_trl(bench: Bench) -> list[Row]:
-    """Seconds a policy. TRL's policies take their steps one after another, each alike: one of them is timed."""
+    """Compare seconds per policy. TRL's policies would take equal steps one after another, so only one is timed."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours, _trl(bench) as trl:
         for side in (ours, trl):
             bench.start(side)
@@ -76,7 +76,7 @@ def _against_trl(bench: Bench) -> list[Row]:
 
 
 def _beside(bench: Bench) -> list[Row]:
-    """Handoffs, and tenants' gaps while the wave trains."""
+    """Measure handoffs, and tenants' token gaps while the wave trains."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours:
         bench.start(ours)
         _step(bench, ours, FEW, 0, together=True)
@@ -120,7 +120,10 @@ def _step(bench: Bench, side: Side, policies: int, number: int, *, together: boo
 
 
 def _p95(bench: Bench, side: Side, policies: int, number: int) -> float:
-    """Long enough for rollouts and updates, of which a wave's whole step has a minute beside tenants."""
+    """Return the p95 of tenants' token gaps, measured long enough to include rollouts and updates.
+
+    A wave's complete step takes about a minute while tenants are served.
+    """
     seconds = 2 if bench.quick else TRAINING_S if policies else IDLE_S
     with bench.doing(f"tenants beside {policies} policies, round {number}") as step:
         told = side.ask("tenants", ROUND_S, train=policies, tokens=ITL_TOKENS, seconds=seconds)

@@ -1,7 +1,7 @@
-"""The peer's side of whole GRPO steps: TRL's GRPOTrainer over transformers and peft, one policy.
+"""The peer's side of complete GRPO steps: TRL's GRPOTrainer over transformers and peft, one policy.
 
-At the fastest settings that it has on this device: weights in bfloat16 with adapters in float32 under autocast (its
-default for bfloat16), no checkpointing of activations, no metrics of completions, nothing saved.
+It uses its fastest settings on this device: weights in bfloat16 with adapters in float32 under autocast (its default
+for bfloat16), no activation checkpointing, no metrics of completions, nothing saved.
 
 python -m tests.bench.trl_steps '{"base": ..., "device": "cpu", "rank": 8, "tokens": 64}'
 """
@@ -28,7 +28,7 @@ MOST_STEPS = 1000
 
 
 class Turns(TrainerCallback):
-    """Lets the trainer take a step when one is asked for, and answers with its seconds."""
+    """Makes the trainer take a step per request, and answers with the step's seconds."""
 
     def __init__(self) -> None:
         self._asked = requests()
@@ -36,27 +36,27 @@ class Turns(TrainerCallback):
         self._send = next(self._asked)[1]  # "start", answered when the trainer is ready for its first step
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Wait to be asked."""
+        """Wait for a request."""
         if not self._began:
             self._send({"ok": {}})
         try:
             self._send = next(self._asked)[1]
         except StopIteration:
-            sys.exit(0)  # nobody asks any more
+            sys.exit(0)  # there are no more requests
         self._began = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Answer."""
+        """Answer with the step's seconds."""
         self._send({"ok": {"seconds": time.perf_counter() - self._began}})
 
 
 def length_reward(completions: Sequence[str], **_: Any) -> list[float | None]:
-    """Nearer to so many characters is better, as our side's reward has it."""
+    """Reward lengths near TARGET characters, as our side's reward does."""
     return [max(0.0, 1.0 - abs(len(each) - TARGET) / TARGET) for each in completions]
 
 
 def main(setup: dict[str, Any]) -> None:
-    """Train, a step whenever one is asked for."""
+    """Train, one step per request."""
     turns = Turns()
     torch.set_num_threads(count_threads())
     tokenizer: Any = AutoTokenizer.from_pretrained(setup["base"])
@@ -83,11 +83,11 @@ def _settings(setup: dict[str, Any], folder: str) -> GRPOConfig:
         use_cpu=setup["device"] == "cpu",
         bf16=True,
         gradient_checkpointing=False,
-        per_device_train_batch_size=GROUP,  # a group a backward, which is faster than all at once
+        per_device_train_batch_size=GROUP,  # one group per backward is faster than all at once
         gradient_accumulation_steps=PROMPTS,
         num_generations=GROUP,
         max_completion_length=tokens,
-        generation_kwargs={"min_new_tokens": tokens},  # as our side ignores the token that ends an answer
+        generation_kwargs={"min_new_tokens": tokens},  # our side ignores the end token, too
         learning_rate=1e-4,
         adam_beta2=0.95,
         lr_scheduler_type="constant",

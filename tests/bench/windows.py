@@ -1,4 +1,4 @@
-"""Requests over one long text, on a base most of whose layers see a window, and on the same weights that see all."""
+"""Requests over one long text: a base of mostly sliding-window layers against the same weights with full attention."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A catalog as its rules say it is, kept in plain dictionaries; and what catalog.lua makes of a batch, in Python."""
+"""A reference catalog in plain dictionaries, and a Python version of how catalog.lua stores a batch."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -9,12 +9,12 @@ from mint_contracts.packed_entries import INLINE, Found, batch
 
 
 async def make_complete(writer: CatalogWriter, base: str, sequence: int = 0) -> None:
-    """Have Redis hold a whole copy of manifests that end at that sequence."""
+    """Make Redis hold a complete copy of manifests that end at `sequence`."""
     await writer.complete(base, await writer.begin(base, "s3://catalog/smol"), sequence)
 
 
 def packed(entry: Entry, sequence: int, *, numbered: bool = True) -> Found:
-    """The value of one entry, its root and labels numbered 1, or written out."""
+    """Return the stored value of one entry, with its root and labels numbered 1, or written out."""
     data = batch([(sequence, entry)])
     (root,), at = _texts(data, 0)
     (labels,), at = _texts(data, at)
@@ -29,7 +29,7 @@ def packed(entry: Entry, sequence: int, *, numbered: bool = True) -> Found:
 
 
 def newest(rows: Iterable[Row]) -> dict[str, Entry]:
-    """What each name means after all of these: its entry of the largest sequence, unless that retires it."""
+    """Return each name's entry with the largest sequence, leaving out names that this entry retires."""
     states: dict[str, Row] = {}
     for row in rows:
         known = states.get(row[1].name)
@@ -39,7 +39,7 @@ def newest(rows: Iterable[Row]) -> dict[str, Entry]:
 
 
 def chosen(states: Mapping[str, Entry], prefix: str, labels: Mapping[str, str]) -> list[Entry]:
-    """The entries that a listing gives, by name."""
+    """Return the entries that a listing should give, sorted by name."""
     return [
         entry
         for name, entry in sorted(states.items())

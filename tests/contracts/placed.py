@@ -1,4 +1,4 @@
-"""One base's part of the placement map: what is written to it and reported of it."""
+"""Records of one base's part of the placement map: what is written to it and reported about it."""
 
 from redis.asyncio import Redis
 
@@ -32,6 +32,6 @@ async def write(writer: MapWriter, *adapters: str, why: str = "spread") -> int:
 
 
 async def outlive(redis: Redis, base: str, engine: str) -> None:
-    """As if a heartbeat's life had passed since the engine last told a part of what it holds."""
+    """Pretend that a heartbeat's lifetime has passed since the engine last reported a part of what it holds."""
     kept_s = map_reporter.TELLING_TTL_S - map_reporter.HEARTBEAT_TTL_S
     assert await redis.pexpire(keys.telling(base, engine), int(kept_s * 1000))

@@ -1,4 +1,4 @@
-"""Addresses as pods are told them, and as they are dialled."""
+"""Addresses as pods receive them, and as they are dialled."""
 
 import pytest
 

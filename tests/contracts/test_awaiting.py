@@ -1,4 +1,4 @@
-"""Several things at once: all of them, or the first error, or a cancellation."""
+"""Awaiting several things at once gives all results, the first error, or a cancellation."""
 
 import asyncio
 
@@ -53,7 +53,7 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
     task = asyncio.create_task(gather_or_cancel([slow(), refuse()]))
     await ending.wait()
     task.cancel()
-    await asyncio.sleep(0)  # so that the group has heard it
+    await asyncio.sleep(0)  # lets the cancellation reach the group
     assert not task.done()
     end.set()
     with pytest.raises(asyncio.CancelledError):

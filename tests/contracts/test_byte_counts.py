@@ -1,4 +1,4 @@
-"""Bytes for people."""
+"""Byte counts formatted for people."""
 
 import pytest
 

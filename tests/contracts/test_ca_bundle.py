@@ -1,4 +1,4 @@
-"""Every store behind TLS is verified by the CAs of the variables that pods get with the chart's caBundle."""
+"""Stores behind TLS are verified with the CAs in the environment variables that the chart's caBundle sets in pods."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The catalog in Redis, against plain dictionaries: newest states, pinned revisions, pages, and what it costs."""
+"""The catalog in Redis compared with plain dictionaries: newest states, pinned revisions, pages, and memory."""
 
 import random
 
@@ -24,7 +24,7 @@ BASE = "demo/smollm2"
 
 @pytest.fixture
 async def writer(redis_client: Redis) -> CatalogWriter:
-    """Of an empty catalog that is complete."""
+    """A writer of an empty but complete catalog."""
     writer = CatalogWriter(redis_client)
     await make_complete(writer, BASE)
     return writer
@@ -89,7 +89,7 @@ async def test_a_copy_takes_nothing_over(
     monkeypatch: pytest.MonkeyPatch,
     manifests: str,
 ) -> None:
-    monkeypatch.setattr("mint_contracts.catalog_writer.LEAVES_PER_CALL", 3)  # so that it takes several calls
+    monkeypatch.setattr("mint_contracts.catalog_writer.LEAVES_PER_CALL", 3)  # makes it take several calls
     await writer.apply(BASE, rows(many(1000)), "p")
     copy = await writer.begin(BASE, f"s3://catalog/{manifests}")
     assert await redis_client.keys(f"{keys.catalog(BASE)}*") == [keys.catalog(BASE)]
@@ -125,7 +125,7 @@ async def test_thousands_of_names_are_found_counted_and_listed(writer: CatalogWr
     assert await reader.all(BASE, prefix="team-4/bot-0000", labels={"tier": "gold"}, limit=9) == chosen(
         states, "team-4/bot-0000", {"tier": "gold"}
     )
-    assert len(await reader.all(BASE, limit=100)) == 101  # one more tells that there are more
+    assert len(await reader.all(BASE, limit=100)) == 101  # one beyond the limit says that there are more
 
 
 async def test_leaves_stay_in_the_compact_encoding(redis_client: Redis, writer: CatalogWriter) -> None:
@@ -196,7 +196,7 @@ async def test_a_retired_name_means_nothing_until_it_is_registered_again(
         assert await reader.find(BASE, "a/b", revision) == Entry("a/b", retired=True)
     assert await reader.find(BASE, "a/c") is None
     assert (await reader.state(BASE)).count == 0
-    await writer.apply(BASE, [(4, two)], "late")  # on its way since before
+    await writer.apply(BASE, [(4, two)], "late")  # a write delayed since before the name was retired
     assert await reader.find(BASE, "a/b") == Entry("a/b", retired=True)
     assert await reader.all(BASE, limit=9) == []
     await writer.apply(BASE, [(6, two)], "again")
@@ -263,7 +263,7 @@ async def test_where_no_function_can_be_loaded_the_map_is_away(
 
 
 async def fill(writer: CatalogWriter) -> int:
-    """Bring adapters in until that is refused; returns how many came in."""
+    """Register adapters until one batch is refused; return how many were taken."""
     taken = 0
     while True:
         new = [entry(f"team/bot-{taken + n:07d}", f"r{taken + n}") for n in range(2000)]
@@ -275,7 +275,7 @@ async def fill(writer: CatalogWriter) -> int:
 
 
 async def memory(redis: Redis) -> int:
-    """Bytes that the catalog takes."""
+    """Return the bytes that the catalog uses."""
     return sum([await redis.memory_usage(name) or 0 for name in await redis.keys("*catalog*")])
 
 

@@ -1,4 +1,4 @@
-"""Entries of the catalog: what a line may say, and that what Redis holds of it says the same."""
+"""Catalog entries: what a line may contain, and that the form stored in Redis means the same."""
 
 import hashlib
 

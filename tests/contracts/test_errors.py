@@ -1,4 +1,4 @@
-"""The error tree: drawn as it is, mapped once, found by its reason."""
+"""The error tree: its drawing is accurate, every leaf is mapped once, and classes are found by their reason."""
 
 import re
 
@@ -9,7 +9,7 @@ from mint_contracts import errors
 
 
 def tree(root: type[errors.MintError], depth: int = 0) -> list[tuple[int, type[errors.MintError]]]:
-    """Every class below `root` with its depth, in the order of the source."""
+    """Return `root` and every class below it with its depth, in the order of the source."""
     found = [(depth, root)]
     for child in root.__subclasses__():
         found += tree(child, depth + 1)

@@ -1,4 +1,4 @@
-"""Stores and web servers that fall silent, trickle or cut: whoever asks is told, in time, and may ask again."""
+"""Stores and web servers that fall silent, trickle or cut connections: callers get an error in time and may retry."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,17 +20,17 @@ from tests.engine import stores
 from tests.relay import SLOW_S, TAKEN, Relay, relaying
 
 FAULTS = ("silent", "trickle", "cut")
-LIMIT_S = 30.0  # only a test that fails waits for it
+LIMIT_S = 30.0  # only a failing test waits this long
 PART = b"part" * 1000
-LARGE = bytes(8 << 20)  # more than sockets take that nobody reads
-WHOLE = bytes(1 << 20)  # what also a busy machine moves within these bounds
+LARGE = bytes(8 << 20)  # more than socket buffers hold while nobody reads
+WHOLE = bytes(1 << 20)  # small enough that even a busy machine transfers it within these bounds
 
 T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bounds of a second: a busy machine may need several tries."""
+    """Use time limits of a second; a busy machine may need several tries."""
     backends.backend.cache_clear()
     monkeypatch.setattr("mint_contracts.time_limits.ANSWER_S", 1.0)
     monkeypatch.setattr("mint_contracts.time_limits.SLOWEST_BYTES_S", 100 << 20)
@@ -42,7 +42,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def together(works: list[Callable[[], object]]) -> list[MintError | None]:
-    """What each has raised, all of them at once; TimeoutError where one has not ended."""
+    """Run all at once and return the error of each, or None. Raises TimeoutError if one has not ended."""
 
     def outcome(work: Callable[[], object]) -> MintError | None:
         try:
@@ -59,12 +59,12 @@ def together(works: list[Callable[[], object]]) -> list[MintError | None]:
 
 
 def insist(work: Callable[[], T]) -> T:
-    """What it gives as soon as storage answers."""
+    """Retry until storage answers, and return the result."""
     return retrying(work, attempts=20)
 
 
 def once_healed(work: Callable[[], T]) -> T:
-    """What it gives by a storage that answers again, however long that takes on a busy machine."""
+    """Return the result from a store that answers again, however long that takes on a busy machine."""
     with pytest.MonkeyPatch.context() as patient:
         patient.setattr("mint_contracts.time_limits.ANSWER_S", LIMIT_S)
         return insist(work)
@@ -74,7 +74,7 @@ def once_healed(work: Callable[[], T]) -> T:
 def bucket(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[ObjectStore, Relay]]:
-    """A store over a real bucket, and the relay between them."""
+    """A store over a real bucket, and the relay between the two."""
     (tmp_path / "shelf").mkdir()
     with ExitStack() as stack:
         stores.opened(request.param, tmp_path / "shelf", stack, monkeypatch)
@@ -110,7 +110,7 @@ def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_
 
 @pytest.fixture
 def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds of minutes for the whole of what is large."""
+    """Allow minutes for a large transfer as a whole."""
     monkeypatch.setattr("mint_contracts.time_limits.SLOWEST_BYTES_S", 128 << 10)
 
 
@@ -133,7 +133,7 @@ def test_an_upload_that_is_taken_slowly_and_steadily_ends_well(
     for bound in ("time_limits.ANSWER_S", "backends.READ_TIMEOUT_S"):
         monkeypatch.setattr(f"mint_contracts.{bound}", SLOW_S * 400)
     store, relay = bucket
-    relay.fault, content = "slow", bytes(TAKEN * 500)  # longer than a server may be silent
+    relay.fault, content = "slow", bytes(TAKEN * 500)  # takes longer than a server may be silent
     insist(lambda: store.put("large", content))
     relay.heal()
     assert once_healed(lambda: store.read("large", len(content))) == content
@@ -143,7 +143,7 @@ def test_an_upload_that_is_taken_slowly_and_steadily_ends_well(
 def web(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[RemoteFolder, Relay]]:
-    """A folder of a real web server, or a hub, with one file, and the relay between them."""
+    """A folder with one file on a real web server or hub, and the relay in front of it."""
     folder, handler = tmp_path / "team/store", {"http": stores.Files, "hf": stores.Hub}[request.param]
     folder.mkdir(parents=True)
     (folder / "file").write_bytes(LARGE)
@@ -163,7 +163,7 @@ def at_one_go(folder: RemoteFolder) -> bytes:
         return read_up_to(file, len(LARGE))
 
 
-@pytest.mark.parametrize("freely", [0, 10, 4000])  # of each answer: nothing, a bit of its head, a bit of its body
+@pytest.mark.parametrize("freely", [0, 10, 4000])  # bytes of each answer that pass: none, part of the head, part of the body
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
     fault: str, freely: int, web: tuple[RemoteFolder, Relay]

@@ -1,4 +1,4 @@
-"""The checked-in protobuf and gRPC code is what the .proto files generate."""
+"""The checked-in protobuf and gRPC code equals what the .proto files generate."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ PROTOS = sorted((ROOT / "protos/mint_contracts").glob("*.proto"))
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make protos` would write, in another folder."""
+    """A temporary folder with the files that `make protos` would write."""
     out = tmp_path_factory.mktemp("protos")
     kinds = ("--python_out=", "--mypy_out=quiet:", "--grpc_python_out=", "--mypy_grpc_out=quiet:")
     outputs = [f"{kind}{out}" for kind in kinds]

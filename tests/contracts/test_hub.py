@@ -1,4 +1,4 @@
-"""hf:// sources: repositories of models and of datasets, named as huggingface_hub names them."""
+"""hf:// sources: repositories of models and datasets, named as in huggingface_hub."""
 
 import pytest
 from huggingface_hub import parse_hf_uri
@@ -72,7 +72,7 @@ def test_what_names_none_is_refused_by_name(uri: str, says: str) -> None:
 @given(st.lists(st.sampled_from(PIECES), max_size=7).map(lambda pieces: "hf://" + "".join(pieces)))
 @example("hf://datasets/acme/data/train@main/x.jsonl")
 def test_what_is_taken_is_what_huggingface_hub_reads_in_it(uri: str) -> None:
-    """Whatever its errors for anything else, which are ValueErrors: nobody sees them."""
+    """An accepted URI must parse the same way in huggingface_hub, whose ValueErrors no user should see."""
     try:
         found = place(uri)
     except SourceForbidden:

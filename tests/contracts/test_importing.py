@@ -1,4 +1,4 @@
-"""While programs import, nobody looks for cycles; afterwards they are looked for again."""
+"""Garbage collection is off while programs import modules, and on again afterwards."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Which layers share pages, and how many of these a request needs."""
+"""Which layers share KV pages, and how many pages a request needs."""
 
 import pytest
 from hypothesis import given
@@ -44,7 +44,7 @@ def test_each_layer_has_a_place_of_its_own_in_a_group_of_its_window(layers: list
 def test_no_request_needs_more_pages_than_are_counted(
     layers: list[int | None], tokens: int, ahead: int, data: st.DataObject
 ) -> None:
-    """Whatever a step computes from wherever a request stands."""
+    """This holds for any step of a request, from any position."""
     groups = group_layers(layers)
     computed = data.draw(st.integers(0, tokens - 1))
     end = min(tokens, computed + ahead)

@@ -1,4 +1,4 @@
-"""The placement map on a real Redis: what is written is what is read, once all of it is there."""
+"""The placement map on a real Redis: readers see what was written once it is complete."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -118,7 +118,7 @@ async def test_a_big_change_shows_its_version_only_when_complete(redis_client: R
 async def test_a_change_that_broke_off_leaves_the_old_version(redis_client: Redis) -> None:
     writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
     before = await write(writer, "first")
-    await redis_client.set(keys.assigned(BASE, "e-0"), "no hash")  # its part will fail, after the placements' part
+    await redis_client.set(keys.assigned(BASE, "e-0"), "no hash")  # the write of this part will fail, after that of the placements
     change = MapChange(set_placements=(placement("second"),), set_assigned={"e-0": (assignment("second"),)})
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await writer.apply(BASE, change)
@@ -138,7 +138,7 @@ async def test_hints_tell_of_changes_by_both_sides(redis_client: Redis) -> None:
 
 
 async def hints(wait: Callable[[float], Awaitable[str | None]], count: int) -> list[str]:
-    """So many hints, and what comes soon behind them."""
+    """Wait for `count` hints, and return them with any that follow shortly."""
     found: list[str] = []
     async with asyncio.timeout(60):
         while len(found) < count:

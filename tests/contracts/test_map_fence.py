@@ -1,4 +1,4 @@
-"""The map's fence: one operator writes at a time, and an older one nothing more."""
+"""The map's fence: one operator writes at a time, and one with an older epoch writes nothing more."""
 
 import asyncio
 
@@ -70,5 +70,5 @@ async def test_of_two_operators_that_write_at_once_exactly_one_wins(redis_client
 
     loser, winner = await asyncio.gather(govern(1), govern(2))
     assert (loser, winner) == (False, True)
-    # Chunks of the two were interleaved: none of the loser's came after the winner's.
+    # The chunks of both were interleaved, and none of the loser's came after the winner's.
     assert {each.places[0].why for each in (await MapReader(redis_client).placements(BASE)).values()} == {"2"}

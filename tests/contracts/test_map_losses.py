@@ -1,4 +1,4 @@
-"""What the map loses, to a flush, full memory or another version, costs nobody else, and is written again."""
+"""What the map loses to a flush, full memory or another version affects nothing else, and is written again."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -20,7 +20,7 @@ PINNED = {"residency": "Pinned"}
 
 
 async def test_one_record_of_another_version_hinders_no_other(redis_client: Redis) -> None:
-    """As after a rollback: a residency that is not known here is the warmest that is."""
+    """After a rollback, a residency tier that is unknown here is read as the warmest known one."""
     writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
     wave = WaveRecord("demo/wave", "names", 1, 1, Tier.HOST)
     await writer.apply(BASE, MapChange(set_placements=(placement("b"),), set_waves=(wave,)))
@@ -64,7 +64,7 @@ async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client:
     await reporter.report(record(), [held("a")], [], full=True)
     await redis_client.flushall()
     assert await reader.version(BASE) is None  # "not known", never "nothing is wanted"
-    assert not await reporter.report(record(), [], [], full=False)  # the engine is told that it was lost
+    assert not await reporter.report(record(), [], [], full=False)  # the engine learns that the map was lost
     assert await reporter.report(record(), [held("a")], [], full=True)
     await write(writer, "a")
     assert list(await reader.placements(BASE)) == ["a"]
@@ -73,7 +73,7 @@ async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client:
 
 
 NAMES = [f"a-{number:04d}" for number in range(2 * OPS_PER_CALL + 1)]
-PARTS = 6  # three of placements, three of what the engine is assigned
+PARTS = 6  # three of placements, three of the engine's assignments
 WHOLE = MapChange(
     base=BaseRecord(BASE),
     set_placements=tuple(map(placement, NAMES)),
@@ -82,7 +82,7 @@ WHOLE = MapChange(
 
 
 def losing_before(monkeypatch: pytest.MonkeyPatch, part: int, lose: Callable[[], Awaitable[Any]]) -> None:
-    """`lose` runs once, just before Redis gets this part (counted from 0) of the next change."""
+    """Make `lose` run once, just before Redis gets the given part (counted from 0) of the next change."""
     real, sent = functions.call, 0
 
     async def call(*args: Any) -> Any:
@@ -99,7 +99,7 @@ def losing_before(monkeypatch: pytest.MonkeyPatch, part: int, lose: Callable[[],
 async def test_a_map_that_is_lost_again_while_it_is_written_is_not_taken_for_whole(
     part: int, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a failover that clients' connections outlive: nothing else tells that the parts before are gone."""
+    """For example in a failover that clients' connections survive: no error shows that earlier parts are gone."""
     reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=5)
     over = await reader.state(BASE, ["e-0"])
     losing_before(monkeypatch, part, redis_client.flushall)
@@ -129,7 +129,7 @@ async def test_a_change_that_is_there_leaves_nothing_of_how_it_came(redis_client
 async def test_a_base_is_named_whenever_its_map_is_there(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the name alone was lost, between it and the change."""
+    """This includes a loss between writing the name and writing the change."""
     losing_before(monkeypatch, 0, redis_client.flushall)
     await write(MapWriter(redis_client, epoch=5), "a")
     assert await MapReader(redis_client).bases() == [BASE]
@@ -141,13 +141,13 @@ async def test_forgetting_a_base_removes_all_of_it_but_the_fence(redis_client: R
     await writer.apply(BASE, MapChange(base=BaseRecord(BASE), set_assigned=given))
     await MapReporter(redis_client, BASE, "e-0").report(record(), [held("a")], [], full=True)
     await writer.forget(BASE)
-    await writer.forget(BASE)  # again changes nothing
+    await writer.forget(BASE)  # repeating it changes nothing
     assert await redis_client.keys("*") == [keys.epoch(BASE)]
 
 
 @pytest.fixture
 async def full_redis(redis_client: Redis) -> AsyncIterator[Redis]:
-    """A Redis that holds a base and is then out of memory."""
+    """A Redis that holds a base and has then run out of memory."""
     await write(MapWriter(redis_client, epoch=1), "a", "b")
     await MapReporter(redis_client, BASE, "e-0").report(record(), [held("a")], [], full=True)
     async with full_memory(redis_client):

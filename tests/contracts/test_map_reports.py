@@ -1,4 +1,4 @@
-"""What engines report to the map: each for itself alone, whole first, while its heart beats."""
+"""What engines report to the map: each only for itself, first a full report, as long as it sends heartbeats."""
 
 import asyncio
 import time
@@ -86,7 +86,7 @@ async def test_a_heartbeat_runs_out_and_a_goodbye_ends_it_at_once(redis_client: 
     await reporter.report(record(), [held("a")], [], full=True)
     left_ms = await redis_client.pttl(keys.engine(BASE, "e-0"))
     assert 0 < left_ms <= HEARTBEAT_TTL_S * 1000
-    await redis_client.pexpire(keys.engine(BASE, "e-0"), 1)  # as if so much time had passed
+    await redis_client.pexpire(keys.engine(BASE, "e-0"), 1)  # as if its lifetime had passed
     async with asyncio.timeout(60):
         (view,) = await reader.engines(BASE)
         while view.record is not None:

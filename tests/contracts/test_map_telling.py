@@ -1,4 +1,4 @@
-"""Everything that an engine holds, told to the map in parts: each is taken once, and none is read before the last."""
+"""An engine reports everything it holds to the map in parts: each is taken once, none is read before the last."""
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +15,7 @@ from tests.waiting import until
 
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine lives, and tells, until the test ends it, however long the machine stands still."""
+    """Keep heartbeats and reports in parts alive until the test ends them, however long the machine stalls."""
     monkeypatch.setattr(map_reporter, "HEARTBEAT_TTL_S", 600.0)
     monkeypatch.setattr(map_reporter, "TELLING_TTL_S", 6000.0)
 
@@ -85,7 +85,7 @@ async def test_changes_are_taken_over_what_they_were_made_for_once(reporter: Map
     for _ in range(2):
         assert await reporter.report(record(sequence=5), [held("b")], ["a"], full=False, over=4)
     assert await reporter.report(record(sequence=6), [held("a", Tier.HOST)], [], full=False, over=5)
-    # As when Redis stood still, and carries out only now what nobody waits for any more.
+    # As if Redis had stalled, and executed only now calls that nobody waits for any more.
     assert not await reporter.report(record(sequence=5), [held("b")], ["a"], full=False, over=4)
     assert not await reporter.report(record(sequence=4), [held("a")], [], full=True)
     (view,) = await reader.engines(BASE)
@@ -129,7 +129,7 @@ async def test_a_start_that_ended_as_it_told_keeps_no_other_out_for_longer_than_
 async def test_an_engine_is_telling_for_as_long_as_a_heartbeat_lives_from_its_last_call_on(
     reporter: MapReporter, reader: MapReader, redis_client: Redis
 ) -> None:
-    """Also from one that tells what is there, as after a lost answer."""
+    """This includes a call that repeats a part that is already there, as after a lost answer."""
     names = ["e-0", "e-1"]
     for _ in range(2):
         assert await reporter.tell(7, 1, [held("a")], [], over=0)
@@ -143,7 +143,7 @@ async def test_an_engine_is_telling_for_as_long_as_a_heartbeat_lives_from_its_la
 async def test_of_engines_whose_marks_cannot_be_read_nothing_is_known_and_of_the_others_all(
     reader: MapReader, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where there are more of them than are read together."""
+    """This also holds for more engines than are read in one call."""
     monkeypatch.setattr(map_reader, "PER_CALL", 3)
     names = [f"e-{number}" for number in range(7)]
     for number, name in enumerate(names):
@@ -184,7 +184,7 @@ async def test_what_was_told_in_part_goes_as_all_is_told_by_one_call(
 
 
 async def test_what_is_being_told_stays_as_a_full_report_comes_late(reporter: MapReporter) -> None:
-    """It was made before: what is told in part since then is newer."""
+    """The full report was made earlier; the parts reported since then are newer."""
     await reporter.tell(2, 2, [held("a")], [], over=0)
     assert await reporter.report(record(incarnation=2, sequence=1), [held("b")], [], full=True)
     assert await reporter.tell(2, 3, [held("c")], [], over=2)

@@ -1,4 +1,4 @@
-"""Names that people choose: what is accepted is always safe, what is refused is told."""
+"""Names that people choose: an accepted name is always safe, and a refusal says why."""
 
 import posixpath
 import re

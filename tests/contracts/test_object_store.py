@@ -1,4 +1,4 @@
-"""Folders that can be written, over real stores: what is wrong with one is said of that one."""
+"""Writable folders over real stores: an error names the volume or bucket that it is about."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def test_a_scheme_that_cannot_be_written_is_refused_with_those_that_can(uri: str
 
 
 class CutOff(BaseHTTPRequestHandler):
-    """Answers that end before their length."""
+    """A server whose answers end before their Content-Length."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -77,7 +77,7 @@ def test_a_bucket_that_cuts_its_answers_off_is_away_for_now(monkeypatch: pytest.
 
 
 def vast(path: Path) -> None:
-    """A file of a terabyte, which takes no room."""
+    """Create a sparse file of a terabyte."""
     path.parent.mkdir(exist_ok=True)
     path.touch()
     os.truncate(path, 1 << 40)
@@ -102,9 +102,9 @@ def test_what_is_larger_than_anything_that_belongs_there_is_not_read(
 
 
 class Slow(BaseHTTPRequestHandler):
-    """Takes an object in only when it may."""
+    """A server that takes an object only once `may` is set."""
 
-    protocol_version = "HTTP/1.1"  # it is asked whether to go on
+    protocol_version = "HTTP/1.1"  # for Expect: 100-continue
     may, seen = Event(), list[str]()
 
     def log_message(self, *_: object) -> None:
@@ -136,7 +136,7 @@ async def test_a_part_that_comes_in_after_its_writer_was_refused_does_not_stay(
 
 @contextmanager
 def bucket(monkeypatch: pytest.MonkeyPatch, handler: type[BaseHTTPRequestHandler]) -> Iterator[None]:
-    """s3:// is answered by this."""
+    """Serve s3:// requests by this handler."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

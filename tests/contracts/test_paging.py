@@ -1,4 +1,4 @@
-"""How many a page of a list has."""
+"""The number of items on a page of a list."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet files as writers in use make them; what is refused of them is in the tests of those who read."""
+"""Reading rows of Parquet files as common writers make them; refusals are tested with the code that reads the rows."""
 
 import io
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which manifest parts count: those whose place no whole run has taken."""
+"""Which manifest parts count: those that no complete run has replaced."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Each reason of an outage is told once, and again in the next one."""
+"""Each reason is reported once per outage."""
 
 from mint_contracts import reasons
 from mint_contracts.reasons import Reasons

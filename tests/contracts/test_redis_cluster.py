@@ -1,4 +1,4 @@
-"""A Redis Cluster is refused, by words that say what to have in its place."""
+"""A Redis Cluster is refused with a message that says what to use instead."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.waiting import until
 
 
 def node(folder: Path) -> tuple[RedisProcess, int]:
-    """One of a cluster, and the port at which the others talk to it."""
+    """Return a cluster's node, and the port at which the other nodes talk to it."""
     folder.mkdir()
     bus = free_port()
     return RedisProcess(folder, "--cluster-enabled", "yes", "--cluster-port", str(bus)), bus
@@ -25,7 +25,7 @@ def node(folder: Path) -> tuple[RedisProcess, int]:
 
 @pytest.fixture
 async def led_on(tmp_path: Path) -> AsyncIterator[Redis]:
-    """A client of a cluster's node that has no keys, since all are another's."""
+    """A client of a cluster's node that owns no keys, as another node owns all of them."""
     (asked, _), (keeper, bus) = node(tmp_path / "asked"), node(tmp_path / "keeper")
     with asked, keeper:
         async with Redis.from_url(asked.url) as joining, Redis.from_url(keeper.url) as joined:

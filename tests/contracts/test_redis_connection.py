@@ -1,4 +1,4 @@
-"""The connection to Redis: functions load themselves, passwords and certificates are checked, waits are bounded."""
+"""The connection to Redis: functions are loaded on demand, passwords and certificates checked, waits bounded."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ async def test_functions_load_themselves_into_a_fresh_redis_and_again_when_lost(
         await write(redis)
         process.kill()
         process.start()
-        with pytest.raises(MapUnavailable):  # the old connection's end shows once
+        with pytest.raises(MapUnavailable):  # the end of the old connection causes one error
             await MapReader(redis).version(BASE)
         assert await MapReader(redis).version(BASE) is None
         assert await write(redis) == 1
@@ -145,7 +145,7 @@ async def test_a_task_that_is_cancelled_in_a_redis_call_ends(redis_client: Redis
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an authority, its server's certificate for 127.0.0.1, and another authority."""
+    """A folder with a CA, its server certificate for 127.0.0.1, and another CA."""
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*arguments: str) -> None:
@@ -164,7 +164,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls_port(tmp_path: Path, certificates: Path) -> Iterator[int]:
-    """The port of a Redis that speaks TLS alone."""
+    """The port of a Redis that only accepts TLS."""
     port = free_port()
     options = ("--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no")
     files = ("--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt")

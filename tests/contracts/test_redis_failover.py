@@ -1,4 +1,4 @@
-"""Where a primary is demoted, and the address that led to it leads to the one in its place from then on."""
+"""Failover: the primary is demoted, and its address leads to the new primary from then on."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ async def by_transaction(redis: Redis) -> None:
 
 @pytest.fixture
 async def failed_over(tmp_path: Path) -> AsyncIterator[Redis]:
-    """A client whose connection leads to a Redis that has become a replica; its next leads to the primary."""
+    """A client whose connection leads to a Redis that has become a replica; its next one leads to the primary."""
     at_once = ("--repl-diskless-sync-delay", "0")
     with RedisProcess(tmp_path, *at_once) as old, relaying(f"127.0.0.1:{old.port}") as relay:
         redis = connect(f"redis://127.0.0.1:{relay.port}/0")

@@ -1,4 +1,4 @@
-"""Rewards that are told in parts make the whole again, whatever part is told again."""
+"""Rewards reported in parts are put together correctly, whichever part is repeated."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Sources: a URI that passes can only be read where it says."""
+"""Sources: an accepted URI can only be read at the place that it names."""
 
 import pytest
 from hypothesis import example, given
@@ -12,7 +12,7 @@ _segment = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,8}", fullmatch=True)
 
 @st.composite
 def sources(draw: st.DrawFn) -> tuple[Source, Location]:
-    """A good source and what it means."""
+    """Draw a valid source and its location."""
     scheme = draw(st.sampled_from(SCHEMES))
     host = "" if scheme == "file" else draw(_segment)
     path = "/".join(draw(st.lists(_segment, min_size=1, max_size=4)))

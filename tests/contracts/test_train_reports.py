@@ -1,4 +1,4 @@
-"""What engines report of training, on a real Redis: progress by its incarnation, rewards by position and lease."""
+"""Engines' training reports on a real Redis: progress is fenced by incarnation, rewards by position and lease."""
 
 import pytest
 from redis.asyncio import Redis
@@ -70,7 +70,7 @@ async def test_a_list_that_was_lost_is_asked_for_from_its_start(reporter: TrainR
 
 
 async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, reporter: TrainReporter) -> None:
-    """Its engine may tell of a step before it has read that."""
+    """Its engine may report a step before it has read that the wave is gone."""
     await lease(redis_client, "a", "b")
     await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (0, [0.2])}, full=False)
     await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_trains={ENGINE: ("a",)}, del_rewards=("a",)))

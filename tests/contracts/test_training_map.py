@@ -1,4 +1,4 @@
-"""The map's part about training on a real Redis: who may write it, what is read, and when it becomes known."""
+"""The training part of the map on a real Redis: who may write it, what is read, and when it counts as known."""
 
 import msgspec
 import pytest
@@ -62,7 +62,7 @@ def change(*policies: str, engine: str = "e-0") -> TrainChange:
 
 
 async def state(reader: TrainReader, engines: list[str]) -> TrainState:
-    """All that the map says of training, over these engines."""
+    """Read everything that the map says about training, for these engines."""
     training, trains = await reader.training(BASE), await reader.trains(BASE, engines)
     return TrainState(training, trains, await reader.progress(BASE, engines))
 
@@ -77,7 +77,7 @@ async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) ->
 async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_part_where_asked(
     redis_client: Redis,
 ) -> None:
-    """As after a rollback: a newer version has written what this one does not know."""
+    """After a rollback, the map may hold fields written by a newer version that this one does not know."""
     await TrainWriter(redis_client, epoch=1).apply(BASE, change("demo/a", "demo/b"))
     newer = msgspec.json.decode(msgspec.json.encode(lease("demo/a"))) | {"settings": {"name": "demo/a", "tape": "x"}}
     await redis_client.hset(keys.trains(BASE, "e-0"), "demo/a", msgspec.json.encode(newer).decode())
@@ -108,7 +108,7 @@ async def test_records_of_an_earlier_version_tell_of_no_checkpoint(redis_client:
 
 
 async def test_a_lease_is_read_whole_whatever_a_manifest_may_not_say_any_more(redis_client: Redis) -> None:
-    """An earlier version has granted it, and its engine trains by it."""
+    """An earlier version granted it under its own rules, and an engine trains by it."""
     judge = Weighted(2000.0, Reward(service=RewardService("judge.team.svc:8470", timeout_s=900.0, retries=20)))
     settings = Policy(
         "demo/a",
@@ -192,7 +192,7 @@ async def test_engines_whose_leases_change_are_called_and_no_others(redis_client
     reader = MapReader(redis_client)
     async with reader.calls(BASE, "e-0") as first, reader.calls(BASE, "e-1") as second:
         await TrainWriter(redis_client, 1).apply(BASE, change("demo/a"))
-        assert "map" in [await first(0.5), await first(0.5)]  # the first is the subscription's own
+        assert "map" in [await first(0.5), await first(0.5)]  # the first call is for the subscription itself
         assert [await second(0.1), await second(0.1)] == [None, None]
     assert await redis_client.hgetall(keys.editions(BASE)) == {"e-0": "1"}
 

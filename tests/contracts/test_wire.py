@@ -1,4 +1,4 @@
-"""Every error crosses a real gRPC call and arrives as what it was."""
+"""Every error crosses a real gRPC call and arrives unchanged."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Refusing(sampling_pb2_grpc.SamplerServicer):
-    """Answers every call with `error`."""
+    """A service that answers every call with `error`."""
 
     error: errors.MintError | None = None
     code = grpc.StatusCode.OK
@@ -108,7 +108,7 @@ async def test_a_status_that_is_not_ours_says_whether_to_retry(
 
 @pytest.mark.parametrize("option", ["grpc.max_receive_message_length", "grpc.max_send_message_length"])
 async def test_a_request_that_is_larger_than_is_taken_is_the_clients_to_mend(option: str) -> None:
-    """Whichever end says so: none of ours has seen it."""
+    """This holds whichever end's limit refuses it; no handler of ours has seen the request."""
     bounds = {option: 1000}
     receiving = [each for each in bounds.items() if "receive" in option]
     server = grpc.aio.server(options=receiving)

@@ -1,6 +1,6 @@
 """Measure the control plane's promises: python -m tests.bench.scale [--only catalog] [--quick].
 
-Prints one table, and writes build/bench/scale.json and scale.svg; scale-quick of a quick run. The exit status is 0
+Prints one table, and writes build/bench/scale.json and scale.svg (scale-quick for a quick run). The exit status is 0
 whether or not the promises hold: a figure is not a test.
 """
 
@@ -20,9 +20,9 @@ from tests.bench.table import table
 
 
 def main() -> int:
-    """Measure what was asked for; return the exit status."""
+    """Run the selected benchmarks; return the exit status."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaving ends every process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # exiting ends every process
     scale = Scale(quick=options.quick, rounds=options.rounds, steps=Steps(title="bench-scale"))
     found: dict[str, Row] = {}
     for family, groups in FAMILIES.items():
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _rows(scale: Scale, group: Group) -> list[Row]:
-    """A group's rows; where it could not be measured, rows that say why."""
+    """Return a group's rows; if it could not be measured, rows that say why."""
     try:
         return group.measure(scale)
     except SideFailed as error:

@@ -1,4 +1,4 @@
-"""Where waves are measured: a real API server and Redis, the operator as a process, and simulated engines."""
+"""The environment that waves are measured in: a real API server and Redis, an operator process, simulated engines."""
 
 import asyncio
 import json
@@ -23,16 +23,16 @@ from tests.bench.scale.fleet import SLOTS
 from tests.bench.side import SideFailed
 from tests.redis_process import RedisProcess, free_port
 
-FLEETS = 2  # processes that the engines are spread over
-ADAPTERS = 64  # of a wave
+FLEETS = 2  # processes over which the engines are spread
+ADAPTERS = 64  # per wave
 CATALOG = 1_000_000  # adapters that waves draw from
-AT_ONCE = 8  # calls in flight, of ours as of the bare client
+AT_ONCE = 8  # calls in flight, for our side and for the bare client
 POLL_S = 0.02
 
 
 @dataclass
 class Arena:
-    """One namespace of the API server, and everything that runs over it."""
+    """One namespace of the API server, and everything that runs in it."""
 
     server: ApiServer
     kube: Kube
@@ -48,7 +48,7 @@ class Arena:
         return f"{self.namespace}/smol"
 
     def figures(self) -> dict[str, float]:
-        """The operator's metrics; none before it serves them."""
+        """Return the operator's metrics; empty before it serves them."""
         if self.operator.poll() is not None:
             raise SideFailed("the operator has ended; see its log")
         try:
@@ -59,14 +59,14 @@ class Arena:
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
     def rss_mb(self) -> float:
-        """The operator's resident memory."""
+        """Return the operator's resident memory in MiB."""
         for line in Path(f"/proc/{self.operator.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1024
         raise SideFailed("the operator has ended")
 
     def writes(self) -> float:
-        """Writes that the API server took for waves: statuses and events."""
+        """Return the number of writes that the API server took for waves: statuses and events."""
         raw = self.server.kubectl("get", "--raw", "/metrics")
         found = 0.0
         for line in raw.splitlines():
@@ -78,7 +78,7 @@ class Arena:
         return found
 
     def kill(self, engine: int) -> None:
-        """Let an engine fall silent."""
+        """Make an engine fall silent."""
         fleet = self.fleets[engine * len(self.fleets) // self.engines]
         assert fleet.stdin is not None
         fleet.stdin.write(f"kill smol-{engine}\n")
@@ -87,7 +87,7 @@ class Arena:
 
 @contextmanager
 def arena(engines: int) -> Iterator[Arena]:
-    """Everything up, the base model ready on all its engines; ended afterwards."""
+    """Run everything, with the base model ready on all its engines, for the duration of the block."""
     with ExitStack() as stack:
         folder = stack.enter_context(scratch("scale"))
         server = stack.enter_context(serve(folder))
@@ -151,7 +151,7 @@ def _fleet(found: Arena, number: int, first: int, count: int) -> Iterator[subpro
 
 
 def apply(server: ApiServer, namespace: str, *objects: dict[str, Any]) -> None:
-    """`kubectl apply`."""
+    """Run `kubectl apply` for these objects."""
     listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
     server.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(listed))
 
@@ -171,12 +171,12 @@ def base_model(engines: int) -> dict[str, Any]:
 
 
 def adapter(number: int) -> str:
-    """One of the catalog's, whatever the number."""
+    """Return the name of one of the catalog's adapters; numbers wrap around."""
     return f"acme/support-{number % CATALOG:06d}"
 
 
 def wave(namespace: str, name: str, first: int) -> dict[str, Any]:
-    """A wave of ADAPTERS adapters, scattered over the catalog from `first` on."""
+    """Return a wave of ADAPTERS adapters, spread over the catalog from `first` on."""
     step = CATALOG // ADAPTERS
     names = [adapter(first + index * step) for index in range(ADAPTERS)]
     return {
@@ -188,7 +188,7 @@ def wave(namespace: str, name: str, first: int) -> dict[str, Any]:
 
 
 async def at_once(work: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    """All of it, AT_ONCE calls in flight."""
+    """Make all calls, at most AT_ONCE in flight."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(call: Callable[[], Awaitable[object]]) -> None:
@@ -199,7 +199,7 @@ async def at_once(work: Sequence[Callable[[], Awaitable[object]]]) -> None:
 
 
 def until(what: str, probe: Callable[[], bool], timeout_s: float = 240.0, poll_s: float = POLL_S) -> float:
-    """Seconds until `probe` is true. Raises SideFailed when it takes too long."""
+    """Wait until `probe` is true, and return the seconds. Raises SideFailed if it takes too long."""
     began = time.perf_counter()
     while not probe():
         waited = time.perf_counter() - began
@@ -210,5 +210,5 @@ def until(what: str, probe: Callable[[], bool], timeout_s: float = 240.0, poll_s
 
 
 def decoded(raws: Sequence[msgspec.Raw]) -> list[dict[str, Any]]:
-    """Objects of a listing."""
+    """Decode the objects of a listing."""
     return [msgspec.json.decode(raw) for raw in raws]

@@ -1,7 +1,7 @@
-"""The catalog at 10^6 adapters: what one costs in Redis, how fast they come in, come back and are found.
+"""The catalog at 10^6 adapters: bytes per adapter in Redis, and speed of registering, restoring and finding them.
 
-Ours is a gateway's whole way: a stream of JSON lines over gRPC, checked, written to manifests in a folder with fsync,
-then Redis. Its peer is what a script would do with the same lines: HSET name line, a thousand in a pipeline.
+Ours is a gateway's complete path: a stream of JSON lines over gRPC, checked, written to manifests in a folder with
+fsync, then to Redis. Its peer is what a script would do with the same lines: HSET name line, a thousand per pipeline.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.waiting import until
 COUNT = 1_000_000
 LINES_A_MESSAGE = 1000
 PIPELINE = 1000
-ASKED = 20_000  # names a round, of each side
+ASKED = 20_000  # names per round and side
 DONE_S = 600.0
 TEAMS, TIERS = 50, ("gold", "silver", "free")
 
@@ -39,14 +39,14 @@ Line = tuple[str, bytes]
 
 
 def lines(count: int) -> list[Line]:
-    """Names with their lines of JSON, in no order, as a fleet's own records would be."""
+    """Return names with their JSON lines in random order, as a fleet's own records would be."""
     numbers = list(range(count))
     random.Random(1).shuffle(numbers)
     return [(name(number), _line(number)) for number in numbers]
 
 
 def name(number: int) -> str:
-    """Of so many tenants' adapters, the one of that number."""
+    """Return the name of the adapter with a number; adapters are spread over 5,000 tenants."""
     return f"tenant-{number % 5000:05d}/support-{number:07d}"
 
 
@@ -63,7 +63,7 @@ def _measure(scale: Scale) -> list[Row]:
     count = scale.size(COUNT)
     with scale.steps.step(f"{count:,} lines"):
         everything = lines(count)
-        gc.freeze()  # so many objects of ours must not slow either side's collections
+        gc.freeze()  # these many objects must not slow either side's garbage collections
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(scale.rounds - 1):
@@ -85,7 +85,7 @@ def _measure(scale: Scale) -> list[Row]:
 async def _whole(
     scale: Scale, everything: list[Line], folder: Path, url: str, target: str
 ) -> tuple[float, float, float, list[float], list[float]]:
-    """Seconds to register; bytes each; seconds to read all anew; p99s of names found and of round trips, in ms."""
+    """Return seconds to register, bytes per adapter, seconds to reread all, and p99s of finds and GETs in ms."""
     redis = connect(url)
     try:
         await declare(redis, folder)
@@ -149,7 +149,7 @@ def _plain(scale: Scale, everything: list[Line]) -> float:
 
 
 async def _asked(redis: Redis, count: int, seed: int) -> tuple[float, float]:
-    """The p99, in ms, of names found by a gateway's resolver, and of as many GETs in between."""
+    """Return the p99, in ms, of finding names by a gateway's resolver, and of as many interleaved GETs."""
     drawn = _zipf(count, 3 * ASKED, seed)
     resolver = Resolver(CatalogReader(redis))
     for number in drawn[: 2 * ASKED]:
@@ -167,7 +167,7 @@ async def _asked(redis: Redis, count: int, seed: int) -> tuple[float, float]:
 
 
 def _zipf(count: int, draws: int, seed: int) -> list[int]:
-    """Ranks from 0, the n-th with a chance that falls as 1/n."""
+    """Draw ranks from 0; the n-th has a probability proportional to 1/n."""
     weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(count)))
     return random.Random(seed).choices(range(count), cum_weights=weights, k=draws)
 

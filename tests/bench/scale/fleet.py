@@ -1,8 +1,7 @@
 """Simulated engines: python -m tests.bench.scale.fleet BASE FIRST COUNT (of MINT_REDIS_URL).
 
-Each runs the engine's own agent over the real placement map; only the loads are simulated, which take the time and
-bytes that the profile says. Commands come on stdin, one a line: "kill NAME" lets an engine fall silent as a process
-that was killed does.
+Each runs the engine's own agent over the real placement map; only the loads are simulated, with the time and bytes
+below. Commands come on stdin, one per line: "kill NAME" makes an engine fall silent like a killed process.
 """
 
 import asyncio
@@ -19,8 +18,8 @@ from mint_contracts.functions import connect
 from mint_contracts.records import Assignment, EngineRecord, Held, Tier
 from mint_engine.agent import Agent, Body
 
-# A rank-8 adapter of SmolLM2-135M: 4.9 MB, loaded from its packed file in some 5 ms, several at once up to 1.4 GB/s
-# (the machine physics that this repository's load benchmark measures).
+# A rank-8 adapter of SmolLM2-135M: 4.9 MB, loaded from its packed file in about 5 ms, several at once up to 1.4 GB/s
+# (as measured by this repository's load benchmark).
 ADAPTER_BYTES = 4_900_000
 ADAPTER_RANK = 8
 LOAD_S = 0.005
@@ -29,11 +28,11 @@ SLOTS = 72
 
 
 class SimulatedEngine:
-    """One engine: what it was asked to hold, it holds after the time that loading takes."""
+    """One engine, which holds its assigned adapters after the time that loading takes."""
 
     def __init__(self, base: str, name: str) -> None:
         self.name = name
-        self._redis: Redis = connect()  # of its own, as every engine has
+        self._redis: Redis = connect()  # each engine has its own connection
         self._held: dict[str, Held] = {}
         self._wanted: dict[str, Assignment] = {}
         self._work = asyncio.Event()
@@ -41,7 +40,7 @@ class SimulatedEngine:
         self.agent = Agent(self._redis, base, name, Body(self._describe, lambda: dict(self._held), self._want))
 
     async def run(self) -> None:
-        """Live until cancelled."""
+        """Run until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.agent.run())
@@ -63,7 +62,7 @@ class SimulatedEngine:
         self._work.set()
 
     async def _load(self) -> None:
-        """Load what is missing, one after another; told in groups, as the engine's own agent coalesces."""
+        """Load missing adapters one after another; report them in groups, as the engine's own agent coalesces."""
         while True:
             await self._work.wait()
             self._work.clear()
@@ -85,7 +84,7 @@ def _held(want: Assignment) -> Held:
 
 
 async def main(base: str, first: int, count: int) -> None:
-    """Run the engines until stdin ends."""
+    """Run the engines until stdin ends; execute the commands on it."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     engines = [SimulatedEngine(base, f"{base.partition('/')[2]}-{first + index}") for index in range(count)]
     running = {}

@@ -1,4 +1,4 @@
-"""A real gateway process over a Redis, for a base that keeps a catalog."""
+"""A real gateway process over a Redis, for a base that has a catalog."""
 
 import os
 import subprocess
@@ -23,14 +23,14 @@ END_S = 30.0
 
 
 async def declare(redis: Redis, manifests: Path) -> None:
-    """The base as the operator would tell of it."""
+    """Write the base's record as the operator would."""
     record = BaseRecord(base_model=BASE, catalog=Source(f"file://{manifests}"))
     await MapWriter(redis, epoch=1).apply(BASE, MapChange(base=record))
 
 
 @contextmanager
 def gateway(redis_url: str) -> Iterator[str]:
-    """Its host:port, from when it answers until it has ended."""
+    """Run a gateway, and yield its host:port once it answers."""
     port, metrics = free_port(), free_port()
     LOGS.mkdir(parents=True, exist_ok=True)
     command = [
@@ -52,5 +52,5 @@ def gateway(redis_url: str) -> Iterator[str]:
             grpc.channel_ready_future(channel).result(START_S)
         yield target
     finally:
-        process.kill()  # it has nothing to lose
+        process.kill()  # it has no state to save
         process.wait(END_S)

@@ -1,4 +1,4 @@
-"""The planner alone: 64,000 placements on 1,000 engines from nothing, and again after one wave has changed."""
+"""The planner alone: 64,000 placements on 1,000 engines from scratch, and again after one wave has changed."""
 
 import time
 
@@ -17,11 +17,11 @@ METRICS = ("scale.plan_64k_s", "scale.plan_one_wave_ms")
 
 
 def measure(scale: Scale) -> list[Row]:
-    """Both rows."""
+    """Measure both rows."""
     count = scale.size(1000)
     waves = [_wave(index, "first") for index in range(count)]
     world = snapshot(base(count, count, 72), waves, [engine(index) for index in range(count)], placements={})
-    whole, one, garbage = [], [], Garbage()  # as the operator plans
+    whole, one, garbage = [], [], Garbage()  # collects as the operator does
     for _ in range(scale.rounds):
         began = time.perf_counter()
         found = plan(world)
@@ -35,7 +35,7 @@ def measure(scale: Scale) -> list[Row]:
 
 
 def _changes(world: Snapshot, found: Plan, waves: list[ObservedWave], garbage: Garbage) -> list[float]:
-    """Milliseconds of plans after one wave has changed, each carried out before the next."""
+    """Return the milliseconds of plans after one wave has changed; each plan is carried out before the next."""
     took = []
     for number in range(10):
         changed = list(waves)
@@ -45,7 +45,7 @@ def _changes(world: Snapshot, found: Plan, waves: list[ObservedWave], garbage: G
         found = plan(world, found.known)
         took.append((time.perf_counter() - began) * 1e3)
         garbage.collect()
-    return took[1:]  # the first takes in the whole map that was just written
+    return took[1:]  # the first one reads the complete map that was just written
 
 
 def _carried_out(world: Snapshot, found: Plan, waves: list[ObservedWave]) -> Snapshot:

@@ -1,7 +1,7 @@
-"""The case that broke MinT's sticky hash: two engines, 512 distinct adapters, 64 requests at once through a gateway.
+"""The case that broke MinT's sticky hash: two engines, 512 distinct adapters, 64 parallel requests through a gateway.
 
-Real engines of the sample base, each with slots for an eighth of the adapters; all others are loaded when they are
-asked for. The client never tries again: whatever is refused has failed. MinT's own figure (arXiv 2605.13779) is 49%.
+The engines are real, of the sample base, each with slots for an eighth of the adapters; all others are loaded on
+request. The client never retries: a refused request has failed. MinT's own figure (arXiv 2605.13779) is 49%.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from tests.redis_process import free_port
 from tests.waiting import until
 
 ENGINES, ADAPTERS, TOGETHER = 2, 512, 64
-MADE = 2000  # of which the first are taken: other benchmarks have made them already
+MADE = 2000  # only the first are used; other benchmarks have already made this many
 RANK, SLOTS = 8, 64
 NEW_TOKENS = 8
 START_S = 300.0
@@ -46,7 +46,7 @@ METRIC = "scale.two_replicas_failed_share"
 
 
 def measure(scale: Scale) -> list[Row]:
-    """The one row."""
+    """Measure the one row."""
     with scale.steps.step("base and adapters"):
         base = sample_base(prepare(scale.steps.say).base)
         key = hashlib.sha256((base / "config.json").read_bytes()).hexdigest()[:12]
@@ -83,7 +83,7 @@ def _engine(name: str, told: EngineSettings, redis_url: str, folder: Path) -> It
         settings.ENGINE_ADDRESS: f"127.0.0.1:{port}",
         settings.REDIS_URL: redis_url,
         settings.CACHE_FOLDER: str(folder / name),
-        "OMP_NUM_THREADS": "1",  # two engines share the two cores that other figures are from
+        "OMP_NUM_THREADS": "1",  # two engines share the machine's two cores
     }
     command = [sys.executable, "-m", "mint_engine.main", "--port", str(port), "--metrics-port", str(free_port())]
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ async def _ready(redis_url: str, store: Source) -> None:
 
 
 async def _ask_all(target: str, asked: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
-    """Failures by their reason, and answers by their engine."""
+    """Send all requests; return failures by reason, and answers by engine."""
     gate, failed, answered_by = asyncio.Semaphore(TOGETHER), Counter[str](), Counter[str]()
     async with Client(target, patience_s=0.0) as client:
 

@@ -1,4 +1,4 @@
-"""What every family of the scale benchmark is given."""
+"""The context that every family of the scale benchmark gets."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +13,19 @@ from tests.redis_process import RedisProcess
 
 @dataclass(frozen=True)
 class Scale:
-    """One invocation: how big, how often, and whom to tell how it goes."""
+    """One invocation: its size, the number of rounds, and the progress display."""
 
     quick: bool  # a hundredth of everything: tries the machinery, measures nothing
     rounds: int
     steps: Steps
 
     def size(self, full: int) -> int:
-        """How many of something that there are `full` of when it counts."""
+        """Return `full`, or a hundredth of it in a quick run."""
         return max(1, full // 100) if self.quick else full
 
     @contextmanager
     def redis(self, *options: str) -> Iterator[RedisProcess]:
-        """A redis-server of a measurement's own."""
+        """Run a separate redis-server for a measurement."""
         with scratch("redis") as folder, RedisProcess(folder, *options) as process:
             yield process
 

@@ -1,4 +1,4 @@
-"""Waves at scale, from their creation until all are Ready, beside a client that makes the same API calls by hand."""
+"""Waves at scale, from creation until all are Ready, compared with a client that makes the same API calls by hand."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ METRICS = (
 
 
 def measure(scale: Scale) -> list[Row]:
-    """All rows of one arena."""
+    """Measure all rows in one arena."""
     many = scale.size(1000)
     few, handful = max(2, many // 10), min(10, many)
     with arena(engines=many) as found:
@@ -70,7 +70,7 @@ def measure(scale: Scale) -> list[Row]:
 
 
 async def fill(found: Arena, count: int) -> None:
-    """A catalog of the base in the same Redis, as gateways would have registered it."""
+    """Fill the base's catalog in the same Redis, as gateways would have registered it."""
     redis = connect(found.redis.url)
     writer = CatalogWriter(redis)
     copy = await writer.begin(found.base, "pvc://samples/catalog")
@@ -83,7 +83,7 @@ async def fill(found: Arena, count: int) -> None:
 
 
 def make(found: Arena, count: int) -> float:
-    """Create waves; seconds until all are Ready."""
+    """Create waves; return the seconds until all are Ready."""
     began = time.perf_counter()
     bodies = [wave(found.namespace, f"w{index:04d}", index * 17) for index in range(count)]
     asyncio.run(at_once([partial(found.kube.apply, body) for body in bodies]))
@@ -95,14 +95,14 @@ def make(found: Arena, count: int) -> float:
 
 
 def clear(found: Arena) -> None:
-    """Delete all waves, and wait until nothing is held."""
+    """Delete all waves, and wait until no copy is wanted."""
     collection = f"/apis/mint.dev/v1alpha1/namespaces/{found.namespace}/adapterwaves"
     found.server.kubectl("delete", "--raw", collection)
     until("waves to be gone", lambda: found.figures().get('mint_operator_copies{state="wanted"}') == 0.0)
 
 
 def bare(found: Arena, count: int) -> float:
-    """The same calls by hand, in a namespace that no operator watches: apply, and two statuses."""
+    """Make the same calls (apply and two statuses) in a namespace that no operator watches; return the seconds."""
     namespace = found.server.namespace(f"bare-{count}")
     bodies = [wave(namespace, f"w{index:04d}", index * 17) for index in range(count)]
     placed = {"status": {"phase": "Placing", "conditions": _conditions("False"), "engines": _engines(0)}}
@@ -117,7 +117,7 @@ def bare(found: Arena, count: int) -> float:
 
 
 def changes(found: Arena, count: int) -> list[float]:
-    """Change one wave at a time; seconds each until it is placed anew."""
+    """Change one wave at a time; return the seconds until each is placed again."""
     took = []
     for number in range(CHANGES):
         name = f"w{number * 7 % count:04d}"
@@ -130,7 +130,7 @@ def changes(found: Arena, count: int) -> list[float]:
 
 
 def kill(found: Arena) -> tuple[int, int]:
-    """Kill one engine: how many copies moved, and how many it held."""
+    """Kill one engine; return how many placements changed, and how many copies it held."""
     before = asyncio.run(_placements(found))
     dead = "smol-0"
     lost = sum(place.engine == dead for each in before.values() for place in each.places)
