@@ -30,7 +30,7 @@ def made(bench: Bench) -> tuple[Path, list[str]]:
 
 
 def _together(bench: Bench) -> list[Row]:
-    """Measure 64 simultaneous requests for 64 cold adapters, then the same when they are warm; all slots start full."""
+    """Measure 64 simultaneous requests for 64 cold adapters, then again when they are warm; all slots start full."""
     store, everyone = made(bench)
     these, those = everyone[:TOGETHER], everyone[TOGETHER:]
     with scratch("engine") as cache, engine_of(bench, store, cache, TOGETHER) as ours:

@@ -127,7 +127,7 @@ class Engine:
     async def roof(self, policies: int, tokens: int) -> Answer:
         """Return the seconds of a step's products with the base's weights at the device's peak; ignores prompts."""
         weights = weights_of_a_token(self._base)
-        # Two operations per weight and token forward; an update runs forward and, as weights are frozen, once backward.
+        # Two operations per weight and token forward; an update runs forward and, with frozen weights, once backward.
         operations = (2 + 4) * weights * policies * PROMPTS * GROUP * tokens
         return {"seconds": operations / peak_rate(self._base.device)}
 

@@ -1,4 +1,4 @@
-"""The linear layers that adapters target: path to (in, out) features. Each expert is a separate linear, as in PEFT."""
+"""The linear layers that adapters target: path to (in, out) features. Each expert is its own linear, as in PEFT."""
 
 from collections.abc import Mapping
 from pathlib import Path

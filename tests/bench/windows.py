@@ -1,4 +1,4 @@
-"""Requests over one long text: a base of mostly sliding-window layers against the same weights with full attention."""
+"""Requests over one long text: a base of mostly sliding-window layers, and the same weights with full attention."""
 
 import sys
 from collections.abc import Callable

@@ -163,7 +163,7 @@ def at_one_go(folder: RemoteFolder) -> bytes:
         return read_up_to(file, len(LARGE))
 
 
-@pytest.mark.parametrize("freely", [0, 10, 4000])  # bytes of each answer that pass: none, part of the head, part of the body
+@pytest.mark.parametrize("freely", [0, 10, 4000])  # bytes passed per answer: none, some head, some body
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
     fault: str, freely: int, web: tuple[RemoteFolder, Relay]

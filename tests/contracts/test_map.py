@@ -118,7 +118,7 @@ async def test_a_big_change_shows_its_version_only_when_complete(redis_client: R
 async def test_a_change_that_broke_off_leaves_the_old_version(redis_client: Redis) -> None:
     writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
     before = await write(writer, "first")
-    await redis_client.set(keys.assigned(BASE, "e-0"), "no hash")  # the write of this part will fail, after that of the placements
+    await redis_client.set(keys.assigned(BASE, "e-0"), "no hash")  # this part fails, after the placements
     change = MapChange(set_placements=(placement("second"),), set_assigned={"e-0": (assignment("second"),)})
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await writer.apply(BASE, change)

@@ -1,4 +1,4 @@
-"""Reading rows of Parquet files as common writers make them; refusals are tested with the code that reads the rows."""
+"""Reading rows of Parquet files as common writers make them; refusals are tested with the code that uses the rows."""
 
 import io
 from typing import Any
