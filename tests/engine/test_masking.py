@@ -295,7 +295,7 @@ async def test_what_slow_masks_take_is_charged_to_their_adapter(
     async with running(base, {"slow": adapter, "quick": adapter}) as engine:
         await asyncio.gather(
             ask(engine, PROMPT, "slow", regex="[a-z]{80}", max_tokens=new),
-            ask(engine, PROMPT, "quick", max_tokens=new, ignore_eos=True),
+            ask(engine, PROMPT[::-1], "quick", max_tokens=new, ignore_eos=True),  # shares no prefix with the other
         )
     assert charged["quick"] == len(PROMPT) + COMPLETION_WEIGHT * new
     assert charged["slow"] > 1000 * charged["quick"]
