@@ -1,4 +1,4 @@
-"""The catalog of a stage's base, waves over it and over manifests, and what comes of them."""
+"""The catalog of a stage's base, waves over it and over manifests, and helpers that wait for their effects."""
 
 import io
 from typing import Any
@@ -24,7 +24,7 @@ def entry(name: str, revision: str = "1", **labels: str) -> Entry:
 
 
 def over(name: str, **adapters: Any) -> dict[str, Any]:
-    """A wave of the adapters that its spec says so."""
+    """Return a wave with the given `spec.adapters`."""
     return adapter_wave(name, []) | {"spec": {"baseModelRef": {"name": "smol"}, "adapters": adapters}}
 
 
@@ -46,13 +46,13 @@ class Catalog:
 
 
 async def sources(stage: Stage) -> dict[str, str]:
-    """Where the map says that each placed adapter is fetched from."""
+    """Return the source URI of each placed adapter, according to the map."""
     placed = await MapReader(stage.redis).placements(stage.base)
     return {name: each.source.uri for name, each in sorted(placed.items())}
 
 
 async def becomes(stage: Stage, expected: list[str]) -> dict[str, str]:
-    """Passes until exactly these adapters are placed."""
+    """Run passes until exactly these adapters are placed; return their sources."""
 
     async def probe() -> bool:
         await stage.once(frozenset({Part.MAP}))
@@ -63,7 +63,7 @@ async def becomes(stage: Stage, expected: list[str]) -> dict[str, str]:
 
 
 async def says(stage: Stage, wave: str, reason: str) -> str:
-    """Passes until the wave is refused for that reason; its message."""
+    """Run passes until the wave is refused for `reason`; return the message."""
 
     async def probe() -> str:
         await stage.once(frozenset({Part.MAP}))
@@ -74,25 +74,25 @@ async def says(stage: Stage, wave: str, reason: str) -> str:
 
 
 async def mentions(stage: Stage, *waves: str) -> list[Mentions | None]:
-    """Whom the map says that each wave's message names."""
+    """Return whom each wave's message names, according to the map."""
     records = await MapReader(stage.redis).waves(stage.base)
     return [records[f"{stage.namespace}/{wave}"].mentions for wave in waves]
 
 
 def table(*entries: Entry) -> bytes:
-    """The entries as a Parquet file."""
+    """Return the entries as a Parquet file."""
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist([msgspec.to_builtins(each) for each in entries]), file)
     return file.getvalue()
 
 
 def columns(**beside: pa.Array) -> bytes:
-    """A Parquet file of one entry, with these columns beside its name and uri."""
+    """Return a Parquet file of one entry, with these columns in addition to its name and uri."""
     file = io.BytesIO()
     parquet.write_table(pa.table({"name": ["x/1"], "uri": ["s3://b/x"], **beside}), file)
     return file.getvalue()
 
 
 def twice() -> bytes:
-    """A label with two values, which no dictionary can hold."""
+    """Return a Parquet file with a label that has two values, which no dictionary can hold."""
     return columns(labels=pa.array([[("team", "a"), ("team", "b")]], pa.map_(pa.string(), pa.string())))

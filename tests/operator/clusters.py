@@ -1,4 +1,4 @@
-"""A base whose engines come, go and start anew, plan by plan."""
+"""A base whose engines come, go and restart, plan by plan."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -18,7 +18,7 @@ UNREACHABLE = Failure("SourceUnavailable", "storage did not answer", terminal=Fa
 
 
 class Cluster:
-    """A base of up to `high` engines of four slots; engines hold what they are asked to when told so."""
+    """A base of up to `high` engines with four slots; engines hold their assignments while `obeys` is set."""
 
     def __init__(self, low: int = 1, settings: Sequence[str] = (), high: int = 2) -> None:
         self.now, self.low, self.high = NOW, low, high
@@ -33,7 +33,7 @@ class Cluster:
         self.ready: list[bool] = [True] * 8
         self.unheard_s = [0.0] * 8
         self.failures: dict[int, Failure] = {}  # of engines that cannot load their base
-        self.refused: set[tuple[int, str]] = set()  # adapters that an engine will not load, and why
+        self.refused: set[tuple[int, str]] = set()  # adapters that an engine refuses to load
         self.refusal = GONE
         self.obeys = True
         self.busy = 0
@@ -58,7 +58,7 @@ class Cluster:
         return {adapter: tier for adapter, tier in found.items() if (ordinal, adapter) not in self.refused}
 
     def step(self, after_s: float = 1.0) -> Plan:
-        """Engines obey, time passes, and the operator plans and carries out."""
+        """Let engines obey and time pass, then plan and carry the plan out."""
         if self.obeys:
             self.holding = {
                 name: {each.adapter: each.residency for each in assigned.values()}
@@ -92,7 +92,7 @@ class Cluster:
 
 
 def in_excess() -> Cluster:
-    """Two engines of an old revision that hold copies, of which one has just become enough."""
+    """Return two engines with old settings that both hold copies, just when one engine has become enough."""
     cluster = Cluster(low=1)
     cluster.waves = [wave("one", ["a/0", "a/1", "a/2"]), wave("two", ["b/0", "b/1", "b/2"])]
     cluster.step()
@@ -105,7 +105,7 @@ def in_excess() -> Cluster:
 
 
 def over_two() -> Cluster:
-    """Two engines, and a wave of which each holds an adapter."""
+    """Return two engines, and a wave with one adapter on each."""
     cluster = Cluster(low=2)
     cluster.waves = [wave("one", ["a/0", "a/1"])]
     cluster.step()
@@ -115,7 +115,7 @@ def over_two() -> Cluster:
 
 
 def restarted(cluster: Cluster) -> list[int]:
-    """The engines that started anew, in order; one that was away is back with that."""
+    """Roll until nothing is outdated; return the restarted engines in order. A restarted engine becomes ready."""
     found = []
     for _ in range(8):
         cluster.step()
@@ -127,7 +127,7 @@ def restarted(cluster: Cluster) -> list[int]:
 
 
 def rolled(cluster: Cluster) -> list[int]:
-    """The engines that started anew, in order, while every copy was held all the time."""
+    """Return the restarted engines in order, checking that every adapter is held at all times."""
     restarted: list[int] = []
     back_in = 0
     for _ in range(20):
@@ -149,7 +149,7 @@ def rolled(cluster: Cluster) -> list[int]:
 
 
 def newest(cluster: Cluster) -> str:
-    """The digest that pods made now bear."""
+    """Return the settings digest of pods that are created now."""
     of = snapshot(base(cluster.low, cluster.high, slots=4, uri=cluster.uri), cluster.waves)
     found = plan(msgspec.structs.replace(of, release=cluster.release))
     [spec] = [manifest.body["spec"] for manifest in found.manifests if manifest.kind == "StatefulSet"]

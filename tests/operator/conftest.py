@@ -20,14 +20,14 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that a test plays lives until the test ends it, however long passes and kubectl take."""
+    """Keep the heartbeats of played engines alive until the test ends them, however long passes and kubectl take."""
     monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
     monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
 
 
 @pytest.fixture
 def namespace(api_server: ApiServer) -> str:
-    """A namespace of this test's own."""
+    """A separate namespace for this test."""
     return api_server.namespace(f"operator-{next(_numbers)}")
 
 
@@ -58,7 +58,7 @@ async def mortal_stage(
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder that is served, and its URL."""
+    """A folder served over HTTP, and its URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield tmp_path, f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""A stage for the operator: a namespace of a real API server, a real Redis, and engines that the test plays."""
+"""A stage for the operator: a namespace of a real API server, a real Redis, and engines played by the test."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @contextmanager
 def staged(server: ApiServer, namespace: str, redis: Redis) -> Iterator["Stage"]:
-    """A stage in a namespace that is there."""
+    """Yield a stage in an existing namespace."""
     client = kube.connect(str(server.kubeconfig))
     try:
         yield Stage(server, namespace, client, redis)
@@ -60,7 +60,7 @@ def staged(server: ApiServer, namespace: str, redis: Redis) -> Iterator["Stage"]
 
 
 async def until(what: str, probe: Callable[[], Awaitable[T]]) -> T:
-    """Await `probe` until it gives something true; that is returned."""
+    """Call `probe` until its result is true, and return that result."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         found = await probe()
@@ -71,7 +71,7 @@ async def until(what: str, probe: Callable[[], Awaitable[T]]) -> T:
 
 
 class PlayedEngine:
-    """An engine's side of the map, spoken as a real engine speaks it."""
+    """An engine's side of the map protocol, played through the real reporter."""
 
     def __init__(self, redis: Redis, base: str, name: str, *, incarnation: int = 1) -> None:
         self._reader = MapReader(redis)
@@ -83,7 +83,7 @@ class PlayedEngine:
         self.holds: dict[str, Held] = {}
 
     async def report(self, *, ready: bool = True, failure: Failure | None = None, **fields: Any) -> None:
-        """Beat the heart and tell everything held."""
+        """Send a heartbeat with a full report of everything held."""
         self._sequence += 1
         self._record = EngineRecord(
             engine=self.name,
@@ -102,15 +102,15 @@ class PlayedEngine:
         await self._reporter.report(self._record, list(self.holds.values()), [], full=True)
 
     async def beat(self) -> None:
-        """Beat the heart, with nothing new to tell since `report`."""
+        """Send a heartbeat, with nothing new since `report`."""
         await self._reporter.report(self._record, [], [], full=False, over=self._sequence)
 
     async def assigned(self) -> dict[str, Assignment]:
-        """What the map asks of this engine."""
+        """Return what the map assigns to this engine."""
         return (await self._reader.part(self._base, self.name)).assigned
 
     async def obey(self, *, failures: dict[str, Failure] | None = None) -> None:
-        """Hold exactly what is assigned, except what fails, and tell it."""
+        """Hold exactly what is assigned, except what fails, and report it."""
         self.holds = {}
         for name, each in (await self.assigned()).items():
             failure = (failures or {}).get(name)
@@ -132,7 +132,7 @@ class Stage:
     kube: Kube
     redis: Redis
     release: Release = RELEASE
-    ahead_s: float = 0.0  # of the clock by which the operator plans
+    ahead_s: float = 0.0  # how far the operator's clock is ahead
     loop: Loop = field(init=False)
     dirt: Dirt = field(init=False)
     applier: Applier = field(init=False)
@@ -142,7 +142,7 @@ class Stage:
         self.operator(1)
 
     def operator(self, epoch: int) -> Loop:
-        """A fresh operator of that epoch, which remembers nothing."""
+        """Replace the operator by a fresh one with this epoch, which remembers nothing."""
         self.dirt, self.feed = Dirt(), Feed()
         view = MapView(MapReader(self.redis), [self.namespace], epoch=epoch)
         secrets, policies = bool(self.release.redis_password), bool(self.release.gateway_labels)
@@ -168,16 +168,16 @@ class Stage:
         return PlayedEngine(self.redis, self.base, f"smol-{ordinal}", incarnation=incarnation)
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """`kubectl apply`."""
+        """Run `kubectl apply` for these objects."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.server.kubectl("apply", "-n", self.namespace, "-f", "-", stdin=json.dumps(listed))
 
     def delete(self, kind: str, name: str) -> None:
-        """`kubectl delete`, waiting until it is gone: a finalizer would hang it."""
+        """Run `kubectl delete` and wait until the object is gone; a finalizer would make this hang."""
         self.server.kubectl("delete", kind, name, "-n", self.namespace, "--timeout=30s")
 
     def account(self, folder: Path) -> Path:
-        """A kubeconfig, in `folder`, of a service account that may lead, and nothing else until it is let in."""
+        """Write to `folder` a kubeconfig of a service account that may only use leases until it is let in."""
         self.kubectl("create", "serviceaccount", "operator")
         self.kubectl("create", "role", "lease", "--verb=get,create,update", "--resource=leases")
         self.kubectl("create", "rolebinding", "lease", "--role=lease", f"--serviceaccount={self.namespace}:operator")
@@ -195,11 +195,11 @@ class Stage:
             )
 
     def kubectl(self, *args: str) -> str:
-        """Run kubectl in the namespace; what it printed."""
+        """Run kubectl in the namespace, and return its output."""
         return self.server.kubectl("-n", self.namespace, *args)
 
     async def get(self, kind: str, name: str) -> dict[str, Any] | None:
-        """One object as JSON."""
+        """Return an object as decoded JSON, or None."""
         raw = await self.kube.get(kind, self.namespace, name)
         return None if raw is None else msgspec.json.decode(raw)
 

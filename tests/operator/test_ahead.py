@@ -1,4 +1,4 @@
-"""What waves that wait will need is on its way before they are admitted, and costs nobody anything."""
+"""Adapters of waiting waves are loaded ahead of their admission, at nobody's expense."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ WAVES = [wave("first", FIRST), wave("later", LATER, created="2026-02-01T00:00:00
 
 
 def early(of: Plan) -> dict[str, list[str]]:
-    """Engine -> adapters that it is to bring ahead."""
+    """Return, per engine, the adapters that it is to load ahead."""
     found: dict[str, list[str]] = {}
     for name, records in of.changes[KEY].set_assigned.items():
         if names := [each.adapter for each in records if each.ahead]:

@@ -1,4 +1,4 @@
-"""What is still to be loaded, and how long that takes, as statuses of bases and waves tell it."""
+"""How many copies are still to be loaded, and how long that takes, in the statuses of bases and waves."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Each base keeps its catalog in a folder of its own: of those that name one folder, the oldest alone has it."""
+"""Each base keeps its catalog in its own folder: of bases that name the same folder, only the oldest has it."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def planned(bases: Sequence[ObservedBase], maps: dict[str, BaseMap] | None = Non
 
 
 def keepers(found: Plan) -> set[str]:
-    """The bases whose record in the map has a catalog."""
+    """Return the bases whose record in the map has a catalog."""
     records = {key: change.base for key, change in found.changes.items()}
     return {key for key, record in records.items() if record and record.catalog}
 

@@ -1,4 +1,4 @@
-"""Waves over a catalog that is yet to be read, where the map was lost: nothing is taken from who may hold it."""
+"""Waves over a catalog that is not read yet after a loss of the map: engines that may hold copies lose none."""
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ PLAIN = wave("plain", sources={"a/a": "s3://bucket/a"})
 
 
 def catalogued(low: int = 1) -> ObservedBase:
-    """A base that keeps a catalog."""
+    """Return a base that has a catalog."""
     of = base(low, low)
     return msgspec.structs.replace(
         of, spec=msgspec.structs.replace(of.spec, catalog=Catalog(Manifests(uri=FOLDER.uri)))
@@ -26,14 +26,14 @@ def catalogued(low: int = 1) -> ObservedBase:
 
 
 def chosen(listed: tuple[Listed, ...] | None = None) -> ObservedWave:
-    """A wave that chooses from the catalog; what it chooses has not been looked up."""
+    """Return a wave with a selector over the catalog; without `listed` it has not been looked up yet."""
     of = wave("chosen")
     spec = msgspec.structs.replace(of.spec, adapters=WaveAdapters(selector=Selector(prefix="cat/")))
     return msgspec.structs.replace(of, spec=spec, listed=listed)
 
 
 def holding(ordinal: int, *names: str) -> EngineView:
-    """An engine that holds these of the catalog."""
+    """Return an engine that holds these adapters of the catalog."""
     sources = {each.name: each.source for each in LISTED}
     held = {name: Held(name, sources[name], Tier.DEVICE) for name in names}
     return msgspec.structs.replace(engine(ordinal), held=held)
@@ -46,7 +46,7 @@ def lost_for(seconds: float, of: Snapshot) -> Snapshot:
 
 @pytest.mark.parametrize("engines", [(), (engine(0),)], ids=["no engine yet", "an empty engine"])
 def test_a_base_of_which_nothing_is_held_waits_for_no_catalog(engines: tuple[EngineView, ...]) -> None:
-    """A gateway would not read it before the base is in the map."""
+    """A gateway does not read the catalog before the base is in the map."""
     found = plan(snapshot(catalogued(), [chosen(), PLAIN], engines))
     assert homes(placed(found)) == {"a/a": ["smol-0"]}
     assert found.changes[KEY].completes

@@ -1,4 +1,4 @@
-"""What the operator has seen of the API server's objects, by what the watch tells of them."""
+"""The operator's view of the API server's objects, as reported by the watch."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ READABLE: dict[str, dict[str, Any]] = {
 
 
 class Seen:
-    """The view of one object, which is sighted again and again."""
+    """A view of one object, which is sighted repeatedly."""
 
     def __init__(self, kind: str) -> None:
         self.kind, self.feed, self.version = kind, Feed(), 0
@@ -35,7 +35,7 @@ class Seen:
 
 @pytest.mark.parametrize("kind", READABLE)
 async def test_a_spec_that_becomes_readable_with_the_definitions_alone_is_what_it_says(kind: str) -> None:
-    """As when older definitions are installed after a rollback: the API server leaves out what they do not have."""
+    """After a rollback installs older definitions, the API server leaves out fields that they do not have."""
     seen, readable = Seen(kind), READABLE[kind]
     first = await seen.sight(readable)
     assert (await seen.sight(readable)).spec is first.spec, "of which nothing changed is the same object"

@@ -1,4 +1,4 @@
-"""API objects become what a snapshot holds, also when they are odd."""
+"""API objects, even odd ones, are decoded into the records of a snapshot."""
 
 import json
 from typing import Any
@@ -44,7 +44,7 @@ def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], message: st
 
 @pytest.mark.parametrize("amount", ["1e5000", "1e999999999", "1e4294967306", "1e999999Ki", "16Ei", "inf", "nan"])
 def test_more_bytes_than_any_node_has_are_refused_without_being_counted(amount: str) -> None:
-    """Where the resource definitions are older than the bound, such a spec reaches the operator."""
+    """Such a spec reaches the operator if the installed CRDs are older than the bound."""
     found = decode.base_model(raw(spec={"source": {"uri": "pvc://m/s"}, "adapters": {"hostMemory": amount}}))
     assert f"spec.adapters.hostMemory {amount!r} is " in found.defect
 

@@ -1,4 +1,4 @@
-"""Engines come at once and go late, once their copies are elsewhere."""
+"""Engines are added at once, and removed late: only once their copies are elsewhere."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_an_engine_goes_only_after_a_while_and_once_its_copies_are_ready_elsewhe
 
 
 def shrinking(*, most: int) -> tuple[Cluster, str]:
-    """Two engines that may be `most` and need be one; and the adapter on the second, which the first has not got."""
+    """Return two engines of which one is needed and `most` are allowed, and the adapter that only the second has."""
     cluster = over_two()
     cluster.settings = [newest(cluster)] * 2
     cluster.step()
@@ -138,7 +138,7 @@ def test_an_engine_goes_in_time_where_the_clock_was_put_back() -> None:
 
 
 def unmoved(cluster: Cluster) -> dict[str, list[str]]:
-    """Where everything is after a few plans, and stays: as many engines run as that takes."""
+    """Plan a few times, check that nothing moves any more and no engine is in excess, and return all homes."""
     for _ in range(6):
         cluster.step()
     homes = cluster.homes()

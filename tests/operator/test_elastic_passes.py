@@ -1,4 +1,4 @@
-"""Engines that come, go and start anew, over a real API server and Redis; engines and pods are played by the test."""
+"""Engines that come, go and restart, over a real API server and Redis; engines and pods are played by the test."""
 
 import json
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ async def phase(stage: Stage, wave: str) -> str:
 
 
 def holders(engines: Sequence[PlayedEngine], adapter: str) -> list[str]:
-    """The engines that answer for an adapter now."""
+    """Return the engines that hold an adapter in a slot now."""
     return [each.name for each in engines if adapter in each.holds and each.holds[adapter].tier is Tier.DEVICE]
 
 
 async def two_waves_on_two_engines(stage: Stage) -> list[PlayedEngine]:
-    """Both waves Ready, each too large for what the other leaves of one engine."""
+    """Make two waves Ready on two engines; each is too large for the room that the other leaves on one engine."""
     stage.apply(base_model(1, 2, SLOTS), adapter_wave("one", ONE))
     await stage.once()
     assert await replicas(stage) == 1
@@ -130,14 +130,14 @@ async def test_the_scale_subresource_moves_the_lower_bound_as_an_autoscaler_does
 
 
 class Controller:
-    """The StatefulSet controller and the kubelet, as far as a rolling update needs them."""
+    """A minimal StatefulSet controller and kubelet for a rolling update."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.started: list[int] = []
 
     async def roll(self, count: int) -> list[int]:
-        """Start those anew whose pods differ from the template, from the partition on; returns which."""
+        """Restart engines from the partition on whose pods differ from the template; return their ordinals."""
         spec = await statefulset(self._stage)
         partition = spec["updateStrategy"].get("rollingUpdate", {}).get("partition", 0)
         template, anew = spec["template"]["metadata"], []
@@ -155,7 +155,7 @@ class Controller:
         return anew
 
     def _start(self, ordinal: int, template: dict[str, Any]) -> None:
-        """A pod at the played engines' address, with nothing of the template but what tells it apart."""
+        """Create a pod at the played engines' address, with only the template's labels and annotations."""
         labels = template["labels"] | {"settings": _settings(template)}
         named = {"name": f"smol-{ordinal}", "labels": labels, "annotations": template["annotations"]}
         containers = [{"name": "engine", "image": "mint.dev/host:dev"}]

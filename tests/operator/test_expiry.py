@@ -1,4 +1,4 @@
-"""A wave whose ttl has ended is to all others as if it were deleted, and says so itself."""
+"""A wave whose ttl has ended counts as deleted for all others, and its own status says so."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ EIGHT = [f"o/{index}" for index in range(8)]
 
 
 def lasting(of: ObservedWave, ttl: str) -> ObservedWave:
-    """The wave, made an hour ago, with that ttl."""
+    """Return the wave with this ttl, created an hour ago."""
     meta = msgspec.structs.replace(of.meta, created=stamp(NOW - 3600.0))
     serve = msgspec.structs.replace(of.spec.serve, ttl=ttl)
     return msgspec.structs.replace(of, meta=meta, spec=msgspec.structs.replace(of.spec, serve=serve))
@@ -41,14 +41,14 @@ def replanned(of: Snapshot, *waves: ObservedWave) -> Plan:
 
 
 def does(of: Plan) -> dict[str, Any]:
-    """What a plan does, but for what it says of waves, in the map too."""
+    """Return a plan's instructions without what it reports about waves, in statuses or in the map."""
     changes = {key: msgspec.structs.replace(each, set_waves=()) for key, each in of.changes.items()}
     doing = {what: each for what, each in instructions(of).items() if what not in {"wave_statuses", "due"}}
     return doing | {"changes": {key: each for key, each in changes.items() if each}}
 
 
 def records(of: Plan) -> dict[str, WaveRecord]:
-    """What the map is to say of waves, where it says nothing yet."""
+    """Return the wave records that a plan writes to the map."""
     return {each.wave: each for change in of.changes.values() for each in change.set_waves}
 
 
@@ -152,7 +152,7 @@ def test_it_expires_over_a_base_that_cannot_be_read_or_is_not_there_and_while_re
 
 
 def test_one_that_cannot_be_read_any_more_keeps_what_it_has() -> None:
-    """When it ends only its spec says."""
+    """Only its spec says when it ends."""
     one = wave("one", ["a/0"])
     before = placed(plan(snapshot(base(), [one])))
     found = plan(snapshot(base(), [unread(lasting(one, "1h"))], placements=before))
@@ -176,7 +176,7 @@ def test_one_event_tells_of_the_end() -> None:
 
 @given(worlds(), st.data())
 def test_an_expired_wave_gets_nothing_and_takes_nothing_from_others(of: Snapshot, data: st.DataObject) -> None:
-    """All that is done, and all that others are told, is as if it were not there."""
+    """All actions, and everything reported about others, are the same as without the wave."""
     over = {each.meta.key for each in of.waves if data.draw(st.booleans())}
     waves = [lasting(each, "1h") if each.meta.key in over else each for each in of.waves]
     found = replanned(of, *waves)

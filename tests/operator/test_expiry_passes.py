@@ -1,4 +1,4 @@
-"""Waves with a ttl over a real API server and a real Redis: their end comes by time alone."""
+"""Waves with a ttl over a real API server and a real Redis: they end by the passing of time alone."""
 
 import msgspec
 
@@ -21,7 +21,7 @@ def lasting(ttl: str | None) -> dict[str, object]:
 
 
 async def recorded(stage: Stage) -> dict[str, tuple[bool, str]]:
-    """What the map says of each wave: whether it is admitted, and why not."""
+    """Return whether each wave is admitted according to the map, and the reason if not."""
     records = await MapReader(stage.redis).waves(stage.base)
     return {name.rpartition("/")[2]: (each.admitted, each.reason) for name, each in records.items()}
 

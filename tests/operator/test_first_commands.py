@@ -1,4 +1,4 @@
-"""What the chart's texts tell a newcomer to apply first: it becomes Ready, every part of it."""
+"""Everything that the chart's texts tell a newcomer to apply first becomes Ready."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_all_that_the_first_commands_apply_becomes_ready(text: str) -> None:
 
 
 def applied(text: str) -> tuple[dict[str, ObservedBase], tuple[ObservedWave, ...]]:
-    """What `kubectl apply` of the samples that the text names makes: bases by their key, and waves."""
+    """Return what the text's `kubectl apply` commands create from the samples: bases by key, and waves."""
     commands = re.findall(r"^ +kubectl .*\bapply .*$", text, re.MULTILINE)
     paths = [ROOT / name for name in re.findall(r"-f (crds/samples/\S*)", "\n".join(commands))]
     files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
@@ -44,7 +44,7 @@ def applied(text: str) -> tuple[dict[str, ObservedBase], tuple[ObservedWave, ...
 def snapshot(
     bases: dict[str, ObservedBase], waves: tuple[ObservedWave, ...], placements: dict[str, Placement]
 ) -> Snapshot:
-    """One engine that holds what is placed on it."""
+    """Return a snapshot with one engine that holds what is placed on it."""
     held = {
         each.adapter: Held(each.adapter, each.source, place.residency)
         for each in placements.values()

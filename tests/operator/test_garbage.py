@@ -1,4 +1,4 @@
-"""Cycles are looked for between passes, and what a pass leaves is looked through again only rarely."""
+"""Garbage is collected between passes; objects that survive a pass are examined again only rarely."""
 
 import gc
 import weakref
@@ -10,7 +10,7 @@ from mint_operator.garbage import WHOLE_S, Garbage
 
 
 class Ring:
-    """Refers to itself."""
+    """An object that refers to itself."""
 
     def __init__(self) -> None:
         self.itself = self

@@ -1,4 +1,4 @@
-"""Engines over several nodes: the objects that they become, as APIs take them; what is said where they can't be."""
+"""Engines over several nodes: their objects are accepted by real APIs, and a missing API is reported."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ CLAIMS = ("models", "samples")
 
 
 def spread_over(nodes: int, **fields: Any) -> ObservedBase:
-    """A base whose engines are on so many nodes."""
+    """Return a base whose engines each span `nodes` nodes."""
     found = base()
     engine = EngineSpec(nodes=nodes, **{"tensor_parallel_size": 2 * nodes} | fields)
     return msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, engine=engine))
@@ -54,7 +54,7 @@ def templates(of: ObservedBase) -> tuple[Body, Body]:
 
 
 def taken_settings(container: Body) -> EngineSettings:
-    """A container's engine settings, taken out of its environment."""
+    """Remove the engine settings from a container's environment, and return them."""
     [variable] = [each for each in container["env"] if each["name"] == ENGINE_SETTINGS]
     container["env"].remove(variable)
     return msgspec.json.decode(variable["value"], type=EngineSettings)
@@ -81,7 +81,7 @@ def test_several_nodes_are_a_group_and_one_is_a_pod_as_before() -> None:
 
 
 def test_a_leader_is_the_pod_that_an_engine_of_one_node_is() -> None:
-    """But for where it lets its other nodes in, and that it is told of them."""
+    """It differs only in the port for its other nodes, and in the `nodes` setting."""
     leader, _ = templates(spread_over(2))
     alone = rendered(spread_over(1, tensor_parallel_size=4))["StatefulSet"]["spec"]["template"]
     assert leader["metadata"]["labels"] == alone["metadata"]["labels"]
@@ -104,7 +104,7 @@ def test_only_leaders_are_asked() -> None:
     assert (selects(selector, leader), selects(selector, worker)) == (True, False)
     [container] = worker["spec"]["containers"]
     assert not {"ports", "startupProbe", "livenessProbe", "readinessProbe"} & container.keys()
-    # All else of a worker is as its leader has it: command, settings, password, volumes, limits, security.
+    # Everything else in a worker equals its leader: command, settings, password, volumes, limits, security.
     [leading] = leader["spec"]["containers"]
     assert container == {key: leading[key] for key in container}
     (spread,) = worker["spec"]["topologySpreadConstraints"]
@@ -137,7 +137,7 @@ def test_ranks_of_one_node_have_memory_to_meet_in() -> None:
         return "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
     assert all(mounted(each) for each in templates(spread_over(2, device="cuda", tensor_parallel_size=4)))
-    # By themselves on their nodes they meet over the network alone.
+    # With one rank per node, ranks only communicate over the network.
     assert not any(mounted(each) for each in templates(spread_over(2, device="cuda", tensor_parallel_size=2)))
 
 
@@ -150,14 +150,14 @@ def test_all_pods_of_a_group_start_anew_when_what_they_are_made_from_changes() -
 
 
 def test_workers_are_no_engines() -> None:
-    """Pods as the API names them, seen by who looks for engines: leaders by their ordinals, workers not at all."""
+    """With pods named as by the API, only leaders are found as engines, by their ordinals."""
     pods = [EnginePod(name=name, ip="10.0.0.1", ready=True) for name in ("smol-0", "smol-0-1", "smol-1", "smol-1-1")]
     found = expected("smol", 2, pods, None)
     assert [engine.pod.name for engine in found] == [engine_name("smol", 0), engine_name("smol", 1)]
 
 
 def statefulset(name: str, template: Body, labels: dict[str, str]) -> str:
-    """What the API's controller makes of a template, by what it adds for itself (v0.9.0)."""
+    """Return the StatefulSet that the API's controller (v0.9.0) makes from a template, with its own labels."""
     own = copy.deepcopy(template)
     own["metadata"]["labels"] |= labels
     return json.dumps(
@@ -171,7 +171,7 @@ def statefulset(name: str, template: Body, labels: dict[str, str]) -> str:
 
 
 def await_served(api_server: ApiServer) -> None:
-    """Until the API is there: `kubectl wait` fails on a definition whose status nobody has written yet."""
+    """Wait until the API is served; `kubectl wait` would fail on a definition that has no status yet."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -185,7 +185,7 @@ def await_served(api_server: ApiServer) -> None:
 
 
 def test_real_api_servers_take_them(api_server: ApiServer) -> None:
-    """With every field known and right; and one that is not is noticed."""
+    """All fields pass strict validation, and a wrong one would be noticed."""
     namespace = api_server.namespace("groups")
     api_server.kubectl("apply", "--server-side", "-f", str(API))
     await_served(api_server)
@@ -249,7 +249,7 @@ def test_what_ails_a_worker_is_said_of_its_engine() -> None:
 async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
     own_api_server: ApiServer, redis_client: Redis
 ) -> None:
-    """And bases of one node go on meanwhile."""
+    """Meanwhile, bases with one-node engines are not affected."""
     own_api_server.namespace("groups")
     with staged(own_api_server, "groups", redis_client) as stage:
         single = base_model()
@@ -278,6 +278,6 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
 
 @pytest.fixture
 def own_api_server(tmp_path: Path) -> Iterator[ApiServer]:
-    """One that knows nothing of LeaderWorkerSets yet."""
+    """An API server without LeaderWorkerSets."""
     with serve(tmp_path) as server:
         yield server

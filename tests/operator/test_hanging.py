@@ -1,4 +1,4 @@
-"""What hangs for the objects of one base, as a webhook of its namespace may, holds up nothing else."""
+"""A call that hangs for one base's objects, for example in a webhook of its namespace, delays nothing else."""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ ALL = ["ServiceAccount", "Service", "NetworkPolicy", "PodDisruptionBudget", "Sta
 
 
 class Webhook:
-    """Fails for whatever is applied for the base `hung`: with `status`, and once `answers` is set."""
+    """Fails everything that is applied for the base `hung`, with `status`, once `answers` is set."""
 
     def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.status, self.answers, self.asked = 0, asyncio.Event(), list[str]()

@@ -1,4 +1,4 @@
-"""Adapters in demand get spare copies where there is room, and lose them again; never at the cost of a wanted one."""
+"""Adapters in demand get spare copies if there is room, and lose them later; wanted copies never suffer for them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Placements = dict[str, Placement]
 
 
 class Hot:
-    """A base of four engines that is planned again and again; each plan is carried out."""
+    """A base of four engines that is planned repeatedly; each plan is carried out."""
 
     def __init__(self, *waves: ObservedWave) -> None:
         self.waves = list(waves)
@@ -126,7 +126,7 @@ demands = st.dictionaries(
 def test_whatever_is_in_demand_every_wanted_copy_stays_where_it_is(
     seen: Sequence[Mapping[str, float]], adapters: int, replicas: int
 ) -> None:
-    """Bounded churn: only spare copies come and go, and a demand that stays moves nothing."""
+    """Churn is bounded: only spare copies come and go, and a constant demand moves nothing."""
     names = [f"a/{index}" for index in range(adapters)]
     world = Hot(wave("one", names, replicas=replicas))
     wanted = homes(world.step({}))

@@ -1,4 +1,4 @@
-"""Leases tell of checkpoints: what was saved is known to whoever trains the policy next, and to no other run."""
+"""Leases carry the newest known checkpoint: the policy's next engine learns of it, and no other run does."""
 
 import msgspec
 import pytest
@@ -10,14 +10,14 @@ NAMES = named("w", [0, 1])
 
 
 def lessons(count: int = 1) -> World:
-    """A wave whose policies have been given to engines."""
+    """Return a world with a wave whose policies are leased to engines."""
     world = World(base(count, count), [training_wave("w", 2)], engines(count))
     world.step()
     return world
 
 
 def known(world: World) -> set[int]:
-    """The steps that leases tell of."""
+    """Return the checkpoint steps in the leases."""
     assert list(world.leases) == NAMES
     return {lease.saved for _, lease in world.leases.values()}
 
@@ -56,7 +56,7 @@ def test_a_lease_remembers_when_engines_and_operator_start_anew() -> None:
 
 
 def test_leases_are_written_again_only_as_the_step_doubles() -> None:
-    """Each makes its engine read all leases; that there is a checkpoint at all is what matters."""
+    """Each write makes the engine read all its leases, and what matters is that a checkpoint exists at all."""
     world = lessons()
     writes = []
     for step in range(1, 9):
@@ -98,7 +98,7 @@ def test_what_rests_is_taken_up_with_what_it_has_saved_when_everybody_has_starte
 
 
 def test_a_word_that_does_not_tell_of_checkpoints_takes_nothing_from_what_an_older_one_told() -> None:
-    """As that of an engine of an earlier version."""
+    """For example, an engine of an earlier version reports no checkpoints."""
     world = lessons()
     world.say(Stage.PAUSED, 4, saved=4)
     world.step()

@@ -1,4 +1,4 @@
-"""What Events alone tell of engines that do not come up, over a real API server that makes no pods."""
+"""Troubles of starting engines that only Events report, over a real API server that makes no pods."""
 
 import json
 from typing import Any
@@ -69,7 +69,7 @@ def test_the_newest_counts_by_whichever_time_it_has(times: tuple[str, str]) -> N
 
 
 def tell(stage: Stage, kind: str, name: str, reason: str, message: str, *, at: int) -> None:
-    """An Event, as a controller or a kubelet writes it."""
+    """Write an Event as a controller or a kubelet does."""
     stage.apply(
         {
             "apiVersion": "v1",
@@ -85,7 +85,7 @@ def tell(stage: Stage, kind: str, name: str, reason: str, message: str, *, at: i
 
 
 def pod(stage: Stage, status: dict[str, Any]) -> None:
-    """The pod of the first engine, which has a node, as its kubelet tells of it."""
+    """Write the first engine's pod, scheduled on a node, with the status that its kubelet reports."""
     labels = {"app.kubernetes.io/managed-by": "mint", "mint.dev/base-model": "smol"}
     spec = {"containers": [{"name": "engine", "image": "x"}], "automountServiceAccountToken": False}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "smol-0", "labels": labels}, "spec": spec}

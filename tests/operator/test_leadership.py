@@ -17,14 +17,14 @@ LEASE = "mint-operator"
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaders renew often, so that a test sees many renewals, and have all the time they need for each."""
+    """Make leaders renew often, so that a test sees many renewals, with ample time for each."""
     monkeypatch.setattr(epoch, "RENEW_EVERY_S", 0.05)
     monkeypatch.setattr(epoch, "RETRY_S", 0.05)
     monkeypatch.setattr(epoch, "RENEW_WITHIN_S", 600.0)
 
 
 class Lossy:
-    """The API server, which stores what is written and whose answer is lost as often as told."""
+    """An API server that stores writes, but whose answers are lost `losses` times."""
 
     def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.losses, self.answered = 0, 0

@@ -19,7 +19,7 @@ HALFWAY = Bringing(COPYING, done=312 * GB, total=980 * GB, per_s=1.0 * GB)
 
 
 def status_of(*engines: EngineView, low: int = 1) -> tuple[BaseModelStatus, str, str]:
-    """The status of a base on these engines, and its Ready condition's reason and message."""
+    """Return the status of a base on these engines, and its Ready condition's reason and message."""
     status = plan(snapshot(base(low, 2), engines=engines)).base_statuses[KEY]
     condition = next(each for each in status.conditions if each.type == "Ready")
     return status, condition.reason, condition.message
@@ -45,7 +45,7 @@ def status_of(*engines: EngineView, low: int = 1) -> tuple[BaseModelStatus, str,
             "BaseLoading",
             "engine smol-0: 120 of 540 MB of the base read into memory (22%), about a minute left",
         ),
-        (  # it is proven yet
+        (  # it is still being proven
             Bringing(LOADING, 540_000_000, 540_000_000, 50_000_000.0),
             "BaseLoading",
             "engine smol-0: 540 of 540 MB of the base read into memory (100%)",

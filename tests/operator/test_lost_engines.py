@@ -1,4 +1,4 @@
-"""What becomes of adapters whose engine is away, or alive and not ready: when they move, and where to."""
+"""When and where adapters move whose engine is away, or alive but not ready."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Entries of a wave's manifest: the same as lines and as Parquet, and what is wrong with them refused."""
+"""Entries of a wave's manifest mean the same as lines and as Parquet; bad ones are refused."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Manifests over HTTP from servers that take their time: each is read whole or refused, and nothing else waits."""
+"""Manifests from slow HTTP servers: each is read completely or refused, and nothing else waits."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ ENTRY = b'{"name": "acme/a", "uri": "s3://adapters/a"}\n'
 
 
 class Slow:
-    """Answers any path in pieces, and says not how many: /drip without an end, others with what is in `holds`."""
+    """A server that answers in pieces without a length: /drip endlessly, other paths with the pieces in `holds`."""
 
     def __init__(self) -> None:
         self.holds: dict[str, list[bytes]] = {}
@@ -89,7 +89,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def others_run() -> None:
-    """What is planned for, or asked of a name server, finds a thread."""
+    """Check that other work, such as planning or name resolution, gets a thread."""
     async with asyncio.timeout(60):
         await asyncio.to_thread(lambda: None)
 

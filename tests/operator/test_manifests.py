@@ -1,4 +1,4 @@
-"""The objects that a BaseModel becomes."""
+"""The Kubernetes objects that the operator makes for a BaseModel."""
 
 import json
 import re
@@ -150,7 +150,7 @@ def test_engines_are_told_what_the_spec_says_whatever_the_kubelet_does_to_it(uri
 
 
 def expanded(value: str) -> str:
-    """A variable as the kubelet sets it: of $$ it makes $, and of $(NAME) what it knows by that name."""
+    """Expand a variable as the kubelet does: $$ becomes $, and $(NAME) the value of a known name."""
     known = {"$$": "$", "$(POD_IP)": "10.0.0.7"}
     return re.sub(r"\$\$|\$\([^)]*\)", lambda found: known.get(found[0], found[0]), value)
 
@@ -171,7 +171,7 @@ def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> Non
 
 
 def test_engines_are_told_which_experts_stay_quantised() -> None:
-    """Others are told nothing of it, so that they do not restart."""
+    """Others' settings do not mention it, so that they do not restart."""
     assert engine_settings(with_spec(engine=EngineSpec(quantised_experts=True))).quantised_experts
     plain = msgspec.json.encode(engine_settings(with_spec(engine=EngineSpec())))
     assert b"quantised" not in plain
@@ -250,7 +250,7 @@ def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
 
 
 def test_who_asks_for_a_part_of_a_gpu_is_given_no_whole_one_beside_it() -> None:
-    """Slices and shared GPUs have names of their own; a pod that asks for a whole one too may never be scheduled."""
+    """Slices and shared GPUs have their own names; a pod that also asks for a full GPU may never be scheduled."""
     for name in ("nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"):
         for asked in (Resources(limits={name: 1}), Resources(requests={name: 1})):
             found = container(with_spec(engine=EngineSpec(device="cuda", resources=asked)))["resources"]
@@ -259,7 +259,7 @@ def test_who_asks_for_a_part_of_a_gpu_is_given_no_whole_one_beside_it() -> None:
 
 
 def test_what_device_plugins_give_is_asked_for_as_kubernetes_has_it() -> None:
-    """There "non overcommitable resources" need a limit, of which a request is all."""
+    """In Kubernetes, "non overcommitable resources" need a limit, and the request must equal it."""
     for asked in (
         Resources(requests={"nvidia.com/gpu": 2, "cpu": 1}),
         Resources(requests={"nvidia.com/gpu": 1, "cpu": 1}, limits={"nvidia.com/gpu": 2}),
@@ -279,7 +279,7 @@ def test_every_rank_computes_on_a_gpu_of_its_own() -> None:
 
 
 def test_ranks_on_gpus_of_one_pod_have_memory_to_meet_in_and_nobody_else_does() -> None:
-    """NCCL fails in the 64 MiB that container runtimes give."""
+    """NCCL fails with the 64 MiB of shared memory that container runtimes provide."""
 
     def shared(**engine: Any) -> list[Body]:
         of = with_spec(engine=EngineSpec(**engine))

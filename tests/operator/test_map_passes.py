@@ -74,7 +74,7 @@ async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_tak
 async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
     mortal_stage: tuple[Stage, RedisProcess], tmp_path: Path
 ) -> None:
-    """Otherwise nobody would learn that it has come back with a password which this operator does not know."""
+    """Otherwise nobody would learn that Redis came back with a password that this operator does not know."""
     stage, redis = mortal_stage
     stage.apply(base_model())
     await stage.once()

@@ -23,7 +23,7 @@ PLACEMENT = Placement("a/b", Source(uri="pvc://s/b"), ("team/w",), (Place("smol-
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that moves only when the test moves it."""
 
     now = 100.0
 

@@ -1,7 +1,7 @@
-"""What the operator says of waves, as the gateway shows it: no key reads a name there that it does not open.
+"""The operator's messages about waves, as shown by the gateway: no API key reads a name that it does not open.
 
-The words are the operator's to choose; that it tells beside them whom they name is held here. What a message is to
-name in each of these worlds is given, so that no test passes because nothing was said.
+The wording is free; these tests check that the operator records beside each message whom it names. Each world states
+what its message must name, so that no test passes because there was no message.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ UNREAD = Inputs(manifests={"uid-two": Failure("InvalidRequest", f"{SECRET} names
 
 
 def planned(*waves: ObservedWave, trains: bool = False) -> World:
-    """A base with these waves, once nothing changes; `trains`: its policies do by then."""
+    """Return a settled world with these waves; with `trains`, their policies are training."""
     world = World(base(2, 2, tenants=[Tenant(namespace="acme")]), list(waves), engines(2))
     for _ in range(3):
         world.step()
@@ -39,7 +39,7 @@ def planned(*waves: ObservedWave, trains: bool = False) -> World:
 
 
 def joined(world: World, *waves: ObservedWave) -> World:
-    """The same with these waves more."""
+    """Add these waves to a world, and plan until it settles."""
     world.waves += waves
     for _ in range(2):
         world.step()
@@ -47,7 +47,7 @@ def joined(world: World, *waves: ObservedWave) -> World:
 
 
 def over(adapters: WaveAdapters, *, catalog: bool = True) -> World:
-    """One wave of these adapters, over a catalog or a base that has neither that nor a store."""
+    """Return a world with one wave of these adapters, over a base without a store, with or without a catalog."""
     two = wave("two")
     two = msgspec.structs.replace(two, spec=msgspec.structs.replace(two.spec, adapters=adapters), listed=())
     world = World(base(), [two], engines(1))
@@ -148,14 +148,14 @@ PLAIN: Worlds = {
 
 
 def with_message(world: World) -> list[WaveRecord | WaveTraining]:
-    """What the map says of the wave in question."""
+    """Return the map's records of the wave `two` that have a message."""
     records: list[WaveRecord | WaveTraining] = [world.recorded["team/two"]]
     records += [world.training.training["team/two"]] if "team/two" in world.training.training else []
     return [each for each in records if each.message]
 
 
 def shown(of: WaveRecord | WaveTraining, scope: Scope) -> str:
-    """Its message, as the gateway shows it to a key of that scope."""
+    """Return the record's message as the gateway shows it to a key of this scope."""
     if isinstance(of, WaveTraining):
         return training_within({of.wave: of}, scope)[of.wave].message
     return waves_within({of.wave: of}, scope)[of.wave].message

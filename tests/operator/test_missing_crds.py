@@ -1,4 +1,4 @@
-"""An operator that comes before its CRDs says what to apply, and waits; so does one whose CRDs go, started anew."""
+"""An operator without its CRDs says what to apply, and waits; one whose CRDs are removed ends, to restart like that."""
 
 import signal
 from functools import partial
@@ -42,7 +42,7 @@ async def test_it_says_what_to_apply_and_watches_once_they_are_there(
 async def test_once_they_are_removed_it_ends_to_wait_for_them_anew(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, redis_client: Redis, redis_server: str
 ) -> None:
-    """Kopf ends when a kind goes: who went on would see no change any more."""
+    """Kopf ends when a kind is removed; an operator that continued would see no changes any more."""
     with (
         serve(tmp_path_factory.mktemp("bare")) as server,
         staged(server, server.namespace("late"), redis_client) as stage,
