@@ -1,4 +1,4 @@
-"""An operator without its CRDs says what to apply, and waits; one whose CRDs are removed ends, to restart like that."""
+"""An operator without its CRDs says what to apply, and waits; one whose CRDs are removed ends, to start like that."""
 
 import signal
 from functools import partial
