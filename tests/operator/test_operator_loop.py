@@ -1,4 +1,4 @@
-"""The loop as it runs, among heartbeats that come faster than it resyncs."""
+"""The running loop, with heartbeats that come more often than its resyncs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ HEARTBEAT_S = 0.5
 
 @asynccontextmanager
 async def running(stage: Stage, engine: PlayedEngine) -> AsyncIterator[None]:
-    """The operator's loop and its ear, and an engine whose heart beats."""
+    """Run the operator's loop with its listener for hints, and an engine that sends heartbeats."""
 
     async def beat() -> None:
         while True:

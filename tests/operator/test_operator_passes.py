@@ -1,4 +1,4 @@
-"""Passes of the loop over a real API server and a real Redis: what is wanted comes about, in few writes."""
+"""Passes of the loop over a real API server and a real Redis reach the wanted state in few writes."""
 
 from typing import Any
 
@@ -221,7 +221,7 @@ async def test_a_base_whose_engines_could_not_be_listed_at_first_is_planned_for(
 
 
 def fail_statuses(stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int) -> list[str]:
-    """Have the API server fail where waves' statuses are written; gives the waves whose were sent."""
+    """Make writes of waves' statuses fail; return the list of waves whose status was sent."""
     sent, patch_status = list[str](), stage.kube.patch_status
 
     async def failing(kind: str, namespace: str, name: str, body: dict[str, Any]) -> bytes:
@@ -242,7 +242,7 @@ async def feed(stage: Stage, kind: str, name: str) -> None:
 
 
 def fail_lists(stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: str, status: int = 500) -> None:
-    """Have the API server fail where objects of that kind are listed; 404: it knows no such kind."""
+    """Make listing objects of a kind fail; 404 means that the API server does not know the kind."""
     items = stage.kube.items
 
     async def failing(which: str, *rest: Any) -> list[msgspec.Raw]:

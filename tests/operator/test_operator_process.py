@@ -41,21 +41,21 @@ class Process:
     metrics_port: int
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Log lines of that event."""
+        """Return the log lines of an event."""
         lines = [json.loads(line) for line in whole_lines(self.log) if line.startswith("{")]
         return [line for line in lines if line.get("event") == name]
 
     def healthy(self, host: str = "127.0.0.1") -> bool:
-        """What its liveness probe says."""
+        """Return whether its liveness probe succeeds."""
         return answers(f"http://{host}:{self.port}/healthz")
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait until it has ended, and return its exit code."""
         return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
 
 def answers(url: str) -> bool:
-    """Whether what listens there says that all is well."""
+    """Return whether the URL answers with status 200."""
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return bool(answer.status == 200)
@@ -77,9 +77,9 @@ def running(
     look_s: float | None = None,
     resyncs: bool = True,
 ) -> Iterator[Process]:
-    """Start `mint-operator` over the stage's namespace, or others, whose rights it looks at every `look_s`.
+    """Start `mint-operator` over the stage's namespace, or others, whose permissions it checks every `look_s`.
 
-    What its watch does not tell it learns by resyncs alone.
+    It learns what its watch does not report only by resyncs.
     """
     port, metrics_port, log = free_port(), free_port(), folder / f"{name}.log"
     env = os.environ | {
@@ -130,7 +130,7 @@ async def test_it_watches_places_reports_and_ends_on_a_signal(stage: Stage, laun
     assert operator.healthy()
     seen_by: list[set[str]] = []
     while not any("waves" not in parts for parts in seen_by):
-        # The watch brought the wave, nothing was listed; should a resync come at once, the next wave will tell.
+        # The watch reported the wave and nothing was listed; if a resync interferes, the next wave decides.
         assert len(seen_by) < 5, seen_by
         before, name = len(_map_writes(operator)), f"more-{len(seen_by)}"
         stage.apply(adapter_wave(name, [f"demo/{name}"]))
@@ -152,7 +152,7 @@ async def test_told_to_end_it_does_while_it_still_imports(tmp_path: Path) -> Non
 
 
 def _map_writes(operator: Process) -> list[set[str]]:
-    """The parts that were looked at by each pass that wrote the map."""
+    """Return the parts observed by each pass that wrote the map."""
     return [set(each["parts"]) for each in operator.events("pass") if each.get("changes")]
 
 
@@ -199,7 +199,7 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
     assert second.events("pass") == []
     assert second.healthy()
     first.process.kill()
-    # Nobody renews what it has promised, which is less from now on: ten seconds would only be waited out.
+    # Nobody renews the killed operator's lease: shorten it, as waiting out ten seconds would prove nothing.
     promise = '{"spec": {"leaseDurationSeconds": 1}}'
     stage.server.kubectl("patch", "lease/mint-operator", "-n", stage.namespace, "--type=merge", "-p", promise)
     await until("the second to lead", lambda: _logged(second, "leading"))

@@ -1,4 +1,4 @@
-"""The operator's settings, from its environment."""
+"""The operator's settings are read from its environment."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The objects of a base in a real API server: owned by it, kept as they should be, never taken from others."""
+"""A base's objects in a real API server: owned by it, kept as planned, never taken over from others."""
 
 import msgspec
 
@@ -74,7 +74,7 @@ async def test_engines_get_redis_password_from_a_secret_of_their_own_namespace(s
 async def test_engines_wait_for_the_secret_with_which_they_are_to_start_anew(
     stage: Stage,
 ) -> None:
-    """They would start with what the Secret said before, and never again."""
+    """They would restart with the Secret's old content, and not restart again for the new one."""
     theirs = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mint-engine-redis"}}
     stage.apply(base_model())
     await stage.once()

@@ -1,4 +1,4 @@
-"""A defect of ours that one base meets while it is planned for: others go on, and it keeps what it has."""
+"""If planning one base hits a defect of ours, the other bases are still planned, and it keeps what it has."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ Break = Callable[[str], list[bool]]
 
 @pytest.fixture
 def breaks(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """Have planning raise for a base; gives, for each time that this base is planned for, whether from nothing."""
+    """Make planning a base raise; the returned list records, per try, whether it planned from scratch."""
 
     def broken(name: str) -> list[bool]:
         tries: list[bool] = []
@@ -43,7 +43,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Break:
 
 
 def two(now: float = NOW, status: BaseModelStatus | None = None) -> Snapshot:
-    """Two bases, each with an engine and a wave."""
+    """Return a snapshot of two bases, each with an engine and a wave."""
     first = base(status=status)
     second = msgspec.structs.replace(first, meta=msgspec.structs.replace(first.meta, name="other", uid="uid-other"))
     ours, theirs = engine(0), engine(0)

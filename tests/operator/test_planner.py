@@ -1,4 +1,4 @@
-"""What the planner decides, case by case."""
+"""The planner's decisions, case by case."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -131,7 +131,7 @@ def test_host_and_disk_residency_take_no_slots() -> None:
 
 
 def sized(of: Snapshot, nbytes: int, *names: str) -> Snapshot:
-    """The same, where engines have told how large these adapters are."""
+    """Return the snapshot with these adapters' sizes, as reported by engines."""
     sizes = dict.fromkeys(names, Size(rank=8, bytes=nbytes))
     return msgspec.structs.replace(of, maps={KEY: msgspec.structs.replace(of.maps[KEY], sizes=sizes)})
 

@@ -1,6 +1,6 @@
-"""The planner over a thousand engines and hundreds of waves: what holds for small worlds holds for large ones.
+"""The planner over a thousand engines and hundreds of waves: properties of small worlds also hold for large ones.
 
-Each example draws a few numbers that a whole world is built from, so that few examples reach far.
+Each example draws a few numbers from which a complete world is built, so that few examples cover much.
 """
 
 import random
@@ -22,7 +22,7 @@ AT_SCALE = settings(max_examples=4, deadline=None)
 
 @st.composite
 def crowds(draw: st.DrawFn) -> Snapshot:
-    """Waves that together want from a tenth to twice of what the engines can hold; some share adapters."""
+    """Draw waves that together want 0.1 to 2 times what the engines can hold; some share adapters."""
     chance, share = random.Random(draw(st.integers(0, 1 << 32))), draw(st.sampled_from([0.1, 0.8, 1.0, 2.0]))
     waves: list[ObservedWave] = []
     wanted = 0
@@ -102,7 +102,7 @@ def carried_out(of: Snapshot, found: Plan) -> Snapshot:
 
 
 def in_slots(placements: Mapping[str, Placement]) -> Counter[str]:
-    """Device copies by engine."""
+    """Count Device copies by engine."""
     places = [place for placement in placements.values() for place in placement.places]
     return Counter(place.engine for place in places if place.residency is Tier.DEVICE)
 

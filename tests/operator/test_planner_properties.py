@@ -1,4 +1,4 @@
-"""What holds for every plan: nothing over capacity, nothing moved without need, nothing left unsaid."""
+"""Properties of every plan: nothing over capacity, nothing moved without need, and every refusal has a reason."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def some_waves(draw: st.DrawFn, residencies: Sequence[Residency] = RESIDENCIES) 
 
 @st.composite
 def any_map(draw: st.DrawFn) -> dict[str, Placement]:
-    """Any map, be it made under other bounds: too many copies, engines that are no more, other tiers."""
+    """Draw any map, even one made under other bounds: too many copies, engines that are gone, other tiers."""
     found = {}
     for name in draw(st.lists(st.sampled_from(NAMES), min_size=2, unique=True)):
         engines = draw(st.lists(st.sampled_from([0, 0, 1, 2, 4]), min_size=1, max_size=3, unique=True))
@@ -53,7 +53,7 @@ def any_map(draw: st.DrawFn) -> dict[str, Placement]:
 
 @st.composite
 def worlds(draw: st.DrawFn, residencies: Sequence[Residency] = RESIDENCIES) -> Snapshot:
-    """A base and waves, over a map and engines that another time left behind."""
+    """Draw a base and waves, over an arbitrary earlier map and earlier engines."""
     of = draw(bases())
     before = draw(any_map())
     engines, away = [], {}
@@ -81,12 +81,12 @@ def with_map(of: Snapshot, placements: Mapping[str, Placement]) -> Snapshot:
 
 
 def with_sizes(of: Snapshot, sizes: Mapping[str, Size]) -> Snapshot:
-    """The same, where engines have told how large these adapters are."""
+    """Return the snapshot with these adapters' sizes, as reported by engines."""
     return msgspec.structs.replace(of, maps={KEY: msgspec.structs.replace(of.maps[KEY], sizes=sizes)})
 
 
 def most_in_slots(placements: Mapping[str, Placement]) -> int:
-    """The most Device copies that any engine is given."""
+    """Return the largest number of Device copies on one engine."""
     places = [place for placement in placements.values() for place in placement.places]
     return max(Counter(place.engine for place in places if place.residency is Tier.DEVICE).values(), default=0)
 
@@ -101,7 +101,7 @@ def test_no_engine_is_given_more_device_copies_than_it_has_slots(of: Snapshot) -
 def test_no_engine_is_given_more_bytes_than_it_has_beside_what_trains_there(
     of: Snapshot, data: st.DataObject
 ) -> None:
-    """As far as anybody has read the adapters; also where the map gives more than there is room for now."""
+    """This covers adapters of known size, and maps that already place more than there is room for now."""
     room = 1 << 20
     bytes_of = st.sampled_from([0, 1, room // 4, room // 4 + 1, room // 2, room, room + 1])
     sizes = {name: Size(8, data.draw(bytes_of)) for name in NAMES if data.draw(st.booleans())}
@@ -133,7 +133,7 @@ def test_no_engine_is_given_more_bytes_than_it_has_beside_what_trains_there(
 def test_a_map_that_crowds_engines_is_brought_within_their_slots(
     engines: int, slots: int, data: st.DataObject
 ) -> None:
-    """As after deviceSlots was lowered."""
+    """This happens after deviceSlots was lowered."""
     names = [f"x/{index}" for index in range(data.draw(st.integers(slots + 1, engines * slots)))]
     before = {
         name: Placement(name, source(name), ("team/one",), (Place("smol-0", Tier.DEVICE, "drawn"),)) for name in names
@@ -249,9 +249,9 @@ def test_when_an_engine_is_lost_only_its_own_adapters_move(engines: int, slots: 
 def test_a_fresh_wave_leaves_engines_apart_by_no_more_than_its_largest_adapter(
     engines: int, residency: Residency, data: st.DataObject
 ) -> None:
-    """Each copy goes to the engine with least: of ranks, which cost a step, for slots, and of bytes for colder tiers.
+    """Each copy goes to the least loaded engine: by ranks, which cost step time, for slots, and by bytes otherwise.
 
-    So adapters of one size are spread as evenly as can be, to the copy.
+    So adapters of one size are spread as evenly as possible, to the copy.
     """
     names = [f"x/{index}" for index in range(data.draw(st.integers(1, 24)))]
     alike, replicas = data.draw(st.booleans()), data.draw(st.integers(1, engines))
@@ -278,7 +278,7 @@ def test_a_fresh_wave_leaves_engines_apart_by_no_more_than_its_largest_adapter(
 @given(worlds())
 @settings(max_examples=50)
 def test_what_is_written_turns_the_map_into_what_is_wanted(of: Snapshot) -> None:
-    """Assignments are the placements turned around, and what a second look would write is nothing."""
+    """Assignments are the placements grouped by engine, and planning again writes nothing."""
     change = plan(of).changes.get(KEY)
     assert change is not None  # the map had no base record yet
     assigned = {engine: {each.adapter for each in records} for engine, records in change.set_assigned.items()}
@@ -289,7 +289,7 @@ def test_what_is_written_turns_the_map_into_what_is_wanted(of: Snapshot) -> None
 
 @given(st.integers(2, 3), st.integers(1, 4), st.data())
 def test_what_just_fits_is_placed_wherever_others_already_are(engines: int, slots: int, data: st.DataObject) -> None:
-    """Full engines, copies that may not share one: there is always a way, at one move for a copy."""
+    """Even with full engines and copies that may not share one, there is a way, with one move per copy."""
     singles = data.draw(st.integers(0, engines * slots - 2))
     replicas = min(engines, engines * slots - singles)
     homes_of = [ordinal for ordinal in range(engines) for _ in range(slots)]

@@ -1,4 +1,4 @@
-"""Planning from the last plan gives what planning from nothing gives, whatever happened between the two."""
+"""Planning from the last plan gives the same as planning from scratch, whatever happened between the two."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +26,9 @@ STEP_S = 60.0
 
 
 def instructions(of: Plan) -> dict[str, Any]:
-    """Everything that a plan says to do, but when a wave's conditions became so.
+    """Return all instructions of a plan, without the times at which waves' conditions changed.
 
-    That is when they were first planned, and in the wave's status from then on, which nobody writes here.
+    Those are set when a condition is first planned and then kept in the wave's status, which is not written here.
     """
     found = {field: getattr(of, field) for field in of.__struct_fields__ if field != "known"}
     return found | {"wave_statuses": {key: _timeless(each) for key, each in of.wave_statuses.items()}}
@@ -76,7 +76,7 @@ class World:
         self.state = MapState(1, None, {}, {})
 
     def step(self) -> None:
-        """Something happens."""
+        """Let one random event happen."""
         kind = self.draw.draw(st.sampled_from(KINDS))
         index = self.draw.draw(st.integers(0, 4))
         if kind == "wave":
@@ -107,7 +107,7 @@ class World:
             self.base = self.draw.draw(base_of(self.draw.draw(st.sampled_from([1, SLOTS]))))
 
     def seen(self) -> Snapshot:
-        """What the operator observes now."""
+        """Return what the operator observes now."""
         of = snapshot(self.base, list(self.waves.values()), list(self.views.values()), state=self.state, now=self.now)
         known = BaseMap(self.state, of.maps[KEY].engines, dict(self.away), {}, self.sizes, demand=dict(self.demand))
         return msgspec.structs.replace(of, maps={KEY: known})
@@ -131,7 +131,7 @@ def test_planning_from_the_last_plan_gives_what_planning_from_nothing_gives(data
 
 
 def placed_of(state: MapState) -> dict[str, dict[str, Assignment]]:
-    """What engines are to hold, but for what is brought to them ahead."""
+    """Return what engines must hold, without adapters that are loaded ahead."""
     found = {
         name: {adapter: each for adapter, each in of.items() if not each.ahead} for name, of in state.assigned.items()
     }
@@ -139,7 +139,7 @@ def placed_of(state: MapState) -> dict[str, dict[str, Assignment]]:
 
 
 def turned_around(state: MapState) -> dict[str, dict[str, Assignment]]:
-    """The naive reading of placements, engine by engine."""
+    """Group the placements by engine, naively."""
     found: dict[str, dict[str, Assignment]] = {}
     for name, placement in state.placements.items():
         for place in placement.places:

@@ -1,4 +1,4 @@
-"""Policies of a wave target what their base offers, as PEFT reads names of modules."""
+"""A wave's policies may only target modules that their base offers, with names matched as in PEFT."""
 
 from contextlib import nullcontext
 

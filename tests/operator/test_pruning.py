@@ -1,4 +1,4 @@
-"""Over CRDs that are older than the operator: what they leave out is told once, and not written for ever."""
+"""With CRDs older than the operator, fields that they drop are reported once, and not written forever."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ STATUS = AdapterWaveStatus(
 
 @pytest.fixture
 def old_crds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Has the API server leave out the summaries of waves; returns the objects that are written."""
+    """Make the API server drop waves' summaries; yield a function for the objects written since its last call."""
     patch_status, written = stage.kube.patch_status, list[str]()
 
     async def pruned(kind: str, namespace: str, name: str, body: dict[str, Any]) -> bytes:
@@ -69,7 +69,7 @@ async def test_once_the_crds_are_applied_all_is_told_again(
 
 
 async def loading(stage: Stage) -> PlayedEngine:
-    """Have an engine that is yet to load a wave's adapters."""
+    """Return an engine that has yet to load a wave's adapters."""
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await stage.once()
     engine = stage.engine()

@@ -1,4 +1,4 @@
-"""Since when engines are not ready while others are: what a placement waits for, and for how long."""
+"""How long engines have been unready while others are ready, which bounds how long placements wait for them."""
 
 from mint_contracts.records import EngineView
 from mint_operator.observing.readiness import Readiness, watched
@@ -9,13 +9,13 @@ FLEET = ["smol-0", "smol-1"]
 
 
 class Watch:
-    """Looks at two engines, at times that the test says."""
+    """Observes two engines at the times that a test gives."""
 
     def __init__(self) -> None:
         self.seen = Readiness()
 
     def look(self, now: float, *views: EngineView, telling: tuple[str, ...] = ()) -> dict[str, float]:
-        """For how long each is not ready, as far as that counts."""
+        """Observe the engines and return for how long each has counted as not ready."""
         self.seen = watched(self.seen, views, FLEET, telling, now)
         return self.seen.unready_s(now)
 

@@ -1,4 +1,4 @@
-"""What somebody changes of a base's objects by hand is put right, a while later and in few writes."""
+"""Manual changes to a base's objects are reverted after a while, in few writes."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ REFUSED = Failure(APPLY_FAILED, "a webhook does not answer", terminal=False)
 
 
 class Owner:
-    """A base all of whose objects bear the digests that they should."""
+    """A base whose objects all have the expected digests."""
 
     def __init__(self) -> None:
         self.now, self.known = NOW, dict[str, Known]()
@@ -31,7 +31,7 @@ class Owner:
         return msgspec.structs.replace(snapshot(base(), now=self.now), apply_failures=self.failures)
 
     def applied(self, after_s: float) -> set[str]:
-        """The kinds that the next plan applies."""
+        """Plan `after_s` later, and return the kinds that the plan applies."""
         self.now += after_s
         found: Plan = plan(msgspec.structs.replace(self.seen(), children=self.children), self.known)
         self.known = dict(found.known)

@@ -1,4 +1,4 @@
-"""Waves with names that are retired: refused anew, served on without them, also by an operator that begins."""
+"""Waves with retired names: new ones are refused; served ones continue without them, even with a new operator."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.operator.stage import Stage, base_model, until
 
 
 async def lose_one(stage: Stage, catalog: Catalog) -> None:
-    """A wave of two names is served, and then one of them is retired."""
+    """Serve a wave of two names, and then retire one of them."""
     stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
     await stage.once()
     await becomes(stage, ["acme/law-1", "in/store"])

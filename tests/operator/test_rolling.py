@@ -1,4 +1,4 @@
-"""Engines start anew one at a time, and whatever they hold is held elsewhere first."""
+"""Engines restart one at a time, and their copies are held elsewhere first."""
 
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from tests.operator.worlds import KEY, RELEASE, base, snapshot, wave
 
 
 def test_a_new_revision_rolls_through_one_engine_at_a_time_and_no_copy_is_missed() -> None:
-    """An engine is away for a while, and Kubernetes, which goes on once it is back, sees that first."""
+    """A restarting engine is away for a while; Kubernetes notices its return before the operator, and continues."""
     cluster = Cluster(low=2, settings=["old", "old"])
     cluster.waves = [wave("one", ["a/0", "a/1"])]
     cluster.step()
@@ -46,7 +46,7 @@ def test_what_the_installation_changes_rolls_through_as_carefully(changed: dict[
 
 
 def test_engines_that_cannot_reach_redis_with_its_old_password_start_anew_with_the_new_one() -> None:
-    """Nobody hears of them, so that nothing can be moved first; one that is back holds up no other."""
+    """They cannot report, so nothing can be moved first; an engine that is back does not delay the others."""
     cluster = over_two()
     cluster.settings = [newest(cluster)] * 2
     cluster.ready = [False] * 8

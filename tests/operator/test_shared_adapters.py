@@ -1,4 +1,4 @@
-"""Adapters that several waves ask for: where they are held then, and whose their names are."""
+"""Adapters that several waves want: where they are placed, and which wave has the name."""
 
 import pytest
 

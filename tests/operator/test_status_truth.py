@@ -1,4 +1,4 @@
-"""Statuses tell the truth: what engines, pods and Redis say, and what is then written."""
+"""Statuses are truthful: which status follows from the reports of engines, pods and Redis."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def ready(conditions: list[Condition], kind: str = "Ready") -> tuple[str, str]:
 
 
 def stalled(status: AdapterWaveStatus | BaseModelStatus) -> str:
-    """The reason of the condition Stalled, which is there only where a person must act."""
+    """Return the reason of the condition Stalled, which exists only if a person must act; empty without it."""
     found = [each for each in status.conditions if each.type == "Stalled"]
     assert all(each.status == "True" for each in found)
     return found[0].reason if found else ""
@@ -53,7 +53,7 @@ def with_pods(of: Snapshot, *pods: EnginePod) -> Snapshot:
 
 
 def wave_after(engines: list[EngineView], **changes: Any) -> AdapterWaveStatus:
-    """The status of a wave of two adapters on two engines (a/0 on smol-0, a/1 on smol-1)."""
+    """Return the status of a wave of two adapters on two engines (a/0 on smol-0, a/1 on smol-1)."""
     of = snapshot(base(2, 2), [changes.pop("of", wave("w", ["a/0", "a/1"]))])
     first = placed(plan(of))
     known = msgspec.structs.replace(

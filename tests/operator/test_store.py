@@ -1,4 +1,4 @@
-"""Listings, the watch and the answers to writes: none takes back what another knows better."""
+"""Listings, the watch and the answers to writes: none replaces newer knowledge from another."""
 
 import msgspec
 
@@ -20,12 +20,12 @@ def sighted(uid: str, at: int, *, gone: bool = False) -> News:
 
 
 def answered(uid: str, at: int, generation: int = 1) -> News:
-    """What the API server says to a status that the operator writes."""
+    """Return the API server's answer to a status that the operator wrote."""
     return News("AdapterWave", raw(uid, at, generation), own=True)
 
 
 def listed() -> Store[int]:
-    """A store that knows `a` and `b`, each of version 1."""
+    """Return a store that knows `a` and `b`, both at version 1."""
     store = Store(version)
     store.begin()
     store.replace([raw("a", 1), raw("b", 1)])

@@ -1,4 +1,4 @@
-"""What objects say of themselves after a pass, over a real API server: reasons, counts, places in a queue."""
+"""The statuses of objects after a pass, over a real API server: reasons, counts, queue positions."""
 
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure

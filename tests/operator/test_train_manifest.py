@@ -1,4 +1,4 @@
-"""Manifests of policies as the operator reads them: over HTTP from a server of the test's own."""
+"""Manifests of policies as the operator reads them over HTTP, from the test's own server."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Iterator[str]:
-    """A folder that is served; yields its URL."""
+    """A folder served over HTTP; yields its URL."""
     (tmp_path / "policies.jsonl").write_text('{"name": "acme/a", "rank": 4}\n\n{"name": "acme/b"}\n')
     (tmp_path / "broken.jsonl").write_text('{"name": "acme/a"}\n{"rank": 4}\n')
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:

@@ -1,4 +1,4 @@
-"""How training ends, and how far it is: complete, failed, what is published and served, what is kept of it."""
+"""How training ends and reports progress: completion, failure, what is published and served, what is kept."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""What policies have published is held until their wave is deleted, whatever becomes of the base of both."""
+"""What policies have published is held until their wave is deleted, whatever happens to their base."""
 
 import msgspec
 import pytest
@@ -120,7 +120,7 @@ def test_what_a_base_lets_go_of_by_training_no_more_stays_held_and_begins_anew_o
 
 
 def test_a_wave_may_serve_what_a_policy_that_begins_anew_had_published() -> None:
-    """Though its engine, which knows of none, trains where nothing of it lies."""
+    """This holds although the engine now trains with a different store and knows of no published revision."""
     world = World(base(), [training_wave("w", 1)], engines(1))
     world.step()
     world.say(Stage.RUNNING, 7, published=published(5), saved=7)
@@ -157,7 +157,7 @@ def test_a_wave_that_was_cancelled_stays_so_though_it_could_not_be_trained() -> 
 
 @pytest.mark.parametrize("partly_read", [False, True])
 def test_what_policies_have_learnt_is_remembered_while_their_base_trains_no_more(*, partly_read: bool) -> None:
-    """As its history of rewards, which no engine tells again of what is complete."""
+    """This includes the reward history, which no engine reports again for a complete policy."""
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
     world.say(Stage.COMPLETE, STEPS, published=published(STEPS))

@@ -1,4 +1,4 @@
-"""What waves train by, manifests and config maps: waited for by who has not begun, not missed by who has."""
+"""A wave's inputs, manifests and config maps: waited for before training begins, and not needed afterwards."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which policies begin in the host memory that engines tell of: as many as have some, and never nobody for good."""
+"""Which policies begin with the host memory that engines report: as many as fit, and no wave waits forever."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ ENGINES = 3
 
 
 def with_memory(count: int, budget: int = 1000, **calls: int) -> list[EngineView]:
-    """Engines that tell of so much memory each."""
+    """Return engines that each report `budget` bytes of memory for policies."""
     return [heard(view, msgspec.structs.replace(ROOM, budget=budget, **calls)) for view in engines(count)]
 
 
@@ -49,7 +49,7 @@ def leased(world: World) -> dict[str, str]:
 
 
 def replicas(found: Plan) -> int:
-    """Engines that the plan has run."""
+    """Return the number of engines that the plan runs."""
     specs = [each.body["spec"] for each in found.manifests if each.kind == "StatefulSet"]
     return int(specs[0]["replicas"])
 
@@ -183,7 +183,7 @@ def test_engines_of_an_earlier_version_tell_nothing_and_only_slots_count() -> No
 
 
 def test_a_gang_begins_where_it_fits_in_another_order_than_it_is_told_in() -> None:
-    """In that one both of rank 10 come first, and together, which leaves room for one of rank 30."""
+    """In the given order both policies of rank 10 share an engine, which leaves room for one of rank 30."""
     world = World(base(2, 2), [wave("first", 20)], with_memory(2, 1100))
     world.step()
     world.waves.append(wave("w", 10, 10, 30, 30, gang=True))
@@ -257,7 +257,7 @@ def test_a_gang_that_fits_in_any_way_is_placed(
 
 
 def all_trained(world: World, budget: int, rounds: int) -> bool:
-    """Whether every policy has ended, when those that train do so one after another and engines come as planned."""
+    """Return whether all waves complete when policies end one after another and engines come as planned."""
     for _ in range(rounds):
         count = replicas(world.step())
         world.engines = with_memory(max(count, len(world.engines)), budget)

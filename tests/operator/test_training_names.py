@@ -1,4 +1,4 @@
-"""Names of policies: each is trained by one wave, and served by none that means something else by it."""
+"""Names of policies: each is trained by one wave, and no wave serves another adapter under it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a person asks of training under way: to pause, to resume, to end, to take more steps."""
+"""Changes that a person makes to a training wave: pause, resume, cancel, more steps."""
 
 from typing import Any
 
@@ -128,7 +128,7 @@ def test_a_paused_wave_is_served_and_goes_on_when_engines_and_operator_have_star
 
 
 def complete(slots: int = 2, **fields: Any) -> World:
-    """A wave of two policies, which are complete and held in memory, and its engine with so many slots."""
+    """Return a world with a complete wave of two policies held in memory, on an engine with `slots` slots."""
     world = World(base(slots=slots, **fields), [training_wave("w", 2, serve=Serve(residency="Host"))], engines(1))
     world.step()
     world.say(Stage.COMPLETE, STEPS, published=published(STEPS), saved=STEPS)

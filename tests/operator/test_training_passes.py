@@ -43,14 +43,14 @@ async def leases(stage: Theatre, *engines: str) -> dict[str, TrainAssignment]:
 
 
 async def tell(redis: Redis, stage: Theatre, stands: Stage, step: int, **fields: Any) -> None:
-    """What an engine says of all that it trains, as its own record in the map."""
+    """Write an engine's progress on everything that it trains to the map."""
     for name, lease in (await leases(stage)).items():
         progress = Progress(name, lease.wave, lease.lease, stands, run=lease.run, step=step, steps=4, **fields)
         await redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(progress).decode())
 
 
 async def ready(stage: Theatre) -> None:
-    """A base whose engine answers."""
+    """Create a base whose engine answers."""
     stage.apply(base_model(**TRAINING))
     await stage.once()
     await stage.engine().report()
@@ -58,27 +58,27 @@ async def ready(stage: Theatre) -> None:
 
 
 async def seen(stage: Theatre, wave: str) -> None:
-    """The watch tells of a wave."""
+    """Play the watch: report a wave."""
     raw = await stage.kube.get("AdapterWave", stage.namespace, wave)
     assert raw is not None
     stage.feed.put(decode.identity(raw)[0], News("AdapterWave", raw))
 
 
 def lessons(prompt: str) -> dict[str, Any]:
-    """A ConfigMap of one example."""
+    """Return a ConfigMap with one example."""
     data = {"data.jsonl": json.dumps({"prompt": prompt}) + "\n"}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "lessons"}, "data": data}
 
 
 async def examples(stage: Theatre, wave: str) -> list[str]:
-    """The lines that a wave is trained on."""
+    """Return the dataset lines that a wave is trained on."""
     train = (await TrainReader(stage.redis).training(stage.base))[f"{stage.namespace}/{wave}"].train
     assert train.dataset is not None
     return train.dataset.lines
 
 
 async def training(stage: Theatre, engine: PlayedEngine, **train: Any) -> None:
-    """A base whose engine answers, and a wave that has its leases."""
+    """Create a base whose engine answers, and a wave with its leases."""
     stage.apply(base_model(**TRAINING), training_wave("w", **train))
     await stage.once()
     await engine.report()
@@ -181,7 +181,7 @@ async def test_a_config_map_that_cannot_be_read_is_asked_for_ever_later_and_at_o
 
 
 def named_config_map(name: str) -> ObservedWave:
-    """A wave that trains by the ConfigMap lessons."""
+    """Return a wave that trains on the ConfigMap `lessons`."""
     wave = training_wave(name, dataset={"configMap": {"name": "lessons"}})
     wave["metadata"] |= {"namespace": "team", "uid": f"uid-{name}"}
     return decode.adapter_wave(json.dumps(wave).encode())

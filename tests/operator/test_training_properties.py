@@ -1,4 +1,4 @@
-"""Whatever happens to engines, waves and the map: one lease a policy, tokens that grow, slots given once."""
+"""Whatever happens to engines, waves and the map: one lease per policy, growing tokens, no slot given twice."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ ENDED = {Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED}
 
 @dataclass
 class Story:
-    """A world to which things happen; `tokens` are the highest leases granted so far.
+    """A world with random events; `tokens` are the highest leases granted so far.
 
-    `saved` are the newest checkpoints that engines have told of, `known` those that leases tell of.
+    `saved` are the newest checkpoints that engines have reported, `known` those named in leases.
     """
 
     world: World = field(default_factory=lambda: World(base(ENGINES, ENGINES, SLOTS), [], engines(ENGINES)))
@@ -75,12 +75,12 @@ class Story:
             self.world.change(f"w{index}", paused=paused, cancelled=cancelled)
 
     def ask_for_more(self, index: int) -> None:
-        """More steps than a complete policy has taken."""
+        """Ask for more steps than a complete policy has taken."""
         if f"team/w{index}" not in self.unread:
             self.world.change(f"w{index}", steps=STEPS * 2)
 
     def lose_sight(self, index: int) -> None:
-        """The spec of a wave cannot be read any more: what it has is remembered, to be found again."""
+        """Make a wave's spec unreadable, and remember what the wave has, to check that it keeps it."""
         for at, wave in enumerate(self.world.waves):
             if at == index and not wave.defect:
                 self.unread[wave.meta.key] = wave.spec, self.has(wave.meta.key)
@@ -93,7 +93,7 @@ class Story:
                 self.world.waves[at] = msgspec.structs.replace(wave, spec=spec, defect="")
 
     def has(self, key: str) -> dict[str, object]:
-        """What the map says that a wave has, wherever its adapters are, and whatever engines say last."""
+        """Return what a wave has according to the map, ignoring adapters' places and engines' last words."""
         record = self.world.training.training.get(key)
         return {
             "leases": {name: lease for name, lease in self.world.leases.items() if lease[1].wave == key},
@@ -102,7 +102,7 @@ class Story:
         }
 
     def say(self, ordinal: int, stage: Stage, step: int) -> None:
-        """A live engine reports so of everything that it trains."""
+        """Let a live engine report this stage and step for everything that it trains."""
         if self.world.engines[ordinal].record is not None:
             names = list(self.world.training.trains.get(f"smol-{ordinal}", {}))
             if names:
@@ -111,7 +111,7 @@ class Story:
                 self.saved |= Counter(dict.fromkeys(names, step))
 
     def lose_the_map(self) -> None:
-        """Redis lost everything, and live engines have told again how their policies stand."""
+        """Lose everything in Redis, and let live engines report their policies' progress again."""
         alive = {view.engine for view in self.world.engines if view.record is not None}
         before = self.world.training
         progress = {engine: of for engine, of in before.progress.items() if engine in alive}
@@ -119,12 +119,12 @@ class Story:
         self.unread = {key: (spec, {"adapters": set()}) for key, (spec, _) in self.unread.items()}
         self.world.version, self.world.placements, self.world.recorded = None, {}, {}
         self.known = {}
-        # Whatever nobody tells of any more begins under a clock that has gone on.
+        # Policies that nobody reports any more begin again, with tokens from a later clock.
         leases = {name: each.lease for of in progress.values() for name, each in of.items()}
         self.tokens = {name: token for name, token in self.tokens.items() if leases.get(name) == token}
 
     def settle(self) -> None:
-        """Plan, write, and hold what must always hold."""
+        """Plan, write, and check the invariants."""
         self.world.step()
         found = self.world.leases  # fails where a policy has two
         for name, (engine, lease) in found.items():

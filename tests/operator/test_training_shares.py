@@ -1,4 +1,4 @@
-"""Waves that train count in quotas and shares of namespaces as waves that serve do."""
+"""Training waves count toward namespaces' quotas and shares just as serving waves do."""
 
 from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Stage

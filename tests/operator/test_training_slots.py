@@ -1,4 +1,4 @@
-"""Which slots waves that train get: all or none as a gang, what is free as an elastic wave, and until the end."""
+"""Slots of training waves: a gang gets all or none, an elastic wave what is free; both keep them until the end."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Waves over a base that cannot be read, or that is deleted: nothing changes but what goes with what was deleted."""
+"""Waves over an unreadable or deleted base: nothing changes, except what goes away with a deleted object."""
 
 import msgspec
 

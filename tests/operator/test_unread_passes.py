@@ -1,6 +1,6 @@
-"""After a rollback, over a real API server and a real Redis: what a newer version left is read as far as can be.
+"""After a rollback, over a real API server and a real Redis: a newer version's data is read as far as possible.
 
-Resource definitions of the newer version stay, and so does what its operator wrote to the map.
+The newer version's CRDs stay, and so does what its operator wrote to the map.
 """
 
 import json
@@ -24,7 +24,7 @@ FIELD = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/trai
 
 @pytest.fixture
 def newer(api_server: ApiServer) -> Iterator[None]:
-    """Waves may say on which tape they are trained, which this version knows nothing of."""
+    """Add to the CRD a field `tape` for training waves, which this version does not know."""
     patch = [{"op": "add", "path": FIELD, "value": {"type": "string"}}]
     api_server.kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps(patch))
     yield
@@ -32,7 +32,7 @@ def newer(api_server: ApiServer) -> Iterator[None]:
 
 
 async def on_tape(stage: Theatre, name: str) -> None:
-    """A wave's spec as only the newer version reads it, once the API server takes it."""
+    """Apply a wave that only the newer version can read, as soon as the API server accepts it."""
 
     async def taken() -> bool:
         try:
@@ -45,7 +45,7 @@ async def on_tape(stage: Theatre, name: str) -> None:
 
 
 async def rewritten(redis: Redis, key: str, field: str) -> Any:
-    """Records as the newer operator writes them, with what this version does not know in `field`."""
+    """Rewrite records as the newer operator does, with an unknown entry in `field`, and return them."""
     for name, text in (await redis.hgetall(key)).items():
         record: dict[str, Any] = json.loads(text)
         record[field]["tape"] = "long"

@@ -1,4 +1,4 @@
-"""Records of training that are read in part, as after a rollback: left alone until their wave says what to write."""
+"""Training records that are read in part, as after a rollback, are left alone until their wave says what to write."""
 
 import msgspec
 import pytest
@@ -35,7 +35,7 @@ def test_records_that_are_read_in_part_are_written_anew_for_a_wave_that_can_be_r
 
 @pytest.mark.parametrize("leases_alone", [False, True])
 def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_read(*, leases_alone: bool) -> None:
-    """As whenever an operator has just begun: what is to be written of the wave is not known yet."""
+    """Whenever an operator has just started, it does not know yet what to write for the wave."""
     uri = "s3://b/p.jsonl"
     of = training_wave("w", policies=Policies(manifest=uri))
     inputs = Inputs(manifests={"uid-w": tuple(Policy(name, rank=8) for name in named("w", [0, 1]))})
@@ -56,7 +56,7 @@ def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_
 
 
 def test_records_that_are_read_in_part_are_not_written_where_the_map_has_lost_them() -> None:
-    """Who trained by them would train by what nobody has asked for."""
+    """An engine that trained by them would train with settings that nobody asked for."""
     world = lessons()
     in_part(world)
     lose_sight(world)

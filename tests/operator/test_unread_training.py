@@ -1,4 +1,4 @@
-"""A wave that trains and cannot be read keeps its leases, slots, names and what it has published."""
+"""A training wave that cannot be read keeps its leases, slots, names and published revisions."""
 
 import msgspec
 import pytest
@@ -43,7 +43,7 @@ def test_that_its_policies_have_ended_is_known_also_when_nobody_can_tell_of_it_a
 
 
 def test_no_lease_of_it_is_granted_to_an_engine_that_has_started_anew() -> None:
-    """By what it would have to train only the spec says, which cannot be read."""
+    """Only the spec, which cannot be read, says how the engine would have to train."""
     world = lessons()
     before = world.training.trains
     lose_sight(world)
@@ -70,7 +70,7 @@ def test_slots_of_its_policies_are_nobody_elses() -> None:
 
 @pytest.mark.parametrize("has_status", [True, False])
 def test_nobody_gives_way_to_a_gang_that_would_need_its_slots(*, has_status: bool) -> None:
-    """Also where its status cannot be read either."""
+    """This also holds if its status cannot be read either."""
     of = training_worlds.base(slots=4, tenants=[Tenant("other")])
     world = World(of, [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])], engines(1))
     world.step()

@@ -1,4 +1,4 @@
-"""A wave whose spec cannot be read, as after a rollback, keeps what it has, and nobody takes it away."""
+"""A wave whose spec cannot be read, for example after a rollback, keeps what it has, and no other wave takes it."""
 
 from itertools import chain
 
@@ -98,7 +98,7 @@ def test_what_it_shares_stays_when_the_other_wave_goes() -> None:
 
 
 def test_who_shares_an_adapter_with_it_says_what_that_is_from_now_on() -> None:
-    """As when a revision is published, which the other wave follows."""
+    """For example, the other wave follows a newly published revision."""
     old, new = ({"a/0": f"pvc://samples/{revision}"} for revision in ("old", "new"))
     later = wave("later", sources=old, created="2026-01-02T00:00:00Z")
     world = Settled(base(), [wave("one", sources=old), wave("two", sources=old), wave("three", sources=old)])
@@ -172,7 +172,7 @@ def test_what_the_map_has_lost_is_written_again() -> None:
 
 
 def test_what_a_lost_map_has_again_in_part_is_not_taken_for_all_of_it() -> None:
-    """As when a call of many that write it again was not answered."""
+    """This happens if one of the calls that rewrite the map was not answered."""
     world = Settled(base(2, 2), [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])])
     before, world.waves = world.state, list(map(unread, world.waves))
     part = MapState(None, None, {"a/0": before.placements["a/0"]}, {}, {"team/two": before.waves["team/two"]})

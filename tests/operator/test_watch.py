@@ -1,4 +1,4 @@
-"""Kopf's thread: the liveness probe tells whether the loop moves."""
+"""Kopf's thread: the liveness probe reports whether the loop makes progress, and events mark their part."""
 
 import asyncio
 import getpass
@@ -17,7 +17,7 @@ from tests.redis_process import free_port
 
 
 def probe(port: int) -> int:
-    """The HTTP status of the liveness endpoint; 0 while nobody listens."""
+    """Return the HTTP status of the liveness endpoint; 0 while nobody listens."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as answer:
             return int(answer.status)

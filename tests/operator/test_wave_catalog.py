@@ -1,4 +1,4 @@
-"""Waves over the catalog: by selector or by name, as registered now; a real API server and a real Redis."""
+"""Waves over the catalog as it is now, by selector or by name, on a real API server and a real Redis."""
 
 import asyncio
 from pathlib import Path
@@ -203,7 +203,7 @@ async def test_an_operator_that_begins_while_the_catalog_is_rebuilt_lets_go_of_n
 async def test_an_operator_that_begins_where_all_was_lost_announces_the_base_and_lets_go_of_nothing(
     stage: Stage, catalog: Catalog
 ) -> None:
-    """A gateway that begins as well learns only by that where the catalog is, which the operator waits for."""
+    """Only that tells a gateway that starts, too, where the catalog is; the operator waits for it to be read."""
     stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
     await stage.once()
     await becomes(stage, SUPPORT)
@@ -244,7 +244,7 @@ async def test_what_nobody_asks_any_more_is_forgotten_and_what_says_the_same_sta
 
 
 class Halting(CatalogReader):
-    """It finds a name at once, and says so only when it may."""
+    """A reader that finds a name at once, but returns it only when it may."""
 
     def __init__(self, redis: Redis, halts: str) -> None:
         super().__init__(redis)

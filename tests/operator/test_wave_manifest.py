@@ -1,4 +1,4 @@
-"""Waves over manifests served over HTTP: followed, and trouble with one is its own wave's alone."""
+"""Waves over manifests served over HTTP: changes are followed, and a bad manifest affects only its own wave."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ async def test_a_manifest_is_a_wave_and_is_followed(
     stage: Stage, catalog: Catalog, shelf: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wave_lists, "REREAD_S", 0.0)
-    monkeypatch.setattr(wave_lists, "SHARE", float("inf"))  # however slow this machine is now
+    monkeypatch.setattr(wave_lists, "SHARE", float("inf"))  # however slow this machine is
     monkeypatch.setattr(wave_lists, "LONGEST_RETRY_S", 0.0)
     monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 0.0)
     folder, url = shelf

@@ -1,7 +1,7 @@
 """A week replayed in simulated time: waves come and go, traffic is skewed, engines die and come back.
 
-What must hold at every moment: nothing is called Ready that no engine holds, nothing is over capacity, nobody starves
-behind those who came later, and copies move only because an engine went.
+Invariants: nothing is Ready that no engine holds, nothing is over capacity, no wave starves behind later ones, and
+copies move only because an engine went away.
 """
 
 import random
@@ -27,7 +27,7 @@ BASE = base(2, ENGINES, SLOTS)
 
 
 class Week:
-    """The world, moved on a step at a time."""
+    """The simulated world, advanced step by step."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -43,7 +43,7 @@ class Week:
         self.moved = self.displaced = 0
 
     def step(self) -> Plan:
-        """Ten minutes pass."""
+        """Let ten minutes pass, then plan and write the plan."""
         self.now += STEP_S
         self._waves_come_and_go()
         self._engines_die_and_come_back()
@@ -89,11 +89,11 @@ class Week:
             self.ends[name] = self.now + self.random.expovariate(1 / 14_400)
 
     def _popular(self) -> int:
-        """Zipf: few adapters are asked for by most waves."""
+        """Draw an adapter by Zipf's law: most waves ask for few adapters."""
         return int(CATALOG ** self.random.random()) - 1
 
     def _busy(self) -> int:
-        """Engines that the traffic fills: more by day than by night."""
+        """Return the number of engines that traffic fills: more by day than by night."""
         hour = (self.now / 3600) % 24
         return 3 + (4 if 8 < hour < 20 else 0)
 
@@ -105,7 +105,7 @@ class Week:
             self.dead[self.random.randrange(ENGINES)] = self.now + self.random.uniform(600, 7200)
 
     def _engines_load(self) -> None:
-        """Engines hold what they are asked to, as fast as they can load."""
+        """Let engines load their assignments, LOADS_A_STEP copies per step."""
         for ordinal, held in self.holding.items():
             wanted = {} if ordinal in self.dead else self.state.assigned.get(f"smol-{ordinal}", {})
             for name in [name for name in held if name not in wanted]:
@@ -114,7 +114,7 @@ class Week:
                 held[name] = wanted[name].residency
 
     def _count_moves(self, found: Plan) -> None:
-        """Copies that left an engine although they are still wanted, and those whose engine was lost or is going."""
+        """Count copies that left an engine although still wanted, and copies whose engine was lost or is leaving."""
         fleet = found.known[KEY].fleet
         going = {f"smol-{ordinal}" for ordinal in {*fleet.leaving, *self.dead, *range(fleet.count, ENGINES)}}
         placed = found.known[KEY].placed
@@ -161,7 +161,7 @@ def nothing_is_over_capacity(week: Week) -> None:
 
 
 def nobody_starves(week: Week, found: Plan) -> None:
-    """A wave waits only for waves whose turn comes before its own: held against a naive reading of that."""
+    """Check, against a naive computation, that a wave waits only for waves whose turn comes before its own."""
     wanted: dict[str, int] = {}
     admitted = set()
     for each in sorted(week.waves.values(), key=lambda each: (-each.spec.priority, each.meta.created)):

@@ -1,4 +1,4 @@
-"""Small worlds that train: waves of policies, what engines say of them, and the map after each plan is written."""
+"""Small training worlds: waves of policies, engines' reports, and the map after each plan is written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -70,7 +70,7 @@ def training_wave(
     created: str = "2026-01-01T00:00:00Z",
     **fields: Any,
 ) -> ObservedWave:
-    """A wave of `count` policies named NAMESPACE/NAME-i."""
+    """Return a wave of `count` policies named NAMESPACE/NAME-i."""
     train = Train(
         policies=fields.pop("policies", Policies(count=count)),
         dataset=fields.pop("dataset", Dataset(lines=['{"prompt": "x", "answer": "y"}'])),
@@ -91,7 +91,7 @@ def training_wave(
 
 
 class World(msgspec.Struct):
-    """One base that is planned again and again; `step` writes each plan as the applier would."""
+    """One base that is planned repeatedly; `step` writes each plan as the applier would."""
 
     base: ObservedBase
     waves: list[ObservedWave]
@@ -131,7 +131,7 @@ class World(msgspec.Struct):
         )
 
     def step(self) -> Plan:
-        """Plan, write, and give every wave its new status."""
+        """Plan, write the plan, and give every wave its new status."""
         found = self.plan()
         self.placements = worlds.placed(found, self.placements)
         change = found.changes.get(KEY, MapChange())
@@ -150,7 +150,7 @@ class World(msgspec.Struct):
 
     @property
     def leases(self) -> dict[str, tuple[str, TrainAssignment]]:
-        """Policy -> engine and lease. A policy that two engines have fails the test."""
+        """Each policy's engine and lease. Fails the test if two engines have the same policy."""
         found: dict[str, tuple[str, TrainAssignment]] = {}
         for engine, of in self.training.trains.items():
             for name, lease in of.items():
@@ -159,7 +159,7 @@ class World(msgspec.Struct):
         return found
 
     def say(self, stage: Stage, step: int = 0, *names: str, **fields: Any) -> None:
-        """Engines report so of the policies that they train (all, or those named)."""
+        """Let engines report this stage and step for the policies that they train (all, or those named)."""
         progress = {engine: dict(of) for engine, of in self.training.progress.items()}
         for engine, of in self.training.trains.items():
             for name, lease in of.items():
@@ -177,12 +177,12 @@ class World(msgspec.Struct):
         self.training = msgspec.structs.replace(self.training, progress=progress)
 
     def start_anew(self, incarnation: int) -> None:
-        """Engines and operator start anew: nobody tells of what trained before, and nobody remembers it."""
+        """Restart engines and operator: nobody reports or remembers what trained before."""
         self.engines = [restarted(view, incarnation) for view in self.engines]
         self.training = msgspec.structs.replace(self.training, progress={})
 
     def change(self, name: str, **fields: Any) -> None:
-        """A person changes `spec.train` of a wave."""
+        """Change fields of a wave's `spec.train`, as a person would."""
         self.waves = [_changed(wave, fields) if wave.meta.name == name else wave for wave in self.waves]
 
 
@@ -193,7 +193,7 @@ def _changed(wave: ObservedWave, fields: Mapping[str, Any]) -> ObservedWave:
 
 
 def written(state: TrainState, change: TrainChange) -> TrainState:
-    """The map's part about training once a change is written."""
+    """Return the training part of the map once a change is written."""
     training = dict(state.training) | {each.wave: each for each in change.set_training}
     trains: Trains = {engine: dict(of) for engine, of in state.trains.items()}
     for engine, leases in change.set_trains.items():
@@ -220,7 +220,7 @@ def restarted(view: EngineView, incarnation: int) -> EngineView:
 
 
 def loading(view: EngineView, incarnation: int) -> EngineView:
-    """The engine's next start, which has yet to load its base."""
+    """Return the engine's next start, which has yet to load its base."""
     again = restarted(view, incarnation)
     assert again.record is not None
     return msgspec.structs.replace(again, record=msgspec.structs.replace(again.record, ready=False))
@@ -235,13 +235,13 @@ def named(wave: str, indices: Sequence[int]) -> list[str]:
 
 
 def condition(world: World, wave: str, kind: str) -> tuple[str, str, str]:
-    """Status, reason and message of a wave's condition."""
+    """Return the status, reason and message of a wave's condition."""
     found = next(each for each in world.status(wave).conditions if each.type == kind)
     return found.status, found.reason, found.message
 
 
 def training(world: World) -> TrainingStatus:
-    """What the status of wave `w` says of its training."""
+    """Return the training part of the status of wave `w`."""
     found = world.status("w").training
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""Worlds some of whose waves, bases or records cannot be read, as after a rollback."""
+"""Worlds in which some waves, bases or records cannot be read, as after a rollback."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def condition(of: Plan, name: str, kind: str = "Ready") -> tuple[str, str, str]:
 
 
 class Settled:
-    """A base and waves, planned for until nothing changes, and what the map says then."""
+    """A base and waves, planned until nothing changes, and the resulting map."""
 
     def __init__(self, of: ObservedBase, waves: Sequence[ObservedWave]) -> None:
         self.base, self.waves, self.state = of, list(waves), MapState(1, None, {}, {})
@@ -58,7 +58,7 @@ class Settled:
 
 
 def lessons() -> World:
-    """A wave of two policies that trains on one of two engines."""
+    """Return a world with a wave of two policies that trains on one of two engines."""
     world = World(training_worlds.base(2, 2), [training_wave("w", 2)], engines(2))
     world.step()
     world.say(Stage.RUNNING, 3)
@@ -71,7 +71,7 @@ def lose_sight(world: World) -> None:
 
 
 def in_part(world: World) -> None:
-    """As the map is read after a rollback: what users have written is not understood."""
+    """Replace training records by what is read of them after a rollback: users' settings are not understood."""
     training = {
         key: PartTraining(
             **{f: getattr(each, f) for f in each.__struct_fields__} | {"train": Train(policies=Policies(), steps=0)}

@@ -1,4 +1,4 @@
-"""Small worlds to plan for: a base, its waves, and engines that say what they hold."""
+"""Small worlds for the planner: a base, its waves, and engines that report what they hold."""
 
 from collections.abc import Mapping, Sequence
 
@@ -103,7 +103,7 @@ def wave(
 
 
 def unread(of: ObservedWave, ref: str = "smol") -> ObservedWave:
-    """As `decode` gives one that it cannot read: of the spec only the base that it names is known, if even that."""
+    """Return a wave as `decode` gives an unreadable one: at most the base's name is known of its spec."""
     spec = AdapterWaveSpec(base_model_ref=BaseModelRef(ref, "" if of.meta.namespace == "team" else "team"))
     return msgspec.structs.replace(of, spec=spec, defect=DEFECT)
 
@@ -181,7 +181,7 @@ def snapshot(
 
 
 def placed(plan: Plan, before: Mapping[str, Placement] | None = None) -> dict[str, Placement]:
-    """The placements of the base once the plan's change is written over `before`."""
+    """Return the base's placements once the plan's change is written over `before`."""
     change = plan.changes.get(KEY)
     after = dict(before or {})
     if change is not None:
@@ -192,7 +192,7 @@ def placed(plan: Plan, before: Mapping[str, Placement] | None = None) -> dict[st
 
 
 def written(state: MapState, change: MapChange) -> MapState:
-    """The map after a change, as a naive reader would see it."""
+    """Return the map after a change, computed naively."""
     placements = dict(state.placements) | {each.adapter: each for each in change.set_placements}
     assigned = {name: dict(each) for name, each in state.assigned.items()}
     for name, records in change.set_assigned.items():
