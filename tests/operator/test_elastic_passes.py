@@ -57,7 +57,7 @@ async def two_waves_on_two_engines(stage: Stage) -> list[PlayedEngine]:
 
 async def test_engines_come_for_waves_that_wait_up_to_the_bound(stage: Stage) -> None:
     await two_waves_on_two_engines(stage)
-    # named to come after the others where all were made within one second
+    # the name sorts after the others, in case all are created within one second
     stage.apply(adapter_wave("two-more", ["two-more/0", "two-more/1", "two-more/2"]))
     await stage.once()
     assert await replicas(stage) == 2

@@ -201,7 +201,7 @@ def test_before_its_end_a_wave_with_a_ttl_is_as_one_without(of: Snapshot, data: 
 
 @pytest.mark.parametrize("namespace", ["team", "other"])
 def test_over_a_base_that_cannot_be_read_it_is_told_of_as_over_any_other(namespace: str) -> None:
-    """Also where only the map says that it was there, for by its tenants the base could be asked no more."""
+    """Also if only the map shows that it was admitted, because the base's tenants cannot be read any more."""
     broken, of = msgspec.structs.replace(base(), defect="spec.engine.device: no such device"), base()
     spec = msgspec.structs.replace(of.spec, tenants=[Tenant("team", 2, 8), Tenant("other", 3, 7)])
     readable = msgspec.structs.replace(of, spec=spec)

@@ -69,7 +69,7 @@ def test_several_nodes_are_a_group_and_one_is_a_pod_as_before() -> None:
     assert ("StatefulSet" in one, "LeaderWorkerSet" in one) == (True, False)
     assert ("StatefulSet" in three, "LeaderWorkerSet" in three) == (False, True)
     spec = three["LeaderWorkerSet"]["spec"]
-    assert spec["replicas"] == 2  # of whole groups
+    assert spec["replicas"] == 2  # counts groups
     assert spec["leaderWorkerTemplate"]["size"] == 3
     assert spec["rolloutStrategy"]["rollingUpdateConfiguration"] == {
         "partition": 1,
@@ -121,7 +121,7 @@ def test_the_budget_and_the_guard_hold_for_all_of_a_group() -> None:
         assert selects(peers["from"][0]["podSelector"], template)
         assert "ports" not in peers
     assert found["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
-    assert len(rendered(spread_over(1))["NetworkPolicy"]["spec"]["ingress"]) == 2  # nobody else may come in
+    assert len(rendered(spread_over(1))["NetworkPolicy"]["spec"]["ingress"]) == 2  # no other ingress is allowed
 
 
 def test_each_node_gives_the_devices_of_its_own_ranks() -> None:

@@ -46,7 +46,7 @@ class Slow:
         self._ended.set()
         self._server.shutdown(
             socket.SHUT_RDWR
-        )  # who waits for a connection is told, and no other socket's comes to it
+        )  # wakes accept, without a connection from another socket
         self._thread.join()
         self._server.close()
 

@@ -15,10 +15,10 @@ from mint_operator.training.policies import check
     [
         (["mlp.up_proj"], "mlp.up_proj", True),
         (["mlp.up_proj"], "0.mlp.up_proj", True),
-        (["mlp.up_proj"], "up_proj", False),  # which means experts too
+        (["mlp.up_proj"], "up_proj", False),  # would include experts, too
         (["up_proj"], "shared_experts.up_proj", True),
         (["up_proj"], "own_up_proj", False),
-        ([], "up_proj", True),  # what a base has only its engines know
+        ([], "up_proj", True),  # only engines know which modules a base has
     ],
 )
 def test_policies_train_no_more_than_what_a_base_offers(offered: list[str], target: str, fits: bool) -> None:

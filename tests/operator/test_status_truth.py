@@ -185,7 +185,7 @@ def test_a_base_that_served_and_lost_its_engines_is_degraded() -> None:
     ("pod", "counts"),
     [
         (POD, 1),
-        (EnginePod(name="smol-0", ip="10.0.0.99", ready=True), 0),  # its successor of the same name
+        (EnginePod(name="smol-0", ip="10.0.0.99", ready=True), 0),  # a successor of the same name
         (EnginePod(name="smol-0"), 0),  # a successor without an address yet
         (EnginePod(name="smol-0", ip="10.0.0.0", ready=True, terminating=True), 0),
     ],

@@ -24,7 +24,7 @@ from tests.operator import worlds
 from tests.operator.training_worlds import STEPS, World, base, condition, dead, engines, published, training_wave
 
 WEIGHTS = {"self_attn.q_proj": 3, "self_attn.v_proj": 1, "mlp.up_proj": 6}
-ROOM = PolicyRoom(budget=1000, weights=WEIGHTS, own=2, copies=1)  # rank R: 20 R of its own, and 10 R to be copied
+ROOM = PolicyRoom(budget=1000, weights=WEIGHTS, own=2, copies=1)  # rank R needs 20 R itself, and 10 R to be copied
 ENGINES = 3
 
 
@@ -76,7 +76,7 @@ def test_who_begins_with_a_revision_takes_as_much_as_that_has_weights_once_someb
     known = {"acme/all": Size(2, 2 * 20 + 4096), "acme/few": Size(2, 2 * 8), "acme/huge": Size(34, 2 * 340)}
     starts, policy = Starts(known | {"acme/told-no-bytes": Size(2)}, item_bytes=2), Policy(name="x", rank=8)
     for adapter, taken in {
-        "acme/all": Taken(40, 20),  # its own rank, whatever the policy's; a file's head is no weights
+        "acme/all": Taken(40, 20),  # the revision's rank counts, not the policy's; a file's header has no weights
         "acme/few": Taken(16, 8),  # too small a file for all modules
         "acme/told-no-bytes": Taken(40, 20),
         "acme/huge": Taken(),  # more than all there is: its engine says so

@@ -276,7 +276,7 @@ async def test_leases_outlive_a_redis_that_lost_everything(mortal_stage: tuple[T
     await stage.once()
     before = await leases(stage)
     await stage.redis.flushall()
-    stage.operator(2)  # one that remembers nothing, over engines that have told again
+    stage.operator(2)  # it remembers nothing, but engines have reported again
     for name, lease in before.items():
         progress = Progress(name, lease.wave, lease.lease, Stage.RUNNING, run=lease.run, step=2, steps=4)
         await stage.redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(progress).decode())

@@ -31,7 +31,7 @@ class Story:
     known: dict[str, int] = field(default_factory=dict)
     unread: dict[str, tuple[AdapterWaveSpec, dict[str, object]]] = field(default_factory=dict)
     starts: int = 1
-    room: PolicyRoom | None = None  # what engines tell of their memory
+    room: PolicyRoom | None = None  # the memory that engines report
 
     def __post_init__(self) -> None:
         self.world.engines = [self.engine(ordinal) for ordinal in range(ENGINES)]
@@ -126,7 +126,7 @@ class Story:
     def settle(self) -> None:
         """Plan, write, and check the invariants."""
         self.world.step()
-        found = self.world.leases  # fails where a policy has two
+        found = self.world.leases  # fails if a policy has two
         for name, (engine, lease) in found.items():
             assert lease.lease >= self.tokens.get(name, 0)
             self.tokens[name] = lease.lease

@@ -84,7 +84,7 @@ class Week:
                 [f"a/{(first + index * 7) % CATALOG}" for index in range(size)],
                 replicas=self.random.choice([1, 1, 1, 2]),
                 priority=self.random.choice(PRIORITIES),
-                created=datetime.fromtimestamp(self.made, UTC).isoformat(),  # in the order that they come in
+                created=datetime.fromtimestamp(self.made, UTC).isoformat(),  # in the order of arrival
             )
             self.ends[name] = self.now + self.random.expovariate(1 / 14_400)
 
@@ -124,7 +124,7 @@ class Week:
             if after is None:
                 continue
             left = _engines(before) - _engines(after)
-            fewer = max(0, len(before.places) - len(after.places))  # replicas that nobody wants any more
+            fewer = max(0, len(before.places) - len(after.places))  # replicas that are not wanted any more
             self.displaced += len(left & going)
             self.moved += max(0, len(left) - fewer)
 

@@ -60,7 +60,7 @@ def test_a_large_vocabulary_is_computed_a_part_at_a_time() -> None:
     """A part has at most about 8,000 columns forward; backward, with 256 rows, at most a third of that."""
     torch.manual_seed(4)
     linear = nn.Linear(HIDDEN, 20_000, bias=False).requires_grad_(requires_grad=False)
-    # Whole numbers, whose sums are exact in any order: that of 20,000 products differs between machines.
+    # Integers, whose sums are exact in any order; a sum of 20,000 rounded products differs between machines.
     weight, hidden, slopes = (
         torch.randint(-3, 4, shape).float() for shape in (linear.weight.shape, (ROWS, HIDDEN), (ROWS, 20_000))
     )
