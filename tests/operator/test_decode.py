@@ -110,7 +110,7 @@ def test_a_status_of_another_version_is_written_anew() -> None:
             "Unschedulable",
         ),
         ({"phase": "Failed", "reason": "Evicted", "message": "disk"}, "Evicted"),
-        ({"phase": "Failed", "reason": "OutOfnvidia.com/gpu"}, "OutOfnvidia_com_gpu"),  # as a condition's reason allows
+        ({"phase": "Failed", "reason": "OutOfnvidia.com/gpu"}, "OutOfnvidia_com_gpu"),  # valid in conditions
         ({"phase": "Failed", "reason": "!"}, "PodTrouble"),
         ({}, None),
     ],

@@ -15,7 +15,7 @@ from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot
 from tests.operator.worlds import KEY, base, engine, placed, snapshot, source, wave, written
 
 NAMES = [f"a/{index}" for index in range(6)]
-RESIDENCIES: list[Residency] = ["Device", "Device", "Device", "Host", "Disk"]  # to draw from; mostly the tier that takes slots
+RESIDENCIES: list[Residency] = ["Device", "Device", "Device", "Host", "Disk"]  # mostly the tier that takes slots
 COLD: list[Residency] = ["Device", "Host", "Host", "Disk", "Disk"]
 
 
