@@ -44,9 +44,7 @@ class Slow:
 
     def end(self) -> None:
         self._ended.set()
-        self._server.shutdown(
-            socket.SHUT_RDWR
-        )  # wakes accept, without a connection from another socket
+        self._server.shutdown(socket.SHUT_RDWR)  # wakes accept, without a connection from another socket
         self._thread.join()
         self._server.close()
 
