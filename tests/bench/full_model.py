@@ -26,7 +26,7 @@ from mint_engine.scheduling.request import Done, Event, Failed, Request, Samplin
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.bench.merging import merge
-from tests.bench.speaking import Answer, serve
+from tests.bench.protocol import Answer, serve
 
 _FIRST_S = 300.0
 _SHARD = "4GB"

@@ -35,7 +35,7 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.sources.local import LocalFolder
 from tests.bench.memory import forget_pages, read_bytes, resident_bytes
 from tests.bench.our_setup import Setup
-from tests.bench.speaking import Answer, requests
+from tests.bench.protocol import Answer, requests
 from tests.bench.timing import Round
 from tests.bench.workload import Work
 

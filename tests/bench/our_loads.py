@@ -33,8 +33,8 @@ from mint_engine.residency.slots import Slots
 from tests.bench.adapters import WEIGHTS
 from tests.bench.memory import forget_all, read_directly, resident_bytes
 from tests.bench.models import linears
+from tests.bench.protocol import Answer, serve
 from tests.bench.shapes import MOE, moe_30b_a3b
-from tests.bench.speaking import Answer, serve
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.([^.]+)")
 _PREFIX = "base_model.model."

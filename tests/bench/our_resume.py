@@ -25,8 +25,8 @@ from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Length, Policies, Policy, Reward, Train, TrainSampling
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
 from tests.bench.places import scratch
-from tests.bench.questions import GROUP, PROMPTS, RANK, TARGET, texts
-from tests.bench.speaking import Answer, serve
+from tests.bench.prompts import GROUP, PROMPTS, RANK, TARGET, texts
+from tests.bench.protocol import Answer, serve
 from tests.engine.pods import BASE, Pod, pod
 from tests.redis_process import RedisProcess
 from tests.waiting import until

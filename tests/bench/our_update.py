@@ -19,9 +19,9 @@ from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.bench.experience import Experience
 from tests.bench.memory import forget_peak, peak_bytes
-from tests.bench.speaking import Answer, serve
+from tests.bench.protocol import Answer, serve
+from tests.bench.rollout_data import Experience
 from tests.engine.training.at_once import create, step_all
 
 _LOGPROB = -8.0  # about what the base gives random tokens; the value does not change the work

@@ -46,8 +46,8 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup
-from tests.bench.questions import GROUP, PROMPTS, RANK, TARGET, texts
-from tests.bench.speaking import Answer, requests
+from tests.bench.prompts import GROUP, PROMPTS, RANK, TARGET, texts
+from tests.bench.protocol import Answer, requests
 from tests.engine.training.at_once import create, step_all
 
 TENANTS = 16

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from mint_engine.model.device import choose_device, count_threads
-from tests.bench.speaking import Answer, serve
+from tests.bench.protocol import Answer, serve
 from tests.bench.workload import Work
 
 

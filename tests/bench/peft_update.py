@@ -18,8 +18,8 @@ from trl.trainer.utils import selective_log_softmax
 
 from mint_contracts.training import Optimizer
 from mint_engine.model.device import choose_device, count_threads
-from tests.bench.experience import Experience, Group
-from tests.bench.speaking import Answer, serve
+from tests.bench.protocol import Answer, serve
+from tests.bench.rollout_data import Experience, Group
 
 _LOGPROB = -8.0
 

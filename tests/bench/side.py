@@ -26,7 +26,7 @@ class SideFailed(Exception):
 
 
 class Side:
-    """A measured process that speaks JSON lines (`tests.bench.speaking`). Use as a context manager."""
+    """A measured process that speaks JSON lines (`tests.bench.protocol`). Use as a context manager."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name

@@ -182,7 +182,7 @@ def test_a_bar_tells_how_far_beyond_the_goal_a_ratio_is() -> None:
 
 
 ECHO = """
-from tests.bench.speaking import serve
+from tests.bench.protocol import serve
 def echo(**told): print("chatter"); return told
 def refuse(): raise ValueError("no such thing")
 serve({"echo": echo, "refuse": refuse, "leave": lambda: __import__("os")._exit(3)})

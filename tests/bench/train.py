@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from tests.bench.bench import ROUND_S, Bench, Group, take_turns
-from tests.bench.experience import Experience
+from tests.bench.rollout_data import Experience
 from tests.bench.rows import Row, measured
 from tests.bench.side import Side
 

@@ -11,7 +11,7 @@ from tests.bench.bench import ROUND_S, Bench, Group, take_turns
 from tests.bench.moe import upcycled
 from tests.bench.our_setup import Setup
 from tests.bench.places import scratch
-from tests.bench.questions import GROUP, PROMPTS, RANK
+from tests.bench.prompts import GROUP, PROMPTS, RANK
 from tests.bench.rows import Row, measured, percentile
 from tests.bench.side import Side
 

@@ -21,8 +21,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mint_engine.model.device import count_threads
-from tests.bench.questions import GROUP, PROMPTS, TARGET, texts
-from tests.bench.speaking import requests
+from tests.bench.prompts import GROUP, PROMPTS, TARGET, texts
+from tests.bench.protocol import requests
 
 MOST_STEPS = 1000
 

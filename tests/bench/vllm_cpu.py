@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from tests.bench.speaking import Answer, serve
+from tests.bench.protocol import Answer, serve
 from tests.bench.workload import TOGETHER, Work
 
 

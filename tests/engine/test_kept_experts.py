@@ -36,7 +36,7 @@ from tests.engine.running import ask, running, settings_for
 from tests.engine.saved_families import SERVED, save_adapter, save_base
 from tests.engine.test_families_served import check_answers
 from tests.engine.training.at_once import create, step_all
-from tests.engine.training.frontier import examples_of
+from tests.engine.training.frontier_families import examples_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
 Save = Callable[[Path], tuple[Path, Path]]  # a base's quantised copy, and another with its dequantised values

@@ -31,7 +31,7 @@ from tests.engine.running import save_base as save_llama
 from tests.engine.saved_families import SERVED, save_adapter, save_base
 from tests.engine.training.at_once import create
 from tests.engine.training.scene import groups
-from tests.engine.training.teaching import assignment, saved, train, training
+from tests.engine.training.training_engine import assignment, saved, train, training
 from tests.waiting import until
 
 NEW_TOKENS = 6

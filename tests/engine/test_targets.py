@@ -21,7 +21,7 @@ from mint_engine.training.trainer import Trainer
 from tests.engine.families import FAMILIES, make_model
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.at_once import create, packed_of
-from tests.engine.training.frontier import base_of
+from tests.engine.training.frontier_families import base_of
 
 DENSE = ("mlp.up_proj", "q_a_proj", "shared_experts.down_proj", "shared_experts.up_proj")
 NAMES: list[tuple[str, ...]] = [

@@ -13,7 +13,7 @@ from mint_contracts.records import EngineRecord
 from mint_contracts.source import Source
 from mint_engine.policies.calls import Calls
 from mint_gateway.policy import Policy, example
-from tests.engine.training import teaching
+from tests.engine.training import training_engine
 from tests.engine.training.calling import BASE, answer_calls
 from tests.gateway.scene import Scene
 from tests.relay import Relay, relaying
@@ -27,7 +27,7 @@ LESSON = [example([5], [6, 7, 8])]
 class TrainingEngine:
     """One engine. It reports to the map as an engine's process does."""
 
-    def __init__(self, name: str, trains: teaching.Scene, relay: Relay, redis: Redis) -> None:
+    def __init__(self, name: str, trains: training_engine.Scene, relay: Relay, redis: Redis) -> None:
         self.name, self.trains, self.relay, self._redis = name, trains, relay, redis
         self.come_back()
 
@@ -107,7 +107,9 @@ class School:
         """Start the engines; opening the gateway is left to the scene."""
         await self.scene.base(BASE, trains=True)
         for name in names:
-            trains = await self._stack.enter_async_context(teaching.training(base, self._folder / name, engine=name))
+            trains = await self._stack.enter_async_context(
+                training_engine.training(base, self._folder / name, engine=name)
+            )
             trains.store = Source(f"file://{self._folder}/training")
             (self._folder / "training").mkdir(exist_ok=True)
             await answer_calls(trains, name)

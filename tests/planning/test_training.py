@@ -26,7 +26,7 @@ from mint_gateway.planning.limits import MOST_SLOTS
 from mint_gateway.planning.shape import Targets
 from tests.engine.families import FAMILIES
 from tests.engine.training.at_once import create
-from tests.engine.training.frontier import base_of, examples_of
+from tests.engine.training.frontier_families import base_of, examples_of
 from tests.engine.training.scene import learn
 from tests.planning.frontier import FRONTIER
 from tests.planning.test_shape import config_fields

@@ -19,7 +19,7 @@ from mint_engine.training.example import PolicyBatch
 from mint_engine.training.follower import Follower
 from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.trainer import Lead, Trainer
-from tests.engine.training.frontier import base_of, examples_of
+from tests.engine.training.frontier_families import base_of, examples_of
 from tests.engine.training.scene import DAPO, learn, policies
 
 

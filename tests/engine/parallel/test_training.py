@@ -28,7 +28,7 @@ from tests.engine.parallel.learning import NAMES, Learning, engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.parallel.processes import followers
 from tests.engine.running import save_base
-from tests.engine.training.frontier import Merged, reference
+from tests.engine.training.frontier_families import Merged, reference
 from tests.engine.training.scene import learn
 from tests.waiting import until
 

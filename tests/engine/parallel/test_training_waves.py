@@ -11,7 +11,7 @@ from tests.engine import saved_families
 from tests.engine.in_process import Engine
 from tests.engine.running import save_base
 from tests.engine.training.calling import answer_calls
-from tests.engine.training.teaching import Scene, assignment, train, training
+from tests.engine.training.training_engine import Scene, assignment, train, training
 from tests.waiting import until
 
 PROMPT = (5, 6, 7, 8)

@@ -16,7 +16,7 @@ from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.call_context import CallContext
 from mint_engine.policies.resting import RestingPolicies
 from mint_engine.policies.store import store_of
-from tests.engine.training.teaching import Scene, training
+from tests.engine.training.training_engine import Scene, training
 
 BASE = "tests/tiny"
 

@@ -34,8 +34,8 @@ from tests.engine.families import ROUTED, make_model, span
 from tests.engine.saved_families import BASES
 from tests.engine.test_kept_experts import SAVES, load
 from tests.engine.training.at_once import packed_of, step_all
-from tests.engine.training.frontier import base_of as family_of
-from tests.engine.training.frontier import base_over
+from tests.engine.training.frontier_families import base_of as family_of
+from tests.engine.training.frontier_families import base_over
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, SIZES, base_of, groups, learn, policies
 
 MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.04}

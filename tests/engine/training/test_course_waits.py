@@ -20,7 +20,7 @@ from mint_engine.examples.dataset import read_dataset
 from mint_engine.policies import course, patience
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.scheduling.request import Request, Sampling
-from tests.engine.training.teaching import LINES, PROMPT, Gate, Scene, assignment, stepper_of, train, training
+from tests.engine.training.training_engine import LINES, PROMPT, Gate, Scene, assignment, stepper_of, train, training
 from tests.waiting import until
 
 

@@ -19,7 +19,7 @@ from mint_engine.policies.store import store_of
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.work import Share, Work
 from tests.engine.running import save_adapter
-from tests.engine.training.teaching import Scene, assignment, saved, train, training, whole
+from tests.engine.training.training_engine import Scene, assignment, saved, train, training, whole
 from tests.waiting import until
 
 

@@ -9,7 +9,7 @@ from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import patience
 from mint_engine.policies.checkpoints import Checkpoints, Record
 from mint_engine.policies.store import store_of
-from tests.engine.training.teaching import Gate, Scene, assignment, began, saved, train, training, whole
+from tests.engine.training.training_engine import Gate, Scene, assignment, began, saved, train, training, whole
 from tests.waiting import until
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc
 from mint_contracts.training import Evaluation, Length, Reward
-from tests.engine.training.teaching import LINES, assignment, train, training
+from tests.engine.training.training_engine import LINES, assignment, train, training
 
 
 async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:

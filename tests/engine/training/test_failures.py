@@ -15,7 +15,7 @@ from mint_engine.policies import patience
 from mint_engine.policies.store import LocalStore
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.running import CONTEXT
-from tests.engine.training.teaching import LINES, assignment, saved, train, training, whole
+from tests.engine.training.training_engine import LINES, assignment, saved, train, training, whole
 from tests.waiting import until
 
 

@@ -24,7 +24,7 @@ from tests.engine.families import FAMILIES, ROUTED, SEEING, make_model
 from tests.engine.saved_families import BASES
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.at_once import create, packed_of, step_all
-from tests.engine.training.frontier import Merged, examples_of, reference, trainer_of
+from tests.engine.training.frontier_families import Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
 SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)

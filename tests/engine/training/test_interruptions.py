@@ -15,7 +15,7 @@ from mint_engine.policies.store import store_of
 from mint_engine.policies.updates import ALONE_S
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
-from tests.engine.training.teaching import (
+from tests.engine.training.training_engine import (
     Gate,
     assignment,
     began,

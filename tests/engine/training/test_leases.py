@@ -13,7 +13,7 @@ from mint_engine.policies.course import Course
 from mint_engine.policies.lessons import Lessons
 from mint_engine.policies.store import LocalStore, store_of
 from mint_engine.rewards.scorer import Scorer
-from tests.engine.training.teaching import Gate, assignment, hold_updates, train, training
+from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
 

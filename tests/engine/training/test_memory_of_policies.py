@@ -15,7 +15,7 @@ from mint_engine.training.policy import PolicySettings
 from tests.engine.balance import Imbalances
 from tests.engine.running import save_adapter
 from tests.engine.training.calling import called, lesson, refused
-from tests.engine.training.teaching import Gate, assignment, hold_updates, train, training
+from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
 RANK = 4

@@ -16,7 +16,7 @@ from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training_records import TrainChange, WaveTraining, published_in
 from mint_engine.policies.name_conflicts import NameConflicts
 from tests.contracts.catalogs import make_complete
-from tests.engine.training.teaching import train
+from tests.engine.training.training_engine import train
 from tests.redis_process import free_port
 
 BASE, POLICY = "demo/tiny", "acme/one"

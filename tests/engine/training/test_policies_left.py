@@ -11,7 +11,7 @@ from mint_contracts.errors import Overloaded
 from mint_engine.residency.policy_memory import PolicyMemory
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
-from tests.engine.training.teaching import Gate, hold_updates
+from tests.engine.training.training_engine import Gate, hold_updates
 
 LIMIT_S = 60.0  # only a failing test waits this long
 

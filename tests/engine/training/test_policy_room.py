@@ -20,8 +20,8 @@ from mint_operator.training.memory import Starts, Taken, needs
 from tests.engine import saved_families
 from tests.engine.running import save_base
 from tests.engine.training.calling import called
-from tests.engine.training.frontier import base_of
-from tests.engine.training.teaching import assignment, training
+from tests.engine.training.frontier_families import base_of
+from tests.engine.training.training_engine import assignment, training
 
 
 def counted(maker: Maker, rank: int, targets: tuple[str, ...]) -> Taken:

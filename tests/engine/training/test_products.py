@@ -9,7 +9,7 @@ import torch
 
 from mint_engine.training.batch import Part, Segment
 from mint_engine.training.products import Product, Rows, Target, multiply, multiply_back
-from tests.engine.training.tried import DTYPES, kernels_of, near, normal
+from tests.engine.training.kernel_inputs import DTYPES, kernels_of, near, normal
 
 # (in, out): odd sizes; whole tiles; more inputs than are processed at once; more outputs than caches hold, with few
 # and with many inputs; more inputs than are processed in parts

@@ -10,9 +10,9 @@ from mint_contracts.errors import AdapterNotFound
 from mint_engine.policies import announcement_cache
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from tests.engine.running import save_base
-from tests.engine.training.asked import Asked
 from tests.engine.training.calling import BASE, called, lesson, refused, step
-from tests.engine.training.teaching import assignment, train
+from tests.engine.training.recorded_store import Asked
+from tests.engine.training.training_engine import assignment, train
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mint_engine.residency.lending import Lending
 from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine
 from tests.engine.tiers import own_nice
-from tests.engine.training.teaching import PROMPT, Gate, assignment, stepper_of, train, training
+from tests.engine.training.training_engine import PROMPT, Gate, assignment, stepper_of, train, training
 from tests.waiting import until
 
 

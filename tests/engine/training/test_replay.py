@@ -40,11 +40,11 @@ from tests.engine.families import (
     span,
 )
 from tests.engine.running import save_tokenizer
-from tests.engine.training import frontier
+from tests.engine.training import frontier_families
 from tests.engine.training.at_once import create, packed_of
 from tests.engine.training.scene import awaken, learn
-from tests.engine.training.teaching import assignment, train, training
 from tests.engine.training.test_families_trained import LEAN, SUMS
+from tests.engine.training.training_engine import assignment, train, training
 
 
 def one_of_two() -> PreTrainedModel:
@@ -76,7 +76,7 @@ def sampled(forward: Forward, tokens: list[int], prompt: int) -> tuple[torch.Ten
 def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
     """If rounding decides between two experts, the sampler, token by token, and the trainer, all at once, choose
     differently. Without replay a wave's ratio band only excludes tokens that differ much."""
-    base = frontier.base_over(one_of_two())
+    base = frontier_families.base_over(one_of_two())
     modules = find_modules(base.model)
     trainer = Trainer(base, modules, max_rank=8)
     slots = Slots(modules, 2, 8, base.dtype, CPU)
@@ -107,12 +107,12 @@ def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
 def test_where_a_router_can_not_be_told_a_line_says_so_and_its_own_choice_stands() -> None:
     """Phi-MoE's router takes its largest scores one by one and calls no top-k that could be overridden."""
     config = PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)
-    base = frontier.base_over(make_model(config))
+    base = frontier_families.base_over(make_model(config))
     modules = find_modules(base.model)
     assert not [path for path in modules if path.endswith("router")]  # a linear by class, but not by its output
     trainer = Trainer(base, modules, max_rank=8)
     create(trainer, "p/0", PolicySettings(4))
-    free = frontier.examples_of(0)
+    free = frontier_families.examples_of(0)
     draw = np.random.default_rng(2)
     told = [replace(each, routes=draw.integers(0, 4, (len(each.tokens), 3, 2))) for each in free]
     said, logprobs = [], []
@@ -145,14 +145,14 @@ def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Ten
 @pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in ROUTED), LEAN])
 def test_gradients_with_any_routes(family: str, lean: bool) -> None:
     """Gradients equal autograd's with routers forced to the choice; expert weights still come from the router."""
-    trainer = frontier.trainer_of(family, lean=lean)
+    trainer = frontier_families.trainer_of(family, lean=lean)
     create(trainer, "p/0", PolicySettings(4))
     awaken(trainer, "p/0")
-    merged = frontier.Merged(trainer, "p/0", make_model(FAMILIES[family]))
+    merged = frontier_families.Merged(trainer, "p/0", make_model(FAMILIES[family]))
     routers = [module for path, module in merged.model.named_modules() if path.endswith(ROUTERS)]
     draw = np.random.default_rng(2)
     examples: list[Example] = []
-    for told in frontier.examples_of(0):
+    for told in frontier_families.examples_of(0):
         count, each = len(told.tokens), routers[0].top_k
         routes = draw.random((count, len(routers), routers[0].num_experts)).argsort(-1)[..., :each]
         prompt = next(at for at, weight in enumerate(told.weights) if weight) + 1
@@ -173,7 +173,7 @@ def test_gradients_with_any_routes(family: str, lean: bool) -> None:
             router.forward = forced
 
     found = learn(trainer, [PolicyBatch("p/0", examples, SUMS)])["p/0"]
-    expected, logprobs = frontier.reference(merged, examples, force)
+    expected, logprobs = frontier_families.reference(merged, examples, force)
     gradient = trainer.policy("p/0").gradient
     assert gradient is not None
     assert float((gradient - expected).norm() / expected.norm()) < 1e-4

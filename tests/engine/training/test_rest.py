@@ -15,7 +15,7 @@ from mint_engine.policies.resting import RestingPolicies, RestingPolicy
 from mint_engine.policies.store import store_of
 from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused, step
-from tests.engine.training.teaching import Gate, hold_updates
+from tests.engine.training.training_engine import Gate, hold_updates
 from tests.waiting import until
 
 LONG_S = 60.0

@@ -18,7 +18,7 @@ from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.store import store_of
 from tests.engine.pods import BASE, Pod, pod
 from tests.engine.running import save_base
-from tests.engine.training.teaching import WAVE, assignment, train
+from tests.engine.training.training_engine import WAVE, assignment, train
 from tests.redis_process import RedisProcess, patient
 from tests.waiting import until
 

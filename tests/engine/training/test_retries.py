@@ -20,7 +20,7 @@ from mint_contracts.training_records import Stage
 from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.handoff import label_of
 from mint_engine.policies.store import store_of
-from tests.engine.training.teaching import Scene, assignment, saved, train, training
+from tests.engine.training.training_engine import Scene, assignment, saved, train, training
 from tests.waiting import until
 
 LONG = json.dumps({"prompt": "the quick brown fox jumps over the lazy dog and then goes on to " * 3})

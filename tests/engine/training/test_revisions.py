@@ -22,7 +22,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.storage import folder_of
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
-from tests.engine.training.teaching import Gate
+from tests.engine.training.training_engine import Gate
 
 
 def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:

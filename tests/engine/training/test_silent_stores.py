@@ -11,7 +11,7 @@ import pytest
 from mint_contracts import sampling_pb2, sampling_pb2_grpc
 from mint_contracts.source import Source
 from tests.engine import stores
-from tests.engine.training.teaching import assignment, train, training
+from tests.engine.training.training_engine import assignment, train, training
 from tests.relay import relaying
 from tests.waiting import until
 

@@ -16,7 +16,7 @@ from mint_engine.policies.checkpoints import RECORD, Checkpoints
 from mint_engine.policies.store import Content, LocalStore, store_of
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
-from tests.engine.training.teaching import Gate, Scene
+from tests.engine.training.training_engine import Gate, Scene
 
 
 @pytest.fixture(scope="module")

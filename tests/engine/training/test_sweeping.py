@@ -14,9 +14,9 @@ from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store
 from mint_engine.sources import copying
-from tests.engine.training.teaching import Gate
 from tests.engine.training.test_revisions import made
 from tests.engine.training.test_revisions import publish as publish_and_sweep
+from tests.engine.training.training_engine import Gate
 
 
 def save(store: Store, name: Name, _: Path) -> None:

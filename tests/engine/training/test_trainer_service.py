@@ -20,7 +20,7 @@ from mint_engine.training import optimizer
 from mint_engine.training.stepping import Stepping
 from tests.engine.running import CONTEXT, save_base
 from tests.engine.training.calling import called, lesson, refused, step
-from tests.engine.training.teaching import Gate, Scene, assignment, train, training, weights
+from tests.engine.training.training_engine import Gate, Scene, assignment, train, training, weights
 from tests.waiting import until
 
 

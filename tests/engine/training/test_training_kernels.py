@@ -18,7 +18,7 @@ from mint_engine.model.selection import choose
 from mint_engine.training.attend import visible
 from mint_engine.training.kernels import ADDED, Heads, lay_choice, lay_trees
 from mint_engine.training.pieces import Tree
-from tests.engine.training.tried import DTYPES, kernels_of, near, normal
+from tests.engine.training.kernel_inputs import DTYPES, kernels_of, near, normal
 
 TREES = (Tree(0, 5, (3, 0, 7)), Tree(15, 1, (0,)), Tree(16, 70, (33, 1, 40)), Tree(160, 90, (2,)))
 ROWS = 256  # the last four belong to no tree

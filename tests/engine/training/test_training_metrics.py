@@ -14,7 +14,7 @@ from mint_contracts.training import Evaluation, ExactMatch, Reward
 from mint_contracts.training_records import Stage
 from mint_engine.policies.course import MOST_SKIPPED
 from mint_engine.training.example import PolicyBatch
-from tests.engine.training.teaching import Scene, assignment, train, training
+from tests.engine.training.training_engine import Scene, assignment, train, training
 
 NAMES = ("acme/one", "acme/two")
 LABELS = {

@@ -15,7 +15,7 @@ from mint_engine.training.trainer import Trainer
 from tests.engine.families import VOCABULARY, make_model
 from tests.engine.test_wide_windows import SLIDING, WINDOW
 from tests.engine.training.at_once import create
-from tests.engine.training.frontier import Merged, base_over, reference
+from tests.engine.training.frontier_families import Merged, base_over, reference
 from tests.engine.training.scene import awaken, learn
 
 PLAIN = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)

@@ -16,7 +16,7 @@ from mint_gateway.policy import Policy, example
 from mint_gateway.server import serve
 from mint_gateway.trainer import policy_locations, servicer
 from tests.engine.training.calling import BASE, lesson
-from tests.engine.training.teaching import Gate, assignment, hold_updates
+from tests.engine.training.training_engine import Gate, assignment, hold_updates
 from tests.gateway.scene import LIMITS, Scene
 from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn
 from tests.waiting import until

@@ -13,7 +13,7 @@ from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.store import LocalStore
 from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused
-from tests.engine.training.teaching import Scene
+from tests.engine.training.training_engine import Scene
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.engine.running import save_base
 from tests.engine.training.at_once import create, restore, saved_of, step_all
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, awaken, base_of, groups, learn
-from tests.engine.training.teaching import assignment, train
+from tests.engine.training.training_engine import assignment, train
 
 NARROW, WIDE = ("q_proj", "v_proj"), ("q_proj", "v_proj", "o_proj")
 

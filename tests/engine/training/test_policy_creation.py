@@ -17,7 +17,7 @@ from mint_engine.training import state
 from mint_engine.training.policy import PolicySettings
 from tests.engine.training.calling import called, lesson, refused
 from tests.engine.training.scene import trainer_of
-from tests.engine.training.teaching import PROMPT, Gate, Scene, assignment, stepper_of, train, training
+from tests.engine.training.training_engine import PROMPT, Gate, Scene, assignment, stepper_of, train, training
 from tests.waiting import until
 
 ONE = pb.CreatePolicyRequest(policy="one", rank=4)

@@ -16,7 +16,7 @@ from mint_contracts.training import Evaluation, Reward, RewardService, Train
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import lessons, patience
 from mint_engine.policies.halt import Halt, Halted
-from tests.engine.training.teaching import Scene, assignment, began, saved, stepper_of, train, training
+from tests.engine.training.training_engine import Scene, assignment, began, saved, stepper_of, train, training
 from tests.waiting import until
 
 HANGS_AT = 2

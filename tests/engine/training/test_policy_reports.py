@@ -11,7 +11,7 @@ from mint_engine.policies import calls
 from mint_engine.policies.announcements import Announcements
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
-from tests.engine.training.teaching import Gate, hold_updates
+from tests.engine.training.training_engine import Gate, hold_updates
 
 
 @pytest.fixture(scope="module")
