@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Generator
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from mint_engine.policies.call_checkpoints import RUN
 from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.store import store_of
-from mint_engine.training import optimizer
-from mint_engine.training.stepping import Stepping
+from mint_engine.training import optimizer, stepping
+from mint_engine.training.optimizer import StepOutcome
+from mint_engine.training.policy import Policy
 from tests.engine.running import CONTEXT, save_base
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene, assignment, train, training, weights
@@ -171,20 +173,20 @@ async def test_a_step_whose_client_goes_away_is_taken_to_its_end_and_counts_once
         assert updates is not None
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.ForwardBackward(lesson("one", 1))
-        with Gate() as stepping:
+        with Gate() as gate:
             advance = updates._steps.advance
 
             def held_up() -> None:
-                stepping.go_by()
+                gate.go_by()
                 advance()
 
             updates._steps.advance = held_up  # type: ignore[method-assign]
             abandoned = stub.OptimStep(step("one", 2))
-            await stepping.reached()
+            await gate.reached()
             abandoned.cancel()
             again = stub.OptimStep(step("one", 2))
             await until(lambda: scene.server.register._calls["one"]._turn._waiters)
-            stepping.open()
+            gate.open()
             assert (await again).step == 1
         assert (await stub.OptimStep(step("one", 2))).step == 1
         await stub.ForwardBackward(lesson("one", 3))
@@ -196,16 +198,20 @@ async def test_a_step_that_a_defect_cuts_off_halfway_is_nobodys_and_what_was_sav
 ) -> None:
     monkeypatch.setattr(optimizer, "_STRETCH", 1 << 8)
 
-    def fail(stepping: Stepping) -> None:
-        if stepping.policy.torn:
-            raise RuntimeError("a defect")
+    def cut_off(policy: Policy, *how: Any) -> Generator[None, None, StepOutcome]:
+        with contextlib.closing(optimizer.take_step(policy, *how)) as parts:
+            for _ in parts:
+                if policy.torn:
+                    raise RuntimeError("a defect")
+                yield
+        raise AssertionError("the step was taken in one part")
 
     async with called(base, tmp_path) as (_, stub):
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.ForwardBackward(lesson("one", 1))
         saved = await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=2))
         with monkeypatch.context() as patched, capture_logs():
-            patched.setattr(Stepping, "_settle", fail)
+            patched.setattr(stepping, "take_step", cut_off)
             error = await refused(stub.OptimStep(step("one", 3)))
             assert error.reason == "Internal"
             assert "could not take its step (RuntimeError: a defect) to its end; load a saved state" in error.message
