@@ -10,7 +10,10 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 import pytest
+from redis.exceptions import ResponseError
 
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_reader import Page as CatalogPage
 from mint_contracts.records import BaseRecord, Failure, Held, MapChange, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
@@ -222,6 +225,63 @@ async def test_names_are_found_in_the_catalog_of_every_base(scene: Scene, tmp_pa
 
     await scene.gateway.mirror.first_read.wait()
     await until(all_found)
+
+
+async def test_names_are_told_without_a_catalog_that_does_not_answer(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off, page = list[str](), CatalogReader.page
+
+    async def silent(self: CatalogReader, base: str, **asked: Any) -> CatalogPage:
+        if base != "demo/silent":
+            return await page(self, base, **asked)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cut_off.append(base)
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(CatalogReader, "page", silent)
+    monkeypatch.setattr("mint_gateway.page.names.CATALOGS_S", 0.1)
+    for name in ("quick", "silent"):
+        await written(tmp_path / name, f"a/{name}")
+        await declare(scene.redis, f"file://{tmp_path}/{name}", f"demo/{name}")
+    await scene.place("a/placed", "e-0", base="demo/silent")
+    await scene.open()
+    await scene.seen()
+
+    async def others_found() -> bool:
+        cut_off.clear()
+        found = (await asyncio.wait_for(ask(scene, "adapters?prefix=a/"), LIMIT_S))["names"]
+        assert cut_off == ["demo/silent"]
+        return bool(found == ["a/placed", "a/quick"])
+
+    await until(others_found)
+
+
+async def test_a_catalog_that_fails_leaves_no_reading_of_others_behind(
+    scene: Scene, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = asyncio.Event(), list[str]()
+
+    async def page(_: CatalogReader, base: str, **__: Any) -> CatalogPage:
+        if base == "demo/silent":
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(base)
+        await begun.wait()
+        raise ResponseError("WRONGTYPE")
+
+    monkeypatch.setattr(CatalogReader, "page", page)
+    monkeypatch.setattr("mint_gateway.page.names.CATALOGS_S", LIMIT_S)
+    for name in ("broken", "silent"):
+        await declare(scene.redis, local, f"demo/{name}")
+    await scene.open()
+    await scene.gateway.mirror.first_read.wait()
+    status, _ = await ask(scene, "adapters?prefix=a/")
+    assert (status, ended) == (500, ["demo/silent"])
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=many", "limit=²", "limit=-1", "limit=9999999999"])
