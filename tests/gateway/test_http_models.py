@@ -1,11 +1,16 @@
-"""A gateway's HTTP answers about one model: whether it exists, and since when."""
+"""A gateway's HTTP answers about models: whether they exist, and since when."""
 
+import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
+import pytest
 
 from mint_contracts.records import Tier
+from mint_gateway.http import models
+from mint_gateway.view import MapView
 from tests.gateway.catalogs import declare, entry, in_pieces, lines
 from tests.gateway.scene import BASE, STORE, Scene, complete
 from tests.redis_process import RedisProcess
@@ -63,3 +68,28 @@ async def test_adapters_were_created_when_their_revision_was_registered(
     own_redis.kill()
     await until(lambda: scene.gateway.mirror.away)
     assert await created("") == 0
+
+
+async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a time slice ends with every adapter, others get a turn after each; and each is looked up once."""
+    count, turns, serving = 300, "", models.serving
+
+    def looking_up(bases: Iterable[MapView], name: str) -> list[MapView]:
+        nonlocal turns
+        turns += "a"
+        return serving(bases, name)
+
+    monkeypatch.setattr("mint_gateway.time_slices.SLICE_S", -1.0)
+    monkeypatch.setattr(models, "serving", looking_up)
+    await scene.base(store=STORE)
+    await scene.place_many([f"demo/{n}" for n in range(count)], ["e-0"])
+    await scene.open()
+    await scene.seen()
+    listing = asyncio.create_task(get(scene, MODELS))
+    while not listing.done():
+        await asyncio.sleep(0)
+        turns += "o"
+    status, body = listing.result()
+    assert (status, len(body["data"]), turns.count("a")) == (200, count + 1, count)
+    assert all(each["base_models"] == [BASE] for each in body["data"] if each["parent"])
+    assert "aa" not in turns

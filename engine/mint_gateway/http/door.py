@@ -170,8 +170,9 @@ class Door:
         with self._calls.admit():
             views = dict(self._mirror.views_in_scope())  # so that each view is restricted only once
             page = await models.page(views, http.query.get("after", ""), int(limit))
-            adapters = [(models.serving(views, name)[0], name) for name in page.names if name not in views]
-            return reply(models.listed(views, page, await self._dates.of(adapters)))
+            served = await models.serving_each(views, page)
+            created = await self._dates.of((bases[0], name) for name, bases in served.items())
+            return reply(models.listed(views, page, served, created))
 
     async def _model(self, http: web.Request) -> web.Response:
         name, base = http.match_info["model"], http.query.get("base_model", "")
@@ -180,7 +181,7 @@ class Door:
             return reply(models.base(views[name]))
         with self._calls.admit():
             view, source = await self._router.locate(base, name)
-            serving = models.serving({base: view} if base else views, name)
+            serving = models.serving([view] if base else models.in_order(views), name)
             if not serving and (source or view.is_held(name)):
                 serving = [view]
             if not serving:

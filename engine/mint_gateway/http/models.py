@@ -1,12 +1,13 @@
 """The models that can be requested, in OpenAI's list format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.first_names import first_names
+from mint_gateway.time_slices import TimeSlices
 from mint_gateway.view import MapView
 
 MOST = 10_000  # on one page
@@ -34,16 +35,35 @@ async def page(views: Mapping[str, MapView], after: str, limit: int) -> Page:
     return Page(found[:limit], len(found) > limit)
 
 
-def serving(views: Mapping[str, MapView], name: str) -> list[MapView]:
-    """Return the bases on which a wave serves the adapter or a Trainer call has published it, by name."""
-    return [view for _, view in sorted(views.items()) if name in view.placements or name in view.published]
+def in_order(views: Mapping[str, MapView]) -> list[MapView]:
+    """Return the bases' views by name."""
+    return [view for _, view in sorted(views.items())]
 
 
-def listed(views: Mapping[str, MapView], of: Page, created: Mapping[str, int]) -> _Json:
-    """Return a page in OpenAI's format. `created` has adapters' creation dates, as far as they are known."""
+def serving(bases: Iterable[MapView], name: str) -> list[MapView]:
+    """Return those of the bases on which a wave serves the adapter or a Trainer call has published it."""
+    return [view for view in bases if name in view.placements or name in view.published]
+
+
+async def serving_each(views: Mapping[str, MapView], of: Page) -> dict[str, list[MapView]]:
+    """Return the bases that serve each adapter of a page, by name. Other requests are answered in between."""
+    bases, found, slices = in_order(views), dict[str, list[MapView]](), TimeSlices()
+    for name in of.names:
+        if name not in views:
+            found[name] = serving(bases, name)
+            await slices.rest()
+    return found
+
+
+def listed(
+    views: Mapping[str, MapView], of: Page, served: Mapping[str, Sequence[MapView]], created: Mapping[str, int]
+) -> _Json:
+    """Return a page in OpenAI's format.
+
+    `served` has the bases that serve each adapter, and `created` adapters' creation dates, as far as they are known.
+    """
     data = [
-        base(views[name]) if name in views else adapter(name, serving(views, name), created.get(name, 0))
-        for name in of.names
+        base(views[name]) if name in views else adapter(name, served[name], created.get(name, 0)) for name in of.names
     ]
     return {
         "object": "list",
