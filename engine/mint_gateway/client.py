@@ -131,7 +131,7 @@ class Client:
                 if finished < max(1, request.sampling.n):
                     raise EngineUnavailable(self._target, "ended the answer too early; retry the request")
                 return
-            except grpc.aio.AioRpcError as error:
+            except (grpc.aio.AioRpcError, EngineUnavailable) as error:
                 await patience.wait(error, final=seen)
             finally:
                 call.cancel()

@@ -106,6 +106,35 @@ async def test_a_client_of_an_engine_does_not_take_a_stream_for_complete_that_is
             await client.completions(question("Ahoy?", n=2))
 
 
+class Mute(ScriptedEngine):
+    """Ends its first stream without an event or an error."""
+
+    async def Generate(self, request: GenerateRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        if self.seen:
+            await super().Generate(request, context)
+        else:
+            self.seen.append(request)
+
+
+async def test_a_stream_that_ends_before_its_first_event_is_retried(scene: Scene) -> None:
+    engine = await scene.engine("e-0", kind=Mute)
+    async with Client(engine.address, patience_s=0.0) as client:
+        with pytest.raises(errors.EngineUnavailable, match="ended the answer too early; retry"):
+            await client.answer(question("Ahoy?"))
+    engine.seen.clear()
+    async with Client(engine.address, patience_s=LIMIT_S) as client:
+        assert (await client.answer(question("Ahoy?"))).text == "Hello there."
+    assert len(engine.seen) == 2
+
+
+async def test_a_stream_that_breaks_off_after_its_first_event_is_not_retried(scene: Scene) -> None:
+    engine = await scene.engine("e-0", kind=Abrupt)
+    async with Client(engine.address, patience_s=LIMIT_S) as client:
+        with pytest.raises(errors.EngineUnavailable, match="ended the answer too early; retry"):
+            await client.completions(question("Ahoy?", n=2))
+    assert len(engine.seen) == 1
+
+
 async def test_several_completions_move_to_the_next_engine_before_the_first_token(scene: Scene) -> None:
     await scene.base(store=STORE)
     full, free = await scene.engine("e-0"), await scene.engine("e-1")
