@@ -1,6 +1,6 @@
 """Explaining where an adapter is and why, and which engine would answer now: pure functions over a MapView."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -45,7 +45,7 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
 
 async def explain_all(
     view: MapView, now: Now, after: str = "", wanted: int = 0
-) -> AsyncIterator[placement_pb2.Explanation]:
+) -> AsyncGenerator[placement_pb2.Explanation, None]:
     """Yield the explanation of every adapter that is placed or held, by name, starting after the name `after`.
 
     All names are scanned again after `wanted` adapters, or after AT_ONCE if that is more. The time for each adapter

@@ -1,7 +1,7 @@
 """The gateway's gRPC services: Sampler and Placement, over a Router and a Mirror."""
 
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -78,13 +78,14 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             response, slices = placement_pb2.ListPlacementsResponse(), TimeSlices()
             for view in (view for view in views if view.base >= end.base):
                 after = end.adapter if view.base == end.base else ""
-                async for explanation in explain_all(view, self._router.now(view), after, size + 1):
-                    if len(response.placements) == size:
-                        last = response.placements[-1]
-                        response.next_page_token = placement_pages.token_after(request, last)
-                        return response
-                    response.placements.append(explanation)
-                    await slices.rest()
+                async with aclosing(explain_all(view, self._router.now(view), after, size + 1)) as explanations:
+                    async for explanation in explanations:
+                        if len(response.placements) == size:
+                            last = response.placements[-1]
+                            response.next_page_token = placement_pages.token_after(request, last)
+                            return response
+                        response.placements.append(explanation)
+                        await slices.rest()
             return response
 
         return await answered(answer, context, self._calls)

@@ -188,6 +188,27 @@ async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytes
     assert "pp" not in turns
 
 
+async def test_a_full_page_ends_the_walk_over_the_rest_itself(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that is only dropped is closed by another task, at some later time."""
+    opened, closed = list[Any](), list[Any]()
+
+    async def explaining(*arguments: Any) -> AsyncIterator[Any]:
+        opened.append(asyncio.current_task())
+        try:
+            async for each in explain_all(*arguments):
+                yield each
+        finally:
+            closed.append(asyncio.current_task())
+
+    monkeypatch.setattr("mint_gateway.servicers.explain_all", explaining)
+    await scene.base(store=STORE)
+    await scene.place_many(["demo/1", "demo/2", "demo/3"], ["e-0"])
+    await scene.open()
+    await scene.seen()
+    assert (await scene.client.placements_page(size=1)).next_page_token
+    assert closed == opened
+
+
 async def test_before_the_first_map_the_gateway_says_so(fragile: Scene, own_redis: RedisProcess) -> None:
     own_redis.kill()
     await fragile.open()
