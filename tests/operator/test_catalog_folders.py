@@ -69,6 +69,16 @@ def test_what_its_engines_lack_is_still_the_reason_why_it_is_not_ready() -> None
     assert "give each base its own folder" in message
 
 
+def test_what_is_stalled_is_the_catalog_and_not_the_engines_that_start() -> None:
+    [stalled] = [
+        each
+        for each in planned([named("team/a"), named("team/b")]).base_statuses["team/b"].conditions
+        if each.type == "Stalled"
+    ]
+    assert (stalled.status, stalled.reason) == ("True", "CatalogConflict")
+    assert stalled.message.endswith("give each base its own folder")
+
+
 def test_a_base_of_another_namespace_is_not_named() -> None:
     found = planned([named("team/a"), named("other/b", created="2026-02-01T00:00:00Z")])
     assert keepers(found) == {"team/a"}

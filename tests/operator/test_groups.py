@@ -260,7 +260,8 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
         assert (ready["status"], ready["reason"]) == ("False", "NoLeaderWorkerSets")
         assert "spec.engine.nodes is 2, which needs LeaderWorkerSet" in ready["message"]
         assert "install leaderworkerset.x-k8s.io/v1 (github.com/kubernetes-sigs/lws)" in ready["message"]
-        assert (await stage.status("BaseModel", "smol"))["phase"] == "Pending"
+        assert (await stage.status("BaseModel", "smol"))["phase"] == "Failed"
+        assert (await stage.condition("BaseModel", "smol", "Stalled"))["reason"] == "NoLeaderWorkerSets"
         assert await stage.get("StatefulSet", "single") is not None
         assert await stage.get("Service", "smol") is None
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mint_contracts.resources import Condition
 from mint_operator.planning.elastic import PATIENCE_S, SHRINK_AFTER_S
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Child, EnginePod
@@ -181,8 +182,12 @@ def test_a_base_says_what_its_rolling_update_waits_for() -> None:
     )
     cluster.obeys = True
     assert progressing(cluster) == ("True", "RollingUpdate", "2 of 2 engines ready; smol-1 restarts")
+    [reconciling] = told(cluster, "Reconciling")
+    assert (reconciling.status, reconciling.reason) == ("True", "RollingUpdate"), "by which GitOps tools wait"
+    assert reconciling.message == "smol-1 restarts"
     cluster.settings = [newest(cluster)] * 2
     assert progressing(cluster)[:2] == ("False", "Settled")
+    assert told(cluster, "Reconciling") == []
 
 
 def test_no_copy_moves_over_a_base_whose_spec_is_refused() -> None:
@@ -208,6 +213,9 @@ def test_no_engine_starts_anew_while_the_map_is_not_known_however_few_are_needed
 
 
 def progressing(cluster: Cluster) -> tuple[str, str, str]:
-    status = cluster.step().base_statuses[KEY]
-    [found] = [each for each in status.conditions if each.type == "Progressing"]
+    [found] = told(cluster, "Progressing")
     return found.status, found.reason, found.message
+
+
+def told(cluster: Cluster, kind: str) -> list[Condition]:
+    return [each for each in cluster.step().base_statuses[KEY].conditions if each.type == kind]

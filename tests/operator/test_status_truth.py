@@ -28,6 +28,7 @@ from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, placed, snaps
 TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)
 RETRYABLE = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
 NO_SOURCE = Failure("SourceNotFound", "nothing at pvc://models/smol", terminal=True)
+CORRUPT = Failure("CorruptFile", "model.safetensors is cut off", terminal=True)
 PULLING = Failure("ImagePullBackOff", "no such image", terminal=False)
 UNSCHEDULABLE = Failure("Unschedulable", "0/1 nodes are available: insufficient memory", terminal=False)
 
@@ -39,7 +40,16 @@ def ready(conditions: list[Condition], kind: str = "Ready") -> tuple[str, str]:
 
 def stalled(status: AdapterWaveStatus | BaseModelStatus) -> str:
     """Return the reason of the condition Stalled, which exists only if a person must act; empty without it."""
-    found = [each for each in status.conditions if each.type == "Stalled"]
+    return while_it_holds(status, "Stalled")
+
+
+def reconciling(status: AdapterWaveStatus | BaseModelStatus) -> str:
+    """Return the reason of Reconciling, which exists only if engines do not run with the latest spec yet."""
+    return while_it_holds(status, "Reconciling")
+
+
+def while_it_holds(status: AdapterWaveStatus | BaseModelStatus, kind: str) -> str:
+    found = [each for each in status.conditions if each.type == kind]
     assert all(each.status == "True" for each in found)
     return found[0].reason if found else ""
 
@@ -149,7 +159,8 @@ POD = EnginePod(name="smol-0", ip="10.0.0.0", ready=True)
         ([], [EnginePod(name="smol-0", trouble=UNSCHEDULABLE)], 1, "Pending", ("False", "Unschedulable")),
         ([engine(0, ready=False)], [], 1, "Loading", ("False", "BaseLoading")),
         ([engine(0, ready=False, failure=RETRYABLE)], [], 1, "Loading", ("False", "SourceUnavailable")),
-        ([engine(0, ready=False, failure=NO_SOURCE)], [], 1, "Failed", ("False", "SourceNotFound")),
+        ([engine(0, ready=False, failure=CORRUPT)], [], 1, "Loading", ("False", "CorruptFile")),
+        ([engine(each, ready=False, failure=CORRUPT) for each in (0, 1)], [], 1, "Failed", ("False", "CorruptFile")),
         ([engine(0)], [], 1, "Ready", ("True", "EnginesReady")),
         ([engine(0)], [], 2, "Degraded", ("False", "EnginesStarting")),
         ([engine(0)], [EnginePod(name="smol-1", trouble=PULLING)], 2, "Degraded", ("False", "ImagePullBackOff")),
@@ -270,6 +281,7 @@ def test_a_refused_object_is_told_without_hiding_that_engines_serve() -> None:
     status = plan(of).base_statuses[KEY]
     assert (status.phase, ready(status.conditions)) == ("Degraded", ("True", "ApplyFailed"))
     assert stalled(status) == "ApplyFailed", "who judges whether a change was carried out must not take it for that"
+    assert reconciling(status) == ""
     assert ready(status.conditions, "EnginesReady") == ("False", "ApplyFailed")
     none = plan(msgspec.structs.replace(of, maps=snapshot(base()).maps)).base_statuses[KEY]
     assert (none.phase, ready(none.conditions)) == ("Failed", ("False", "ApplyFailed"))

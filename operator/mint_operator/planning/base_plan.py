@@ -279,7 +279,7 @@ def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
             f"operator may not use it; install {API_VERSION} (github.com/kubernetes-sigs/lws), and upgrade the chart "
             "for the operator's permissions"
         )
-        return Failure(reason=conditions.NO_LEADER_WORKER_SETS, message=message, terminal=False)
+        return Failure(reason=conditions.NO_LEADER_WORKER_SETS, message=message, terminal=True)
     try:
         claims(base)
     except MintError as error:

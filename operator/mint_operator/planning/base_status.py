@@ -42,7 +42,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         progressing,
         _source(facts, bool(ready)),
         _engines(facts, len(ready)),
-        *conditions.stalled(verdict, terminal=_is_stalled(base, facts, verdict, progressing)),
+        *(_stalled(base, facts, verdict, progressing) or _reconciling(facts)),
     ]
     last = base.status
     slots, adapters = _held(engines) if facts.redis_ok else (last.slots, last.adapters)
@@ -99,12 +99,12 @@ def _with_catalog(base: ObservedBase, verdict: Finding) -> Finding:
 
 
 def _cause(facts: BaseFacts) -> tuple[str, bool]:
-    """Return the reason why engines are not ready, and whether it is terminal: failures first, then waits."""
+    """Return the reason why engines are not ready, failures first, and whether none of them can become ready."""
     waiting = [engine for engine in facts.engines if not engine.ready]
     failures = [engine.failure for engine in waiting if engine.failure is not None]
-    failures.sort(key=lambda failure: not failure.terminal)
+    failures.sort(key=conditions.lasting_first)
     if failures:
-        return failures[0].reason, failures[0].terminal
+        return failures[0].reason, len(failures) == len(waiting) and all(failure.terminal for failure in failures)
     if any(is_copying(engine) for engine in waiting):
         return conditions.COPYING_BASE, False
     if any(engine.alive for engine in waiting):
@@ -145,11 +145,26 @@ def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
     return Finding("Progressing", truth(not terminal), reason, _with_troubles(message, facts))
 
 
-def _is_stalled(base: ObservedBase, facts: BaseFacts, verdict: Finding, progressing: Finding) -> bool:
-    """Whether something of its spec is not carried out until a person acts, although its engines may serve."""
-    if facts.refusal is None and verdict.status == progressing.status == "False":
-        return True
-    return any(each is not None and each.terminal for each in (facts.refusal, base.without_catalog))
+def _stalled(base: ObservedBase, facts: BaseFacts, verdict: Finding, progressing: Finding) -> list[Finding]:
+    """Say what of the spec is not carried out until a person acts, although engines may serve; else nothing."""
+    refusal, lacking = facts.refusal, base.without_catalog
+    rests = progressing.status == "False" and progressing.reason != conditions.SETTLED
+    found = conditions.stalled(verdict, terminal=refusal is not None and refusal.terminal)
+    found += conditions.stalled(progressing, terminal=refusal is None and verdict.status != "Unknown" and rests)
+    if lacking is not None:
+        catalog = Finding("Ready", "False", lacking.reason, lacking.message)
+        found += conditions.stalled(catalog, terminal=lacking.terminal)
+    return found[:1]
+
+
+def _reconciling(facts: BaseFacts) -> list[Finding]:
+    """Say that engines do not all run with the latest spec yet: kstatus takes what is Ready for current otherwise."""
+    refusal = facts.refusal
+    if refusal is not None and not refusal.terminal:
+        return [Finding(conditions.RECONCILING, "True", refusal.reason, refusal.message)]
+    if facts.rolling:
+        return [Finding(conditions.RECONCILING, "True", conditions.ROLLING_UPDATE, facts.rolling)]
+    return []
 
 
 def _source(facts: BaseFacts, any_ready: bool) -> Finding:

@@ -59,9 +59,12 @@ APPLY_FAILED = "ApplyFailed"
 NO_LEADER_WORKER_SETS = "NoLeaderWorkerSets"
 CATALOG_CONFLICT = "CatalogConflict"
 # Both
+RECONCILING = "Reconciling"
 STALLED = "Stalled"
 MAP_UNAVAILABLE = "MapUnavailable"
 SETTLED = "Settled"
+# Failures that end by themselves: what is missing is looked for again, and may come after what names it.
+AWAITED = {"SourceNotFound", "AdapterNotFound"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -100,14 +103,21 @@ def stalled(verdict: Finding, *, terminal: bool) -> list[Finding]:
     That is the convention of kstatus, by which Flux judges: what is stalled has failed, even if it is Ready, like a
     base whose engines still run with the previous spec.
     """
-    return [Finding(STALLED, "True", verdict.reason, verdict.message)] if terminal else []
+    if not terminal or verdict.reason in AWAITED:
+        return []
+    return [Finding(STALLED, "True", verdict.reason, verdict.message)]
+
+
+def lasting_first(failure: Failure) -> tuple[bool, bool]:
+    """Sort failures: first those that no retry ends, then those that end once something is there."""
+    return not failure.terminal, failure.reason in AWAITED
 
 
 def kept(last: S, why: Failure, generation: int, now: float) -> S:
     """Return the last status of an object that, for the reason `why`, stays unchanged, without claims about now."""
     findings = [Finding(each, "Unknown", why.reason, why.message) for each in ("Ready", "Progressing")]
     findings += stalled(findings[0], terminal=why.terminal)
-    rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing", STALLED}]
+    rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing", RECONCILING, STALLED}]
     return msgspec.structs.replace(
         last,
         phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",

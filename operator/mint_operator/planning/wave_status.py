@@ -136,7 +136,7 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
         Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(wave, facts)),
         _placed(counts),
         _progressing(facts, verdict, counts),
-        *conditions.stalled(verdict, terminal=phase == "Failed"),
+        *conditions.stalled(verdict, terminal=phase == "Failed" or (verdict.status == "False" and _stuck(facts))),
     ]
     return AdapterWaveStatus(
         phase=phase,
@@ -199,7 +199,7 @@ def verdict(facts: WaveFacts) -> Finding:
 def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     """Return the Ready condition; if False, its reason is what a person should look at first."""
     message = f"{counts.ready} of {counts.wanted} copies ready"
-    failed = sorted(facts.standing[FAILED], key=lambda copy: not (copy.failure and copy.failure.terminal))
+    failed = sorted(facts.standing[FAILED], key=_lasting_first)
     away = facts.standing[AWAY]
     if counts.ready == counts.wanted and facts.unasked is not None:
         why = f"{message}, of those that it had before; {facts.unasked.message}"
@@ -220,6 +220,10 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     if counts.placed < counts.wanted:
         return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, message, NO_NAMES)
     return Finding("Ready", "False", conditions.ADAPTERS_LOADING, message, NO_NAMES)
+
+
+def _lasting_first(copy: Copy) -> tuple[bool, bool]:
+    return conditions.lasting_first(copy.failure) if copy.failure is not None else (True, True)
 
 
 def missing(base: BaseModelStatus) -> Refusal | None:
