@@ -414,8 +414,9 @@ def test_gateways_roll_without_a_gap_and_spread() -> None:
     assert matches(spread["labelSelector"], labels(gateway))
 
 
-def test_a_single_gateway_lets_go_of_its_claims_before_the_next_takes_them() -> None:
-    with_claims: Values = {"gateway": {"catalog": {"claims": ["catalog"]}}}
+@pytest.mark.parametrize("replicas", [1, None], ids=["one", "as many as an autoscaler wants"])
+def test_a_single_gateway_lets_go_of_its_claims_before_the_next_takes_them(replicas: int | None) -> None:
+    with_claims: Values = {"gateway": {"replicas": replicas, "catalog": {"claims": ["catalog"]}}}
     gateway = workloads(render(with_claims))["mint-gateway"]
     assert gateway["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
 

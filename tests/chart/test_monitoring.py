@@ -133,8 +133,9 @@ def test_an_alert_says_that_no_gateway_runs_where_one_should() -> None:
     selector = f'namespace="{NAMESPACE}", service=~"mint-gateway(-metrics)?"'
     assert away["expr"] == f"absent(mint_gateway_map_age_seconds{{{selector}}})"
     assert away["labels"]["severity"] == "critical"
-    without = alerts(render(EVERYTHING | {"gateway": {"replicas": 0}}))
-    assert "MintGatewayAway" not in {each["alert"] for each in without}
+    for replicas, said in ((0, False), (None, True)):
+        told = alerts(render(EVERYTHING | {"gateway": {"replicas": replicas}}))
+        assert ("MintGatewayAway" in {each["alert"] for each in told}) is said, "an autoscaler runs at least one"
 
 
 def test_every_panel_has_a_place_of_its_own() -> None:
