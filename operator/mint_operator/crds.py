@@ -45,5 +45,5 @@ def what_to_apply(lacking: Collection[str]) -> str:
     """Return the message that says which CRDs are missing and how to apply them."""
     return (
         f"the cluster lacks {' and '.join(sorted(lacking))} of {GROUP}/{VERSION}; apply MinT's CRDs "
-        "(also in the chart's crds/): kubectl apply --server-side -f crds/"
+        "(of the same version): kubectl apply --server-side -f charts/mint/crds/"
     )

@@ -65,7 +65,7 @@ class Pruning:
         named = ", ".join(f"status.{each}" for each in sorted(fields))
         message = (
             f"the cluster's CRDs are older than this operator and drop {named}; apply those of its version: "
-            "kubectl apply --server-side --force-conflicts -f crds/"
+            "kubectl apply --server-side --force-conflicts -f charts/mint/crds/"
         )
         log.warning("fields of statuses are not kept", kind=kind, fields=sorted(fields), error=message)
         return message

@@ -54,12 +54,6 @@ def test_lint_is_clean(values: Values) -> None:
     assert "[WARNING]" not in output
 
 
-def test_the_crds_are_installed_and_the_samples_are_not() -> None:
-    with_crds = render(DEFAULTS, "--include-crds")
-    assert set(of_kind(with_crds, "CustomResourceDefinition")) == {"basemodels.mint.dev", "adapterwaves.mint.dev"}
-    assert of_kind(with_crds, "BaseModel", "AdapterWave") == {}
-
-
 def test_the_chart_needs_nothing_outside_its_folder() -> None:
     """Flux's source controller leaves symbolic links out of what it takes from Git: the CRDs would be missing."""
     assert [path for path in CHART.rglob("*") if path.is_symlink()] == []
