@@ -279,7 +279,7 @@ def test_what_all_pods_share(part: str) -> None:
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
 def test_users_add_to_pods_what_their_cluster_demands_and_replace_nothing(part: str) -> None:
-    wishes = {"podLabels": {"team": "ml", "app.kubernetes.io/component": "x"}, "podAnnotations": {"a": "b"}}
+    wishes = {"podLabels": {"team": "ml"}, "podAnnotations": {"a": "b"}}
     affinity: Values = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
     plain = workloads(render(DEFAULTS))[f"mint-{part}"]
     workload = workloads(render({part: wishes | {"affinity": affinity}}))[f"mint-{part}"]

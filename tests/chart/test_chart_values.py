@@ -13,14 +13,26 @@ from e2e.world import image_of
 from mint_contracts import settings
 from mint_operator import settings as operator_settings
 from tests.apiserver import ROOT
-from tests.chart.rendering import CHART, KUBE_VERSION, PUSHED, HelmError, Values, environment, helm, render, workloads
+from tests.chart.rendering import (
+    CHART,
+    EVERYTHING,
+    EXTERNAL,
+    KUBE_VERSION,
+    PUSHED,
+    HelmError,
+    Values,
+    environment,
+    helm,
+    render,
+    workloads,
+)
 from tests.crds.admission import merged
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
 APP_VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
-MAPS = {"strings", "resources", "scopes", "affinity"}  # the user's own keys, or Kubernetes'
+MAPS = {"strings", "podLabels", "resources", "scopes", "affinity"}  # the user's own keys, or Kubernetes'
 
 
 def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -124,6 +136,9 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"extraEnv": [{"name": "A", "from": "x"}]}}, "'from' not allowed"),
     ({"gateway": {"affinity": {"nodeSelectorTerms": []}}}, "'nodeSelectorTerms' not allowed"),
     ({"redis": {"podLabels": {"team": 1}}}, "/redis/podLabels/team"),
+    ({"redis": {"podLabels": {"team": "machine learning"}}}, "/redis/podLabels/team"),
+    ({"gateway": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "/gateway/podLabels/app.kubernetes.io"),
+    ({"operator": {"podLabels": {"mint.dev/base-model": "x"}}}, "/operator/podLabels/mint.dev"),
     ({"caBundle": {"secret": "ca"}}, "'secret' not allowed"),
     ({"fullnameOverride": "9lora"}, "/fullnameOverride"),
     ({"enabled": "yes"}, "/enabled"),
@@ -137,6 +152,17 @@ def test_nonsense_is_refused_with_the_place_named(values: Values, where: str) ->
     with pytest.raises(HelmError) as refusal:
         render(values)
     assert where in str(refusal.value)
+
+
+@pytest.mark.parametrize("part", ["operator", "gateway"])
+def test_no_variable_of_the_charts_own_is_set_twice(part: str) -> None:
+    added = {each["name"] for each in EVERYTHING[part]["extraEnv"]}
+    own = {name for of in (EVERYTHING, EXTERNAL) for name in environment(workloads(render(of))[f"mint-{part}"])}
+    names = sorted(own - added)
+    with pytest.raises(HelmError) as refusal:
+        render({part: {"extraEnv": [{"name": name, "value": "x"} for name in names]}})
+    for index in range(len(names)):
+        assert f"/{part}/extraEnv/{index}/name" in str(refusal.value), names[index]
 
 
 @pytest.mark.parametrize("part", PUSHED["images"])

@@ -67,7 +67,9 @@ ACCEPTED = [
     engine(kvCacheMemory="4Gi", tensorParallelSize=4, nodes=4, resources={"limits": {"memory": "2Gi"}}),
     engine(nodeSelector={"disk": "nvme"}, tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]),
     engine(tolerations=[{"operator": "Exists"}]),
-    engine(priorityClassName="gpu-batch", podLabels={"kueue.x-k8s.io/queue-name": "gpus", "team": ""}),
+    engine(
+        priorityClassName="gpu-batch", podLabels={"kueue.x-k8s.io/queue-name": "gpus_8.a-1", "team": "", "tier": "x"}
+    ),
     engine(podAnnotations={"sidecar.istio.io/inject": "false"}),
     engine(serviceAccountAnnotations={"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/engines"}),
     adapters(maxRank=1, deviceSlots=1),
@@ -158,6 +160,8 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (engine(replicas={"max": 1001}), "spec.engine.replicas.max"),
     (engine(priorityClassName="High Priority"), "spec.engine.priorityClassName"),
     (engine(podLabels={"team": "x" * 64}), "spec.engine.podLabels"),
+    (engine(podLabels={"team": "machine learning"}), "spec.engine.podLabels"),
+    (engine(podLabels={"team": "-ml"}), "spec.engine.podLabels"),
     (engine(device="tpu"), 'supported values: "cpu", "cuda"'),
     (engine(quantisedExperts="yes"), "spec.engine.quantisedExperts"),
     (engine(dtype="int8"), 'supported values: "bfloat16", "float16", "float32"'),
