@@ -82,7 +82,8 @@ def _gs() -> Backend:
 
     # A plain number would limit the duration of a complete request, and a large checkpoint could never be read.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    files = GsFiles(requests_timeout=timeout, **_PLAIN)
+    session = {"trust_env": True}  # aiohttp reads the variables of a proxy only then
+    files = GsFiles(requests_timeout=timeout, session_kwargs=session, **_PLAIN)
     return Backend(
         files, (OSError, aiohttp.ClientError, FSTimeoutError, GoogleAuthError, HttpError), (DefaultCredentialsError,)
     )
