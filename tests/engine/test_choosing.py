@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from mint_engine.requests import sampling
 from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, score_tokens, uniform
 from mint_engine.scheduling.request import Sampling
 
@@ -60,12 +61,37 @@ def test_what_is_left_of_a_row_is_the_same_whoever_is_beside_it() -> None:
     probabilities[-1] = 1 / VOCAB
     alone = probabilities.clone()
     keep_likely(probabilities, samplings)
-    for row, sampling in zip(alone, samplings, strict=True):
-        keep_likely(row[None], [sampling])
+    for row, each in zip(alone, samplings, strict=True):
+        keep_likely(row[None], [each])
     assert torch.equal(probabilities, alone)
     *left, flat = probabilities.count_nonzero(dim=-1).tolist()
     assert len(set(left)) == len(left), "each is cut in a way of its own"
     assert flat == VOCAB
+
+
+def test_only_rows_whose_top_p_takes_more_than_a_few_tokens_are_sorted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few at a time, since each takes several numbers for every token of the vocabulary."""
+    topk, sorted_whole = torch.topk, list[int]()
+
+    def watched(rows: torch.Tensor, count: int, **options: Any) -> Any:
+        if count > sampling._NUCLEUS:
+            sorted_whole.append(rows.shape[0])
+        return topk(rows, count, **options)
+
+    flat, peaked = torch.zeros(20, VOCAB), draw_logits(4, 6)
+    shares = [*[0.9] * 20, 0.9, 0.3, 1.0, 1.0]
+    samplings = [Sampling(1, 0, 1.0, top_p=share) for share in shares]
+    probabilities = torch.softmax(torch.cat((flat, peaked)), -1)
+    alone, without_flat = probabilities.clone(), probabilities[20:].clone()
+    monkeypatch.setattr(torch, "topk", watched)
+    keep_likely(without_flat, samplings[20:])
+    assert sorted_whole == []
+    keep_likely(probabilities, samplings)
+    assert sorted_whole == [8, 8, 4]
+    for row, each in zip(alone, samplings, strict=True):
+        keep_likely(row[None], [each])
+    assert torch.equal(probabilities, alone)
+    assert torch.equal(probabilities[20:], without_flat)
 
 
 def test_a_request_chooses_alike_whoever_is_beside_it() -> None:

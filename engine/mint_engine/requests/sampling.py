@@ -18,6 +18,7 @@ from mint_engine.model.likeliest import likeliest
 from mint_engine.scheduling.request import Sampling, Scored
 
 _NUCLEUS = 256  # candidates among which top-p is tried first, before the complete vocabulary is sorted
+_WHOLE_ROWS = 8  # rows whose complete vocabulary is sorted at a time: more would only take more memory
 _BLOCK = 256  # tokens per block whose mass is summed first when a distribution is inverted
 
 
@@ -73,10 +74,11 @@ def keep_likely(probabilities: torch.Tensor, samplings: Sequence[Sampling]) -> N
         likeliest = torch.topk(probabilities, max(bounded), dim=-1).values
         last = torch.tensor([min(each, max(bounded)) - 1 for each in counts], device=device)[:, None]
         _zero_below(probabilities, likeliest.gather(1, last), [each < size for each in counts])
-    if any(each.top_p < 1.0 for each in samplings):
-        shares = torch.tensor([each.top_p for each in samplings], dtype=torch.float64, device=device)[:, None]
-        least = _nucleus_least(probabilities, shares.clamp(max=1.0))
-        _zero_below(probabilities, least, [each.top_p < 1.0 for each in samplings])
+    if any(cut := [each.top_p < 1.0 for each in samplings]):
+        # A share of 0 is reached by the first token, so rows that are not cut are never sorted as a whole.
+        wanted = [each.top_p if each.top_p < 1.0 else 0.0 for each in samplings]
+        shares = torch.tensor(wanted, dtype=torch.float64, device=device)[:, None]
+        _zero_below(probabilities, _nucleus_least(probabilities, shares), cut)
     if any(each.min_p > 0.0 for each in samplings):
         shares = torch.tensor([each.min_p for each in samplings], device=device)[:, None]
         _zero_below(probabilities, shares * probabilities.amax(dim=-1, keepdim=True), [True] * len(samplings))
@@ -93,13 +95,21 @@ def _nucleus_least(probabilities: torch.Tensor, shares: torch.Tensor) -> torch.T
     """Return the smallest probability among the fewest tokens that reach their share of each row's mass [n, 1]."""
     target = shares * probabilities.sum(dim=-1, keepdim=True, dtype=torch.float64)
     size = probabilities.shape[1]
-    for count in (min(_NUCLEUS, size), size):
-        likeliest = torch.topk(probabilities, count, dim=-1).values
-        reached = likeliest.cumsum(-1, dtype=torch.float64) >= target
-        if count == size or bool(reached[:, -1].all()):
-            break
-    reached[:, -1] = True  # rounding may have kept it just below
-    return likeliest.gather(1, reached.to(torch.uint8).argmax(dim=-1, keepdim=True))
+    likeliest = torch.topk(probabilities, min(_NUCLEUS, size), dim=-1).values
+    reached = likeliest.cumsum(-1, dtype=torch.float64) >= target
+    least = _gather_first(likeliest, reached)
+    left = (~reached[:, -1]).nonzero().squeeze(1)
+    for some in torch.split(left, _WHOLE_ROWS) if left.numel() else ():
+        every = torch.topk(probabilities[some], size, dim=-1).values
+        reached = every.cumsum(-1, dtype=torch.float64) >= target[some]
+        reached[:, -1] = True  # rounding may have kept it just below
+        least[some] = _gather_first(every, reached)
+    return least
+
+
+def _gather_first(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the first of the chosen values [n, k] of each row [n, 1]."""
+    return values.gather(1, chosen.to(torch.uint8).argmax(dim=-1, keepdim=True))
 
 
 def uniform(seed: int, index: int) -> float:
