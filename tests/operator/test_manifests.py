@@ -258,6 +258,13 @@ def test_who_asks_for_a_part_of_a_gpu_is_given_no_whole_one_beside_it() -> None:
             assert found.get("requests", {name: 1}) == {name: 1}
 
 
+def test_what_else_nvidia_s_operators_offer_takes_no_gpu_s_place() -> None:
+    """Their Network Operator names network devices nvidia.com/hostdev."""
+    asked = Resources(limits={"nvidia.com/hostdev": 1})
+    found = container(with_spec(engine=EngineSpec(device="cuda", tensor_parallel_size=2, resources=asked)))
+    assert found["resources"]["limits"] == {"nvidia.com/hostdev": 1, "nvidia.com/gpu": 2}
+
+
 def test_what_device_plugins_give_is_asked_for_as_kubernetes_has_it() -> None:
     """In Kubernetes, "non overcommitable resources" need a limit, and the request must equal it."""
     for asked in (

@@ -26,7 +26,8 @@ START_PROBE_S = 2
 CACHE_SLACK_BYTES = 1 << 30  # for downloads in progress, and what libraries write besides the adapters
 SHARED_FOLDER = "/dev/shm"  # noqa: S108 - where NCCL looks
 SHARED_BYTES = 1 << 30  # NCCL takes about 10 MB per rank and peer; unused memory costs nothing
-GPU, GPUS = "nvidia.com/gpu", "nvidia.com/"  # a whole one; the prefix that names of parts have too
+GPU = "nvidia.com/gpu"  # a whole one
+GPU_PARTS = ("nvidia.com/gpu.", "nvidia.com/mig-")  # how names of shared GPUs and of slices begin
 
 
 def pod_spec(
@@ -159,7 +160,7 @@ def _resources(spec: BaseModelSpec) -> Body:
     ):  # device plugins' resources need equal requests and limits
         requests[name] = limits.setdefault(name, requests[name])
     if spec.engine.device == "cuda":
-        if not any(name.startswith(GPUS) for name in limits):
+        if not any(name == GPU or name.startswith(GPU_PARTS) for name in limits):
             limits[GPU] = _ranks(spec)  # each rank computes on one
         if GPU in limits:
             requests.setdefault(GPU, limits[GPU])
