@@ -113,3 +113,47 @@ async def test_where_no_thread_can_be_started_the_next_of_that_adapter_is_compil
     assert [type(each) for each in ended] == [RuntimeError] * 2
     works.let.release()
     assert await shapes.run("a", works, "next") == "next"
+
+
+async def test_what_was_refused_for_want_of_a_thread_is_not_compiled_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor queues it before it starts a thread."""
+    shapes, works = Compiling("engine"), Works()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await shapes.run("a", works, "refused")
+    works.let.release(2)
+    assert await shapes.run("a", works, "next") == "next"
+    assert await shapes.run("a", works, "last") == "last"
+    assert works.begun == ["next", "last"]
+
+
+async def test_what_a_thread_begins_though_no_other_could_be_started_keeps_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes, works, second_began = Compiling("engine"), Works(), threading.Event()
+    first = asyncio.create_task(shapes.run("a", works, "first"))
+    await until(lambda: works.begun)
+
+    def second(name: str) -> str:
+        second_began.set()
+        return works(name)
+
+    def refuse(_: threading.Thread) -> None:
+        works.let.release()
+        assert second_began.wait(60)
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        begun = asyncio.create_task(shapes.run("b", second, "second"))
+        assert await first == "first"
+    third = asyncio.create_task(shapes.run("b", works, "third"))
+    await until(lambda: "second" in works.begun)
+    assert shapes._turns["b"].locked()
+    works.let.release(2)
+    assert list(await asyncio.gather(begun, third)) == ["second", "third"]

@@ -5,7 +5,7 @@ Adapters take turns, one shape each, however many each has.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
@@ -55,11 +55,24 @@ class Compiling:
 
         with self._counter.holding(adapter):
             await turn.acquire()
+            compiled: Future[T] = Future()
             try:
-                compiled = self._threads.submit(work, *given)
-            except RuntimeError:  # no thread could be started
-                turn.release()
-                raise
+                self._threads.submit(_compile, compiled, lambda: work(*given))
+            except RuntimeError:  # no thread could be started, but it is queued and another may have begun it
+                if compiled.cancel():
+                    turn.release()
+                    raise
             self._counter.enter(adapter, 1)  # again, since it counts until `work` ends
         compiled.add_done_callback(end)
         return await asyncio.wrap_future(compiled)
+
+
+def _compile(compiled: Future[T], work: Callable[[], T]) -> None:
+    """Do `work`, unless it was cancelled before it began."""
+    if not compiled.set_running_or_notify_cancel():
+        return
+    try:
+        compiled.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - raised to whoever waits
+        compiled.set_exception(error)
+        del compiled  # its error refers to this frame
