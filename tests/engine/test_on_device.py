@@ -145,6 +145,8 @@ async def test_a_step_waits_for_the_device_a_few_times(
         assert await waits(engine, device, *bare) == 2 + groups
         assert await waits(engine, device, *one) == 2 + groups + experts + 2 * (1 + latent)
         assert await waits(engine, device, *three) == 2 + groups + experts + 4 * (1 + latent)
+        of_attention = {"adapter": "c"}  # of other modules too where there are no experts
+        assert await waits(engine, device, of_attention) == 2 + groups + bool(experts) + 2 * (1 + latent)
         assert await waits(engine, device, *bare * 4) == 2 + groups, "the same for more of a kind"
         sampled = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
         assert await waits(engine, device, *[sampled] * 4) == 2 + groups + 7

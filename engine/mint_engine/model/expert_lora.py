@@ -30,10 +30,16 @@ class ExpertRows:
     """One step's rows: the slot of each, and which slots share a layout. Not created if no row has an adapter."""
 
     owners: torch.Tensor  # [T] int64: slots, NO_SLOT for the bare base
-    kinds: torch.Tensor  # [S + 1] int64: a slot's kind; one more than there are for the last, that of NO_SLOT
+    # [S + 1] int64: a slot's kind; S for slots without rows in this step, and for the last, which stands for NO_SLOT
+    kinds: torch.Tensor
     examples: tuple[int, ...]  # one slot of each kind
-    scalings: torch.Tensor  # [M, S], in the slots' dtype
+    slots: Slots
     kernels: Kernels | None
+
+    @cached_property
+    def scalings(self) -> torch.Tensor:
+        """All slots' scalings [M, S], in their dtype and memory: one copy, and none where the kernel computes."""
+        return self.slots.scalings.to(self.slots.device, self.slots.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,8 @@ def plan_experts(
             alike[key] = len(alike)
             examples.append(each.slot)
         kinds[each.slot] = alike[key]
-    device = slots.device
-    both = torch.from_numpy(np.concatenate((owners, kinds))).to(device)
-    scalings = slots.scalings.to(device, slots.dtype)
-    return ExpertRows(both[:tokens], both[tokens:], tuple(examples), scalings, kernels)
+    both = torch.from_numpy(np.concatenate((owners, kinds))).to(slots.device)
+    return ExpertRows(both[:tokens], both[tokens:], tuple(examples), slots, kernels)
 
 
 def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut, *, whole: bool = False) -> Pairs:
@@ -119,11 +123,13 @@ def add_expert_lora(
         for y, module in adapted:
             rows.kernels.lora_experts(y, x, pairs.items, slots, module)
         return
-    for chosen, example in zip(pairs.alike, rows.examples, strict=True):
+    targeted = [[each for each in adapted if slots.places[each[1], example] != ABSENT] for example in rows.examples]
+    if not any(targeted):
+        return  # `alike` waits for a GPU
+    for chosen, example, some_targets in zip(pairs.alike, rows.examples, targeted, strict=True):
         for some in torch.split(chosen, _AT_ONCE):
-            for y, module in adapted:
-                if slots.places[module, example] != ABSENT:
-                    _add_gathered(y, x, slots, module, example, some, pairs)
+            for y, module in some_targets:
+                _add_gathered(y, x, slots, module, example, some, pairs)
 
 
 def _add_gathered(
