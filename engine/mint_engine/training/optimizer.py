@@ -8,6 +8,7 @@ import torch
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Optimizer
+from mint_engine.model.device import settle
 from mint_engine.training.policy import Policy, room_to_round, spans
 
 _CLIP_EPSILON = 1e-6  # torch's, added to the norm
@@ -97,6 +98,7 @@ def _adamw(
         spread = torch.sqrt(exp_avg_sq, out=slope).div_(root).add_(epsilon)  # the gradient has been used
         weights.addcdiv_(exp_avg, spread, value=-step_by)
         low.copy_(weights)
+    settle(gradient.device)  # what fails on the device is raised while the policy is still torn
     policy.step, policy.rounded, policy.torn = step, rounded, False
 
 

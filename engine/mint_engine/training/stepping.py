@@ -33,7 +33,6 @@ class Stepping:
         except StopIteration as end:
             self._outcome = end.value
             self.cancel()
-            settle(self._device)
         except BaseException:
             self.cancel()
             raise

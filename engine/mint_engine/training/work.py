@@ -109,7 +109,6 @@ class Work:
             settle(self._device)
         except StopIteration as end:
             self._finish(end.value)
-            settle(self._device)
         except BaseException:
             self.cancel()
             raise
@@ -163,6 +162,7 @@ class Work:
         gradients = yield from self._ranks.gather([share.held for share in ended if share.held is not None])
         for share, gradient in zip(ended, gradients, strict=True):
             yield from _add(gradient, share.policy.gradient)
+        settle(self._device)  # here, so that what fails on the device is raised before any policy changes
         return gradients
 
     def _compute(self, items: Sequence[Item], *, learn: bool) -> Iterator[None]:

@@ -14,6 +14,8 @@ from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.handoff import hand_off
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import optimizer as optimizers
+from mint_engine.training import stepping as steppings
+from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import Policy, PolicySettings
 from mint_engine.training.trainer import Trainer
@@ -280,3 +282,63 @@ def test_a_work_given_up_at_its_very_end_leaves_what_had_accumulated_as_it_was()
         work.advance()
     work.cancel()
     assert saved_of(restored, "p/0") == before
+
+
+class Device:
+    """Fails when the host waits for it for the given time, from 1 on; 0 for never."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._fails_at, self.waited = 0, 0
+        for module in (works, steppings, optimizers):
+            monkeypatch.setattr(module, "settle", self._settle)
+
+    def fail(self, at: int) -> None:
+        self._fails_at, self.waited = at, 0
+
+    def _settle(self, _: torch.device) -> None:
+        self.waited += 1
+        if self.waited == self._fails_at:
+            raise RuntimeError("the device has failed")
+
+
+def take_all(advance: Callable[[], bool]) -> None:
+    while advance():
+        pass
+
+
+def test_a_work_changes_no_policy_however_late_its_device_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, trainer = Device(monkeypatch), trainer_of()
+    policies(trainer, 1)
+    learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
+    before = saved_of(trainer, "p/0")
+    device.fail(0)
+    learn(trainer, [PolicyBatch("p/0", groups(2), DAPO)])
+    waits = device.waited
+    trainer.replace(trainer.maker.read("p/0", before))
+    policy = trainer.policy("p/0")
+    for at in range(1, waits + 1):
+        device.fail(at)
+        work = trainer.begin([PolicyBatch("p/0", groups(2), DAPO)])
+        with pytest.raises(RuntimeError, match="the device has failed"):
+            take_all(work.advance)
+        assert work.done
+        assert not policy.busy
+        assert saved_of(trainer, "p/0") == before
+    assert waits > 2
+
+
+@pytest.mark.usefixtures("short")
+def test_a_step_whose_device_fails_at_the_very_end_leaves_its_policy_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, trainer, other = Device(monkeypatch), trainer_of(), trainer_of()
+    for each in (trainer, other):
+        ready(each)
+    before, policy = saved_of(other, "p/0"), other.policy("p/0")
+    device.fail(0)
+    step_all(trainer, {"p/0": OPTIMIZER})
+    for at, left_torn in ((1, False), (device.waited, True)):
+        assert saved_of(other, "p/0") == before
+        device.fail(at)
+        stepping = other.begin_step("p/0", OPTIMIZER)
+        with pytest.raises(RuntimeError, match="the device has failed"):
+            take_all(stepping.advance)
+        assert (policy.torn, policy.busy) == (left_torn, False)
