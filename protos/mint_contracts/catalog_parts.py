@@ -24,6 +24,7 @@ from mint_contracts.source import Source
 THREADS = 8  # per folder
 WRITE_TIMEOUT_S = 60.0
 READ_TIMEOUT_S = 300.0
+LEAST_LOSSES = 3  # listings that miss files, however slow they are, before the folder is given up
 MOST_BYTES = 128 << 20  # of a part: more than a gateway ever writes, however long the entries are
 
 T = TypeVar("T")
@@ -56,12 +57,15 @@ class Parts:
         replaced and that were then deleted. So list again until a listing contains everything that the one before
         found: a part that a listing misses because of a merge still existed when the listing before was made.
         """
-        until = time.monotonic() + READ_TIMEOUT_S
+        until, losses = 0.0, 0
         found = await self.do(self._store.names)
-        while time.monotonic() < until:
+        while losses < LEAST_LOSSES or time.monotonic() < until:
             before, found = found, await self.do(self._store.names)
             if set(before) <= set(found):
                 return [name for name in found if sequence_of(name) is not None]
+            if not losses:
+                until = time.monotonic() + READ_TIMEOUT_S
+            losses += 1
         message = f"loses files between any two listings for {READ_TIMEOUT_S:.0f} seconds; retrying"
         raise SourceUnavailable(f"source {self._manifests.uri!r}", message)
 

@@ -249,15 +249,30 @@ async def test_a_merge_gives_up_where_a_part_has_come_into_its_range(
     assert entry("a/late", "r1") in await read_anew(redis_client, manifests)
 
 
-async def test_a_listing_that_missed_a_run_and_what_it_replaced_is_made_again(manifests: Source) -> None:
-    one, two, run = part_name(10, 2), part_name(20, 2), piece_name(10, 21, "aaaa", 0, 4, end=True)
-    listings = iter([[one, two], [one], [one, run]])  # the second began before the run was written
+ONE, TWO, RUN = part_name(10, 2), part_name(20, 2), piece_name(10, 21, "aaaa", 0, 4, end=True)
+
+
+async def listed(manifests: Source, *listings: list[str]) -> list[tuple[str, ...]]:
+    """Return the files of each span of a folder that is listed like this."""
+    left = iter(listings)
 
     class Torn(Parts):
         async def do(self, work: Callable[[], Any], limit_s: float = 0.0) -> Any:
-            return next(listings)
+            return next(left)
 
-    assert [span.names for span in spans(await Torn(manifests).names())] == [(run,)]
+    return [span.names for span in spans(await Torn(manifests).names())]
+
+
+async def test_a_listing_that_missed_a_run_and_what_it_replaced_is_made_again(manifests: Source) -> None:
+    assert await listed(manifests, [ONE, TWO], [ONE], [ONE, RUN]) == [(RUN,)]  # the second began before the run
+
+
+async def test_a_folder_whose_listings_are_slow_is_listed_more_than_twice(
+    manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single listing may take longer than all of them should."""
+    monkeypatch.setattr(catalog_parts, "READ_TIMEOUT_S", 0.0)
+    assert await listed(manifests, [ONE, TWO], [ONE], [TWO], [TWO, RUN]) == [(RUN,)]
 
 
 async def test_what_an_earlier_version_has_not_counted_is_not_taken_for_stale(
