@@ -219,6 +219,20 @@ def test_a_silence_of_which_nobody_hears_more_is_forgotten() -> None:
     assert not here._silent
 
 
+def test_a_server_stays_silent_while_the_load_that_tries_it_waits() -> None:
+    """However long that takes, or many more would wait beside it."""
+    now = [0.0]
+    here, source, other = Hosts(lambda: now[0]), Source("https://a.example/x"), Source("https://b.example/x")
+    with suppress(SourceUnavailable), here.asking(source):
+        now[0] += hosts.SILENT_S
+        raise SourceUnavailable("source", "did not answer")
+    with here.asking(source):
+        with here.asking(other):
+            now[0] += hosts.FORGET_S + 1
+        with pytest.raises(SourceUnavailable, match="waits for https://a"), here.asking(source):
+            pass
+
+
 async def test_who_has_waited_in_line_says_nothing_of_its_server(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:

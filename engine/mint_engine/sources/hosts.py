@@ -15,7 +15,7 @@ from mint_engine.sources.local import is_local
 from mint_engine.sources.storage import subject_of
 
 SILENT_S = 5.0  # a failure that took this long counts as silence
-FORGET_S = 600.0  # a server that nobody has read from for so long is tried anew, and costs no memory
+FORGET_S = 600.0  # a silence that no load has met for so long is forgotten: it would cost memory for good
 
 _Host = tuple[str, str]
 
@@ -46,7 +46,7 @@ class Hosts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._silent: dict[_Host, float] = {}  # since when
+        self._silent: dict[_Host, float] = {}  # when a load met it last
         self._asked: Counter[_Host] = Counter()
 
     @contextmanager
@@ -82,4 +82,8 @@ class Hosts:
             now = self._clock()
             if silent:
                 self._silent[host] = now
-            self._silent = {each: since for each, since in self._silent.items() if now - since <= FORGET_S}
+            self._silent = {
+                each: since
+                for each, since in self._silent.items()
+                if each in self._asked or now - since <= FORGET_S  # whoever reads now will tell
+            }
