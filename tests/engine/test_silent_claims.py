@@ -15,7 +15,7 @@ from mint_contracts.source import Location, Source
 from mint_engine.adapters.relay import relay
 from mint_engine.residency import loading, readers, source_stat
 from mint_engine.residency.source_stat import EACH, SourceStat
-from mint_engine.sources.local import FileState, state_of
+from mint_engine.sources.local import FileState, place_of, state_of
 from tests.engine.made import read_tiny
 from tests.engine.test_changing_sources import OFTEN, change
 from tests.engine.tiers import NAMES, Scene
@@ -218,4 +218,46 @@ async def test_a_place_is_silent_while_any_look_at_it_hangs(
     let[1].set()
     await until(lambda: not here.is_stuck(source("ill", 2)))
     assert (here._running, here._late) == ({}, set())
+    here.close()
+
+
+async def test_only_looks_that_have_run_too_long_tell_whoever_waits_for_a_turn_that_a_place_is_silent(
+    scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that got its turn a moment ago may yet be answered."""
+    monkeypatch.setattr(source_stat, "EACH", 1)
+    here, let = SourceStat(scene(store=None).loader), threading.Event()
+    ill = source("ill", 0)
+
+    async def wait_in_vain(*, overdue_s: float) -> None:
+        """Wait for a turn until looks that have run for `overdue_s` are late."""
+        monkeypatch.setattr(source_stat, "SILENT_S", 0.01)
+        waiting = asyncio.create_task(here._ask(ill, lambda: None))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(source_stat, "SILENT_S", overdue_s)
+        with pytest.raises(SourceUnavailable):
+            await waiting
+
+    monkeypatch.setattr(source_stat, "SILENT_S", 60.0)
+    looking = asyncio.create_task(here._ask(ill, lambda: let.wait(60)))
+    await until(lambda: here._running)
+    await wait_in_vain(overdue_s=60.0)
+    assert not here.is_stuck(ill)
+    await wait_in_vain(overdue_s=0.01)
+    assert here.is_stuck(ill)
+    let.set()
+    assert await looking
+    here.close()
+
+
+async def test_who_waits_in_vain_for_a_turn_where_nobody_looks_any_more_leaves_nothing_behind(
+    scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, ill = SourceStat(scene(store=None).loader), source("ill", 0)
+    monkeypatch.setattr(source_stat, "SILENT_S", 0.01)
+    here._turns[place_of(ill)] = taken = asyncio.Semaphore(0)
+    with pytest.raises(SourceUnavailable):
+        await here._ask(ill, lambda: None)
+    assert here._running == {}
+    assert taken.locked()
     here.close()

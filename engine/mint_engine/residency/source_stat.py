@@ -34,7 +34,7 @@ class SourceStat:
         self._loader = loader
         self._threads = ThreadPoolExecutor(THREADS, "look")
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._running: dict[str, set[asyncio.Future[Any]]] = defaultdict(set)  # looks by place
+        self._running: dict[str, dict[asyncio.Future[Any], float]] = defaultdict(dict)  # by place: when each began
         self._late: set[asyncio.Future[Any]] = set()  # those of them that have timed out
 
     async def state(self, source: Source) -> str | None:
@@ -88,22 +88,28 @@ class SourceStat:
                 look = self._begin(place, turns, work)
                 return await asyncio.shield(look)
         except TimeoutError:
-            self._late |= self._running[place] if look is None else {look} & self._running[place]
+            self._late |= self._overdue(place) if look is None else {look} & self._running.get(place, {}).keys()
             raise silent from None
+
+    def _overdue(self, place: str) -> set["asyncio.Future[Any]"]:
+        """Return the looks at a place that have run for SILENT_S: others got their turns only lately."""
+        now = asyncio.get_running_loop().time()
+        return {look for look, begun in self._running.get(place, {}).items() if now - begun >= SILENT_S}
 
     def _begin(self, place: str, turns: asyncio.Semaphore, work: Callable[[], T]) -> "asyncio.Future[T]":
         """Start a look, which runs to its end even if nobody waits for it any more."""
 
         def ended(look: "asyncio.Future[T]") -> None:
             turns.release()
-            self._running[place].discard(look)
+            del self._running[place][look]
             if not self._running[place]:
                 del self._running[place]
             self._late.discard(look)
             if not look.cancelled():
                 look.exception()  # mark it as retrieved; whoever waits gets it too
 
-        look = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        self._running[place].add(look)
+        loop = asyncio.get_running_loop()
+        look = loop.run_in_executor(self._threads, work)
+        self._running[place][look] = loop.time()
         look.add_done_callback(ended)
         return look
