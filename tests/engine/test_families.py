@@ -84,6 +84,24 @@ def test_adapters_in_one_batch_equal_merged_weights(
         check(found, plain_logits(reference, text(who)))
 
 
+def test_a_step_that_fails_before_it_is_computed_leaves_no_adapter_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a device that has no memory left for the step's inputs."""
+    forward = filled("qwen3_moe")
+    [expected] = play(forward, [[(0, LENGTH)]], [NO_SLOT])
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as full:
+        full.setattr(generic, "lists_on", refuse)
+        with pytest.raises(torch.OutOfMemoryError):
+            play(forward, [[(0, LENGTH)]], [0])
+    [found] = play(forward, [[(0, LENGTH)]], [NO_SLOT])
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_few_rows_at_a_time_as_all_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of long prompts and of decoding requests are computed in parts; here in parts of one row or head."""

@@ -46,16 +46,16 @@ class Generic:
         device, current = self._base.device, self._current
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
         segments = merge_spans(spans)
-        if self._kernels is None:
-            current.rows = sort_rows(segments, self._slots)
-        elif (items := work_items(segments, self._slots, ROWS)).shape[0]:
-            current.compiled = CompiledRows(self._kernels, items)
-        if self._routed:
-            current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
-            current.routes = [] if self._cache.routes is not None else None
-        current.paged = paged = plan_attention(spans, self._cache, device)
-        numbers, places, kept = lists_on(device, tokens, positions, keep)
         try:
+            if self._kernels is None:
+                current.rows = sort_rows(segments, self._slots)
+            elif (items := work_items(segments, self._slots, ROWS)).shape[0]:
+                current.compiled = CompiledRows(self._kernels, items)
+            if self._routed:
+                current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
+                current.routes = [] if self._cache.routes is not None else None
+            current.paged = paged = plan_attention(spans, self._cache, device)
+            numbers, places, kept = lists_on(device, tokens, positions, keep)
             output = self._base.model(
                 input_ids=numbers[None],
                 attention_mask=self._masks,
