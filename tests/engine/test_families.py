@@ -10,6 +10,7 @@ from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, page
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
+from mint_engine.model.modules import Current
 from mint_engine.model.paged import Span
 from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
@@ -98,6 +99,8 @@ def test_a_step_that_fails_before_it_is_computed_leaves_no_adapter_to_the_next(
         full.setattr(generic, "lists_on", refuse)
         with pytest.raises(torch.OutOfMemoryError):
             play(forward, [[(0, LENGTH)]], [0])
+    assert isinstance(forward._pass, generic.Generic)
+    assert forward._pass._current == Current(), "nor does it keep anything of the step's in memory"
     [found] = play(forward, [[(0, LENGTH)]], [NO_SLOT])
     assert torch.equal(found, expected)
 
