@@ -14,7 +14,6 @@ from mint_gateway.scope import EVERYTHING as EVERYTHING_OPEN
 from mint_gateway.scope import Scope
 from mint_gateway.scopes import SCOPES_FILE, read_scopes
 from mint_operator import settings as operator_settings
-from mint_operator.planning.podspec import BUNDLE_VARIABLES
 from tests.chart.rendering import (
     BARE,
     CHART,
@@ -268,43 +267,6 @@ def test_the_operator_is_told_what_engines_need() -> None:
     assert variables["MINT_ENGINE_PULL_SECRETS"] == "registry"
     assert variables[operator_settings.ENGINE_CA_BUNDLE] == "corporate"
     assert variables[operator_settings.ENGINE_CA_BUNDLE_KEY] == "bundle.pem"
-
-
-@pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
-def test_what_all_pods_share(part: str) -> None:
-    spec = pod(workloads(render(EVERYTHING))[f"mint-{part}"])
-    assert spec["runtimeClassName"] == "mint-host"
-    assert spec["imagePullSecrets"] == [{"name": "registry"}]
-
-
-@pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
-def test_users_add_to_pods_what_their_cluster_demands_and_replace_nothing(part: str) -> None:
-    wishes = {"podLabels": {"team": "ml"}, "podAnnotations": {"a": "b"}}
-    affinity: Values = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
-    plain = workloads(render(DEFAULTS))[f"mint-{part}"]
-    workload = workloads(render({part: wishes | {"affinity": affinity}}))[f"mint-{part}"]
-    assert labels(workload) == labels(plain) | {"team": "ml"}
-    assert workload["spec"]["template"]["metadata"]["annotations"]["a"] == "b"
-    assert pod(workload)["affinity"] == affinity
-    assert "affinity" not in pod(plain)
-
-
-@pytest.mark.parametrize("part", ["operator", "gateway"])
-def test_variables_may_be_added_for_example_of_a_proxy(part: str) -> None:
-    key = {"secretKeyRef": {"name": "proxy", "key": "url"}}
-    added = [{"name": "NO_PROXY", "value": "10.0.0.0/8,.svc"}, {"name": "HTTPS_PROXY", "valueFrom": key}]
-    variables = environment(workloads(render({part: {"extraEnv": added}}))[f"mint-{part}"])
-    assert (variables["NO_PROXY"], variables["HTTPS_PROXY"]) == ("10.0.0.0/8,.svc", key)
-
-
-@pytest.mark.parametrize("part", ["operator", "gateway"])
-def test_cas_of_ones_own_are_where_storage_libraries_look_for_them(part: str) -> None:
-    workload = workloads(render(EVERYTHING))[f"mint-{part}"]
-    assert {environment(workload)[name] for name in BUNDLE_VARIABLES} == {"/etc/mint/ca/ca.crt"}
-    items = [{"key": "bundle.pem", "path": "ca.crt"}]
-    assert {"name": "ca-bundle", "configMap": {"name": "corporate", "items": items}} in pod(workload)["volumes"]
-    mount = {"name": "ca-bundle", "mountPath": "/etc/mint/ca", "readOnly": True}
-    assert mount in container(workload)["volumeMounts"]
 
 
 def test_an_autoscaler_may_have_the_number_of_gateways_to_itself() -> None:
