@@ -171,3 +171,21 @@ def matches(selector: dict[str, Any], given: dict[str, str]) -> bool:
     by_label = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
     by_set = selector.get("matchExpressions", [])
     return by_label.items() <= given.items() and all(given.get(each["key"]) in each["values"] for each in by_set)
+
+
+def monitors(objects: list[Object], name: str) -> tuple[Object, Object]:
+    """The ServiceMonitors of a release's own parts and of its engines."""
+    found = of_kind(objects, "ServiceMonitor")
+    assert found.keys() == {name, f"{name}-engines"}
+    return found[name], found[f"{name}-engines"]
+
+
+def found_by(monitor: Object, objects: list[Object]) -> set[str]:
+    """The Services that it has scraped."""
+    [port] = [each["port"] for each in monitor["spec"]["endpoints"]]
+    return {
+        name
+        for name, each in of_kind(objects, "Service").items()
+        if matches(monitor["spec"]["selector"], each["metadata"]["labels"])
+        and port in {given["name"] for given in each["spec"]["ports"]}
+    }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mint_operator.planning.podspec import USER
 from tests.apiserver import ROOT
 from tests.chart.rendering import DEFAULTS, container, pod, render, workloads
-from tests.operator.test_manifests import container as engine_container
+from tests.operator.rendered import container as engine_container
 from tests.operator.worlds import base
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -12,8 +12,19 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from mint_gateway.metrics import Metrics
 from tests.apiserver import ROOT
-from tests.chart.rendering import BARE, CHART, DEFAULTS, EVERYTHING, NAMESPACE, NAMESPACED, Object, of_kind, render
-from tests.chart.test_service_monitors import found_by, monitors
+from tests.chart.rendering import (
+    BARE,
+    CHART,
+    DEFAULTS,
+    EVERYTHING,
+    NAMESPACE,
+    NAMESPACED,
+    Object,
+    found_by,
+    monitors,
+    of_kind,
+    render,
+)
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 # What Prometheus adds to all that it scrapes, and to a histogram's buckets.

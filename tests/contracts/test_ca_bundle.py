@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 from mint_operator.planning.podspec import BUNDLE_VARIABLES
+from tests.contracts.lookup import ASK, CREDENTIALS
 from tests.engine import stores
-
-ASK = (
-    "import sys; from mint_contracts.backends import backend\n"
-    "there = backend(sys.argv[1])\n"
-    "try: there.files.info(sys.argv[2])\n"
-    "except there.errors: pass"
-)
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.mark.parametrize(

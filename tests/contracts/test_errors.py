@@ -6,17 +6,8 @@ import grpc
 import pytest
 
 from mint_contracts import errors
+from tests.contracts.error_tree import EVERY, tree
 
-
-def tree(root: type[errors.MintError], depth: int = 0) -> list[tuple[int, type[errors.MintError]]]:
-    """Return `root` and every class below it with its depth, in the order of the source."""
-    found = [(depth, root)]
-    for child in root.__subclasses__():
-        found += tree(child, depth + 1)
-    return [(level, kind) for level, kind in found if kind.__module__ == "mint_contracts.errors"]
-
-
-EVERY = [kind for _, kind in tree(errors.MintError)]
 LEAVES = [kind for kind in EVERY if not kind.__subclasses__()]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.test_ca_bundle import ASK, CREDENTIALS
+from tests.contracts.lookup import ASK, CREDENTIALS
 from tests.engine import stores
 
 ELSEWHERE = "http://store.example"

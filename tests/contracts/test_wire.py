@@ -8,7 +8,7 @@ import pytest
 
 from mint_contracts import errors, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.wire import MESSAGE_MAX_BYTES, from_rpc_error, to_status
-from tests.contracts.test_errors import EVERY
+from tests.contracts.error_tree import EVERY
 
 if TYPE_CHECKING:
     from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub

@@ -8,9 +8,10 @@ import pytest
 
 from mint_contracts.resources import AdapterWaveSpec, BaseModelRef, WaveAdapters
 from tests.apiserver import ApiServer, KubectlError
-from tests.crds import test_training_admission
 from tests.crds.admission import Admission, merged, resource
 from tests.crds.schemas import rules, schema
+from tests.crds.training_waves import SHOWN
+from tests.crds.training_waves import SMALLEST as SMALLEST_TRAINING
 
 NUMBERS = itertools.count()
 SMALLEST: dict[str, Any] = {"baseModelRef": {"name": "smollm2"}, "adapters": {"names": ["acme/support-7"]}}
@@ -210,12 +211,12 @@ TRAINS = "a training wave cannot have a ttl"
 
 
 def test_a_wave_that_trains_has_no_ttl(admission: Admission) -> None:
-    spec = merged(test_training_admission.SMALLEST, {"serve": {"ttl": "1h"}})
+    spec = merged(SMALLEST_TRAINING, {"serve": {"ttl": "1h"}})
     assert TRAINS in admission.refusal(resource("AdapterWave", spec))
 
 
 def test_every_rule_is_shown_above() -> None:
-    shown = [why for _, why in BY_RULE] + [IMMUTABLE, TRAINS] + test_training_admission.SHOWN
+    shown = [why for _, why in BY_RULE] + [IMMUTABLE, TRAINS] + SHOWN
     assert [message for message in rules("AdapterWave") if not any(message.startswith(why) for why in shown)] == []
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.copies import digest, put
+from tests.engine.saved_families import save_base
 
 Tensors = dict[str, torch.Tensor]
 BLOCK = (16, 24)  # not square, and dividing no shape in the tiny bases
@@ -308,3 +309,9 @@ def save_two(
 def _index(folder: Path) -> None:
     places = {name: file.name for file in folder.glob("*.safetensors") for name in load_file(file)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def save_quantised(family: str, folder: Path) -> tuple[Path, Path]:
+    if family == "gpt_oss":
+        return save_mxfp4(save_base(family, folder / "plain", hidden_size=64), folder)
+    return save_float8(save_base(family, folder / "plain"), folder)

@@ -3,20 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from mint_contracts import errors
-from mint_contracts.records import Assignment, Tier
+from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
-from tests.engine.tiers import NAMES, Scene, once, wanted
+from tests.engine.tiers import NAMES, Scene, ahead, once, wanted
 from tests.waiting import until
-
-
-def ahead(store: Path, *names: str) -> list[Assignment]:
-    """The assignments of a wave that waits to be admitted."""
-    return [msgspec.structs.replace(each, ahead=True) for each in wanted(store, *names, tier=Tier.DISK)]
 
 
 async def test_what_is_brought_ahead_is_told_takes_no_slot_and_is_found_once_wanted(

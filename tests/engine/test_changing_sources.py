@@ -13,20 +13,12 @@ import pytest
 from mint_contracts.records import Tier
 from mint_contracts.source import Source, child
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from tests.engine.changes import OFTEN, answers, change
 from tests.engine.made import edit_config, read_tiny
 from tests.engine.tiers import NAMES, Scene, loader, once, wanted
 from tests.waiting import until
 
 NAME, OTHER = NAMES[0], NAMES[1]
-OFTEN = {"poll_s": 0.005}  # how often the test's engine looks
-
-
-def change(store: Path, name: str, like: str) -> str:
-    """Replace an adapter's files by another's, file by file; return the new revision."""
-    for file in (WEIGHTS, CONFIG):
-        shutil.copy(store / like / file, store / name / f".{file}")
-        os.replace(store / name / f".{file}", store / name / file)
-    return read_tiny(store / name).revision
 
 
 def overwrite(store: Path, name: str, like: str) -> str:
@@ -44,15 +36,6 @@ def overwrite(store: Path, name: str, like: str) -> str:
 def revision(here: Scene, name: str = NAME) -> str:
     held = here.residency.report().get(name)
     return held.revision if held else ""
-
-
-async def answers(here: Scene, name: str, expected: str) -> None:
-    """Wait until requests get the expected revision."""
-
-    async def look() -> bool:
-        return await once(here, name) == expected
-
-    await until(look)
 
 
 @pytest.mark.parametrize("tier", [Tier.DEVICE, Tier.HOST, Tier.DISK])

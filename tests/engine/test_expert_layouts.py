@@ -19,17 +19,11 @@ from mint_engine.adapters.read import read_adapter
 from mint_engine.model.forward import Forward
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
+from tests.engine.expert_adapters import ATTENTION, BOTH, save
 from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits, span
-from tests.engine.made import fill
 from tests.engine.saved_families import BASES
 
 TOKENS = list(range(2, 42))
-ATTENTION = {
-    "qwen3_moe": ["q_proj", "v_proj"],
-    "gpt_oss": ["q_proj", "v_proj"],
-    "deepseek_v3": ["kv_b_proj", "q_a_proj"],
-}
-BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "both parameters": {"target_parameters": BOTH},
     "gate and up only": {"target_parameters": BOTH[:1]},
@@ -42,16 +36,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
     "rsLoRA": {"target_parameters": BOTH, "use_rslora": True},
 }
-
-
-def save(folder: Path, name: str, **options: Any) -> torch.nn.Module:
-    """Save a random adapter with PEFT's own writer; return PEFT's model."""
-    options = {"target_modules": ATTENTION[name], "r": 3, "lora_alpha": 5, **options}
-    model = get_peft_model(make_model(FAMILIES[name]), LoraConfig(task_type="CAUSAL_LM", **options))
-    fill(model, 1, 0.15)
-    model.save_pretrained(str(folder))
-    model.train(False)
-    return model
 
 
 def read(forward: Forward, folder: Path) -> Packed:

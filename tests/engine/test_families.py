@@ -16,20 +16,10 @@ from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Sampling
 from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits, span
+from tests.engine.turns import LENGTH, TURNS, play, text
 
-LENGTH = 45
 SLIDING = [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
 KERNELS = find_kernels(torch.bfloat16, CPU)
-# In each turn: (sequence, number of tokens) for long and short chunks, single tokens, several sequences per step.
-TURNS = [
-    [(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 37)], [(3, 1)], [(0, 2), (1, 1), (2, 1), (3, 30)],
-    [(0, 22), (1, 10), (2, 7), (3, 14)],
-]  # fmt: skip
-
-
-def text(who: int) -> list[int]:
-    draw = random.Random(who)
-    return [draw.randrange(2, 96) for _ in range(LENGTH)]
 
 
 def filled(name: str, *, every: int = 1) -> Forward:
@@ -38,27 +28,6 @@ def filled(name: str, *, every: int = 1) -> Forward:
     for slot, rank in enumerate((4, 8, 3)):
         fill(forward.slots, slot, rank, every=every)
     return forward
-
-
-def play(forward: Forward, turns: list[list[tuple[int, int]]], slots: list[int]) -> list[torch.Tensor]:
-    """Return each sequence's logits, computed turn by turn over pages of its own."""
-    count = pages_for(LENGTH)
-    tables = [list(range(1 + count * who, 1 + count * (who + 1))) for who in range(len(slots))]
-    done = [0] * len(slots)
-    found: list[list[torch.Tensor]] = [[] for _ in slots]
-    for turn in turns:
-        tokens: list[int] = []
-        spans, starts = [], []
-        for who, length in sorted(turn, key=lambda each: slots[each[0]]):
-            pages = tables[who][: pages_for(done[who] + length)]
-            spans.append(span(forward.cache, len(tokens), length, done[who], pages, slots[who]))
-            starts.append((who, len(tokens), length))
-            tokens += text(who)[done[who] : done[who] + length]
-            done[who] += length
-        logits = forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True)
-        for who, start, length in starts:
-            found[who].append(logits[start : start + length])
-    return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
 
 
 def check(found: torch.Tensor, expected: torch.Tensor) -> None:

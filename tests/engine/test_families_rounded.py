@@ -25,7 +25,7 @@ from mint_engine.model.forward import Forward
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.training.policy import FormLimits, PolicySettings, form_of
 from tests.engine.families import FAMILIES, ROUTED, make_forward, make_model
-from tests.engine.test_families import TURNS, play, text
+from tests.engine.turns import TURNS, play, text
 
 MEDIAN = 1.25  # our error over theirs, at most
 MEAN = 1.25

@@ -27,9 +27,9 @@ from tests.engine.integers import (
     save_packed,
 )
 from tests.engine.quantised import edit_tensors, tensors_of
+from tests.engine.read_bases import DTYPES, assert_equal, assert_read_alike
 from tests.engine.saved_families import save_base
 from tests.engine.test_base_loading import edit_config
-from tests.engine.test_quantised import DTYPES, assert_equal, assert_read_alike
 
 # What compressed-tensors 0.20 packs: numbers, bits, words.
 OWN = [

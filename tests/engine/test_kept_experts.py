@@ -3,9 +3,8 @@
 import copy
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_contracts.training import Loss
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import base as base_module
-from mint_engine.model.base import Base, load_base
+from mint_engine.model.base import Base
 from mint_engine.model.experts import forward, is_stack
 from mint_engine.model.kept import KeptStack, every_weight, kept_weights, move
 from mint_engine.model.modules import find_modules, replace_modules
@@ -30,44 +29,22 @@ from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import CPU
-from tests.engine.integers import PACKED, save_packed
-from tests.engine.quantised import LAYOUTS, edit_tensors, save_float8, save_mxfp4, save_nvfp4, tensors_of
+from tests.engine.family_answers import check_answers
+from tests.engine.kept_experts import (
+    SAVES,
+    Save,
+    bytes_of,
+    in_float8,
+    load,
+    stacks,
+)
+from tests.engine.quantised import edit_tensors, tensors_of
 from tests.engine.running import ask, running, settings_for
 from tests.engine.saved_families import SERVED, save_adapter, save_base
-from tests.engine.test_families_served import check_answers
 from tests.engine.training.at_once import create, step_all
 from tests.engine.training.frontier_families import examples_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
-Save = Callable[[Path], tuple[Path, Path]]  # a base's quantised copy, and another with its dequantised values
-
-
-def in_float8(family: str, layout: str = "deepseek") -> Save:
-    return lambda folder: save_float8(save_base(family, folder / "plain"), folder, LAYOUTS[layout])
-
-
-def in_numbers(family: str, layout: str, **changes: Any) -> Save:
-    return lambda folder: save_packed(save_base(family, folder / "plain", **changes), folder, PACKED[layout])
-
-
-def in_mxfp4(folder: Path) -> tuple[Path, Path]:
-    return save_mxfp4(save_base("gpt_oss", folder / "plain", hidden_size=64), folder)
-
-
-def in_nvfp4(folder: Path) -> tuple[Path, Path]:
-    return save_nvfp4(save_base("qwen3_moe", folder / "plain", hidden_size=64), folder, mixed=True)
-
-
-SAVES: dict[str, tuple[str, Save]] = {
-    "float8": ("deepseek_v3", in_float8("deepseek_v3")),
-    "float8 by channels": ("qwen3_moe", in_float8("qwen3_moe", "compressed_channel")),
-    "mxfp8": ("glm_5", in_float8("glm_5", "modelopt_mxfp8")),
-    "mxfp4": ("gpt_oss", in_mxfp4),
-    "nvfp4 and float8": ("qwen3_moe", in_nvfp4),
-    "numbers": ("deepseek_v3", in_numbers("deepseek_v3", "kimi")),
-    "padded numbers": ("qwen3_moe", in_numbers("qwen3_moe", "w4a16_asymmetric", moe_intermediate_size=36)),
-    "reordered numbers": ("mixtral", in_numbers("mixtral", "w4a16_reordered")),
-}
 EVERY = pytest.mark.parametrize("files", SAVES)
 FILES_AND_RANKS = [
     ("float8", 1),
@@ -80,21 +57,9 @@ FILES_AND_RANKS = [
 FEW = pytest.mark.parametrize("files", ["float8", "mxfp4", "numbers"])
 
 
-def load(folder: Path, part: Part | None = None, *, keep: bool = True, dtype: torch.dtype = torch.bfloat16) -> Base:
-    return load_base(folder, dtype, CPU, part, quantised_experts=keep)
-
-
 def last_of(ranks: int) -> Part | None:
     """The part that the last of several ranks reads; None (everything) for one."""
     return Part(ranks - 1, ranks) if ranks > 1 else None
-
-
-def stacks(base: Base) -> dict[str, Any]:
-    """Every stack of experts by name, kept quantised or not."""
-    held = [(path, module) for path, module in base.model.named_modules() if is_stack(module)]
-    return {
-        f"{path}.{name}": getattr(module, name) for path, module in held for name in ("gate_up_proj", "down_proj")
-    }
 
 
 def assert_alike(kept: Base, plain: Base) -> None:
@@ -201,21 +166,6 @@ def test_experts_take_what_files_do(files: str, tmp_path: Path) -> None:
     plain = {name for name, each in there.items() if name.endswith("weight") and each.dtype == torch.float32}
     beside = ("_bias", "input_scale", "activation_scale")
     assert held == sum(each.nbytes for name, each in there.items() if name not in plain and not name.endswith(beside))
-
-
-def bytes_of(kept: list[KeptStack]) -> int:
-    """The bytes they take; what the kernels read is the same memory."""
-    return sum({each.data_ptr(): each.nbytes() for each in memory(kept)}.values())
-
-
-def memory(found: Any) -> list[torch.UntypedStorage]:
-    """The memory of every tensor that an object holds."""
-    if isinstance(found, torch.Tensor):
-        return [found.untyped_storage()]
-    if isinstance(found, (list, tuple)):
-        return [tensor for each in found for tensor in memory(each)]
-    fields = {} if isinstance(found, Enum) else getattr(found, "__dict__", {})
-    return [each for field in fields.values() for each in memory(field)]
 
 
 @pytest.mark.parametrize(("files", "ranks"), FILES_AND_RANKS)

@@ -12,10 +12,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_contracts.quantisation import Nvfp4
-from mint_engine.model.base import Base, load_base
+from mint_engine.model.base import load_base
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.reference import find_reference, load_part
 from mint_engine.model.stored import open_tensors
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
@@ -32,48 +31,16 @@ from tests.engine.quantised import (
     quantise_mxfp4,
     quantise_nvfp4,
     save_float8,
-    save_mxfp4,
     save_nvfp4,
+    save_quantised,
     tensors_of,
 )
+from tests.engine.read_bases import DTYPES, assert_equal, assert_read_alike, weights
 from tests.engine.saved_families import save_base
 from tests.engine.test_base_loading import edit_config
 
 FLOAT8_FAMILIES = ("qwen3", "qwen3_moe", "minimax_m2", "deepseek_v3", "deepseek_v32", "glm_5")
 FEW = ("compressed_channel", "modelopt", "compressed_mxfp8")  # one of each kind
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def save_quantised(family: str, folder: Path) -> tuple[Path, Path]:
-    if family == "gpt_oss":
-        return save_mxfp4(save_base(family, folder / "plain", hidden_size=64), folder)
-    return save_float8(save_base(family, folder / "plain"), folder)
-
-
-def weights(base: Base) -> dict[str, torch.Tensor]:
-    return dict(base.model.state_dict())
-
-
-def assert_equal(found: Base, expected: Base) -> None:
-    held, meant = weights(found), weights(expected)
-    assert held.keys() == meant.keys()
-    for name, each in meant.items():
-        assert held[name].dtype == each.dtype
-        assert torch.equal(held[name], each), name
-
-
-def assert_read_alike(quantised: Path, plain: Path) -> None:
-    """Check that weights and logits are equal: whole, by each rank, and streamed layer by layer by the first."""
-    whole, own = (load_base(each, torch.bfloat16, CPU) for each in (plain, quantised))
-    assert_equal(own, whole)
-    logits = find_reference(whole).logits
-    assert torch.equal(find_reference(own).logits, logits)
-    for rank in range(2):
-        read = load_base(quantised, torch.bfloat16, CPU, Part(rank, 2))
-        assert_equal(read, load_base(plain, torch.bfloat16, CPU, Part(rank, 2)))
-        streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2))
-        assert_equal(streamed, read)
-        assert torch.equal(found.logits, logits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

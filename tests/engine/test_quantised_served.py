@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.family_answers import check_answers
 from tests.engine.integers import PACKED, save_packed
-from tests.engine.quantised import LAYOUTS, edit_tensors, save_float8, save_nvfp4, tensors_of
+from tests.engine.quantised import LAYOUTS, edit_tensors, save_float8, save_nvfp4, save_quantised, tensors_of
 from tests.engine.saved_families import save_base
-from tests.engine.test_families_served import check_answers
-from tests.engine.test_quantised import save_quantised
 
 
 @pytest.mark.parametrize(("family", "ranks"), [("deepseek_v3", 1), ("deepseek_v3", 2), ("gpt_oss", 1)])

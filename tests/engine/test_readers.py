@@ -12,9 +12,8 @@ from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.background_threads import LOWER, disable_thread_teams
 from mint_engine.residency.readers import Readers
-from tests.engine.test_brought_ahead import ahead
-from tests.engine.test_changing_sources import OFTEN, answers, change
-from tests.engine.tiers import NAMES, Scene, once, own_nice, wanted
+from tests.engine.changes import OFTEN, answers, change
+from tests.engine.tiers import NAMES, Scene, ahead, once, own_nice, wanted
 from tests.waiting import until
 
 HERE, FAR = Source("file:///nowhere"), Source("http://127.0.0.1:1/nowhere")

@@ -16,7 +16,7 @@ from mint_engine.residency.remapping import bytes_in_memory
 from mint_engine.residency.retention import Retention, RetentionReport, can_lock, has_capability
 from mint_engine.residency.slots import Slots
 from tests.disk import on_disk
-from tests.engine.test_slot_rows import adapter, filed, holds, make_slots, memory_of
+from tests.engine.slot_memory import adapter, filed, holds, make_slots, memory_of
 from tests.waiting import until
 
 _MADV_PAGEOUT = 21

@@ -16,8 +16,8 @@ from mint_engine.adapters.relay import relay
 from mint_engine.residency import loading, readers, source_stat
 from mint_engine.residency.source_stat import EACH, SourceStat
 from mint_engine.sources.local import FileState, place_of, state_of
+from tests.engine.changes import OFTEN, change
 from tests.engine.made import read_tiny
-from tests.engine.test_changing_sources import OFTEN, change
 from tests.engine.tiers import NAMES, Scene
 from tests.waiting import until
 

@@ -18,8 +18,8 @@ from mint_engine.model.modules import find_modules
 from mint_engine.sources.local import LocalFolder
 from mint_engine.training.policy import FormLimits, PolicySettings, form_of
 from mint_engine.training.trainer import Trainer
+from tests.engine.expert_adapters import BOTH, save
 from tests.engine.families import FAMILIES, make_model
-from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.at_once import create, packed_of
 from tests.engine.training.frontier_families import base_of
 

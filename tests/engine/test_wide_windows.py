@@ -2,18 +2,12 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import (
-    MistralConfig,
-    MixtralConfig,
     PhimoeConfig,
     PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
 )
 
 from mint_engine.build import build
@@ -23,19 +17,10 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
-from tests.engine.families import CPU, MOE, SIZES, VOCABULARY, fill, make_model, merge, plain_logits, span
+from tests.engine.families import CPU, SIZES, VOCABULARY, fill, make_model, merge, plain_logits, span
 from tests.engine.running import ask, peft_answer, running, settings_for
 from tests.engine.saved_families import save_adapter, save_base
-
-WINDOW = 48
-ASKED: dict[str, Any] = {"use_sliding_window": True, "sliding_window": WINDOW}
-SLIDING: dict[str, PreTrainedConfig] = {
-    "mistral": MistralConfig(**SIZES, sliding_window=WINDOW),
-    "mixtral": MixtralConfig(**SIZES, sliding_window=WINDOW, num_local_experts=4),
-    "qwen2": Qwen2Config(**SIZES, **ASKED, max_window_layers=1),
-    "qwen3": Qwen3Config(**SIZES, **ASKED, max_window_layers=0),
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, **ASKED),
-}
+from tests.engine.sliding_families import SLIDING, WINDOW
 
 
 def make(config: PreTrainedConfig, context: int) -> Forward:

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from mint_contracts.records import Assignment, Tier
@@ -113,3 +114,8 @@ async def once(here: Scene, name: str) -> str:
 def loader(tmp_path: Path, budget: int = 1 << 20) -> Loader:
     """A loader over a disk tier of its own."""
     return Loader(DiskTier(tmp_path / "disk", budget), tiny_fit(), torch.float32)
+
+
+def ahead(store: Path, *names: str) -> list[Assignment]:
+    """The assignments of a wave that waits to be admitted."""
+    return [msgspec.structs.replace(each, ahead=True) for each in wanted(store, *names, tier=Tier.DISK)]

@@ -16,26 +16,8 @@ from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
 from mint_gateway.cli import gateway_options
 from mint_gateway.placement_pages import PAGE
+from tests.gateway.command import mint
 from tests.gateway.scene import BASE, STORE, Scene, complete
-
-
-async def mint(target: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run `mint`; return the exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", "from mint_gateway.cli import main; main()"),
-        *arguments,
-        env={"MINT_GATEWAY": target, "COLUMNS": "160"} | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-    finally:
-        if process.returncode is None:  # a patient one would be left behind
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, out.decode(), err.decode()
 
 
 async def play(scene: Scene) -> None:

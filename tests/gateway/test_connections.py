@@ -18,11 +18,11 @@ from mint_gateway.client import Client
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http import connections, door
 from mint_gateway.server import Limits
+from tests.gateway.http_requests import TEXT, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import Authority, mount
-from tests.gateway.test_http import TEXT, post
-from tests.gateway.test_waves import Training, wave
+from tests.gateway.training_waves import Training, wave
 from tests.waiting import until
 
 IDLE_S = 0.5

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,11 +18,10 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.source import Source
 from mint_gateway.http import door
 from mint_gateway.server import Limits
+from tests.gateway.http_requests import CHAT, MODELS, TEXT, get, post
 from tests.gateway.scene import BASE, CREATED, PATIENT, PIRATE, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
-
-TEXT, CHAT, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
 
 
 @pytest.fixture
@@ -41,22 +40,6 @@ async def engine(scene: Scene) -> ScriptedEngine:
 async def client(scene: Scene, engine: ScriptedEngine) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-async def post(scene: Scene, path: str, body: object, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
-    """Return the status, the JSON and the headers of a bare POST."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    every = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(scene.url + path, data=data, headers=every) as answer,
-    ):
-        return answer.status, await answer.json(), answer.headers
-
-
-async def get(scene: Scene, path: str) -> tuple[int, Any]:
-    async with aiohttp.ClientSession() as session, session.get(scene.url + path) as answer:
-        return answer.status, await answer.json()
 
 
 async def test_a_chat_with_an_adapter_is_answered_whole(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:

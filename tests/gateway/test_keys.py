@@ -18,9 +18,9 @@ from mint_gateway.door_security import DoorSecurity
 from mint_gateway.keys import Keys, read_keys
 from mint_gateway.mounted import Mounted
 from mint_gateway.page.files import FILES
+from tests.gateway.command import mint
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import mount
-from tests.gateway.test_cli import mint
 from tests.waiting import until
 
 GOOD, OTHER = "s3cret-of-team-a", "s3cret-of-team-b"

@@ -14,9 +14,9 @@ from mint_contracts.errors import Overloaded
 from mint_contracts.sampling_pb2 import GenerateRequest, TokenIds
 from mint_gateway import answering
 from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
+from tests.gateway.http_requests import CHAT, TEXT, get, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
-from tests.gateway.test_http import CHAT, TEXT, get, post
 from tests.waiting import until
 
 

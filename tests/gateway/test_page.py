@@ -24,7 +24,7 @@ from mint_gateway.page.names import CATALOGS_AT_ONCE
 from mint_gateway.server import Limits
 from tests.gateway.catalogs import declare, written
 from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
-from tests.gateway.test_waves import NAMES, Training, reported, wave
+from tests.gateway.training_waves import NAMES, Training, reported, wave
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 

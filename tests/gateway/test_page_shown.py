@@ -18,7 +18,7 @@ from tests.gateway.browser import Browser, browsing
 from tests.gateway.scene import BASE, LIMITS, STORE, Scene
 from tests.gateway.secrets import mount
 from tests.gateway.tenants import Tenants, key_of, lessons
-from tests.gateway.test_waves import NAMES, Training, reported, wave
+from tests.gateway.training_waves import NAMES, Training, reported, wave
 from tests.redis_process import RedisProcess
 from tests.relay import relaying
 from tests.waiting import until

@@ -11,8 +11,8 @@ from mint_gateway import channels
 from mint_gateway.client import Client, question
 from mint_gateway.retries import Patience
 from mint_gateway.server import Limits
+from tests.gateway.keepalive import sooner
 from tests.gateway.scene import LIMIT_S, LIMITS, PATIENT, Scene
-from tests.gateway.test_vanished_peers import sooner
 from tests.waiting import until
 
 

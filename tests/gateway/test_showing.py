@@ -23,8 +23,8 @@ from mint_gateway.cli import catalog, explain, tables, wave_tables
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.client import Answer
+from tests.gateway.command import mint
 from tests.gateway.scene import Scene
-from tests.gateway.test_cli import mint
 
 ORDERS = "\x1b]0;OWNED\x07\x1b[2J\x9b31m[red]\r"
 WRITTEN_OUT = "\\x1b]0;OWNED\\x07\\x1b[2J\\x9b31m[red]\\x0d"

@@ -19,6 +19,7 @@ from mint_gateway.scope import Scope
 from mint_gateway.view import MapView
 from tests.gateway import paged, trained
 from tests.gateway.catalogs import entry, lines
+from tests.gateway.command import mint
 from tests.gateway.scene import Scene
 from tests.gateway.tenants import (
     NOBODY,
@@ -35,7 +36,6 @@ from tests.gateway.tenants import (
     stream,
     unlearnt,
 )
-from tests.gateway.test_cli import mint
 from tests.waiting import until
 
 

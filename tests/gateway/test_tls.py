@@ -21,9 +21,9 @@ from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.mounted import Mounted
 from mint_gateway.server import serve
+from tests.gateway.command import mint
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import Authority, mount
-from tests.gateway.test_cli import mint
 from tests.waiting import until
 
 FOREVER = ("--patience", "86400")  # a wrongly retried error would exceed the test's time limit

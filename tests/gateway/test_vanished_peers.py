@@ -1,7 +1,7 @@
 """Either end of a call notices that its peer has vanished silently, leaving the connection open."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,6 +12,7 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway import channels
 from mint_gateway.channels import Channels
+from tests.gateway.keepalive import sooner
 from tests.gateway.scene import BASE, LIMIT_S
 from tests.gateway.scripted import ScriptedEngine
 from tests.relay import Relay, relaying
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub
 
     Call = grpc.aio.UnaryStreamCall[sampling_pb2.GenerateRequest, sampling_pb2.GenerateEvent]
-
-SOONER = 20
-
-Options = Iterable[tuple[str, int]]
-
-
-def sooner(options: Options, times: int = SOONER) -> list[tuple[str, int]]:
-    """Return the options with all ping intervals `times` times as short."""
-    return [(name, value // times if "keepalive" in name or "ping" in name else value) for name, value in options]
 
 
 @pytest.fixture

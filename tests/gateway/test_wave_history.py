@@ -9,7 +9,7 @@ from mint_contracts.training_pb2 import WatchWaveRequest, WaveProgress
 from mint_contracts.training_pb2_grpc import WavesStub
 from mint_gateway import wave_history
 from tests.gateway.scene import Scene
-from tests.gateway.test_waves import NAMES, Training, reached, reported, wave
+from tests.gateway.training_waves import NAMES, Training, reached, reported, wave
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.apiserver import ApiServer
-from tests.gateway.test_cli import mint
+from tests.gateway.command import mint
 
 BASE = {"baseModelRef": {"name": "smollm2"}}
 TRAIN = {"policies": {"count": 2}, "dataset": {"lines": ['{"prompt": "x"}']}, "reward": {"exactMatch": {}}}

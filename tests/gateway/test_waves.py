@@ -14,56 +14,19 @@ from rich.console import Console
 from mint_contracts import errors, keys
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
-from mint_contracts.train_writer import TrainWriter
-from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
-from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
+from mint_contracts.training_records import Published, Stage
 from mint_contracts.training_reports import as_recorded, eta_s
 from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
 from mint_gateway.waves import newest_reports, with_last_reports
+from tests.gateway.command import mint
 from tests.gateway.scene import BASE, Scene
-from tests.gateway.test_cli import mint
+from tests.gateway.training_waves import NAMES, Training, reached, reported, wave
 from tests.redis_process import RedisProcess
 from tests.waiting import until
-
-NAMES = ("demo/w-0", "demo/w-1")
-
-
-def wave(phase: str = "Training", run: str = "uid", message: str = "") -> WaveTraining:
-    train = Train(policies=Policies(), dataset=Dataset(lines=["{}"]), steps=4)
-    return WaveTraining("demo/w", 1, train, Source("s3://runs"), run, NAMES, phase, message)
-
-
-def reported(
-    policy: str, step: int, stage: Stage = Stage.RUNNING, lease: int = 7, run: str = "uid", **fields: object
-) -> Progress:
-    return Progress(policy, "demo/w", lease, stage, run=run, step=step, steps=4, **fields)  # type: ignore[arg-type]
-
-
-class Training:
-    """One engine that trains the wave's two policies, and the operator's record of the wave."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self._writer = TrainWriter(scene.redis, epoch=1)
-
-    async def declare(self, training: WaveTraining) -> None:
-        await self._writer.apply(BASE, TrainChange(set_training=(training,)))
-
-    async def report(self, *progress: Progress, rewards: dict[str, list[float]] | None = None) -> None:
-        together = self._scene.redis.pipeline(transaction=True)
-        for each in progress:
-            together.hset(keys.progress(BASE, "e-0"), each.policy, msgspec.json.encode(each).decode())
-        for name, values in (rewards or {}).items():
-            together.delete(keys.rewards(BASE, name))
-            together.rpush(keys.rewards(BASE, name), *values)
-        await together.execute()
-
-    async def forget(self) -> None:
-        await self._writer.apply(BASE, TrainChange(del_training=("demo/w",)))
 
 
 @pytest.fixture
@@ -108,14 +71,6 @@ async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene:
     await training.report(*(reported(name, step, Stage.CANCELLED) for name, step in zip(NAMES, (2, 3), strict=True)))
     [seen] = [progress async for progress in scene.client.watch("demo/w")]
     assert seen.step == 2
-
-
-async def reached(updates: object, holds: object) -> WaveProgress:
-    async with asyncio.timeout(60):
-        async for progress in updates:  # type: ignore[attr-defined]
-            if holds(progress):  # type: ignore[operator]
-                return WaveProgress.FromString(progress.SerializeToString())
-    raise AssertionError("the stream ended before")
 
 
 async def test_a_wave_that_nobody_knows_is_not_found(scene: Scene, training: Training) -> None:

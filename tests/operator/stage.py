@@ -4,8 +4,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from mint_operator import kube
 from mint_operator.apply import Applier, Maps
 from mint_operator.kube import Kube
 from mint_operator.loop import Loop
+from mint_operator.observing import hints
 from mint_operator.observing.cluster_view import ClusterView
 from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
 from mint_operator.observing.feed import Feed
@@ -233,3 +234,26 @@ def adapter_wave(name: str, adapters: list[str], **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"baseModelRef": {"name": "smol"}, "adapters": {"names": adapters}, "serve": {"replicas": 1}} | spec,
     }
+
+
+HEARTBEAT_S = 0.5
+
+
+@asynccontextmanager
+async def running(stage: Stage, engine: PlayedEngine) -> AsyncIterator[None]:
+    """Run the operator's loop with its listener for hints, and an engine that sends heartbeats."""
+
+    async def beat() -> None:
+        while True:
+            await engine.beat()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    work = [stage.loop.run(), hints.follow(MapReader(stage.redis), stage.dirt), beat()]
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks)

@@ -13,8 +13,8 @@ from mint_operator.planning.conditions import stamp
 from mint_operator.planning.events import transition
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedWave, Snapshot
-from tests.operator.test_planner_properties import worlds
-from tests.operator.test_planner_replan import instructions
+from tests.operator.drawn_worlds import worlds
+from tests.operator.instructions import instructions
 from tests.operator.unread_worlds import Settled
 from tests.operator.worlds import KEY, NOW, base, engine, homes, placed, snapshot, unread, wave
 

@@ -9,8 +9,7 @@ from mint_operator.observing.dirt import EVERYTHING, Part
 from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.observing.wave_lists import Lists
 from tests.operator.catalogs import CATALOG, SUPPORT, Catalog, becomes, entry, over
-from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
-from tests.operator.test_operator_loop import running
+from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, running, until
 
 HOUR_S = 3600.0
 MAP = frozenset({Part.MAP})

@@ -12,7 +12,7 @@ from mint_operator.placing.target import FULL, KEPT
 from mint_operator.planning.demand import LEAST, MOST, coarse, followed
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import BaseMap, ObservedWave
-from tests.operator.test_planner_properties import most_in_slots
+from tests.operator.drawn_worlds import most_in_slots
 from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, wave
 
 ENGINES, SLOTS = 4, 3

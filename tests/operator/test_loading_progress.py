@@ -11,7 +11,7 @@ from mint_operator.observing.map_view import MapView
 from mint_operator.planning import status_write
 from mint_operator.planning.plan import plan
 from tests.operator.stage import PlayedEngine
-from tests.operator.test_status_truth import ready
+from tests.operator.statuses import ready
 from tests.operator.worlds import KEY, base, engine, snapshot, wave
 
 GB = 10**9

@@ -18,32 +18,14 @@ from mint_contracts.resources import (
 )
 from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
 from mint_contracts.source import Source
-from mint_operator.planning.adapters import claims as mounted
-from mint_operator.planning.manifests import APPLIED, Manifest, redis_secret, render
+from mint_operator.planning.manifests import APPLIED, redis_secret
 from mint_operator.planning.podspec import BUNDLE_VARIABLES, engine_settings
 from mint_operator.planning.snapshot import ObservedBase, Release
+from tests.operator.rendered import Body, container, pod, rendered
 from tests.operator.training_worlds import base as training_base
 from tests.operator.worlds import RELEASE, base
 
-Body = dict[str, Any]
-
-
 GATEWAYS = {"app.kubernetes.io/name": "mint", "app.kubernetes.io/component": "gateway"}
-
-
-def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:
-    return {each.kind: each for each in render(of, release, sorted(mounted(of)), engines)}
-
-
-def pod(of: ObservedBase, release: Release = RELEASE) -> Body:
-    found: Body = rendered(of, release)["StatefulSet"].body["spec"]["template"]["spec"]
-    return found
-
-
-def container(of: ObservedBase, release: Release = RELEASE) -> Body:
-    [only] = pod(of, release)["containers"]
-    found: Body = only
-    return found
 
 
 def env(of: ObservedBase, release: Release = RELEASE) -> dict[str, Body]:

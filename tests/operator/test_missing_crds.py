@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from mint_operator import crds
 from mint_operator.kube import OWN, Kube, KubeError
 from tests.apiserver import ROOT, serve, serve_without_crds
+from tests.operator.operator_process import Process, running
 from tests.operator.stage import base_model, staged, until
-from tests.operator.test_operator_process import Process, running
 
 
 async def test_it_says_what_to_apply_and_watches_once_they_are_there(

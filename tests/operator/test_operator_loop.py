@@ -1,40 +1,13 @@
 """The running loop, with heartbeats that come more often than its resyncs."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
 
-from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Held, Tier
 from mint_contracts.source import Source
-from mint_operator.observing import hints
 from mint_operator.planning import engines, status_write
-from tests.operator.stage import PlayedEngine, Stage, adapter_wave, base_model, until
-
-HEARTBEAT_S = 0.5
-
-
-@asynccontextmanager
-async def running(stage: Stage, engine: PlayedEngine) -> AsyncIterator[None]:
-    """Run the operator's loop with its listener for hints, and an engine that sends heartbeats."""
-
-    async def beat() -> None:
-        while True:
-            await engine.beat()
-            await asyncio.sleep(HEARTBEAT_S)
-
-    work = [stage.loop.run(), hints.follow(MapReader(stage.redis), stage.dirt), beat()]
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks)
+from tests.operator.stage import Stage, adapter_wave, base_model, running, until
 
 
 def held(count: int) -> dict[str, Held]:

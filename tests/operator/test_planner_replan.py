@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.records import Assignment, MapChange, MapState, Tier
-from mint_contracts.resources import AdapterWaveStatus, Tenant
+from mint_contracts.resources import Tenant
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.conditions import stamp
-from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, Snapshot
-from tests.operator.test_planner_properties import NAMES, RESIDENCIES
+from tests.operator.drawn_worlds import NAMES, RESIDENCIES
+from tests.operator.instructions import instructions
 from tests.operator.worlds import KEY, NOW, base, engine, snapshot, unread, wave, written
 
 KINDS = ["wave", "wave", "gone", "unread", "engine", "lost", "size", "bounds", "demand", "time", "nothing"]
@@ -23,20 +24,6 @@ TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4)]]
 DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", stamp(NOW - 60)]
 TTLS = ["", "", "30s", "90s", "3m"]
 STEP_S = 60.0
-
-
-def instructions(of: Plan) -> dict[str, Any]:
-    """Return all instructions of a plan, without the times at which waves' conditions changed.
-
-    Those are set when a condition is first planned and then kept in the wave's status, which is not written here.
-    """
-    found = {field: getattr(of, field) for field in of.__struct_fields__ if field != "known"}
-    return found | {"wave_statuses": {key: _timeless(each) for key, each in of.wave_statuses.items()}}
-
-
-def _timeless(of: AdapterWaveStatus) -> AdapterWaveStatus:
-    conditions = [msgspec.structs.replace(each, last_transition_time="") for each in of.conditions]
-    return msgspec.structs.replace(of, conditions=conditions)
 
 
 @st.composite

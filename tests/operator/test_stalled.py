@@ -8,7 +8,7 @@ from mint_operator.planning.conditions import kept
 from mint_operator.planning.plan import plan
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Listed
-from tests.operator.test_status_truth import (
+from tests.operator.statuses import (
     CORRUPT,
     HELD,
     NO_SOURCE,

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_contracts.records import EngineView, Failure, Held, MapState, Place, Placement, Tier
+from mint_contracts.records import EngineView, Failure, Held, Place, Placement, Tier
 from mint_contracts.resources import (
     AdapterWaveStatus,
     BaseModelStatus,
@@ -22,57 +22,28 @@ from mint_operator.planning.conditions import Finding, follow
 from mint_operator.planning.events import transition
 from mint_operator.planning.manifests import Manifest
 from mint_operator.planning.plan import plan
-from mint_operator.planning.snapshot import Child, EnginePod, ObservedWave, Snapshot
-from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, placed, snapshot, source, wave, written
+from mint_operator.planning.snapshot import Child, EnginePod, ObservedWave
+from tests.operator.statuses import (
+    CORRUPT,
+    HELD,
+    NO_SOURCE,
+    RETRYABLE,
+    TERMINAL,
+    base_after,
+    ready,
+    reconciling,
+    stalled,
+    wave_after,
+    with_pods,
+)
+from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, snapshot, source, wave, written
 
-TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)
-RETRYABLE = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
-NO_SOURCE = Failure("SourceNotFound", "nothing at pvc://models/smol", terminal=True)
-CORRUPT = Failure("CorruptFile", "model.safetensors is cut off", terminal=True)
 PULLING = Failure("ImagePullBackOff", "no such image", terminal=False)
 UNSCHEDULABLE = Failure("Unschedulable", "0/1 nodes are available: insufficient memory", terminal=False)
 
 
-def ready(conditions: list[Condition], kind: str = "Ready") -> tuple[str, str]:
-    found = next(each for each in conditions if each.type == kind)
-    return found.status, found.reason
-
-
-def stalled(status: AdapterWaveStatus | BaseModelStatus) -> str:
-    """Return the reason of the condition Stalled, which exists only if a person must act; empty without it."""
-    return while_it_holds(status, "Stalled")
-
-
-def reconciling(status: AdapterWaveStatus | BaseModelStatus) -> str:
-    """Return the reason of Reconciling, which exists only if engines do not run with the latest spec yet."""
-    return while_it_holds(status, "Reconciling")
-
-
-def while_it_holds(status: AdapterWaveStatus | BaseModelStatus, kind: str) -> str:
-    found = [each for each in status.conditions if each.type == kind]
-    assert all(each.status == "True" for each in found)
-    return found[0].reason if found else ""
-
-
 def owners(of: Manifest) -> list[str]:
     return [each["uid"] for each in of.body["metadata"]["ownerReferences"]]
-
-
-def with_pods(of: Snapshot, *pods: EnginePod) -> Snapshot:
-    return msgspec.structs.replace(of, pods={KEY: pods})
-
-
-def wave_after(engines: list[EngineView], **changes: Any) -> AdapterWaveStatus:
-    """Return the status of a wave of two adapters on two engines (a/0 on smol-0, a/1 on smol-1)."""
-    of = snapshot(base(2, 2), [changes.pop("of", wave("w", ["a/0", "a/1"]))])
-    first = placed(plan(of))
-    known = msgspec.structs.replace(
-        of.maps[KEY], state=MapState(1, None, first, {}), engines=tuple(engines), **changes
-    )
-    return plan(msgspec.structs.replace(of, maps={KEY: known})).wave_statuses["team/w"]
-
-
-HELD = [engine(0, {"a/0": Tier.DEVICE}), engine(1, {"a/1": Tier.DEVICE})]
 
 
 @pytest.mark.parametrize(
@@ -141,11 +112,6 @@ def test_failures_are_listed_up_to_ten() -> None:
     status = plan(snapshot(base(slots=14), [wave("w", names)], [failing])).wave_statuses["team/w"]
     assert (status.counts.failed, len(status.failures)) == (14, 10)
     assert ready(status.conditions, "Progressing")[0] == "False"
-
-
-def base_after(engines: list[EngineView], pods: list[EnginePod], low: int = 2, **changes: Any) -> BaseModelStatus:
-    of = with_pods(snapshot(base(low, 2, **changes), [wave("w", ["a/0"], replicas=2)], engines), *pods)
-    return plan(of).base_statuses[KEY]
 
 
 POD = EnginePod(name="smol-0", ip="10.0.0.0", ready=True)

@@ -6,47 +6,24 @@ from typing import Any
 
 import msgspec
 import pytest
-from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import MissingRewards, TrainReporter
-from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
+from mint_contracts.training_records import Order, Progress, Stage
 from mint_operator.kube import KubeError, connect
 from mint_operator.observing import decode, train_inputs
 from mint_operator.observing.dirt import RESYNC, Part
 from mint_operator.observing.feed import News
 from mint_operator.observing.train_inputs import InputsView
 from mint_operator.planning.snapshot import ObservedWave
-from tests.operator.stage import PlayedEngine, adapter_wave, base_model, until
+from tests.operator.stage import PlayedEngine, base_model, until
 from tests.operator.stage import Stage as Theatre
+from tests.operator.training_stage import TRAINING, leases, tell, training_wave
 from tests.operator.training_worlds import published
 from tests.redis_process import RedisProcess
-
-TRAINING: dict[str, Any] = {"training": {"store": {"uri": "pvc://training/runs"}}}
-
-
-def training_wave(name: str, count: int = 2, **train: Any) -> dict[str, Any]:
-    required = {"policies": {"count": count}, "dataset": {"lines": ['{"prompt": "x"}']}, "reward": {"exactMatch": {}}}
-    spec = {"train": required | {"steps": 4} | train}
-    wave = adapter_wave(name, [])
-    wave["spec"] |= spec
-    del wave["spec"]["adapters"]
-    return wave
-
-
-async def leases(stage: Theatre, *engines: str) -> dict[str, TrainAssignment]:
-    found = await TrainReader(stage.redis).trains(stage.base, engines or ["smol-0"])
-    return {name: each for of in found.values() for name, each in of.items()}
-
-
-async def tell(redis: Redis, stage: Theatre, stands: Stage, step: int, **fields: Any) -> None:
-    """Write an engine's progress on everything that it trains to the map."""
-    for name, lease in (await leases(stage)).items():
-        progress = Progress(name, lease.wave, lease.lease, stands, run=lease.run, step=step, steps=4, **fields)
-        await redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(progress).decode())
 
 
 async def ready(stage: Theatre) -> None:

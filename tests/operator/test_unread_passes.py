@@ -16,7 +16,7 @@ from mint_contracts.training_records import Stage
 from tests.apiserver import ApiServer, KubectlError
 from tests.operator.stage import Stage as Theatre
 from tests.operator.stage import adapter_wave, base_model, until
-from tests.operator.test_training_passes import TRAINING, leases, tell, training_wave
+from tests.operator.training_stage import TRAINING, leases, tell, training_wave
 
 CRD = "adapterwaves.mint.dev"
 FIELD = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/train/properties/tape"

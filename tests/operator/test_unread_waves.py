@@ -15,7 +15,7 @@ from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from tests.operator import training_worlds
 from tests.operator.clusters import Cluster, newest, rolled
-from tests.operator.test_planner_properties import bases, some_waves
+from tests.operator.drawn_worlds import bases, some_waves
 from tests.operator.training_worlds import training_wave
 from tests.operator.unread_worlds import Settled, condition
 from tests.operator.worlds import DEFECT, KEY, base, engine, snapshot, source, unread, wave, written

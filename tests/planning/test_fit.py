@@ -32,8 +32,8 @@ from tests.crds.schemas import schema, walk
 from tests.engine.families import SIZES
 from tests.engine.integers import KIMI_IGNORES, packed_config
 from tests.planning.frontier import FRONTIER, KIMI_K2
+from tests.planning.models import built
 from tests.planning.planned import STORAGE, planned
-from tests.planning.test_shape import built
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
 MIXES = st.builds(

@@ -19,8 +19,8 @@ from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.shape import keep_experts
 from tests.engine.families import CPU
 from tests.engine.integers import KIMI_IGNORES, packed_config
+from tests.engine.kept_experts import Save, bytes_of, in_float8, in_mxfp4, in_numbers, load, stacks
 from tests.engine.running import running
-from tests.engine.test_kept_experts import Save, bytes_of, in_float8, in_mxfp4, in_numbers, load, stacks
 from tests.planning.frontier import GPT_OSS_120B, KIMI_K2
 from tests.planning.planned import STORAGE
 

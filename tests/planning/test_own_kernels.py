@@ -28,7 +28,7 @@ from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, hold
 from mint_gateway.planning.ranks import share_out
 from tests.engine.families import GROUPED, LATENT, MOE, SIZES, SPARSE, make_forward
-from tests.planning.test_shape import config_fields
+from tests.planning.models import config_fields
 
 EVER = 1 << 20  # tokens of the longest requests
 # In the kernels' panels of 48 outputs, so that none is padded.

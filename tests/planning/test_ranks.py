@@ -25,7 +25,7 @@ from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.shape import BaseShape
 from tests.engine.families import CPU, FAMILIES, make_model
 from tests.planning.frontier import FRONTIER
-from tests.planning.test_shape import built, config_fields
+from tests.planning.models import built, config_fields
 
 SETTINGS = EngineSettings(
     base_model="a/b", source=Source("file:///b"), device="cpu", dtype="float32", context_length=64,

@@ -1,7 +1,6 @@
 """A shape counted from config.json comes to what transformers builds and the engine lays out, element for element."""
 
 import copy
-import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import (
-    AutoConfig,
     Dots1Config,
     Ernie4_5_MoeConfig,
     Ernie4_5Config,
@@ -25,7 +23,6 @@ from transformers import (
     GraniteConfig,
     MixtralConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
     SeedOssConfig,
     SmolLM3Config,
@@ -37,9 +34,7 @@ from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import lay_out
 from mint_engine.adapters.read import read_adapter
-from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.experts import route_shape
-from mint_engine.model.files import tell_routes_once
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import positions_of
 from mint_engine.residency.slots import Slots
@@ -49,10 +44,11 @@ from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
 from mint_gateway.planning.layouts import CONVERTED, layouts
-from mint_gateway.planning.shape import KINDS, BaseShape
-from tests.engine.families import CPU, FAMILIES, LATENT, SEEING, SIZES, kind_of, make_forward, make_model
-from tests.engine.test_expert_layouts import BOTH, save
+from mint_gateway.planning.shape import KINDS
+from tests.engine.expert_adapters import BOTH, save
+from tests.engine.families import CPU, FAMILIES, LATENT, SEEING, SIZES, make_forward, make_model
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25, ORDINARY
+from tests.planning.models import built, check_cache, config_fields
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
 PUBLISHED = {
@@ -112,24 +108,6 @@ OTHERS: dict[str, PreTrainedConfig] = {
 }
 
 
-def built(fields: dict[str, Any]) -> PreTrainedModel:
-    """The whole model, with shapes but no memory."""
-    kind = {"kimi_k2": "deepseek_v3"}.get(fields["model_type"], fields["model_type"])
-    config = AutoConfig.for_model(kind, **{name: each for name, each in fields.items() if name != "model_type"})
-    tell_routes_once(config, kind)
-    with torch.device("meta"):
-        model = kind_of(config).from_config(config, dtype=torch.bfloat16)
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a config.json of it holds."""
-    found = json.loads(config.to_json_string(use_diff=False))
-    assert isinstance(found, dict)
-    return found
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_frontier_bases_to_the_last_byte(name: str) -> None:
     fields = (FRONTIER | ORDINARY | {"gemma_3_4b": GEMMA_3_4B, "kimi_k25": KIMI_K25})[name]
@@ -152,16 +130,6 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
     routes = route_shape(model)
     assert shape.route_bytes == (routes.token_bytes if routes is not None else 0)
     assert shape.context_length == model.config.get_text_config().max_position_embeddings
-
-
-def check_cache(shape: BaseShape, config: Any) -> None:
-    """A token in all layers; and a long request while it decodes, of which what lies behind windows is let go."""
-    assert shape.cache_elements == cache_shape(config, context_length=1).token_elements
-    for tokens in (100, 3000, 50000):
-        real = cache_shape(config, context_length=tokens)
-        places, elements = shape.cache_of(tokens, whole=False)
-        assert elements == real.token_elements
-        assert places <= 16 * real.groups.pages(tokens, 1) < places + 16 * len(real.groups.windows)
 
 
 def test_a_window_takes_no_more_of_a_longer_request() -> None:

@@ -11,7 +11,7 @@ from mint_contracts.attention import windows
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.config import GROUPED, read_shape
 from tests.engine.families import MOE, SIZES, make_forward
-from tests.planning.test_shape import check_cache
+from tests.planning.models import check_cache
 
 LAYERS = 9
 ASKED: dict[str, Any] = {"sliding_window": 33, "use_sliding_window": True}

@@ -29,7 +29,7 @@ from tests.engine.training.at_once import create
 from tests.engine.training.frontier_families import base_of, examples_of
 from tests.engine.training.scene import learn
 from tests.planning.frontier import FRONTIER
-from tests.planning.test_shape import config_fields
+from tests.planning.models import config_fields
 
 MIX = Mix(adapters=4, rank=8, targets="attention", requests=4, context=1024)
 

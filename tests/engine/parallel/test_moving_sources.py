@@ -16,8 +16,8 @@ from mint_engine.parallel.worker import OwnBase
 from mint_engine.sources.base_digest import base_digest
 from mint_engine.sources.fetch_base import drop_stale, fetch_base
 from tests.engine import stores
+from tests.engine.ranged import Ranged
 from tests.engine.running import save_base, settings_for
-from tests.engine.test_base_resumed import Ranged
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from mint_contracts.training import Loss
 from mint_engine.adapters.packed import halves
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
@@ -92,3 +93,7 @@ def reference(
         total = total - (ratio * torch.tensor(example.advantages) * torch.tensor(example.weights)).sum()
     (gradient,) = torch.autograd.grad(total, merged.weights)
     return gradient, found
+
+
+SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
+LEAN = ("qwen3_moe", True)

@@ -17,8 +17,8 @@ from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.announcements import Announcements, Announcer
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
+from tests.engine.training.publications import Held
 from tests.engine.training.recorded_store import Asked
-from tests.engine.training.test_revisions import Held
 from tests.engine.training.training_engine import Gate
 from tests.waiting import until
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mint_contracts.errors import UnknownTargetModules
-from mint_contracts.training import Loss
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.fused import unstack
 from mint_engine.adapters.packed import halves
@@ -20,16 +19,14 @@ from mint_engine.sources.local import LocalFolder
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
+from tests.engine.expert_adapters import BOTH, save
 from tests.engine.families import FAMILIES, ROUTED, SEEING, make_model
 from tests.engine.saved_families import BASES
-from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.at_once import create, packed_of, step_all
-from tests.engine.training.frontier_families import Merged, examples_of, reference, trainer_of
+from tests.engine.training.frontier_families import LEAN, SUMS, Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
-SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 RANKS = (4, 8, 1)
-LEAN = ("qwen3_moe", True)
 SPARSE = ("deepseek_v32", "glm_5")
 
 

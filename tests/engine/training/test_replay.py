@@ -42,8 +42,8 @@ from tests.engine.families import (
 from tests.engine.running import save_tokenizer
 from tests.engine.training import frontier_families
 from tests.engine.training.at_once import create, packed_of
+from tests.engine.training.frontier_families import LEAN, SUMS
 from tests.engine.training.scene import awaken, learn
-from tests.engine.training.test_families_trained import LEAN, SUMS
 from tests.engine.training.training_engine import assignment, train, training
 
 

@@ -12,24 +12,17 @@ from mint_contracts.errors import (
     CorruptFile,
     StaleLease,
 )
-from mint_contracts.training_records import Published, revisions_of
-from mint_engine.adapters.packed import Packed
+from mint_contracts.training_records import revisions_of
 from mint_engine.policies import revisions
 from mint_engine.policies.series import Name
-from mint_engine.policies.store import Content, LocalStore, Store
+from mint_engine.policies.store import Store
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
 from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.storage import folder_of
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
+from tests.engine.training.publications import Held, made, publish
 from tests.engine.training.training_engine import Gate
-
-
-def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
-    """Publish and sweep as a trainer does."""
-    told = revisions.publish(store, policy, name, packed)
-    revisions.sweep(store, policy, name)
-    return told
 
 
 def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(store: Store, tmp_path: Path) -> None:
@@ -77,31 +70,6 @@ def test_policies_whose_names_nest_publish_apart(scheme: str, opened: Callable[[
             assert file.read(1)
 
 
-class Held(LocalStore):
-    """A store with gates that can hold a thread before it lists, reads or writes."""
-
-    def __init__(self, store: Store, **gates: Gate) -> None:
-        assert isinstance(store, LocalStore)
-        super().__init__(store.source, store._root, store._mounted)
-        self._gates = gates
-
-    def _go_by(self, what: str) -> None:
-        if gate := self._gates.get(what):
-            gate.go_by()
-
-    def write(self, path: str, content: Content) -> None:
-        self._go_by("write")
-        super().write(path, content)
-
-    def read(self, path: str, limit: int | None) -> bytes:
-        self._go_by("read")
-        return super().read(path, limit)
-
-    def names(self, path: str) -> list[str]:
-        self._go_by("names")
-        return super().names(path)
-
-
 @pytest.mark.parametrize("listings", range(4))
 async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes(
     store: Store, tmp_path: Path, listings: int
@@ -135,9 +103,3 @@ async def test_the_newest_revision_is_found_while_older_ones_are_swept(store: St
         publish(store, "acme/one", Name(1, 5), made(tmp_path, seed=5))
         reading.open()
         assert found.result(60) == told
-
-
-def made(folder: Path, seed: int = 0) -> Packed:
-    """Make a packed revision."""
-    peft_adapter(folder / f"made-{seed}", seed=seed)
-    return read_tiny(folder / f"made-{seed}")

@@ -27,9 +27,8 @@ from tests.engine.families import FAMILIES, make_model
 from tests.engine.running import running, save_base, save_tokenizer
 from tests.engine.steps import refusal
 from tests.engine.training.calling import called, lesson, refused
-from tests.engine.training.frontier_families import Merged, reference
+from tests.engine.training.frontier_families import SUMS, Merged, reference
 from tests.engine.training.scene import awaken
-from tests.engine.training.test_families_trained import SUMS
 from tests.engine.training.training_engine import Scene
 
 PROMPT = tuple(range(40, 77))  # two full pages, which later requests reuse, and part of a third

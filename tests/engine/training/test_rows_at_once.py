@@ -16,8 +16,8 @@ from mint_engine.training.example import PolicyBatch
 from mint_engine.training.pieces import PIECE_ROWS, plan_pieces
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
+from tests.engine.training.lean_configs import ROUTED, TAKEN
 from tests.engine.training.scene import DAPO, groups, policies, trainer_of
-from tests.engine.training.test_lean_training import ROUTED, TAKEN
 
 SHORT = 48  # rows of a piece
 FAMILIES = TAKEN | ROUTED

@@ -14,8 +14,8 @@ from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store
 from mint_engine.sources import copying
-from tests.engine.training.test_revisions import made
-from tests.engine.training.test_revisions import publish as publish_and_sweep
+from tests.engine.training.publications import made
+from tests.engine.training.publications import publish as publish_and_sweep
 from tests.engine.training.training_engine import Gate
 
 

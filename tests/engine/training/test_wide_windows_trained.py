@@ -13,7 +13,7 @@ from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import VOCABULARY, make_model
-from tests.engine.test_wide_windows import SLIDING, WINDOW
+from tests.engine.sliding_families import SLIDING, WINDOW
 from tests.engine.training.at_once import create
 from tests.engine.training.frontier_families import Merged, base_over, reference
 from tests.engine.training.scene import awaken, learn

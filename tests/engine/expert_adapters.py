@@ -1,0 +1,27 @@
+"""PEFT adapters on the experts of tiny mixture bases."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests.engine.families import FAMILIES, make_model
+from tests.engine.made import fill
+
+ATTENTION = {
+    "qwen3_moe": ["q_proj", "v_proj"],
+    "gpt_oss": ["q_proj", "v_proj"],
+    "deepseek_v3": ["kv_b_proj", "q_a_proj"],
+}
+BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def save(folder: Path, name: str, **options: Any) -> torch.nn.Module:
+    """Save a random adapter with PEFT's own writer; return PEFT's model."""
+    options = {"target_modules": ATTENTION[name], "r": 3, "lora_alpha": 5, **options}
+    model = get_peft_model(make_model(FAMILIES[name]), LoraConfig(task_type="CAUSAL_LM", **options))
+    fill(model, 1, 0.15)
+    model.save_pretrained(str(folder))
+    model.train(False)
+    return model

@@ -1,0 +1,25 @@
+"""The Kubernetes objects of a base's engines, as the operator renders them."""
+
+from typing import Any
+
+from mint_operator.planning.adapters import claims as mounted
+from mint_operator.planning.manifests import Manifest, render
+from mint_operator.planning.snapshot import ObservedBase, Release
+from tests.operator.worlds import RELEASE
+
+Body = dict[str, Any]
+
+
+def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:
+    return {each.kind: each for each in render(of, release, sorted(mounted(of)), engines)}
+
+
+def pod(of: ObservedBase, release: Release = RELEASE) -> Body:
+    found: Body = rendered(of, release)["StatefulSet"].body["spec"]["template"]["spec"]
+    return found
+
+
+def container(of: ObservedBase, release: Release = RELEASE) -> Body:
+    [only] = pod(of, release)["containers"]
+    found: Body = only
+    return found
