@@ -1,7 +1,7 @@
 """Tiny bases and adapters for tests: written by PEFT itself, or deliberately broken."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,10 +84,24 @@ def read_tiny(folder: Path) -> Packed:
     return read_adapter(LocalFolder(folder, str(folder)), tiny_fit(), torch.float32)
 
 
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_base(folder: Path, **changes: Any) -> None:
+    """Change fields of a base's config."""
+    edit_json(folder / "config.json", **changes)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     """Change fields of an adapter's config."""
-    path = folder / CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit_json(folder / CONFIG, **changes)
+
+
+def editing(**changes: Any) -> Callable[[Path], None]:
+    """Return a function that changes these fields of an adapter's config."""
+    return lambda folder: edit_config(folder, **changes)
 
 
 def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:

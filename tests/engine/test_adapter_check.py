@@ -24,6 +24,7 @@ from tests.engine.made import (
     BASE_NAME,
     edit_config,
     edit_tensors,
+    editing,
     lora_names,
     peft_adapter,
     tiny_fit,
@@ -122,10 +123,6 @@ def test_the_revision_is_the_content(adapter: Path) -> None:
     assert read(adapter).revision != before
 
 
-def _config(**changes: object) -> Callable[[Path], None]:
-    return lambda folder: edit_config(folder, **changes)
-
-
 def _tensors(change: Callable[[str, torch.Tensor], dict[str, torch.Tensor | None]]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         name = lora_names(folder)[0]
@@ -167,21 +164,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), errors.CorruptFile, "truncated"),
     "trailing bytes": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes() + b"x"), errors.CorruptFile, "beyond"),
-    "another base": (_config(base_model_name_or_path="other/base"), errors.WrongBase, "other/base"),
-    "rank above the limit": (_config(r=17), errors.RankTooLarge, "17"),
-    "rank pattern above the limit": (_config(rank_pattern={"q_proj": 99}), errors.RankTooLarge, "99"),
+    "another base": (editing(base_model_name_or_path="other/base"), errors.WrongBase, "other/base"),
+    "rank above the limit": (editing(r=17), errors.RankTooLarge, "17"),
+    "rank pattern above the limit": (editing(rank_pattern={"q_proj": 99}), errors.RankTooLarge, "99"),
     "tensors above the limit": (
         _tensors(lambda n, t: {n: torch.ones(17, t.shape[1])}), errors.RankTooLarge, "17"),
-    "unknown names": (_config(target_modules=["q_proj", "v_proj", "c_attn"]), errors.UnknownTargetModules, "c_attn"),
+    "unknown names": (editing(target_modules=["q_proj", "v_proj", "c_attn"]), errors.UnknownTargetModules, "c_attn"),
     "unknown modules": (
         _tensors(lambda n, t: {n: None, n.replace("q_proj", "zzz").replace("v_proj", "zzz"): t}),
         errors.UnknownTargetModules, "zzz"),
-    "not targeted": (_config(target_modules=["v_proj"]), errors.CorruptFile, "target_modules"),
-    "not that layer": (_config(layers_to_transform=[1]), errors.CorruptFile, "layers_to_transform"),
+    "not targeted": (editing(target_modules=["v_proj"]), errors.CorruptFile, "target_modules"),
+    "not that layer": (editing(layers_to_transform=[1]), errors.CorruptFile, "layers_to_transform"),
     "half missing": (_tensors(lambda n, t: {n: None}), errors.CorruptFile, "other half"),
     "wrong width": (
         _tensors(lambda n, t: {n: torch.ones(t.shape[0], t.shape[1] + 1)}), errors.ShapeMismatch, "33"),
-    "wrong rank": (_config(r=5), errors.ShapeMismatch, "[5, 32]"),
+    "wrong rank": (editing(r=5), errors.ShapeMismatch, "[5, 32]"),
     "not a matrix": (_tensors(lambda n, t: {n: t[None]}), errors.ShapeMismatch, "[1, 4, 32]"),
     "NaN": (_tensors(_nan), errors.NonFiniteWeights, "lora_A"),
     "infinity": (_tensors(lambda n, t: {n: t / 0}), errors.NonFiniteWeights, "lora_A"),
@@ -193,42 +190,42 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "embeddings": (
         lambda f: edit_tensors(f, {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 96)}),
         errors.UnsupportedAdapter, "lora_embedding_A"),
-    "DoRA": (_config(use_dora=True), errors.UnsupportedAdapter, "use_dora"),
-    "bias": (_config(bias="lora_only"), errors.UnsupportedAdapter, "bias"),
-    "B with bias": (_config(lora_bias=True), errors.UnsupportedAdapter, "lora_bias"),
-    "fan in fan out": (_config(fan_in_fan_out=True), errors.UnsupportedAdapter, "fan_in_fan_out"),
-    "saved modules": (_config(modules_to_save=["lm_head"]), errors.UnsupportedAdapter, "modules_to_save"),
-    "parameters": (_config(target_parameters=["experts.w"]), errors.UnknownTargetModules, "experts.w"),
-    "replicated layers": (_config(layer_replication=[[0, 1]]), errors.UnsupportedAdapter, "layer_replication"),
-    "activated LoRA": (_config(alora_invocation_tokens=[1]), errors.UnsupportedAdapter, "alora_invocation_tokens"),
+    "DoRA": (editing(use_dora=True), errors.UnsupportedAdapter, "use_dora"),
+    "bias": (editing(bias="lora_only"), errors.UnsupportedAdapter, "bias"),
+    "B with bias": (editing(lora_bias=True), errors.UnsupportedAdapter, "lora_bias"),
+    "fan in fan out": (editing(fan_in_fan_out=True), errors.UnsupportedAdapter, "fan_in_fan_out"),
+    "saved modules": (editing(modules_to_save=["lm_head"]), errors.UnsupportedAdapter, "modules_to_save"),
+    "parameters": (editing(target_parameters=["experts.w"]), errors.UnknownTargetModules, "experts.w"),
+    "replicated layers": (editing(layer_replication=[[0, 1]]), errors.UnsupportedAdapter, "layer_replication"),
+    "activated LoRA": (editing(alora_invocation_tokens=[1]), errors.UnsupportedAdapter, "alora_invocation_tokens"),
     "trained tokens": (
-        _config(trainable_token_indices=[3]), errors.UnsupportedAdapter, "trainable_token_indices"),
-    "QA-LoRA": (_config(use_qalora=True), errors.UnsupportedAdapter, "use_qalora"),
-    "Arrow": (_config(arrow_config={"top_k": 3}), errors.UnsupportedAdapter, "arrow_config"),
-    "KaSA": (_config(kasa_config={"beta": 1e-4}), errors.UnsupportedAdapter, "kasa_config"),
-    "BD-LoRA": (_config(use_bdlora={"nblocks": 2}), errors.UnsupportedAdapter, "use_bdlora"),
-    "LoftQ": (_config(init_lora_weights="loftq"), errors.UnsupportedAdapter, "init_lora_weights"),
-    "PiSSA": (_config(init_lora_weights="pissa"), errors.UnsupportedAdapter, "init_lora_weights"),
-    "a field of tomorrow": (_config(use_quantum="yes"), errors.UnsupportedAdapter, "use_quantum"),
-    "a field that is no text": (_config(**{"\ud800": 1}), errors.UnsupportedAdapter, "sets ? to 1"),
-    "a target that is no text": (_config(target_modules=["\ud800"]), errors.UnknownTargetModules, "targets ?;"),
-    "another method": (_config(peft_type="LOHA"), errors.UnsupportedAdapter, "LOHA"),
-    "no method": (_config(peft_type=None), errors.UnsupportedAdapter, "peft_type"),
-    "rank zero": (_config(r=0), errors.CorruptFile, "r 0"),
-    "rank true": (_config(r=True), errors.CorruptFile, "r True"),
-    "alpha text": (_config(lora_alpha="8"), errors.CorruptFile, "lora_alpha"),
-    "alpha infinite": (_config(lora_alpha=float("inf")), errors.CorruptFile, "finite"),
-    "alpha too long": (_config(lora_alpha=10**400), errors.CorruptFile, "finite"),
-    "rsLoRA text": (_config(use_rslora="yes"), errors.CorruptFile, "use_rslora"),
-    "no targets": (_config(target_modules=[]), errors.CorruptFile, "target_modules"),
+        editing(trainable_token_indices=[3]), errors.UnsupportedAdapter, "trainable_token_indices"),
+    "QA-LoRA": (editing(use_qalora=True), errors.UnsupportedAdapter, "use_qalora"),
+    "Arrow": (editing(arrow_config={"top_k": 3}), errors.UnsupportedAdapter, "arrow_config"),
+    "KaSA": (editing(kasa_config={"beta": 1e-4}), errors.UnsupportedAdapter, "kasa_config"),
+    "BD-LoRA": (editing(use_bdlora={"nblocks": 2}), errors.UnsupportedAdapter, "use_bdlora"),
+    "LoftQ": (editing(init_lora_weights="loftq"), errors.UnsupportedAdapter, "init_lora_weights"),
+    "PiSSA": (editing(init_lora_weights="pissa"), errors.UnsupportedAdapter, "init_lora_weights"),
+    "a field of tomorrow": (editing(use_quantum="yes"), errors.UnsupportedAdapter, "use_quantum"),
+    "a field that is no text": (editing(**{"\ud800": 1}), errors.UnsupportedAdapter, "sets ? to 1"),
+    "a target that is no text": (editing(target_modules=["\ud800"]), errors.UnknownTargetModules, "targets ?;"),
+    "another method": (editing(peft_type="LOHA"), errors.UnsupportedAdapter, "LOHA"),
+    "no method": (editing(peft_type=None), errors.UnsupportedAdapter, "peft_type"),
+    "rank zero": (editing(r=0), errors.CorruptFile, "r 0"),
+    "rank true": (editing(r=True), errors.CorruptFile, "r True"),
+    "alpha text": (editing(lora_alpha="8"), errors.CorruptFile, "lora_alpha"),
+    "alpha infinite": (editing(lora_alpha=float("inf")), errors.CorruptFile, "finite"),
+    "alpha too long": (editing(lora_alpha=10**400), errors.CorruptFile, "finite"),
+    "rsLoRA text": (editing(use_rslora="yes"), errors.CorruptFile, "use_rslora"),
+    "no targets": (editing(target_modules=[]), errors.CorruptFile, "target_modules"),
     "pattern that blows up": (
-        _config(alpha_pattern={"(a+)+$": 1}), errors.UnsupportedAdapter, "alpha_pattern"),
+        editing(alpha_pattern={"(a+)+$": 1}), errors.UnsupportedAdapter, "alpha_pattern"),
     "pattern of many ways": (
-        _config(rank_pattern={"(.|.)" * 9: 4}), errors.UnsupportedAdapter, "rank_pattern"),
+        editing(rank_pattern={"(.|.)" * 9: 4}), errors.UnsupportedAdapter, "rank_pattern"),
     "pattern of many ways within another": (
-        _config(rank_pattern={"a|" + "(?:x|(.|.|y))" * 5 + r"[(|]\|": 4}), errors.UnsupportedAdapter, "rank_pattern"),
-    "too many patterns": (_config(rank_pattern=SLOW), errors.UnsupportedAdapter, "for 4 linears; give fewer"),
-    "pattern that is none": (_config(rank_pattern={"(q_proj": 1}), errors.CorruptFile, "regular expression"),
+        editing(rank_pattern={"a|" + "(?:x|(.|.|y))" * 5 + r"[(|]\|": 4}), errors.UnsupportedAdapter, "rank_pattern"),
+    "too many patterns": (editing(rank_pattern=SLOW), errors.UnsupportedAdapter, "for 4 linears; give fewer"),
+    "pattern that is none": (editing(rank_pattern={"(q_proj": 1}), errors.CorruptFile, "regular expression"),
 }  # fmt: skip
 
 

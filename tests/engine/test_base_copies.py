@@ -20,6 +20,7 @@ from mint_engine.parallel.worker import find_base
 from mint_engine.preflight import check_small_files
 from mint_engine.sources.fetch_base import cached_base, copied_marks, drop_base, fetch_base
 from tests.engine import stores
+from tests.engine.made import edit_base, edit_json
 from tests.engine.running import save_base, settings_for
 
 INDEX = "model.safetensors.index.json"
@@ -32,20 +33,15 @@ def tokenizer_as_code(folder: Path) -> None:
 
 
 def another_attention(folder: Path) -> None:
-    edit_base(folder, "config.json", model_type="llama4_text", attention_chunk_size=32)
+    edit_base(folder, model_type="llama4_text", attention_chunk_size=32)
 
 
 def another_method(folder: Path) -> None:
-    edit_base(folder, "config.json", quantization_config={"quant_method": "gptq"})
+    edit_base(folder, quantization_config={"quant_method": "gptq"})
 
 
 def another_shard(folder: Path) -> None:
-    edit_base(folder, INDEX, weight_map={"lm_head.weight": "model-00009-of-00009.safetensors"})
-
-
-def edit_base(folder: Path, name: str, **changes: object) -> None:
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit_json(folder / INDEX, weight_map={"lm_head.weight": "model-00009-of-00009.safetensors"})
 
 
 def another_tokenizer(folder: Path) -> None:
@@ -53,11 +49,11 @@ def another_tokenizer(folder: Path) -> None:
 
 
 def another_count(folder: Path) -> None:
-    edit_base(folder, "config.json", num_attention_heads=0)
+    edit_base(folder, num_attention_heads=0)
 
 
 def another_rope(folder: Path) -> None:
-    edit_base(folder, "config.json", rope_parameters={"rope_type": "yarn", "factor": "four"})
+    edit_base(folder, rope_parameters={"rope_type": "yarn", "factor": "four"})
 
 
 def nothing(_: Path) -> None:
@@ -108,7 +104,7 @@ def test_a_node_does_not_ask_again_at_once_for_a_base_that_is_refused(tmp_path: 
         assert isinstance(refused, errors.UnsupportedBase)
         assert own.find() is refused
         assert len(handler.seen) == asked
-        edit_base(tmp_path / "base", "config.json", quantization_config=None)
+        edit_base(tmp_path / "base", quantization_config=None)
         own._again_at = 0.0
         assert isinstance(own.find(), Path)
         (tmp_path / "base" / "config.json").unlink()

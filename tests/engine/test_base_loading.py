@@ -28,6 +28,7 @@ from mint_engine.model.cache import count_pages
 from mint_engine.model.modules import find_modules
 from mint_engine.preflight import check_small_files
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine.made import edit_base
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
 
 CPU = torch.device("cpu")
@@ -49,11 +50,6 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 def load(path: Path) -> Any:
     return load_base(path, torch.float32, CPU)
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def edit_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
@@ -169,7 +165,7 @@ def test_weights_of_a_type_that_is_not_read(folder: Path) -> None:
     ],
 )
 def test_configurations(folder: Path, changes: dict[str, Any], error: type[MintError], says: str) -> None:
-    edit_config(folder, **changes)
+    edit_base(folder, **changes)
     with pytest.raises(error, match=says):
         load(folder)
 
@@ -350,7 +346,7 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
     build(settings_for(base, context_length=256), base, Limits())
     with pytest.raises(UnsupportedBase, match="has 256 positions"):
         build(settings_for(base, context_length=257), base, Limits())
-    edit_config(base, max_position_embeddings=300)
+    edit_base(base, max_position_embeddings=300)
     assert load(base).context_length == 300
 
 
@@ -358,7 +354,7 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
 def test_what_transformers_can_not_compute_is_told_of(folder: Path, ranks: int) -> None:
     """transformers constructs this model, but fails in its first layer."""
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    edit_config(folder, rope_parameters=rope)
+    edit_base(folder, rope_parameters=rope)
     with pytest.raises(UnsupportedBase, match="The size of tensor a"):
         build(settings_for(folder, tensor_parallel_size=ranks), folder, Limits())
 

@@ -17,6 +17,7 @@ from mint_engine.model.base import Base, load_base
 from mint_engine.scheduling.scheduler import Limits
 from mint_gateway.planning.config import read_shape
 from tests.engine import saved_families
+from tests.engine.made import edit_base
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.running import save_base, settings_for
 
@@ -37,11 +38,6 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Base:
     return load_base(path, dtype, CPU)
-
-
-def tell(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
@@ -71,14 +67,14 @@ def test_whole_numbers_are_no_weights(folder: Path, dtype: torch.dtype) -> None:
 
 
 def test_an_older_word_for_how_files_are_quantised_is_heard(folder: Path) -> None:
-    tell(folder, compression_config={"quant_method": "compressed-tensors", "config_groups": {}})
+    edit_base(folder, compression_config={"quant_method": "compressed-tensors", "config_groups": {}})
     with pytest.raises(UnsupportedBase, match="'compressed-tensors' with weights: none"):
         load(folder)
 
 
 def test_no_other_file_is_read_in_place_of_its_weights(folder: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
-    tell(folder, transformers_weights="other.safetensors")
+    edit_base(folder, transformers_weights="other.safetensors")
     with pytest.raises(UnsupportedBase, match="remove transformers_weights"):
         load(folder)
 
@@ -93,7 +89,7 @@ def test_a_config_of_far_more_than_its_files_hold_is_refused_before_that_is_made
         raise AssertionError("it was filled")
 
     monkeypatch.setattr("mint_engine.model.base.fill", make)
-    tell(folder, **changes)
+    edit_base(folder, **changes)
     with pytest.raises(UnsupportedBase, match=r"a config\.json of [\d,]+ numbers, but weights of [\d,]+"):
         load(folder)
 

@@ -1,6 +1,5 @@
 """PEFT's layouts of adapters on routed experts: each answers as PEFT's own model does, or is refused by name."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.expert_adapters import ATTENTION, BOTH, save
 from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits, span
+from tests.engine.made import edit_config, editing
 from tests.engine.saved_families import BASES
 
 TOKENS = list(range(2, 42))
@@ -116,7 +116,7 @@ def save_some(folder: Path, name: str, forward: Forward) -> None:
     (folder / "pairs" / CONFIG).write_text((folder / "parameters" / CONFIG).read_text())
     attention = "|".join(ATTENTION[name])
     chosen = "|".join(rf"experts\.({'|'.join(map(str, kept))})\.{leaf}" for leaf, kept in KEPT.items())
-    _config(target_modules=rf".*\.({attention}|{chosen})", target_parameters=None)(folder / "pairs")
+    edit_config(folder / "pairs", target_modules=rf".*\.({attention}|{chosen})", target_parameters=None)
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -148,13 +148,13 @@ def test_linears_of_experts_of_some_layers(layers: list[int], tmp_path: Path) ->
     pairs = {key: each for key, each in load_file(folder / WEIGHTS).items() if any(part in key for part in kept)}
     save_file(pairs, folder / WEIGHTS)
     linears = [*ATTENTION["qwen3_moe"], *KEPT]
-    _config(target_modules=linears, target_parameters=None, layers_to_transform=layers)(folder)
+    edit_config(folder, target_modules=linears, target_parameters=None, layers_to_transform=layers)
     places = read(forward, folder).header.layout.places
     assert {place.path for place in places} == {
         re.sub(r"(experts)\.\d+", r"\1", key.removeprefix("base_model.model.").partition(".lora_")[0])
         for key in pairs
     }
-    _config(layers_to_transform=[2])(folder)
+    edit_config(folder, layers_to_transform=[2])
     with pytest.raises(errors.CorruptFile, match="layers_to_transform"):
         read(forward, folder)
 
@@ -164,19 +164,11 @@ def test_one_module_by_both_layouts_is_refused(tmp_path: Path) -> None:
     save_some(tmp_path, "qwen3_moe", forward)
     both = load_file(tmp_path / "parameters" / WEIGHTS) | load_file(tmp_path / "pairs" / WEIGHTS)
     save_file(both, tmp_path / "pairs" / WEIGHTS)
-    _config(target_parameters=BOTH)(tmp_path / "pairs")
+    edit_config(tmp_path / "pairs", target_parameters=BOTH)
     with pytest.raises(
         errors.UnsupportedAdapter, match=r"experts\.gate_proj and of .*gate_up_proj, which includes it"
     ):
         read(forward, tmp_path / "pairs")
-
-
-def _config(**changes: Any) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        path = folder / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return edit
 
 
 def _tensors(change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
@@ -190,16 +182,16 @@ def _tensors(change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> 
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], type[errors.MintError], str]] = {
-    "unknown parameter": (_config(target_parameters=["experts.up"]), errors.UnknownTargetModules, "experts.up"),
-    "parameters no list": (_config(target_parameters="mlp"), errors.CorruptFile, "target_parameters"),
-    "one of two named": (_config(target_parameters=BOTH[1:]), errors.UnknownTargetModules, "base_layer"),
-    "a different rank": (_config(rank_pattern={"down_proj": 4}), errors.ShapeMismatch, "[24, "),
-    "rank above the limit": (_config(rank_pattern={"gate_up_proj": 9}), errors.RankTooLarge, "9"),
+    "unknown parameter": (editing(target_parameters=["experts.up"]), errors.UnknownTargetModules, "experts.up"),
+    "parameters no list": (editing(target_parameters="mlp"), errors.CorruptFile, "target_parameters"),
+    "one of two named": (editing(target_parameters=BOTH[1:]), errors.UnknownTargetModules, "base_layer"),
+    "a different rank": (editing(rank_pattern={"down_proj": 4}), errors.ShapeMismatch, "[24, "),
+    "rank above the limit": (editing(rank_pattern={"gate_up_proj": 9}), errors.RankTooLarge, "9"),
     "A without B": (
         _tensors(lambda name, each: {} if "lora_B" in name else {name: each}), errors.CorruptFile, "other half"),
     "three dimensions": (_tensors(lambda name, each: {name: each[None]}), errors.ShapeMismatch, "[1, "),
     "NaN": (_tensors(lambda name, each: {name: each * torch.nan}), errors.NonFiniteWeights, "experts"),
-    "an infinite scaling": (_config(lora_alpha=3e38 * 4), errors.CorruptFile, "scaling"),
+    "an infinite scaling": (editing(lora_alpha=3e38 * 4), errors.CorruptFile, "scaling"),
 }  # fmt: skip
 
 
@@ -227,9 +219,9 @@ def test_a_router_is_left_alone(family: str, tmp_path: Path) -> None:
     assert [name for name in load_file(tmp_path / WEIGHTS) if f".{leaf}." in name]
     with pytest.raises(errors.UnknownTargetModules, match=rf"targets mlp\.{leaf}\.weight;"):
         read(forward, tmp_path)
-    _config(target_modules=["o_proj", leaf], target_parameters=None)(tmp_path)
+    edit_config(tmp_path, target_modules=["o_proj", leaf], target_parameters=None)
     with pytest.raises(errors.UnknownTargetModules, match=f"targets {leaf};"):
         read(forward, tmp_path)
-    _config(target_modules="all-linear")(tmp_path)  # then known only by its tensors
+    edit_config(tmp_path, target_modules="all-linear")  # then known only by its tensors
     with pytest.raises(errors.UnknownTargetModules, match=f"targets {path}"):
         read(forward, tmp_path)

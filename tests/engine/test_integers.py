@@ -26,10 +26,10 @@ from tests.engine.integers import (
     quantise_integers,
     save_packed,
 )
+from tests.engine.made import edit_base
 from tests.engine.quantised import edit_tensors, tensors_of
 from tests.engine.read_bases import DTYPES, assert_equal, assert_read_alike
 from tests.engine.saved_families import save_base
-from tests.engine.test_base_loading import edit_config
 
 # What compressed-tensors 0.20 packs: numbers, bits, words.
 OWN = [
@@ -116,7 +116,7 @@ def test_fused_linears(layout: str, tmp_path: Path) -> None:
 def test_kimi_k2_thinking(tmp_path: Path) -> None:
     """Only routed experts are packed, and its config.json names its own model type."""
     packed, plain = save_packed(save_base("kimi_k2", tmp_path / "plain"), tmp_path, PACKED["kimi"])
-    edit_config(packed, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
+    edit_base(packed, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
     held = {name.split(".")[3] for name in tensors_of(packed) if name.endswith(".weight_packed")}
     assert held == {"mlp"}
     assert_equal(*(load_base(each, torch.bfloat16, CPU) for each in (packed, plain)))
@@ -199,7 +199,7 @@ def test_parts_of_a_weight_that_are_not_told_of_are_not_passed_over(
 ) -> None:
     """Zero points and orders change what numbers stand for."""
     packed, _ = save_packed(save_base("qwen3", tmp_path / "plain"), tmp_path, PACKED[layout])
-    edit_config(packed, quantization_config=packed_config(strategy="group", group_size=8, **told))
+    edit_base(packed, quantization_config=packed_config(strategy="group", group_size=8, **told))
     with pytest.raises(UnsupportedBase, match="which is unknown for packed weights of this kind"):
         load_base(packed, torch.bfloat16, CPU)
 
@@ -265,7 +265,7 @@ def many(*weights: dict[str, Any]) -> dict[str, Any]:
 )
 def test_what_is_not_read_says_what_to_give(told: dict[str, Any], says: str, tmp_path: Path) -> None:
     packed, _ = save_packed(save_base("qwen3", tmp_path / "plain"), tmp_path, PACKED["w4a16"])
-    edit_config(packed, quantization_config=told)
+    edit_base(packed, quantization_config=told)
     with pytest.raises(UnsupportedBase, match=f"base {packed}: .*{says}"):
         load_base(packed, torch.bfloat16, CPU)
 

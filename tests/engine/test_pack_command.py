@@ -1,6 +1,5 @@
 """The mint-adapter program: from PEFT's files to a packed one, and from stores back to what `peft` loads."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,10 @@ from mint_engine.model.modules import find_modules
 from mint_engine.sources.fetch import PACKED, WEIGHTS
 from tests.crds import schemas
 from tests.engine.families import FAMILIES, make_model
-from tests.engine.made import ALL_SEVEN, packed_source, peft_adapter, read_tiny, tiny_llama
+from tests.engine.made import ALL_SEVEN, edit_base, packed_source, peft_adapter, read_tiny, tiny_llama
 from tests.engine.stores import opened
 
 PROMPT = torch.arange(10)[None]
-
-
-def edit_base(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(

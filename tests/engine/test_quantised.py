@@ -18,6 +18,7 @@ from mint_engine.model.quantised import dequantised
 from mint_engine.model.stored import open_tensors
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
+from tests.engine.made import edit_base
 from tests.engine.quantised import (
     BLOCK,
     LAYOUTS,
@@ -37,7 +38,6 @@ from tests.engine.quantised import (
 )
 from tests.engine.read_bases import DTYPES, assert_equal, assert_read_alike, weights
 from tests.engine.saved_families import save_base
-from tests.engine.test_base_loading import edit_config
 
 FLOAT8_FAMILIES = ("qwen3", "qwen3_moe", "minimax_m2", "deepseek_v3", "deepseek_v32", "glm_5")
 FEW = ("compressed_channel", "modelopt", "compressed_mxfp8")  # one of each kind
@@ -133,7 +133,7 @@ def test_fused_linears_in_float8(tmp_path: Path) -> None:
 def test_kimi_k2_in_float8(tmp_path: Path) -> None:
     """Its config.json names its own model type."""
     quantised, dequantised = save_quantised("kimi_k2", tmp_path)
-    edit_config(quantised, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
+    edit_base(quantised, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
     assert_equal(*(load_base(each, torch.bfloat16, CPU) for each in (quantised, dequantised)))
 
 
@@ -340,6 +340,6 @@ def mixture(*algorithms: str) -> dict[str, Any]:
 )
 def test_what_is_not_read_says_what_to_give(told: Any, says: str, tmp_path: Path) -> None:
     quantised, _ = save_quantised("qwen3", tmp_path)
-    edit_config(quantised, quantization_config=told)
+    edit_base(quantised, quantization_config=told)
     with pytest.raises(UnsupportedBase, match=f"base {quantised}: .*{says}"):
         load_base(quantised, torch.bfloat16, CPU)

@@ -1,6 +1,5 @@
 """Nodes copy a base at different times from a source that changes meanwhile: all end up with its current content."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mint_engine.parallel.worker import OwnBase
 from mint_engine.sources.base_digest import base_digest
 from mint_engine.sources.fetch_base import drop_stale, fetch_base
 from tests.engine import stores
+from tests.engine.made import edit_json
 from tests.engine.ranged import Ranged
 from tests.engine.running import save_base, settings_for
 
@@ -36,7 +36,7 @@ def moving(tmp_path: Path) -> Iterator[tuple[Start, Start, Path]]:
 
 
 def move(file: Path) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"note": "of another commit"}))
+    edit_json(file, note="of another commit")
 
 
 def copied(start: Start) -> Path:
