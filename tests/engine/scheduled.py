@@ -1,6 +1,6 @@
-"""A scheduler without a model: sequences of chosen sizes, and a step's effect on the books."""
+"""A scheduler without a model: completions of chosen sizes, and a step's effect on the books."""
 
-from collections.abc import Sequence as List
+from collections.abc import Sequence
 
 from mint_engine.requests.pieces import WindowDecoder
 from mint_engine.requests.text import TextStream
@@ -9,7 +9,7 @@ from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.prefix import extend_keys
-from mint_engine.scheduling.request import Request, Sampling, Sequence, State
+from mint_engine.scheduling.request import Completion, Request, Sampling, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
 TOTAL_PAGES = 12
@@ -21,52 +21,52 @@ def scheduler(
     limits: Limits = LIMITS,
     pages: int = TOTAL_PAGES,
     terms: PlaceTerms | None = None,
-    windows: List[int | None] = (None,),
+    windows: Sequence[int | None] = (None,),
 ) -> Scheduler:
     return Scheduler(limits, Pages(pages), terms, windows)
 
 
-def sequence(
-    prompt: int | List[int],
+def completion(
+    prompt: int | Sequence[int],
     new: int = 1,
     adapter: str = "",
     *,
-    leader: Sequence | None = None,
+    leader: Completion | None = None,
     scored: bool = False,
     background: bool = False,
-) -> Sequence:
+) -> Completion:
     """A request for `new` tokens after a prompt given by its length (then all tokens differ) or by its tokens."""
     tokens = tuple(range(prompt)) if isinstance(prompt, int) else tuple(prompt)
     slot = sum(map(ord, adapter)) if adapter else NO_SLOT
     sampling = Sampling(max_tokens=new, seed=0, prompt_logprobs=scored)
     revision = f"sha256:{adapter}" if adapter else ""
     request = Request(tokens, sampling, adapter=adapter, revision=revision, slot=slot, background=background)
-    made = Sequence(request, lambda event: None, TextStream(WindowDecoder(lambda ids: "", ())), leader)
+    made = Completion(request, lambda event: None, TextStream(WindowDecoder(lambda ids: "", ())), leader)
     extend_keys(made.keys, revision, tokens)
     return made
 
 
-def advance(scheduler: Scheduler, *, check: bool = True) -> tuple[list[Share], list[Sequence]]:
+def advance(scheduler: Scheduler, *, check: bool = True) -> tuple[list[Share], list[Completion]]:
     """Run one step on the books; return what it computed and who ended. To `check` takes longer than the step."""
     shares, ended = scheduler.next_step(), []
     assert not check or find_imbalance(scheduler) == ""
     for share in shares:
-        each, samples = share.sequence, share.samples
+        each, samples = share.completion, share.samples
         scheduler.computed(each, share.length)
         if samples:
             each.prompt_scored = True
             each.tokens.append(len(each.tokens))
             scheduler.generated(each)
-            if each.completion_tokens >= each.request.sampling.max_tokens:
+            if each.generated >= each.request.sampling.max_tokens:
                 scheduler.remove(each)
                 ended.append(each)
     assert not check or find_imbalance(scheduler) == ""
     return shares, ended
 
 
-def run(scheduler: Scheduler) -> list[Sequence]:
+def run(scheduler: Scheduler) -> list[Completion]:
     """Step until no requests are left; return them in the order they ended. Fails after too many steps."""
-    ended: list[Sequence] = []
+    ended: list[Completion] = []
     for _ in range(MOST_STEPS):
         if not scheduler.busy:
             return ended
@@ -74,6 +74,6 @@ def run(scheduler: Scheduler) -> list[Sequence]:
     raise AssertionError(f"{len(scheduler.live)} requests did not end in {MOST_STEPS} steps")
 
 
-def running(scheduler: Scheduler) -> list[Sequence]:
+def running(scheduler: Scheduler) -> list[Completion]:
     assert all(each.state is State.RUNNING for each in scheduler.running)
     return list(scheduler.running)

@@ -9,7 +9,7 @@ from mint_engine.place_counter import PlaceCounter
 from mint_engine.scheduling.fairness import FairShare
 from mint_engine.scheduling.request import State
 from mint_engine.scheduling.scheduler import Limits
-from tests.engine.scheduled import advance, run, scheduler, sequence
+from tests.engine.scheduled import advance, completion, run, scheduler
 
 
 def served(**service: int) -> FairShare:
@@ -24,7 +24,7 @@ def served(**service: int) -> FairShare:
 
 def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
     books = scheduler(Limits(running=1, step_tokens=64))
-    asked = [sequence(10, 5, name) for name in ("hot", "hot", "hot", "cold", "mild")]
+    asked = [completion(10, 5, name) for name in ("hot", "hot", "hot", "cold", "mild")]
     for each in asked:
         books.add(each)
     assert [each.request.adapter for each in run(books)] == ["hot", "cold", "mild", "hot", "hot"]
@@ -74,12 +74,12 @@ def test_a_hot_adapter_does_not_starve_another(
     difference stays within twice the largest batch that can run (the paper's bound), whenever they arrive."""
     books = scheduler(Limits(running=4, waiting=100, step_tokens=40), pages=24)
     for prompt, new in hot:
-        books.add(sequence(prompt, new, "hot"))
+        books.add(completion(prompt, new, "hot"))
     for _ in range(late):
         if books.busy:
             advance(books)
     start = books.fairness.service("hot") if "hot" in books.fairness.active else 0
-    came = [sequence(prompt, new, "cold") for prompt, new in cold]
+    came = [completion(prompt, new, "cold") for prompt, new in cold]
     for each in came:
         books.add(each)
     base = books.fairness.service("cold")
@@ -97,9 +97,9 @@ def test_prompts_of_the_hot_adapter_yield_the_budget() -> None:
     """A newcomer's short prompt is computed beside the chunks of longer, earlier prompts rather than after them."""
     books = scheduler(Limits(running=4, step_tokens=20), pages=40)
     for at in range(2):
-        books.add(sequence(range(at * 200, at * 200 + 150), 5, "hot"))
+        books.add(completion(range(at * 200, at * 200 + 150), 5, "hot"))
     advance(books)
-    cold = sequence(range(900, 910), 1, "cold")
+    cold = completion(range(900, 910), 1, "cold")
     books.add(cold)
     advance(books)  # before this step both had been served equally
     advance(books)
@@ -109,13 +109,13 @@ def test_prompts_of_the_hot_adapter_yield_the_budget() -> None:
 def test_a_prompt_comes_to_its_end_beside_newcomers_without_end() -> None:
     """Each newcomer goes first because it has been served less, and another is there when it ends."""
     books = scheduler(Limits(running=4, waiting=8, step_tokens=24), pages=60)
-    long = sequence(range(100_000, 100_400), 1, "long")
+    long = completion(range(100_000, 100_400), 1, "long")
     books.add(long)
     newcomers = itertools.count()
     for _ in range(8 * 400 // 24 + 40):
         while len(books.live) < 6:
             at = next(newcomers)
-            books.add(sequence(range(at * 100, at * 100 + 90), 1, f"one-shot/{at}"))
+            books.add(completion(range(at * 100, at * 100 + 90), 1, f"one-shot/{at}"))
         if long in advance(books)[1]:
             return
     raise AssertionError(f"{long.computed} of its 400 tokens were computed beside {next(newcomers)} newcomers")

@@ -15,23 +15,23 @@ from mint_engine.scheduling.scheduler import Scheduler
 from tests.engine.balance import Imbalances
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.running import save_adapter, save_base
-from tests.engine.scheduled import advance, scheduler, sequence
+from tests.engine.scheduled import advance, completion, scheduler
 from tests.waiting import until
 
 
 def busy() -> Scheduler:
     """Two running requests that share two pages, one parked and one waiting, and idle pages of one that ended."""
     books = scheduler()
-    books.add(sequence(range(300, 320)))
+    books.add(completion(range(300, 320)))
     advance(books)
     advance(books)
-    leader = sequence(40, 9, "a")
-    for each in (leader, sequence(40, 9, "a", leader=leader)):
+    leader = completion(40, 9, "a")
+    for each in (leader, completion(40, 9, "a", leader=leader)):
         books.add(each)
     while len(books.running) < 2:
         advance(books)
-    late = sequence(range(50, 90), 9, "b")
-    for each in (late, sequence(range(50, 90), 9, "b", leader=late), *(sequence(40, 9, "c") for _ in range(2))):
+    late = completion(range(50, 90), 9, "b")
+    for each in (late, completion(range(50, 90), 9, "b", leader=late), *(completion(40, 9, "c") for _ in range(2))):
         books.add(each)
     books._admit()
     assert (len(books.running), len(books.waiting), len(books.parked), len(books.prefix.idle)) == (3, 2, 1, 1)
@@ -78,7 +78,7 @@ def forget_a_key(books: Scheduler) -> None:
 
 
 def change_a_slots_tenant(books: Scheduler) -> None:
-    other = sequence(5, 1, "z")
+    other = completion(5, 1, "z")
     other.request = type(other.request)((1,), other.request.sampling, "z", "sha256:z", books.running[0].request.slot)
     books.add(other)
 

@@ -22,9 +22,9 @@ from mint_engine.requests.masks import Late, mask
 from mint_engine.scheduling import masking
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, FairShare
 from mint_engine.scheduling.masking import cost, in_turn
-from mint_engine.scheduling.request import Sequence
+from mint_engine.scheduling.request import Completion
 from tests.engine.running import Answer, Running, ask, running, save_sliding_base
-from tests.engine.scheduled import sequence
+from tests.engine.scheduled import completion
 
 PROMPT = list(range(5, 25))
 WORD = 32
@@ -162,7 +162,7 @@ def test_quick_masks_come_before_slow_ones_which_begin_while_there_is_time(
 def test_whoever_was_late_for_longest_comes_first_then_who_was_served_least(
     late: list[int], adapters: list[str]
 ) -> None:
-    rows = [sequence(3, adapter=adapter) for adapter, _ in zip(adapters, late, strict=False)]
+    rows = [completion(3, adapter=adapter) for adapter, _ in zip(adapters, late, strict=False)]
     for at, (row, steps) in enumerate(zip(rows, late, strict=True)):
         row.late, row.arrival = steps, at
     service = {"a": 7, "b": 3}
@@ -174,10 +174,10 @@ def test_whoever_was_late_for_longest_comes_first_then_who_was_served_least(
 
 
 def test_each_gets_its_turn_though_others_that_were_served_less_come_without_end() -> None:
-    rows = [sequence(3, adapter="old") for _ in range(5)]
+    rows = [completion(3, adapter="old") for _ in range(5)]
     waited = set(rows)
     for step in range(7):
-        rows += [sequence(3, adapter="new") for _ in range(2)]
+        rows += [completion(3, adapter="new") for _ in range(2)]
         for at, row in enumerate(rows):
             row.arrival = at
         first, *others = in_turn(rows, {"old": 10**6, "new": 0}.__getitem__)
@@ -218,9 +218,9 @@ def lateness(monkeypatch: pytest.MonkeyPatch) -> Lateness:
     """For steps with time for only one mask."""
     seen = Lateness()
 
-    def spy(sequences: list[Sequence], service: Callable[[str], int]) -> list[int]:
-        seen.longest = max(seen.longest, *(each.late for each in sequences))
-        return in_turn(sequences, service)
+    def spy(completions: list[Completion], service: Callable[[str], int]) -> list[int]:
+        seen.longest = max(seen.longest, *(each.late for each in completions))
+        return in_turn(completions, service)
 
     def look(grammars: list[Grammar]) -> Any:
         found, troubles = inner(grammars)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine import metrics
 from mint_engine.scheduling.place_turns import PlaceTerms, room_for_training
-from mint_engine.scheduling.request import Party, Sequence, State
+from mint_engine.scheduling.request import Completion, Party, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 from tests.engine import scheduled
-from tests.engine.scheduled import scheduler, sequence
+from tests.engine.scheduled import completion, scheduler
 
 ENDLESS = 100_000
 PLENTY = 100_000  # pages
@@ -28,11 +28,11 @@ def advance(books: Scheduler) -> list[Share]:
     return scheduled.advance(books, check=False)[0]
 
 
-def endless(books: Scheduler, count: int, adapter: str, *, background: bool = False) -> list[Sequence]:
+def endless(books: Scheduler, count: int, adapter: str, *, background: bool = False) -> list[Completion]:
     """Add requests that outlast the test, each with a prompt of its own."""
     first = next(books._arrivals) * 1000
     asked = [
-        sequence(range(first + at * 10, first + at * 10 + 3), ENDLESS, adapter, background=background)
+        completion(range(first + at * 10, first + at * 10 + 3), ENDLESS, adapter, background=background)
         for at in range(count)
     ]
     for each in asked:
@@ -58,7 +58,7 @@ def until_true(books: Scheduler, true: Callable[[], bool]) -> None:
     raise AssertionError("it is not so after 3000 steps")
 
 
-def until_placed(books: Scheduler, each: Sequence, bound: int) -> int:
+def until_placed(books: Scheduler, each: Completion, bound: int) -> int:
     """Step until a request has a place; return the number of steps."""
     for count in range(1, bound + 1):
         advance(books)
@@ -86,16 +86,16 @@ def test_who_gives_way_is_the_latest_and_comes_back_first() -> None:
     books = books_of(4)
     hot = endless(books, 6, "hot")
     steps(books, TERMS.stay + 2)
-    cold = sequence(3, 5, "cold")
+    cold = completion(3, 5, "cold")
     books.add(cold)
     advance(books)
     assert [each.state for each in hot[2:]] == [State.RUNNING, State.WAITING, State.WAITING, State.WAITING]
-    generated = hot[3].completion_tokens
+    generated = hot[3].generated
     assert generated > 100
     until_true(books, lambda: cold.state is State.ENDED)
     advance(books)
     assert [each.state for each in hot[2:]] == [State.RUNNING, State.RUNNING, State.WAITING, State.WAITING]
-    assert hot[3].completion_tokens > generated
+    assert hot[3].generated > generated
 
 
 def test_nobody_gives_way_to_their_own() -> None:
@@ -121,19 +121,19 @@ def test_what_nobody_has_computed_gives_way_at_once() -> None:
     """The prompts in all places will take many steps: a newcomer need not wait for them."""
     books = books_of(4)
     for at in range(4):
-        books.add(sequence(range(at * 1000, at * 1000 + 900), ENDLESS, "hot"))
+        books.add(completion(range(at * 1000, at * 1000 + 900), ENDLESS, "hot"))
     advance(books)
     [cold] = endless(books, 1, "cold")
     steps(books, 2)
     assert cold.state is State.RUNNING
-    assert cold.completion_tokens == 1
+    assert cold.generated == 1
 
 
 def test_more_adapters_than_places_take_turns() -> None:
     """Each gets a place again and again, and keeps it for a good while."""
     books = books_of(3)
     asked = [endless(books, 1, name)[0] for name in "abcde"]
-    had: Counter[Sequence] = Counter()
+    had: Counter[Completion] = Counter()
     before = turns_taken()
     for _ in range(20 * TERMS.last_stay):
         advance(books)
@@ -146,9 +146,9 @@ def test_pages_are_made_room_for_too() -> None:
     """Places are free, but a newcomer's prompt needs more pages than small requests leave: some of these give way."""
     books = books_of(8, pages=80)
     for at in range(6):
-        books.add(sequence(range(at * 1000, at * 1000 + 30), 400, "hot"))
+        books.add(completion(range(at * 1000, at * 1000 + 30), 400, "hot"))
     steps(books, 60)
-    large = sequence(range(7000, 7000 + 45 * PAGE_TOKENS), 5, "cold")
+    large = completion(range(7000, 7000 + 45 * PAGE_TOKENS), 5, "cold")
     books.add(large)
     assert until_placed(books, large, TERMS.stay) > 1
     assert len(books.running) > 2
@@ -160,7 +160,7 @@ def test_little_is_computed_twice_while_pages_last() -> None:
     for at in range(4000):
         if at % 50 == 0:
             others += 1
-            books.add(sequence(3, 20, f"other{at}"))
+            books.add(completion(3, 20, f"other{at}"))
         computed += sum(share.length for share in advance(books))
     assert len(books.fairness.active) == 1
     assert turns_taken() - before > 20
@@ -172,15 +172,15 @@ def test_who_lost_its_pages_keeps_its_place_until_it_has_generated_as_much_again
     books = books_of(1, pages=200)
     [hot] = endless(books, 1, "hot")
     steps(books, 1200)
-    large = sequence(range(5000, 5000 + 190 * PAGE_TOKENS), 1, "cold")
+    large = completion(range(5000, 5000 + 190 * PAGE_TOKENS), 1, "cold")
     books.add(large)
     until_true(books, lambda: large.state is State.ENDED)
     [late] = endless(books, 1, "late")
     until_true(books, lambda: hot.state is State.RUNNING)
-    again, start = hot.reached - hot.found, hot.completion_tokens
+    again, start = hot.reached - hot.found, hot.generated
     assert again > TERMS.last_stay
     until_true(books, lambda: late.state is State.RUNNING)
-    assert hot.completion_tokens - start == again
+    assert hot.generated - start == again
 
 
 def test_training_that_has_all_places_leaves_tenants_four_fifths() -> None:
@@ -209,7 +209,7 @@ def test_training_has_its_turn_among_more_tenants_than_places() -> None:
     books = books_of(1)
     asked = [endless(books, 1, name)[0] for name in "abc"] + endless(books, 1, "policy", background=True)
     steps(books, 6 * TERMS.last_stay)
-    assert all(each.completion_tokens > TERMS.stay for each in asked)
+    assert all(each.generated > TERMS.stay for each in asked)
 
 
 def test_an_adapters_tenants_do_not_wait_for_its_own_training() -> None:
@@ -249,10 +249,10 @@ def test_every_party_that_waits_gets_a_place_within_the_bound(
             if at == step:
                 for each in range(count):
                     start = (number * 100 + each) * 100
-                    books.add(sequence(range(start, start + prompt), new, f"{number}", background=training))
+                    books.add(completion(range(start, start + prompt), new, f"{number}", background=training))
         if step > 80 and not len(books.waiting):
             return
-        computed = {share.sequence for share in advance(books)}
+        computed = {share.completion for share in advance(books)}
         having = {each.request.party for each in {*books.running, *computed}}
         without = set(books.waiting.parties) - having
         waited = Counter({party: waited[party] + 1 for party in without})

@@ -8,7 +8,7 @@ from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
 from mint_engine.scheduling.request import State
-from tests.engine.scheduled import TOTAL_PAGES, advance, run, scheduler, sequence
+from tests.engine.scheduled import TOTAL_PAGES, advance, completion, run, scheduler
 
 
 def keys_of(tokens: list[int], revision: str = "", salt: str = "") -> list[bytes]:
@@ -130,7 +130,7 @@ def test_a_second_page_of_the_same_text_stays_private() -> None:
 def test_the_last_token_is_always_computed() -> None:
     books = scheduler()
     for length, computed in ((32, [32]), (32, [16]), (33, [1]), (34, [2])):
-        each = sequence(length)
+        each = completion(length)
         books.add(each)
         lengths = []
         while each.state is not State.ENDED:
@@ -141,7 +141,7 @@ def test_the_last_token_is_always_computed() -> None:
 def test_another_revision_finds_nothing() -> None:
     books = scheduler()
     for adapter in ("", "a", "b"):
-        books.add(sequence(32, 1, adapter))
+        books.add(completion(32, 1, adapter))
         assert sum(share.length for share in advance(books)[0]) == 20
         run(books)
 
@@ -150,7 +150,7 @@ def test_what_has_no_revision_shares_nothing() -> None:
     """Without a digest, a slot's contents are unknown."""
     books = scheduler()
     for _ in range(2):
-        each = sequence(18, 1, "a")
+        each = completion(18, 1, "a")
         each.request = type(each.request)(each.request.prompt, each.request.sampling, "a", "", 3)
         books.add(each)
         assert sum(share.length for share in advance(books)[0]) == 18
@@ -160,18 +160,18 @@ def test_what_has_no_revision_shares_nothing() -> None:
 def test_scores_of_the_prompt_are_computed_and_not_found() -> None:
     books = scheduler()
     for _ in range(2):
-        books.add(sequence(18, 1, scored=True))
+        books.add(completion(18, 1, scored=True))
         assert sum(share.length for share in advance(books)[0]) == 18
 
 
 def test_only_pages_taken_anew_are_wiped() -> None:
     books = scheduler()
-    books.add(sequence(40, 20))
+    books.add(completion(40, 20))
     advance(books)
     assert books.unwiped == books.running[0].pages
     shared = books.running[0].pages[:1]
     books.unwiped.clear()
-    books.add(sequence(range(20), 1))
+    books.add(completion(range(20), 1))
     advance(books)
     other = next(each for each in books.running if len(each.request.prompt) == 20)
     assert other.pages[:1] == shared
@@ -181,23 +181,23 @@ def test_only_pages_taken_anew_are_wiped() -> None:
 def test_siblings_wait_for_their_prompt() -> None:
     """The first of them computes it; the others then need only what is beyond its full pages."""
     books = scheduler()
-    leader = sequence(38, 3)
-    followers = [sequence(38, 3, leader=leader) for _ in range(2)]
+    leader = completion(38, 3)
+    followers = [completion(38, 3, leader=leader) for _ in range(2)]
     for each in (leader, *followers):
         books.add(each)
     computed = dict.fromkeys((leader, *followers), 0)
     while books.busy:
-        fresh = {each for each in computed if not each.completion_tokens}
+        fresh = {each for each in computed if not each.generated}
         for share in advance(books)[0]:
-            computed[share.sequence] += share.length if share.sequence in fresh else 0
+            computed[share.completion] += share.length if share.completion in fresh else 0
     assert list(computed.values()) == [38, 38 - 32, 38 - 32]
     assert all(each.state is State.ENDED for each in computed)
 
 
 def test_siblings_of_a_leader_that_ended_compute_it_themselves() -> None:
     books = scheduler()
-    leader = sequence(38, 3)
-    follower = sequence(38, 3, leader=leader)
+    leader = completion(38, 3)
+    follower = completion(38, 3, leader=leader)
     books.add(leader)
     books.add(follower)
     advance(books)
@@ -237,7 +237,7 @@ def test_a_beginning_is_found_as_far_as_every_group_can_go_on_from(
 
 def test_what_a_request_finds_of_its_own_after_a_pause_was_not_there_when_it_began() -> None:
     books = scheduler()
-    first, other = sequence(40, 100, "a"), sequence(40, 100, "b")
+    first, other = completion(40, 100, "a"), completion(40, 100, "b")
     for each in (first, other):
         books.add(each)
     run(books)

@@ -11,7 +11,7 @@ import torch
 from mint_contracts.errors import Internal
 from mint_contracts.sampling_pb2 import GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
-from mint_engine.scheduling.request import Sequence
+from mint_engine.scheduling.request import Completion
 from tests.engine.running import Answer, ask, running
 from tests.engine.steps import LONG, Gate, refusal
 from tests.waiting import until
@@ -26,7 +26,7 @@ async def test_a_client_that_goes_away_frees_its_pages(base: Path, adapter: Path
         )
         call = engine.sampler.Generate(request)
         await gate.closed()
-        [sequence] = engine.server.generation.scheduler.running
+        [completion] = engine.server.generation.scheduler.running
         assert engine.free_pages < engine.all_pages
         assert engine.holder.users == {"a": 1}
         call.cancel()
@@ -35,7 +35,7 @@ async def test_a_client_that_goes_away_frees_its_pages(base: Path, adapter: Path
         await until(lambda: engine.holder.users == {"a": 0})
         assert engine.free_pages == engine.all_pages
         assert engine.server.load_now.running == 0
-        assert sequence.completion_tokens == 4
+        assert completion.generated == 4
 
 
 async def test_a_slot_is_held_until_no_step_reads_it(base: Path, adapter: Path) -> None:
@@ -82,11 +82,11 @@ async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -
         gate, generation = Gate(engine), engine.server.generation
         routes, calls = generation._routes, []
 
-        def break_second(sequence: Sequence) -> Any:
-            calls.append(sequence)
+        def break_second(completion: Completion) -> Any:
+            calls.append(completion)
             if len(calls) == 2:
                 raise RuntimeError("a tokenizer broke")
-            return routes(sequence)
+            return routes(completion)
 
         generation._routes = break_second  # type: ignore[method-assign]
         going_on = asyncio.create_task(ask(engine, [5], max_tokens=9, ignore_eos=True))
@@ -136,7 +136,7 @@ async def test_a_defect_before_a_request_has_begun_is_told(
 ) -> None:
     async with running(base, {"a": adapter}) as engine:
 
-        def break_always(*_: Any) -> Sequence:
+        def break_always(*_: Any) -> Completion:
             raise RuntimeError("a tokenizer broke")
 
         with monkeypatch.context() as patched:

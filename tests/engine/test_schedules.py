@@ -26,13 +26,13 @@ from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.request import (
+    Completion,
     Done,
     Event,
     Failed,
     PromptScored,
     Request,
     Sampling,
-    Sequence,
     Tokens,
     siblings,
 )
@@ -160,7 +160,7 @@ class Schedule:
 
     place: Place
     at: dict[str, tuple[int, str]] = field(default_factory=dict)  # slot and revision of each adapter
-    told: dict[Sequence, Told] = field(default_factory=dict)
+    told: dict[Completion, Told] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.place.reset()
@@ -181,26 +181,26 @@ class Schedule:
         self.at[adapter] = (free[0], self.place.packed[revision].revision)
         return True
 
-    def arrive(self, prompt: list[int], adapter: str, sampling: Sampling) -> list[Sequence]:
+    def arrive(self, prompt: list[int], adapter: str, sampling: Sampling) -> list[Completion]:
         slot, revision = self.at.get(adapter, (NO_SLOT, ""))
         request = Request(tuple(prompt), sampling, adapter, revision, slot)
-        leader: Sequence | None = None
+        leader: Completion | None = None
         made = []
         for each in siblings(request):
             told = Told(each)
             made.append(self.place.generation.begin(each, told, leader))
             leader = leader or made[0]
             self.told[made[-1]] = told
-        for sequence in made:
-            self.scheduler.add(sequence)
+        for completion in made:
+            self.scheduler.add(completion)
         self.balance()
         return made
 
     def step(self) -> None:
         self.tell(self.place.generation.step())
 
-    def cancel(self, sequence: Sequence) -> None:
-        self.tell(self.place.generation.fail([sequence], Cancelled("request", "was cancelled")))
+    def cancel(self, completion: Completion) -> None:
+        self.tell(self.place.generation.fail([completion], Cancelled("request", "was cancelled")))
 
     def finish(self) -> None:
         """Step until all have ended, then check everything that was sent."""
@@ -213,9 +213,9 @@ class Schedule:
             self.place.check(told)
         assert self.scheduler.prefix.available == self.scheduler.pages.total
 
-    def tell(self, outcomes: list[tuple[Sequence, Event]]) -> None:
-        for sequence, event in outcomes:
-            sequence.sink(event)
+    def tell(self, outcomes: list[tuple[Completion, Event]]) -> None:
+        for completion, event in outcomes:
+            completion.sink(event)
         self.balance()
 
     def balance(self) -> None:

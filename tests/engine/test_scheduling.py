@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, first_seen, pages_for
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.place_turns import PlaceTerms
-from mint_engine.scheduling.request import Sequence, State
+from mint_engine.scheduling.request import Completion, State
 from mint_engine.scheduling.scheduler import Limits, Share, split_budget
-from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, run, scheduler, sequence
+from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, completion, run, scheduler
 
 
 class Arrivals(RuleBasedStateMachine):
@@ -23,7 +23,7 @@ class Arrivals(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = scheduler()
-        self.generated: dict[Sequence, int] = {}
+        self.generated: dict[Completion, int] = {}
 
     @initialize(terms=st.sampled_from([PlaceTerms(), PlaceTerms(stay=4, last_stay=10)]))
     def begin(self, terms: PlaceTerms) -> None:
@@ -38,8 +38,8 @@ class Arrivals(RuleBasedStateMachine):
         background=st.booleans(),
     )
     def arrive(self, prompt: int, new: int, adapter: str, count: int, scored: bool, background: bool) -> None:
-        leader = sequence(prompt, new, adapter, scored=scored, background=background)
-        others = [sequence(prompt, new, adapter, leader=leader, background=background) for _ in range(count - 1)]
+        leader = completion(prompt, new, adapter, scored=scored, background=background)
+        others = [completion(prompt, new, adapter, leader=leader, background=background) for _ in range(count - 1)]
         for each in (leader, *others):
             self.scheduler.add(each)
             self.generated[each] = 0
@@ -52,12 +52,12 @@ class Arrivals(RuleBasedStateMachine):
         assert all(self.slid(share) for share in shares)
         assert shares or not self.scheduler.busy, "a step always gets on"
         tenants = [each for each in self.scheduler.running if not each.request.background]
-        decoding = [each for each in tenants if each.completion_tokens and each.pending == 1]
-        assert {id(each) for each in decoding} <= {id(share.sequence) for share in shares}, "decoding never waits"
+        decoding = [each for each in tenants if each.generated and each.pending == 1]
+        assert {id(each) for each in decoding} <= {id(share.completion) for share in shares}, "decoding never waits"
 
     def slid(self, share: Share) -> bool:
         """Whether, once computed, a request keeps the pages still seen and refers to no others."""
-        each = share.sequence
+        each = share.completion
         firsts = [first_seen(each.computed, window) for window in self.windows]
         return all(
             not any(table[:first]) and all(table[first:]) and len(table) * PAGE_TOKENS >= each.computed
@@ -80,17 +80,17 @@ class Arrivals(RuleBasedStateMachine):
     @invariant()
     def no_token_is_lost(self) -> None:
         for each, before in self.generated.items():
-            assert each.completion_tokens >= before
-            self.generated[each] = each.completion_tokens
+            assert each.generated >= before
+            self.generated[each] = each.generated
 
     def teardown(self) -> None:
         """Whatever has happened, all requests end: between two steps that generate a token there are never more steps
         than it takes to compute all pages."""
         since = 0
         while self.scheduler.busy:
-            before = sum(each.completion_tokens for each in self.generated)
+            before = sum(each.generated for each in self.generated)
             advance(self.scheduler)
-            generated = sum(each.completion_tokens for each in self.generated) > before
+            generated = sum(each.generated for each in self.generated) > before
             since = 0 if generated else since + 1
             assert since <= self.pages * PAGE_TOKENS / (LIMITS.step_tokens - LIMITS.running) + 1
         assert self.scheduler.prefix.available == self.pages
@@ -115,7 +115,7 @@ TestSlidingArrivals.settings = settings(max_examples=60, stateful_step_count=40,
 
 def test_a_request_takes_pages_as_it_grows() -> None:
     books = scheduler()
-    each = sequence(20, 30)
+    each = completion(20, 30)
     books.add(each)
     advance(books)
     owned = []
@@ -131,7 +131,7 @@ def test_a_request_has_no_more_pages_of_a_window_than_the_window_fills() -> None
     windows = (None, 40, 40)
     books = scheduler(Limits(running=4, step_tokens=32), pages=40, windows=windows)
     groups = LayerGroups(1, windows, ((0, 0), (1, 0), (2, 0)))
-    first, again = sequence(300, 100), sequence(300, 5)
+    first, again = completion(300, 100), completion(300, 5)
     books.add(first)
     while books.busy:
         advance(books)
@@ -147,7 +147,7 @@ def test_a_request_has_no_more_pages_of_a_window_than_the_window_fills() -> None
 def test_a_prompt_is_found_again_by_the_window_at_its_end() -> None:
     books = scheduler(Limits(running=4, step_tokens=32), pages=60, windows=(None, 40, 40))
     for new, found in ((1, 0), (5, 288)):
-        each = sequence(300, new)
+        each = completion(300, new)
         books.add(each)
         run(books)
         assert each.found == found
@@ -156,25 +156,25 @@ def test_a_prompt_is_found_again_by_the_window_at_its_end() -> None:
 def test_the_least_served_is_never_preempted() -> None:
     """Two requests grow beyond all pages: the later one gives way, and both end with all of their tokens."""
     books = scheduler(pages=6)
-    first, second = sequence(range(30), 60), sequence(range(100, 130), 60)
+    first, second = completion(range(30), 60), completion(range(100, 130), 60)
     books.add(first)
     books.add(second)
     preempted = []
     while books.busy:
         advance(books)
-        if second.state is State.WAITING and second.completion_tokens:
-            preempted.append(second.completion_tokens)
+        if second.state is State.WAITING and second.generated:
+            preempted.append(second.generated)
         assert first.state is not State.WAITING
     assert preempted, "there was not room for both"
-    assert (first.completion_tokens, second.completion_tokens) == (60, 60)
+    assert (first.generated, second.generated) == (60, 60)
 
 
 def test_of_two_adapters_the_one_served_most_gives_way() -> None:
     books = scheduler(pages=6)
-    hot, cold = sequence(range(40), 40, "hot"), sequence(range(100, 130), 40, "cold")
+    hot, cold = completion(range(40), 40, "hot"), completion(range(100, 130), 40, "cold")
     books.add(hot)
     books.add(cold)
-    while hot.state is not State.WAITING or not hot.completion_tokens:
+    while hot.state is not State.WAITING or not hot.generated:
         advance(books)
         assert cold.state is State.RUNNING, "though it came later"
     run(books)
@@ -182,10 +182,10 @@ def test_of_two_adapters_the_one_served_most_gives_way() -> None:
 
 def test_a_preempted_request_comes_back_before_later_ones_of_its_adapter() -> None:
     books = scheduler(Limits(running=2, step_tokens=64), pages=6)
-    first, second, third = sequence(range(30), 60), sequence(range(100, 130), 60), sequence(range(200, 210), 2)
+    first, second, third = completion(range(30), 60), completion(range(100, 130), 60), completion(range(200, 210), 2)
     for each in (first, second, third):
         books.add(each)
-    while second.state is not State.WAITING or not second.completion_tokens:
+    while second.state is not State.WAITING or not second.generated:
         advance(books)
     while third.state is State.WAITING:
         advance(books)
@@ -195,7 +195,7 @@ def test_a_preempted_request_comes_back_before_later_ones_of_its_adapter() -> No
 
 def test_what_was_generated_becomes_prompt_and_is_charged_once() -> None:
     books = scheduler(pages=6)
-    first, second = sequence(range(30), 60, "a"), sequence(range(100, 130), 60, "b")
+    first, second = completion(range(30), 60, "a"), completion(range(100, 130), 60, "b")
     for each in (first, second):
         books.add(each)
     run(books)
@@ -205,7 +205,7 @@ def test_what_was_generated_becomes_prompt_and_is_charged_once() -> None:
 def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:
     """A request that must wait for pages holds the queue, so that small ones cannot starve it."""
     books = scheduler()
-    first, large, small = sequence(100, 30), sequence(range(200, 300), 60), sequence(1, 1)
+    first, large, small = completion(100, 30), completion(range(200, 300), 60), completion(1, 1)
     for each in (first, large, small):
         books.add(each)
     advance(books)
@@ -216,37 +216,37 @@ def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:
 def test_a_page_is_left_for_each_that_runs() -> None:
     """A newcomer whose pages just fit still waits, or it would be preempted at once."""
     books = scheduler(pages=4)
-    books.add(sequence(range(32), 4))
-    books.add(sequence(range(100, 132), 4))
+    books.add(completion(range(32), 4))
+    books.add(completion(range(100, 132), 4))
     advance(books)
     assert [len(books.running), len(books.waiting)] == [1, 1]
 
 
 def test_prompts_share_what_decoding_leaves_the_least_served_first() -> None:
-    decoding, long, short = sequence(1, 5), sequence(30, 5), sequence(4, 5)
+    decoding, long, short = completion(1, 5), completion(30, 5), completion(4, 5)
     served = {long: 1, short: 2}
     shares = split_budget([long, decoding, short], 20, lambda each: (served[each], 0))
-    assert [(share.sequence, share.length) for share in shares] == [(decoding, 1), (long, 19)]
+    assert [(share.completion, share.length) for share in shares] == [(decoding, 1), (long, 19)]
     long.computed = 19
     shares = split_budget([long, decoding, short], 20, lambda each: (served[each], 0))
-    assert [(share.sequence, share.length, share.samples) for share in shares] == [
+    assert [(share.completion, share.length, share.samples) for share in shares] == [
         (decoding, 1, True),
         (long, 11, True),
         (short, 4, True),
     ]
     served[long] = 3
-    assert split_budget([long, decoding, short], 20, lambda each: (served[each], 0))[1].sequence is short
+    assert split_budget([long, decoding, short], 20, lambda each: (served[each], 0))[1].completion is short
 
 
 def test_training_gets_a_share_of_the_rows_beside_tenants_and_all_where_there_are_none() -> None:
-    tenants = [sequence(1, 5) for _ in range(28)]
-    rollouts = [sequence(1, 5, background=True) for _ in range(9)]
-    prompt = sequence(40, 5, background=True)
+    tenants = [completion(1, 5) for _ in range(28)]
+    rollouts = [completion(1, 5, background=True) for _ in range(9)]
+    prompt = completion(40, 5, background=True)
     served = {each: number for number, each in enumerate(reversed(rollouts))} | {prompt: -1}
 
-    def split(running: list[Sequence]) -> list[tuple[Sequence, int]]:
+    def split(running: list[Completion]) -> list[tuple[Completion, int]]:
         shares = split_budget(running, 64, lambda each: (served.get(each, 0), 0))
-        return [(share.sequence, share.length) for share in shares]
+        return [(share.completion, share.length) for share in shares]
 
     expected = [(each, 1) for each in tenants] + [(each, 1) for each in rollouts[:1:-1]]
     assert split([*rollouts, prompt, *tenants]) == expected, "seven, the least served ones"
@@ -256,9 +256,9 @@ def test_training_gets_a_share_of_the_rows_beside_tenants_and_all_where_there_ar
 
 
 def test_training_stands_still_beside_no_prompt_however_long() -> None:
-    prompt, rollout = sequence(1000, 5), sequence(1, 5, background=True)
+    prompt, rollout = completion(1000, 5), completion(1, 5, background=True)
     shares = split_budget([prompt, rollout], 64, lambda each: (0, 0))
-    assert [(share.sequence, share.length) for share in shares] == [(prompt, 63), (rollout, 1)]
+    assert [(share.completion, share.length) for share in shares] == [(prompt, 63), (rollout, 1)]
 
 
 def test_limits_leave_room_for_prompts() -> None:

@@ -14,7 +14,7 @@ import msgspec
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
 from mint_engine.policies.rollout_queue import QueuedGroup, RolloutQueue
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
+from mint_engine.scheduling.request import Completion, Done, Event, Failed, Request, Sampling, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 
 RESERVED = 17  # one place in 17 stays free for new tenants: waves fill 64 of 68 places, or 256 of 272
@@ -72,7 +72,7 @@ class Rollouts:
         await self._admit(ask.policy, len(ask.seeds))
         rollouts = [Rollout() for _ in ask.seeds]
         failures: list[MintError] = []
-        sequences: list[Sequence] = []
+        completions: list[Completion] = []
         left, ended = len(rollouts), asyncio.Event()
 
         def sink_of(rollout: Rollout) -> Sink:
@@ -83,7 +83,7 @@ class Rollouts:
                 _note(rollout, event)
                 if isinstance(event, Failed):
                     failures.append(event.error)
-                    self._cancel(sequences)
+                    self._cancel(completions)
                 if isinstance(event, Done | Failed):
                     self._leave(1)
                     left -= 1
@@ -93,23 +93,23 @@ class Rollouts:
             return sink
 
         try:
-            sequences += self._stepper.submit_all(_requests(ask), [sink_of(each) for each in rollouts])
+            completions += self._stepper.submit_all(_requests(ask), [sink_of(each) for each in rollouts])
         except MintError:
             self._leave(left)
             raise
         try:
             await ended.wait()
         except asyncio.CancelledError:
-            self._cancel(sequences)
+            self._cancel(completions)
             await ended.wait()
             raise
         if failures:
             raise failures[0]
         return rollouts
 
-    def _cancel(self, sequences: list[Sequence]) -> None:
-        while sequences:
-            self._stepper.cancel(sequences.pop())
+    def _cancel(self, completions: list[Completion]) -> None:
+        while completions:
+            self._stepper.cancel(completions.pop())
 
     async def _admit(self, policy: str, count: int) -> None:
         """Wait for `count` places, and take them."""

@@ -84,12 +84,13 @@ class _Weighing:
     def whole(self) -> _Weight:
         """Return the weight of the root; if its schemas are too tangled, of all that is in it, as if in one place."""
         try:
-            return self.weigh(self._root)
+            return self._weigh(self._root)
         except _Tangled:
             self._looks = math.inf
-            return self.weigh(self._everything)
+            return self._weigh(self._everything)
 
-    def weigh(self, schema: Any) -> _Weight:
+    def _weigh(self, schema: Any) -> _Weight:
+        """Return a schema's weight; none for one that is being weighed already."""
         self._looks -= 1
         if self._looks < 0:
             raise _Tangled
@@ -108,8 +109,8 @@ class _Weighing:
             self._parts[id(schema)] = _own(schema)
         parts = max(self._parts[id(schema)], prod(each.parts for each in inner))
         own = _Weight(parts, _multiples(schema), _together(inner).within)
-        beside = [self.weigh(each) for each in self._beside(schema)]
-        either = [_either(map(self.weigh, _list(schema, name))) for name in _EITHER]
+        beside = [self._weigh(each) for each in self._beside(schema)]
+        either = [_either(map(self._weigh, _list(schema, name))) for name in _EITHER]
         found = _together([own, *beside, *either])
         del self._above[id(schema)]
         if self._cut == above:  # no schema above it was omitted
@@ -119,7 +120,7 @@ class _Weighing:
 
     def _each(self, schemas: Iterable[Any]) -> _Weight:
         """Return the weight of schemas for the parts of a value, each at a place of its own."""
-        found = [self.weigh(each) for each in schemas]
+        found = [self._weigh(each) for each in schemas]
         return _Weight(max((each.parts for each in found), default=1), within=sum(each.remainders for each in found))
 
     def _beside(self, schema: Schema) -> Iterator[Any]:

@@ -145,6 +145,7 @@ class Loader:
         identity = self._identity(source)
 
         def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
+            """Pack the source into `file`; `admit` takes the disk's place for its bytes, or raises."""
             with ExitStack() as until_written:
 
                 def admitted(nbytes: int) -> None:

@@ -24,21 +24,21 @@ from mint_engine.scheduling.masking import cost, in_turn
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import (
+    Completion,
     Done,
     Event,
     Failed,
     PromptScored,
     Request,
     Scored,
-    Sequence,
     Sink,
     State,
     Tokens,
 )
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
-Outcome = tuple[Sequence, Event]  # an event and the sequence to post it to
-Row = tuple[Sequence, int]  # a sequence and the row of the logits from which its next token is chosen
+Outcome = tuple[Completion, Event]  # an event and the completion to post it to
+Row = tuple[Completion, int]  # a completion and the row of the logits from which its next token is chosen
 
 _log = structlog.get_logger(__name__)
 
@@ -77,8 +77,8 @@ class Generation:
         """Whether a step has something to do."""
         return self.scheduler.busy
 
-    def begin(self, request: Request, sink: Sink, leader: Sequence | None) -> Sequence:
-        """Return a sequence for `request`, to be queued with `scheduler.add`; any thread may call this.
+    def begin(self, request: Request, sink: Sink, leader: Completion | None) -> Completion:
+        """Return the completion of `request`, to be queued with `scheduler.add`; any thread may call this.
 
         `leader` is the first sibling with the same prompt, if any. Raises InvalidRequest if it can never fit.
         """
@@ -88,11 +88,11 @@ class Generation:
             raise InvalidRequest("prompt", f"can grow to {pages} pages of the KV cache, which has {total}")
         text = TextStream(self._decoder(request.prompt), request.sampling.stop)
         grammar = request.grammar.copy() if request.grammar is not None else None
-        sequence = Sequence(request, sink, text, leader, grammar)
+        completion = Completion(request, sink, text, leader, grammar)
         if request.reuses:
-            sequence.keys += leader.keys if leader is not None else ()  # saves 25 ms per sibling for 131,072 tokens
-            extend_keys(sequence.keys, request.revision, request.prompt, request.salt)
-        return sequence
+            completion.keys += leader.keys if leader is not None else ()  # saves 25 ms per sibling for 131,072 tokens
+            extend_keys(completion.keys, request.revision, request.prompt, request.salt)
+        return completion
 
     def step(self) -> list[Outcome]:
         """Compute one step and return the events to post. A defect fails only the requests of this step.
@@ -101,36 +101,36 @@ class Generation:
         """
         lost = self._fail_lost()
         # Rows of one adapter are adjacent, so that its weights are read once.
-        shares = sorted(self.scheduler.next_step(), key=lambda share: share.sequence.request.slot)
+        shares = sorted(self.scheduler.next_step(), key=lambda share: share.completion.request.slot)
         return lost + self._step(shares) if shares else lost
 
     def _step(self, shares: list[Share]) -> list[Outcome]:
-        sequences = [share.sequence for share in shares]
+        completions = [share.completion for share in shares]
         outcomes: list[Outcome] = []  # kept on a defect, as requests may have ended before it in the same step
         try:
             self._wipe()
-            metrics.STEP_ADAPTERS.observe(len({share.sequence.request.slot for share in shares}))
+            metrics.STEP_ADAPTERS.observe(len({share.completion.request.slot for share in shares}))
             logits, ends = self._compute(shares)
             self._choose(self._advance(shares, logits, ends, outcomes), logits, outcomes)
             return outcomes
         except NotArrived:  # the next step sees which adapters have arrived, or failed
             return []
         except EngineUnavailable as error:  # a rank has ended, and so will the engine
-            return self.fail(sequences, error)
+            return self.fail(completions, error)
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
-            why = self._tell_defect(sequences, error)
+            why = self._tell_defect(completions, error)
         # Outside the handler, which keeps the step's tensors alive: a full device must not pass for a broken one.
         if self.check():
-            return outcomes + self.fail(sequences, Internal("engine", why))
-        return outcomes + self.fail(sequences, EngineUnavailable("engine", f"cannot compute any more: {why}"))
+            return outcomes + self.fail(completions, Internal("engine", why))
+        return outcomes + self.fail(completions, EngineUnavailable("engine", f"cannot compute any more: {why}"))
 
     def _fail_lost(self) -> list[Outcome]:
         """Fail the requests whose adapters did not arrive."""
         outcomes: list[Outcome] = []
-        for sequence in list(self.scheduler.running):
-            arrival = sequence.request.arrival
+        for completion in list(self.scheduler.running):
+            arrival = completion.request.arrival
             if arrival is not None and arrival.error is not None:
-                outcomes += self.fail([sequence], fresh_error(arrival.error, arrival.error.retry_after_s))
+                outcomes += self.fail([completion], fresh_error(arrival.error, arrival.error.retry_after_s))
         return outcomes
 
     def check(self) -> bool:
@@ -144,16 +144,16 @@ class Generation:
         """Report that the engine can compute nothing any more."""
         self._on_lost()
 
-    def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
+    def fail(self, completions: list[Completion], error: MintError) -> list[Outcome]:
         """Fail those of the requests that have not ended."""
-        live = [each for each in sequences if each.state is not State.ENDED]
-        for sequence in live:
-            self.scheduler.remove(sequence)
-        return [(sequence, Failed(error)) for sequence in live]
+        live = [each for each in completions if each.state is not State.ENDED]
+        for completion in live:
+            self.scheduler.remove(completion)
+        return [(completion, Failed(error)) for completion in live]
 
-    def _tell_defect(self, sequences: list[Sequence], error: Exception) -> str:
+    def _tell_defect(self, completions: list[Completion], error: Exception) -> str:
         metrics.STEP_FAILURES.inc()
-        _log.exception("step_failed", requests=len(sequences), exc_info=error)
+        _log.exception("step_failed", requests=len(completions), exc_info=error)
         return f"a step failed: {error}"
 
     def _wipe(self) -> None:
@@ -168,17 +168,17 @@ class Generation:
         keep: list[int] = []
         ends: list[int] = []
         for share in shares:
-            sequence, length, row = share.sequence, share.length, len(tokens)
-            start = sequence.computed
-            first, *others = sequence.tables
-            spans.append(Span(row, length, start, first, sequence.request.slot, others))
-            tokens += sequence.tokens[start : start + length]
-            if sequence.must_score:
+            completion, length, row = share.completion, share.length, len(tokens)
+            start = completion.computed
+            first, *others = completion.tables
+            spans.append(Span(row, length, start, first, completion.request.slot, others))
+            tokens += completion.tokens[start : start + length]
+            if completion.must_score:
                 keep += range(row, row + length)
             elif share.samples:
                 keep.append(row + length - 1)
             ends.append(len(keep))
-        request = shares[0].sequence.request  # if its adapter is still arriving, all shares have its slot
+        request = shares[0].completion.request  # if its adapter is still arriving, all shares have its slot
         return self._forward.run(tokens, spans, keep, request.arrival if request.awaits else None), ends
 
     def _advance(
@@ -188,19 +188,19 @@ class Generation:
         rows: list[Row] = []
         start = 0
         for share, end in zip(shares, ends, strict=True):
-            sequence, own, start = share.sequence, logits[start:end], end
-            if sequence.must_score:
+            completion, own, start = share.completion, logits[start:end], end
+            if completion.must_score:
                 outcomes += self._score_prompt(share, own)
-            if sequence.state is State.ENDED:  # its pages may be another's by the next step
+            if completion.state is State.ENDED:  # its pages may be another's by the next step
                 continue
             samples = share.samples  # before `computed` changes it
-            chooses = samples and sequence.request.sampling.max_tokens > 0
-            deferred = chooses and sequence.grammar is not None  # its last token counts once its next is chosen
-            self.scheduler.computed(sequence, share.length - deferred)
+            chooses = samples and completion.request.sampling.max_tokens > 0
+            deferred = chooses and completion.grammar is not None  # its last token counts once its next is chosen
+            self.scheduler.computed(completion, share.length - deferred)
             if chooses:
-                rows.append((sequence, end - 1))
+                rows.append((completion, end - 1))
             elif samples:
-                outcomes += self._end_of_prompt(sequence, own[-1:])
+                outcomes += self._end_of_prompt(completion, own[-1:])
         return rows
 
     def _score_prompt(self, share: Share, logits: torch.Tensor) -> list[Outcome]:
@@ -208,17 +208,17 @@ class Generation:
 
         A score that is not finite ends the request, and no score of its prompt is posted.
         """
-        sequence = share.sequence
-        prompt, start = sequence.request.prompt, sequence.computed
+        completion = share.completion
+        prompt, start = completion.request.prompt, completion.computed
         following = prompt[start + 1 : start + 1 + share.length]
-        scores = score_tokens(logits[: len(following)], following, sequence.request.sampling.logprobs or 0)
+        scores = score_tokens(logits[: len(following)], following, completion.request.sampling.logprobs or 0)
         if not all(math.isfinite(score.logprob) for score in scores):
-            return self.fail([sequence], _unsound(sequence))
-        sequence.prompt_scores += scores
+            return self.fail([completion], _unsound(completion))
+        completion.prompt_scores += scores
         if start + share.length < len(prompt):
             return []
-        sequence.prompt_scored = True
-        return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
+        completion.prompt_scored = True
+        return [(completion, PromptScored(tuple(completion.prompt_scores)))]
 
     def _choose(self, rows: list[Row], logits: torch.Tensor, outcomes: list[Outcome]) -> None:
         """Choose a token for each row, and end the requests that are finished."""
@@ -226,99 +226,99 @@ class Generation:
             return
         if len(rows) < logits.shape[0]:
             logits = logits[[row for _, row in rows]]
-        tokens = self._chosen([sequence for sequence, _ in rows], logits)
+        tokens = self._chosen([completion for completion, _ in rows], logits)
         scores = _score_chosen(rows, tokens, logits)
-        for at, (sequence, _) in enumerate(rows):
+        for at, (completion, _) in enumerate(rows):
             token = tokens[at]
             if isinstance(token, Late):
-                sequence.late += 1
+                completion.late += 1
             elif isinstance(token, MintError):  # only this request is affected
-                outcomes += self.fail([sequence], token)
+                outcomes += self.fail([completion], token)
             else:
                 try:
-                    self._emit(sequence, token, scores.get(at, ()), outcomes)
+                    self._emit(completion, token, scores.get(at, ()), outcomes)
                 except InvalidRequest as error:  # its grammar is too expensive
-                    outcomes += self.fail([sequence], error)
+                    outcomes += self.fail([completion], error)
                 except Exception as error:  # noqa: BLE001 - the step's other requests go on
-                    outcomes += self.fail([sequence], Internal("engine", self._tell_defect([sequence], error)))
+                    outcomes += self.fail([completion], Internal("engine", self._tell_defect([completion], error)))
 
-    def _chosen(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | MintError | Late]:
+    def _chosen(self, completions: list[Completion], logits: torch.Tensor) -> list[int | MintError | Late]:
         """Return a token for each row of logits [n, V], which stay unchanged; or the request's error, or Late."""
-        wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
+        wanted = [(each.request.sampling, each.generated) for each in completions]
         tokens, troubles = choose_tokens(logits, wanted), dict[int, MintError | Late]()
         changed = [
             at
-            for at, each in enumerate(sequences)
+            for at, each in enumerate(completions)
             if tokens[at] is not None and (each.request.sampling.penalises or each.grammar is not None)
         ]
         if changed:  # choose theirs again, from a copy of only their logits
-            own = penalise(logits[changed], [(wanted[at][0], _counts_of(sequences[at])) for at in changed])
-            masked = self._mask([sequences[at] for at in changed], own)
+            own = penalise(logits[changed], [(wanted[at][0], _counts_of(completions[at])) for at in changed])
+            masked = self._mask([completions[at] for at in changed], own)
             troubles = {changed[at]: trouble for at, trouble in masked.items()}
             rechosen = choose_tokens(own, [wanted[at] for at in changed])
             for at, token in zip(changed, rechosen, strict=True):
                 tokens[at] = token
-        found = [_unsound(each) if token is None else token for each, token in zip(sequences, tokens, strict=True)]
+        found = [_unsound(each) if token is None else token for each, token in zip(completions, tokens, strict=True)]
         return [troubles.get(at, token) for at, token in enumerate(found)]
 
-    def _mask(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, MintError | Late]:
+    def _mask(self, completions: list[Completion], logits: torch.Tensor) -> dict[int, MintError | Late]:
         """Mask each row of logits [n, V] by its request's grammar, in place; return by row why some could not be."""
         fairness = self.scheduler.fairness
-        found = mask([each.grammar for each in sequences], logits, in_turn(sequences, fairness.service))
-        for at, each in enumerate(sequences):
+        found = mask([each.grammar for each in completions], logits, in_turn(completions, fairness.service))
+        for at, each in enumerate(completions):
             if each.grammar is not None and not isinstance(found.get(at), Late):
                 fairness.charge(each.request.adapter, cost(each.grammar.paid_s))
         return {
             at: error
             if isinstance(error, InvalidRequest | Late)  # too expensive, or late
-            else Internal("engine", self._tell_defect([sequences[at]], error))
+            else Internal("engine", self._tell_defect([completions[at]], error))
             for at, error in found.items()
         }
 
-    def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
-        sampling = sequence.request.sampling
-        if sequence.grammar is not None:
-            sequence.late = 0
-            self.scheduler.computed(sequence, 1)
-        sequence.tokens.append(token)
-        self.scheduler.generated(sequence)
+    def _emit(self, completion: Completion, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
+        sampling = completion.request.sampling
+        if completion.grammar is not None:
+            completion.late = 0
+            self.scheduler.computed(completion, 1)
+        completion.tokens.append(token)
+        self.scheduler.generated(completion)
         text, stopped = "", token in self._eos and not sampling.ignore_eos
         if stopped:
-            sequence.text.skip()
+            completion.text.skip()
         else:
-            text, stopped = sequence.text.push(token)
-        if sequence.grammar is not None and not stopped:
-            stopped = sequence.grammar.take(token)
-        ended = stopped or sequence.completion_tokens >= sampling.max_tokens
+            text, stopped = completion.text.push(token)
+        if completion.grammar is not None and not stopped:
+            stopped = completion.grammar.take(token)
+        ended = stopped or completion.generated >= sampling.max_tokens
         if ended:
-            text += sequence.text.finish()
-        outcomes.append((sequence, Tokens((token,), text, scores, sequence.text.begins)))
+            text += completion.text.finish()
+        outcomes.append((completion, Tokens((token,), text, scores, completion.text.begins)))
         if ended:
-            outcomes.append(self._end(sequence, stopped=stopped))
+            outcomes.append(self._end(completion, stopped=stopped))
 
-    def _end_of_prompt(self, sequence: Sequence, logits: torch.Tensor) -> list[Outcome]:
+    def _end_of_prompt(self, completion: Completion, logits: torch.Tensor) -> list[Outcome]:
         """End a request that wants no tokens; its first would have been chosen from these logits [1, V]."""
         _, [sound] = likeliest(logits)
-        return [self._end(sequence, stopped=False)] if sound else self.fail([sequence], _unsound(sequence))
+        return [self._end(completion, stopped=False)] if sound else self.fail([completion], _unsound(completion))
 
-    def _end(self, sequence: Sequence, *, stopped: bool) -> Outcome:
-        routes = self._routes(sequence)
-        self.scheduler.remove(sequence)
-        cached = (sequence.leader or sequence).found_first  # siblings would count what the leader has just computed
-        return sequence, Done(stopped, sequence.completion_tokens, cached, routes)
+    def _end(self, completion: Completion, *, stopped: bool) -> Outcome:
+        routes = self._routes(completion)
+        self.scheduler.remove(completion)
+        first = completion.leader or completion  # siblings would count what the leader has just computed
+        return completion, Done(stopped, completion.generated, first.found_first, routes)
 
-    def _routes(self, sequence: Sequence) -> Routes | None:
-        routes = self._forward.routes if sequence.request.routes else None
-        return routes.read(sequence.tables[0], sequence.computed) if routes is not None else None
-
-
-def _counts_of(sequence: Sequence) -> TokenCounts:
-    sequence.token_counts = sequence.token_counts or TokenCounts()
-    return sequence.token_counts.take(sequence.tokens, len(sequence.request.prompt))
+    def _routes(self, completion: Completion) -> Routes | None:
+        routes = self._forward.routes if completion.request.routes else None
+        return routes.read(completion.tables[0], completion.computed) if routes is not None else None
 
 
-def _unsound(sequence: Sequence) -> Internal:
-    subject = f"adapter {sequence.request.adapter}" if sequence.request.adapter else "base model"
+def _counts_of(completion: Completion) -> TokenCounts:
+    completion.token_counts = completion.token_counts or TokenCounts()
+    return completion.token_counts.take(completion.tokens, len(completion.request.prompt))
+
+
+def _unsound(completion: Completion) -> Internal:
+    subject = f"adapter {completion.request.adapter}" if completion.request.adapter else "base model"
     return Internal(subject, "computes NaN or infinity for this prompt")
 
 

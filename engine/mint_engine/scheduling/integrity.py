@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.prefix import PrefixCache, key_in
-from mint_engine.scheduling.request import Sequence, State
+from mint_engine.scheduling.request import Completion, State
 from mint_engine.scheduling.scheduler import Scheduler
 
 
@@ -35,36 +35,36 @@ def _imbalances(scheduler: Scheduler) -> Iterator[str]:
         yield f"adapters that count as active are not those of the {len(live)} requests"
 
 
-def _pages(prefix: PrefixCache, running: Iterable[Sequence]) -> Iterator[str]:
-    """Every page must be free, idle, or referenced by exactly as many sequences as it counts."""
-    owners = Counter(page for sequence in running for page in sequence.pages)
+def _pages(prefix: PrefixCache, running: Iterable[Completion]) -> Iterator[str]:
+    """Every page must be free, idle, or referenced by exactly as many completions as it counts."""
+    owners = Counter(page for completion in running for page in completion.pages)
     pages, idle = prefix.pages, prefix.idle
     for page in range(1, pages.total + 1):
         if owners[page] != pages.references(page):
             yield f"page {page} of the KV cache counts {pages.references(page)} references and has {owners[page]}"
     if len(owners) + len(idle) + pages.free != pages.total:
         yield f"{len(owners)} pages owned, {len(idle)} idle and {pages.free} free are not {pages.total} pages"
-    for sequence in running:
-        for group, table in enumerate(sequence.tables):
-            yield from _table(prefix, owners, sequence, group, table)
+    for completion in running:
+        for group, table in enumerate(completion.tables):
+            yield from _table(prefix, owners, completion, group, table)
     if found := prefix.find_imbalance():
         yield found
 
 
 def _table(
-    prefix: PrefixCache, owners: Mapping[int, int], sequence: Sequence, group: int, table: Iterable[int]
+    prefix: PrefixCache, owners: Mapping[int, int], completion: Completion, group: int, table: Iterable[int]
 ) -> Iterator[str]:
-    """The pages of a sequence that others may see must be complete, and belong to its tokens."""
+    """The pages of a completion that others may see must be complete, and belong to its tokens."""
     for at, page in enumerate(table):
         key = prefix.key_of(page)
         if owners.get(page, 0) > 1 or key is not None:
-            if at >= len(sequence.keys) or key_in(group, sequence.keys[at]) != key:
+            if at >= len(completion.keys) or key_in(group, completion.keys[at]) != key:
                 yield f"page {page} is shared with a request that has other tokens"
-            if (at + 1) * PAGE_TOKENS > sequence.computed:
+            if (at + 1) * PAGE_TOKENS > completion.computed:
                 yield f"page {page} is shared and still written to"
 
 
-def _slots(live: Iterable[Sequence]) -> Iterator[str]:
+def _slots(live: Iterable[Completion]) -> Iterator[str]:
     """A slot must hold one revision as long as any request refers to it; the bare base has no slot."""
     tenants: dict[int, tuple[str, str]] = {}
     for each in live:

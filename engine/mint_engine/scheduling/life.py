@@ -11,7 +11,7 @@ from mint_engine.requests.grammar import Grammar
 from mint_engine.residency.holding import Holder, Pinned
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
+from mint_engine.scheduling.request import Completion, Done, Event, Failed, Request, Sampling, Sink, siblings
 from mint_engine.scheduling.stepper import Stepper
 
 
@@ -58,17 +58,19 @@ async def run_request(asked: CheckedRequest, holder: Holder, stepper: Stepper, i
 async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: Inbox) -> None:
     ended = asyncio.Event()
     left = asked.sampling.n
-    sequences: list[Sequence] = []
+    completions: list[Completion] = []
 
     def sink_of(index: int) -> Sink:
+        """Return the sink of the `index`-th completion."""
+
         def sink(event: Event) -> None:
             nonlocal left
             try:
                 inbox.put_nowait(CompletionEvent(index, event))
             except MintError:  # the inbox's reader gets the error
-                _cancel(stepper, sequences)
+                _cancel(stepper, completions)
             if isinstance(event, Failed):
-                _cancel(stepper, sequences)
+                _cancel(stepper, completions)
             if isinstance(event, Done | Failed):
                 left -= 1
                 if not left:
@@ -87,17 +89,17 @@ async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: I
         grammar=asked.grammar,
         salt=asked.salt,
     )
-    sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
+    completions += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
     inbox.put_nowait(Queued(pinned.revision))
     try:
         await ended.wait()
     except asyncio.CancelledError:
-        _cancel(stepper, sequences)
+        _cancel(stepper, completions)
         await ended.wait()  # a step in progress may still read the slot
         raise
 
 
-def _cancel(stepper: Stepper, sequences: list[Sequence]) -> None:
+def _cancel(stepper: Stepper, completions: list[Completion]) -> None:
     """Cancel all completions; this has no effect on those that have ended already."""
-    while sequences:
-        stepper.cancel(sequences.pop())
+    while completions:
+        stepper.cancel(completions.pop())

@@ -10,22 +10,22 @@ step's time would not come later than others for it.
 from collections.abc import Callable, Sequence
 
 from mint_engine.requests.grammar import SLOW_S
-from mint_engine.scheduling.request import Sequence as Running
+from mint_engine.scheduling.request import Completion
 
 Service = Callable[[str], int]  # by adapter
 
 _SERVICE_S = SLOW_S  # seconds of mask time that count as one prompt token
 
 
-def in_turn(sequences: Sequence[Running], service: Service) -> list[int]:
-    """Return the indices of `sequences` in the order in which to compute their masks."""
+def in_turn(completions: Sequence[Completion], service: Service) -> list[int]:
+    """Return the indices of `completions` in the order in which to compute their masks."""
 
     def rank(at: int) -> tuple[int, int, int]:
-        each = sequences[at]
+        each = completions[at]
         return service(each.request.adapter), -each.late, each.arrival
 
-    turns = sorted(range(len(sequences)), key=rank)
-    longest = max(turns, key=lambda at: sequences[at].late)  # the first of equals
+    turns = sorted(range(len(completions)), key=rank)
+    longest = max(turns, key=lambda at: completions[at].late)  # the first of equals
     turns.remove(longest)
     return [longest, *turns]
 

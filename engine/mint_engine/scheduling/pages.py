@@ -6,7 +6,7 @@ from mint_contracts.layer_groups import NULL_PAGE
 
 
 class Pages:
-    """Pages 1 to `total`. Each is free, referenced by sequences, or idle: kept for its content."""
+    """Pages 1 to `total`. Each is free, referenced by completions, or idle: kept for its content."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -20,7 +20,7 @@ class Pages:
         return len(self._free)
 
     def references(self, page: int) -> int:
-        """Return the number of sequences that refer to a page."""
+        """Return the number of completions that refer to a page."""
         return self._references[page]
 
     def take(self, count: int) -> list[int] | None:

@@ -27,8 +27,7 @@ import msgspec
 
 from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT
-from mint_engine.scheduling.request import Party
-from mint_engine.scheduling.request import Sequence as Running
+from mint_engine.scheduling.request import Completion, Party
 
 
 class PlaceTerms(msgspec.Struct, frozen=True):
@@ -52,14 +51,14 @@ def room_for_training(tenants: int) -> int:
 
 
 def who_give_way(
-    asking: Party, waited: int | None, running: Sequence[Running], served: Served, now: int, terms: PlaceTerms
-) -> Iterator[Running]:
+    asking: Party, waited: int | None, running: Sequence[Completion], served: Served, now: int, terms: PlaceTerms
+) -> Iterator[Completion]:
     """Yield the requests that may give way to a party's next request; take only as many as make room for it.
 
     `waited` is the number of steps for which the party has had no place; None if it has one, or has just lost it.
     """
     claim = _Claim(asking, waited, Counter(each.request.party for each in running), served, now, terms)
-    movable: dict[Party, list[Running]] = {}
+    movable: dict[Party, list[Completion]] = {}
     for each in running:
         if each.request.party != asking and _may_move(each, now, terms):
             movable.setdefault(each.request.party, []).append(each)
@@ -69,7 +68,7 @@ def who_give_way(
         yield victim
 
 
-def _may_move(each: Running, now: int, terms: PlaceTerms) -> bool:
+def _may_move(each: Completion, now: int, terms: PlaceTerms) -> bool:
     """Return whether a request has had its place long enough, or nothing has been computed of it there."""
     if each.computed == each.found:
         return True
@@ -88,7 +87,7 @@ class _Claim:
     now: int
     terms: PlaceTerms
 
-    def next_of(self, movable: Mapping[Party, list[Running]]) -> Running | None:
+    def next_of(self, movable: Mapping[Party, list[Completion]]) -> Completion | None:
         """Remove and return the request that gives way next, or None. `movable` lists them by party, latest last."""
         training = sum(count for party, count in self.places.items() if party.background)
         tenants = self.places.total() - training
@@ -106,7 +105,7 @@ class _Claim:
         self.places[party] -= 1
         return movable[party].pop()
 
-    def _is_owed(self, party: Party, movable: Sequence[Running]) -> bool:
+    def _is_owed(self, party: Party, movable: Sequence[Completion]) -> bool:
         """Return whether a party owes the claimant a place, by the places and the service of both."""
         terms = self.terms
         own, its, last = self.places[self.asking], self.places[party], movable[-1]

@@ -127,7 +127,7 @@ class PrefixCache:
             self._key_of[page] = key
 
     def release(self, pages: Iterable[int]) -> None:
-        """Drop one sequence's references. Its last page becomes idle first, being useless without the others."""
+        """Drop one completion's references. Its last page becomes idle first, being useless without the others."""
         for page in reversed(list(pages)):
             if page != NULL_PAGE and self.pages.drop(page):
                 if page in self._key_of:

@@ -157,7 +157,7 @@ Sink = Callable[[Event], None]
 
 
 class State(enum.Enum):
-    """The scheduling state of a sequence."""
+    """The scheduling state of a completion."""
 
     PARKED = enum.auto()  # until its leader has computed the prompt that they share
     WAITING = enum.auto()
@@ -166,17 +166,17 @@ class State(enum.Enum):
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
+class Completion:
     """The state of one completion while it waits and runs. Owned by the step thread."""
 
     request: Request
     sink: Sink
     text: TextStream
-    leader: "Sequence | None" = None  # the sibling that computes their prompt
+    leader: "Completion | None" = None  # the sibling that computes their prompt
     grammar: Grammar | None = None  # advanced by the tokens so far
     state: State = State.WAITING
     arrival: int = 0  # increases over all requests
-    tokens: list[int] = field(default_factory=list)  # prompt, then completion
+    tokens: list[int] = field(default_factory=list)  # the prompt's, then those generated
     token_counts: TokenCounts | None = None  # of `tokens`, once a penalty or a grammar needs them
     computed: int = 0  # tokens whose keys and values are cached
     tables: tuple[list[int], ...] = ()  # pages by group of layers; the null page where a window has moved on
@@ -207,7 +207,7 @@ class Sequence:
         return min(map(len, self.tables)) * PAGE_TOKENS
 
     @property
-    def completion_tokens(self) -> int:
+    def generated(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - len(self.request.prompt)
 

@@ -23,8 +23,7 @@ served adapters first, and long ones in chunks. While tenants' requests are comp
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Sequence as List
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -36,7 +35,7 @@ from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, Fa
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms, room_for_training, who_give_way
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
-from mint_engine.scheduling.request import Party, Sequence, State
+from mint_engine.scheduling.request import Completion, Party, State
 from mint_engine.scheduling.waiting import Waiting
 
 
@@ -56,22 +55,22 @@ class Limits(msgspec.Struct, frozen=True):
 class Share:
     """One request's part of a step."""
 
-    sequence: Sequence
+    completion: Completion
     length: int
 
     @property
     def samples(self) -> bool:
-        """Whether the step reaches the sequence's end, so that a next token is chosen."""
-        return self.length == self.sequence.pending
+        """Whether the step reaches the completion's last token, so that a next token is chosen."""
+        return self.length == self.completion.pending
 
 
-Rank = Callable[[Sequence], tuple[int, int]]
+Rank = Callable[[Completion], tuple[int, int]]
 
 EARLIEST = 8  # at least one in 8 prompt tokens of a step belongs to the earliest prompt, whatever else arrives
 FREE_ROWS = 4  # background rows that cost tenants next to nothing: a step reads all weights however few rows it has
 
 
-def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[Share]:
+def split_budget(running: Sequence[Completion], step_tokens: int, rank: Rank) -> list[Share]:
     """Return what a step computes: tenants' shares first, then those of background requests."""
     background = [each for each in running if each.request.background]
     if not background:
@@ -83,18 +82,18 @@ def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[
     return shares + _fill(background, min(beside, step_tokens - rows), rank)
 
 
-def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
+def _fill(completions: Sequence[Completion], budget: int, rank: Rank) -> list[Share]:
     """Share the budget: a token for every decoding request, then prompts, in the order of `rank` if it is too small.
 
     The earliest prompt always gets its part of what prompts get: adapters that have not been served yet precede it
     by rank, and a large catalog may bring new ones without end.
     """
-    decoding = [each for each in sequences if each.pending == 1]
+    decoding = [each for each in completions if each.pending == 1]
     if len(decoding) > budget:
         decoding = sorted(decoding, key=rank)[:budget]
     shares = [Share(each, 1) for each in decoding]
     left = budget - len(shares)
-    prompts = sorted((each for each in sequences if each.pending > 1), key=rank)
+    prompts = sorted((each for each in completions if each.pending > 1), key=rank)
     earliest = min(prompts, key=lambda each: each.arrival, default=None)
     kept = min(earliest.pending, -(-left // EARLIEST)) if earliest is not None else 0
     for each in prompts:
@@ -110,7 +109,7 @@ class Scheduler:
     """The waiting and running requests, and the pages that they own. Owned by the step thread."""
 
     def __init__(
-        self, limits: Limits, pages: Pages, terms: PlaceTerms | None = None, windows: List[int | None] = (None,)
+        self, limits: Limits, pages: Pages, terms: PlaceTerms | None = None, windows: Sequence[int | None] = (None,)
     ) -> None:
         """`windows` are the window sizes of the cache's groups of layers; None for a group that sees everything."""
         self.limits = limits
@@ -121,15 +120,15 @@ class Scheduler:
         self.prefix = PrefixCache(pages)
         self.fairness = FairShare()
         self.waiting = Waiting(self.fairness)
-        self.running: list[Sequence] = []
-        self.parked: list[Sequence] = []
+        self.running: list[Completion] = []
+        self.parked: list[Completion] = []
         self.unwiped: list[int] = []  # pages taken since the caller last wiped pages and emptied this list
         self._arrivals = itertools.count(1)
         self._steps = 0
         self._without: dict[Party, int] = {}  # parties that wait without a place: since which step
 
     @property
-    def live(self) -> list[Sequence]:
+    def live(self) -> list[Completion]:
         """All requests that have not ended."""
         return [*self.running, *self.waiting, *self.parked]
 
@@ -138,11 +137,11 @@ class Scheduler:
         """Whether any request has not ended."""
         return bool(self.running or self.parked or len(self.waiting))
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, completion: Completion) -> None:
         """Queue a request. The caller enforces the queue's bound."""
-        sequence.arrival = next(self._arrivals)
-        self.fairness.enter(sequence.request.adapter)
-        self._queue(sequence)
+        completion.arrival = next(self._arrivals)
+        self.fairness.enter(completion.request.adapter)
+        self._queue(completion)
 
     def next_step(self) -> list[Share]:
         """Schedule the next step and return its shares. The pages in `unwiped` must be wiped before it."""
@@ -152,7 +151,7 @@ class Scheduler:
         self._admit()
         return split_budget(self._ready(), self.limits.step_tokens, self._rank)
 
-    def _ready(self) -> list[Sequence]:
+    def _ready(self) -> list[Completion]:
         """Return the running requests whose adapters are complete; if there are none, those of one arriving adapter.
 
         Only the step of the latter waits for the adapter.
@@ -163,57 +162,57 @@ class Scheduler:
         first = min(self.running, key=self._rank).request.arrival
         return [each for each in self.running if each.request.arrival is first]
 
-    def computed(self, sequence: Sequence, length: int) -> None:
-        """Record that a step computed the next `length` tokens of a sequence, and publish its full pages."""
-        sequence.computed += length
-        new = min(sequence.computed, len(sequence.request.prompt)) - sequence.charged
+    def computed(self, completion: Completion, length: int) -> None:
+        """Record that a step computed the next `length` tokens of a completion, and publish its full pages."""
+        completion.computed += length
+        new = min(completion.computed, len(completion.request.prompt)) - completion.charged
         if new > 0:
-            sequence.charged += new
-            self.fairness.charge(sequence.request.adapter, PROMPT_WEIGHT * new)
-        full = sequence.computed // PAGE_TOKENS
-        if full > sequence.published and sequence.request.reuses:
-            extend_keys(sequence.keys, sequence.request.revision, sequence.tokens, sequence.request.salt)
-            for group, table in enumerate(sequence.tables):
-                for at in range(sequence.published, full):
-                    self.prefix.publish(key_in(group, sequence.keys[at]), table[at])
-            sequence.published = full
-        self._slide(sequence, sequence.computed - length)
+            completion.charged += new
+            self.fairness.charge(completion.request.adapter, PROMPT_WEIGHT * new)
+        full = completion.computed // PAGE_TOKENS
+        if full > completion.published and completion.request.reuses:
+            extend_keys(completion.keys, completion.request.revision, completion.tokens, completion.request.salt)
+            for group, table in enumerate(completion.tables):
+                for at in range(completion.published, full):
+                    self.prefix.publish(key_in(group, completion.keys[at]), table[at])
+            completion.published = full
+        self._slide(completion, completion.computed - length)
 
-    def _slide(self, sequence: Sequence, before: int) -> None:
+    def _slide(self, completion: Completion, before: int) -> None:
         """Release the pages that windows left behind since `before` tokens were computed; others may find them."""
         for group, window in self._sliding:
-            table = sequence.tables[group]
-            behind = slice(first_seen(before, window), first_seen(sequence.computed, window))
+            table = completion.tables[group]
+            behind = slice(first_seen(before, window), first_seen(completion.computed, window))
             self.prefix.release(table[behind])
             table[behind] = [NULL_PAGE] * len(table[behind])
 
-    def generated(self, sequence: Sequence) -> None:
-        """Count one new token of a sequence as service."""
-        self.fairness.charge(sequence.request.adapter, COMPLETION_WEIGHT)
+    def generated(self, completion: Completion) -> None:
+        """Count one new token of a completion as service."""
+        self.fairness.charge(completion.request.adapter, COMPLETION_WEIGHT)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, completion: Completion) -> None:
         """Remove a request that ended, in any state; its pages are available at once."""
-        if sequence.state is State.RUNNING:
-            self.running.remove(sequence)
-            self._release(sequence)
-        elif sequence.state is State.WAITING:
-            self.waiting.remove(sequence)
-        elif sequence.state is State.PARKED:
-            self.parked.remove(sequence)
-        sequence.state = State.ENDED
-        self.fairness.leave(sequence.request.adapter)
+        if completion.state is State.RUNNING:
+            self.running.remove(completion)
+            self._release(completion)
+        elif completion.state is State.WAITING:
+            self.waiting.remove(completion)
+        elif completion.state is State.PARKED:
+            self.parked.remove(completion)
+        completion.state = State.ENDED
+        self.fairness.leave(completion.request.adapter)
 
-    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+    def _rank(self, completion: Completion) -> tuple[int, int]:
         """Return the sort key of a request: the least served adapter's first, then the earliest."""
-        return self.fairness.service(sequence.request.adapter), sequence.arrival
+        return self.fairness.service(completion.request.adapter), completion.arrival
 
-    def _queue(self, sequence: Sequence) -> None:
-        if _follows(sequence):
-            sequence.state = State.PARKED
-            self.parked.append(sequence)
+    def _queue(self, completion: Completion) -> None:
+        if _follows(completion):
+            completion.state = State.PARKED
+            self.parked.append(completion)
         else:
-            sequence.state = State.WAITING
-            self.waiting.add(sequence)
+            completion.state = State.WAITING
+            self.waiting.add(completion)
 
     def _unpark(self) -> None:
         if self.parked:
@@ -231,28 +230,30 @@ class Scheduler:
                 self._preempt(max(self.running, key=self._rank))
                 metrics.PREEMPTED_FOR_PAGES.inc()
 
-    def _end(self, sequence: Sequence) -> int:
-        """Return the token up to which the next step may compute a sequence."""
-        return min(len(sequence.tokens), sequence.computed + self.limits.step_tokens)
+    def _end(self, completion: Completion) -> int:
+        """Return the token up to which the next step may compute a completion."""
+        return min(len(completion.tokens), completion.computed + self.limits.step_tokens)
 
-    def _needed(self, sequence: Sequence) -> List[int]:
-        """Return the pages that each of a sequence's tables needs: without a window, enough for all of its tokens."""
-        whole, next_ones = pages_for(len(sequence.tokens)), pages_for(self._end(sequence))
+    def _needed(self, completion: Completion) -> Sequence[int]:
+        """Return the pages that each of a completion's tables needs: without a window, enough for all its tokens."""
+        whole, next_ones = pages_for(len(completion.tokens)), pages_for(self._end(completion))
         return [whole if window is None else next_ones for window in self.windows]
 
-    def _extend(self, sequence: Sequence) -> bool:
-        """Take pages for a sequence's next tokens; return False, changing nothing, if there are too few."""
-        lacking = [needed - len(table) for needed, table in zip(self._needed(sequence), sequence.tables, strict=True)]
+    def _extend(self, completion: Completion) -> bool:
+        """Take pages for a completion's next tokens; return False, changing nothing, if there are too few."""
+        lacking = [
+            needed - len(table) for needed, table in zip(self._needed(completion), completion.tables, strict=True)
+        ]
         pages = self.prefix.take(sum(lacking))
         if pages is None:
             return False
         self.unwiped += pages
-        for count, table in zip(lacking, sequence.tables, strict=True):
+        for count, table in zip(lacking, completion.tables, strict=True):
             table += pages[:count]
             del pages[:count]
         return True
 
-    def _preempt(self, victim: Sequence) -> None:
+    def _preempt(self, victim: Completion) -> None:
         """Return a request to the queue, ahead of those of its party that arrived later."""
         self.running.remove(victim)
         victim.reached, victim.published = max(victim.reached, victim.computed), 0
@@ -272,12 +273,12 @@ class Scheduler:
         for each in self.running:
             promised[each.request.adapter] += PROMPT_WEIGHT * (each.pending - 1)
         while len(self.running) < self.limits.running:
-            sequence = self._next(promised)
-            if sequence is None or not self._start(sequence, promised):
+            completion = self._next(promised)
+            if completion is None or not self._start(completion, promised):
                 break
         for background in sorted((False, True), key=self._longest_since):
-            while (sequence := self._next_in_turn(promised, background)) and self._make_room(sequence, promised):
-                self._start(sequence, promised)
+            while (completion := self._next_in_turn(promised, background)) and self._make_room(completion, promised):
+                self._start(completion, promised)
 
     def _note_waits(self) -> None:
         having = {each.request.party for each in self.running}
@@ -285,7 +286,7 @@ class Scheduler:
             party: self._without.get(party, self._steps) for party in self.waiting.parties if party not in having
         }
 
-    def _next(self, promised: Counter[str]) -> Sequence | None:
+    def _next(self, promised: Counter[str]) -> Completion | None:
         """Return the request that gets a free place; while tenants wait, training gets none beyond its share."""
         training = sum(each.request.background for each in self.running)
         tenants_wait = any(not party.background for party in self.waiting.parties)
@@ -296,12 +297,12 @@ class Scheduler:
             return self.waiting.first(longest)
         return self.waiting.next(promised, among)
 
-    def _next_in_turn(self, promised: Counter[str], background: bool) -> Sequence | None:
+    def _next_in_turn(self, promised: Counter[str], background: bool) -> Completion | None:
         """Return the request for which others may give way: the party's longest without a place, else the next."""
         longest = self._longest_without((background,))
         return self.waiting.first(longest) if longest else self.waiting.next(promised, (background,))
 
-    def _longest_without(self, among: List[bool]) -> Party | None:
+    def _longest_without(self, among: Sequence[bool]) -> Party | None:
         return min(
             (each for each in self._without if each.background in among), key=self._without_since, default=None
         )
@@ -313,15 +314,15 @@ class Scheduler:
     def _without_since(self, party: Party) -> tuple[int, int]:
         return self._without[party], self.waiting.first(party).arrival
 
-    def _make_room(self, sequence: Sequence, promised: Counter[str]) -> bool:
+    def _make_room(self, completion: Completion, promised: Counter[str]) -> bool:
         """Preempt as many as a request needs; return False, changing nothing, if too few may, or none must."""
-        party, running = sequence.request.party, len(self.running)
+        party, running = completion.request.party, len(self.running)
         since = self._without.get(party)
         waited = None if since is None else self._steps - since
-        spare, each_one = self.prefix.available - sum(self._needed(sequence)), len(self.windows)
+        spare, each_one = self.prefix.available - sum(self._needed(completion)), len(self.windows)
         if running < self.limits.running and spare >= running * each_one:
             return False
-        victims: list[Sequence] = []
+        victims: list[Completion] = []
 
         def served(adapter: str) -> int:
             return self.fairness.service(adapter) + promised[adapter]
@@ -336,50 +337,50 @@ class Scheduler:
                 return True
         return False
 
-    def _start(self, sequence: Sequence, promised: Counter[str]) -> bool:
+    def _start(self, completion: Completion, promised: Counter[str]) -> bool:
         """Start a waiting request; return False, changing nothing, if there are too few pages for it."""
-        if not self._place(sequence):
+        if not self._place(completion):
             return False
-        self.waiting.remove(sequence)
-        self._without.pop(sequence.request.party, None)
-        sequence.state = State.RUNNING
-        if not sequence.placed_at:
-            sequence.found_first = sequence.found
-        sequence.placed_at, sequence.placed_with = self._steps, len(sequence.tokens)
-        self.running.append(sequence)
-        promised[sequence.request.adapter] += PROMPT_WEIGHT * sequence.pending
-        metrics.REUSED_TOKENS.inc(sequence.computed)
+        self.waiting.remove(completion)
+        self._without.pop(completion.request.party, None)
+        completion.state = State.RUNNING
+        if not completion.placed_at:
+            completion.found_first = completion.found
+        completion.placed_at, completion.placed_with = self._steps, len(completion.tokens)
+        self.running.append(completion)
+        promised[completion.request.adapter] += PROMPT_WEIGHT * completion.pending
+        metrics.REUSED_TOKENS.inc(completion.computed)
         return True
 
-    def _place(self, sequence: Sequence) -> bool:
+    def _place(self, completion: Completion) -> bool:
         """Find or take pages for a request's tokens; return False, changing nothing, if there are too few.
 
         The last token is always computed, since the next one is chosen from its logits. One page per group is left
         for each running request, because they would otherwise preempt each other at once.
         """
-        reusable = 0 if sequence.must_score else (len(sequence.tokens) - 1) // PAGE_TOKENS
-        sequence.tables = self.prefix.share(sequence.keys[:reusable], self.windows)
-        found = len(sequence.tables[0])
-        sequence.computed = found * PAGE_TOKENS
-        lacking = sum(self._needed(sequence)) - found * len(self.windows)
+        reusable = 0 if completion.must_score else (len(completion.tokens) - 1) // PAGE_TOKENS
+        completion.tables = self.prefix.share(completion.keys[:reusable], self.windows)
+        found = len(completion.tables[0])
+        completion.computed = found * PAGE_TOKENS
+        lacking = sum(self._needed(completion)) - found * len(self.windows)
         left = self.prefix.available - lacking
-        if left < len(self.running) * len(self.windows) or not self._extend(sequence):
-            self._release(sequence)
+        if left < len(self.running) * len(self.windows) or not self._extend(completion):
+            self._release(completion)
             return False
-        sequence.published, sequence.found = found, sequence.computed
-        sequence.charged = max(sequence.charged, min(sequence.computed, len(sequence.request.prompt)))
+        completion.published, completion.found = found, completion.computed
+        completion.charged = max(completion.charged, min(completion.computed, len(completion.request.prompt)))
         return True
 
-    def _release(self, sequence: Sequence) -> None:
-        for table in sequence.tables:
+    def _release(self, completion: Completion) -> None:
+        for table in completion.tables:
             self.prefix.release(table)
-        sequence.tables, sequence.computed = (), 0
+        completion.tables, completion.computed = (), 0
 
 
-def _follows(sequence: Sequence) -> bool:
+def _follows(completion: Completion) -> bool:
     """Return whether to wait for the leader: it computes full pages of the prompt, or its scores, posted first."""
-    leader = sequence.leader
-    if leader is None or leader.state is State.ENDED or leader.completion_tokens:
+    leader = completion.leader
+    if leader is None or leader.state is State.ENDED or leader.generated:
         return False
-    shares = len(sequence.request.prompt) > PAGE_TOKENS and sequence.request.reuses
+    shares = len(completion.request.prompt) > PAGE_TOKENS and completion.request.reuses
     return shares or leader.must_score

@@ -19,7 +19,7 @@ from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
-from mint_engine.scheduling.request import Done, Failed, Request, Sequence, Sink
+from mint_engine.scheduling.request import Completion, Done, Failed, Request, Sink
 
 IDLE_S = 0.05  # idle time after which the books are checked
 
@@ -53,8 +53,8 @@ class Stepper:
         self._scheduler = generation.scheduler
         self._post = post
         self._wake = threading.Condition()
-        self._inbox: list[Sequence] = []
-        self._cancelled: list[Sequence] = []
+        self._inbox: list[Completion] = []
+        self._cancelled: list[Completion] = []
         self._stopping = self._doubted = False
         limits = self._scheduler.limits
         self._counter = PlaceCounter(limits.running + limits.waiting)
@@ -77,36 +77,36 @@ class Stepper:
         with self._wake:
             self._check_room(adapter, count)
 
-    def submit(self, request: Request, sink: Sink) -> Sequence:
-        """Queue a request for one completion; return its sequence, for `cancel`. Raises Overloaded or Draining."""
+    def submit(self, request: Request, sink: Sink) -> Completion:
+        """Queue a request for one completion; return that, for `cancel`. Raises Overloaded or Draining."""
         return self.submit_all([request], [sink])[0]
 
-    def submit_all(self, requests: list[Request], sinks: list[Sink]) -> list[Sequence]:
+    def submit_all(self, requests: list[Request], sinks: list[Sink]) -> list[Completion]:
         """Queue all completions of one prompt, or none: the first computes the prompt, the others share it.
 
         Raises as `submit` does.
         """
-        leader: Sequence | None = None
-        sequences: list[Sequence] = []
+        leader: Completion | None = None
+        completions: list[Completion] = []
         for request, sink in zip(requests, sinks, strict=True):
-            sequences.append(self._generation.begin(request, sink, leader))
-            leader = leader or sequences[0]
+            completions.append(self._generation.begin(request, sink, leader))
+            leader = leader or completions[0]
         adapter = requests[0].adapter
         with self._wake:
             if self._stopping:
                 raise Draining("engine", "is shutting down and takes no new requests")
-            self._check_room(adapter, len(sequences))
-            self._counter.enter(adapter, len(sequences))
-            self._demand.enter(adapter, len(sequences), time.monotonic())
-            self._tenants.update(map(_tenant, sequences))
-            self._inbox += sequences
+            self._check_room(adapter, len(completions))
+            self._counter.enter(adapter, len(completions))
+            self._demand.enter(adapter, len(completions), time.monotonic())
+            self._tenants.update(map(_tenant, completions))
+            self._inbox += completions
             self._call()
-        return sequences
+        return completions
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, completion: Completion) -> None:
         """End a request that nobody waits for: before the next step its pages are released and Failed is posted."""
         with self._wake:
-            self._cancelled.append(sequence)
+            self._cancelled.append(completion)
             self._call()
 
     def wake(self) -> None:
@@ -196,13 +196,13 @@ class Stepper:
             left = [*self._scheduler.live, *self._inbox]
         self._generation.lose()
         error = EngineUnavailable("engine", "cannot compute any more; see its log")
-        self._hand([(sequence, Failed(error)) for sequence in left])
+        self._hand([(completion, Failed(error)) for completion in left])
 
-    def _advance(self, came: list[Sequence], cancelled: list[Sequence], stopping: bool) -> bool:
+    def _advance(self, came: list[Completion], cancelled: list[Completion], stopping: bool) -> bool:
         """Take in new and cancelled requests and do one step; return whether to go on."""
         self._beat = time.monotonic()
-        for sequence in came:
-            self._scheduler.add(sequence)
+        for completion in came:
+            self._scheduler.add(completion)
         self._deliver(self._generation.fail(cancelled, Cancelled("request", "was cancelled")))
         if stopping:
             left = self._scheduler.live
@@ -217,7 +217,7 @@ class Stepper:
             self._background.advance(len(self._scheduler.live), step_s)
         return True
 
-    def _await_work(self) -> tuple[list[Sequence], list[Sequence], bool]:
+    def _await_work(self) -> tuple[list[Completion], list[Completion], bool]:
         """Wait for work; return the new requests, the cancelled ones, and whether to stop.
 
         The books are checked only after IDLE_S without work, so that a request that comes sooner is not delayed.
@@ -232,7 +232,7 @@ class Stepper:
             self._idle = False
             return self._empty_inbox()
 
-    def _empty_inbox(self) -> tuple[list[Sequence], list[Sequence], bool]:
+    def _empty_inbox(self) -> tuple[list[Completion], list[Completion], bool]:
         came, cancelled, self._inbox, self._cancelled = self._inbox, self._cancelled, [], []
         return came, cancelled, self._stopping
 
@@ -257,15 +257,15 @@ class Stepper:
     def _deliver(self, outcomes: list[Outcome]) -> None:
         if not outcomes:
             return
-        ended = [sequence for sequence, event in outcomes if isinstance(event, Done | Failed)]
+        ended = [completion for completion, event in outcomes if isinstance(event, Done | Failed)]
         if ended:
             now = time.monotonic()
             with self._wake:
-                for sequence in ended:
+                for completion in ended:
                     self._pace.ended(now)
-                    self._counter.leave(sequence.request.adapter)
-                    self._demand.leave(sequence.request.adapter, now)
-                    self._tenants[_tenant(sequence)] -= 1
+                    self._counter.leave(completion.request.adapter)
+                    self._demand.leave(completion.request.adapter, now)
+                    self._tenants[_tenant(completion)] -= 1
                 self._tenants = +self._tenants
         self._hand(outcomes)
 
@@ -282,11 +282,11 @@ class Stepper:
             _log.error("books_unbalanced", found=imbalance)
 
 
-def _tenant(sequence: Sequence) -> Tenant:
-    request = sequence.request
+def _tenant(completion: Completion) -> Tenant:
+    request = completion.request
     return Tenant(request.slot, request.adapter, request.revision)
 
 
 def _hand_over(outcomes: list[Outcome]) -> None:
-    for sequence, event in outcomes:
-        sequence.sink(event)
+    for completion, event in outcomes:
+        completion.sink(event)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from mint_engine.scheduling.fairness import FairShare
-from mint_engine.scheduling.request import Party, Sequence
+from mint_engine.scheduling.request import Completion, Party
 
 
 class Waiting:
@@ -13,13 +13,13 @@ class Waiting:
 
     def __init__(self, fairness: FairShare) -> None:
         self._fairness = fairness
-        self._queues: dict[Party, deque[Sequence]] = {}  # no queue is empty
+        self._queues: dict[Party, deque[Completion]] = {}  # no queue is empty
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Sequence]:
+    def __iter__(self) -> Iterator[Completion]:
         for queue in self._queues.values():
             yield from queue
 
@@ -28,38 +28,38 @@ class Waiting:
         """The parties that have waiting requests."""
         return self._queues.keys()
 
-    def first(self, party: Party) -> Sequence:
+    def first(self, party: Party) -> Completion:
         """Return a party's next request."""
         return self._queues[party][0]
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, completion: Completion) -> None:
         """Queue a request by arrival: one that was preempted goes ahead of those that arrived after it."""
-        queue = self._queues.setdefault(sequence.request.party, deque())
-        if not queue or queue[-1].arrival < sequence.arrival:
-            queue.append(sequence)
+        queue = self._queues.setdefault(completion.request.party, deque())
+        if not queue or queue[-1].arrival < completion.arrival:
+            queue.append(completion)
         else:
-            insort(queue, sequence, key=lambda each: each.arrival)
+            insort(queue, completion, key=lambda each: each.arrival)
         self._count += 1
 
-    def next(self, promised: Mapping[str, int], among: Iterable[bool]) -> Sequence | None:
+    def next(self, promised: Mapping[str, int], among: Iterable[bool]) -> Completion | None:
         """Return the next request or None: the least served adapter's (with `promised` service), then the earliest.
 
         `among` selects tenants (False), training (True) or both.
         """
         service = self._fairness.service
 
-        def rank(head: Sequence) -> tuple[int, int]:
+        def rank(head: Completion) -> tuple[int, int]:
             adapter = head.request.adapter
             return service(adapter) + promised.get(adapter, 0), head.arrival
 
         heads = (queue[0] for party, queue in self._queues.items() if party.background in among)
         return min(heads, key=rank, default=None)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, completion: Completion) -> None:
         """Remove a request."""
-        party = sequence.request.party
+        party = completion.request.party
         queue = self._queues[party]
-        queue.remove(sequence)
+        queue.remove(completion)
         self._count -= 1
         if not queue:
             del self._queues[party]

@@ -59,6 +59,7 @@ def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
 
     @contextmanager
     def project(hidden: torch.Tensor) -> Iterator[Projection]:
+        """Project hidden [n, H], keeping the graph of its forward for its backward."""
         found: list[torch.Tensor] = []
         hidden = hidden.detach().requires_grad_()
 
