@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mint_contracts.training import Reward
 from mint_contracts.training_pb2 import PolicyProgress
-from mint_engine.rewards.builtin import judge_of
+from mint_engine.rewards.builtin import built_in
 from mint_engine.rewards.completion import Completion
 from mint_gateway.client import Client, question
 
@@ -67,8 +67,7 @@ async def show(gateway: str, base: str, wave: str, train: Mapping[str, Any]) -> 
 async def _lesson(
     client: Client, base: str, progress: PolicyProgress, reward: Reward, prompts: list[str], tokens: int
 ) -> Lesson:
-    judge = judge_of(reward)
-    assert judge is not None, "the sample's rewards are built in"
+    judge = built_in(reward).judge
     scores, texts = [], []
     for prompt in prompts:
         answer = await client.answer(question(prompt, base_model=base, adapter=progress.policy, max_tokens=tokens))

@@ -1,6 +1,7 @@
 """Built-in rewards: each is a pure function of one completion, with values from 0 to 1."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 
 from mint_contracts.errors import BadExample, InvalidRequest
@@ -15,8 +16,17 @@ Judge = Callable[[Completion], float]
 _ANY_ANSWER = "q"  # a letter, as in most answers, without a special meaning after a backslash or a question mark
 
 
-def judge_of(reward: Reward) -> Judge | None:
-    """Return the function of a built-in reward; None for a service or a sum. Raises InvalidRequest."""
+@dataclass(frozen=True)
+class Builtin:
+    """A built-in reward, as functions. All may block their thread, and raise InvalidRequest or RewardUnavailable."""
+
+    judge: Judge
+    trial: Callable[[], object] | None = None  # checks, before anything is scored, that a pattern or schema is valid
+    fits: Callable[[Completion], object] | None = None  # raises BadExample if the example cannot be judged
+
+
+def built_in(reward: Reward) -> Builtin:
+    """Return a built-in reward. Raises InvalidRequest if it is unusable, ValueError for a service or a sum."""
     if reward.exact_match is not None:
         return _exact(reward.exact_match)
     if reward.regex is not None:
@@ -27,32 +37,7 @@ def judge_of(reward: Reward) -> Judge | None:
         return _schema(reward.json_schema)
     if reward.length is not None:
         return _length(reward.length)
-    return None
-
-
-def trial_of(reward: Reward) -> Callable[[], object] | None:
-    """Return a function that checks, before anything is scored, that a pattern or schema is valid; None for others.
-
-    The function blocks its thread, and raises InvalidRequest or RewardUnavailable.
-    """
-    if reward.regex is not None:
-        pattern, full = pattern_for(reward.regex.pattern, _ANY_ANSWER), reward.regex.full
-        return lambda: matches(pattern, "", full=full)
-    if reward.json_schema is not None:
-        schema = Schema(reward.json_schema.schema)
-        return lambda: schema.accepts("null")
-    return None
-
-
-def fits_of(reward: Reward) -> Callable[[Completion], object] | None:
-    """Return a function that raises BadExample if the example's completions cannot be judged; None if all can be."""
-    if reward.exact_match is not None:
-        return lambda completion: _answer_of(completion, "exactMatch")
-    if reward.regex is not None and ANSWER in reward.regex.pattern:
-        return lambda completion: _answer_of(completion, "regex")
-    if reward.numeric_answer is not None:
-        return _number_of
-    return None
+    raise ValueError("a service or a sum is not built in")
 
 
 def _answer_of(completion: Completion, reward: str) -> str:
@@ -77,40 +62,44 @@ def _named(completion: Completion) -> str:
     return f"example {completion.prompt[:80]!r}"
 
 
-def _exact(reward: ExactMatch) -> Judge:
+def _exact(reward: ExactMatch) -> Builtin:
     def same(completion: Completion) -> float:
         text, answer = completion.text.strip(), _answer_of(completion, "exactMatch").strip()
         return float(text.casefold() == answer.casefold() if reward.ignore_case else text == answer)
 
-    return same
+    return Builtin(same, fits=lambda completion: _answer_of(completion, "exactMatch"))
 
 
-def _regex(reward: Regex) -> Judge:
-    check_length(reward.pattern)
+def _regex(reward: Regex) -> Builtin:
+    pattern, full = reward.pattern, reward.full
+    needs_answer = ANSWER in pattern
+    check_length(pattern)
 
     def found(completion: Completion) -> float:
-        pattern = reward.pattern
-        if ANSWER in pattern:
-            pattern = pattern_for(pattern, _answer_of(completion, "regex"))
-        return float(matches(pattern, completion.text.strip(), full=reward.full))
+        answer = _answer_of(completion, "regex") if needs_answer else ""
+        return float(matches(pattern_for(pattern, answer), completion.text.strip(), full=full))
 
-    return found
+    return Builtin(
+        found,
+        trial=lambda: matches(pattern_for(pattern, _ANY_ANSWER), "", full=full),
+        fits=(lambda completion: _answer_of(completion, "regex")) if needs_answer else None,
+    )
 
 
-def _numeric(reward: NumericAnswer) -> Judge:
+def _numeric(reward: NumericAnswer) -> Builtin:
     def near(completion: Completion) -> float:
         wanted, number = _number_of(completion), last_number(completion.text)
         return float(number is not None and is_near(number, wanted, reward.tolerance))
 
-    return near
+    return Builtin(near, fits=_number_of)
 
 
-def _schema(reward: JsonSchema) -> Judge:
+def _schema(reward: JsonSchema) -> Builtin:
     schema = Schema(reward.schema)
-    return lambda completion: float(schema.accepts(completion.text))
+    return Builtin(lambda completion: float(schema.accepts(completion.text)), trial=lambda: schema.accepts("null"))
 
 
-def _length(reward: Length) -> Judge:
+def _length(reward: Length) -> Builtin:
     if reward.tolerance < 1:
         raise InvalidRequest(
             "reward.length.tolerance",
@@ -120,4 +109,4 @@ def _length(reward: Length) -> Judge:
     def near(completion: Completion) -> float:
         return max(0.0, 1.0 - abs(len(completion.text.strip()) - reward.target) / reward.tolerance)
 
-    return near
+    return Builtin(near)

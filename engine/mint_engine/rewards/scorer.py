@@ -2,13 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mint_contracts.errors import BadReward, InvalidRequest
 from mint_contracts.training import Reward
-from mint_engine.rewards.builtin import Judge, fits_of, judge_of, trial_of
+from mint_engine.rewards.builtin import Builtin, Judge, built_in
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.service import ServiceClient
 
@@ -22,14 +22,11 @@ _threads = ThreadPoolExecutor(2, "rewards")
 
 @dataclass(frozen=True)
 class Part:
-    """One term of the sum: exactly one of `judge` and `service` is set."""
+    """One term of the sum."""
 
     name: str
     weight: float
-    judge: Judge | None = None
-    service: ServiceClient | None = None
-    trial: Callable[[], object] | None = None  # see `trial_of`
-    fits: Callable[[Completion], object] | None = None  # see `fits_of`
+    source: Builtin | ServiceClient
 
 
 class Scorer:
@@ -43,14 +40,14 @@ class Scorer:
     async def check(self) -> None:
         """Raise InvalidRequest for a pattern or schema that is invalid or takes too long; RewardUnavailable."""
         for part in self._parts:
-            if part.trial is not None:
-                await asyncio.get_running_loop().run_in_executor(_threads, part.trial)
+            if isinstance(part.source, Builtin) and part.source.trial is not None:
+                await asyncio.get_running_loop().run_in_executor(_threads, part.source.trial)
 
     def check_example(self, empty: Completion) -> None:
         """Raise BadExample if no completion of the example could be judged, for lack of an answer, say."""
         for part in self._parts:
-            if part.fits is not None:
-                part.fits(empty)
+            if isinstance(part.source, Builtin) and part.source.fits is not None:
+                part.source.fits(empty)
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """Return the reward of each completion.
@@ -60,10 +57,10 @@ class Scorer:
         """
         totals = [0.0] * len(completions)
         for part in self._parts:
-            if part.service is not None:
-                rewards = await part.service.score(policy, step, completions)
+            if isinstance(part.source, Builtin):
+                rewards = await _judged(part.source.judge, completions)
             else:
-                rewards = await _judged(part.judge, completions)
+                rewards = await part.source.score(policy, step, completions)
             for at, reward in enumerate(rewards):
                 if not math.isfinite(reward):
                     raise BadReward(
@@ -84,14 +81,12 @@ class Scorer:
     async def close(self) -> None:
         """Close connections to services."""
         for part in self._parts:
-            if part.service is not None:
-                await part.service.close()
+            if isinstance(part.source, ServiceClient):
+                await part.source.close()
 
 
-async def _judged(judge: Judge | None, completions: Sequence[Completion]) -> list[float]:
+async def _judged(judge: Judge, completions: Sequence[Completion]) -> list[float]:
     """Judge completions one by one, so that others can come between, and at most one goes on after a cancellation."""
-    if judge is None:
-        return []
     loop = asyncio.get_running_loop()
     return [await loop.run_in_executor(_threads, judge, each) for each in completions]
 
@@ -105,5 +100,5 @@ def _parts(reward: Reward, weight: float) -> list[Part]:
     if reward.sum:
         return [part for each in reward.sum for part in _parts(each.reward, weight * each.weight)]
     if reward.service is not None:
-        return [Part("service", weight, service=ServiceClient(reward.service))]
-    return [Part(named[0], weight, judge=judge_of(reward), trial=trial_of(reward), fits=fits_of(reward))]
+        return [Part("service", weight, ServiceClient(reward.service))]
+    return [Part(named[0], weight, built_in(reward))]

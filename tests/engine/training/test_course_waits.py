@@ -19,6 +19,7 @@ from mint_engine.examples import shared
 from mint_engine.examples.dataset import read_dataset
 from mint_engine.policies import course, patience
 from mint_engine.rewards.scorer import Scorer
+from mint_engine.rewards.service import ServiceClient
 from mint_engine.scheduling.request import Request, Sampling
 from tests.engine.training.training_engine import LINES, PROMPT, Gate, Scene, assignment, stepper_of, train, training
 from tests.waiting import until
@@ -81,7 +82,7 @@ def scorers(monkeypatch: pytest.MonkeyPatch) -> list[Scorer]:
 
 def connected(scorers: Sequence[Scorer]) -> list[bool]:
     """Return, for each scorer's reward service, whether its channel is still open."""
-    services = [part.service for scorer in scorers for part in scorer._parts if part.service is not None]
+    services = [part.source for scorer in scorers for part in scorer._parts if isinstance(part.source, ServiceClient)]
     return [each._channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN for each in services]
 
 

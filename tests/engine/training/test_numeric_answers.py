@@ -4,14 +4,13 @@ import pytest
 
 from mint_contracts.errors import BadExample
 from mint_contracts.training import NumericAnswer, Reward
-from mint_engine.rewards.builtin import judge_of
+from mint_engine.rewards.builtin import built_in
 from mint_engine.rewards.completion import Completion
 
 
 def worth(text: str, answer: str, tolerance: float = NumericAnswer().tolerance) -> float:
-    judge = judge_of(Reward(numeric_answer=NumericAnswer(tolerance)))
-    assert judge is not None
-    return judge(Completion("", text, answer))
+    reward = built_in(Reward(numeric_answer=NumericAnswer(tolerance)))
+    return reward.judge(Completion("", text, answer))
 
 
 @pytest.mark.parametrize(
