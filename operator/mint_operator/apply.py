@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
-from mint_contracts.backoff import delay_s
+from mint_contracts.backoff import Retry
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Failure, MapState
@@ -46,13 +46,12 @@ log = structlog.get_logger()
 _StatusWrite = tuple[str, ObservedBase | ObservedWave, BaseModelStatus | AdapterWaveStatus]
 
 
-class _Refused(msgspec.Struct):
+class _Refused(msgspec.Struct, frozen=True):
     """A manifest that could not be applied: tried again later, or at once when it changes."""
 
     digest: str
     failure: Failure
-    attempts: int
-    retry_at: float
+    retry: Retry
     hung: bool  # there was no answer, or a slow one
 
 
@@ -61,8 +60,7 @@ class _HeldBack(msgspec.Struct, frozen=True):
 
     status: status_write.Status
     refused: bool
-    attempts: int
-    again_at: float
+    retry: Retry
 
     def holds_back(self, status: status_write.Status) -> bool:
         """Whether `status` must wait until then, too. After a refusal, one that says something else need not."""
@@ -161,7 +159,7 @@ class Applier:
         """Apply one after another. Stop at one that hung: the rest would hang, too, and wait until it is retried."""
         for manifest in manifests:
             last = self._refused.get(manifest.key)
-            if last is None or last.digest != manifest.digest or time.monotonic() >= last.retry_at:
+            if last is None or last.digest != manifest.digest or last.retry.due:
                 with about(of_manifest(manifest)):
                     await self._put(manifest, last, counts)
             refused = self._refused.get(manifest.key)
@@ -192,10 +190,10 @@ class Applier:
         await self._kube.apply(manifest.body)
 
     def _refuse(self, manifest: Manifest, error: KubeError, last: _Refused | None, *, hung: bool) -> None:
-        attempts = last.attempts + 1 if last is not None and last.digest == manifest.digest else 1
+        before = last.retry if last is not None and last.digest == manifest.digest else None
         failure = Failure(reason=APPLY_FAILED, message=error.message, terminal=error.refused)
-        retry_at = time.monotonic() + delay_s(attempts, first_s=1.0, cap_s=60.0)
-        self._refused[manifest.key] = _Refused(manifest.digest, failure, attempts, retry_at, hung)
+        retry = Retry.after(before, first_s=1.0, cap_s=60.0)
+        self._refused[manifest.key] = _Refused(manifest.digest, failure, retry, hung)
         self._dirt.note(Part.WORKLOADS)
 
     async def _change(self, base: str, plan: Plan, snapshot: Snapshot, counts: Counter[str]) -> None:
@@ -249,7 +247,7 @@ class Applier:
             return
         last = self._held_back.get(key)
         if last is not None and last.holds_back(status):
-            wait_s = max(wait_s, last.again_at - now)
+            wait_s = max(wait_s, last.retry.at - now)
         if wait_s > 0:
             self._dirt.mark_in(Part.MAP, wait_s)
             self.owes = True
@@ -281,10 +279,9 @@ class Applier:
         self, key: tuple[str, str], status: status_write.Status, error: KubeError, last: _HeldBack | None
     ) -> None:
         """Hold back a status that was not written. If its object is gone or replaced, have the kind listed again."""
-        attempts = 1 if last is None else last.attempts + 1
         first_s = REFUSED_EVERY_S if error.refused else FAILED_FIRST_S
-        wait_s = delay_s(attempts, first_s=first_s, cap_s=REFUSED_EVERY_S)
-        self._held_back[key] = _HeldBack(status, error.refused, attempts, time.monotonic() + wait_s)
+        retry = Retry.after(None if last is None else last.retry, first_s=first_s, cap_s=REFUSED_EVERY_S)
+        self._held_back[key] = _HeldBack(status, error.refused, retry)
         if error.status in {GONE, CONFLICT}:
             self._dirt.note(Part.BASES if key[0] == "BaseModel" else Part.WAVES)
 

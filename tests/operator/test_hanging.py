@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mint_contracts import backoff
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_operator import apply
@@ -35,7 +36,7 @@ class Webhook:
 
 @pytest.fixture
 async def webhook(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Webhook:
-    monkeypatch.setattr(apply, "delay_s", lambda *_, **__: 1e6)  # nothing is tried again within a test
+    monkeypatch.setattr(backoff, "delay_s", lambda *_, **__: 1e6)  # nothing is tried again within a test
     return Webhook(stage, monkeypatch)
 
 
@@ -70,7 +71,7 @@ async def test_behind_an_object_that_hung_the_base_has_none_tried_before_that_on
     stage.apply(base_model(slots=4) | {"metadata": {"name": "hung"}})
     await stage.once()
     assert webhook.asked == ALL[:1], "what hung is as it was"
-    monkeypatch.setattr(apply, "delay_s", lambda *_, **__: 0.0)
+    monkeypatch.setattr(backoff, "delay_s", lambda *_, **__: 0.0)
     stage.operator(2)
     for count in (2, 3):
         await stage.once()

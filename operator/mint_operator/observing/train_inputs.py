@@ -1,13 +1,12 @@
 """The inputs that training waves refer to: ConfigMaps that hold their examples, and manifests of policies."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
 
-from mint_contracts.backoff import delay_s
+from mint_contracts.backoff import Retry
 from mint_contracts.records import Failure
 from mint_contracts.resources import AdapterWaveSpec
 from mint_operator.kube import Kube, KubeError
@@ -23,13 +22,6 @@ FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 
 log = structlog.get_logger()
-
-
-class _Retry(msgspec.Struct, frozen=True):
-    """How often a ConfigMap could not be read, and when to try again."""
-
-    failures: int
-    at: float
 
 
 class _ConfigMap(msgspec.Struct, frozen=True):
@@ -48,7 +40,7 @@ class InputsView:
         self._waves: Sequence[ObservedWave] = ()
         self._specs: dict[str, AdapterWaveSpec] = {}  # by uid: the specs whose inputs were read last
         self._texts: dict[_Name, _Text] = {}
-        self._retries: dict[_Name, _Retry] = {}
+        self._retries: dict[_Name, Retry] = {}
         self._uris: dict[str, str] = {}  # of manifests, by the uid of the wave that names it
         self.inputs = Inputs()
         self.changed = False  # the last look found something new
@@ -93,20 +85,18 @@ class InputsView:
         self._specs, self._uris = specs, uris
 
     def _due(self) -> set[_Name]:
-        now = time.monotonic()
-        return {name for name, retry in self._retries.items() if now >= retry.at}
+        return {name for name, retry in self._retries.items() if retry.due}
 
     async def _config_map(self, namespace: str, name: str) -> _Text:
+        key = (namespace, name)
         try:
-            raw = await self._kube.get("ConfigMap", namespace, name)
+            raw = await self._kube.get("ConfigMap", *key)
         except KubeError as error:
             log.warning("config map not read", kind="ConfigMap", namespace=namespace, name=name, error=str(error))
-            failures = self._retries[namespace, name].failures + 1 if (namespace, name) in self._retries else 1
-            wait_s = delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
-            self._retries[namespace, name] = _Retry(failures, time.monotonic() + wait_s)
+            self._retries[key] = Retry.after(self._retries.get(key), first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
             unknown = Failure("SourceUnavailable", f"could not be read ({error}); retrying", terminal=False)
-            return self._texts.get((namespace, name), unknown)
-        self._retries.pop((namespace, name), None)
+            return self._texts.get(key, unknown)
+        self._retries.pop(key, None)
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data
 
 
