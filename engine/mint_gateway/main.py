@@ -6,7 +6,7 @@ from mint_contracts.importing import without_collecting
 
 def main() -> None:
     """Run MinT's gateway until SIGTERM. It reads the placement map from the Redis of MINT_REDIS_URL,
-    MINT_REDIS_PASSWORD and MINT_REDIS_CA_FILE.
+    MINT_REDIS_USERNAME, MINT_REDIS_PASSWORD and MINT_REDIS_CA_FILE.
     """
     end_on_signal()
     import os

@@ -107,8 +107,7 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     redis = functions.connect(config.release.redis_url)
     reader = MapReader(redis)
     view = MapView(reader, config.namespaces, epoch=epoch)
-    secrets = bool(config.release.redis_password or config.release.redis_ca)
-    policies = bool(config.release.gateway_labels)
+    secrets, policies = bool(config.release.redis_secret), bool(config.release.gateway_labels)
     cluster = ClusterView(api, config.namespaces, feed, secrets=secrets, policies=policies)
     training, inputs = TrainView(TrainReader(redis)), InputsView(api, dirt.wake)
     maps = Maps(MapWriter(redis, epoch), view, TrainWriter(redis, epoch), training)
@@ -117,7 +116,7 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     loop = Loop(Observer(cluster, view, training, inputs, adapters, config.release), applier, dirt)
     loops.append(loop)
     try:
-        await first(leadership.renew_forever(), hints.follow(reader, dirt), loop.run())
+        await first(leadership.renew_forever(), hints.follow(redis, dirt), loop.run())
     except asyncio.CancelledError:
         await leadership.release()
         raise

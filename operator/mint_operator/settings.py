@@ -21,6 +21,8 @@ ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
 ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
 ENGINE_RUNTIME_CLASS = "MINT_ENGINE_RUNTIME_CLASS"
 ENGINE_PULL_SECRETS = "MINT_ENGINE_PULL_SECRETS"
+ENGINE_REDIS_USERNAME = "MINT_ENGINE_REDIS_USERNAME"  # of the engines' own user; without both variables it is the
+ENGINE_REDIS_PASSWORD = "MINT_ENGINE_REDIS_PASSWORD"  # noqa: S105 - operator's
 ENGINE_CA_BUNDLE = "MINT_ENGINE_CA_BUNDLE"
 ENGINE_CA_BUNDLE_KEY = "MINT_ENGINE_CA_BUNDLE_KEY"
 GATEWAY_LABELS = "MINT_GATEWAY_LABELS"  # of the gateways' pods, key=value,...; empty: engines get no NetworkPolicy
@@ -60,7 +62,9 @@ def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
 
 
 def _release(env: Mapping[str, str]) -> Release:
-    password = env.get(contracts.REDIS_PASSWORD, "")
+    username, password = env.get(ENGINE_REDIS_USERNAME, ""), env.get(ENGINE_REDIS_PASSWORD, "")
+    if not username and not password:
+        username, password = env.get(contracts.REDIS_USERNAME, ""), env.get(contracts.REDIS_PASSWORD, "")
     ca_file = env.get(contracts.REDIS_CA_FILE, "")
     ca = Path(ca_file).read_text() if ca_file else ""
     return Release(
@@ -71,9 +75,10 @@ def _release(env: Mapping[str, str]) -> Release:
         ca_bundle=env.get(ENGINE_CA_BUNDLE, ""),
         ca_bundle_key=env.get(ENGINE_CA_BUNDLE_KEY, ""),
         redis_url=_needed(env, contracts.REDIS_URL),
+        redis_username=username,
         redis_password=password,
         redis_ca=ca,
-        redis_digest=_digest(password + ca) if password or ca else "",
+        redis_digest=_digest(username and f"{username}\0", password, ca),
         gateway_namespace=_needed(env, NAMESPACE),
         gateway_labels=_labels(env.get(GATEWAY_LABELS, "")),
     )
@@ -84,7 +89,11 @@ def _own_version(env: Mapping[str, str]) -> str:
     return "[::]" if ":" in env.get(POD_IP, "") else "0.0.0.0"
 
 
-def _digest(text: str) -> str:
+def _digest(*parts: str) -> str:
+    """Return a digest of the concatenated parts; "" for nothing."""
+    text = "".join(parts)
+    if not text:
+        return ""
     return hashlib.pbkdf2_hmac("sha256", text.encode(), b"mint-engine-redis", _DIGEST_ROUNDS).hex()[:8]
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -16,6 +18,7 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import (
     AskError,
     AuthenticationError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -23,9 +26,10 @@ from redis.exceptions import (
 )
 
 from mint_contracts.errors import MapUnavailable, StaleEpoch
-from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
+from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL, REDIS_USERNAME
 
 CALL_TIMEOUT_S = 3.0
+_DENIED_INSIDE = re.compile("The user executing the script can't|ACL failure in script")  # Redis 7.0; later ones
 RETRY_AFTER_S = 1.0  # a Redis that was restarted is back within seconds
 
 
@@ -48,12 +52,17 @@ CATALOG = library("catalog.lua")
 
 
 def connect(url: str | None = None) -> Redis:
-    """Make a client from the environment (MINT_REDIS_URL, _PASSWORD, _CA_FILE); every call has a time limit."""
+    """Make a client from the environment (MINT_REDIS_URL, _USERNAME, _PASSWORD, _CA_FILE).
+
+    Every call has a time limit.
+    """
     url = url or os.environ.get(REDIS_URL, "redis://127.0.0.1:6379/0")
     options: dict[str, Any] = {"decode_responses": True, "health_check_interval": 10}
     options |= {"socket_timeout": CALL_TIMEOUT_S, "socket_connect_timeout": CALL_TIMEOUT_S}
     # No command is sent twice; but these errors close the connection, so that the next call finds the new primary.
     options |= {"retry": Retry(NoBackoff(), 0), "retry_on_error": [ReadOnlyError]}
+    if username := os.environ.get(REDIS_USERNAME):
+        options["username"] = username
     if password := os.environ.get(REDIS_PASSWORD):
         options["password"] = password
     if url.startswith("rediss://"):
@@ -62,6 +71,16 @@ def connect(url: str | None = None) -> Redis:
             options["ssl_ca_certs"] = ca_file
     client: Redis = Redis.from_url(url, **options)
     return client
+
+
+async def load(redis: Redis, *libraries: Library) -> None:
+    """Load these libraries, or else all. Raises MapUnavailable, also if Redis has no memory left for them."""
+    for each in libraries or (MAP, CATALOG):
+        try:
+            await bounded(partial(redis.function_load, each.code, replace=True))
+        except OutOfMemoryError as error:
+            message = "Redis's memory is full: it takes no functions of this version of MinT; raise its maxmemory"
+            raise MapUnavailable("placement map", message) from error
 
 
 async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence[str]) -> Any:
@@ -107,18 +126,22 @@ async def run(
         if "Function not found" not in str(error):
             raise
     try:
-        await bounded(lambda: redis.function_load(functions.code, replace=True))
-    except OutOfMemoryError as error:
-        message = "Redis's memory is full: it takes no functions of this version of MinT; raise its maxmemory"
-        raise MapUnavailable("placement map", message) from error
+        await load(redis, functions)
+    except MapUnavailable as error:
+        if not isinstance(error.__cause__, NoPermissionError):
+            raise
+        message = (
+            "Redis lacks functions that only the operator's user may load; it does so when it connects; retrying"
+        )
+        raise MapUnavailable("placement map", message, retry_after_s=RETRY_AFTER_S) from error
     return await bounded(send)
 
 
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     """Await one Redis command.
 
-    Raises MapUnavailable if Redis does not answer in time, refuses the password or writes (a demoted primary), or has
-    only some of the keys (a node of a Redis Cluster).
+    Raises MapUnavailable if Redis does not answer in time, refuses the password or writes (a demoted primary), denies
+    its user the command, or has only some of the keys (a node of a Redis Cluster).
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
@@ -127,7 +150,7 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     try:
         answer = await send()
     except (RedisError, OSError, TimeoutError) as error:
-        if isinstance(error, ResponseError) and not isinstance(error, (ReadOnlyError, AskError)):
+        if isinstance(error, ResponseError) and not (isinstance(error, (ReadOnlyError, AskError)) or _denies(error)):
             raise
         failure = error
     # redis-py uses asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives as it finishes.
@@ -138,6 +161,11 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     return answer
 
 
+def _denies(failure: Exception) -> bool:
+    """Whether Redis does not permit its user a command, a key or a channel; inside a function it says so in words."""
+    return isinstance(failure, NoPermissionError) or bool(_DENIED_INSIDE.match(str(failure)))
+
+
 def _message(failure: Exception) -> str:
     if isinstance(failure, ReadOnlyError):
         return f"Redis is a replica, as after a failover ({failure}); connecting anew"
@@ -146,6 +174,8 @@ def _message(failure: Exception) -> str:
         return f"{where}; MinT keeps all in one Redis: give it one without cluster mode"
     if isinstance(failure, AuthenticationError):  # processes read it only at start; Redis's text does not repeat it
         return f"Redis refuses the password ({failure}); restart whoever has an older one"
+    if _denies(failure):
+        return f"Redis denies this to its user ({failure}); docs/platform.md has the ACL rules that MinT needs"
     return f"Redis did not answer ({failure}); retrying"
 
 

@@ -11,6 +11,7 @@ ENGINE_SETTINGS = "MINT_ENGINE_SETTINGS"  # JSON of EngineSettings
 ENGINE_NAME = "MINT_ENGINE_NAME"  # the pod's name, e.g. "smollm2-0"
 ENGINE_ADDRESS = "MINT_ENGINE_ADDRESS"  # "ip:port" that the gateway dials
 REDIS_URL = "MINT_REDIS_URL"
+REDIS_USERNAME = "MINT_REDIS_USERNAME"  # of an ACL user; empty: Redis's default user
 REDIS_PASSWORD = "MINT_REDIS_PASSWORD"  # noqa: S105 - the variable's name
 REDIS_CA_FILE = "MINT_REDIS_CA_FILE"
 PVC_ROOT = "MINT_PVC_ROOT"  # claims are mounted read-only at $MINT_PVC_ROOT/<claim>

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mint_contracts import settings
+from mint_operator.settings import ENGINE_REDIS_PASSWORD, ENGINE_REDIS_USERNAME
 from tests.chart.rendering import (
     BARE,
     CHART,
@@ -47,6 +48,39 @@ def test_an_external_redis_needs_no_password() -> None:
     values = {"redis": {"external": {"url": "redis://redis.example:6379"}}}
     for workload in workloads(render(values)).values():
         assert settings.REDIS_PASSWORD not in environment(workload)
+
+
+def variables_of_users(values: Values) -> dict[str, dict[str, tuple[str, str]]]:
+    """Which Secret and key each variable of a Redis user comes from, by workload."""
+    found = {}
+    for name, workload in workloads(render(values)).items():
+        refs = {key: of["secretKeyRef"] for key, of in environment(workload).items() if "secretKeyRef" in of}
+        assert all(ref.get("optional", False) == (ref["key"] == "username") for ref in refs.values())
+        found[name] = {key: (ref["name"], ref["key"]) for key, ref in refs.items()}
+    return found
+
+
+def test_the_secret_of_an_external_redis_may_name_a_user_beside_the_password() -> None:
+    expected = {
+        settings.REDIS_USERNAME: ("redis-auth", "username"),
+        settings.REDIS_PASSWORD: ("redis-auth", "password"),
+    }
+    assert variables_of_users(EXTERNAL) == {"mint-operator": expected, "mint-gateway": expected}
+
+
+def test_engines_and_gateways_may_be_users_of_their_own() -> None:
+    secrets = {"engineSecret": "engine-auth", "gatewaySecret": "gateway-auth"}
+    found = variables_of_users({"redis": {"external": EXTERNAL["redis"]["external"] | secrets}})
+    assert found["mint-gateway"] == {
+        settings.REDIS_USERNAME: ("gateway-auth", "username"),
+        settings.REDIS_PASSWORD: ("gateway-auth", "password"),
+    }
+    assert found["mint-operator"] == {
+        settings.REDIS_USERNAME: ("redis-auth", "username"),
+        settings.REDIS_PASSWORD: ("redis-auth", "password"),
+        ENGINE_REDIS_USERNAME: ("engine-auth", "username"),
+        ENGINE_REDIS_PASSWORD: ("engine-auth", "password"),
+    }
 
 
 def test_redis_keeps_its_log_on_a_claim_and_takes_its_password_from_the_secret() -> None:
@@ -98,6 +132,7 @@ def read_at_a_start(path: str) -> bool:
         inner = inner.setdefault(key, {})
     inner[last] = "theirs"
     if "external" in outer:
-        inner["url"] = "rediss://redis.example"
+        inner = {"url": "rediss://redis.example", "existingSecret": "ours"} | inner
+        values["redis"]["external"] = inner
     made = [container(each) for each in workloads(render(values)).values()]
     return any("theirs" in repr((each["env"], each.get("envFrom"))) for each in made)

@@ -128,6 +128,8 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"redis": {"external": {"url": "http://host"}}}, "/redis/external/url"),
     ({"redis": {"external": {"url": "redis://host:6379", "caSecret": "ca"}}}, "/redis/external/url"),
     ({"redis": {"external": {"existingSecret": "redis-auth"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"engineSecret": "redis-auth"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"url": "redis://host", "gatewaySecret": "g"}}}, "/redis/external/existingSecret"),
     ({"redis": {"persistence": {"enabled": "yes"}}}, "/redis/persistence/enabled"),
     ({"redis": {"persistence": {"size": "1 Gi"}}}, "/redis/persistence/size"),
     ({"redis": {"maxMemory": "half"}}, "/redis/maxMemory"),

@@ -64,7 +64,14 @@ def test_the_chart_takes_what_gitops_tools_give_it(document: dict[str, Any]) -> 
 
 
 def test_all_that_is_written_is_tried() -> None:
-    assert {kind(each.values[0]) for each in DOCUMENTS} == {*WHOLE, *PLURALS, *GITOPS, "gateway", "Certificate"}
+    assert {kind(each.values[0]) for each in DOCUMENTS} == {
+        *WHOLE,
+        *PLURALS,
+        *GITOPS,
+        "gateway",
+        "redis",
+        "Certificate",
+    }
 
 
 @functools.cache

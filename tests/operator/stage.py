@@ -146,7 +146,7 @@ class Stage:
         """Replace the operator by a fresh one with this epoch, which remembers nothing."""
         self.dirt, self.feed = Dirt(), Feed()
         view = MapView(MapReader(self.redis), [self.namespace], epoch=epoch)
-        secrets, policies = bool(self.release.redis_password), bool(self.release.gateway_labels)
+        secrets, policies = bool(self.release.redis_secret), bool(self.release.gateway_labels)
         cluster = ClusterView(self.kube, [self.namespace], self.feed, secrets=secrets, policies=policies)
         training = TrainView(TrainReader(self.redis), look_s=0.0)
         inputs = InputsView(self.kube, self.dirt.wake)
@@ -248,7 +248,7 @@ async def running(stage: Stage, engine: PlayedEngine) -> AsyncIterator[None]:
             await engine.beat()
             await asyncio.sleep(HEARTBEAT_S)
 
-    work = [stage.loop.run(), hints.follow(MapReader(stage.redis), stage.dirt), beat()]
+    work = [stage.loop.run(), hints.follow(stage.redis, stage.dirt), beat()]
     tasks = [asyncio.create_task(each) for each in work]
     try:
         yield

@@ -340,6 +340,16 @@ def test_secrets_of_source_and_store_become_environment_each_once() -> None:
     assert container(of)["envFrom"] == [{"secretRef": {"name": "hub-token"}}]
 
 
+def test_redis_user_reaches_engines_through_the_secret_alone() -> None:
+    release = Release(image="i", redis_url="redis://r", redis_username="mint-engine", redis_password="hush")
+    for name, key in (("MINT_REDIS_USERNAME", "username"), ("MINT_REDIS_PASSWORD", "password")):
+        ref = env(base(), release)[name]["valueFrom"]["secretKeyRef"]
+        assert ref == {"name": "mint-engine-redis", "key": key}
+    assert redis_secret([base()], release).body["stringData"] == {"username": "mint-engine", "password": "hush"}
+    without = msgspec.structs.replace(release, redis_username="")
+    assert "MINT_REDIS_USERNAME" not in env(base(), without)
+
+
 def test_redis_password_and_ca_reach_engines_through_a_secret_alone() -> None:
     release = Release(
         image="i", redis_url="rediss://r:6379/0", redis_password="hush", redis_ca="PEM", redis_digest="d1"

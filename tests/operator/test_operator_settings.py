@@ -1,5 +1,6 @@
 """The operator's settings are read from its environment."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -36,6 +37,24 @@ def test_what_is_no_port_is_refused_by_the_name_of_its_variable(name: str, value
 def test_what_is_needed_and_missing_is_named(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^environment variable {name}: must be set"):
         settings.read({key: value for key, value in ENV.items() if key != name})
+
+
+def test_engines_are_the_operators_user_of_redis_unless_they_have_one_of_their_own() -> None:
+    operator = {"MINT_REDIS_USERNAME": "mint-operator", "MINT_REDIS_PASSWORD": "one"}
+    engine = {settings.ENGINE_REDIS_USERNAME: "mint-engine", settings.ENGINE_REDIS_PASSWORD: "two"}
+    shared, own = (settings.read(ENV | operator | given).release for given in ({}, engine))
+    assert shared.redis_secret == {"username": "mint-operator", "password": "one"}
+    assert own.redis_secret == {"username": "mint-engine", "password": "two"}
+    default = settings.read(ENV | operator | {settings.ENGINE_REDIS_PASSWORD: "two"}).release
+    assert default.redis_secret == {"password": "two"}, "Redis's default user"
+    digests = {each.redis_digest for each in (shared, own, default)}
+    assert len(digests) == 3, "engines restart for another user"
+
+
+def test_an_upgrade_restarts_no_engines_whose_password_is_the_same() -> None:
+    assert settings.read(ENV).release.redis_digest == ""
+    known = hashlib.pbkdf2_hmac("sha256", b"one", b"mint-engine-redis", 200_000).hex()[:8]
+    assert settings.read(ENV | {"MINT_REDIS_PASSWORD": "one"}).release.redis_digest == known
 
 
 def test_the_program_says_that_it_takes_no_options() -> None:

@@ -104,18 +104,35 @@ capabilities:
 {{- else }}{{ .Values.redis.existingSecret | default (printf "%s-redis" (include "mint.fullname" .)) }}{{ end }}
 {{- end }}
 
-{{/* The environment by which a part of MinT reaches the placement map. */}}
-{{- define "mint.redis.env" -}}
-- name: MINT_REDIS_URL
-  value: {{ .Values.redis.external.url | default (printf "redis://%s-redis.%s.svc:6379/0" (include "mint.fullname" .) .Release.Namespace) }}
-{{- with include "mint.redis.secret" . }}
-- name: MINT_REDIS_PASSWORD
+{{/*
+The variables of a Redis user from a Secret, whose key "username" only an external Redis has, and may lack: Redis's
+default user has no need of it. Takes (list $ prefix secret).
+*/}}
+{{- define "mint.redis.user" -}}
+{{- if (index . 0).Values.redis.external.url }}
+- name: {{ index . 1 }}_USERNAME
   valueFrom:
     secretKeyRef:
-      name: {{ . | quote }}
+      name: {{ index . 2 | quote }}
+      key: username
+      optional: true
+{{- end }}
+- name: {{ index . 1 }}_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ index . 2 | quote }}
       key: password
 {{- end }}
-{{- if include "mint.redis.ca" . }}
+
+{{/* The environment by which a part of MinT reaches the placement map. Takes (list $ secret). */}}
+{{- define "mint.redis.env" -}}
+{{- $root := index . 0 -}}
+- name: MINT_REDIS_URL
+  value: {{ $root.Values.redis.external.url | default (printf "redis://%s-redis.%s.svc:6379/0" (include "mint.fullname" $root) $root.Release.Namespace) }}
+{{- with index . 1 }}
+{{- include "mint.redis.user" (list $root "MINT_REDIS" .) | nindent 0 }}
+{{- end }}
+{{- if include "mint.redis.ca" $root }}
 - name: MINT_REDIS_CA_FILE
   value: /etc/mint/redis/ca.crt
 {{- end }}

@@ -67,7 +67,6 @@ def redis_secret(bases: Sequence[ObservedBase], release: Release) -> Manifest:
 
     It has one fixed name, so that the operator's role can be limited to it.
     """
-    data = {"password": release.redis_password, "ca.crt": release.redis_ca}
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -78,7 +77,7 @@ def redis_secret(bases: Sequence[ObservedBase], release: Release) -> Manifest:
             "ownerReferences": [_owner(base, controller=False) for base in bases],
         },
         "type": "Opaque",
-        "stringData": {key: value for key, value in data.items() if value},
+        "stringData": release.redis_secret,
     }
     return _manifest(body, bases)
 

@@ -166,11 +166,11 @@ def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
 
 
 def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mapping[str, BasePlan]) -> list[Manifest]:
-    """Return one Secret for each namespace whose engines need a password or a CA.
+    """Return one Secret for each namespace whose engines need a user, a password or a CA.
 
     Engines of a base whose spec is unreadable or refused, or that is not planned for, keep running and need it, too.
     """
-    if not snapshot.release.redis_password and not snapshot.release.redis_ca:
+    if not snapshot.release.redis_secret:
         return []
     namespaces: dict[str, list[ObservedBase]] = defaultdict(list)
     for key, base in bases.items():

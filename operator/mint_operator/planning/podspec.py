@@ -138,9 +138,9 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
         {"name": settings.REDIS_URL, "value": _literal(release.redis_url)},
         {"name": "TMPDIR", "value": TEMPORARY_FOLDER},
     ]
-    if release.redis_password:
-        key = {"name": secret, "key": "password"}
-        env.append({"name": settings.REDIS_PASSWORD, "valueFrom": {"secretKeyRef": key}})
+    for name, key in ((settings.REDIS_USERNAME, "username"), (settings.REDIS_PASSWORD, "password")):
+        if key in release.redis_secret:
+            env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
     if release.redis_ca:
         env.append({"name": settings.REDIS_CA_FILE, "value": f"{CA_FOLDER}/ca.crt"})
     if release.ca_bundle:

@@ -187,13 +187,22 @@ class Release(msgspec.Struct, frozen=True):
     runtime_class: str = ""
     pull_secrets: tuple[str, ...] = ()
     redis_url: str = ""
+    redis_username: str = ""  # the engines' user, and its password: the operator may use another
     redis_password: str = ""
     redis_ca: str = ""
     ca_bundle: str = ""  # ConfigMap of each engine's namespace with the CAs of stores; empty: public CAs
     ca_bundle_key: str = ""
-    redis_digest: str = ""  # changes with the password and the CA, so that engines restart with the new ones
+    redis_digest: str = (
+        ""  # changes with the user, the password and the CA, so that engines restart with the new ones
+    )
     gateway_namespace: str = ""
     gateway_labels: Mapping[str, str] = {}  # of the pods that may call engines; empty: there is no NetworkPolicy
+
+    @property
+    def redis_secret(self) -> dict[str, str]:
+        """What engines need to authenticate to Redis, by the Secret's keys; empty if nothing."""
+        data = {"username": self.redis_username, "password": self.redis_password, "ca.crt": self.redis_ca}
+        return {key: value for key, value in data.items() if value}
 
 
 class Snapshot(msgspec.Struct, frozen=True):
