@@ -3,7 +3,9 @@
 
 -- KEYS: epoch, version, base, placements, editions, waves, writing, assigned...
 -- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, the version that the change was planned for (-1:
--- the map had none; "": any), which part of the change this is ("whole", "first", "next" or "last"), and a unique token
+-- the map had none; "": any), which part of the change this is ("whole", "first", "next" or "last"), a unique token,
+-- the key of the set of bases, and the base, which is added to it. (That key is none of KEYS: a node of a Redis Cluster
+-- then says where it leads on to, not that the keys are apart.)
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
 -- with one element of "assigned" for each key after the seventh. called (JSON): [[engine, its channel]...], every
 -- engine whose part the complete change touches; they are notified when it commits. Returns the version.
@@ -32,6 +34,7 @@ local function apply(keys, argv)
     if redis.call('GET', keys[7]) ~= token then return redis.error_reply('MAPCHANGED ' .. there) end
   end
   if part == 'last' then redis.call('DEL', keys[7]) end
+  redis.call('SADD', argv[10], argv[11])
   if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
   local ops = cjson.decode(argv[5])
   change(keys[4], ops.placements)
@@ -48,14 +51,15 @@ local function apply(keys, argv)
   return tonumber(redis.call('GET', keys[2]) or '0')
 end
 
--- KEYS: epoch, training, editions, trains..., rewards...   ARGV: epoch, ops, called
+-- KEYS: epoch, training, editions, trains..., rewards...   ARGV: epoch, ops, called, key of the set of bases, base
 -- ops (JSON): {"training": {"set":, "del":}, "trains": [{"set":, "del":}...]} with one element of "trains" for each key
--- after the third; the keys after those are deleted. called is as in apply. The map's version stays as it is, so a map
--- that was lost stays unknown until leases are written: no missing lease is taken for a withdrawn one.
+-- after the third; the keys after those are deleted. called and the last two are as in apply. The map's version stays
+-- as it is, so a map that was lost stays unknown until leases are written: no missing lease is taken for a withdrawn one.
 local function train(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
   if refused then return refused end
   local ops = cjson.decode(argv[2])
+  redis.call('SADD', argv[4], argv[5])
   change(keys[2], ops.training)
   for i, each in ipairs(ops.trains) do change(keys[3 + i], each) end
   for i = 4 + #ops.trains, #keys do redis.call('DEL', keys[i]) end

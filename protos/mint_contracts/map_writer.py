@@ -32,7 +32,6 @@ class MapWriter:
         between two parts of the change. A change of waves only does not grow the version, as nobody follows waves;
         nor does a change that does not complete the map.
         """
-        await name_base(self._redis, base)
         seen = "" if over is None else str(-1 if over.version is None else over.version)
         called = sorted({*change.set_assigned, *change.del_assigned})
         tells_only = not change.completes or (bool(change) and not change.places)
@@ -41,9 +40,7 @@ class MapWriter:
         for number, part in enumerate(before):
             await self._apply_part(base, part, None, (seen, "next" if number else "first", token))
         which = "last" if before else "whole"
-        version = await self._apply_part(base, last, None if tells_only else called, (seen, which, token))
-        await name_base(self._redis, base)  # again: if the map was lost since, so was the name
-        return version
+        return await self._apply_part(base, last, None if tells_only else called, (seen, which, token))
 
     async def _apply_part(
         self, base: str, part: MapChange, called: Sequence[str] | None, guard: tuple[str, str, str]
@@ -73,6 +70,8 @@ class MapWriter:
             text(ops),
             text(channels),
             *guard,
+            keys.BASES,
+            base,
         ]
         return int(await call(self._redis, "apply", names, args))
 
@@ -89,12 +88,6 @@ class MapWriter:
 
     async def _remove(self, base: str, names: Sequence[str]) -> None:
         await call(self._redis, "forget", [keys.epoch(base), *names], [str(self.epoch)])
-
-
-async def name_base(redis: Redis, base: str) -> None:
-    """Add a base to those that have keys, if it is not there: with memory full Redis refuses even a repeated add."""
-    if not await bounded(lambda: redis.sismember(keys.BASES, base)):
-        await bounded(lambda: redis.sadd(keys.BASES, base))
 
 
 def _ops(records: Sequence[Placement | Assignment], names: Sequence[str]) -> dict[str, Any]:

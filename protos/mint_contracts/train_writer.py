@@ -7,7 +7,6 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import call, text
-from mint_contracts.map_writer import name_base
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
 
 OPS_PER_CALL = 250  # small, as an assignment may contain its own dataset
@@ -22,7 +21,6 @@ class TrainWriter:
 
     async def apply(self, base: str, change: TrainChange) -> None:
         """Write a change; the engines that it touches are notified once the complete change is there."""
-        await name_base(self._redis, base)
         called = sorted({*change.set_trains, *change.del_trains, *change.called})
         parts = _split(change)
         for part in parts[:-1]:
@@ -42,7 +40,7 @@ class TrainWriter:
         names += [keys.trains(base, engine) for engine in engines]
         names += [keys.rewards(base, policy) for policy in part.del_rewards]
         channels = [[engine, keys.called(base, engine)] for engine in called]
-        await call(self._redis, "train", names, [str(self._epoch), text(ops), text(channels)])
+        await call(self._redis, "train", names, [str(self._epoch), text(ops), text(channels), keys.BASES, base])
 
 
 def _ops(records: Mapping[str, WaveTraining | TrainAssignment], names: Sequence[str]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ async def test_the_fence_outlives_forgetting(redis_client: Redis) -> None:
     await new.forget(BASE)
     with pytest.raises(StaleEpoch):
         await write(old, "a")
+    assert await MapReader(redis_client).bases() == [], "whoever was overtaken does not name it again either"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

@@ -129,7 +129,7 @@ async def test_a_change_that_is_there_leaves_nothing_of_how_it_came(redis_client
 async def test_a_base_is_named_whenever_its_map_is_there(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This includes a loss between writing the name and writing the change."""
+    """This includes a loss just before the change is written."""
     losing_before(monkeypatch, 0, redis_client.flushall)
     await write(MapWriter(redis_client, epoch=5), "a")
     assert await MapReader(redis_client).bases() == [BASE]
@@ -162,6 +162,11 @@ async def test_where_memory_is_full_engines_live_and_changes_are_written(full_re
     assert (await reader.pulse(BASE)).engines == {"e-0": record(sequence=2)}
     await writer.apply(BASE, MapChange(del_placements=("a",)))
     assert list(await reader.placements(BASE)) == ["b"]
+
+
+async def test_where_memory_is_full_a_new_base_is_named(full_redis: Redis) -> None:
+    await MapWriter(full_redis, epoch=1).apply("demo/new", MapChange(set_placements=(placement("a"),)))
+    assert await MapReader(full_redis).bases() == ["demo/new", BASE]
 
 
 async def test_where_memory_is_full_a_base_can_still_be_forgotten(full_redis: Redis) -> None:
