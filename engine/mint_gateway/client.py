@@ -23,6 +23,7 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.dialling import Trust, bearing, dial, is_hopeless
 from mint_gateway.persistence import Persistence
 from mint_gateway.policy import Policy
+from mint_gateway.token_ids import token_ids
 
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # for one attempt of a call that is not a stream
@@ -51,7 +52,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def question(
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     base_model: str = "",
     adapter: str = "",
@@ -64,13 +65,15 @@ def question(
     n: int = 1,
     routes: bool = False,
 ) -> sampling_pb2.GenerateRequest:
-    """Build a request: a chat of one user message, or with `raw` the text without a chat template.
+    """Build a request: a chat of one user message, with `raw` the text without a chat template; or token ids.
 
     `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy; the `n` completions are sampled with seed,
     seed + 1, and so on; `routes` asks which experts the tokens were routed to.
     """
     request = sampling_pb2.GenerateRequest(base_model=base_model, adapter=adapter)
-    if raw:
+    if not isinstance(prompt, str):
+        request.tokens.ids.extend(token_ids("question", "prompt", prompt))
+    elif raw:
         request.text = prompt
     else:
         request.chat.messages.add(role="user", content=prompt)

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Internal, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
 from mint_contracts.transport import MOST_TOKEN_BYTES
+from mint_gateway.token_ids import token_ids
 
 if TYPE_CHECKING:
     from mint_contracts.training_pb2_grpc import TrainerAsyncStub
@@ -30,23 +31,48 @@ def example(
     prompt: Sequence[int],
     completion: Sequence[int],
     *,
-    advantage: float | None = None,
+    advantage: float | Sequence[float] | None = None,
     sampler_logprobs: Sequence[float] = (),
+    weights: Sequence[float] = (),
 ) -> pb.Example:
-    """Build a training example of a prompt and its completion (token ids), with weights on the completion only.
+    """Build a training example of a prompt and its completion (token ids), to learn the completion's tokens only.
 
-    Losses that weigh by advantage need `advantage`, and as `sampler_logprobs` the completion's log-probabilities from
-    its answer. Raises InvalidRequest unless prompt and completion have at least one token each.
+    `weights` has one number for each of the completion's tokens, by default 1; with 0 a token is only read, such as a
+    user's turn in the middle of a chat. Losses that weigh by advantage need `advantage`, one for all tokens or one
+    for each, and as `sampler_logprobs` the completion's log-probabilities from its answer. Raises InvalidRequest for
+    what is not a list of token ids or has another length than the completion, and if either of them is empty.
     """
-    if not prompt or not completion:
+    before = token_ids("example", "prompt", prompt)
+    after = token_ids("example", "completion", completion)
+    if not before or not after:
         raise InvalidRequest("example", "needs at least one token of the prompt, and one of the completion")
-    whole, before = [*prompt, *completion], len(prompt) - 1
-    built = pb.Example(tokens=whole[:-1], targets=whole[1:], weights=[0.0] * before + [1.0] * len(completion))
+    if advantage is not None and not len(sampler_logprobs):
+        reason = (
+            "has an advantage but no sampler_logprobs; ask for the completion with logprobs=0, which returns them"
+        )
+        raise InvalidRequest("example", reason)
+    whole, count = [*before, *after], len(after)
+
+    def aligned(name: str, values: Sequence[float]) -> list[float]:
+        if len(values) != count:
+            message = f"has {len(values)} {name} for {count} tokens of the completion; give one each"
+            raise InvalidRequest("example", message)
+        return [0.0] * (len(before) - 1) + [float(value) for value in values]
+
+    built = pb.Example(tokens=whole[:-1], targets=whole[1:])
+    built.weights.extend(aligned("weights", weights if len(weights) else [1.0] * count))
     if advantage is not None:
-        built.advantages.extend([0.0] * before + [advantage] * len(completion))
-    if sampler_logprobs:
-        built.sampler_logprobs.extend([0.0] * before + list(sampler_logprobs))
+        built.advantages.extend(aligned("advantages", _for_each(advantage, count)))
+    if len(sampler_logprobs):
+        built.sampler_logprobs.extend(aligned("sampler_logprobs", sampler_logprobs))
     return built
+
+
+def _for_each(given: Any, count: int) -> list[float]:
+    try:
+        return list(given)
+    except TypeError:  # one number for all, which may also be an array or a tensor without dimensions
+        return [given] * count
 
 
 class Policy:

@@ -172,8 +172,7 @@ async def test_what_a_policy_publishes_by_the_gateway_is_asked_for_there(school:
 
 async def test_what_was_answered_is_learnt_by_its_advantage(school: School) -> None:
     prompt, client = [5, 6, 7], school.scene.client
-    request = question("", base_model=BASE, raw=True, max_tokens=6, temperature=1.0, seed=3, logprobs=0)
-    request.tokens.ids.extend(prompt)
+    request = question(prompt, base_model=BASE, max_tokens=6, temperature=1.0, seed=3, logprobs=0)
     answer = await client.answer(request)
     policy = await client.create_policy("acme/a", rank=4)
     drawn = example(prompt, answer.token_ids, advantage=2.0, sampler_logprobs=answer.logprobs)
