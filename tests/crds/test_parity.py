@@ -9,7 +9,11 @@ import pytest
 
 from mint_contracts import durations, names, resources
 from mint_contracts.entries import LABEL_KEY_PATTERN, LABELS_MAX
+from mint_operator.observing import train_manifest
 from mint_operator.observing.train_bounds import bounded
+from mint_operator.planning import wave_status
+from mint_operator.planning.lookup import MOST_ADAPTERS
+from mint_operator.training import gang
 from tests.crds.schemas import Schema, definition, rules, schema, walk
 
 PARTS = [
@@ -221,6 +225,16 @@ def test_names_of_adapters_obey_the_same_pattern() -> None:
     assert adapters["selector"]["properties"]["labels"]["maxProperties"] == LABELS_MAX
     assert f"self.all(key, key.matches('{LABEL_KEY_PATTERN}'))" in rules("AdapterWave").values()
     assert adapters["sources"]["items"]["properties"]["name"]["maxLength"] == names.ADAPTER_MAX_LENGTH
+
+
+def test_the_operator_has_the_limits_of_the_crds() -> None:
+    spec, status = (schema("AdapterWave")["properties"][part]["properties"] for part in ("spec", "status"))
+    policies = spec["train"]["properties"]["policies"]["properties"]
+    assert spec["adapters"]["properties"]["names"]["maxItems"] == MOST_ADAPTERS
+    assert policies["count"]["maximum"] == train_manifest.MOST_POLICIES
+    assert policies["list"]["maxItems"] == gang.MOST_POLICIES
+    assert status["failures"]["maxItems"] == wave_status.MOST_FAILURES
+    assert status["failures"]["items"]["properties"]["message"]["maxLength"] == wave_status.FAILURE_MESSAGE_LENGTH
 
 
 @pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])

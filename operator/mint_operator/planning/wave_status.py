@@ -1,8 +1,9 @@
 """Builds a wave's status: phase, conditions, counts, engines and failures."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 
 import msgspec
 
@@ -24,8 +25,7 @@ from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, St
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedWave
 
-MOST_FAILURES = 10
-FAILURE_MESSAGE_LENGTH = 4096
+MOST_FAILURES, FAILURE_MESSAGE_LENGTH = 10, 4096  # of a status, as in the CRD
 
 
 class WaveFacts(msgspec.Struct, frozen=True, dict=True):
@@ -121,6 +121,14 @@ def eta_of(training: TrainingStatus | None, loading: LoadingStatus) -> str:
     return (training.eta if training is not None else "") or loading.eta
 
 
+def list_failures(found: Iterable[tuple[str, str, Failure]]) -> list[WaveFailure]:
+    """Return the first of these failures, as (adapter, engine, failure), as a status lists them."""
+    return [
+        WaveFailure(adapter, engine, failure.reason, failure.message[:FAILURE_MESSAGE_LENGTH])
+        for adapter, engine, failure in islice(found, MOST_FAILURES)
+    ]
+
+
 def _last(wave: ObservedWave) -> AdapterWaveStatus:
     """Return the wave's last status; an empty one if that says expired, which no longer holds."""
     return wave.status if wave.status.phase != EXPIRED else AdapterWaveStatus()
@@ -145,11 +153,9 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
         counts=counts,
         summary=f"{counts.ready}/{counts.wanted}",
         engines=_engines(facts),
-        failures=[
-            WaveFailure(copy.adapter, copy.engine, copy.failure.reason, copy.failure.message[:FAILURE_MESSAGE_LENGTH])
-            for copy in facts.standing[FAILED][:MOST_FAILURES]
-            if copy.failure is not None
-        ],
+        failures=list_failures(
+            (copy.adapter, copy.engine, copy.failure) for copy in facts.standing[FAILED] if copy.failure is not None
+        ),
         loading=facts.loading,
         eta=eta_of(None, facts.loading),
     )

@@ -22,7 +22,7 @@ from mint_operator.planning.conditions import Finding, Truth, span, truth
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.refusal import NO_NAMES, Refusal, together
 from mint_operator.planning.snapshot import ObservedWave
-from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAILURES, eta_of
+from mint_operator.planning.wave_status import eta_of, list_failures
 from mint_operator.training.stand import PolicyStand, WaveStand
 
 MOST_NAMED = 5
@@ -266,13 +266,11 @@ def _engines(facts: TrainFacts) -> list[WaveEngine]:
 
 
 def _failures(stand: WaveStand) -> list[WaveFailure]:
-    found: list[WaveFailure] = []
-    for policy in stand.policies:
-        failure = policy.progress.failure if policy.progress else None
-        if failure is not None and len(found) < MOST_FAILURES:
-            message = failure.message[:FAILURE_MESSAGE_LENGTH]
-            found.append(WaveFailure(policy.name, policy.engine, failure.reason, message))
-    return found
+    return list_failures(
+        (policy.name, policy.engine, policy.progress.failure)
+        for policy in stand.policies
+        if policy.progress is not None and policy.progress.failure is not None
+    )
 
 
 def _failed(stand: WaveStand, message: str) -> Finding:
