@@ -204,6 +204,22 @@ def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
         pass
 
 
+@pytest.mark.usefixtures("direct")
+async def test_a_remote_adapter_that_comes_after_its_wave_is_loaded(
+    scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing notifies an engine of new files in a remote store, as the watch does in a local one."""
+    monkeypatch.setattr("mint_engine.residency.copies.FIRST_RETRY_S", 0.02)
+    (tmp_path / "shelf").mkdir()
+    here = scene(store=None)
+    with stores.serving(stores.Files, tmp_path / "shelf") as (address, _):
+        here.residency.want([Assignment(NAMES[0], Source(f"http://{address}/late"), Tier.DEVICE)])
+        await until(lambda: here.failure(NAMES[0]) == "SourceNotFound")
+        shutil.copytree(store / NAMES[0], tmp_path / "shelf" / "late")
+        await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    assert here.failure(NAMES[0]) == ""
+
+
 def test_a_silence_of_which_nobody_hears_more_is_forgotten() -> None:
     """Else every server that was ever silent would cost memory for good."""
     now = [0.0]

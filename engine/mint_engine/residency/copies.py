@@ -5,11 +5,12 @@ import math
 from dataclasses import dataclass
 
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import MintError
+from mint_contracts.errors import MintError, SourceNotFound
 from mint_contracts.records import Failure, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.host import Key
+from mint_engine.sources.local import is_local
 
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 60.0
@@ -90,10 +91,14 @@ class Copy:
         return self.error is not None and now < self.retry_at
 
     def failed(self, error: MintError, now: float, *, wanted: bool) -> None:
-        """Record a failed load. A wave's terminal failure is never retried: its source would have to change."""
+        """Record a failed load. A wave's terminal failure is never retried: its source would have to change.
+
+        A remote source that is missing may come after the wave, and nothing notifies us of that, so it is retried.
+        """
         self.error = error
         self.attempts += 1
-        if error.terminal:
+        awaited = isinstance(error, SourceNotFound) and not is_local(self.source)  # local sources are watched
+        if error.terminal and not (awaited and wanted):
             self.retry_at = math.inf if wanted else now + FORGET_S
         else:
             wait = delay_s(self.attempts, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S if wanted else FORGET_S)
