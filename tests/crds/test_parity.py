@@ -1,11 +1,13 @@
 """The CRDs and the structs of mint_contracts.resources say the same, field by field, in both directions."""
 
+import re
 from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
+import yaml
 
 from mint_contracts import durations, names, resources
 from mint_contracts.entries import LABEL_KEY_PATTERN, LABELS_MAX
@@ -241,6 +243,25 @@ def test_the_operator_has_the_limits_of_the_crds() -> None:
 def test_every_field_is_described_in_sentences(kind: str) -> None:
     described = {path: node.get("description", "") for path, node in walk(schema(kind))}
     assert [path for path, text in described.items() if not text.endswith(".") or not text[0].isupper()] == []
+
+
+SANITY = 1_000_000  # a maximum from here on only keeps out what nobody means
+
+
+@pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])
+def test_descriptions_say_defaults_and_bounds(kind: str) -> None:
+    """`kubectl explain` shows nothing else of a field but its type and the values of an enum."""
+    for path, node in walk(schema(kind)["properties"]["spec"], ".spec"):
+        text, default, least = node["description"], node.get("default"), node.get("minimum", 0)
+        if default is not None and not isinstance(default, dict | list):
+            [told] = re.findall(r"efaults to (\S+)\.$", text) or [None]
+            assert told is not None, path
+            assert told == default or yaml.safe_load(told) == default or float(told) == default, path
+        if node.get("maximum", SANITY) < SANITY:
+            bounds = "bove {}, up to {}" if "exclusiveMinimum" in node else "rom {} to {}"
+            assert bounds.format(least, node["maximum"]) in text, path
+        elif least > 0:
+            assert f"t least {least}" in text, path
 
 
 @pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])
