@@ -155,6 +155,27 @@ def test_every_panel_has_a_place_of_its_own() -> None:
     assert len({each["id"] for each in panels}) == len(panels)
 
 
+def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
+    for each in dashboard(render(EVERYTHING))["panels"]:
+        assert each["description"].endswith("."), each["title"]
+        unit = each["fieldConfig"]["defaults"]["unit"]
+        for text in (target["expr"] for target in each["targets"]):
+            if "histogram_quantile(" in text:
+                assert ("_seconds_bucket" in text, unit) == (True, "s"), text
+            elif "rate(" in text:
+                assert unit == "reqps" or unit.endswith("/s"), text
+            else:
+                assert unit == "none", text
+
+
+def test_pods_of_one_name_in_two_namespaces_are_told_apart() -> None:
+    """Engines are called after their base, and two namespaces may each have one of that name."""
+    for each in dashboard(render(EVERYTHING))["panels"]:
+        for target in each["targets"]:
+            assert ("{{pod}}" in target["legendFormat"]) is ("by (namespace, pod)" in target["expr"])
+            assert "by (pod)" not in target["expr"]
+
+
 def test_no_release_has_the_dashboard_of_another() -> None:
     longest = "x" * 53
     releases = [("mint", NAMESPACE), ("second", NAMESPACE), ("mint", "team-b"), (longest, "n" * 63)]
