@@ -37,6 +37,9 @@ def test_every_argument_says_what_it_is_for_and_its_default(action: argparse.Act
         assert "default" in text or "now %(default)s" in text
 
 
-def test_help_of_every_verb_can_be_written() -> None:
+def test_help_of_every_verb_can_be_written_and_says_what_it_does() -> None:
     for verb in verbs(parser()):
+        assert verb.description, verb.prog
+        assert verb.description[0].isupper(), verb.prog
+        assert verb.description.endswith("."), verb.prog
         assert verb.format_help()

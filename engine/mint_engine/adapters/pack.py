@@ -86,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
     )
     pack.add_argument("file", type=Path, help="packed file to write; name it adapter.mint in a store")
     unpack.add_argument("folder", type=Path, help="folder to write; must not exist yet")
-    commands.add_parser("show", help="show the contents of a packed file").add_argument("file", type=Path)
+    show = commands.add_parser("show", help="show the contents of a packed file")
+    show.add_argument("file", type=Path, help="packed file to read")
     return root
 
 

@@ -16,6 +16,7 @@ from mint_contracts.escaping import escape_controls
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.gateway_options import reach
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.tables import Column, answers_table
 from mint_gateway.client import Answer, Client, collect, question
 
@@ -28,7 +29,7 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control cha
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb."""
-    verb = verbs.add_parser("ask", parents=[common], help="ask one adapter, several at once, or the bare base")
+    verb = verbs.add_parser("ask", parents=[common], **purpose("ask one adapter, several at once, or the bare base"))
     verb.add_argument("prompt", metavar="PROMPT", help="what to ask, as a user's message in a chat")
     verb.add_argument(
         "--adapter",

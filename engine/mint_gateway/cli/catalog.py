@@ -18,6 +18,7 @@ from mint_contracts.escaping import escape_controls
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.manifest_file import requests, size_of
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import entries_table, refusals_table
 
@@ -32,9 +33,9 @@ UNKNOWN_SHOWN = 20
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb and its actions."""
-    verb = verbs.add_parser("catalog", help="adapters in the catalog: list, show, register, retire")
+    verb = verbs.add_parser("catalog", **purpose("adapters in the catalog: list, show, register, retire"))
     acts = verb.add_subparsers(required=True, metavar="WHAT")
-    listing = acts.add_parser("list", parents=[common], help="list adapters by name")
+    listing = acts.add_parser("list", parents=[common], **purpose("list adapters by name"))
     listing.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only names with this prefix")
     label = "only adapters with this label; may be repeated"
     listing.add_argument("-l", "--label", metavar="KEY=VALUE", action="append", default=[], help=label)
@@ -42,13 +43,15 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
         "--limit", type=positive, default=LIMIT, metavar="N", help="how many to list at most (default %(default)s)"
     )
     listing.set_defaults(run=run_list)
-    show = acts.add_parser("show", parents=[common], help="show one adapter")
+    show = acts.add_parser("show", parents=[common], **purpose("show one adapter"))
     show.add_argument("adapter", metavar="NAME[@REVISION]", help="its name, alone or with a revision")
     show.set_defaults(run=run_show)
-    register = acts.add_parser("register", parents=[common], help="register every entry of a file")
+    line = 'Its lines are like {"name": "acme/bot", "uri": "s3://bucket/bot", "labels": {"language": "en"}}.'
+    register = acts.add_parser("register", parents=[common], **purpose("register every entry of a file", line))
     register.add_argument("file", metavar="FILE", type=Path, help="JSON lines, or Parquet if named *.parquet")
     register.set_defaults(run=run_register)
-    retire = acts.add_parser("retire", parents=[common], help="take names out of the catalog")
+    then = "A retired name means nothing, even if the adapter store has it, until it is registered again."
+    retire = acts.add_parser("retire", parents=[common], **purpose("take names out of the catalog", then))
     retire.add_argument("adapters", metavar="NAME", nargs="+", help="names to retire")
     retire.set_defaults(run=run_retire)
 

@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from mint_contracts.escaping import escape_controls
 from mint_contracts.placement_pb2 import Explanation
 from mint_gateway.cli.gateway_options import reach
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import holders_table
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb."""
     verb = verbs.add_parser(
-        "explain", parents=[common], help="explain where an adapter is, and which engine would answer now"
+        "explain", parents=[common], **purpose("explain where an adapter is, and which engine would answer now")
     )
     verb.add_argument(
         "adapter", metavar="ADAPTER", nargs="?", default="", help="adapter to explain (default: the bare base)"

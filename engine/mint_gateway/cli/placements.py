@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.json_format import MessageToDict
 
 from mint_gateway.cli.gateway_options import reach
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import placements_table
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb."""
-    verb = verbs.add_parser("placements", parents=[common], help="show the placement map as the gateway sees it")
+    verb = verbs.add_parser(
+        "placements", parents=[common], **purpose("show the placement map as the gateway sees it")
+    )
     verb.set_defaults(run=run)
 
 

@@ -14,6 +14,7 @@ from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, 
 from mint_contracts.quantisation import MODELOPT_FILE
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
 from mint_gateway.planning.fit import Mix, Storage, make_plan
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs") -> None:
     """Declare the verb. It contacts no gateway, so it has none of the common options."""
-    verb = verbs.add_parser("plan", help="work out what fits of a base and a wave mix on a device")
+    verb = verbs.add_parser("plan", **purpose("work out what fits of a base and a wave mix on a device"))
     verb.add_argument("config", type=Path, metavar="BASE", help="a base's folder, or its config.json")
     _add_engine(verb)
     _add_mix(verb)

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 
 from mint_contracts.escaping import escape_controls
 from mint_gateway.cli.gateway_options import reach
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.tables import policies_table
 
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     """Declare the verb and its actions."""
-    verb = verbs.add_parser("policy", help="policies that programs train by Trainer calls: list, drop")
+    verb = verbs.add_parser("policy", **purpose("policies that programs train by Trainer calls: list, drop"))
     acts = verb.add_subparsers(required=True, metavar="WHAT")
     listing = acts.add_parser(
-        "list", parents=[common], help="list them: the engine of each, or that it rests, and its steps so far"
+        "list", parents=[common], **purpose("list them: the engine of each, or that it rests, and its steps so far")
     )
     listing.set_defaults(run=run_list)
     drop = acts.add_parser(
-        "drop", parents=[common], help="drop policies and free their names; their files stay in the store"
+        "drop", parents=[common], **purpose("drop policies and free their names; their files stay in the store")
     )
     drop.add_argument("policies", metavar="NAME", nargs="+", help="policies to drop")
     drop.set_defaults(run=run_drop)

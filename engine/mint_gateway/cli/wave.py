@@ -17,6 +17,7 @@ from rich.live import Live
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.cli import wave_orders
 from mint_gateway.cli.gateway_options import reach
+from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import show
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
@@ -31,7 +32,7 @@ _FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
 def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.ArgumentParser) -> None:
     """Declare the verb and its own verbs. For `plot`, `-o` names the output file, not the format."""
     verb = verbs.add_parser(
-        "wave", help="list, watch and explain waves; pause, resume or cancel training; plot rewards"
+        "wave", **purpose("list, watch and explain waves; pause, resume or cancel training; plot rewards")
     )
     own = verb.add_subparsers(required=True, metavar="VERB")
     named = argparse.ArgumentParser(add_help=False)
@@ -39,17 +40,17 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.Argu
     named.add_argument(
         "-n", "--namespace", default="default", help="namespace, if NAME has none (default %(default)s)"
     )
-    listing = own.add_parser("list", parents=[common], help="list the training waves")
+    listing = own.add_parser("list", parents=[common], **purpose("list the training waves"))
     listing.set_defaults(run=list_waves)
     watching = own.add_parser(
-        "watch", parents=[common, named], help="show progress and rewards as they come, until the wave ends"
+        "watch", parents=[common, named], **purpose("show progress and rewards as they come, until the wave ends")
     )
     watching.set_defaults(run=watch)
     explaining = own.add_parser(
-        "explain", parents=[common, named], help="explain the state of a wave, and what is missing"
+        "explain", parents=[common, named], **purpose("explain the state of a wave, and what is missing")
     )
     explaining.set_defaults(run=explain)
-    drawing = own.add_parser("plot", parents=[reaching, named], help="plot the rewards so far")
+    drawing = own.add_parser("plot", parents=[reaching, named], **purpose("plot the rewards so far"))
     drawing.add_argument(
         "-o",
         "--output",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mint_contracts.errors import InvalidRequest, NotFound, Unavailable
+from mint_gateway.cli.purpose import purpose
 
 TIMEOUT_S = 15
 _KIND = "adapterwaves.mint.dev"  # in full: the short name may belong to another resource
@@ -69,7 +70,7 @@ ORDERS = (
 def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the verbs. They contact no gateway, so they have none of the common options."""
     for order in ORDERS:
-        own = verbs.add_parser(order.verb, help=f"{order.verb} a training wave: {order.effect}")
+        own = verbs.add_parser(order.verb, **purpose(f"{order.verb} a training wave: {order.effect}"))
         own.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
         where = "namespace, if NAME has none (default: that of kubectl's context)"
         own.add_argument("-n", "--namespace", default="", help=where)
