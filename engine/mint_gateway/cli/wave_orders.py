@@ -53,16 +53,22 @@ class _Wave(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Order:
-    """A change of `spec.train`, and its effect in words."""
+    """A change of `spec.train`, and its effect in words; `more` is for the verb's own help."""
 
     verb: str
     change: Mapping[str, bool]
     effect: str
+    more: str = ""
 
 
 ORDERS = (
     Order("pause", {"paused": True}, "its policies stop after their step, save and free their slots"),
-    Order("resume", {"paused": False}, "its policies continue from their last step as slots become free"),
+    Order(
+        "resume",
+        {"paused": False},
+        "its policies continue from their last step as slots become free",
+        "Policies that have failed are retried from their last checkpoint.",
+    ),
     Order("cancel", {"cancelled": True}, "its policies save and end for good; what they published stays"),
 )
 
@@ -70,7 +76,8 @@ ORDERS = (
 def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the verbs. They contact no gateway, so they have none of the common options."""
     for order in ORDERS:
-        own = verbs.add_parser(order.verb, **purpose(f"{order.verb} a training wave: {order.effect}"))
+        what = purpose(f"{order.verb} a training wave: {order.effect}", order.more)
+        own = verbs.add_parser(order.verb, **what)
         own.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
         where = "namespace, if NAME has none (default: that of kubectl's context)"
         own.add_argument("-n", "--namespace", default="", help=where)
