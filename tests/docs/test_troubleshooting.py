@@ -9,8 +9,8 @@ import pytest
 
 from mint_contracts import errors
 from mint_contracts.records import EXPIRED
-from mint_operator.apply import CRDS_OUTDATED
 from mint_operator.planning import conditions
+from mint_operator.pruning import CRDS_OUTDATED
 from tests.apiserver import ROOT
 from tests.chart.rendering import EVERYTHING, render
 from tests.chart.test_monitoring import alerts
@@ -51,7 +51,7 @@ def literal_reasons() -> Iterator[str]:
                 for each in given:
                     for value in each.values if isinstance(each, ast.BoolOp) else [each]:
                         if isinstance(value, ast.Constant):
-                            yield value.value
+                            yield str(value.value)
 
 
 def test_every_reason_of_the_operator_is_explained_and_no_other() -> None:
