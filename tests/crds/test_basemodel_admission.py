@@ -33,6 +33,33 @@ def resources(requests: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any
     return engine(resources={"requests": requests, "limits": limits})
 
 
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+ZONES = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}
+
+
+def node_term(operator: str, *values: str) -> dict[str, Any]:
+    """A term about one label of nodes."""
+    return {"matchExpressions": [{"key": "disk", "operator": operator} | ({"values": values} if values else {})]}
+
+
+def pod_term(**selector: Any) -> dict[str, Any]:
+    """A term about pods of a zone."""
+    return {"topologyKey": "topology.kubernetes.io/zone", "labelSelector": selector}
+
+
+def requires(operator: str, *values: str) -> dict[str, Any]:
+    return engine(affinity={"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [node_term(operator, *values)]}}})
+
+
+def selects(operator: str, *values: str) -> dict[str, Any]:
+    return engine(affinity={"podAffinity": {REQUIRED: [pod_term(**node_term(operator, *values))]}})
+
+
+def spread(**fields: Any) -> dict[str, Any]:
+    return engine(topologySpreadConstraints=[ZONES | fields])
+
+
 ACCEPTED = [
     {},
     {"source": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "main"}},
@@ -67,6 +94,27 @@ ACCEPTED = [
     engine(kvCacheMemory="4Gi", tensorParallelSize=4, nodes=4, resources={"limits": {"memory": "2Gi"}}),
     engine(nodeSelector={"disk": "nvme"}, tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]),
     engine(tolerations=[{"operator": "Exists"}]),
+    engine(affinity={}, topologySpreadConstraints=[]),
+    engine(
+        affinity={
+            "nodeAffinity": {
+                REQUIRED: {
+                    "nodeSelectorTerms": [node_term("In", "a", "b"), node_term("Gt", "3"), node_term("Exists")]
+                },
+                PREFERRED: [{"weight": 100, "preference": node_term("NotIn", "c")}],
+            },
+            "podAffinity": {
+                PREFERRED: [{"weight": 1, "podAffinityTerm": pod_term(matchLabels={"app": "store"})}],
+            },
+            "podAntiAffinity": {
+                REQUIRED: [pod_term(matchExpressions=[{"key": "app", "operator": "NotIn", "values": ["quiet"]}])],
+            },
+        }
+    ),
+    spread(),
+    spread(topologyKey="kubernetes.io/hostname", whenUnsatisfiable="DoNotSchedule", minDomains=3, maxSkew=2),
+    spread(labelSelector={"matchLabels": {"app": "x"}}, matchLabelKeys=["controller-revision-hash"]),
+    spread(nodeAffinityPolicy="Ignore", nodeTaintsPolicy="Honor"),
     engine(
         priorityClassName="gpu-batch", podLabels={"kueue.x-k8s.io/queue-name": "gpus_8.a-1", "team": "", "tier": "x"}
     ),
@@ -86,6 +134,13 @@ ACCEPTED = [
 ]
 
 BY_RULE: list[tuple[dict[str, Any], str]] = [
+    (requires("In"), "In and NotIn need values, Gt and Lt a single one"),
+    (requires("Lt", "1", "2"), "In and NotIn need values, Gt and Lt a single one"),
+    (requires("Exists", "1"), "In and NotIn need values, Gt and Lt a single one"),
+    (requires("DoesNotExist", "1"), "In and NotIn need values, Gt and Lt a single one"),
+    (selects("NotIn"), "In and NotIn need values; Exists and DoesNotExist take none"),
+    (selects("Exists", "x"), "In and NotIn need values; Exists and DoesNotExist take none"),
+    (spread(minDomains=2), "minDomains needs whenUnsatisfiable to be DoNotSchedule"),
     (engine(cache={"size": "8Gi"}, tensorParallelSize=4, nodes=2), "an engine on several nodes cannot have volumes"),
     (engine(cache={"size": "4Gi"}), "adapters.diskCache is part of each engine's cache"),
     (engine(cache={"size": "1Ti"}) | adapters(diskCache="2Ti"), "adapters.diskCache is part of each engine's cache"),
@@ -159,6 +214,18 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (engine(replicas={"min": 0}), "spec.engine.replicas.min"),
     (engine(replicas={"max": 1001}), "spec.engine.replicas.max"),
     (engine(priorityClassName="High Priority"), "spec.engine.priorityClassName"),
+    (engine(affinity={"nodeSelectorTerms": []}), 'unknown field "spec.engine.affinity.nodeSelectorTerms"'),
+    (
+        engine(affinity={"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}}),
+        "nodeSelectorTerms in body should have",
+    ),
+    (requires("Like", "a"), 'supported values: "In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"'),
+    (engine(affinity={"podAntiAffinity": {REQUIRED: [{"labelSelector": {}}]}}), "topologyKey: Required value"),
+    (engine(affinity={"podAffinity": {PREFERRED: [{"weight": 101, "podAffinityTerm": pod_term()}]}}), "weight"),
+    (spread(maxSkew=0), "maxSkew"),
+    (spread(topologyKey=""), "topologyKey"),
+    (spread(whenUnsatisfiable="Maybe"), 'supported values: "DoNotSchedule", "ScheduleAnyway"'),
+    (engine(topologySpreadConstraints=[ZONES, ZONES]), "topologySpreadConstraints[1]: Duplicate value"),
     (engine(podLabels={"team": "x" * 64}), "spec.engine.podLabels"),
     (engine(podLabels={"team": "machine learning"}), "spec.engine.podLabels"),
     (engine(podLabels={"team": "-ml"}), "spec.engine.podLabels"),

@@ -112,6 +112,21 @@ def test_only_leaders_are_asked() -> None:
     assert not selects(spread["labelSelector"], leader)
 
 
+def test_leaders_and_workers_are_each_spread_as_wished_and_run_where_wished() -> None:
+    zones = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+    racks = zones | {"topologyKey": "rack", "labelSelector": {"matchLabels": {"app": "x"}}}
+    affinity: Body = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    of = spread_over(2, topology_spread_constraints=[zones, racks], affinity=affinity)
+    for template, other in (templates(of), templates(of)[::-1]):
+        nodes, own, theirs = template["spec"]["topologySpreadConstraints"]
+        assert (nodes["topologyKey"], own["topologyKey"]) == ("kubernetes.io/hostname", zones["topologyKey"])
+        for each in (nodes, own):
+            assert selects(each["labelSelector"], template)
+            assert not selects(each["labelSelector"], other)
+        assert theirs == racks
+        assert template["spec"]["affinity"] == affinity
+
+
 def test_the_budget_and_the_guard_hold_for_all_of_a_group() -> None:
     found = rendered(spread_over(2))
     for template in templates(spread_over(2)):

@@ -287,6 +287,38 @@ def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> Non
     assert (spec["nodeSelector"], spec["tolerations"]) == ({"pool": "gpu"}, [toleration])
     [spread] = spec["topologySpreadConstraints"]
     assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    affinity: Body = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
+    assert pod(with_spec(engine=EngineSpec(affinity=affinity)))["affinity"] == affinity
+    assert "affinity" not in spec, "what nobody asks for restarts no engine in an upgrade"
+
+
+ZONE = "topology.kubernetes.io/zone"
+
+
+def test_wishes_of_spreading_are_added_to_ours_and_replace_it_over_nodes() -> None:
+    def constraints(*wishes: Body) -> list[Body]:
+        spec = pod(with_spec(engine=EngineSpec(topology_spread_constraints=list(wishes))))
+        found: list[Body] = spec["topologySpreadConstraints"]
+        return found
+
+    [ours] = constraints()
+    zones = {"maxSkew": 2, "topologyKey": ZONE, "whenUnsatisfiable": "DoNotSchedule", "minDomains": 3}
+    assert constraints(zones) == [ours, zones | {"labelSelector": ours["labelSelector"]}]
+    others = zones | {"labelSelector": {"matchLabels": {"app": "x"}}, "matchLabelKeys": ["pod-template-hash"]}
+    assert constraints(others) == [ours, others]
+    nodes = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}
+    assert constraints(nodes, zones) == [each | {"labelSelector": ours["labelSelector"]} for each in (nodes, zones)]
+
+
+def test_a_change_of_where_engines_run_restarts_them_by_their_pods_alone() -> None:
+    plain = rendered(base())
+    zones = {"maxSkew": 2, "topologyKey": ZONE, "whenUnsatisfiable": "DoNotSchedule"}
+    for wish in (EngineSpec(topology_spread_constraints=[zones]), EngineSpec(affinity={"podAffinity": {}})):
+        found = rendered(with_spec(engine=wish))
+        assert [kind for kind in found if found[kind].digest != plain[kind].digest] == ["StatefulSet"]
+        before, after = (each["StatefulSet"].body["spec"] for each in (plain, found))
+        assert [key for key in after if after[key] != before[key]] == ["template"]
+        assert engine_settings(with_spec(engine=wish)) == engine_settings(base())
 
 
 def test_labels_annotations_and_priority_are_added_to_what_the_operator_sets() -> None:

@@ -1,5 +1,9 @@
 """The statuses of objects after a pass, over a real API server: reasons, counts, queue positions."""
 
+from typing import Any
+
+import pytest
+
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
@@ -50,8 +54,24 @@ async def test_a_base_without_its_source_says_so_through_its_engines(stage: Stag
     assert (await stage.condition("AdapterWave", "demo", "Placed"))["status"] == "True"
 
 
-async def test_what_the_api_server_refuses_is_told_in_the_base(stage: Stage) -> None:
-    stage.apply(base_model(engine={"nodeSelector": {"no such label!": "x"}}))
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+ZONES = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+NO_LABEL = {"key": "no such label!", "operator": "Exists"}
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"nodeSelector": {"no such label!": "x"}},
+        {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [NO_LABEL]}]}}}},
+        {"affinity": {"podAntiAffinity": {REQUIRED: [{"topologyKey": "no such label!", "labelSelector": {}}]}}},
+        {"topologySpreadConstraints": [ZONES | {"labelSelector": {"matchExpressions": [NO_LABEL]}}]},
+        {"topologySpreadConstraints": [ZONES | {"matchLabelKeys": ["no such label!"]}]},
+    ],
+    ids=lambda engine: next(iter(engine)),
+)
+async def test_what_the_api_server_refuses_is_told_in_the_base(stage: Stage, engine: dict[str, Any]) -> None:
+    stage.apply(base_model(engine=engine))
     await stage.once()
     await stage.once()
     ready = await stage.condition("BaseModel", "smol")

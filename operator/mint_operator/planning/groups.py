@@ -53,10 +53,9 @@ def leader_of(pod: str) -> str:
     return pod.rpartition("-")[0]
 
 
-def worker_pod(leader: Body, labels: dict[str, str]) -> Body:
-    """Return a worker's pod: its leader's without ports and probes; workers are spread over nodes by `labels`."""
+def worker_pod(leader: Body, spread: list[Body]) -> Body:
+    """Return a worker's pod: its leader's without ports and probes, and spread as these constraints say."""
     containers = [
         {key: value for key, value in each.items() if key not in _ENDPOINT} for each in leader["containers"]
     ]
-    spread = [each | {"labelSelector": {"matchLabels": labels}} for each in leader["topologySpreadConstraints"]]
     return leader | {"containers": containers, "topologySpreadConstraints": spread}

@@ -15,6 +15,7 @@ from mint_contracts.resources import GROUP, VERSION
 from mint_operator.planning.groups import leader_worker_set, worker_pod
 from mint_operator.planning.podspec import CACHE_VOLUME, pod_spec
 from mint_operator.planning.snapshot import ObservedBase, Release
+from mint_operator.planning.spread import spread
 
 Body = dict[str, Any]
 
@@ -236,8 +237,8 @@ def _templates(base: ObservedBase, release: Release, claims: Sequence[str]) -> l
     if base.spec.engine.nodes == 1:
         return [leader]
     labels = _labels(name) | {"app.kubernetes.io/name": WORKER, "app.kubernetes.io/component": "worker"}
-    spread = {key: labels[key] for key in selector(name)}
-    return [leader, _template(labels, base, release, worker_pod(pod, spread))]
+    constraints = spread(base.spec.engine, {key: labels[key] for key in selector(name)})
+    return [leader, _template(labels, base, release, worker_pod(pod, constraints))]
 
 
 def _template(labels: dict[str, str], base: ObservedBase, release: Release, pod: Body) -> Body:

@@ -10,6 +10,7 @@ from mint_contracts.claims import DEFAULT_PVC_ROOT
 from mint_contracts.resources import BaseModelSpec
 from mint_contracts.source import locate
 from mint_operator.planning.snapshot import ObservedBase, Release
+from mint_operator.planning.spread import spread
 
 Body = dict[str, Any]
 
@@ -48,14 +49,7 @@ def pod_spec(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": labels},
-            }
-        ],
+        "topologySpreadConstraints": spread(spec, labels),
         "containers": [_container(base, release, claims, secret)],
         "volumes": _volumes(base, release, claims, secret),
     }
@@ -67,6 +61,8 @@ def pod_spec(
         pod["nodeSelector"] = dict(spec.node_selector)
     if spec.tolerations:
         pod["tolerations"] = list(spec.tolerations)
+    if spec.affinity:
+        pod["affinity"] = dict(spec.affinity)
     if spec.priority_class_name:
         pod["priorityClassName"] = spec.priority_class_name
     return pod
